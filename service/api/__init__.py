@@ -1,0 +1,1 @@
+"""The web edge: bytes in, bytes out; every rule lives below it."""

@@ -1,0 +1,1 @@
+"""What training promises and the service relies on. Standard library, NumPy and pydantic only."""

@@ -1,0 +1,276 @@
+"""The folder of a published model: model.onnx, model.json, and how it gets there atomically."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from service.contract.adjustment import MAX_TAU, MIN_TAU
+from service.contract.prior import pydantic_errors
+
+MODEL_FILE = "model.onnx"
+MANIFEST_FILE = "model.json"
+MAX_MANIFEST_BYTES = 64 * 2**20
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+TENSOR_DTYPES = ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool", "string")
+
+
+class InvalidBundle(ValueError):
+    """A model folder that cannot be served; the message names the file and every wrong field."""
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class InputSpec(_Strict):
+    """The input of the graph. shape includes the batch, null where a dimension is free.
+
+    For images, pixels become the tensor so: decode, convert to `color`, resize to `size` [height, width]
+    (`resize`: "stretch"; "crop" = scale the shorter side to fit, cut the centre; or a number of pixels for the shorter
+    side before the centre is cut), divide by 255, subtract `mean` and divide by `std` per channel; for integer
+    dtypes the pixels stay 0..255 and mean and std must be null.
+    """
+
+    name: str
+    kind: Literal["tensor", "image", "text"]
+    shape: list[Annotated[int, Field(ge=1)] | None]
+    dtype: str
+    size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)] | None = None
+    color: Literal["RGB", "L"] | None = None
+    resize: Literal["stretch", "crop"] | Annotated[int, Field(ge=1, le=16384)] | None = None
+    mean: list[float] | None = None
+    std: list[Annotated[float, Field(gt=0)]] | None = None
+    layout: Literal["NCHW", "NHWC"] | None = None
+
+    @field_validator("dtype")
+    @classmethod
+    def _known_dtype(cls, dtype: str) -> str:
+        if dtype not in TENSOR_DTYPES:
+            raise ValueError(f"expected one of {', '.join(TENSOR_DTYPES)}")
+        return dtype
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        image_only = (self.size, self.color, self.resize, self.layout)
+        if self.kind != "image":
+            if any(value is not None for value in (*image_only, self.mean, self.std)):
+                raise ValueError(f"size, color, resize, mean, std and layout belong to kind 'image', not '{self.kind}'")
+            if (self.kind == "text") != (self.dtype == "string"):
+                raise ValueError("kind 'text' and dtype 'string' go together")
+            return self
+        if any(value is None for value in image_only):
+            raise ValueError("kind 'image' needs size, color, resize and layout")
+        channels = 3 if self.color == "RGB" else 1
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if values is not None and len(values) != channels:
+                raise ValueError(f"{name} has {len(values)} entries; color '{self.color}' has {channels} channels")
+        if not self.dtype.startswith("float") and (self.mean or self.std):
+            raise ValueError(f"mean and std need a float dtype, not '{self.dtype}'")
+        self._check_image_shape(channels)
+        return self
+
+    def _check_image_shape(self, channels: int) -> None:
+        assert self.size is not None
+        height, width = self.size
+        expected = [channels, height, width] if self.layout == "NCHW" else [height, width, channels]
+        if len(self.shape) != 4 or any(
+            given not in (None, wanted) for given, wanted in zip(self.shape[1:], expected, strict=True)
+        ):
+            raise ValueError(f"shape {self.shape} does not fit [batch, {', '.join(map(str, expected))}]")
+
+
+class OutputSpec(_Strict):
+    """The output of the graph that holds [batch, C] logits or probabilities."""
+
+    name: str
+    kind: Literal["logits", "probabilities"]
+
+
+class Bundle(_Strict):
+    """model.json (contract section 1)."""
+
+    format_version: Literal[1]
+    name: str
+    version: Annotated[int, Field(ge=1)]
+    description: str = ""
+    class_names: Annotated[list[str], Field(min_length=2)]
+    class_counts: list[Annotated[float, Field(gt=0)]] | None
+    loss_tau: Annotated[float, Field(ge=0, le=MAX_TAU)]
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    default_tau: Annotated[float, Field(ge=0, le=MAX_TAU)] | None = None
+    input: InputSpec
+    output: OutputSpec
+    files: dict[str, str]
+    provenance: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        check_model_name(self.name)
+        seen: set[str] = set()
+        for name in self.class_names:
+            if name in seen:
+                raise ValueError(f"class_names has '{name}' twice")
+            if not name:
+                raise ValueError("class_names has an empty name")
+            seen.add(name)
+        if self.class_counts is not None and len(self.class_counts) != len(self.class_names):
+            raise ValueError(f"class_counts has {len(self.class_counts)} entries for {len(self.class_names)} class_names")
+        unknown_source = self.class_counts is None and self.loss_tau != 1
+        if self.default_tau is None:
+            object.__setattr__(self, "default_tau", 0.0 if unknown_source else 1.0)
+        elif self.default_tau and unknown_source:
+            raise ValueError("default_tau must be 0 while class_counts is null and loss_tau is not 1")
+        elif self.default_tau and self.default_tau < MIN_TAU:
+            raise ValueError(f"default_tau must be 0 or at least {MIN_TAU:g}")
+        if MODEL_FILE not in self.files:
+            raise ValueError(f"files must name {MODEL_FILE}")
+        return self
+
+    @property
+    def class_digest(self) -> str:
+        """Identifies the class list and its order."""
+        return class_digest(self.class_names)
+
+    @property
+    def tau(self) -> float:
+        """The tau of a request that names none."""
+        assert self.default_tau is not None
+        return self.default_tau
+
+
+def class_digest(class_names: list[str]) -> str:
+    """sha256 of the class names in output order."""
+    return hashlib.sha256(json.dumps(class_names, ensure_ascii=False).encode()).hexdigest()
+
+
+def check_model_name(name: str) -> str:
+    """Return the name. Raises ValueError unless it is one that a folder, a URL and a label can carry."""
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"'{name}' is not a model name; expected letters, digits, '.', '_', '-', at most 64")
+    return name
+
+
+def is_version(folder_name: str) -> bool:
+    """Whether a folder's name is a version: 1, 2, 3 … without leading zeros."""
+    return _VERSION.fullmatch(folder_name) is not None
+
+
+def versions(model_folder: Path) -> list[int]:
+    """The versions published in a model's folder, oldest first."""
+    if not model_folder.is_dir():
+        return []
+    return sorted(int(e.name) for e in model_folder.iterdir() if is_version(e.name) and e.is_dir())
+
+
+def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
+    """Validate the text of a model.json. Raises InvalidBundle naming every wrong field."""
+    try:
+        return Bundle.model_validate_json(text)
+    except ValidationError as error:
+        faults = "; ".join(f"{name}: {message}" if name else message for name, message in pydantic_errors(error))
+        raise InvalidBundle(f"{where}: {faults}") from None
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Read and verify models/<name>/<version>: the manifest, that it fits its path, and every file's sha256."""
+    manifest = folder / MANIFEST_FILE
+    try:
+        if manifest.stat().st_size > MAX_MANIFEST_BYTES:
+            raise InvalidBundle(f"{manifest}: larger than {MAX_MANIFEST_BYTES} bytes")
+        bundle = parse_bundle(manifest.read_bytes(), where=str(manifest))
+    except OSError as error:
+        raise InvalidBundle(f"{manifest}: {error.strerror}") from error
+    if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
+        raise InvalidBundle(
+            f"{manifest}: says {bundle.name} version {bundle.version}, but lies in {folder.parent.name}/{folder.name}"
+        )
+    for name, digest in bundle.files.items():
+        if sha256_of(inside(folder, name)) != digest.lower():
+            raise InvalidBundle(f"{folder / name}: its sha256 is not the one in {MANIFEST_FILE}")
+    return bundle
+
+
+def inside(folder: Path, name: str) -> Path:
+    """folder/name with links followed. Raises InvalidBundle when that leaves the folder or is no file."""
+    path = (folder / name).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise InvalidBundle(f"{folder}: '{name}' leaves the folder")
+    if not path.is_file():
+        raise InvalidBundle(f"{folder}: '{name}' is missing")
+    return path
+
+
+def sha256_of(path: Path) -> str:
+    """Hex digest of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def publish(
+    models: Path, name: str, *, fields: dict[str, Any], write_files: Callable[[Path], None]
+) -> Path:
+    """Write models/<name>/<next version> whole or not at all, and return the folder.
+
+    write_files puts model.onnx and whatever goes with it into a temporary folder beside the versions;
+    `fields` are those of model.json but for name, version and files, which are filled in here. Every file is
+    synced before the folder is renamed into place. Raises InvalidBundle when the fields are wrong.
+    """
+    check_model_name(name)
+    home = models / name
+    home.mkdir(parents=True, exist_ok=True)
+    staging = home / f".tmp-{uuid.uuid4().hex}"
+    staging.mkdir()
+    try:
+        write_files(staging)
+        payload = sorted(p for p in staging.rglob("*") if p.is_file())
+        digests = {str(p.relative_to(staging)): sha256_of(p) for p in payload if p.name not in _REPORTS}
+        while True:
+            version = max(versions(home), default=0) + 1
+            document = {"format_version": 1, "name": name, "version": version, **fields, "files": digests}
+            text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
+            parse_bundle(text)
+            (staging / MANIFEST_FILE).write_text(text, encoding="utf-8")
+            _sync(staging, payload)
+            if _rename(staging, home / str(version)):
+                return home / str(version)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+_REPORTS = {"report.json", "report.html"}
+
+
+def _sync(folder: Path, payload: list[Path]) -> None:
+    for path in [*payload, folder / MANIFEST_FILE, folder]:
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _rename(staging: Path, final: Path) -> bool:
+    """Whether the rename was ours; False when somebody else published this version first."""
+    try:
+        staging.rename(final)
+    except OSError:
+        if final.exists():
+            return False
+        raise
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return True
+

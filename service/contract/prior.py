@@ -1,0 +1,256 @@
+"""A prior as people write it (counts or probabilities, by name or position) turned into checked vectors.
+
+A prior is a pair: label frequencies (what is divided out) and a target (what is multiplied in).
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, TypeAlias
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from service.contract.adjustment import Vector, log_source_prior, log_target_prior
+
+VectorSpec: TypeAlias = dict[str, float] | list[float]
+MAX_LISTED_ERRORS = 50
+
+
+class InvalidPrior(ValueError):
+    """A prior that is wrong; `errors` names every wrong field as {"field": ..., "message": ...}."""
+
+    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
+        listed = list(errors[:MAX_LISTED_ERRORS])
+        if len(errors) > len(listed):
+            listed.append(("", f"and {len(errors) - len(listed)} more"))
+        self.errors = [{"field": name, "message": message} for name, message in listed]
+        super().__init__("; ".join(f"{n}: {m}" if n else m for n, m in listed[:5]))
+
+
+class UnknownLabelFrequencies(ValueError):
+    """Something needs the label frequencies, and neither the prior nor the model has any."""
+
+
+class PriorBody(BaseModel):
+    """The wire form of a prior (contract section 3)."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+    label_frequencies: VectorSpec | None = None
+    target: Literal["uniform", "training"] | VectorSpec = "uniform"
+    smoothing: Annotated[float, Field(ge=0)] = 0.0
+    others: Annotated[float, Field(ge=0)] | None = None
+    expected: bool = False
+    note: Annotated[str, Field(max_length=2000)] = ""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """A checked prior of one class list. All vectors are float64 [C]; offset = log sigma - log rho.
+
+    label_frequencies and log_source are None when the model's are unknown and none were given; offset
+    is then None too, and only tau = 0 can be served.
+    """
+
+    label_frequencies: Vector | None
+    target: Vector
+    log_source: Vector | None
+    log_target: Vector
+    expected: bool = False
+    warnings: tuple[str, ...] = field(default=())
+
+    @property
+    def offset(self) -> Vector | None:
+        """The row of the prior table: what tau times is subtracted from logits / T."""
+        return None if self.log_source is None else self.log_source - self.log_target
+
+
+def parse_prior(body: object) -> PriorBody:
+    """Check the form of a decoded JSON body. Raises InvalidPrior naming every wrong field."""
+    if not isinstance(body, dict):
+        raise InvalidPrior([("", f"a prior is a JSON object; this is {_kind(body)}")])
+    errors: list[tuple[str, str]] = []
+    for name in ("label_frequencies", "target"):
+        errors += _vector_form_errors(name, body.get(name))
+    if errors:
+        raise InvalidPrior(errors)
+    try:
+        return PriorBody.model_validate(body)
+    except ValidationError as error:
+        raise InvalidPrior(pydantic_errors(error)) from None
+
+
+def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
+    """(field, message) of each fault, in words that name what came."""
+    found: dict[str, str] = {}
+    for item in error.errors(include_url=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"])
+        if item["type"] == "extra_forbidden":
+            message = "unknown member"
+        elif item["type"] == "missing":
+            message = "missing"
+        else:
+            message = f"{item['msg']}; got {_short(item['input'])}"
+        found.setdefault(name, message)
+    return list(found.items())
+
+
+def resolve_prior(
+    body: PriorBody,
+    *,
+    class_names: Sequence[str],
+    class_counts: Sequence[float] | None,
+    loss_tau: float,
+) -> Prior:
+    """Turn a body into vectors for a model. Raises InvalidPrior or UnknownLabelFrequencies."""
+    errors: list[tuple[str, str]] = []
+    frequencies = _label_frequencies(body, class_names, class_counts, errors)
+    target = _target(body, class_names, frequencies, errors)
+    if errors:
+        raise InvalidPrior(errors)
+    if target is None:
+        raise UnknownLabelFrequencies(
+            "target 'training' needs label frequencies, and neither this prior nor the model has any"
+        )
+    source_known = frequencies is not None or loss_tau == 1
+    basis = frequencies if frequencies is not None else np.ones(len(class_names))
+    warnings: tuple[str, ...] = ()
+    if loss_tau == 1 and body.label_frequencies is not None:
+        warnings = (
+            "label_frequencies have no effect: the model was trained with loss_tau = 1, "
+            "so its source prior is uniform",
+        )
+    return Prior(
+        label_frequencies=None if frequencies is None else _normalised(frequencies),
+        target=_normalised(target),
+        log_source=log_source_prior(basis, loss_tau=loss_tau) if source_known else None,
+        log_target=log_target_prior(target),
+        expected=body.expected,
+        warnings=warnings,
+    )
+
+
+def _label_frequencies(
+    body: PriorBody,
+    class_names: Sequence[str],
+    class_counts: Sequence[float] | None,
+    errors: list[tuple[str, str]],
+) -> Vector | None:
+    if body.label_frequencies is not None:
+        given = _vector(body.label_frequencies, "label_frequencies", class_names, body.others, errors)
+    elif class_counts is not None:
+        given = np.asarray(class_counts, np.float64)
+    else:
+        return None
+    if given is None:
+        return None
+    given = given + body.smoothing
+    if not np.isfinite(given).all():
+        errors.append(("smoothing", f"{body.smoothing:g} overflows"))
+        return None
+    zeros = [class_names[i] for i in np.flatnonzero(given == 0)]
+    errors.extend(
+        (f"label_frequencies.{name}", f"'{name}' has label frequency 0; expected more than 0 (or ask for smoothing)")
+        for name in zeros
+    )
+    return None if zeros else given
+
+
+def _target(
+    body: PriorBody,
+    class_names: Sequence[str],
+    frequencies: Vector | None,
+    errors: list[tuple[str, str]],
+) -> Vector | None:
+    if body.target == "uniform":
+        return np.ones(len(class_names))
+    if body.target == "training":
+        return frequencies
+    target = _vector(body.target, "target", class_names, body.others, errors)
+    if target is not None and not (target > 0).any():
+        errors.append(("target", "all entries are 0; expected at least one class with more than 0"))
+    return np.ones(len(class_names)) if target is None else target
+
+
+def _vector(
+    spec: VectorSpec,
+    name: str,
+    class_names: Sequence[str],
+    others: float | None,
+    errors: list[tuple[str, str]],
+) -> Vector | None:
+    """[C] of a list or an object; None, with the faults added to errors, when it is wrong."""
+    before = len(errors)
+    if isinstance(spec, list):
+        if len(spec) != len(class_names):
+            errors.append((name, f"has {len(spec)} entries; the model has {len(class_names)} classes"))
+            return None
+        by_name: Mapping[str, float] = dict(zip(class_names, spec, strict=True))
+    else:
+        known = set(class_names)
+        unknown = [key for key in spec if key not in known]
+        errors.extend((f"{name}.{key}", f"unknown class '{_clip(key)}'") for key in unknown)
+        missing = [key for key in class_names if key not in spec]
+        if missing and others is None and not unknown:
+            errors.append(
+                (name, f"{len(missing)} classes are not named (the first is '{missing[0]}'); name all or give 'others'")
+            )
+        by_name = {key: spec.get(key, others if others is not None else 0.0) for key in class_names}
+    errors.extend(
+        (f"{name}.{key}", f"'{key}' has {_noun(name)} {value:g}; expected a number of at least 0")
+        for key, value in by_name.items()
+        if not (math.isfinite(value) and value >= 0)
+    )
+    if len(errors) > before:
+        return None
+    return np.fromiter((by_name[key] for key in class_names), np.float64, len(class_names))
+
+
+def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:
+    """What pydantic's union errors would say in three ways at once, said once for each wrong entry."""
+    entries: Sequence[tuple[object, object]]
+    if isinstance(value, dict):
+        entries = list(value.items())
+    elif isinstance(value, list):
+        entries = list(enumerate(value))
+    elif value is None or (name == "target" and value in ("uniform", "training")):
+        return []
+    else:
+        words = " or 'uniform' or 'training'" if name == "target" else " or null"
+        return [(name, f"expected an object by class name, a list{words}; got {_short(value)}")]
+    return [
+        (f"{name}.{key}", f"expected a number of at least 0; got {_short(item)}")
+        for key, item in entries
+        if isinstance(item, bool) or not isinstance(item, (int, float)) or not _finite(item)
+    ]
+
+
+def _finite(number: float) -> bool:
+    try:
+        return math.isfinite(float(number))
+    except OverflowError:
+        return False
+
+
+def _normalised(weights: Vector) -> Vector:
+    scaled = weights / weights.max()  # first, so that the sum of large counts cannot overflow
+    total: Vector = scaled / scaled.sum()
+    return total
+
+
+def _noun(name: str) -> str:
+    return "probability" if name == "target" else "label frequency"
+
+
+def _kind(value: object) -> str:
+    names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+
+
+def _short(value: object) -> str:
+    return _clip(repr(value))
+
+
+def _clip(text: str, limit: int = 60) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"
