@@ -42,9 +42,7 @@ def log_normalise(log_weights: ArrayLike) -> Vector:
     """Subtract the log of the sum of exp, so that the exponentials sum to 1 ([..., C] -> [..., C])."""
     weights = np.asarray(log_weights, np.float64)
     peak = weights.max(axis=-1, keepdims=True)
-    total: Vector = weights - (
-        peak + np.log(np.exp(weights - peak).sum(axis=-1, keepdims=True))
-    )
+    total: Vector = weights - (peak + np.log(np.exp(weights - peak).sum(axis=-1, keepdims=True)))
     return total
 
 
@@ -58,7 +56,7 @@ def softmax(logits: ArrayLike) -> Vector:
 
 
 def log_source_prior(label_frequencies: ArrayLike, *, loss_tau: float) -> Vector:
-    """log sigma [C], with sigma proportional to label_frequencies ** (1 - loss_tau).
+    """The log of sigma [C], with sigma proportional to label_frequencies ** (1 - loss_tau).
 
     label_frequencies [C]: counts or probabilities, each > 0 and finite (only ratios matter).
     loss_tau: the share of the label frequencies that training has already divided out; 0 for plain
@@ -71,7 +69,7 @@ def log_source_prior(label_frequencies: ArrayLike, *, loss_tau: float) -> Vector
 
 
 def log_target_prior(target: ArrayLike) -> Vector:
-    """log rho [C] of counts or probabilities, each >= 0 and finite; LOG_ZERO where an entry is 0."""
+    """The log of rho [C], of counts or probabilities, each >= 0 and finite; LOG_ZERO where an entry is 0."""
     weights = np.asarray(target, np.float64)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
         raise ValueError("a target prior must be finite, at least 0, and not all zeros")

@@ -21,7 +21,18 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
-TENSOR_DTYPES = ("float16", "float32", "float64", "uint8", "int8", "int16", "int32", "int64", "bool", "string")
+TENSOR_DTYPES = (
+    "float16",
+    "float32",
+    "float64",
+    "uint8",
+    "int8",
+    "int16",
+    "int32",
+    "int64",
+    "bool",
+    "string",
+)
 
 
 class InvalidBundle(ValueError):
@@ -45,7 +56,10 @@ class InputSpec(_Strict):
     kind: Literal["tensor", "image", "text"]
     shape: list[Annotated[int, Field(ge=1)] | None]
     dtype: str
-    size: Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)] | None = None
+    size: (
+        Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
+        | None
+    ) = None
     color: Literal["RGB", "L"] | None = None
     resize: Literal["stretch", "crop"] | Annotated[int, Field(ge=1, le=16384)] | None = None
     mean: list[float] | None = None
@@ -64,7 +78,9 @@ class InputSpec(_Strict):
         image_only = (self.size, self.color, self.resize, self.layout)
         if self.kind != "image":
             if any(value is not None for value in (*image_only, self.mean, self.std)):
-                raise ValueError(f"size, color, resize, mean, std and layout belong to kind 'image', not '{self.kind}'")
+                raise ValueError(
+                    f"size, color, resize, mean, std and layout belong to kind 'image', not '{self.kind}'"
+                )
             if (self.kind == "text") != (self.dtype == "string"):
                 raise ValueError("kind 'text' and dtype 'string' go together")
             return self
@@ -73,7 +89,9 @@ class InputSpec(_Strict):
         channels = 3 if self.color == "RGB" else 1
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
-                raise ValueError(f"{name} has {len(values)} entries; color '{self.color}' has {channels} channels")
+                raise ValueError(
+                    f"{name} has {len(values)} entries; color '{self.color}' has {channels} channels"
+                )
         if not self.dtype.startswith("float") and (self.mean or self.std):
             raise ValueError(f"mean and std need a float dtype, not '{self.dtype}'")
         self._check_image_shape(channels)
@@ -84,9 +102,12 @@ class InputSpec(_Strict):
         height, width = self.size
         expected = [channels, height, width] if self.layout == "NCHW" else [height, width, channels]
         if len(self.shape) != 4 or any(
-            given not in (None, wanted) for given, wanted in zip(self.shape[1:], expected, strict=True)
+            given not in (None, wanted)
+            for given, wanted in zip(self.shape[1:], expected, strict=True)
         ):
-            raise ValueError(f"shape {self.shape} does not fit [batch, {', '.join(map(str, expected))}]")
+            raise ValueError(
+                f"shape {self.shape} does not fit [batch, {', '.join(map(str, expected))}]"
+            )
 
 
 class OutputSpec(_Strict):
@@ -124,12 +145,16 @@ class Bundle(_Strict):
                 raise ValueError("class_names has an empty name")
             seen.add(name)
         if self.class_counts is not None and len(self.class_counts) != len(self.class_names):
-            raise ValueError(f"class_counts has {len(self.class_counts)} entries for {len(self.class_names)} class_names")
+            raise ValueError(
+                f"class_counts has {len(self.class_counts)} entries for {len(self.class_names)} class_names"
+            )
         unknown_source = self.class_counts is None and self.loss_tau != 1
         if self.default_tau is None:
             object.__setattr__(self, "default_tau", 0.0 if unknown_source else 1.0)
         elif self.default_tau and unknown_source:
-            raise ValueError("default_tau must be 0 while class_counts is null and loss_tau is not 1")
+            raise ValueError(
+                "default_tau must be 0 while class_counts is null and loss_tau is not 1"
+            )
         elif self.default_tau and self.default_tau < MIN_TAU:
             raise ValueError(f"default_tau must be 0 or at least {MIN_TAU:g}")
         if MODEL_FILE not in self.files:
@@ -156,7 +181,9 @@ def class_digest(class_names: list[str]) -> str:
 def check_model_name(name: str) -> str:
     """Return the name. Raises ValueError unless it is one that a folder, a URL and a label can carry."""
     if not _NAME.fullmatch(name):
-        raise ValueError(f"'{name}' is not a model name; expected letters, digits, '.', '_', '-', at most 64")
+        raise ValueError(
+            f"'{name}' is not a model name; expected letters, digits, '.', '_', '-', at most 64"
+        )
     return name
 
 
@@ -177,7 +204,9 @@ def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     try:
         return Bundle.model_validate_json(text)
     except ValidationError as error:
-        faults = "; ".join(f"{name}: {message}" if name else message for name, message in pydantic_errors(error))
+        faults = "; ".join(
+            f"{name}: {message}" if name else message for name, message in pydantic_errors(error)
+        )
         raise InvalidBundle(f"{where}: {faults}") from None
 
 
@@ -233,10 +262,18 @@ def publish(
     try:
         write_files(staging)
         payload = sorted(p for p in staging.rglob("*") if p.is_file())
-        digests = {str(p.relative_to(staging)): sha256_of(p) for p in payload if p.name not in _REPORTS}
+        digests = {
+            str(p.relative_to(staging)): sha256_of(p) for p in payload if p.name not in _REPORTS
+        }
         while True:
             version = max(versions(home), default=0) + 1
-            document = {"format_version": 1, "name": name, "version": version, **fields, "files": digests}
+            document = {
+                "format_version": 1,
+                "name": name,
+                "version": version,
+                **fields,
+                "files": digests,
+            }
             text = json.dumps(document, ensure_ascii=False, indent=2, allow_nan=False) + "\n"
             parse_bundle(text)
             (staging / MANIFEST_FILE).write_text(text, encoding="utf-8")
@@ -273,4 +310,3 @@ def _rename(staging: Path, final: Path) -> bool:
     finally:
         os.close(descriptor)
     return True
-

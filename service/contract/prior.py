@@ -118,8 +118,10 @@ def resolve_prior(
     warnings: tuple[str, ...] = ()
     if loss_tau == 1 and body.label_frequencies is not None:
         warnings = (
-            "label_frequencies have no effect: the model was trained with loss_tau = 1, "
-            "so its source prior is uniform",
+            (
+                "label_frequencies have no effect: the model was trained with loss_tau = 1, "
+                "so its source prior is uniform"
+            ),
         )
     return Prior(
         label_frequencies=None if frequencies is None else _normalised(frequencies),
@@ -138,7 +140,9 @@ def _label_frequencies(
     errors: list[tuple[str, str]],
 ) -> Vector | None:
     if body.label_frequencies is not None:
-        given = _vector(body.label_frequencies, "label_frequencies", class_names, body.others, errors)
+        given = _vector(
+            body.label_frequencies, "label_frequencies", class_names, body.others, errors
+        )
     elif class_counts is not None:
         given = np.asarray(class_counts, np.float64)
     else:
@@ -151,7 +155,10 @@ def _label_frequencies(
         return None
     zeros = [class_names[i] for i in np.flatnonzero(given == 0)]
     errors.extend(
-        (f"label_frequencies.{name}", f"'{name}' has label frequency 0; expected more than 0 (or ask for smoothing)")
+        (
+            f"label_frequencies.{name}",
+            f"'{name}' has label frequency 0; expected more than 0 (or ask for smoothing)",
+        )
         for name in zeros
     )
     return None if zeros else given
@@ -184,7 +191,9 @@ def _vector(
     before = len(errors)
     if isinstance(spec, list):
         if len(spec) != len(class_names):
-            errors.append((name, f"has {len(spec)} entries; the model has {len(class_names)} classes"))
+            errors.append(
+                (name, f"has {len(spec)} entries; the model has {len(class_names)} classes")
+            )
             return None
         by_name: Mapping[str, float] = dict(zip(class_names, spec, strict=True))
     else:
@@ -194,7 +203,10 @@ def _vector(
         missing = [key for key in class_names if key not in spec]
         if missing and others is None and not unknown:
             errors.append(
-                (name, f"{len(missing)} classes are not named (the first is '{missing[0]}'); name all or give 'others'")
+                (
+                    name,
+                    f"{len(missing)} classes are not named (the first is '{missing[0]}'); name all or give 'others'",
+                )
             )
         by_name = {key: spec.get(key, others if others is not None else 0.0) for key in class_names}
     errors.extend(
@@ -245,7 +257,9 @@ def _noun(name: str) -> str:
 
 def _kind(value: object) -> str:
     names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__)
+    return names.get(
+        type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__
+    )
 
 
 def _short(value: object) -> str:

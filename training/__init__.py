@@ -1,0 +1,1 @@
+"""The offline package: data → long-tail profile → loss → loop → calibration → scores → export."""
