@@ -153,7 +153,7 @@ def _label_frequencies(
     if not np.isfinite(given).all():
         errors.append(("smoothing", f"{body.smoothing:g} overflows"))
         return None
-    zeros = [class_names[i] for i in np.flatnonzero(given == 0)]
+    zeros = [name for name, value in zip(class_names, given, strict=True) if value == 0]
     errors.extend(
         (
             f"label_frequencies.{name}",

@@ -1,0 +1,152 @@
+"""Scores: the definitions, and the relations between them."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, log_loss
+
+from service.contract import scores
+from service.contract.adjustment import log_softmax, softmax
+
+COUNTS = np.array([500, 101, 100, 20, 19, 1])
+
+
+def split(n=400, num_classes=6, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(num_classes, n, p=COUNTS[:num_classes] / COUNTS[:num_classes].sum())
+    labels[:num_classes] = np.arange(num_classes)
+    logits = rng.normal(size=(n, num_classes)) + 2 * np.eye(num_classes)[labels]
+    return logits, labels
+
+
+def test_groups_follow_the_training_counts():
+    names = [scores.group_of(count) for count in COUNTS]
+    assert names == ["many", "many", "medium", "medium", "few", "few"]
+
+
+def test_balanced_error_is_one_minus_balanced_accuracy():
+    logits, labels = split()
+    predicted = logits.argmax(1)
+    expected = 1 - balanced_accuracy_score(labels, predicted)
+    assert scores.balanced_error(predicted, labels, 6) == pytest.approx(expected)
+
+
+def test_on_a_balanced_split_balanced_error_is_error():
+    logits, _ = split()
+    labels = np.arange(400) % 5
+    predicted = logits[:, :5].argmax(1)
+    assert scores.balanced_error(predicted, labels, 5) == pytest.approx(
+        scores.error(predicted, labels)
+    )
+
+
+def test_a_class_without_examples_has_no_error_and_no_say():
+    predicted, labels = np.array([0, 1, 2]), np.array([0, 0, 1])
+    errors = scores.per_class_errors(predicted, labels, 3)
+    assert errors[:2].tolist() == [0.5, 1.0]
+    assert np.isnan(errors[2])
+    assert scores.balanced_error(predicted, labels, 3) == 0.75
+    groups = scores.group_errors(errors, [500, 50, 5])
+    assert (groups["many"], groups["medium"]) == (0.5, 1.0)
+    assert np.isnan(groups["few"])
+
+
+def test_a_groups_error_is_the_mean_of_its_classes_errors():
+    errors = np.array([0.1, 0.3, 0.2, 0.6, 0.5, 0.9])
+    groups = scores.group_errors(errors, COUNTS)
+    assert groups == pytest.approx({"many": 0.2, "medium": 0.4, "few": 0.7})
+
+
+def test_target_weights_give_the_split_the_targets_mix():
+    _, labels = split()
+    target = np.array([1, 2, 3, 4, 5, 0])
+    weights = scores.target_weights(labels, target)
+    assert weights.mean() == pytest.approx(1)
+    assert scores.class_totals(labels, 6, weights) == pytest.approx(400 * target / 15)
+
+
+def test_under_a_uniform_target_the_weighted_error_is_the_balanced_error():
+    logits, labels = split()
+    predicted = logits.argmax(1)
+    weights = scores.target_weights(labels, np.ones(6))
+    assert np.average(predicted != labels, weights=weights) == pytest.approx(
+        scores.balanced_error(predicted, labels, 6)
+    )
+
+
+def test_a_target_that_the_split_cannot_show_is_refused():
+    with pytest.raises(ValueError, match="no mass to any class of the split"):
+        scores.target_weights(np.array([0, 0]), np.array([0.0, 1.0]))
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_likelihood_and_brier_agree_with_scikit_learn(weighted):
+    logits, labels = split()
+    weights = scores.target_weights(labels, np.ones(6)) if weighted else None
+    p = softmax(logits)
+    ours = scores.negative_log_likelihood(log_softmax(logits), labels, weights)
+    assert ours == pytest.approx(log_loss(labels, p, sample_weight=weights))
+    expected = brier_score_loss(labels, p, sample_weight=weights, scale_by_half=False)
+    assert scores.brier(p, labels, weights) == pytest.approx(expected)
+
+
+def test_calibration_error_is_the_gap_when_all_confidences_are_equal():
+    p = np.tile([0.7, 0.3], (10, 1))
+    labels = np.array([0] * 5 + [1] * 5)
+    assert scores.expected_calibration_error(p, labels) == pytest.approx(0.2)
+    weights = np.array([2.0] * 5 + [0.0] * 5)
+    assert scores.expected_calibration_error(p, labels, weights) == pytest.approx(0.3)
+
+
+def test_a_calibrated_classifier_has_a_calibration_error_near_zero():
+    rng = np.random.default_rng(0)
+    p = softmax(rng.normal(size=(40_000, 3)) * 2)
+    labels = (rng.random((40_000, 1)) > p.cumsum(1)).sum(1).clip(max=2)
+    assert scores.expected_calibration_error(p, labels) < 0.01
+    assert scores.expected_calibration_error(softmax(np.log(p) * 4), labels) > 0.05
+
+
+def test_bins_of_the_reliability_diagram_hold_their_upper_edge_and_may_be_empty():
+    p = np.array([[0.5, 0.5], [0.6, 0.4], [1.0, 0.0]])
+    diagram = scores.reliability(p, np.array([0, 1, 0]), bins=5)
+    assert diagram.share == pytest.approx([0, 0, 2 / 3, 0, 1 / 3])
+    assert diagram.accuracy[[2, 4]] == pytest.approx([0.5, 1.0])
+    assert diagram.confidence[[2, 4]] == pytest.approx([0.55, 1.0])
+    assert np.isnan(diagram.accuracy[0])
+
+
+@given(st.integers(0, 10_000), st.integers(2, 6))
+def test_every_score_is_within_its_range(seed, num_classes):
+    logits, labels = split(60, num_classes, seed)
+    p = softmax(logits)
+    assert 0 <= scores.balanced_error(logits.argmax(1), labels, num_classes) <= 1
+    assert 0 <= scores.expected_calibration_error(p, labels) <= 1
+    assert 0 <= scores.brier(p, labels) <= 2
+    assert scores.negative_log_likelihood(np.log(p), labels) >= 0
+
+
+def test_the_two_ways_to_bootstrap_a_balanced_error_agree():
+    logits, labels = split(2000)
+    predicted = logits.argmax(1)
+    slow = scores.bootstrap_interval(
+        lambda i: scores.balanced_error(predicted[i], labels[i], 6), labels, resamples=400
+    )
+    errors = scores.per_class_errors(predicted, labels, 6)
+    fast = scores.balanced_error_interval(errors, scores.class_totals(labels, 6), resamples=4000)
+    assert slow == pytest.approx(fast, abs=0.02)
+    assert fast[0] < scores.balanced_error(predicted, labels, 6) < fast[1]
+
+
+def test_an_interval_leaves_out_classes_without_examples():
+    errors = np.array([0.5, np.nan])
+    low, high = scores.balanced_error_interval(errors, [100, 0])
+    assert 0.3 < low < 0.5 < high < 0.7
+
+
+def test_intervals_are_the_same_for_the_same_seed_and_wider_for_a_higher_level():
+    errors, totals = np.array([0.2, 0.4]), [50, 50]
+    narrow = scores.balanced_error_interval(errors, totals, level=0.5)
+    assert narrow == scores.balanced_error_interval(errors, totals, level=0.5)
+    wide = scores.balanced_error_interval(errors, totals, level=0.99)
+    assert wide[0] < narrow[0] < narrow[1] < wide[1]

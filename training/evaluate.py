@@ -1,0 +1,108 @@
+"""Scores of a classifier from its logits, at several tau, as the reports print them. NumPy only."""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from service.contract.adjustment import Vector, adjust_logits, log_softmax
+from service.contract.scores import (
+    GROUPS,
+    balanced_error_interval,
+    brier,
+    class_totals,
+    error,
+    expected_calibration_error,
+    group_errors,
+    negative_log_likelihood,
+    per_class_errors,
+    target_weights,
+)
+
+
+def score(
+    logits: ArrayLike,
+    labels: NDArray[np.integer],
+    *,
+    log_source_prior: ArrayLike,
+    temperature: float,
+    chosen_tau: float,
+    train_class_counts: ArrayLike | None,
+    log_target_prior: ArrayLike | None = None,
+    intervals: bool = True,
+) -> dict[str, Any]:
+    """Every score of one split: the S object of the contract, ready for JSON (None where there is no number).
+
+    logits [n, C]; log_target_prior [C] is uniform by default. The top-level numbers are at chosen_tau; `at_tau` has
+    those at 0 (the model as trained), 1 and chosen. `error` is the share of the split's own examples; `nll`, `ece`
+    and `brier` are weighted so that the split's class mix is the target's, because adjusted probabilities promise
+    nothing about another mix. `many`, `medium`, `few` follow the training counts and are None without them.
+    """
+    f = np.asarray(logits, np.float64)
+    num_classes = f.shape[1]
+    target = np.zeros(num_classes) if log_target_prior is None else np.asarray(log_target_prior)
+    weights = target_weights(labels, np.exp(target - target.max()))
+    at_tau: dict[str, dict[str, Any]] = {}
+    for name, tau in (("0", 0.0), ("1", 1.0), ("chosen", chosen_tau)):
+        adjusted = adjust_logits(
+            f,
+            log_source_prior=log_source_prior,
+            log_target_prior=target,
+            tau=tau,
+            temperature=temperature,
+        )
+        at_tau[name] = {"tau": tau} | score_adjusted(
+            adjusted,
+            labels,
+            weights=weights,
+            train_class_counts=train_class_counts,
+            intervals=intervals,
+        )
+    chosen = {key: value for key, value in at_tau["chosen"].items() if key != "tau"}
+    short = {
+        name: {key: value for key, value in scores.items() if key != "per_class"}
+        for name, scores in at_tau.items()
+    }
+    return {"n": len(f), **chosen, "at_tau": short}
+
+
+def score_adjusted(
+    adjusted_logits: Vector,
+    labels: NDArray[np.integer],
+    *,
+    weights: Vector,
+    train_class_counts: ArrayLike | None,
+    intervals: bool = True,
+) -> dict[str, Any]:
+    """The scores of answers as they are given: argmax and softmax of adjusted_logits [n, C].
+
+    weights: [n], mean 1, for the scores of probabilities; uniform weights leave the split's own class mix.
+    """
+    num_classes = adjusted_logits.shape[1]
+    predicted = adjusted_logits.argmax(axis=1)
+    log_probabilities = log_softmax(adjusted_logits)
+    probabilities = np.exp(log_probabilities)
+    by_class = per_class_errors(predicted, labels, num_classes)
+    groups = (
+        dict.fromkeys(GROUPS)
+        if train_class_counts is None
+        else {k: _number(v) for k, v in group_errors(by_class, train_class_counts).items()}
+    )
+    scores: dict[str, Any] = {
+        "error": error(predicted, labels),
+        "balanced_error": float(np.nanmean(by_class)),
+        **groups,
+        "ece": expected_calibration_error(probabilities, labels, weights),
+        "nll": negative_log_likelihood(log_probabilities, labels, weights),
+        "brier": brier(probabilities, labels, weights),
+        "per_class": [_number(value) for value in by_class],
+    }
+    if intervals:
+        scores["balanced_error_interval"] = list(
+            balanced_error_interval(by_class, class_totals(labels, num_classes))
+        )
+    return scores
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,0 +1,126 @@
+"""The losses of the paper and its neighbours, each a plain function of logits and labels.
+
+All are the pairwise margin loss (Menon et al., ICLR 2021, eq. 11) for some alpha and Delta,
+
+    l(y, f) = alpha_y * log(1 + sum_{y' != y} exp(Delta_{y y'}) * exp(f_{y'} - f_y)),
+
+or a cross-entropy that is not (focal, equalised-random). logits: [B, C], any float dtype; labels: [B], int64;
+class vectors: [C] float tensors on the logits' device. Every function returns the loss of each example, [B], in
+float32 or wider: the mean over them divides by B and never by the sum of the weights, which PyTorch's
+`cross_entropy(weight=...)` does.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def pairwise_margin(
+    logits: Tensor, labels: Tensor, *, delta: Tensor, alpha: Tensor | None = None
+) -> Tensor:
+    """The general form. delta: [C, C], rows by label, dense or sparse COO; its diagonal is not read.
+
+    A sparse delta is gathered by the rows of the batch, so 8,142 classes need B x C numbers, not C x C.
+    With m = logsumexp over y' of Delta + f_{y'} - f_y, the loss is softplus(m): exact also where it is tiny.
+
+    >>> pairwise_margin(torch.zeros(1, 2), torch.tensor([0]), delta=torch.zeros(2, 2))
+    tensor([0.6931])
+    """
+    margins = delta.index_select(0, labels)
+    rows = margins.to_dense() if margins.is_sparse else margins
+    return _rival_softplus(_wide(logits) + rows, _own(_wide(logits), labels), labels, alpha)
+
+
+def separable_margin(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    label_margin: Tensor | None = None,
+    rival_margin: Tensor | None = None,
+    alpha: Tensor | None = None,
+) -> Tensor:
+    """The general form for Delta_{y y'} = label_margin_y + rival_margin_{y'}, as every named loss has it.
+
+    Then l = alpha_y * cross-entropy(t, y) with t_{y'} = f_{y'} + rival_margin_{y'} and t_y = f_y - label_margin_y:
+    one gather and one scatter of [B], one addition of [C], however many classes there are.
+    """
+    wide = _wide(logits)
+    own = _own(wide, labels)
+    if label_margin is not None:
+        own = own - label_margin[labels]
+    shifted = wide if rival_margin is None else wide + rival_margin
+    if label_margin is not None or rival_margin is not None:
+        shifted = shifted.scatter(1, labels[:, None], own[:, None])
+    return _weighted(F.cross_entropy(shifted, labels, reduction="none"), labels, alpha)
+
+
+def cross_entropy(logits: Tensor, labels: Tensor, *, alpha: Tensor | None = None) -> Tensor:
+    """alpha_y * -log softmax(f)_y; `erm` without alpha, `balanced` with alpha = 1 / pi.
+
+    >>> cross_entropy(torch.zeros(1, 4), torch.tensor([3]))
+    tensor([1.3863])
+    """
+    return separable_margin(logits, labels, alpha=alpha)
+
+
+def logit_adjusted(
+    logits: Tensor, labels: Tensor, *, log_frequencies: Tensor, loss_tau: float = 1.0
+) -> Tensor:
+    """cross-entropy(f + loss_tau * log pi, y) (Menon et al., eq. 10); predict with the raw f.
+
+    Delta = loss_tau * log(pi_{y'} / pi_y). At loss_tau = 1 it is balanced softmax (Ren et al., NeurIPS 2020).
+    log_frequencies: [C] log pi, or the log of the counts, which differs by a constant that cancels.
+
+    >>> logit_adjusted(torch.zeros(1, 2), torch.tensor([1]), log_frequencies=torch.tensor([3.0, 1.0]).log())
+    tensor([1.3863])
+    """
+    return F.cross_entropy(_wide(logits) + loss_tau * log_frequencies, labels, reduction="none")
+
+
+def equalised_random(
+    logits: Tensor,
+    labels: Tensor,
+    *,
+    rare: Tensor,
+    gamma: float = 0.9,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Softmax equalisation loss (Tan et al., CVPR 2020): rare classes do not hear that they are wrong.
+
+    -log(exp(f_y) / sum_k w_k exp(f_k)), w_k = 1 - b * rare_k * (1 - y_k), b ~ Bernoulli(gamma) for each example
+    and class. rare: [C] bool, pi_k < lambda. w = 0 is put as the lowest logit there is; the published code, which
+    multiplies by exp(f), overflows.
+    """
+    wide = _wide(logits)
+    draws = torch.rand(wide.shape, device=wide.device, generator=generator)
+    ignored = rare & (draws < gamma)
+    ignored = ignored.scatter(1, labels[:, None], value=False)
+    masked = wide.masked_fill(ignored, torch.finfo(wide.dtype).min)
+    return F.cross_entropy(masked, labels, reduction="none")
+
+
+def focal(logits: Tensor, labels: Tensor, *, gamma: float = 2.0) -> Tensor:
+    """(1 - p_y)^gamma * -log p_y, p = softmax(f) (Lin et al., ICCV 2017); gamma = 0 is cross-entropy.
+
+    p comes from the unweighted cross-entropy. 1 - p_y is taken as -expm1(-loss), which keeps small ones.
+    """
+    loss = F.cross_entropy(_wide(logits), labels, reduction="none")
+    return (-torch.expm1(-loss)).pow(gamma) * loss if gamma else loss
+
+
+def _rival_softplus(shifted: Tensor, own: Tensor, labels: Tensor, alpha: Tensor | None) -> Tensor:
+    rivals = shifted.scatter(1, labels[:, None], float("-inf"))
+    return _weighted(F.softplus(rivals.logsumexp(dim=1) - own), labels, alpha)
+
+
+def _own(logits: Tensor, labels: Tensor) -> Tensor:
+    return logits.gather(1, labels[:, None])[:, 0]
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least float32: in bf16, 8 bits of mantissa lose log pi next to a logit of 30."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
+def _weighted(losses: Tensor, labels: Tensor, alpha: Tensor | None) -> Tensor:
+    return losses if alpha is None else alpha[labels] * losses
