@@ -54,7 +54,7 @@ class InputSpec(_Strict):
 
     name: str
     kind: Literal["tensor", "image", "text"]
-    shape: list[Annotated[int, Field(ge=1)] | None]
+    shape: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)]
     dtype: str
     size: (
         Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
@@ -266,7 +266,7 @@ def publish(
             str(p.relative_to(staging)): sha256_of(p) for p in payload if p.name not in _REPORTS
         }
         while True:
-            version = max(versions(home), default=0) + 1
+            version = _next_version(home)
             document = {
                 "format_version": 1,
                 "name": name,
@@ -282,6 +282,14 @@ def publish(
                 return home / str(version)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _next_version(home: Path) -> int:
+    """One more than the newest, and past anything else that bears a number (a stray file blocks a rename too)."""
+    version = max(versions(home), default=0) + 1
+    while (home / str(version)).exists():
+        version += 1
+    return version
 
 
 _REPORTS = {"report.json", "report.html"}

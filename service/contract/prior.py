@@ -149,7 +149,8 @@ def _label_frequencies(
         return None
     if given is None:
         return None
-    given = given + body.smoothing
+    with np.errstate(over="ignore"):
+        given = given + body.smoothing
     if not np.isfinite(given).all():
         errors.append(("smoothing", f"{body.smoothing:g} overflows"))
         return None

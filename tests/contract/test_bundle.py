@@ -1,0 +1,262 @@
+"""The model folder: what model.json may say, that files are what it says, and atomic publication."""
+
+import json
+
+import pytest
+
+from service.contract import bundle
+from service.contract.bundle import (
+    InvalidBundle,
+    check_model_name,
+    class_digest,
+    inside,
+    load_bundle,
+    parse_bundle,
+    publish,
+    sha256_of,
+    versions,
+)
+
+TENSOR = {"name": "x", "kind": "tensor", "shape": [None, 4], "dtype": "float32"}
+IMAGE = {
+    "name": "x",
+    "kind": "image",
+    "shape": [None, 3, 32, 24],
+    "dtype": "float32",
+    "size": [32, 24],
+    "color": "RGB",
+    "resize": "crop",
+    "layout": "NCHW",
+    "mean": [0.5, 0.5, 0.5],
+    "std": [0.2, 0.2, 0.2],
+}
+FIELDS = {
+    "class_names": ["cat", "dog"],
+    "class_counts": [90, 10],
+    "loss_tau": 0,
+    "input": TENSOR,
+    "output": {"name": "logits", "kind": "logits"},
+}
+WHOLE = {"format_version": 1, "name": "pets", "version": 1, **FIELDS, "files": {"model.onnx": "0"}}
+
+
+def parsed(**changes):
+    return parse_bundle(json.dumps(WHOLE | changes))
+
+
+def image(**changes):
+    return {key: value for key, value in (IMAGE | changes).items() if value is not ...}
+
+
+def write_model(folder, content=b"graph"):
+    (folder / "model.onnx").write_bytes(content)
+
+
+def published(tmp_path, name="pets", write_files=write_model, **changes):
+    return publish(tmp_path, name, fields=FIELDS | changes, write_files=write_files)
+
+
+def test_a_published_folder_loads_as_what_was_published(tmp_path):
+    folder = published(tmp_path, temperature=1.5, provenance={"seed": 0})
+    assert folder == tmp_path / "pets" / "1"
+    loaded = load_bundle(folder)
+    assert (loaded.name, loaded.version, loaded.temperature) == ("pets", 1, 1.5)
+    assert loaded.files == {"model.onnx": sha256_of(folder / "model.onnx")}
+    assert loaded.provenance == {"seed": 0}
+
+
+def test_each_publication_is_the_next_version_and_leaves_nothing_else(tmp_path):
+    for expected in ("1", "2", "3"):
+        assert published(tmp_path).name == expected
+    assert sorted(p.name for p in (tmp_path / "pets").iterdir()) == ["1", "2", "3"]
+    assert versions(tmp_path / "pets") == [1, 2, 3]
+    assert versions(tmp_path / "nobody") == []
+
+
+def test_what_is_not_a_version_is_not_counted(tmp_path):
+    for name in ("007", "0", "x", ".tmp-1", "9"):
+        (tmp_path / "pets" / name).mkdir(parents=True)
+    (tmp_path / "pets" / "12").write_text("a file")
+    assert versions(tmp_path / "pets") == [9]
+
+
+def test_a_stray_file_with_the_next_number_is_stepped_over(tmp_path):
+    (tmp_path / "pets").mkdir()
+    (tmp_path / "pets" / "1").write_text("a file")
+    assert published(tmp_path).name == "2"
+
+
+def test_a_version_that_somebody_else_publishes_meanwhile_is_stepped_over(tmp_path, monkeypatch):
+    real = bundle._sync
+    others = iter([True])
+
+    def sync_while_another_publishes(staging, payload):
+        real(staging, payload)
+        if next(others, False):
+            published(tmp_path)
+
+    monkeypatch.setattr(bundle, "_sync", sync_while_another_publishes)
+    folder = published(tmp_path)
+    assert folder.name == "2"
+    assert load_bundle(folder).version == 2
+    assert load_bundle(tmp_path / "pets" / "1").version == 1
+
+
+def test_a_rename_that_fails_for_another_reason_is_told(tmp_path, monkeypatch):
+    def refuse(staging, payload):
+        (tmp_path / "pets").rename(tmp_path / "moved")
+
+    monkeypatch.setattr(bundle, "_sync", refuse)
+    with pytest.raises(FileNotFoundError):
+        published(tmp_path)
+
+
+def test_nothing_is_published_when_writing_the_files_fails(tmp_path):
+    def fail(folder):
+        write_model(folder)
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError, match="disk full"):
+        published(tmp_path, write_files=fail)
+    assert list((tmp_path / "pets").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"loss_tau": -1}, "loss_tau"), ({"extra": 1}, "extra: unknown member")],
+)
+def test_wrong_fields_are_refused_before_anything_is_published(tmp_path, changes, message):
+    with pytest.raises(InvalidBundle, match=message):
+        published(tmp_path, **changes)
+    assert versions(tmp_path / "pets") == []
+
+
+def test_external_data_is_verified_too_and_reports_are_not(tmp_path):
+    def write(folder):
+        write_model(folder)
+        (folder / "weights").mkdir()
+        (folder / "weights" / "data.bin").write_bytes(b"weights")
+        (folder / "report.html").write_text("good")
+
+    folder = published(tmp_path, write_files=write)
+    assert set(load_bundle(folder).files) == {"model.onnx", "weights/data.bin"}
+    (folder / "report.html").write_text("better")
+    load_bundle(folder)
+    (folder / "weights" / "data.bin").write_bytes(b"others!")
+    with pytest.raises(InvalidBundle, match=r"data\.bin: its sha256 is not"):
+        load_bundle(folder)
+
+
+def test_a_missing_or_oversized_manifest_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(InvalidBundle, match="No such file"):
+        load_bundle(tmp_path)
+    folder = published(tmp_path)
+    monkeypatch.setattr(bundle, "MAX_MANIFEST_BYTES", 10)
+    with pytest.raises(InvalidBundle, match="larger than 10 bytes"):
+        load_bundle(folder)
+
+
+def test_a_folder_that_was_moved_to_another_path_is_refused(tmp_path):
+    folder = published(tmp_path)
+    folder.rename(tmp_path / "pets" / "5")
+    with pytest.raises(InvalidBundle, match="says pets version 1, but lies in pets/5"):
+        load_bundle(tmp_path / "pets" / "5")
+
+
+def test_a_file_outside_the_folder_is_refused_by_path_and_by_link(tmp_path):
+    folder = published(tmp_path)
+    (tmp_path / "secret").write_text("s")
+    (folder / "link").symlink_to(tmp_path / "secret")
+    for name in ("../../secret", "link", str(tmp_path / "secret")):
+        with pytest.raises(InvalidBundle, match="leaves the folder"):
+            inside(folder, name)
+    with pytest.raises(InvalidBundle, match="is missing"):
+        inside(folder, "absent.bin")
+    assert inside(folder, "model.onnx") == (folder / "model.onnx").resolve()
+
+
+@pytest.mark.parametrize(
+    ("changes", "tau"),
+    [
+        ({}, 1.0),
+        ({"class_counts": None}, 0.0),
+        ({"class_counts": None, "loss_tau": 1}, 1.0),
+        ({"default_tau": 0.5}, 0.5),
+        ({"default_tau": 0}, 0.0),
+    ],
+)
+def test_the_default_tau_is_one_unless_the_source_prior_is_unknown(changes, tau):
+    assert parsed(**changes).tau == tau
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"class_counts": None, "default_tau": 1}, "default_tau must be 0 while class_counts"),
+        ({"default_tau": 1e-9}, "default_tau must be 0 or at least 1e-06"),
+        ({"class_names": ["cat", "cat"]}, "class_names has 'cat' twice"),
+        ({"class_names": ["cat", ""]}, "class_names has an empty name"),
+        ({"class_names": ["cat"], "class_counts": [1]}, "class_names"),
+        ({"class_counts": [1, 2, 3]}, "class_counts has 3 entries for 2 class_names"),
+        ({"class_counts": [1, 0]}, "greater than 0"),
+        ({"name": "../pets"}, "is not a model name"),
+        ({"files": {}}, r"files must name model\.onnx"),
+        ({"format_version": 2}, "format_version"),
+        ({"temperature": 0}, "temperature"),
+        ({"input": TENSOR | {"dtype": "complex64"}}, "dtype: .*expected one of float16"),
+        ({"input": TENSOR | {"shape": []}}, "shape"),
+        ({"input": TENSOR | {"color": "L"}}, "belong to kind 'image', not 'tensor'"),
+        ({"input": TENSOR | {"dtype": "string"}}, "kind 'text' and dtype 'string' go together"),
+        ({"input": TENSOR | {"kind": "text"}}, "go together"),
+        ({"input": image(size=...)}, "needs size, color, resize and layout"),
+        ({"input": image(mean=[0.5])}, "mean has 1 entries; color 'RGB' has 3 channels"),
+        ({"input": image(color="L")}, "mean has 3 entries; color 'L' has 1 channels"),
+        ({"input": image(dtype="uint8")}, "mean and std need a float dtype"),
+        ({"input": image(shape=[None, 32, 24, 3])}, "does not fit"),
+        ({"input": image(shape=[None, 3, 32])}, "does not fit"),
+        ({"input": image(std=[0.2, 0.2, 0])}, "greater than 0"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused_with_the_reason(changes, message):
+    with pytest.raises(InvalidBundle, match=message):
+        parsed(**changes)
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        image(),
+        image(layout="NHWC", shape=[1, 32, 24, 3]),
+        image(shape=[None, None, None, None]),
+        image(dtype="uint8", mean=None, std=None),
+        image(mean=..., std=..., resize=36),
+        {"name": "text", "kind": "text", "shape": [None], "dtype": "string"},
+    ],
+)
+def test_a_consistent_input_is_accepted(spec):
+    assert parsed(input=spec).input.kind == spec["kind"]
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", b"\xff\xfe", '{"temperature": NaN}'])
+def test_a_manifest_that_is_no_json_object_is_refused(text):
+    with pytest.raises(InvalidBundle, match=r"^here: "):
+        parse_bundle(text, where="here")
+
+
+def test_every_wrong_field_of_a_manifest_is_named():
+    with pytest.raises(InvalidBundle) as caught:
+        parse_bundle(json.dumps({"loss_tau": "x", "surprise": 1}))
+    for part in ("format_version: missing", "loss_tau", "surprise: unknown member"):
+        assert part in str(caught.value)
+
+
+def test_the_digest_of_classes_knows_their_order_and_borders():
+    assert parsed().class_digest == class_digest(["cat", "dog"])
+    assert len({class_digest(names) for names in (["a", "b"], ["b", "a"], ["ab"], ["a,b"])}) == 4
+
+
+def test_a_model_name_is_one_that_a_folder_a_url_and_a_label_can_carry():
+    assert check_model_name("Fashion-mnist_2.b") == "Fashion-mnist_2.b"
+    for bad in ("", ".hidden", "a/b", "a b", "x" * 65, "é", "a\n"):
+        with pytest.raises(ValueError, match="is not a model name"):
+            check_model_name(bad)
