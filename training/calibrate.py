@@ -16,7 +16,7 @@ from service.contract.adjustment import (
     softmax,
 )
 from service.contract.adjustment import log_target_prior as log_target_prior_of
-from service.contract.scores import Interval, class_totals, percentile_interval
+from service.contract.scores import Interval, bootstrap_rng, class_totals, percentile_interval
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -192,7 +192,7 @@ def _resampled_curves(
     wrong: Vector, labels: NDArray[np.integer], share: Vector, *, resamples: int, seed: int
 ) -> Vector:
     """[resamples, G] curves, drawing the examples of each class with replacement; the same draw for every tau."""
-    rng = np.random.default_rng(seed)
+    rng = bootstrap_rng(seed)
     curves = np.zeros((resamples, len(wrong)))
     for label in np.flatnonzero(share):
         own = np.flatnonzero(labels == label)

@@ -152,7 +152,7 @@ def bootstrap_interval(
 
     strata: [n] labels, so that every resample has the split's class counts and no class is lost.
     """
-    rng = np.random.default_rng(seed)
+    rng = bootstrap_rng(seed)
     members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
     values = [
         statistic(np.concatenate([rng.choice(own, len(own)) for own in members]))
@@ -176,10 +176,17 @@ def balanced_error_interval(
     """
     counts = np.asarray(totals).astype(np.int64)
     present = counts > 0
-    rng = np.random.default_rng(seed)
+    rng = bootstrap_rng(seed)
     size = (resamples, int(present.sum()))
     wrong = rng.binomial(counts[present], errors[present], size)
     return percentile_interval((wrong / counts[present]).mean(axis=1), level=level)
+
+
+def bootstrap_rng(seed: int) -> np.random.Generator:
+    """A stream of its own for resampling: examples that were themselves drawn from default_rng(seed) would
+    otherwise meet the very random numbers that made them.
+    """
+    return np.random.default_rng([seed, 0xB007])
 
 
 def percentile_interval(values: Vector, *, level: float = 0.95) -> Interval:

@@ -150,3 +150,8 @@ def test_intervals_are_the_same_for_the_same_seed_and_wider_for_a_higher_level()
     assert narrow == scores.balanced_error_interval(errors, totals, level=0.5)
     wide = scores.balanced_error_interval(errors, totals, level=0.99)
     assert wide[0] < narrow[0] < narrow[1] < wide[1]
+
+
+def test_resampling_is_independent_of_data_drawn_from_the_same_seed():
+    data, again = np.random.default_rng(7).random(500), scores.bootstrap_rng(7).random(500)
+    assert abs(np.corrcoef(data, again)[0, 1]) < 0.2
