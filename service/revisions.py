@@ -1,0 +1,191 @@
+"""Revisions of priors as values: what a store holds, what a request names, what a request gets, what can go wrong."""
+
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.prior import InvalidPrior, Prior, PriorBody
+
+DEFAULT = "default"
+BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target="training")}
+MAX_REVISION = 2**53 - 1
+"""Largest revision number that is taken from a caller: every JSON reader can hold it exactly."""
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_REFERENCE = re.compile(r"([^@]*)(?:@(>=)?([0-9]{1,16}))?")
+
+
+class UnknownPrior(LookupError):
+    """No prior of this name, or no such revision of it, is there; the message names what is."""
+
+
+class PriorDoesNotFit(ValueError):
+    """A stored prior belongs to another class list than the model's."""
+
+
+class RevisionNotHere(LookupError):
+    """This worker has not got that revision yet; it may arrive within retry_after seconds."""
+
+    retry_after = 1
+
+
+class RevisionNotInMemory(LookupError):
+    """An older revision that must be fetched from the store first."""
+
+
+class InvalidReference(ValueError):
+    """`prior=` is not of the form NAME, NAME@REVISION or NAME@>=REVISION."""
+
+
+class StaleRevision(ValueError):
+    """If-Match or If-None-Match does not hold; `current` is the revision in force, None when there is none."""
+
+    def __init__(self, message: str, *, current: int | None) -> None:
+        super().__init__(message)
+        self.current = current
+
+
+class PriorConflict(ValueError):
+    """What is stored does not allow this change."""
+
+
+StoreTrouble: TypeAlias = Literal[
+    "away", "slow", "read-only", "full", "corrupt", "behind", "incompatible", "none"
+]
+
+
+class StoreUnavailable(RuntimeError):
+    """The store of priors cannot do this now; `kind` says why in a word."""
+
+    retry_after = 1
+
+    def __init__(self, kind: StoreTrouble, detail: str) -> None:
+        super().__init__(f"the store of priors is unavailable ({kind}): {detail}")
+        self.kind: StoreTrouble = kind
+        self.detail = detail
+
+
+@dataclass(frozen=True)
+class StoredRevision:
+    """One entry of the history of a prior, as the store holds it; never edited.
+
+    body is None when the entry records a deletion, and when the entry is damaged: what was read is not what was
+    written. change is the position in the history of the whole store.
+    """
+
+    model: str
+    name: str
+    revision: int
+    body: PriorBody | None
+    class_digest: str
+    updated_at: datetime
+    by: str
+    note: str
+    deleted: bool = False
+    change: int = 0
+    damaged: bool = False
+
+
+@dataclass(frozen=True)
+class Written:
+    """The entry in force after a write; created when the name was not in use before."""
+
+    entry: StoredRevision
+    created: bool
+
+
+@dataclass(frozen=True)
+class Served:
+    """What one worker process said last about a prior."""
+
+    replica: str
+    pid: int
+    worker: str
+    revision: int
+    seen_at: datetime
+
+
+@dataclass(frozen=True)
+class PriorRevision:
+    """A prior resolved for a model: what a request is answered with.
+
+    name is None for an inline prior; revision is 0 for inline and built-in priors and an unstored default. offset is
+    float32 [C], log sigma - log rho, or None when the label frequencies are unknown (then only tau = 0 can be served).
+    key identifies the offset among all priors of the model version.
+    """
+
+    name: str | None
+    revision: int
+    prior: Prior
+    offset: NDArray[np.float32] | None = field(repr=False)
+    key: Hashable = field(repr=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the vectors, in bytes."""
+        prior = self.prior
+        vectors = (
+            prior.label_frequencies,
+            prior.target,
+            prior.log_source,
+            prior.log_target,
+            self.offset,
+        )
+        return sum(vector.nbytes for vector in vectors if vector is not None)
+
+
+@dataclass(frozen=True)
+class PriorReference:
+    """`name`, `name@at` or `name@>=at_least` as a request writes it."""
+
+    name: str
+    at: int | None = None
+    at_least: int | None = None
+
+
+def parse_prior_reference(text: str) -> PriorReference:
+    """Parse `name`, `name@7` or `name@>=8`. Raises InvalidReference."""
+    match = _REFERENCE.fullmatch(text)
+    if match is None or not _NAME.fullmatch(match[1]):
+        shown = text if len(text) <= 80 else text[:79] + "…"
+        raise InvalidReference(
+            f"'{shown}' is not a prior; expected NAME, NAME@REVISION or NAME@>=REVISION"
+        )
+    if match[3] is None:
+        return PriorReference(match[1])
+    revision = int(match[3])
+    if revision > MAX_REVISION:
+        raise InvalidReference(f"revision {revision} is larger than {MAX_REVISION}")
+    return (
+        PriorReference(match[1], at_least=revision)
+        if match[2]
+        else PriorReference(match[1], at=revision)
+    )
+
+
+def check_prior_name(name: str) -> str:
+    """Return the name of a prior that may be written. Raises InvalidPrior, or PriorConflict for a built-in."""
+    if name in BUILT_IN:
+        raise PriorConflict(f"'{name}' is built in and cannot be written; choose another name")
+    if not _NAME.fullmatch(name):
+        shown = name if len(name) <= 80 else name[:79] + "…"
+        raise InvalidPrior(
+            [
+                (
+                    "name",
+                    f"'{shown}' is not a prior's name; expected a-z, 0-9, '.', '_', '-', at most 64 characters",
+                )
+            ]
+        )
+    return name
+
+
+def unknown_prior(name: str, known: Sequence[str]) -> UnknownPrior:
+    """The error for a name that is not there, naming at most twenty that are."""
+    choices = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    return UnknownPrior(f"there is no prior '{name}'; there are {choices}")
