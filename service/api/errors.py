@@ -5,6 +5,9 @@ from typing import Any
 
 import orjson
 
+from service import batcher, images, payloads, repository
+from service.contract import adjustment, prior
+
 PROBLEM_JSON = "application/problem+json"
 
 TITLES = {
@@ -61,3 +64,45 @@ class Problem(Exception):
         if oip:
             members["error"] = self.detail
         return orjson.dumps(members)
+
+
+def kinds() -> Mapping[type[Exception], str]:
+    """The one status table: what each domain error is to a caller."""
+    return {
+        payloads.Malformed: "malformed",
+        payloads.InvalidInput: "invalid",
+        payloads.InvalidParameter: "invalid",
+        images.InvalidImage: "invalid",
+        adjustment.InvalidTau: "invalid",
+        prior.InvalidPrior: "invalid",
+        prior.UnknownLabelFrequencies: "unknown-label-frequencies",
+        batcher.UnscorableRows: "invalid",
+        batcher.RequestTooLarge: "too-large",
+        batcher.Overloaded: "overloaded",
+        batcher.DeadlinePassed: "deadline",
+        batcher.Abandoned: "deadline",
+        batcher.BatcherFailed: "unavailable",
+        repository.UnknownModel: "unknown-model",
+        repository.ModelFailed: "invalid",
+    }
+
+
+_KINDS = kinds()
+_RETRY = {"overloaded", "unavailable"}
+
+
+def problem_of(error: Exception) -> Problem:
+    """Any error as a Problem; one that is not in the table is a fault of ours and tells nothing of itself."""
+    if isinstance(error, Problem):
+        return error
+    kind = next((_KINDS[each] for each in type(error).__mro__ if each in _KINDS), None)
+    if kind is None:
+        return Problem(
+            "internal", "the service failed; the log has the cause under this request's id"
+        )
+    return Problem(
+        kind,
+        str(error),
+        errors=getattr(error, "errors", None),
+        headers={"Retry-After": "1"} if kind in _RETRY else None,
+    )

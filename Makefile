@@ -1,0 +1,56 @@
+# `make help` lists the commands. Everything is installed into .venv, which git ignores.
+PYTHON ?= python3
+PORT ?= 8000
+MODEL ?= fashion
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-gpu lint format train-demo screenshots constraints clean
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+run: .venv/.service ## serve the shipped models with the console on http://127.0.0.1:8000
+	$(BIN)/python -m service serve --default-model $(MODEL) --port $(PORT)
+
+test: .venv/.all ## run every test
+	$(BIN)/python -m coverage run -m pytest -q tests/contract
+	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest -q -m "not gpu" --ignore tests/contract
+
+test-gpu: .venv/.all ## run the served-equals-formula tests on CUDA; fails where there is no GPU
+	$(BIN)/python -m tests.gpu
+
+lint: .venv/.all ## check format, style, types and the direction of imports
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: .venv/.all ## format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+train-demo: .venv/.all ## train on scikit-learn's digits and publish the next version of models/digits
+	$(BIN)/python -m training fit --recipe digits --models models
+
+constraints: .venv/.all ## pin the newest versions that pyproject.toml allows
+	$(BIN)/python -m pip install --quiet uv
+	$(BIN)/python deploy/constraints.py
+
+clean: ## remove what was built, but not the models or the priors
+	rm -rf .venv build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
+
+.venv/.service: .venv/bin/python pyproject.toml constraints.txt
+	$(INSTALL) -e '.[service,cpu]'
+	touch $@
+
+.venv/.all: .venv/.service
+	$(INSTALL) -e '.[service,cpu,postgres,otel,training,tensorboard]' --group dev
+	touch $@

@@ -1,0 +1,32 @@
+"""`python -m service`: serve, and the other verbs."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from service.settings import InvalidSetting, add_flags, read_settings
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit 0 done, 2 wrong use, 1 failed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service", description="Serve classifiers with adjustable class priors."
+    )
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    add_flags(verbs.add_parser("serve", help="serve the models of a repository"))
+    given = vars(parser.parse_args(arguments))
+    verb = given.pop("verb")
+    if verb == "serve":
+        from service.serve import serve
+
+        try:
+            settings = read_settings(given, os.environ)
+        except InvalidSetting as error:
+            parser.error(str(error))
+        return serve(settings)
+    raise AssertionError(verb)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

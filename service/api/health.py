@@ -1,0 +1,59 @@
+"""Liveness, readiness and the scrape."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from service.metrics import Metrics
+
+
+@dataclass
+class Health:
+    """What the probes ask; each callable answers None while all is well, else says what is wrong."""
+
+    live: Callable[[], str | None]
+    ready: Callable[[], str | None]
+    degraded: Callable[[], str | None]
+
+
+def router(health: Health, metrics: Metrics) -> APIRouter:
+    """GET /health/live, /health/ready and /metrics."""
+    routes = APIRouter()
+
+    @routes.get("/health/live", tags=["health"], responses=_RED)
+    async def live(response: Response) -> dict[str, Any]:
+        """Whether the process makes progress; it should be restarted when not."""
+        reason = health.live()
+        if reason is not None:
+            response.status_code = 503
+            return {"live": False, "reason": reason}
+        return {"live": True}
+
+    @routes.get("/health/ready", tags=["health"], responses=_RED)
+    async def ready(response: Response) -> dict[str, Any]:
+        """Whether requests should be sent here; `degraded` says what does not work meanwhile."""
+        reason = health.ready()
+        if reason is not None:
+            response.status_code = 503
+            return {"ready": False, "status": "not ready", "reason": reason}
+        degraded = health.degraded()
+        if degraded is not None:
+            return {"ready": True, "status": "degraded", "reason": degraded}
+        return {"ready": True, "status": "ready"}
+
+    @routes.get("/metrics", tags=["health"], response_class=Response, responses=_SCRAPE)
+    async def scrape(request: Request) -> Response:
+        """Prometheus text, or OpenMetrics where it is accepted."""
+        body, content_type = await run_in_threadpool(
+            metrics.exposition, request.headers.get("accept", "")
+        )
+        return Response(body, headers={"content-type": content_type})
+
+    return routes
+
+
+_RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
+_SCRAPE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}

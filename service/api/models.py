@@ -1,0 +1,66 @@
+"""GET /models: what is served, how it was made, and why a version is not."""
+
+from typing import Any
+
+from fastapi import APIRouter
+
+from service.repository import Repository, ServedModel
+
+
+def router(repository: Repository) -> APIRouter:
+    """GET /models, /models/{model}, /models/{model}/report."""
+    routes = APIRouter(tags=["models"])
+
+    @routes.get("/models")
+    async def models() -> dict[str, Any]:
+        """Every model that is served, and the versions that could not be."""
+        loaded = repository.all()
+        return {
+            "models": [_summary(loaded[name]) for name in sorted(loaded)],
+            "default": _default(repository),
+            "faults": [
+                {"model": name, "version": version, "reason": reason}
+                for (name, version), reason in sorted(repository.faults.items())
+            ],
+        }
+
+    @routes.get("/models/{model}", responses=_UNKNOWN)
+    async def model(model: str, version: int | None = None) -> dict[str, Any]:
+        """One model: its model.json, where it runs, and which versions are loaded."""
+        found = repository.find(model, version)
+        return {**_summary(repository.all()[model]), "bundle": found.bundle.model_dump()}
+
+    @routes.get("/models/{model}/report", responses=_UNKNOWN)
+    async def report(model: str, version: int | None = None) -> dict[str, Any]:
+        """The report.json that was published with the model; an empty object when there is none."""
+        return repository.find(model, version).report
+
+    return routes
+
+
+def _default(repository: Repository) -> str | None:
+    try:
+        return repository.find().bundle.name
+    except LookupError:
+        return None
+
+
+def _summary(by_version: Any) -> dict[str, Any]:
+    newest: ServedModel = next(iter(by_version.values()))
+    bundle = newest.bundle
+    return {
+        "name": bundle.name,
+        "versions": list(by_version),
+        "description": bundle.description,
+        "classes": len(bundle.class_names),
+        "input": bundle.input.kind,
+        "default_tau": bundle.tau,
+        "loss_tau": bundle.loss_tau,
+        "temperature": bundle.temperature,
+        "provider": newest.graph.provider,
+    }
+
+
+_UNKNOWN: dict[int | str, dict[str, Any]] = {
+    404: {"description": "No such model or version is loaded"}
+}

@@ -1,0 +1,226 @@
+"""POST /predict and /models/{model}/predict: any body to ranked classes."""
+
+import asyncio
+import time
+from concurrent.futures import Executor
+from typing import Any
+
+import orjson
+from numpy.typing import NDArray
+
+from service import images
+from service.api.edge import Answer, HotRequest
+from service.api.errors import Problem
+from service.classifier import Classification, Classifier, ranking
+from service.contract.bundle import Bundle
+from service.payloads import (
+    InvalidInput,
+    Malformed,
+    Parameters,
+    array_of,
+    body_parameters,
+    fitted,
+    parse_json_object,
+    parse_npy,
+    query_parameters,
+)
+from service.repository import Repository
+
+TIMEOUT_HEADER = b"x-request-timeout-ms"
+_MAX_TIMEOUT_MS = 86_400_000
+
+
+class Predict:
+    """One hot route: the default model's, or a named model's."""
+
+    oip = False
+
+    def __init__(
+        self,
+        repository: Repository,
+        classifier: Classifier,
+        *,
+        default: bool,
+        pool: Executor,
+        timeout_seconds: float,
+    ) -> None:
+        self._repository, self._classifier = repository, classifier
+        self._default, self._pool, self._timeout_seconds = default, pool, timeout_seconds
+        self.template = "/predict" if default else "/models/{model}/predict"
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """See HotRoute."""
+        if self._default:
+            return {} if path == "/predict" else None
+        if path.startswith("/models/") and path.endswith("/predict"):
+            name = path[8:-8]
+            return {"model": name} if name and "/" not in name else None
+        return None
+
+    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
+        """Parse, score, encode."""
+        parameters = query_parameters(request.query)
+        content = Content.of(request)
+        parameters = parameters.merged(content.parameters)
+        model = self._repository.find(path.get("model"), parameters.version)
+        with model.held():
+            inputs = await content.inputs(model.bundle, self._pool)
+            result = await self._classifier.classify(
+                model,
+                inputs,
+                parameters,
+                deadline=deadline_of(request, self._timeout_seconds),
+                hard_deadline=TIMEOUT_HEADER in request.headers,
+                is_abandoned=request.is_abandoned,
+            )
+        note(request, result)
+        return Answer(orjson.dumps(encode(result)))
+
+
+class Content:
+    """The body of a request, read as far as that needs no model."""
+
+    def __init__(self, parameters: Parameters, **kinds: Any) -> None:
+        self.parameters = parameters
+        self._instances: list[Any] | None = kinds.get("instances")
+        self._booleans: bool = kinds.get("booleans", False)
+        self._array: NDArray[Any] | None = kinds.get("array")
+        self._images: list[bytes] | None = kinds.get("images")
+
+    @classmethod
+    def of(cls, request: HotRequest) -> "Content":
+        """By content type. Raises Malformed or Problem(unsupported-media-type)."""
+        kind, body = request.content_type, request.body
+        if kind in ("application/json", "text/json", ""):
+            document = parse_json_object(body, ("instances", "parameters"))
+            booleans = b"true" in body or b"false" in body
+            return cls(
+                body_parameters(document.get("parameters")),
+                instances=instances_of(document),
+                booleans=booleans,
+            )
+        if not body:
+            raise Malformed("the body is empty")
+        if kind == "application/x-npy":
+            return cls(Parameters(), array=parse_npy(body))
+        if kind.startswith("image/"):
+            return cls(Parameters(), images=[bytes(body)])
+        if kind == "multipart/form-data":
+            return cls(
+                Parameters(),
+                images=images.from_multipart(request.headers[b"content-type"], bytes(body)),
+            )
+        raise Problem(
+            "unsupported-media-type",
+            f"content type '{kind[:80]}' is not taken; expected application/json, application/x-npy, image/* or multipart/form-data",
+        )
+
+    async def inputs(self, bundle: Bundle, pool: Executor) -> NDArray[Any]:
+        """The model's input tensor; images are decoded in the pool."""
+        spec = bundle.input
+        if self._array is not None:
+            return fitted(self._array, spec)
+        encoded = self._images
+        if self._instances is not None:
+            encoded = encoded_images(self._instances)
+            if encoded is None:
+                return array_of(self._instances, spec, may_hold_booleans=self._booleans)
+        assert encoded is not None
+        if spec.kind != "image":
+            raise InvalidInput(f"model '{bundle.name}' takes {spec.kind} input, not images")
+        return await asyncio.get_running_loop().run_in_executor(
+            pool, images.image_array, encoded, spec
+        )
+
+
+def instances_of(document: dict[str, Any]) -> list[Any]:
+    """The `instances` member. Raises Malformed or InvalidInput."""
+    if "instances" not in document:
+        raise Malformed("the body has no 'instances'")
+    instances = document["instances"]
+    if not isinstance(instances, list):
+        raise InvalidInput("instances must be a list")
+    if not instances:
+        raise InvalidInput("there are no instances")
+    return instances
+
+
+def encoded_images(instances: list[Any]) -> list[bytes] | None:
+    """The bytes when instances are {"b64": …}; None when they are arrays. Raises InvalidInput for a mixture."""
+    if not isinstance(instances[0], dict):
+        return None
+    found = []
+    for row, item in enumerate(instances):
+        if not isinstance(item, dict) or set(item) != {"b64"}:
+            raise InvalidInput(f'instance {row} is not of the form {{"b64": "…"}} like the first')
+        found.append(images.from_base64(item["b64"], row))
+    return found
+
+
+def deadline_of(request: HotRequest, default_seconds: float) -> float:
+    """When the caller stops waiting, in time.monotonic(). Raises Malformed."""
+    given = request.headers.get(TIMEOUT_HEADER)
+    if given is None:
+        return time.monotonic() + default_seconds
+    if not given.isdigit() or not 0 < int(given) <= _MAX_TIMEOUT_MS:
+        raise Malformed(
+            f"X-Request-Timeout-Ms is '{given[:40].decode('latin-1')}'; expected 1 to {_MAX_TIMEOUT_MS}"
+        )
+    waited = time.perf_counter() - request.begun
+    return time.monotonic() - waited + int(given) / 1000
+
+
+def note(request: HotRequest, result: Classification) -> None:
+    """What the log line tells of a scored request."""
+    request.log.update(
+        model=result.bundle.name,
+        version=result.bundle.version,
+        prior=result.revision.name,
+        revision=result.revision.revision,
+        tau=result.tau,
+        rows=result.scored.stop - result.scored.start,
+        queue_seconds=result.scored.queue_seconds,
+        inference_seconds=result.scored.inference_seconds,
+    )
+
+
+def encode(result: Classification) -> dict[str, Any]:
+    """The JSON of an answer (contract section 2)."""
+    document: dict[str, Any] = {
+        "model": result.bundle.name,
+        "version": result.bundle.version,
+        "tau": result.tau,
+        "prior": {"name": result.revision.name, "revision": result.revision.revision},
+        "predictions": predictions(result),
+    }
+    if result.warnings:
+        document["warnings"] = result.warnings
+    return document
+
+
+def predictions(result: Classification) -> list[dict[str, Any]]:
+    """One entry a row: the best class, the top k, and the answer at tau = 0."""
+    names = result.bundle.class_names
+    scored = result.scored
+    indices, probabilities = ranking(scored, result.top_k)
+    outputs, rows = scored.outputs, slice(scored.start, scored.stop)
+    unadjusted = zip(
+        outputs.unadjusted_index[rows].tolist(),
+        outputs.unadjusted_probability[rows].tolist(),
+        strict=True,
+    )
+    return [
+        {
+            "label": names[best[0]],
+            "index": best[0],
+            "probability": chances[0],
+            "top": [
+                {"label": names[i], "index": i, "probability": p}
+                for i, p in zip(best, chances, strict=True)
+            ],
+            "unadjusted": {"label": names[plain], "index": plain, "probability": plain_chance},
+        }
+        for best, chances, (plain, plain_chance) in zip(
+            indices, probabilities, unadjusted, strict=True
+        )
+    ]

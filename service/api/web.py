@@ -1,0 +1,71 @@
+"""The FastAPI application: everything that does not score, in one form of error."""
+
+import logging
+from collections.abc import Iterable
+
+from fastapi import APIRouter, FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from starlette.exceptions import HTTPException
+
+from service.api.errors import PROBLEM_JSON, Problem, problem_of
+
+logger = logging.getLogger(__name__)
+
+_BY_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
+
+
+def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
+    """All cold routes, with problems for errors."""
+    app = FastAPI(
+        title="Priordial",
+        version=version,
+        summary="Inference with adjustable class priors",
+        redoc_url=None,
+    )
+    for each in routers:
+        app.include_router(each)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _any)
+    return app
+
+
+def answer(problem: Problem) -> Response:
+    """A problem as a response."""
+    return Response(
+        problem.body(), status_code=problem.status, headers=problem.headers, media_type=PROBLEM_JSON
+    )
+
+
+async def _invalid(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = [
+        {
+            "field": ".".join(map(str, item["loc"][1:])) or str(item["loc"][0]),
+            "message": item["msg"],
+        }
+        for item in error.errors()
+    ]
+    malformed = any(item["type"] == "json_invalid" for item in error.errors())
+    detail = "; ".join(f"{item['field']}: {item['message']}" for item in found[:5])
+    return answer(Problem("malformed" if malformed else "invalid", detail, errors=found))
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    kind = _BY_STATUS.get(error.status_code, "malformed")
+    detail = {
+        "not-found": f"nothing is at {request.url.path}",
+        "method-not-allowed": f"{request.method} is not allowed at {request.url.path}",
+    }.get(kind, str(error.detail))
+    return answer(Problem(kind, detail, headers=error.headers))
+
+
+async def _any(request: Request, error: Exception) -> Response:
+    problem = problem_of(error)
+    if problem.kind == "internal":
+        logger.error(
+            "request %s failed", request.scope.get("state", {}).get("request_id"), exc_info=error
+        )
+    return answer(problem)

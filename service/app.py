@@ -1,0 +1,211 @@
+"""The composition root: builds every object and connects them; decides nothing."""
+
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from service import graph as graphs
+from service.api import health, models, web
+from service.api.edge import Edge
+from service.api.predict import Predict
+from service.batcher import Batcher
+from service.classifier import Classifier
+from service.contract.bundle import Bundle, load_bundle
+from service.metrics import Gauge, Metrics
+from service.payloads import example_input
+from service.prior_store import open_store
+from service.prior_table import PriorTable
+from service.priors import Priors
+from service.repository import Repository, ServedModel
+from service.settings import Settings
+from service.tally import Tally
+from service.watchdog import Watchdog
+
+logger = logging.getLogger(__name__)
+
+VERSION = "0.1.0"
+MAX_REPORT_BYTES = 16 * 2**20
+
+
+class Service:
+    """Everything that serves, built from settings. Make it, `start` it on a running loop, serve `asgi`, `stop` it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        graphs.check_runtime()
+        self.provider = graphs.resolve_provider(settings.provider)
+        self._tally_folder = Path(tempfile.mkdtemp(prefix="priordial-metrics-"))
+        self.metrics = Metrics(
+            Tally(self._tally_folder),
+            folders=lambda: [self._tally_folder],
+            max_class_series=settings.max_class_series,
+            version=VERSION,
+        )
+        self.repository = Repository(
+            settings.models,
+            prepare=self._prepare,
+            keep_versions=settings.keep_versions,
+            default_model=settings.default_model,
+        )
+        self.priors = Priors(open_store(settings.store))
+        self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
+        self.watchdog = Watchdog(self._batchers, hang_seconds=settings.hang_seconds)
+        self.pool = ThreadPoolExecutor(graphs.available_threads(), thread_name_prefix="decode")
+        self.started = False
+        self.draining = False
+        self.asgi = self._asgi()
+
+    async def start(self) -> None:
+        """Read priors, load and warm every model."""
+        await self.priors.start(optional=self.settings.store_optional)
+        await self.repository.load_all()
+        self.metrics.add_gauges(self._gauges)
+        self.watchdog.start()
+        self.started = True
+
+    async def stop(self) -> None:
+        """Finish what was admitted, then let go of everything."""
+        self.watchdog.stop()
+        await self.repository.close()
+        await self.priors.stop()
+        self.pool.shutdown()
+        shutil.rmtree(self._tally_folder, ignore_errors=True)
+
+    def _prepare(self, folder: Path) -> Callable[[], ServedModel]:
+        """Open and warm a version (in a worker thread); its queue is made on the loop."""
+        settings = self.settings
+        bundle = load_bundle(folder)
+        graph = graphs.open_graph(
+            folder,
+            bundle,
+            provider=self.provider,
+            intra_op_threads=settings.intra_op_threads or None,
+        )
+        largest = graph.fixed_rows or settings.max_batch_rows
+        sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)
+        cost = graphs.measure(graph, example_input(bundle.input), len(bundle.class_names), sizes)
+        report = _report(folder)
+        logger.info(
+            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d",
+            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest,
+        )  # fmt: skip
+        return lambda: self._serve(bundle, graph, _interpolated(cost, largest), largest, report)
+
+    def _serve(
+        self,
+        bundle: Bundle,
+        graph: graphs.Graph,
+        cost_seconds: list[float],
+        largest: int,
+        report: dict[str, Any],
+    ) -> ServedModel:
+        settings = self.settings
+        table = PriorTable(len(bundle.class_names))
+        counted = self.metrics.model(bundle)
+        batcher = Batcher(
+            graph.run,
+            table,
+            cost_seconds=cost_seconds.__getitem__,
+            max_batch_rows=largest,
+            max_queued_rows=max(settings.max_queued_rows, largest),
+            max_queued_bytes=settings.max_queued_mib * 2**20,
+            inline_seconds=settings.inline_us * 1e-6,
+            on_batch=counted.batch,
+            name=f"{bundle.name} version {bundle.version}",
+        )
+        return ServedModel(bundle, graph, table, batcher, counted, report)
+
+    def _asgi(self) -> Edge:
+        settings = self.settings
+        app = web.application(
+            routers=[
+                health.router(
+                    health.Health(
+                        live=self._why_not_live,
+                        ready=self._why_not_ready,
+                        degraded=self._why_degraded,
+                    ),
+                    self.metrics,
+                ),
+                models.router(self.repository),
+            ],
+            version=VERSION,
+        )
+        hot = [
+            Predict(
+                self.repository,
+                self.classifier,
+                default=default,
+                pool=self.pool,
+                timeout_seconds=settings.timeout_ms / 1000,
+            )
+            for default in (True, False)
+        ]
+        return Edge(
+            app,
+            routes=list(hot),
+            metrics=self.metrics,
+            max_body_bytes=settings.max_body_mib * 2**20,
+            log_request=lambda _line: None,
+        )
+
+    def _batchers(self) -> list[Batcher]:
+        return [model.batcher for model in self._served()]
+
+    def _served(self) -> list[ServedModel]:
+        return [
+            model for by_version in self.repository.all().values() for model in by_version.values()
+        ]
+
+    def _why_not_live(self) -> str | None:
+        return self.watchdog.hung or next((b.failure for b in self._batchers() if b.failure), None)
+
+    def _why_not_ready(self) -> str | None:
+        if self.draining:
+            return "draining"
+        return None if self.started else "models are being loaded"
+
+    def _why_degraded(self) -> str | None:
+        state = self.priors.store_state
+        if not state.degraded:
+            return None
+        return "; ".join(filter(None, [f"prior store {state.kind}", state.detail, *state.faults]))
+
+    def _gauges(self) -> Iterable[Gauge]:
+        for model in self._served():
+            bundle = model.bundle
+            labels = {"model": bundle.name, "version": str(bundle.version)}
+            yield "priordial_queued_rows", labels, float(model.batcher.queued_rows)
+            yield "priordial_model_info", {**labels, "provider": model.graph.provider}, 1.0
+
+
+def warm_sizes(largest: int) -> list[int]:
+    """1, 2, 4 … and the largest batch."""
+    return sorted({2**i for i in range(largest.bit_length())} | {largest})
+
+
+def _interpolated(cost: dict[int, float], largest: int) -> list[float]:
+    """[largest + 1] seconds of a batch by its rows."""
+    sizes = sorted(cost)
+    values: list[float] = np.interp(
+        np.arange(largest + 1), sizes, [cost[s] for s in sizes]
+    ).tolist()
+    return values
+
+
+def _report(folder: Path) -> dict[str, Any]:
+    path = folder / "report.json"
+    if not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
+        return {}
+    try:
+        found = orjson.loads(path.read_bytes())
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,179 @@
+"""Inputs and a prior in, ranked classes out. The prior is read once, when the request is admitted."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batcher import MAX_GRAPH_TOP_K, Abandoned, DeadlinePassed, Overloaded, Scored, Work
+from service.contract.adjustment import check_tau
+from service.contract.bundle import Bundle
+from service.contract.prior import UnknownLabelFrequencies
+from service.payloads import InvalidParameter, Parameters
+from service.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
+from service.repository import ServedModel
+
+DEFAULT_TOP_K = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Classification:
+    """The answer to one request: scores and what they were made with."""
+
+    bundle: Bundle
+    tau: float
+    revision: PriorRevision
+    top_k: int
+    scored: Scored
+    warnings: tuple[str, ...]
+
+
+class Classifier:
+    """Chooses the prior and tau of a request and hands its rows to the model's batcher."""
+
+    def __init__(self, priors: Priors, *, tau_cap: float) -> None:
+        self._priors, self._tau_cap = priors, tau_cap
+
+    async def classify(
+        self,
+        model: ServedModel,
+        inputs: NDArray[Any],
+        parameters: Parameters,
+        *,
+        deadline: float = float("inf"),
+        hard_deadline: bool = False,
+        is_abandoned: Callable[[], bool] | None = None,
+        full: bool = False,
+    ) -> Classification:
+        """Score inputs [n, …]. With `full`, all logits and probabilities come too.
+
+        deadline is a time of time.monotonic(), looked at when rows are queued and when they are scored; a hard one
+        ends the wait even while the graph runs. Raises the errors of the parameters, of the prior and of the batcher.
+        """
+        bundle = model.bundle
+        top_k = check_top_k(parameters.top_k, len(bundle.class_names))
+        tau = self.tau_of(bundle, parameters.tau)
+        revision = await self.revision_of(bundle, parameters.prior)
+        check_adjustable(bundle, revision, tau)
+        slot = model.table.acquire(revision.key, revision.offset)
+        work = Work(
+            inputs,
+            tau,
+            slot,
+            (slot,),
+            top_k,
+            full or top_k > MAX_GRAPH_TOP_K,
+            deadline,
+            is_abandoned,
+        )
+        scored = await submit(model, work, hard_deadline=hard_deadline)
+        return Classification(
+            bundle, tau, revision, top_k, scored, warnings_of(bundle, revision, tau)
+        )
+
+    def tau_of(self, bundle: Bundle, tau: float | None) -> float:
+        """The tau of a request, or the model's default. Raises InvalidTau."""
+        return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
+
+    async def revision_of(
+        self, bundle: Bundle, prior: str | dict[str, Any] | None
+    ) -> PriorRevision:
+        """The prior of a request: stored, pinned, built in or inline; None is `default`."""
+        if isinstance(prior, dict):
+            return self._priors.inline(bundle, prior)
+        if prior is None:
+            return self._priors.select(bundle, None)
+        wanted = parse_prior_reference(prior)
+        try:
+            return self._priors.select(bundle, wanted.name, at=wanted.at, at_least=wanted.at_least)
+        except RevisionNotInMemory:
+            assert wanted.at is not None
+            return await self._priors.fetch(bundle, wanted.name, wanted.at)
+
+
+async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False) -> Scored:
+    """Queue work that holds slots of the model's table; count it when it is not scored."""
+    try:
+        future = model.batcher.submit(work)
+    except Exception as error:
+        for slot in work.held_slots:
+            model.table.release(slot)
+        model.metrics.rejected(_reason(error))
+        raise
+    try:
+        scored = await (_before(future, work.deadline) if hard_deadline else future)
+    except Exception as error:
+        model.metrics.rejected(_reason(error))
+        raise
+    model.metrics.queue_seconds.observe(scored.queue_seconds)
+    return scored
+
+
+async def _before(future: "asyncio.Future[Scored]", deadline: float) -> Scored:
+    """The answer, or DeadlinePassed at the deadline even while the graph still runs."""
+    loop = asyncio.get_running_loop()
+    timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
+    try:
+        return await future
+    finally:
+        timer.cancel()
+
+
+def _expire(future: "asyncio.Future[Scored]") -> None:
+    if not future.done():
+        future.set_exception(DeadlinePassed("the deadline passed before the answer was there"))
+
+
+def check_top_k(top_k: int | None, num_classes: int) -> int:
+    """Return top_k, by default 5 or C. Raises InvalidParameter."""
+    if top_k is None:
+        return min(DEFAULT_TOP_K, num_classes)
+    if not 1 <= top_k <= num_classes:
+        raise InvalidParameter(
+            f"top_k is {top_k}; expected 1 to {num_classes}, the model's number of classes"
+        )
+    return top_k
+
+
+def check_adjustable(bundle: Bundle, revision: PriorRevision, tau: float) -> None:
+    """Raise UnknownLabelFrequencies when tau asks for an adjustment by an unknown source prior."""
+    if tau and revision.offset is None:
+        raise UnknownLabelFrequencies(
+            f"model '{bundle.name}' has no class_counts, so tau = {tau:g} cannot be applied: PUT label_frequencies to "
+            f"/models/{bundle.name}/priors/{revision.name or 'default'}, give them inline, or ask for tau=0"
+        )
+
+
+def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[str, ...]:
+    """What a caller should know about the adjustment of this answer."""
+    warnings = revision.prior.warnings
+    if tau and bundle.provenance.get("source_prior") == "approximate":
+        warnings += (
+            "the model's source prior is approximate: its training objective has no exact one",
+        )
+    return warnings
+
+
+def ranking(scored: Scored, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
+    """(class indices, probabilities), each [n][top_k], best first; ties go to the lower index."""
+    outputs, start, stop = scored.outputs, scored.start, scored.stop
+    if top_k <= outputs.top_index.shape[1]:
+        return (
+            outputs.top_index[start:stop, :top_k].tolist(),
+            outputs.top_probability[start:stop, :top_k].tolist(),
+        )
+    assert outputs.adjusted_logits is not None
+    assert outputs.probabilities is not None
+    order = np.argsort(-outputs.adjusted_logits[start:stop], axis=1, kind="stable")[:, :top_k]
+    return order.tolist(), np.take_along_axis(
+        outputs.probabilities[start:stop], order, axis=1
+    ).tolist()
+
+
+def _reason(error: Exception) -> str:
+    known = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "abandoned"}
+    return known.get(type(error), "invalid" if isinstance(error, ValueError) else "failed")

@@ -1,0 +1,334 @@
+"""Opens, checks, warms and runs a graph with its head; the only importer of onnxruntime."""
+
+import dataclasses
+import importlib.metadata
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service import head
+from service.contract.bundle import Bundle
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+_PROVIDERS = {
+    "cpu": "CPUExecutionProvider",
+    "cuda": "CUDAExecutionProvider",
+    "tensorrt": "TensorrtExecutionProvider",
+}
+_DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
+
+
+class ProviderUnavailable(RuntimeError):
+    """The provider that was asked for does not work here; the message says what is missing."""
+
+
+class UnusableModel(ValueError):
+    """A graph that does not do what its model.json says."""
+
+
+@dataclass(frozen=True)
+class GraphOutputs:
+    """What one graph call answers, row by row. The last three are given only when asked for."""
+
+    top_index: NDArray[np.int64]  # [n, k] best first, by adjusted logits
+    top_probability: NDArray[np.float32]  # [n, k]
+    unadjusted_index: NDArray[np.int64]  # [n]
+    unadjusted_probability: NDArray[np.float32]  # [n]
+    logits: NDArray[np.float32] | None = None  # [n, C] as the network gives them
+    adjusted_logits: NDArray[np.float32] | None = None  # [n, C]
+    probabilities: NDArray[np.float32] | None = None  # [n, C]
+
+    def rows(self, start: int, stop: int) -> "GraphOutputs":
+        """The outputs of rows start … stop."""
+        return GraphOutputs(*[None if v is None else v[start:stop] for v in self._values()])  # type: ignore[arg-type]
+
+    @staticmethod
+    def joined(parts: "list[GraphOutputs]") -> "GraphOutputs":
+        """The outputs of several calls as of one; k is the smallest of theirs."""
+        k = min(part.top_index.shape[1] for part in parts)
+        columns = list(zip(*(part._values() for part in parts), strict=True))  # noqa: SLF001 - its own kind
+        ranked = [np.concatenate([v[:, :k] for v in values]) for values in columns[:2]]
+        rest = [
+            None if any(v is None for v in values) else np.concatenate(values)
+            for values in columns[2:]
+        ]
+        return GraphOutputs(*ranked, *rest)
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+def check_runtime() -> None:
+    """Raise ProviderUnavailable when both onnxruntime packages are installed: the last one wins, silently."""
+    found = []
+    for name in _RUNTIMES:
+        try:
+            importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    if len(found) > 1:
+        raise ProviderUnavailable(
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other. Mend it with: "
+            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'priordial[service,gpu]' (or [service,cpu])"
+        )
+
+
+def available_threads() -> int:
+    """Processors this process may use: the machine's, its affinity and its cgroup's quota."""
+    count = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return count
+    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
+
+
+class Graph:
+    """One session over a composed graph. `run` may be called from one thread at a time."""
+
+    def __init__(
+        self, session: ort.InferenceSession, bundle: Bundle, *, device: str, bound: bool
+    ) -> None:
+        self._session = session
+        self._input = bundle.input.name
+        self._device = device
+        self._bound = bound
+        self._table: tuple[int, ort.OrtValue] | None = None
+        self._ranked = list(head.RANKED)
+        self._all = [*head.RANKED, *head.FULL]
+        self._only_fetched = ort.RunOptions()
+        self._only_fetched.only_execute_path_to_fetches = True
+        self.fixed_rows = bundle.input.shape[0] if bundle.input.shape else None
+        """The batch size that the graph insists on, or None when it takes any."""
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider that really runs the graph: cpu, cuda or tensorrt."""
+        first = self._session.get_providers()[0]
+        return next((name for name, long in _PROVIDERS.items() if long == first), first)
+
+    def run(
+        self,
+        inputs: Array,
+        *,
+        tau: NDArray[np.float32],
+        prior_index: NDArray[np.int64],
+        prior_table: NDArray[np.float32],
+        top_k: int,
+        generation: int = 0,
+        full: bool = False,
+    ) -> GraphOutputs:
+        """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
+
+        `generation` tells when the table changed, so that a device keeps its copy until then. With `full` the
+        three [n, C] outputs come too. Raises whatever onnxruntime raises.
+        """
+        rows = len(inputs)
+        if self.fixed_rows is not None and rows != self.fixed_rows:
+            inputs, tau, prior_index = (
+                _padded(a, self.fixed_rows) for a in (inputs, tau, prior_index)
+            )
+        feeds = {
+            self._input: inputs,
+            head.TAU: tau,
+            head.PRIOR_INDEX: prior_index,
+            head.TOP_K: np.array([top_k], np.int64),
+        }
+        names = self._all if full else self._ranked
+        if self._bound:
+            found = self._run_bound(feeds, prior_table, generation, names)
+        else:
+            feeds[head.PRIOR_TABLE] = prior_table
+            found = self._session.run(names, feeds, self._only_fetched)
+        if self.fixed_rows is not None:
+            found = [values[:rows] for values in found]
+        return GraphOutputs(found[0], found[1], found[2].ravel(), found[3].ravel(), *found[4:])
+
+    def _run_bound(
+        self, feeds: dict[str, Array], prior_table: Array, generation: int, names: list[str]
+    ) -> list[Array]:
+        """The same through an IOBinding: the prior table stays on the device between calls."""
+        if self._table is None or self._table[0] != generation:
+            self._table = (
+                generation,
+                ort.OrtValue.ortvalue_from_numpy(prior_table, self._device, 0),
+            )
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        binding.bind_ortvalue_input(head.PRIOR_TABLE, self._table[1])
+        for name in names:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding, self._only_fetched)
+        return list(binding.copy_outputs_to_cpu())
+
+
+def open_graph(
+    folder: Path,
+    bundle: Bundle,
+    *,
+    provider: str = "auto",
+    intra_op_threads: int | None = None,
+    bound: bool | None = None,
+) -> Graph:
+    """Compose the head onto a published model and open it.
+
+    provider: cpu, cuda, tensorrt or auto (cuda where it works, else cpu). Raises UnsupportedGraph, UnusableModel, ProviderUnavailable.
+    """
+    composed = head.compose_file(
+        folder / "model.onnx",
+        output=bundle.output.name,
+        kind=bundle.output.kind,
+        temperature=bundle.temperature,
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = intra_op_threads or available_threads()
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    wanted = resolve_provider(provider)
+    try:
+        session = ort.InferenceSession(composed, options, providers=provider_chain(wanted))
+    except Exception as error:
+        raise UnusableModel(
+            f"{folder}: onnxruntime refuses the graph: {_first_line(error)}"
+        ) from error
+    device = _DEVICE_TYPES[wanted]
+    if session.get_providers()[0] != _PROVIDERS[wanted]:
+        raise ProviderUnavailable(
+            f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
+        )
+    _check_inputs(session, bundle, folder)
+    return Graph(session, bundle, device=device, bound=device != "cpu" if bound is None else bound)
+
+
+def provider_chain(name: str) -> list[str]:
+    """What onnxruntime is asked for: the provider and those it may hand single nodes to."""
+    order = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}
+    return [_PROVIDERS[each] for each in order[name]]
+
+
+def resolve_provider(name: str) -> str:
+    """`auto` → cuda or cpu; others are proved by opening a tiny session. Raises ProviderUnavailable."""
+    if name == "cpu":
+        return name
+    why = probe(name if name != "auto" else "cuda")
+    if why is None:
+        return "cuda" if name == "auto" else name
+    if name != "auto":
+        raise ProviderUnavailable(f"provider {name} does not work here: {why}")
+    return "cpu"
+
+
+def probe(name: str) -> str | None:
+    """Why a provider does not work here; None when it does. A session's own word is the only proof."""
+    if _PROVIDERS[name] not in ort.get_available_providers():
+        extra = (
+            ""
+            if name == "cpu"
+            else " (install the extra: pip install 'priordial[service,gpu]', without onnxruntime)"
+        )
+        return f"this onnxruntime was built without {_PROVIDERS[name]}{extra}"
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(_IDENTITY, options, providers=provider_chain(name))
+    except Exception as error:  # noqa: BLE001 - each way to fail is a reason to report
+        return _first_line(error)
+    if session.get_providers()[0] != _PROVIDERS[name]:
+        return (
+            f"onnxruntime fell back to {session.get_providers()[0]}: no usable NVIDIA driver and device, or the CUDA and cuDNN "
+            "libraries are missing (pip install 'priordial[service,cuda]' brings the libraries)"
+        )
+    return None
+
+
+# ModelProto: ir_version 10, opset 20, one Identity from x to y, both float32 [1]
+_IDENTITY = bytes.fromhex(
+    "080a12003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
+    "0f0a0179120a0a08080112040a02080142040a001014"
+)
+
+
+def measure(
+    graph: Graph, example: Array, num_classes: int, batch_rows: list[int]
+) -> dict[int, float]:
+    """Run the graph at each batch size until it is warm; seconds a call, the best of three, by size.
+
+    Raises UnusableModel when it does not run or has not num_classes outputs.
+    """
+    table = np.zeros((8, num_classes), np.float32)  # the shape of a fresh PriorTable
+    found: dict[int, float] = {}
+    for rows in batch_rows:
+        inputs = np.repeat(example, rows, axis=0)
+        tau, index = np.zeros(rows, np.float32), np.zeros(rows, np.int64)
+        times: list[float] = []
+        for _ in range(3):
+            begun = time.perf_counter()
+            try:
+                outputs = graph.run(
+                    inputs, tau=tau, prior_index=index, prior_table=table,
+                    top_k=min(5, num_classes), full=not times,
+                )  # fmt: skip
+            except Exception as error:
+                raise UnusableModel(
+                    f"a batch of {rows} does not run: {_first_line(error)}"
+                ) from error
+            times.append(time.perf_counter() - begun)
+            if outputs.logits is not None and outputs.logits.shape != (rows, num_classes):
+                raise UnusableModel(
+                    f"its output has shape {list(outputs.logits.shape)}; expected [{rows}, {num_classes}], one column a class"
+                )
+        found[rows] = min(times[1:])
+    return found
+
+
+def _check_inputs(session: ort.InferenceSession, bundle: Bundle, folder: Path) -> None:
+    from_bundle = bundle.input
+    own = {
+        item.name: item for item in session.get_inputs() if not item.name.startswith(head.PREFIX)
+    }
+    if list(own) != [from_bundle.name]:
+        raise UnusableModel(
+            f"{folder}: the graph's inputs are {list(own)}; model.json says ['{from_bundle.name}']"
+        )
+    dtype = own[from_bundle.name].type
+    if dtype != _ORT_TYPES[from_bundle.dtype]:
+        raise UnusableModel(
+            f"{folder}: input '{from_bundle.name}' is {dtype}; model.json says {from_bundle.dtype}"
+        )
+
+
+_ORT_TYPES = {
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "string": "tensor(string)",
+    "bool": "tensor(bool)",
+    **{name: f"tensor({name})" for name in ("uint8", "int8", "int16", "int32", "int64")},
+}
+
+
+def _padded(values: Array, rows: int) -> Array:
+    if len(values) > rows:
+        raise ValueError(f"{len(values)} rows; the graph takes {rows}")
+    return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

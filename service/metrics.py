@@ -1,0 +1,258 @@
+"""Every metric by name, recorded by those who know, rendered here.
+
+Counters and histograms live in a Tally, so that a scrape of any worker sees them all; gauges are read when scraped.
+"""
+
+import json
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
+from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
+
+from service.batcher import BatchFacts
+from service.contract.bundle import Bundle
+from service.contract.scores import group_of
+from service.tally import Cells, Series, Tally, merged
+
+DECISIONS = ("adjusted", "unadjusted")
+OTHER = "__other__"
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+COUNTERS = {
+    "priordial_predictions": "Answers by predicted class, with and without the adjustment",
+    "priordial_group_predictions": "Answers by the group (many, medium, few) of the predicted class",
+    "priordial_decisions_changed": "Answers whose class the adjustment changed",
+    "priordial_requests": "HTTP requests by route template and status",
+    "priordial_rejected": "Requests that were not scored, by reason",
+}
+HISTOGRAMS = {
+    "priordial_request_seconds": ("Time from the first byte of a request to its answer", SECONDS),
+    "priordial_queue_seconds": ("Time that a request's rows waited for a batch", SECONDS),
+    "priordial_inference_seconds": ("Time of one graph call", SECONDS),
+    "priordial_batch_rows": ("Rows of one graph call", ROWS),
+}
+GAUGES = {
+    "priordial_queued_rows": "Rows that wait for a batch",
+    "priordial_prior_revision": "The revision of each prior that this process serves",
+    "priordial_prior_divergence": "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
+    "priordial_model_info": "1 for each model version that is served, with its provider",
+    "priordial_build_info": "1, with the version of the service",
+}
+
+Gauge = tuple[str, dict[str, str], float]
+
+
+class Histogram:
+    """Cells: one a bucket (the last is +Inf), then the sum."""
+
+    def __init__(self, cells: Cells, bounds: Sequence[float]) -> None:
+        self._cells, self._bounds = cells, bounds
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        cells = self._cells
+        cells[bisect_left(self._bounds, value)] += 1
+        cells[-1] += value
+
+
+class ModelMetrics:
+    """What is counted for one model version, once a batch and vectorised."""
+
+    def __init__(self, tally: Tally, bundle: Bundle, *, max_class_series: int) -> None:
+        labels = {"model": bundle.name, "version": str(bundle.version)}
+        by_model = {"model": bundle.name}
+        classes = len(bundle.class_names)
+        shown = min(classes, max_class_series)
+        self._class_cell = (
+            np.minimum(_by_frequency(bundle), shown) if shown < classes else np.arange(classes)
+        )
+        counts = bundle.class_counts
+        groups = ["unknown"] * classes if counts is None else [group_of(count) for count in counts]
+        present: list[str] = [g for g in ("many", "medium", "few", "unknown") if g in groups]
+        self._group_cell = np.array([present.index(g) for g in groups])
+        names = _shown_names(bundle.class_names, self._class_cell, shown)
+        self._classes = [
+            _vector(tally, "priordial_predictions", {**labels, "decision": d}, "class", names)
+            for d in DECISIONS
+        ]
+        self._groups = [
+            _vector(
+                tally, "priordial_group_predictions", {**labels, "decision": d}, "group", present
+            )
+            for d in DECISIONS
+        ]
+        self._changed = tally.cells("priordial_decisions_changed", labels)
+        self._inference = _histogram(tally, "priordial_inference_seconds", by_model)
+        self._rows = _histogram(tally, "priordial_batch_rows", by_model)
+        self.queue_seconds = _histogram(tally, "priordial_queue_seconds", by_model)
+        self._tally, self._by_model = tally, by_model
+
+    def batch(self, facts: BatchFacts) -> None:
+        """Count one graph call; rows that came out as NaN were answered with an error and do not count."""
+        outputs = facts.outputs
+        adjusted, unadjusted = outputs.top_index[:, 0], outputs.unadjusted_index
+        if np.isnan(outputs.top_probability[:, 0].sum() + outputs.unadjusted_probability.sum()):
+            fine = ~(
+                np.isnan(outputs.top_probability[:, 0]) | np.isnan(outputs.unadjusted_probability)
+            )
+            adjusted, unadjusted = adjusted[fine], unadjusted[fine]
+        for which, decided in enumerate((adjusted, unadjusted)):
+            np.add.at(self._classes[which], self._class_cell[decided], 1)
+            np.add.at(self._groups[which], self._group_cell[decided], 1)
+        self._changed[0] += np.count_nonzero(adjusted != unadjusted)
+        self._inference.observe(facts.seconds)
+        self._rows.observe(facts.rows)
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that was not scored: overloaded, deadline, abandoned, failed or invalid."""
+        self._tally.cells("priordial_rejected", {**self._by_model, "reason": reason})[0] += 1
+
+
+class Metrics(Collector):
+    """The registry of one worker; `folders` lists the tallies of all."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        *,
+        folders: Callable[[], Iterable[Path]],
+        max_class_series: int,
+        version: str,
+    ) -> None:
+        self._tally, self._folders, self._max_class_series = tally, folders, max_class_series
+        self._requests: dict[tuple[str, int], tuple[Cells, Histogram]] = {}
+        self._gauges: list[Callable[[], Iterable[Gauge]]] = [
+            lambda: [("priordial_build_info", {"version": version}, 1.0)]
+        ]
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def model(self, bundle: Bundle) -> ModelMetrics:
+        """The recorder of a model version."""
+        return ModelMetrics(self._tally, bundle, max_class_series=self._max_class_series)
+
+    def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
+        """Ask `source` at every scrape."""
+        self._gauges.append(source)
+
+    def request(self, route: str, status: int, begun: float) -> None:
+        """Count a request of a route template that began at time.perf_counter() `begun`."""
+        found = self._requests.get((route, status))
+        if found is None:
+            count = self._tally.cells("priordial_requests", {"route": route, "status": str(status)})
+            found = (count, _histogram(self._tally, "priordial_request_seconds", {"route": route}))
+            self._requests[route, status] = found
+        found[0][0] += 1
+        found[1].observe(time.perf_counter() - begun)
+
+    def exposition(self, accept: str) -> tuple[bytes, str]:
+        """The body and content type of a scrape: OpenMetrics where it is accepted, else Prometheus text."""
+        encoder, content_type = choose_encoder(accept)
+        return encoder(self._registry), content_type
+
+    def describe(self) -> list[Metric]:
+        """Empty: what there is depends on the models."""
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        """All families, summed over the workers."""
+        totals = merged(self._folders())
+        for name, text in COUNTERS.items():
+            family = CounterMetricFamily(name, text)
+            for labels, values in _of(totals, name):
+                for extra, value in _unpacked(labels, values):
+                    family.add_sample(name + "_total", extra, float(value))
+            yield family
+        for name, (text, bounds) in HISTOGRAMS.items():
+            histogram = HistogramMetricFamily(name, text)
+            for labels, values in _of(totals, name):
+                _add_histogram(histogram, name, labels, values, bounds)
+            yield histogram
+        samples = [sample for source in self._gauges for sample in source()]
+        for name, text in GAUGES.items():
+            gauge = GaugeMetricFamily(name, text)
+            for found, labels, value in samples:
+                if found == name:
+                    gauge.add_sample(name, labels, value)
+            yield gauge
+
+
+_NAMES = "__names__"
+
+
+def _vector(
+    tally: Tally, family: str, labels: dict[str, str], label: str, names: Sequence[str]
+) -> Cells:
+    """A block with one cell a value of `label`; the values travel as a label of the block."""
+    return tally.cells(family, {**labels, _NAMES: json.dumps([label, *names])}, len(names))
+
+
+def _unpacked(labels: dict[str, str], values: Cells) -> Iterator[tuple[dict[str, str], float]]:
+    packed = labels.pop(_NAMES, None)
+    if packed is None:
+        yield labels, values[0]
+        return
+    label, *names = json.loads(packed)
+    for name, value in zip(names, values.tolist(), strict=True):
+        yield {**labels, label: name}, value
+
+
+def _histogram(tally: Tally, family: str, labels: dict[str, str]) -> Histogram:
+    bounds = HISTOGRAMS[family][1]
+    return Histogram(tally.cells(family, labels, len(bounds) + 2), bounds)
+
+
+def _add_histogram(
+    family: HistogramMetricFamily,
+    name: str,
+    labels: dict[str, str],
+    values: Cells,
+    bounds: Sequence[float],
+) -> None:
+    running = np.cumsum(values[:-1]).tolist()
+    for bound, count in zip([*map(float, bounds), float("inf")], running, strict=True):
+        shown = "+Inf" if bound == float("inf") else str(bound)
+        family.add_sample(name + "_bucket", {**labels, "le": shown}, count)
+    family.add_sample(name + "_count", labels, running[-1])
+    family.add_sample(name + "_sum", labels, float(values[-1]))
+
+
+def _of(totals: dict[Series, Cells], family: str) -> Iterator[tuple[dict[str, str], Cells]]:
+    for (name, labels), values in sorted(totals.items(), key=lambda item: item[0]):
+        if name == family:
+            yield dict(labels), values
+
+
+def _by_frequency(bundle: Bundle) -> NDArray[np.int64]:
+    """[C] rank of each class, the most frequent first; output order where counts are unknown."""
+    classes = len(bundle.class_names)
+    if bundle.class_counts is None:
+        return np.arange(classes)
+    rank = np.empty(classes, np.int64)
+    rank[np.argsort(-np.asarray(bundle.class_counts), kind="stable")] = np.arange(classes)
+    return rank
+
+
+def _shown_names(
+    class_names: Sequence[str], class_cell: NDArray[np.int64], shown: int
+) -> list[str]:
+    if shown == len(class_names):
+        return list(class_names)
+    names = [""] * shown + [OTHER]
+    for name, cell in zip(class_names, class_cell.tolist(), strict=True):
+        if cell < shown:
+            names[cell] = name
+    return names

@@ -1,0 +1,331 @@
+"""Bytes of a request → arrays and parameters; every fault is named here, nothing is unpickled."""
+
+import ast
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import parse_qsl
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from service.contract.bundle import InputSpec
+
+Array = NDArray[Any]
+_MAX_NPY_HEADER = 4096
+_MAX_DIMENSIONS = 16
+_PARAMETERS = ("tau", "prior", "top_k", "version")
+
+
+class Malformed(ValueError):
+    """Bytes that are not what their content type says."""
+
+
+class InvalidInput(ValueError):
+    """Well-formed input that the model cannot take."""
+
+
+class InvalidParameter(ValueError):
+    """A parameter with a wrong value."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """What a request may set, from the query string or the body; None where it sets nothing."""
+
+    tau: float | None = None
+    prior: str | dict[str, Any] | None = None
+    top_k: int | None = None
+    version: int | None = None
+
+    def merged(self, other: "Parameters") -> "Parameters":
+        """Both together. Raises Malformed when they differ in a parameter that both set."""
+        if other == _NONE:
+            return self
+        values = {}
+        for name in _PARAMETERS:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise Malformed(
+                    f"{name} is given twice: {mine!r} in the query and {theirs!r} in the body"
+                )
+            values[name] = theirs if mine is None else mine
+        return Parameters(**values)
+
+
+_NONE = Parameters()
+
+
+@lru_cache(maxsize=1024)
+def query_parameters(query: bytes) -> Parameters:
+    """Parameters of a raw query string. Raises Malformed or InvalidParameter."""
+    if not query:
+        return _NONE
+    try:
+        pairs = parse_qsl(
+            query.decode("ascii"),
+            keep_blank_values=True,
+            strict_parsing=True,
+            max_num_fields=16,
+            errors="strict",
+        )
+    except ValueError as error:
+        raise Malformed(f"the query string cannot be read: {error}") from None
+    given: dict[str, str] = {}
+    for name, value in pairs:
+        if name not in _PARAMETERS:
+            raise Malformed(
+                f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
+            )
+        if given.setdefault(name, value) != value:
+            raise Malformed(f"{name} is given twice: {given[name]!r} and {value!r}")
+    return Parameters(
+        tau=_text_number(given.get("tau")),
+        prior=given.get("prior"),
+        top_k=_text_integer("top_k", given.get("top_k")),
+        version=_text_integer("version", given.get("version")),
+    )
+
+
+def body_parameters(members: object) -> Parameters:
+    """Parameters of the `parameters` member of a JSON body. Raises InvalidParameter or Malformed."""
+    if members is None:
+        return _NONE
+    if not isinstance(members, dict):
+        raise InvalidParameter(f"parameters must be an object; got {short(members)}")
+    for name in members:
+        if name not in _PARAMETERS:
+            raise Malformed(
+                f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
+            )
+    tau, prior = members.get("tau"), members.get("prior")
+    if tau is not None and (isinstance(tau, bool) or not isinstance(tau, (int, float))):
+        raise InvalidParameter(f"tau is {short(tau)}; expected a number")
+    if prior is not None and not isinstance(prior, (str, dict)):
+        raise InvalidParameter(f"prior is {short(prior)}; expected a name or an object")
+    for name in ("top_k", "version"):
+        value = members.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InvalidParameter(f"{name} is {short(value)}; expected an integer")
+    return Parameters(
+        tau=None if tau is None else float(tau),
+        prior=prior,
+        top_k=members.get("top_k"),
+        version=members.get("version"),
+    )
+
+
+def parse_json(body: bytes | bytearray) -> Any:
+    """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels. Raises Malformed."""
+    if not body:
+        raise Malformed("the body is empty")
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the body is not JSON: {error}") from None
+
+
+def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[str, Any]:
+    """Decode a JSON object with no member but those allowed. Raises Malformed."""
+    document = parse_json(body)
+    if not isinstance(document, dict):
+        raise Malformed(f"the body must be a JSON object; got {short(document)}")
+    unknown = [name for name in document if name not in allowed]
+    if unknown:
+        raise Malformed(f"unknown member '{unknown[0][:60]}'; expected {', '.join(allowed)}")
+    return document
+
+
+def parse_npy(body: bytes | bytearray) -> Array:
+    """The array of a .npy file (format 1 to 3), without a copy and without ever unpickling. Raises Malformed."""
+    if bytes(body[:6]) != b"\x93NUMPY":
+        raise Malformed("the body is not a .npy file")
+    if len(body) < 12:
+        raise Malformed("the .npy file ends within its header")
+    wide = body[6] >= 2
+    start = 12 if wide else 10
+    length = int.from_bytes(body[8:start], "little")
+    if length > _MAX_NPY_HEADER:
+        raise Malformed(f"the .npy header has {length} bytes; at most {_MAX_NPY_HEADER} are read")
+    begin = start + length
+    if len(body) < begin:
+        raise Malformed("the .npy file ends within its header")
+    dtype, fortran_order, shape, count = _npy_header(bytes(body[start:begin]))
+    if len(body) - begin != count * dtype.itemsize:
+        raise Malformed(
+            f"the .npy file has {len(body) - begin} bytes of data; shape {list(shape)} of {dtype} needs {count * dtype.itemsize}"
+        )
+    flat = np.frombuffer(body, dtype, count, begin)
+    return flat.reshape(shape, order="F" if fortran_order else "C")
+
+
+@lru_cache(maxsize=1024)
+def _npy_header(header: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
+    try:
+        document = ast.literal_eval(header.decode("latin-1").strip())
+        dtype, fortran_order, shape = (
+            np.dtype(document["descr"]),
+            document["fortran_order"],
+            document["shape"],
+        )
+    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
+        raise Malformed(f"the .npy header cannot be read: {type(error).__name__}") from None
+    if dtype.hasobject or dtype.kind not in "biufSU":
+        raise Malformed(
+            f"the .npy file has dtype {document['descr']!r}, which is refused; expected plain numbers or text"
+        )
+    if not (
+        isinstance(shape, tuple)
+        and len(shape) <= _MAX_DIMENSIONS
+        and all(type(n) is int and n >= 0 for n in shape)
+        and isinstance(fortran_order, bool)
+    ):
+        raise Malformed("the .npy header has no usable shape")
+    return dtype, fortran_order, shape, math.prod(shape)
+
+
+def array_of(instances: Sequence[Any], spec: InputSpec, *, may_hold_booleans: bool) -> Array:
+    """JSON instances (already decoded) as the model's input tensor [B, …]. Raises InvalidInput."""
+    if spec.kind == "text":
+        for row, item in enumerate(instances):
+            if not isinstance(item, str):
+                raise InvalidInput(f"instance {row} is {short(item)}; expected a string")
+        return text_array(instances, spec)
+    if may_hold_booleans and spec.dtype != "bool":
+        _refuse_booleans(instances)
+    try:
+        array = np.array(instances)
+    except ValueError:
+        raise InvalidInput(_why_ragged(instances, spec)) from None
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(_why_ragged(instances, spec))
+    return fitted(array, spec)
+
+
+def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
+    """Strings as the model's input tensor: [B], or [B, 1] where the model wants a column."""
+    flat = np.empty(len(strings), object)
+    flat[:] = strings
+    return flat.reshape([-1] + [1] * (len(spec.shape) - 1))
+
+
+def fitted(array: Array, spec: InputSpec) -> Array:
+    """An array cast to the model's dtype and checked against its shape. Raises InvalidInput naming the fault.
+
+    Floats become the model's float type and integers may become floats; a float is never made an integer and
+    nothing is wrapped around. NaN and infinity are refused, those that the cast makes included.
+    """
+    wanted = spec.shape
+    shape = array.shape
+    if len(shape) != len(wanted) or any(
+        want is not None and want != got for want, got in zip(wanted[1:], shape[1:], strict=True)
+    ):
+        raise InvalidInput(
+            f"the input has shape {list(shape)}; the model takes {_shape_words(wanted)}"
+        )
+    if shape[0] == 0:
+        raise InvalidInput("there are no instances")
+    if spec.kind == "text":
+        return text_array([str(item) for item in array.ravel()], spec)
+    if array.dtype == spec.dtype:
+        fit = (
+            array
+            if array.dtype.isnative and array.flags.c_contiguous
+            else np.ascontiguousarray(array)
+        )
+    else:
+        fit = _cast(array, np.dtype(spec.dtype))
+    if fit.dtype.kind == "f" and not np.isfinite(fit).all():
+        rows = np.flatnonzero(~np.isfinite(fit).reshape(len(fit), -1).all(axis=1))
+        raise InvalidInput(
+            f"instance {rows[0]} holds NaN or infinity in {spec.dtype}; expected finite numbers"
+        )
+    return fit
+
+
+def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    source, target = array.dtype.kind, dtype.kind
+    if (source == "b") != (target == "b") or (source == "f" and target in "iu"):
+        raise InvalidInput(f"the input is {array.dtype}; the model takes {dtype}")
+    if target in "iu" and array.size:
+        limits = np.iinfo(dtype)
+        low, high = int(array.min()), int(array.max())
+        if low < limits.min or high > limits.max:
+            raise InvalidInput(
+                f"the input holds {low if low < limits.min else high}; {dtype} takes {limits.min} to {limits.max}"
+            )
+    with np.errstate(over="ignore"):  # what becomes infinite is refused by the caller
+        return np.ascontiguousarray(array, dtype)
+
+
+def _refuse_booleans(instances: Sequence[Any]) -> None:
+    for row, item in enumerate(instances):
+        stack = [item]
+        while stack:
+            value = stack.pop()
+            if isinstance(value, bool):
+                raise InvalidInput(f"instance {row} holds {str(value).lower()}; expected numbers")
+            if isinstance(value, list):
+                stack.extend(value)
+
+
+def _why_ragged(instances: Sequence[Any], spec: InputSpec) -> str:
+    """Say which instance is not a full array of numbers."""
+    wanted = _shape_words(spec.shape)
+    for row, item in enumerate(instances):
+        try:
+            array = np.array(item)
+        except ValueError:
+            return f"instance {row} is ragged; the model takes {wanted}"
+        if array.dtype.kind not in "biuf":
+            return f"instance {row} is {short(item)}; expected numbers in the shape {wanted}"
+        if (
+            list(array.shape) != [n for n in spec.shape[1:] if n is not None]
+            and None not in spec.shape[1:]
+        ):
+            return f"instance {row} has shape {list(array.shape)}; the model takes {wanted}"
+    return f"the instances differ in shape; the model takes {wanted}"
+
+
+def _shape_words(shape: Sequence[int | None]) -> str:
+    return "[" + ", ".join(["batch", *("any" if n is None else str(n) for n in shape[1:])]) + "]"
+
+
+def _text_number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    try:
+        return float(text)
+    except ValueError:
+        raise InvalidParameter(f"tau is '{text[:60]}'; expected a number") from None
+
+
+def _text_integer(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidParameter(f"{name} is '{text[:60]}'; expected a whole number of at least 1")
+    return int(text)
+
+
+def short(value: object, limit: int = 60) -> str:
+    """What came, for an error message: its kind when it is long."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    text = (
+        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+    )
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def example_input(spec: InputSpec, *, free: int = 1) -> Array:
+    """One row that the model takes, for warm-up: zeros or an empty string; `free` is the size of free dimensions."""
+    shape = (1, *(free if n is None else n for n in spec.shape[1:]))
+    if spec.kind == "text":
+        return text_array([""] * int(np.prod(shape)), spec).reshape(shape)
+    return np.zeros(shape, spec.dtype)

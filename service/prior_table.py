@@ -1,0 +1,65 @@
+"""The rows of a graph's prior_table input: one slot for each prior that is in use or was lately.
+
+A slot is written before the first request that names it is queued, and not again while any request holds it, so a
+graph call that is under way never reads a row that changes. Used from the event loop only.
+"""
+
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Rows = NDArray[np.float32]
+
+
+class PriorTable:
+    """float32 [capacity, C] with rows log σ − log ρ; slot 0 is all zeros, for answers at tau = 0."""
+
+    NO_PRIOR = 0
+
+    def __init__(self, num_classes: int, *, capacity: int = 8) -> None:
+        self.rows: Rows = np.zeros((capacity, num_classes), np.float32)
+        self.generation = 0
+        """Counts the writes: a device copy made at another generation is out of date."""
+        self._slots: OrderedDict[Hashable, int] = OrderedDict()
+        self._holders = np.zeros(capacity, np.int64)
+        self._free = list(range(capacity - 1, 0, -1))
+
+    def acquire(self, key: Hashable, offset: NDArray[Any] | None) -> int:
+        """The slot that holds the row of `key`, held until it is released. None is the row of zeros."""
+        if offset is None:
+            return self.NO_PRIOR
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._claim()
+            self._slots[key] = slot
+            self.rows[slot] = offset
+            self.generation += 1
+        else:
+            self._slots.move_to_end(key)
+        self._holders[slot] += 1
+        return slot
+
+    def release(self, slot: int) -> None:
+        """Give a slot back; its row stays until the slot is needed for another prior."""
+        if slot != self.NO_PRIOR:
+            self._holders[slot] -= 1
+
+    def _claim(self) -> int:
+        if self._free:
+            return self._free.pop()
+        for key, slot in self._slots.items():  # least recently used first
+            if self._holders[slot] == 0:
+                del self._slots[key]
+                return slot
+        return self._grow()
+
+    def _grow(self) -> int:
+        """Double into a new array; graph calls under way keep the old one."""
+        old = len(self.rows)
+        self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
+        self._holders = np.concatenate([self._holders, np.zeros(old, np.int64)])
+        self._free = list(range(2 * old - 1, old, -1))
+        return old

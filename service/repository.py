@@ -1,0 +1,207 @@
+"""Model folders: scan, validate, load, swap, unload. A bad version is told and leaves the others serving."""
+
+import asyncio
+import contextlib
+import ctypes
+import gc
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+
+from service.batcher import Batcher
+from service.contract.bundle import Bundle, check_model_name, versions
+from service.graph import Graph
+from service.metrics import ModelMetrics
+from service.prior_table import PriorTable
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownModel(LookupError):
+    """No such model or version; the message lists those there are."""
+
+
+class ModelFailed(ValueError):
+    """A model that could not be loaded; the message says why for each version."""
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """One loaded version and everything that belongs to it."""
+
+    bundle: Bundle
+    graph: Graph
+    table: PriorTable
+    batcher: Batcher
+    metrics: ModelMetrics
+    report: dict[str, object] = field(default_factory=dict)
+    _holders: int = 0
+    _free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator["ServedModel"]:
+        """Keep the model loaded while a request uses it."""
+        self._holders += 1
+        try:
+            yield self
+        finally:
+            self._holders -= 1
+            if self._holders == 0:
+                self._free.set()
+
+    async def retire(self) -> None:
+        """Wait until no request uses the model, then let go of its session and memory."""
+        while self._holders:
+            self._free.clear()
+            await self._free.wait()
+        await self.batcher.drain()
+        self.batcher.close()
+
+
+Loaded = Mapping[str, Mapping[int, ServedModel]]
+
+
+class Repository:
+    """The models being served: one immutable mapping, swapped whole."""
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        prepare: "Callable[[Path], Callable[[], ServedModel]]",
+        keep_versions: int,
+        default_model: str | None = None,
+    ) -> None:
+        """`prepare` opens and warms a version in a worker thread; what it returns finishes on the event loop."""
+        self._folder, self._prepare, self._keep = folder, prepare, keep_versions
+        self._default_model = default_model
+        self._loaded: Loaded = MappingProxyType({})
+        self._unloaded: set[str] = set()
+        self.faults: dict[tuple[str, int], str] = {}
+        """(model, version) → why it is not served."""
+        self._lock = asyncio.Lock()
+        self._retiring: set[asyncio.Task[None]] = set()
+
+    def find(self, name: str | None = None, version: int | None = None) -> ServedModel:
+        """A model (None: the default one), its newest version unless one is named. Raises UnknownModel."""
+        loaded = self._loaded
+        name = name if name is not None else self.default_name()
+        by_version = loaded.get(name)
+        if not by_version:
+            raise UnknownModel(
+                f"no model '{name[:80]}'; there is {', '.join(sorted(loaded)) or 'none'}"
+            )
+        if version is None:
+            return next(iter(by_version.values()))
+        if version not in by_version:
+            there = ", ".join(map(str, sorted(by_version)))
+            raise UnknownModel(f"model '{name}' has no version {version} loaded; there is {there}")
+        return by_version[version]
+
+    def default_name(self) -> str:
+        """The model of /predict and /priors. Raises UnknownModel with the names to choose from."""
+        if self._default_model is not None:
+            return self._default_model
+        if len(self._loaded) != 1:
+            names = ", ".join(sorted(self._loaded)) or "none"
+            raise UnknownModel(
+                f"no default model is set (--default-model); there is {names}: use /models/NAME/…"
+            )
+        return next(iter(self._loaded))
+
+    def all(self) -> Loaded:
+        """Name → version → model, the newest version first."""
+        return self._loaded
+
+    def names_on_disk(self) -> list[str]:
+        """Every folder that could be a model, whether it is loaded or not."""
+        if not self._folder.is_dir():
+            return []
+        return sorted(e.name for e in self._folder.iterdir() if e.is_dir() and versions(e))
+
+    async def load_all(self) -> None:
+        """Load what is new in the folder, retire what is gone; explicit unloads stay unloaded."""
+        async with self._lock:
+            names = [name for name in self.names_on_disk() if name not in self._unloaded]
+            await asyncio.gather(*(self._refresh(name) for name in names))
+            for name in set(self._loaded) - set(names):
+                self._swap(name, {})
+
+    async def load(self, name: str) -> None:
+        """Bring one model to what its folder holds now. Raises UnknownModel or ModelFailed; what served goes on."""
+        with contextlib.suppress(ValueError):
+            check_model_name(name)
+            if versions(self._folder / name):
+                async with self._lock:
+                    self._unloaded.discard(name)
+                    await self._refresh(name)
+                newest = versions(self._folder / name)[-1]
+                if (name, newest) in self.faults:
+                    raise ModelFailed(self.faults[name, newest])
+                return
+        raise UnknownModel(
+            f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
+        )
+
+    async def unload(self, name: str) -> None:
+        """Stop serving a model; requests that hold it are finished. Raises UnknownModel."""
+        async with self._lock:
+            if name not in self._loaded:
+                raise UnknownModel(f"no model '{name[:80]}' is loaded")
+            self._unloaded.add(name)
+            self._swap(name, {})
+
+    async def close(self) -> None:
+        """Retire everything and wait for it."""
+        for name in list(self._loaded):
+            self._swap(name, {})
+        await asyncio.gather(*self._retiring)
+
+    async def _refresh(self, name: str) -> None:
+        """Load the newest versions that are not loaded yet, then swap them in together."""
+        wanted = versions(self._folder / name)[::-1]
+        current = self._loaded.get(name, {})
+        chosen: dict[int, ServedModel] = {}
+        for version in wanted:
+            if len(chosen) == self._keep:
+                break
+            if version in current:
+                chosen[version] = current[version]
+                continue
+            try:
+                finish = await asyncio.to_thread(self._prepare, self._folder / name / str(version))
+                chosen[version] = finish()
+                self.faults.pop((name, version), None)
+            except Exception as error:  # noqa: BLE001 - a bad version is reported, never fatal to the others
+                self.faults[name, version] = f"{error}"
+                logger.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
+        if chosen or name in self._loaded:
+            self._swap(name, chosen)
+
+    def _swap(self, name: str, by_version: dict[int, ServedModel]) -> None:
+        old = self._loaded.get(name, {})
+        after = {k: v for k, v in self._loaded.items() if k != name}
+        if by_version:
+            after[name] = MappingProxyType(by_version)
+        self._loaded = MappingProxyType(after)
+        for version, model in old.items():
+            if by_version.get(version) is not model:
+                task = asyncio.get_running_loop().create_task(_retire(model))
+                self._retiring.add(task)
+                task.add_done_callback(self._retiring.discard)
+
+
+async def _retire(model: ServedModel) -> None:
+    await model.retire()
+    logger.info("model %s version %d is unloaded", model.bundle.name, model.bundle.version)
+    del model
+    await asyncio.to_thread(_return_memory)
+
+
+def _return_memory() -> None:
+    """Give freed pages back to the system: glibc keeps them otherwise."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,149 @@
+"""Flags and PRIORDIAL_* environment variables → one frozen Settings. Read in app.py and nowhere else."""
+
+import argparse
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_MODELS = Path("models")
+PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+
+
+class InvalidSetting(ValueError):
+    """A flag or environment variable with a wrong value."""
+
+
+def _setting(default: Any, text: str, **more: Any) -> Any:
+    return field(default=default, metadata={"help": text, **more})
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set; a flag `--max-batch-rows` is also PRIORDIAL_MAX_BATCH_ROWS."""
+
+    models: Path = _setting(_MODELS, "folder of published models")  # noqa: RUF009 - it is dataclasses.field
+    host: str = _setting(
+        "127.0.0.1", "address to listen on; another than loopback needs keys or --allow-anonymous"
+    )
+    port: int = _setting(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
+    store: str = _setting(
+        "sqlite:///priordial.db", "where priors are kept: sqlite:///FILE or postgresql://…"
+    )
+    store_optional: bool = _setting(
+        False, "start with the built-in priors when the store cannot be reached"
+    )
+    provider: str = _setting(
+        "auto", "where graphs run: auto, cpu, cuda or tensorrt", choices=PROVIDERS
+    )
+    default_model: str | None = _setting(
+        None, "the model of /predict and /priors; else the only one there is"
+    )
+    keep_versions: int = _setting(
+        2, "newest versions of each model that are loaded", low=1, high=100
+    )
+    intra_op_threads: int = _setting(
+        0, "threads of one graph call; 0 = processors that this process may use", low=0, high=1024
+    )
+    max_batch_rows: int = _setting(64, "largest batch of one graph call", low=1, high=65536)
+    max_queued_rows: int = _setting(
+        2048, "rows that may wait for one model; more are refused with 429", low=1, high=10**7
+    )
+    max_queued_mib: int = _setting(
+        256, "MiB of inputs that may wait for one model", low=1, high=10**6
+    )
+    max_body_mib: int = _setting(64, "largest request body in MiB", low=1, high=4096)
+    inline_us: int = _setting(
+        100, "batches that take no longer than this (µs) run on the event loop", low=0, high=10**6
+    )
+    timeout_ms: int = _setting(
+        30_000, "deadline of a request that sets none", low=1, high=86_400_000
+    )
+    hang_seconds: float = _setting(
+        60.0, "a graph call that takes longer ends the process", low=0.1, high=86_400
+    )
+    tau_cap: float = _setting(10.0, "largest tau that a request may ask for", low=1e-6, high=1000)
+    max_class_series: int = _setting(
+        1000, "per-class metric series of a model; the other classes are summed", low=1, high=10**6
+    )
+    drain_seconds: float = _setting(
+        0.0, "serve on for so long after SIGTERM, already not ready", low=0, high=3600
+    )
+    allow_anonymous: bool = _setting(
+        False, "serve without keys on an address that others can reach"
+    )
+    log_format: str = _setting(
+        "auto", "text, json, or auto: text on a terminal", choices=("auto", "text", "json")
+    )
+
+    def __post_init__(self) -> None:
+        """Refuse values out of range, naming the flag. Raises InvalidSetting."""
+        for item in dataclasses.fields(self):
+            value, meta = getattr(self, item.name), item.metadata
+            flag = flag_of(item.name)
+            if "choices" in meta and value not in meta["choices"]:
+                raise InvalidSetting(f"{flag} is '{value}'; expected {', '.join(meta['choices'])}")
+            if "low" in meta and not meta["low"] <= value <= meta["high"]:
+                raise InvalidSetting(f"{flag} is {value}; expected {meta['low']} to {meta['high']}")
+
+
+def flag_of(name: str) -> str:
+    """max_batch_rows → --max-batch-rows."""
+    return "--" + name.replace("_", "-")
+
+
+def variable_of(name: str) -> str:
+    """max_batch_rows → PRIORDIAL_MAX_BATCH_ROWS."""
+    return "PRIORDIAL_" + name.upper()
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """One flag a setting; what is not given stays absent, so that the environment can speak."""
+    for item in dataclasses.fields(Settings):
+        shown = f"{item.metadata['help']} ({variable_of(item.name)}; default {item.default})"
+        kind: dict[str, Any] = (
+            {"action": argparse.BooleanOptionalAction} if item.type is bool else {"metavar": "…"}
+        )
+        parser.add_argument(
+            flag_of(item.name),
+            dest=item.name,
+            default=argparse.SUPPRESS,
+            help=shown.replace("%", "%%"),
+            **kind,
+        )
+
+
+def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
+    """Flags win over the environment, which wins over the defaults. Raises InvalidSetting."""
+    values: dict[str, Any] = {}
+    for item in dataclasses.fields(Settings):
+        raw = flags.get(item.name, environment.get(variable_of(item.name)))
+        if raw is not None:
+            name = flag_of(item.name) if item.name in flags else variable_of(item.name)
+            values[item.name] = _parsed(raw, item.type, name)
+    return Settings(**values)
+
+
+def _parsed(raw: Any, kind: Any, name: str) -> Any:
+    if not isinstance(raw, str):
+        return raw
+    if kind is bool:
+        if raw.lower() not in ("0", "1", "true", "false"):
+            raise InvalidSetting(f"{name} is '{raw}'; expected 1 or 0")
+        return raw.lower() in ("1", "true")
+    if kind in (int, float):
+        try:
+            return kind(raw)
+        except ValueError:
+            raise InvalidSetting(f"{name} is '{raw}'; expected a number") from None
+    return Path(raw) if kind is Path else raw
+
+
+def describe() -> Sequence[tuple[str, str, str, str]]:
+    """(flag, variable, default, help) of every setting, for the documents and their test."""
+    return [
+        (flag_of(i.name), variable_of(i.name), str(i.default), i.metadata["help"])
+        for i in dataclasses.fields(Settings)
+    ]

@@ -1,0 +1,339 @@
+"""Many callers, one graph call; bounded; a fault reaches those it concerns and nobody else."""
+
+import asyncio
+import threading
+import time
+
+import numpy as np
+import pytest
+
+from service.batcher import (
+    Abandoned,
+    Batcher,
+    BatcherFailed,
+    DeadlinePassed,
+    Overloaded,
+    RequestTooLarge,
+    UnscorableRows,
+    Work,
+)
+from service.graph import GraphOutputs
+from service.prior_table import PriorTable
+
+
+class FakeGraph:
+    """Echoes: class index = first feature, probability = tau. Told to hold, fail or answer NaN by the input."""
+
+    def __init__(self):
+        self.calls = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.entered = threading.Event()
+        self.fail_on = None
+        self.nan_on = None
+
+    def run(self, inputs, *, tau, prior_index, prior_table, top_k, generation=0, full=False):
+        self.entered.set()
+        assert self.gate.wait(10)
+        self.calls.append(len(inputs))
+        first = inputs[:, 0]
+        if self.fail_on is not None and (first == self.fail_on).any():
+            raise RuntimeError("bad row")
+        probability = np.repeat(tau[:, None], top_k, axis=1).astype(np.float32)
+        if self.nan_on is not None:
+            probability[first == self.nan_on] = np.nan
+        index = np.repeat(first[:, None], top_k, axis=1).astype(np.int64)
+        return GraphOutputs(
+            index, probability, first.astype(np.int64), np.ones(len(inputs), np.float32)
+        )
+
+
+def rows(*values):
+    return np.array([[v, 0] for v in values], np.float32)
+
+
+def work(*values, tau=1.0, **more):
+    return Work(rows(*values), tau, 0, (), more.pop("top_k", 1), **more)
+
+
+def make(graph, *, inline=False, **more):
+    facts = []
+    batcher = Batcher(
+        graph.run,
+        PriorTable(4),
+        cost_seconds=lambda _rows: 0.0 if inline else 1.0,
+        max_batch_rows=more.pop("max_batch_rows", 8),
+        max_queued_rows=more.pop("max_queued_rows", 100),
+        max_queued_bytes=more.pop("max_queued_bytes", 10_000),
+        inline_seconds=0.5,
+        on_batch=more.pop("on_batch", facts.append),
+    )
+    batcher.facts = facts
+    return batcher
+
+
+def answer(scored):
+    return scored.outputs.top_index[scored.start : scored.stop, 0].tolist()
+
+
+def passed(moment):
+    while time.monotonic() <= moment:
+        pass
+
+
+async def entered(graph):
+    await asyncio.to_thread(graph.entered.wait, 10)
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_requests_that_arrive_together_share_one_graph_call(inline):
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, inline=inline)
+        futures = [batcher.submit(work(i, tau=i / 10)) for i in range(5)]
+        scored = await asyncio.gather(*futures)
+        assert [answer(s) for s in scored] == [[0], [1], [2], [3], [4]]
+        for i, one in enumerate(scored):
+            assert one.outputs.top_probability[one.start, 0] == np.float32(i / 10)
+        assert graph.calls == [5]
+        assert [f.rows for f in batcher.facts] == [5]
+
+    asyncio.run(go())
+
+
+def test_what_queues_while_a_batch_runs_is_the_next_batch():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        graph.gate.clear()
+        first = batcher.submit(work(0))
+        await entered(graph)
+        later = [batcher.submit(work(i)) for i in range(1, 5)]
+        assert batcher.queued_rows == 4
+        graph.gate.set()
+        await asyncio.gather(first, *later)
+        assert graph.calls == [1, 4]
+
+    asyncio.run(go())
+
+
+def test_a_request_larger_than_a_batch_is_answered_whole_and_in_order():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=4)
+        one, big = batcher.submit(work(9)), batcher.submit(work(*range(11)))
+        assert answer(await big) == list(range(11))
+        assert answer(await one) == [9]
+        assert max(graph.calls) <= 4
+
+    asyncio.run(go())
+
+
+def test_a_full_queue_refuses_at_once_and_holds_nothing_of_the_refused():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_queued_rows=3)
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        queued = [batcher.submit(work(i)) for i in range(3)]
+        with pytest.raises(Overloaded):
+            batcher.submit(work(4))
+        graph.gate.set()
+        await asyncio.gather(running, *queued)
+        assert answer(await batcher.submit(work(5))) == [5]
+
+    asyncio.run(go())
+
+
+def test_a_request_that_could_never_be_queued_is_too_large():
+    async def go():
+        batcher = make(FakeGraph(), max_queued_rows=3, max_queued_bytes=100)
+        with pytest.raises(RequestTooLarge, match="4 instances"):
+            batcher.submit(work(1, 2, 3, 4))
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_only_the_guilty_row_of_a_failing_batch_fails(inline):
+    async def go():
+        graph = FakeGraph()
+        graph.fail_on = 3
+        batcher = make(graph, inline=inline)
+        futures = [
+            batcher.submit(work(0, 1)),
+            batcher.submit(work(2, 3, 4)),
+            batcher.submit(work(5)),
+        ]
+        done = await asyncio.gather(*futures, return_exceptions=True)
+        assert answer(done[0]) == [0, 1]
+        assert answer(done[2]) == [5]
+        assert isinstance(done[1], UnscorableRows)
+        assert done[1].rows == [1]
+        assert "bad row" in str(done[1])
+
+    asyncio.run(go())
+
+
+def test_a_row_that_becomes_nan_fails_its_own_request_and_is_named():
+    async def go():
+        graph = FakeGraph()
+        graph.nan_on = 7
+        batcher = make(graph, max_batch_rows=3)
+        fine, bad = batcher.submit(work(1)), batcher.submit(work(2, 3, 4, 7))
+        assert answer(await fine) == [1]
+        with pytest.raises(UnscorableRows) as caught:
+            await bad
+        assert caught.value.rows == [3]
+
+    asyncio.run(go())
+
+
+def test_a_deadline_is_checked_at_entry_and_at_the_head_of_the_queue():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        with pytest.raises(DeadlinePassed):
+            batcher.submit(work(0, deadline=time.monotonic() - 1))
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        late_at = time.monotonic() + 1e-4
+        late = batcher.submit(work(1, deadline=late_at))
+        fine = batcher.submit(work(2))
+        await asyncio.to_thread(passed, late_at)
+        graph.gate.set()
+        await running
+        with pytest.raises(DeadlinePassed):
+            await late
+        assert answer(await fine) == [2]
+        assert graph.calls == [1, 1]
+
+    asyncio.run(go())
+
+
+def test_work_whose_caller_left_is_not_done():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        left = batcher.submit(work(1, is_abandoned=lambda: True))
+        cancelled = batcher.submit(work(2))
+        cancelled.cancel()
+        graph.gate.set()
+        await running
+        with pytest.raises(Abandoned):
+            await left
+        await batcher.drain()
+        assert graph.calls == [1]
+
+    asyncio.run(go())
+
+
+def test_a_prior_slot_is_held_until_the_rows_are_scored_even_when_the_caller_leaves():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        table = batcher._table
+        graph.gate.clear()
+        slot = table.acquire("a", np.ones(4))
+        future = batcher.submit(Work(rows(0), 1.0, slot, (slot,), 1))
+        await entered(graph)
+        future.cancel()
+        await asyncio.sleep(0)
+        assert table._holders[slot] == 1
+        graph.gate.set()
+        await batcher.drain()
+        assert table._holders[slot] == 0
+
+    asyncio.run(go())
+
+
+def test_different_input_shapes_are_not_joined():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        wide = Work(np.array([[5, 0, 0]], np.float32), 1.0, 0, (), 1)
+        done = await asyncio.gather(
+            batcher.submit(work(1)), batcher.submit(wide), batcher.submit(work(2))
+        )
+        assert [answer(s) for s in done] == [[1], [5], [2]]
+        assert graph.calls == [1, 1, 1]
+
+    asyncio.run(go())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_loop_that_breaks_fails_its_callers_turns_red_and_starts_again(inline, caplog):
+    async def go():
+        graph = FakeGraph()
+        broken = [True]
+
+        def on_batch(_facts):
+            if broken:
+                broken.pop()
+                raise MemoryError("metrics")
+
+        batcher = make(graph, inline=inline, on_batch=on_batch)
+        # the answer of the batch that breaks the loop is out already; what is queued behind it is told
+        graph.gate.clear() if not inline else None
+        first = batcher.submit(work(0))
+        if not inline:
+            await entered(graph)
+        second = batcher.submit(work(*range(8)))
+        graph.gate.set()
+        done = await asyncio.gather(first, second, return_exceptions=True)
+        assert answer(done[0]) == [0]
+        assert isinstance(done[1], BatcherFailed)
+        assert batcher.restarts == 1
+        assert answer(await batcher.submit(work(3))) == [3]
+        assert batcher.failure is None
+
+    asyncio.run(go())
+    assert "restarted" in caplog.text
+
+
+def test_a_thread_that_dies_is_replaced(caplog):
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        run, batcher._run = (
+            batcher._run,
+            None,
+        )  # calling None raises outside of the batch's own guard
+        with pytest.raises(BatcherFailed):
+            await batcher.submit(work(0))
+        batcher._run = run
+        assert answer(await batcher.submit(work(1))) == [1]
+
+    asyncio.run(go())
+
+
+def test_closing_fails_what_is_still_queued():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        future = batcher.submit(work(0))
+        batcher.close()
+        with pytest.raises(BatcherFailed):
+            await future
+
+    asyncio.run(go())
+
+
+def test_a_hanging_graph_call_is_visible_from_another_thread():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        graph.gate.clear()
+        future = batcher.submit(work(0))
+        await entered(graph)
+        assert batcher.busy_since is not None
+        graph.gate.set()
+        await future
+        assert batcher.busy_since is None
+
+    asyncio.run(go())
