@@ -5,6 +5,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
@@ -58,6 +59,9 @@ class FeedStore(Protocol):
     def wait(self, seconds: float, woken: threading.Event) -> None:
         """Return when something may have changed, when woken, or after `seconds`."""
 
+    def close(self) -> None:
+        """Let connections go."""
+
 
 @dataclass(frozen=True)
 class StoreState:
@@ -107,6 +111,7 @@ class Feed:
         """Begin to follow; what is wrong when the first reading has not succeeded within `seconds`."""
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
+        self._ended = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="prior-feed", daemon=True)
         self._thread.start()
         try:
@@ -117,10 +122,12 @@ class Feed:
             return self._read_trouble or StoreUnavailable("slow", f"no answer within {seconds:g} s")
         return None
 
-    def stop(self) -> None:
-        """Let the thread end; it may be hanging in the store, so nobody waits for it."""
+    async def stop(self, *, seconds: float) -> None:
+        """Let the thread end; it may be hanging in the store, so nobody waits longer than `seconds`."""
         self._stopping = True
         self._woken.set()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), seconds)
 
     def wake(self) -> None:
         """Look at the store now."""
@@ -155,6 +162,14 @@ class Feed:
             raise StoreUnavailable("slow", f"it has not answered for {silent:.1f} s")
 
     def _run(self) -> None:
+        try:
+            self._follow()
+        finally:
+            self._store.close()
+            with suppress(RuntimeError):  # the loop has closed
+                self._loop.call_soon_threadsafe(self._ended.set)
+
+    def _follow(self) -> None:
         while not self._stopping:
             self._woken.clear()
             try:

@@ -79,9 +79,6 @@ class PriorStore(FeedStore, Protocol):
     def served(self, model: str, name: str) -> list[Served]:
         """Which revision each worker serves."""
 
-    def close(self) -> None:
-        """Let connections go."""
-
 
 def this_worker() -> WorkerReport:
     """This process, as other workers see it."""
@@ -132,11 +129,11 @@ class Priors(PriorsInForce):
 
     async def stop(self) -> None:
         """Stop following; what was read stays in force."""
-        if self._feed is not None and self._store is not None:
-            self._feed.stop()
         for lane in (self._reads, self._writes):
             if lane is not None:
                 lane.close()
+        if self._feed is not None:
+            await self._feed.stop(seconds=1.0)
 
     @property
     def store_state(self) -> StoreState:
