@@ -1,0 +1,108 @@
+"""The command's exit codes and messages: 0 done, 2 wrong use, 1 failed."""
+
+import numpy as np
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--data", "cats"), "unknown data 'cats'"),
+        (("--data", "npz:"), "needs a place"),
+        (("--data", "npz:absent.npz"), "no such file"),
+        (("--data", "fashion-mnist:absent"), "apt install dataset-fashion-mnist"),
+        (("--data", "digits", "--network", "vast"), "unknown network 'vast'"),
+        (("--data", "digits", "--network", "absent_module:net"), "absent_module"),
+        (("--data", "digits", "--loss", "vast"), "no loss 'vast'"),
+        (("--data", "digits", "--loss", "logit-adjusted", "--sampler", "balanced"), "divide"),
+        (("--data", "digits", "--epochs", 1, "--steps", 1), "two lengths"),
+        (("--data", "digits", "--recipe", "vast"), "unknown recipe 'vast'"),
+        (("--data", "digits", "--device", "abacus"), "--device abacus"),
+        (
+            ("--data", "digits", "--profile", "exp", "--max-per-class", 500),
+            "500 training rows of class 0",
+        ),
+        (
+            ("--data", "digits", "--profile", "exp", "--imbalance-ratio", 1000),
+            "leaves a class empty",
+        ),
+        (("--data", "digits", "--name", "a/b"), "not a model name"),
+        ((), "--data is missing"),
+    ],
+)
+def test_wrong_use_exits_2_and_names_what_was_wrong(command, tmp_path, flags, said):
+    code, result, err = command("fit", "--models", tmp_path, "--runs", tmp_path, *flags)
+    assert (code, result) == (2, None)
+    assert said in err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_flag_or_verb_exits_2(command):
+    for arguments in (("fit", "--dat", "digits"), ("train",), ()):
+        with pytest.raises(SystemExit) as stopped:
+            command(*arguments)
+        assert stopped.value.code == 2
+
+
+def test_a_run_that_diverges_exits_1_and_says_what_to_do(command, own_npz, tmp_path):
+    code, _, err = command(
+        "fit", "--data", f"npz:{own_npz}", "--lr", 1e30, "--steps", 50, "--warmup", 0, "--quiet",
+        "--models", tmp_path / "models", "--runs", tmp_path / "runs",
+    )  # fmt: skip
+    assert code == 1
+    assert "--lr" in err
+    assert not (tmp_path / "models").exists()
+
+
+def test_data_tells_counts_and_groups(command, own_npz):
+    code, result, _ = command("data", f"npz:{own_npz}", "--json")
+    assert code == 0
+    assert result["splits"]["train"]["class_counts"] == [60, 40, 30, 20, 12, 8, 6, 4, 3, 2, 2, 2]
+    assert result["splits"]["test"]["n"] == 120
+    assert result["groups"] == {"many": 0, "medium": 4, "few": 8}
+
+
+def test_data_with_a_profile_tells_what_a_fit_would_train_on(command):
+    _, result, _ = command(
+        "data",
+        "digits",
+        "--profile",
+        "step",
+        "--imbalance-ratio",
+        10,
+        "--max-per-class",
+        100,
+        "--json",
+    )
+    assert result["splits"]["train"]["class_counts"] == [100] * 5 + [10] * 5
+    assert result["splits"]["val"]["class_counts"] == [30] * 10
+    assert result["splits"]["test"]["class_counts"] == [40] * 10
+
+
+def test_a_table_is_for_stderr_and_the_folder_for_stdout(own_npz, tmp_path, capsys):
+    from training.cli import main
+
+    code = main(
+        ["fit", "--data", f"npz:{own_npz}", "--network", "linear", "--steps", "20", "--quiet",
+         "--models", str(tmp_path / "models"), "--runs", str(tmp_path / "runs")]
+    )  # fmt: skip
+    captured = capsys.readouterr()
+    assert code == 0
+    assert captured.out.strip() == str(tmp_path / "models" / "own" / "1")
+    assert "balanced" in captured.err
+
+
+def test_a_split_that_is_not_there_is_wrong_use(command, own_npz, tmp_path):
+    code, _, err = command("evaluate", tmp_path / "absent", "--data", f"npz:{own_npz}")
+    assert code == 2
+    assert "no such model folder" in err
+
+
+def test_numbers_of_another_shape_than_the_models_are_refused(command, own_npz, tmp_path):
+    arrays = dict(np.load(own_npz))
+    arrays["x_test"] = arrays["x_test"][:, :4]
+    path = tmp_path / "narrow.npz"
+    np.savez(path, **arrays)
+    code, _, err = command("fit", "--data", f"npz:{path}", "--models", tmp_path)
+    assert code == 1
+    assert "x_test" in err

@@ -1,0 +1,111 @@
+"""Checkpoints: everything that an interrupted run needs to go on as if nothing had happened, written atomically."""
+
+import os
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import nn
+
+from training.faults import RunFailed, WrongUse
+
+Identity: TypeAlias = Mapping[str, Any]
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What training changes. The order of the data, the augmentation and the rate follow from the step alone."""
+
+    network: nn.Module
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """One run's checkpoint at `path`. identity: the settings that must be the same for a run to be the same run."""
+
+    path: Path
+    identity: Identity
+
+    def save(self, state: RunState, *, step: int) -> None:
+        """Write the state after `step` steps; the file is the old one or the new one whole, even if power fails."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        document = {
+            "format": FORMAT,
+            "identity": dict(self.identity),
+            "step": step,
+            "network": state.network.state_dict(),
+            "optimiser": state.optimiser.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "random": _random_state(),
+        }
+        staging = self.path.with_suffix(".tmp")
+        with staging.open("wb") as file:
+            torch.save(document, file)
+            file.flush()
+            os.fsync(file.fileno())
+        staging.replace(self.path)
+
+    def load(self, state: RunState, *, device: torch.device) -> int:
+        """Put the saved state in place and return its step; 0 when there is no checkpoint.
+
+        Raises WrongUse when the checkpoint is of another run, RunFailed when it cannot be read.
+        """
+        if not self.path.exists():
+            return 0
+        try:
+            document = torch.load(self.path, map_location=device, weights_only=True)
+            saved = dict(document["identity"])
+        except Exception as error:  # torch raises several kinds for a damaged file
+            raise RunFailed(
+                f"{self.path}: cannot be read ({error}); remove it to start afresh"
+            ) from error
+        self._check(saved)
+        state.network.load_state_dict(document["network"])
+        state.optimiser.load_state_dict(document["optimiser"])
+        state.scaler.load_state_dict(document["scaler"])
+        _restore_random(document["random"])
+        return int(document["step"])
+
+    def remove(self) -> None:
+        """Forget the checkpoint, if there is one."""
+        self.path.unlink(missing_ok=True)
+
+    def _check(self, saved: Identity) -> None:
+        differing = [
+            f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
+            for key in sorted({*saved, *self.identity})
+            if saved.get(key) != self.identity.get(key)
+        ]
+        if differing:
+            raise WrongUse(
+                f"{self.path} is the checkpoint of another run: {'; '.join(differing)} "
+                "(give the same settings, another --name, or leave out --resume)"
+            )
+
+
+def _random_state() -> dict[str, Any]:
+    kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - a user's network may use it
+    state: dict[str, Any] = {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.array(keys, np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+    }
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state_all()
+    return state
+
+
+def _restore_random(state: Mapping[str, Any]) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002 - see above
+    torch.set_rng_state(state["torch"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])

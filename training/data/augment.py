@@ -1,0 +1,54 @@
+"""Vectorised augmentation of a batch of images: pad, crop and flip, by numbers drawn for the batch as a whole."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from training.faults import WrongUse
+
+AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop-flip")
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """none; flip: mirror half of the images; crop-flip: also shift by up to `pad` pixels, black coming in.
+
+    resized-crop-flip is for images in files, which are cropped while they are decoded (see image_files).
+    """
+
+    name: str = "none"
+    pad: int = 4
+
+    def __post_init__(self) -> None:
+        if self.name not in AUGMENTATIONS:
+            raise WrongUse(
+                f"unknown augmentation '{self.name}'; expected {', '.join(AUGMENTATIONS)}"
+            )
+
+    def draw(self, rows: int, *, seed: int) -> Tensor:
+        """Numbers for a batch, int64 [rows, 3]: mirror (0 or 1), row offset, column offset.
+
+        Drawn for the whole batch whatever part of it a process handles, so that the parts add up to the whole.
+        """
+        generator = torch.Generator().manual_seed(seed)
+        mirror = torch.randint(0, 2, (rows, 1), generator=generator)
+        offsets = torch.randint(0, 2 * self.pad + 1, (rows, 2), generator=generator)
+        return torch.cat([mirror, offsets], dim=1)
+
+    def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
+        """Images [B, channels, H, W] of any type, changed as drawn [B, 3] says."""
+        if self.name not in ("flip", "crop-flip"):
+            return images
+        if self.name == "crop-flip":
+            images = self._shifted(images, drawn)
+        return torch.where(drawn[:, :1, None, None].bool(), images.flip(3), images)
+
+    def _shifted(self, images: Tensor, drawn: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        padded = functional.pad(images, (self.pad,) * 4)
+        windows = padded.unfold(2, height, 1).unfold(
+            3, width, 1
+        )  # a view: [B, channels, 2 pad + 1, 2 pad + 1, H, W]
+        return windows[torch.arange(len(images)), :, drawn[:, 1], drawn[:, 2]]

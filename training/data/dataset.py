@@ -1,0 +1,141 @@
+"""A data set: splits of inputs with labels, the classes' names, and how an input becomes a tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.faults import BadData
+
+Labels: TypeAlias = NDArray[np.int64]
+
+
+class Inputs(Protocol):
+    """What a split holds: an array, or something that reads as one (images in files).
+
+    Arrays: float32 [N, …] tensors, uint8 [N, H, W, channels] images, or object [N] strings.
+    """
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Split:
+    """Inputs with their labels [N], each an index into the class names."""
+
+    inputs: Inputs
+    labels: Labels
+
+    def __post_init__(self) -> None:
+        if len(self.inputs) != len(self.labels):
+            raise BadData(f"{len(self.inputs)} inputs, but {len(self.labels)} labels")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: NDArray[np.integer]) -> "Split":
+        """The given rows, in the given order."""
+        return Split(self.inputs[rows], self.labels[rows])
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """How pixels become the tensor, in the bundle's words (service.contract.bundle.InputSpec)."""
+
+    size: tuple[int, int]
+    color: Literal["RGB", "L"]
+    resize: Literal["stretch", "crop"] | int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        """3 for RGB, 1 for L."""
+        return 3 if self.color == "RGB" else 1
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Training, validation and test rows of one class list.
+
+    `picture` is the shape in which a row of numbers can be shown as a grey picture, if it can.
+    `val` and `test` are None where the source has none. `origin` says where the rows came from, for the provenance.
+    `val_per_class` is the number of rows a class that a fit sets aside when there is no `val`; None: a tenth of each
+    class. `reproducible_split` is whether the test rows are the same whatever the seed.
+    """
+
+    spec: str
+    kind: Literal["tensor", "image", "text"]
+    class_names: tuple[str, ...]
+    train: Split
+    val: Split | None = None
+    test: Split | None = None
+    image: ImageSpec | None = None
+    picture: tuple[int, int] | None = None
+    val_per_class: int | None = None
+    reproducible_split: bool = True
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.class_names) < 2:
+            raise BadData(
+                f"{self.spec}: has {len(self.class_names)} class; a classifier needs at least 2"
+            )
+        empty = [
+            name for name, n in zip(self.class_names, self.class_counts, strict=True) if n == 0
+        ]
+        if empty:
+            listed = ", ".join(f"'{name}'" for name in empty[:5]) + (" …" if len(empty) > 5 else "")
+            raise BadData(
+                f"{self.spec}: no training example of {len(empty)} of {len(self.class_names)} classes: {listed}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.class_names)
+
+    @property
+    def class_counts(self) -> Labels:
+        """Training examples of each class, [C]."""
+        return counts_of(self.train.labels, len(self.class_names))
+
+    def with_splits(self, *, train: Split, val: Split | None) -> "Dataset":
+        """The same data with other training and validation rows."""
+        return replace(self, train=train, val=val)
+
+
+def counts_of(labels: Labels, num_classes: int) -> Labels:
+    """How many rows each class has, [C]."""
+    return np.bincount(labels, minlength=num_classes).astype(np.int64)
+
+
+def check_labels(labels: NDArray[Any], class_names: Sequence[str], *, where: str) -> Labels:
+    """Labels as int64 indices. Raises BadData naming the first row whose label is no class."""
+    if labels.ndim != 1:
+        raise BadData(f"{where}: labels have shape {list(labels.shape)}; expected one label a row")
+    if labels.dtype.kind in "US" or labels.dtype == object:
+        index = {name: i for i, name in enumerate(class_names)}
+        for row, name in enumerate(labels):
+            if str(name) not in index:
+                raise BadData(f"{where}, row {row}: '{name}' is not a class of the training data")
+        return np.fromiter((index[str(name)] for name in labels), np.int64, len(labels))
+    if (
+        labels.dtype.kind == "f"
+        and np.isfinite(labels).all()
+        and (labels == np.floor(labels)).all()
+    ):
+        labels = labels.astype(np.int64)
+    if labels.dtype.kind not in "iu":
+        raise BadData(f"{where}: labels are {labels.dtype}; expected whole numbers or names")
+    wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
+    if wrong.size:
+        raise BadData(
+            f"{where}, row {wrong[0]}: label {labels[wrong[0]]} is out of range; "
+            f"expected 0 to {len(class_names) - 1}"
+            + (f" ({wrong.size} rows like it)" if wrong.size > 1 else "")
+        )
+    return labels.astype(np.int64)

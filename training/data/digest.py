@@ -1,0 +1,27 @@
+"""sha256 of what a run was trained on, so that a provenance can name it."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def files_digest(paths: Iterable[Path]) -> str:
+    """One digest of several files' contents, in the given order."""
+    total = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()
+
+
+def arrays_digest(*arrays: NDArray[Any]) -> str:
+    """One digest of several arrays: their types, shapes and values."""
+    total = hashlib.sha256()
+    for array in arrays:
+        total.update(f"{array.dtype.str}{array.shape}".encode())
+        total.update(np.ascontiguousarray(array).tobytes())
+    return total.hexdigest()

@@ -1,0 +1,72 @@
+"""Long-tailed class counts (Cao et al., 2019), the many/medium/few groups, and shifted test sets (LADE)."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.dataset import Labels, counts_of
+from training.faults import WrongUse
+
+PROFILES = ("exp", "step")
+
+
+def profile_counts(
+    name: str, *, max_per_class: int, imbalance_ratio: float, num_classes: int
+) -> Labels:
+    """Training rows of each class [C], classes in label order, for r = 1 / imbalance_ratio.
+
+    exp: int(max_per_class * r ** (i / (C - 1))); step: the first half max_per_class, the second
+    int(max_per_class * r). Raises WrongUse when a class would be left empty.
+    """
+    if imbalance_ratio < 1:
+        raise WrongUse(
+            f"imbalance ratio {imbalance_ratio:g}; expected the largest class over the smallest, at least 1"
+        )
+    if name == "exp":
+        share = imbalance_ratio ** (-np.arange(num_classes) / (num_classes - 1))
+    elif name == "step":
+        share = np.where(
+            np.arange(num_classes) < (num_classes + 1) // 2, 1.0, 1.0 / imbalance_ratio
+        )
+    else:
+        raise WrongUse(f"unknown profile '{name}'; expected {' or '.join(PROFILES)}")
+    # 1e-9: 100 * 0.01 is 1 whatever the last bit of the power says
+    counts = np.floor(max_per_class * share + 1e-9).astype(np.int64)
+    if counts.min() < 1:
+        raise WrongUse(
+            f"imbalance ratio {imbalance_ratio:g} with {max_per_class} rows in the largest class leaves a class empty"
+        )
+    return counts
+
+
+def shifted_counts(
+    direction: str, *, ratio: float, class_counts: Labels, available: Labels
+) -> Labels:
+    """Test rows of each class for LADE's forward-k and backward-k: a long tail of ratio k over the test set.
+
+    Classes are ranked by their training counts (ties by index); forward keeps that order, backward reverses it.
+    The largest class gets as many rows as every class could give; each class keeps at least one.
+    """
+    if direction not in ("forward", "backward"):
+        raise WrongUse(f"unknown shift '{direction}'; expected forward or backward")
+    order = np.argsort(-class_counts, kind="stable")
+    if direction == "backward":
+        order = order[::-1]
+    share = ratio ** (-np.arange(len(order)) / max(1, len(order) - 1))
+    counts = np.empty(len(order), np.int64)
+    counts[order] = np.maximum(1, np.floor(available.min() * share + 1e-9))
+    return counts
+
+
+def shifted_rows(
+    labels: Labels, *, direction: str, ratio: float, class_counts: Labels, seed: int = 0
+) -> NDArray[np.int64]:
+    """Rows of a test set resampled without replacement to forward-k or backward-k, ascending."""
+    available = counts_of(labels, len(class_counts))
+    if available.min() < 1:
+        raise WrongUse(
+            f"class {int(available.argmin())} has no row in this split, so it cannot be shifted"
+        )
+    counts = shifted_counts(direction, ratio=ratio, class_counts=class_counts, available=available)
+    generator = np.random.default_rng(seed)
+    rows = [generator.permutation(np.flatnonzero(labels == i))[:n] for i, n in enumerate(counts)]
+    return np.sort(np.concatenate(rows))

@@ -1,0 +1,234 @@
+"""The training loop: forward, backward, step, from wherever the checkpoint left off."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.checkpoint import CheckpointFile, RunState
+from training.data.dataset import Dataset, Split
+from training.data.feed import Feed, in_order
+from training.faults import WrongUse
+from training.interrupt import Interrupted, StopSignal
+from training.losses import Objective
+from training.order import EpochIndices, batches
+from training.processes import Processes
+from training.progress import Progress
+from training.schedule import learning_rate
+
+OPTIMISERS = ("sgd", "adamw")
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is optimised. All lengths are in steps; a step takes batch_rows rows over all processes."""
+
+    steps: int
+    batch_rows: int
+    optimiser: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = True
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
+    schedule: str = "steps"
+    warmup: int = 0
+    milestones: tuple[int, ...] = ()
+    drop: float = 0.1
+    precision: str = "fp32"
+    accumulate: int = 1
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(
+            step,
+            base=self.lr,
+            steps=self.steps,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            milestones=self.milestones,
+            drop=self.drop,
+        )
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a run writes while it goes: a checkpoint now and then, a log, TensorBoard's files."""
+
+    checkpoint: CheckpointFile | None = None
+    resume: bool = False
+    checkpoint_seconds: float = 20.0
+    checkpoint_steps: int | None = None
+    log: Path | None = None
+    tensorboard: Path | None = None
+    quiet: bool = False
+
+
+def train(
+    network: nn.Module,
+    feed: Feed,
+    *,
+    objective: Objective,
+    sampler: EpochIndices,
+    rows: int,
+    plan: Plan,
+    keeping: Keeping,
+    processes: Processes,
+) -> None:
+    """Train the network in place, on its device. rows: of the training split.
+
+    Raises Interrupted after writing a checkpoint, RunFailed when the loss is not finite.
+    """
+    device = processes.device
+    network.train()
+    spread = processes.spread(network)
+    optimiser = make_optimiser(network, plan)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+    state = RunState(network, optimiser, scaler)
+    first = 0
+    if keeping.checkpoint is not None and keeping.resume:
+        first = keeping.checkpoint.load(state, device=device)
+    order = batches(
+        sampler, rows=rows, batch_rows=plan.batch_rows, steps=plan.steps, first_step=first
+    )
+    objective = objective.to(device)
+    with StopSignal() as stop, _progress(plan, keeping, processes, first) as progress:
+        saved = time.monotonic()
+        for step, (inputs, labels) in enumerate(feed.batches(order), first):
+            rate = plan.rate(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            loss = training_step(
+                spread,
+                inputs,
+                labels,
+                objective=objective.at(step / plan.steps),
+                state=state,
+                plan=plan,
+            )
+            loss, stopping = _agree(loss, stop, processes)
+            progress.step(step, loss=loss, rate=rate)
+            done = step + 1
+            due = (
+                time.monotonic() - saved > keeping.checkpoint_seconds
+                if keeping.checkpoint_steps is None
+                else done % keeping.checkpoint_steps == 0
+            )
+            if keeping.checkpoint is not None and (due or stopping or done == plan.steps):
+                progress.flush()
+                if processes.first:
+                    keeping.checkpoint.save(state, step=done)
+                saved = time.monotonic()
+            if stopping:
+                raise Interrupted(_how_to_go_on(keeping, done, plan.steps))
+
+
+def training_step(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    objective: Objective,
+    state: RunState,
+    plan: Plan,
+) -> Tensor:
+    """One step of the optimiser over a batch, in `accumulate` pieces. Returns the mean loss, detached."""
+    state.optimiser.zero_grad(set_to_none=True)
+    pieces = list(zip(inputs.chunk(plan.accumulate), labels.chunk(plan.accumulate), strict=True))
+    total = torch.zeros((), device=inputs.device)
+    for index, (piece, targets) in enumerate(pieces):
+        last = index == len(pieces) - 1
+        with _gathering(network, last=last), _autocast(inputs.device, plan.precision):
+            loss = objective.loss(network(piece), targets) / len(pieces)
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total += loss.detach()
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    return total
+
+
+@torch.no_grad()
+def logits_of(
+    network: nn.Module, data: Dataset, split: Split, *, device: torch.device
+) -> NDArray[np.float32]:
+    """The network's raw outputs [N, C] for the rows of a split, in order, in float32 and evaluation mode."""
+    network.eval()
+    parts = [
+        network(inputs).float().cpu().numpy() for inputs in in_order(data, split, device=device)
+    ]
+    return np.concatenate(parts)
+
+
+def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW. Without decay_norms neither biases nor normalisation layers are decayed."""
+    groups = [
+        {"params": decayed, "weight_decay": plan.weight_decay * decays}
+        for decays, decayed in (
+            (1.0, _parameters(network, plan, decayed=True)),
+            (0.0, _parameters(network, plan, decayed=False)),
+        )
+        if decayed
+    ]
+    if not groups:
+        raise WrongUse("the network has no parameters to train")
+    if plan.optimiser == "sgd":
+        return torch.optim.SGD(
+            groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.nesterov and plan.momentum > 0
+        )
+    if plan.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=plan.lr)
+    raise WrongUse(f"unknown optimiser '{plan.optimiser}'; expected {', '.join(OPTIMISERS)}")
+
+
+def _parameters(network: nn.Module, plan: Plan, *, decayed: bool) -> list[nn.Parameter]:
+    # vectors are biases and the scales of normalisations; everything else is a weight
+    return [
+        p
+        for p in network.parameters()
+        if p.requires_grad and (plan.decay_norms or p.ndim > 1) == decayed
+    ]
+
+
+def _gathering(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Gradients travel between processes only with the last piece of a batch."""
+    if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+
+
+def _agree(loss: Tensor, stop: StopSignal, processes: Processes) -> tuple[Tensor, bool]:
+    """The loss over all processes, and whether any was asked to stop: all stop after the same step."""
+    if processes.world == 1:
+        return loss, stop.requested
+    shared = processes.mean(torch.stack([loss, torch.full_like(loss, float(stop.requested))]))
+    return shared[0], bool(shared[1] > 0)
+
+
+def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) -> Progress:
+    return Progress(
+        steps=plan.steps,
+        first_step=first,
+        batch_rows=plan.batch_rows,
+        log=keeping.log if processes.first else None,
+        tensorboard=keeping.tensorboard if processes.first else None,
+        flush_steps=1 if processes.device.type == "cpu" else 20,
+        quiet=keeping.quiet or not processes.first,
+    )
+
+
+def _how_to_go_on(keeping: Keeping, done: int, steps: int) -> str:
+    if keeping.checkpoint is None:
+        return f"stopped after {done} of {steps} steps"
+    return f"stopped after {done} of {steps} steps; {keeping.checkpoint.path} is written, --resume goes on from it"

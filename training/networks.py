@@ -1,0 +1,162 @@
+"""The networks by name, any importable factory, and the part that makes raw inputs fit for them."""
+
+import importlib
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.faults import WrongUse
+from training.losses import COSINE_SCALE
+
+
+class Standardise(nn.Module):
+    """(x - mean) / deviation of each input number, learnt from the training rows and kept inside the graph.
+
+    So a published model takes the numbers as the user has them. A constant input is only centred.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("deviation", torch.from_numpy(deviation))
+
+    @classmethod
+    def fitted(cls, rows: NDArray[np.float32]) -> "Standardise":
+        """Of training rows [N, …]."""
+        wide = rows.astype(np.float64)
+        deviation = wide.std(axis=0)
+        # an input that varies by rounding alone is constant; dividing by its deviation would blow up noise
+        varies = deviation > 1e-6 * np.maximum(np.abs(wide.mean(axis=0)), 1e-30)
+        return cls(
+            wide.mean(axis=0).astype(np.float32),
+            np.where(varies, deviation, 1.0).astype(np.float32),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, …] -> [B, …]."""
+        standardised: Tensor = (inputs - self.mean) / self.deviation
+        return standardised
+
+
+class CosineLinear(nn.Module):
+    """Logits COSINE_SCALE · cos(features, class weight): the head of LDAM (Cao et al., 2019)."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_classes, features).uniform_(-1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, features] -> [B, C]."""
+        return COSINE_SCALE * functional.linear(
+            functional.normalize(features, dim=-1), functional.normalize(self.weight, dim=-1)
+        )
+
+
+def linear(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Multinomial logistic regression."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
+
+
+def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 128."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(int(np.prod(input_shape)), 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+        nn.Linear(128, num_classes),
+    )
+
+
+def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Three convolutions of 16, 32 and 48 channels with batch normalisation, pooled to 3 × 3, and a hidden layer of 64."""
+    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        raise WrongUse(
+            f"network cnn takes images of at least 8 × 8 pixels; an input here is {list(input_shape)}"
+        )
+    layers: list[nn.Module] = []
+    widths = (input_shape[0], 16, 32, 48)
+    for before, after in itertools.pairwise(widths):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    height, width = (side // 8 for side in input_shape[1:])
+    if (height, width) != (3, 3):
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        height = width = 1
+    return nn.Sequential(
+        *layers,
+        nn.Flatten(),
+        nn.Linear(48 * height * width, 64),
+        nn.ReLU(),
+        nn.Linear(64, num_classes),
+    )
+
+
+NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+}
+
+
+def build(
+    name: str, *, num_classes: int, input_shape: tuple[int, ...], head: str = "linear"
+) -> nn.Module:
+    """A fresh network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
+
+    name: one of NETWORKS, or module:function, a factory f(num_classes) -> nn.Module.
+    head: "cosine" puts a CosineLinear in place of the last linear layer.
+    """
+    if name in NETWORKS:
+        network = NETWORKS[name](num_classes, input_shape)
+    elif ":" in name:
+        network = _factory(name)(num_classes)
+        if not isinstance(network, nn.Module):
+            raise WrongUse(
+                f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"
+            )
+    else:
+        raise WrongUse(
+            f"unknown network '{name}'; expected {', '.join(NETWORKS)} or module:function"
+        )
+    if head == "cosine":
+        _use_cosine_head(network, name)
+    return network
+
+
+def _factory(name: str) -> Callable[[int], Any]:
+    module_name, _, function_name = name.partition(":")
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise WrongUse(f"network {name}: {error}") from error
+    if not callable(factory):
+        raise WrongUse(f"network {name}: is not a function")
+    return factory  # type: ignore[no-any-return]  # whatever the user's module holds
+
+
+def _use_cosine_head(network: nn.Module, name: str) -> None:
+    found = [
+        (path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)
+    ]
+    if not found:
+        raise WrongUse(f"network {name}: has no linear layer that the cosine head could replace")
+    path, last = found[-1]
+    parent, _, attribute = path.rpartition(".")
+    setattr(
+        network.get_submodule(parent), attribute, CosineLinear(last.in_features, last.out_features)
+    )

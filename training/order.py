@@ -1,0 +1,42 @@
+"""Which rows each step takes: the sampler's epochs end to end, cut into full batches."""
+
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+class EpochIndices(Protocol):
+    """The part of a sampler that an order needs."""
+
+    def epoch_indices(self, epoch: int, total_epochs: int) -> NDArray[np.int64]:
+        """[N] rows of an epoch, a function of (seed, epoch) alone."""
+        ...
+
+
+def steps_of(*, epochs: float, rows: int, batch_rows: int) -> int:
+    """The steps that show `rows` rows `epochs` times, at least 1."""
+    return max(1, round(epochs * rows / batch_rows))
+
+
+def batches(
+    sampler: EpochIndices, *, rows: int, batch_rows: int, steps: int, first_step: int = 0
+) -> Iterator[tuple[int, NDArray[np.int64]]]:
+    """(step, rows [batch_rows]) from first_step to steps - 1.
+
+    Every batch is full: one that an epoch's end falls into is filled from the next epoch. So the position in the
+    data is a function of the step, and a run can start again at any step.
+    """
+    total_epochs = -(-steps * batch_rows // rows)
+    position = first_step * batch_rows
+    epoch, offset = divmod(position, rows)
+    waiting = sampler.epoch_indices(epoch, total_epochs)[offset:]
+    for step in range(first_step, steps):
+        while len(waiting) < batch_rows:
+            epoch += 1
+            # the last batch may reach into an epoch that the sampler was not told of
+            following = sampler.epoch_indices(epoch, max(total_epochs, epoch + 1))
+            waiting = np.concatenate([waiting, following])
+        yield step, waiting[:batch_rows]
+        waiting = waiting[batch_rows:]

@@ -1,0 +1,83 @@
+"""One process or several (torchrun): the same run, its batches shared out."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+from torch import Tensor, distributed, nn
+
+from training.data.feed import Part
+from training.faults import WrongUse
+
+WAIT = timedelta(hours=6)  # the others wait while the first evaluates and exports
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `world` of them. The first (rank 0) alone writes files and shows progress."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls, device: str) -> "Processes":
+        """As torchrun's environment says, or one process alone. device: auto, cpu, cuda or cuda:N."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        chosen = _device(device)
+        if world == 1:
+            return cls(chosen)
+        if not distributed.is_initialized():
+            distributed.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", timeout=WAIT
+            )
+        return cls(chosen, rank=distributed.get_rank(), world=world)
+
+    @property
+    def part(self) -> Part:
+        """The share of each batch that is this process's."""
+        return Part(self.rank, self.world)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def spread(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over the processes as they are computed."""
+        if self.world == 1:
+            return network
+        # the batch norms keep the same statistics everywhere, so nothing needs broadcasting
+        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+            values /= self.world
+        return values
+
+    def leave(self) -> None:
+        """Take leave of the others."""
+        if self.world > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise WrongUse(
+            f"--device {name}: torch {torch.__version__} sees no CUDA device here; use cpu or auto"
+        )
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    if name != "cpu" and not name.startswith("cuda:"):
+        raise WrongUse(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise WrongUse(f"--device {name}: {error}") from error

@@ -1,0 +1,126 @@
+"""What a run shows while it trains: a bar on stderr, a line a step in a log, and TensorBoard if asked for."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from torch import Tensor
+from tqdm import tqdm
+
+from training.faults import RunFailed, WrongUse
+
+SMOOTHING = 0.05  # of the loss that the bar shows
+
+
+class Progress:
+    """Takes each step's loss as a tensor and looks at the values every `flush_steps` steps.
+
+    Looking makes the CPU wait for the device, so on a GPU it is not done at each step.
+    """
+
+    def __init__(
+        self,
+        *,
+        steps: int,
+        first_step: int,
+        batch_rows: int,
+        log: Path | None,
+        tensorboard: Path | None,
+        flush_steps: int,
+        quiet: bool,
+    ) -> None:
+        self._bar = tqdm(
+            total=steps,
+            initial=first_step,
+            unit="step",
+            file=sys.stderr,
+            disable=quiet,
+            dynamic_ncols=True,
+            mininterval=0.5,
+        )
+        self._batch_rows = batch_rows
+        self._flush_steps = flush_steps
+        self._waiting: list[tuple[int, float, Tensor]] = []
+        self._smooth: float | None = None
+        self._done = 0
+        self._started = time.monotonic()
+        self._log = _opened_log(log, first_step)
+        self._board = _opened_board(tensorboard, first_step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if kind is None:
+                self.flush()
+        finally:
+            self._bar.close()
+            if self._log is not None:
+                self._log.close()
+            if self._board is not None:
+                self._board.close()
+
+    def step(self, step: int, *, loss: Tensor, rate: float) -> None:
+        """Note one finished step."""
+        self._waiting.append((step, rate, loss))
+        if len(self._waiting) >= self._flush_steps:
+            self.flush()
+
+    def flush(self) -> None:
+        """Show and write what waits. Raises RunFailed when a loss is not finite."""
+        for step, rate, tensor in self._waiting:
+            loss = float(tensor)
+            if self._log is not None:
+                self._log.write(json.dumps({"step": step, "loss": loss, "rate": rate}) + "\n")
+            if self._board is not None:
+                self._board.add_scalar("train/loss", loss, step)
+                self._board.add_scalar("train/rate", rate, step)
+            if not abs(loss) < float("inf"):
+                raise RunFailed(
+                    f"the loss is {loss} at step {step}: lower --lr, lengthen --warmup, or use --precision fp32"
+                )
+            self._smooth = (
+                loss if self._smooth is None else self._smooth + SMOOTHING * (loss - self._smooth)
+            )
+        if self._smooth is not None and self._waiting:
+            self._done += len(self._waiting)
+            rows = self._batch_rows * self._done / (time.monotonic() - self._started)
+            self._bar.set_postfix_str(f"loss {self._smooth:.3f}, {rows:,.0f} rows/s", refresh=False)
+            self._bar.update(len(self._waiting))
+        if self._log is not None:
+            self._log.flush()
+        self._waiting.clear()
+
+
+def _opened_log(path: Path | None, first_step: int) -> Any:
+    """The log, cut back to the steps before first_step: those after the checkpoint are run again."""
+    if path is None:
+        return None
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept: list[str] = []
+    if first_step and path.exists():
+        kept = path.read_text(encoding="utf-8").splitlines(keepends=True)[:first_step]
+    file = path.open("w", encoding="utf-8")
+    file.writelines(kept)
+    return file
+
+
+def _opened_board(folder: Path | None, first_step: int) -> Any:
+    if folder is None:
+        return None
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError as error:
+        raise WrongUse(
+            "--tensorboard needs the tensorboard extra: pip install 'priordial[tensorboard]'"
+        ) from error
+    return SummaryWriter(str(folder), purge_step=first_step)

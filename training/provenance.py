@@ -1,0 +1,48 @@
+"""Where a model came from: code revision and library versions."""
+
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "onnx",
+    "onnxscript",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "torchvision",
+)
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of Python and of the libraries that shape a model, those that are installed."""
+    found = {"python": platform.python_version()}
+    for name in LIBRARIES:
+        try:
+            found[name] = metadata.version(name).split("+")[0]
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def code_revision() -> str | None:
+    """The commit that this package lies in, with "-dirty" when files of the package differ; None outside git."""
+    package = Path(__file__).resolve().parent
+    revision = _git("rev-parse", "--short=12", "HEAD", folder=package)
+    if not revision or not _git("ls-files", "__init__.py", folder=package):
+        return None
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", folder=package)
+    return f"{revision}-dirty" if changed else revision
+
+
+def _git(*arguments: str, folder: Path) -> str | None:
+    try:
+        result = subprocess.run(  # noqa: S603 - fixed arguments
+            ["git", "-C", str(folder), *arguments],  # noqa: S607 - whichever git the user has
+            capture_output=True, text=True, check=True, timeout=10,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

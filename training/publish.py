@@ -1,0 +1,154 @@
+"""A trained network to a published folder: export, check against the network, model.json, report.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from service.contract import bundle
+from training.data.dataset import Dataset, Split
+from training.data.feed import in_order
+from training.export import INPUT, OUTPUT, check_agreement, export
+from training.provenance import code_revision, library_versions
+from training.record import report
+
+if TYPE_CHECKING:
+    from training.recipe import Calibration, Prepared, Recipe
+
+CHECKED_ROWS = 512
+
+
+def publish(
+    recipe: "Recipe",
+    ready: "Prepared",
+    network: nn.Module,
+    *,
+    logits: Mapping[str, NDArray[np.float32]],
+    calibration: "Calibration",
+    scores: Mapping[str, Any],
+    models: Path,
+    samples: int,
+) -> Path:
+    """Write models/<name>/<next version> and return it. Raises RunFailed when onnxruntime disagrees with the network."""
+    network = network.cpu().eval()
+    rows = _check_rows(ready.data)
+    document = report(ready, calibration=calibration, logits=logits, scores=scores, samples=samples)
+
+    def write_files(folder: Path) -> None:
+        file = folder / bundle.MODEL_FILE
+        export(network, next(in_order(ready.data, rows, device=torch.device("cpu"))), file)
+        check_agreement(
+            file, _as_arrays(ready.data, rows), _logits_on_cpu(network, ready.data, rows)
+        )
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        (folder / "report.json").write_text(text, encoding="utf-8")
+
+    return bundle.publish(
+        models,
+        recipe.name,
+        fields=manifest_fields(recipe, ready, calibration=calibration, scores=scores),
+        write_files=write_files,
+    )
+
+
+def manifest_fields(
+    recipe: "Recipe", ready: "Prepared", *, calibration: "Calibration", scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of model.json but for name, version and files."""
+    data = ready.data
+    tau = calibration.tau if recipe.publish_tau == "chosen" else 1.0
+    return {
+        "description": recipe.description
+        or f"{recipe.network} trained with {recipe.loss} on {recipe.data}",
+        "class_names": list(data.class_names),
+        "class_counts": [int(count) for count in data.class_counts],
+        "loss_tau": ready.recorded.loss_tau,
+        "temperature": calibration.temperature,
+        "default_tau": tau,
+        "input": input_fields(data),
+        "output": {"name": OUTPUT, "kind": "logits"},
+        "provenance": {
+            "recipe": recipe.recipe or None,
+            "settings": _settings(recipe),
+            "seed": recipe.seed,
+            "steps": ready.plan.steps,
+            "source_prior": ready.recorded.source_prior,
+            "data": {
+                "spec": recipe.data,
+                **data.origin,
+                "rows": {name: len(split) for name, split in _splits(data).items()},
+            },
+            "scores": {name: _short(score) for name, score in scores.items()},
+            "code_revision": code_revision(),
+            "libraries": library_versions(),
+        },
+    }
+
+
+def input_fields(data: Dataset) -> dict[str, Any]:
+    """`input` of model.json."""
+    if data.image is not None:
+        height, width = data.image.size
+        return {
+            "name": INPUT,
+            "kind": "image",
+            "shape": [None, data.image.channels, height, width],
+            "dtype": "float32",
+            "size": [height, width],
+            "color": data.image.color,
+            "resize": data.image.resize,
+            "mean": list(data.image.mean),
+            "std": list(data.image.std),
+            "layout": "NCHW",
+        }
+    shape = np.asarray(data.train.inputs[:1]).shape[1:]
+    return {"name": INPUT, "kind": "tensor", "shape": [None, *shape], "dtype": "float32"}
+
+
+def _settings(recipe: "Recipe") -> dict[str, Any]:
+    settings = asdict(recipe) | {"milestones": list(recipe.milestones)}
+    for other in ("name", "recipe", "description", "seed"):
+        del settings[other]
+    return settings
+
+
+def _short(score: Mapping[str, Any]) -> dict[str, Any]:
+    """N and the main scores as trained and after adjustment."""
+    kept = ("error", "balanced_error", "ece", "nll")
+    return {
+        "n": score["n"],
+        "at_tau": {
+            tau: {"tau": at["tau"]} | {key: at[key] for key in kept}
+            for tau, at in score["at_tau"].items()
+        },
+    }
+
+
+def _splits(data: Dataset) -> dict[str, Split]:
+    found = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: split for name, split in found.items() if split is not None}
+
+
+def _check_rows(data: Dataset) -> Split:
+    """Real rows for the check of the export, spread over a split that the network was not trained on, if there is one."""
+    split = data.test or data.val or data.train
+    spread = np.unique(np.linspace(0, len(split) - 1, CHECKED_ROWS).astype(np.int64))
+    return split.take(spread)
+
+
+def _as_arrays(data: Dataset, rows: Split) -> Any:
+    return (batch.numpy() for batch in in_order(data, rows, device=torch.device("cpu")))
+
+
+@torch.no_grad()
+def _logits_on_cpu(network: nn.Module, data: Dataset, rows: Split) -> NDArray[np.float32]:
+    parts = [
+        network(batch).float().numpy() for batch in in_order(data, rows, device=torch.device("cpu"))
+    ]
+    return np.concatenate(parts)

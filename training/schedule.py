@@ -1,0 +1,47 @@
+"""The learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Sequence
+
+from training.faults import WrongUse
+
+SCHEDULES = ("steps", "cosine", "constant")
+
+
+def in_steps(points: Sequence[float], *, steps: int, name: str) -> tuple[int, ...]:
+    """Points of a run as steps: numbers below 1 are shares of the run, others are steps. Raises WrongUse."""
+    turned = []
+    for point in points:
+        if not 0 <= point <= steps:
+            raise WrongUse(f"{name} {point:g} lies outside the run of {steps} steps")
+        turned.append(int(point * steps) if point < 1 else int(point))
+    if sorted(turned) != turned:
+        raise WrongUse(f"{name} are not in ascending order: {list(points)}")
+    return tuple(turned)
+
+
+def learning_rate(
+    step: int,
+    *,
+    base: float,
+    steps: int,
+    schedule: str,
+    warmup: int = 0,
+    milestones: Sequence[int] = (),
+    drop: float = 0.1,
+) -> float:
+    """The rate of step 0 … steps - 1.
+
+    Warm-up is linear over the first `warmup` steps. "steps" multiplies by drop at each milestone; "cosine" falls
+    from base at the end of the warm-up to 0 at the end of the run.
+    """
+    if step < warmup:
+        return base * (step + 1) / warmup
+    if schedule == "constant":
+        return base
+    if schedule == "cosine":
+        progress = (step - warmup) / max(1, steps - warmup)
+        return base * 0.5 * (1 + math.cos(math.pi * progress))
+    if schedule == "steps":
+        return float(base * drop ** sum(step >= milestone for milestone in milestones))
+    raise WrongUse(f"unknown schedule '{schedule}'; expected {', '.join(SCHEDULES)}")

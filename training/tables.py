@@ -1,0 +1,62 @@
+"""Results as people read them: what the command prints without --json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MAX_CLASSES = 20
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Lines of text for the answer of fit, evaluate or data."""
+    if "splits" in result:
+        return _data_table(result)
+    lines: list[str] = []
+    if "temperature" in result:
+        lines.append(
+            f"temperature {result['temperature']:.3f}, tau {result['tau']['chosen']:g}, {result['seconds']:.0f} s"
+        )
+    scores = {name: result[name] for name in ("validation", "test") if result.get(name)}
+    if "balanced_error" in result:
+        scores = {result["split"]: result}
+    lines.append(
+        f"{'':12}{'tau':>7}{'n':>8}{'error':>9}{'balanced':>10}{'many':>8}{'medium':>8}{'few':>8}{'ECE':>8}{'NLL':>8}"
+    )
+    for name, score in scores.items():
+        seen = set()
+        for at in score["at_tau"].values():
+            if at["tau"] not in seen:
+                lines.append(_score_line(name, score["n"], at))
+            seen.add(at["tau"])
+    return "\n".join(lines)
+
+
+def _score_line(name: str, n: int, at: Mapping[str, Any]) -> str:
+    groups = "".join(f"{_percent(at.get(group)):>8}" for group in ("many", "medium", "few"))
+    return (
+        f"{name:12}{at['tau']:>7g}{n:>8}{_percent(at['error']):>9}{_percent(at['balanced_error']):>10}"
+        f"{groups}{_percent(at['ece']):>8}{at['nll']:>8.3f}"
+    )
+
+
+def _data_table(result: Mapping[str, Any]) -> str:
+    splits = result["splits"]
+    lines = [f"{result['data']}: {result['kind']}, {len(result['class_names'])} classes"]
+    lines += [f"  {name:6}{split['n']:>9} rows" for name, split in splits.items()]
+    lines.append(
+        "  "
+        + ", ".join(f"{group} {n}" for group, n in result["groups"].items())
+        + " (classes by training rows)"
+    )
+    sizes = ", ".join(f"{name} {n}" for name, n in result["fit"].items())
+    lines.append(f"  fit would use {sizes}")
+    names = result["class_names"]
+    for index, name in enumerate(names[:MAX_CLASSES]):
+        counts = "".join(f"{split['class_counts'][index]:>9}" for split in splits.values())
+        lines.append(f"  {name[:30]:30}{counts}")
+    if len(names) > MAX_CLASSES:
+        lines.append(f"  … and {len(names) - MAX_CLASSES} more (--json has them all)")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}%"
