@@ -12,7 +12,7 @@ import numpy as np
 import orjson
 
 from service import graph as graphs
-from service.api import health, models, web
+from service.api import console, health, models, web
 from service.api.edge import Edge
 from service.api.predict import Predict
 from service.batcher import Batcher
@@ -135,6 +135,7 @@ class Service:
                     self.metrics,
                 ),
                 models.router(self.repository),
+                console.router(),
             ],
             version=VERSION,
         )

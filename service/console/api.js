@@ -1,0 +1,64 @@
+// The public API of the service, and nothing else: relative addresses, problems as errors, the key of this tab.
+
+const KEY = "priordial-key";
+
+/** An answer that is not the one that was asked for, in the service's own words. */
+export class Problem extends Error {
+  constructor(status, body) {
+    super(body.detail || body.title || `The service answered ${status}`);
+    this.status = status;
+    this.title = body.title || "The request failed";
+    this.errors = body.errors || [];
+    this.type = body.type || "";
+  }
+}
+
+/** The service could not be reached at all. */
+export class Unreachable extends Error {}
+
+/** The API key lives in this tab's session only; it is never written into an address or a snippet. */
+export const key = {
+  get: () => sessionStorage.getItem(KEY) || "",
+  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+};
+
+async function request(method, path, { body, headers = {}, signal } = {}) {
+  const all = { ...headers };
+  if (key.get()) all["Authorization"] = `Bearer ${key.get()}`;
+  let response;
+  try {
+    response = await fetch(path, { method, body, headers: all, signal, cache: "no-store" });
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    throw new Unreachable("The service cannot be reached. Is it still running?");
+  }
+  if (!response.ok) {
+    const problem = await response.json().catch(() => ({}));
+    throw new Problem(response.status, problem);
+  }
+  return response;
+}
+
+/** GET as JSON. */
+export const getJson = async (path, options) => (await request("GET", path, options)).json();
+
+/** GET as text, for /metrics. */
+export const getText = async (path, options) => (await request("GET", path, options)).text();
+
+/** Send an object as JSON; the answer with its ETag. */
+export async function sendJson(method, path, value, { headers = {}, signal } = {}) {
+  const response = await request(method, path, {
+    body: value === undefined ? undefined : JSON.stringify(value),
+    headers: value === undefined ? headers : { "Content-Type": "application/json", ...headers },
+    signal,
+  });
+  const text = await response.text();
+  return { etag: response.headers.get("ETag"), status: response.status, body: text ? JSON.parse(text) : null };
+}
+
+/** Send bytes as they are, for images. */
+export async function sendBytes(path, blob, { signal } = {}) {
+  return (await request("POST", path, { body: blob, headers: { "Content-Type": blob.type }, signal })).json();
+}
+
+export const modelPath = (model) => `models/${encodeURIComponent(model)}`;

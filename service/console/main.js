@@ -1,0 +1,67 @@
+// The console: which page, which model, light or dark.
+
+import { html, render, useEffect, useState } from "./vendor/preact.js";
+import { getJson } from "./api.js";
+import { Try } from "./try.js";
+import { Empty, Failed, Loading, useLoaded } from "./widgets.js";
+
+const PAGES = { try: ["Try", Try] };
+const THEME = "priordial-theme";
+
+/** #/page?model=NAME as {page, model}. */
+function place() {
+  const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
+  return { page: path in PAGES ? path : "try", model: new URLSearchParams(query).get("model") };
+}
+
+const address = (page, model) => `#/${page}${model ? `?model=${encodeURIComponent(model)}` : ""}`;
+
+function useTheme() {
+  const [theme, setTheme] = useState(() => localStorage.getItem(THEME) || "auto");
+  useEffect(() => {
+    if (theme === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = theme;
+    localStorage.setItem(THEME, theme);
+  }, [theme]);
+  return [theme, () => setTheme({ auto: "light", light: "dark", dark: "auto" }[theme])];
+}
+
+function App() {
+  const [here, setHere] = useState(place);
+  const [theme, nextTheme] = useTheme();
+  const models = useLoaded((signal) => getJson("models", { signal }), []);
+  useEffect(() => {
+    const moved = () => setHere(place());
+    addEventListener("hashchange", moved);
+    return () => removeEventListener("hashchange", moved);
+  }, []);
+  const known = models.value?.models ?? [];
+  const model = known.some((m) => m.name === here.model) ? here.model : models.value?.default ?? known[0]?.name;
+  const [title, Page] = PAGES[here.page];
+  useEffect(() => { document.title = `${title} · ${model ? `${model} · ` : ""}Priordial`; }, [title, model]);
+  return html`
+    <a class="skip" href="#main" onClick=${(e) => { e.preventDefault(); document.getElementById("main").focus(); }}>Skip to the page</a>
+    <header>
+      <a class="brand" href=${address("try", model)}><img src="console/icon.svg" alt="" />Priordial</a>
+      <nav aria-label="Pages">${Object.entries(PAGES).map(
+        ([page, [name]]) => html`<a href=${address(page, model)} aria-current=${page === here.page ? "page" : undefined}>${name}</a>`,
+      )}</nav>
+      ${known.length > 0 &&
+      html`<label class="pick"><span class="sr">Model</span>
+        <select value=${model} onChange=${(e) => { location.hash = address(here.page, e.target.value); }}>
+          ${known.map((m) => html`<option value=${m.name}>${m.name}</option>`)}
+        </select></label>`}
+      <button class="small theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}. Change`}>${{ auto: "◐ auto", light: "☀ light", dark: "☾ dark" }[theme]}</button>
+    </header>
+    <main id="main" tabindex="-1">
+      ${models.error ? html`<${Failed} error=${models.error} again=${models.again} />`
+      : !models.value ? html`<${Loading} what="the models" />`
+      : !model ? html`<${Empty} title="No model is served">
+          <p>Publish one (<code>python -m training fit …</code>) or import one (<code>python -m service import …</code>), then load it.</p></${Empty}>`
+      : html`<${Page} model=${model} />`}
+    </main>`;
+}
+
+const root = document.getElementById("app");
+root.replaceChildren();
+render(html`<${App} />`, root);

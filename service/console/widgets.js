@@ -1,0 +1,73 @@
+// Small parts that every page uses.
+
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import { Problem, key } from "./api.js";
+
+export const percent = (p, digits = 1) =>
+  p === null || p === undefined || Number.isNaN(p) ? "–" : `${(100 * p).toFixed(p < 0.0995 && p > 0 ? Math.max(digits, 1) : digits)} %`;
+
+export const whole = (n) => (n === null || n === undefined ? "–" : Math.round(n).toLocaleString("en"));
+
+/** Run `load` when `deps` change; {value, error, loading, again}. Answers that come too late are dropped. */
+export function useLoaded(load, deps) {
+  const [state, setState] = useState({ loading: true });
+  const [turn, setTurn] = useState(0);
+  useEffect(() => {
+    const controller = new AbortController();
+    setState((before) => ({ ...before, loading: true, error: undefined }));
+    load(controller.signal).then(
+      (value) => controller.signal.aborted || setState({ value, loading: false }),
+      (error) => controller.signal.aborted || setState({ error, loading: false }),
+    );
+    return () => controller.abort();
+  }, [...deps, turn]);
+  return { ...state, again: () => setTurn((n) => n + 1) };
+}
+
+export const Loading = ({ what }) => html`<p class="state" role="status"><span class="spinner" aria-hidden="true"></span>Loading ${what} …</p>`;
+
+export const Empty = ({ title, children }) => html`<div class="state"><h2>${title}</h2><div>${children}</div></div>`;
+
+/** What went wrong, and the way on: a key for a 401 or 403, another try for the rest. */
+export function Failed({ error, again }) {
+  if (error instanceof Problem && (error.status === 401 || error.status === 403))
+    return html`<${NeedsKey} error=${error} again=${again} />`;
+  return html`<div class="state bad" role="alert">
+    <h2>${error instanceof Problem ? error.title : "No answer"}</h2>
+    <p>${error.message}</p>
+    ${again && html`<button onClick=${again}>Try again</button>`}
+  </div>`;
+}
+
+export function NeedsKey({ error, again }) {
+  const field = useRef();
+  const save = (event) => {
+    event.preventDefault();
+    key.set(field.current.value.trim());
+    again?.();
+  };
+  return html`<form class="state" onSubmit=${save}>
+    <h2>${error.status === 401 ? "An API key is needed" : "This key may not do that"}</h2>
+    <p>${error.message}</p>
+    <p class="line"><label>API key <input ref=${field} type="password" autocomplete="off" spellcheck="false" /></label>
+      <button>Use it in this tab</button></p>
+    <p class="quiet">It stays in this tab until you close it.</p>
+  </form>`;
+}
+
+/** A button that copies text, and says so. */
+export function Copy({ text, label }) {
+  const [done, setDone] = useState("");
+  const copy = async () => {
+    try {
+      await navigator.clipboard.writeText(text());
+      setDone("Copied");
+    } catch {
+      setDone("Not allowed here");
+    }
+    setTimeout(() => setDone(""), 1800);
+  };
+  return html`<button class="small" onClick=${copy}><span aria-live="polite">${done || label}</span></button>`;
+}
+
+export const Group = ({ name }) => html`<span class=${`group ${name}`}>${name}</span>`;
