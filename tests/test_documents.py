@@ -30,7 +30,8 @@ def test_every_metric_is_documented(text, name):
 
 
 @pytest.mark.parametrize(
-    "name", [*bundle.Bundle.model_fields, *bundle.InputSpec.model_fields, *bundle.OutputSpec.model_fields]
+    "name",
+    [*bundle.Bundle.model_fields, *bundle.InputSpec.model_fields, *bundle.OutputSpec.model_fields],
 )
 def test_every_field_of_model_json_is_documented(name):
     assert f"`{name}`" in (ROOT / "models/README.md").read_text(encoding="utf-8")
@@ -47,7 +48,9 @@ def test_every_link_between_the_documents_leads_somewhere():
     broken = [
         f"{path.relative_to(ROOT)}: {target}"
         for path in _tracked("*.md")
-        for target in re.findall(r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text(encoding="utf-8"))
+        for target in re.findall(
+            r"\]\((?!https?:|#|mailto:)([^)#\s]+)", path.read_text(encoding="utf-8")
+        )
         if not (path.parent / target).exists()
     ]
     assert broken == []
