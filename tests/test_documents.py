@@ -58,6 +58,6 @@ def test_every_link_between_the_documents_leads_somewhere():
 
 def test_every_module_of_the_code_map_exists():
     table = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    named = {name for name in re.findall(r"`((?:service|training)/[\w/]+\.py)`", table)}
+    named = set(re.findall(r"`((?:service|training)/[\w/]+\.py)`", table))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
