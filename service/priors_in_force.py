@@ -76,6 +76,10 @@ class PriorsInForce:
             self._resolved.put(key, bundle, found)
         return found
 
+    def resolved(self, bundle: Bundle, name: str, entry: StoredRevision | None) -> PriorRevision:
+        """The vectors of an entry, or of a built-in or an unstored default. Raises PriorDoesNotFit and the like."""
+        return self._built_in(bundle, name) if entry is None else self._resolve_entry(bundle, entry)
+
     def newest(self, model: str, name: str) -> StoredRevision | None:
         """The newest entry of a prior that is in use, whether it fits or not."""
         held = self._in_force.get((model, name))

@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from service import batcher, images, payloads, repository
+from service import batcher, images, payloads, preview, repository, revisions
 from service.contract import adjustment, prior
 
 PROBLEM_JSON = "application/problem+json"
@@ -21,12 +21,15 @@ TITLES = {
     "not-acceptable": (406, "None of the accepted media types can be given"),
     "conflict": (409, "The request conflicts with what is there"),
     "unknown-label-frequencies": (409, "The label frequencies are unknown"),
+    "prior-does-not-fit": (409, "The prior belongs to another class list"),
+    "too-little-traffic": (409, "There is too little recent traffic"),
     "stale": (412, "Somebody else wrote first"),
     "too-large": (413, "The request is too large"),
     "unsupported-media-type": (415, "The media type is not supported"),
     "invalid": (422, "The request is well-formed but wrong"),
     "precondition-required": (428, "If-Match is required"),
     "overloaded": (429, "The queue is full"),
+    "rate-limited": (429, "The API key's rate limit is reached"),
     "unavailable": (503, "The service cannot answer now"),
     "deadline": (504, "The deadline passed"),
     "internal": (500, "The service failed"),
@@ -76,6 +79,14 @@ def kinds() -> Mapping[type[Exception], str]:
         adjustment.InvalidTau: "invalid",
         prior.InvalidPrior: "invalid",
         prior.UnknownLabelFrequencies: "unknown-label-frequencies",
+        revisions.InvalidReference: "invalid",
+        revisions.UnknownPrior: "unknown-prior",
+        revisions.PriorDoesNotFit: "prior-does-not-fit",
+        revisions.PriorConflict: "conflict",
+        revisions.StaleRevision: "stale",
+        revisions.RevisionNotHere: "unavailable",
+        revisions.StoreUnavailable: "unavailable",
+        preview.TooLittleTraffic: "too-little-traffic",
         batcher.UnscorableRows: "invalid",
         batcher.RequestTooLarge: "too-large",
         batcher.Overloaded: "overloaded",

@@ -8,7 +8,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 
-from service.api.errors import PROBLEM_JSON, Problem, problem_of
+from service.api.errors import PROBLEM_JSON, Problem, kinds, problem_of
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +27,9 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
         app.include_router(each)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    expected_errors: list[type[Exception]] = [Problem, *kinds()]
+    for expected in expected_errors:  # the handler of Exception itself logs each with a traceback
+        app.add_exception_handler(expected, _any)
     app.add_exception_handler(Exception, _any)
     return app
 
