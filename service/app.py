@@ -24,6 +24,7 @@ from service.prior_store import open_store
 from service.prior_table import PriorTable
 from service.priors import Priors
 from service.repository import Repository, ServedModel
+from service.request_log import request_log
 from service.settings import Settings
 from service.tally import Tally
 from service.watchdog import Watchdog
@@ -58,6 +59,7 @@ class Service:
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.watchdog = Watchdog(self._batchers, hang_seconds=settings.hang_seconds)
         self.pool = ThreadPoolExecutor(graphs.available_threads(), thread_name_prefix="decode")
+        self.request_log = request_log(settings.log_format)
         self.started = False
         self.draining = False
         self.asgi = self._asgi()
@@ -76,6 +78,7 @@ class Service:
         await self.repository.close()
         await self.priors.stop()
         self.pool.shutdown()
+        self.request_log.close()
         shutil.rmtree(self._tally_folder, ignore_errors=True)
 
     def _prepare(self, folder: Path) -> Callable[[], ServedModel]:
@@ -154,7 +157,7 @@ class Service:
             routes=list(hot),
             metrics=self.metrics,
             max_body_bytes=settings.max_body_mib * 2**20,
-            log_request=lambda _line: None,
+            log_request=self.request_log,
         )
 
     def _batchers(self) -> list[Batcher]:

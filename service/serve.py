@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from service import request_log
 from service.app import Service
 from service.graph import ProviderUnavailable
 from service.priors import StoreUnavailable
@@ -22,11 +23,7 @@ logger = logging.getLogger(__name__)
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
-    logging.basicConfig(
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
+    request_log.configure(settings.log_format)
     if settings.host not in LOOPBACK and not settings.allow_anonymous:
         return _refuse(
             f"--host {settings.host} can be reached by others: set up API keys, or pass --allow-anonymous"

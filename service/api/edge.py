@@ -22,6 +22,8 @@ Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 _MAX_REQUEST_ID = 128
+CLIENT_LEFT = 499
+"""Counted and logged where the connection closed before the request was whole."""
 
 
 @dataclass(slots=True)
@@ -108,7 +110,11 @@ class Edge:
     ) -> None:
         headers = dict(scope["headers"])
         request_id = _request_id(headers)
-        log: dict[str, Any] = {"route": route.template, "request_id": request_id}
+        log: dict[str, Any] = {
+            "request_id": request_id,
+            "method": scope["method"],
+            "route": route.template,
+        }
         try:
             if scope["method"] != "POST":
                 raise Problem(
@@ -136,7 +142,8 @@ class Edge:
                 list(answer.headers),
             )
         except ClientLeft:
-            self._metrics.request(route.template, 499, begun)
+            self._metrics.request(route.template, CLIENT_LEFT, begun)
+            self._log(log, CLIENT_LEFT, begun)
             return
         except Exception as error:
             problem = problem_of(error)
@@ -145,7 +152,7 @@ class Edge:
             status, content = problem.status, problem.body(oip=route.oip)
             content_type = b"application/json" if route.oip else PROBLEM_JSON.encode()
             extra = [(k.lower().encode(), v.encode()) for k, v in problem.headers.items()]
-            log["detail"] = problem.detail
+            log["problem"] = problem.kind  # never the detail, which may quote an input
         self._metrics.request(route.template, status, begun)
         extra += [
             (b"content-type", content_type),
@@ -154,6 +161,9 @@ class Edge:
         ]
         await send({"type": "http.response.start", "status": status, "headers": extra})
         await send({"type": "http.response.body", "body": content})
+        self._log(log, status, begun)
+
+    def _log(self, log: dict[str, Any], status: int, begun: float) -> None:
         log["status"], log["seconds"] = status, time.perf_counter() - begun
         self._log_request(log)
 
@@ -206,19 +216,17 @@ class Edge:
                 self._metrics.request(route, status, begun)
             await send(message)
 
-        await self._app(scope, limited, wrapped)
-        log = {
-            "route": getattr(scope.get("route"), "path", scope["path"][:200]),
-            "request_id": request_id,
-        }
-        self._log_request(
-            {
-                **log,
-                "method": scope["method"],
-                "status": status,
-                "seconds": time.perf_counter() - begun,
+        try:
+            await self._app(scope, limited, wrapped)
+        finally:
+            log = {
+                "request_id": request_id,
+                "method": scope["method"][:20],
+                "route": getattr(scope.get("route"), "path", "other"),
             }
-        )
+            if "by" in scope["state"]:
+                log["key"] = scope["state"]["by"]
+            self._log(log, status, begun)
 
     def _limited(self, scope: Scope, receive: Receive) -> Receive:
         """`receive` that raises Problem when more than the limit comes."""

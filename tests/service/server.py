@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-READY = re.compile(r"ready on (http://\S+)")
+READY = re.compile(r"ready on (http://[^\s\"]+)")
 ROOT = Path(__file__).parents[2]
 
 

@@ -1,0 +1,152 @@
+"""What the service tells of itself on stderr: a line a request, JSON for machines or text for a terminal.
+
+No line holds an input, a body, an error's text (it may quote an input) or an API key; a key's name is told.
+"""
+
+import asyncio
+import atexit
+import logging
+import queue
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Any, BinaryIO, TypeAlias
+
+import orjson
+
+Line: TypeAlias = Mapping[str, Any]
+
+FLUSH_SECONDS = 0.05
+MAX_WAITING = 200
+"""Blocks of lines that wait for a slow reader of stderr; further ones are dropped and counted."""
+
+
+def configure(log_format: str) -> None:
+    """Send the process's log to stderr. log_format: text, json, or auto, which is text on a terminal."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JsonFormatter() if is_json(log_format) else logging.Formatter(_TEXT))
+    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+
+
+def is_json(log_format: str) -> bool:
+    """What the setting means here."""
+    return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+
+
+def request_log(log_format: str) -> "RequestLog":
+    """The request log of this process."""
+    encode = as_json if is_json(log_format) else as_text
+    return RequestLog(sys.stderr.buffer, encode=encode)
+
+
+class RequestLog:
+    """Call it with a request's line. Lines leave in blocks through a thread, so that no request waits for the log."""
+
+    def __init__(self, stream: BinaryIO, *, encode: Callable[[Line], bytes]) -> None:
+        self._stream, self._encode = stream, encode
+        self._lines: list[bytes] = []
+        self._blocks: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
+        self._dropped = 0
+        self._thread: threading.Thread | None = None
+
+    def __call__(self, line: Line) -> None:
+        """Take the line of an answered request. On the event loop only."""
+        if not self._lines:
+            asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
+        self._lines.append(self._encode(line))
+
+    def flush(self) -> None:
+        """Hand on what was taken."""
+        if not self._lines:
+            return
+        lines, self._lines = self._lines, []
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._write, name="request-log", daemon=True)
+            self._thread.start()
+            atexit.register(self.close)
+        if self._dropped:
+            lines.insert(0, self._encode({"event": "dropped", "lines": self._dropped}))
+        try:
+            self._blocks.put_nowait(b"".join(lines))
+        except queue.Full:
+            self._dropped += len(lines) - bool(self._dropped)
+        else:
+            self._dropped = 0
+
+    def close(self, *, seconds: float = 1.0) -> None:
+        """Write what is left, unless nobody reads."""
+        self.flush()
+        if self._thread is None:
+            return
+        thread, self._thread = self._thread, None
+        atexit.unregister(self.close)
+        try:
+            self._blocks.put(None, timeout=seconds)
+        except queue.Full:
+            return
+        thread.join(seconds)
+
+    def _write(self) -> None:
+        while (block := self._blocks.get()) is not None:
+            try:
+                self._stream.write(block)
+                self._stream.flush()
+            except (OSError, ValueError):  # the reader is gone, or the stream is closed
+                continue
+
+
+def as_json(line: Line) -> bytes:
+    """One JSON object, seconds to the microsecond."""
+    shown = {
+        name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()
+    }
+    event = shown.pop("event", "request")
+    found = {"time": datetime.now(UTC), "level": _level(line), "event": event, **shown}
+    return orjson.dumps(found, option=_OPTIONS)
+
+
+def as_text(line: Line) -> bytes:
+    """The same for people: what happened first, the request id last."""
+    if line.get("event") == "dropped":
+        return b"%d request lines were dropped: stderr is not read fast enough\n" % line["lines"]
+    parts = [
+        datetime.now().astimezone().strftime("%H:%M:%S"),
+        f"{line['status']} {line.get('method', ''):<5}{line['route']}",
+        f"{1e3 * line['seconds']:.2f} ms",
+    ]
+    if "model" in line:
+        prior = f"{line['prior'] or 'inline'}@{line['revision']}"
+        parts.append(f"{line['model']}/{line['version']} prior {prior} τ {line['tau']:g}")
+        parts.append(
+            f"{line['rows']} rows, queue {1e3 * line['queue_seconds']:.2f} ms, "
+            f"graph {1e3 * line['inference_seconds']:.2f} ms"
+        )
+    parts += [f"{name} {line[name]}" for name in ("problem", "key") if name in line]
+    return "  ".join([*parts, line["request_id"]]).encode(errors="replace") + b"\n"
+
+
+class JsonFormatter(logging.Formatter):
+    """Log records as the request log's objects: the message, who says it, the trace of an error."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line of JSON."""
+        found: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC),
+            "level": record.levelname.lower(),
+            "event": "log",
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            found["exception"] = self.formatException(record.exc_info)
+        found |= getattr(record, "audit", {})
+        return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
+
+
+def _level(line: Line) -> str:
+    return "error" if line.get("status", 0) >= 500 else "info"
+
+
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE
