@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service.settings import InvalidSetting, add_flags, read_settings
+from service import prior_commands
+from service.settings import InvalidSetting, Settings, add_flags, read_settings
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -15,7 +16,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_flags(verbs.add_parser("serve", help="serve the models of a repository"))
+    prior_commands.add_verbs(verbs)
     given = vars(parser.parse_args(arguments))
+    if given["verb"] in prior_commands.VERBS:
+        return prior_commands.run(given, os.environ, default_store=Settings().store)
     verb = given.pop("verb")
     if verb == "serve":
         from service.serve import serve

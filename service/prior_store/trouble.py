@@ -3,7 +3,13 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    MultipleResultsFound,
+    NoResultFound,
+    SQLAlchemyError,
+)
 
 from service.revisions import StoreTrouble, StoreUnavailable
 
@@ -44,6 +50,8 @@ def typed_trouble() -> Iterator[None]:
 def trouble_of(error: Exception) -> StoreUnavailable:
     """The kind and the words of a failure, on one line and without the statement's parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if isinstance(error, (NoResultFound, MultipleResultsFound, IntegrityError)):
+        return StoreUnavailable("corrupt", "its tables contradict each other")
     words = " ".join(str(cause).split())[:300] or type(cause).__name__
     state = getattr(cause, "sqlstate", None)
     if state is not None:
