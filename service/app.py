@@ -12,10 +12,11 @@ import numpy as np
 import orjson
 
 from service import graph as graphs
-from service.api import console, health, models, web
+from service.api import console, health, models, priors, web
+from service.api.access import Access, check_exposure, parse_keys
 from service.api.edge import Edge
 from service.api.predict import Predict
-from service.batcher import Batcher
+from service.batcher import Batcher, BatchFacts
 from service.classifier import Classifier
 from service.contract.bundle import Bundle, load_bundle
 from service.metrics import Gauge, Metrics
@@ -23,8 +24,9 @@ from service.payloads import example_input
 from service.prior_store import open_store
 from service.prior_table import PriorTable
 from service.priors import Priors
-from service.repository import Repository, ServedModel
+from service.repository import Repository, ServedModel, UnknownModel
 from service.request_log import request_log
+from service.reservoir import LogitReservoir
 from service.settings import Settings
 from service.tally import Tally
 from service.watchdog import Watchdog
@@ -40,6 +42,12 @@ class Service:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self.access = Access(parse_keys(settings.api_keys), file=settings.keys)
+        check_exposure(
+            settings.host,
+            has_keys=not self.access.open_to_all,
+            allow_anonymous=settings.allow_anonymous,
+        )
         graphs.check_runtime()
         self.provider = graphs.resolve_provider(settings.provider)
         self._tally_folder = Path(tempfile.mkdtemp(prefix="priordial-metrics-"))
@@ -112,6 +120,19 @@ class Service:
         settings = self.settings
         table = PriorTable(len(bundle.class_names))
         counted = self.metrics.model(bundle)
+        recent = LogitReservoir(
+            len(bundle.class_names),
+            max_rows=settings.recent_rows,
+            max_bytes=settings.recent_mib * 2**20,
+        )
+
+        def on_batch(facts: BatchFacts) -> None:
+            counted.batch(facts)
+            if facts.outputs.logits is None:
+                recent.pass_over(facts.rows)
+            else:
+                recent.add(facts.outputs.logits)
+
         batcher = Batcher(
             graph.run,
             table,
@@ -120,10 +141,11 @@ class Service:
             max_queued_rows=max(settings.max_queued_rows, largest),
             max_queued_bytes=settings.max_queued_mib * 2**20,
             inline_seconds=settings.inline_us * 1e-6,
-            on_batch=counted.batch,
+            on_batch=on_batch,
+            wants_logits=recent.wants_rows,
             name=f"{bundle.name} version {bundle.version}",
         )
-        return ServedModel(bundle, graph, table, batcher, counted, report)
+        return ServedModel(bundle, graph, table, batcher, counted, recent, report)
 
     def _asgi(self) -> Edge:
         settings = self.settings
@@ -138,6 +160,14 @@ class Service:
                     self.metrics,
                 ),
                 models.router(self.repository),
+                priors.router(
+                    priors=self.priors,
+                    find_model=lambda name: self.repository.find(name).bundle,
+                    find_reservoir=self._reservoir,
+                    access=self.access,
+                    require_if_match=settings.require_if_match,
+                    tau_cap=settings.tau_cap,
+                ),
                 console.router(),
             ],
             version=VERSION,
@@ -156,9 +186,16 @@ class Service:
             app,
             routes=list(hot),
             metrics=self.metrics,
+            access=self.access,
             max_body_bytes=settings.max_body_mib * 2**20,
             log_request=self.request_log,
         )
+
+    def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:
+        try:
+            return self.repository.find(bundle.name, bundle.version).recent
+        except UnknownModel:  # unloaded since
+            return None
 
     def _batchers(self) -> list[Batcher]:
         return [model.batcher for model in self._served()]

@@ -68,6 +68,7 @@ class RunGraph(Protocol):
         prior_table: NDArray[np.float32],
         top_k: int,
         generation: int,
+        with_logits: bool,
         full: bool,
     ) -> GraphOutputs:
         """See Graph.run."""
@@ -155,12 +156,13 @@ class Batcher:
         max_queued_bytes: int,
         inline_seconds: float,
         on_batch: Callable[[BatchFacts], None],
+        wants_logits: Callable[[], bool] = lambda: False,
         name: str = "model",
     ) -> None:
         self._run_graph, self._table, self._cost = run_graph, table, cost_seconds
         self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
         self._max_queued_rows, self._max_queued_bytes = max_queued_rows, max_queued_bytes
-        self._on_batch = on_batch
+        self._on_batch, self._wants_logits = on_batch, wants_logits
         self._queue: deque[_Piece] = deque()
         self.queued_rows = 0
         self._queued_bytes = 0
@@ -396,6 +398,7 @@ class Batcher:
             prior_table=self._table.rows,
             top_k=top_k,
             generation=generation,
+            with_logits=self._wants_logits(),
             full=full,
         )
 

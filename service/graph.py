@@ -108,6 +108,7 @@ class Graph:
         self._bound = bound
         self._table: tuple[int, ort.OrtValue] | None = None
         self._ranked = list(head.RANKED)
+        self._with_logits = [*head.RANKED, head.LOGITS]
         self._all = [*head.RANKED, *head.FULL]
         self._only_fetched = ort.RunOptions()
         self._only_fetched.only_execute_path_to_fetches = True
@@ -129,12 +130,13 @@ class Graph:
         prior_table: NDArray[np.float32],
         top_k: int,
         generation: int = 0,
+        with_logits: bool = False,
         full: bool = False,
     ) -> GraphOutputs:
         """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
 
         `generation` tells when the table changed, so that a device keeps its copy until then. With `full` the
-        three [n, C] outputs come too. Raises whatever onnxruntime raises.
+        three [n, C] outputs come too, with `with_logits` the first of them. Raises whatever onnxruntime raises.
         """
         rows = len(inputs)
         if self.fixed_rows is not None and rows != self.fixed_rows:
@@ -147,7 +149,7 @@ class Graph:
             head.PRIOR_INDEX: prior_index,
             head.TOP_K: np.array([top_k], np.int64),
         }
-        names = self._all if full else self._ranked
+        names = self._all if full else self._with_logits if with_logits else self._ranked
         if self._bound:
             found = self._run_bound(feeds, prior_table, generation, names)
         else:

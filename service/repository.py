@@ -15,6 +15,7 @@ from service.contract.bundle import Bundle, check_model_name, versions
 from service.graph import Graph
 from service.metrics import ModelMetrics
 from service.prior_table import PriorTable
+from service.reservoir import LogitReservoir
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class ServedModel:
     table: PriorTable
     batcher: Batcher
     metrics: ModelMetrics
+    recent: LogitReservoir
     report: dict[str, object] = field(default_factory=dict)
     _holders: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)

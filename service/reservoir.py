@@ -55,6 +55,14 @@ class LogitReservoir:
         self._lock = threading.Lock()
         self._rng = np.random.default_rng(seed)
 
+    def wants_rows(self) -> bool:
+        """Whether rows that are offered now would be let in, so that nobody fetches logits for nothing."""
+        return self.capacity > 0 and self._admitted() > 0
+
+    def pass_over(self, rows: int) -> None:
+        """Count rows whose logits were not fetched; those that come in next stand for them too."""
+        self._unrepresented += rows
+
     def add(self, logits: Rows) -> None:
         """Offer the logits [n, C] of a batch; they are copied, or passed over."""
         n = len(logits)

@@ -13,24 +13,30 @@ import uvicorn
 import uvloop
 
 from service import request_log
+from service.api.access import ExposedWithoutKeys, InvalidKeys
 from service.app import Service
 from service.graph import ProviderUnavailable
+from service.prior_store import InvalidStoreUrl
 from service.priors import StoreUnavailable
-from service.settings import LOOPBACK, Settings
+from service.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+_WRONG_START = (
+    ProviderUnavailable,
+    StoreUnavailable,
+    InvalidStoreUrl,
+    InvalidKeys,
+    ExposedWithoutKeys,
+)
 
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns the exit status."""
     request_log.configure(settings.log_format)
-    if settings.host not in LOOPBACK and not settings.allow_anonymous:
-        return _refuse(
-            f"--host {settings.host} can be reached by others: set up API keys, or pass --allow-anonymous"
-        )
     try:
         return uvloop.run(_serve(settings))
-    except (ProviderUnavailable, StoreUnavailable) as error:
+    except _WRONG_START as error:
         return _refuse(str(error))
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 _MODELS = Path("models")
 PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
 
@@ -70,6 +69,24 @@ class Settings:
     )
     drain_seconds: float = _setting(
         0.0, "serve on for so long after SIGTERM, already not ready", low=0, high=3600
+    )
+    keys: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
+        None, "file of API keys, one a line as `python -m service key` prints them"
+    )
+    api_keys: str = _setting(
+        "", "the same lines, separated by ';' (hashes only, never a key itself)"
+    )
+    require_if_match: bool = _setting(
+        False, "refuse a write to a stored prior without If-Match (428)"
+    )
+    recent_rows: int = _setting(
+        4096,
+        "recent answers of a model whose logits are kept for previews and estimates; 0: none",
+        low=0,
+        high=10**6,
+    )
+    recent_mib: int = _setting(
+        16, "MiB of logits that are kept of a model for them", low=1, high=10**4
     )
     allow_anonymous: bool = _setting(
         False, "serve without keys on an address that others can reach"
@@ -138,7 +155,7 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
             return kind(raw)
         except ValueError:
             raise InvalidSetting(f"{name} is '{raw}'; expected a number") from None
-    return Path(raw) if kind is Path else raw
+    return Path(raw) if kind in (Path, Path | None) else raw
 
 
 def describe() -> Sequence[tuple[str, str, str, str]]:

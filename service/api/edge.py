@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from service.api.access import Access
 from service.api.errors import PROBLEM_JSON, Problem, problem_of
 from service.metrics import Metrics
 
@@ -79,10 +80,11 @@ class Edge:
         *,
         routes: list[HotRoute],
         metrics: Metrics,
+        access: Access,
         max_body_bytes: int,
         log_request: Callable[[dict[str, Any]], None],
     ) -> None:
-        self._app, self._routes, self._metrics = app, routes, metrics
+        self._app, self._routes, self._metrics, self._access = app, routes, metrics, access
         self._max_body_bytes, self._log_request = max_body_bytes, log_request
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -123,6 +125,7 @@ class Edge:
                     headers={"Allow": "POST"},
                 )
             _check_accept(headers)
+            log["key"] = self._access.check(scope["headers"], "predict")
             body = await self._read(headers, receive)
             request = HotRequest(
                 scope["query_string"],

@@ -89,7 +89,8 @@ def _climb(posteriors: Vector, source: Vector, weights: Vector) -> Vector:
         change = np.abs(moved - prior).max()
         prior = moved
         if change < TOLERANCE:
-            return prior / prior.sum(axis=0)
+            settled: Vector = prior / prior.sum(axis=0)
+            return settled
     raise NotConverged(
         f"the estimate still moved by {change:.1e} after {MAX_ITERATIONS} iterations; "
         "the posteriors hardly tell the classes apart"

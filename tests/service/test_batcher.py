@@ -32,7 +32,18 @@ class FakeGraph:
         self.fail_on = None
         self.nan_on = None
 
-    def run(self, inputs, *, tau, prior_index, prior_table, top_k, generation=0, full=False):
+    def run(
+        self,
+        inputs,
+        *,
+        tau,
+        prior_index,
+        prior_table,
+        top_k,
+        generation=0,
+        with_logits=False,
+        full=False,
+    ):
         self.entered.set()
         assert self.gate.wait(10)
         self.calls.append(len(inputs))

@@ -70,7 +70,9 @@ def served(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(
+    scope="module"
+)  # Playwright keeps a running event loop, which other tests' asyncio.run refuses
 def chromium():
     playwright = pytest.importorskip("playwright.sync_api")
     if not CHROMIUM.exists():
