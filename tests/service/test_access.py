@@ -1,6 +1,5 @@
 """API keys: roles, rotation, limits, and what never leaks."""
 
-
 import pytest
 
 from service.api.access import (
