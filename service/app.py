@@ -1,9 +1,8 @@
 """The composition root: builds every object and connects them; decides nothing."""
 
+import asyncio
 import logging
-import shutil
-import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,8 @@ from service.api.predict import Predict
 from service.batcher import Batcher, BatchFacts
 from service.classifier import Classifier
 from service.contract.bundle import Bundle, load_bundle
-from service.metrics import Gauge, Metrics
+from service.machine import available_threads
+from service.metrics import Metrics
 from service.payloads import example_input
 from service.prior_store import open_store
 from service.prior_table import PriorTable
@@ -27,6 +27,7 @@ from service.priors import Priors
 from service.repository import Repository, ServedModel, UnknownModel
 from service.request_log import request_log
 from service.reservoir import LogitReservoir
+from service.run_folder import Gauge, RunFolder
 from service.settings import Settings
 from service.tally import Tally
 from service.watchdog import Watchdog
@@ -37,10 +38,25 @@ VERSION = "0.1.0"
 MAX_REPORT_BYTES = 16 * 2**20
 
 
+class NothingToServe(RuntimeError):
+    """There are models, and none of them can be served; the log says why for each."""
+
+
 class Service:
     """Everything that serves, built from settings. Make it, `start` it on a running loop, serve `asgi`, `stop` it."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        run_folder: RunFolder,
+        *,
+        unloaded: Sequence[str] = (),
+        replaces: str = "",
+        everywhere: Callable[[str, str], Awaitable[None]] | None = None,
+    ) -> None:
+        """With several workers: `unloaded` names models that stay out, `replaces` says why the worker before this one
+        ended, and `everywhere` has all workers load or unload a model.
+        """
         self.settings = settings
         self.access = Access(parse_keys(settings.api_keys), file=settings.keys)
         check_exposure(
@@ -50,35 +66,49 @@ class Service:
         )
         graphs.check_runtime()
         self.provider = graphs.resolve_provider(settings.provider)
-        self._tally_folder = Path(tempfile.mkdtemp(prefix="priordial-metrics-"))
         self.metrics = Metrics(
-            Tally(self._tally_folder),
-            folders=lambda: [self._tally_folder],
+            Tally(run_folder.own),
+            run_folder,
             max_class_series=settings.max_class_series,
             version=VERSION,
         )
+        if replaces:
+            self.metrics.worker_replaced(replaces)
         self.repository = Repository(
             settings.models,
             prepare=self._prepare,
             keep_versions=settings.keep_versions,
             default_model=settings.default_model,
+            unloaded=unloaded,
+            everywhere=everywhere,
         )
         self.priors = Priors(open_store(settings.store))
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.watchdog = Watchdog(self._batchers, hang_seconds=settings.hang_seconds)
-        self.pool = ThreadPoolExecutor(graphs.available_threads(), thread_name_prefix="decode")
+        self.threads = max(1, available_threads() // settings.workers)
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
         self.request_log = request_log(settings.log_format)
-        self.started = False
+        self.start_done = asyncio.Event()
         self.draining = False
         self.asgi = self._asgi()
 
+    @property
+    def started(self) -> bool:
+        """Whether models and priors are there."""
+        return self.start_done.is_set()
+
     async def start(self) -> None:
-        """Read priors, load and warm every model."""
+        """Read priors, load and warm every model. Raises StoreUnavailable or NothingToServe."""
         await self.priors.start(optional=self.settings.store_optional)
         await self.repository.load_all()
+        if self.repository.faults and not self.repository.all():
+            first = next(iter(self.repository.faults.values()))
+            raise NothingToServe(f"no model can be served: {first}")
         self.metrics.add_gauges(self._gauges)
+        if self.settings.workers > 1:
+            self.metrics.publish_gauges()
         self.watchdog.start()
-        self.started = True
+        self.start_done.set()
 
     async def stop(self) -> None:
         """Finish what was admitted, then let go of everything."""
@@ -87,7 +117,7 @@ class Service:
         await self.priors.stop()
         self.pool.shutdown()
         self.request_log.close()
-        shutil.rmtree(self._tally_folder, ignore_errors=True)
+        self.metrics.stop()
 
     def _prepare(self, folder: Path) -> Callable[[], ServedModel]:
         """Open and warm a version (in a worker thread); its queue is made on the loop."""
@@ -97,7 +127,7 @@ class Service:
             folder,
             bundle,
             provider=self.provider,
-            intra_op_threads=settings.intra_op_threads or None,
+            intra_op_threads=settings.intra_op_threads or self.threads,
         )
         largest = graph.fixed_rows or settings.max_batch_rows
         sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)

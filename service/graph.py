@@ -3,7 +3,6 @@
 import dataclasses
 import importlib.metadata
 import logging
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from service import head
 from service.contract.bundle import Bundle
+from service.machine import available_threads
 
 logger = logging.getLogger(__name__)
 
@@ -82,18 +82,6 @@ def check_runtime() -> None:
             "onnxruntime and onnxruntime-gpu are both installed and overwrite each other. Mend it with: "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'priordial[service,gpu]' (or [service,cpu])"
         )
-
-
-def available_threads() -> int:
-    """Processors this process may use: the machine's, its affinity and its cgroup's quota."""
-    count = (
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    )
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return count
-    return count if quota == "max" else max(1, min(count, round(int(quota) / int(period))))
 
 
 class Graph:

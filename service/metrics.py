@@ -4,10 +4,10 @@ Counters and histograms live in a Tally, so that a scrape of any worker sees the
 """
 
 import json
+import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,7 @@ from prometheus_client.registry import Collector
 from service.batcher import BatchFacts
 from service.contract.bundle import Bundle
 from service.contract.scores import group_of
+from service.run_folder import Gauge, RunFolder
 from service.tally import Cells, Series, Tally, merged
 
 DECISIONS = ("adjusted", "unadjusted")
@@ -37,6 +38,7 @@ COUNTERS = {
     "priordial_decisions_changed": "Answers whose class the adjustment changed",
     "priordial_requests": "HTTP requests by route template and status",
     "priordial_rejected": "Requests that were not scored, by reason",
+    "priordial_worker_restarts": "Workers that took the place of one that ended, by how that ended",
 }
 HISTOGRAMS = {
     "priordial_request_seconds": ("Time from the first byte of a request to its answer", SECONDS),
@@ -44,15 +46,19 @@ HISTOGRAMS = {
     "priordial_inference_seconds": ("Time of one graph call", SECONDS),
     "priordial_batch_rows": ("Rows of one graph call", ROWS),
 }
-GAUGES = {
-    "priordial_queued_rows": "Rows that wait for a batch",
-    "priordial_prior_revision": "The revision of each prior that this process serves",
-    "priordial_prior_divergence": "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
-    "priordial_model_info": "1 for each model version that is served, with its provider",
-    "priordial_build_info": "1, with the version of the service",
+GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "priordial_queued_rows": ("Rows that wait for a batch", sum),
+    "priordial_prior_revision": ("The revision of each prior that every worker serves", min),
+    "priordial_prior_divergence": (
+        "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
+        max,
+    ),
+    "priordial_model_info": ("1 for each model version that is served, with its provider", max),
+    "priordial_build_info": ("1, with the version of the service", max),
 }
+"""Family → its help, and what makes one value of those of several workers."""
 
-Gauge = tuple[str, dict[str, str], float]
+PUBLISH_SECONDS = 1.0
 
 
 class Histogram:
@@ -125,20 +131,17 @@ class Metrics(Collector):
     """The registry of one worker; `folders` lists the tallies of all."""
 
     def __init__(
-        self,
-        tally: Tally,
-        *,
-        folders: Callable[[], Iterable[Path]],
-        max_class_series: int,
-        version: str,
+        self, tally: Tally, run_folder: RunFolder, *, max_class_series: int, version: str
     ) -> None:
-        self._tally, self._folders, self._max_class_series = tally, folders, max_class_series
+        self._tally, self._run_folder = tally, run_folder
+        self._max_class_series = max_class_series
         self._requests: dict[tuple[str, int], tuple[Cells, Histogram]] = {}
         self._gauges: list[Callable[[], Iterable[Gauge]]] = [
             lambda: [("priordial_build_info", {"version": version}, 1.0)]
         ]
         self._registry = CollectorRegistry()
         self._registry.register(self)
+        self._stopped = threading.Event()
 
     def model(self, bundle: Bundle) -> ModelMetrics:
         """The recorder of a model version."""
@@ -147,6 +150,19 @@ class Metrics(Collector):
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
         """Ask `source` at every scrape."""
         self._gauges.append(source)
+
+    def publish_gauges(self) -> None:
+        """Let other workers show this one's gauges, from now until `stop`."""
+        threading.Thread(target=self._publish, name="gauges", daemon=True).start()
+
+    def stop(self) -> None:
+        """Stop publishing; what was counted stays in the run folder."""
+        self._stopped.set()
+        self._tally.close()
+
+    def worker_replaced(self, reason: str) -> None:
+        """Count that this worker took the place of another."""
+        self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
     def request(self, route: str, status: int, begun: float) -> None:
         """Count a request of a route template that began at time.perf_counter() `begun`."""
@@ -169,7 +185,7 @@ class Metrics(Collector):
 
     def collect(self) -> Iterator[Metric]:
         """All families, summed over the workers."""
-        totals = merged(self._folders())
+        totals = merged(self._run_folder.all())
         for name, text in COUNTERS.items():
             family = CounterMetricFamily(name, text)
             for labels, values in _of(totals, name):
@@ -181,13 +197,28 @@ class Metrics(Collector):
             for labels, values in _of(totals, name):
                 _add_histogram(histogram, name, labels, values, bounds)
             yield histogram
-        samples = [sample for source in self._gauges for sample in source()]
-        for name, text in GAUGES.items():
+        samples = _by_series([*self._own_gauges(), *self._run_folder.gauges_of_others()])
+        for name, (text, combined) in GAUGES.items():
             gauge = GaugeMetricFamily(name, text)
-            for found, labels, value in samples:
+            for (found, series), gauged in samples.items():
                 if found == name:
-                    gauge.add_sample(name, labels, value)
+                    gauge.add_sample(name, dict(series), combined(gauged))
             yield gauge
+
+    def _own_gauges(self) -> list[Gauge]:
+        return [sample for source in self._gauges for sample in source()]
+
+    def _publish(self) -> None:
+        self._run_folder.publish_gauges(self._own_gauges())
+        while not self._stopped.wait(PUBLISH_SECONDS):
+            self._run_folder.publish_gauges(self._own_gauges())
+
+
+def _by_series(gauges: Iterable[Gauge]) -> dict[Series, list[float]]:
+    found: dict[Series, list[float]] = {}
+    for name, labels, value in gauges:
+        found.setdefault((name, tuple(sorted(labels.items()))), []).append(value)
+    return found
 
 
 _NAMES = "__names__"

@@ -5,7 +5,7 @@ import contextlib
 import ctypes
 import gc
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -75,12 +75,18 @@ class Repository:
         prepare: "Callable[[Path], Callable[[], ServedModel]]",
         keep_versions: int,
         default_model: str | None = None,
+        unloaded: Sequence[str] = (),
+        everywhere: Callable[[str, str], Awaitable[None]] | None = None,
     ) -> None:
-        """`prepare` opens and warms a version in a worker thread; what it returns finishes on the event loop."""
+        """`prepare` opens and warms a version in a worker thread; what it returns finishes on the event loop.
+
+        `everywhere` has every worker, this one included, load or unload a model; `unloaded` are those that stay out.
+        """
         self._folder, self._prepare, self._keep = folder, prepare, keep_versions
         self._default_model = default_model
         self._loaded: Loaded = MappingProxyType({})
-        self._unloaded: set[str] = set()
+        self._unloaded = set(unloaded)
+        self._everywhere = everywhere
         self.faults: dict[tuple[str, int], str] = {}
         """(model, version) → why it is not served."""
         self._lock = asyncio.Lock()
@@ -132,6 +138,14 @@ class Repository:
                 self._swap(name, {})
 
     async def load(self, name: str) -> None:
+        """load_here, in every worker. Raises OtherWorkerFailed too."""
+        await (self._everywhere("load", name) if self._everywhere else self.load_here(name))
+
+    async def unload(self, name: str) -> None:
+        """unload_here, in every worker. Raises OtherWorkerFailed too."""
+        await (self._everywhere("unload", name) if self._everywhere else self.unload_here(name))
+
+    async def load_here(self, name: str) -> None:
         """Bring one model to what its folder holds now. Raises UnknownModel or ModelFailed; what served goes on."""
         with contextlib.suppress(ValueError):
             check_model_name(name)
@@ -147,7 +161,7 @@ class Repository:
             f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
         )
 
-    async def unload(self, name: str) -> None:
+    async def unload_here(self, name: str) -> None:
         """Stop serving a model; requests that hold it are finished. Raises UnknownModel."""
         async with self._lock:
             if name not in self._loaded:

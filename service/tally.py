@@ -1,7 +1,8 @@
 """Numbers that survive their process: named blocks of float64 in a memory-mapped file, one file a worker.
 
 A worker adds to its own file without a lock or a system call; whoever is scraped sums the files of all workers, those that
-were killed included. `cells.jsonl` beside the data says what each block is.
+were killed included. A worker that takes the place of another goes on in its file. `cells.jsonl` beside the data says what
+each block is.
 """
 
 import json
@@ -21,16 +22,17 @@ _CHUNK_CELLS = 8 * mmap.PAGESIZE // 8
 
 
 class Tally:
-    """The numbers of one worker, in a folder of its own."""
+    """The numbers of one worker, in a folder of its own; those that are there already are added to."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self._data = (folder / "cells.bin").open("w+b")
-        self._index = (folder / "cells.jsonl").open("w", encoding="utf-8")
+        self._data = (folder / "cells.bin").open("a+b")
+        self._index = (folder / "cells.jsonl").open("a+", encoding="utf-8")
         self._blocks: dict[Series, Cells] = {}
         self._size_bytes = 0
         self._free: Cells = np.empty(0)
         self._free_offset = 0
+        self._take_over()
 
     def cells(self, family: str, labels: Mapping[str, str], length: int = 1) -> Cells:
         """The block of a series, float64 [length], zeros when it is new. Add to it in place."""
@@ -48,6 +50,20 @@ class Tally:
         """Close the files; the numbers stay on disk."""
         self._index.close()
         self._data.close()
+
+    def _take_over(self) -> None:
+        """Go on with the blocks of a worker that ended here, and drop the line that it did not finish."""
+        self._size_bytes = self._data.seek(0, 2)
+        self._index.seek(0)
+        text = self._index.read()
+        whole = text[: text.rfind("\n") + 1]
+        if whole != text:
+            self._index.truncate(len(whole.encode()))
+        if not whole:
+            return
+        cells = np.frombuffer(mmap.mmap(self._data.fileno(), self._size_bytes), np.float64)
+        for series, start, stop in _blocks(whole.splitlines()):
+            self._blocks[series] = cells[start // 8 : stop // 8]
 
     def _allocate(self, length: int) -> tuple[Cells, int]:
         if length > len(self._free):
@@ -69,19 +85,23 @@ class Tally:
 def read(folder: Path) -> Iterator[tuple[Series, Cells]]:
     """Every series of one worker's folder as it is now. A line that is still being written is left out."""
     try:
-        lines = (folder / "cells.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+        text = (folder / "cells.jsonl").read_text(encoding="utf-8")
+        lines = text[: text.rfind("\n") + 1].splitlines()
         data = np.memmap(folder / "cells.bin", np.uint8, "r") if lines else np.empty(0, np.uint8)
     except (OSError, ValueError):  # a folder that appears or goes while it is read
         return
-    for line in lines:
-        if not line.endswith("\n"):
-            return
-        item = json.loads(line)
-        stop = item["offset"] + 8 * item["length"]
+    for series, start, stop in _blocks(lines):
         if stop > len(data):
             return
-        values = np.frombuffer(data[item["offset"] : stop].tobytes(), np.float64)
-        yield (item["family"], tuple(sorted(item["labels"].items()))), values
+        yield series, np.frombuffer(data[start:stop].tobytes(), np.float64)
+
+
+def _blocks(lines: Iterable[str]) -> Iterator[tuple[Series, int, int]]:
+    """(series, first byte, byte after the last) of each line of cells.jsonl."""
+    for line in lines:
+        item = json.loads(line)
+        series = (item["family"], tuple(sorted(item["labels"].items())))
+        yield series, item["offset"], item["offset"] + 8 * item["length"]
 
 
 def merged(folders: Iterable[Path]) -> dict[Series, Cells]:

@@ -91,7 +91,7 @@ def starting(
         }
         server = Server(
             [sys.executable, "-m", "service", "serve", *_flags(given)],
-            {**inherited, **(environment or {})},
+            {**inherited, "TMPDIR": folder, **(environment or {})},
         )
         try:
             yield server
