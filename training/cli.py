@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training.faults import BadData, RunFailed, WrongUse
+from training.faults import BadData, RunFailed, WrongUse, say
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -46,7 +46,7 @@ def _exit_code(error: Exception) -> int | None:
 
 
 def _report(message: str, code: int) -> int:
-    print(f"training: {message}", file=sys.stderr)  # noqa: T201 - a command speaks
+    say(message)
     return code
 
 
@@ -92,9 +92,12 @@ def _add_fit(verbs: Any) -> None:
     parser.add_argument("--name", help="of the model; default: from the recipe or the data")
     parser.add_argument("--description", help="free text for model.json")
     _add_data_flags(parser, required=False)
+    _add_image_flags(parser)
     method = parser.add_argument_group("method")
     method.add_argument(
-        "--network", metavar="NET", help="linear, mlp, cnn or module:function (default mlp)"
+        "--network",
+        metavar="NET",
+        help="linear, mlp, text, cnn, resnet32, released-resnet32 or module:function (default mlp; text for texts)",
     )
     method.add_argument("--loss", help="erm, logit-adjusted, … (default erm)")
     method.add_argument(
@@ -143,6 +146,14 @@ def _add_fit(verbs: Any) -> None:
         "--checkpoint-steps", type=int, help="between checkpoints, instead of seconds"
     )
     running.add_argument(
+        "--workers", type=int, default=2, help="processes that decode images (default 2; 0: none)"
+    )
+    running.add_argument(
+        "--in-memory",
+        action=argparse.BooleanOptionalAction,
+        help="decode images once and keep them (default: when they fit 256 MB)",
+    )
+    running.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)"
     )
     running.add_argument("--threads", type=int, help="of the CPU (default: torch decides)")
@@ -185,6 +196,25 @@ def _add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="rows to set aside; 0: none, so temperature and tau stay 1 (default: a tenth)",
     )
     group.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
+
+
+def _add_image_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("images in files")
+    group.add_argument(
+        "--image-size",
+        type=int,
+        help="pixels a side (default: the images' own, if they are alike and small, else 224)",
+    )
+    group.add_argument(
+        "--resize",
+        type=_resize,
+        help="stretch, crop, or pixels of the shorter side before the centre is cut out",
+    )
+    group.add_argument("--color", choices=("RGB", "L"), help="default RGB")
+    group.add_argument(
+        "--image-mean", type=_numbers, help="of each channel, on the scale 0 … 1, as in 0.5,0.5,0.5"
+    )
+    group.add_argument("--image-std", type=_numbers, help="of each channel")
 
 
 def _add_optimisation_flags(group: Any) -> None:
@@ -244,6 +274,7 @@ def _add_evaluate(verbs: Any) -> None:
 def _add_data(verbs: Any) -> None:
     parser = _verb(verbs, "data", "Tell what is in a data specification.", _data)
     _add_data_flags(parser, required=True)
+    _add_image_flags(parser)
 
 
 def _fit(options: argparse.Namespace) -> dict[str, Any]:
@@ -252,7 +283,7 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
     from training import recipe_file
     from training.loop import Keeping
     from training.processes import Processes
-    from training.recipe import run
+    from training.recipe import Running, run
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
@@ -264,16 +295,16 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
         tensorboard=options.tensorboard,
         quiet=options.quiet,
     )
+    running = Running(
+        models=options.models,
+        runs=options.runs,
+        samples=options.samples,
+        workers=options.workers,
+        in_memory=options.in_memory,
+    )
     processes = Processes.join(options.device)
     try:
-        return run(
-            recipe,
-            models=options.models,
-            runs=options.runs,
-            keeping=keeping,
-            processes=processes,
-            samples=options.samples,
-        )
+        return run(recipe, running=running, keeping=keeping, processes=processes)
     finally:
         processes.leave()
 
@@ -313,6 +344,10 @@ def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
 def _option(text: str) -> tuple[str, float]:
     name, _, value = text.partition("=")
     return name, float(value)
+
+
+def _resize(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
 
 
 def _numbers(text: str) -> tuple[float, ...]:

@@ -15,7 +15,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from training.data.text import Vocabulary
 from training.faults import RunFailed
+from training.text_graph import take_strings
 
 OPSET = 20
 IR_VERSION = 10  # what onnxruntime-gpu takes, too
@@ -25,12 +27,21 @@ MAX_PROTOBUF_BYTES = 2**31 - 2**20
 TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
 
 
-def export(network: nn.Module, example: Tensor, path: Path) -> None:
-    """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis. example: a few real inputs."""
+def export(
+    network: nn.Module, example: Tensor, path: Path, *, vocabulary: Vocabulary | None = None
+) -> None:
+    """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis.
+
+    example: a few real inputs, as the network takes them. vocabulary: of a network that takes word numbers
+    [B, words]; the written graph takes the texts themselves.
+    """
     network = network.eval()
     rows = (
         example[:2] if len(example) > 1 else torch.cat([example, example])
     )  # a batch of 1 would be fixed at 1
+    free = {0: torch.export.Dim("batch")}
+    if vocabulary is not None:
+        free[1] = torch.export.Dim("words")
     with _quiet():
         program = torch.onnx.export(
             network,
@@ -39,12 +50,14 @@ def export(network: nn.Module, example: Tensor, path: Path) -> None:
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            dynamic_shapes=(free,),
             verbose=False,
         )
     if program is None:
         raise RunFailed("the network could not be exported to ONNX")
     model = program.model_proto
+    if vocabulary is not None:
+        take_strings(model, vocabulary, name=INPUT)
     plain(model)
     save(model, path)
 

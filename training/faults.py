@@ -1,4 +1,11 @@
-"""What can be wrong before or during a run, and the exit code of each."""
+"""What can be wrong before or during a run, the exit code of each, and how the command speaks of it."""
+
+import sys
+
+
+def say(message: str) -> None:
+    """A line for people, on stderr: a warning, or why the command stops."""
+    print(f"training: {message}", file=sys.stderr)  # noqa: T201 - a command speaks
 
 
 class WrongUse(ValueError):

@@ -86,6 +86,10 @@ def train(
     Raises Interrupted after writing a checkpoint, RunFailed when the loss is not finite.
     """
     device = processes.device
+    if plan.batch_rows % (processes.world * plan.accumulate):
+        raise WrongUse(
+            f"--batch {plan.batch_rows} cannot be parted into {processes.world} processes × --accumulate {plan.accumulate}"
+        )
     network.train()
     spread = processes.spread(network)
     optimiser = make_optimiser(network, plan)

@@ -1,8 +1,11 @@
 """The networks by name, any importable factory, and the part that makes raw inputs fit for them."""
 
 import importlib
+import inspect
 import itertools
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch.nn import functional
 
 from training.faults import WrongUse
 from training.losses import COSINE_SCALE
+from training.resnet import released_resnet32, resnet32
 
 
 class Standardise(nn.Module):
@@ -106,40 +110,99 @@ def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     )
 
 
+class MeanOfWords(nn.Module):
+    """Word numbers [B, words], 0 where there is none, -> the mean of the words' vectors [B, width]; 0 without words."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        # not EmbeddingBag: its export is a loop over rows
+        self.vectors = nn.Embedding(size + 1, width, padding_idx=0)
+        nn.init.normal_(self.vectors.weight, std=width**-0.5)
+        with torch.no_grad():
+            self.vectors.weight[0] = 0
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """[B, words] -> [B, width]."""
+        known = (numbers > 0).to(self.vectors.weight.dtype).unsqueeze(2)
+        total = (self.vectors(numbers) * known).sum(dim=1)
+        mean: Tensor = total / known.sum(dim=1).clamp(min=1)
+        return mean
+
+
+def text(num_classes: int, vocabulary_size: int) -> nn.Module:
+    """The mean of 64-number word vectors and a linear layer (Joulin et al., 2017)."""
+    return nn.Sequential(MeanOfWords(vocabulary_size, 64), nn.Linear(64, num_classes))
+
+
 NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
     "cnn": cnn,
+    "resnet32": resnet32,
+    "released-resnet32": released_resnet32,
 }
+NAMES = (*NETWORKS, "text")
 
 
 def build(
-    name: str, *, num_classes: int, input_shape: tuple[int, ...], head: str = "linear"
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    vocabulary_size: int | None = None,
+    head: str = "linear",
 ) -> nn.Module:
     """A fresh network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
 
-    name: one of NETWORKS, or module:function, a factory f(num_classes) -> nn.Module.
-    head: "cosine" puts a CosineLinear in place of the last linear layer.
+    name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module.
+    vocabulary_size: of texts, which come as word numbers [B, words]. head: "cosine" puts a CosineLinear in place of
+    the last linear layer. Raises WrongUse.
     """
-    if name in NETWORKS:
+    if (name == "text") != (vocabulary_size is not None):
+        raise WrongUse(
+            f"network {name}: network text is for texts, the others are not"
+            + _TEXT_HINT[name == "text"]
+        )
+    if vocabulary_size is not None:
+        network = text(num_classes, vocabulary_size)
+    elif name in NETWORKS:
+        if name.endswith("resnet32") and len(input_shape) != 3:
+            raise WrongUse(f"network {name} takes images; an input here is {list(input_shape)}")
         network = NETWORKS[name](num_classes, input_shape)
     elif ":" in name:
-        network = _factory(name)(num_classes)
-        if not isinstance(network, nn.Module):
-            raise WrongUse(
-                f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"
-            )
+        network = _made_by(_factory(name), num_classes, name)
     else:
-        raise WrongUse(
-            f"unknown network '{name}'; expected {', '.join(NETWORKS)} or module:function"
-        )
+        raise WrongUse(f"unknown network '{name}'; expected {', '.join(NAMES)} or module:function")
     if head == "cosine":
         _use_cosine_head(network, name)
     return network
 
 
-def _factory(name: str) -> Callable[[int], Any]:
+_TEXT_HINT = ("; use --network text", "")
+
+
+def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Module:
+    """By keyword where the factory takes it so: torchvision's and timm's take other things first."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except ValueError:
+        parameters = []
+    named = any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+    try:
+        network = factory(num_classes=num_classes) if named else factory(num_classes)
+    except TypeError as error:
+        raise WrongUse(f"network {name}: {error}; expected a factory f(num_classes)") from error
+    if not isinstance(network, nn.Module):
+        raise WrongUse(
+            f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"
+        )
+    return network
+
+
+def _factory(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the console script, unlike python -m, leaves it out
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

@@ -1,10 +1,24 @@
 """Which rows each step takes: the sampler's epochs end to end, cut into full batches."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Part:
+    """The share of each batch that one of several processes handles: rows rank · B/world … (rank + 1) · B/world."""
+
+    rank: int = 0
+    world: int = 1
+
+    def of(self, rows: int) -> slice:
+        """The slice of a batch of so many rows (a multiple of world)."""
+        each = rows // self.world
+        return slice(self.rank * each, (self.rank + 1) * each)
 
 
 class EpochIndices(Protocol):

@@ -7,8 +7,9 @@ from datetime import timedelta
 import torch
 from torch import Tensor, distributed, nn
 
-from training.data.feed import Part
 from training.faults import WrongUse
+from training.order import Part
+from training.sync_norm import share_batch_norms
 
 WAIT = timedelta(hours=6)  # the others wait while the first evaluates and exports
 
@@ -48,7 +49,11 @@ class Processes:
         """The network with its gradients averaged over the processes as they are computed."""
         if self.world == 1:
             return network
-        # the batch norms keep the same statistics everywhere, so nothing needs broadcasting
+        if self.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        else:
+            network = share_batch_norms(network, world=self.world)
+        # so the statistics are the same everywhere, and nothing needs broadcasting
         return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
 
     def mean(self, values: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,24 +13,26 @@ from torch import nn
 
 from service.contract import bundle
 from training.data.dataset import Dataset, Split
-from training.data.feed import in_order
+from training.data.feed import graph_inputs, in_order
 from training.export import INPUT, OUTPUT, check_agreement, export
+from training.loop import logits_of
+from training.prepare import Prepared
 from training.provenance import code_revision, library_versions
 from training.record import report
-
-if TYPE_CHECKING:
-    from training.recipe import Calibration, Prepared, Recipe
+from training.settings import Recipe
+from training.tuning import Calibration
 
 CHECKED_ROWS = 512
+CPU = torch.device("cpu")
 
 
 def publish(
-    recipe: "Recipe",
-    ready: "Prepared",
+    recipe: Recipe,
+    ready: Prepared,
     network: nn.Module,
     *,
     logits: Mapping[str, NDArray[np.float32]],
-    calibration: "Calibration",
+    calibration: Calibration,
     scores: Mapping[str, Any],
     models: Path,
     samples: int,
@@ -42,9 +44,10 @@ def publish(
 
     def write_files(folder: Path) -> None:
         file = folder / bundle.MODEL_FILE
-        export(network, next(in_order(ready.data, rows, device=torch.device("cpu"))), file)
+        example = next(in_order(ready.data, rows, device=CPU))
+        export(network, example, file, vocabulary=ready.data.vocabulary)
         check_agreement(
-            file, _as_arrays(ready.data, rows), _logits_on_cpu(network, ready.data, rows)
+            file, graph_inputs(ready.data, rows), logits_of(network, ready.data, rows, device=CPU)
         )
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")
@@ -58,7 +61,7 @@ def publish(
 
 
 def manifest_fields(
-    recipe: "Recipe", ready: "Prepared", *, calibration: "Calibration", scores: Mapping[str, Any]
+    recipe: Recipe, ready: Prepared, *, calibration: Calibration, scores: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of model.json but for name, version and files."""
     data = ready.data
@@ -107,11 +110,13 @@ def input_fields(data: Dataset) -> dict[str, Any]:
             "std": list(data.image.std),
             "layout": "NCHW",
         }
+    if data.kind == "text":
+        return {"name": INPUT, "kind": "text", "shape": [None], "dtype": "string"}
     shape = np.asarray(data.train.inputs[:1]).shape[1:]
     return {"name": INPUT, "kind": "tensor", "shape": [None, *shape], "dtype": "float32"}
 
 
-def _settings(recipe: "Recipe") -> dict[str, Any]:
+def _settings(recipe: Recipe) -> dict[str, Any]:
     settings = asdict(recipe) | {"milestones": list(recipe.milestones)}
     for other in ("name", "recipe", "description", "seed"):
         del settings[other]
@@ -140,15 +145,3 @@ def _check_rows(data: Dataset) -> Split:
     split = data.test or data.val or data.train
     spread = np.unique(np.linspace(0, len(split) - 1, CHECKED_ROWS).astype(np.int64))
     return split.take(spread)
-
-
-def _as_arrays(data: Dataset, rows: Split) -> Any:
-    return (batch.numpy() for batch in in_order(data, rows, device=torch.device("cpu")))
-
-
-@torch.no_grad()
-def _logits_on_cpu(network: nn.Module, data: Dataset, rows: Split) -> NDArray[np.float32]:
-    parts = [
-        network(batch).float().numpy() for batch in in_order(data, rows, device=torch.device("cpu"))
-    ]
-    return np.concatenate(parts)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, check_tau, log_source_prior
@@ -15,7 +14,8 @@ from service.contract.bundle import Bundle, InvalidBundle, load_bundle
 from service.contract.prior import InvalidPrior, UnknownLabelFrequencies, parse_prior, resolve_prior
 from training import data as sources
 from training.data.dataset import Dataset, ImageSpec, Split, counts_of
-from training.data.feed import in_order
+from training.data.feed import graph_inputs
+from training.data.image_files import ImageFiles
 from training.data.splits import set_aside_validation
 from training.evaluate import score
 from training.export import open_session, run_session
@@ -90,14 +90,15 @@ class Published:
 
     def _inputs(self, data: Dataset, split: Split) -> Iterator[NDArray[Any]]:
         spec = self.bundle.input
-        fed = replace(data, image=self._image(data))
-        for batch in in_order(fed, split, device=torch.device("cpu")):
-            array = np.asarray(batch)
-            yield array if array.dtype == object else array.astype(spec.dtype, copy=False)
+        image = self._image(data)
+        if image is not None and isinstance(split.inputs, ImageFiles):
+            split = Split(replace(split.inputs, spec=image), split.labels)
+        for batch in graph_inputs(replace(data, image=image), split):
+            yield batch if batch.dtype == object else batch.astype(spec.dtype, copy=False)
 
     def _image(self, data: Dataset) -> ImageSpec | None:
         spec = self.bundle.input
-        if (spec.kind == "image") != (data.image is not None):
+        if spec.kind != data.kind:
             raise WrongUse(f"the model takes {spec.kind} input; {data.spec} holds {data.kind} rows")
         if spec.kind != "image":
             return None

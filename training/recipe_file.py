@@ -12,9 +12,13 @@ from typing import Any
 
 from service.contract.bundle import check_model_name
 from training.faults import WrongUse
-from training.recipe import Recipe
+from training.settings import Recipe
 
 FIELDS = {field.name: field for field in fields(Recipe)}
+NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
+    # a word is in few rows, so its vector needs steps of its own size
+    "text": {"optimiser": "adamw", "lr": 0.005, "weight_decay": 0.01},
+}
 
 
 def names() -> list[str]:
@@ -40,6 +44,7 @@ def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
         settings.pop("epochs", None) if "epochs" not in given else None
     if "data" not in settings:
         raise WrongUse("--data is missing: what should be trained on?")
+    settings = NETWORK_DEFAULTS.get(settings.get("network", ""), {}) | settings
     settings.setdefault("name", _name_of(settings["data"]))
     try:
         check_model_name(settings["name"])
@@ -78,6 +83,8 @@ def _checked(where: str, key: str, value: Any) -> Any:
     kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     kind = next(k for k in kinds if k is not type(None))
     origin = typing.get_origin(kind) or kind
+    if kinds == (str, int, type(None)):  # resize
+        origin = str if isinstance(value, str) else int
     if origin is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if (

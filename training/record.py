@@ -3,7 +3,7 @@
 import base64
 import io
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +11,17 @@ from numpy.typing import NDArray
 from service.contract.adjustment import adjust_logits, softmax
 from service.contract.scores import group_of, reliability, target_weights
 from training.data.dataset import Dataset, Split
-
-if TYPE_CHECKING:
-    from training.recipe import Calibration, Prepared
+from training.prepare import Prepared
+from training.tuning import Calibration
 
 MAX_CONFUSION_CLASSES = 100
 MAX_SAMPLE_NUMBERS = 4096
 
 
 def report(
-    ready: "Prepared",
+    ready: Prepared,
     *,
-    calibration: "Calibration",
+    calibration: Calibration,
     logits: Mapping[str, NDArray[np.float32]],
     scores: Mapping[str, Any],
     samples: int,
@@ -59,7 +58,7 @@ def report(
 
 
 def _outcome(
-    ready: "Prepared", logits: NDArray[np.float32], split: Split, *, tau: float, temperature: float
+    ready: Prepared, logits: NDArray[np.float32], split: Split, *, tau: float, temperature: float
 ) -> dict[str, Any]:
     """Reliability and confusion of one tau on the test split, with a uniform target."""
     num_classes = ready.data.num_classes
@@ -114,7 +113,7 @@ def _samples(data: Dataset, split: Split, wanted: int) -> list[dict[str, Any]]:
 def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
     index = int(split.labels[row])
     found: dict[str, Any] = {"label": data.class_names[index], "index": index}
-    value = split.inputs[row : row + 1][0]
+    value = np.asarray(split.inputs[row : row + 1])[0]
     if data.kind == "image":
         found["png"] = png(np.asarray(value))
     elif data.kind == "text":

@@ -47,8 +47,10 @@ def _data_table(result: Mapping[str, Any]) -> str:
         + ", ".join(f"{group} {n}" for group, n in result["groups"].items())
         + " (classes by training rows)"
     )
-    sizes = ", ".join(f"{name} {n}" for name, n in result["fit"].items())
-    lines.append(f"  fit would use {sizes}")
+    if result["fit"]:
+        lines.append(
+            "  fit would use " + ", ".join(f"{name} {n}" for name, n in result["fit"].items())
+        )
     names = result["class_names"]
     for index, name in enumerate(names[:MAX_CLASSES]):
         counts = "".join(f"{split['class_counts'][index]:>9}" for split in splits.values())

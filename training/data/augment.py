@@ -15,7 +15,7 @@ AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop-flip")
 class Augmentation:
     """none; flip: mirror half of the images; crop-flip: also shift by up to `pad` pixels, black coming in.
 
-    resized-crop-flip is for images in files, which are cropped while they are decoded (see image_files).
+    resized-crop-flip is for images in files, which are cropped while they are decoded (see pixels.random_crop).
     """
 
     name: str = "none"
@@ -26,6 +26,11 @@ class Augmentation:
             raise WrongUse(
                 f"unknown augmentation '{self.name}'; expected {', '.join(AUGMENTATIONS)}"
             )
+
+    @property
+    def on_batches(self) -> bool:
+        """Whether whole batches are changed (rather than nothing, or each image as it is decoded)."""
+        return self.name in ("flip", "crop-flip")
 
     def draw(self, rows: int, *, seed: int) -> Tensor:
         """Numbers for a batch, int64 [rows, 3]: mirror (0 or 1), row offset, column offset.
@@ -39,8 +44,6 @@ class Augmentation:
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
         """Images [B, channels, H, W] of any type, changed as drawn [B, 3] says."""
-        if self.name not in ("flip", "crop-flip"):
-            return images
         if self.name == "crop-flip":
             images = self._shifted(images, drawn)
         return torch.where(drawn[:, :1, None, None].bool(), images.flip(3), images)

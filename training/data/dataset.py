@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.text import Vocabulary
 from training.faults import BadData
 
 Labels: TypeAlias = NDArray[np.int64]
@@ -61,7 +62,7 @@ class ImageSpec:
 class Dataset:
     """Training, validation and test rows of one class list.
 
-    `picture` is the shape in which a row of numbers can be shown as a grey picture, if it can.
+    `vocabulary` is learnt from the training texts before a run (see training.recipe). `picture` is the shape in which a row of numbers can be shown as a grey picture, if it can.
     `val` and `test` are None where the source has none. `origin` says where the rows came from, for the provenance.
     `val_per_class` is the number of rows a class that a fit sets aside when there is no `val`; None: a tenth of each
     class. `reproducible_split` is whether the test rows are the same whatever the seed.
@@ -74,6 +75,7 @@ class Dataset:
     val: Split | None = None
     test: Split | None = None
     image: ImageSpec | None = None
+    vocabulary: Vocabulary | None = None
     picture: tuple[int, int] | None = None
     val_per_class: int | None = None
     reproducible_split: bool = True
@@ -113,15 +115,24 @@ def counts_of(labels: Labels, num_classes: int) -> Labels:
     return np.bincount(labels, minlength=num_classes).astype(np.int64)
 
 
-def check_labels(labels: NDArray[Any], class_names: Sequence[str], *, where: str) -> Labels:
-    """Labels as int64 indices. Raises BadData naming the first row whose label is no class."""
+def check_labels(
+    labels: NDArray[Any],
+    class_names: Sequence[str],
+    *,
+    where: str,
+    row_word: str = "row",
+    first_row: int = 0,
+) -> Labels:
+    """Labels as int64 indices. Raises BadData naming the first row whose label is no class, counted from first_row."""
     if labels.ndim != 1:
         raise BadData(f"{where}: labels have shape {list(labels.shape)}; expected one label a row")
     if labels.dtype.kind in "US" or labels.dtype == object:
         index = {name: i for i, name in enumerate(class_names)}
         for row, name in enumerate(labels):
             if str(name) not in index:
-                raise BadData(f"{where}, row {row}: '{name}' is not a class of the training data")
+                raise BadData(
+                    f"{where}, {row_word} {row + first_row}: '{name}' is not a class of the training data"
+                )
         return np.fromiter((index[str(name)] for name in labels), np.int64, len(labels))
     if (
         labels.dtype.kind == "f"
@@ -134,7 +145,7 @@ def check_labels(labels: NDArray[Any], class_names: Sequence[str], *, where: str
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if wrong.size:
         raise BadData(
-            f"{where}, row {wrong[0]}: label {labels[wrong[0]]} is out of range; "
+            f"{where}, {row_word} {wrong[0] + first_row}: label {labels[wrong[0]]} is out of range; "
             f"expected 0 to {len(class_names) - 1}"
             + (f" ({wrong.size} rows like it)" if wrong.size > 1 else "")
         )

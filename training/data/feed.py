@@ -1,89 +1,151 @@
 """Splits to batches on a device: what a step of training takes, and the rows of a split in order."""
 
+import itertools
+import signal
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
 
+from training.data import pixels
 from training.data.augment import Augmentation
 from training.data.dataset import Dataset, ImageSpec, Split
+from training.data.image_files import ImageFiles
+from training.data.images import normalise
+from training.data.text import Encoded, Vocabulary
+from training.order import Part
 
 Rows: TypeAlias = NDArray[np.int64]
 Batch: TypeAlias = tuple[Tensor, Tensor]
+Order: TypeAlias = Iterable[tuple[int, Rows]]
 EVALUATION_ROWS = 256
-
-
-@dataclass(frozen=True)
-class Part:
-    """The share of each batch that this process handles: rows rank · B/world … (rank + 1) · B/world."""
-
-    rank: int = 0
-    world: int = 1
-
-    def of(self, rows: int) -> slice:
-        """The slice of a batch of so many rows (a multiple of world)."""
-        each = rows // self.world
-        return slice(self.rank * each, (self.rank + 1) * each)
 
 
 class Feed(Protocol):
     """Gives the batches that an order asks for."""
 
-    def batches(self, order: Iterable[tuple[int, Rows]]) -> Iterator[Batch]:
+    def batches(self, order: Order) -> Iterator[Batch]:
         """For each (step, rows of the whole batch): this process's part of it, augmented, on the device."""
         ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a feed delivers to: a device, one of several processes, and the seed of what is drawn there."""
+
+    device: torch.device
+    part: Part
+    seed: int
+    workers: int = 2
+
+
+def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
+    """The feed for a data set's training rows."""
+    if data.vocabulary is not None:
+        return TextFeed(data.train, data.vocabulary, place)
+    if isinstance(data.train.inputs, ImageFiles):
+        return FileFeed(data.train.inputs, data.train.labels, augmentation, place)
+    return ArrayFeed(data.train, data.image, augmentation, place)
 
 
 class ArrayFeed:
     """Batches of rows that lie in memory: gathered, augmented and normalised a whole batch at a time."""
 
     def __init__(
-        self,
-        split: Split,
-        *,
-        image: ImageSpec | None,
-        augmentation: Augmentation,
-        seed: int,
-        device: torch.device,
-        part: Part,
+        self, split: Split, image: ImageSpec | None, augmentation: Augmentation, place: Place
     ) -> None:
-        self._inputs = _resident(np.asarray(split.inputs), image, device)
-        self._labels = torch.from_numpy(split.labels).to(device)
-        self._prepare = Prepare(image, device)
-        self._augmentation = augmentation
-        self._seed = seed
-        self._part = part
-
-    def batches(self, order: Iterable[tuple[int, Rows]]) -> Iterator[Batch]:
-        """As Feed says."""
-        augments = self._augmentation.name != "none"
-        for step, rows in order:
-            mine = torch.from_numpy(rows[self._part.of(len(rows))]).to(self._labels.device)
-            inputs = self._inputs[mine]
-            if augments:
-                drawn = self._augmentation.draw(len(rows), seed=step_seed(self._seed, step))
-                drawn = drawn[self._part.of(len(rows))].to(inputs.device)
-                inputs = self._augmentation.apply(inputs, drawn)
-            yield self._prepare(inputs), self._labels[mine]
-
-
-class Prepare:
-    """Pixels [B, channels, H, W] to what the network takes; other inputs as they are."""
-
-    def __init__(self, image: ImageSpec | None, device: torch.device) -> None:
-        self._scale = None
+        inputs = np.asarray(split.inputs)
         if image is not None:
-            # torch's own division by 255 would cost a second pass over the batch
-            mean = torch.tensor(image.mean, device=device)[:, None, None]
-            std = torch.tensor(image.std, device=device)[:, None, None]
+            inputs = inputs.transpose(0, 3, 1, 2)
+        self._inputs = torch.from_numpy(np.array(inputs, order="C")).to(place.device)
+        self._labels = torch.from_numpy(split.labels).to(place.device)
+        self._finish = Finish(image, augmentation, place)
+        self._place = place
+
+    def batches(self, order: Order) -> Iterator[Batch]:
+        """As Feed says."""
+        for step, rows in order:
+            mine = torch.from_numpy(rows[self._place.part.of(len(rows))]).to(self._place.device)
+            yield self._finish(self._inputs[mine], step=step, rows=len(rows)), self._labels[mine]
+
+
+class TextFeed:
+    """Batches of texts as word numbers, padded to the longest of the batch."""
+
+    def __init__(self, split: Split, vocabulary: Vocabulary, place: Place) -> None:
+        self._encoded = Encoded.of(list(np.asarray(split.inputs)), vocabulary)
+        self._labels = split.labels
+        self._place = place
+
+    def batches(self, order: Order) -> Iterator[Batch]:
+        """As Feed says."""
+        for _, rows in order:
+            mine = rows[self._place.part.of(len(rows))]
+            numbers = torch.from_numpy(self._encoded.padded(mine))
+            yield (
+                numbers.to(self._place.device),
+                torch.from_numpy(self._labels[mine]).to(self._place.device),
+            )
+
+
+class FileFeed:
+    """Batches of images in files: decoded (and randomly cropped) by worker processes ahead of their step."""
+
+    def __init__(
+        self, files: ImageFiles, labels: Rows, augmentation: Augmentation, place: Place
+    ) -> None:
+        self._decoder = _Decoder(
+            files, labels, crops=augmentation.name == "resized-crop-flip", seed=place.seed
+        )
+        self._finish = Finish(files.spec, augmentation, place)
+        self._place = place
+
+    def batches(self, order: Order) -> Iterator[Batch]:
+        """As Feed says."""
+        device = self._place.device
+        for_loader, for_here = itertools.tee(order)  # the loader runs ahead of the steps
+        loader: DataLoader[Any] = DataLoader(
+            self._decoder,
+            batch_sampler=_Asking(for_loader, self._place.part),
+            num_workers=self._place.workers,
+            worker_init_fn=_leave_signals_to_the_parent,
+            pin_memory=device.type == "cuda",
+        )
+        for (images, labels), (step, rows) in zip(loader, for_here, strict=True):
+            placed = images.to(device, non_blocking=True).permute(0, 3, 1, 2)
+            yield (
+                self._finish(placed, step=step, rows=len(rows)),
+                labels.to(device, non_blocking=True),
+            )
+
+
+class Finish:
+    """What happens to a whole batch on the device: augmentation, then pixels [B, channels, H, W] to network inputs."""
+
+    def __init__(self, image: ImageSpec | None, augmentation: Augmentation, place: Place) -> None:
+        self._augmentation = augmentation if image is not None and augmentation.on_batches else None
+        self._place = place
+        self._scale: tuple[Tensor, Tensor] | None = None
+        if image is not None:
+            # (pixel / 255 - mean) / std as one multiplication and addition
+            mean = torch.tensor(image.mean, device=place.device)[:, None, None]
+            std = torch.tensor(image.std, device=place.device)[:, None, None]
             self._scale = (1 / (255 * std), -mean / std)
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Float32 [B, …]."""
+    def __call__(self, inputs: Tensor, *, step: int, rows: int) -> Tensor:
+        """Float32 [B, …] of this process's part of a batch of so many rows."""
+        if self._augmentation is not None:
+            # drawn for the whole batch, so that the parts of several processes add up to the batch of one
+            drawn = self._augmentation.draw(rows, seed=step_seed(self._place.seed, step))
+            inputs = self._augmentation.apply(
+                inputs, drawn[self._place.part.of(rows)].to(inputs.device)
+            )
         if self._scale is None:
             return inputs
         factor, offset = self._scale
@@ -91,11 +153,17 @@ class Prepare:
 
 
 def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[Tensor]:
-    """The inputs of a split as the exported graph takes them, in order, EVALUATION_ROWS at a time, never augmented."""
-    prepare = Prepare(data.image, device)
+    """The inputs of a split as the network takes them, in order, EVALUATION_ROWS at a time, never augmented."""
+    for batch in graph_inputs(data, split):
+        numbers = data.vocabulary.encode(list(batch)) if data.vocabulary is not None else batch
+        yield torch.from_numpy(numbers).to(device)
+
+
+def graph_inputs(data: Dataset, split: Split) -> Iterator[NDArray[Any]]:
+    """The inputs of a split as the exported graph takes them (texts as strings), in order, EVALUATION_ROWS at a time."""
     for start in range(0, len(split), EVALUATION_ROWS):
         rows = np.asarray(split.inputs[start : start + EVALUATION_ROWS])
-        yield prepare(_resident(rows, data.image, device))
+        yield normalise(rows, data.image) if data.image is not None else np.ascontiguousarray(rows)
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -105,6 +173,40 @@ def step_seed(seed: int, step: int) -> int:
     )
 
 
-def _resident(inputs: NDArray[np.generic], image: ImageSpec | None, device: torch.device) -> Tensor:
-    ordered = inputs.transpose(0, 3, 1, 2) if image is not None else inputs
-    return torch.from_numpy(np.array(ordered, order="C")).to(device)
+class _Decoder(TorchDataset[Any]):
+    """(row, step, position in the batch) -> pixels uint8 [H, W, channels] and label, in a worker process."""
+
+    def __init__(self, files: ImageFiles, labels: Rows, *, crops: bool, seed: int) -> None:
+        self._files = files
+        self._labels = labels
+        self._crops = crops
+        self._seed = seed
+
+    def __getitem__(self, asked: tuple[int, int, int]) -> tuple[Tensor, int]:
+        row, step, position = asked
+        path = self._files.paths[row]
+        if self._crops:
+            found = pixels.random_crop(path, self._files.spec, seed=(self._seed, 3, step, position))
+        else:
+            found = pixels.decode(path, self._files.spec)
+        return torch.from_numpy(np.array(found)), int(self._labels[row])
+
+
+class _Asking:
+    """The order in the loader's terms: for each step, what each row of this process's part needs."""
+
+    def __init__(self, order: Order, part: Part) -> None:
+        self._order = order
+        self._part = part
+
+    def __iter__(self) -> Iterator[list[tuple[int, int, int]]]:
+        for step, rows in self._order:
+            mine = self._part.of(len(rows))
+            yield [(int(row), step, mine.start + place) for place, row in enumerate(rows[mine])]
+
+
+def _leave_signals_to_the_parent(_worker: int) -> None:
+    """Ctrl-C reaches the whole process group; only the parent knows what to do about it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    torch.set_num_threads(1)

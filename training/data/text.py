@@ -1,0 +1,92 @@
+"""Words to numbers: a vocabulary learnt from training texts, in the form that standard ONNX operators can repeat.
+
+A word is what stands between spaces, A … Z in lower case: StringSplit and StringNormalizer (in the locale "C", the one
+that is everywhere) do no more than that. So a word with punctuation around it is a key of its own, which shares the
+number of the bare word: "good," and "good" are the same word in the graph, too.
+"""
+
+import string
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_WORDS = 50_000
+MANY_TEXTS = 1_000  # from here on a word must stand in two texts to count
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+_AROUND = string.punctuation + "“”‘’«»…–—¿¡\t\r\n"
+
+
+def words(text: str) -> list[str]:
+    """The words of a text, as the exported graph sees them."""
+    return [word for word in text.translate(_LOWER).split(" ") if word]
+
+
+def bare(word: str) -> str:
+    """A word without the punctuation around it; the word itself where nothing else is left."""
+    return word.strip(_AROUND) or word
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """keys: word as it stands in a text -> its number, 1 … size. Other words are 0 and take no part."""
+
+    keys: dict[str, int]
+    size: int
+
+    @classmethod
+    def learnt(cls, texts: Iterable[str], *, max_words: int = MAX_WORDS) -> "Vocabulary":
+        """Of training texts: the max_words most frequent words by the number of texts they stand in."""
+        seen: Counter[str] = Counter()
+        spelt: dict[str, set[str]] = {}
+        count = 0
+        for text in texts:
+            count += 1
+            found = set(words(text))
+            seen.update({bare(word) for word in found})
+            for word in found:
+                spelt.setdefault(bare(word), {bare(word)}).add(word)
+        fewest = 2 if count >= MANY_TEXTS else 1
+        ranked = sorted(
+            (word for word, n in seen.items() if n >= fewest), key=lambda word: (-seen[word], word)
+        )
+        keys = {
+            spelling: number
+            for number, word in enumerate(ranked[:max_words], 1)
+            for spelling in sorted(spelt[word])
+        }
+        return cls(keys, min(len(ranked), max_words))
+
+    def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
+        """Word numbers [len(texts), longest], padded with 0; at least one column."""
+        return Encoded.of(texts, self).padded(np.arange(len(texts)))
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Many texts as word numbers, end to end: those of text i are numbers[starts[i] : starts[i + 1]]."""
+
+    numbers: NDArray[np.int64]
+    starts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, texts: Sequence[str], vocabulary: Vocabulary) -> "Encoded":
+        """Of texts; words that are not in the vocabulary leave no trace."""
+        keys = vocabulary.keys
+        found = [[number for word in words(text) if (number := keys.get(word))] for text in texts]
+        starts = np.concatenate([[0], np.cumsum([len(one) for one in found], dtype=np.int64)])
+        numbers = np.fromiter(
+            (number for one in found for number in one), np.int64, int(starts[-1])
+        )
+        return cls(numbers, starts.astype(np.int64))
+
+    def padded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """[len(rows), longest of them], padded with 0; at least one column."""
+        lengths = self.starts[rows + 1] - self.starts[rows]
+        table = np.zeros((len(rows), max(1, int(lengths.max(initial=1)))), np.int64)
+        filled = np.arange(table.shape[1]) < lengths[:, None]
+        positions = self.starts[rows][:, None] + np.arange(table.shape[1])
+        table[filled] = self.numbers[positions[filled]]
+        return table

@@ -1,0 +1,84 @@
+"""Batch normalisation over the whole batch when several processes share it, on any device.
+
+torch's own SyncBatchNorm knows GPUs only; this one adds up over gloo, too, so that a run on two processes is
+the run of one.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.nn import functional as collective
+from torch.nn import functional
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Takes the place of a BatchNorm layer and shares its parameters and statistics."""
+
+    def __init__(self, own: _BatchNorm, world: int) -> None:
+        super().__init__(
+            own.num_features,
+            eps=own.eps,
+            momentum=own.momentum,
+            affine=own.affine,
+            track_running_stats=own.track_running_stats,
+        )
+        self.weight, self.bias = own.weight, own.bias
+        self.running_mean, self.running_var = own.running_mean, own.running_var
+        self.num_batches_tracked = own.num_batches_tracked
+        self._world = world
+        self.train(own.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - torch's name
+        del input
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, channels, …] -> the same, by the mean and variance over the batch of all processes while training."""
+        if not self.training and self.running_mean is not None:
+            return functional.batch_norm(
+                inputs,
+                self.running_mean,
+                self.running_var,
+                self.weight,
+                self.bias,
+                training=False,
+                eps=self.eps,
+            )
+        axes = [0, *range(2, inputs.ndim)]
+        shape = [1, -1] + [1] * (inputs.ndim - 2)
+        wide = (
+            inputs.float()
+        )  # statistics of a bf16 or fp16 forward pass are float32, as in torch's own layer
+        # every process has as many rows, so the mean of means is the mean
+        mean = self._over_all(wide.mean(axes))
+        centred = wide - mean.view(shape)
+        variance = self._over_all(centred.square().mean(axes))
+        self._remember(
+            mean.detach(), variance.detach(), count=inputs.numel() // inputs.shape[1] * self._world
+        )
+        normal = centred * torch.rsqrt(variance + self.eps).view(shape)
+        if self.affine:
+            normal = normal * self.weight.view(shape) + self.bias.view(shape)
+        return normal.to(inputs.dtype)
+
+    def _over_all(self, values: Tensor) -> Tensor:
+        total: Tensor = collective.all_reduce(values)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return total / self._world
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor, *, count: int) -> None:
+        if self.running_mean is None or self.running_var is None:
+            return
+        assert self.num_batches_tracked is not None
+        self.num_batches_tracked += 1
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean, share)
+        self.running_var.lerp_(variance * (count / max(1, count - 1)), share)
+
+
+def share_batch_norms(network: nn.Module, *, world: int) -> nn.Module:
+    """Put a SharedBatchNorm in the place of every batch normalisation of the network, in place where it is inside."""
+    if isinstance(network, _BatchNorm) and not isinstance(network, SharedBatchNorm):
+        return SharedBatchNorm(network, world)
+    for name, child in network.named_children():
+        setattr(network, name, share_batch_norms(child, world=world))
+    return network
