@@ -150,24 +150,27 @@ def _dataset(
 def _image_spec(paths: Sequence[str], options: ImageOptions) -> ImageSpec:
     if not paths:
         raise BadData("there is no training image")
-    size = (options.size, options.size) if options.size else (224, 224)
-    resize: Resize | None = options.resize
-    if options.size is None:
-        spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
-        sizes = {pixels.size_of(paths[row]) for row in spread}
-        if len(sizes) == 1 and max(next(iter(sizes))) <= SMALL_SIDE:
-            size = next(iter(sizes))
-            resize = resize or "stretch"
-    if resize is None:
-        resize = round(max(size) * 256 / 224)
+    size, fitting = _size_of(paths, options)
     color = options.color or "RGB"
     return ImageSpec(
-        size=(size[0], size[1]),
+        size=size,
         color=color,
-        resize=resize,
+        resize=fitting if options.resize is None else options.resize,
         mean=IMAGENET_MEAN if color == "RGB" else GREY_MEAN,
         std=IMAGENET_STD if color == "RGB" else GREY_STD,
     )
+
+
+def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, int], Resize]:
+    """Height and width, and the resizing that goes with them: small images that are alike stay as they are."""
+    if options.size is not None:
+        return (options.size, options.size), round(options.size * 256 / 224)
+    spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
+    sizes = {pixels.size_of(paths[row]) for row in spread}
+    size = next(iter(sizes))
+    if len(sizes) == 1 and max(size) <= SMALL_SIDE:
+        return size, "stretch"
+    return (224, 224), 256
 
 
 def _folder(name: str) -> Path:
