@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service import prior_commands
+from service import import_flags, prior_commands
 from service.settings import InvalidSetting, Settings, add_flags, read_settings
 
 
@@ -16,11 +16,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     add_flags(verbs.add_parser("serve", help="serve the models of a repository"))
+    import_flags.add_flags(
+        verbs.add_parser("import", help="publish an ONNX classifier that was trained elsewhere")
+    )
     prior_commands.add_verbs(verbs)
     given = vars(parser.parse_args(arguments))
     if given["verb"] in prior_commands.VERBS:
         return prior_commands.run(given, os.environ, default_store=Settings().store)
     verb = given.pop("verb")
+    if verb == "import":
+        from service.importer import run
+
+        return run(argparse.Namespace(**given))
     if verb == "serve":
         from service.serve import serve
 

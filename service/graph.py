@@ -4,6 +4,7 @@ import dataclasses
 import importlib.metadata
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ _PROVIDERS = {
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
 }
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
@@ -188,9 +190,7 @@ def open_graph(
     options.log_severity_level = 3
     options.intra_op_num_threads = intra_op_threads or available_threads()
     options.inter_op_num_threads = 1
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", str(folder)
-    )
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
     wanted = resolve_provider(provider)
     try:
         session = ort.InferenceSession(composed, options, providers=provider_chain(wanted))
@@ -204,7 +204,30 @@ def open_graph(
             f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
         )
     _check_inputs(session, bundle, folder)
-    return Graph(session, bundle, device=device, bound=device != "cpu" if bound is None else bound)
+    bound = device != "cpu" if bound is None else bound
+    bindable = bundle.input.dtype != "string"  # strings stay on the host
+    return Graph(session, bundle, device=device, bound=bound and bindable)
+
+
+def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array], dict[str, Any]]:
+    """A foreign file as it is, on the CPU: a function from the input tensor to every output by name.
+
+    serialized stands for the file's own content where that was changed; external data lies beside the file. Raises
+    UnusableModel when onnxruntime refuses the graph; the function raises whatever onnxruntime raises.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = available_threads()
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent))
+    try:
+        session = ort.InferenceSession(
+            serialized or str(path), options, providers=provider_chain("cpu")
+        )
+    except Exception as error:
+        raise UnusableModel(f"{path}: onnxruntime refuses it: {_first_line(error)}") from error
+    (name,) = [item.name for item in session.get_inputs()]
+    names = [item.name for item in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
 
 
 def provider_chain(name: str) -> list[str]:

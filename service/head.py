@@ -6,9 +6,10 @@ that the serving process never imports onnx (30 MiB, a third of a second) and ne
 """
 
 import argparse
+import locale
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +68,7 @@ def compose(
     """
     _check_names(model)
     model = _with_opset(model)
+    mend_locales(model)
     graph = model.graph
     value, kind = _cut(graph, _find_output(graph, output), kind)
     head = _Head(graph)
@@ -177,6 +179,38 @@ def _with_opset(model: "onnx.ModelProto") -> "onnx.ModelProto":
     return model
 
 
+def mend_locales(model: "onnx.ModelProto") -> bool:
+    """Let text nodes use C.UTF-8 where their locale is not installed; whether any did.
+
+    StringNormalizer wants en_US.UTF-8 unless told otherwise, small systems lack it, and onnxruntime then refuses the
+    graph. C.UTF-8 is part of glibc and changes the case of the same letters.
+    """
+    from onnx import helper
+
+    mended = False
+    for node in model.graph.node:
+        if node.op_type != "StringNormalizer":
+            continue
+        named = [a for a in node.attribute if a.name == "locale"]
+        if _is_installed(named[0].s.decode() if named else "en_US.UTF-8"):
+            continue
+        for attribute in named:
+            node.attribute.remove(attribute)
+        node.attribute.append(helper.make_attribute("locale", "C.UTF-8"))
+        mended = True
+    return mended
+
+
+def _is_installed(name: str) -> bool:
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, name)
+    except locale.Error:
+        return False
+    locale.setlocale(locale.LC_CTYPE, before)
+    return True
+
+
 def _find_output(graph: "onnx.GraphProto", output: str) -> str:
     names = [item.name for item in graph.output]
     if output not in names:
@@ -185,26 +219,44 @@ def _find_output(graph: "onnx.GraphProto", output: str) -> str:
 
 
 def _cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
-    """Step back over a ZipMap and over a final softmax of the class axis, to (tensor, kind)."""
-    producer = _producer(graph, value)
-    if producer is not None and producer.op_type == "ZipMap":
-        value = producer.input[0]
-        producer = _producer(graph, value)
-    if producer is None or producer.op_type not in ("Softmax", "LogSoftmax"):
-        return value, kind
-    axis = next((a.i for a in producer.attribute if a.name == "axis"), -1)
-    return (producer.input[0], "logits") if axis in (-1, 1) else (value, kind)
+    """Step back over a ZipMap and over a final softmax of the class axis, to (tensor, kind).
+
+    Between them and the output may stand what changes no more than the type: Identity, and Cast among floats. An Exp that
+    makes probabilities is undone too: its input are their logarithms, without what underflows.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    tensor = seen = value
+    while (node := producers.get(seen)) is not None and _only_shows(node):
+        seen = node.input[0]
+        if node.op_type == "ZipMap":
+            tensor = seen
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        if axis in (-1, 1):
+            return node.input[0], "logits"
+    if node is not None and node.op_type == "Exp" and kind == "probabilities":
+        return node.input[0], "logits"
+    return tensor, kind
 
 
-def _producer(graph: "onnx.GraphProto", value: str) -> "onnx.NodeProto | None":
-    return next((node for node in graph.node if value in node.output), None)
+def _only_shows(node: "onnx.NodeProto") -> bool:
+    if node.op_type == "Cast":
+        return next((a.i for a in node.attribute if a.name == "to"), 0) in _FLOATS
+    return node.op_type in ("ZipMap", "Identity")
 
 
-def check_external_data(model: "onnx.ModelProto", folder: Path) -> None:
-    """Raise UnsupportedGraph when a tensor's external data is missing or leaves the model's folder."""
-    for tensor in _tensors(model.graph):
+_FLOATS = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE and BFLOAT16
+
+
+def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
+    """The files beside a model that hold its external data, relative to its folder, sorted.
+
+    Raises UnsupportedGraph when one is missing or leaves the folder, by its path or through a link.
+    """
+    found = set()
+    for tensor in _all_tensors(model):
         location = next((e.value for e in tensor.external_data if e.key == "location"), None)
-        if location is None:
+        if location is None or location in found:
             continue
         path = (folder / location).resolve()
         if not path.is_relative_to(folder.resolve()):
@@ -213,16 +265,30 @@ def check_external_data(model: "onnx.ModelProto", folder: Path) -> None:
             )
         if not path.is_file():
             raise UnsupportedGraph(f"external data '{location}' of '{tensor.name}' is missing")
+        found.add(location)
+    return sorted(found)
+
+
+def _all_tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
 
 
 def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
     yield from graph.initializer
     for sparse in graph.sparse_initializer:
         yield from (sparse.values, sparse.indices)
-    for node in graph.node:
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.TensorProto]":
+    for node in nodes:
         for attribute in node.attribute:
             yield attribute.t
             yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
             for inner in (attribute.g, *attribute.graphs):
                 if inner.node or inner.initializer:
                     yield from _tensors(inner)
@@ -240,7 +306,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         model = onnx.load(given.path, load_external_data=False)
-        check_external_data(model, given.path.parent)
+        external_files(model, given.path.parent)
         compose(model, output=given.output, kind=given.kind, temperature=given.temperature)
         sys.stdout.buffer.write(model.SerializeToString())
     except Exception as error:  # noqa: BLE001 - whatever a foreign file provokes is told in one line

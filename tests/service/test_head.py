@@ -161,7 +161,7 @@ def test_a_softmax_at_the_end_is_cut_off(graph_of, ending):
 
 def test_probabilities_that_no_softmax_made_are_taken_as_their_logarithms(graph_of):
     model = linear_model(ending="Softmax")
-    model.graph.node.append(helper.make_node("Identity", ["logits"], ["p"]))
+    model.graph.node.append(helper.make_node("Relu", ["logits"], ["p"]))
     model.graph.output[0].name = "p"
     graph = graph_of(model, output={"name": "p", "kind": "probabilities"})
     x = inputs(10)
@@ -223,7 +223,7 @@ def test_external_data_that_leaves_the_folder_is_refused(tmp_path):
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
     with pytest.raises(head.UnsupportedGraph, match="leaves the folder"):
-        head.check_external_data(model, tmp_path / "folder")
+        head.external_files(model, tmp_path / "folder")
 
 
 def test_a_row_in_use_is_never_overwritten_and_an_unused_one_is_reused():
