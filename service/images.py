@@ -3,7 +3,6 @@
 import base64
 import binascii
 import io
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,33 +14,58 @@ from service.contract.bundle import InputSpec
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
-"""Largest decoded image, so that a small file cannot become gigabytes."""
+"""Largest image that is decoded, so that a small file cannot become gigabytes."""
+MAX_REQUEST_PIXELS = 500_000_000
+"""The same for all images of one request together."""
+Image.MAX_IMAGE_PIXELS = (
+    None  # the limits above are lower than Pillow's, and refuse instead of warning
+)
+_PNG_END = b"IEND\xaeB`\x82"
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What turns a picture upright, by its EXIF orientation."""
 
 
 class InvalidImage(ValueError):
     """Bytes that are not an image that can be taken; `row` says which."""
 
 
-def image_array(images: Sequence[bytes], spec: InputSpec) -> NDArray[Any]:
-    """Decode, resize and normalise images into [B, C, H, W] or [B, H, W, C]. Raises InvalidImage."""
-    return np.stack([_one(data, spec, row) for row, data in enumerate(images)])
+def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
+    """Decode, resize and normalise images into [B, C, H, W] or [B, H, W, C]; a string is base64. Raises InvalidImage."""
+    pixels = 0
+    arrays = []
+    for row, encoded in enumerate(images):
+        data = from_base64(encoded, row) if isinstance(encoded, str) else encoded
+        image = _opened(data, row)
+        pixels += image.width * image.height
+        if pixels > MAX_REQUEST_PIXELS:
+            raise InvalidImage(
+                f"the images up to number {row} have {pixels} pixels together; at most {MAX_REQUEST_PIXELS} are decoded"
+            )
+        arrays.append(_one(image, spec, row))
+    return np.stack(arrays)
 
 
-def from_base64(text: object, row: int) -> bytes:
-    """The bytes of {"b64": text}. Raises InvalidImage."""
-    if not isinstance(text, str):
-        raise InvalidImage(f"instance {row}: b64 must be a string")
+def from_base64(text: str, row: int) -> bytes:
+    """The bytes of base64 text. Raises InvalidImage."""
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(f"instance {row}: b64 is not valid base64") from None
 
 
-def _one(data: bytes, spec: InputSpec, row: int) -> NDArray[Any]:
+def _one(image: Image.Image, spec: InputSpec, row: int) -> NDArray[Any]:
     assert spec.size is not None
     height, width = spec.size
-    image = _resized(_decoded(data, spec, row), (width, height), spec.resize)
-    pixels = np.asarray(image)
+    pixels = np.asarray(_resized(_decoded(image, spec, row), (width, height), spec.resize))
     if pixels.ndim == 2:
         pixels = pixels[:, :, np.newaxis]
     if spec.dtype.startswith("float"):
@@ -56,37 +80,53 @@ def _one(data: bytes, spec: InputSpec, row: int) -> NDArray[Any]:
     return np.ascontiguousarray(pixels, spec.dtype)
 
 
-def _decoded(data: bytes, spec: InputSpec, row: int) -> Image.Image:
-    assert spec.size is not None
-    assert spec.color is not None
+def _opened(data: bytes, row: int) -> Image.Image:
+    """An image whose header has been read and whose pixels have not."""
     if not data:
         raise InvalidImage(f"image {row} is empty")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", Image.DecompressionBombWarning
-            )  # the limit below is lower
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
-            if image.width * image.height > MAX_PIXELS:
-                raise InvalidImage(
-                    f"image {row} has {image.width} × {image.height} pixels; at most {MAX_PIXELS} are decoded"
-                )
-            # JPEG only: decode at the smallest of 1/1, 1/2, 1/4, 1/8 that is still twice the size that is needed.
-            needed = max(*spec.size, spec.resize if isinstance(spec.resize, int) else 0)
-            image.draft(spec.color, (2 * needed, 2 * needed))
-            return _converted(image, spec.color)
-    except InvalidImage:
-        raise
+        image = Image.open(io.BytesIO(data), formats=FORMATS)
     except UnidentifiedImageError:
         raise InvalidImage(f"image {row} is not a JPEG, PNG or WebP image") from None
-    except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
+    except Exception as error:  # noqa: BLE001 - decoders of hostile bytes raise what they like
+        raise InvalidImage(f"image {row} cannot be read: {error}") from None
+    if image.format == "PNG" and _PNG_END not in data:  # Pillow shows what is there without a word
+        raise InvalidImage(f"image {row} is truncated: its last PNG chunk is missing")
+    if image.width * image.height > MAX_PIXELS:
+        raise InvalidImage(
+            f"image {row} has {image.width} × {image.height} pixels; at most {MAX_PIXELS} are decoded"
+        )
+    return image
+
+
+def _decoded(image: Image.Image, spec: InputSpec, row: int) -> Image.Image:
+    """The first frame, upright, in the model's colours."""
+    assert spec.size is not None
+    assert spec.color is not None
+    # JPEG only: decode at the smallest of 1/1, 1/2, 1/4, 1/8 that is still twice the size that is needed.
+    needed = max(*spec.size, spec.resize if isinstance(spec.resize, int) else 0)
+    try:
+        image.draft(spec.color, (2 * needed, 2 * needed))
+        orientation = _orientation(image)
+        image = _converted(image, spec.color)
+    except Exception as error:  # noqa: BLE001 - see _opened
         raise InvalidImage(f"image {row} cannot be decoded: {error}") from None
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 where the picture lies as it should, and where its EXIF data cannot be read."""
+    try:
+        found: int = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - broken EXIF is no reason to refuse a picture
+        return 1
+    return found
 
 
 def _converted(image: Image.Image, color: str) -> Image.Image:
     """To RGB or L; transparency is laid on white, 16-bit grey is scaled and not clipped."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
@@ -109,24 +149,3 @@ def _resized(image: Image.Image, size: tuple[int, int], resize: str | int | None
         image = image.resize(scaled, Image.Resampling.BILINEAR)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
-
-
-def from_multipart(content_type: bytes, body: bytes) -> list[bytes]:
-    """The files of a multipart/form-data body, in order, whatever their field names. Raises InvalidImage."""
-    from python_multipart import parse_form
-    from python_multipart.exceptions import FormParserError
-
-    files: list[bytes] = []
-
-    def on_file(file: Any) -> None:
-        file.file_object.seek(0)
-        files.append(file.file_object.read())
-
-    headers = {"Content-Type": content_type, "Content-Length": str(len(body)).encode()}
-    try:
-        parse_form(headers, io.BytesIO(body), lambda _field: None, on_file)
-    except (FormParserError, ValueError) as error:
-        raise InvalidImage(f"the multipart body cannot be read: {error}") from None
-    if not files:
-        raise InvalidImage("the multipart body holds no file")
-    return files

@@ -1,8 +1,8 @@
 """Bytes of a request → arrays and parameters; every fault is named here, nothing is unpickled."""
 
-import ast
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,9 +15,8 @@ from numpy.typing import NDArray
 from service.contract.bundle import InputSpec
 
 Array = NDArray[Any]
-_MAX_NPY_HEADER = 4096
-_MAX_DIMENSIONS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class Malformed(ValueError):
@@ -50,7 +49,7 @@ class Parameters:
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None and theirs is not None and mine != theirs:
                 raise Malformed(
-                    f"{name} is given twice: {mine!r} in the query and {theirs!r} in the body"
+                    f"{name} is given twice: {short(mine)} in the query and {short(theirs)} in the body"
                 )
             values[name] = theirs if mine is None else mine
         return Parameters(**values)
@@ -74,6 +73,14 @@ def query_parameters(query: bytes) -> Parameters:
         )
     except ValueError as error:
         raise Malformed(f"the query string cannot be read: {error}") from None
+    return text_parameters(pairs)
+
+
+def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
+    """Parameters of a query string or of form fields. A prior that begins with a brace is an inline one, in JSON.
+
+    Raises Malformed or InvalidParameter.
+    """
     given: dict[str, str] = {}
     for name, value in pairs:
         if name not in _PARAMETERS:
@@ -81,13 +88,24 @@ def query_parameters(query: bytes) -> Parameters:
                 f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
             )
         if given.setdefault(name, value) != value:
-            raise Malformed(f"{name} is given twice: {given[name]!r} and {value!r}")
+            raise Malformed(f"{name} is given twice: {given[name][:60]!r} and {value[:60]!r}")
     return Parameters(
         tau=_text_number(given.get("tau")),
-        prior=given.get("prior"),
+        prior=prior_of_text(given.get("prior")),
         top_k=_text_integer("top_k", given.get("top_k")),
         version=_text_integer("version", given.get("version")),
     )
+
+
+def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
+    """A prior's name, or an inline prior when the text is a JSON object. Raises Malformed."""
+    if text is None or not text.startswith("{"):
+        return text
+    try:
+        found: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the inline prior is not JSON: {error}") from None
+    return found
 
 
 def body_parameters(members: object) -> Parameters:
@@ -139,61 +157,10 @@ def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[s
     return document
 
 
-def parse_npy(body: bytes | bytearray) -> Array:
-    """The array of a .npy file (format 1 to 3), without a copy and without ever unpickling. Raises Malformed."""
-    if bytes(body[:6]) != b"\x93NUMPY":
-        raise Malformed("the body is not a .npy file")
-    if len(body) < 12:
-        raise Malformed("the .npy file ends within its header")
-    wide = body[6] >= 2
-    start = 12 if wide else 10
-    length = int.from_bytes(body[8:start], "little")
-    if length > _MAX_NPY_HEADER:
-        raise Malformed(f"the .npy header has {length} bytes; at most {_MAX_NPY_HEADER} are read")
-    begin = start + length
-    if len(body) < begin:
-        raise Malformed("the .npy file ends within its header")
-    dtype, fortran_order, shape, count = _npy_header(bytes(body[start:begin]))
-    if len(body) - begin != count * dtype.itemsize:
-        raise Malformed(
-            f"the .npy file has {len(body) - begin} bytes of data; shape {list(shape)} of {dtype} needs {count * dtype.itemsize}"
-        )
-    flat = np.frombuffer(body, dtype, count, begin)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
-
-
-@lru_cache(maxsize=1024)
-def _npy_header(header: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    try:
-        document = ast.literal_eval(header.decode("latin-1").strip())
-        dtype, fortran_order, shape = (
-            np.dtype(document["descr"]),
-            document["fortran_order"],
-            document["shape"],
-        )
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError) as error:
-        raise Malformed(f"the .npy header cannot be read: {type(error).__name__}") from None
-    if dtype.hasobject or dtype.kind not in "biufSU":
-        raise Malformed(
-            f"the .npy file has dtype {document['descr']!r}, which is refused; expected plain numbers or text"
-        )
-    if not (
-        isinstance(shape, tuple)
-        and len(shape) <= _MAX_DIMENSIONS
-        and all(type(n) is int and n >= 0 for n in shape)
-        and isinstance(fortran_order, bool)
-    ):
-        raise Malformed("the .npy header has no usable shape")
-    return dtype, fortran_order, shape, math.prod(shape)
-
-
 def array_of(instances: Sequence[Any], spec: InputSpec, *, may_hold_booleans: bool) -> Array:
     """JSON instances (already decoded) as the model's input tensor [B, …]. Raises InvalidInput."""
     if spec.kind == "text":
-        for row, item in enumerate(instances):
-            if not isinstance(item, str):
-                raise InvalidInput(f"instance {row} is {short(item)}; expected a string")
-        return text_array(instances, spec)
+        return _text_instances(instances, spec)
     if may_hold_booleans and spec.dtype != "bool":
         _refuse_booleans(instances)
     try:
@@ -206,10 +173,32 @@ def array_of(instances: Sequence[Any], spec: InputSpec, *, may_hold_booleans: bo
 
 
 def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
-    """Strings as the model's input tensor: [B], or [B, 1] where the model wants a column."""
+    """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants more axes."""
     flat = np.empty(len(strings), object)
     flat[:] = strings
-    return flat.reshape([-1] + [1] * (len(spec.shape) - 1))
+    return flat.reshape([-1, *(1 if n is None else n for n in spec.shape[1:])])
+
+
+def texts_per_row(spec: InputSpec) -> int:
+    """Strings in one row of a text model's input: 1 unless the model has several text columns."""
+    return math.prod(1 if n is None else n for n in spec.shape[1:])
+
+
+def _text_instances(instances: Sequence[Any], spec: InputSpec) -> Array:
+    columns = texts_per_row(spec)
+    if columns == 1:
+        strings = instances
+    else:
+        for row, item in enumerate(instances):
+            if not isinstance(item, list) or len(item) != columns:
+                raise InvalidInput(
+                    f"instance {row} is {short(item)}; expected a list of {columns} strings"
+                )
+        strings = [text for item in instances for text in item]
+    for at, text in enumerate(strings):
+        if not isinstance(text, str):
+            raise InvalidInput(f"instance {at // columns} holds {short(text)}; expected a string")
+    return text_array(strings, spec)
 
 
 def fitted(array: Array, spec: InputSpec) -> Array:
@@ -218,6 +207,8 @@ def fitted(array: Array, spec: InputSpec) -> Array:
     Floats become the model's float type and integers may become floats; a float is never made an integer and
     nothing is wrapped around. NaN and infinity are refused, those that the cast makes included.
     """
+    if spec.kind == "text":
+        return _fitted_text(array, spec)
     wanted = spec.shape
     shape = array.shape
     if len(shape) != len(wanted) or any(
@@ -228,22 +219,40 @@ def fitted(array: Array, spec: InputSpec) -> Array:
         )
     if shape[0] == 0:
         raise InvalidInput("there are no instances")
-    if spec.kind == "text":
-        return text_array([str(item) for item in array.ravel()], spec)
     if array.dtype == spec.dtype:
-        fit = (
-            array
-            if array.dtype.isnative and array.flags.c_contiguous
-            else np.ascontiguousarray(array)
-        )
-    else:
+        flags = (
+            array.flags
+        )  # bytes of a request may lie anywhere, and the runtime reads them where they are
+        fit = array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+    elif array.dtype.kind in "biuf":
         fit = _cast(array, np.dtype(spec.dtype))
+    else:
+        raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
     if fit.dtype.kind == "f" and not np.isfinite(fit).all():
         rows = np.flatnonzero(~np.isfinite(fit).reshape(len(fit), -1).all(axis=1))
         raise InvalidInput(
             f"instance {rows[0]} holds NaN or infinity in {spec.dtype}; expected finite numbers"
         )
     return fit
+
+
+def _fitted_text(array: Array, spec: InputSpec) -> Array:
+    """An array of text [B] or of the model's own shape."""
+    if array.dtype.kind not in "USO":
+        raise InvalidInput(f"the input is {array.dtype}; the model takes text")
+    columns = texts_per_row(spec)
+    if not array.ndim or math.prod(array.shape[1:]) != columns:
+        raise InvalidInput(
+            f"the input has shape {list(array.shape)}; the model takes {_shape_words(spec.shape)}"
+        )
+    if not len(array):
+        raise InvalidInput("there are no instances")
+    try:
+        strings = [t.decode() if isinstance(t, bytes) else t for t in array.ravel().tolist()]
+        "".join(strings).encode()  # a lone surrogate cannot be handed to the runtime
+    except UnicodeError:
+        raise InvalidInput("the input holds bytes that are not UTF-8 text") from None
+    return text_array(strings, spec)
 
 
 def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
@@ -297,10 +306,9 @@ def _shape_words(shape: Sequence[int | None]) -> str:
 def _text_number(text: str | None) -> float | None:
     if text is None:
         return None
-    try:
-        return float(text)
-    except ValueError:
-        raise InvalidParameter(f"tau is '{text[:60]}'; expected a number") from None
+    if not _NUMBER.fullmatch(text):  # float() would take nan, 1_0 and other alphabets' digits
+        raise InvalidParameter(f"tau is '{text[:60]}'; expected a number")
+    return float(text)
 
 
 def _text_integer(name: str, text: str | None) -> int | None:
@@ -325,7 +333,6 @@ def short(value: object, limit: int = 60) -> str:
 
 def example_input(spec: InputSpec, *, free: int = 1) -> Array:
     """One row that the model takes, for warm-up: zeros or an empty string; `free` is the size of free dimensions."""
-    shape = (1, *(free if n is None else n for n in spec.shape[1:]))
     if spec.kind == "text":
-        return text_array([""] * int(np.prod(shape)), spec).reshape(shape)
-    return np.zeros(shape, spec.dtype)
+        return text_array([""] * texts_per_row(spec), spec)
+    return np.zeros((1, *(free if n is None else n for n in spec.shape[1:])), spec.dtype)

@@ -13,6 +13,8 @@ from service.api.edge import Answer, HotRequest
 from service.api.errors import Problem
 from service.classifier import Classification, Classifier, ranking
 from service.contract.bundle import Bundle
+from service.multipart import parse_form
+from service.npy import parse_npy
 from service.payloads import (
     InvalidInput,
     Malformed,
@@ -21,8 +23,8 @@ from service.payloads import (
     body_parameters,
     fitted,
     parse_json_object,
-    parse_npy,
     query_parameters,
+    text_parameters,
 )
 from service.repository import Repository
 
@@ -85,7 +87,7 @@ class Content:
         self._instances: list[Any] | None = kinds.get("instances")
         self._booleans: bool = kinds.get("booleans", False)
         self._array: NDArray[Any] | None = kinds.get("array")
-        self._images: list[bytes] | None = kinds.get("images")
+        self._images: list[bytes] | list[str] | None = kinds.get("images")
 
     @classmethod
     def of(cls, request: HotRequest) -> "Content":
@@ -106,10 +108,10 @@ class Content:
         if kind.startswith("image/"):
             return cls(Parameters(), images=[bytes(body)])
         if kind == "multipart/form-data":
-            return cls(
-                Parameters(),
-                images=images.from_multipart(request.headers[b"content-type"], bytes(body)),
-            )
+            form = parse_form(request.headers[b"content-type"], bytes(body))
+            if not form.files:
+                raise Malformed("the multipart body holds no file")
+            return cls(text_parameters(form.fields), images=form.files)
         raise Problem(
             "unsupported-media-type",
             f"content type '{kind[:80]}' is not taken; expected application/json, application/x-npy, image/* or multipart/form-data",
@@ -120,7 +122,7 @@ class Content:
         spec = bundle.input
         if self._array is not None:
             return fitted(self._array, spec)
-        encoded = self._images
+        encoded: list[bytes] | list[str] | None = self._images
         if self._instances is not None:
             encoded = encoded_images(self._instances)
             if encoded is None:
@@ -145,15 +147,15 @@ def instances_of(document: dict[str, Any]) -> list[Any]:
     return instances
 
 
-def encoded_images(instances: list[Any]) -> list[bytes] | None:
-    """The bytes when instances are {"b64": …}; None when they are arrays. Raises InvalidInput for a mixture."""
+def encoded_images(instances: list[Any]) -> list[str] | None:
+    """The base64 text when instances are {"b64": …}; None when they are arrays. Raises InvalidInput for a mixture."""
     if not isinstance(instances[0], dict):
         return None
     found = []
     for row, item in enumerate(instances):
-        if not isinstance(item, dict) or set(item) != {"b64"}:
-            raise InvalidInput(f'instance {row} is not of the form {{"b64": "…"}} like the first')
-        found.append(images.from_base64(item["b64"], row))
+        if not isinstance(item, dict) or set(item) != {"b64"} or not isinstance(item["b64"], str):
+            raise InvalidInput(f'instance {row} is not of the form {{"b64": "…"}}')
+        found.append(item["b64"])
     return found
 
 
