@@ -13,7 +13,8 @@ import orjson
 from service import graph as graphs
 from service.api import console, health, models, priors, web
 from service.api.access import Access, check_exposure, parse_keys
-from service.api.edge import Edge
+from service.api.adjust import Adjust
+from service.api.edge import Edge, HotRoute
 from service.api.predict import Predict
 from service.batcher import Batcher, BatchFacts
 from service.classifier import Classifier
@@ -202,19 +203,20 @@ class Service:
             ],
             version=VERSION,
         )
-        hot = [
-            Predict(
-                self.repository,
-                self.classifier,
-                default=default,
-                pool=self.pool,
-                timeout_seconds=settings.timeout_ms / 1000,
-            )
-            for default in (True, False)
+        scoring: dict[str, Any] = {
+            "pool": self.pool,
+            "timeout_seconds": settings.timeout_ms / 1000,
+        }
+        hot: list[HotRoute] = [
+            *(
+                Predict(self.repository, self.classifier, default=default, **scoring)
+                for default in (True, False)
+            ),
+            Adjust(self.repository, self.classifier, **scoring),
         ]
         return Edge(
             app,
-            routes=list(hot),
+            routes=hot,
             metrics=self.metrics,
             access=self.access,
             max_body_bytes=settings.max_body_mib * 2**20,

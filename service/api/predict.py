@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections.abc import Iterable, Sequence
 from concurrent.futures import Executor
 from typing import Any
 
@@ -202,7 +203,6 @@ def encode(result: Classification) -> dict[str, Any]:
 
 def predictions(result: Classification) -> list[dict[str, Any]]:
     """One entry a row: the best class, the top k, and the answer at tau = 0."""
-    names = result.bundle.class_names
     scored = result.scored
     indices, probabilities = ranking(scored, result.top_k)
     outputs, rows = scored.outputs, slice(scored.start, scored.stop)
@@ -211,6 +211,16 @@ def predictions(result: Classification) -> list[dict[str, Any]]:
         outputs.unadjusted_probability[rows].tolist(),
         strict=True,
     )
+    return entries(result.bundle.class_names, indices, probabilities, unadjusted)
+
+
+def entries(
+    names: Sequence[str],
+    indices: Sequence[Sequence[int]],
+    probabilities: Sequence[Sequence[float]],
+    unadjusted: Iterable[tuple[int, float]],
+) -> list[dict[str, Any]]:
+    """The predictions of ranked rows, each [k] best first, and of (class, probability) at tau = 0."""
     return [
         {
             "label": names[best[0]],

@@ -1,0 +1,185 @@
+"""POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
+
+import asyncio
+from concurrent.futures import Executor
+from functools import lru_cache
+from typing import Any
+
+import orjson
+from numpy.typing import NDArray
+
+from service.api.edge import Answer, HotRequest
+from service.api.errors import Problem
+from service.api.predict import TIMEOUT_HEADER, Content, deadline_of, entries, instances_of
+from service.classifier import Classifier, check_adjustable, check_top_k, warnings_of
+from service.comparison import Ranking, Setting, rank
+from service.contract.bundle import Bundle, InputSpec
+from service.payloads import (
+    InvalidInput,
+    Malformed,
+    Parameters,
+    array_of,
+    body_parameters,
+    parse_json_object,
+    query_parameters,
+    short,
+)
+from service.repository import Repository, ServedModel
+
+MAX_SETTINGS = 100
+MAX_CELLS = 20_000_000
+"""Rows × classes × settings of one request: about a second of one core."""
+_CHEAP_CELLS = 20_000
+"""Up to here the event loop does it faster than a thread would be told."""
+
+
+class Adjust:
+    """The hot route."""
+
+    oip = False
+    template = "/models/{model}/adjust"
+
+    def __init__(
+        self,
+        repository: Repository,
+        classifier: Classifier,
+        *,
+        pool: Executor,
+        timeout_seconds: float,
+    ) -> None:
+        self._repository, self._classifier = repository, classifier
+        self._pool, self._timeout_seconds = pool, timeout_seconds
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """See HotRoute."""
+        if path.endswith("/adjust") and path.startswith("/models/"):
+            name = path[8:-7]
+            return {"model": name} if name and "/" not in name else None
+        return None
+
+    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
+        """Read every setting's prior, score, then apply the formula for each."""
+        kind = request.content_type
+        if kind not in {"application/json", "text/json", ""}:
+            raise Problem(
+                "unsupported-media-type",
+                f"content type '{kind[:80]}' is not taken here; expected application/json",
+            )
+        document = parse_json_object(
+            request.body, ("instances", "logits", "settings", "parameters")
+        )
+        common = query_parameters(request.query).merged(body_parameters(document.get("parameters")))
+        wanted = _settings(document, common)
+        model = self._repository.find(path["model"], common.version)
+        with model.held():
+            bundle = model.bundle
+            top_k = check_top_k(common.top_k, len(bundle.class_names))
+            settings = [await self._setting(bundle, each) for each in wanted]
+            logits = await self._logits(request, model, document)
+            cells = logits.size * len(settings)
+            if cells > MAX_CELLS:
+                raise Problem(
+                    "too-large",
+                    f"{len(logits)} rows of {logits.shape[1]} classes under {len(settings)} settings are {cells} numbers; at most "
+                    f"{MAX_CELLS} are worked out at once",
+                )
+
+            def work() -> bytes:
+                return orjson.dumps(_encode(bundle, settings, logits, top_k))
+
+            if cells <= _CHEAP_CELLS:
+                body = work()
+            else:
+                body = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+        request.log.update(
+            model=bundle.name, version=bundle.version, rows=len(logits), settings=len(settings)
+        )
+        return Answer(body)
+
+    async def _setting(self, bundle: Bundle, wanted: Parameters) -> Setting:
+        tau = self._classifier.tau_of(bundle, wanted.tau)
+        revision = await self._classifier.revision_of(bundle, wanted.prior)
+        check_adjustable(bundle, revision, tau)
+        return Setting(tau, revision)
+
+    async def _logits(
+        self, request: HotRequest, model: ServedModel, document: dict[str, Any]
+    ) -> NDArray[Any]:
+        """[n, C]: given, or the model's own for the instances."""
+        booleans = b"true" in request.body or b"false" in request.body
+        if "logits" in document:
+            given = document["logits"]
+            if not isinstance(given, list) or not given:
+                raise InvalidInput(f"logits are {short(given)}; expected a list of rows")
+            spec = _logits_spec(len(model.bundle.class_names))
+            return array_of(given, spec, may_hold_booleans=booleans)
+        content = Content(Parameters(), instances=instances_of(document), booleans=booleans)
+        result = await self._classifier.classify(
+            model,
+            await content.inputs(model.bundle, self._pool),
+            Parameters(tau=0.0, top_k=1),
+            deadline=deadline_of(request, self._timeout_seconds),
+            hard_deadline=TIMEOUT_HEADER in request.headers,
+            is_abandoned=request.is_abandoned,
+            full=True,
+        )
+        scored = result.scored
+        assert scored.outputs.logits is not None
+        return scored.outputs.logits[scored.start : scored.stop]
+
+
+def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
+    """The settings as they are written; what one leaves out comes from the request's own parameters."""
+    if ("instances" in document) == ("logits" in document):
+        raise Malformed("the body must have either 'instances' or 'logits'")
+    found = document.get("settings")
+    if not isinstance(found, list) or not found:
+        raise Malformed(
+            f"settings are {short(found)}; expected a list of objects with tau, prior or both"
+        )
+    if len(found) > MAX_SETTINGS:
+        raise InvalidInput(f"there are {len(found)} settings; at most {MAX_SETTINGS} are taken")
+    wanted = []
+    for number, item in enumerate(found):
+        if not isinstance(item, dict) or not set(item) <= {"tau", "prior"}:
+            raise Malformed(f"setting {number} is not an object with tau, prior or both")
+        own = body_parameters(item)
+        wanted.append(
+            Parameters(
+                tau=common.tau if own.tau is None else own.tau,
+                prior=common.prior if own.prior is None else own.prior,
+            )
+        )
+    return wanted
+
+
+def _encode(
+    bundle: Bundle, settings: list[Setting], logits: NDArray[Any], top_k: int
+) -> dict[str, Any]:
+    def ranked(setting: Setting | None, k: int) -> Ranking:
+        return rank(logits, setting, temperature=bundle.temperature, top_k=k)
+
+    plain = ranked(None, 1)
+    unadjusted = list(
+        zip(plain.indices[:, 0].tolist(), plain.probabilities[:, 0].tolist(), strict=True)
+    )
+    results = []
+    for setting in settings:
+        found = ranked(setting, top_k)
+        revision = setting.revision
+        result: dict[str, Any] = {
+            "tau": setting.tau,
+            "prior": {"name": revision.name, "revision": revision.revision},
+            "predictions": entries(
+                bundle.class_names, found.indices.tolist(), found.probabilities.tolist(), unadjusted
+            ),
+        }
+        if warnings := warnings_of(bundle, revision, setting.tau):
+            result["warnings"] = warnings
+        results.append(result)
+    return {"model": bundle.name, "version": bundle.version, "results": results}
+
+
+@lru_cache(maxsize=64)
+def _logits_spec(classes: int) -> InputSpec:
+    return InputSpec(name="logits", kind="tensor", shape=[None, classes], dtype="float32")
