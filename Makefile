@@ -35,6 +35,9 @@ format: .venv/.all ## format the code
 train-demo: .venv/.all ## train on scikit-learn's digits and publish the next version of models/digits
 	$(BIN)/python -m training fit --recipe digits --models models
 
+screenshots: .venv/.all ## write docs/console.png, the picture of the console in the README
+	$(BIN)/python -m tests.service.console.picture
+
 constraints: .venv/.all ## pin the newest versions that pyproject.toml allows
 	$(BIN)/python -m pip install --quiet uv
 	$(BIN)/python deploy/constraints.py

@@ -2,19 +2,25 @@
 
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { getJson } from "./api.js";
+import { Model } from "./model.js";
+import { Priors } from "./priors.js";
+import { Traffic } from "./traffic.js";
 import { Try } from "./try.js";
 import { Empty, Failed, Loading, useLoaded } from "./widgets.js";
 
-const PAGES = { try: ["Try", Try] };
+const PAGES = { try: ["Try", Try], priors: ["Priors", Priors], traffic: ["Traffic", Traffic], model: ["Model", Model] };
 const THEME = "priordial-theme";
 
-/** #/page?model=NAME as {page, model}. */
+/** #/page?model=NAME&… as {page, query}. */
 function place() {
   const [path, query] = location.hash.replace(/^#\/?/, "").split("?");
-  return { page: path in PAGES ? path : "try", model: new URLSearchParams(query).get("model") };
+  return { page: path in PAGES ? path : "try", query: new URLSearchParams(query) };
 }
 
-const address = (page, model) => `#/${page}${model ? `?model=${encodeURIComponent(model)}` : ""}`;
+function address(page, model, more = {}) {
+  const query = new URLSearchParams({ ...(model ? { model } : {}), ...more });
+  return `#/${page}${query.size ? `?${query}` : ""}`;
+}
 
 function useTheme() {
   const [theme, setTheme] = useState(() => localStorage.getItem(THEME) || "auto");
@@ -36,8 +42,11 @@ function App() {
     return () => removeEventListener("hashchange", moved);
   }, []);
   const known = models.value?.models ?? [];
-  const model = known.some((m) => m.name === here.model) ? here.model : models.value?.default ?? known[0]?.name;
+  const wanted = here.query.get("model");
+  const model = known.some((m) => m.name === wanted) ? wanted : models.value?.default ?? known[0]?.name;
   const [title, Page] = PAGES[here.page];
+  const go = (more) => { location.hash = address(here.page, model, more); };
+  go.to = (more) => address(here.page, model, more);
   useEffect(() => { document.title = `${title} · ${model ? `${model} · ` : ""}Priordial`; }, [title, model]);
   return html`
     <a class="skip" href="#main" onClick=${(e) => { e.preventDefault(); document.getElementById("main").focus(); }}>Skip to the page</a>
@@ -58,7 +67,7 @@ function App() {
       : !models.value ? html`<${Loading} what="the models" />`
       : !model ? html`<${Empty} title="No model is served">
           <p>Publish one (<code>python -m training fit …</code>) or import one (<code>python -m service import …</code>), then load it.</p></${Empty}>`
-      : html`<${Page} model=${model} />`}
+      : html`<${Page} model=${model} query=${here.query} go=${go} />`}
     </main>`;
 }
 

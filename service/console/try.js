@@ -1,129 +1,259 @@
-// Try: one input, scored once; the dial and the target redraw the answer here.
+// Try: inputs are scored once, at tau = 0; the dial and the target redraw every answer here.
 
-import { html, useMemo, useState } from "./vendor/preact.js";
-import { getJson, modelPath, sendBytes, sendJson } from "./api.js";
+import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
+import { Problem, getJson, modelPath, sendJson } from "./api.js";
+import { Chart } from "./chart.js";
+import { DIAL_MAX, Dial } from "./dial.js";
 import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf } from "./formula.js";
+import { Sources, fromSample } from "./inputs.js";
+import { CopyAs } from "./snippets.js";
+import { Target, uniform } from "./targets.js";
 import { Empty, Failed, Group, Loading, percent, useLoaded } from "./widgets.js";
 
 const SHOWN = 10;
-export const DIAL = 3;
+const CURVES = 5;
+const AT_ONCE = 20000;
+const SHORT_BODY = 6000;
 
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-
-/** Probabilities at tau = 0 of one input, by the public API. */
-async function score(model, classes, input, signal) {
+/** Score inputs in one request: [{logits, before}], logits up to a constant. */
+async function score(model, classes, inputs) {
   const path = `${modelPath(model)}/predict?tau=0&top_k=${classes}`;
-  const answer =
-    input.png !== undefined && input.instance === undefined
-      ? await sendBytes(path, new Blob([bytesOf(input.png)], { type: "image/png" }), { signal })
-      : (await sendJson("POST", path, { instances: [input.instance] }, { signal })).body;
-  const probabilities = new Array(classes);
-  for (const { index, probability } of answer.predictions[0].top) probabilities[index] = probability;
-  return { logits: logitsOf(probabilities), probabilities };
+  const { body } = await sendJson("POST", path, { instances: inputs.map((input) => input.instance) });
+  return body.predictions.map(({ top }) => {
+    const before = new Array(classes);
+    for (const { index, probability } of top) before[index] = probability;
+    return { logits: logitsOf(before), before };
+  });
 }
+
+const storedPriors = (model, signal) =>
+  getJson(`${modelPath(model)}/priors`, { signal }).then(
+    (found) => found.priors.filter((p) => p.fits),
+    (error) => {
+      if (error instanceof Problem) return []; // this key may predict and not observe
+      throw error;
+    },
+  );
 
 export function Try({ model }) {
   const loaded = useLoaded(
     async (signal) => {
-      const [about, report] = await Promise.all([
+      const [about, report, stored] = await Promise.all([
         getJson(modelPath(model), { signal }),
         getJson(`${modelPath(model)}/report`, { signal }),
+        storedPriors(model, signal),
       ]);
-      return { bundle: about.bundle, samples: report.samples || [], chosen: report.tau?.chosen };
+      return { bundle: about.bundle, samples: (report.samples ?? []).map(fromSample), chosen: report.tau?.chosen, stored };
     },
     [model],
   );
   if (loaded.error) return html`<${Failed} error=${loaded.error} again=${loaded.again} />`;
-  if (!loaded.value) return html`<${Loading} what="the model" />`;
+  if (!loaded.value || loaded.value.bundle.name !== model) return html`<${Loading} what="the model" />`;
   return html`<${Bench} key=${model} model=${model} ...${loaded.value} />`;
 }
 
-function Bench({ model, bundle, samples, chosen }) {
-  const [at, setAt] = useState(0);
+function Bench({ model, bundle, samples, chosen, stored }) {
+  const classes = bundle.class_names.length;
+  const [inputs, setInputs] = useState(samples);
+  const [at, setAt] = useState(samples[0]?.id);
+  const [scores, setScores] = useState({});
   const [tau, setTau] = useState(bundle.default_tau);
-  const [target, setTarget] = useState("uniform");
-  const sample = samples[at];
-  const scored = useLoaded(
-    async (signal) => (sample ? score(model, bundle.class_names.length, sample, signal) : null),
-    [model, at],
-  );
-  if (!sample)
-    return html`<${Empty} title="No samples"><p>This model was published without sample inputs.</p></${Empty}>`;
-  return html`<div class="bench">
+  const [choice, choose] = useState({ kind: stored.some((p) => p.name === "default") ? "stored" : "uniform", name: stored.some((p) => p.name === "default") ? "default" : undefined });
+  const rule = useRule(model, bundle, choice);
+  const asked = useRef(new Set());
+
+  const request = (some) => {
+    const fresh = some.filter((input) => !asked.current.has(input.id));
+    if (!fresh.length) return;
+    fresh.forEach((input) => asked.current.add(input.id));
+    const note = (values) => setScores((old) => ({ ...old, ...Object.fromEntries(fresh.map((input, i) => [input.id, values(i)])) }));
+    score(model, classes, fresh).then(
+      (found) => note((i) => found[i]),
+      (error) => note(() => ({ error })),
+    );
+  };
+  const together = samples.length * classes <= AT_ONCE;
+  useEffect(() => request(together ? samples : samples.slice(0, 1)), []);
+  const add = (fresh) => {
+    fresh.forEach((input) => asked.current.delete(input.id));
+    setScores((old) => Object.fromEntries(Object.entries(old).filter(([id]) => !fresh.some((input) => input.id === id))));
+    setInputs((old) => [...old.filter((input) => !fresh.some((f) => f.id === input.id)), ...fresh]);
+    setAt(fresh[0].id);
+    request(fresh);
+  };
+  const pick = (input) => {
+    setAt(input.id);
+    request([input]);
+  };
+  const again = () => {
+    asked.current.delete(at);
+    setScores((old) => ({ ...old, [at]: undefined }));
+    request(inputs.filter((input) => input.id === at));
+  };
+
+  const answers = useMemo(() => rule && answersOf(inputs, scores, rule, tau), [inputs, scores, rule, tau]);
+  // Begin with a sample whose answer the adjustment changes for the better: that is what the page is about.
+  const begun = useRef(false);
+  useEffect(() => {
+    if (begun.current || !answers || !samples.every((s) => answers[s.id] || !together)) return;
+    begun.current = true;
+    const told = (s) => answers[s.id];
+    const best = samples.find((s) => told(s) && told(s).was !== told(s).is && bundle.class_names[told(s).is] === s.label);
+    if (best) setAt(best.id);
+  }, [answers]);
+
+  const input = inputs.find((i) => i.id === at);
+  const scored = scores[at];
+  return html`<h1 class="sr">Try ${model}</h1><div class="bench">
     <section class="card" aria-label="Input">
       <h2>Input</h2>
-      <div class="samples" role="group" aria-label="Samples shipped with the model">
-        ${samples.map(
-          (s, i) => html`<button class="sample" aria-pressed=${i === at} aria-label=${`Sample ${i + 1}: ${s.label}`} onClick=${() => setAt(i)}>
-            ${s.png ? html`<img src=${`data:image/png;base64,${s.png}`} alt="" />` : s.label}
-          </button>`,
-        )}
-      </div>
-      <p class="quiet">True class: <b>${sample.label}</b></p>
+      <${Gallery} inputs=${inputs} at=${at} pick=${pick} answers=${answers} names=${bundle.class_names} />
+      <${Sources} input=${bundle.input} samples=${samples} add=${add} />
+      ${answers && html`<${Score} inputs=${inputs} answers=${answers} names=${bundle.class_names} />`}
     </section>
     <section class="card answer" aria-label="Answer">
-      ${scored.error && html`<${Failed} error=${scored.error} again=${scored.again} />`}
-      ${!scored.error && !scored.value && html`<${Loading} what="the answer" />`}
-      ${scored.value &&
-      html`<${Answer} bundle=${bundle} logits=${scored.value.logits} before=${scored.value.probabilities}
-        tau=${tau} setTau=${setTau} target=${target} setTarget=${setTarget} chosen=${chosen} />`}
+      ${!input && html`<${Empty} title="Nothing to score yet"><p>This model was published without samples: give it an input of your own.</p></${Empty}>`}
+      ${input && scored?.error && html`<${Failed} error=${scored.error} again=${again} />`}
+      ${input && (!scored || !rule) && html`<${Loading} what="the answer" />`}
+      ${scored?.logits && rule && html`<${Answer} ...${{ model, bundle, input, scored, rule, tau, setTau, choice, choose, chosen, stored }} />`}
     </section>
   </div>`;
 }
 
-function Answer({ bundle, logits, before, tau, setTau, target, setTarget, chosen }) {
-  const names = bundle.class_names;
-  const counts = bundle.class_counts;
-  const logSigma = useMemo(() => logSource(counts, bundle.loss_tau, names.length), [bundle]);
-  const logRho = useMemo(
-    () => logNormalised(target === "training" ? counts : new Array(names.length).fill(1)),
-    [bundle, target],
+/** The vectors of the chosen target: {logSigma, logRho, share}; null while a stored prior is read. */
+function useRule(model, bundle, choice) {
+  const stored = useLoaded(
+    async (signal) => (choice.kind === "stored" ? getJson(`${modelPath(model)}/priors/${encodeURIComponent(choice.name)}`, { signal }) : null),
+    [model, choice.kind, choice.name],
   );
-  if (!logSigma)
-    return html`<${Empty} title="The label frequencies are unknown"><p>This model tells no class counts, so it answers as trained.</p></${Empty}>`;
-  const after = adjusted(logits, logSigma, logRho, tau);
-  const was = argmax(before);
+  return useMemo(() => {
+    const names = bundle.class_names;
+    let logSigma = logSource(bundle.class_counts, bundle.loss_tau, names.length);
+    let target = choice.weights ?? uniform(names);
+    if (choice.kind === "training") target = bundle.class_counts;
+    if (choice.kind === "stored") {
+      if (stored.loading || !stored.value?.target) return null;
+      target = names.map((name) => stored.value.target[name]);
+      if (stored.value.source_prior) logSigma = names.map((name) => Math.log(stored.value.source_prior[name]));
+    }
+    const sum = target.reduce((a, b) => a + b, 0);
+    if (!(sum > 0)) return { logSigma, logRho: logNormalised(uniform(names)), share: target, impossible: true };
+    return { logSigma: logSigma ?? new Array(names.length).fill(0), unknown: !logSigma, logRho: logNormalised(target), share: target.map((t) => t / sum) };
+  }, [bundle, choice, stored.value, stored.loading]);
+}
+
+function answersOf(inputs, scores, rule, tau) {
+  const found = {};
+  for (const { id } of inputs)
+    if (scores[id]?.logits) found[id] = { was: argmax(scores[id].before), is: argmax(adjusted(scores[id].logits, rule.logSigma, rule.logRho, tau)) };
+  return found;
+}
+
+function Gallery({ inputs, at, pick, answers, names }) {
+  const told = (input) => {
+    const answer = answers?.[input.id];
+    if (!answer) return { words: "", mark: "" };
+    const right = input.label === undefined ? undefined : names[answer.is] === input.label;
+    const changed = answer.was !== answer.is;
+    return {
+      words: `, answer ${names[answer.is]}${changed ? `, was ${names[answer.was]}` : ""}`,
+      mark: right === undefined ? (changed ? "↻" : "") : right ? "✓" : "✗",
+      kind: `${right === undefined ? "" : right ? "right" : "wrong"} ${changed ? "moved" : ""}`,
+    };
+  };
+  return html`<div class="samples" role="group" aria-label="Inputs">${inputs.map((input) => {
+    const { words, mark, kind } = told(input);
+    return html`<button key=${input.id} class=${`sample ${kind ?? ""}`} aria-pressed=${input.id === at} onClick=${() => pick(input)}
+        aria-label=${`${input.name}${input.label === undefined ? "" : `: ${input.label}`}${words}`}>
+      ${input.picture ? html`<img src=${input.picture} alt="" />` : html`<span class="excerpt">${input.short}</span>`}
+      ${mark && html`<i class="tick" aria-hidden="true">${mark}</i>`}
+    </button>`;
+  })}</div>`;
+}
+
+/** How many of the samples are right, as trained and now. */
+function Score({ inputs, answers, names }) {
+  const labelled = inputs.filter((i) => i.label !== undefined && answers[i.id]);
+  if (!labelled.length) return null;
+  const right = (which) => labelled.filter((i) => names[answers[i.id][which]] === i.label).length;
+  const moved = labelled.filter((i) => answers[i.id].was !== answers[i.id].is).length;
+  return html`<p class="score" role="status">Right: <b>${right("was")}</b> of ${labelled.length} as trained, <b class="changed">${right("is")}</b> at this setting.
+    ${moved ? ` ${moved} ${moved === 1 ? "answer" : "answers"} changed.` : ""}</p>`;
+}
+
+function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choose, chosen, stored }) {
+  const names = bundle.class_names;
+  const after = adjusted(scored.logits, rule.logSigma, rule.logRho, rule.unknown ? 0 : tau);
+  const was = argmax(scored.before);
   const is = argmax(after);
-  const turns = flips(logits, logSigma, logRho, DIAL);
+  const turns = useMemo(() => flips(scored.logits, rule.logSigma, rule.logRho, DIAL_MAX), [scored, rule]);
+  const stops = [{ tau: 0, label: "as trained" }, { tau: 1, label: "whole" }];
+  if (chosen !== undefined && chosen !== null && chosen !== 0 && chosen !== 1) stops.push({ tau: chosen, label: "best on validation" });
+  stops.sort((a, b) => a.tau - b.tau);
   return html`
-    <p class="verdict" aria-live="polite">
-      ${was === is
-        ? html`<b>${names[is]}</b> <span class="quiet">as trained ${percent(before[was])}, now ${percent(after[is])}</span>`
-        : html`<s>${names[was]}</s> <span aria-hidden="true">→</span><span class="sr"> becomes </span><b class="changed">${names[is]}</b>
-            <span class="quiet">${percent(before[was])} → ${percent(after[is])}</span>`}
-    </p>
-    <div class="dial">
-      <label for="tau">τ, how much of the adjustment is applied</label>
-      <div class="line">
-        <input id="tau" type="range" min="0" max=${DIAL} step="0.01" value=${tau} onInput=${(e) => setTau(+e.target.value)} />
-        <output for="tau">${tau.toFixed(2)}</output>
-      </div>
-      <p class="quiet">0 is the model as trained, 1 the whole change${chosen === undefined || chosen === null ? "" : `; ${chosen} was best on validation`}.
-        ${turns.length ? ` The answer changes at ${turns.map((t) => `${t.tau.toFixed(2)} (${names[t.to]})`).join(", ")}.` : " Turning the dial does not change this answer."}</p>
+    <div class="verdict">
+      <p role="status" class="said">${was === is
+        ? html`<b>${names[is]}</b><span class="quiet">${percent(scored.before[was])} as trained, ${percent(after[is])} at this setting</span>`
+        : html`<s>${names[was]}</s><span aria-hidden="true">→</span><span class="sr"> becomes </span><b class="changed">${names[is]}</b>
+            <span class="quiet">${percent(after[is])}, was ${percent(scored.before[is])}</span>`}</p>
+      ${input.label !== undefined && html`<p class="quiet">The truth: <b>${input.label}</b></p>`}
     </div>
-    <fieldset class="choices"><legend>Target prior</legend>
-      ${["uniform", "training"].map(
-        (t) => html`<label><input type="radio" name="target" checked=${target === t} disabled=${t === "training" && !counts} onChange=${() => setTarget(t)} /> ${t}</label>`,
-      )}
-    </fieldset>
-    <${BeforeAfter} names=${names} counts=${counts} before=${before} after=${after} />`;
+    ${rule.unknown && html`<p class="note">The model's label frequencies are unknown, so nothing can be adjusted: store a prior with label frequencies first.</p>`}
+    ${rule.impossible && html`<p class="note">Every class is impossible: raise one of the sliders.</p>`}
+    <${Dial} tau=${tau} setTau=${setTau} stops=${stops} flips=${turns} />
+    <p class="quiet flips">${turns.length
+      ? html`The answer changes at τ = ${turns.map((t, i) => html`${i ? ", " : ""}<button class="link" onClick=${() => setTau(Math.min(DIAL_MAX, Math.ceil(t.tau * 100 + 1e-9) / 100))}>${t.tau.toFixed(2)}</button> to ${names[t.to]}`)}.`
+      : "Turning the dial does not change this answer."}</p>
+    <${Target} names=${names} counts=${bundle.class_counts} stored=${stored} choice=${choice} choose=${choose} share=${rule.share} />
+    <${BeforeAfter} names=${names} counts=${bundle.class_counts} before=${scored.before} after=${after} />
+    <${Curves} names=${names} logits=${scored.logits} rule=${rule} tau=${tau} setTau=${setTau} />
+    <${CopyAs} what="this prediction" call=${() => callOf(model, bundle, input, choice, tau)} />`;
+}
+
+/** The request that gives what the page shows. */
+function callOf(model, bundle, input, choice, tau) {
+  const path = `${modelPath(model)}/predict`;
+  const named = { uniform: "uniform", training: "training", stored: choice.name }[choice.kind];
+  const settings = { tau: Number(tau.toFixed(6)), prior: named ?? { target: Object.fromEntries(bundle.class_names.map((name, i) => [name, Number(choice.weights[i].toPrecision(6))])) } };
+  const long = JSON.stringify(input.instance).length > SHORT_BODY;
+  if (named && input.file && (long || input.blob)) return { method: "POST", path, query: settings, file: input.file, type: input.blob.type };
+  return { method: "POST", path, json: { instances: [input.instance], parameters: settings } };
 }
 
 function BeforeAfter({ names, counts, before, after }) {
-  const rows = names
-    .map((_, i) => i)
-    .sort((a, b) => Math.max(before[b], after[b]) - Math.max(before[a], after[a]))
-    .slice(0, SHOWN);
-  if (names.length <= SHOWN) rows.sort((a, b) => a - b);
+  const rows = names.map((_, i) => i);
+  if (names.length > SHOWN) {
+    rows.sort((a, b) => Math.max(before[b], after[b]) - Math.max(before[a], after[a])).splice(SHOWN);
+    rows.sort((a, b) => after[b] - after[a]);
+  }
   return html`<table class="before-after">
-    <caption class="sr">Probability of each class before and after the adjustment</caption>
-    <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">As trained</th><th scope="col">Adjusted</th></tr></thead>
+    <caption class="sr">Probability of each class as trained and at this setting</caption>
+    <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">As trained</th><th scope="col">Now</th></tr></thead>
     <tbody>${rows.map(
       (i) => html`<tr key=${i}>
-        <th scope="row">${names[i]} <${Group} name=${groupOf(counts?.[i])} /></th>
+        <th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(counts?.[i])} /></th>
         <td class="bars"><i class="was" style=${{ width: `${100 * before[i]}%` }}></i><i class="is" style=${{ width: `${100 * after[i]}%` }}></i></td>
-        <td class="number">${percent(before[i])}</td><td class="number">${percent(after[i])}</td>
+        <td class="number quiet">${percent(before[i])}</td><td class="number">${percent(after[i])}</td>
       </tr>`,
     )}</tbody>
-  </table>`;
+  </table>
+  ${names.length > SHOWN && html`<p class="quiet">The ${SHOWN} likeliest of ${names.length.toLocaleString("en")} classes.</p>`}`;
+}
+
+const GRID = Array.from({ length: 121 }, (_, i) => (i * DIAL_MAX) / 120);
+const STROKES = ["c1", "c2", "c3", "c4", "c5"];
+
+/** Probability of the leading classes over the whole dial. */
+function Curves({ names, logits, rule, tau, setTau }) {
+  const { leading, data } = useMemo(() => {
+    const columns = GRID.map((t) => adjusted(logits, rule.logSigma, rule.logRho, t));
+    const peak = names.map((_, i) => Math.max(columns[0][i], columns[40][i], columns[80][i], columns[120][i]));
+    const order = names.map((_, i) => i).sort((a, b) => peak[b] - peak[a]).slice(0, CURVES);
+    return { leading: order, data: [GRID, ...order.map((i) => columns.map((c) => 100 * c[i]))] };
+  }, [logits, rule]);
+  return html`<h3>What turning the dial does</h3>
+    <${Chart} say=${`Probability against tau of ${leading.map((i) => names[i]).join(", ")}`} data=${data} mark=${tau} height=${200}
+      onPick=${(x) => setTau(Math.max(0, Math.min(DIAL_MAX, Math.round(x * 100) / 100)))} shape=${leading.join()}
+      x=${{ label: "τ" }} y=${{ label: "probability", values: (v) => `${v} %`, range: [0, 100] }}
+      series=${leading.map((i, n) => ({ label: names[i], stroke: STROKES[n] }))} />`;
 }

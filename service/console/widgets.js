@@ -8,6 +8,17 @@ export const percent = (p, digits = 1) =>
 
 export const whole = (n) => (n === null || n === undefined ? "–" : Math.round(n).toLocaleString("en"));
 
+/** A moment of the API for people: the time of day for today, else the date too. */
+export function when(moment) {
+  if (!moment) return "never";
+  const at = new Date(moment);
+  const today = at.toDateString() === new Date().toDateString();
+  return at.toLocaleString("en-GB", today ? { hour: "2-digit", minute: "2-digit", second: "2-digit" } : { dateStyle: "medium", timeStyle: "short" });
+}
+
+export const Pager = ({ page, pages, go }) => html`<p class="line pager"><button class="small" disabled=${page === 0} onClick=${() => go(page - 1)}>Previous</button>
+  <span class="quiet">${page + 1} of ${pages}</span><button class="small" disabled=${page >= pages - 1} onClick=${() => go(page + 1)}>Next</button></p>`;
+
 /** Run `load` when `deps` change; {value, error, loading, again}. Answers that come too late are dropped. */
 export function useLoaded(load, deps) {
   const [state, setState] = useState({ loading: true });
@@ -49,22 +60,32 @@ export function NeedsKey({ error, again }) {
   return html`<form class="state" onSubmit=${save}>
     <h2>${error.status === 401 ? "An API key is needed" : "This key may not do that"}</h2>
     <p>${error.message}</p>
-    <p class="line"><label>API key <input ref=${field} type="password" autocomplete="off" spellcheck="false" /></label>
+    <p class="line"><label>API key <input ref=${field} type="password" autocomplete="off" spellcheck=${false} /></label>
       <button>Use it in this tab</button></p>
     <p class="quiet">It stays in this tab until you close it.</p>
   </form>`;
+}
+
+async function copied(text) {
+  try {
+    await navigator.clipboard.writeText(text);
+    return true;
+  } catch {
+    // Pages that came over plain HTTP from another machine have no clipboard of their own.
+    const field = Object.assign(document.createElement("textarea"), { value: text, className: "sr" });
+    document.body.append(field);
+    field.select();
+    const done = document.execCommand("copy");
+    field.remove();
+    return done;
+  }
 }
 
 /** A button that copies text, and says so. */
 export function Copy({ text, label }) {
   const [done, setDone] = useState("");
   const copy = async () => {
-    try {
-      await navigator.clipboard.writeText(text());
-      setDone("Copied");
-    } catch {
-      setDone("Not allowed here");
-    }
+    setDone((await copied(text())) ? "Copied" : "Not allowed here");
     setTimeout(() => setDone(""), 1800);
   };
   return html`<button class="small" onClick=${copy}><span aria-live="polite">${done || label}</span></button>`;

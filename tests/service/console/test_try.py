@@ -1,5 +1,10 @@
 """The Try page: one scoring, and the dial redraws the answer as the service itself would give it."""
 
+import json
+import subprocess
+import sys
+
+import httpx
 import numpy as np
 import pytest
 
@@ -8,12 +13,12 @@ from service.contract.adjustment import adjust_logits, log_source_prior, log_tar
 
 @pytest.mark.parametrize("loss_tau", [0.0, 0.5, 1.0])
 @pytest.mark.parametrize("tau", [0.0, 0.3, 1.0, 7.0])
-def test_the_page_adjusts_as_the_contract_does(open_page, tau, loss_tau):
+def test_the_page_adjusts_as_the_contract_does(blank, tau, loss_tau):
     rng = np.random.default_rng(0)
     logits, counts = rng.normal(0, 4, 12), rng.integers(1, 5000, 12).astype(float)
     target = rng.random(12)
     target[3] = 0.0
-    found = open_page().evaluate(
+    found = blank.evaluate(
         """async ([logits, counts, target, lossTau, tau]) => {
             const f = await import("/console/formula.js");
             return f.adjusted(logits, f.logSource(counts, lossTau, counts.length), f.logNormalised(target), tau);
@@ -31,12 +36,21 @@ def test_the_page_adjusts_as_the_contract_does(open_page, tau, loss_tau):
     assert found == pytest.approx(expected, abs=1e-12)
 
 
-def test_the_places_where_the_dial_changes_the_answer_are_exact(open_page):
+@pytest.fixture(scope="module")
+def blank(chromium, served):
+    """A page on which only the console's modules are used."""
+    page = chromium.new_page()
+    page.goto(served.url)
+    yield page
+    page.close()
+
+
+def test_the_places_where_the_dial_changes_the_answer_are_exact(blank):
     rng = np.random.default_rng(1)
     log_sigma = log_source_prior(np.exp(rng.uniform(0, 7, 30)), loss_tau=0)
     logits = log_sigma * rng.uniform(0.5, 2, 30)
     log_rho = np.zeros(30)
-    flips = open_page().evaluate(
+    flips = blank.evaluate(
         """async ([logits, sigma, rho]) => (await import("/console/formula.js")).flips(logits, sigma, rho, 3)""",
         [logits.tolist(), log_sigma.tolist(), log_rho.tolist()],
     )
@@ -48,17 +62,135 @@ def test_the_places_where_the_dial_changes_the_answer_are_exact(open_page):
     assert [flip["tau"] for flip in flips] == pytest.approx(taus[changes], abs=1.1e-3)
 
 
-def test_the_dial_redraws_without_asking_the_service_again(open_page):
-    page = open_page()
-    page.get_by_role("button", name="Sample 10: 9").click()
-    page.wait_for_function("document.querySelector('.verdict')")
+def shown(page):
+    """Class → (as trained, now) as the table shows them."""
+    rows = page.locator(".before-after tbody tr")
+    names = page.locator(".before-after tbody th .name").all_inner_texts()
+    numbers = [row.locator(".number").all_inner_texts() for row in rows.all()]
+    return {
+        name: tuple(float(n.removesuffix(" %")) / 100 for n in pair)
+        for name, pair in zip(names, numbers, strict=True)
+    }
+
+
+def chances(answer):
+    return {top["label"]: top["probability"] for top in answer["predictions"][0]["top"]}
+
+
+def test_the_dial_redraws_without_asking_and_shows_what_the_service_would_answer(open_page, served):
+    page = open_page("/#/try?model=fashion")
+    page.get_by_role("button", name="Sample 7").click()
+    page.wait_for_selector(".verdict")
     asked = []
     page.on("request", lambda request: asked.append(request.url))
-    before = page.locator(".before-after").inner_text()
-    page.get_by_label("τ, how much").fill("0")
-    page.wait_for_function(
-        "before => document.querySelector('.before-after').innerText !== before", arg=before
-    )
-    assert asked == []
-    cells = page.locator(".before-after tbody tr").first.locator(".number").all_inner_texts()
-    assert cells[0] == cells[1]  # as trained = adjusted at tau 0
+    page.get_by_label("τ as a number").fill("1.7")
+    page.get_by_label("as in training").check(force=True)
+    page.get_by_label("uniform").check(force=True)
+    found = shown(page)
+    assert [url for url in asked if not url.startswith("data:")] == []
+    sample = httpx.get(f"{served.url}/models/fashion/report").json()["samples"][6]
+    body = {"instances": [{"b64": sample["png"]}]}
+    query = f"{served.url}/models/fashion/predict?top_k=10&prior=uniform"
+    for column, tau in ((0, 0), (1, 1.7)):
+        answer = chances(httpx.post(f"{query}&tau={tau}", json=body).json())
+        for name, pair in found.items():
+            assert pair[column] == pytest.approx(answer[name], abs=6e-4)
+
+
+def test_a_target_made_by_hand_is_answered_as_the_service_would(open_page, served):
+    page = open_page("/#/try?model=digits")
+    page.wait_for_selector(".verdict")
+    page.get_by_text("by hand").click()
+    page.get_by_role("button", name="training reversed").click()
+    page.locator(".weights input").first.press("Home")
+    found = shown(page)
+    page.get_by_role("button", name="Copy as curl").click()
+    page.wait_for_selector("text=Copied")
+    command = page.evaluate("navigator.clipboard.readText()")
+    answer = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    answered = {p["label"]: p["probability"] for p in json.loads(answer.stdout)["predictions"][0]["top"]}  # fmt: skip
+    assert len(answered) == 5
+    assert "never" in page.locator(".weights").inner_text()
+    for name, chance in answered.items():
+        assert found[name][1] == pytest.approx(chance, abs=6e-4)
+
+
+@pytest.mark.parametrize("model", ["digits", "fashion"])
+def test_the_copied_programs_answer_what_the_page_shows(open_page, tmp_path, model):
+    page = open_page(f"/#/try?model={model}")
+    page.wait_for_selector(".verdict")
+    page.get_by_label("τ as a number").fill("0.6")
+    label = page.locator(".verdict b").first.inner_text()
+    for button, run in (("curl", ["bash", "-c"]), ("Python", [sys.executable, "-c"])):
+        page.get_by_role("button", name=f"Copy as {button}").click()
+        page.wait_for_selector("text=Copied")
+        program = page.evaluate("navigator.clipboard.readText()")
+        done = subprocess.run(
+            [*run, program], capture_output=True, text=True, check=True, cwd=tmp_path
+        )
+        answer = json.loads(done.stdout)
+        assert answer["tau"] == pytest.approx(0.6)
+        assert answer["predictions"][0]["label"] == label
+        page.wait_for_selector("text=Copied", state="detached")
+
+
+def test_images_can_be_chosen_dropped_and_pasted(open_page, served):
+    import base64
+
+    page = open_page("/#/try?model=fashion")
+    page.wait_for_selector(".verdict")
+    before = page.locator(".sample").count()
+    sample = httpx.get(f"{served.url}/models/fashion/report").json()["samples"][8]
+    file = {"name": "bag.png", "mimeType": "image/png", "buffer": base64.b64decode(sample["png"])}
+    page.locator("input[type=file]").set_input_files(file)
+    page.get_by_role("button", name="bag.png").wait_for()
+    page.wait_for_function("document.querySelector('.verdict b')?.textContent === 'bag'")
+    hand_over = """([png, kind]) => {
+        const bytes = Uint8Array.from(atob(png), (c) => c.charCodeAt(0));
+        const data = new DataTransfer();
+        data.items.add(new File([bytes], `${kind}.png`, {type: "image/png"}));
+        const event = kind === "drop"
+            ? new DragEvent("drop", {dataTransfer: data, bubbles: true})
+            : new ClipboardEvent("paste", {clipboardData: data, bubbles: true});
+        (kind === "drop" ? document.querySelector(".drop") : window).dispatchEvent(event);
+    }"""
+    for kind in ("drop", "paste"):
+        page.evaluate(hand_over, [sample["png"], kind])
+        page.get_by_role("button", name=f"{kind}.png").wait_for()
+    assert page.locator(".sample").count() == before + 3
+
+
+def test_a_digit_can_be_drawn(open_page, screenshots):
+    page = open_page("/#/try?model=digits")
+    page.wait_for_selector(".verdict")
+    pad = page.get_by_label("A pad to draw on")
+    pad.scroll_into_view_if_needed()
+    box = pad.bounding_box()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.15 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.85 * box["height"], steps=8)
+    page.mouse.up()
+    page.get_by_role("button", name="Drawing").wait_for()
+    page.wait_for_function("document.querySelector('.sample[aria-pressed=true]').ariaLabel.includes('answer 1')")  # fmt: skip
+    page.screenshot(path=screenshots / "try-drawn.png", full_page=True)
+
+
+def test_the_arrow_keys_turn_the_dial(open_page):
+    page = open_page("/#/try?model=fashion")
+    dial = page.get_by_label("τ, how much")
+    dial.focus()
+    for _ in range(3):
+        dial.press("ArrowRight")
+    assert page.locator(".dial .value").text_content() == "1.03"
+
+
+def test_numbers_can_be_typed_for_a_model_of_thousands_of_classes(open_page):
+    page = open_page("/#/try?model=wide")
+    page.get_by_role("textbox", name="Own numbers").fill("[1, 2, 3]")
+    page.get_by_role("button", name="Score them").click()
+    open_page.allow("422")
+    page.wait_for_selector("text=the model takes [batch, 6]")
+    page.get_by_role("textbox", name="Own numbers").fill("[1, 2, 3, 4, 5, 6]")
+    page.get_by_role("button", name="Score them").click()
+    page.wait_for_selector(".verdict")
+    assert page.locator(".before-after tbody tr").count() == 10

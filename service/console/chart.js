@@ -1,0 +1,108 @@
+// uPlot in the console's colours: it follows the width of its place and the theme, and says in words what it shows.
+
+import { html, useEffect, useRef, useState } from "./vendor/preact.js";
+import uPlot from "./vendor/uplot.js";
+
+/** The value of a colour of style.css. */
+export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+
+/** A number that changes when the theme does, as a dependency of what draws on a canvas. */
+export function useThemeTurn() {
+  const [turn, setTurn] = useState(0);
+  useEffect(() => {
+    const changed = () => setTurn((n) => n + 1);
+    const media = matchMedia("(prefers-color-scheme: dark)");
+    const watcher = new MutationObserver(changed);
+    media.addEventListener("change", changed);
+    watcher.observe(document.documentElement, { attributes: true, attributeFilter: ["data-theme"] });
+    return () => {
+      media.removeEventListener("change", changed);
+      watcher.disconnect();
+    };
+  }, []);
+  return turn;
+}
+
+const FONT = "12px system-ui, sans-serif";
+
+function axis(more) {
+  const grid = { stroke: colour("line"), width: 1 };
+  return { stroke: colour("quiet"), font: FONT, labelFont: FONT, labelSize: 18, grid, ticks: { ...grid, size: 4 }, ...more };
+}
+
+/**
+ * data: [x, y…] of uPlot. series: [{label, stroke (a colour's name), …}]. mark: an x to draw a line at; onPick(x): a click.
+ * x, y: {label, values(axis value) → text, range}. shape: what, when it changes, needs a new chart.
+ */
+export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, marks = [], onPick, height = 220, shape = "" }) {
+  const place = useRef();
+  const plot = useRef();
+  const latest = useRef({});
+  latest.current = { mark, marks, onPick };
+  const turn = useThemeTurn();
+  useEffect(() => {
+    const text = (f) => (f ? (_, ticks) => ticks.map((v) => (v === null ? "" : f(v))) : undefined);
+    const made = new uPlot(
+      {
+        width: place.current.clientWidth || 300,
+        height,
+        legend: { show: false },
+        pxAlign: 0,
+        bands: bands.map((b) => ({ ...b, fill: colour(b.fill) })),
+        cursor: { points: { show: false }, drag: { x: false, y: false }, x: Boolean(onPick), y: false },
+        scales: { x: { time: Boolean(x.time), range: x.range }, y: { range: y.range } },
+        axes: [axis({ label: x.label, values: text(x.time ? clock : x.values), space: x.time ? 70 : 50, size: 34 }), axis({ label: y.label, values: text(y.values), size: y.size ?? 52 })],
+        series: [{}, ...series.map((s) => ({ width: 2, points: { show: false }, ...s, stroke: colour(s.stroke), fill: s.fill && colour(s.fill) }))],
+        hooks: {
+          draw: [
+            (u) => {
+              for (const at of latest.current.marks) line(u, at.x, colour(at.stroke), [4, 4]);
+              if (latest.current.mark !== undefined) line(u, latest.current.mark, colour("ink"), []);
+            },
+          ],
+        },
+      },
+      data,
+      place.current,
+    );
+    plot.current = made;
+    const resized = new ResizeObserver(([entry]) => {
+      const width = Math.floor(entry.contentRect.width);
+      if (width > 0 && width !== made.width) made.setSize({ width, height });
+    });
+    resized.observe(place.current);
+    const clicked = () => made.cursor.left >= 0 && latest.current.onPick?.(made.posToVal(made.cursor.left, "x"));
+    made.over.addEventListener("click", clicked);
+    return () => {
+      resized.disconnect();
+      made.destroy();
+    };
+  }, [turn, shape, series.length]);
+  useEffect(() => plot.current?.setData(data), [data]);
+  useEffect(() => plot.current?.redraw(false), [mark, JSON.stringify(marks)]);
+  return html`<figure class="chart">
+    <div ref=${place} role="img" aria-label=${say} class=${onPick ? "pickable" : ""}></div>
+    ${series.length > 1 &&
+    html`<figcaption aria-hidden="true">${series.filter((s) => !s.hidden).map((s) => html`<span><i class=${`key bg-${s.stroke} ${s.dash ? "dashed" : ""}`}></i>${s.label}</span>`)}</figcaption>`}
+  </figure>`;
+}
+
+const clock = (seconds) => new Date(1000 * seconds).toLocaleTimeString("en-GB");
+
+function line(u, at, stroke, dash) {
+  const left = Math.round(u.valToPos(at, "x", true));
+  if (left < u.bbox.left || left > u.bbox.left + u.bbox.width) return;
+  const { ctx } = u;
+  ctx.save();
+  ctx.strokeStyle = stroke;
+  ctx.lineWidth = devicePixelRatio * 1.5;
+  ctx.setLineDash(dash.map((d) => d * devicePixelRatio));
+  ctx.beginPath();
+  ctx.moveTo(left, u.bbox.top);
+  ctx.lineTo(left, u.bbox.top + u.bbox.height);
+  ctx.stroke();
+  ctx.restore();
+}
+
+/** Bars of uPlot: one series beside another. */
+export const bars = (index, of) => uPlot.paths.bars({ size: [0.8 / of, 60], align: of === 1 ? 0 : index === 0 ? -1 : 1 });

@@ -1,0 +1,179 @@
+// The editor of a prior: a draft that is never lost, a preview on recent traffic, and conflicts in the open.
+
+import { html, useMemo, useState } from "./vendor/preact.js";
+import { Problem, getJson, sendJson } from "./api.js";
+import { groupOf } from "./formula.js";
+import { Differences } from "./prior-history.js";
+import { fine, useClasses } from "./prior-view.js";
+import { CopyAs } from "./snippets.js";
+import { Failed, Group, Loading, NeedsKey, percent, when, whole } from "./widgets.js";
+
+const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expected: false, note: "" };
+
+/** The body to begin with: what was written, without `others`, which is spelt out. */
+function draftOf(prior, names) {
+  const written = prior?.as_written;
+  if (!written) return { ...BLANK };
+  const spelt = (vector) => {
+    if (vector === null || typeof vector === "string") return vector;
+    return Object.fromEntries(names.map((name, i) => [name, (Array.isArray(vector) ? vector[i] : vector[name]) ?? written.others ?? 0]));
+  };
+  return { label_frequencies: spelt(written.label_frequencies), target: spelt(written.target), smoothing: written.smoothing, expected: written.expected, note: "" };
+}
+
+export function Editor({ bundle, path, name, prior, stored, saved }) {
+  const names = bundle.class_names;
+  const [draft, setDraft] = useState(() => draftOf(prior, names));
+  const [base, setBase] = useState(prior);
+  const [conflict, setConflict] = useState(null);
+  const [error, setError] = useState(null);
+  const [busy, setBusy] = useState(false);
+  const change = (members) => {
+    setDraft({ ...draft, ...members });
+    setError(null);
+  };
+  const save = async (onto) => {
+    setBusy(true);
+    setError(null);
+    try {
+      const headers = onto?.revision || (onto && stored) ? { "If-Match": `"${onto.revision}"` } : { "If-None-Match": "*" };
+      const { body, status } = await sendJson("PUT", path, draft, { headers });
+      saved(status === 201 || body.revision !== onto?.revision ? `Saved as revision ${body.revision}.` : `Nothing changed: revision ${body.revision} says the same already.`);
+    } catch (problem) {
+      if (problem instanceof Problem && problem.status === 412) setConflict(await getJson(path).catch(() => ({ gone: true })));
+      else setError(problem);
+      setBusy(false);
+    }
+  };
+  const mode = typeof draft.target === "string" ? draft.target : "classes";
+  const modes = [["uniform", "uniform"], ["training", "as in training"], ["classes", "class by class"]];
+  const byClass = (target) => change({ target, expected: draft.expected });
+  const started = () => {
+    const from = prior?.target ?? null;
+    return Object.fromEntries(names.map((n) => [n, from ? Number((names.length * from[n]).toPrecision(6)) : 1]));
+  };
+  return html`
+    ${conflict && html`<${Conflict} ...${{ bundle, name, base, draft, theirs: conflict }}
+      onTop=${() => { setBase(conflict); setConflict(null); save(conflict.gone ? null : conflict); }}
+      theirsOnly=${() => { setDraft(draftOf(conflict, names)); setBase(conflict); setConflict(null); }} goOn=${() => { setBase(conflict.gone ? null : conflict); setConflict(null); }} />`}
+    <fieldset class="chips"><legend>Target: the mix of classes where the answers are used</legend>
+      ${modes.map(([m, words]) => html`<label class="chip"><input type="radio" name="mode" checked=${mode === m} disabled=${m === "training" && !bundle.class_counts && !draft.label_frequencies}
+        onChange=${() => byClass(m === "classes" ? started() : m)} /><span>${words}</span></label>`)}
+      <${Estimate} path=${path} take=${(candidate) => change({ target: candidate.target, expected: candidate.expected, note: candidate.note })} />
+    </fieldset>
+    ${mode === "classes" && html`<${ByClass} bundle=${bundle} target=${draft.target} change=${byClass} />`}
+    <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> The target is what traffic is expected to be: drift is measured against it</label>
+    <p><label>Why <input type="text" class="long" maxlength="2000" value=${draft.note} onInput=${(e) => change({ note: e.target.value })} placeholder="a note for the history" /></label></p>
+    <${AsJson} draft=${draft} setDraft=${(d) => { setDraft(d); setError(null); }} />
+    <${Preview} path=${path} draft=${draft} bundle=${bundle} />
+    ${error && (error.status === 401 || error.status === 403 ? html`<${NeedsKey} error=${error} again=${() => setError(null)} />`
+      : html`<div class="note" role="alert"><b>${error.title ?? "Not saved"}</b><p>${error.message}</p>${error.errors?.length > 0 && html`<ul>${error.errors.map((e) => html`<li><code>${e.field}</code> ${e.message}</li>`)}</ul>`}</div>`)}
+    <p class="line"><button class="main" disabled=${busy} onClick=${() => save(base)}>Save ${base?.revision ? `on top of revision ${base.revision}` : "the first revision"}</button>
+      <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
+}
+
+function ByClass({ bundle, target, change }) {
+  const { rows, controls, pager } = useClasses(bundle);
+  const names = bundle.class_names;
+  const sum = useMemo(() => names.reduce((total, n) => total + (target[n] ?? 0), 0), [target]);
+  const set = (name, text) => {
+    const value = Number(text);
+    if (text !== "" && value >= 0 && Number.isFinite(value)) change({ ...target, [name]: value });
+  };
+  return html`${controls}<table class="before-after edit"><caption class="sr">Target of each class; only ratios matter</caption>
+    <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bar</span></th><th scope="col">Weight</th><th scope="col">Share</th></tr></thead>
+    <tbody>${rows.map((i) => {
+      const share = sum > 0 ? (target[names[i]] ?? 0) / sum : 0;
+      return html`<tr key=${i}><th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(bundle.class_counts?.[i])} /></th>
+        <td class="bars"><i class="is" style=${{ width: `${100 * share}%` }}></i></td>
+        <td class="number"><input type="number" min="0" step="any" value=${target[names[i]] ?? 0} aria-label=${`Weight of ${names[i]}`} onInput=${(e) => set(names[i], e.target.value)} /></td>
+        <td class="number">${share === 0 ? "never" : fine(share)}</td></tr>`;
+    })}</tbody></table>${pager}
+    <p class="quiet">Counts or shares: only ratios matter. 0 means that the class cannot occur.</p>`;
+}
+
+function Estimate({ path, take }) {
+  const [said, setSaid] = useState(null);
+  const ask = async () => {
+    setSaid({ busy: true });
+    try {
+      const found = await getJson(`${path}/estimate`);
+      take(found.candidate);
+      setSaid({ words: `Estimated from ${whole(found.rows)} recent answers (worth ${whole(found.effective_rows)}). It is a draft: nothing is saved yet.`, warnings: found.warnings });
+    } catch (error) {
+      setSaid({ bad: error.message });
+    }
+  };
+  return html`<button type="button" class="small" disabled=${said?.busy} onClick=${ask}>Estimate from traffic</button>
+    ${said?.words && html`<span class="quiet" role="status">${said.words} ${said.warnings.join(" ")}</span>`}${said?.bad && html`<span class="wrong" role="alert">${said.bad}</span>`}`;
+}
+
+function AsJson({ draft, setDraft }) {
+  const [text, setText] = useState(null);
+  const [problem, setProblem] = useState("");
+  const edit = (value) => {
+    setText(value);
+    try {
+      const body = JSON.parse(value);
+      if (body === null || typeof body !== "object" || Array.isArray(body)) throw new Error("expected an object");
+      setProblem("");
+      setDraft({ ...BLANK, ...body });
+    } catch (error) {
+      setProblem(`Not used yet: ${error.message}`);
+    }
+  };
+  return html`<details class="json"><summary>The same as JSON, with label frequencies and smoothing</summary>
+    <textarea rows="8" aria-label="The prior as JSON" spellcheck=${false} value=${text ?? JSON.stringify(draft, null, 1)} onInput=${(e) => edit(e.target.value)} onBlur=${() => !problem && setText(null)}></textarea>
+    ${problem && html`<p class="wrong" role="alert">${problem}</p>`}</details>`;
+}
+
+/** What the draft would have changed in recent traffic. */
+function Preview({ path, draft, bundle }) {
+  const [state, setState] = useState({});
+  const ask = async () => {
+    setState({ busy: true });
+    try {
+      setState({ found: (await sendJson("POST", `${path}/preview`, draft)).body, of: draft });
+    } catch (error) {
+      setState({ error });
+    }
+  };
+  const { found, error, busy, of } = state;
+  return html`<div class="preview" aria-label="Preview" role="group">
+    <p class="line"><button disabled=${busy} onClick=${ask}>Preview on recent traffic</button><span class="quiet">Nothing is saved by looking.</span></p>
+    ${busy && html`<${Loading} what="the preview" />`}
+    ${error && html`<${Failed} error=${error} again=${ask} />`}
+    ${found && found.rows === 0 && html`<p class="quiet" role="status">There has been no traffic to look at since the service started.</p>`}
+    ${found && found.rows > 0 && html`<${Previewed} found=${found} bundle=${bundle} stale=${of !== draft} />`}</div>`;
+}
+
+function Previewed({ found, bundle, stale }) {
+  const counts = useMemo(() => new Map(bundle.class_names.map((n, i) => [n, bundle.class_counts?.[i]])), [bundle]);
+  const rows = [...found.classes].sort((a, b) => Math.abs(b.after - b.before) - Math.abs(a.after - a.before)).slice(0, 10);
+  const widest = Math.max(1e-9, ...rows.map((c) => Math.max(c.before, c.after)));
+  const pair = (words, p) => p && html`<div class="tile"><dt>${words}</dt><dd><b>${percent(p.after)}</b> <span class="quiet">now ${percent(p.before)}</span></dd></div>`;
+  return html`<div role="status">
+    ${stale && html`<p class="note">The draft has changed since: preview it again.</p>`}
+    <dl class="tiles"><div class="tile"><dt>Answers that would change</dt><dd><b>${percent(found.decisions_changed)}</b> <span class="quiet">of ${whole(found.rows)} recent ones, since ${when(found.since)}</span></dd></div>
+      ${pair("Expected error", found.expected_error)}${pair("Expected balanced error", found.expected_balanced_error)}
+      <div class="tile"><dt>Divergence from the target</dt><dd><b>${found.divergence.after.toFixed(4)}</b> <span class="quiet">now ${found.divergence.before.toFixed(4)}</span></dd></div></dl>
+    ${found.warnings.map((w) => html`<p class="note">${w}</p>`)}
+    <table class="before-after"><caption>Share of the answers, the largest changes first</caption>
+      <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">Now</th><th scope="col">With the draft</th></tr></thead>
+      <tbody>${rows.map((c) => html`<tr key=${c.index}><th scope="row"><span class="name">${c.label}</span> <${Group} name=${groupOf(counts.get(c.label))} /></th>
+        <td class="bars"><i class="was" style=${{ width: `${(100 * c.before) / widest}%` }}></i><i class="is" style=${{ width: `${(100 * c.after) / widest}%` }}></i></td>
+        <td class="number quiet">${percent(c.before)}</td><td class="number">${percent(c.after)}</td></tr>`)}</tbody></table></div>`;
+}
+
+/** Somebody else saved first: both versions, and three ways on; the draft stays as it is in each but the second. */
+function Conflict({ bundle, name, base, draft, theirs, onTop, theirsOnly, goOn }) {
+  if (theirs.gone)
+    return html`<div class="conflict" role="alert"><h3>${name} was taken out of use while you were editing</h3><p>Your draft is untouched below.</p>
+      <p class="line"><button class="main" onClick=${onTop}>Save mine as a new revision</button><button onClick=${goOn}>Go on editing</button></p></div>`;
+  const who = theirs.by && theirs.by !== "anonymous" ? theirs.by : "Somebody else";
+  return html`<div class="conflict" role="alert"><h3>${who} saved revision ${theirs.revision} while you were editing ${base?.revision ? `revision ${base.revision}` : "the first one"}</h3>
+    <p>${when(theirs.updated_at)}${theirs.note ? html`: <q>${theirs.note}</q>.` : "."} Your draft is untouched below. What they changed:</p>
+    <${Differences} bundle=${bundle} before=${base} after=${theirs} />
+    <p class="line"><button class="main" onClick=${onTop}>Save mine on top of revision ${theirs.revision}</button>
+      <button onClick=${goOn}>Go on editing</button><button onClick=${theirsOnly}>Take theirs and drop my draft</button></p></div>`;
+}

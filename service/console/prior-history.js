@@ -1,0 +1,78 @@
+// The history of a prior: who, when, why; two revisions side by side; back to an old one.
+
+import { html, useMemo, useState } from "./vendor/preact.js";
+import { getJson, sendJson } from "./api.js";
+import { groupOf } from "./formula.js";
+import { fine } from "./prior-view.js";
+import { Failed, Group, Loading, useLoaded, when, whole } from "./widgets.js";
+
+const PAGE = 50;
+const SHOWN = 30;
+
+export function History({ bundle, path, name, prior, done }) {
+  const [before, setBefore] = useState([]);
+  const at = before[before.length - 1];
+  const page = useLoaded((signal) => getJson(`${path}/revisions?limit=${PAGE}${at ? `&before=${at}` : ""}`, { signal }), [path, at, prior.revision]);
+  const [picked, setPicked] = useState([]);
+  const [asked, setAsked] = useState(null);
+  const [problem, setProblem] = useState("");
+  if (page.error) return html`<${Failed} error=${page.error} again=${page.again} />`;
+  if (!page.value) return html`<${Loading} what="the history" />`;
+  const pick = (revision) => setPicked(picked.includes(revision) ? picked.filter((r) => r !== revision) : [...picked, revision].slice(-2));
+  const pair = [...picked].sort((a, b) => a - b);
+  const back = async (revision) => {
+    setProblem("");
+    try {
+      const { body } = await sendJson("POST", `${path}/rollback`, { revision }, { headers: { "If-Match": `"${prior.revision}"` } });
+      setAsked(null);
+      done(body.revision === prior.revision ? `Revision ${revision} says what is in force already.` : `Revision ${body.revision} says what revision ${revision} said.`);
+    } catch (error) {
+      setProblem(error.message);
+    }
+  };
+  return html`<p class="quiet">Pick two revisions to compare them.</p>
+    <div class="scroll" tabindex="0" role="region" aria-label="Revisions"><table class="plain history"><thead><tr><th scope="col"><span class="sr">Compare</span></th><th scope="col">Revision</th><th scope="col">When</th><th scope="col">By</th><th scope="col">Why</th><th scope="col"><span class="sr">Do</span></th></tr></thead>
+      <tbody>${page.value.revisions.map((r) => html`<tr key=${r.revision} class="first">
+        <td>${!r.deleted && html`<input type="checkbox" aria-label=${`Compare revision ${r.revision}`} checked=${picked.includes(r.revision)} onChange=${() => pick(r.revision)} />`}</td>
+        <th scope="row">${r.revision}${r.revision === prior.revision ? html` <span class="quiet">in force</span>` : ""}</th>
+        <td>${when(r.updated_at)}</td><td>${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
+        <td class="why">${r.deleted ? html`<i>taken out of use</i>` : r.note || html`<span class="quiet">–</span>`}</td>
+        <td class="number">${!r.deleted && r.revision !== prior.revision && (asked === r.revision
+          ? html`<span class="line tight"><button class="small main" onClick=${() => back(r.revision)}>Go back to ${r.revision}</button><button class="small" onClick=${() => setAsked(null)}>No</button></span>`
+          : html`<button class="small" aria-label=${`Go back to revision ${r.revision} …`} onClick=${() => setAsked(r.revision)}>Go back …</button>`)}</td></tr>`)}</tbody></table></div>
+    ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
+    ${(at || page.value.next) && html`<p class="line pager"><button class="small" disabled=${!at} onClick=${() => setBefore(before.slice(0, -1))}>Newer</button>
+      <button class="small" disabled=${!page.value.next} onClick=${() => setBefore([...before, page.value.next])}>Older</button></p>`}
+    ${pair.length === 2 && html`<${Compared} bundle=${bundle} path=${path} name=${name} pair=${pair} />`}`;
+}
+
+function Compared({ bundle, path, name, pair }) {
+  const found = useLoaded((signal) => Promise.all(pair.map((r) => getJson(`${path}?revision=${r}`, { signal }))), [path, ...pair]);
+  return html`<h3>${name}: revision ${pair[0]} → ${pair[1]}</h3>
+    ${found.error ? html`<${Failed} error=${found.error} again=${found.again} />` : !found.value || found.loading ? html`<${Loading} what="both revisions" />`
+      : html`<${Differences} bundle=${bundle} before=${found.value[0]} after=${found.value[1]} />`}`;
+}
+
+/** What differs between two views of a prior, the largest ratios first. */
+export function Differences({ bundle, before, after }) {
+  const names = bundle.class_names;
+  const rows = useMemo(() => {
+    const found = [];
+    for (const [field, words] of [["target", "target"], ["source_prior", "source"]]) {
+      const [a, b] = [before?.[field], after?.[field]];
+      if (!a || !b) continue;
+      names.forEach((name, i) => {
+        const [x, y] = [a[name], b[name]];
+        if (Math.abs(x - y) > 1e-9 * Math.max(x, y)) found.push({ i, name, words, x, y, size: x > 0 && y > 0 ? Math.abs(Math.log(y / x)) : Infinity });
+      });
+    }
+    return found.sort((p, q) => q.size - p.size);
+  }, [before, after]);
+  const expected = before && before.expected !== after.expected;
+  if (!rows.length && !expected) return html`<p class="quiet">The vectors are the same.</p>`;
+  return html`${expected && html`<p>The target is ${after.expected ? "now" : "no longer"} what traffic is expected to be.</p>`}
+    ${rows.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Differences"><table class="plain diff"><thead><tr><th scope="col">Class</th><th scope="col">Vector</th><th scope="col" class="number">Revision ${before?.revision ?? 0}</th><th scope="col" class="number">Revision ${after.revision}</th><th scope="col" class="number">Factor</th></tr></thead>
+      <tbody>${rows.slice(0, SHOWN).map((r) => html`<tr class="first"><th scope="row"><span class="name">${r.name}</span> <${Group} name=${groupOf(bundle.class_counts?.[r.i])} /></th><td>${r.words}</td>
+        <td class="number quiet">${r.x === 0 ? "never" : fine(r.x)}</td><td class="number">${r.y === 0 ? "never" : fine(r.y)}</td><td class="number">${r.x > 0 && r.y > 0 ? `× ${(r.y / r.x).toPrecision(3)}` : "–"}</td></tr>`)}</tbody></table></div>
+      ${rows.length > SHOWN && html`<p class="quiet">The ${SHOWN} largest of ${whole(rows.length)} differences.</p>`}`}`;
+}

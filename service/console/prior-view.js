@@ -1,0 +1,71 @@
+// A prior's vectors: source against target, as bars and as a table that finds one class among thousands.
+
+import { html, useMemo, useState } from "./vendor/preact.js";
+import { Chart } from "./chart.js";
+import { groupOf } from "./formula.js";
+import { Group, Pager, percent, whole } from "./widgets.js";
+
+const PAGE = 20;
+
+/** Classes that match a search, the most frequent in training first, a page of them. */
+export function useClasses(bundle) {
+  const [search, setSearch] = useState("");
+  const [page, setPage] = useState(0);
+  const names = bundle.class_names;
+  const order = useMemo(() => {
+    const counts = bundle.class_counts;
+    return names.map((_, i) => i).sort((a, b) => (counts ? counts[b] - counts[a] : 0) || a - b);
+  }, [bundle]);
+  const wanted = search.trim().toLowerCase();
+  const found = useMemo(() => (wanted ? order.filter((i) => names[i].toLowerCase().includes(wanted)) : order), [order, wanted]);
+  const pages = Math.max(1, Math.ceil(found.length / PAGE));
+  const here = Math.min(page, pages - 1);
+  const controls = html`${names.length > PAGE &&
+    html`<p class="line"><input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${(e) => { setSearch(e.target.value); setPage(0); }} />
+      <span class="quiet">${whole(found.length)} of ${whole(names.length)} classes</span></p>`}`;
+  const pager = pages > 1 ? html`<${Pager} page=${here} pages=${pages} go=${setPage} />` : null;
+  return { order, rows: found.slice(here * PAGE, (here + 1) * PAGE), controls, pager };
+}
+
+export const fine = (p) => percent(p, p !== null && p < 0.001 ? 4 : p < 0.01 ? 2 : 1);
+
+export function Vectors({ bundle, prior }) {
+  const { order, rows, controls, pager } = useClasses(bundle);
+  const names = bundle.class_names;
+  if (!prior.target) return html`<p class="note">This revision belongs to another class list, so it has no vectors for this model and is not applied.</p>`;
+  const source = prior.source_prior;
+  const widest = Math.max(...names.map((n) => Math.max(prior.target[n], source?.[n] ?? 0)));
+  return html`
+    ${names.length > PAGE && html`<${Profile} names=${names} order=${order} prior=${prior} />`}
+    ${controls}
+    <table class="before-after"><caption class="sr">Source and target prior of each class, the most frequent in training first</caption>
+      <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">Source</th><th scope="col">Target</th><th scope="col" class="wide">Logit shift</th></tr></thead>
+      <tbody>${rows.map((i) => {
+        const [s, t] = [source?.[names[i]] ?? null, prior.target[names[i]]];
+        return html`<tr key=${i}><th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(bundle.class_counts?.[i])} /></th>
+          <td class="bars"><i class="was" style=${{ width: `${(100 * (s ?? 0)) / widest}%` }}></i><i class="is" style=${{ width: `${(100 * t) / widest}%` }}></i></td>
+          <td class="number quiet">${s === null ? "unknown" : fine(s)}</td><td class="number">${t === 0 ? "never" : fine(t)}</td>
+          <td class="number quiet wide">${s === null || t === 0 ? "–" : signed(Math.log(t / s))}</td></tr>`;
+      })}</tbody></table>
+    ${pager}
+    <p class="quiet"><i class="key bg-was"></i>source: what the logits assume, divided out. <i class="key bg-accent"></i>target: what the answers aim at, multiplied in. The shift is added to the logits at τ = 1.</p>`;
+}
+
+const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
+
+/** Thousands of classes at a glance: both priors over the rank in training, logarithmic. */
+function Profile({ names, order, prior }) {
+  const data = useMemo(() => {
+    const log = (v) => (v > 0 ? Math.log10(v) : null);
+    const columns = [order.map((_, n) => n + 1)];
+    if (prior.source_prior) columns.push(order.map((i) => log(prior.source_prior[names[i]])));
+    columns.push(order.map((i) => log(prior.target[names[i]])));
+    return columns;
+  }, [order, prior]);
+  const series = [{ label: "target", stroke: "accent" }];
+  if (prior.source_prior) series.unshift({ label: "source", stroke: "was" });
+  return html`<${Chart} say="Source and target prior over the rank of the class in training, logarithmic" data=${data} series=${series} height=${190} shape=${`${prior.name}${prior.revision}`}
+    x=${{ label: "classes, the most frequent in training first" }} y=${{ label: "share", values: powers, size: 64 }} />`;
+}
+
+const powers = (v) => (Number.isInteger(v) ? `${Number((10 ** (v + 2)).toPrecision(1))} %` : "");

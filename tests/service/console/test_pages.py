@@ -1,0 +1,138 @@
+"""Every page in both themes, on a phone and on a desk: it shows what it is about, and anybody can use it."""
+
+import httpx
+import pytest
+
+from tests.service.console.conftest import serious
+
+PAGES = {
+    "try": ("#/try?model=fashion", ".verdict"),
+    "try-digits": ("#/try?model=digits", ".verdict"),
+    "try-wide": ("#/try?model=wide", "text=Nothing to score yet"),
+    "priors": ("#/priors?model=fashion", ".before-after"),
+    "priors-edit": ("#/priors?model=fashion&name=looked-at&tab=edit", "text=Save on top of"),
+    "priors-history": ("#/priors?model=fashion&name=looked-at&tab=history", ".history tbody tr"),
+    "priors-wide": ("#/priors?model=wide", ".chart canvas"),
+    "traffic": ("#/traffic?model=fashion", ".tiles"),
+    "traffic-quiet": ("#/traffic?model=digits", "text=No predictions yet"),
+    "model": ("#/model?model=fashion", ".chart canvas"),
+    "model-wide": ("#/model?model=wide", "text=without a validation curve"),
+}
+
+
+@pytest.fixture(scope="module")
+def ready(traffic):
+    path = f"{traffic.url}/models/fashion/priors/looked-at"
+    for week in (1, 2, 3):
+        body = {
+            "target": {"shirt": week, "coat": 2},
+            "others": 1,
+            "note": f"Week {week} in the shop",
+        }
+        httpx.put(path, json=body).raise_for_status()
+    return traffic
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1440])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_its_window_and_anybody_can_use_it(
+    open_page, ready, screenshots, *, name, width, scheme
+):
+    address, sign = PAGES[name]
+    page = open_page(f"/{address}", width=width, scheme=scheme)
+    page.wait_for_selector(sign)
+    page.wait_for_function("!document.querySelector('.spinner')")
+    if name == "priors-history":
+        page.get_by_label("Compare revision 1").check()
+        page.get_by_label("Compare revision 3").check()
+        page.wait_for_selector(".diff")
+    if name == "priors-edit":
+        page.get_by_role("button", name="Preview on recent traffic").click()
+        page.wait_for_selector("text=Answers that would change")
+    page.screenshot(path=screenshots / f"{name}-{width}-{scheme}.png", full_page=True)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert serious(page) == []
+
+
+def test_the_theme_that_was_chosen_is_kept(open_page):
+    page = open_page("/", scheme="light")
+    for said in ("light", "dark"):
+        page.get_by_role("button", name="Colours").click()
+        page.wait_for_selector(f"text={said}")
+    page.reload()
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+
+
+def test_the_keyboard_reaches_the_page_past_the_header(open_page):
+    page = open_page("/")
+    page.wait_for_selector(".verdict")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('main') !== null")
+
+
+def test_a_service_that_is_gone_is_said_to_be_gone(open_page, tmp_path):
+    from tests.service.server import running
+    from tests.service.small_models import publish_model
+
+    publish_model(tmp_path / "models")
+    open_page.allow("ERR_")
+    with running(tmp_path / "models") as server:
+        page = open_page("/", base=server.url)
+        page.wait_for_selector("text=Nothing to score yet")
+        server.terminate()
+        page.get_by_role("link", name="Model").click()
+        page.wait_for_selector("text=cannot be reached")
+        assert serious(page) == []
+
+
+def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, screenshots):
+    from tests.service.server import running
+
+    (tmp_path / "models").mkdir()
+    with running(tmp_path / "models") as server:
+        page = open_page("/", base=server.url)
+        page.wait_for_selector("text=No model is served")
+        page.screenshot(path=screenshots / "empty.png")
+        assert serious(page) == []
+
+
+def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshots):
+    from service.api.access import make_key
+    from tests.service.server import running
+    from tests.service.small_models import publish_model
+
+    publish_model(tmp_path / "models")
+    look, looking = make_key("looker", ["observe"])
+    change, changing = make_key("changer", ["operate"])
+    lines = f"{looking.line()};{changing.line()}"
+    open_page.allow("401")
+    open_page.allow("403")
+    with running(tmp_path / "models", api_keys=lines) as server:
+        page = open_page("/#/priors", base=server.url)
+        page.wait_for_selector("text=An API key is needed")
+        page.screenshot(path=screenshots / "no-key.png")
+        assert serious(page) == []
+        page.get_by_label("API key").fill(look)
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("text=Nothing is stored under this name")
+        page.get_by_role("link", name="Edit").click()
+        page.get_by_role("button", name="Save the first revision").click()
+        page.wait_for_selector("text=This key may not do that")
+        page.screenshot(path=screenshots / "no-permission.png", full_page=True)
+        assert serious(page) == []
+        page.get_by_label("API key").fill(change)
+        page.get_by_role("button", name="Use it").click()
+        page.get_by_role("button", name="Save the first revision").click()
+        page.wait_for_selector("text=Saved as revision 1")
+        stored = page.evaluate("JSON.stringify({...localStorage}) + document.cookie")
+        assert look not in stored
+        assert change not in stored
+        page.get_by_role("link", name="Edit").click()
+        page.get_by_role("button", name="Copy as curl").click()
+        page.wait_for_selector("text=Copied")
+        assert change not in page.evaluate("navigator.clipboard.readText()")
+        assert change not in server.log

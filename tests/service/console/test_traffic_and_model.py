@@ -1,0 +1,77 @@
+"""The Traffic and Model pages: the numbers are those of the service."""
+
+import httpx
+import numpy as np
+import pytest
+
+from tests.service.server import running
+from tests.service.small_models import CLASSES, FEATURES, publish_model
+
+
+def test_the_traffic_page_counts_what_was_answered(open_page, tmp_path):
+    publish_model(tmp_path / "models")
+    with running(tmp_path / "models") as server:
+        page = open_page("/#/traffic", base=server.url)
+        page.wait_for_selector("text=No predictions yet")
+        x = np.random.default_rng(0).normal(size=(300, FEATURES)).astype(np.float32)
+        answer = httpx.post(f"{server.url}/predict", json={"instances": x.tolist()}).json()
+        labels = [p["label"] for p in answer["predictions"]]
+        changed = sum(p["label"] != p["unadjusted"]["label"] for p in answer["predictions"])
+        assert 0 < changed < 300
+        page.wait_for_selector("text=300 since start")
+        page.wait_for_selector(f"text={changed} answers")
+        rows = page.locator(".before-after tbody tr").all()
+        assert len(rows) == CLASSES
+        for row in rows:
+            name = row.locator(".name").inner_text()
+            assert row.locator(".number").last.inner_text() == str(labels.count(name))
+
+
+def test_a_quiet_service_can_be_given_its_first_traffic(open_page, tmp_path):
+    from tests.service.console.conftest import shipped
+
+    with running(shipped(tmp_path / "models", "digits")) as server:
+        page = open_page("/#/traffic", base=server.url)
+        page.get_by_role("button", name="Score the model's").click()
+        page.wait_for_selector("text=12 since start")
+
+
+def test_other_classes_are_shown_as_one(open_page, tmp_path):
+    publish_model(tmp_path / "models")
+    x = np.random.default_rng(0).normal(size=(100, FEATURES)).astype(np.float32)
+    with running(tmp_path / "models", max_class_series=2) as server:
+        httpx.post(f"{server.url}/predict", json={"instances": x.tolist()}).raise_for_status()
+        page = open_page("/#/traffic", base=server.url)
+        page.wait_for_selector("text=all other classes")
+        assert page.locator(".before-after tbody tr").count() == 3
+
+
+@pytest.mark.parametrize(
+    "text", ["a 1\n", 'a{b="c\\"d\\\\e\\nf,}g"} 2.5e3 # {request_id="x"} 1 2\n']
+)
+def test_the_page_reads_prometheus_text(open_page, text):
+    found = open_page().evaluate(
+        "async (text) => (await import('/console/scrape.js')).parse(text)", text
+    )
+    assert len(found) == 1
+    assert found[0]["name"] == "a"
+    assert found[0]["value"] == (1 if "{" not in text else 2500)
+    assert found[0]["labels"] == ({} if "{" not in text else {"b": 'c"d\\e\nf,}g'})
+
+
+def test_another_version_can_be_looked_at(open_page):
+    page = open_page("/#/model?model=wide")
+    page.wait_for_selector("text=Random, seed 1")
+    page.get_by_label("version").select_option("1")
+    page.wait_for_selector("text=Random, seed 0")
+
+
+def test_the_model_page_shows_the_scores_of_its_report(open_page, served):
+    report = httpx.get(f"{served.url}/models/fashion/report").json()
+    page = open_page("/#/model?model=fashion")
+    table = page.get_by_label("Table of scores")
+    text = table.inner_text()
+    for tau in ("0", "1", "chosen"):
+        error = report["test"]["at_tau"][tau]["balanced_error"]
+        assert f"{100 * error:.1f} %" in text
+    assert f"n = {report['test']['n']:,}" in text
