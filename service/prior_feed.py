@@ -215,6 +215,7 @@ class Feed:
                     entry.model,
                 )
         good = tuple(entry for entry in changes.entries if not entry.damaged)
+        self._forget_damage(good)
         self._prepare(good)
 
         def arrive() -> None:
@@ -226,23 +227,20 @@ class Feed:
         self._on_loop(arrive)
 
     def _recheck(self) -> None:
-        """Damaged entries may have been repaired in place, or have been replaced by a newer revision."""
+        """Damaged entries may have been repaired in place."""
         self._rechecked_at = time.monotonic()
-        heads = self._store.heads()
-        newest: dict[tuple[str, str], int] = {}
-        for entry in heads.entries:
-            if not entry.damaged:
-                newest[entry.model, entry.name] = max(
-                    newest.get((entry.model, entry.name), 0), entry.revision
-                )
-        self._damaged = {
-            change: entry
-            for change, entry in self._damaged.items()
-            if newest.get((entry.model, entry.name), 0) < entry.revision
-        }
-        good = tuple(entry for entry in heads.entries if not entry.damaged)
+        good = tuple(entry for entry in self._store.heads().entries if not entry.damaged)
+        self._forget_damage(good)
         self._prepare(good)
         self._on_loop(lambda: self._deliver(good))
+
+    def _forget_damage(self, good: Sequence[StoredRevision]) -> None:
+        """What was repaired or has been replaced by a newer revision needs no more mention."""
+        for entry in good:
+            for change, damaged in list(self._damaged.items()):
+                same = (entry.model, entry.name) == (damaged.model, damaged.name)
+                if same and entry.revision >= damaged.revision:
+                    del self._damaged[change]
 
     def _report(self) -> None:
         damaged = tuple((e.model, e.name, e.revision) for e in self._damaged.values())

@@ -263,11 +263,14 @@ class Priors(PriorsInForce):
         store = self._need_store()
         assert self._feed is not None
         feed = self._feed
+
+        def write() -> Written:
+            written = store.write(bundle.name, name, decide, by=by, after=feed.change)
+            self._prepare([written.entry])
+            return written
+
         try:
-            written = await self._run(
-                self._writes,
-                lambda: store.write(bundle.name, name, decide, by=by, after=feed.change),
-            )
+            written = await self._run(self._writes, write)
         except StoreUnavailable as error:
             feed.write_failed(error)
             raise

@@ -75,7 +75,7 @@ def _entry(row: Row[Any], body: PriorBody | None, *, damaged: bool) -> StoredRev
         updated_at=moment(row.updated_us),
         by=row.author,
         note=row.note,
-        deleted=bool(row.deleted),
+        deleted=bool(row.deleted) and not damaged,
         change=row.change,
         damaged=damaged,
     )
