@@ -11,10 +11,11 @@ import numpy as np
 import orjson
 
 from service import graph as graphs
-from service.api import console, health, models, priors, web
+from service.api import console, health, models, oip, priors, web
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
 from service.api.edge import Edge, HotRoute
+from service.api.oip_infer import Infer
 from service.api.predict import Predict
 from service.batcher import Batcher, BatchFacts
 from service.classifier import Classifier
@@ -180,15 +181,14 @@ class Service:
 
     def _asgi(self) -> Edge:
         settings = self.settings
+        probes = health.Health(
+            live=self._why_not_live, ready=self._why_not_ready, degraded=self._why_degraded
+        )
         app = web.application(
             routers=[
-                health.router(
-                    health.Health(
-                        live=self._why_not_live,
-                        ready=self._why_not_ready,
-                        degraded=self._why_degraded,
-                    ),
-                    self.metrics,
+                health.router(probes, self.metrics),
+                oip.router(
+                    repository=self.repository, health=probes, access=self.access, version=VERSION
                 ),
                 models.router(self.repository),
                 priors.router(
@@ -213,6 +213,7 @@ class Service:
                 for default in (True, False)
             ),
             Adjust(self.repository, self.classifier, **scoring),
+            Infer(self.repository, self.classifier, **scoring),
         ]
         return Edge(
             app,

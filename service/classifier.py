@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batcher import MAX_GRAPH_TOP_K, Abandoned, DeadlinePassed, Overloaded, Scored, Work
-from service.contract.adjustment import check_tau
+from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
 from service.payloads import InvalidParameter, Parameters
@@ -30,6 +30,15 @@ class Classification:
     top_k: int
     scored: Scored
     warnings: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RowSettings:
+    """The tau (one for all rows, or [n]) and the priors of a request; prior_of_row [n] counts in `revisions`, None is the first."""
+
+    tau: float | NDArray[np.float32]
+    revisions: tuple[PriorRevision, ...]
+    prior_of_row: NDArray[np.int64] | None = None
 
 
 class Classifier:
@@ -56,24 +65,75 @@ class Classifier:
         """
         bundle = model.bundle
         top_k = check_top_k(parameters.top_k, len(bundle.class_names))
-        tau = self.tau_of(bundle, parameters.tau)
-        revision = await self.revision_of(bundle, parameters.prior)
-        check_adjustable(bundle, revision, tau)
-        slot = model.table.acquire(revision.key, revision.offset)
+        settings = await self.settings_of(bundle, parameters.tau, (parameters.prior,))
+        scored = await self.score(
+            model,
+            inputs,
+            settings,
+            top_k=top_k,
+            deadline=deadline,
+            hard_deadline=hard_deadline,
+            is_abandoned=is_abandoned,
+            full=full,
+        )
+        tau, revision = settings.tau, settings.revisions[0]
+        assert isinstance(tau, float)
+        return Classification(
+            bundle, tau, revision, top_k, scored, warnings_of(bundle, revision, tau)
+        )
+
+    async def score(
+        self,
+        model: ServedModel,
+        inputs: NDArray[Any],
+        settings: RowSettings,
+        *,
+        top_k: int,
+        deadline: float = float("inf"),
+        hard_deadline: bool = False,
+        is_abandoned: Callable[[], bool] | None = None,
+        full: bool = False,
+    ) -> Scored:
+        """Score inputs [n, …], each row with the tau and prior that `settings` gives it. See classify."""
+        table = model.table
+        slots = tuple(table.acquire(each.key, each.offset) for each in settings.revisions)
+        rows = settings.prior_of_row
         work = Work(
             inputs,
-            tau,
-            slot,
-            (slot,),
+            settings.tau,
+            slots[0] if rows is None else np.array(slots, np.int64)[rows],
+            slots,
             top_k,
             full or top_k > MAX_GRAPH_TOP_K,
             deadline,
             is_abandoned,
         )
-        scored = await submit(model, work, hard_deadline=hard_deadline)
-        return Classification(
-            bundle, tau, revision, top_k, scored, warnings_of(bundle, revision, tau)
+        return await submit(model, work, hard_deadline=hard_deadline)
+
+    async def settings_of(
+        self,
+        bundle: Bundle,
+        tau: float | NDArray[np.float32] | None,
+        priors: Sequence[str | dict[str, Any] | None],
+        prior_of_row: NDArray[np.int64] | None = None,
+    ) -> RowSettings:
+        """Choose the prior and tau of a request, once, when it is admitted.
+
+        tau is one for all rows, one for each [n], or None for the model's default; without prior_of_row all rows have the first
+        prior. Raises the errors of tau and of the priors, and UnknownLabelFrequencies.
+        """
+        chosen = (
+            check_taus(tau, cap=self._tau_cap)
+            if isinstance(tau, np.ndarray)
+            else self.tau_of(bundle, tau)
         )
+        revisions = [await self.revision_of(bundle, prior) for prior in priors]
+        for number, revision in enumerate(revisions):
+            if revision.offset is None:
+                rows = slice(None) if prior_of_row is None else prior_of_row == number
+                largest = chosen if isinstance(chosen, float) else float(chosen[rows].max())
+                check_adjustable(bundle, revision, largest)
+        return RowSettings(chosen, tuple(revisions), prior_of_row)
 
     def tau_of(self, bundle: Bundle, tau: float | None) -> float:
         """The tau of a request, or the model's default. Raises InvalidTau."""
@@ -128,6 +188,17 @@ def _expire(future: "asyncio.Future[Scored]") -> None:
         future.set_exception(DeadlinePassed("the deadline passed before the answer was there"))
 
 
+def check_taus(taus: NDArray[np.float32], *, cap: float) -> NDArray[np.float32]:
+    """Return taus [n]. Raises InvalidTau naming the first row that is neither 0 nor within the range of check_tau."""
+    fine = (taus == 0) | ((taus >= np.float32(MIN_TAU)) & (taus <= np.float32(cap)))
+    if not fine.all():
+        row = int(np.flatnonzero(~fine)[0])
+        raise InvalidTau(
+            f"row {row}: tau is {taus[row]:g}; expected 0 or a number from {MIN_TAU:g} to {cap:g}"
+        )
+    return taus
+
+
 def check_top_k(top_k: int | None, num_classes: int) -> int:
     """Return top_k, by default 5 or C. Raises InvalidParameter."""
     if top_k is None:
@@ -160,18 +231,19 @@ def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[st
 
 def ranking(scored: Scored, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
     """(class indices, probabilities), each [n][top_k], best first; ties go to the lower index."""
+    indices, probabilities = ranked(scored, top_k)
+    return indices.tolist(), probabilities.tolist()
+
+
+def ranked(scored: Scored, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The same as arrays [n, top_k]."""
     outputs, start, stop = scored.outputs, scored.start, scored.stop
     if top_k <= outputs.top_index.shape[1]:
-        return (
-            outputs.top_index[start:stop, :top_k].tolist(),
-            outputs.top_probability[start:stop, :top_k].tolist(),
-        )
+        return outputs.top_index[start:stop, :top_k], outputs.top_probability[start:stop, :top_k]
     assert outputs.adjusted_logits is not None
     assert outputs.probabilities is not None
     order = np.argsort(-outputs.adjusted_logits[start:stop], axis=1, kind="stable")[:, :top_k]
-    return order.tolist(), np.take_along_axis(
-        outputs.probabilities[start:stop], order, axis=1
-    ).tolist()
+    return order, np.take_along_axis(outputs.probabilities[start:stop], order, axis=1)
 
 
 def _reason(error: Exception) -> str:

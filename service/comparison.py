@@ -48,7 +48,7 @@ def rank(
     return Ranking(indices, np.take_along_axis(softmax(adjusted), indices, axis=1))
 
 
-def best(values: Vector, k: int) -> NDArray[np.int64]:
+def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
     """[n, k] columns of the k largest of each row, largest first, the lower column where they are equal."""
     columns = values.shape[1]
     if 4 * k >= columns:

@@ -225,7 +225,7 @@ def fitted(array: Array, spec: InputSpec) -> Array:
         )  # bytes of a request may lie anywhere, and the runtime reads them where they are
         fit = array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
     elif array.dtype.kind in "biuf":
-        fit = _cast(array, np.dtype(spec.dtype))
+        fit = cast(array, np.dtype(spec.dtype))
     else:
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
     if fit.dtype.kind == "f" and not np.isfinite(fit).all():
@@ -255,7 +255,8 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
     return text_array(strings, spec)
 
 
-def _cast(array: Array, dtype: np.dtype[Any]) -> Array:
+def cast(array: Array, dtype: np.dtype[Any]) -> Array:
+    """Numbers as another type where that loses no more than precision. Raises InvalidInput."""
     source, target = array.dtype.kind, dtype.kind
     if (source == "b") != (target == "b") or (source == "f" and target in "iu"):
         raise InvalidInput(f"the input is {array.dtype}; the model takes {dtype}")

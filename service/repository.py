@@ -129,6 +129,21 @@ class Repository:
             return []
         return sorted(e.name for e in self._folder.iterdir() if e.is_dir() and versions(e))
 
+    def on_disk(self) -> list[tuple[str, int, str]]:
+        """(name, version, why it is not served) of every version in the folder; the reason of one that is means nothing."""
+        return [
+            (name, version, self.faults.get((name, version), self._why_out(name)))
+            for name in self.names_on_disk()
+            for version in versions(self._folder / name)
+        ]
+
+    def _why_out(self, name: str) -> str:
+        if name in self._unloaded:
+            return "unloaded"
+        return (
+            f"not among the newest {self._keep} versions" if name in self._loaded else "not loaded"
+        )
+
     async def load_all(self) -> None:
         """Load what is new in the folder, retire what is gone; explicit unloads stay unloaded."""
         async with self._lock:
@@ -147,19 +162,23 @@ class Repository:
 
     async def load_here(self, name: str) -> None:
         """Bring one model to what its folder holds now. Raises UnknownModel or ModelFailed; what served goes on."""
-        with contextlib.suppress(ValueError):
+        if not self._is_on_disk(name):
+            raise UnknownModel(
+                f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
+            )
+        async with self._lock:
+            self._unloaded.discard(name)
+            await self._refresh(name)
+        newest = versions(self._folder / name)[-1]
+        if (name, newest) in self.faults:
+            raise ModelFailed(self.faults[name, newest])
+
+    def _is_on_disk(self, name: str) -> bool:
+        try:
             check_model_name(name)
-            if versions(self._folder / name):
-                async with self._lock:
-                    self._unloaded.discard(name)
-                    await self._refresh(name)
-                newest = versions(self._folder / name)[-1]
-                if (name, newest) in self.faults:
-                    raise ModelFailed(self.faults[name, newest])
-                return
-        raise UnknownModel(
-            f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
-        )
+        except ValueError:
+            return False
+        return bool(versions(self._folder / name))
 
     async def unload_here(self, name: str) -> None:
         """Stop serving a model; requests that hold it are finished. Raises UnknownModel."""

@@ -3,9 +3,11 @@
 A FastAPI route costs more than a small model; the routes that score go around it, and only they do.
 """
 
+import asyncio
 import logging
 import time
 import uuid
+import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,6 +129,10 @@ class Edge:
             _check_accept(headers)
             log["key"] = self._access.check(scope["headers"], "predict")
             body = await self._read(headers, receive)
+            if b"content-encoding" in headers:
+                body = await asyncio.to_thread(
+                    inflated, body, headers[b"content-encoding"], self._max_body_bytes
+                )
             request = HotRequest(
                 scope["query_string"],
                 headers,
@@ -277,6 +283,35 @@ def _check_accept(headers: dict[bytes, bytes]) -> None:
             "not-acceptable",
             f"answers are application/json; the request accepts {accept[:80].decode('latin-1')}",
         )
+
+
+def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes:
+    """A gzip or deflate body as it was, never more of it than the limit. Raises Problem."""
+    name = encoding.strip().lower()
+    if name in {b"", b"identity"}:
+        return bytes(body)
+    if name not in _WINDOW:
+        shown = name[:40].decode("latin-1")
+        raise Problem(
+            "unsupported-media-type",
+            f"content encoding '{shown}' is not taken; expected gzip or deflate",
+            headers={"Accept-Encoding": "gzip, deflate"},
+        )
+    reader = zlib.decompressobj(_WINDOW[name])
+    try:
+        whole = reader.decompress(body, limit + 1)
+    except zlib.error as error:
+        raise Problem("malformed", f"the body is not {name.decode()}: {error}") from None
+    if len(whole) > limit:
+        raise Problem(
+            "too-large", f"the body has more than {limit} bytes, which are the most that are taken"
+        )
+    if not reader.eof or reader.unused_data:
+        raise Problem("malformed", f"the body is not one whole {name.decode()} stream")
+    return whole
+
+
+_WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
 def _abandoned(receive: Receive) -> Callable[[], bool] | None:

@@ -34,14 +34,18 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
     return app
 
 
-def answer(problem: Problem) -> Response:
-    """A problem as a response."""
+def answer(request: Request, problem: Problem) -> Response:
+    """A problem as a response; under /v2 in the form that clients of the Open Inference Protocol read."""
+    oip = request.url.path.startswith("/v2")
     return Response(
-        problem.body(), status_code=problem.status, headers=problem.headers, media_type=PROBLEM_JSON
+        problem.body(oip=oip),
+        status_code=problem.status,
+        headers=problem.headers,
+        media_type="application/json" if oip else PROBLEM_JSON,
     )
 
 
-async def _invalid(_request: Request, error: Exception) -> Response:
+async def _invalid(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
     found = [
         {
@@ -52,7 +56,7 @@ async def _invalid(_request: Request, error: Exception) -> Response:
     ]
     malformed = any(item["type"] == "json_invalid" for item in error.errors())
     detail = "; ".join(f"{item['field']}: {item['message']}" for item in found[:5])
-    return answer(Problem("malformed" if malformed else "invalid", detail, errors=found))
+    return answer(request, Problem("malformed" if malformed else "invalid", detail, errors=found))
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -62,7 +66,7 @@ async def _http(request: Request, error: Exception) -> Response:
         "not-found": f"nothing is at {request.url.path}",
         "method-not-allowed": f"{request.method} is not allowed at {request.url.path}",
     }.get(kind, str(error.detail))
-    return answer(Problem(kind, detail, headers=error.headers))
+    return answer(request, Problem(kind, detail, headers=error.headers))
 
 
 async def _any(request: Request, error: Exception) -> Response:
@@ -71,4 +75,4 @@ async def _any(request: Request, error: Exception) -> Response:
         logger.error(
             "request %s failed", request.scope.get("state", {}).get("request_id"), exc_info=error
         )
-    return answer(problem)
+    return answer(request, problem)
