@@ -11,7 +11,7 @@ import numpy as np
 import orjson
 
 from service import graph as graphs
-from service.api import console, health, models, oip, priors, web
+from service.api import console, description, health, models, oip, oip_repository, priors, web
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
 from service.api.edge import Edge, HotRoute
@@ -187,9 +187,8 @@ class Service:
         app = web.application(
             routers=[
                 health.router(probes, self.metrics),
-                oip.router(
-                    repository=self.repository, health=probes, access=self.access, version=VERSION
-                ),
+                oip.router(repository=self.repository, health=probes, version=VERSION),
+                oip_repository.router(repository=self.repository, access=self.access),
                 models.router(self.repository),
                 priors.router(
                     priors=self.priors,
@@ -203,6 +202,7 @@ class Service:
             ],
             version=VERSION,
         )
+        description.describe(app, tau_cap=settings.tau_cap, models=self._serving)
         scoring: dict[str, Any] = {
             "pool": self.pool,
             "timeout_seconds": settings.timeout_ms / 1000,
@@ -229,6 +229,12 @@ class Service:
             return self.repository.find(bundle.name, bundle.version).recent
         except UnknownModel:  # unloaded since
             return None
+
+    def _serving(self) -> list[Bundle]:
+        """The newest version of each model, the default one first."""
+        newest = [next(iter(found.values())).bundle for found in self.repository.all().values()]
+        first = self.repository.default_name() if len(newest) == 1 else self.settings.default_model
+        return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
 
     def _batchers(self) -> list[Batcher]:
         return [model.batcher for model in self._served()]

@@ -1,80 +1,67 @@
-"""The Open Inference Protocol V2 but for inference: server and model metadata, health, and the repository extension."""
+"""The Open Inference Protocol V2 but for inference and the repository: server and model metadata, health."""
 
-from collections.abc import Iterator
 from typing import Any
 
-from fastapi import APIRouter, Depends, Request, Response
+from fastapi import APIRouter
 
-from service.api.access import Access
 from service.api.errors import Problem
 from service.api.health import Health
-from service.api.json_body import decode_json
 from service.api.oip_infer import version_of
 from service.contract.bundle import Bundle, InputSpec
 from service.oip_tensors import BY_DTYPE
-from service.repository import Repository
+from service.repository import Repository, ServedModel
 
 EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "parameters"]
 
 
-def router(*, repository: Repository, health: Health, access: Access, version: str) -> APIRouter:
-    """Every GET under /v2, and POST /v2/repository/…"""
+def router(*, repository: Repository, health: Health, version: str) -> APIRouter:
+    """Every GET under /v2."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
-    operate = [Depends(access.require("operate"))]
 
     @routes.get("")
     async def server() -> dict[str, Any]:
         """The server's name, version and extensions."""
         return {"name": "priordial", "version": version, "extensions": EXTENSIONS}
 
-    @routes.get("/health/live")
+    @routes.get("/health/live", responses=_RED)
     async def live() -> dict[str, bool]:
         """200 while the process makes progress."""
         _must_be_well(health.live())
         return {"live": True}
 
-    @routes.get("/health/ready")
+    @routes.get("/health/ready", responses=_RED)
     async def ready() -> dict[str, bool]:
         """200 while requests should be sent here."""
         _must_be_well(health.ready())
         return {"ready": True}
 
     @routes.get("/models/{model}")
-    @routes.get("/models/{model}/versions/{version}")
-    async def metadata(model: str, version: str | None = None) -> dict[str, Any]:
+    async def metadata(model: str) -> dict[str, Any]:
         """A model's inputs and outputs; those that are optional say so."""
-        found = repository.find(model, None if version is None else version_of(version))
-        return _metadata(found.bundle, list(repository.all()[found.bundle.name]))
+        return _metadata(repository.find(model).bundle, list(repository.all()[model]))
 
-    @routes.get("/models/{model}/ready")
-    @routes.get("/models/{model}/versions/{version}/ready")
-    async def model_ready(model: str, version: str | None = None) -> dict[str, Any]:
+    @routes.get("/models/{model}/versions/{version}")
+    async def version_metadata(model: str, version: str) -> dict[str, Any]:
+        """A version's inputs and outputs; those that are optional say so."""
+        found = repository.find(model, version_of(version))
+        return _metadata(found.bundle, list(repository.all()[model]))
+
+    @routes.get("/models/{model}/ready", responses=_RED)
+    async def model_ready(model: str) -> dict[str, Any]:
         """200 while the model answers."""
-        found = repository.find(model, None if version is None else version_of(version))
-        _must_be_well(found.batcher.failure)
-        return {"name": found.bundle.name, "ready": True}
+        return _ready(repository.find(model))
 
-    @routes.post("/repository/index", dependencies=[Depends(access.require("observe"))])
-    async def index(request: Request) -> list[dict[str, str]]:
-        """Every version that is in the repository, with its state; {"ready": true} leaves out those that do not serve."""
-        only_ready = await _member(request, "ready", bool)
-        return [item for item in _index(repository) if not only_ready or item["state"] == "READY"]
-
-    @routes.post("/repository/models/{model}/load", dependencies=operate, response_class=Response)
-    async def load(model: str, request: Request) -> Response:
-        """Load the newest versions of a model from the repository, in place of those that serve."""
-        await _refuse_overrides(request)
-        await repository.load(model)
-        return Response(media_type="application/json")
-
-    @routes.post("/repository/models/{model}/unload", dependencies=operate, response_class=Response)
-    async def unload(model: str, request: Request) -> Response:
-        """Stop serving a model; it stays out until it is loaded again."""
-        await _refuse_overrides(request)
-        await repository.unload(model)
-        return Response(media_type="application/json")
+    @routes.get("/models/{model}/versions/{version}/ready", responses=_RED)
+    async def version_ready(model: str, version: str) -> dict[str, Any]:
+        """200 while the version answers."""
+        return _ready(repository.find(model, version_of(version)))
 
     return routes
+
+
+def _ready(model: ServedModel) -> dict[str, Any]:
+    _must_be_well(model.batcher.failure)
+    return {"name": model.bundle.name, "ready": True}
 
 
 def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
@@ -120,43 +107,9 @@ def _shape(spec: InputSpec) -> list[int]:
     return [-1, *(-1 if n is None else n for n in spec.shape[1:])]
 
 
-def _index(repository: Repository) -> Iterator[dict[str, str]]:
-    loaded = repository.all()
-    for name, version, reason in repository.on_disk():
-        ready = version in loaded.get(name, {})
-        state = "READY" if ready else "UNAVAILABLE"
-        yield {
-            "name": name,
-            "version": str(version),
-            "state": state,
-            "reason": "" if ready else reason,
-        }
-
-
 def _must_be_well(reason: str | None) -> None:
     if reason is not None:
         raise Problem("unavailable", reason)
 
 
-async def _refuse_overrides(request: Request) -> None:
-    """Triton's clients can send a configuration or files along; a published version is never edited."""
-    for name in await _member(request, "parameters", dict) or ():
-        if name != "unload_dependents":
-            raise Problem(
-                "malformed",
-                f"parameter '{name[:60]}' is not supported: models are published as files",
-            )
-
-
-async def _member(request: Request, name: str, kind: type) -> Any:
-    """The one member that a body may have; None when it has none. The body may be empty, and of any content type."""
-    raw = await request.body()
-    body = decode_json(raw) if raw else {}
-    if not isinstance(body, dict) or set(body) - {name}:
-        raise Problem("malformed", f"expected an object with '{name}' or nothing")
-    value = body.get(name)
-    if value is not None and not isinstance(value, kind):
-        raise Problem(
-            "malformed", f"{name} must be {'true or false' if kind is bool else 'an object'}"
-        )
-    return value
+_RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
