@@ -64,12 +64,24 @@ class Draft:
 Decide: TypeAlias = Callable[[StoredRevision | None], Draft | None]
 
 
-def replace(name: str, body: PriorBody, class_digest: str, condition: Condition) -> Decide:
-    """A new revision with this body; nothing when it is what is in force already, note included."""
+def replace(
+    name: str,
+    body: PriorBody,
+    class_digest: str,
+    condition: Condition,
+    *,
+    class_names: Sequence[str] | None = None,
+) -> Decide:
+    """A new revision with this body; nothing when it says what is in force already, note included.
+
+    With class_names a vector in class order says the same as one by name.
+    """
 
     def decide(current: StoredRevision | None) -> Draft | None:
         condition.check(name, current)
-        if current is not None and current.class_digest == class_digest and current.body == body:
+        if current is None or current.body is None or current.class_digest != class_digest:
+            return Draft(body, class_digest, body.note)
+        if _by_name(current.body, class_names) == _by_name(body, class_names):
             return None
         return Draft(body, class_digest, body.note)
 
@@ -209,6 +221,19 @@ def _named(
     if errors:
         raise InvalidPrior(errors)
     return dict(values)
+
+
+def _by_name(body: PriorBody, class_names: Sequence[str] | None) -> PriorBody:
+    """The body with its vectors by class name, for comparing."""
+    if class_names is None:
+        return body
+    vectors = {"target": body.target, "label_frequencies": body.label_frequencies}
+    named = {
+        field: dict(zip(class_names, vector, strict=True))
+        for field, vector in vectors.items()
+        if isinstance(vector, list) and len(vector) == len(class_names)
+    }
+    return body.model_copy(update=named)
 
 
 def _but_note(body: PriorBody) -> PriorBody:

@@ -172,7 +172,9 @@ class Priors(PriorsInForce):
             raise PriorConflict(
                 f"model '{bundle.name}' has {MAX_NAMES} priors already; delete one first"
             )
-        return await self._write(bundle, name, replace(name, body, digest, condition), by)
+        return await self._write(
+            bundle, name, replace(name, body, digest, condition, class_names=bundle.class_names), by
+        )
 
     async def add(
         self,

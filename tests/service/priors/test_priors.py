@@ -1,9 +1,12 @@
 """Choosing and changing priors, on both engines."""
 
 import asyncio
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from service.contract.prior import (
     InvalidPrior,
@@ -13,6 +16,7 @@ from service.contract.prior import (
     resolve_prior,
 )
 from service.prior_changes import Condition
+from service.prior_snapshot import EMPTY, advance
 from service.priors import (
     PriorDoesNotFit,
     Priors,
@@ -21,9 +25,16 @@ from service.priors import (
     UnknownPrior,
     parse_prior_reference,
 )
-from service.revisions import InvalidReference, PriorConflict, StaleRevision, StoreUnavailable
+from service.revisions import (
+    InvalidReference,
+    PriorConflict,
+    StaleRevision,
+    StoredRevision,
+    StoreUnavailable,
+)
 from tests.service.priors.conftest import eventually, following, make_bundle
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COUNTS = parse_prior({"target": {"cat": 1, "dog": 2, "lynx": 3}})
 OTHER = parse_prior({"target": {"cat": 5, "dog": 2, "lynx": 3}})
 
@@ -87,6 +98,8 @@ def test_an_identical_put_makes_no_revision_and_another_note_does(pets, store_ur
             await priors.put(pets, "default", COUNTS, by="me")
             again = await priors.put(pets, "default", COUNTS, by="you")
             assert (again.entry.revision, again.entry.by, again.created) == (1, "me", False)
+            in_order = parse_prior({"target": [1, 2, 3]})
+            assert (await priors.put(pets, "default", in_order, by="you")).entry.revision == 1
             noted = await priors.put(
                 pets, "default", COUNTS.model_copy(update={"note": "why"}), by="me"
             )
@@ -468,3 +481,53 @@ def test_what_was_stored_is_there_after_a_restart(pets, store_url):
             assert np.array_equal(after.offset, before.offset)
 
     run(scenario())
+
+
+ENTRIES = [
+    StoredRevision(
+        "pets",
+        "default",
+        revision,
+        None if deleted else COUNTS,
+        "" if deleted else digest,
+        EPOCH,
+        "me",
+        "",
+        deleted=deleted,
+    )
+    for revision, (digest, deleted) in enumerate(
+        [
+            ("a", False),
+            ("a", False),
+            ("b", False),
+            ("", True),
+            ("b", False),
+            ("a", False),
+            ("b", False),
+        ],
+        1,
+    )
+]
+
+
+@given(st.permutations(ENTRIES), st.lists(st.integers(0, 6)))
+def test_the_snapshot_is_the_same_in_whatever_order_entries_arrive_and_never_goes_back(
+    order, again
+):
+    snapshot, newest = EMPTY, 0
+    for entry in [*order, *(ENTRIES[i] for i in again)]:
+        snapshot = advance(snapshot, [entry])
+        revision = snapshot["pets", "default"].newest.revision
+        assert revision >= newest
+        newest = revision
+    assert snapshot == advance(EMPTY, ENTRIES)
+    assert {
+        digest: entry.revision for digest, entry in snapshot["pets", "default"].fitting.items()
+    } == {"a": 6, "b": 7}
+
+
+@given(st.permutations(ENTRIES[:4]))
+def test_a_deletion_ends_the_use_of_everything_before_it(order):
+    held = advance(EMPTY, order)["pets", "default"]
+    assert held.newest.deleted
+    assert held.fitting == {}
