@@ -20,8 +20,10 @@ from service.api.predict import Predict
 from service.batcher import Batcher, BatchFacts
 from service.classifier import Classifier
 from service.contract.bundle import Bundle, load_bundle
+from service.drift import Drift
 from service.machine import available_threads
 from service.metrics import Metrics
+from service.metrics_port import MetricsPort
 from service.payloads import example_input
 from service.prior_store import open_store
 from service.prior_table import PriorTable
@@ -29,6 +31,7 @@ from service.priors import Priors
 from service.repository import Repository, ServedModel, UnknownModel
 from service.request_log import request_log
 from service.reservoir import LogitReservoir
+from service.revisions import DEFAULT
 from service.run_folder import Gauge, RunFolder
 from service.settings import Settings
 from service.tally import Tally
@@ -86,6 +89,8 @@ class Service:
         )
         self.priors = Priors(open_store(settings.store))
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
+        self.drift = Drift(self.priors, self._newest)
+        self.metrics_port: MetricsPort | None = None
         self.watchdog = Watchdog(self._batchers, hang_seconds=settings.hang_seconds)
         self.threads = max(1, available_threads() // settings.workers)
         self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
@@ -107,6 +112,15 @@ class Service:
             first = next(iter(self.repository.faults.values()))
             raise NothingToServe(f"no model can be served: {first}")
         self.metrics.add_gauges(self._gauges)
+        self.metrics.add_gauges(self.drift.gauges)
+        self.drift.start()
+        if self.settings.metrics_port:
+            self.metrics_port = MetricsPort(
+                self.settings.host,
+                self.settings.metrics_port,
+                render=self.metrics.exposition,
+                allowed=self.access.status_for_observing,
+            )
         if self.settings.workers > 1:
             self.metrics.publish_gauges()
         self.watchdog.start()
@@ -115,6 +129,9 @@ class Service:
     async def stop(self) -> None:
         """Finish what was admitted, then let go of everything."""
         self.watchdog.stop()
+        self.drift.stop()
+        if self.metrics_port is not None:
+            self.metrics_port.close()
         await self.repository.close()
         await self.priors.stop()
         self.pool.shutdown()
@@ -186,7 +203,7 @@ class Service:
         )
         app = web.application(
             routers=[
-                health.router(probes, self.metrics),
+                health.router(probes, self.metrics, self.access),
                 oip.router(repository=self.repository, health=probes, version=VERSION),
                 oip_repository.router(repository=self.repository, access=self.access),
                 models.router(self.repository),
@@ -258,7 +275,17 @@ class Service:
             return None
         return "; ".join(filter(None, [f"prior store {state.kind}", state.detail, *state.faults]))
 
+    def _newest(self) -> list[tuple[Bundle, LogitReservoir]]:
+        """The newest version of each model, with its recent logits."""
+        newest = [next(iter(versions.values())) for versions in self.repository.all().values()]
+        return [(model.bundle, model.recent) for model in newest]
+
     def _gauges(self) -> Iterable[Gauge]:
+        for name in self.repository.all():
+            for prior in {DEFAULT, *self.priors.names(name)}:
+                entry = self.priors.newest(name, prior)
+                revision = 0 if entry is None else entry.revision
+                yield "priordial_prior_revision", {"model": name, "prior": prior}, float(revision)
         for model in self._served():
             bundle = model.bundle
             labels = {"model": bundle.name, "version": str(bundle.version)}

@@ -1,31 +1,23 @@
 """Every metric by name, recorded by those who know, rendered here.
 
-Counters and histograms live in a Tally, so that a scrape of any worker sees them all; gauges are read when scraped.
+Counters and histograms live in a Tally, so that a scrape of any worker sees them all; gauges are asked for when scraped.
 """
 
 import json
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    Metric,
-)
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.registry import Collector
 
 from service.batcher import BatchFacts
 from service.contract.bundle import Bundle
 from service.contract.scores import group_of
+from service.exposition import NAMES, Exemplar, Exposition, Families
 from service.run_folder import Gauge, RunFolder
-from service.tally import Cells, Series, Tally, merged
+from service.tally import Cells, Series, Tally
 
 DECISIONS = ("adjusted", "unadjusted")
 OTHER = "__other__"
@@ -59,6 +51,8 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
 """Family → its help, and what makes one value of those of several workers."""
 
 PUBLISH_SECONDS = 1.0
+_MAX_EXEMPLAR = 118
+"""Of OpenMetrics: 128 characters for the names and values of an exemplar's labels, `request_id` among them."""
 
 
 class Histogram:
@@ -67,11 +61,13 @@ class Histogram:
     def __init__(self, cells: Cells, bounds: Sequence[float]) -> None:
         self._cells, self._bounds = cells, bounds
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
+    def observe(self, value: float) -> int:
+        """Count one value; the bucket that it fell into."""
         cells = self._cells
-        cells[bisect_left(self._bounds, value)] += 1
+        bucket = bisect_left(self._bounds, value)
+        cells[bucket] += 1
         cells[-1] += value
+        return bucket
 
 
 class ModelMetrics:
@@ -127,20 +123,20 @@ class ModelMetrics:
         self._tally.cells("priordial_rejected", {**self._by_model, "reason": reason})[0] += 1
 
 
-class Metrics(Collector):
-    """The registry of one worker; `folders` lists the tallies of all."""
+class Metrics:
+    """The metrics of one worker, and of all when it is scraped."""
 
     def __init__(
         self, tally: Tally, run_folder: RunFolder, *, max_class_series: int, version: str
     ) -> None:
         self._tally, self._run_folder = tally, run_folder
         self._max_class_series = max_class_series
-        self._requests: dict[tuple[str, int], tuple[Cells, Histogram]] = {}
+        self._requests: dict[tuple[str, int], tuple[Cells, Histogram, dict[int, Exemplar]]] = {}
+        self._exemplars: dict[tuple[str, Series], dict[int, Exemplar]] = {}
         self._gauges: list[Callable[[], Iterable[Gauge]]] = [
             lambda: [("priordial_build_info", {"version": version}, 1.0)]
         ]
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
+        self._exposition = Exposition(Families(COUNTERS, HISTOGRAMS, GAUGES))
         self._stopped = threading.Event()
 
     def model(self, bundle: Bundle) -> ModelMetrics:
@@ -164,107 +160,61 @@ class Metrics(Collector):
         """Count that this worker took the place of another."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
-    def request(self, route: str, status: int, begun: float) -> None:
+    def request(self, route: str, status: int, begun: float, request_id: str) -> None:
         """Count a request of a route template that began at time.perf_counter() `begun`."""
         found = self._requests.get((route, status))
         if found is None:
-            count = self._tally.cells("priordial_requests", {"route": route, "status": str(status)})
-            found = (count, _histogram(self._tally, "priordial_request_seconds", {"route": route}))
-            self._requests[route, status] = found
-        found[0][0] += 1
-        found[1].observe(time.perf_counter() - begun)
+            found = self._requests[route, status] = self._recorder(route, status)
+        count, histogram, exemplars = found
+        count[0] += 1
+        seconds = time.perf_counter() - begun
+        bucket = histogram.observe(seconds)
+        if len(request_id) <= _MAX_EXEMPLAR:
+            exemplars[bucket] = (request_id, seconds, time.time())
+
+    def _recorder(self, route: str, status: int) -> tuple[Cells, Histogram, dict[int, Exemplar]]:
+        count = self._tally.cells("priordial_requests", {"route": route, "status": str(status)})
+        family = "priordial_request_seconds"
+        series: Series = (family, (("route", route),))
+        exemplars = self._exemplars.setdefault((family, series), {})
+        return count, _histogram(self._tally, family, {"route": route}), exemplars
 
     def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The body and content type of a scrape: OpenMetrics where it is accepted, else Prometheus text."""
-        encoder, content_type = choose_encoder(accept)
-        return encoder(self._registry), content_type
-
-    def describe(self) -> list[Metric]:
-        """Empty: what there is depends on the models."""
-        return []
-
-    def collect(self) -> Iterator[Metric]:
-        """All families, summed over the workers."""
-        totals = merged(self._run_folder.all())
-        for name, text in COUNTERS.items():
-            family = CounterMetricFamily(name, text)
-            for labels, values in _of(totals, name):
-                for extra, value in _unpacked(labels, values):
-                    family.add_sample(name + "_total", extra, float(value))
-            yield family
-        for name, (text, bounds) in HISTOGRAMS.items():
-            histogram = HistogramMetricFamily(name, text)
-            for labels, values in _of(totals, name):
-                _add_histogram(histogram, name, labels, values, bounds)
-            yield histogram
-        samples = _by_series([*self._own_gauges(), *self._run_folder.gauges_of_others()])
-        for name, (text, combined) in GAUGES.items():
-            gauge = GaugeMetricFamily(name, text)
-            for (found, series), gauged in samples.items():
-                if found == name:
-                    gauge.add_sample(name, dict(series), combined(gauged))
-            yield gauge
+        """The body and content type of a scrape; for a thread. See Exposition."""
+        gauges = [*self._own_gauges(), *self._run_folder.gauges_of_others()]
+        exemplars = {key: dict(seen) for key, seen in list(self._exemplars.items())}
+        for name, labels, bucket, request_id, value, at in self._run_folder.exemplars_of_others():
+            series: Series = (name, tuple(sorted(labels.items())))
+            of_series = exemplars.setdefault((name, series), {})
+            if bucket not in of_series or of_series[bucket][2] < at:
+                of_series[bucket] = (request_id, value, at)
+        return self._exposition.render(self._run_folder.all(), gauges, exemplars, accept=accept)
 
     def _own_gauges(self) -> list[Gauge]:
         return [sample for source in self._gauges for sample in source()]
 
     def _publish(self) -> None:
-        self._run_folder.publish_gauges(self._own_gauges())
-        while not self._stopped.wait(PUBLISH_SECONDS):
+        while True:
             self._run_folder.publish_gauges(self._own_gauges())
-
-
-def _by_series(gauges: Iterable[Gauge]) -> dict[Series, list[float]]:
-    found: dict[Series, list[float]] = {}
-    for name, labels, value in gauges:
-        found.setdefault((name, tuple(sorted(labels.items()))), []).append(value)
-    return found
-
-
-_NAMES = "__names__"
+            self._run_folder.publish_exemplars(
+                (name, dict(series[1]), bucket, *seen)
+                for (name, series), buckets in list(self._exemplars.items())
+                for bucket, seen in dict(buckets).items()
+            )
+            if self._stopped.wait(PUBLISH_SECONDS):
+                return
 
 
 def _vector(
     tally: Tally, family: str, labels: dict[str, str], label: str, names: Sequence[str]
 ) -> Cells:
     """A block with one cell a value of `label`; the values travel as a label of the block."""
-    return tally.cells(family, {**labels, _NAMES: json.dumps([label, *names])}, len(names))
-
-
-def _unpacked(labels: dict[str, str], values: Cells) -> Iterator[tuple[dict[str, str], float]]:
-    packed = labels.pop(_NAMES, None)
-    if packed is None:
-        yield labels, values[0]
-        return
-    label, *names = json.loads(packed)
-    for name, value in zip(names, values.tolist(), strict=True):
-        yield {**labels, label: name}, value
+    return tally.cells(family, {**labels, NAMES: json.dumps([label, *names])}, len(names))
 
 
 def _histogram(tally: Tally, family: str, labels: dict[str, str]) -> Histogram:
     bounds = HISTOGRAMS[family][1]
     return Histogram(tally.cells(family, labels, len(bounds) + 2), bounds)
-
-
-def _add_histogram(
-    family: HistogramMetricFamily,
-    name: str,
-    labels: dict[str, str],
-    values: Cells,
-    bounds: Sequence[float],
-) -> None:
-    running = np.cumsum(values[:-1]).tolist()
-    for bound, count in zip([*map(float, bounds), float("inf")], running, strict=True):
-        shown = "+Inf" if bound == float("inf") else str(bound)
-        family.add_sample(name + "_bucket", {**labels, "le": shown}, count)
-    family.add_sample(name + "_count", labels, running[-1])
-    family.add_sample(name + "_sum", labels, float(values[-1]))
-
-
-def _of(totals: dict[Series, Cells], family: str) -> Iterator[tuple[dict[str, str], Cells]]:
-    for (name, labels), values in sorted(totals.items(), key=lambda item: item[0]):
-        if name == family:
-            yield dict(labels), values
 
 
 def _by_frequency(bundle: Bundle) -> NDArray[np.int64]:

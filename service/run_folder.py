@@ -9,12 +9,17 @@ import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _PREFIX = "worker-"
 _GAUGES = "gauges.json"
+_EXEMPLARS = "exemplars.json"
 
 Gauge = tuple[str, dict[str, str], float]
 """A family's name, labels and a value."""
+
+SeenExemplar = tuple[str, dict[str, str], int, str, float, float]
+"""A histogram's name and labels, the bucket, the request's id, the value that was observed, and when."""
 
 
 @dataclass(frozen=True)
@@ -35,17 +40,32 @@ class RunFolder:
 
     def publish_gauges(self, gauges: Iterable[Gauge]) -> None:
         """Let the other workers know this one's gauges."""
-        beside = self.own / f"{_GAUGES}.new"
-        beside.write_text(json.dumps(list(gauges)), encoding="utf-8")
-        beside.replace(self.own / _GAUGES)
+        self._publish(_GAUGES, list(gauges))
+
+    def publish_exemplars(self, exemplars: Iterable[SeenExemplar]) -> None:
+        """Let the other workers know the last requests that this one saw."""
+        self._publish(_EXEMPLARS, list(exemplars))
 
     def forget_gauges(self) -> None:
         """The worker of this slot is gone, and its gauges with it; its counts stay."""
-        (self.own / _GAUGES).unlink(missing_ok=True)
+        for name in (_GAUGES, _EXEMPLARS):
+            (self.own / name).unlink(missing_ok=True)
 
     def gauges_of_others(self) -> Iterator[Gauge]:
         """What the other live workers published last."""
+        yield from self._of_others(_GAUGES)
+
+    def exemplars_of_others(self) -> Iterator[SeenExemplar]:
+        """The last requests that the other live workers saw."""
+        yield from self._of_others(_EXEMPLARS)
+
+    def _publish(self, name: str, found: list[Any]) -> None:
+        beside = self.own / f"{name}.new"
+        beside.write_text(json.dumps(found), encoding="utf-8")
+        beside.replace(self.own / name)
+
+    def _of_others(self, name: str) -> Iterator[Any]:
         for folder in self.all():
             if folder != self.own:
                 with contextlib.suppress(OSError):  # it has just gone
-                    yield from json.loads((folder / _GAUGES).read_bytes())
+                    yield from json.loads((folder / name).read_bytes())

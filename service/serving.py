@@ -20,6 +20,7 @@ from service.app import NothingToServe, Service
 from service.connection_counts import ConnectionCounts
 from service.graph import ProviderUnavailable
 from service.link import Link, Place
+from service.metrics_port import PortTaken
 from service.prior_store import InvalidStoreUrl
 from service.priors import StoreUnavailable
 from service.run_folder import RunFolder
@@ -29,6 +30,7 @@ from service.stderr import refuse
 logger = logging.getLogger(__name__)
 
 WILL_NOT_START = (
+    PortTaken,
     ProviderUnavailable,
     StoreUnavailable,
     InvalidStoreUrl,

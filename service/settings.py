@@ -28,6 +28,9 @@ class Settings:
         "127.0.0.1", "address to listen on; another than loopback needs keys or --allow-anonymous"
     )
     port: int = _setting(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
+    metrics_port: int = _setting(
+        0, "port of its own for /metrics beside --port; 0: none", low=0, high=65535
+    )
     workers: int = _setting(1, "processes that share the port", low=1, high=256)
     store: str = _setting(
         "sqlite:///priordial.db", "where priors are kept: sqlite:///FILE or postgresql://…"

@@ -82,18 +82,55 @@ class Tally:
         self._size_bytes += size
 
 
-def read(folder: Path) -> Iterator[tuple[Series, Cells]]:
-    """Every series of one worker's folder as it is now. A line that is still being written is left out."""
-    try:
-        text = (folder / "cells.jsonl").read_text(encoding="utf-8")
-        lines = text[: text.rfind("\n") + 1].splitlines()
-        data = np.memmap(folder / "cells.bin", np.uint8, "r") if lines else np.empty(0, np.uint8)
-    except (OSError, ValueError):  # a folder that appears or goes while it is read
-        return
-    for series, start, stop in _blocks(lines):
-        if stop > len(data):
+class TallyReader:
+    """Sums over several workers' folders. What a folder holds is read once; after that only what was added to it."""
+
+    def __init__(self) -> None:
+        self._folders: dict[Path, _Folder] = {}
+
+    def merged(self, folders: Iterable[Path]) -> dict[Series, Cells]:
+        """The sum of each series as it is now."""
+        wanted = list(folders)
+        self._folders = {path: self._folders.get(path) or _Folder(path) for path in wanted}
+        total: dict[Series, Cells] = {}
+        for path in wanted:
+            for series, values in self._folders[path].read():
+                total[series] = total[series] + values if series in total else values
+        return total
+
+
+class _Folder:
+    """One worker's folder, as far as it has been read."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._blocks: list[tuple[Series, int, int]] = []
+        self._read_bytes = 0
+        self._data: NDArray[np.uint8] = np.empty(0, np.uint8)
+
+    def read(self) -> Iterator[tuple[Series, Cells]]:
+        """Every series; a line that is still being written is left out."""
+        try:
+            self._look_again()
+        except (OSError, ValueError):  # a folder that appears or goes while it is read
             return
-        yield series, np.frombuffer(data[start:stop].tobytes(), np.float64)
+        for series, start, stop in self._blocks:
+            if stop <= len(self._data):
+                yield series, np.frombuffer(self._data[start:stop].tobytes(), np.float64)
+
+    def _look_again(self) -> None:
+        index = self._path / "cells.jsonl"
+        if index.stat().st_size < self._read_bytes:  # an unfinished line was dropped
+            self._blocks, self._read_bytes = [], 0
+        with index.open("rb") as file:
+            file.seek(self._read_bytes)
+            fresh = file.read()
+        whole = fresh[: fresh.rfind(b"\n") + 1]
+        self._blocks += _blocks(whole.decode().splitlines())
+        self._read_bytes += len(whole)
+        needed = max((stop for _, _, stop in self._blocks), default=0)
+        if needed > len(self._data):
+            self._data = np.memmap(self._path / "cells.bin", np.uint8, "r")
 
 
 def _blocks(lines: Iterable[str]) -> Iterator[tuple[Series, int, int]]:
@@ -102,12 +139,3 @@ def _blocks(lines: Iterable[str]) -> Iterator[tuple[Series, int, int]]:
         item = json.loads(line)
         series = (item["family"], tuple(sorted(item["labels"].items())))
         yield series, item["offset"], item["offset"] + 8 * item["length"]
-
-
-def merged(folders: Iterable[Path]) -> dict[Series, Cells]:
-    """The sums over several workers' folders."""
-    total: dict[Series, Cells] = {}
-    for folder in folders:
-        for series, values in read(folder):
-            total[series] = total[series] + values if series in total else values
-    return total

@@ -144,6 +144,14 @@ class Access:
             self._count(key, key.per_second)
         return key.name
 
+    def status_for_observing(self, headers: Headers) -> int:
+        """200 where these headers may observe, else the status of the problem."""
+        try:
+            self.check(headers, "observe")
+        except Problem as problem:
+            return problem.status
+        return 200
+
     def require(self, role: str) -> Callable[[Request], Awaitable[None]]:
         """A FastAPI dependency that checks the role and notes the name of the key in request.state.by."""
 

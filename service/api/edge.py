@@ -151,7 +151,7 @@ class Edge:
                 list(answer.headers),
             )
         except ClientLeft:
-            self._metrics.request(route.template, CLIENT_LEFT, begun)
+            self._metrics.request(route.template, CLIENT_LEFT, begun, request_id)
             self._log(log, CLIENT_LEFT, begun)
             return
         except Exception as error:
@@ -162,7 +162,7 @@ class Edge:
             content_type = b"application/json" if route.oip else PROBLEM_JSON.encode()
             extra = [(k.lower().encode(), v.encode()) for k, v in problem.headers.items()]
             log["problem"] = problem.kind  # never the detail, which may quote an input
-        self._metrics.request(route.template, status, begun)
+        self._metrics.request(route.template, status, begun, request_id)
         extra += [
             (b"content-type", content_type),
             (b"content-length", b"%d" % len(content)),
@@ -222,7 +222,7 @@ class Edge:
                 ]
             if not message.get("more_body", False) and message["type"] == "http.response.body":
                 route = getattr(scope.get("route"), "path", "other")
-                self._metrics.request(route, status, begun)
+                self._metrics.request(route, status, begun, request_id)
             await send(message)
 
         try:

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 
+from service.api.access import Access
 from service.metrics import Metrics
 
 
@@ -19,7 +20,7 @@ class Health:
     degraded: Callable[[], str | None]
 
 
-def router(health: Health, metrics: Metrics) -> APIRouter:
+def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
     """GET /health/live, /health/ready and /metrics."""
     routes = APIRouter()
 
@@ -44,7 +45,13 @@ def router(health: Health, metrics: Metrics) -> APIRouter:
             return {"ready": True, "status": "degraded", "reason": degraded}
         return {"ready": True, "status": "ready"}
 
-    @routes.get("/metrics", tags=["health"], response_class=Response, responses=_SCRAPE)
+    @routes.get(
+        "/metrics",
+        tags=["health"],
+        response_class=Response,
+        responses=_SCRAPE,
+        dependencies=[Depends(access.require("observe"))],
+    )
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics where it is accepted."""
         body, content_type = await run_in_threadpool(
