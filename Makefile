@@ -17,7 +17,7 @@ run: .venv/.service ## serve the shipped models with the console on http://127.0
 test: .venv/.all ## run every test
 	$(BIN)/python -m coverage run -m pytest -q tests/contract
 	$(BIN)/python -m coverage report
-	$(BIN)/python -m pytest -q -m "not gpu" --ignore tests/contract
+	$(BIN)/python -m pytest -q --ignore tests/contract
 
 test-gpu: .venv/.all ## run the served-equals-formula tests on CUDA; fails where there is no GPU
 	$(BIN)/python -m tests.gpu

@@ -20,6 +20,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         verbs.add_parser("import", help="publish an ONNX classifier that was trained elsewhere")
     )
     prior_commands.add_verbs(verbs)
+    add_flags(verbs.add_parser("doctor", help="say what works on this machine, and why not"))
     given = vars(parser.parse_args(arguments))
     if given["verb"] in prior_commands.VERBS:
         return prior_commands.run(given, os.environ, default_store=Settings().store)
@@ -28,15 +29,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from service.importer import run
 
         return run(argparse.Namespace(**given))
-    if verb == "serve":
-        from service.serve import serve
+    try:
+        settings = read_settings(given, os.environ)
+    except InvalidSetting as error:
+        parser.error(str(error))
+    if verb == "doctor":
+        from service import doctor
 
-        try:
-            settings = read_settings(given, os.environ)
-        except InvalidSetting as error:
-            parser.error(str(error))
-        return serve(settings)
-    raise AssertionError(verb)
+        return doctor.run(settings)
+    from service.serve import serve
+
+    return serve(settings)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 READY = re.compile(r"ready on (http://[^\s\"]+)")
+PROVIDER = os.environ.get("PRIORDIAL_TEST_PROVIDER", "cpu")
+"""Where graphs run in tests; `make test-gpu` sets it to cuda."""
 ROOT = Path(__file__).parents[2]
 
 
@@ -85,7 +87,7 @@ def starting(
             "models": models,
             "port": 0,
             "store": f"sqlite:///{folder}/priors.db",
-            "provider": "cpu",
+            "provider": PROVIDER,
             "intra_op_threads": 1,
             **settings,
         }

@@ -11,6 +11,7 @@ from service.contract.adjustment import adjust_logits, log_source_prior, log_tar
 from service.contract.bundle import load_bundle
 from service.graph import open_graph
 from service.prior_table import PriorTable
+from tests.service.server import PROVIDER
 from tests.service.small_models import COUNTS, inputs, linear_model, publish_model, weights
 
 
@@ -18,7 +19,7 @@ from tests.service.small_models import COUNTS, inputs, linear_model, publish_mod
 def graph_of(tmp_path_factory):
     def build(model=None, **changes):
         folder = publish_model(tmp_path_factory.mktemp("models"), model=model, **changes)
-        return open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
+        return open_graph(folder, load_bundle(folder), provider=PROVIDER, intra_op_threads=1)
 
     return build
 
@@ -31,7 +32,9 @@ def plain(graph_of):
 @pytest.fixture(scope="module")
 def bound(tmp_path_factory):
     folder = publish_model(tmp_path_factory.mktemp("models"))
-    return open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1, bound=True)
+    return open_graph(
+        folder, load_bundle(folder), provider=PROVIDER, intra_op_threads=1, bound=True
+    )
 
 
 def table_of(*pairs):

@@ -1,0 +1,25 @@
+"""`make test-gpu`: the tests that compare served answers with the formula, on CUDA. Without a GPU it says so and fails."""
+
+import os
+import sys
+
+import pytest
+
+from service import graph
+
+
+def main() -> int:
+    try:
+        graph.check_runtime()
+        reason = graph.probe("cuda")
+    except graph.ProviderUnavailable as error:
+        reason = str(error)
+    if reason is not None:
+        sys.stderr.write(f"test-gpu: nothing was tested: CUDA does not work here: {reason}\n")
+        return 1
+    os.environ["PRIORDIAL_TEST_PROVIDER"] = "cuda"
+    return int(pytest.main(["-q", "tests/service/test_head.py", "tests/flow"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
