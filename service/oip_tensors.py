@@ -32,6 +32,7 @@ BY_DTYPE = {
     **{dtype.name: name for name, dtype in DATATYPES.items() if name != "BYTES"},
     "string": "BYTES",
 }
+_LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 MAX_DIMENSIONS = 16
 _NUMBERS: set[type] = {int, float}
 
@@ -46,37 +47,58 @@ class Tensor:
     values: Array | list[bytes] | list[str]
 
 
-def parse_tensor(entry: Any, body: bytes | bytearray, offset: int) -> tuple[Tensor, int]:
-    """One entry of `inputs`, whose binary data, if it has any, begins at `offset`: (tensor, where the next begins).
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An entry of `inputs`: either its values came as JSON, or `size` bytes of binary data belong to it."""
 
-    Raises Malformed or InvalidInput.
-    """
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    count: int
+    size: int | None
+    values: Array | list[str] | None
+
+    def read(self, body: bytes | bytearray, offset: int) -> tuple[Tensor, int]:
+        """The tensor whose binary data, if it has any, begins at offset, and where the next one's begins. Raises Malformed."""
+        if self.size is None:
+            assert self.values is not None
+            return Tensor(self.name, self.datatype, self.shape, self.values), offset
+        end = offset + self.size
+        if end > len(body):
+            raise Malformed(
+                f"input '{self.name}' has {self.size} bytes of binary data; {len(body) - offset} are left"
+            )
+        values: Array | list[bytes]
+        if self.datatype == "BYTES":
+            values = split_bytes(memoryview(body)[offset:end], self.name)
+            if len(values) != self.count:
+                raise Malformed(
+                    f"input '{self.name}' has {len(values)} elements; its shape says {self.count}"
+                )
+        else:
+            dtype = _LITTLE[self.datatype]
+            values = np.frombuffer(body, dtype, self.count, offset).reshape(self.shape)
+        return Tensor(self.name, self.datatype, self.shape, values), end
+
+
+def describe(entry: Any) -> Described:
+    """Check an entry of `inputs`, and read its values where they are JSON. Raises Malformed or InvalidInput."""
     name, datatype, shape = _described(entry)
     size = _binary_size(entry, name)
     count = math.prod(shape)
     if size is None:
         if "data" not in entry:
             raise Malformed(f"input '{name}' has neither 'data' nor 'binary_data_size'")
-        return Tensor(name, datatype, shape, _of_json(entry["data"], name, datatype, shape)), offset
+        values = _of_json(entry["data"], name, datatype, shape)
+        return Described(name, datatype, shape, count, None, values)
     if "data" in entry:
         raise Malformed(f"input '{name}' has both 'data' and 'binary_data_size'")
-    if offset + size > len(body):
+    needed = count * DATATYPES[datatype].itemsize
+    if datatype != "BYTES" and size != needed:
         raise Malformed(
-            f"input '{name}' has {size} bytes of binary data; {len(body) - offset} are left"
+            f"input '{name}' has {size} bytes of binary data; shape {list(shape)} of {datatype} needs {needed}"
         )
-    values: Array | list[bytes]
-    if datatype == "BYTES":
-        values = split_bytes(memoryview(body)[offset : offset + size], name)
-        if len(values) != count:
-            raise Malformed(f"input '{name}' has {len(values)} elements; its shape says {count}")
-    else:
-        dtype = DATATYPES[datatype]
-        if size != count * dtype.itemsize:
-            raise Malformed(
-                f"input '{name}' has {size} bytes of binary data; shape {list(shape)} of {datatype} needs {count * dtype.itemsize}"
-            )
-        values = np.frombuffer(body, dtype.newbyteorder("<"), count, offset).reshape(shape)
-    return Tensor(name, datatype, shape, values), offset + size
+    return Described(name, datatype, shape, count, size, None)
 
 
 def split_bytes(data: "memoryview[int]", name: str) -> list[bytes]:

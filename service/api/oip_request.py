@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from service.contract.bundle import InputSpec
-from service.oip_tensors import BY_DTYPE, DATATYPES, Tensor, parse_tensor
+from service.oip_tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe
 from service.payloads import (
     InvalidInput,
     InvalidParameter,
@@ -57,16 +58,45 @@ def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRe
                 f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; the body has {length} bytes"
             )
         length = int(header_length)
-    document = parse_json_object(
-        body if length == len(body) else body[:length], ("inputs", "outputs", "parameters", "id")
-    )
-    inputs = _inputs(document.get("inputs"), body, length)
+    header = bytes(body[:length])
+    # A client that sends binary tensors repeats its header; numbers in JSON differ from request to request.
+    is_repeated = length < len(body) and length <= _MAX_KEPT
+    found = _kept_header(header) if is_repeated else _read_header(header)
+    inputs: dict[str, Tensor] = {}
+    offset = length
+    for each in found.inputs:
+        tensor, offset = each.read(body, offset)
+        if tensor.name in inputs:
+            raise Malformed(f"input '{tensor.name[:60]}' is given twice")
+        inputs[tensor.name] = tensor
+    if offset != len(body):
+        raise Malformed(f"{len(body) - offset} bytes follow the last input's binary data")
+    return InferRequest(inputs, found.outputs, found.parameters, found.id, found.timeout_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    inputs: list[Described]
+    outputs: list[Requested]
+    parameters: Parameters
+    id: str | None
+    timeout_seconds: float | None
+
+
+_MAX_KEPT = 4096
+
+
+def _read_header(header: bytes) -> _Header:
+    document = parse_json_object(header, ("inputs", "outputs", "parameters", "id"))
+    entries = document.get("inputs")
+    if not isinstance(entries, list) or not entries:
+        raise Malformed("the request has no inputs")
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise Malformed(f"id is {short(identity)}; expected a string")
     parameters, timeout_seconds, binary = _parameters(document.get("parameters"))
-    return InferRequest(
-        inputs,
+    return _Header(
+        [describe(entry) for entry in entries],
         _outputs(document.get("outputs"), binary=binary),
         parameters,
         identity,
@@ -74,19 +104,7 @@ def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRe
     )
 
 
-def _inputs(entries: Any, body: bytes | bytearray, offset: int) -> dict[str, Tensor]:
-    """By name; binary data lies behind offset, in the order of the entries."""
-    if not isinstance(entries, list) or not entries:
-        raise Malformed("the request has no inputs")
-    inputs: dict[str, Tensor] = {}
-    for entry in entries:
-        tensor, offset = parse_tensor(entry, body, offset)
-        if tensor.name in inputs:
-            raise Malformed(f"input '{tensor.name[:60]}' is given twice")
-        inputs[tensor.name] = tensor
-    if offset != len(body):
-        raise Malformed(f"{len(body) - offset} bytes follow the last input's binary data")
-    return inputs
+_kept_header = lru_cache(maxsize=1024)(_read_header)
 
 
 def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:

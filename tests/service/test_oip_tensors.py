@@ -9,10 +9,10 @@ from numpy.testing import assert_array_equal
 
 from service.oip_tensors import (
     DATATYPES,
+    describe,
     encode_binary,
     encode_json,
     join_bytes,
-    parse_tensor,
     split_bytes,
 )
 from service.payloads import InvalidInput, Malformed
@@ -37,7 +37,7 @@ def test_numbers_come_back_from_bytes_and_from_json(data, name, offset):
     )
     raw = encode_binary(array)
     entry = described(name, array, parameters={"binary_data_size": len(raw)})
-    tensor, end = parse_tensor(entry, bytes(offset) + raw, offset)
+    tensor, end = describe(entry).read(bytes(offset) + raw, offset)
     assert end == offset + len(raw)
     assert_array_equal(tensor.values, array)
     json_entry = orjson.loads(
@@ -45,10 +45,10 @@ def test_numbers_come_back_from_bytes_and_from_json(data, name, offset):
             described(name, array, data=encode_json(array)), option=orjson.OPT_SERIALIZE_NUMPY
         )
     )
-    tensor, end = parse_tensor(json_entry, b"", 0)
+    tensor, end = describe(json_entry).read(b"", 0)
     assert_array_equal(tensor.values, array)
     assert tensor.values.dtype == dtype
-    nested, _ = parse_tensor(described(name, array, data=array.tolist()), b"", 0)
+    nested, _ = describe(described(name, array, data=array.tolist())).read(b"", 0)
     assert_array_equal(nested.values, array)
 
 
@@ -57,7 +57,8 @@ def test_bytes_come_back(elements):
     raw = join_bytes(elements)
     assert split_bytes(memoryview(raw), "x") == elements
     entry = {"name": "x", "datatype": "BYTES", "shape": [len(elements)]}
-    tensor, _ = parse_tensor({**entry, "parameters": {"binary_data_size": len(raw)}}, raw, 0)
+    entry["parameters"] = {"binary_data_size": len(raw)}
+    tensor, _ = describe(entry).read(raw, 0)
     assert tensor.values == elements
 
 
@@ -79,4 +80,4 @@ def test_any_bytes_are_elements_or_malformed(raw):
 )  # fmt: skip
 def test_a_value_that_is_not_of_the_type_is_refused(name, data):
     with pytest.raises(InvalidInput):
-        parse_tensor({"name": "x", "datatype": name, "shape": [1], "data": data}, b"", 0)
+        describe({"name": "x", "datatype": name, "shape": [1], "data": data})
