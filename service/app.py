@@ -71,8 +71,6 @@ class Service:
         )
         graphs.check_runtime()
         self.provider = graphs.resolve_provider(settings.provider)
-        if settings.provider == "auto" and self.provider == "cpu":
-            logger.info("serving on the CPU: %s", graphs.probe("cuda"))
         self.metrics = Metrics(
             Tally(run_folder.own),
             run_folder,

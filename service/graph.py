@@ -245,6 +245,7 @@ def resolve_provider(name: str) -> str:
         return "cuda" if name == "auto" else name
     if name != "auto":
         raise ProviderUnavailable(f"provider {name} does not work here: {why}")
+    logger.info("serving on the CPU: %s", why)
     return "cpu"
 
 
