@@ -2,7 +2,7 @@
 
 import os
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,6 +14,7 @@ from torch import nn
 from training.faults import RunFailed, WrongUse
 
 Identity: TypeAlias = Mapping[str, Any]
+RandomState: TypeAlias = dict[str, Any]
 FORMAT = 1
 
 
@@ -33,8 +34,11 @@ class CheckpointFile:
     path: Path
     identity: Identity
 
-    def save(self, state: RunState, *, step: int) -> None:
-        """Write the state after `step` steps; the file is the old one or the new one whole, even if power fails."""
+    def save(self, state: RunState, *, step: int, random_states: Sequence[RandomState]) -> None:
+        """Write the state after `step` steps; the file is the old one or the new one whole, even if power fails.
+
+        random_states: of each process, in order of rank.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         document = {
             "format": FORMAT,
@@ -43,7 +47,7 @@ class CheckpointFile:
             "network": state.network.state_dict(),
             "optimiser": state.optimiser.state_dict(),
             "scaler": state.scaler.state_dict(),
-            "random": _random_state(),
+            "random": list(random_states),
         }
         staging = self.path.with_suffix(".tmp")
         with staging.open("wb") as file:
@@ -52,7 +56,7 @@ class CheckpointFile:
             os.fsync(file.fileno())
         staging.replace(self.path)
 
-    def load(self, state: RunState, *, device: torch.device) -> int:
+    def load(self, state: RunState, *, device: torch.device, rank: int = 0) -> int:
         """Put the saved state in place and return its step; 0 when there is no checkpoint.
 
         Raises WrongUse when the checkpoint is of another run, RunFailed when it cannot be read.
@@ -70,7 +74,10 @@ class CheckpointFile:
         state.network.load_state_dict(document["network"])
         state.optimiser.load_state_dict(document["optimiser"])
         state.scaler.load_state_dict(document["scaler"])
-        _restore_random(document["random"])
+        if rank < len(
+            document["random"]
+        ):  # fewer than there are processes now: the others draw afresh
+            restore_random(document["random"][rank])
         return int(document["step"])
 
     def remove(self) -> None:
@@ -90,7 +97,8 @@ class CheckpointFile:
             )
 
 
-def _random_state() -> dict[str, Any]:
+def random_state() -> RandomState:
+    """The state of every generator that a network may draw from."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - a user's network may use it
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -102,7 +110,8 @@ def _random_state() -> dict[str, Any]:
     return state
 
 
-def _restore_random(state: Mapping[str, Any]) -> None:
+def restore_random(state: RandomState) -> None:
+    """Put a random_state back."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002 - see above

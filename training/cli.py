@@ -193,7 +193,7 @@ def _add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument(
         "--validation-per-class",
         type=int,
-        help="rows to set aside; 0: none, so temperature and tau stay 1 (default: a tenth)",
+        help="rows to set aside; 0: none, so temperature and tau stay 1 (default: a tenth of each class, a fifth of small data)",
     )
     group.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
 
@@ -250,7 +250,7 @@ def _add_optimisation_flags(group: Any) -> None:
         help="of images (default none)",
     )
     group.add_argument("--pad", type=int, help="pixels that crop-flip shifts by (default 4)")
-    group.add_argument("--precision", choices=("fp32", "bf16", "fp16"), help="default fp32")
+    group.add_argument("--precision", choices=("fp32", "fp64", "bf16", "fp16"), help="default fp32")
 
 
 def _add_evaluate(verbs: Any) -> None:

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from training.checkpoint import CheckpointFile, RunState
+from training.checkpoint import CheckpointFile, RunState, random_state
 from training.data.dataset import Dataset, Split
 from training.data.feed import Feed, in_order
 from training.faults import WrongUse
@@ -22,7 +22,8 @@ from training.progress import Progress
 from training.schedule import learning_rate
 
 OPTIMISERS = ("sgd", "adamw")
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "fp64", *AUTOCAST)
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,12 @@ class Keeping:
     tensorboard: Path | None = None
     quiet: bool = False
 
+    def due(self, done: int, *, seconds: float) -> bool:
+        """Whether a checkpoint is due after so many steps, and so many seconds after the last one."""
+        if self.checkpoint_steps is not None:
+            return done % self.checkpoint_steps == 0
+        return seconds > self.checkpoint_seconds
+
 
 def train(
     network: nn.Module,
@@ -91,13 +98,15 @@ def train(
             f"--batch {plan.batch_rows} cannot be parted into {processes.world} processes × --accumulate {plan.accumulate}"
         )
     network.train()
+    if plan.precision == "fp64":
+        network.double()
     spread = processes.spread(network)
     optimiser = make_optimiser(network, plan)
     scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
     state = RunState(network, optimiser, scaler)
     first = 0
     if keeping.checkpoint is not None and keeping.resume:
-        first = keeping.checkpoint.load(state, device=device)
+        first = keeping.checkpoint.load(state, device=device, rank=processes.rank)
     order = batches(
         sampler, rows=rows, batch_rows=plan.batch_rows, steps=plan.steps, first_step=first
     )
@@ -108,29 +117,18 @@ def train(
             rate = plan.rate(step)
             for group in optimiser.param_groups:
                 group["lr"] = rate
-            loss = training_step(
-                spread,
-                inputs,
-                labels,
-                objective=objective.at(step / plan.steps),
-                state=state,
-                plan=plan,
-            )
-            loss, stopping = _agree(loss, stop, processes)
+            now = objective.at(step / plan.steps)
+            loss = training_step(spread, inputs, labels, objective=now, state=state, plan=plan)
+            due = keeping.due(step + 1, seconds=time.monotonic() - saved)
+            loss, stopping, due = _agree(loss, processes, stopping=stop.requested, due=due)
             progress.step(step, loss=loss, rate=rate)
-            done = step + 1
-            due = (
-                time.monotonic() - saved > keeping.checkpoint_seconds
-                if keeping.checkpoint_steps is None
-                else done % keeping.checkpoint_steps == 0
-            )
-            if keeping.checkpoint is not None and (due or stopping or done == plan.steps):
+            if due or stopping or step + 1 == plan.steps:
                 progress.flush()
-                if processes.first:
-                    keeping.checkpoint.save(state, step=done)
+                _save(keeping, state, processes, step + 1)
                 saved = time.monotonic()
             if stopping:
-                raise Interrupted(_how_to_go_on(keeping, done, plan.steps))
+                raise Interrupted(_how_to_go_on(keeping, step + 1, plan.steps))
+    network.float()
 
 
 def training_step(
@@ -143,9 +141,11 @@ def training_step(
     plan: Plan,
 ) -> Tensor:
     """One step of the optimiser over a batch, in `accumulate` pieces. Returns the mean loss, detached."""
+    if plan.precision == "fp64" and inputs.is_floating_point():
+        inputs = inputs.double()
     state.optimiser.zero_grad(set_to_none=True)
     pieces = list(zip(inputs.chunk(plan.accumulate), labels.chunk(plan.accumulate), strict=True))
-    total = torch.zeros((), device=inputs.device)
+    total = torch.zeros((), device=inputs.device, dtype=torch.float64)
     for index, (piece, targets) in enumerate(pieces):
         last = index == len(pieces) - 1
         with _gathering(network, last=last), _autocast(inputs.device, plan.precision):
@@ -207,17 +207,31 @@ def _gathering(network: nn.Module, *, last: bool) -> AbstractContextManager[None
 
 
 def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    if precision == "fp32":
+    if precision not in AUTOCAST:
         return nullcontext()
-    return torch.autocast(device.type, dtype=PRECISIONS[precision])
+    return torch.autocast(device.type, dtype=AUTOCAST[precision])
 
 
-def _agree(loss: Tensor, stop: StopSignal, processes: Processes) -> tuple[Tensor, bool]:
-    """The loss over all processes, and whether any was asked to stop: all stop after the same step."""
+def _agree(
+    loss: Tensor, processes: Processes, *, stopping: bool, due: bool
+) -> tuple[Tensor, bool, bool]:
+    """The loss over all processes, whether any was asked to stop, and whether any finds a checkpoint due.
+
+    All stop, and save, after the same step.
+    """
     if processes.world == 1:
-        return loss, stop.requested
-    shared = processes.mean(torch.stack([loss, torch.full_like(loss, float(stop.requested))]))
-    return shared[0], bool(shared[1] > 0)
+        return loss, stopping, due
+    flags = torch.tensor([float(stopping), float(due)], device=loss.device)
+    shared = processes.mean(torch.cat([loss[None], flags]))
+    return shared[0], bool(shared[1] > 0), bool(shared[2] > 0)
+
+
+def _save(keeping: Keeping, state: RunState, processes: Processes, step: int) -> None:
+    if keeping.checkpoint is None:
+        return
+    drawn = processes.gather(random_state())  # every process draws for itself: dropout, for one
+    if processes.first:
+        keeping.checkpoint.save(state, step=step, random_states=drawn)
 
 
 def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) -> Progress:

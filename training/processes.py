@@ -3,7 +3,9 @@
 import os
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, distributed, nn
 
@@ -53,8 +55,7 @@ class Processes:
             network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         else:
             network = share_batch_norms(network, world=self.world)
-        # so the statistics are the same everywhere, and nothing needs broadcasting
-        return nn.parallel.DistributedDataParallel(network, broadcast_buffers=False)
+        return nn.parallel.DistributedDataParallel(network)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean of a tensor over the processes."""
@@ -62,6 +63,21 @@ class Processes:
             distributed.all_reduce(values)
             values /= self.world
         return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """A value of each process, in order of rank, for the first; its own for another."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.first else None
+        distributed.gather_object(value, found)
+        return found or [value]
+
+    def seed(self, seed: int) -> None:
+        """Let each process draw differently from here on; the first as a process alone would."""
+        if not self.first:
+            torch.manual_seed(
+                int(np.random.SeedSequence([seed, 4, self.rank]).generate_state(1)[0])
+            )
 
     def leave(self) -> None:
         """Take leave of the others."""

@@ -86,6 +86,7 @@ def fit_network(
     """A network trained as the recipe says."""
     torch.manual_seed(recipe.seed)
     network = make_network(recipe, ready).to(processes.device)
+    processes.seed(recipe.seed)
     place = Place(processes.device, processes.part, recipe.seed, workers)
     train(
         network,

@@ -4,11 +4,30 @@ torch's own SyncBatchNorm knows GPUs only; this one adds up over gloo, too, so t
 the run of one.
 """
 
+from typing import Any
+
 import torch
-from torch import Tensor, nn
-from torch.distributed.nn import functional as collective
+from torch import Tensor, distributed, nn
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all processes. Each process's loss depends on it, so their gradients are summed on the way back."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        del ctx
+        total = values.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        del ctx
+        total = gradient.clone(memory_format=torch.contiguous_format)
+        distributed.all_reduce(total)
+        return total
 
 
 class SharedBatchNorm(_BatchNorm):
@@ -45,9 +64,8 @@ class SharedBatchNorm(_BatchNorm):
             )
         axes = [0, *range(2, inputs.ndim)]
         shape = [1, -1] + [1] * (inputs.ndim - 2)
-        wide = (
-            inputs.float()
-        )  # statistics of a bf16 or fp16 forward pass are float32, as in torch's own layer
+        # statistics of a bf16 or fp16 forward pass are float32, as in torch's own layer
+        wide = inputs if inputs.dtype == torch.float64 else inputs.float()
         # every process has as many rows, so the mean of means is the mean
         mean = self._over_all(wide.mean(axes))
         centred = wide - mean.view(shape)
@@ -61,7 +79,7 @@ class SharedBatchNorm(_BatchNorm):
         return normal.to(inputs.dtype)
 
     def _over_all(self, values: Tensor) -> Tensor:
-        total: Tensor = collective.all_reduce(values)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total: Tensor = _Sum.apply(values)  # type: ignore[no-untyped-call]  # torch leaves it untyped
         return total / self._world
 
     @torch.no_grad()

@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 from service.contract.adjustment import Vector
 from training.calibrate import TauChoice, choose_tau, fit_temperature, log_validation_prior_of
 from training.data.dataset import Labels
+from training.faults import say
+
+FEWEST_ROWS = 30  # fewer could put the temperature anywhere
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,21 @@ class Calibration:
 
 
 def tune(logits: NDArray[np.float32], labels: Labels, *, log_source_prior: Vector) -> Calibration:
-    """Temperature, then tau for the balanced error, from validation logits [n, C] and labels [n]."""
-    temperature = fit_temperature(
-        logits,
-        labels,
-        log_source_prior=log_source_prior,
-        log_validation_prior=log_validation_prior_of(labels, logits.shape[1]),
-    )
+    """Temperature, then tau for the balanced error, from validation logits [n, C] and labels [n].
+
+    With fewer than FEWEST_ROWS rows the temperature stays 1, and a line on stderr says so.
+    """
+    temperature = 1.0
+    if len(labels) < FEWEST_ROWS:
+        say(
+            f"only {len(labels)} validation rows: no temperature is fitted, and the chosen tau means little"
+        )
+    else:
+        temperature = fit_temperature(
+            logits,
+            labels,
+            log_source_prior=log_source_prior,
+            log_validation_prior=log_validation_prior_of(labels, logits.shape[1]),
+        )
     choice = choose_tau(logits, labels, log_source_prior=log_source_prior, temperature=temperature)
     return Calibration(temperature, choice.chosen, choice)

@@ -9,6 +9,11 @@ from training.data.dataset import Dataset, Labels, Split, counts_of
 from training.faults import WrongUse
 
 Rows = NDArray[np.int64]
+SHARE, SHARE_OF_FEW, FEW_ROWS = (
+    0.1,
+    0.2,
+    2000,
+)  # of each class for validation; more of small data, or it tells nothing
 SPLIT_SEED = 20200714  # of the splits that must not change with the run's seed
 
 
