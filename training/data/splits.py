@@ -54,7 +54,10 @@ def set_aside_validation(data: Dataset, *, per_class: int | None, seed: int) -> 
         return data
     wanted = data.val_per_class if per_class is None else per_class
     kept, drawn = stratified(
-        data.train.labels, per_class=wanted, seed=SPLIT_SEED if data.reproducible_split else seed
+        data.train.labels,
+        per_class=wanted,
+        share=SHARE_OF_FEW if len(data.train) < FEW_ROWS else SHARE,
+        seed=SPLIT_SEED if data.reproducible_split else seed,
     )
     if not drawn.size:
         return data.with_splits(train=data.train, val=None)

@@ -107,7 +107,12 @@ def _read(path: Path) -> _Table:
         if path.suffix.lower() == ".parquet":
             found = parquet.read_table(path)
         else:
-            found = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True))
+            found = csv.read_csv(
+                path,
+                # in order, so that an error can count the rows
+                read_options=csv.ReadOptions(use_threads=False),
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+            )
     except (pa.ArrowException, OSError) as error:
         raise BadData(f"{path}: cannot be read: {error}") from error
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
@@ -136,6 +141,9 @@ def _split_rows(table: _Table, column: str | None) -> dict[str, NDArray[np.int64
 
 def _labels(table: _Table, column: str) -> NDArray[Any]:
     values = table.values(column)
+    empty = np.flatnonzero(values == "") if values.dtype == object else np.empty(0, np.int64)
+    if empty.size:
+        raise BadData(f"{table.where(int(empty[0]))}, column '{column}': has no value ''")
     if values.dtype.kind == "f":
         if not (values == np.floor(values)).all():
             row = int(np.flatnonzero(values != np.floor(values))[0])
