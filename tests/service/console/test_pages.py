@@ -14,7 +14,7 @@ PAGES = {
     "priors-history": ("#/priors?model=fashion&name=looked-at&tab=history", ".history tbody tr"),
     "priors-wide": ("#/priors?model=wide", ".chart canvas"),
     "traffic": ("#/traffic?model=fashion", ".tiles"),
-    "traffic-quiet": ("#/traffic?model=digits", "text=No predictions yet"),
+    "traffic-quiet": ("#/traffic?model=fashion-la", "text=No predictions yet"),
     "model": ("#/model?model=fashion", ".chart canvas"),
     "model-wide": ("#/model?model=wide", "text=without a validation curve"),
 }
