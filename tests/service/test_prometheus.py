@@ -125,7 +125,7 @@ def test_prometheus_holds_what_the_client_counted_through_a_workers_restart(tmp_
         assert all(set(found) == {"request_id"} for found in labels)
 
 
-def _eventually_equal(api, counts, seconds=30):
+def _eventually_equal(api, counts, seconds=90):
     """What Prometheus holds, once it is what was counted or the time is over."""
     deadline = time.monotonic() + seconds
     found = {}

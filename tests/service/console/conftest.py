@@ -74,7 +74,7 @@ def open_page(chromium, served):
             )
             contexts.append(context)
         page = context.new_page()
-        page.set_default_timeout(8_000)
+        page.set_default_timeout(30_000)
         page.on("console", lambda m: m.type in ("error", "warning") and troubles.append(m.text))
         page.on("pageerror", lambda error: troubles.append(str(error)))
         page.on(
