@@ -40,7 +40,9 @@ def publish_wide(models: Path) -> None:
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
     """digits, fashion (the default), fashion-la, which nobody asks, and wide."""
-    models = shipped(tmp_path_factory.mktemp("console") / "models", "digits", "fashion", "fashion-la")
+    models = shipped(
+        tmp_path_factory.mktemp("console") / "models", "digits", "fashion", "fashion-la"
+    )
     publish_wide(models)
     with running(models, default_model="fashion") as server:
         yield server
