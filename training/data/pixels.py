@@ -14,6 +14,17 @@ FORMATS = ("JPEG", "PNG", "WEBP")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 MAX_PIXELS = 50_000_000  # of a decoded image; the service takes no more
 CROP_TRIES = 10
+_PNG_END = b"IEND\xaeB`\x82"
+_ORIENTATION = 0x0112  # of EXIF
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def decode(path: str | Path, spec: ImageSpec) -> NDArray[np.uint8]:
@@ -62,13 +73,28 @@ def _opened(path: str | Path, color: str, needed: int) -> Image.Image:
                     raise BadData(
                         f"{path}: has {image.width} × {image.height} pixels; at most {MAX_PIXELS} are decoded"
                     )
+                # Pillow shows what is there of a PNG without a word
+                if image.format == "PNG" and _PNG_END not in Path(path).read_bytes()[-64:]:
+                    raise BadData(f"{path}: is truncated: its last PNG chunk is missing")
                 # JPEG only: decode at the smallest of 1/1, 1/2, 1/4, 1/8 that is still twice the size that is needed
                 image.draft(color, (2 * needed, 2 * needed))
-                return _converted(image, color)
+                orientation = _orientation(image)
+                converted = _converted(image, color)
+                upright = _UPRIGHT.get(orientation)
+                return converted if upright is None else converted.transpose(upright)
     except BadData:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadData(f"{path}: cannot be read as an image: {_why(error, path)}") from None
+
+
+def _orientation(image: Image.Image) -> int:
+    """1 where the picture lies as it should, and where its EXIF data cannot be read."""
+    try:
+        found: int = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - broken EXIF is no reason to refuse a picture
+        return 1
+    return found
 
 
 def _why(error: Exception, path: str | Path) -> str:
@@ -81,8 +107,8 @@ def _why(error: Exception, path: str | Path) -> str:
 
 def _converted(image: Image.Image, color: str) -> Image.Image:
     """To RGB or L; transparency is laid on white, 16-bit grey is scaled and not clipped."""
-    if image.mode.startswith("I;16"):
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
         over = image.convert("RGBA")
         white = Image.new("RGBA", over.size, "white")
