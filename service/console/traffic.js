@@ -97,7 +97,7 @@ function Board({ model, bundle, readings }) {
       <${Classes} bundle=${bundle} last=${last} since=${since} />
     </section>
     <${Priors} model=${model} last=${last} />
-    <p class="quiet line">From <a href="metrics">/metrics</a>, every ${EVERY_MS / 1000} s while this page can be seen; it keeps the last ${(KEPT * EVERY_MS) / 60000} minutes.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
+    <p class="quiet">From <a href="metrics">/metrics</a>, every ${EVERY_MS / 1000} s while this page can be seen; it keeps the last ${(KEPT * EVERY_MS) / 60000} minutes.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
 }
 
 const perSecond = (n, seconds) => (seconds > 0 ? n / seconds : 0);
