@@ -150,7 +150,7 @@ class Service:
         )
         largest = graph.fixed_rows or settings.max_batch_rows
         sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)
-        cost = graphs.measure(graph, example_input(bundle.input), len(bundle.class_names), sizes)
+        cost = _measured(graph, bundle, sizes)
         report = _report(folder)
         logger.info(
             "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d",
@@ -291,6 +291,23 @@ class Service:
             labels = {"model": bundle.name, "version": str(bundle.version)}
             yield "priordial_queued_rows", labels, float(model.batcher.queued_rows)
             yield "priordial_model_info", {**labels, "provider": model.graph.provider}, 1.0
+
+
+FREE_SIZES = (1, 8, 32, 224)
+"""What a dimension that a model leaves free is warmed up at: the first that the graph takes."""
+
+
+def _measured(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> dict[int, float]:
+    """See graph.measure. Raises its UnusableModel, of the first free size, when the graph takes none."""
+    first: graphs.UnusableModel | None = None
+    for free in FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]:
+        try:
+            example = example_input(bundle.input, free=free)
+            return graphs.measure(graph, example, len(bundle.class_names), sizes)
+        except graphs.UnusableModel as error:
+            first = first or error
+    assert first is not None
+    raise first
 
 
 def warm_sizes(largest: int) -> list[int]:

@@ -261,6 +261,36 @@ def tokens_of_any_length(folder: Path) -> Foreign:
     )
 
 
+@builder
+def pictures_of_any_size(folder: Path) -> Foreign:
+    """float32 [batch, 2, any, any]: a 3 × 3 convolution, the mean over the picture; nothing smaller than 3 × 3 is taken."""
+    kernel = np.random.default_rng(0).normal(size=(CLASSES, 2, 3, 3)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "kernel"], ["maps"]),
+        helper.make_node("GlobalAveragePool", ["maps"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "pictures",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", 2, "height", "width"])],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", CLASSES])],
+        [numpy_helper.from_array(kernel, "kernel")],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = np.random.default_rng(1).normal(size=(3, 2, 5, 6)).astype(np.float32)
+    windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3), axis=(2, 3))
+    logits = np.einsum("bchwij,kcij->bk", windows, kernel) / (3 * 4)
+    names = [f"class-{i}" for i in range(CLASSES)]
+    return Foreign(
+        save(folder, model),
+        x.tolist(),
+        softmax(logits),
+        flags=named(folder, names),
+        class_names=names,
+    )
+
+
 def with_features_and_probabilities(folder: Path, *flags: str) -> Foreign:
     """Outputs: the features [batch, 6], the logits, their softmax."""
     model = linear_model()
