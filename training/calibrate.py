@@ -28,6 +28,8 @@ TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 class CalibrationRefused(ValueError):
     """The validation split cannot carry what was asked to be fitted to it; the message says why."""
 
+    exit_code = 1
+
 
 def log_validation_prior_of(labels: NDArray[np.integer], num_classes: int) -> Vector:
     """The log of pi_val [C] of a validation split: the log of its class frequencies, LOG_ZERO for absent classes."""

@@ -30,6 +30,8 @@ COSINE_SCALE = 30.0
 class InvalidObjective(ValueError):
     """A loss that does not exist, a parameter that it does not have, or frequencies that it cannot use."""
 
+    exit_code = 2
+
 
 @dataclass(frozen=True)
 class Objective:

@@ -1,0 +1,86 @@
+"""Figures as SVG text with live letters: one look for every chart of the reports. No display is needed."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from service.contract.adjustment import Vector
+
+WIDTH = 6.4
+HEIGHT = 4.0
+GREY = "#667085"
+LIGHT = "#d0d5dd"
+PALETTE = (
+    "#1b1b1f", "#0b6bcb", "#d1480c", "#1a7f4b", "#8b3fc7", "#b8860b",
+    "#c2185b", "#00838f", "#6d4c41", "#5c6bc0", "#7cb342", "#ef6c00",
+    "#546e7a", "#ad1457", "#2e7d32", "#9e9d24",
+)  # fmt: skip
+DASHES = ("-", "--", "-.", ":")
+_STYLE: dict[Any, Any] = {  # matplotlib's stubs know its keys by name; mypy does not widen to them
+    "svg.fonttype": "none",
+    "svg.hashsalt": "priordial",  # the same numbers give the same bytes
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans", "Arial", "sans-serif"],
+    "font.size": 9.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#eaecf0",
+    "lines.linewidth": 1.6,
+}
+
+
+def charts(
+    columns: int = 1, *, width: float = WIDTH, height: float = HEIGHT
+) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes beside each other. width, height: inches."""
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(width, height), layout="constrained")
+        axes = figure.subplots(1, columns, squeeze=False)[0]
+    return figure, list(axes)
+
+
+def svg(figure: Figure, *, title: str) -> str:
+    """The figure as an <svg> element with a title for readers who do not see it."""
+    out = io.StringIO()
+    with mpl.rc_context(_STYLE):
+        figure.savefig(
+            out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    text = out.getvalue()
+    element = text[text.index("<svg") :]
+    head, _, body = element.partition(">")
+    return f'{head} role="img" aria-label="{_escaped(title)}">{body}'
+
+
+def label_axes(axes: Axes, *, x: str, y: str, title: str = "") -> None:
+    """Name the axes, with their units, and the chart."""
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    if title:
+        axes.set_title(title, fontsize=10, loc="left", color="#344054")
+
+
+def legend(axes: Axes, **where: Any) -> None:
+    """A small legend without a frame; `where` as matplotlib's own legend takes it."""
+    axes.legend(frameon=False, fontsize=8.5, **where)
+
+
+def colour_of(name: str, names: Sequence[str]) -> str:
+    """The colour of a series, the same in every chart that lists the same names in the same order."""
+    return PALETTE[list(names).index(name) % len(PALETTE)]
+
+
+def band(axes: Axes, x: Sequence[float], middle: Vector, spread: Vector, *, colour: str) -> None:
+    """A pale band of middle +- spread."""
+    axes.fill_between(x, middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace('"', "&quot;").replace("<", "&lt;")

@@ -1,0 +1,120 @@
+"""A report as one self-contained HTML file: no script, no font, no picture from elsewhere."""
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+_CSS = """
+:root { color-scheme: light; }
+body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1d2939;
+  max-width: 1080px; margin: 2.5rem auto 5rem; padding: 0 1.25rem; background: #fff; }
+h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #eaecf0; }
+.lead { color: #475467; margin: 0 0 1.2rem; max-width: 75ch; }
+p { max-width: 80ch; }
+figure { margin: 1.25rem 0 1.75rem; }
+figure svg { width: 100%; height: auto; max-width: var(--w, 820px); display: block; }
+figcaption { color: #475467; font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
+figcaption b { color: #1d2939; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
+caption { caption-side: top; text-align: left; color: #475467; padding-bottom: .4rem; }
+th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
+th:first-child, td:first-child { text-align: left; }
+thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; }
+tr.best td { background: #ecfdf3; }
+code { background: #f2f4f7; padding: .1rem .3rem; border-radius: 3px; font-size: .88em; }
+pre { background: #f2f4f7; padding: .75rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
+pre code { padding: 0; background: none; }
+@media print { body { margin: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
+"""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of the page, already HTML."""
+
+    html: str
+
+
+def heading(text: str) -> Block:
+    """A section's title."""
+    return Block(f"<h2>{html.escape(text)}</h2>")
+
+
+def paragraph(text: str) -> Block:
+    """A paragraph; `code` in backquotes."""
+    return Block(f"<p>{_inline(text)}</p>")
+
+
+def command(text: str) -> Block:
+    """Shell lines to copy."""
+    return Block(f"<pre><code>{html.escape(text)}</code></pre>")
+
+
+def figure(svg: str, caption: str, *, name: str = "", width: int = 820) -> Block:
+    """A chart with its caption; the name comes first, in bold."""
+    bold = f"<b>{html.escape(name)}</b> " if name else ""
+    return Block(
+        f'<figure style="--w:{width}px">{svg}<figcaption>{bold}{_inline(caption)}</figcaption></figure>'
+    )
+
+
+def table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    *,
+    caption: str = "",
+    best: int | None = None,
+) -> Block:
+    """A table of text, numbers to the right; row `best` is tinted."""
+    head = "".join(f"<th>{_inline(cell)}</th>" for cell in header)
+    body = "".join(
+        f"<tr{' class=best' if index == best else ''}>"
+        + "".join(f"<td>{_inline(cell)}</td>" for cell in row)
+        + "</tr>"
+        for index, row in enumerate(rows)
+    )
+    over = f"<caption>{_inline(caption)}</caption>" if caption else ""
+    return Block(
+        f'<div class="scroll"><table>{over}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    )
+
+
+def page(title: str, lead: str, blocks: Iterable[Block]) -> str:
+    """The whole document."""
+    body = "\n".join(block.html for block in blocks)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n"
+        f'<body><h1>{html.escape(title)}</h1><p class="lead">{_inline(lead)}</p>\n{body}\n</body></html>\n'
+    )
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """The same kind of table as Markdown, numbers to the right."""
+    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def percent(value: float | None, *, digits: int = 1) -> str:
+    """A fraction as a percentage without the sign: the header says %."""
+    return "–" if value is None else f"{100 * value:.{digits}f}"
+
+
+def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
+    """Fractions as 'mean ± sd' in percent; the sd needs two values."""
+    mean = sum(values) / len(values)
+    if len(values) < 2:
+        return percent(mean, digits=digits)
+    variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
+    return f"{percent(mean, digits=digits)} ± {percent(variance**0.5, digits=digits)}"
+
+
+def _inline(text: str) -> str:
+    parts = html.escape(text).split("`")
+    return "".join(
+        f"<code>{part}</code>" if index % 2 else part for index, part in enumerate(parts)
+    )
