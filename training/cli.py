@@ -1,12 +1,14 @@
 """The `training` command: verbs, flags, exit codes. Results go to stdout, everything else to stderr."""
 
 import argparse
+import functools
 import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from training import evidence
 from training.faults import BadData, RunFailed, WrongUse, say
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
@@ -70,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(verbs)
     _add_evaluate(verbs)
     _add_data(verbs)
+    evidence.add_verbs(functools.partial(_verb, verbs))
     return parser
 
 

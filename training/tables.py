@@ -10,6 +10,10 @@ def table(result: Mapping[str, Any]) -> str:
     """Lines of text for the answer of fit, evaluate or data."""
     if "splits" in result:
         return _data_table(result)
+    if "bayes" in result:
+        return _synthetic_table(result)
+    if "methods" in result:
+        return _estimate_table(result)
     lines: list[str] = []
     if "temperature" in result:
         lines.append(
@@ -28,6 +32,29 @@ def table(result: Mapping[str, Any]) -> str:
                 lines.append(_score_line(name, score["n"], at))
             seen.add(at["tau"])
     return "\n".join(lines)
+
+
+def _synthetic_table(result: Mapping[str, Any]) -> str:
+    lines = [
+        f"{name:40}{_percent(found['mean']):>9} ± {_percent(found['sd'])}"
+        for name, found in result["balanced_error"].items()
+    ]
+    heading = f"analytic balanced error, {result['trials']} trials of {result['n_train']} points"
+    return "\n".join([heading, *lines, f"{'Bayes':40}{_percent(result['bayes']):>9}"])
+
+
+def _estimate_table(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['n']} unlabelled, {result['n_held_out']} held out; share with 95 % interval"]
+    for name, found in result["methods"].items():
+        lines.append(f"{name}: refused: {found['refused']}" if "refused" in found else f"{name}:")
+        for label, share, (low, high) in zip(
+            result["class_names"],
+            found.get("prior", []),
+            found.get("interval", []),
+            strict=False,
+        ):
+            lines.append(f"  {label:24}{share:8.4f}  {low:.4f} … {high:.4f}")
+    return "\n".join([*lines, f"recommended: {result['recommended']}"])
 
 
 def _score_line(name: str, n: int, at: Mapping[str, Any]) -> str:
