@@ -164,6 +164,7 @@ def by_confusion(
         confusion = joint.reshape(classes, classes)
         found = solve(confusion, rates, m, n) * confusion.sum(axis=0)
         found /= found.sum()
+        found: Vector = found
         return found
 
     refuse_ill_conditioned(cells.reshape(classes, classes))
