@@ -162,10 +162,9 @@ def by_confusion(
 
     def prior(joint: Vector, rates: Vector) -> Vector:
         confusion = joint.reshape(classes, classes)
-        found = solve(confusion, rates, m, n) * confusion.sum(axis=0)
-        found /= found.sum()
-        found: Vector = found
-        return found
+        weighted = solve(confusion, rates, m, n) * confusion.sum(axis=0)
+        shares: Vector = weighted / weighted.sum()
+        return shares
 
     refuse_ill_conditioned(cells.reshape(classes, classes))
     rng = bootstrap_rng(seed)
