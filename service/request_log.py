@@ -116,13 +116,17 @@ def as_text(line: Line) -> bytes:
         f"{1e3 * line['seconds']:.2f} ms",
     ]
     if "model" in line:
-        prior = f"{line['prior'] or 'inline'}@{line['revision']}"
-        parts.append(f"{line['model']}/{line['version']} prior {prior} τ {line['tau']:g}")
-        parts.append(
-            f"{line['rows']} rows, queue {1e3 * line['queue_seconds']:.2f} ms, "
-            f"graph {1e3 * line['inference_seconds']:.2f} ms"
-        )
-    parts += [f"{name} {line[name]}" for name in ("problem", "key") if name in line]
+        parts.append(f"{line['model']}/{line.get('version', '?')}")
+    if "revision" in line:  # a request with many settings has no prior of its own
+        prior = f"{line.get('prior') or 'inline'}@{line['revision']}"
+        parts.append(f"prior {prior} τ {line['tau']:g}")
+    if "rows" in line:
+        seconds = {"queue": line.get("queue_seconds"), "graph": line.get("inference_seconds")}
+        times = [
+            f"{part} {1e3 * took:.2f} ms" for part, took in seconds.items() if took is not None
+        ]
+        parts.append(", ".join([f"{line['rows']} rows", *times]))
+    parts += [f"{name} {line[name]}" for name in ("problem", "key") if line.get(name)]
     return "  ".join([*parts, line["request_id"]]).encode(errors="replace") + b"\n"
 
 

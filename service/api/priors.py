@@ -41,17 +41,29 @@ def router(
     routes = APIRouter(tags=["priors"])
 
     def add(
-        method: str, path: str, call: Callable[..., Any], *, role: str, answer: Any, **more: Any
+        method: str,
+        path: str,
+        call: Callable[..., Any],
+        *,
+        role: str,
+        answer: Any,
+        linked: bool = False,
+        **more: Any,
     ) -> None:
         needs = [Depends(access.require(role))]
-        for prefix, names_model in (("", []), ("/models/{model}", [Depends(_model_in_path)])):
+        for prefix, suffix, names_model in (
+            ("", "", []),
+            ("/models/{model}", "_of_model", [Depends(_model_in_path)]),
+        ):
+            links = openapi.prior_links(suffix) if linked else None
             routes.add_api_route(
                 prefix + path,
                 call,
                 methods=[method],
+                operation_id=f"prior_{call.__name__}{suffix}",
                 dependencies=[*needs, *names_model],
                 response_class=Response,
-                **openapi.documented(answer, **more),
+                **openapi.documented(answer, links=links, **more),
             )
 
     change = (
@@ -63,7 +75,7 @@ def router(
         "precondition-required",
         "unavailable",
     )
-    put = {"also": 201, "body": openapi.PRIOR, "problems": change}
+    put: dict[str, Any] = {"linked": True, "also": 201, "body": openapi.PRIOR, "problems": change}
     add("GET", "/priors", prior.all, role="observe", answer=views.PriorList)
     add("PUT", "/priors", prior.put_default, role="operate", answer=views.PriorView, **put)
     add("PUT", "/priors/{name}", prior.put, role="operate", answer=views.PriorView, **put)
@@ -270,7 +282,8 @@ class PriorRoutes:
             revision=entry.revision,
             **more,
         )
-        return await self._answer(bundle, entry.name, entry, status=201 if written.created else 200)
+        status = 201 if action == "put" and written.created else 200
+        return await self._answer(bundle, entry.name, entry, status=status)
 
 
 async def _model_in_path(model: Annotated[str, Path(description="A model's name")]) -> None:

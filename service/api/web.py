@@ -7,6 +7,7 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from service.api.errors import PROBLEM_JSON, Problem, kinds, problem_of
 
@@ -23,8 +24,10 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
         summary="Inference with adjustable class priors",
         redoc_url=None,
     )
+    app.state.all_routes = []
     for each in routers:
         app.include_router(each)
+        app.state.all_routes += each.routes
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     expected_errors: list[type[Exception]] = [Problem, *kinds()]
@@ -66,7 +69,19 @@ async def _http(request: Request, error: Exception) -> Response:
         "not-found": f"nothing is at {request.url.path}",
         "method-not-allowed": f"{request.method} is not allowed at {request.url.path}",
     }.get(kind, str(error.detail))
-    return answer(request, Problem(kind, detail, headers=error.headers))
+    headers = error.headers
+    if kind == "method-not-allowed":
+        headers = {"Allow": ", ".join(_methods_here(request))}
+    return answer(request, Problem(kind, detail, headers=headers))
+
+
+def _methods_here(request: Request) -> list[str]:
+    """Every method of the path: its routes are one a method, and each knows of itself only."""
+    methods: set[str] = set()
+    for route in request.app.state.all_routes:
+        if route.matches(request.scope)[0] is not Match.NONE:
+            methods |= getattr(route, "methods", None) or set()
+    return sorted(methods)
 
 
 async def _any(request: Request, error: Exception) -> Response:

@@ -79,6 +79,18 @@ def test_a_terminal_gets_the_same_facts_as_text():
     assert text.count("\n") == 1
 
 
+def test_a_line_tells_as_text_what_it_has_and_needs_no_more():
+    adjusted = {
+        k: v
+        for k, v in SCORED.items()
+        if k not in ("prior", "revision", "tau", "queue_seconds", "inference_seconds")
+    }
+    assert "linear/2" in as_text(adjusted).decode()
+    assert "3 rows" in as_text(adjusted).decode()
+    bare = {"route": "/priors", "status": 200, "seconds": 0.1, "request_id": "abc", "key": None}
+    assert "None" not in as_text(bare).decode()
+
+
 def test_other_messages_have_the_same_form_and_keep_their_trace():
     try:
         raise RuntimeError("broken")

@@ -582,3 +582,15 @@ def test_the_probabilities_of_a_preview_are_means_of_the_adjusted_ones(sqlite_ur
         view = (await client.post("/priors/default/preview", json={"tau": 0})).json()
         expected = softmax(logits / 2.0).mean(axis=0)
         assert [c["probability_after"] for c in view["classes"]] == pytest.approx(expected)
+
+
+def test_a_method_that_is_not_there_is_refused_with_those_that_are(sqlite_url):
+    @scenario(sqlite_url)
+    async def _(client):
+        for path, allowed in (
+            ("/priors", "GET, PUT"),
+            ("/priors/winter", "DELETE, GET, PATCH, PUT"),
+            ("/models/pets/priors/winter/rollback", "POST"),
+        ):
+            answer = await client.request("TRACE", path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)
