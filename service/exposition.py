@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.openmetrics import exposition as openmetrics
 
 from service.run_folder import Gauge
 from service.tally import Cells, Series, TallyReader
@@ -45,6 +47,9 @@ class Exposition:
         self._reader = TallyReader()
         self._vectors: dict[Series, _Vector] = {}
         self._lock = threading.Lock()
+        self._process = CollectorRegistry()
+        """process_* of the worker that answers the scrape."""
+        self._process.register(ProcessCollector(registry=None))
 
     def render(
         self,
@@ -66,8 +71,8 @@ class Exposition:
                 *self._histograms(totals, exemplars if wide else {}),
                 *self._gauges(gauges),
             ]
-        if wide:
-            parts.append(b"# EOF\n")
+        encoder = openmetrics.generate_latest if wide else generate_latest
+        parts.append(encoder(self._process))  # with OpenMetrics' "# EOF" at its end
         return b"".join(parts), OPEN_METRICS if wide else TEXT
 
     def _counters(self, totals: Mapping[Series, Cells], *, wide: bool) -> Iterator[bytes]:
