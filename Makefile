@@ -55,5 +55,5 @@ clean: ## remove what was built, but not the models or the priors
 	touch $@
 
 .venv/.all: .venv/.service
-	$(INSTALL) -e '.[service,cpu,postgres,otel,training,tensorboard]' --group dev
+	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard]' --group dev
 	touch $@
