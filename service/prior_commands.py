@@ -105,7 +105,7 @@ def _key(given: Mapping[str, Any]) -> None:
     secret, key = make_key(given["name"], given["roles"].split(","), per_second=given["rate"])
     sys.stdout.write(secret + "\n")
     if given["append"] is None:
-        _tell(f"its line in the list of keys (--keys FILE or PRIORDIAL_KEYS):\n{key.line()}")
+        _tell(f"its line in the list of keys (--keys FILE or PRIORDIAL_API_KEYS):\n{key.line()}")
         return
     descriptor = os.open(given["append"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:

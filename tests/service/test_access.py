@@ -3,7 +3,6 @@
 import pytest
 
 from service.api.access import (
-    SECURITY_HEADERS,
     Access,
     ExposedWithoutKeys,
     InvalidKeys,
@@ -141,11 +140,3 @@ def test_only_loopback_goes_without_keys():
             check_exposure(host, has_keys=False, allow_anonymous=False)
         check_exposure(host, has_keys=True, allow_anonymous=False)
         check_exposure(host, has_keys=False, allow_anonymous=True)
-
-
-def test_a_page_may_load_from_its_own_host_only():
-    policy = SECURITY_HEADERS["Content-Security-Policy"]
-    assert "default-src 'self'" in policy
-    assert "frame-ancestors 'none'" in policy
-    assert "unsafe-eval" not in policy
-    assert "http" not in policy.replace("https://", "http")
