@@ -63,9 +63,9 @@ def test_a_scrape_of_any_worker_counts_what_all_have_answered(models):
     with running(models, workers=3) as server:
         assert len(children(server.process.pid)) == 3
         for sent in range(1, 13):
-            assert httpx.post(f"{server.url}/predict", json=BODY).status_code == 200
+            assert httpx.post(f"{server.url}/predict", json=BODY, timeout=30).status_code == 200
             assert predicted(server.url) == sent
-        text = httpx.get(f"{server.url}/metrics").text
+        text = httpx.get(f"{server.url}/metrics", timeout=30).text
         assert metric(text, "priordial_model_info") == 1
         assert metric(text, "priordial_queued_rows") == 0
         assert server.terminate() == 0
@@ -94,16 +94,19 @@ def test_connections_are_shared_out_evenly(models):
 def test_a_killed_worker_comes_back_and_its_counts_stay(models):
     with running(models, workers=2) as server:
         for _ in range(8):
-            httpx.post(f"{server.url}/predict", json=BODY)
+            httpx.post(f"{server.url}/predict", json=BODY, timeout=30)
         first = children(server.process.pid)
         for victim in first:
             os.kill(victim, signal.SIGKILL)
             server.wait_for(rf"\(process {victim}\) has ended: killed by SIGKILL")
-            assert httpx.post(f"{server.url}/predict", json=BODY).status_code == 200
+            assert httpx.post(f"{server.url}/predict", json=BODY, timeout=30).status_code == 200
         eventually(lambda: len(set(children(server.process.pid)) - set(first)) == 2)
         eventually(
             lambda: (
-                metric(httpx.get(f"{server.url}/metrics").text, "priordial_worker_restarts_total")
+                metric(
+                    httpx.get(f"{server.url}/metrics", timeout=30).text,
+                    "priordial_worker_restarts_total",
+                )
                 == 2
             )
         )
@@ -130,7 +133,10 @@ def test_clients_of_the_other_worker_notice_nothing_when_one_is_killed(models):
         asking = [pool.submit(ask, server.url) for _ in range(4)]
         eventually(
             lambda: (
-                metric(httpx.get(f"{server.url}/metrics").text, "priordial_worker_restarts_total")
+                metric(
+                    httpx.get(f"{server.url}/metrics", timeout=30).text,
+                    "priordial_worker_restarts_total",
+                )
                 == 1
             )
         )
@@ -175,7 +181,7 @@ def test_a_second_sigterm_does_not_wait_out_the_drain_delay(models):
         ready = httpx.get(f"{server.url}/health/ready")
         assert ready.status_code == 503
         assert "draining" in ready.text
-        assert httpx.post(f"{server.url}/predict", json=BODY).status_code == 200
+        assert httpx.post(f"{server.url}/predict", json=BODY, timeout=30).status_code == 200
         assert server.terminate() == 0
 
 
@@ -186,7 +192,10 @@ def test_sighup_loads_a_new_version_in_every_worker(models):
         server.wait_for("(?s:version 2 is ready.*version 2 is ready)")
         for _ in range(8):
             assert eventually(
-                lambda: httpx.post(f"{server.url}/predict", json=BODY).json()["version"] == 2
+                lambda: (
+                    httpx.post(f"{server.url}/predict", json=BODY, timeout=30).json()["version"]
+                    == 2
+                )
             )
 
 
