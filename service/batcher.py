@@ -11,8 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,8 +74,7 @@ class RunGraph(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
-class Work:
+class Work(NamedTuple):
     """One request. inputs [n, …]; tau and slot are scalars or [n]; held slots are released when it is done."""
 
     inputs: Array
@@ -89,8 +87,7 @@ class Work:
     is_abandoned: Callable[[], bool] | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Scored:
+class Scored(NamedTuple):
     """The answer to one Work: rows start … stop of a graph call's outputs, and where its time went."""
 
     outputs: GraphOutputs
@@ -100,8 +97,7 @@ class Scored:
     inference_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class BatchFacts:
+class BatchFacts(NamedTuple):
     """What one graph call did, for metrics."""
 
     outputs: GraphOutputs
@@ -115,6 +111,7 @@ class _Entry:
     __slots__ = (
         "admitted",
         "begun",
+        "bytes_per_row",
         "future",
         "inference_seconds",
         "pieces_left",
@@ -126,6 +123,7 @@ class _Entry:
         self, work: Work, future: "asyncio.Future[Scored]", pieces: int, now: float
     ) -> None:
         self.work, self.future, self.pieces_left, self.admitted = work, future, pieces, now
+        self.bytes_per_row = work.inputs.nbytes // len(work.inputs)
         self.begun = 0.0
         self.inference_seconds = 0.0
         self.results: list[tuple[int, GraphOutputs, int, int]] = []
@@ -200,9 +198,10 @@ class Batcher:
         for start in range(0, rows, limit):
             self._queue.append(_Piece(entry, start, min(limit, rows - start)))
         self.queued_rows += rows
-        self._queued_bytes += size
-        self._idle.clear()
-        self._schedule()
+        self._queued_bytes += entry.bytes_per_row * rows
+        if not self._scheduled:
+            self._idle.clear()
+            self._schedule()
         return entry.future
 
     async def drain(self) -> None:
@@ -245,35 +244,28 @@ class Batcher:
     def _take(self) -> list[_Piece]:
         """Pop the next batch: pieces of one input shape, without those that nobody waits for any more."""
         pieces: list[_Piece] = []
-        rows = 0
+        rows, queue = 0, self._queue
         now = time.monotonic()
         shape: tuple[int, ...] | None = None
-        while self._queue:
-            piece = self._queue[0]
+        while queue:
+            piece = queue[0]
             entry = piece.entry
             reason = self._why_drop(entry, now)
-            if reason is None and pieces:
-                other = entry.work.inputs
-                if rows + piece.rows > self._max_batch_rows or other.shape[1:] != shape:
+            if reason is None:
+                own_shape = entry.work.inputs.shape[1:]
+                if pieces and (rows + piece.rows > self._max_batch_rows or own_shape != shape):
                     break
-            self._queue.popleft()
-            self._account(piece)
+                shape = own_shape
+            queue.popleft()
+            self.queued_rows -= piece.rows
+            self._queued_bytes -= entry.bytes_per_row * piece.rows
             if reason is not None:
                 self._drop(piece, reason)
                 continue
-            shape = entry.work.inputs.shape[1:]
-            if not entry.begun:
-                entry.begun = now
+            entry.begun = entry.begun or now
             pieces.append(piece)
             rows += piece.rows
         return pieces
-
-    def _account(self, piece: _Piece) -> None:
-        self.queued_rows -= piece.rows
-        inputs = piece.entry.work.inputs
-        self._queued_bytes -= inputs.nbytes * piece.rows // len(inputs)
-        if not self._queue:
-            self._queued_bytes = 0  # no drift from the rounding above
 
     def _why_drop(self, entry: _Entry, now: float) -> Exception | None:
         work = entry.work
@@ -303,29 +295,31 @@ class Batcher:
 
     def _deliver_all(self, outcomes: list[_Outcome], seconds: float) -> None:
         for pieces, result in outcomes:
+            bad = _nan_rows(result) if isinstance(result, GraphOutputs) else None
             start = 0
             for piece in pieces:
-                self._deliver(piece, result, start, seconds)
+                self._deliver(piece, result, start, seconds, bad)
                 start += piece.rows
             if isinstance(result, GraphOutputs):
                 self._on_batch(BatchFacts(result, start, seconds))
 
     def _deliver(
-        self, piece: _Piece, result: GraphOutputs | Exception, start: int, seconds: float
+        self,
+        piece: _Piece,
+        result: GraphOutputs | Exception,
+        start: int,
+        seconds: float,
+        bad: NDArray[np.bool_] | None,
     ) -> None:
+        """Give a piece its rows of the result, from `start` on; `bad` marks those that are NaN, if there are any."""
         entry = piece.entry
         entry.inference_seconds += seconds
         if isinstance(result, GraphOutputs):
             stop = start + piece.rows
-            bad = np.flatnonzero(
-                np.isnan(result.top_probability[start:stop, 0])
-                | np.isnan(result.unadjusted_probability[start:stop])
-            )
             entry.results.append((piece.start, result, start, stop))
-            if bad.size:
-                result = UnscorableRows(
-                    [int(i) + piece.start for i in bad], "the model's output is NaN"
-                )
+            if bad is not None and bad[start:stop].any():
+                rows = np.flatnonzero(bad[start:stop]) + piece.start
+                result = UnscorableRows(rows.tolist(), "the model's output is NaN")
         self._settle(piece)
         if entry.future.done():
             return
@@ -376,25 +370,25 @@ class Batcher:
         )
 
     def _call(self, pieces: list[_Piece]) -> GraphOutputs:
-        rows = sum(piece.rows for piece in pieces)
-        tau = np.empty(rows, np.float32)
-        slots = np.empty(rows, np.int64)
-        blocks = []
-        top_k, full, at = 1, False, 0
+        blocks, taus, slots = [], [], []
+        top_k, full = 1, False
         for piece in pieces:
-            work, stop = piece.entry.work, piece.start + piece.rows
-            blocks.append(work.inputs[piece.start : stop])
-            tau[at : at + piece.rows] = _rows_of(work.tau, piece.start, stop)
-            slots[at : at + piece.rows] = _rows_of(work.slot, piece.start, stop)
-            at += piece.rows
+            work = piece.entry.work
+            inputs, tau, slot = work.inputs, work.tau, work.slot
+            if piece.rows != len(inputs):
+                rows = slice(piece.start, piece.start + piece.rows)
+                inputs, tau, slot = inputs[rows], _rows_of(tau, rows), _rows_of(slot, rows)
+            blocks.append(inputs)
+            taus.append(tau)
+            slots.append(slot)
             full = full or work.full
             top_k = max(top_k, min(work.top_k, MAX_GRAPH_TOP_K))
         # The generation first: a row written in between is then copied to the device once more, never missed.
         generation = self._table.generation
         return self._run_graph(
             blocks[0] if len(blocks) == 1 else np.concatenate(blocks),
-            tau=tau,
-            prior_index=slots,
+            tau=_by_row(taus, pieces, np.float32),
+            prior_index=_by_row(slots, pieces, np.int64),
             prior_table=self._table.rows,
             top_k=top_k,
             generation=generation,
@@ -492,8 +486,25 @@ class _Worker:
             del pieces, outcomes  # an idle thread keeps no request alive
 
 
-def _rows_of(value: Any, start: int, stop: int) -> Any:
-    return value[start:stop] if isinstance(value, np.ndarray) else value
+def _nan_rows(outputs: GraphOutputs) -> NDArray[np.bool_] | None:
+    """[n] which rows came out as NaN; None when none did."""
+    bad: NDArray[np.bool_] = np.isnan(outputs.top_probability[:, 0])
+    bad |= np.isnan(outputs.unadjusted_probability)
+    return bad if bad.any() else None
+
+
+def _rows_of(value: Any, rows: slice) -> Any:
+    return value[rows] if isinstance(value, np.ndarray) else value
+
+
+def _by_row(values: list[Any], pieces: list[_Piece], dtype: Any) -> Array:
+    """[n] a value a row; each piece's value is one number or one a row."""
+    if any(isinstance(value, np.ndarray) for value in values):
+        parts = zip(values, pieces, strict=True)
+        return np.concatenate([np.full(piece.rows, value, dtype) for value, piece in parts])
+    column = np.array(values, dtype)
+    rows = [piece.rows for piece in pieces]
+    return column if max(rows) == 1 else np.repeat(column, rows)
 
 
 def _scored(entry: _Entry) -> Scored:

@@ -3,8 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +19,7 @@ from service.repository import ServedModel
 DEFAULT_TOP_K = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Classification:
+class Classification(NamedTuple):
     """The answer to one request: scores and what they were made with."""
 
     bundle: Bundle
@@ -32,8 +30,7 @@ class Classification:
     warnings: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class RowSettings:
+class RowSettings(NamedTuple):
     """The tau (one for all rows, or [n]) and the priors of a request; prior_of_row [n] counts in `revisions`, None is the first."""
 
     tau: float | NDArray[np.float32]
@@ -65,19 +62,13 @@ class Classifier:
         """
         bundle = model.bundle
         top_k = check_top_k(parameters.top_k, len(bundle.class_names))
-        settings = await self.settings_of(bundle, parameters.tau, (parameters.prior,))
-        scored = await self.score(
-            model,
-            inputs,
-            settings,
-            top_k=top_k,
-            deadline=deadline,
-            hard_deadline=hard_deadline,
-            is_abandoned=is_abandoned,
-            full=full,
-        )
-        tau, revision = settings.tau, settings.revisions[0]
-        assert isinstance(tau, float)
+        tau = self.tau_of(bundle, parameters.tau)
+        revision = await self.revision_of(bundle, parameters.prior)
+        check_adjustable(bundle, revision, tau)
+        slot = model.table.acquire(revision.key, revision.offset)
+        full = full or top_k > MAX_GRAPH_TOP_K
+        work = Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_abandoned)
+        scored = await submit(model, work, hard_deadline=hard_deadline)
         return Classification(
             bundle, tau, revision, top_k, scored, warnings_of(bundle, revision, tau)
         )
@@ -231,8 +222,16 @@ def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[st
 
 def ranking(scored: Scored, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
     """(class indices, probabilities), each [n][top_k], best first; ties go to the lower index."""
-    indices, probabilities = ranked(scored, top_k)
-    return indices.tolist(), probabilities.tolist()
+    outputs, start, stop = scored.outputs, scored.start, scored.stop
+    width = outputs.top_index.shape[1]
+    if top_k > width:
+        order, chosen = ranked(scored, top_k)
+        return order.tolist(), chosen.tolist()
+    indices, probabilities, _, _ = outputs.ranked
+    indices, probabilities = indices[start:stop], probabilities[start:stop]
+    if top_k < width:
+        return [row[:top_k] for row in indices], [row[:top_k] for row in probabilities]
+    return indices, probabilities
 
 
 def ranked(scored: Scored, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -1,6 +1,7 @@
 """Opens, checks, warms and runs a graph with its head; the only importer of onnxruntime."""
 
 import dataclasses
+import functools
 import importlib.metadata
 import logging
 import time
@@ -49,6 +50,16 @@ class GraphOutputs:
     logits: NDArray[np.float32] | None = None  # [n, C] as the network gives them
     adjusted_logits: NDArray[np.float32] | None = None  # [n, C]
     probabilities: NDArray[np.float32] | None = None  # [n, C]
+
+    @functools.cached_property
+    def ranked(self) -> tuple[list[list[int]], list[list[float]], list[int], list[float]]:
+        """The first four as Python numbers, made once for all the requests of a batch."""
+        return (
+            self.top_index.tolist(),
+            self.top_probability.tolist(),
+            self.unadjusted_index.tolist(),
+            self.unadjusted_probability.tolist(),
+        )
 
     def rows(self, start: int, stop: int) -> "GraphOutputs":
         """The outputs of rows start … stop."""

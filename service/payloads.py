@@ -3,9 +3,8 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from service.contract.bundle import InputSpec
 
 Array = NDArray[Any]
+_MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
@@ -31,8 +31,7 @@ class InvalidParameter(ValueError):
     """A parameter with a wrong value."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parameters:
+class Parameters(NamedTuple):
     """What a request may set, from the query string or the body; None where it sets nothing."""
 
     tau: float | None = None
@@ -42,7 +41,7 @@ class Parameters:
 
     def merged(self, other: "Parameters") -> "Parameters":
         """Both together. Raises Malformed when they differ in a parameter that both set."""
-        if other == _NONE:
+        if other == NO_PARAMETERS:
             return self
         values = {}
         for name in _PARAMETERS:
@@ -55,25 +54,39 @@ class Parameters:
         return Parameters(**values)
 
 
-_NONE = Parameters()
+NO_PARAMETERS = Parameters()
 
 
 @lru_cache(maxsize=1024)
 def query_parameters(query: bytes) -> Parameters:
     """Parameters of a raw query string. Raises Malformed or InvalidParameter."""
     if not query:
-        return _NONE
+        return NO_PARAMETERS
     try:
-        pairs = parse_qsl(
-            query.decode("ascii"),
-            keep_blank_values=True,
-            strict_parsing=True,
-            max_num_fields=16,
-            errors="strict",
-        )
+        return text_parameters(_pairs(query.decode("ascii")))
     except ValueError as error:
+        if isinstance(error, (Malformed, InvalidParameter)):
+            raise
         raise Malformed(f"the query string cannot be read: {error}") from None
-    return text_parameters(pairs)
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """Names and values of a query string; one without escapes is taken apart the short way. Raises ValueError."""
+    if "%" not in query and "+" not in query and query.count("&") < _MAX_FIELDS:
+        found = [
+            (name, value)
+            for name, _, value in [f.partition("=") for f in query.split("&")]
+            if value
+        ]
+        if len(found) == query.count("&") + 1:
+            return found
+    return parse_qsl(
+        query,
+        keep_blank_values=True,
+        strict_parsing=True,
+        max_num_fields=_MAX_FIELDS,
+        errors="strict",
+    )
 
 
 def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
@@ -81,20 +94,33 @@ def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
 
     Raises Malformed or InvalidParameter.
     """
-    given: dict[str, str] = {}
+    tau = prior = top_k = version = None
     for name, value in pairs:
-        if name not in _PARAMETERS:
+        if name == "tau":
+            tau = _same(name, tau, value)
+        elif name == "prior":
+            prior = _same(name, prior, value)
+        elif name == "top_k":
+            top_k = _same(name, top_k, value)
+        elif name == "version":
+            version = _same(name, version, value)
+        else:
             raise Malformed(
                 f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
             )
-        if given.setdefault(name, value) != value:
-            raise Malformed(f"{name} is given twice: {given[name][:60]!r} and {value[:60]!r}")
     return Parameters(
-        tau=_text_number(given.get("tau")),
-        prior=prior_of_text(given.get("prior")),
-        top_k=_text_integer("top_k", given.get("top_k")),
-        version=_text_integer("version", given.get("version")),
+        _text_number(tau),
+        prior_of_text(prior),
+        _text_integer("top_k", top_k),
+        _text_integer("version", version),
     )
+
+
+def _same(name: str, before: str | None, value: str) -> str:
+    """The value, unless another was given before. Raises Malformed."""
+    if before is not None and before != value:
+        raise Malformed(f"{name} is given twice: {before[:60]!r} and {value[:60]!r}")
+    return value
 
 
 def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
@@ -111,7 +137,7 @@ def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
 def body_parameters(members: object) -> Parameters:
     """Parameters of the `parameters` member of a JSON body. Raises InvalidParameter or Malformed."""
     if members is None:
-        return _NONE
+        return NO_PARAMETERS
     if not isinstance(members, dict):
         raise InvalidParameter(f"parameters must be an object; got {short(members)}")
     for name in members:
@@ -211,29 +237,46 @@ def fitted(array: Array, spec: InputSpec) -> Array:
         return _fitted_text(array, spec)
     wanted = spec.shape
     shape = array.shape
-    if len(shape) != len(wanted) or any(
-        want is not None and want != got for want, got in zip(wanted[1:], shape[1:], strict=True)
+    if [*shape[1:]] != wanted[1:] and (
+        len(shape) != len(wanted)
+        or any(
+            want is not None and want != got
+            for want, got in zip(wanted[1:], shape[1:], strict=True)
+        )
     ):
         raise InvalidInput(
             f"the input has shape {list(shape)}; the model takes {_shape_words(wanted)}"
         )
     if shape[0] == 0:
         raise InvalidInput("there are no instances")
-    if array.dtype == spec.dtype:
+    dtype = _dtype(spec.dtype)
+    if array.dtype == dtype:
         flags = (
             array.flags
         )  # bytes of a request may lie anywhere, and the runtime reads them where they are
         fit = array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
     elif array.dtype.kind in "biuf":
-        fit = cast(array, np.dtype(spec.dtype))
+        fit = cast(array, dtype)
     else:
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
-    if fit.dtype.kind == "f" and not np.isfinite(fit).all():
+    if dtype.kind == "f" and not _is_finite(fit):
         rows = np.flatnonzero(~np.isfinite(fit).reshape(len(fit), -1).all(axis=1))
         raise InvalidInput(
             f"instance {rows[0]} holds NaN or infinity in {spec.dtype}; expected finite numbers"
         )
     return fit
+
+
+@lru_cache(maxsize=64)
+def _dtype(name: str) -> np.dtype[Any]:
+    return np.dtype(name)
+
+
+def _is_finite(array: Array) -> bool:
+    """Whether all are finite. NaN and infinity carry over to the sum of the squares, which is quicker to have."""
+    if array.dtype == np.float32 and math.isfinite(np.vdot(array, array)):
+        return True
+    return bool(np.isfinite(array).all())
 
 
 def _fitted_text(array: Array, spec: InputSpec) -> Array:

@@ -24,7 +24,7 @@ class PriorTable:
         self.generation = 0
         """Counts the writes: a device copy made at another generation is out of date."""
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
-        self._holders = np.zeros(capacity, np.int64)
+        self._holders = [0] * capacity
         self._free = list(range(capacity - 1, 0, -1))
 
     def acquire(self, key: Hashable, offset: NDArray[Any] | None) -> int:
@@ -60,6 +60,6 @@ class PriorTable:
         """Double into a new array; graph calls under way keep the old one."""
         old = len(self.rows)
         self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
-        self._holders = np.concatenate([self._holders, np.zeros(old, np.int64)])
+        self._holders += [0] * old
         self._free = list(range(2 * old - 1, old, -1))
         return old

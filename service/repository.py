@@ -5,10 +5,11 @@ import contextlib
 import ctypes
 import gc
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
+from typing import Self
 
 from service.batcher import Batcher
 from service.contract.bundle import Bundle, check_model_name, versions
@@ -42,16 +43,18 @@ class ServedModel:
     _holders: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator["ServedModel"]:
-        """Keep the model loaded while a request uses it."""
+    def held(self) -> Self:
+        """Keep the model loaded while a request uses it: `with model.held():`."""
+        return self
+
+    def __enter__(self) -> Self:
         self._holders += 1
-        try:
-            yield self
-        finally:
-            self._holders -= 1
-            if self._holders == 0:
-                self._free.set()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._holders -= 1
+        if self._holders == 0:
+            self._free.set()
 
     async def retire(self) -> None:
         """Wait until no request uses the model, then let go of its session and memory."""

@@ -98,11 +98,10 @@ class RequestLog:
 
 def as_json(line: Line) -> bytes:
     """One JSON object, seconds to the microsecond."""
-    shown = {
-        name: round(value, 6) if isinstance(value, float) else value for name, value in line.items()
-    }
-    event = shown.pop("event", "request")
-    found = {"time": datetime.now(UTC), "level": _level(line), "event": event, **shown}
+    found = {"time": datetime.now(UTC), "level": _level(line), "event": "request", **line}
+    for name in _SECONDS:
+        if name in found:
+            found[name] = int(1e6 * found[name] + 0.5) / 1e6
     return orjson.dumps(found, option=_OPTIONS)
 
 
@@ -153,4 +152,5 @@ def _level(line: Line) -> str:
 
 
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_SECONDS = ("seconds", "queue_seconds", "inference_seconds")
 _OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE

@@ -4,6 +4,7 @@ import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import lru_cache
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -148,6 +149,7 @@ class PriorReference:
     at_least: int | None = None
 
 
+@lru_cache(maxsize=1024)
 def parse_prior_reference(text: str) -> PriorReference:
     """Parse `name`, `name@7` or `name@>=8`. Raises InvalidReference."""
     match = _REFERENCE.fullmatch(text)

@@ -5,12 +5,13 @@ A FastAPI route costs more than a small model; the routes that score go around i
 
 import asyncio
 import logging
+import random
 import time
-import uuid
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import lru_cache
+from typing import Any, NamedTuple, Protocol
 
 from service.api.access import Access
 from service.api.errors import PROBLEM_JSON, Problem, problem_of
@@ -46,13 +47,10 @@ class HotRequest:
     @property
     def content_type(self) -> str:
         """Without parameters, lower case; empty when there is none."""
-        return (
-            self.headers.get(b"content-type", b"").split(b";")[0].strip().lower().decode("latin-1")
-        )
+        return _media_type(self.headers.get(b"content-type", b""))
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a hot handler returns."""
 
     body: bytes
@@ -89,19 +87,17 @@ class Edge:
         self._app, self._routes, self._metrics, self._access = app, routes, metrics, access
         self._max_body_bytes, self._log_request = max_body_bytes, log_request
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI entry."""
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
+            return self._app(scope, receive, send)
         begun = time.perf_counter()
         path: str = scope["path"]
         for route in self._routes:
             found = route.match(path)
             if found is not None:
-                await self._hot(route, found, scope, receive, send, begun)
-                return
-        await self._cold(scope, receive, send, begun)
+                return self._hot(route, found, scope, receive, send, begun)
+        return self._cold(scope, receive, send, begun)
 
     async def _hot(  # noqa: PLR0917 - what ASGI hands on, and the match
         self,
@@ -144,12 +140,8 @@ class Edge:
                 log,
             )
             answer = await route.answer(request, path)
-            status, content, content_type, extra = (
-                200,
-                answer.body,
-                answer.content_type,
-                list(answer.headers),
-            )
+            status, content, content_type = 200, answer.body, answer.content_type
+            extra = list(answer.headers)
         except ClientLeft:
             self._metrics.request(route.template, CLIENT_LEFT, begun, request_id)
             self._log(log, CLIENT_LEFT, begun)
@@ -263,12 +255,20 @@ class ClientLeft(Exception):
     """The connection closed before the request was whole."""
 
 
+@lru_cache(maxsize=256)
+def _media_type(header: bytes) -> str:
+    return header.split(b";")[0].strip().lower().decode("latin-1")
+
+
+_random_bits = random.Random().getrandbits  # noqa: S311 - names a request, and guards nothing
+
+
 def _request_id(headers: dict[bytes, bytes]) -> str:
     """The caller's X-Request-Id where it is printable and short, else a new one."""
     given = headers.get(b"x-request-id", b"").decode("latin-1")
     if 0 < len(given) <= _MAX_REQUEST_ID and given.isascii() and given.isprintable():
         return given
-    return uuid.uuid4().hex
+    return f"{_random_bits(128):032x}"
 
 
 def _check_accept(headers: dict[bytes, bytes]) -> None:

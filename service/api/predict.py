@@ -17,6 +17,7 @@ from service.contract.bundle import Bundle
 from service.multipart import parse_form
 from service.npy import parse_npy
 from service.payloads import (
+    NO_PARAMETERS,
     InvalidInput,
     Malformed,
     Parameters,
@@ -67,7 +68,9 @@ class Predict:
         parameters = parameters.merged(content.parameters)
         model = self._repository.find(path.get("model"), parameters.version)
         with model.held():
-            inputs = await content.inputs(model.bundle, self._pool)
+            inputs = content.array(model.bundle)
+            if inputs is None:
+                inputs = await content.decoded_images(model.bundle, self._pool)
             result = await self._classifier.classify(
                 model,
                 inputs,
@@ -83,12 +86,20 @@ class Predict:
 class Content:
     """The body of a request, read as far as that needs no model."""
 
-    def __init__(self, parameters: Parameters, **kinds: Any) -> None:
+    __slots__ = ("_array", "_booleans", "_images", "_instances", "parameters")
+
+    def __init__(
+        self,
+        parameters: Parameters,
+        *,
+        instances: list[Any] | None = None,
+        booleans: bool = False,
+        array: NDArray[Any] | None = None,
+        images: list[bytes] | list[str] | None = None,
+    ) -> None:
         self.parameters = parameters
-        self._instances: list[Any] | None = kinds.get("instances")
-        self._booleans: bool = kinds.get("booleans", False)
-        self._array: NDArray[Any] | None = kinds.get("array")
-        self._images: list[bytes] | list[str] | None = kinds.get("images")
+        self._instances, self._booleans = instances, booleans
+        self._array, self._images = array, images
 
     @classmethod
     def of(cls, request: HotRequest) -> "Content":
@@ -105,9 +116,9 @@ class Content:
         if not body:
             raise Malformed("the body is empty")
         if kind == "application/x-npy":
-            return cls(Parameters(), array=parse_npy(body))
+            return cls(NO_PARAMETERS, array=parse_npy(body))
         if kind.startswith("image/"):
-            return cls(Parameters(), images=[bytes(body)])
+            return cls(NO_PARAMETERS, images=[bytes(body)])
         if kind == "multipart/form-data":
             form = parse_form(request.headers[b"content-type"], bytes(body))
             if not form.files:
@@ -120,14 +131,23 @@ class Content:
 
     async def inputs(self, bundle: Bundle, pool: Executor) -> NDArray[Any]:
         """The model's input tensor; images are decoded in the pool."""
-        spec = bundle.input
+        array = self.array(bundle)
+        return await self.decoded_images(bundle, pool) if array is None else array
+
+    def array(self, bundle: Bundle) -> NDArray[Any] | None:
+        """The model's input tensor, or None when images must be decoded for it."""
         if self._array is not None:
-            return fitted(self._array, spec)
-        encoded: list[bytes] | list[str] | None = self._images
-        if self._instances is not None:
-            encoded = encoded_images(self._instances)
-            if encoded is None:
-                return array_of(self._instances, spec, may_hold_booleans=self._booleans)
+            return fitted(self._array, bundle.input)
+        if self._instances is None:
+            return None
+        self._images = encoded_images(self._instances)
+        if self._images is not None:
+            return None
+        return array_of(self._instances, bundle.input, may_hold_booleans=self._booleans)
+
+    async def decoded_images(self, bundle: Bundle, pool: Executor) -> NDArray[Any]:
+        """The model's input tensor of images, which are decoded in the pool."""
+        spec, encoded = bundle.input, self._images
         assert encoded is not None
         if spec.kind != "image":
             raise InvalidInput(f"model '{bundle.name}' takes {spec.kind} input, not images")
@@ -175,16 +195,12 @@ def deadline_of(request: HotRequest, default_seconds: float) -> float:
 
 def note(request: HotRequest, result: Classification) -> None:
     """What the log line tells of a scored request."""
-    request.log.update(
-        model=result.bundle.name,
-        version=result.bundle.version,
-        prior=result.revision.name,
-        revision=result.revision.revision,
-        tau=result.tau,
-        rows=result.scored.stop - result.scored.start,
-        queue_seconds=result.scored.queue_seconds,
-        inference_seconds=result.scored.inference_seconds,
-    )
+    log, scored = request.log, result.scored
+    log["model"], log["version"] = result.bundle.name, result.bundle.version
+    log["prior"], log["revision"] = result.revision.name, result.revision.revision
+    log["tau"], log["rows"] = result.tau, scored.stop - scored.start
+    log["queue_seconds"] = scored.queue_seconds
+    log["inference_seconds"] = scored.inference_seconds
 
 
 def encode(result: Classification) -> dict[str, Any]:
@@ -205,12 +221,9 @@ def predictions(result: Classification) -> list[dict[str, Any]]:
     """One entry a row: the best class, the top k, and the answer at tau = 0."""
     scored = result.scored
     indices, probabilities = ranking(scored, result.top_k)
-    outputs, rows = scored.outputs, slice(scored.start, scored.stop)
-    unadjusted = zip(
-        outputs.unadjusted_index[rows].tolist(),
-        outputs.unadjusted_probability[rows].tolist(),
-        strict=True,
-    )
+    _, _, plain, chances = scored.outputs.ranked
+    rows = slice(scored.start, scored.stop)
+    unadjusted = zip(plain[rows], chances[rows], strict=True)
     return entries(result.bundle.class_names, indices, probabilities, unadjusted)
 
 

@@ -1,0 +1,111 @@
+"""Processes under load, for the benchmarks: start them, drive them with wrk, read what they cost."""
+
+import contextlib
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Process:
+    """A running server: its URL, and what it has used so far."""
+
+    def __init__(self, popen: subprocess.Popen, url: str) -> None:
+        self.popen, self.url = popen, url
+
+    def cpu_seconds(self) -> float:
+        """User and system time of the process."""
+        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
+        return (int(fields[11]) + int(fields[12])) / _TICKS
+
+    def rss_mib(self) -> float:
+        """Resident memory."""
+        return int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]) * _PAGE / 2**20
+
+
+@contextlib.contextmanager
+def process(*command: str) -> Iterator[Process]:
+    """A Python script or module, up to its line "ready on URL"; its log goes to a file, as in production."""
+    with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:
+        log = Path(folder) / "log"
+        with log.open("w") as stderr:
+            popen = subprocess.Popen(
+                [sys.executable, *command],
+                stderr=stderr,
+                cwd=ROOT,
+                env={**os.environ, "PYTHONPATH": str(ROOT), "TMPDIR": folder},
+            )
+        try:
+            while not (found := re.search(r"ready on (http://[^\s\"]+)", log.read_text())):
+                if popen.poll() is not None:
+                    raise SystemExit(f"{command} ended:\n{log.read_text()}")
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    popen.wait(0.02)
+            yield Process(popen, found[1])
+        finally:
+            popen.terminate()
+            popen.wait(60)
+
+
+@contextlib.contextmanager
+def service(
+    models: Path, *flags: str, script: tuple[str, ...] = ("-m", "service")
+) -> Iterator[Process]:
+    """One worker with one intra-op thread on a store of its own."""
+    with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:
+        fixed = ("--models", str(models), "--port", "0", "--store", f"sqlite:///{folder}/priors.db")
+        with process(
+            *script, "serve", *fixed, "--provider", "cpu", "--intra-op-threads", "1", *flags
+        ) as started:
+            yield started
+
+
+def npy_bytes(array: np.ndarray) -> bytes:
+    """A .npy file."""
+    import io
+
+    file = io.BytesIO()
+    np.save(file, array)
+    return file.getvalue()
+
+
+def wrk(
+    server: Process,
+    path: str,
+    body: bytes,
+    headers: dict[str, str],
+    *,
+    connections: int,
+    seconds: float,
+    priors: tuple[str, ...] = (),
+    folder: Path,
+) -> dict[str, float]:
+    """Drive a server; with priors, each request has a tau and one of the priors of its own."""
+    file = folder / "body"
+    file.write_bytes(body)
+    before = server.cpu_seconds()
+    done = subprocess.run(
+        [
+            "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(HERE / "load.lua"),
+            server.url + path, "--", str(file), ",".join(priors), *(part for item in headers.items() for part in item),
+        ],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    cpu_seconds = server.cpu_seconds() - before
+    found = json.loads(
+        next(line for line in done.stdout.splitlines() if line.startswith("JSON "))[5:]
+    )
+    found["per_second"] = found["requests"] / found["seconds"]
+    found["cpu_us"] = 1e6 * cpu_seconds / max(1, found["requests"])
+    return found
