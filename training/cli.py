@@ -6,10 +6,13 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from training import evidence
+from training import comparing, evidence
 from training.faults import BadData, RunFailed, WrongUse, say
+
+if TYPE_CHECKING:  # importing it takes torch, and --help should not wait for torch
+    from training.settings import Recipe
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -72,7 +75,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_fit(verbs)
     _add_evaluate(verbs)
     _add_data(verbs)
-    evidence.add_verbs(functools.partial(_verb, verbs))
+    add_verb = functools.partial(_verb, verbs)
+    evidence.add_verbs(add_verb)
+    comparing.add_verb(add_verb, add_flags=_add_run_flags, recipe_of=_recipe)
     return parser
 
 
@@ -100,7 +105,7 @@ def _add_fit(verbs: Any) -> None:
     method.add_argument(
         "--network",
         metavar="NET",
-        help="linear, mlp, text, cnn, resnet32, released-resnet32 or module:function (default mlp; text for texts)",
+        help="linear, mlp, text, cnn, cnn-direct, resnet32, released-resnet32 or module:function (default mlp; text for texts)",
     )
     method.add_argument("--loss", help="erm, logit-adjusted, … (default erm)")
     method.add_argument(
@@ -170,6 +175,23 @@ def _add_fit(verbs: Any) -> None:
         help="test inputs that report.json shows (default 12; 0: none)",
     )
     running.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """What shapes every run of a comparison: the data, the network and how it is optimised."""
+    parser.add_argument(
+        "--recipe", metavar="NAME|FILE.toml", help="settings to start from, without its loss"
+    )
+    _add_data_flags(parser, required=False)
+    _add_image_flags(parser)
+    parser.add_argument("--network", metavar="NET", help="as fit takes it")
+    _add_optimisation_flags(parser.add_argument_group("optimisation"))
+
+
+def _recipe(options: argparse.Namespace) -> "Recipe":
+    from training import recipe_file
+
+    return recipe_file.make(options.recipe, _given(options, recipe_file.FIELDS))
 
 
 def _add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
@@ -283,14 +305,13 @@ def _add_data(verbs: Any) -> None:
 def _fit(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from training import recipe_file
     from training.loop import Keeping
     from training.processes import Processes
     from training.recipe import Running, run
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
-    recipe = recipe_file.make(options.recipe, _given(options, recipe_file.FIELDS))
+    recipe = _recipe(options)
     keeping = Keeping(
         resume=options.resume,
         checkpoint_seconds=options.checkpoint_seconds,

@@ -84,6 +84,18 @@ def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Three convolutions of 16, 32 and 48 channels with batch normalisation, pooled to 3 × 3, and a hidden layer of 64."""
+    layers, features = _convolutions(input_shape)
+    return nn.Sequential(*layers, nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, num_classes))
+
+
+def cnn_direct(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """The convolutions of cnn with the classifier directly on their normalised features, as residual networks have it."""
+    layers, features = _convolutions(input_shape)
+    return nn.Sequential(*layers, nn.Linear(features, num_classes))
+
+
+def _convolutions(input_shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
+    """Layers to [B, features], and the number of features."""
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
         raise WrongUse(
             f"network cnn takes images of at least 8 × 8 pixels; an input here is {list(input_shape)}"
@@ -101,13 +113,7 @@ def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     if (height, width) != (3, 3):
         layers.append(nn.AdaptiveAvgPool2d(1))
         height = width = 1
-    return nn.Sequential(
-        *layers,
-        nn.Flatten(),
-        nn.Linear(48 * height * width, 64),
-        nn.ReLU(),
-        nn.Linear(64, num_classes),
-    )
+    return [*layers, nn.Flatten()], 48 * height * width
 
 
 class MeanOfWords(nn.Module):
@@ -138,6 +144,7 @@ NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
     "cnn": cnn,
+    "cnn-direct": cnn_direct,
     "resnet32": resnet32,
     "released-resnet32": released_resnet32,
 }

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 _CSS = """
 :root { color-scheme: light; }
 body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1d2939;
-  max-width: 1080px; margin: 2.5rem auto 5rem; padding: 0 1.25rem; background: #fff; }
+  max-width: 1240px; margin: 2.5rem auto 5rem; padding: 0 1.25rem; background: #fff; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #eaecf0; }
 .lead { color: #475467; margin: 0 0 1.2rem; max-width: 75ch; }
@@ -18,8 +18,8 @@ figcaption { color: #475467; font-size: .9rem; max-width: 85ch; margin-top: .4re
 figcaption b { color: #1d2939; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
-caption { caption-side: top; text-align: left; color: #475467; padding-bottom: .4rem; }
-th, td { padding: .3rem .75rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
+caption { caption-side: top; white-space: normal; max-width: 95ch; text-align: left; color: #475467; padding-bottom: .4rem; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; }
 tr.best td { background: #ecfdf3; }

@@ -12,6 +12,10 @@ def table(result: Mapping[str, Any]) -> str:
         return _data_table(result)
     if "bayes" in result:
         return _synthetic_table(result)
+    if "curves" in result:
+        from training.comparison_report import text_table
+
+        return text_table(result)
     if "methods" in result:
         return _estimate_table(result)
     lines: list[str] = []

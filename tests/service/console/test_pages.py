@@ -42,7 +42,7 @@ def test_a_page_fits_its_window_and_anybody_can_use_it(
     address, sign = PAGES[name]
     page = open_page(f"/{address}", width=width, scheme=scheme)
     page.wait_for_selector(sign)
-    page.wait_for_function("!document.querySelector('.spinner')")
+    page.wait_for_selector(".spinner", state="detached")
     if name == "priors-history":
         page.get_by_label("Compare revision 1").check()
         page.get_by_label("Compare revision 3").check()

@@ -144,7 +144,7 @@ def test_images_can_be_chosen_dropped_and_pasted(open_page, served):
     file = {"name": "bag.png", "mimeType": "image/png", "buffer": base64.b64decode(sample["png"])}
     page.locator("input[type=file]").set_input_files(file)
     page.get_by_role("button", name="bag.png").wait_for()
-    page.wait_for_function("document.querySelector('.verdict b')?.textContent === 'bag'")
+    page.locator(".verdict b", has_text="bag").first.wait_for()
     hand_over = """([png, kind]) => {
         const bytes = Uint8Array.from(atob(png), (c) => c.charCodeAt(0));
         const data = new DataTransfer();
@@ -171,7 +171,7 @@ def test_a_digit_can_be_drawn(open_page, screenshots):
     page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 0.85 * box["height"], steps=8)
     page.mouse.up()
     page.get_by_role("button", name="Drawing").wait_for()
-    page.wait_for_function("document.querySelector('.sample[aria-pressed=true]').ariaLabel.includes('answer 1')")  # fmt: skip
+    page.locator(".sample[aria-pressed=true][aria-label*='answer 1']").wait_for()
     page.screenshot(path=screenshots / "try-drawn.png", full_page=True)
 
 
