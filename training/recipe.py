@@ -86,6 +86,8 @@ def fit_network(
     """A network trained as the recipe says."""
     torch.manual_seed(recipe.seed)
     network = make_network(recipe, ready).to(processes.device)
+    if ready.data.image is not None:  # convolutions take half the time in this order of the numbers
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     processes.seed(recipe.seed)
     place = Place(processes.device, processes.part, recipe.seed, workers)
     train(
@@ -98,7 +100,7 @@ def fit_network(
         keeping=keeping,
         processes=processes,
     )
-    return network
+    return network.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return, call-overload]
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
