@@ -7,6 +7,7 @@ the one thread that owns the session. The batch key is the input's shape alone: 
 import asyncio
 import logging
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -120,10 +121,15 @@ class _Entry:
     )
 
     def __init__(
-        self, work: Work, future: "asyncio.Future[Scored]", pieces: int, now: float
+        self,
+        work: Work,
+        future: "asyncio.Future[Scored]",
+        pieces: int,
+        now: float,
+        bytes_per_row: int,
     ) -> None:
         self.work, self.future, self.pieces_left, self.admitted = work, future, pieces, now
-        self.bytes_per_row = work.inputs.nbytes // len(work.inputs)
+        self.bytes_per_row = bytes_per_row
         self.begun = 0.0
         self.inference_seconds = 0.0
         self.results: list[tuple[int, GraphOutputs, int, int]] = []
@@ -179,7 +185,7 @@ class Batcher:
 
     def submit(self, work: Work) -> "asyncio.Future[Scored]":
         """Queue a request. Raises Overloaded, RequestTooLarge or DeadlinePassed at once, and then holds nothing."""
-        rows, size = len(work.inputs), work.inputs.nbytes
+        rows, size = len(work.inputs), _size_of(work.inputs)
         if rows > self._max_queued_rows or size > self._max_queued_bytes:
             raise RequestTooLarge(
                 f"{rows} instances of {size} bytes together; at most {self._max_queued_rows} and "
@@ -194,7 +200,7 @@ class Batcher:
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
         limit = self._max_batch_rows
-        entry = _Entry(work, self._loop.create_future(), -(-rows // limit), now)
+        entry = _Entry(work, self._loop.create_future(), -(-rows // limit), now, size // rows)
         for start in range(0, rows, limit):
             self._queue.append(_Piece(entry, start, min(limit, rows - start)))
         self.queued_rows += rows
@@ -301,7 +307,14 @@ class Batcher:
                 self._deliver(piece, result, start, seconds, bad)
                 start += piece.rows
             if isinstance(result, GraphOutputs):
-                self._on_batch(BatchFacts(result, start, seconds))
+                self._count(BatchFacts(result, start, seconds))
+
+    def _count(self, facts: BatchFacts) -> None:
+        """Record a batch; what cannot be recorded costs nobody an answer."""
+        try:
+            self._on_batch(facts)
+        except Exception:
+            logger.exception("a batch of %s was answered and could not be recorded", self.name)
 
     def _deliver(
         self,
@@ -326,7 +339,10 @@ class Batcher:
         if isinstance(result, Exception):
             entry.future.set_exception(result)
         elif entry.pieces_left == 0:
-            entry.future.set_result(_scored(entry))
+            try:
+                entry.future.set_result(_scored(entry))
+            except Exception as error:  # noqa: BLE001 - it is this caller's alone, not the batch's
+                _tell(entry.future, error)
 
     def _settle(self, piece: _Piece) -> None:
         """Count a piece off; with the last one the request's prior slots are given back."""
@@ -349,25 +365,26 @@ class Batcher:
         """Run a batch; when it fails, run its halves, so that only the guilty row fails."""
         try:
             return [(pieces, self._call(pieces))]
-        except Exception as error:  # noqa: BLE001 - a foreign graph may raise anything
+        except Exception:  # noqa: BLE001 - a foreign graph may raise anything
             if len(pieces) > 1:
                 middle = len(pieces) // 2
                 return self._run(pieces[:middle]) + self._run(pieces[middle:])
-            return [(pieces, self._guilty(pieces[0], error))]
+            return [(pieces, self._row_by_row(pieces[0]))]
 
-    def _guilty(self, piece: _Piece, error: Exception) -> UnscorableRows:
-        """Name the rows of a failing piece, one graph call a row."""
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        rows = []
+    def _row_by_row(self, piece: _Piece) -> GraphOutputs | UnscorableRows:
+        """A failing piece with one graph call a row: the rows that fail alone too, or the answer when none does."""
+        rows: list[int] = []
+        parts: list[GraphOutputs] = []
+        reason = ""
         for row in range(piece.start, piece.start + piece.rows):
             try:
-                self._call([_Piece(piece.entry, row, 1)])
-            except Exception:  # noqa: BLE001 - the row is what is looked for
+                parts.append(self._call([_Piece(piece.entry, row, 1)]))
+            except Exception as error:  # noqa: BLE001 - the row is what is looked for
+                reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
                 rows.append(row)
-        return UnscorableRows(
-            rows or range(piece.start, piece.start + piece.rows),
-            f"the model refuses it: {first_line}",
-        )
+        if rows:
+            return UnscorableRows(rows, f"the model refuses it: {reason}")
+        return GraphOutputs.joined(parts)
 
     def _call(self, pieces: list[_Piece]) -> GraphOutputs:
         blocks, taus, slots = [], [], []
@@ -484,6 +501,20 @@ class _Worker:
                 return
             self._report(self, outcomes, time.perf_counter() - begun)
             del pieces, outcomes  # an idle thread keeps no request alive
+
+
+def _tell(future: "asyncio.Future[Scored]", error: Exception) -> None:
+    if future.done():
+        logger.error("what waited for an answer failed when it came", exc_info=error)
+    else:
+        future.set_exception(error)
+
+
+def _size_of(inputs: Array) -> int:
+    """Bytes that an array holds; of text an array itself knows only its references."""
+    if inputs.dtype.kind != "O":
+        return inputs.nbytes
+    return inputs.nbytes + sum(map(sys.getsizeof, inputs.ravel().tolist()))
 
 
 def _nan_rows(outputs: GraphOutputs) -> NDArray[np.bool_] | None:

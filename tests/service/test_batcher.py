@@ -7,6 +7,7 @@ import time
 import numpy as np
 import pytest
 
+from service import batcher as batcher_module
 from service.batcher import (
     Abandoned,
     Batcher,
@@ -201,6 +202,29 @@ def test_a_row_that_becomes_nan_fails_its_own_request_and_is_named():
     asyncio.run(go())
 
 
+def test_the_limit_of_bytes_counts_texts_and_not_their_references():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_queued_bytes=10_000)
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        texts = Work(np.array(["x" * 4000], object)[:, None], 0.0, 0, (), 1)
+        batcher.submit(texts)
+        batcher.submit(texts)
+        assert 8000 < batcher._queued_bytes < 10_000
+        with pytest.raises(Overloaded):
+            batcher.submit(texts)
+        with pytest.raises(RequestTooLarge, match="bytes together"):
+            batcher.submit(texts._replace(inputs=np.array(["x" * 11_000], object)[:, None]))
+        batcher.close()
+        assert batcher._queued_bytes == 0
+        graph.gate.set()
+        await asyncio.gather(running, return_exceptions=True)
+
+    asyncio.run(go())
+
+
 def test_a_deadline_is_checked_at_entry_and_at_the_head_of_the_queue():
     async def go():
         graph = FakeGraph()
@@ -281,30 +305,80 @@ def test_different_input_shapes_are_not_joined():
 def test_a_loop_that_breaks_fails_its_callers_turns_red_and_starts_again(inline, caplog):
     async def go():
         graph = FakeGraph()
-        broken = [True]
+        batcher = make(graph, inline=inline)
+        cost, seen_red = batcher._cost, []
 
-        def on_batch(_facts):
-            if broken:
-                broken.pop()
-                raise MemoryError("metrics")
+        def broken(_rows):
+            batcher._cost = cost
+            raise MemoryError("the loop")
 
-        batcher = make(graph, inline=inline, on_batch=on_batch)
-        # the answer of the batch that breaks the loop is out already; what is queued behind it is told
-        graph.gate.clear() if not inline else None
-        first = batcher.submit(work(0))
-        if not inline:
-            await entered(graph)
-        second = batcher.submit(work(*range(8)))
-        graph.gate.set()
-        done = await asyncio.gather(first, second, return_exceptions=True)
-        assert answer(done[0]) == [0]
-        assert isinstance(done[1], BatcherFailed)
+        batcher._cost = broken
+        both = [batcher.submit(work(0)), batcher.submit(work(*range(8)))]
+        both[0].add_done_callback(lambda _: seen_red.append(batcher.failure))
+        done = await asyncio.gather(*both, return_exceptions=True)
+        assert [type(each) for each in done] == [BatcherFailed, BatcherFailed]
+        assert seen_red == ["MemoryError: the loop"]
         assert batcher.restarts == 1
         assert answer(await batcher.submit(work(3))) == [3]
         assert batcher.failure is None
 
     asyncio.run(go())
     assert "restarted" in caplog.text
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_batch_that_cannot_be_recorded_is_answered(inline, caplog):
+    async def go():
+        def on_batch(_facts):
+            raise MemoryError("metrics")
+
+        batcher = make(FakeGraph(), inline=inline, on_batch=on_batch)
+        both = await asyncio.gather(batcher.submit(work(1)), batcher.submit(work(2)))
+        assert [answer(each) for each in both] == [[1], [2]]
+        assert batcher.restarts == 0
+
+    asyncio.run(go())
+    assert "could not be recorded" in caplog.text
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_an_answer_that_cannot_be_cut_out_of_its_batch_fails_alone(inline, monkeypatch):
+    cut = batcher_module._scored
+
+    def scored(entry):
+        if entry.work.tau == 6.5:
+            raise MemoryError("slicing")
+        return cut(entry)
+
+    monkeypatch.setattr(batcher_module, "_scored", scored)
+
+    async def go():
+        batcher = make(FakeGraph(), inline=inline)
+        sent = [batcher.submit(work(i, tau=6.5 if i == 1 else 1.0)) for i in range(3)]
+        done = await asyncio.gather(*sent, return_exceptions=True)
+        assert isinstance(done[1], MemoryError)
+        assert [answer(done[0]), answer(done[2])] == [[0], [2]]
+        assert batcher.restarts == 0
+
+    asyncio.run(go())
+
+
+def test_rows_that_fail_only_together_are_answered_one_by_one():
+    class Small(FakeGraph):
+        """Out of memory for more than two rows."""
+
+        def run(self, inputs, **more):
+            if len(inputs) > 2:
+                raise MemoryError("too many rows")
+            return super().run(inputs, **more)
+
+    async def go():
+        graph = Small()
+        batcher = make(graph)
+        done = await asyncio.gather(batcher.submit(work(*range(7))), batcher.submit(work(8)))
+        assert [answer(each) for each in done] == [list(range(7)), [8]]
+
+    asyncio.run(go())
 
 
 def test_a_thread_that_dies_is_replaced(caplog):
