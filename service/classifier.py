@@ -12,7 +12,8 @@ from service.batcher import MAX_GRAPH_TOP_K, Abandoned, DeadlinePassed, Overload
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
-from service.payloads import InvalidParameter, Parameters
+from service.parameters import Parameters
+from service.payloads import InvalidParameter
 from service.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
 from service.repository import ServedModel
 

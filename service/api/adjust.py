@@ -14,16 +14,8 @@ from service.api.predict import TIMEOUT_HEADER, Content, deadline_of, entries, i
 from service.classifier import Classifier, check_adjustable, check_top_k, warnings_of
 from service.comparison import Ranking, Setting, rank
 from service.contract.bundle import Bundle, InputSpec
-from service.payloads import (
-    InvalidInput,
-    Malformed,
-    Parameters,
-    array_of,
-    body_parameters,
-    parse_json_object,
-    query_parameters,
-    short,
-)
+from service.parameters import Parameters, body_parameters, query_parameters
+from service.payloads import InvalidInput, Malformed, array_of, parse_json_object, short
 from service.repository import Repository, ServedModel
 
 MAX_SETTINGS = 100

@@ -17,15 +17,8 @@ from service.batcher import Scored
 from service.classifier import Classifier, RowSettings, check_top_k
 from service.contract.bundle import Bundle
 from service.oip_tensors import BY_DTYPE, Tensor
-from service.payloads import (
-    InvalidInput,
-    Malformed,
-    fitted,
-    prior_of_text,
-    query_parameters,
-    text_array,
-    texts_per_row,
-)
+from service.parameters import prior_of_text, query_parameters
+from service.payloads import InvalidInput, Malformed, fitted, text_array, texts_per_row
 from service.repository import Repository, UnknownModel
 
 MAX_ROW_PRIORS = 64

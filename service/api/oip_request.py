@@ -9,14 +9,12 @@ import numpy as np
 
 from service.contract.bundle import InputSpec
 from service.oip_tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe
+from service.parameters import Parameters, body_parameters, prior_of_text
 from service.payloads import (
     InvalidInput,
     InvalidParameter,
     Malformed,
-    Parameters,
-    body_parameters,
     parse_json_object,
-    prior_of_text,
     short,
     texts_per_row,
 )

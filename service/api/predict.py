@@ -16,18 +16,14 @@ from service.classifier import Classification, Classifier, ranking
 from service.contract.bundle import Bundle
 from service.multipart import parse_form
 from service.npy import parse_npy
-from service.payloads import (
+from service.parameters import (
     NO_PARAMETERS,
-    InvalidInput,
-    Malformed,
     Parameters,
-    array_of,
     body_parameters,
-    fitted,
-    parse_json_object,
     query_parameters,
     text_parameters,
 )
+from service.payloads import InvalidInput, Malformed, array_of, fitted, parse_json_object
 from service.repository import Repository
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"

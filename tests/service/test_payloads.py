@@ -13,18 +13,16 @@ from hypothesis.extra import numpy as arrays
 from service.contract.bundle import InputSpec
 from service.multipart import parse_form
 from service.npy import parse_npy
+from service.parameters import Parameters, body_parameters, query_parameters
 from service.payloads import (
     InvalidInput,
     InvalidParameter,
     Malformed,
-    Parameters,
     array_of,
-    body_parameters,
     example_input,
     fitted,
     parse_json,
     parse_json_object,
-    query_parameters,
 )
 
 REFUSED = (Malformed, InvalidInput, InvalidParameter)
