@@ -3,7 +3,6 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +24,7 @@ from service.machine import available_threads
 from service.metrics import Metrics
 from service.metrics_port import MetricsPort
 from service.payloads import example_input
+from service.pool import Pool
 from service.prior_store import open_store
 from service.prior_table import PriorTable
 from service.priors import Priors
@@ -91,9 +91,9 @@ class Service:
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.drift = Drift(self.priors, self._newest)
         self.metrics_port: MetricsPort | None = None
-        self.watchdog = Watchdog(self._batchers, hang_seconds=settings.hang_seconds)
+        self.watchdog = Watchdog(self._busy, hang_seconds=settings.hang_seconds)
         self.threads = max(1, available_threads() // settings.workers)
-        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="decode")
+        self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
         self.start_done = asyncio.Event()
         self.draining = False
@@ -128,15 +128,15 @@ class Service:
 
     async def stop(self) -> None:
         """Finish what was admitted, then let go of everything."""
-        self.watchdog.stop()
         self.drift.stop()
         if self.metrics_port is not None:
             self.metrics_port.close()
         await self.repository.close()
         await self.priors.stop()
-        self.pool.shutdown()
+        self.pool.close()
         self.request_log.close()
         self.metrics.stop()
+        self.watchdog.stop()
 
     def _prepare(self, folder: Path) -> Callable[[], ServedModel]:
         """Open and warm a version (in a worker thread); its queue is made on the loop."""
@@ -252,6 +252,12 @@ class Service:
         newest = [next(iter(found.values())).bundle for found in self.repository.all().values()]
         first = self.repository.default_name() if len(newest) == 1 else self.settings.default_model
         return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
+
+    def _busy(self) -> Iterable[tuple[str, float | None]]:
+        """What the watchdog watches, and since when it is at the same piece of work."""
+        yield "work in the pool", self.pool.busy_since
+        for batcher in self._batchers():
+            yield f"a graph call of {batcher.name}", batcher.busy_since
 
     def _batchers(self) -> list[Batcher]:
         return [model.batcher for model in self._served()]

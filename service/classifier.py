@@ -154,12 +154,12 @@ async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False)
     except Exception as error:
         for slot in work.held_slots:
             model.table.release(slot)
-        model.metrics.rejected(_reason(error))
+        model.metrics.rejected(rejection(error))
         raise
     try:
         scored = await (_before(future, work.deadline) if hard_deadline else future)
     except Exception as error:
-        model.metrics.rejected(_reason(error))
+        model.metrics.rejected(rejection(error))
         raise
     model.metrics.queue_seconds.observe(scored.queue_seconds)
     return scored
@@ -246,6 +246,7 @@ def ranked(scored: Scored, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.fl
     return order, np.take_along_axis(outputs.probabilities[start:stop], order, axis=1)
 
 
-def _reason(error: Exception) -> str:
+def rejection(error: Exception) -> str:
+    """Why a request was not scored, as it is counted."""
     known = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "abandoned"}
     return known.get(type(error), "invalid" if isinstance(error, ValueError) else "failed")

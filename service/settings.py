@@ -65,7 +65,10 @@ class Settings:
         30_000, "deadline of a request that sets none", low=1, high=86_400_000
     )
     hang_seconds: float = _setting(
-        60.0, "a graph call that takes longer ends the process", low=0.1, high=86_400
+        60.0,
+        "a graph call, or other work, that takes longer ends the process",
+        low=0.1,
+        high=86_400,
     )
     tau_cap: float = _setting(10.0, "largest tau that a request may ask for", low=1e-6, high=1000)
     max_class_series: int = _setting(

@@ -9,8 +9,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from service.batcher import Batcher
-
 logger = logging.getLogger(__name__)
 
 EXIT_HUNG = 70
@@ -18,19 +16,20 @@ _GRACE_SECONDS = 2.0
 
 
 class Watchdog:
-    """Logs the stacks and ends the process when the loop or a graph call makes no progress for hang_seconds.
+    """Logs the stacks and ends the process when the loop, a graph call or work in the pool makes no progress for hang_seconds.
 
     A session that hangs inside native code cannot be stopped from Python: the supervisor must restart the process.
     """
 
     def __init__(
         self,
-        batchers: Callable[[], Iterable[Batcher]],
+        busy: Callable[[], Iterable[tuple[str, float | None]]],
         *,
         hang_seconds: float,
         end: Callable[[int], object] = os._exit,
     ) -> None:
-        self._batchers, self._hang_seconds, self._end = batchers, hang_seconds, end
+        """busy() gives what may hang: its name, and time.monotonic() when its running work began, None while it is idle."""
+        self._busy, self._hang_seconds, self._end = busy, hang_seconds, end
         self._beat = time.monotonic()
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
@@ -74,8 +73,7 @@ class Watchdog:
     def _what_hangs(self, now: float) -> str | None:
         if now - self._beat > self._hang_seconds + self._interval:
             return f"the event loop has made no progress for {now - self._beat:.1f} s"
-        for batcher in self._batchers():
-            since = batcher.busy_since
+        for name, since in self._busy():
             if since is not None and now - since > self._hang_seconds:
-                return f"a graph call of {batcher.name} has run for {now - since:.1f} s"
+                return f"{name} has run for {now - since:.1f} s"
         return None

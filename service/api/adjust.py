@@ -1,7 +1,5 @@
 """POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
 
-import asyncio
-from concurrent.futures import Executor
 from functools import lru_cache
 from typing import Any
 
@@ -16,6 +14,7 @@ from service.comparison import Ranking, Setting, rank
 from service.contract.bundle import Bundle, InputSpec
 from service.parameters import Parameters, body_parameters, query_parameters
 from service.payloads import InvalidInput, Malformed, array_of, parse_json_object, short
+from service.pool import Pool
 from service.repository import Repository, ServedModel
 
 MAX_SETTINGS = 100
@@ -36,7 +35,7 @@ class Adjust:
         repository: Repository,
         classifier: Classifier,
         *,
-        pool: Executor,
+        pool: Pool,
         timeout_seconds: float,
     ) -> None:
         self._repository, self._classifier = repository, classifier
@@ -67,7 +66,8 @@ class Adjust:
             bundle = model.bundle
             top_k = check_top_k(common.top_k, len(bundle.class_names))
             settings = [await self._setting(bundle, each) for each in wanted]
-            logits = await self._logits(request, model, document)
+            deadline = deadline_of(request, self._timeout_seconds)
+            logits = await self._logits(request, model, document, deadline)
             cells = logits.size * len(settings)
             if cells > MAX_CELLS:
                 raise Problem(
@@ -82,7 +82,12 @@ class Adjust:
             if cells <= _CHEAP_CELLS:
                 body = work()
             else:
-                body = await asyncio.get_running_loop().run_in_executor(self._pool, work)
+                body = await self._pool.run(
+                    work,
+                    size=logits.nbytes * len(settings),
+                    deadline=deadline,
+                    is_abandoned=request.is_abandoned,
+                )
         request.log.update(
             model=bundle.name, version=bundle.version, rows=len(logits), settings=len(settings)
         )
@@ -95,7 +100,11 @@ class Adjust:
         return Setting(tau, revision)
 
     async def _logits(
-        self, request: HotRequest, model: ServedModel, document: dict[str, Any]
+        self,
+        request: HotRequest,
+        model: ServedModel,
+        document: dict[str, Any],
+        deadline: float,
     ) -> NDArray[Any]:
         """[n, C]: given, or the model's own for the instances."""
         booleans = b"true" in request.body or b"false" in request.body
@@ -106,11 +115,14 @@ class Adjust:
             spec = _logits_spec(len(model.bundle.class_names))
             return array_of(given, spec, may_hold_booleans=booleans)
         content = Content(Parameters(), instances=instances_of(document), booleans=booleans)
+        inputs = content.array(model.bundle)
+        if inputs is None:
+            inputs = await content.decoded_images(request, model, self._pool, deadline)
         result = await self._classifier.classify(
             model,
-            await content.inputs(model.bundle, self._pool),
+            inputs,
             Parameters(tau=0.0, top_k=1),
-            deadline=deadline_of(request, self._timeout_seconds),
+            deadline=deadline,
             hard_deadline=TIMEOUT_HEADER in request.headers,
             is_abandoned=request.is_abandoned,
             full=True,

@@ -1,25 +1,23 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: the Open Inference Protocol V2, JSON and binary tensors both ways."""
 
-import asyncio
 import time
-from concurrent.futures import Executor
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service import images
 from service.api.edge import Answer, HotRequest
 from service.api.oip_answer import classes_of, encoded, is_full
 from service.api.oip_request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
-from service.api.predict import TIMEOUT_HEADER, deadline_of
+from service.api.predict import TIMEOUT_HEADER, deadline_of, decoded
 from service.batcher import Scored
 from service.classifier import Classifier, RowSettings, check_top_k
 from service.contract.bundle import Bundle
 from service.oip_tensors import BY_DTYPE, Tensor
 from service.parameters import prior_of_text, query_parameters
 from service.payloads import InvalidInput, Malformed, fitted, text_array, texts_per_row
-from service.repository import Repository, UnknownModel
+from service.pool import Pool
+from service.repository import Repository, ServedModel, UnknownModel
 
 MAX_ROW_PRIORS = 64
 """Different priors in one request: each takes a row of the model's table while it is used."""
@@ -38,7 +36,7 @@ class Infer:
         repository: Repository,
         classifier: Classifier,
         *,
-        pool: Executor,
+        pool: Pool,
         timeout_seconds: float,
     ) -> None:
         self._repository, self._classifier = repository, classifier
@@ -74,12 +72,13 @@ class Infer:
             k = classes_of(
                 asked.outputs, check_top_k(parameters.top_k, len(bundle.class_names)), bundle
             )
+            deadline = _deadline(request, asked, self._timeout_seconds)
             scored = await self._classifier.score(
                 model,
-                await self._inputs(rows.own, bundle),
+                await self._inputs(request, rows.own, model, deadline),
                 settings,
                 top_k=max(k.values(), default=1),
-                deadline=_deadline(request, asked, self._timeout_seconds),
+                deadline=deadline,
                 hard_deadline=TIMEOUT_HEADER in request.headers
                 or asked.timeout_seconds is not None,
                 is_abandoned=request.is_abandoned,
@@ -88,16 +87,16 @@ class Infer:
         _note(request, bundle, settings, scored)
         return encoded(asked, bundle, settings, scored, k)
 
-    async def _inputs(self, tensor: Tensor, bundle: Bundle) -> NDArray[Any]:
+    async def _inputs(
+        self, request: HotRequest, tensor: Tensor, model: ServedModel, deadline: float
+    ) -> NDArray[Any]:
         """The model's input; encoded images are decoded in the pool."""
-        spec, values = bundle.input, tensor.values
+        spec, values = model.bundle.input, tensor.values
         expected = BY_DTYPE[spec.dtype]
         if spec.kind == "image" and tensor.datatype == "BYTES":
             _check_column(tensor, 1)
             encoded: list[bytes | str] = list(values)
-            return await asyncio.get_running_loop().run_in_executor(
-                self._pool, images.image_array, encoded, spec
-            )
+            return await decoded(request, model, encoded, self._pool, deadline)
         if tensor.datatype != expected:
             also = " or encoded images as BYTES" if spec.kind == "image" else ""
             raise InvalidInput(

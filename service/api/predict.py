@@ -1,9 +1,8 @@
 """POST /predict and /models/{model}/predict: any body to ranked classes."""
 
-import asyncio
+import functools
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import Executor
 from typing import Any
 
 import orjson
@@ -12,7 +11,8 @@ from numpy.typing import NDArray
 from service import images
 from service.api.edge import Answer, HotRequest
 from service.api.errors import Problem
-from service.classifier import Classification, Classifier, ranking
+from service.batcher import Abandoned, DeadlinePassed, Overloaded
+from service.classifier import Classification, Classifier, ranking, rejection
 from service.contract.bundle import Bundle
 from service.multipart import parse_form
 from service.npy import parse_npy
@@ -24,7 +24,8 @@ from service.parameters import (
     text_parameters,
 )
 from service.payloads import InvalidInput, Malformed, array_of, fitted, parse_json_object
-from service.repository import Repository
+from service.pool import Pool
+from service.repository import Repository, ServedModel
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 _MAX_TIMEOUT_MS = 86_400_000
@@ -41,7 +42,7 @@ class Predict:
         classifier: Classifier,
         *,
         default: bool,
-        pool: Executor,
+        pool: Pool,
         timeout_seconds: float,
     ) -> None:
         self._repository, self._classifier = repository, classifier
@@ -65,13 +66,14 @@ class Predict:
         model = self._repository.find(path.get("model"), parameters.version)
         with model.held():
             inputs = content.array(model.bundle)
+            deadline = deadline_of(request, self._timeout_seconds)
             if inputs is None:
-                inputs = await content.decoded_images(model.bundle, self._pool)
+                inputs = await content.decoded_images(request, model, self._pool, deadline)
             result = await self._classifier.classify(
                 model,
                 inputs,
                 parameters,
-                deadline=deadline_of(request, self._timeout_seconds),
+                deadline=deadline,
                 hard_deadline=TIMEOUT_HEADER in request.headers,
                 is_abandoned=request.is_abandoned,
             )
@@ -125,11 +127,6 @@ class Content:
             f"content type '{kind[:80]}' is not taken; expected application/json, application/x-npy, image/* or multipart/form-data",
         )
 
-    async def inputs(self, bundle: Bundle, pool: Executor) -> NDArray[Any]:
-        """The model's input tensor; images are decoded in the pool."""
-        array = self.array(bundle)
-        return await self.decoded_images(bundle, pool) if array is None else array
-
     def array(self, bundle: Bundle) -> NDArray[Any] | None:
         """The model's input tensor, or None when images must be decoded for it."""
         if self._array is not None:
@@ -141,15 +138,35 @@ class Content:
             return None
         return array_of(self._instances, bundle.input, may_hold_booleans=self._booleans)
 
-    async def decoded_images(self, bundle: Bundle, pool: Executor) -> NDArray[Any]:
+    async def decoded_images(
+        self, request: HotRequest, model: ServedModel, pool: Pool, deadline: float
+    ) -> NDArray[Any]:
         """The model's input tensor of images, which are decoded in the pool."""
-        spec, encoded = bundle.input, self._images
+        kind, encoded = model.bundle.input.kind, self._images
         assert encoded is not None
-        if spec.kind != "image":
-            raise InvalidInput(f"model '{bundle.name}' takes {spec.kind} input, not images")
-        return await asyncio.get_running_loop().run_in_executor(
-            pool, images.image_array, encoded, spec
+        if kind != "image":
+            raise InvalidInput(f"model '{model.bundle.name}' takes {kind} input, not images")
+        return await decoded(request, model, encoded, pool, deadline)
+
+
+async def decoded(
+    request: HotRequest,
+    model: ServedModel,
+    encoded: Sequence[bytes | str],
+    pool: Pool,
+    deadline: float,
+) -> NDArray[Any]:
+    """The model's input tensor of encoded images. Raises InvalidImage and the errors of the pool, which are counted."""
+    try:
+        return await pool.run(
+            functools.partial(images.image_array, encoded, model.bundle.input),
+            size=sum(map(len, encoded)),
+            deadline=deadline,
+            is_abandoned=request.is_abandoned,
         )
+    except (Overloaded, DeadlinePassed, Abandoned) as error:
+        model.metrics.rejected(rejection(error))
+        raise
 
 
 def instances_of(document: dict[str, Any]) -> list[Any]:
