@@ -13,7 +13,8 @@ from service import graph as graphs
 from service.api import console, description, health, models, oip, oip_repository, priors, web
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
-from service.api.edge import Edge, HotRoute
+from service.api.edge import Edge
+from service.api.hot import HotLane, HotRoute
 from service.api.oip_infer import Infer
 from service.api.predict import Predict
 from service.batcher import Batcher, BatchFacts
@@ -232,14 +233,12 @@ class Service:
             Adjust(self.repository, self.classifier, **scoring),
             Infer(self.repository, self.classifier, **scoring),
         ]
-        return Edge(
-            app,
-            routes=hot,
-            metrics=self.metrics,
-            access=self.access,
-            max_body_bytes=settings.max_body_mib * 2**20,
-            log_request=self.request_log,
-        )
+        common: dict[str, Any] = {
+            "metrics": self.metrics,
+            "max_body_bytes": settings.max_body_mib * 2**20,
+            "log_request": self.request_log,
+        }
+        return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)
 
     def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:
         try:

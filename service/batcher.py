@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from service.graph import GraphOutputs
 from service.prior_table import PriorTable
+from service.waiting import Waiting
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +124,7 @@ class _Entry:
     def __init__(
         self,
         work: Work,
-        future: "asyncio.Future[Scored]",
+        future: "Waiting[Scored]",
         pieces: int,
         now: float,
         bytes_per_row: int,
@@ -183,7 +184,7 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, work: Work) -> "asyncio.Future[Scored]":
+    def submit(self, work: Work) -> "Waiting[Scored]":
         """Queue a request. Raises Overloaded, RequestTooLarge or DeadlinePassed at once, and then holds nothing."""
         rows, size = len(work.inputs), _size_of(work.inputs)
         if rows > self._max_queued_rows or size > self._max_queued_bytes:
@@ -200,7 +201,7 @@ class Batcher:
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
         limit = self._max_batch_rows
-        entry = _Entry(work, self._loop.create_future(), -(-rows // limit), now, size // rows)
+        entry = _Entry(work, Waiting(loop=self._loop), -(-rows // limit), now, size // rows)
         for start in range(0, rows, limit):
             self._queue.append(_Piece(entry, start, min(limit, rows - start)))
         self.queued_rows += rows

@@ -160,8 +160,8 @@ class Metrics:
         """Count that this worker took the place of another."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
-    def request(self, route: str, status: int, begun: float, request_id: str) -> None:
-        """Count a request of a route template that began at time.perf_counter() `begun`."""
+    def request(self, route: str, status: int, begun: float, request_id: str) -> float:
+        """Count a request of a route template that began at time.perf_counter() `begun`; the seconds that it took."""
         found = self._requests.get((route, status))
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)
@@ -171,6 +171,7 @@ class Metrics:
         bucket = histogram.observe(seconds)
         if len(request_id) <= _MAX_EXEMPLAR:
             exemplars[bucket] = (request_id, seconds, time.time())
+        return seconds
 
     def _recorder(self, route: str, status: int) -> tuple[Cells, Histogram, dict[int, Exemplar]]:
         count = self._tally.cells("priordial_requests", {"route": route, "status": str(status)})

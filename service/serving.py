@@ -17,6 +17,7 @@ import uvloop
 from service import request_log
 from service.acceptor import FairServer
 from service.api.access import ExposedWithoutKeys, InvalidKeys
+from service.api.hot_protocol import HotProtocol
 from service.app import NothingToServe, Service
 from service.connection_counts import ConnectionCounts
 from service.graph import ProviderUnavailable
@@ -109,7 +110,7 @@ class _Serving:
             date_header=False,
             backlog=BACKLOG,
             timeout_graceful_shutdown=FINISH_SECONDS,
-            http="httptools",
+            http=HotProtocol,
             interface="asgi3",
             proxy_headers=False,  # the address of the client is of no use here
         )

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 from numpy.typing import NDArray
 
-from service.api.edge import Answer, HotRequest
 from service.api.errors import Problem
+from service.api.hot import Answer, HotRequest
 from service.api.predict import TIMEOUT_HEADER, Content, deadline_of, entries, instances_of
 from service.classifier import Classifier, check_adjustable, check_top_k, warnings_of
 from service.comparison import Ranking, Setting, rank

@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.edge import Answer
+from service.api.hot import Answer
 from service.api.oip_request import HEADER_LENGTH, InferRequest, Requested
 from service.batcher import MAX_GRAPH_TOP_K, Scored
 from service.classifier import RowSettings, ranked, warnings_of

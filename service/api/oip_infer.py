@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.edge import Answer, HotRequest
+from service.api.hot import Answer, HotRequest
 from service.api.oip_answer import classes_of, encoded, is_full
 from service.api.oip_request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
 from service.api.predict import TIMEOUT_HEADER, deadline_of, decoded

@@ -9,8 +9,8 @@ import orjson
 from numpy.typing import NDArray
 
 from service import images
-from service.api.edge import Answer, HotRequest
 from service.api.errors import Problem
+from service.api.hot import Answer, HotRequest
 from service.batcher import Abandoned, DeadlinePassed, Overloaded
 from service.classifier import Classification, Classifier, ranking, rejection
 from service.contract.bundle import Bundle
