@@ -114,8 +114,9 @@ class _Serving:
             interface="asgi3",
             proxy_headers=False,  # the address of the client is of no use here
         )
-        self._server = uvicorn.Server(config)
-        if place is not None:
+        if place is None:
+            self._server = FairServer(config)
+        else:
             counts = ConnectionCounts(run_folder.root, settings.workers)
             self._server = FairServer(config, counts, place.slot)
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
