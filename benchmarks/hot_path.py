@@ -16,44 +16,53 @@ from bench_models import MODELS
 from serving import PRIORS, bodies
 
 from service import request_log
+from service.api.hot import hot_request
 from service.app import Service
 from service.run_folder import RunFolder
-from service.serving import tune_collector
+from service.serving import tune_interpreter
 from service.settings import Settings
+from service.waiting import Stepped
 
 
 async def clients(
     service: Service, kind: str, model, *, clients: int, requests: int, mixed: bool
 ) -> None:
+    """As HotProtocol has them answered: each client sends its next request when it has its answer."""
     path, body, headers = bodies(model)[kind]
     raw = [(k.encode(), v.encode()) for k, v in headers.items()]
     raw += [(b"host", b"127.0.0.1:8000"), (b"content-length", b"%d" % len(body))]
-    message = {"type": "http.request", "body": body, "more_body": False}
-    left = requests
+    lane, loop = service.asgi.lane, asyncio.get_running_loop()
+    match = lane.match(path)
+    left, all_done = requests, loop.create_future()
 
-    async def receive():
-        return message
+    def send() -> None:
+        query = (
+            b"tau=%.4f&prior=%s" % (left % 9973 / 4000, PRIORS[left % 8].encode()) if mixed else b""
+        )
+        request = hot_request(
+            method="POST",
+            template=match[0].template,
+            query=query,
+            raw_headers=list(raw),
+            body=body,
+            is_abandoned=lambda: False,
+            begun=time.perf_counter(),
+        )
+        Stepped(lane.answer(match, request), done)
 
-    async def send(sent) -> None:
-        if sent["type"] == "http.response.start":
-            assert sent["status"] == 200, sent
-
-    async def client() -> None:
+    def done(response, error) -> None:
         nonlocal left
-        while left > 0:
-            left -= 1
-            query = (
-                b"tau=%.4f&prior=%s" % (left % 9973 / 4000, PRIORS[left % 8].encode())
-                if mixed
-                else b""
-            )
-            await service.asgi(
-                {"type": "http", "method": "POST", "path": path, "query_string": query, "headers": list(raw), "state": {}},
-                receive,
-                send,
-            )  # fmt: skip
+        assert error is None, error
+        assert response.status == 200, response
+        left -= 1
+        if left >= clients:
+            loop.call_soon(send)
+        elif left == 0:
+            all_done.set_result(None)
 
-    await asyncio.gather(*(client() for _ in range(clients)))
+    for _ in range(clients):
+        send()
+    await all_done
 
 
 async def measure(arguments: argparse.Namespace, folder: Path) -> None:
@@ -75,7 +84,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> None:
         target[next(iter(target))] = 1.0 + int(name[-1])
         body = PriorBody(target=target)
         await service.priors.put(service.repository.find(model.name).bundle, name, body, by="bench")
-    tune_collector()
+    tune_interpreter()
     for mixed in (False, True):
         common = {"clients": arguments.clients, "mixed": mixed}
         await clients(service, arguments.body, model, requests=2000, **common)

@@ -17,6 +17,7 @@ from service.api.edge import Edge
 from service.api.hot import HotLane, HotRoute
 from service.api.oip_infer import Infer
 from service.api.predict import Predict
+from service.batch_size import efficient_rows
 from service.batcher import Batcher, BatchFacts
 from service.classifier import Classifier
 from service.contract.bundle import Bundle, load_bundle
@@ -153,11 +154,12 @@ class Service:
         sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)
         cost = _measured(graph, bundle, sizes)
         report = _report(folder)
+        best = graph.fixed_rows or efficient_rows(cost)
         logger.info(
-            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d",
-            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest,
+            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; batches of up to %d",
+            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest, best,
         )  # fmt: skip
-        return lambda: self._serve(bundle, graph, _interpolated(cost, largest), largest, report)
+        return lambda: self._serve(bundle, graph, _interpolated(cost, best), best, report)
 
     def _serve(
         self,

@@ -6,6 +6,7 @@ import gc
 import logging
 import signal
 import socket
+import sys
 import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
@@ -42,6 +43,7 @@ WILL_NOT_START = (
 )
 BACKLOG = 2048
 GC_ALLOCATIONS = 20_000
+SWITCH_SECONDS = 1e-4
 FINISH_SECONDS = 30
 """How long the last requests may take once no more are accepted."""
 
@@ -137,7 +139,7 @@ class _Serving:
                 await starting
                 loop.add_signal_handler(signal.SIGHUP, self._reload)
                 self._server.config.load()
-                tune_collector()
+                tune_interpreter()
                 self._listener.listen(BACKLOG)  # whoever reads that it is ready may connect at once
                 self._say_ready()
                 await self._server.serve([self._listener])
@@ -193,8 +195,13 @@ class _Serving:
         task.add_done_callback(self._tasks.discard)
 
 
-def tune_collector() -> None:
-    """Leave what the start made alone, and look for garbage less often: a full collection stops every request."""
+def tune_interpreter() -> None:
+    """Keep requests from waiting for the garbage collector, and a graph's thread from waiting for the event loop.
+
+    What the start made is left alone by the collector, which looks less often. A thread that comes back from the graph asks
+    for the interpreter; by default the loop may keep it for 5 ms, in which a session could have run its next batch.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)
