@@ -31,6 +31,11 @@ class FairServer(uvicorn.Server):
     ) -> None:
         super().__init__(config)
         self._counts, self._slot = counts, slot
+        self._acceptors: list[_Acceptor] = []
+
+    def appear(self) -> None:
+        """Tell the others that this process is about to accept: from now on they leave its share to it."""
+        self._count()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Accept from the sockets."""

@@ -141,6 +141,7 @@ class _Serving:
                 self._server.config.load()
                 tune_interpreter()
                 self._listener.listen(BACKLOG)  # whoever reads that it is ready may connect at once
+                self._server.appear()
                 self._say_ready()
                 await self._server.serve([self._listener])
         finally:
