@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.contract.bundle import publish
+from service.contract.publication import publish
 
 IR_VERSION, OPSET = 10, 20
 

@@ -23,9 +23,9 @@ from service.contract.bundle import (
     InvalidBundle,
     check_model_name,
     parse_bundle,
-    publish,
     sha256_of,
 )
+from service.contract.publication import publish
 from service.head import UnsupportedGraph
 
 Array = NDArray[Any]

@@ -4,12 +4,10 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Mapping, Sequence
 
 from service.contract.bundle import Bundle
 from service.contract.prior import PriorBody, resolve_prior
-from service.lane import Lane, LaneStuck
 from service.prior_changes import (
     UNCONDITIONAL,
     Condition,
@@ -19,7 +17,7 @@ from service.prior_changes import (
     replace,
     return_to,
 )
-from service.prior_feed import Feed, FeedStore, StoreState, WorkerReport
+from service.prior_feed import Feed, StoreState, WorkerReport
 from service.priors_in_force import PriorsInForce
 from service.revisions import (
     DEFAULT,
@@ -37,6 +35,7 @@ from service.revisions import (
     check_prior_name,
     parse_prior_reference,
 )
+from service.store_calls import PriorStore, StoreCalls
 
 __all__ = [
     "PriorDoesNotFit",
@@ -53,31 +52,8 @@ __all__ = [
     "parse_prior_reference",
 ]
 
-T = TypeVar("T")
-
 MAX_NAMES = 1000
 """Stored priors a model can have in use: each is a metric series and a line of the list."""
-
-
-class PriorStore(FeedStore, Protocol):
-    """What is needed of a store; every call may block and may raise StoreUnavailable."""
-
-    def write(self, model: str, name: str, decide: Decide, *, by: str, after: int) -> Written:
-        """Store what decide makes of the newest entry, atomically, and return the entry that is newest then.
-
-        Raises StoreUnavailable("behind") when the store has not got change number `after`.
-        """
-
-    def read(self, model: str, name: str, revision: int) -> StoredRevision | None:
-        """One entry of the history."""
-
-    def history(
-        self, model: str, name: str, *, before: int | None, limit: int
-    ) -> list[StoredRevision]:
-        """Entries without their bodies, newest first."""
-
-    def served(self, model: str, name: str) -> list[Served]:
-        """Which revision each worker serves."""
 
 
 def this_worker() -> WorkerReport:
@@ -102,11 +78,8 @@ class Priors(PriorsInForce):
         """Without a store only built-in and inline priors are served. answer_seconds bounds each call to it."""
         super().__init__(cache_bytes=cache_bytes)
         self._store = store
-        self._answer_seconds = answer_seconds
-        self._fetching: dict[tuple[str, str, int], asyncio.Future[StoredRevision | None]] = {}
-        self._reads: Lane | None = None
-        self._writes: Lane | None = None
         self._feed: Feed | None = None
+        self._calls: StoreCalls | None = None
         if store is not None:
             self._feed = Feed(
                 store,
@@ -115,13 +88,13 @@ class Priors(PriorsInForce):
                 prepare=self._prepare,
                 deliver=self._apply,
             )
+            self._calls = StoreCalls(store, self._feed, answer_seconds=answer_seconds)
 
     async def start(self, *, optional: bool = False, seconds: float = 5.0) -> None:
         """Read the store and follow it. Raises StoreUnavailable when that fails, unless the store is optional."""
-        if self._feed is None:
+        if self._feed is None or self._calls is None:
             return
-        self._reads = Lane("prior-reads")
-        self._writes = Lane("prior-writes")
+        self._calls.start()
         error = await self._feed.start(seconds=seconds)
         if error is not None and not optional:
             await self.stop()
@@ -129,9 +102,8 @@ class Priors(PriorsInForce):
 
     async def stop(self) -> None:
         """Stop following; what was read stays in force."""
-        for lane in (self._reads, self._writes):
-            if lane is not None:
-                lane.close()
+        if self._calls is not None:
+            self._calls.stop()
         if self._feed is not None:
             await self._feed.stop(seconds=1.0)
 
@@ -146,7 +118,7 @@ class Priors(PriorsInForce):
         try:
             return self._pinned(bundle, name, at)
         except RevisionNotInMemory:
-            entry = await self._fetch_entry(bundle.name, name, at)
+            entry = await self._need_store().entry(bundle.name, name, at)
         if entry is None or entry.deleted:
             newest = self.newest(bundle.name, name)
             known = f"; it is at revision {newest.revision}" if newest else ""
@@ -224,7 +196,7 @@ class Priors(PriorsInForce):
         newest = self.newest(model, name)
         if newest is not None and newest.revision == revision:
             return newest
-        entry = await self._fetch_entry(model, name, revision)
+        entry = await self._need_store().entry(model, name, revision)
         if entry is None:
             raise UnknownPrior(f"prior '{name}' has no revision {revision}")
         return entry
@@ -233,50 +205,27 @@ class Priors(PriorsInForce):
         self, model: str, name: str, *, before: int | None, limit: int
     ) -> list[StoredRevision]:
         """Entries without their bodies, newest first; empty when there never was such a prior."""
-        store = self._need_store()
-        return await self._run(
-            self._reads, lambda: store.history(model, name, before=before, limit=limit)
+        return await self._need_store().read(
+            lambda store: store.history(model, name, before=before, limit=limit)
         )
 
     async def served(self, model: str, name: str) -> list[Served]:
         """Which revision each worker of each replica serves, as they last told the store."""
-        store = self._need_store()
-        return await self._run(self._reads, lambda: store.served(model, name))
+        return await self._need_store().read(lambda store: store.served(model, name))
 
     # ---- inside
 
-    async def _fetch_entry(self, model: str, name: str, revision: int) -> StoredRevision | None:
-        """Read one entry; requests that want the same one share the reading."""
-        store = self._need_store()
-        key = (model, name, revision)
-        reading = self._fetching.get(key)
-        if reading is None:
-            call = self._run(self._reads, lambda: store.read(model, name, revision))
-            reading = self._fetching[key] = asyncio.ensure_future(call)
-            reading.add_done_callback(lambda _: self._fetching.pop(key, None))
-        entry = await asyncio.shield(reading)
-        if entry is not None and entry.damaged:
-            raise StoreUnavailable(
-                "corrupt", f"revision {revision} of prior '{name}' is damaged in the store"
-            )
-        return entry
-
     async def _write(self, bundle: Bundle, name: str, decide: Decide, by: str) -> Written:
-        store = self._need_store()
+        calls = self._need_store()
         assert self._feed is not None
         feed = self._feed
 
-        def write() -> Written:
+        def write(store: PriorStore) -> Written:
             written = store.write(bundle.name, name, decide, by=by, after=feed.change)
             self._prepare([written.entry])
             return written
 
-        try:
-            written = await self._run(self._writes, write)
-        except StoreUnavailable as error:
-            feed.write_failed(error)
-            raise
-        feed.write_failed(None)
+        written = await calls.write(write)
         self._apply([written.entry])
         return written
 
@@ -284,22 +233,12 @@ class Priors(PriorsInForce):
         if self._feed is not None:
             self._feed.wake()
 
-    async def _run(self, lane: Lane | None, call: Callable[[], T]) -> T:
-        if lane is None or self._feed is None:
-            raise StoreUnavailable("none", "it is not followed yet")
-        self._feed.check_reachable()
-        try:
-            return await lane.run(call, seconds=self._answer_seconds)
-        except LaneStuck as error:
-            effect = "; it may still take effect" if error.started and lane is self._writes else ""
-            raise StoreUnavailable("slow", f"{error}{effect}") from None
-
-    def _need_store(self) -> PriorStore:
-        if self._store is None:
+    def _need_store(self) -> StoreCalls:
+        if self._calls is None:
             raise StoreUnavailable(
                 "none", "no store was given, so only built-in and inline priors can be used"
             )
-        return self._store
+        return self._calls
 
 
 def _check_resolves(bundle: Bundle, body: PriorBody) -> None:

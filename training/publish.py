@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.contract import bundle
+from service.contract.bundle import MODEL_FILE
+from service.contract.publication import publish as publish_folder
 from training.data.dataset import Dataset, Split
 from training.data.feed import graph_inputs, in_order
 from training.export import INPUT, OUTPUT, check_agreement, export
@@ -43,7 +44,7 @@ def publish(
     document = report(ready, calibration=calibration, logits=logits, scores=scores, samples=samples)
 
     def write_files(folder: Path) -> None:
-        file = folder / bundle.MODEL_FILE
+        file = folder / MODEL_FILE
         example = next(in_order(ready.data, rows, device=CPU))
         export(network, example, file, vocabulary=ready.data.vocabulary)
         check_agreement(
@@ -52,7 +53,7 @@ def publish(
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")
 
-    return bundle.publish(
+    return publish_folder(
         models,
         recipe.name,
         fields=manifest_fields(recipe, ready, calibration=calibration, scores=scores),

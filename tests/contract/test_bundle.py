@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from service.contract import bundle
+from service.contract import bundle, publication
 from service.contract.bundle import (
     InvalidBundle,
     check_model_name,
@@ -12,10 +12,10 @@ from service.contract.bundle import (
     inside,
     load_bundle,
     parse_bundle,
-    publish,
     sha256_of,
     versions,
 )
+from service.contract.publication import publish
 
 TENSOR = {"name": "x", "kind": "tensor", "shape": [None, 4], "dtype": "float32"}
 IMAGE = {
@@ -87,7 +87,7 @@ def test_a_stray_file_with_the_next_number_is_stepped_over(tmp_path):
 
 
 def test_a_version_that_somebody_else_publishes_meanwhile_is_stepped_over(tmp_path, monkeypatch):
-    real = bundle._sync
+    real = publication._sync
     others = iter([True])
 
     def sync_while_another_publishes(staging, payload):
@@ -95,7 +95,7 @@ def test_a_version_that_somebody_else_publishes_meanwhile_is_stepped_over(tmp_pa
         if next(others, False):
             published(tmp_path)
 
-    monkeypatch.setattr(bundle, "_sync", sync_while_another_publishes)
+    monkeypatch.setattr(publication, "_sync", sync_while_another_publishes)
     folder = published(tmp_path)
     assert folder.name == "2"
     assert load_bundle(folder).version == 2
@@ -106,7 +106,7 @@ def test_a_rename_that_fails_for_another_reason_is_told(tmp_path, monkeypatch):
     def refuse(staging, payload):
         (tmp_path / "pets").rename(tmp_path / "moved")
 
-    monkeypatch.setattr(bundle, "_sync", refuse)
+    monkeypatch.setattr(publication, "_sync", refuse)
     with pytest.raises(FileNotFoundError):
         published(tmp_path)
 

@@ -7,7 +7,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from service.contract.bundle import publish
+from service.contract.publication import publish
 
 FEATURES, CLASSES = 6, 5
 COUNTS = [1000, 300, 80, 20, 4]
