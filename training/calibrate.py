@@ -65,6 +65,32 @@ def fit_temperature(
     return float(1 / brentq(slope, low, high, xtol=1e-6))
 
 
+def fit_divided_share(
+    logits: ArrayLike, labels: NDArray[np.integer], *, log_label_frequencies: ArrayLike
+) -> float:
+    """The loss_tau in 0 … 1 under which these validation logits [n, C] are likeliest, with a temperature of their own.
+
+    For a classifier whose source prior no rule gives: the share s of the label frequencies pi that it has divided out,
+    by the NLL of softmax(f / T + log pi_val - (1 - s) log pi), which is convex in (1 / T, s).
+    """
+    f = np.asarray(logits, np.float64)
+    f = f - f.max(axis=1, keepdims=True)
+    log_pi = np.asarray(log_label_frequencies, np.float64)
+    offset = log_validation_prior_of(labels, f.shape[1]) - log_pi
+    rows = np.arange(len(f))
+    own = np.array([f[rows, labels].mean(), log_pi[labels].mean()])
+
+    def nll(parameters: Vector) -> tuple[float, Vector]:
+        log_p = log_softmax(f * parameters[0] + offset + parameters[1] * log_pi)
+        p = np.exp(log_p)
+        expected = np.array([np.einsum("nc,nc->n", p, f).mean(), (p @ log_pi).mean()])
+        return float(-log_p[rows, labels].mean()), expected - own
+
+    bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), (0.0, 1.0)]
+    result = minimize(nll, np.array([1.0, 0.5]), jac=True, method="L-BFGS-B", bounds=bounds)
+    return float(result.x[1])
+
+
 @dataclass(frozen=True)
 class BiasCorrected:
     """Temperature with a bias per class: calibrated logits are f / temperature + bias (BCTS)."""

@@ -19,10 +19,10 @@ from training.outcomes import Outcome, Part
 from training.prepare import Prepared, identity, prepare, prepare_data
 from training.processes import Processes
 from training.recipe import fit_network
-from training.settings import Recipe
+from training.settings import FREE, Recipe
 
 KEEP_FEATURES = frozenset(m.run for m in METHODS if m.afterwards in ON_FEATURES)
-FREE_SETTINGS = ("name", "description", "recipe", "seed", "publish_tau")
+FREE_SETTINGS = ("seed", *FREE)
 
 
 def compare(

@@ -4,38 +4,29 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from training.faults import WrongUse
-
-if TYPE_CHECKING:  # importing it takes torch, and --help should not wait for torch
-    from training.settings import Recipe
+from training.flags import add_run_flags, recipe_of
 
 
-def add_verb(
-    add_verb: Callable[..., argparse.ArgumentParser],
-    *,
-    add_flags: Callable[[argparse.ArgumentParser], None],
-    recipe_of: Callable[[argparse.Namespace], "Recipe"],
-) -> None:
-    """Declare the verb. add_flags declares what shapes a run; recipe_of makes a recipe of those flags."""
+def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare the verb; add_verb takes a name, a text and what runs."""
     parser = add_verb(
         "compare",
         "Methods x seeds on one data set: the paper's table and figures. The same command goes on after an interruption.",
-        lambda options: _compare(options, recipe_of),
+        _compare,
     )
     parser.add_argument("--methods", default="all", help="all, or names with commas (default all)")
     parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, … (default 5)")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and report")
-    add_flags(parser)
+    add_run_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument("--threads", type=int, help="of the CPU (default: torch decides)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def _compare(
-    options: argparse.Namespace, recipe_of: Callable[[argparse.Namespace], "Recipe"]
-) -> dict[str, Any]:
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from training.compare import compare

@@ -10,7 +10,13 @@ from scipy import stats
 
 from service.contract.adjustment import Vector, adjust_logits
 from service.contract.scores import target_weights
-from training.calibrate import TAU_GRID, choose_tau, fit_temperature, log_validation_prior_of
+from training.calibrate import (
+    TAU_GRID,
+    choose_tau,
+    fit_divided_share,
+    fit_temperature,
+    log_validation_prior_of,
+)
 from training.comparison_curves import curves_of
 from training.evaluate import score_adjusted
 from training.methods import Method
@@ -198,11 +204,19 @@ def _of_logits(outcome: Outcome, *, tau: float) -> Answer:
 
 
 def _of_layer(outcome: Outcome, layer: LastLayer, *, balanced: bool = False) -> Answer:
-    """Of a changed last layer, which decides by its own logits; balanced: it was trained under a uniform prior."""
+    """Of a changed last layer, which decides by its own logits.
+
+    balanced: it was trained under a uniform prior; else what it has divided out is measured, as `fit` does.
+    """
     assert outcome.test.features is not None
     val = outcome.val
     val_logits = None if val is None or val.features is None else layer.logits(val.features)
-    source = np.zeros(len(layer.bias)) if balanced else outcome.log_source_prior
+    share = 1.0
+    if not balanced and val is not None and val_logits is not None:
+        share = fit_divided_share(
+            val_logits, val.labels, log_label_frequencies=outcome.log_source_prior
+        )
+    source = (1 - share) * outcome.log_source_prior
     return Answer(layer.logits(outcome.test.features), val_logits, source, 0.0)
 
 

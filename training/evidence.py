@@ -1,4 +1,4 @@
-"""The verbs of the `training` command that show evidence: `synthetic` and `estimate`."""
+"""The verbs of the `training` command that show evidence: `evaluate`, `synthetic` and `estimate`."""
 
 import argparse
 from collections.abc import Callable
@@ -14,6 +14,7 @@ AddVerb = Callable[..., argparse.ArgumentParser]
 
 def add_verbs(add_verb: AddVerb) -> None:
     """Declare the verbs; add_verb takes a name, a text and what runs."""
+    _add_evaluate(add_verb)
     synthetic = add_verb(
         "synthetic", "The paper's synthetic experiment (Fig. 2), analytic errors.", _synthetic
     )
@@ -35,6 +36,37 @@ def add_verbs(add_verb: AddVerb) -> None:
         help="labelled data; its val split calibrates (default --data)",
     )
     estimate.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
+
+
+def _add_evaluate(add_verb: AddVerb) -> None:
+    parser = add_verb("evaluate", "Score a published model through onnxruntime.", _evaluate)
+    parser.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="what to score it on")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="default test"
+    )
+    parser.add_argument("--tau", type=float, help="default: the model's default_tau")
+    parser.add_argument(
+        "--target",
+        default="uniform",
+        help="uniform, training, FILE.json, forward-K or backward-K (default uniform)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the CPU (default: onnxruntime decides)"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    from training.published import evaluate
+
+    return evaluate(
+        options.model,
+        options.data,
+        split=options.split,
+        tau=options.tau,
+        target=options.target,
+        threads=options.threads,
+    )
 
 
 def _synthetic(options: argparse.Namespace) -> dict[str, Any]:

@@ -68,8 +68,7 @@ def manifest_fields(
     data = ready.data
     tau = calibration.tau if recipe.publish_tau == "chosen" else 1.0
     return {
-        "description": recipe.description
-        or f"{recipe.network} trained with {recipe.loss} on {recipe.data}",
+        "description": recipe.description or _description(recipe),
         "class_names": list(data.class_names),
         "class_counts": [int(count) for count in data.class_counts],
         "loss_tau": ready.recorded.loss_tau,
@@ -115,6 +114,11 @@ def input_fields(data: Dataset) -> dict[str, Any]:
         return {"name": INPUT, "kind": "text", "shape": [None], "dtype": "string"}
     shape = np.asarray(data.train.inputs[:1]).shape[1:]
     return {"name": INPUT, "kind": "tensor", "shape": [None, *shape], "dtype": "float32"}
+
+
+def _description(recipe: Recipe) -> str:
+    then = "" if recipe.afterwards == "nothing" else f", then {recipe.afterwards}"
+    return f"{recipe.network} trained with {recipe.loss} on {recipe.data}{then}"
 
 
 def _settings(recipe: Recipe) -> dict[str, Any]:

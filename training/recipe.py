@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from training.afterwards import change_last_layer, check_afterwards
 from training.checkpoint import CheckpointFile
 from training.data.feed import Place, make_feed
 from training.evaluate import score
@@ -41,12 +42,16 @@ def run(
     """Train, calibrate, score, export, check and publish. Returns the contract's object (section 7)."""
     started = time.monotonic()
     ready = prepare(recipe, in_memory=running.in_memory, part=processes.part)
+    check_afterwards(recipe, ready, make_network(recipe, ready))
     keeping = with_checkpoint(keeping, recipe, ready, running.runs)
     network = fit_network(
         recipe, ready, keeping=keeping, processes=processes, workers=running.workers
     )
     if not processes.first:
         return {}
+    changed = change_last_layer(recipe, ready, network, device=processes.device)
+    network, ready = changed.network, replace(ready, recorded=changed.recorded)
+    recipe = replace(recipe, norm_tau=changed.norm_tau)
     splits = {"val": ready.data.val, "test": ready.data.test}
     logits = {
         name: logits_of(network, ready.data, split, device=processes.device)
@@ -72,6 +77,11 @@ def run(
         "loss": recipe.loss,
         "loss_tau": ready.recorded.loss_tau,
         "source_prior": ready.recorded.source_prior,
+        "last_layer": {
+            "afterwards": recipe.afterwards,
+            "norm_tau": changed.norm_tau,
+            "validation_curve": [list(point) for point in changed.curve],
+        },
         "temperature": calibration.temperature,
         "tau": calibration.tau_object(),
         "validation": scores.get("val"),

@@ -16,8 +16,10 @@ FREE = (
     "name",
     "recipe",
     "description",
+    "afterwards",
+    "norm_tau",
     "publish_tau",
-)  # settings that do not change what is learnt
+)  # settings that do not change what the network learns
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Recipe:
     augment: str = "none"
     pad: int = 4
     precision: str = "fp32"
+    afterwards: str = "nothing"
+    norm_tau: float | None = None
     publish_tau: str = "one"
 
     def __post_init__(self) -> None:

@@ -18,10 +18,19 @@ def table(result: Mapping[str, Any]) -> str:
         return text_table(result)
     if "methods" in result:
         return _estimate_table(result)
+    return _score_table(result)
+
+
+def _score_table(result: Mapping[str, Any]) -> str:
     lines: list[str] = []
     if "temperature" in result:
         lines.append(
             f"temperature {result['temperature']:.3f}, tau {result['tau']['chosen']:g}, {result['seconds']:.0f} s"
+        )
+    norm_tau = result.get("last_layer", {}).get("norm_tau")
+    if norm_tau is not None:
+        lines.append(
+            f"weights normalised at tau {norm_tau:g}: loss_tau {result['loss_tau']:.2f}, approximate"
         )
     scores = {name: result[name] for name in ("validation", "test") if result.get(name)}
     if "balanced_error" in result:
