@@ -74,12 +74,16 @@ class Server:
 
 @contextlib.contextmanager
 def starting(
-    models: Path, *, environment: dict[str, str] | None = None, **settings: object
+    models: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    program: tuple[str, ...] = ("service",),
+    **settings: object,
 ) -> Iterator[Server]:
     """The process as soon as it is started; killed at the end if it still runs.
 
     settings are flags: drain_seconds=1 is --drain-seconds 1, store_optional=True is --store-optional. Without a port it takes
-    a free one, without a store a new one.
+    a free one, without a store a new one. program is what stands after `python -m`.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PRIORDIAL_")}
     with tempfile.TemporaryDirectory(prefix="priordial-test-") as folder:
@@ -92,7 +96,7 @@ def starting(
             **settings,
         }
         server = Server(
-            [sys.executable, "-m", "service", "serve", *_flags(given)],
+            [sys.executable, "-m", *program, "serve", *_flags(given)],
             {**inherited, "TMPDIR": folder, **(environment or {})},
         )
         try:
@@ -105,10 +109,14 @@ def starting(
 
 @contextlib.contextmanager
 def running(
-    models: Path, *, environment: dict[str, str] | None = None, **settings: object
+    models: Path,
+    *,
+    environment: dict[str, str] | None = None,
+    program: tuple[str, ...] = ("service",),
+    **settings: object,
 ) -> Iterator[Server]:
     """The process once it is ready, with its `url`. See `starting`."""
-    with starting(models, environment=environment, **settings) as server:
+    with starting(models, environment=environment, program=program, **settings) as server:
         server.url = server.wait_for(READY)[1]
         yield server
 

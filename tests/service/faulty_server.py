@@ -1,0 +1,89 @@
+"""`python -m service` with a fault in every stage of a request: raise, hang or nan. For tests; it is no part of the service.
+
+    python -m tests.service.faulty_server raise serve --models …
+
+A stage goes wrong for those requests only that carry its mark: a tau, a prior's name, a request id, a model's name or bytes.
+"""
+
+import dataclasses
+import functools
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from service import __main__, batcher, images
+from service.api import predict
+from service.batcher import Batcher
+from service.graph import Graph
+from service.metrics import Metrics, ModelMetrics
+from service.priors import Priors
+from service.request_log import RequestLog
+
+BUILD, RUN, SLICE, ENCODE, LOOP = 6.125, 6.25, 6.5, 6.75, 7.0
+"""Marks that are taus."""
+BODY, IMAGE = b"guilty body", b"guilty image"
+PRIOR, COUNTED, LOGGED, UNRECORDED = "guilty", "guilty-counted", "guilty-logged", "unrecorded"
+
+
+class Injected(Exception):
+    """The fault."""
+
+
+def main() -> int:
+    how = sys.argv[1]
+    for owner, name, is_guilty, as_nan in STAGES.values():
+        _break(owner, name, is_guilty, how, as_nan)
+    return __main__.main(sys.argv[2:])
+
+
+def _break(owner: Any, name: str, is_guilty: Callable[..., bool], how: str, as_nan: Any) -> None:
+    whole = getattr(owner, name)
+
+    @functools.wraps(whole)
+    def broken(*arguments: Any, **more: Any) -> Any:
+        if not is_guilty(*arguments, **more):
+            return whole(*arguments, **more)
+        if how == "raise":
+            raise Injected(name)
+        if how == "hang":
+            threading.Event().wait()
+        result = whole(*arguments, **more)
+        return result if as_nan is None else as_nan(result)
+
+    setattr(owner, name, broken)
+
+
+def _has(taus: Any, mark: float) -> bool:
+    return any(bool(np.any(np.asarray(each) == np.float32(mark))) for each in taus)
+
+
+def _nan_instances(document: dict[str, Any]) -> dict[str, Any]:
+    document["instances"][0][0] = float("nan")
+    return document
+
+
+def _nan_offset(revision: Any) -> Any:
+    offset = np.full_like(revision.offset, np.nan)
+    return dataclasses.replace(revision, offset=offset, key="nan")
+
+
+STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
+    "decode body": (predict, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
+    "decode image": (images, "image_array", lambda encoded, *_: IMAGE in encoded[0], None),
+    "prior lookup": (Priors, "select", lambda _self, _bundle, name, **_: name == PRIOR, _nan_offset),
+    "build batch": (batcher, "_by_row", lambda values, *_: _has(values, BUILD),
+                    lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column)),
+    "run session": (Graph, "run", lambda *_, tau, **__: _has([tau], RUN), None),
+    "slice": (batcher, "_scored", lambda entry: _has([entry.work.tau], SLICE), None),
+    "encode": (predict, "encode", lambda result: result.tau == ENCODE, None),
+    "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
+    "record request": (Metrics, "request", lambda *arguments: COUNTED in arguments, None),
+    "log": (RequestLog, "__call__", lambda _self, line: line["request_id"] == LOGGED, None),
+    "batching loop": (Batcher, "_take", lambda self: any(_has([p.entry.work.tau], LOOP) for p in self._queue), None),
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())
