@@ -106,6 +106,10 @@ class Service:
         """Whether models and priors are there."""
         return self.start_done.is_set()
 
+    def drain(self) -> None:
+        """Not ready from now on, and each answer closes its connection, so that clients go elsewhere."""
+        self.draining = self.asgi.draining = True
+
     async def start(self) -> None:
         """Read priors, load and warm every model. Raises StoreUnavailable or NothingToServe."""
         await self.priors.start(optional=self.settings.store_optional)
@@ -238,6 +242,7 @@ class Service:
         common: dict[str, Any] = {
             "metrics": self.metrics,
             "max_body_bytes": settings.max_body_mib * 2**20,
+            "read_seconds": settings.read_seconds,
             "log_request": self.request_log,
         }
         return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)

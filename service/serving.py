@@ -28,6 +28,7 @@ from service.prior_store import InvalidStoreUrl
 from service.priors import StoreUnavailable
 from service.run_folder import RunFolder
 from service.settings import Settings
+from service.slow_clients import SlowClients
 from service.stderr import refuse
 
 logger = logging.getLogger(__name__)
@@ -122,6 +123,10 @@ class _Serving:
             counts = ConnectionCounts(run_folder.root, settings.workers)
             self._server = FairServer(config, counts, place.slot)
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
+        self._slow_clients = SlowClients(
+            lambda: self._server.server_state.connections,
+            seconds=settings.read_seconds,
+        )
         self._tasks: set[asyncio.Task[None]] = set()
         self._times_told = 0
 
@@ -143,6 +148,7 @@ class _Serving:
                 self._listener.listen(BACKLOG)  # whoever reads that it is ready may connect at once
                 self._server.appear()
                 self._say_ready()
+                self._slow_clients.start()
                 await self._server.serve([self._listener])
         finally:
             await self._service.stop()
@@ -162,7 +168,7 @@ class _Serving:
         if not self._service.started:
             self._stop_starting()
         elif self._times_told == 1:
-            self._service.draining = True
+            self._service.drain()
             self._soon(self._drain())
         else:
             self._server.should_exit = True
@@ -170,7 +176,7 @@ class _Serving:
 
     def _leave_now(self) -> None:
         logger.error("the supervisor is gone")
-        self._service.draining = True
+        self._service.drain()
         self._times_told = max(self._times_told, 1)
         self._leave()
 

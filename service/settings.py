@@ -64,6 +64,9 @@ class Settings:
     timeout_ms: int = _setting(
         30_000, "deadline of a request that sets none", low=1, high=86_400_000
     )
+    read_seconds: float = _setting(
+        60.0, "a request that has not come whole after this long is refused", low=0.1, high=86_400
+    )
     hang_seconds: float = _setting(
         60.0,
         "a graph call, or other work, that takes longer ends the process",

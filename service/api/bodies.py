@@ -1,5 +1,6 @@
-"""The body of a request: read within its limit, and inflated within it."""
+"""The body of a request: read within its limits of size and time, and inflated within the first."""
 
+import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
@@ -16,11 +17,24 @@ class ClientLeft(Exception):
     """The connection closed before the request was whole."""
 
 
-async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -> bytes | bytearray:
-    """The whole body. Raises Problem when it is larger than the limit, before it is read where that is known."""
+async def read_body(
+    headers: dict[bytes, bytes], receive: Receive, limit: int, *, seconds: float
+) -> bytes | bytearray:
+    """The whole body. Raises ClientLeft, and Problem when it takes longer than `seconds` or is larger than the limit.
+
+    A length that is declared is looked at before anything is read. Must run in a task.
+    """
     declared = headers.get(b"content-length")
     if declared is not None and declared.isdigit() and int(declared) > limit:
         raise Problem("too-large", f"the body has {int(declared)} bytes; at most {limit} are taken")
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read(receive, limit)
+    except TimeoutError:
+        raise _too_slow(seconds) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes | bytearray:
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientLeft
@@ -42,15 +56,33 @@ async def read_body(headers: dict[bytes, bytes], receive: Receive, limit: int) -
     return body
 
 
-def limited(declared: bytes, receive: Receive, limit: int) -> Receive:
-    """`receive` that raises Problem when more than the limit comes. declared: the Content-Length, or empty."""
+def _too_slow(seconds: float) -> Problem:
+    return Problem(
+        "too-slow",
+        f"the body was not there within {seconds:g} s",
+        headers={"Connection": "close"},  # the rest of it may still come
+    )
+
+
+def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) -> Receive:
+    """`receive` that raises Problem when more than the limit comes, or not all of it in time, from now on.
+
+    declared: the Content-Length, or empty.
+    """
     taken, seen = int(declared) if declared.isdigit() else 0, 0
+    deadline: float | None = asyncio.get_running_loop().time() + seconds
 
     async def within() -> Message:
-        nonlocal seen
+        nonlocal seen, deadline
         if taken > limit:
             raise Problem("too-large", f"the body has {taken} bytes; at most {limit} are taken")
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(deadline):
+                message = await receive()
+        except TimeoutError:
+            raise _too_slow(seconds) from None
+        if not message.get("more_body", False):
+            deadline = None  # from here on the application waits for the client to leave
         seen += len(message.get("body", b""))
         if seen > limit:
             raise Problem(

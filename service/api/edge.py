@@ -1,5 +1,6 @@
 """The outermost ASGI application: hot routes go to their lane, the rest to FastAPI, every request counted and logged."""
 
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from service.api.bodies import Message, Receive, limited
 from service.api.hot import HotLane, Match, hot_request, request_id_of
 from service.metrics import Metrics
+
+logger = logging.getLogger(__name__)
 
 Scope = Message
 Send = Callable[[Message], Awaitable[None]]
@@ -23,11 +26,15 @@ class Edge:
         lane: HotLane,
         metrics: Metrics,
         max_body_bytes: int,
+        read_seconds: float,
         log_request: Callable[[dict[str, Any]], None],
     ) -> None:
         self.lane = lane
+        self.draining = False
+        """Whether each answer tells its client to take another connection for the next request."""
         self._app, self._metrics = app, metrics
-        self._max_body_bytes, self._log_request = max_body_bytes, log_request
+        self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
+        self._log_request = log_request
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI entry."""
@@ -60,6 +67,7 @@ class Edge:
             (b"content-type", found.content_type),
             (b"content-length", b"%d" % len(found.body)),
             (b"x-request-id", found.request_id),
+            *self._closing(),
         ]
         await send({"type": "http.response.start", "status": found.status, "headers": headers})
         await send({"type": "http.response.body", "body": found.body})
@@ -70,7 +78,8 @@ class Edge:
         request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 500
-        within = limited(headers.get(b"content-length", b""), receive, self._max_body_bytes)
+        declared = headers.get(b"content-length", b"")
+        within = limited(declared, receive, self._max_body_bytes, seconds=self._read_seconds)
 
         async def wrapped(message: Message) -> None:
             nonlocal status
@@ -79,24 +88,45 @@ class Edge:
                 message["headers"] = [
                     *message["headers"],
                     (b"x-request-id", request_id.encode("latin-1")),
+                    *self._closing(),
                 ]
             if not message.get("more_body", False) and message["type"] == "http.response.body":
-                route = getattr(scope.get("route"), "path", "other")
-                self._metrics.request(route, status, begun, request_id)
+                self._count(scope, status, begun, request_id)
             await send(message)
 
         try:
             await self._app(scope, within, wrapped)
         finally:
-            log = {
-                "request_id": request_id,
-                "method": scope["method"][:20],
-                "route": getattr(scope.get("route"), "path", "other"),
-            }
-            if "by" in scope["state"]:
-                log["key"] = scope["state"]["by"]
-            log["status"], log["seconds"] = status, time.perf_counter() - begun
+            self._log(scope, status, begun, request_id)
+
+    def _closing(self) -> list[tuple[bytes, bytes]]:
+        return [(b"connection", b"close")] if self.draining else []
+
+    def _count(self, scope: Scope, status: int, begun: float, request_id: str) -> None:
+        try:
+            self._metrics.request(_template(scope), status, begun, request_id)
+        except Exception:
+            logger.exception("request %s could not be counted", request_id)
+
+    def _log(self, scope: Scope, status: int, begun: float, request_id: str) -> None:
+        log = {
+            "request_id": request_id,
+            "method": scope["method"][:20],
+            "route": _template(scope),
+            "status": status,
+            "seconds": time.perf_counter() - begun,
+        }
+        if "by" in scope["state"]:
+            log["key"] = scope["state"]["by"]
+        try:
             self._log_request(log)
+        except Exception:
+            logger.exception("request %s could not be logged", request_id)
+
+
+def _template(scope: Scope) -> str:
+    template: str = getattr(scope.get("route"), "path", "other")
+    return template
 
 
 def _abandoned(receive: Receive) -> Callable[[], bool] | None:

@@ -19,6 +19,7 @@ TITLES = {
     "unknown-prior": (404, "No such prior"),
     "method-not-allowed": (405, "The method is not allowed here"),
     "not-acceptable": (406, "None of the accepted media types can be given"),
+    "too-slow": (408, "The request did not come in time"),
     "conflict": (409, "The request conflicts with what is there"),
     "unknown-label-frequencies": (409, "The label frequencies are unknown"),
     "prior-does-not-fit": (409, "The prior belongs to another class list"),

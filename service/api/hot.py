@@ -92,10 +92,12 @@ class HotLane:
         metrics: Metrics,
         access: Access,
         max_body_bytes: int,
+        read_seconds: float,
         log_request: Callable[[dict[str, Any]], None],
     ) -> None:
         self._routes, self._metrics, self._access = routes, metrics, access
-        self._max_body_bytes, self._log_request = max_body_bytes, log_request
+        self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
+        self._log_request = log_request
         self._matched: dict[str, Match] = {}
 
     def match(self, path: str) -> Match | None:
@@ -128,7 +130,9 @@ class HotLane:
             _check_accept(request.headers)
             log["key"] = self._access.check(request.raw_headers, "predict")
             if receive is not None:
-                request.body = await read_body(request.headers, receive, self._max_body_bytes)
+                request.body = await read_body(
+                    request.headers, receive, self._max_body_bytes, seconds=self._read_seconds
+                )
             if b"content-encoding" in request.headers:
                 encoding = request.headers[b"content-encoding"]
                 request.body = await asyncio.to_thread(
@@ -160,10 +164,18 @@ class HotLane:
         )
 
     def _count(self, route: HotRoute, status: int, request: HotRequest) -> None:
+        """Record a request that has its answer; what cannot be recorded costs nobody an answer."""
         log = request.log
-        seconds = self._metrics.request(route.template, status, request.begun, request.request_id)
-        log["status"], log["seconds"] = status, seconds
-        self._log_request(log)
+        try:
+            seconds = self._metrics.request(
+                route.template, status, request.begun, request.request_id
+            )
+            log["status"], log["seconds"] = status, seconds
+            self._log_request(log)
+        except Exception:
+            logger.exception(
+                "request %s was answered and could not be recorded", request.request_id
+            )
 
 
 def hot_request(

@@ -143,6 +143,7 @@ class HotProtocol(HttpToolsProtocol):
             logger.error("answering a request failed", exc_info=error)
             response = _FAILED
         cycle.response_complete = True
+        cycle.keep_alive = cycle.keep_alive and not self.app.draining
         if cycle.disconnected or self.transport.is_closing():
             return
         if response is not None:
