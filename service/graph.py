@@ -215,6 +215,7 @@ def open_graph(
             f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
         )
     _check_inputs(session, bundle, folder)
+    _check_columns(session, bundle)
     bound = device != "cpu" if bound is None else bound
     bindable = bundle.input.dtype != "string"  # strings stay on the host
     return Graph(session, bundle, device=device, bound=bound and bindable)
@@ -321,6 +322,14 @@ def measure(
                 )
         found[rows] = min(times[1:])
     return found
+
+
+def _check_columns(session: ort.InferenceSession, bundle: Bundle) -> None:
+    """Refuse another number of classes where the graph itself tells it; where it does not, `measure` sees it."""
+    (shape,) = [item.shape for item in session.get_outputs() if item.name == head.LOGITS]
+    columns, classes = shape[-1] if shape else None, len(bundle.class_names)
+    if isinstance(columns, int) and columns != classes:
+        raise UnusableModel(f"the graph has {columns} classes; class_names has {classes}")
 
 
 def _check_inputs(session: ort.InferenceSession, bundle: Bundle, folder: Path) -> None:

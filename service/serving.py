@@ -135,6 +135,7 @@ class _Serving:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._leave)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
         starting = loop.create_task(self._service.start())
         self._stop_starting = starting.cancel
         if self._link is not None:
@@ -142,7 +143,6 @@ class _Serving:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
-                loop.add_signal_handler(signal.SIGHUP, self._reload)
                 self._server.config.load()
                 tune_interpreter()
                 self._listener.listen(BACKLOG)  # whoever reads that it is ready may connect at once
@@ -194,7 +194,13 @@ class _Serving:
         await (repository.load_here(model) if verb == "load" else repository.unload_here(model))
 
     def _reload(self) -> None:
-        self._soon(self._service.repository.load_all())
+        self._soon(self._load_all())
+
+    async def _load_all(self) -> None:
+        await (
+            self._service.start_done.wait()
+        )  # what the start has passed over by now is looked for again
+        await self._service.repository.load_all()
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)
