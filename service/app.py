@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -305,6 +306,8 @@ class Service:
             yield "priordial_model_info", {**labels, "provider": model.graph.provider}, 1.0
 
 
+_MEASURING = threading.Lock()
+"""Models are loaded side by side; two that are measured at once would slow each other down, and look dearer than they are."""
 FREE_SIZES = (1, 8, 32, 224)
 """What a dimension that a model leaves free is warmed up at: the first that the graph takes."""
 
@@ -315,7 +318,8 @@ def _measured(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> dict[int
     for free in FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]:
         try:
             example = example_input(bundle.input, free=free)
-            return graphs.measure(graph, example, len(bundle.class_names), sizes)
+            with _MEASURING:
+                return graphs.measure(graph, example, len(bundle.class_names), sizes)
         except graphs.UnusableModel as error:
             first = first or error
     assert first is not None

@@ -154,6 +154,7 @@ class Repository:
             await asyncio.gather(*(self._refresh(name) for name in names))
             for name in set(self._loaded) - set(names):
                 self._swap(name, {})
+        await asyncio.to_thread(_return_memory)
 
     async def load(self, name: str) -> None:
         """load_here, in every worker. Raises OtherWorkerFailed too."""
