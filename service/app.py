@@ -185,10 +185,11 @@ class Service:
 
         def on_batch(facts: BatchFacts) -> None:
             counted.batch(facts)
-            if facts.outputs.logits is None:
-                recent.pass_over(facts.rows)
+            answered, logits = facts.answered, facts.outputs.logits
+            if logits is None:
+                recent.pass_over(facts.rows if answered is None else int(answered.sum()))
             else:
-                recent.add(facts.outputs.logits)
+                recent.add(logits if answered is None else logits[answered])
 
         batcher = Batcher(
             graph.run,

@@ -87,6 +87,8 @@ class Work(NamedTuple):
     full: bool = False
     deadline: float = float("inf")
     is_abandoned: Callable[[], bool] | None = None
+    is_traffic: bool = True
+    """False: an exploration, which is not counted among the answers."""
 
 
 class Scored(NamedTuple):
@@ -105,6 +107,8 @@ class BatchFacts(NamedTuple):
     outputs: GraphOutputs
     rows: int
     seconds: float
+    answered: NDArray[np.bool_] | None = None
+    """[rows] which of them answer traffic: not those of a refused request, nor of an exploration. None: all."""
 
 
 class _Entry:
@@ -171,6 +175,8 @@ class Batcher:
         self._queue: deque[_Piece] = deque()
         self.queued_rows = 0
         self._queued_bytes = 0
+        self._explorations = 0
+        """Queued and running requests that are no traffic."""
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._in_flight: list[_Piece] = []
@@ -204,6 +210,7 @@ class Batcher:
         entry = _Entry(work, Waiting(loop=self._loop), -(-rows // limit), now, size // rows)
         for start in range(0, rows, limit):
             self._queue.append(_Piece(entry, start, min(limit, rows - start)))
+        self._explorations += not work.is_traffic
         self.queued_rows += rows
         self._queued_bytes += entry.bytes_per_row * rows
         if not self._scheduled:
@@ -301,6 +308,7 @@ class Batcher:
             self._set_idle()
 
     def _deliver_all(self, outcomes: list[_Outcome], seconds: float) -> None:
+        explorations = self._explorations  # those of this batch are settled before it is counted
         for pieces, result in outcomes:
             bad = _nan_rows(result) if isinstance(result, GraphOutputs) else None
             start = 0
@@ -308,7 +316,10 @@ class Batcher:
                 self._deliver(piece, result, start, seconds, bad)
                 start += piece.rows
             if isinstance(result, GraphOutputs):
-                self._count(BatchFacts(result, start, seconds))
+                answered = None
+                if bad is not None or explorations:
+                    answered = _answered(pieces, bad)
+                self._count(BatchFacts(result, start, seconds, answered))
 
     def _count(self, facts: BatchFacts) -> None:
         """Record a batch; what cannot be recorded costs nobody an answer."""
@@ -353,6 +364,7 @@ class Batcher:
         entry = piece.entry
         entry.pieces_left -= 1
         if entry.pieces_left == 0:
+            self._explorations -= not entry.work.is_traffic
             for slot in entry.work.held_slots:
                 self._table.release(slot)
 
@@ -523,6 +535,16 @@ def _nan_rows(outputs: GraphOutputs) -> NDArray[np.bool_] | None:
     bad: NDArray[np.bool_] = np.isnan(outputs.top_probability[:, 0])
     bad |= np.isnan(outputs.unadjusted_probability)
     return bad if bad.any() else None
+
+
+def _answered(pieces: list[_Piece], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """See BatchFacts; what a request has in this batch is refused as a whole when one of its rows is bad."""
+    flags: list[bool] = []
+    for piece in pieces:
+        start = len(flags)
+        refused = bad is not None and bool(bad[start : start + piece.rows].any())
+        flags += [piece.entry.work.is_traffic and not refused] * piece.rows
+    return None if all(flags) else np.array(flags)
 
 
 def _rows_of(value: Any, rows: slice) -> Any:

@@ -55,8 +55,9 @@ class Classifier:
         hard_deadline: bool = False,
         is_abandoned: Callable[[], bool] | None = None,
         full: bool = False,
+        is_traffic: bool = True,
     ) -> Classification:
-        """Score inputs [n, …]. With `full`, all logits and probabilities come too.
+        """Score inputs [n, …]. With `full`, all logits and probabilities come too; what is no traffic is not counted as answers.
 
         deadline is a time of time.monotonic(), looked at when rows are queued and when they are scored; a hard one
         ends the wait even while the graph runs. Raises the errors of the parameters, of the prior and of the batcher.
@@ -68,7 +69,7 @@ class Classifier:
         check_adjustable(bundle, revision, tau)
         slot = model.table.acquire(revision.key, revision.offset)
         full = full or top_k > MAX_GRAPH_TOP_K
-        work = Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_abandoned)
+        work = Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_abandoned, is_traffic)
         scored = await submit(model, work, hard_deadline=hard_deadline)
         return Classification(
             bundle, tau, revision, top_k, scored, warnings_of(bundle, revision, tau)

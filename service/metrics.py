@@ -103,14 +103,11 @@ class ModelMetrics:
         self._tally, self._by_model = tally, by_model
 
     def batch(self, facts: BatchFacts) -> None:
-        """Count one graph call; rows that came out as NaN were answered with an error and do not count."""
+        """Count one graph call; of its rows only those that answer traffic count as predictions."""
         outputs = facts.outputs
         adjusted, unadjusted = outputs.top_index[:, 0], outputs.unadjusted_index
-        if np.isnan(outputs.top_probability[:, 0].sum() + outputs.unadjusted_probability.sum()):
-            fine = ~(
-                np.isnan(outputs.top_probability[:, 0]) | np.isnan(outputs.unadjusted_probability)
-            )
-            adjusted, unadjusted = adjusted[fine], unadjusted[fine]
+        if facts.answered is not None:
+            adjusted, unadjusted = adjusted[facts.answered], unadjusted[facts.answered]
         for which, decided in enumerate((adjusted, unadjusted)):
             np.add.at(self._classes[which], self._class_cell[decided], 1)
             np.add.at(self._groups[which], self._group_cell[decided], 1)

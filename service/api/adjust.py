@@ -126,6 +126,7 @@ class Adjust:
             hard_deadline=TIMEOUT_HEADER in request.headers,
             is_abandoned=request.is_abandoned,
             full=True,
+            is_traffic=False,
         )
         scored = result.scored
         assert scored.outputs.logits is not None

@@ -17,9 +17,10 @@ const SHORT_BODY = 6000;
 
 /** Score inputs in one request: [{logits, before}], logits up to a constant. */
 async function score(model, classes, inputs) {
-  const path = `${modelPath(model)}/predict?tau=0&top_k=${classes}`;
-  const { body } = await sendJson("POST", path, { instances: inputs.map((input) => input.instance) });
-  return body.predictions.map(({ top }) => {
+  const instances = inputs.map((input) => input.instance);
+  const asked = { instances, settings: [{ tau: 0 }], parameters: { top_k: classes } };  // no traffic: it is not counted
+  const { body } = await sendJson("POST", `${modelPath(model)}/adjust`, asked);
+  return body.results[0].predictions.map(({ top }) => {
     const before = new Array(classes);
     for (const { index, probability } of top) before[index] = probability;
     return { logits: logitsOf(before), before };

@@ -10,9 +10,18 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from service.comparison import best
+from tests.service.faulty_models import publish_root
 from tests.service.server import running
-from tests.service.small_models import CLASSES, inputs, linear_model, publish_trio, weights
+from tests.service.small_models import (
+    CLASSES,
+    FEATURES,
+    inputs,
+    linear_model,
+    publish_trio,
+    weights,
+)
 from tests.service.small_models import publish_model as publish
+from tests.service.test_workers import metric
 
 PRIOR = {"label_frequencies": [9, 7, 5, 3, 1], "target": [0, 1, 2, 3, 4]}
 SETTINGS = [
@@ -178,3 +187,37 @@ def test_the_best_columns_are_those_of_a_stable_sort(values, k):
     np.testing.assert_array_equal(
         best(values, k), np.argsort(-values, axis=1, kind="stable")[:, :k]
     )
+
+
+def test_an_exploration_counts_as_a_request_and_not_among_the_answers(tmp_path):
+    publish(tmp_path)
+    publish_root(tmp_path, FEATURES)
+    with running(tmp_path) as server, httpx.Client(base_url=server.url) as client:
+
+        def counted(name, **labels):
+            return metric(client.get("/metrics").text, name, **labels)
+
+        x = inputs(6).tolist()
+        for _ in range(2):
+            client.post(
+                "/models/linear/adjust", json={"instances": x, "settings": SETTINGS}
+            ).raise_for_status()
+        assert (
+            counted("priordial_requests_total", route="/models/{model}/adjust", status="200") == 2
+        )
+        assert counted("priordial_batch_rows_count", model="linear") == 2
+        assert counted("priordial_predictions_total", model="linear") == 0
+        client.post("/models/linear/predict", json={"instances": x}).raise_for_status()
+        assert counted("priordial_predictions_total", model="linear", decision="adjusted") == 6
+        preview = client.post(
+            "/models/linear/priors/default/preview", json={"target": "uniform"}
+        ).json()
+        assert preview["rows"] == 6
+        refused = client.post("/models/root/predict", json={"instances": [[1.0] * 6, [-1.0] * 6]})
+        assert refused.status_code == 422
+        assert counted("priordial_predictions_total", model="root") == 0
+        client.post("/models/root/predict", json={"instances": [[1.0] * 6] * 3}).raise_for_status()
+        preview = client.post(
+            "/models/root/priors/default/preview", json={"target": "uniform"}
+        ).json()
+        assert preview["rows"] == 3

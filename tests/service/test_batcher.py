@@ -326,6 +326,28 @@ def test_a_loop_that_breaks_fails_its_callers_turns_red_and_starts_again(inline,
     assert "restarted" in caplog.text
 
 
+def test_only_rows_that_answer_traffic_are_told_to_be_answered():
+    async def go():
+        graph = FakeGraph()
+        graph.nan_on = 7
+        batcher = make(graph, max_batch_rows=16)
+        graph.gate.clear()
+        first = batcher.submit(work(0))
+        await entered(graph)
+        sent = [
+            batcher.submit(each)
+            for each in (work(1, 2), work(3, is_traffic=False), work(4, 7, 5), work(6))
+        ]
+        graph.gate.set()
+        await asyncio.gather(first, *sent, return_exceptions=True)
+        await asyncio.gather(batcher.submit(work(1)), batcher.submit(work(2)))
+        told = [None if f.answered is None else f.answered.tolist() for f in batcher.facts]
+        assert told == [None, [True, True, False, False, False, False, True], None]
+        assert batcher._explorations == 0
+
+    asyncio.run(go())
+
+
 @pytest.mark.parametrize("inline", [True, False])
 def test_a_batch_that_cannot_be_recorded_is_answered(inline, caplog):
     async def go():
