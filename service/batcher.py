@@ -218,6 +218,11 @@ class Batcher:
             self._schedule()
         return entry.future
 
+    @property
+    def max_request_rows(self) -> int:
+        """The most that one request may have."""
+        return self._max_queued_rows
+
     async def drain(self) -> None:
         """Return when nothing is queued or running."""
         await self._idle.wait()
