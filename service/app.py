@@ -19,7 +19,7 @@ from service.api.hot import HotLane, HotRoute
 from service.api.oip_infer import Infer
 from service.api.predict import Predict
 from service.batch_size import efficient_rows
-from service.batcher import Batcher, BatchFacts
+from service.batcher import Batcher
 from service.classifier import Classifier
 from service.contract.bundle import Bundle, load_bundle
 from service.drift import Drift
@@ -39,6 +39,7 @@ from service.run_folder import Gauge, RunFolder
 from service.settings import Settings
 from service.tally import Tally
 from service.watchdog import Watchdog
+from service.work import BatchFacts
 
 logger = logging.getLogger(__name__)
 
