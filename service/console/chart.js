@@ -32,13 +32,13 @@ function axis(more) {
 
 /**
  * data: [x, y…] of uPlot. series: [{label, stroke (a colour's name), …}]. mark: an x to draw a line at; onPick(x): a click.
- * x, y: {label, values(axis value) → text, range}. shape: what, when it changes, needs a new chart.
+ * dots: [{x, y, stroke}], points of interest. x, y: {label, values(axis value) → text, range}. shape: what, when it changes, needs a new chart.
  */
-export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, marks = [], onPick, height = 220, shape = "" }) {
+export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, marks = [], dots = [], onPick, height = 220, shape = "" }) {
   const place = useRef();
   const plot = useRef();
   const latest = useRef({});
-  latest.current = { mark, marks, onPick };
+  latest.current = { mark, marks, dots, onPick };
   const turn = useThemeTurn();
   useEffect(() => {
     const text = (f) => (f ? (_, ticks) => ticks.map((v) => (v === null ? "" : f(v))) : undefined);
@@ -58,6 +58,7 @@ export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, mar
             (u) => {
               for (const at of latest.current.marks) line(u, at.x, colour(at.stroke), [4, 4]);
               if (latest.current.mark !== undefined) line(u, latest.current.mark, colour("ink"), []);
+              for (const at of latest.current.dots) dot(u, at);
             },
           ],
         },
@@ -79,11 +80,11 @@ export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, mar
     };
   }, [turn, shape, series.length]);
   useEffect(() => plot.current?.setData(data), [data]);
-  useEffect(() => plot.current?.redraw(false), [mark, JSON.stringify(marks)]);
+  useEffect(() => plot.current?.redraw(false), [mark, JSON.stringify(marks), JSON.stringify(dots)]);
   return html`<figure class="chart">
     <div ref=${place} role="img" aria-label=${say} class=${onPick ? "pickable" : ""}></div>
     ${series.length > 1 &&
-    html`<figcaption aria-hidden="true">${series.filter((s) => !s.hidden).map((s) => html`<span><i class=${`key bg-${s.stroke} ${s.dash ? "dashed" : ""}`}></i>${s.label}</span>`)}</figcaption>`}
+    html`<figcaption aria-hidden="true">${series.filter((s) => !s.hidden).map((s) => html`<span><i class=${`key bg-${s.swatch ?? s.stroke} ${s.dash ? "dashed" : ""} ${s.swatch ? "area" : ""}`}></i>${s.label}</span>`)}</figcaption>`}
   </figure>`;
 }
 
@@ -100,6 +101,19 @@ function line(u, at, stroke, dash) {
   ctx.beginPath();
   ctx.moveTo(left, u.bbox.top);
   ctx.lineTo(left, u.bbox.top + u.bbox.height);
+  ctx.stroke();
+  ctx.restore();
+}
+
+function dot(u, { x, y, stroke }) {
+  const { ctx } = u;
+  ctx.save();
+  ctx.fillStyle = colour("surface");
+  ctx.strokeStyle = colour(stroke);
+  ctx.lineWidth = devicePixelRatio * 3;
+  ctx.beginPath();
+  ctx.arc(u.valToPos(x, "x", true), u.valToPos(y, "y", true), devicePixelRatio * 5, 0, 2 * Math.PI);
+  ctx.fill();
   ctx.stroke();
   ctx.restore();
 }

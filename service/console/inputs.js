@@ -87,10 +87,18 @@ function Numbers({ shape, add }) {
   };
   return html`<form onSubmit=${score}>
     <label for="own-numbers">Own numbers, a JSON array of shape [${shape.slice(1).map((n) => n ?? "any").join(", ")}]</label>
-    <textarea id="own-numbers" rows="3" value=${text} onInput=${(e) => setText(e.target.value)} spellcheck=${false}></textarea>
+    <textarea id="own-numbers" rows="3" value=${text} onInput=${(e) => setText(e.target.value)} placeholder=${example(shape.slice(1))} spellcheck=${false}></textarea>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     <button disabled=${!text}>Score them</button>
   </form>`;
+}
+
+/** Numbers of a shape, the first few of each axis. */
+function example(shape) {
+  if (!shape.length) return "0.5";
+  const [n, ...rest] = shape;
+  const shown = Math.min(n ?? 2, rest.length ? 2 : 4);
+  return `[${Array(shown).fill(example(rest)).join(", ")}${shown < (n ?? 2) ? ", …" : ""}]`;
 }
 
 const PAD = 256;

@@ -54,9 +54,9 @@ function Curve({ report, bundle }) {
   const curve = all.slice(0, shown);
   const banded = all.length > 0 && report.tau.bands?.length === all.length;
   const data = useMemo(() => {
-    const columns = [curve.map(([t]) => t), curve.map(([, e]) => 100 * e)];
+    const columns = [curve.map(([t]) => t)]; // the band first: what comes later is drawn on top
     if (banded) for (const side of [0, 1]) columns.push(report.tau.bands.slice(0, shown).map((band) => 100 * band[side]));
-    return columns;
+    return [...columns, curve.map(([, e]) => 100 * e)];
   }, [report]);
   if (!curve.length)
     return html`<section class="card" aria-label="Validation"><h2>Balanced error over τ</h2>
@@ -64,12 +64,13 @@ function Curve({ report, bundle }) {
   const nearest = (tau) => curve.reduce((best, p) => (Math.abs(p[0] - tau) < Math.abs(best[0] - tau) ? p : best))[1];
   const { chosen, interval, n } = report.tau;
   const marks = chosen === null ? [] : [{ x: chosen, stroke: "alert" }];
-  const series = [{ label: "balanced error", stroke: "accent" }];
-  if (banded) series.push({ label: "95 % interval", stroke: "was", width: 1 }, { hidden: true, stroke: "was", width: 1 });
+  const edge = { stroke: "accent-soft", width: 0 };
+  const series = [...(banded ? [{ ...edge, label: "95 % interval", swatch: "accent-soft" }, { ...edge, hidden: true }] : []), { label: "balanced error", stroke: "accent", width: 2.5 }];
+  const dots = [{ x: bundle.default_tau, y: 100 * nearest(bundle.default_tau), stroke: "accent" }];
   return html`<section class="card" aria-label="Validation"><h2>Balanced error over τ</h2>
     <p>At τ = ${bundle.default_tau}, which requests get by default: <b>${percent(nearest(bundle.default_tau))}</b>; as trained ${percent(nearest(0))}${chosen === null ? "" : html`; best at τ = ${chosen}: ${percent(nearest(chosen))}`}.
       <span class="quiet"> ${whole(n)} validation examples${interval ? `; 95 % of resamples have their best τ in ${interval[0]} … ${interval[1]}` : ""}.</span></p>
-    <${Chart} say=${`Balanced error on validation over tau, lowest at ${chosen}`} data=${data} series=${series} bands=${banded ? [{ series: [3, 2], fill: "accent-soft" }] : []} mark=${bundle.default_tau} marks=${marks} height=${230}
+    <${Chart} say=${`Balanced error on validation over tau, lowest at ${chosen}`} data=${data} series=${series} bands=${banded ? [{ series: [2, 1], fill: "accent-soft" }] : []} mark=${bundle.default_tau} marks=${marks} dots=${dots} height=${230}
       x=${{ label: "τ (solid line: default, dashed: chosen)" }} y=${{ label: "balanced error", values: (v) => `${v} %` }} shape=${`${bundle.name}${bundle.version}`} /></section>`;
 }
 
@@ -104,10 +105,10 @@ function Scores({ report }) {
       const s = report[key].at_tau[t];
       return html`<tr class=${t === "0" ? "first" : ""}><th scope="row">${t === "0" ? html`${name} <span class="quiet">n = ${whole(report[key].n)}</span>` : html`<span class="sr">${name}</span>`}</th>
         <td>${s.tau} <span class="quiet">${t === "chosen" ? "chosen" : t === "0" ? "as trained" : ""}</span></td>
-        ${COLUMNS.map(([c]) => html`<td class="number">${s[c] === null || s[c] === undefined ? "–" : percent(s[c])}${c === "balanced_error" ? html`<span class="quiet">${interval(s)}</span>` : ""}</td>`)}
+        ${COLUMNS.map(([c]) => html`<td class="number">${s[c] === null || s[c] === undefined ? "–" : percent(s[c])}${c === "balanced_error" ? html`<span class="quiet wide">${interval(s)}</span>` : ""}</td>`)}
         <td class="number">${s.nll === undefined ? "–" : s.nll.toFixed(3)}</td></tr>`;
     }))}</tbody></table></div>
-    <p class="quiet">With a uniform target. Many, medium and few: the mean error of classes with more than 100, 20 to 100, and fewer than 20 training examples. Balanced error with its 95 % interval in brackets.</p></section>`;
+    <p class="quiet">With a uniform target. Many, medium and few: the mean error of classes with more than 100, 20 to 100, and fewer than 20 training examples.<span class="wide"> Balanced error with its 95 % interval in brackets.</span></p></section>`;
 }
 
 function Counts({ bundle, report }) {

@@ -4,6 +4,7 @@ import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, sendJson } from "./api.js";
 import { groupOf } from "./formula.js";
 import { fine } from "./prior-view.js";
+import { CopyAs } from "./snippets.js";
 import { Failed, Group, Loading, useLoaded, when, whole } from "./widgets.js";
 
 const PAGE = 50;
@@ -43,7 +44,9 @@ export function History({ bundle, path, name, prior, done }) {
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     ${(at || page.value.next) && html`<p class="line pager"><button class="small" disabled=${!at} onClick=${() => setBefore(before.slice(0, -1))}>Newer</button>
       <button class="small" disabled=${!page.value.next} onClick=${() => setBefore([...before, page.value.next])}>Older</button></p>`}
-    ${pair.length === 2 && html`<${Compared} bundle=${bundle} path=${path} name=${name} pair=${pair} />`}`;
+    ${pair.length === 2 && html`<${Compared} bundle=${bundle} path=${path} name=${name} pair=${pair} />`}
+    ${asked === null ? html`<${CopyAs} what="this history" call=${() => ({ method: "GET", path: `${path}/revisions`, query: { limit: PAGE, before: at } })} />`
+      : html`<${CopyAs} what="going back" call=${() => ({ method: "POST", path: `${path}/rollback`, json: { revision: asked }, headers: { "If-Match": `"${prior.revision}"` } })} />`}`;
 }
 
 function Compared({ bundle, path, name, pair }) {
@@ -68,11 +71,13 @@ export function Differences({ bundle, before, after }) {
     }
     return found.sort((p, q) => q.size - p.size);
   }, [before, after]);
+  const both = new Set(rows.map((r) => r.words)).size > 1;
   const expected = before && before.expected !== after.expected;
   if (!rows.length && !expected) return html`<p class="quiet">The vectors are the same.</p>`;
   return html`${expected && html`<p>The target is ${after.expected ? "now" : "no longer"} what traffic is expected to be.</p>`}
-    ${rows.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Differences"><table class="plain diff"><thead><tr><th scope="col">Class</th><th scope="col">Vector</th><th scope="col" class="number">Revision ${before?.revision ?? 0}</th><th scope="col" class="number">Revision ${after.revision}</th><th scope="col" class="number">Factor</th></tr></thead>
-      <tbody>${rows.slice(0, SHOWN).map((r) => html`<tr class="first"><th scope="row"><span class="name">${r.name}</span> <${Group} name=${groupOf(bundle.class_counts?.[r.i])} /></th><td>${r.words}</td>
+    ${rows.length > 0 && !both && html`<p class="quiet">The ${rows[0].words} prior, the largest changes first.</p>`}
+    ${rows.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Differences"><table class="plain diff"><thead><tr><th scope="col">Class</th>${both && html`<th scope="col">Vector</th>`}<th scope="col" class="number">Revision ${before?.revision ?? 0}</th><th scope="col" class="number">Revision ${after.revision}</th><th scope="col" class="number">Factor</th></tr></thead>
+      <tbody>${rows.slice(0, SHOWN).map((r) => html`<tr class="first"><th scope="row"><span class="name">${r.name}</span> <${Group} name=${groupOf(bundle.class_counts?.[r.i])} /></th>${both && html`<td>${r.words}</td>`}
         <td class="number quiet">${r.x === 0 ? "never" : fine(r.x)}</td><td class="number">${r.y === 0 ? "never" : fine(r.y)}</td><td class="number">${r.x > 0 && r.y > 0 ? `× ${(r.y / r.x).toPrecision(3)}` : "–"}</td></tr>`)}</tbody></table></div>
       ${rows.length > SHOWN && html`<p class="quiet">The ${SHOWN} largest of ${whole(rows.length)} differences.</p>`}`}`;
 }

@@ -65,7 +65,7 @@ function Profile({ names, order, prior }) {
   const series = [{ label: "target", stroke: "accent" }];
   if (prior.source_prior) series.unshift({ label: "source", stroke: "was" });
   return html`<${Chart} say="Source and target prior over the rank of the class in training, logarithmic" data=${data} series=${series} height=${190} shape=${`${prior.name}${prior.revision}`}
-    x=${{ label: "classes, the most frequent in training first" }} y=${{ label: "share", values: powers, size: 64 }} />`;
+    x=${{ label: "classes, the most frequent first" }} y=${{ label: "share", values: powers, size: 64 }} />`;
 }
 
 const powers = (v) => (Number.isInteger(v) ? `${Number((10 ** (v + 2)).toPrecision(1))} %` : "");

@@ -21,7 +21,7 @@ export function reading(samples, model, at) {
   const found = {
     at, requests: 0, failed: 0, refused: 0, answered: 0, changed: 0, rejected: {}, queued: 0,
     classes: { adjusted: {}, unadjusted: {} }, groups: { adjusted: {}, unadjusted: {} }, buckets: {}, latency: { count: 0, sum: 0 },
-    revisions: {}, divergences: {},
+    revisions: {}, divergences: {}, targets: {},
   };
   const scoring = ["/predict", "/models/{model}/predict", "/models/{model}/adjust", "/v2/models/{model}/infer"];
   for (const { name, labels, value } of samples) {
@@ -41,6 +41,7 @@ export function reading(samples, model, at) {
       case "priordial_queued_rows": found.queued += value; break;
       case "priordial_request_seconds_bucket": if (scoring.includes(labels.route) || labels.route.endsWith("/infer")) add(found.buckets, labels.le); break;
       case "priordial_prior_revision": found.revisions[labels.prior] = value; break;
+      case "priordial_target_prior": if (labels.prior === "default") found.targets[labels.class] = value; break;
       case "priordial_prior_divergence": found.divergences[labels.prior] = value; break;
     }
   }

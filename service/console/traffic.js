@@ -10,6 +10,7 @@ import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, whole } from 
 import { groupOf } from "./formula.js";
 
 const EVERY_MS = 2000;
+const FIRST_MS = 600; // until there is something to draw
 const KEPT = 450;
 const PAGE = 20;
 const kept = new Map();
@@ -34,7 +35,7 @@ function useReadings(model) {
         setState({ readings: kept.get(model) ?? [], error });
         if (error.status === 401 || error.status === 403) return;
       }
-      timer = setTimeout(look, EVERY_MS);
+      timer = setTimeout(look, (kept.get(model)?.length ?? 3) < 3 ? FIRST_MS : EVERY_MS);
     };
     look();
     return () => {
@@ -192,7 +193,8 @@ function Classes({ bundle, last, since }) {
   const rows = Object.keys(now).filter((name) => name.toLowerCase().includes(search.trim().toLowerCase())).sort((a, b) => by(a, b) || (place.get(a) ?? 1e9) - (place.get(b) ?? 1e9));
   const pages = Math.max(1, Math.ceil(rows.length / PAGE));
   const here = Math.min(page, pages - 1);
-  const widest = Math.max(1e-9, ...rows.map((name) => Math.max(now[name] / sumNow, was[name] / sumWas)));
+  const aim = last.targets;
+  const widest = Math.max(1e-9, ...rows.map((name) => Math.max(now[name] / sumNow, was[name] / sumWas, aim[name] ?? 0)));
   return html`
     <p class="line">
       ${Object.keys(now).length > PAGE && html`<input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${(e) => { setSearch(e.target.value); setPage(0); }} />`}
@@ -203,10 +205,11 @@ function Classes({ bundle, last, since }) {
       <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">As trained</th><th scope="col">Adjusted</th><th scope="col" class="wide">Answers</th></tr></thead>
       <tbody>${rows.slice(here * PAGE, (here + 1) * PAGE).map((name) => html`<tr key=${name}>
         <th scope="row"><span class="name">${name === "__other__" ? "all other classes" : name}</span> <${Group} name=${groupOf(counts.get(name))} /></th>
-        <td class="bars"><i class="was" style=${{ width: `${(100 * was[name]) / sumWas / widest}%` }}></i><i class="is" style=${{ width: `${(100 * now[name]) / sumNow / widest}%` }}></i></td>
+        <td class="bars"><i class="was" style=${{ width: `${(100 * was[name]) / sumWas / widest}%` }}></i><i class="is" style=${{ width: `${(100 * now[name]) / sumNow / widest}%` }}></i>${aim[name] !== undefined && html`<i class="aim" style=${{ left: `${(99.5 * aim[name]) / widest}%` }}></i>`}</td>
         <td class="number quiet">${percent(was[name] / sumWas)}</td><td class="number">${percent(now[name] / sumNow)}</td><td class="number quiet wide">${whole(now[name])}</td></tr>`)}
       </tbody></table>
     ${rows.length === 0 && html`<p class="quiet">No class is called so.</p>`}
+    <p class="quiet"><span class="legend"><i class="key bg-was"></i>as trained</span> <span class="legend"><i class="key bg-accent"></i>adjusted</span>${Object.keys(aim).length > 0 && html` <span class="legend"><i class="key aim"></i>target of the prior default</span>`}</p>
     ${pages > 1 && html`<${Pager} page=${here} pages=${pages} go=${setPage} />`}`;
 }
 
@@ -218,7 +221,7 @@ function Priors({ model, last }) {
   const all = [...new Set([...names, ...Object.keys(last.divergences)])].sort();
   return html`<section class="card" aria-label="Drift"><h2>Priors in use, and drift</h2>
     <p class="quiet">Divergence of the mean adjusted probability from the target, where the prior says that its target is expected, else from the model's own first answers: 0 is none, ${MOST.toFixed(2)} the most.</p>
-    <table class="plain"><thead><tr><th scope="col">Prior</th><th scope="col">Revision</th><th scope="col">Divergence</th></tr></thead><tbody>
+    <table class="plain drift"><thead><tr><th scope="col">Prior</th><th scope="col" class="number">Revision</th><th scope="col">Divergence</th></tr></thead><tbody>
       ${all.map((name) => html`<tr><th scope="row"><a href=${`#/priors?model=${encodeURIComponent(model)}&name=${encodeURIComponent(name)}`}>${name}</a></th><td class="number">${last.revisions[name] ?? "–"}</td>
         <td>${last.divergences[name] === undefined ? html`<span class="quiet">not measured yet</span>`
           : html`<meter min="0" max=${MOST} low="0.02" high="0.1" optimum="0" value=${last.divergences[name]}></meter> <span class="number">${last.divergences[name].toFixed(4)}</span>`}</td></tr>`)}

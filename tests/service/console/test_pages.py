@@ -1,6 +1,7 @@
 """Every page in both themes, on a phone and on a desk: it shows what it is about, and anybody can use it."""
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.service.console.conftest import serious
@@ -47,6 +48,14 @@ def test_a_page_fits_its_window_and_anybody_can_use_it(
         page.get_by_label("Compare revision 1").check()
         page.get_by_label("Compare revision 3").check()
         page.wait_for_selector(".diff")
+    if name == "traffic":  # some traffic while the page looks
+        row = {"instances": [np.random.default_rng(0).normal(size=(1, 28, 28)).tolist()]}
+        for _ in range(500):
+            httpx.post(f"{ready.url}/models/fashion/predict", json=row).raise_for_status()
+            if page.locator(".chart canvas").count() == 2:
+                break
+        else:
+            raise AssertionError("the page drew no charts")
     if name == "priors-edit":
         page.get_by_role("button", name="Preview on recent traffic").click()
         page.wait_for_selector("text=Answers that would change")
