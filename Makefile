@@ -56,5 +56,5 @@ clean: ## remove what was built, but not the models or the priors
 	touch $@
 
 .venv/.all: .venv/.service
-	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard]' --group dev
+	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard,traces]' --group dev
 	touch $@

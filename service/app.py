@@ -1,14 +1,8 @@
 """The composition root: builds every object and connects them; decides nothing."""
 
 import asyncio
-import logging
-import threading
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
-
-import numpy as np
-import orjson
 
 from service import graph as graphs
 from service.api import console, description, health, models, oip, oip_repository, priors, web
@@ -18,33 +12,28 @@ from service.api.edge import Edge
 from service.api.hot import HotLane, HotRoute
 from service.api.oip_infer import Infer
 from service.api.predict import Predict
-from service.batch_size import efficient_rows
 from service.batcher import Batcher
 from service.classifier import Classifier
-from service.contract.bundle import Bundle, load_bundle
+from service.contract.bundle import Bundle
 from service.drift import Drift
+from service.gauges import Gauges
+from service.loading import Loader
 from service.machine import available_threads
 from service.metrics import Metrics
 from service.metrics_port import MetricsPort
-from service.payloads import example_input
 from service.pool import Pool
 from service.prior_store import open_store
-from service.prior_table import PriorTable
 from service.priors import Priors
-from service.repository import Repository, ServedModel, UnknownModel
+from service.repository import Repository, UnknownModel
 from service.request_log import request_log
 from service.reservoir import LogitReservoir
-from service.revisions import DEFAULT
-from service.run_folder import Gauge, RunFolder
+from service.run_folder import RunFolder
 from service.settings import Settings
 from service.tally import Tally
+from service.traces import open_traces
 from service.watchdog import Watchdog
-from service.work import BatchFacts
-
-logger = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
-MAX_REPORT_BYTES = 16 * 2**20
 
 
 class NothingToServe(RuntimeError):
@@ -74,6 +63,7 @@ class Service:
             allow_anonymous=settings.allow_anonymous,
         )
         graphs.check_runtime()
+        self.traces = open_traces(VERSION) if settings.traces else None
         self.provider = graphs.resolve_provider(settings.provider)
         self.metrics = Metrics(
             Tally(run_folder.own),
@@ -83,9 +73,10 @@ class Service:
         )
         if replaces:
             self.metrics.worker_replaced(replaces)
+        self.threads = max(1, available_threads() // settings.workers)
         self.repository = Repository(
             settings.models,
-            prepare=self._prepare,
+            prepare=self._loader().prepare,
             keep_versions=settings.keep_versions,
             default_model=settings.default_model,
             unloaded=unloaded,
@@ -96,7 +87,6 @@ class Service:
         self.drift = Drift(self.priors, self._newest)
         self.metrics_port: MetricsPort | None = None
         self.watchdog = Watchdog(self._busy, hang_seconds=settings.hang_seconds)
-        self.threads = max(1, available_threads() // settings.workers)
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
         self.start_done = asyncio.Event()
@@ -119,7 +109,11 @@ class Service:
         if self.repository.faults and not self.repository.all():
             first = next(iter(self.repository.faults.values()))
             raise NothingToServe(f"no model can be served: {first}")
-        self.metrics.add_gauges(self._gauges)
+        gauges = Gauges(
+            self.repository, self.priors, max_class_series=self.settings.max_class_series
+        )
+        self.metrics.add_gauges(gauges.numbers)
+        self.metrics.show_vectors(gauges.vectors)
         self.metrics.add_gauges(self.drift.gauges)
         self.drift.start()
         if self.settings.metrics_port:
@@ -143,68 +137,25 @@ class Service:
         await self.priors.stop()
         self.pool.close()
         self.request_log.close()
+        if self.traces is not None:
+            await self.traces.close()
         self.metrics.stop()
         self.watchdog.stop()
 
-    def _prepare(self, folder: Path) -> Callable[[], ServedModel]:
-        """Open and warm a version (in a worker thread); its queue is made on the loop."""
+    def _loader(self) -> Loader:
         settings = self.settings
-        bundle = load_bundle(folder)
-        graph = graphs.open_graph(
-            folder,
-            bundle,
+        return Loader(
             provider=self.provider,
             intra_op_threads=settings.intra_op_threads or self.threads,
-        )
-        largest = graph.fixed_rows or settings.max_batch_rows
-        sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)
-        cost = _measured(graph, bundle, sizes)
-        report = _report(folder)
-        best = graph.fixed_rows or efficient_rows(cost)
-        logger.info(
-            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; batches of up to %d",
-            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest, best,
-        )  # fmt: skip
-        return lambda: self._serve(bundle, graph, _interpolated(cost, best), best, report)
-
-    def _serve(
-        self,
-        bundle: Bundle,
-        graph: graphs.Graph,
-        cost_seconds: list[float],
-        largest: int,
-        report: dict[str, Any],
-    ) -> ServedModel:
-        settings = self.settings
-        table = PriorTable(len(bundle.class_names))
-        counted = self.metrics.model(bundle)
-        recent = LogitReservoir(
-            len(bundle.class_names),
-            max_rows=settings.recent_rows,
-            max_bytes=settings.recent_mib * 2**20,
-        )
-
-        def on_batch(facts: BatchFacts) -> None:
-            counted.batch(facts)
-            answered, logits = facts.answered, facts.outputs.logits
-            if logits is None:
-                recent.pass_over(facts.rows if answered is None else int(answered.sum()))
-            else:
-                recent.add(logits if answered is None else logits[answered])
-
-        batcher = Batcher(
-            graph.run,
-            table,
-            cost_seconds=cost_seconds.__getitem__,
-            max_batch_rows=largest,
-            max_queued_rows=max(settings.max_queued_rows, largest),
+            max_batch_rows=settings.max_batch_rows,
+            max_queued_rows=settings.max_queued_rows,
             max_queued_bytes=settings.max_queued_mib * 2**20,
             inline_seconds=settings.inline_us * 1e-6,
-            on_batch=on_batch,
-            wants_logits=recent.wants_rows,
-            name=f"{bundle.name} version {bundle.version}",
+            recent_rows=settings.recent_rows,
+            recent_bytes=settings.recent_mib * 2**20,
+            metrics=self.metrics,
+            tracer_of=None if self.traces is None else self.traces.of_model,
         )
-        return ServedModel(bundle, graph, table, batcher, counted, recent, report)
 
     def _asgi(self) -> Edge:
         settings = self.settings
@@ -242,13 +193,17 @@ class Service:
             Adjust(self.repository, self.classifier, **scoring),
             Infer(self.repository, self.classifier, **scoring),
         ]
+        log = self.request_log
         common: dict[str, Any] = {
             "metrics": self.metrics,
             "max_body_bytes": settings.max_body_mib * 2**20,
             "read_seconds": settings.read_seconds,
-            "log_request": self.request_log,
+            "log_request": log if self.traces is None else self.traces.log(log),
         }
-        return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)
+        if self.traces is None:
+            return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)
+        lane = self.traces.lane(hot, access=self.access, **common)
+        return Edge(self.traces.cold(app), lane=lane, **common)
 
     def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:
         try:
@@ -258,7 +213,7 @@ class Service:
 
     def _serving(self) -> list[Bundle]:
         """The newest version of each model, the default one first."""
-        newest = [next(iter(found.values())).bundle for found in self.repository.all().values()]
+        newest = [model.bundle for model in self.repository.newest()]
         first = self.repository.default_name() if len(newest) == 1 else self.settings.default_model
         return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
 
@@ -269,12 +224,8 @@ class Service:
             yield f"a graph call of {batcher.name}", batcher.busy_since
 
     def _batchers(self) -> list[Batcher]:
-        return [model.batcher for model in self._served()]
-
-    def _served(self) -> list[ServedModel]:
-        return [
-            model for by_version in self.repository.all().values() for model in by_version.values()
-        ]
+        loaded = self.repository.all().values()
+        return [model.batcher for by_version in loaded for model in by_version.values()]
 
     def _why_not_live(self) -> str | None:
         return self.watchdog.hung or next((b.failure for b in self._batchers() if b.failure), None)
@@ -292,62 +243,4 @@ class Service:
 
     def _newest(self) -> list[tuple[Bundle, LogitReservoir]]:
         """The newest version of each model, with its recent logits."""
-        newest = [next(iter(versions.values())) for versions in self.repository.all().values()]
-        return [(model.bundle, model.recent) for model in newest]
-
-    def _gauges(self) -> Iterable[Gauge]:
-        for name in self.repository.all():
-            for prior in {DEFAULT, *self.priors.names(name)}:
-                entry = self.priors.newest(name, prior)
-                revision = 0 if entry is None else entry.revision
-                yield "priordial_prior_revision", {"model": name, "prior": prior}, float(revision)
-        for model in self._served():
-            bundle = model.bundle
-            labels = {"model": bundle.name, "version": str(bundle.version)}
-            yield "priordial_queued_rows", labels, float(model.batcher.queued_rows)
-            yield "priordial_model_info", {**labels, "provider": model.graph.provider}, 1.0
-
-
-_MEASURING = threading.Lock()
-"""Models are loaded side by side; two that are measured at once would slow each other down, and look dearer than they are."""
-FREE_SIZES = (1, 8, 32, 224)
-"""What a dimension that a model leaves free is warmed up at: the first that the graph takes."""
-
-
-def _measured(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> dict[int, float]:
-    """See graph.measure. Raises its UnusableModel, of the first free size, when the graph takes none."""
-    first: graphs.UnusableModel | None = None
-    for free in FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]:
-        try:
-            example = example_input(bundle.input, free=free)
-            with _MEASURING:
-                return graphs.measure(graph, example, len(bundle.class_names), sizes)
-        except graphs.UnusableModel as error:
-            first = first or error
-    assert first is not None
-    raise first
-
-
-def warm_sizes(largest: int) -> list[int]:
-    """1, 2, 4 … and the largest batch."""
-    return sorted({2**i for i in range(largest.bit_length())} | {largest})
-
-
-def _interpolated(cost: dict[int, float], largest: int) -> list[float]:
-    """[largest + 1] seconds of a batch by its rows."""
-    sizes = sorted(cost)
-    values: list[float] = np.interp(
-        np.arange(largest + 1), sizes, [cost[s] for s in sizes]
-    ).tolist()
-    return values
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    path = folder / "report.json"
-    if not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
-        return {}
-    try:
-        found = orjson.loads(path.read_bytes())
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
+        return [(model.bundle, model.recent) for model in self.repository.newest()]

@@ -126,6 +126,10 @@ class Repository:
         """Name → version → model, the newest version first."""
         return self._loaded
 
+    def newest(self) -> list[ServedModel]:
+        """The newest version of each model."""
+        return [next(iter(by_version.values())) for by_version in self._loaded.values()]
+
     def names_on_disk(self) -> list[str]:
         """Every folder that could be a model, whether it is loaded or not."""
         if not self._folder.is_dir():

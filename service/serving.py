@@ -30,6 +30,7 @@ from service.run_folder import RunFolder
 from service.settings import Settings
 from service.slow_clients import SlowClients
 from service.stderr import refuse
+from service.traces import TracesUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +42,7 @@ WILL_NOT_START = (
     InvalidKeys,
     ExposedWithoutKeys,
     NothingToServe,
+    TracesUnavailable,
 )
 BACKLOG = 2048
 GC_ALLOCATIONS = 20_000

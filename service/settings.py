@@ -104,6 +104,9 @@ class Settings:
     log_format: str = _setting(
         "auto", "text, json, or auto: text on a terminal", choices=("auto", "text", "json")
     )
+    traces: bool = _setting(
+        False, "send OpenTelemetry traces to where the standard OTEL_* environment variables say"
+    )
 
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the flag. Raises InvalidSetting."""
