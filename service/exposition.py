@@ -26,6 +26,9 @@ OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _SLICE = 256
 """Lines that are made before others may run: about 100 µs."""
 
+VectorGauge = tuple[str, dict[str, str], Cells]
+"""A family, its labels with NAMES among them, and a value for each of those names."""
+
 Exemplar = tuple[str, float, float]
 """A request id, the value that was observed, and when (time.time())."""
 
@@ -37,6 +40,7 @@ class Families:
     counters: Mapping[str, str]
     histograms: Mapping[str, tuple[str, Sequence[float]]]
     gauges: Mapping[str, tuple[str, Callable[[list[float]], float]]]
+    vector_gauges: Mapping[str, str]
 
 
 class Exposition:
@@ -46,6 +50,7 @@ class Exposition:
         self._families = families
         self._reader = TallyReader()
         self._vectors: dict[Series, _Vector] = {}
+        self._gauge_vectors: dict[Series, _Vector] = {}
         self._lock = threading.Lock()
         self._process = CollectorRegistry()
         """process_* of the worker that answers the scrape."""
@@ -57,6 +62,7 @@ class Exposition:
         gauges: Iterable[Gauge],
         exemplars: Mapping[tuple[str, Series], Mapping[int, Exemplar]],
         *,
+        vector_gauges: Iterable[VectorGauge] = (),
         accept: str,
     ) -> tuple[bytes, str]:
         """The body and content type of a scrape: OpenMetrics where it is accepted, else Prometheus text.
@@ -70,6 +76,7 @@ class Exposition:
                 *self._counters(totals, wide=wide),
                 *self._histograms(totals, exemplars if wide else {}),
                 *self._gauges(gauges),
+                *self._shown_vectors(vector_gauges),
             ]
         encoder = openmetrics.generate_latest if wide else generate_latest
         parts.append(encoder(self._process))  # with OpenMetrics' "# EOF" at its end
@@ -113,9 +120,20 @@ class Exposition:
                 if family == name:
                     yield f"{name}{_labels(dict(series))} {_number(combined(values))}\n".encode()
 
+    def _shown_vectors(self, found: Iterable[VectorGauge]) -> Iterator[bytes]:
+        now = {(name, tuple(sorted(labels.items()))): values for name, labels, values in found}
+        known = self._gauge_vectors
+        self._gauge_vectors = {
+            series: known.get(series) or _Vector(series[0], dict(series[1])) for series in now
+        }
+        for name, text in self._families.vector_gauges.items():
+            yield _head(name, text, "gauge")
+            for series, values in _of(now, name):
+                yield from self._gauge_vectors[series].lines(values)
+
 
 class _Vector:
-    """The lines of one block of counters, kept between scrapes."""
+    """The lines of one block of numbers, kept between scrapes."""
 
     def __init__(self, name: str, labels: dict[str, str]) -> None:
         packed = labels.pop(NAMES, None)

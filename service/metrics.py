@@ -12,44 +12,16 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batcher import BatchFacts
 from service.contract.bundle import Bundle
 from service.contract.scores import group_of
-from service.exposition import NAMES, Exemplar, Exposition, Families
+from service.exposition import NAMES, Exemplar, Exposition, Families, VectorGauge
+from service.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
 from service.run_folder import Gauge, RunFolder
 from service.tally import Cells, Series, Tally
-from service.work import BatchFacts
 
 DECISIONS = ("adjusted", "unadjusted")
 OTHER = "__other__"
-SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
-
-COUNTERS = {
-    "priordial_predictions": "Answers by predicted class, with and without the adjustment",
-    "priordial_group_predictions": "Answers by the group (many, medium, few) of the predicted class",
-    "priordial_decisions_changed": "Answers whose class the adjustment changed",
-    "priordial_requests": "HTTP requests by route template and status",
-    "priordial_rejected": "Requests that were not scored, by reason",
-    "priordial_worker_restarts": "Workers that took the place of one that ended, by how that ended",
-}
-HISTOGRAMS = {
-    "priordial_request_seconds": ("Time from the first byte of a request to its answer", SECONDS),
-    "priordial_queue_seconds": ("Time that a request's rows waited for a batch", SECONDS),
-    "priordial_inference_seconds": ("Time of one graph call", SECONDS),
-    "priordial_batch_rows": ("Rows of one graph call", ROWS),
-}
-GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
-    "priordial_queued_rows": ("Rows that wait for a batch", sum),
-    "priordial_prior_revision": ("The revision of each prior that every worker serves", min),
-    "priordial_prior_divergence": (
-        "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
-        max,
-    ),
-    "priordial_model_info": ("1 for each model version that is served, with its provider", max),
-    "priordial_build_info": ("1, with the version of the service", max),
-}
-"""Family → its help, and what makes one value of those of several workers."""
-
 PUBLISH_SECONDS = 1.0
 _MAX_EXEMPLAR = 118
 """Of OpenMetrics: 128 characters for the names and values of an exemplar's labels, `request_id` among them."""
@@ -61,19 +33,13 @@ class Histogram:
     def __init__(self, cells: Cells, bounds: Sequence[float]) -> None:
         self._cells, self._bounds = cells, bounds
 
-    def observe(self, value: float) -> int:
-        """Count one value; the bucket that it fell into."""
+    def observe(self, value: float, times: int = 1) -> int:
+        """Count a value; the bucket that it fell into."""
         cells = self._cells
         bucket = bisect_left(self._bounds, value)
-        cells[bucket] += 1
-        cells[-1] += value
+        cells[bucket] += times
+        cells[-1] += value * times
         return bucket
-
-    def observe_all(self, values: Sequence[float]) -> None:
-        """Count many."""
-        buckets = np.searchsorted(self._bounds, values)
-        self._cells[:-1] += np.bincount(buckets, minlength=len(self._bounds) + 1)
-        self._cells[-1] += sum(values)
 
 
 class ModelMetrics:
@@ -92,20 +58,30 @@ class ModelMetrics:
         present: list[str] = [g for g in ("many", "medium", "few", "unknown") if g in groups]
         self._group_cell = np.array([present.index(g) for g in groups])
         names = _shown_names(bundle.class_names, self._class_cell, shown)
+        self._class_names = json.dumps(["class", *names])
+        self._group_names = json.dumps(["group", *present])
+        self.class_series, self._group_series = len(names), len(present)
         self._classes = [
-            _vector(tally, "priordial_predictions", {**labels, "decision": d}, "class", names)
+            tally.cells(
+                "priordial_predictions",
+                {**labels, "decision": d, NAMES: self._class_names},
+                len(names),
+            )
             for d in DECISIONS
         ]
         self._groups = [
-            _vector(
-                tally, "priordial_group_predictions", {**labels, "decision": d}, "group", present
+            tally.cells(
+                "priordial_group_predictions",
+                {**labels, "decision": d, NAMES: self._group_names},
+                len(present),
             )
             for d in DECISIONS
         ]
         self._changed = tally.cells("priordial_decisions_changed", labels)
         self._inference = _histogram(tally, "priordial_inference_seconds", by_model)
         self._rows = _histogram(tally, "priordial_batch_rows", by_model)
-        self._queue = _histogram(tally, "priordial_queue_seconds", by_model)
+        self.queue_seconds = _histogram(tally, "priordial_queue_seconds", by_model)
+        self._tau = _histogram(tally, "priordial_tau", by_model)
         self._tally, self._by_model = tally, by_model
 
     def batch(self, facts: BatchFacts) -> None:
@@ -115,12 +91,37 @@ class ModelMetrics:
         if facts.answered is not None:
             adjusted, unadjusted = adjusted[facts.answered], unadjusted[facts.answered]
         for which, decided in enumerate((adjusted, unadjusted)):
-            _count(self._classes[which], self._class_cell[decided])
-            _count(self._groups[which], self._group_cell[decided])
+            np.add.at(self._classes[which], self._class_cell[decided], 1)
+            np.add.at(self._groups[which], self._group_cell[decided], 1)
         self._changed[0] += np.count_nonzero(adjusted != unadjusted)
         self._inference.observe(facts.seconds)
         self._rows.observe(facts.rows)
-        self._queue.observe_all(facts.queue_seconds)
+
+    def used_tau(self, tau: float | NDArray[np.float32], rows: int) -> None:
+        """Count rows that were scored with one tau, or with one each [rows]."""
+        if isinstance(tau, float):
+            self._tau.observe(tau, rows)
+            return
+        for each, times in zip(*np.unique(tau, return_counts=True), strict=True):
+            self._tau.observe(float(each), int(times))
+
+    def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
+        """What is told of a prior's target [C], by class and by group."""
+        labels = {**self._by_model, "prior": prior}
+        for name, names, cell, series in (
+            ("priordial_target_prior", self._class_names, self._class_cell, self.class_series),
+            (
+                "priordial_group_target_prior",
+                self._group_names,
+                self._group_cell,
+                self._group_series,
+            ),
+        ):
+            yield (
+                name,
+                {**labels, NAMES: names},
+                np.bincount(cell, target, series).astype(np.float64),
+            )
 
     def rejected(self, reason: str) -> None:
         """Count a request that was not scored: overloaded, deadline, abandoned, failed or invalid."""
@@ -140,7 +141,8 @@ class Metrics:
         self._gauges: list[Callable[[], Iterable[Gauge]]] = [
             lambda: [("priordial_build_info", {"version": version}, 1.0)]
         ]
-        self._exposition = Exposition(Families(COUNTERS, HISTOGRAMS, GAUGES))
+        self._vector_gauges: Callable[[], Iterable[VectorGauge]] = tuple
+        self._exposition = Exposition(Families(COUNTERS, HISTOGRAMS, GAUGES, VECTOR_GAUGES))
         self._stopped = threading.Event()
 
     def model(self, bundle: Bundle) -> ModelMetrics:
@@ -150,6 +152,10 @@ class Metrics:
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
         """Ask `source` at every scrape."""
         self._gauges.append(source)
+
+    def show_vectors(self, source: Callable[[], Iterable[VectorGauge]]) -> None:
+        """Ask `source` at every scrape, in its thread."""
+        self._vector_gauges = source
 
     def publish_gauges(self) -> None:
         """Let other workers show this one's gauges, from now until `stop`."""
@@ -193,7 +199,13 @@ class Metrics:
             of_series = exemplars.setdefault((name, series), {})
             if bucket not in of_series or of_series[bucket][2] < at:
                 of_series[bucket] = (request_id, value, at)
-        return self._exposition.render(self._run_folder.all(), gauges, exemplars, accept=accept)
+        return self._exposition.render(
+            self._run_folder.all(),
+            gauges,
+            exemplars,
+            vector_gauges=self._vector_gauges(),
+            accept=accept,
+        )
 
     def _own_gauges(self) -> list[Gauge]:
         return [sample for source in self._gauges for sample in source()]
@@ -208,24 +220,6 @@ class Metrics:
             )
             if self._stopped.wait(PUBLISH_SECONDS):
                 return
-
-
-_FEW_CELLS = 256
-
-
-def _count(cells: Cells, at: NDArray[np.int64]) -> None:
-    """Add 1 at each position, as often as it occurs; for a few cells a histogram is quicker than scattered additions."""
-    if len(cells) <= _FEW_CELLS:
-        cells += np.bincount(at, minlength=len(cells))
-    else:
-        np.add.at(cells, at, 1)
-
-
-def _vector(
-    tally: Tally, family: str, labels: dict[str, str], label: str, names: Sequence[str]
-) -> Cells:
-    """A block with one cell a value of `label`; the values travel as a label of the block."""
-    return tally.cells(family, {**labels, NAMES: json.dumps([label, *names])}, len(names))
 
 
 def _histogram(tally: Tally, family: str, labels: dict[str, str]) -> Histogram:

@@ -57,7 +57,7 @@ class PriorsInForce:
             chosen = self._chosen.get((id(bundle), name))
             if chosen is not None:
                 return chosen[1]
-            revision = self._choose(bundle, name or DEFAULT)
+            revision = self.in_force(bundle, name or DEFAULT)
             if len(self._chosen) >= _MAX_CHOSEN:
                 self._chosen = {}
             self._chosen[id(bundle), name] = (bundle, revision)
@@ -66,6 +66,27 @@ class PriorsInForce:
             return self._pinned(bundle, name or DEFAULT, at)
         assert at_least is not None
         return self._recent(bundle, name or DEFAULT, at_least)
+
+    def in_force(self, bundle: Bundle, name: str) -> PriorRevision:
+        """What `select` gives by name alone, worked out afresh: for threads beside the event loop, too. Raises as it does."""
+        if name in BUILT_IN:
+            return self._built_in(bundle, name)
+        held = self._in_force.get((bundle.name, name))
+        entry = None if held is None else held.fitting.get(self._digest(bundle))
+        if entry is not None:
+            try:
+                return self._resolve_entry(bundle, entry)
+            except PriorDoesNotFit:
+                if name != DEFAULT:
+                    raise
+        if name == DEFAULT:  # not stored, or for another class list only: the model's own rule
+            return self._built_in(bundle, name)
+        newest = self.newest(bundle.name, name)
+        if newest is None:
+            raise unknown_prior(
+                name, [DEFAULT, *BUILT_IN, *(n for n in self.names(bundle.name) if n != DEFAULT)]
+            )
+        return self._resolve_entry(bundle, newest)  # says why it does not fit
 
     def inline(self, bundle: Bundle, body: object) -> PriorRevision:
         """A prior that came with its request, checked. Raises InvalidPrior or UnknownLabelFrequencies."""
@@ -96,26 +117,6 @@ class PriorsInForce:
         digest = self._digest(bundle)
         entries = [self.newest(bundle.name, name) for name in self.names(bundle.name)]
         return [entry for entry in entries if entry is not None and entry.class_digest != digest]
-
-    def _choose(self, bundle: Bundle, name: str) -> PriorRevision:
-        if name in BUILT_IN:
-            return self._built_in(bundle, name)
-        held = self._in_force.get((bundle.name, name))
-        entry = None if held is None else held.fitting.get(self._digest(bundle))
-        if entry is not None:
-            try:
-                return self._resolve_entry(bundle, entry)
-            except PriorDoesNotFit:
-                if name != DEFAULT:
-                    raise
-        if name == DEFAULT:  # not stored, or for another class list only: the model's own rule
-            return self._built_in(bundle, name)
-        newest = self.newest(bundle.name, name)
-        if newest is None:
-            raise unknown_prior(
-                name, [DEFAULT, *BUILT_IN, *(n for n in self.names(bundle.name) if n != DEFAULT)]
-            )
-        return self._resolve_entry(bundle, newest)  # says why it does not fit
 
     def _pinned(self, bundle: Bundle, name: str, at: int) -> PriorRevision:
         if at == 0 and (name == DEFAULT or name in BUILT_IN):

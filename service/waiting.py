@@ -14,23 +14,17 @@ T = TypeVar("T")
 class Waiting(asyncio.Future[T]):
     """See the module. With no `resume` it is an asyncio.Future."""
 
-    __slots__ = ("resume",)
-
-    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(loop=loop)
-        self.resume: Callable[[], None] | None = None
+    resume: Callable[[], None] | None = None
 
     def set_result(self, result: T, /) -> None:
         """As of asyncio.Future; the waiter goes on before this returns."""
         super().set_result(result)
-        if self.resume is not None:
-            self._resume()
+        self._resume()
 
     def set_exception(self, exception: type[BaseException] | BaseException, /) -> None:
         """As of asyncio.Future; the waiter goes on before this returns."""
         super().set_exception(exception)
-        if self.resume is not None:
-            self._resume()
+        self._resume()
 
     def _resume(self) -> None:
         resume, self.resume = self.resume, None
@@ -62,7 +56,7 @@ class Stepped:
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             self._done(None, error)
             return
-        if isinstance(awaited, Waiting):
+        if type(awaited) is Waiting:
             awaited.resume = self.step
         elif awaited is None:  # asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(self.step)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from service import metrics, settings
+from service import families, settings
 from service.contract import bundle
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,7 +24,9 @@ def test_every_setting_is_documented_by_its_flag(text, item):
     assert f"`{settings.flag_of(item.name)}" in text
 
 
-@pytest.mark.parametrize("name", [*metrics.COUNTERS, *metrics.HISTOGRAMS, *metrics.GAUGES])
+@pytest.mark.parametrize(
+    "name", [*families.COUNTERS, *families.HISTOGRAMS, *families.GAUGES, *families.VECTOR_GAUGES]
+)
 def test_every_metric_is_documented(text, name):
     assert name in text
 

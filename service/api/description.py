@@ -17,7 +17,6 @@ SCORING_PROBLEMS = (
     "unknown-model",
     "unknown-prior",
     "not-acceptable",
-    "too-slow",
     "unknown-label-frequencies",
     "prior-does-not-fit",
     "too-large",

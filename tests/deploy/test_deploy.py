@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from service import metrics
+from service import families
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
@@ -130,16 +130,32 @@ def test_a_dashboard_is_whole_and_asks_in_valid_promql(path, promtool, tmp_path)
         assert panel["datasource"]["uid"] == "prometheus"
     asked = [target["expr"] for panel in panels for target in panel["targets"]]
     asked += [annotation["expr"] for annotation in board["annotations"]["list"]]
-    rules = [{"record": f"a:b{n}", "expr": e.replace("$model", "m")} for n, e in enumerate(asked)]
+    rules = [
+        {"record": f"a:b{n}", "expr": re.sub(r"\$(\w+)", r"\1", e)} for n, e in enumerate(asked)
+    ]
+    variables = {variable["name"] for variable in board["templating"]["list"]}
+    assert {name for e in asked for name in re.findall(r"\$(\w+)", e)} <= variables
     file = tmp_path / "rules.yml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "asked", "rules": rules}]}))
     done = promtool("check", "rules", file)
     assert done.returncode == 0, done.stdout + done.stderr
     recorded = (DEPLOY / "prometheus/rules/recording.yml").read_text(encoding="utf-8")
-    known = {f"{c}_total" for c in metrics.COUNTERS} | set(metrics.GAUGES)
-    known |= {f"{h}_{part}" for h in metrics.HISTOGRAMS for part in ("bucket", "sum", "count")}
+    known = {f"{c}_total" for c in families.COUNTERS} | {*families.GAUGES, *families.VECTOR_GAUGES}
+    known |= {f"{h}_{part}" for h in families.HISTOGRAMS for part in ("bucket", "sum", "count")}
     for expression in asked:
         for name in re.findall(r"\bpriordial_\w+", expression):
             assert name in known
         for name in re.findall(r"\bpriordial:[\w:]+", expression):
             assert f"record: {name}\n" in recorded
+
+
+def test_the_dashboards_show_what_is_answered_against_its_target_and_when_a_prior_changed():
+    operations, priors = (json.loads(path.read_text(encoding="utf-8")) for path in DASHBOARDS)
+    shown = " ".join(t["expr"] for panel in priors["panels"] for t in panel["targets"])
+    for name in ("priordial_target_prior", "priordial_group_target_prior", "priordial_tau_bucket"):
+        assert name in shown
+    for decision in ("adjusted", "unadjusted"):
+        assert f'decision="{decision}"' in shown
+    for board in (operations, priors):
+        (revisions,) = board["annotations"]["list"]
+        assert "priordial_prior_revision" in revisions["expr"]

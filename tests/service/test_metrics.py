@@ -8,7 +8,8 @@ import pytest
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_metrics
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
-from service.metrics import COUNTERS, GAUGES, HISTOGRAMS, OTHER, Metrics
+from service.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
+from service.metrics import OTHER, Metrics
 from service.run_folder import RunFolder
 from service.tally import Tally
 from tests.service.server import running
@@ -66,19 +67,19 @@ def models(tmp_path_factory):
 def test_both_formats_are_what_their_parsers_take_and_hold_the_same_numbers(metrics):
     metrics.request("/predict", 200, 0.0, "first")
     text, wide = (parsed(*metrics.exposition(a)) for a in ("text/plain", WIDE_ACCEPT))
-    own = [
-        {key: sample.value for key, sample in found.items() if not key[0].startswith("process_")}
-        for found in (text, wide)  # what the process uses goes on between two scrapes
-    ]
-    assert own[0] == own[1]
-    assert {name for name, _ in text} == {name for name, _ in wide}
+    own, same = (
+        {k: s.value for k, s in found.items() if k[0].startswith("priordial_")}
+        for found in (text, wide)
+    )
+    assert own == same
+    assert text.keys() == wide.keys()
     assert value(text, "priordial_requests_total", route="/predict", status="200") == 1
     assert metrics.exposition(WIDE_ACCEPT)[0].endswith(b"# EOF\n")
 
 
 def test_every_family_says_what_it_is_even_before_it_has_a_number(metrics):
     body = metrics.exposition("text/plain")[0].decode()
-    for name in (*(f"{c}_total" for c in COUNTERS), *HISTOGRAMS, *GAUGES):
+    for name in (*(f"{c}_total" for c in COUNTERS), *HISTOGRAMS, *GAUGES, *VECTOR_GAUGES):
         assert f"# HELP {name} " in body
         assert f"# TYPE {name} " in body
 
@@ -136,8 +137,8 @@ def test_classes_beyond_the_limit_are_counted_together(tmp_path, made):
 
 
 def _facts(adjusted, unadjusted):
+    from service.batcher import BatchFacts
     from service.graph import GraphOutputs
-    from service.work import BatchFacts
 
     ones = np.ones(len(adjusted), np.float32)
     outputs = GraphOutputs(
@@ -233,3 +234,80 @@ def _jensen_shannon(p, q):
         (a * math.log(2 * a / (a + b)) + b * math.log(2 * b / (a + b))) / 2
         for a, b in zip(p, q, strict=True)
     )
+
+
+def told(samples, name, label, **labels):
+    """A label's values → their numbers, of the samples that have these labels."""
+    return {
+        s.labels[label]: s.value
+        for (found, _), s in samples.items()
+        if found == name and labels.items() <= s.labels.items()
+    }
+
+
+def test_the_targets_in_force_are_told_by_class_and_group_and_follow_what_is_stored(models):
+    body = {"target": [1, 2, 3, 0, 4], "expected": True}
+    with running(models) as server, httpx.Client(base_url=server.url) as http:
+
+        def scrape(accept="text/plain"):
+            answer = http.get("/metrics", headers={"Accept": accept})
+            return parsed(answer.content, answer.headers["content-type"])
+
+        def by_class(prior, **more):
+            return told(scrape(**more), "priordial_target_prior", "class", prior=prior)
+
+        names = [f"class-{i}" for i in range(5)]
+        assert by_class("default") == dict.fromkeys(names, 0.2)
+        frequencies = [n / sum(COUNTS) for n in COUNTS]
+        assert by_class("training") == pytest.approx(dict(zip(names, frequencies, strict=True)))
+        for prior in ("default", "shop"):
+            http.put(f"/models/linear/priors/{prior}", json=body).raise_for_status()
+            for accept in ("text/plain", WIDE_ACCEPT):
+                wanted = dict(zip(names, [0.1, 0.2, 0.3, 0, 0.4], strict=True))
+                assert by_class(prior, accept=accept) == pytest.approx(wanted)
+        samples = scrape()
+        groups = told(samples, "priordial_group_target_prior", "group", prior="shop")
+        assert groups == pytest.approx({"many": 0.3, "medium": 0.3, "few": 0.4})
+        expected = told(samples, "priordial_target_expected", "prior", model="linear")
+        assert expected == {"default": 1, "shop": 1}
+        http.delete("/models/linear/priors/shop").raise_for_status()
+        http.put("/models/linear/priors/default", json={}).raise_for_status()
+        assert by_class("shop") == {}
+        assert by_class("default") == dict.fromkeys(names, 0.2)
+        assert told(scrape(), "priordial_target_expected", "prior") == {"default": 0}
+
+
+def test_the_series_of_targets_are_bounded_and_what_is_left_out_is_summed(models):
+    with running(models, max_class_series=2) as server, httpx.Client(base_url=server.url) as http:
+        for prior in ("a", "b", "default"):
+            body = {"target": [1, 2, 3, 0, 4]}
+            http.put(f"/models/linear/priors/{prior}", json=body).raise_for_status()
+        samples = parsed(http.get("/metrics").content, "text")
+        shown = told(samples, "priordial_target_prior", "class", prior="default")
+        assert shown == pytest.approx({"class-0": 0.1, "class-1": 0.2, OTHER: 0.7})
+        priors = {dict(labels)["prior"] for name, labels in samples if name == "priordial_target_prior"}  # fmt: skip
+        assert priors == {"default", "training"}
+
+
+def test_the_tau_of_every_row_is_counted(models):
+    with running(models) as server, httpx.Client(base_url=server.url) as http:
+        rows = inputs(3).tolist()
+        for tau in (0, 0.5, 0.5, 2):
+            given = {"instances": rows, "parameters": {"tau": tau}}
+            http.post("/predict", json=given).raise_for_status()
+        per_row = {
+            "inputs": [
+                {
+                    "name": "x",
+                    "datatype": "FP32",
+                    "shape": [3, 6],
+                    "data": [x for row in rows for x in row],
+                },
+                {"name": "tau", "datatype": "FP32", "shape": [3, 1], "data": [0, 2, 2]},
+            ]
+        }
+        http.post("/v2/models/linear/infer", json=per_row).raise_for_status()
+        samples = parsed(http.get("/metrics").content, "text")
+        buckets = told(samples, "priordial_tau_bucket", "le", model="linear")
+        assert [buckets[le] for le in ("0.0", "0.25", "0.5", "1.5", "2.0", "+Inf")] == [4, 4, 10, 10, 15, 15]  # fmt: skip
+        assert value(samples, "priordial_tau_sum", model="linear") == pytest.approx(13)

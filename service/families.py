@@ -1,0 +1,43 @@
+"""Every metric by name, with its help: what there is to count and to tell."""
+
+from collections.abc import Callable
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+
+COUNTERS = {
+    "priordial_predictions": "Answers by predicted class, with and without the adjustment",
+    "priordial_group_predictions": "Answers by the group (many, medium, few) of the predicted class",
+    "priordial_decisions_changed": "Answers whose class the adjustment changed",
+    "priordial_requests": "HTTP requests by route template and status",
+    "priordial_rejected": "Requests that were not scored, by reason",
+    "priordial_worker_restarts": "Workers that took the place of one that ended, by how that ended",
+}
+HISTOGRAMS = {
+    "priordial_request_seconds": ("Time from the first byte of a request to its answer", SECONDS),
+    "priordial_queue_seconds": ("Time that a request's rows waited for a batch", SECONDS),
+    "priordial_inference_seconds": ("Time of one graph call", SECONDS),
+    "priordial_batch_rows": ("Rows of one graph call", ROWS),
+    "priordial_tau": ("The tau that each row was adjusted with", TAUS),
+}
+GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
+    "priordial_queued_rows": ("Rows that wait for a batch", sum),
+    "priordial_prior_revision": ("The revision of each prior that every worker serves", min),
+    "priordial_prior_divergence": (
+        "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
+        max,
+    ),
+    "priordial_target_expected": (
+        "1 where the target of a prior is the mix to be expected in traffic, else 0",
+        max,
+    ),
+    "priordial_model_info": ("1 for each model version that is served, with its provider", max),
+    "priordial_build_info": ("1, with the version of the service", max),
+}
+"""Family → its help, and what makes one value of those of several workers."""
+VECTOR_GAUGES = {
+    "priordial_target_prior": "The target of each prior by class, as the worker that was scraped serves it",
+    "priordial_group_target_prior": "The target of each prior by the group (many, medium, few) of the class",
+}
+"""Told by the worker that is scraped alone: what many classes have would be too much to pass around every second."""
