@@ -10,6 +10,7 @@ from service.contract.bundle import load_bundle, versions
 from service.prior_store import InvalidStoreUrl, open_store
 from service.revisions import StoreUnavailable
 from service.settings import Settings
+from service.traces import TracesUnavailable, open_traces
 
 Finding = tuple[bool | None, str, str]
 """(good, bad or neither; what was looked at; what was found)."""
@@ -40,6 +41,8 @@ def findings(settings: Settings) -> Iterator[Finding]:
     threads = f"threads of one graph call: {machine.available_threads()}"
     yield None, "processors", f"{found.machine}, {found.affinity} by affinity, {quota}; {threads}"
     yield _store(settings.store, optional=settings.store_optional)
+    if settings.traces:
+        yield _traces()
     yield from _models(settings)
 
 
@@ -69,6 +72,14 @@ def _store(url: str, *, optional: bool) -> Finding:
     finally:
         store.close()
     return True, "prior store", "reachable, its tables are as they should be"
+
+
+def _traces() -> Finding:
+    try:
+        open_traces("doctor")
+    except TracesUnavailable as error:
+        return False, "traces", str(error)
+    return True, "traces", "can be made; the collector was not asked"
 
 
 def _models(settings: Settings) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ NAMES = "__names__"
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
+_BLOCK_BYTES = 2**16
 _SLICE = 256
 """Lines that are made before others may run: about 100 µs."""
 
@@ -64,8 +65,8 @@ class Exposition:
         *,
         vector_gauges: Iterable[VectorGauge] = (),
         accept: str,
-    ) -> tuple[bytes, str]:
-        """The body and content type of a scrape: OpenMetrics where it is accepted, else Prometheus text.
+    ) -> tuple[list[bytes], str]:
+        """The body, in blocks, and the content type of a scrape: OpenMetrics where it is accepted, else Prometheus text.
 
         exemplars: (family, labels) → bucket → the last request seen there; OpenMetrics only.
         """
@@ -80,7 +81,7 @@ class Exposition:
             ]
         encoder = openmetrics.generate_latest if wide else generate_latest
         parts.append(encoder(self._process))  # with OpenMetrics' "# EOF" at its end
-        return b"".join(parts), OPEN_METRICS if wide else TEXT
+        return list(_blocks(parts)), OPEN_METRICS if wide else TEXT
 
     def _counters(self, totals: Mapping[Series, Cells], *, wide: bool) -> Iterator[bytes]:
         self._vectors = {series: v for series, v in self._vectors.items() if series in totals}
@@ -160,6 +161,19 @@ class _Vector:
             time.sleep(0)  # let go of the interpreter: predictions wait for it
         self._values = values
         return self._blocks
+
+
+def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The same bytes in blocks of some size: one of megabytes would keep others waiting wherever it is copied."""
+    held: list[bytes] = []
+    size = 0
+    for part in parts:
+        held.append(part)
+        size += len(part)
+        if size >= _BLOCK_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _of(totals: Mapping[Series, Cells], family: str) -> Iterator[tuple[Series, Cells]]:

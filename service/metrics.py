@@ -190,8 +190,8 @@ class Metrics:
         exemplars = self._exemplars.setdefault((family, series), {})
         return count, _histogram(self._tally, family, {"route": route}), exemplars
 
-    def exposition(self, accept: str) -> tuple[bytes, str]:
-        """The body and content type of a scrape; for a thread. See Exposition."""
+    def exposition(self, accept: str) -> tuple[list[bytes], str]:
+        """The body, in blocks, and the content type of a scrape; for a thread. See Exposition."""
         gauges = [*self._own_gauges(), *self._run_folder.gauges_of_others()]
         exemplars = {key: dict(seen) for key, seen in list(self._exemplars.items())}
         for name, labels, bucket, request_id, value, at in self._run_folder.exemplars_of_others():

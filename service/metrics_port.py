@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-Render = Callable[[str], tuple[bytes, str]]
+Render = Callable[[str], tuple[list[bytes], str]]
 Allowed = Callable[[list[tuple[bytes, bytes]]], int]
 """Headers → 200, or the status that refuses them."""
 
@@ -28,14 +28,15 @@ class MetricsPort:
                     (k.lower().encode(), v.encode("latin-1")) for k, v in self.headers.items()
                 ]
                 status = allowed(headers) if self.path.split("?")[0] == "/metrics" else 404
-                body, kind = b"", "text/plain"
+                blocks, kind = list[bytes](), "text/plain"
                 if status == 200:
-                    body, kind = render(self.headers.get("Accept", ""))
+                    blocks, kind = render(self.headers.get("Accept", ""))
                 self.send_response_only(status)
                 self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(body)))
+                self.send_header("Content-Length", str(sum(map(len, blocks))))
                 self.end_headers()
-                self.wfile.write(body)
+                for block in blocks:
+                    self.wfile.write(block)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
                 """Scrapes are not logged."""

@@ -1,11 +1,13 @@
 """Liveness, readiness and the scrape."""
 
-from collections.abc import Callable
+import asyncio
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
+from starlette.responses import StreamingResponse
 
 from service.api.access import Access
 from service.metrics import Metrics
@@ -54,12 +56,20 @@ def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
     )
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics where it is accepted."""
-        body, content_type = await run_in_threadpool(
+        blocks, content_type = await run_in_threadpool(
             metrics.exposition, request.headers.get("accept", "")
         )
-        return Response(body, headers={"content-type": content_type})
+        headers = {"content-type": content_type, "content-length": str(sum(map(len, blocks)))}
+        return StreamingResponse(_in_turns(blocks), headers=headers)
 
     return routes
+
+
+async def _in_turns(blocks: list[bytes]) -> AsyncIterator[bytes]:
+    """A block a turn of the loop: megabytes at once would keep predictions waiting."""
+    for block in blocks:
+        yield block
+        await asyncio.sleep(0)
 
 
 _RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}

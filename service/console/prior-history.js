@@ -32,11 +32,11 @@ export function History({ bundle, path, name, prior, done }) {
     }
   };
   return html`<p class="quiet">Pick two revisions to compare them.</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Revisions"><table class="plain history"><thead><tr><th scope="col"><span class="sr">Compare</span></th><th scope="col">Revision</th><th scope="col">When</th><th scope="col">By</th><th scope="col">Why</th><th scope="col"><span class="sr">Do</span></th></tr></thead>
+    <div class="scroll" tabindex="0" role="region" aria-label="Revisions"><table class="plain history"><thead><tr><th scope="col"><span class="sr">Compare</span></th><th scope="col">Revision</th><th scope="col">When</th><th scope="col" class="wide">By</th><th scope="col">Why</th><th scope="col"><span class="sr">Do</span></th></tr></thead>
       <tbody>${page.value.revisions.map((r) => html`<tr key=${r.revision} class="first">
         <td>${!r.deleted && html`<input type="checkbox" aria-label=${`Compare revision ${r.revision}`} checked=${picked.includes(r.revision)} onChange=${() => pick(r.revision)} />`}</td>
         <th scope="row">${r.revision}${r.revision === prior.revision ? html` <span class="quiet">in force</span>` : ""}</th>
-        <td>${when(r.updated_at)}</td><td>${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
+        <td>${when(r.updated_at)}</td><td class="wide">${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
         <td class="why">${r.deleted ? html`<i>taken out of use</i>` : r.note || html`<span class="quiet">–</span>`}</td>
         <td class="number">${!r.deleted && r.revision !== prior.revision && (asked === r.revision
           ? html`<span class="line tight"><button class="small main" onClick=${() => back(r.revision)}>Go back to ${r.revision}</button><button class="small" onClick=${() => setAsked(null)}>No</button></span>`

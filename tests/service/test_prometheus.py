@@ -1,7 +1,10 @@
 """A real Prometheus scrapes two workers while one is killed: what it holds is what the client counted, exactly."""
 
 import collections
+import io
+import itertools
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,10 +18,11 @@ import numpy as np
 import pytest
 
 from tests.service.server import running
-from tests.service.small_models import FEATURES, publish_model
-from tests.service.test_workers import children
+from tests.service.small_models import FEATURES, linear_model, publish_model
+from tests.service.test_workers import children, eventually
 
-THREADS, REQUESTS = 4, 60
+THREADS, MINUTE = 2, 60.0
+MODELS = ("linear", "other")
 _CONFIG = """
 global: {{scrape_interval: 1s, scrape_timeout: 1s}}
 scrape_configs:
@@ -62,56 +66,89 @@ def prometheus(tmp_path):
 
 
 class Client:
-    """Sends mixed requests and counts what was answered, class by class."""
+    """Sends mixed requests to two models and counts what was answered, class by class."""
 
     def __init__(self, url):
         self.url = url
         self.counts = collections.Counter()
         self._lock = threading.Lock()
+        self._seeds = itertools.count()
 
-    def send(self, seed):
-        rng = np.random.default_rng(seed)
-        with httpx.Client(transport=httpx.HTTPTransport(retries=3)) as http:
-            for _ in range(REQUESTS):
-                rows = rng.normal(size=(int(rng.integers(1, 9)), FEATURES)).tolist()
-                given = {"tau": float(rng.choice([0, 0.5, 1, 2])), "prior": str(rng.choice(["uniform", "training"]))}  # fmt: skip
-                body = {"instances": rows, "parameters": given}
-                answer = http.post(f"{self.url}/predict", json=body).json()
-                with self._lock:
-                    for prediction in answer["predictions"]:
-                        self.counts["adjusted", prediction["label"]] += 1
-                        self.counts["unadjusted", prediction["unadjusted"]["label"]] += 1
-
-    def send_from_all_threads(self, round_number):
+    def send_for(self, seconds):
+        """From all threads; every request has its answer when this returns."""
+        until = time.monotonic() + seconds
         with ThreadPoolExecutor(THREADS) as pool:
-            list(pool.map(self.send, range(round_number * THREADS, (round_number + 1) * THREADS)))
+            list(pool.map(lambda _: self._send(until), range(THREADS)))
+
+    def _send(self, until):
+        rng = np.random.default_rng(next(self._seeds))
+        with httpx.Client(base_url=self.url, timeout=30) as http:
+            while time.monotonic() < until:
+                model = str(rng.choice(MODELS))
+                rows = rng.normal(size=(int(rng.integers(1, 9)), FEATURES)).astype(np.float32)
+                given = {"tau": float(rng.choice([0, 0.5, 1, 2])), "prior": str(rng.choice(["uniform", "training"]))}  # fmt: skip
+                if rng.random() < 0.5:
+                    body = {"instances": rows.tolist(), "parameters": given}
+                    answer = http.post(f"/models/{model}/predict", json=body)
+                else:
+                    file = io.BytesIO()
+                    np.save(file, rows)
+                    answer = http.post(
+                        f"/models/{model}/predict", params=given, content=file.getvalue(),
+                        headers={"Content-Type": "application/x-npy"},
+                    )  # fmt: skip
+                assert answer.status_code == 200
+                self._count(model, answer.json()["predictions"])
+                if rng.random() < 0.1:  # neither refused nor exploring requests are predictions
+                    refused = http.post(f"/models/{model}/predict", json={"instances": [[1]]})
+                    assert refused.status_code == 422
+                    body = {"instances": rows.tolist(), "settings": [given]}
+                    assert http.post(f"/models/{model}/adjust", json=body).status_code == 200
+
+    def _count(self, model, predictions):
+        with self._lock:
+            for prediction in predictions:
+                self.counts[model, "adjusted", prediction["label"]] += 1
+                self.counts[model, "unadjusted", prediction["unadjusted"]["label"]] += 1
+
+
+def asked(api, query):
+    answer = httpx.get(f"{api}/api/v1/query", params={"query": query}).json()
+    return [(r["metric"], r["value"][1]) for r in answer["data"]["result"]]
 
 
 def scraped(api):
-    query = "sum by (decision, class) (priordial_predictions_total)"
-    found = httpx.get(f"{api}/api/v1/query", params={"query": query}).json()["data"]["result"]
-    return {
-        (r["metric"]["decision"], r["metric"]["class"]): int(r["value"][1])
-        for r in found
-        if r["value"][1] != "0"
-    }
+    found = asked(api, "sum by (model, decision, class) (priordial_predictions_total)")
+    return {(m["model"], m["decision"], m["class"]): int(n) for m, n in found if n != "0"}
 
 
-def test_prometheus_holds_what_the_client_counted_through_a_workers_restart(tmp_path, prometheus):
-    publish_model(tmp_path / "models")
-    with running(tmp_path / "models", workers=2) as server:
+def test_prometheus_holds_what_the_client_counted_in_a_minute_through_a_workers_restart(
+    tmp_path, prometheus
+):
+    """The longest test of all: a minute of traffic, so that what is scraped is scraped many times."""
+    for seed, model in enumerate(MODELS):
+        publish_model(tmp_path / "models", model, model=linear_model(seed=seed))
+    with running(tmp_path / "models", workers=2, log_format="json") as server:
         api = prometheus(server.url.removeprefix("http://"))
         client = Client(server.url)
-        client.send_from_all_threads(0)
+        client.send_for(MINUTE / 3)
         victim = children(server.process.pid)[0]
-        os.kill(victim, signal.SIGKILL)
+        os.kill(victim, signal.SIGKILL)  # it has answered all that it took, and nothing since
         server.wait_for(rf"\(process {victim}\) has ended")
-        client.send_from_all_threads(1)
+        client.send_for(MINUTE / 3)
+        eventually(lambda: len(children(server.process.pid)) == 2)
+        client.send_for(MINUTE / 3)
         found = _eventually_equal(api, client.counts)
         assert found == dict(client.counts)
-        assert sum(found.values()) == 2 * sum(
-            n for (decision, _), n in client.counts.items() if decision == "adjusted"
-        )
+        assert {model for model, _, _ in found} == set(MODELS)
+        answered = sum(n for (_, decision, _), n in found.items() if decision == "adjusted")
+        assert sum(found.values()) == 2 * answered
+        groups = asked(api, 'sum(priordial_group_predictions_total{decision="adjusted"})')
+        assert [int(n) for _, n in groups] == [answered]
+        scrapes = asked(api, "sum(count_over_time(up[10m]))")
+        assert int(scrapes[0][1]) > MINUTE / 3
+        restarts = asked(api, 'sum(priordial_worker_restarts_total{reason="killed"})')
+        assert restarts[0][1] == "1"
         ids = httpx.get(
             f"{api}/api/v1/query_exemplars",
             params={
@@ -123,6 +160,8 @@ def test_prometheus_holds_what_the_client_counted_through_a_workers_restart(tmp_
         labels = [e["labels"] for series in ids for e in series["exemplars"]]
         assert labels
         assert all(set(found) == {"request_id"} for found in labels)
+        logged = set(re.findall(r'"request_id":"(\w+)"', server.log))
+        assert {found["request_id"] for found in labels} <= logged
 
 
 def _eventually_equal(api, counts, seconds=90):

@@ -1,6 +1,7 @@
 """Traces: a real OTLP receiver on loopback gets the spans of requests, their waits, their inference and their batches."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
@@ -236,3 +237,10 @@ def test_traces_that_cannot_be_made_end_the_start_with_what_is_missing(models, t
     with starting(models, traces=True, environment=protocol) as server:
         assert server.exit() == 1
         assert "http/protobuf only" in server.log.strip().splitlines()[-1]
+    for environment, status, mark in (({}, 0, "ok"), (protocol, 1, "BAD")):
+        done = subprocess.run(
+            [sys.executable, "-m", "service", "doctor", "--traces", "--models", models, "--store", f"sqlite:///{tmp_path}/p.db"],
+            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == status
+        assert re.search(rf"{mark} +traces ", done.stdout)

@@ -18,7 +18,9 @@ def main() -> None:
         browser = playwright.chromium.launch(
             executable_path="/usr/bin/chromium", args=["--no-sandbox"]
         )
-        page = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        page = browser.new_page(
+            viewport={"width": 1280, "height": 900}, device_scale_factor=2, color_scheme="light"
+        )
         page.goto(f"{server.url}/#/try?model=fashion")
         page.wait_for_selector(".verdict .changed")
         page.screenshot(path=ROOT / "docs" / "console.png", full_page=True)
