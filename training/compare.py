@@ -14,7 +14,7 @@ from training.faults import BadData, WrongUse
 from training.heads import features_of, last_layer
 from training.interrupt import Interrupted
 from training.loop import Keeping, logits_of
-from training.methods import ADAMW_RATE, METHODS, ON_FEATURES, RUNS, Method, runs_of
+from training.methods import ADAM_RATE, METHODS, ON_FEATURES, RUNS, Method, runs_of
 from training.outcomes import Outcome, Part
 from training.prepare import Prepared, identity, prepare, prepare_data
 from training.processes import Processes
@@ -85,7 +85,7 @@ def finish_run(
     started = time.monotonic()
     own = replace(recipe, seed=seed, name=f"{run}-{seed}", **RUNS[run])
     if own.optimiser != recipe.optimiser:
-        own = replace(own, lr=recipe.lr * ADAMW_RATE)
+        own = replace(own, lr=recipe.lr * ADAM_RATE)
     ready = prepare(own)
     if ready.data.test is None:
         raise BadData(f"{recipe.data}: has no test split to compare methods on")
@@ -141,7 +141,7 @@ def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """What must be the same for all runs of a comparison."""
     fields = json.loads(json.dumps(asdict(recipe)))
-    varied = {key for changes in RUNS.values() for key in changes} - {"optimiser"}
+    varied = {key for changes in RUNS.values() for key in changes} - {"optimiser", "weight_decay"}
     return {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
 
 

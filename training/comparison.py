@@ -1,7 +1,7 @@
 """The numbers of a comparison, from the outcomes of its runs. NumPy from logits on (cRT and LWS fit a last layer)."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -27,7 +27,7 @@ from training.retrain import learn_scales, retrain_classifier
 Scores: TypeAlias = dict[str, Any]
 SUMMARISED = (
     "error", "balanced_error", "many", "medium", "few",
-    "nll", "ece", "brier", "calibrated_nll", "calibrated_ece", "tau", "temperature", "seconds",
+    "nll", "ece", "brier", "calibrated_nll", "calibrated_ece", "tau", "norm_tau", "temperature", "seconds",
 )  # fmt: skip
 
 
@@ -39,6 +39,8 @@ class Answer:
     val: Vector | None
     log_source_prior: Vector
     tau: float
+    norm_tau: float | None = None
+    """Of weight normalisation."""
 
 
 def results_of(
@@ -95,6 +97,8 @@ def score_method(method: Method, outcome: Outcome, *, seed: int) -> Scores:
         train_class_counts=outcome.class_counts,
     )
     scores: Scores = {"n": len(test.labels), "tau": given.tau, "seconds": outcome.seconds, **own}
+    if given.norm_tau is not None:
+        scores["norm_tau"] = given.norm_tau
     if given.val is not None and outcome.val is not None:
         temperature = temperature_of(given, outcome.val)
         calibrated = score_adjusted(
@@ -123,10 +127,9 @@ def answer(method: Method, outcome: Outcome, *, seed: int) -> Answer:
     if method.afterwards in ("nothing", "tau-one", "tau-chosen"):
         fixed = {"nothing": 0.0, "tau-one": 1.0}.get(method.afterwards)
         return _of_logits(outcome, tau=chosen_tau(outcome) if fixed is None else fixed)
-    if method.afterwards == "norm-one":
-        return _of_layer(outcome, _layer(outcome).normalised(1.0))
-    if method.afterwards == "norm-chosen":
-        return _of_layer(outcome, _layer(outcome).normalised(chosen_norm_tau(outcome)))
+    if method.afterwards in ("norm-one", "norm-chosen"):
+        tau = 1.0 if method.afterwards == "norm-one" else chosen_norm_tau(outcome)
+        return replace(_of_layer(outcome, _layer(outcome).normalised(tau)), norm_tau=tau)
     features, labels = _training(outcome)
     if method.afterwards == "crt":
         layer = retrain_classifier(features, labels, len(outcome.class_counts), seed=seed)

@@ -23,7 +23,7 @@ def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """The figures' data of one seed, for what the runs at hand allow."""
     found: dict[str, Any] = {"norms": norms(outcomes), "reliability": {}}
     erm = outcomes.get("erm")
-    for name, run in (("erm", "erm"), ("adamw", "erm-adamw")):
+    for name, run in (("erm", "erm"), ("adam", "erm-adam")):
         if run in outcomes:
             found[f"tau_{name}"] = tau_curves(outcomes[run])
     if erm is not None and erm.val is not None:
@@ -63,7 +63,7 @@ def tau_curves(outcome: Outcome) -> dict[str, Any]:
 def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     """Norms of the last layer's rows by optimiser, and their rank correlation with the training counts."""
     found = {}
-    for name, run in (("SGD", "erm"), ("AdamW", "erm-adamw")):
+    for name, run in (("SGD", "erm"), ("Adam", "erm-adam")):
         outcome = outcomes.get(run)
         if outcome is not None and outcome.layer is not None:
             lengths = outcome.layer.norms

@@ -17,6 +17,7 @@ from training.drawing import (
     charts,
     label_axes,
     legend,
+    legend_beside,
     svg,
 )
 
@@ -33,6 +34,10 @@ SHOWN = (
 """The methods of the figures by class and group: more lines than these cannot be told apart."""
 MAX_CLASSES = 20
 DECILES = 10
+TAU_SHOWN = 2.0
+"""The sweeps are drawn up to here: beyond it post-hoc adjustment overshoots so far that the minimum is lost to the eye."""
+FEWEST_IN_BIN = 5e-4
+"""Share of the examples: the accuracy of a bin with fewer is that of a handful."""
 
 
 def overview(document: Document) -> str:
@@ -63,7 +68,7 @@ def overview(document: Document) -> str:
     if "erm" in document["methods"]:
         mean = 100 * document["methods"]["erm"]["summary"]["balanced_error"]["mean"]
         axes.axvline(mean, color=GREY, linestyle="--", linewidth=1)
-    label_axes(axes, x="balanced error on the test split, %", y="")
+    label_axes(axes, x="balanced error on the test split, %", y="method")
     return svg(figure, title="Balanced error by method")
 
 
@@ -71,25 +76,28 @@ def tau_sweep(document: Document) -> str:
     """The paper's Fig. 3: balanced error against tau, for post-hoc adjustment and weight normalisation."""
     optimisers = [
         (key, title)
-        for key, title in (("tau_erm", "SGD"), ("tau_adamw", "AdamW"))
+        for key, title in (("tau_erm", "SGD"), ("tau_adam", "Adam"))
         if all(key in curves for curves in document["curves"])
     ]
     figure, axes = charts(len(optimisers), width=4.1 * len(optimisers), height=3.6)
+    for chart in axes[1:]:
+        chart.sharey(axes[0])
     for chart, (key, title) in zip(axes, optimisers, strict=True):
         for name, colour in (("post-hoc", PALETTE[1]), ("weight-norm", PALETTE[2])):
             for split, dash in (("test", "-"), ("val", ":")):
                 curves = [one[key].get(f"{name} {split}") for one in document["curves"]]
                 _sweep(chart, curves, name=f"{name} {split}", colour=colour, dash=dash)
         label_axes(chart, x="τ (no unit)", y="balanced error, %", title=f"ERM trained with {title}")
-        legend(chart)
+    legend(axes[0])
     return svg(figure, title="Balanced error against tau")
 
 
 def _sweep(axes: Axes, curves: Sequence[Any], *, name: str, colour: str, dash: str) -> None:
     if any(curve is None for curve in curves):
         return
-    points = 100 * np.array(curves)
-    taus = (points[0, :, 0] / 100).tolist()
+    points = np.array(curves)
+    points = points[:, points[0, :, 0] <= TAU_SHOWN]
+    taus, points = points[0, :, 0].tolist(), 100 * points
     mean = points[:, :, 1].mean(axis=0)
     axes.plot(taus, mean, color=colour, linestyle=dash, label=name)
     if dash == "-":
@@ -114,11 +122,13 @@ def by_class(document: Document) -> str:
         )
     axes.set_xticks(range(len(order)), labels, rotation=35, ha="right")
     axes.set_ylim(bottom=0)
-    legend(axes)
+    legend_beside(axes)
     unit = "class (training examples), most frequent first"
     label_axes(
         axes,
-        x=unit if len(order[0]) == 1 else "decile of classes, most frequent first",
+        x=unit
+        if len(order[0]) == 1
+        else "decile of classes (training examples), most frequent first",
         y="error, %",
     )
     return svg(figure, title="Error by class in order of frequency")
@@ -146,16 +156,18 @@ def by_group(document: Document) -> str:
     rules = {"many": "> 100", "medium": "20 … 100", "few": "< 20"}
     ticks = [f"{g}: {rules[g]} examples\n({sizes[g]} classes)" for g in groups]
     axes.set_xticks(range(len(groups)), ticks)
-    legend(axes, ncols=2)
-    label_axes(axes, x="", y="mean error of the group's classes, %")
+    legend_beside(axes)
+    label_axes(axes, x="group of classes", y="mean error of the group's classes, %")
     return svg(figure, title="Error of the many, medium and few classes")
 
 
 def weight_norms(document: Document) -> str:
     """The paper's Fig. 1: norms of the classes' weight vectors against class frequency, by optimiser."""
     order, labels = frequency_order(document)
-    names = [n for n in ("SGD", "AdamW") if all(n in one["norms"] for one in document["curves"])]
+    names = [n for n in ("SGD", "Adam") if all(n in one["norms"] for one in document["curves"])]
     figure, axes = charts(len(names), width=4.3 * len(names), height=3.9)
+    unit = "class (training examples), most frequent first"
+    unit = unit if len(order[0]) == 1 else unit.replace("class", "decile of classes")
     for index, (chart, name) in enumerate(zip(axes, names, strict=True)):
         every = np.array([one["norms"][name]["norms"] for one in document["curves"]])
         grouped = np.stack([every[:, group].mean(axis=1) for group in order], axis=1)
@@ -167,14 +179,14 @@ def weight_norms(document: Document) -> str:
         chart.set_ylim(bottom=0)
         rank = np.array([one["norms"][name]["spearman"] for one in document["curves"]], float)
         title = f"{name}: rank correlation {np.nanmean(rank):+.2f}"
-        label_axes(chart, x="class, most frequent first", y="‖w_y‖ (no unit)", title=title)
+        label_axes(chart, x=unit, y="‖w_y‖ (no unit)", title=title)
     return svg(figure, title="Norms of the last layer's weights against class frequency")
 
 
 def reliability(document: Document) -> str:
     """Accuracy against confidence of the predicted class, on the test split at a uniform target."""
     names = list(document["curves"][0]["reliability"])
-    figure, axes = charts(len(names), width=2.5 * len(names), height=2.9)
+    figure, axes = charts(len(names), width=2.5 * len(names), height=3.1)
     for chart, name in zip(axes, names, strict=True):
         seeds = [one["reliability"][name] for one in document["curves"]]
         share = np.array([one["share"] for one in seeds])
@@ -184,9 +196,15 @@ def reliability(document: Document) -> str:
         bins = share.shape[1]
         chart.bar((np.arange(bins) + 0.5) / bins, share.mean(axis=0), 1 / bins, color="#d0d5dd")
         chart.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
-        chart.plot(confidence, accuracy, "o-", color=PALETTE[1], markersize=3)
+        enough = share.mean(axis=0) >= FEWEST_IN_BIN
+        chart.plot(confidence[enough], accuracy[enough], "o-", color=PALETTE[1], markersize=3)
         chart.set(xlim=(0, 1), ylim=(0, 1))
-        label_axes(chart, x="confidence", y="accuracy; bars: share", title=f"{name}\nECE {ece:.1%}")
+        label_axes(
+            chart,
+            x="confidence, 0 … 1",
+            y="accuracy; bars: share, 0 … 1",
+            title=f"{name}\nECE {ece:.1%}",
+        )
     return svg(figure, title="Reliability diagrams")
 
 
@@ -205,10 +223,12 @@ def shifted(document: Document) -> str:
         colour = PALETTE[index]
         axes.plot(range(len(keys)), mean, "o-", markersize=3.5, color=colour, label=name)
         band(axes, list(range(len(keys))), mean, _sd(values), colour=colour)
-    axes.set_xticks(range(len(keys)), keys, rotation=35, ha="right")
+    sizes = [document["curves"][0]["shifted"][k]["n"] for k in keys]
+    ticks = [f"{k} ({size:,})" for k, size in zip(keys, sizes, strict=True)]
+    axes.set_xticks(range(len(keys)), ticks, rotation=35, ha="right")
     axes.set_ylim(bottom=0)
-    legend(axes, title="adjustment")
-    label_axes(axes, x="shifted test set", y="error, %")
+    legend_beside(axes, title="adjustment")
+    label_axes(axes, x="shifted test set (examples)", y="error, %")
     return svg(figure, title="Error on shifted test sets")
 
 

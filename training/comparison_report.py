@@ -68,12 +68,18 @@ def text_table(document: Document) -> str:
     )
 
 
+def sample(document: Document) -> str:
+    """'n = 3 seeds'."""
+    n = len(document["seeds"])
+    return f"n = {n} seed{'s' * (n != 1)}"
+
+
 def basis(document: Document) -> str:
     """What the numbers rest on, in one line."""
     n, seeds = document["data"]["n"], document["seeds"]
     sizes = ", ".join(f"{name} {size:,}" for name, size in n.items())
     return (
-        f"n = {len(seeds)} seeds ({', '.join(map(str, seeds))}); examples: {sizes}. Mean ± standard deviation over the seeds; "
+        f"{sample(document)} ({', '.join(map(str, seeds))}); examples: {sizes}. Mean ± standard deviation over the seeds; "
         "the difference to ERM is paired by seed, with a 95 % t interval. Temperature and τ are chosen on validation."
     )
 
@@ -85,7 +91,7 @@ def _row(name: str, method: Mapping[str, Any]) -> list[str]:
         return _spread(summary.get(key), digits=digits, scale=100)
 
     difference = method["against_erm"]
-    tau = summary["tau"]["mean"]
+    tau = summary.get("norm_tau", summary["tau"])["mean"]
     return [
         name,
         spread("balanced_error"),
@@ -118,7 +124,7 @@ def _difference(difference: Mapping[str, Any]) -> str:
 
 def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) -> str:
     """The page."""
-    data, n = document["data"], f"n = {len(document['seeds'])} seeds"
+    data, n = document["data"], sample(document)
     test = f"{data['n']['test']:,} test examples"
     counts = data["class_counts"]
     ratio = f"imbalance ratio {max(counts) / min(counts):.0f}"
@@ -168,7 +174,7 @@ def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:
             "Balanced error against τ (paper, Fig. 3).",
             (
                 f"Post-hoc logit adjustment and weight normalisation of the ERM run: test (solid, band: ± sd, {n}, {test}) and "
-                "validation (dotted), on which τ is chosen."
+                "validation (dotted), on which τ is chosen. Drawn up to τ = 2; `results.json` has 0 … 4."
             ),
         ),
         "classes": (
@@ -185,7 +191,7 @@ def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:
         ),
         "reliability": (
             "Reliability (uniform target).",
-            f"15 bins of confidence, pooled over {n}, {test}, weighted to a uniform class mix; bars: share of the examples.",
+            f"15 bins of confidence, pooled over {n}, {test}, weighted to a uniform class mix; bars: share of the examples. Bins with less than 0.05 % of the examples have no point.",
         ),
         "shifted": (
             "Shifted test sets (LADE's protocol).",
@@ -201,7 +207,7 @@ def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:
 def _oracle(document: Document) -> page.Block:
     curves = document["curves"]
     rows = []
-    for key, run in (("tau_erm", "SGD"), ("tau_adamw", "AdamW")):
+    for key, run in (("tau_erm", "SGD"), ("tau_adam", "Adam")):
         for name in ("post-hoc", "weight-norm"):
             found = [
                 c[key]["oracle"][name] for c in curves if name in c.get(key, {}).get("oracle", {})

@@ -72,6 +72,11 @@ def legend(axes: Axes, **where: Any) -> None:
     axes.legend(frameon=False, fontsize=8.5, **where)
 
 
+def legend_beside(axes: Axes, **where: Any) -> None:
+    """The legend to the right of the chart, where no line or bar can run through it."""
+    legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), **where)
+
+
 def colour_of(name: str, names: Sequence[str]) -> str:
     """The colour of a series, the same in every chart that lists the same names in the same order."""
     return PALETTE[list(names).index(name) % len(PALETTE)]

@@ -56,7 +56,9 @@ class CosineLinear(nn.Module):
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(num_classes, features).uniform_(-1, 1))
+        # of length 1, as the authors have it: a step turns a vector by its size over the length squared
+        directions = torch.empty(num_classes, features).uniform_(-1, 1)
+        self.weight = nn.Parameter(functional.normalize(directions, dim=-1))
 
     def forward(self, features: Tensor) -> Tensor:
         """[B, features] -> [B, C]."""

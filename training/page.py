@@ -19,9 +19,9 @@ figcaption b { color: #1d2939; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
 caption { caption-side: top; white-space: normal; max-width: 95ch; text-align: left; color: #475467; padding-bottom: .4rem; }
-th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
+th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; }
+thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; white-space: normal; vertical-align: bottom; }
 tr.best td { background: #ecfdf3; }
 code { background: #f2f4f7; padding: .1rem .3rem; border-radius: 3px; font-size: .88em; }
 pre { background: #f2f4f7; padding: .75rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }

@@ -3,14 +3,18 @@
 import json
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
+from service.contract.adjustment import log_softmax
 from service.contract.label_shift import NotConverged
 from training import compare as module
-from training import comparison_curves
+from training import comparison_curves, comparison_figures, comparison_report
+from training.calibrate import log_validation_prior_of
+from training.comparison import answer, temperature_of
 from training.faults import WrongUse
 from training.interrupt import Interrupted
 from training.methods import METHODS, RUNS, choose, runs_of
@@ -110,8 +114,6 @@ def test_a_method_and_a_seed_can_be_added_later(done, tmp_path):
 
 def test_another_setting_in_the_same_folder_is_refused(done):
     out, _ = done
-    from dataclasses import replace
-
     with pytest.raises(WrongUse, match="another comparison: lr was"):
         compared(out, recipe=replace(RECIPE, lr=0.3))
 
@@ -165,6 +167,57 @@ def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
     assert all("n = 2 seeds" in caption for caption in captions)
     assert json.loads((out / "results.json").read_text(encoding="utf-8")) == document
     assert "| logit-adjusted |" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_every_axis_of_every_figure_says_what_it_counts(done, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_figures, "svg", lambda figure, title: drawn.append(figure))
+    comparison_report.draw(done[1])
+    names = [
+        name for figure in drawn for a in figure.axes for name in (a.get_xlabel(), a.get_ylabel())
+    ]
+    assert len(names) >= 2 * len(drawn) > 0
+    quantities = ("%", "no unit", "0 … 1", "examples", "method", "group of classes")
+    assert all(any(unit in name for unit in quantities) for name in names), names
+
+
+def test_weight_normalisation_is_served_by_what_it_has_left_undone(done):
+    """Its calibrated likelihood is that of the measured source prior: no worse than adjusting wholly, or not at all."""
+    out, document = done
+    outcome = Outcome.load(module.outcome_path(out, "erm", 0))
+    method = next(m for m in METHODS if m.name == "weight-norm τ chosen")
+    given = answer(method, outcome, seed=0)
+    assert document["methods"][method.name]["seeds"]["0"]["norm_tau"] == given.norm_tau
+    share = given.log_source_prior.std() / outcome.log_source_prior.std()
+    assert 0 <= share <= 1
+
+    def likelihood(log_source_prior):
+        other = replace(given, log_source_prior=log_source_prior)
+        return validation_nll(other, outcome.val, temperature_of(other, outcome.val))
+
+    own = likelihood(given.log_source_prior)
+    assert own <= likelihood(outcome.log_source_prior) + 1e-6
+    assert own <= likelihood(np.zeros_like(outcome.log_source_prior)) + 1e-6
+
+
+def validation_nll(given, val, temperature):
+    log_prior = log_validation_prior_of(val.labels, given.val.shape[1])
+    log_p = log_softmax(given.val / temperature + log_prior - given.log_source_prior)
+    return -log_p[np.arange(len(log_p)), val.labels].mean()
+
+
+def test_the_adam_run_decays_nothing_and_takes_its_own_rate(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(recipe, *_arguments, **_keywords):
+        seen.append(recipe)
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(module, "fit_network", stop)
+    with pytest.raises(Interrupted):
+        compared(tmp_path, methods="erm-adam", seeds=1)
+    assert (seen[0].optimiser, seen[0].weight_decay) == ("adamw", 0)
+    assert seen[0].lr == pytest.approx(0.3 * RECIPE.lr)
 
 
 def test_the_oracle_is_never_worse_than_the_tau_chosen_on_validation(done):

@@ -16,6 +16,7 @@ from training.losses import (
     make_loss,
 )
 from training.margins import equalised_random, focal, logit_adjusted, pairwise_margin
+from training.networks import CosineLinear
 
 COUNTS = np.array([5000, 700, 90, 12, 3])
 PI = COUNTS / COUNTS.sum()
@@ -298,3 +299,9 @@ def test_an_objective_follows_the_logits_to_their_device():
 def test_what_cannot_be_is_refused_with_the_reason(name, counts, options, message):
     with pytest.raises(InvalidObjective, match=message):
         make_loss(name, np.array(counts), **options)
+
+
+def test_the_class_vectors_of_a_cosine_head_start_at_length_one():
+    """Longer ones would turn slower, by the square of their length, at the same learning rate."""
+    weight = CosineLinear(432, 10).weight
+    assert torch.linalg.vector_norm(weight, dim=1).tolist() == pytest.approx([1.0] * 10, abs=1e-5)
