@@ -147,6 +147,19 @@ def overview(documents: Sequence[Document]) -> str:
         markdown_table(["method", "what", *(title(d) for d in documents)], rows)
         + f"\nPercent, mean ± standard deviation over the seeds ({ns(documents)}), {documents[0]['data']['n']['test']:,} test examples; in brackets the "
         "difference to ERM in points, paired by seed (its interval is in the tables below). The best mean of a setting is bold.\n"
+        + "".join(on_weights(document) for document in documents)
+    )
+
+
+def on_weights(document: Document) -> str:
+    """A remark where weighting the loss by 1 / pi does worse than not weighting it."""
+    methods, counts = document["methods"], document["data"]["class_counts"]
+    if "balanced" not in methods or mean(document, "balanced") <= mean(document, "erm"):
+        return ""
+    weight = sum(counts) / (len(counts) * min(counts))
+    return (
+        f"\n`balanced` fails at {title(document)}: one example of the rarest class weighs as much as {weight:.0f} average ones, and a step\n"
+        "for it undoes many others at this learning rate. Sampling the classes equally often asks for the same mix and does not fail.\n"
     )
 
 
@@ -198,17 +211,30 @@ def beside_reference(documents: Sequence[Document]) -> str:
     """Ours less the independent implementation's, where it has figures."""
     rows = []
     for document in documents:
-        for name, reference in REFERENCE.get(key(document), {}).items():
-            ours = document["methods"][name]["summary"]["balanced_error"]
+        theirs = REFERENCE.get(key(document), {})
+        for name, reference in theirs.items():
+            own = document["methods"].get(name)
+            if own is None:
+                continue
+            ours = own["summary"]["balanced_error"]
             difference = 100 * ours["mean"] - reference
-            rows.append(
-                [title(document), name, f"{reference:.1f}", spread(ours), f"{difference:+.1f}"]
-            )
+            gains = reference - theirs["erm"], 100 * own["against_erm"]["mean"]
+            told = [f"{points:+.1f}" for points in (difference, *gains)]
+            rows.append([title(document), name, f"{reference:.1f}", spread(ours), *told])
     return (
         f"Balanced error in percent of {REFERENCE_SOURCE}, which is not ours. Networks, augmentation and lengths differ, so the order and the gains over ERM\n"
         "should agree, not the digits.\n\n"
         + markdown_table(
-            ("setting", "method", "theirs", f"ours ({ns(documents)})", "difference, points"), rows
+            (
+                "setting",
+                "method",
+                "theirs",
+                f"ours ({ns(documents)})",
+                "difference, points",
+                "against ERM, theirs",
+                "against ERM, ours",
+            ),
+            rows,
         )
     )
 
