@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 from service.api.access import Access
 from service.api.bodies import ClientLeft, Receive, inflated, read_body
 from service.api.errors import PROBLEM_JSON, Problem, problem_of
+from service.batcher import Abandoned
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 _MAX_REQUEST_ID = 128
 _MAX_PATHS = 1024
 CLIENT_LEFT = 499
-"""Counted and logged where the connection closed before the request was whole."""
+"""Counted and logged where the connection closed before the request was whole, or before it was scored."""
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -142,7 +143,7 @@ class HotLane:
             response = Response(
                 200, found.content_type, found.body, request.request_id.encode(), found.headers
             )
-        except ClientLeft:
+        except (ClientLeft, Abandoned):
             self._count(route, CLIENT_LEFT, request)
             return None
         except Exception as error:  # noqa: BLE001 - the status table knows what it is to the caller

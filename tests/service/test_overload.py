@@ -1,0 +1,127 @@
+"""More than can be done: who is refused hears of it at once, who left costs nothing, who was admitted is answered."""
+
+import contextlib
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.service.faulty_models import publish_slow
+from tests.service.server import running
+from tests.service.small_models import inputs, publish_model
+from tests.service.test_workers import eventually, metric
+
+LONG = 20_000.0
+"""Rounds of the slow model's loop: seconds, in which a test can do its part."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    publish_model(folder)
+    publish_slow(folder)
+    return folder
+
+
+def slow(url, rounds=1.0, **headers):
+    body = {"instances": [[1.0, rounds]]}
+    return httpx.post(f"{url}/models/slow/predict", json=body, headers=headers, timeout=60)
+
+
+def found(url, name, **labels):
+    return metric(httpx.get(f"{url}/metrics", timeout=30).text, name, **labels)
+
+
+def until_queued(url, rows):
+    eventually(lambda: found(url, "priordial_queued_rows", model="slow") == rows)
+
+
+@contextlib.contextmanager
+def busy(models, *, queued=1, **settings):
+    """(server, the answer to come of a long request that runs, those of the short ones that wait for it)."""
+    with (
+        running(models, inline_us=0, **settings) as server,
+        ThreadPoolExecutor(queued + 1) as pool,
+    ):
+        runs = pool.submit(slow, server.url, LONG)
+
+        def first():
+            """A short request that is seen to wait; None when it came before the long one."""
+            short = pool.submit(slow, server.url)
+            while not short.done():
+                if found(server.url, "priordial_queued_rows", model="slow") == 1:
+                    return short
+            return None
+
+        wait = [eventually(first)]
+        for number in range(1, queued):
+            wait.append(pool.submit(slow, server.url))
+            until_queued(server.url, number + 1)
+        yield server, runs, wait
+
+
+def test_a_full_queue_refuses_at_once_and_another_model_does_not_notice(models):
+    with busy(models, queued=4, max_queued_rows=4, max_batch_rows=4) as (server, runs, wait):
+        for _ in range(5):
+            refused = slow(server.url)
+            assert refused.status_code == 429
+            assert refused.json()["type"] == "/problems/overloaded"
+            assert int(refused.headers["retry-after"]) >= 1
+        body = {"instances": inputs(2).tolist()}
+        other = httpx.post(f"{server.url}/models/linear/predict", json=body)
+        assert other.status_code == 200
+        assert not runs.done()
+        assert {each.result().status_code for each in [runs, *wait]} == {200}
+        assert slow(server.url).status_code == 200
+        assert found(server.url, "priordial_rejected_total", model="slow", reason="overloaded") == 5
+
+
+def test_work_of_clients_that_left_is_not_done_and_is_counted(models):
+    body = json.dumps({"instances": [[1.0, LONG]]}).encode()
+    request = (
+        f"POST /models/slow/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with busy(models) as (server, runs, (waits,)):
+        host, port = server.url.removeprefix("http://").split(":")
+        leaving = [socket.create_connection((host, int(port))) for _ in range(6)]
+        for each in leaving:
+            each.sendall(request.encode() + body)
+        until_queued(server.url, 1 + len(leaving))
+        before = found(server.url, "priordial_batch_rows_sum", model="slow")
+        assert not runs.done()
+        for each in leaving:
+            each.close()
+        assert {runs.result().status_code, waits.result().status_code} == {200}
+        slow_ones = {"model": "slow"}
+        eventually(
+            lambda: (
+                found(server.url, "priordial_rejected_total", reason="abandoned", **slow_ones) == 6
+            )
+        )
+        scored = found(server.url, "priordial_batch_rows_sum", **slow_ones)
+        assert scored == before + 2  # of the two that stayed
+        route = {"route": "/models/{model}/predict"}
+        assert found(server.url, "priordial_requests_total", status="499", **route) == 6
+        assert found(server.url, "priordial_requests_total", status="504", **route) == 0
+
+
+def test_a_request_that_sets_no_deadline_has_the_services_own(models):
+    with busy(models, timeout_ms=300) as (server, runs, (waits,)):
+        late = waits.result()
+        assert late.status_code == 504
+        assert late.json()["type"] == "/problems/deadline"
+        assert runs.result().status_code == 200  # begun in time
+        assert found(server.url, "priordial_rejected_total", model="slow", reason="deadline") == 1
+
+
+def test_what_was_admitted_before_a_sigterm_is_answered(models):
+    with busy(models, queued=3) as (server, runs, wait):
+        server.process.terminate()
+        server.wait_for("draining for 0 s")
+        assert not runs.done()
+        assert {each.result().status_code for each in [runs, *wait]} == {200}
+        assert server.exit() == 0
+        with pytest.raises(httpx.ConnectError):
+            slow(server.url)
