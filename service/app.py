@@ -149,6 +149,7 @@ class Service:
             intra_op_threads=settings.intra_op_threads or self.threads,
             max_batch_rows=settings.max_batch_rows,
             max_queued_rows=settings.max_queued_rows,
+            max_queue_ms=settings.max_queue_ms,
             max_queued_bytes=settings.max_queued_mib * 2**20,
             inline_seconds=settings.inline_us * 1e-6,
             recent_rows=settings.recent_rows,

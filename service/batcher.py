@@ -183,6 +183,7 @@ class Batcher:
         max_batch_rows: int,
         max_queued_rows: int,
         max_queued_bytes: int,
+        max_waiting_rows: int | None = None,
         inline_seconds: float,
         on_batch: Callable[[BatchFacts], None],
         wants_logits: Callable[[], bool] = lambda: False,
@@ -192,6 +193,7 @@ class Batcher:
         self._run_graph, self._table, self._cost = run_graph, table, cost_seconds
         self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
         self._max_queued_rows, self._max_queued_bytes = max_queued_rows, max_queued_bytes
+        self._max_waiting_rows = max_queued_rows if max_waiting_rows is None else max_waiting_rows
         self._on_batch, self._wants_logits = on_batch, wants_logits
         self._tracer = tracer
         self._queue: deque[_Piece] = deque()
@@ -202,6 +204,7 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._in_flight: list[_Piece] = []
+        self._done: deque[tuple[_Worker, list[_Outcome] | BaseException, float]] = deque()
         self.busy_since: float | None = None
         """time.monotonic() when the running graph call began; a watchdog reads it."""
         self.failure: str | None = None
@@ -214,6 +217,8 @@ class Batcher:
 
     def submit(self, work: Work) -> "Waiting[Scored]":
         """Queue a request. Raises Overloaded, RequestTooLarge or DeadlinePassed at once, and then holds nothing."""
+        if self._done:  # under a flood a turn of the loop lasts for seconds: the session must not wait for its end
+            self._collect()
         rows, size = len(work.inputs), _size_of(work.inputs)
         if rows > self._max_queued_rows or size > self._max_queued_bytes:
             raise RequestTooLarge(
@@ -222,9 +227,11 @@ class Batcher:
             )
         if (
             self.queued_rows + rows > self._max_queued_rows
+            or (self.queued_rows and self.queued_rows + rows > self._max_waiting_rows)
             or self._queued_bytes + size > self._max_queued_bytes
         ):
-            raise Overloaded(f"{self.queued_rows} rows are queued; at most {self._max_queued_rows}")
+            most = min(self._max_queued_rows, self._max_waiting_rows)
+            raise Overloaded(f"{self.queued_rows} rows are queued; at most {most}")
         now = time.monotonic()
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
@@ -478,7 +485,12 @@ class Batcher:
         self, worker: "_Worker", result: "list[_Outcome] | BaseException", seconds: float
     ) -> None:
         """Called in the worker's thread."""
-        self._loop.call_soon_threadsafe(self._finished, worker, result, seconds)
+        self._done.append((worker, result, seconds))
+        self._loop.call_soon_threadsafe(self._collect)
+
+    def _collect(self) -> None:
+        while self._done:
+            self._finished(*self._done.popleft())
 
     def _finished(
         self, worker: "_Worker", result: "list[_Outcome] | BaseException", seconds: float

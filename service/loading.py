@@ -37,6 +37,7 @@ class Loader:
     intra_op_threads: int
     max_batch_rows: int
     max_queued_rows: int
+    max_queue_ms: int
     max_queued_bytes: int
     inline_seconds: float
     recent_rows: int
@@ -88,6 +89,7 @@ class Loader:
             cost_seconds=cost_seconds.__getitem__,
             max_batch_rows=largest,
             max_queued_rows=max(self.max_queued_rows, largest),
+            max_waiting_rows=_most_waiting(cost_seconds[largest] / largest, self.max_queue_ms),
             max_queued_bytes=self.max_queued_bytes,
             inline_seconds=self.inline_seconds,
             on_batch=on_batch,
@@ -110,6 +112,11 @@ def _measured(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> dict[int
             first = first or error
     assert first is not None
     raise first
+
+
+def _most_waiting(seconds_of_row: float, milliseconds: int) -> int | None:
+    """Rows that are scored within so many milliseconds, at this cost of each in a full batch; None means any number."""
+    return max(1, int(milliseconds / 1000 / seconds_of_row)) if milliseconds else None
 
 
 def warm_sizes(largest: int) -> list[int]:

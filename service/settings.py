@@ -54,6 +54,12 @@ class Settings:
     max_queued_rows: int = _setting(
         2048, "rows that may wait for one model; more are refused with 429", low=1, high=10**7
     )
+    max_queue_ms: int = _setting(
+        0,
+        "refuse with 429 what would wait longer, by the measured cost of the model; 0: no limit",
+        low=0,
+        high=10**7,
+    )
     max_queued_mib: int = _setting(
         256, "MiB of inputs that may wait for one model", low=1, high=10**6
     )

@@ -77,6 +77,7 @@ def make(graph, *, inline=False, **more):
         max_batch_rows=more.pop("max_batch_rows", 8),
         max_queued_rows=more.pop("max_queued_rows", 100),
         max_queued_bytes=more.pop("max_queued_bytes", 10_000),
+        max_waiting_rows=more.pop("max_waiting_rows", None),
         inline_seconds=0.5,
         on_batch=more.pop("on_batch", facts.append),
     )
@@ -442,5 +443,47 @@ def test_a_hanging_graph_call_is_visible_from_another_thread():
         graph.gate.set()
         await future
         assert batcher.busy_since is None
+
+    asyncio.run(go())
+
+
+def test_the_next_batch_starts_while_the_loop_is_still_busy_with_arrivals():
+    """Under a flood a turn of the loop is long: whoever arrives in it hands the session its next batch."""
+
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=1)
+        graph.gate.clear()
+        first = batcher.submit(work(1))
+        await entered(graph)
+        second = batcher.submit(work(2))
+        graph.gate.set()
+        give_up = time.monotonic() + 10
+        while not batcher._done and time.monotonic() < give_up:
+            pass  # the loop does not turn here
+        graph.entered.clear()
+        third = batcher.submit(work(3))
+        assert first.done()
+        assert graph.entered.wait(10)
+        assert [answer(await each) for each in (second, third)] == [[2], [3]]
+
+    asyncio.run(go())
+
+
+def test_what_would_wait_too_long_is_refused_though_the_queue_has_room_and_nothing_waits_in_vain():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_waiting_rows=3)
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        large = batcher.submit(work(*range(5)))  # an empty queue takes it: it waits for nobody
+        with pytest.raises(Overloaded):
+            batcher.submit(work(9))
+        graph.gate.set()
+        assert answer(await running) == [0]
+        assert answer(await large) == list(range(5))
+        few = [batcher.submit(work(i)) for i in range(3)]
+        assert [answer(await each) for each in few] == [[0], [1], [2]]
 
     asyncio.run(go())

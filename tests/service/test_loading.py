@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 
-from service import app
+from service import loading
 from service.contract.bundle import load_bundle
 from service.graph import open_graph
 from tests.service.small_models import FEATURES, linear_model, publish_model
@@ -24,9 +24,9 @@ def test_models_that_are_loaded_at_once_are_measured_one_after_the_other(tmp_pat
         met.append(True)
         return {1: 1e-3}
 
-    monkeypatch.setattr(app.graphs, "measure", measure)
+    monkeypatch.setattr(loading.graphs, "measure", measure)
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(lambda _: app._measured(None, bundle, [1]), range(2)))
+        found = list(threads.map(lambda _: loading._measured(None, bundle, [1]), range(2)))
     assert found == [{1: 1e-3}] * 2
     assert not met
 
