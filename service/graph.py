@@ -162,6 +162,7 @@ class Graph:
             head.TAU: tau,
             head.PRIOR_INDEX: prior_index,
             head.TOP_K: np.array([top_k], np.int64),
+            head.FULL_ROWS: np.array([len(inputs) if full else 0], np.int64),
         }
         names = self._all if full else self._with_logits if with_logits else self._ranked
         if self._bound:

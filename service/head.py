@@ -22,6 +22,7 @@ PREFIX = "adjustment."
 TAU, PRIOR_INDEX, PRIOR_TABLE, TOP_K = (
     PREFIX + name for name in ("tau", "prior_index", "prior_table", "top_k")
 )
+FULL_ROWS = PREFIX + "full_rows"
 TOP_INDEX, TOP_PROBABILITY, UNADJUSTED_INDEX, UNADJUSTED_PROBABILITY = RANKED = tuple(
     PREFIX + name
     for name in ("top_index", "top_probability", "unadjusted_index", "unadjusted_probability")
@@ -64,7 +65,8 @@ def compose(
 
     output: the graph's output with [batch, C] logits or probabilities (kind), or a ZipMap over them. A softmax at the
     end is cut off, so that its input are the logits. Added inputs: tau float32 [B], prior_index int64 [B], prior_table
-    float32 [P, C] with rows log σ − log ρ, top_k int64 [1]. The outputs RANKED and FULL replace the graph's own.
+    float32 [P, C] with rows log σ − log ρ, top_k int64 [1], full_rows int64 [1] (how many
+    rows of PROBABILITIES are worked out). The outputs RANKED and FULL replace the graph's own.
     """
     _check_names(model)
     model = _with_opset(model)
@@ -130,7 +132,10 @@ class _Head:
         self.ranked(ADJUSTED_LOGITS, TOP_K, TOP_INDEX, TOP_PROBABILITY)
         one = self.constant("one", np.array([1], np.int64))
         self.ranked(self.scaled, one, UNADJUSTED_INDEX, UNADJUSTED_PROBABILITY)
-        self.node("Softmax", [ADJUSTED_LOGITS], PROBABILITIES, axis=1)
+        # onnxruntime runs every node, whatever is fetched: a softmax of no rows is one that costs nothing.
+        first = self.constant("first", np.array([0], np.int64))
+        rows = self.node("Slice", [ADJUSTED_LOGITS, first, FULL_ROWS, first], PREFIX + "full")
+        self.node("Softmax", [rows], PROBABILITIES, axis=1)
         value = helper.make_tensor_value_info
         self.graph.input.extend(
             [
@@ -138,13 +143,15 @@ class _Head:
                 value(PRIOR_INDEX, TensorProto.INT64, [PREFIX + "B"]),
                 value(PRIOR_TABLE, TensorProto.FLOAT, [PREFIX + "P", PREFIX + "C"]),
                 value(TOP_K, TensorProto.INT64, [1]),
+                value(FULL_ROWS, TensorProto.INT64, [1]),
             ]
         )
         del self.graph.output[:]
         for name in (*RANKED, *FULL):
+            rows = PREFIX + ("full" if name == PROBABILITIES else "B")
             width = PREFIX + "C" if name in FULL else (1 if "unadjusted" in name else PREFIX + "K")
             type_ = TensorProto.INT64 if name.endswith("index") else TensorProto.FLOAT
-            self.graph.output.append(value(name, type_, [PREFIX + "B", width]))
+            self.graph.output.append(value(name, type_, [rows, width]))
 
     def ranked(self, logits: str, k: str, index: str, probability: str) -> None:
         self.node("TopK", [logits, k], f"{probability}.logit {index}", axis=1)
