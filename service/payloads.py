@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from service.contract.bundle import InputSpec
 
 Array = NDArray[Any]
+MAX_TEXT_CHARACTERS = 20_000
+"""Of one text: a graph that parts texts into words fills up every row of a batch to the most words of any of them."""
 
 
 class Malformed(ValueError):
@@ -63,7 +65,16 @@ def array_of(instances: Sequence[Any], spec: InputSpec, *, may_hold_booleans: bo
 
 
 def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
-    """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants more axes."""
+    """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants more axes.
+
+    Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS.
+    """
+    for at, text in enumerate(strings):
+        if len(text) > MAX_TEXT_CHARACTERS:
+            raise InvalidInput(
+                f"instance {at // texts_per_row(spec)} is a text of {len(text):,} characters; "
+                f"expected at most {MAX_TEXT_CHARACTERS:,}"
+            )
     flat = np.empty(len(strings), object)
     flat[:] = strings
     return flat.reshape([-1, *(1 if n is None else n for n in spec.shape[1:])])

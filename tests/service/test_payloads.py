@@ -15,6 +15,7 @@ from service.multipart import parse_form
 from service.npy import parse_npy
 from service.parameters import Parameters, body_parameters, query_parameters
 from service.payloads import (
+    MAX_TEXT_CHARACTERS,
     InvalidInput,
     InvalidParameter,
     Malformed,
@@ -196,6 +197,15 @@ def test_a_text_model_takes_strings_and_arrays_of_text(shape):
     for array in (np.array(["a", "ö", ""]), np.array([b"a", "ö".encode(), b""])):
         np.testing.assert_array_equal(fitted(array, wanted), flat)
     assert example_input(wanted).shape == flat[:1].shape
+
+
+def test_a_text_that_is_too_long_is_refused_with_its_row_in_every_form():
+    longest, too_long = "a " * (MAX_TEXT_CHARACTERS // 2), "a " * (MAX_TEXT_CHARACTERS // 2) + "b"
+    assert array_of(["x", longest], TEXT, may_hold_booleans=False).shape == (2, 1)
+    with pytest.raises(InvalidInput, match=r"instance 1 .* 20,001 characters.* 20,000"):
+        array_of(["x", too_long], TEXT, may_hold_booleans=False)
+    with pytest.raises(InvalidInput, match=r"instance 1 .* 20,001 characters"):
+        fitted(np.array(["x", too_long]), TEXT)
 
 
 def test_a_model_of_several_texts_takes_a_list_of_them():
