@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from training.data.augment import Augmentation
-from training.data.folders import ImageOptions
+from training.data.listing import ImageOptions
 from training.faults import WrongUse
 from training.loop import Plan
 from training.order import steps_of

@@ -11,7 +11,7 @@ from pyarrow import parquet
 from tests.training import files
 from training import data
 from training.data.dataset import counts_of
-from training.data.folders import ImageOptions
+from training.data.listing import ImageOptions
 from training.prepare import prepare_data
 from training.recipe_file import make
 

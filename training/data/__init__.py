@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.data import cifar, digits, fashion, folders, npz, table
+from training.data import cifar, digits, fashion, folders, inaturalist, npz, table
 from training.data.dataset import Dataset
-from training.data.folders import ImageOptions
+from training.data.listing import ImageOptions
 from training.faults import WrongUse
 
 FORMS = {
@@ -48,7 +48,7 @@ def _load(kind: str, spec: str, place: str, *, seed: int, options: ImageOptions)
         "cifar100": lambda: cifar.load(spec, kind, place),
         "images": lambda: folders.load_folder(spec, place, seed=seed, options=options),
         "list": lambda: folders.load_lists(spec, place, options=options),
-        "inaturalist": lambda: folders.load_inaturalist(spec, place, options=options),
+        "inaturalist": lambda: inaturalist.load(spec, place, options=options),
         "npz": lambda: npz.load(spec, place),
         "table": lambda: table.load(spec, place, seed=seed),
     }
