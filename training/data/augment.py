@@ -43,15 +43,15 @@ class Augmentation:
         return torch.cat([mirror, offsets], dim=1)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Images [B, channels, H, W] of any type, changed as drawn [B, 3] says."""
+        """Images [B, channels, H, W] of any type, changed as drawn [B, 3] says: each pixel is fetched once."""
+        batch, channels, height, width = images.shape
+        mirror = drawn[:, :1].bool()
+        column = torch.arange(width, device=images.device)
+        columns = torch.where(mirror, column.flip(0), column)
+        rows = torch.arange(height, device=images.device).expand(batch, -1)
         if self.name == "crop-flip":
-            images = self._shifted(images, drawn)
-        return torch.where(drawn[:, :1, None, None].bool(), images.flip(3), images)
-
-    def _shifted(self, images: Tensor, drawn: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        padded = functional.pad(images, (self.pad,) * 4)
-        windows = padded.unfold(2, height, 1).unfold(
-            3, width, 1
-        )  # a view: [B, channels, 2 pad + 1, 2 pad + 1, H, W]
-        return windows[torch.arange(len(images)), :, drawn[:, 1], drawn[:, 2]]
+            images = functional.pad(images, (self.pad,) * 4)
+            rows, columns = rows + drawn[:, 1:2], columns + drawn[:, 2:]
+        places = rows[:, :, None] * images.shape[3] + columns[:, None, :]
+        fetched = images.flatten(2).gather(2, places.view(batch, 1, -1).expand(-1, channels, -1))
+        return fetched.view(batch, channels, height, width)

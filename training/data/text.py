@@ -61,14 +61,14 @@ class Vocabulary:
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Word numbers [len(texts), longest], padded with 0; at least one column."""
-        return Encoded.of(texts, self).padded(np.arange(len(texts)))
+        return Encoded.of(texts, self).padded(np.arange(len(texts))).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Encoded:
     """Many texts as word numbers, end to end: those of text i are numbers[starts[i] : starts[i + 1]]."""
 
-    numbers: NDArray[np.int64]
+    numbers: NDArray[np.int32]
     starts: NDArray[np.int64]
 
     @classmethod
@@ -78,15 +78,18 @@ class Encoded:
         found = [[number for word in words(text) if (number := keys.get(word))] for text in texts]
         starts = np.concatenate([[0], np.cumsum([len(one) for one in found], dtype=np.int64)])
         numbers = np.fromiter(
-            (number for one in found for number in one), np.int64, int(starts[-1])
+            (number for one in found for number in one), np.int32, int(starts[-1])
         )
         return cls(numbers, starts.astype(np.int64))
 
-    def padded(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def padded(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """[len(rows), longest of them], padded with 0; at least one column."""
-        lengths = self.starts[rows + 1] - self.starts[rows]
-        table = np.zeros((len(rows), max(1, int(lengths.max(initial=1)))), np.int64)
-        filled = np.arange(table.shape[1]) < lengths[:, None]
-        positions = self.starts[rows][:, None] + np.arange(table.shape[1])
-        table[filled] = self.numbers[positions[filled]]
+        starts = self.starts[rows][:, None]
+        lengths = self.starts[rows + 1][:, None] - starts
+        columns = np.arange(max(1, int(lengths.max(initial=1))))
+        if not len(self.numbers):
+            return np.zeros((len(rows), len(columns)), np.int32)
+        # what lies beyond a text is another one's, or beyond the end: taken and blotted out
+        table = self.numbers.take(starts + columns, mode="clip")
+        table *= columns < lengths
         return table
