@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batcher import MAX_GRAPH_TOP_K, Abandoned, DeadlinePassed, Overloaded, Scored, Work
+from service.batch_run import MAX_GRAPH_TOP_K
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
@@ -16,6 +16,7 @@ from service.parameters import Parameters
 from service.payloads import InvalidParameter
 from service.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
 from service.repository import ServedModel
+from service.work import Abandoned, DeadlinePassed, Overloaded, Scored, Work
 
 DEFAULT_TOP_K = 5
 
@@ -65,7 +66,11 @@ class Classifier:
         bundle = model.bundle
         top_k = check_top_k(parameters.top_k, len(bundle.class_names))
         tau = self.tau_of(bundle, parameters.tau)
-        revision = await self.revision_of(bundle, parameters.prior)
+        prior = parameters.prior
+        if prior is None:
+            revision = self._priors.select(bundle, None)
+        else:
+            revision = await self.revision_of(bundle, prior)
         check_adjustable(bundle, revision, tau)
         slot = model.table.acquire(revision.key, revision.offset)
         full = full or top_k > MAX_GRAPH_TOP_K
@@ -150,19 +155,16 @@ class Classifier:
 
 async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False) -> Scored:
     """Queue work that holds slots of the model's table; count it when it is not scored."""
+    entry = None
     try:
-        future = model.batcher.submit(work)
+        entry = model.batcher.submit(work)
+        scored = await (_before(entry, work.deadline) if hard_deadline else entry)
     except Exception as error:
-        for slot in work.held_slots:
-            model.table.release(slot)
+        if entry is None:
+            for slot in work.held_slots:
+                model.table.release(slot)
         model.metrics.rejected(rejection(error))
         raise
-    try:
-        scored = await (_before(future, work.deadline) if hard_deadline else future)
-    except Exception as error:
-        model.metrics.rejected(rejection(error))
-        raise
-    model.metrics.queue_seconds.observe(scored.queue_seconds)
     if work.is_traffic:
         model.metrics.used_tau(work.tau, len(work.inputs))
     return scored
@@ -226,16 +228,8 @@ def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[st
 
 def ranking(scored: Scored, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
     """(class indices, probabilities), each [n][top_k], best first; ties go to the lower index."""
-    outputs, start, stop = scored.outputs, scored.start, scored.stop
-    width = outputs.top_index.shape[1]
-    if top_k > width:
-        order, chosen = ranked(scored, top_k)
-        return order.tolist(), chosen.tolist()
-    indices, probabilities, _, _ = outputs.ranked
-    indices, probabilities = indices[start:stop], probabilities[start:stop]
-    if top_k < width:
-        return [row[:top_k] for row in indices], [row[:top_k] for row in probabilities]
-    return indices, probabilities
+    order, chosen = ranked(scored, top_k)
+    return order.tolist(), chosen.tolist()
 
 
 def ranked(scored: Scored, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -12,13 +12,14 @@ import orjson
 
 from service import graph as graphs
 from service.batch_size import efficient_rows
-from service.batcher import Batcher, BatchFacts, Tracer
+from service.batcher import Batcher
 from service.contract.bundle import Bundle, load_bundle
 from service.metrics import Metrics
 from service.payloads import example_input
 from service.prior_table import PriorTable
 from service.repository import ServedModel
 from service.reservoir import LogitReservoir
+from service.work import BatchFacts, Tracer
 
 logger = logging.getLogger(__name__)
 

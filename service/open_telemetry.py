@@ -30,8 +30,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 
 from service.api.bodies import Receive
 from service.api.hot import HotLane, HotRequest, HotRoute, Match, Pairs, Response
-from service.batcher import TracedPart
 from service.contract.bundle import Bundle
+from service.work import TracedPart
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 LogRequest = Callable[[dict[str, Any]], None]

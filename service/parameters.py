@@ -46,6 +46,33 @@ def query_parameters(query: bytes) -> Parameters:
     """Parameters of a raw query string. Raises Malformed or InvalidParameter."""
     if not query:
         return NO_PARAMETERS
+    values: list[Any] = [None] * len(_PARAMETERS)
+    try:
+        for field in query.split(b"&"):
+            at, value = _plain_field(field)
+            if values[at] is not None:
+                raise Malformed("given twice")
+            values[at] = value
+        return Parameters(*values)
+    except (Malformed, InvalidParameter, UnicodeDecodeError):
+        return _any_query(query)  # which knows escapes, and says what is wrong
+
+
+@lru_cache(maxsize=4096)
+def _plain_field(field: bytes) -> tuple[int, Any]:
+    """(position in _PARAMETERS, value) of NAME=VALUE without escapes; priors and taus come again in other company.
+
+    Raises Malformed, InvalidParameter or UnicodeDecodeError where that is not all there is to it.
+    """
+    name, _, text = field.decode("ascii").partition("=")
+    if not text or "%" in text or "+" in text or name not in _PARAMETERS:
+        raise Malformed("not plain")
+    parsed = text_parameters([(name, text)])
+    at = _PARAMETERS.index(name)
+    return at, parsed[at]
+
+
+def _any_query(query: bytes) -> Parameters:
     try:
         return text_parameters(_pairs(query.decode("ascii")))
     except ValueError as error:
@@ -55,15 +82,7 @@ def query_parameters(query: bytes) -> Parameters:
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
-    """Names and values of a query string; one without escapes is taken apart the short way. Raises ValueError."""
-    if "%" not in query and "+" not in query and query.count("&") < _MAX_FIELDS:
-        found = [
-            (name, value)
-            for name, _, value in [f.partition("=") for f in query.split("&")]
-            if value
-        ]
-        if len(found) == query.count("&") + 1:
-            return found
+    """Names and values of a query string. Raises ValueError."""
     return parse_qsl(
         query,
         keep_blank_values=True,

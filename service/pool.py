@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from service.batcher import Abandoned, DeadlinePassed, Overloaded
+from service.work import Abandoned, DeadlinePassed, Overloaded
 
 T = TypeVar("T")
 

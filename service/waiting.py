@@ -14,17 +14,23 @@ T = TypeVar("T")
 class Waiting(asyncio.Future[T]):
     """See the module. With no `resume` it is an asyncio.Future."""
 
-    resume: Callable[[], None] | None = None
+    __slots__ = ("resume",)
+
+    def __init__(self, *, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop=loop)
+        self.resume: Callable[[], None] | None = None
 
     def set_result(self, result: T, /) -> None:
         """As of asyncio.Future; the waiter goes on before this returns."""
         super().set_result(result)
-        self._resume()
+        if self.resume is not None:
+            self._resume()
 
     def set_exception(self, exception: type[BaseException] | BaseException, /) -> None:
         """As of asyncio.Future; the waiter goes on before this returns."""
         super().set_exception(exception)
-        self._resume()
+        if self.resume is not None:
+            self._resume()
 
     def _resume(self) -> None:
         resume, self.resume = self.resume, None
@@ -56,7 +62,7 @@ class Stepped:
         except BaseException as error:  # noqa: BLE001 - whoever waits must hear of it
             self._done(None, error)
             return
-        if type(awaited) is Waiting:
+        if isinstance(awaited, Waiting):
             awaited.resume = self.step
         elif awaited is None:  # asyncio.sleep(0)
             asyncio.get_running_loop().call_soon(self.step)

@@ -17,6 +17,7 @@ SCORING_PROBLEMS = (
     "unknown-model",
     "unknown-prior",
     "not-acceptable",
+    "too-slow",
     "unknown-label-frequencies",
     "prior-does-not-fit",
     "too-large",

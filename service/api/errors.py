@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from service import batcher, images, payloads, preview, repository, revisions
+from service import images, payloads, preview, repository, revisions, work
 from service.contract import adjustment, prior
 
 PROBLEM_JSON = "application/problem+json"
@@ -88,12 +88,12 @@ def kinds() -> Mapping[type[Exception], str]:
         revisions.RevisionNotHere: "unavailable",
         revisions.StoreUnavailable: "unavailable",
         preview.TooLittleTraffic: "too-little-traffic",
-        batcher.UnscorableRows: "invalid",
-        batcher.RequestTooLarge: "too-large",
-        batcher.Overloaded: "overloaded",
-        batcher.DeadlinePassed: "deadline",
-        batcher.Abandoned: "deadline",
-        batcher.BatcherFailed: "unavailable",
+        work.UnscorableRows: "invalid",
+        work.RequestTooLarge: "too-large",
+        work.Overloaded: "overloaded",
+        work.DeadlinePassed: "deadline",
+        work.Abandoned: "deadline",
+        work.BatcherFailed: "unavailable",
         repository.UnknownModel: "unknown-model",
         repository.ModelFailed: "invalid",
     }

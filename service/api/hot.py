@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, Protocol
 from service.api.access import Access
 from service.api.bodies import ClientLeft, Receive, inflated, read_body
 from service.api.errors import PROBLEM_JSON, Problem, problem_of
-from service.batcher import Abandoned
 from service.metrics import Metrics
+from service.work import Abandoned
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,13 @@ from service.contract.bundle import Bundle, InputSpec
 from service.oip_tensors import BY_DTYPE
 from service.repository import Repository, ServedModel
 
-EXTENSIONS = ["binary_tensor_data", "classification", "model_repository", "parameters"]
+EXTENSIONS = [
+    "binary_tensor_data",
+    "classification",
+    "model_configuration",
+    "model_repository",
+    "parameters",
+]
 
 
 def router(*, repository: Repository, health: Health, version: str) -> APIRouter:
@@ -45,6 +51,16 @@ def router(*, repository: Repository, health: Health, version: str) -> APIRouter
         """A version's inputs and outputs; those that are optional say so."""
         found = repository.find(model, version_of(version))
         return _metadata(found.bundle, list(repository.all()[model]))
+
+    @routes.get("/models/{model}/config")
+    async def config(model: str) -> dict[str, Any]:
+        """What Triton calls a model's configuration, as far as there is one here."""
+        return _config(repository.find(model))
+
+    @routes.get("/models/{model}/versions/{version}/config")
+    async def version_config(model: str, version: str) -> dict[str, Any]:
+        """The same of a version."""
+        return _config(repository.find(model, version_of(version)))
 
     @routes.get("/models/{model}/ready", responses=_RED)
     async def model_ready(model: str) -> dict[str, Any]:
@@ -93,6 +109,29 @@ def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
             "loss_tau": str(bundle.loss_tau),
         },
     }
+
+
+def _config(model: ServedModel) -> dict[str, Any]:
+    """In the words of Triton's model_config.proto: shapes without the batch, types with a prefix, STRING for BYTES."""
+    about = _metadata(model.bundle, [model.bundle.version])
+    return {
+        "name": about["name"],
+        "platform": "onnxruntime_onnx",
+        "backend": "onnxruntime",
+        "default_model_filename": "model.onnx",
+        "version_policy": {"specific": {"versions": [model.bundle.version]}},
+        "max_batch_size": model.batcher.max_request_rows,
+        "input": [_configured(each) for each in about["inputs"]],
+        "output": [_configured(each) for each in about["outputs"]],
+        "dynamic_batching": {},
+    }
+
+
+def _configured(tensor: dict[str, Any]) -> dict[str, Any]:
+    kind = "STRING" if tensor["datatype"] == "BYTES" else tensor["datatype"]
+    found = {"name": tensor["name"], "data_type": f"TYPE_{kind}", "dims": tensor["shape"][1:]}
+    is_optional = tensor.get("parameters", {}).get("optional", False)
+    return {**found, "optional": True} if is_optional else found
 
 
 def _tensor(

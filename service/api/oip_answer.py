@@ -8,11 +8,12 @@ from numpy.typing import NDArray
 
 from service.api.hot import Answer
 from service.api.oip_request import HEADER_LENGTH, InferRequest, Requested
-from service.batcher import MAX_GRAPH_TOP_K, Scored
+from service.batch_run import MAX_GRAPH_TOP_K
 from service.classifier import RowSettings, ranked, warnings_of
 from service.comparison import best
 from service.contract.bundle import Bundle
 from service.oip_tensors import encode_binary, encode_json
+from service.work import Scored
 
 
 def classes_of(outputs: list[Requested], top_k: int, bundle: Bundle) -> dict[str, int]:

@@ -10,7 +10,6 @@ from service.api.hot import Answer, HotRequest
 from service.api.oip_answer import classes_of, encoded, is_full
 from service.api.oip_request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
 from service.api.predict import TIMEOUT_HEADER, deadline_of, decoded
-from service.batcher import Scored
 from service.classifier import Classifier, RowSettings, check_top_k
 from service.contract.bundle import Bundle
 from service.oip_tensors import BY_DTYPE, Tensor
@@ -18,6 +17,7 @@ from service.parameters import prior_of_text, query_parameters
 from service.payloads import InvalidInput, Malformed, fitted, text_array, texts_per_row
 from service.pool import Pool
 from service.repository import Repository, ServedModel, UnknownModel
+from service.work import Scored
 
 MAX_ROW_PRIORS = 64
 """Different priors in one request: each takes a row of the model's table while it is used."""

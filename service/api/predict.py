@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from service import images
 from service.api.errors import Problem
 from service.api.hot import Answer, HotRequest
-from service.batcher import Abandoned, DeadlinePassed, Overloaded
 from service.classifier import Classification, Classifier, ranking, rejection
 from service.contract.bundle import Bundle
 from service.multipart import parse_form
@@ -26,6 +25,7 @@ from service.parameters import (
 from service.payloads import InvalidInput, Malformed, array_of, fitted, parse_json_object
 from service.pool import Pool
 from service.repository import Repository, ServedModel
+from service.work import Abandoned, DeadlinePassed, Overloaded
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 _MAX_TIMEOUT_MS = 86_400_000
@@ -232,12 +232,42 @@ def encode(result: Classification) -> dict[str, Any]:
 
 def predictions(result: Classification) -> list[dict[str, Any]]:
     """One entry a row: the best class, the top k, and the answer at tau = 0."""
-    scored = result.scored
-    indices, probabilities = ranking(scored, result.top_k)
-    _, _, plain, chances = scored.outputs.ranked
-    rows = slice(scored.start, scored.stop)
-    unadjusted = zip(plain[rows], chances[rows], strict=True)
-    return entries(result.bundle.class_names, indices, probabilities, unadjusted)
+    scored, k, names = result.scored, result.top_k, result.bundle.class_names
+    outputs, rows = scored.outputs, range(scored.start, scored.stop)
+    indices, chances, plain, plain_chances = outputs.ranked
+    if k <= outputs.top_index.shape[1]:
+        return [
+            _entry(names, indices[r][:k], chances[r][:k], plain[r], plain_chances[r]) for r in rows
+        ]
+    order, chosen = ranking(scored, k)
+    unadjusted = zip(
+        plain[scored.start : scored.stop], plain_chances[scored.start : scored.stop], strict=True
+    )
+    return entries(names, order, chosen, unadjusted)
+
+
+def _entry(
+    names: Sequence[str],
+    best: Sequence[int],
+    chances: Sequence[float],
+    plain: int,
+    plain_chance: float,
+) -> dict[str, Any]:
+    label, index, chance = names[best[0]], best[0], chances[0]
+    top = [
+        {"label": names[i], "index": i, "probability": p}
+        for i, p in zip(
+            best, chances, strict=False
+        )  # as long as each other, and this is the inner loop
+    ]
+    unadjusted = {"label": names[plain], "index": plain, "probability": plain_chance}
+    return {
+        "label": label,
+        "index": index,
+        "probability": chance,
+        "top": top,
+        "unadjusted": unadjusted,
+    }
 
 
 def entries(
@@ -248,16 +278,7 @@ def entries(
 ) -> list[dict[str, Any]]:
     """The predictions of ranked rows, each [k] best first, and of (class, probability) at tau = 0."""
     return [
-        {
-            "label": names[best[0]],
-            "index": best[0],
-            "probability": chances[0],
-            "top": [
-                {"label": names[i], "index": i, "probability": p}
-                for i, p in zip(best, chances, strict=True)
-            ],
-            "unadjusted": {"label": names[plain], "index": plain, "probability": plain_chance},
-        }
+        _entry(names, best, chances, plain, plain_chance)
         for best, chances, (plain, plain_chance) in zip(
             indices, probabilities, unadjusted, strict=True
         )

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from service import __main__, batcher, images
+from service import __main__, batch_run, images
 from service.api import predict
 from service.batcher import Batcher
 from service.graph import Graph
 from service.metrics import Metrics, ModelMetrics
 from service.priors import Priors
 from service.request_log import RequestLog
+from service.work import Entry
 
 BUILD, RUN, SLICE, ENCODE, LOOP = 6.125, 6.25, 6.5, 6.75, 7.0
 """Marks that are taus."""
@@ -74,10 +75,10 @@ STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "decode body": (predict, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
     "decode image": (images, "image_array", lambda encoded, *_: IMAGE in encoded[0], None),
     "prior lookup": (Priors, "select", lambda _self, _bundle, name, **_: name == PRIOR, _nan_offset),
-    "build batch": (batcher, "_by_row", lambda values, *_: _has(values, BUILD),
+    "build batch": (batch_run, "_by_row", lambda values, *_: _has(values, BUILD),
                     lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column)),
     "run session": (Graph, "run", lambda *_, tau, **__: _has([tau], RUN), None),
-    "slice": (batcher, "_scored", lambda entry: _has([entry.work.tau], SLICE), None),
+    "slice": (Entry, "scored", lambda entry, *_: _has([entry.work.tau], SLICE), None),
     "encode": (predict, "encode", lambda result: result.tau == ENCODE, None),
     "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
     "record request": (Metrics, "request", lambda *arguments: COUNTED in arguments, None),

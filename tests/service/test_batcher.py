@@ -7,19 +7,19 @@ import time
 import numpy as np
 import pytest
 
-from service import batcher as batcher_module
-from service.batcher import (
+from service.batcher import Batcher
+from service.graph import GraphOutputs
+from service.prior_table import PriorTable
+from service.work import (
     Abandoned,
-    Batcher,
     BatcherFailed,
     DeadlinePassed,
+    Entry,
     Overloaded,
     RequestTooLarge,
     UnscorableRows,
     Work,
 )
-from service.graph import GraphOutputs
-from service.prior_table import PriorTable
 
 
 class FakeGraph:
@@ -366,14 +366,14 @@ def test_a_batch_that_cannot_be_recorded_is_answered(inline, caplog):
 
 @pytest.mark.parametrize("inline", [True, False])
 def test_an_answer_that_cannot_be_cut_out_of_its_batch_fails_alone(inline, monkeypatch):
-    cut = batcher_module._scored
+    cut = Entry.scored
 
-    def scored(entry):
+    def scored(entry, *result):
         if entry.work.tau == 6.5:
             raise MemoryError("slicing")
-        return cut(entry)
+        return cut(entry, *result)
 
-    monkeypatch.setattr(batcher_module, "_scored", scored)
+    monkeypatch.setattr(Entry, "scored", scored)
 
     async def go():
         batcher = make(FakeGraph(), inline=inline)
@@ -443,6 +443,46 @@ def test_a_hanging_graph_call_is_visible_from_another_thread():
         graph.gate.set()
         await future
         assert batcher.busy_since is None
+
+    asyncio.run(go())
+
+
+def test_a_full_batch_is_handed_over_while_the_one_before_runs_and_a_partial_one_waits_for_company():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=4)
+        graph.gate.clear()
+        first = batcher.submit(work(0))
+        await entered(graph)
+        full = [batcher.submit(work(i)) for i in range(1, 5)]
+        partial = batcher.submit(work(5))
+        await asyncio.sleep(0)
+        assert batcher.queued_rows == 1  # the full batch is in the thread's inbox
+        late = batcher.submit(work(6))
+        graph.gate.set()
+        done = await asyncio.gather(first, *full, partial, late)
+        assert [answer(each) for each in done] == [[i] for i in range(7)]
+        assert graph.calls == [1, 4, 2]
+        await batcher.drain()
+        assert batcher.busy_since is None
+
+    asyncio.run(go())
+
+
+def test_a_loop_that_breaks_with_a_batch_ahead_fails_the_callers_of_both():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=2)
+        graph.gate.clear()
+        running = batcher.submit(work(0, 1))
+        await entered(graph)
+        ahead = batcher.submit(work(2, 3))
+        await asyncio.sleep(0)
+        batcher._crashed(MemoryError("the loop"))
+        done = await asyncio.gather(running, ahead, return_exceptions=True)
+        assert [type(each) for each in done] == [BatcherFailed, BatcherFailed]
+        graph.gate.set()
+        assert answer(await batcher.submit(work(4))) == [4]
 
     asyncio.run(go())
 

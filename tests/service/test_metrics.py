@@ -138,8 +138,8 @@ def test_classes_beyond_the_limit_are_counted_together(tmp_path, made):
 
 
 def _facts(adjusted, unadjusted):
-    from service.batcher import BatchFacts
     from service.graph import GraphOutputs
+    from service.work import BatchFacts
 
     ones = np.ones(len(adjusted), np.float32)
     outputs = GraphOutputs(

@@ -108,7 +108,12 @@ def test_the_server_and_its_models_describe_themselves(client):
     assert not client.is_model_ready("none")
     about = client.get_server_metadata()
     assert about["name"] == "priordial"
-    assert {"binary_tensor_data", "classification", "model_repository"} <= set(about["extensions"])
+    assert {
+        "binary_tensor_data",
+        "classification",
+        "model_configuration",
+        "model_repository",
+    } <= set(about["extensions"])
     found = client.get_model_metadata("linear")
     assert (found["name"], found["versions"], found["platform"]) == ("linear", ["2", "1"], "onnx_onnxv1")  # fmt: skip
     assert [(i["name"], i["datatype"], i["shape"]) for i in found["inputs"]] == [
@@ -121,6 +126,30 @@ def test_the_server_and_its_models_describe_themselves(client):
     text = client.get_model_metadata("text")["inputs"][0]
     assert (text["datatype"], text["shape"]) == ("BYTES", [-1, 1])
     assert [i["name"] for i in client.get_model_metadata("taken")["inputs"]] == ["tau", "prior"]
+
+
+def test_a_model_has_a_configuration_as_tritons_clients_know_it(client):
+    found = client.get_model_config("linear", "1")
+    assert (found["name"], found["platform"], found["backend"]) == ("linear", "onnxruntime_onnx", "onnxruntime")  # fmt: skip
+    assert found["version_policy"] == {"specific": {"versions": [1]}}
+    assert found["input"] == [
+        {"name": "x", "data_type": "TYPE_FP32", "dims": [FEATURES]},
+        {"name": "tau", "data_type": "TYPE_FP32", "dims": [1], "optional": True},
+        {"name": "prior", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
+    ]
+    assert found["output"][0] == {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [CLASSES]}  # fmt: skip
+    assert [each["name"] for each in found["output"]] == ALL
+    rows = found["max_batch_size"]
+    assert client.infer("linear", [x_of(inputs(rows))]).as_numpy("probabilities").shape[0] == rows
+    with pytest.raises(InferenceServerException, match="at most") as refused:
+        client.infer("linear", [x_of(inputs(rows + 1))])
+    assert refused.value.status() == "413"
+    assert client.get_model_config("text")["input"][0]["data_type"] == "TYPE_STRING"
+    assert client.get_model_config("image")["input"][0] == {
+        "name": "pixels",
+        "data_type": "TYPE_UINT8",
+        "dims": [2, 3, 3],
+    }
 
 
 def test_the_repository_tells_every_version_and_why_one_does_not_serve(client, http):
@@ -499,8 +528,9 @@ def test_clients_read_the_error_of_every_route(client, http):
         lambda: client.get_model_metadata("none"),
         lambda: client.get_model_metadata("linear", "x"),
         lambda: client.infer("none", [x_of(inputs(1))]),
-        lambda: client.get_model_config("linear"),
-        client.get_inference_statistics,
+        lambda: client.get_model_config("none"),
+        lambda: client.get_model_config("linear", "9"),
+        client.get_inference_statistics,  # /metrics has them, of all workers
     ):
         with pytest.raises(InferenceServerException) as refused:
             call()

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from service.batcher import Abandoned, DeadlinePassed, Overloaded
 from service.pool import Pool
+from service.work import Abandoned, DeadlinePassed, Overloaded
 
 FAR = 1e9
 

@@ -198,7 +198,7 @@ STACK = r"Current thread|Thread 0x"
 
 def test_a_loop_that_hangs_is_seen_its_stacks_are_logged_and_the_process_ends(models):
     def hang(stage):
-        with broken(models, "hang", hang_seconds=1) as server:
+        with broken(models, "hang", hang_seconds=2) as server:
             answered(server.url, GUILTY[stage])
             return server.exit(), server.log
 

@@ -1,0 +1,198 @@
+"""What goes through a batcher: a request's rows in, scored rows out, and what can keep them from being scored."""
+
+import asyncio
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.graph import GraphOutputs
+from service.waiting import Waiting
+
+logger = logging.getLogger(__name__)
+
+Array = NDArray[Any]
+
+
+class Overloaded(Exception):
+    """The queue is full."""
+
+
+class RequestTooLarge(ValueError):
+    """A request with more rows or bytes than the queue could ever hold."""
+
+
+class DeadlinePassed(Exception):
+    """The caller's deadline passed before its rows were scored."""
+
+
+class Abandoned(Exception):
+    """The caller left before its rows were scored."""
+
+
+class UnscorableRows(ValueError):
+    """Rows that the graph refuses or turns into NaN; `rows` are their positions in the request."""
+
+    def __init__(self, rows: Sequence[int], reason: str) -> None:
+        self.rows = list(rows)
+        listed = ", ".join(map(str, self.rows[:10])) + (", …" if len(self.rows) > 10 else "")
+        super().__init__(f"instance {listed}: {reason}")
+
+
+class BatcherFailed(RuntimeError):
+    """The batching loop failed; the request was not answered and may be sent again."""
+
+
+class Work(NamedTuple):
+    """One request. inputs [n, …]; tau and slot are scalars or [n]; held slots are released when it is done."""
+
+    inputs: Array
+    tau: float | NDArray[np.float32]
+    slot: int | NDArray[np.int64]
+    held_slots: tuple[int, ...]
+    top_k: int
+    full: bool = False
+    deadline: float = float("inf")
+    is_abandoned: Callable[[], bool] | None = None
+    is_traffic: bool = True
+    """False: an exploration, which is not counted among the answers."""
+
+
+class Scored(NamedTuple):
+    """The answer to one Work: rows start … stop of a graph call's outputs, and where its time went."""
+
+    outputs: GraphOutputs
+    start: int
+    stop: int
+    queue_seconds: float
+    inference_seconds: float
+
+
+class BatchFacts(NamedTuple):
+    """What one graph call did, for metrics."""
+
+    outputs: GraphOutputs
+    rows: int
+    seconds: float
+    queue_seconds: Sequence[float] = ()
+    """Of the requests whose first rows are in it."""
+    answered: NDArray[np.bool_] | None = None
+    """[rows] which of them answer traffic: not those of a refused request, nor of an exploration. None: all."""
+
+
+class TracedPart(NamedTuple):
+    """Rows of a request that a graph call held, for traces; `admitted` (time.monotonic()) where they are its first."""
+
+    span: Any
+    rows: int
+    admitted: float | None
+
+
+class Tracer(Protocol):
+    """Who is told of each request and each graph call when traces are asked for."""
+
+    def current(self) -> Any:
+        """The span of the request that is being served, or None."""
+
+    def graph_call(self, parts: Sequence[TracedPart], seconds: float, *, failed: bool) -> None:
+        """A graph call has just ended; the answers to its requests are not given yet."""
+
+
+class Entry(Waiting[Scored]):
+    """A queued request: its pieces fit a batch each, and it is the future that its caller waits for."""
+
+    __slots__ = (
+        "admitted",
+        "begun",
+        "bytes_per_row",
+        "inference_seconds",
+        "pieces_left",
+        "results",
+        "span",
+        "work",
+    )
+
+    def __init__(
+        self,
+        work: Work,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        pieces: int,
+        now: float,
+        bytes_per_row: int,
+    ) -> None:
+        super().__init__(loop=loop)
+        self.work, self.pieces_left, self.admitted = work, pieces, now
+        self.bytes_per_row = bytes_per_row
+        self.begun = 0.0
+        self.inference_seconds = 0.0
+        self.results: list[tuple[int, GraphOutputs, int, int]] | None = None
+        """Of a request in several pieces: (first row, outputs, start, stop) of each."""
+        self.span: Any = None
+
+    def why_drop(self, now: float) -> Exception | None:
+        """Why nobody waits for the answer at `now`, a time of time.monotonic(); None when somebody does."""
+        work = self.work
+        if self.done():
+            return Abandoned("already answered or cancelled")
+        if work.deadline <= now:
+            return DeadlinePassed("the deadline passed while the request was queued")
+        if work.is_abandoned is not None and work.is_abandoned():
+            return Abandoned("the caller left")
+        return None
+
+    def scored(self, outputs: GraphOutputs, start: int, stop: int) -> Scored:
+        """The answer, put together from the pieces' results, of which the last is given."""
+        waited = self.begun - self.admitted
+        if self.results is None:
+            return Scored(outputs, start, stop, waited, self.inference_seconds)
+        self.results.sort(key=lambda result: result[0])
+        parts = [outputs.rows(start, stop) for _, outputs, start, stop in self.results]
+        joined = GraphOutputs.joined(parts)
+        return Scored(joined, 0, len(self.work.inputs), waited, self.inference_seconds)
+
+    def fail(self, error: Exception) -> None:
+        """Tell the caller, or the log when the caller has an answer and failed with it."""
+        if self.done():
+            logger.error("what waited for an answer failed when it came", exc_info=error)
+        else:
+            self.set_exception(error)
+
+
+class Piece:
+    """Rows start … start + rows of a request."""
+
+    __slots__ = ("entry", "rows", "settled", "start")
+
+    def __init__(self, entry: Entry, start: int, rows: int) -> None:
+        self.entry, self.start, self.rows = entry, start, rows
+        self.settled = False
+
+
+def size_of(inputs: Array) -> int:
+    """Bytes that an array holds; of text an array itself knows only its references."""
+    if inputs.dtype.kind != "O":
+        return inputs.nbytes
+    return inputs.nbytes + sum(map(sys.getsizeof, inputs.ravel().tolist()))
+
+
+def nan_rows(outputs: GraphOutputs) -> NDArray[np.bool_] | None:
+    """[n] which rows came out as NaN; None when none did."""
+    bad: NDArray[np.bool_] = np.isnan(outputs.top_probability[:, 0])
+    bad |= np.isnan(outputs.unadjusted_probability)
+    return bad if bad.any() else None
+
+
+def answered_rows(
+    pieces: Sequence[Piece], bad: NDArray[np.bool_] | None
+) -> NDArray[np.bool_] | None:
+    """See BatchFacts; what a request has in this batch is refused as a whole when one of its rows is bad."""
+    flags: list[bool] = []
+    for piece in pieces:
+        start = len(flags)
+        refused = bad is not None and bool(bad[start : start + piece.rows].any())
+        flags += [piece.entry.work.is_traffic and not refused] * piece.rows
+    return None if all(flags) else np.array(flags)
