@@ -190,7 +190,7 @@ def expectations(documents: Sequence[Document]) -> str:
 ON_NORMS = """
 Under SGD a class's weights grow by its gradients, so by its examples. Adam divides each gradient by its own size, and the norms lose the order: with ten
 classes, a rank correlation of less than 0.65 in size cannot be told from none (5 %, two-sided), and its sign changes with the seed and with the
-learning rate. That is why weight normalisation gains nothing there (`weight-norm-adam`), while post-hoc adjustment gains nearly as much as under SGD.
+learning rate. That is why weight normalisation gains next to nothing there (`weight-norm-adam`), while post-hoc adjustment gains nearly as much as under SGD.
 """
 
 
