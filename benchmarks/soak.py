@@ -7,7 +7,7 @@ process. Meanwhile, twice a second, a prior that no request names gets a new rev
 through again (SIGHUP). Each answer is compared with the formula in float64.
 Memory is read at every fiftieth of the requests; flat means that the median of the last ten readings is at most 8 MiB above that of
 the readings 10 … 20, by when every cache and reservoir has filled. With --leak the service keeps a copy of every request body, as a control:
-the same check must catch it. Exit status 1 when an answer was wrong or memory was not as it should be.
+the same check must catch it. Told to end (Ctrl-C, SIGTERM), it reports what there was up to then. Exit status 1 when an answer was wrong or memory was not as it should be.
 """
 
 import argparse
@@ -66,7 +66,12 @@ async def run(server: Process, given: argparse.Namespace) -> dict:
     faults: list[str] = []
     wrong, memory = 0, [server.rss_mib()]
     begun, traffic = time.perf_counter(), asks(given.seed)
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
     for _ in range(PIECES):
+        if told.is_set():
+            break
         piece = itertools.islice(traffic, given.requests // PIECES)
         driven = await drive(server.url, piece, connections=given.connections)
         statuses += driven.statuses
@@ -77,7 +82,8 @@ async def run(server: Process, given: argparse.Namespace) -> dict:
     changing.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await changing
-    early, late = statistics.median(memory[11:21]), statistics.median(memory[-10:])
+    early = statistics.median(memory[11:21] or memory)
+    late = statistics.median(memory[-10:])
     return {
         "requests": sum(statuses.values()),
         "seconds": seconds,

@@ -73,7 +73,7 @@ class Priors(PriorsInForce):
         worker: WorkerReport | None = None,
         poll_seconds: float = 0.1,
         answer_seconds: float = 2.0,
-        cache_bytes: int = 64 * 2**20,
+        cache_bytes: int = 16 * 2**20,
     ) -> None:
         """Without a store only built-in and inline priors are served. answer_seconds bounds each call to it."""
         super().__init__(cache_bytes=cache_bytes)

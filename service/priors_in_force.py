@@ -33,7 +33,7 @@ _MAX_CHOSEN = 4096
 class PriorsInForce:
     """The snapshot of stored priors that requests are answered with. Used from one event loop."""
 
-    def __init__(self, *, cache_bytes: int = 64 * 2**20) -> None:
+    def __init__(self, *, cache_bytes: int = 16 * 2**20) -> None:
         """cache_bytes bounds the memory of resolved priors."""
         self._in_force: Snapshot = EMPTY
         self._chosen: dict[tuple[int, str | None], tuple[Bundle, PriorRevision]] = {}
