@@ -144,6 +144,8 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
     )
     processes = Processes.join(options.device)
     try:
-        return run(recipe, running=running, keeping=keeping, processes=processes)
+        result = run(recipe, running=running, keeping=keeping, processes=processes)
+        processes.wait()
+        return result
     finally:
         processes.leave()

@@ -79,6 +79,11 @@ class Processes:
                 int(np.random.SeedSequence([seed, 4, self.rank]).generate_state(1)[0])
             )
 
+    def wait(self) -> None:
+        """Wait for the others: one that leaves while others still talk may take them along."""
+        if self.world > 1:
+            distributed.barrier()
+
     def leave(self) -> None:
         """Take leave of the others."""
         if self.world > 1 and distributed.is_initialized():
