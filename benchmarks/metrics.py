@@ -73,6 +73,8 @@ def phase(url, scraped, seconds, connections):
     scraper = None
     if scraped:
         scraper = subprocess.Popen([sys.executable, "-c", SCRAPER, scraped], stdout=subprocess.PIPE)
+        assert scraper.stdout is not None
+        scraper.stdout.readline()  # its own start is no scrape: it would cost the phase more than all of them
     try:
         latencies = asyncio.run(load(url, seconds, connections))
     finally:
