@@ -7,8 +7,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.graph import GraphOutputs
+from service.payloads import is_finite, not_finite, rows_not_finite
 from service.prior_table import PriorTable
-from service.work import Array, Piece, UnscorableRows
+from service.work import Array, Piece, RowsNotFinite, UnscorableRows
 
 MAX_GRAPH_TOP_K = 64
 """TopK in the graph is flat up to here; rows that want more are ranked by the caller from adjusted_logits."""
@@ -46,12 +47,28 @@ class BatchRun:
     def run(self, pieces: list[Piece]) -> list[Outcome]:
         """Run a batch; when it fails, run its halves, so that only the guilty row fails."""
         try:
-            return [(pieces, self._call(pieces))]
+            inputs = _joined(pieces)
+            if not is_finite(inputs):
+                return self._run_finite(pieces)
+            return [(pieces, self._call(pieces, inputs))]
         except Exception:  # noqa: BLE001 - a foreign graph may raise anything
             if len(pieces) > 1:
                 middle = len(pieces) // 2
                 return self.run(pieces[:middle]) + self.run(pieces[middle:])
             return [(pieces, self._row_by_row(pieces[0]))]
+
+    def _run_finite(self, pieces: list[Piece]) -> list[Outcome]:
+        """Run those pieces whose numbers are finite: nobody pays a graph call for those that are not."""
+        outcomes: list[Outcome] = []
+        fine: list[Piece] = []
+        for piece in pieces:
+            inputs = _inputs(piece)
+            if is_finite(inputs):
+                fine.append(piece)
+            else:
+                rows = [piece.start + row for row in rows_not_finite(inputs)]
+                outcomes.append(([piece], RowsNotFinite(rows, not_finite(inputs.dtype))))
+        return outcomes + (self.run(fine) if fine else [])
 
     def _row_by_row(self, piece: Piece) -> GraphOutputs | UnscorableRows:
         """A failing piece with one graph call a row: the rows that fail alone too, or the answer when none does."""
@@ -60,7 +77,8 @@ class BatchRun:
         reason = ""
         for row in range(piece.start, piece.start + piece.rows):
             try:
-                parts.append(self._call([Piece(piece.entry, row, 1)]))
+                one = [Piece(piece.entry, row, 1)]
+                parts.append(self._call(one, _joined(one)))
             except Exception as error:  # noqa: BLE001 - the row is what is looked for
                 reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
                 rows.append(row)
@@ -68,20 +86,14 @@ class BatchRun:
             return UnscorableRows(rows, f"the model refuses it: {reason}")
         return GraphOutputs.joined(parts)
 
-    def _call(self, pieces: list[Piece]) -> GraphOutputs:
+    def _call(self, pieces: list[Piece], inputs: Array) -> GraphOutputs:
         works = [piece.entry.work for piece in pieces]
-        blocks = [work.inputs for work in works]
-        taus: list[Any] = [work.tau for work in works]
-        slots: list[Any] = [work.slot for work in works]
-        for at, piece in enumerate(pieces):
-            if piece.rows != len(blocks[at]):
-                rows = slice(piece.start, piece.start + piece.rows)
-                blocks[at] = blocks[at][rows]
-                taus[at], slots[at] = _rows_of(taus[at], rows), _rows_of(slots[at], rows)
+        taus: list[Any] = [_of_piece(work.tau, p) for work, p in zip(works, pieces, strict=True)]
+        slots: list[Any] = [_of_piece(work.slot, p) for work, p in zip(works, pieces, strict=True)]
         # The generation first: a row written in between is then copied to the device once more, never missed.
         generation = self._table.generation
         return self._run_graph(
-            blocks[0] if len(blocks) == 1 else np.concatenate(blocks),
+            inputs,
             tau=_by_row(taus, pieces, np.float32),
             prior_index=_by_row(slots, pieces, np.int64),
             prior_table=self._table.rows,
@@ -92,8 +104,20 @@ class BatchRun:
         )
 
 
-def _rows_of(value: Any, rows: slice) -> Any:
-    return value[rows] if isinstance(value, np.ndarray) else value
+def _inputs(piece: Piece) -> Array:
+    inputs = piece.entry.work.inputs
+    whole = piece.rows == len(inputs)
+    return inputs if whole else inputs[piece.start : piece.start + piece.rows]
+
+
+def _joined(pieces: list[Piece]) -> Array:
+    blocks = [_inputs(piece) for piece in pieces]
+    return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+
+
+def _of_piece(value: Any, piece: Piece) -> Any:
+    """The taus or slots of a piece's rows, where the request has one for each of its rows."""
+    return value[piece.start : piece.start + piece.rows] if isinstance(value, np.ndarray) else value
 
 
 def _by_row(values: list[Any], pieces: list[Piece], dtype: Any) -> Array:

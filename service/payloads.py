@@ -106,7 +106,8 @@ def fitted(array: Array, spec: InputSpec) -> Array:
     """An array cast to the model's dtype and checked against its shape. Raises InvalidInput naming the fault.
 
     Floats become the model's float type and integers may become floats; a float is never made an integer and
-    nothing is wrapped around. NaN and infinity are refused, those that the cast makes included.
+    nothing is wrapped around. NaN and infinity in what is cast are refused, those that the cast makes included; in an
+    array that already has the model's type the batcher finds them, for all the rows of a batch at once.
     """
     if spec.kind == "text":
         return _fitted_text(array, spec)
@@ -129,16 +130,13 @@ def fitted(array: Array, spec: InputSpec) -> Array:
         flags = (
             array.flags
         )  # bytes of a request may lie anywhere, and the runtime reads them where they are
-        fit = array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
-    elif array.dtype.kind in "biuf":
+        return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+    if array.dtype.kind in "biuf":
         fit = cast(array, dtype)
     else:
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
-    if dtype.kind == "f" and not _is_finite(fit):
-        rows = np.flatnonzero(~np.isfinite(fit).reshape(len(fit), -1).all(axis=1))
-        raise InvalidInput(
-            f"instance {rows[0]} holds NaN or infinity in {spec.dtype}; expected finite numbers"
-        )
+    if not is_finite(fit):
+        raise InvalidInput(f"instance {rows_not_finite(fit)[0]} {not_finite(dtype)}")
     return fit
 
 
@@ -147,11 +145,24 @@ def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
 
 
-def _is_finite(array: Array) -> bool:
+def is_finite(array: Array) -> bool:
     """Whether all are finite. NaN and infinity carry over to the sum of the squares, which is quicker to have."""
     if array.dtype == np.float32 and math.isfinite(np.vdot(array, array)):
         return True
-    return bool(np.isfinite(array).all())
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
+
+
+def rows_not_finite(array: Array) -> list[int]:
+    """Which rows hold NaN or infinity."""
+    rows: list[int] = np.flatnonzero(
+        ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
+    ).tolist()
+    return rows
+
+
+def not_finite(dtype: np.dtype[Any]) -> str:
+    """What is said of such a row."""
+    return f"holds NaN or infinity in {dtype}; expected finite numbers"
 
 
 def _fitted_text(array: Array, spec: InputSpec) -> Array:

@@ -42,6 +42,14 @@ class UnscorableRows(ValueError):
         super().__init__(f"instance {listed}: {reason}")
 
 
+class RowsNotFinite(UnscorableRows):
+    """Rows that hold NaN or infinity."""
+
+    def __init__(self, rows: Sequence[int], reason: str) -> None:
+        ValueError.__init__(self, f"instance {rows[0]} {reason}")
+        self.rows = list(rows)
+
+
 class BatcherFailed(RuntimeError):
     """The batching loop failed; the request was not answered and may be sent again."""
 

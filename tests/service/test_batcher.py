@@ -527,3 +527,21 @@ def test_what_would_wait_too_long_is_refused_though_the_queue_has_room_and_nothi
         assert [answer(await each) for each in few] == [[0], [1], [2]]
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_rows_that_are_not_finite_fail_their_own_requests_without_a_graph_call(inline):
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, inline=inline, max_batch_rows=4)
+        sent = [work(0), work(1, float("nan"), 2), work(3), work(*range(5), float("inf"))]
+        done = await asyncio.gather(*map(batcher.submit, sent), return_exceptions=True)
+        assert [answer(done[0]), answer(done[2])] == [[0], [3]]
+        assert (
+            str(done[1]) == "instance 1 holds NaN or infinity in float32; expected finite numbers"
+        )
+        assert done[3].rows == [5]
+        assert sum(graph.calls) <= 6
+        assert graph.calls.count(1) <= 2
+
+    asyncio.run(go())
