@@ -9,6 +9,7 @@ import logging
 import queue
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, TypeAlias
@@ -18,6 +19,8 @@ import orjson
 Line: TypeAlias = Mapping[str, Any]
 
 FLUSH_SECONDS = 0.05
+BLOCK_LINES = 64
+"""Lines that are encoded together: one after the other they take half the time, and so few keep no request waiting."""
 MAX_WAITING = 200
 """Blocks of lines that wait for a slow reader of stderr; further ones are dropped and counted."""
 
@@ -45,7 +48,7 @@ class RequestLog:
 
     def __init__(self, stream: BinaryIO, *, encode: Callable[[Line], bytes]) -> None:
         self._stream, self._encode = stream, encode
-        self._lines: list[bytes] = []
+        self._lines: list[Line] = []
         self._blocks: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         self._thread: threading.Thread | None = None
@@ -54,13 +57,15 @@ class RequestLog:
         """Take the line of an answered request. On the event loop only."""
         if not self._lines:
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        self._lines.append(self._encode(line))
+        self._lines.append({"time": time.time(), **line})
+        if len(self._lines) >= BLOCK_LINES:
+            self.flush()
 
     def flush(self) -> None:
         """Hand on what was taken."""
         if not self._lines:
             return
-        lines, self._lines = self._lines, []
+        lines, self._lines = [self._encode(line) for line in self._lines], []
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="request-log", daemon=True)
             self._thread.start()
@@ -98,7 +103,8 @@ class RequestLog:
 
 def as_json(line: Line) -> bytes:
     """One JSON object, seconds to the microsecond."""
-    found = {"time": datetime.now(UTC), "level": _level(line), "event": "request", **line}
+    found = {"time": None, "level": _level(line), "event": "request", **line}
+    found["time"] = datetime.fromtimestamp(line.get("time") or time.time(), UTC)
     for name in _SECONDS:
         if name in found:
             found[name] = int(1e6 * found[name] + 0.5) / 1e6
@@ -110,7 +116,7 @@ def as_text(line: Line) -> bytes:
     if line.get("event") == "dropped":
         return b"%d request lines were dropped: stderr is not read fast enough\n" % line["lines"]
     parts = [
-        datetime.now().astimezone().strftime("%H:%M:%S"),
+        datetime.fromtimestamp(line.get("time") or time.time()).astimezone().strftime("%H:%M:%S"),
         f"{line['status']} {line.get('method', ''):<5}{line['route']}",
         f"{1e3 * line['seconds']:.2f} ms",
     ]
