@@ -22,6 +22,7 @@ _UNUSED = {
     "adjustment.prior_index": np.zeros(1, np.int64),
     "adjustment.prior_table": np.zeros((1, 1), np.float32),
     "adjustment.top_k": np.ones(1, np.int64),
+    "adjustment.full_rows": np.zeros(1, np.int64),
 }
 """The head's inputs must be fed; the output that is fetched does not depend on them."""
 

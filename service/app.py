@@ -74,6 +74,7 @@ class Service:
         if replaces:
             self.metrics.worker_replaced(replaces)
         self.threads = max(1, available_threads() // settings.workers)
+        self.priors = Priors(open_store(settings.store))
         self.repository = Repository(
             settings.models,
             prepare=self._loader().prepare,
@@ -81,8 +82,8 @@ class Service:
             default_model=settings.default_model,
             unloaded=unloaded,
             everywhere=everywhere,
+            retired=self.priors.forget,
         )
-        self.priors = Priors(open_store(settings.store))
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.drift = Drift(self.priors, self._newest)
         self.metrics_port: MetricsPort | None = None

@@ -151,6 +151,12 @@ class ByteBoundedCache:
                 _, (_, dropped) = self._held.popitem(last=False)
                 self._bytes -= _ENTRY_BYTES + dropped.nbytes
 
+    def forget(self, bundle: Bundle) -> None:
+        """Let go of all that was resolved for a bundle."""
+        with self._lock:
+            for key in [key for key, (held, _) in self._held.items() if held is bundle]:
+                self._bytes -= _ENTRY_BYTES + self._held.pop(key)[1].nbytes
+
 
 _ENTRY_BYTES = 2000
 """What an entry costs beside its vectors, roughly."""

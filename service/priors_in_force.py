@@ -88,6 +88,12 @@ class PriorsInForce:
             )
         return self._resolve_entry(bundle, newest)  # says why it does not fit
 
+    def forget(self, bundle: Bundle) -> None:
+        """Let go of a model version that is served no more."""
+        self._chosen = {k: v for k, v in self._chosen.items() if v[0] is not bundle}
+        self._digests.pop(id(bundle), None)
+        self._resolved.forget(bundle)
+
     def inline(self, bundle: Bundle, body: object) -> PriorRevision:
         """A prior that came with its request, checked. Raises InvalidPrior or UnknownLabelFrequencies."""
         key = (id(bundle), None, content_key(body))

@@ -80,16 +80,18 @@ class Repository:
         default_model: str | None = None,
         unloaded: Sequence[str] = (),
         everywhere: Callable[[str, str], Awaitable[None]] | None = None,
+        retired: Callable[[Bundle], None] = lambda _bundle: None,
     ) -> None:
         """`prepare` opens and warms a version in a worker thread; what it returns finishes on the event loop.
 
         `everywhere` has every worker, this one included, load or unload a model; `unloaded` are those that stay out.
+        `retired` hears of each version that is served no more.
         """
         self._folder, self._prepare, self._keep = folder, prepare, keep_versions
         self._default_model = default_model
         self._loaded: Loaded = MappingProxyType({})
         self._unloaded = set(unloaded)
-        self._everywhere = everywhere
+        self._everywhere, self._retired = everywhere, retired
         self.faults: dict[tuple[str, int], str] = {}
         """(model, version) → why it is not served."""
         self._lock = asyncio.Lock()
@@ -231,13 +233,14 @@ class Repository:
         self._loaded = MappingProxyType(after)
         for version, model in old.items():
             if by_version.get(version) is not model:
-                task = asyncio.get_running_loop().create_task(_retire(model))
+                task = asyncio.get_running_loop().create_task(_retire(model, self._retired))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
 
 
-async def _retire(model: ServedModel) -> None:
+async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None:
     await model.retire()
+    retired(model.bundle)
     logger.info("model %s version %d is unloaded", model.bundle.name, model.bundle.version)
     del model
     await asyncio.to_thread(_return_memory)

@@ -1,6 +1,8 @@
 """Choosing and changing priors, on both engines."""
 
 import asyncio
+import gc
+import weakref
 from datetime import UTC, datetime
 
 import numpy as np
@@ -79,6 +81,19 @@ def test_a_choice_is_made_once_and_then_remembered(pets):
     priors = Priors()
     assert priors.select(pets) is priors.select(pets)
     assert priors.select(pets, "uniform") is priors.select(pets, "uniform")
+
+
+def test_nothing_is_kept_of_a_version_that_is_served_no_more():
+    priors, stays, goes = Priors(), make_bundle(), make_bundle()
+    for bundle in (stays, goes):
+        priors.select(bundle)
+        priors.inline(bundle, {"target": {"cat": 2, "dog": 1, "lynx": 1}})
+    kept, gone = priors.select(stays), weakref.ref(goes)
+    priors.forget(goes)
+    del bundle, goes
+    gc.collect()
+    assert gone() is None
+    assert priors.select(stays) is kept
 
 
 def test_a_write_is_in_force_here_when_it_is_acknowledged_and_elsewhere_soon(pets, store_url):
