@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from service import graph as graphs
+from service import providers
 from service.api import console, description, health, models, oip, oip_repository, priors, web
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
@@ -62,9 +62,9 @@ class Service:
             has_keys=not self.access.open_to_all,
             allow_anonymous=settings.allow_anonymous,
         )
-        graphs.check_runtime()
+        providers.check_runtime()
         self.traces = open_traces(VERSION) if settings.traces else None
-        self.provider = graphs.resolve_provider(settings.provider)
+        self.provider = providers.resolve_provider(settings.provider)
         self.metrics = Metrics(
             Tally(run_folder.own),
             run_folder,

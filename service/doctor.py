@@ -5,7 +5,7 @@ import platform
 import sys
 from collections.abc import Iterator
 
-from service import graph, machine
+from service import graph, machine, providers
 from service.contract.bundle import load_bundle, versions
 from service.prior_store import InvalidStoreUrl, open_store
 from service.revisions import StoreUnavailable
@@ -48,13 +48,13 @@ def findings(settings: Settings) -> Iterator[Finding]:
 
 def _runtime(wanted: str) -> Iterator[Finding]:
     try:
-        graph.check_runtime()
-    except graph.ProviderUnavailable as error:
+        providers.check_runtime()
+    except providers.ProviderUnavailable as error:
         yield False, "runtime packages", str(error)
         return
     yield True, "runtime packages", "one of onnxruntime and onnxruntime-gpu, as it must be"
     for name in ("cpu", "cuda", "tensorrt"):
-        reason = graph.probe(name)
+        reason = providers.probe(name)
         needed = name == wanted or (name == "cpu" and wanted == "auto")
         verdict = reason is None if reason is None or needed else None
         yield verdict, f"provider {name}", "works" if reason is None else f"does not work: {reason}"

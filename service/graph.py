@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import importlib.metadata
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -18,23 +17,20 @@ from numpy.typing import NDArray
 from service import head
 from service.contract.bundle import Bundle
 from service.machine import available_threads
+from service.providers import (
+    PROVIDERS,
+    ProviderUnavailable,
+    first_line,
+    provider_chain,
+    resolve_provider,
+)
 
 logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
-_RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-_PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 _DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
-
-
-class ProviderUnavailable(RuntimeError):
-    """The provider that was asked for does not work here; the message says what is missing."""
 
 
 class UnusableModel(ValueError):
@@ -83,22 +79,6 @@ class GraphOutputs:
         return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
 
 
-def check_runtime() -> None:
-    """Raise ProviderUnavailable when both onnxruntime packages are installed: the last one wins, silently."""
-    found = []
-    for name in _RUNTIMES:
-        try:
-            importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        found.append(name)
-    if len(found) > 1:
-        raise ProviderUnavailable(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other. Mend it with: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'priordial[service,gpu]' (or [service,cpu])"
-        )
-
-
 class Graph:
     """One session over a composed graph. `run` may be called from one thread at a time."""
 
@@ -133,7 +113,7 @@ class Graph:
     def provider(self) -> str:
         """The name of the provider that really runs the graph: cpu, cuda or tensorrt."""
         first = self._session.get_providers()[0]
-        return next((name for name, long in _PROVIDERS.items() if long == first), first)
+        return next((name for name, long in PROVIDERS.items() if long == first), first)
 
     def run(
         self,
@@ -221,10 +201,10 @@ def open_graph(
         session = ort.InferenceSession(composed, options, providers=provider_chain(wanted))
     except Exception as error:
         raise UnusableModel(
-            f"{folder}: onnxruntime refuses the graph: {_first_line(error)}"
+            f"{folder}: onnxruntime refuses the graph: {first_line(error)}"
         ) from error
     device = _DEVICE_TYPES[wanted]
-    if session.get_providers()[0] != _PROVIDERS[wanted]:
+    if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
             f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
         )
@@ -250,59 +230,10 @@ def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array],
             serialized or str(path), options, providers=provider_chain("cpu")
         )
     except Exception as error:
-        raise UnusableModel(f"{path}: onnxruntime refuses it: {_first_line(error)}") from error
+        raise UnusableModel(f"{path}: onnxruntime refuses it: {first_line(error)}") from error
     (name,) = [item.name for item in session.get_inputs()]
     names = [item.name for item in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
-
-
-def provider_chain(name: str) -> list[str]:
-    """What onnxruntime is asked for: the provider and those it may hand single nodes to."""
-    order = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}
-    return [_PROVIDERS[each] for each in order[name]]
-
-
-def resolve_provider(name: str) -> str:
-    """`auto` → cuda or cpu; others are proved by opening a tiny session. Raises ProviderUnavailable."""
-    if name == "cpu":
-        return name
-    why = probe(name if name != "auto" else "cuda")
-    if why is None:
-        return "cuda" if name == "auto" else name
-    if name != "auto":
-        raise ProviderUnavailable(f"provider {name} does not work here: {why}")
-    logger.info("serving on the CPU: %s", why)
-    return "cpu"
-
-
-def probe(name: str) -> str | None:
-    """Why a provider does not work here; None when it does. A session's own word is the only proof."""
-    if _PROVIDERS[name] not in ort.get_available_providers():
-        extra = (
-            ""
-            if name == "cpu"
-            else " (install the extra: pip install 'priordial[service,gpu]', without onnxruntime)"
-        )
-        return f"this onnxruntime was built without {_PROVIDERS[name]}{extra}"
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(_IDENTITY, options, providers=provider_chain(name))
-    except Exception as error:  # noqa: BLE001 - each way to fail is a reason to report
-        return _first_line(error)
-    if session.get_providers()[0] != _PROVIDERS[name]:
-        return (
-            f"onnxruntime fell back to {session.get_providers()[0]}: no usable NVIDIA driver and device, or the CUDA and cuDNN "
-            "libraries are missing (pip install 'priordial[service,cuda]' brings the libraries)"
-        )
-    return None
-
-
-# ModelProto: ir_version 10, opset 20, one Identity from x to y, both float32 [1]
-_IDENTITY = bytes.fromhex(
-    "080a12003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
-    "0f0a0179120a0a08080112040a02080142040a001014"
-)
 
 
 def measure(
@@ -327,7 +258,7 @@ def measure(
                 )  # fmt: skip
             except Exception as error:
                 raise UnusableModel(
-                    f"a batch of {rows} does not run: {_first_line(error)}"
+                    f"a batch of {rows} does not run: {first_line(error)}"
                 ) from error
             times.append(time.perf_counter() - begun)
             if outputs.logits is not None and outputs.logits.shape != (rows, num_classes):
@@ -380,7 +311,3 @@ def _padded(values: Array, rows: int) -> Array:
     if len(values) > rows:
         raise ValueError(f"{len(values)} rows; the graph takes {rows}")
     return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

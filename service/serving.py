@@ -21,11 +21,11 @@ from service.api.access import ExposedWithoutKeys, InvalidKeys
 from service.api.hot_protocol import HotProtocol
 from service.app import NothingToServe, Service
 from service.connection_counts import ConnectionCounts
-from service.graph import ProviderUnavailable
 from service.link import Link, Place
 from service.metrics_port import PortTaken
 from service.prior_store import InvalidStoreUrl
 from service.priors import StoreUnavailable
+from service.providers import ProviderUnavailable
 from service.run_folder import RunFolder
 from service.settings import Settings
 from service.slow_clients import SlowClients

@@ -5,14 +5,14 @@ import sys
 
 import pytest
 
-from service import graph
+from service import providers
 
 
 def main() -> int:
     try:
-        graph.check_runtime()
-        reason = graph.probe("cuda")
-    except graph.ProviderUnavailable as error:
+        providers.check_runtime()
+        reason = providers.probe("cuda")
+    except providers.ProviderUnavailable as error:
         reason = str(error)
     if reason is not None:
         sys.stderr.write(f"test-gpu: nothing was tested: CUDA does not work here: {reason}\n")

@@ -7,7 +7,7 @@ import sys
 import onnxruntime
 import pytest
 
-from service import doctor, graph
+from service import doctor, graph, providers
 from service.contract.bundle import load_bundle
 from service.settings import Settings
 from tests.service.server import ROOT, running, starting
@@ -37,45 +37,45 @@ def gpu_package_without_gpu(monkeypatch):
 
 
 def test_cuda_that_silently_became_a_cpu_session_is_refused(gpu_package_without_gpu):
-    with pytest.raises(graph.ProviderUnavailable, match="fell back to CPUExecutionProvider"):
-        graph.resolve_provider("cuda")
+    with pytest.raises(providers.ProviderUnavailable, match="fell back to CPUExecutionProvider"):
+        providers.resolve_provider("cuda")
 
 
 def test_a_model_that_opens_on_another_provider_than_the_probe_did_is_refused(
     gpu_package_without_gpu, models, monkeypatch
 ):
-    monkeypatch.setattr(graph, "probe", lambda _name: None)
+    monkeypatch.setattr(providers, "probe", lambda _name: None)
     folder = models / "linear" / "1"
-    with pytest.raises(graph.ProviderUnavailable, match="asked for cuda"):
+    with pytest.raises(providers.ProviderUnavailable, match="asked for cuda"):
         graph.open_graph(folder, load_bundle(folder), provider="cuda")
 
 
 def test_auto_takes_the_cpu_where_cuda_does_not_work(gpu_package_without_gpu):
-    assert graph.resolve_provider("auto") == "cpu"
+    assert providers.resolve_provider("auto") == "cpu"
 
 
 def test_both_runtime_packages_at_once_are_an_error_that_says_how_to_mend_it(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda _name: "1.0")
     with pytest.raises(
-        graph.ProviderUnavailable, match="pip uninstall -y onnxruntime onnxruntime-gpu"
+        providers.ProviderUnavailable, match="pip uninstall -y onnxruntime onnxruntime-gpu"
     ):
-        graph.check_runtime()
+        providers.check_runtime()
 
 
-@pytest.mark.skipif(graph.probe("cuda") is None, reason="optional: this machine has a GPU")
+@pytest.mark.skipif(providers.probe("cuda") is None, reason="optional: this machine has a GPU")
 def test_asking_for_cuda_without_a_gpu_ends_the_start_and_names_what_is_missing(models):
     with starting(models, provider="cuda") as server:
         assert server.exit() == 1
         assert "provider cuda does not work here" in server.log.splitlines()[-1]
 
 
-@pytest.mark.skipif(graph.probe("cuda") is None, reason="optional: this machine has a GPU")
+@pytest.mark.skipif(providers.probe("cuda") is None, reason="optional: this machine has a GPU")
 def test_auto_without_a_gpu_serves_on_the_cpu_and_says_so_once(models):
     with running(models, provider="auto") as server:
         assert server.log.count("serving on the CPU") == 1
 
 
-@pytest.mark.skipif(graph.probe("cuda") is None, reason="optional: this machine has a GPU")
+@pytest.mark.skipif(providers.probe("cuda") is None, reason="optional: this machine has a GPU")
 def test_the_gpu_tests_say_that_there_is_no_gpu_and_fail():
     done = subprocess.run(
         [sys.executable, "-m", "tests.gpu"], cwd=ROOT, capture_output=True, text=True, check=False
