@@ -1,5 +1,6 @@
 """Running one batch: its rows joined, each with its own tau and prior; when it fails, only the guilty rows fail."""
 
+import time
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -43,6 +44,19 @@ class BatchRun:
         self, run_graph: RunGraph, table: PriorTable, wants_logits: Callable[[], bool]
     ) -> None:
         self._run_graph, self._table, self._wants_logits = run_graph, table, wants_logits
+
+    def run_wanted(self, pieces: list[Piece]) -> list[Outcome]:
+        """The same for those that somebody still waits for: since they were taken from the queue, time may have passed."""
+        now = time.monotonic()
+        dropped: list[Outcome] = []
+        wanted: list[Piece] = []
+        for piece in pieces:
+            reason = piece.entry.why_drop(now)
+            if reason is None:
+                wanted.append(piece)
+            else:
+                dropped.append(([piece], reason))
+        return dropped + (self.run(wanted) if wanted else [])
 
     def run(self, pieces: list[Piece]) -> list[Outcome]:
         """Run a batch; when it fails, run its halves, so that only the guilty row fails."""

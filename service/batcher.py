@@ -57,13 +57,13 @@ class Batcher:
         tracer: Tracer | None = None,
     ) -> None:
         self._table, self._cost = table, cost_seconds
-        self._run = BatchRun(run_graph, table, wants_logits).run
+        self._batch_run = BatchRun(run_graph, table, wants_logits)
         self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
         self._max_queued_rows, self._max_queued_bytes = max_queued_rows, max_queued_bytes
         self._max_waiting_rows = max_queued_rows if max_waiting_rows is None else max_waiting_rows
         self._on_batch, self._tracer = on_batch, tracer
         self._queue: deque[Piece] = deque()
-        self.queued_rows = 0
+        self._queue_rows = self._ahead_rows = 0
         self._queued_bytes = 0
         self._explorations = 0
         """Queued and running requests that are no traffic."""
@@ -94,13 +94,14 @@ class Batcher:
                 f"{rows} instances of {size} bytes together; at most {self._max_queued_rows} and "
                 f"{self._max_queued_bytes} are taken at once"
             )
+        waiting = self.queued_rows
         if (
-            self.queued_rows + rows > self._max_queued_rows
-            or (self.queued_rows and self.queued_rows + rows > self._max_waiting_rows)
+            waiting + rows > self._max_queued_rows
+            or (waiting and waiting + rows > self._max_waiting_rows)
             or self._queued_bytes + size > self._max_queued_bytes
         ):
             most = min(self._max_queued_rows, self._max_waiting_rows)
-            raise Overloaded(f"{self.queued_rows} rows are queued; at most {most}")
+            raise Overloaded(f"{waiting} rows are queued; at most {most}")
         now = time.monotonic()
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
@@ -116,7 +117,7 @@ class Batcher:
             for start in range(0, rows, limit):
                 self._queue.append(Piece(entry, start, min(limit, rows - start)))
         self._explorations += not work.is_traffic
-        self.queued_rows += rows
+        self._queue_rows += rows
         self._queued_bytes += entry.bytes_per_row * rows
         self._idle.clear()
         if not self._scheduled and (not self._in_flight or self._may_run_ahead()):
@@ -127,6 +128,11 @@ class Batcher:
     def max_request_rows(self) -> int:
         """The most that one request may have."""
         return self._max_queued_rows
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows whose graph call has not begun."""
+        return self._queue_rows + self._ahead_rows
 
     async def drain(self) -> None:
         """Return when nothing is queued or running."""
@@ -149,7 +155,7 @@ class Batcher:
         return (
             len(self._in_flight) == 1
             and self._thread is not None
-            and self.queued_rows >= self._max_batch_rows
+            and self._queue_rows >= self._max_batch_rows
         )
 
     def _pump(self) -> None:
@@ -167,9 +173,10 @@ class Batcher:
             if runs_now:
                 self.busy_since = time.monotonic()
             rows = sum([piece.rows for piece in pieces])
+            self._ahead_rows = 0 if runs_now else rows
             if runs_now and self._cost(rows) <= self._inline_seconds:
                 begun = time.perf_counter()
-                outcomes = self._run(pieces)
+                outcomes = self._batch_run.run(pieces)
                 self._answer(outcomes, time.perf_counter() - begun)
             else:
                 self._current_thread().inbox.put(pieces)
@@ -192,7 +199,7 @@ class Batcher:
                     break
                 shape = own_shape
             queue.popleft()
-            self.queued_rows -= taken
+            self._queue_rows -= taken
             self._queued_bytes -= entry.bytes_per_row * taken
             if reason is not None:
                 self._drop(piece, reason)
@@ -302,7 +309,7 @@ class Batcher:
 
     def _current_thread(self) -> GraphThread:
         if self._thread is None:
-            self._thread = GraphThread(self.name, self._run, self._from_thread)
+            self._thread = GraphThread(self.name, self._batch_run.run_wanted, self._from_thread)
         return self._thread
 
     def _abandon_thread(self) -> None:
@@ -331,6 +338,7 @@ class Batcher:
             self._crashed(result)
             return
         delivered = self._in_flight.popleft()
+        self._ahead_rows = 0  # what was ahead has begun
         self.busy_since = time.monotonic() if self._in_flight else None
         try:
             self._pump()
@@ -359,7 +367,7 @@ class Batcher:
         pieces = [*(piece for batch in self._in_flight for piece in batch), *self._queue]
         self._in_flight.clear()
         self._queue.clear()
-        self.queued_rows = self._queued_bytes = 0
+        self._queue_rows = self._ahead_rows = self._queued_bytes = 0
         self.busy_since = None
         for piece in pieces:
             self._drop(piece, error)

@@ -408,13 +408,11 @@ def test_a_thread_that_dies_is_replaced(caplog):
     async def go():
         graph = FakeGraph()
         batcher = make(graph)
-        run, batcher._run = (
-            batcher._run,
-            None,
-        )  # calling None raises outside of the batch's own guard
+        runs = batcher._batch_run
+        runs.run_wanted = None  # calling None raises outside of the batch's own guard
         with pytest.raises(BatcherFailed):
             await batcher.submit(work(0))
-        batcher._run = run
+        del runs.run_wanted
         assert answer(await batcher.submit(work(1))) == [1]
 
     asyncio.run(go())
@@ -457,7 +455,8 @@ def test_a_full_batch_is_handed_over_while_the_one_before_runs_and_a_partial_one
         full = [batcher.submit(work(i)) for i in range(1, 5)]
         partial = batcher.submit(work(5))
         await asyncio.sleep(0)
-        assert batcher.queued_rows == 1  # the full batch is in the thread's inbox
+        assert len(batcher._in_flight) == 2  # the full batch is in the thread's inbox
+        assert batcher.queued_rows == 5  # and has not begun
         late = batcher.submit(work(6))
         graph.gate.set()
         done = await asyncio.gather(first, *full, partial, late)
@@ -543,5 +542,25 @@ def test_rows_that_are_not_finite_fail_their_own_requests_without_a_graph_call(i
         assert done[3].rows == [5]
         assert sum(graph.calls) <= 6
         assert graph.calls.count(1) <= 2
+
+    asyncio.run(go())
+
+
+def test_what_waits_in_the_threads_inbox_is_looked_at_once_more_before_it_runs():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=1)
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        late = batcher.submit(work(1, deadline=time.monotonic() + 0.05))
+        await asyncio.sleep(0)
+        assert len(batcher._in_flight) == 2
+        passed(late.work.deadline)
+        graph.gate.set()
+        with pytest.raises(DeadlinePassed):
+            await late
+        assert answer(await running) == [0]
+        assert graph.calls == [1]
 
     asyncio.run(go())
