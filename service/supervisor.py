@@ -72,7 +72,11 @@ class _Supervisor:
         if not self._leaving.is_set():  # one will not start
             self._leave()
             await asyncio.wait(slots)
-        return max([await slot for slot in slots])
+        ended = await asyncio.gather(*slots, return_exceptions=True)  # several may have refused
+        for each in ended:
+            if isinstance(each, BaseException):
+                raise each
+        return max(status for status in ended if isinstance(status, int))
 
     # -- a slot
 
