@@ -119,3 +119,22 @@ def test_what_was_admitted_before_a_sigterm_is_answered(models):
         assert server.exit() == 0
         with pytest.raises(httpx.ConnectError):
             slow(server.url)
+
+
+def test_requests_that_gather_while_a_graph_call_runs_share_the_next_one(models):
+    body = json.dumps({"instances": [[1.0, LONG]]}).encode()
+    head = f"POST /models/slow/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    with (
+        running(models, inline_us=0, max_batch_rows=64) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        slow_ones = {"model": "slow"}
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as first:
+            first.sendall(head.encode() + body)
+            assert found(server.url, "priordial_queued_rows", **slow_ones) == 0  # it has begun
+            gathering = [pool.submit(slow, server.url, 2.0) for _ in range(8)]
+            until_queued(server.url, 8)
+            assert first.recv(12) == b"HTTP/1.1 200"
+            assert statuses(gathering) == [200] * 8
+        assert found(server.url, "priordial_batch_rows_count", **slow_ones) == 2
