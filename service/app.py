@@ -82,7 +82,7 @@ class Service:
             default_model=settings.default_model,
             unloaded=unloaded,
             everywhere=everywhere,
-            retired=self.priors.forget,
+            retired=self._retired,
         )
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.drift = Drift(self.priors, self._newest)
@@ -206,6 +206,10 @@ class Service:
             return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)
         lane = self.traces.lane(hot, access=self.access, **common)
         return Edge(self.traces.cold(app), lane=lane, **common)
+
+    def _retired(self, bundle: Bundle) -> None:
+        self.priors.forget(bundle)
+        self.metrics.forget(bundle)
 
     def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:
         try:

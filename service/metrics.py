@@ -18,6 +18,7 @@ from service.exposition import NAMES, Exemplar, Exposition, Families, VectorGaug
 from service.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
 from service.run_folder import Gauge, RunFolder
 from service.tally import Cells, Series, Tally
+from service.version_tallies import VersionTallies
 from service.work import BatchFacts
 
 DECISIONS = ("adjusted", "unadjusted")
@@ -51,7 +52,9 @@ class Histogram:
 class ModelMetrics:
     """What is counted for one model version, once a batch and vectorised."""
 
-    def __init__(self, tally: Tally, bundle: Bundle, *, max_class_series: int) -> None:
+    def __init__(
+        self, tally: Tally, of_version: Tally, bundle: Bundle, *, max_class_series: int
+    ) -> None:
         labels = {"model": bundle.name, "version": str(bundle.version)}
         by_model = {"model": bundle.name}
         classes = len(bundle.class_names)
@@ -68,7 +71,7 @@ class ModelMetrics:
         self._group_names = json.dumps(["group", *present])
         self.class_series, self._group_series = len(names), len(present)
         self._classes = [
-            tally.cells(
+            of_version.cells(
                 "priordial_predictions",
                 {**labels, "decision": d, NAMES: self._class_names},
                 len(names),
@@ -76,14 +79,14 @@ class ModelMetrics:
             for d in DECISIONS
         ]
         self._groups = [
-            tally.cells(
+            of_version.cells(
                 "priordial_group_predictions",
                 {**labels, "decision": d, NAMES: self._group_names},
                 len(present),
             )
             for d in DECISIONS
         ]
-        self._changed = tally.cells("priordial_decisions_changed", labels)
+        self._changed = of_version.cells("priordial_decisions_changed", labels)
         self._inference = _histogram(tally, "priordial_inference_seconds", by_model)
         self._rows = _histogram(tally, "priordial_batch_rows", by_model)
         self._queue = _histogram(tally, "priordial_queue_seconds", by_model)
@@ -142,6 +145,7 @@ class Metrics:
         self, tally: Tally, run_folder: RunFolder, *, max_class_series: int, version: str
     ) -> None:
         self._tally, self._run_folder = tally, run_folder
+        self._versions = VersionTallies(run_folder)
         self._max_class_series = max_class_series
         self._requests: dict[tuple[str, int], tuple[Cells, Histogram, dict[int, Exemplar]]] = {}
         self._exemplars: dict[tuple[str, Series], dict[int, Exemplar]] = {}
@@ -153,8 +157,15 @@ class Metrics:
         self._stopped = threading.Event()
 
     def model(self, bundle: Bundle) -> ModelMetrics:
-        """The recorder of a model version."""
-        return ModelMetrics(self._tally, bundle, max_class_series=self._max_class_series)
+        """The recorder of a model version, until `forget`."""
+        of_version = self._versions.use(bundle)
+        return ModelMetrics(
+            self._tally, of_version, bundle, max_class_series=self._max_class_series
+        )
+
+    def forget(self, bundle: Bundle) -> None:
+        """A version whose recorder was asked for is served no more."""
+        self._versions.leave(bundle)
 
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
         """Ask `source` at every scrape."""
@@ -172,6 +183,7 @@ class Metrics:
         """Stop publishing; what was counted stays in the run folder."""
         self._stopped.set()
         self._tally.close()
+        self._versions.close()
 
     def worker_replaced(self, reason: str) -> None:
         """Count that this worker took the place of another."""
@@ -207,7 +219,7 @@ class Metrics:
             if bucket not in of_series or of_series[bucket][2] < at:
                 of_series[bucket] = (request_id, value, at)
         return self._exposition.render(
-            self._run_folder.all(),
+            self._run_folder.tallies(),
             gauges,
             exemplars,
             vector_gauges=self._vector_gauges(),

@@ -1,5 +1,6 @@
 """A bounded sample of recent logits: what a preview and an estimate of the class prior look at. Never the inputs."""
 
+import mmap
 import threading
 import time
 from dataclasses import dataclass
@@ -44,7 +45,7 @@ class LogitReservoir:
         self.capacity = (
             0 if max_rows == 0 else max(1, min(max_rows, max_bytes // (4 * num_classes)))
         )
-        self._rows: Rows = np.empty((self.capacity, num_classes), np.float32)
+        self._rows = _pages(self.capacity, num_classes)
         self._weights = np.zeros(self.capacity)
         self._seen = np.zeros(self.capacity)
         self._rate = self.capacity / window_seconds
@@ -106,6 +107,16 @@ class LogitReservoir:
         self._tokens = min(most, self._tokens + (now - self._looked_at) * self._rate)
         self._looked_at = now
         return int(self._tokens)
+
+
+def _pages(rows: int, columns: int) -> Rows:
+    """float32 [rows, columns] in pages of its own, which come when they are written and go with the array.
+
+    An allocator would hand out used pages instead, and keep these when a model version goes.
+    """
+    if rows == 0:
+        return np.empty((0, columns), np.float32)
+    return np.frombuffer(mmap.mmap(-1, 4 * rows * columns), np.float32).reshape(rows, columns)
 
 
 def _in_equal_parts(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:

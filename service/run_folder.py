@@ -38,6 +38,18 @@ class RunFolder:
         """The sub-folders of every worker that there is or was."""
         return sorted(self.root.glob(f"{_PREFIX}*"))
 
+    def version(self, model: str, version: int) -> Path:
+        """The sub-folder of what this worker counts of a model version; no name of a model has an @."""
+        return self.own / f"{model}@{version}"
+
+    def versions(self) -> list[Path]:
+        """Those that there are."""
+        return sorted(self.own.glob("*@*"))
+
+    def tallies(self) -> list[Path]:
+        """Every folder in which any worker counts."""
+        return [*self.all(), *sorted(self.root.glob(f"{_PREFIX}*/*@*"))]
+
     def publish_gauges(self, gauges: Iterable[Gauge]) -> None:
         """Let the other workers know this one's gauges."""
         self._publish(_GAUGES, list(gauges))
