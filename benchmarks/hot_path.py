@@ -16,12 +16,12 @@ from bench_models import MODELS
 from serving import PRIORS, bodies
 
 from service import request_log
-from service.api.hot import hot_request
+from service.api.hot import HotRequest
+from service.api.known_heads import Head
 from service.app import Service
 from service.run_folder import RunFolder
 from service.serving import tune_interpreter
 from service.settings import Settings
-from service.waiting import Stepped
 
 
 async def clients(
@@ -31,6 +31,7 @@ async def clients(
     path, body, headers = bodies(model)[kind]
     raw = [(k.encode(), v.encode()) for k, v in headers.items()]
     raw += [(b"host", b"127.0.0.1:8000"), (b"content-length", b"%d" % len(body))]
+    head = Head(raw, len(body))
     lane, loop = service.asgi.lane, asyncio.get_running_loop()
     match = lane.match(path)
     left, all_done = requests, loop.create_future()
@@ -39,16 +40,10 @@ async def clients(
         query = (
             b"tau=%.4f&prior=%s" % (left % 9973 / 4000, PRIORS[left % 8].encode()) if mixed else b""
         )
-        request = hot_request(
-            method="POST",
-            template=match[0].template,
-            query=query,
-            raw_headers=list(raw),
-            body=body,
-            is_abandoned=lambda: False,
-            begun=time.perf_counter(),
+        request = HotRequest(
+            "POST", query, head, body, is_abandoned=lambda: False, begun=time.perf_counter()
         )
-        Stepped(lane.answer(match, request), done)
+        lane.begin(match, request, done)
 
     def done(response, error) -> None:
         nonlocal left

@@ -1,7 +1,7 @@
 """`python -m benchmarks.leaking_service serve …`: the service, keeping a copy of each body that a hot route answers; a control for soak.py."""
 
 import sys
-from typing import Any
+from collections.abc import Sequence
 
 from service import __main__, serving
 from service.api.hot import HotLane, HotRequest, Response
@@ -12,11 +12,10 @@ KEPT: list[bytes] = []
 class LeakingLane(HotLane):
     """Forgets nothing."""
 
-    async def answer(self, match: Any, request: HotRequest, receive: Any = None) -> Response | None:
-        """The answer, after the body has been kept."""
-        found = await super().answer(match, request, receive)
-        KEPT.append(bytes(bytearray(request.body)))
-        return found
+    def succeed(self, requests: Sequence[HotRequest], responses: Sequence[Response]) -> None:
+        """The answers, after the bodies have been kept."""
+        KEPT.extend(bytes(bytearray(request.body)) for request in requests)
+        super().succeed(requests, responses)
 
 
 def main() -> int:

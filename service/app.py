@@ -9,7 +9,7 @@ from service.api import console, description, health, models, oip, oip_repositor
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
 from service.api.edge import Edge
-from service.api.hot import HotLane, HotRoute
+from service.api.hot import HotLane, Route
 from service.api.oip_infer import Infer
 from service.api.predict import Predict
 from service.batcher import Batcher
@@ -187,7 +187,7 @@ class Service:
             "pool": self.pool,
             "timeout_seconds": settings.timeout_ms / 1000,
         }
-        hot: list[HotRoute] = [
+        hot: list[Route] = [
             *(
                 Predict(self.repository, self.classifier, default=default, **scoring)
                 for default in (True, False)

@@ -17,7 +17,9 @@ from service.batch_run import BatchRun, Outcome, RunGraph
 from service.graph import GraphOutputs
 from service.graph_thread import GraphThread
 from service.prior_table import PriorTable
+from service.waiting import Waiting
 from service.work import (
+    Awaited,
     BatcherFailed,
     BatchFacts,
     DeadlinePassed,
@@ -82,38 +84,30 @@ class Batcher:
         self._idle = asyncio.Event()
         self._idle.set()
 
-    def submit(self, work: Work) -> Entry:
-        """Queue a request; its Scored can be awaited. Raises Overloaded, RequestTooLarge or DeadlinePassed at once,
-        and then holds nothing.
-        """
+    def submit(self, work: Work) -> Waiting[Entry]:
+        """Queue a request and wait for its entry. Raises as `enqueue`."""
+        entry = Awaited(work, self._loop)
+        self.enqueue(entry)
+        return entry.future
+
+    def enqueue(self, entry: Entry) -> None:
+        """Queue a request. Raises Overloaded, RequestTooLarge or DeadlinePassed at once, and then holds nothing."""
         if self._done:  # under a flood a turn of the loop lasts for seconds: the session must not wait for its end
             self._collect()
+        work, now = entry.work, time.monotonic()
         rows, size = len(work.inputs), size_of(work.inputs)
-        if rows > self._max_queued_rows or size > self._max_queued_bytes:
-            raise RequestTooLarge(
-                f"{rows} instances of {size} bytes together; at most {self._max_queued_rows} and "
-                f"{self._max_queued_bytes} are taken at once"
-            )
-        waiting = self.queued_rows
-        if (
-            waiting + rows > self._max_queued_rows
-            or (waiting and waiting + rows > self._max_waiting_rows)
-            or self._queued_bytes + size > self._max_queued_bytes
-        ):
-            most = min(self._max_queued_rows, self._max_waiting_rows)
-            raise Overloaded(f"{waiting} rows are queued; at most {most}")
-        now = time.monotonic()
+        self._admit(rows, size)
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
         limit = self._max_batch_rows
-        entry = Entry(
-            work, loop=self._loop, pieces=-(-rows // limit), now=now, bytes_per_row=size // rows
-        )
+        entry.admitted, entry.bytes_per_row = now, size // rows
         if self._tracer is not None:
             entry.span = self._tracer.current()
         if rows <= limit:
+            entry.pieces_left = 1
             self._queue.append(Piece(entry, 0, rows))
         else:
+            entry.pieces_left = -(-rows // limit)
             for start in range(0, rows, limit):
                 self._queue.append(Piece(entry, start, min(limit, rows - start)))
         self._explorations += not work.is_traffic
@@ -122,7 +116,22 @@ class Batcher:
         self._idle.clear()
         if not self._scheduled and (not self._in_flight or self._may_run_ahead()):
             self._schedule()
-        return entry
+
+    def _admit(self, rows: int, size: int) -> None:
+        """Raise when so many more rows and bytes cannot be queued."""
+        if rows > self._max_queued_rows or size > self._max_queued_bytes:
+            raise RequestTooLarge(
+                f"{rows} instances of {size} bytes together; at most {self._max_queued_rows} and "
+                f"{self._max_queued_bytes} are taken at once"
+            )
+        waiting = self._queue_rows + self._ahead_rows
+        if (
+            waiting + rows > self._max_queued_rows
+            or (waiting and waiting + rows > self._max_waiting_rows)
+            or self._queued_bytes + size > self._max_queued_bytes
+        ):
+            most = min(self._max_queued_rows, self._max_waiting_rows)
+            raise Overloaded(f"{waiting} rows are queued; at most {most}")
 
     @property
     def max_request_rows(self) -> int:
@@ -211,7 +220,7 @@ class Batcher:
 
     def _drop(self, piece: Piece, reason: Exception) -> None:
         if not piece.entry.done():
-            piece.entry.set_exception(reason)
+            piece.entry.fail(reason)
         self._settle(piece)
 
     # -- from the graph to the callers
@@ -274,18 +283,17 @@ class Batcher:
         """Give a piece its rows of the result, from `start` on; `bad` marks those that are NaN, if there are any."""
         entry, stop = piece.entry, start + piece.rows
         entry.inference_seconds += seconds
-        if piece.rows != len(entry.work.inputs):
-            entry.results = entry.results or []
-            entry.results.append((piece.start, result, start, stop))
+        if piece.is_part:
+            entry.add_part(piece.start, result, start, stop)
         self._settle(piece)
         if entry.done():
             return
         if bad is not None and bad[start:stop].any():
             rows = np.flatnonzero(bad[start:stop]) + piece.start
-            entry.set_exception(UnscorableRows(rows.tolist(), "the model's output is NaN"))
+            entry.fail(UnscorableRows(rows.tolist(), "the model's output is NaN"))
         elif entry.pieces_left == 0:
             try:
-                entry.set_result(entry.scored(result, start, stop))
+                entry.scored(result, start, stop)
             except Exception as error:  # noqa: BLE001 - it is this caller's alone, not the batch's
                 entry.fail(error)
 
@@ -297,8 +305,9 @@ class Batcher:
         entry = piece.entry
         entry.pieces_left -= 1
         if entry.pieces_left == 0:
-            self._explorations -= not entry.work.is_traffic
-            for slot in entry.work.held_slots:
+            work = entry.work
+            self._explorations -= not work.is_traffic
+            for slot in work.held_slots:
                 self._table.release(slot)
 
     def _set_idle(self) -> None:

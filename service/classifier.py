@@ -12,24 +12,14 @@ from service.batch_run import MAX_GRAPH_TOP_K
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
+from service.graph import GraphOutputs
 from service.parameters import Parameters
 from service.payloads import InvalidParameter
 from service.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
 from service.repository import ServedModel
-from service.work import Abandoned, DeadlinePassed, Overloaded, Scored, Work
+from service.work import Abandoned, Awaited, DeadlinePassed, Entry, Overloaded, Work
 
 DEFAULT_TOP_K = 5
-
-
-class Classification(NamedTuple):
-    """The answer to one request: scores and what they were made with."""
-
-    bundle: Bundle
-    tau: float
-    revision: PriorRevision
-    top_k: int
-    scored: Scored
-    warnings: tuple[str, ...]
 
 
 class RowSettings(NamedTuple):
@@ -46,39 +36,30 @@ class Classifier:
     def __init__(self, priors: Priors, *, tau_cap: float) -> None:
         self._priors, self._tau_cap = priors, tau_cap
 
-    async def classify(
+    def work(
         self,
         model: ServedModel,
         inputs: NDArray[Any],
         parameters: Parameters,
+        revision: PriorRevision,
         *,
         deadline: float = float("inf"),
-        hard_deadline: bool = False,
         is_abandoned: Callable[[], bool] | None = None,
         full: bool = False,
         is_traffic: bool = True,
-    ) -> Classification:
-        """Score inputs [n, …]. With `full`, all logits and probabilities come too; what is no traffic is not counted as answers.
+    ) -> Work:
+        """What a batcher needs to score inputs [n, …] with one prior. It holds a slot of the model's table until it is scored.
 
-        deadline is a time of time.monotonic(), looked at when rows are queued and when they are scored; a hard one
-        ends the wait even while the graph runs. Raises the errors of the parameters, of the prior and of the batcher.
+        With `full`, all logits and probabilities come too. deadline is a time of time.monotonic(), looked at when rows are
+        queued and when they are scored. Raises the errors of the parameters.
         """
         bundle = model.bundle
         top_k = check_top_k(parameters.top_k, len(bundle.class_names))
         tau = self.tau_of(bundle, parameters.tau)
-        prior = parameters.prior
-        if prior is None:
-            revision = self._priors.select(bundle, None)
-        else:
-            revision = await self.revision_of(bundle, prior)
         check_adjustable(bundle, revision, tau)
         slot = model.table.acquire(revision.key, revision.offset)
         full = full or top_k > MAX_GRAPH_TOP_K
-        work = Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_abandoned, is_traffic)
-        scored = await submit(model, work, hard_deadline=hard_deadline)
-        return Classification(
-            bundle, tau, revision, top_k, scored, warnings_of(bundle, revision, tau)
-        )
+        return Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_abandoned, is_traffic)
 
     async def score(
         self,
@@ -91,8 +72,8 @@ class Classifier:
         hard_deadline: bool = False,
         is_abandoned: Callable[[], bool] | None = None,
         full: bool = False,
-    ) -> Scored:
-        """Score inputs [n, …], each row with the tau and prior that `settings` gives it. See classify."""
+    ) -> Entry:
+        """Score inputs [n, …], each row with the tau and prior that `settings` gives it; see `work` and `submit`."""
         table = model.table
         slots = tuple(table.acquire(each.key, each.offset) for each in settings.revisions)
         rows = settings.prior_of_row
@@ -141,48 +122,67 @@ class Classifier:
         self, bundle: Bundle, prior: str | dict[str, Any] | None
     ) -> PriorRevision:
         """The prior of a request: stored, pinned, built in or inline; None is `default`."""
-        if isinstance(prior, dict):
-            return self._priors.inline(bundle, prior)
-        if prior is None:
-            return self._priors.select(bundle, None)
-        wanted = parse_prior_reference(prior)
         try:
-            return self._priors.select(bundle, wanted.name, at=wanted.at, at_least=wanted.at_least)
+            return self.revision_at_hand(bundle, prior)
         except RevisionNotInMemory:
+            assert isinstance(prior, str)
+            wanted = parse_prior_reference(prior)
             assert wanted.at is not None
             return await self._priors.fetch(bundle, wanted.name, wanted.at)
 
+    def revision_at_hand(self, bundle: Bundle, prior: str | dict[str, Any] | None) -> PriorRevision:
+        """The same, or RevisionNotInMemory."""
+        if prior is None:
+            return self._priors.select(bundle, None)
+        if isinstance(prior, dict):
+            return self._priors.inline(bundle, prior)
+        wanted = parse_prior_reference(prior)
+        return self._priors.select(bundle, wanted.name, at=wanted.at, at_least=wanted.at_least)
 
-async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False) -> Scored:
-    """Queue work that holds slots of the model's table; count it when it is not scored."""
-    entry = None
+
+def enqueue(model: ServedModel, entry: Entry) -> None:
+    """Queue work that holds slots of the model's table; they are given back, and the request counted, when it is refused."""
     try:
-        entry = model.batcher.submit(work)
-        scored = await (_before(entry, work.deadline) if hard_deadline else entry)
+        model.batcher.enqueue(entry)
     except Exception as error:
-        if entry is None:
-            for slot in work.held_slots:
-                model.table.release(slot)
+        for slot in entry.work.held_slots:
+            model.table.release(slot)
+        model.metrics.rejected(rejection(error))
+        raise
+
+
+async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False) -> Entry:
+    """Queue work and wait for its scores; a hard deadline ends the wait even while the graph runs."""
+    entry = Awaited(work, asyncio.get_running_loop())
+    enqueue(model, entry)
+    try:
+        await (_before(entry.future, work.deadline) if hard_deadline else entry.future)
+    except Exception as error:
         model.metrics.rejected(rejection(error))
         raise
     if work.is_traffic:
         model.metrics.used_tau(work.tau, len(work.inputs))
-    return scored
+    return entry
 
 
-async def _before(future: "asyncio.Future[Scored]", deadline: float) -> Scored:
-    """The answer, or DeadlinePassed at the deadline even while the graph still runs."""
+async def _before(future: "asyncio.Future[Entry]", deadline: float) -> None:
+    """Wait for the answer, or raise DeadlinePassed at the deadline even while the graph still runs."""
     loop = asyncio.get_running_loop()
     timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
     try:
-        return await future
+        await future
     finally:
         timer.cancel()
 
 
-def _expire(future: "asyncio.Future[Scored]") -> None:
+def _expire(future: "asyncio.Future[Entry]") -> None:
     if not future.done():
-        future.set_exception(DeadlinePassed("the deadline passed before the answer was there"))
+        future.set_exception(deadline_passed())
+
+
+def deadline_passed() -> DeadlinePassed:
+    """What a caller with a hard deadline is told when it is over."""
+    return DeadlinePassed("the deadline passed before the answer was there")
 
 
 def check_taus(taus: NDArray[np.float32], *, cap: float) -> NDArray[np.float32]:
@@ -226,21 +226,16 @@ def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[st
     return warnings
 
 
-def ranking(scored: Scored, top_k: int) -> tuple[list[list[int]], list[list[float]]]:
-    """(class indices, probabilities), each [n][top_k], best first; ties go to the lower index."""
-    order, chosen = ranked(scored, top_k)
-    return order.tolist(), chosen.tolist()
-
-
-def ranked(scored: Scored, top_k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The same as arrays [n, top_k]."""
-    outputs, start, stop = scored.outputs, scored.start, scored.stop
+def ranked(
+    outputs: GraphOutputs, rows: slice | list[int], top_k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """(class indices, probabilities) of rows [n], each [n, top_k], best first; ties go to the lower index."""
     if top_k <= outputs.top_index.shape[1]:
-        return outputs.top_index[start:stop, :top_k], outputs.top_probability[start:stop, :top_k]
+        return outputs.top_index[rows, :top_k], outputs.top_probability[rows, :top_k]
     assert outputs.adjusted_logits is not None
     assert outputs.probabilities is not None
-    order = np.argsort(-outputs.adjusted_logits[start:stop], axis=1, kind="stable")[:, :top_k]
-    return order, np.take_along_axis(outputs.probabilities[start:stop], order, axis=1)
+    order = np.argsort(-outputs.adjusted_logits[rows], axis=1, kind="stable")[:, :top_k]
+    return order, np.take_along_axis(outputs.probabilities[rows], order, axis=1)
 
 
 def rejection(error: Exception) -> str:

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import functools
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -48,16 +47,6 @@ class GraphOutputs:
     logits: NDArray[np.float32] | None = None  # [n, C] as the network gives them
     adjusted_logits: NDArray[np.float32] | None = None  # [n, C]
     probabilities: NDArray[np.float32] | None = None  # [n, C]
-
-    @functools.cached_property
-    def ranked(self) -> tuple[list[list[int]], list[list[float]], list[int], list[float]]:
-        """The first four as Python numbers, made once for all the requests of a batch."""
-        return (
-            self.top_index.tolist(),
-            self.top_probability.tolist(),
-            self.unadjusted_index.tolist(),
-            self.unadjusted_probability.tolist(),
-        )
 
     def rows(self, start: int, stop: int) -> "GraphOutputs":
         """The outputs of rows start … stop."""

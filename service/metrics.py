@@ -7,7 +7,8 @@ import json
 import threading
 import time
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, MutableSequence, Sequence
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,10 +34,12 @@ class Histogram:
 
     def __init__(self, cells: Cells, bounds: Sequence[float]) -> None:
         self._cells, self._bounds = cells, bounds
+        self._one = cast(MutableSequence[float], cells.data)
+        """The same memory: one number of a memoryview is read and written in half the time of an array's."""
 
     def observe(self, value: float, times: int = 1) -> int:
         """Count a value; the bucket that it fell into."""
-        cells = self._cells
+        cells = self._one
         bucket = bisect_left(self._bounds, value)
         cells[bucket] += times
         cells[-1] += value * times
@@ -189,18 +192,27 @@ class Metrics:
         """Count that this worker took the place of another."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
-    def request(self, route: str, status: int, begun: float, request_id: str) -> float:
-        """Count a request of a route template that began at time.perf_counter() `begun`; the seconds that it took."""
+    def requests(
+        self, route: str, status: int, arrived: Iterable[tuple[float, str]]
+    ) -> list[float]:
+        """Count requests of a route template that have their answers now; the seconds that each took.
+
+        arrived: of each the time.perf_counter() when it came, and its id.
+        """
         found = self._requests.get((route, status))
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)
         count, histogram, exemplars = found
-        count[0] += 1
-        seconds = time.perf_counter() - begun
-        bucket = histogram.observe(seconds)
-        if len(request_id) <= _MAX_EXEMPLAR:
-            exemplars[bucket] = (request_id, seconds, time.time())
-        return seconds
+        now, wall = time.perf_counter(), time.time()
+        taken = []
+        for begun, request_id in arrived:
+            seconds = now - begun
+            bucket = histogram.observe(seconds)
+            if len(request_id) <= _MAX_EXEMPLAR:
+                exemplars[bucket] = (request_id, seconds, wall)
+            taken.append(seconds)
+        count[0] += len(taken)
+        return taken
 
     def _recorder(self, route: str, status: int) -> tuple[Cells, Histogram, dict[int, Exemplar]]:
         count = self._tally.cells("priordial_requests", {"route": route, "status": str(status)})

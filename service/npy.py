@@ -3,7 +3,7 @@
 import ast
 import math
 import re
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +27,8 @@ def parse_npy(body: bytes | bytearray) -> NDArray[Any]:
         raise Malformed(
             f"the .npy file has {given} bytes of data; shape {list(shape)} of {dtype} needs {needed}"
         )
-    flat = np.frombuffer(body, dtype, count, begin)
-    return flat.reshape(shape, order="F" if fortran_order else "C")
+    order: Literal["F", "C"] = "F" if fortran_order else "C"
+    return np.ndarray(shape, dtype, body, begin, order=order)
 
 
 _Prefix = tuple[np.dtype[Any], bool, tuple[int, ...], int, int]

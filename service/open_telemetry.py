@@ -29,8 +29,10 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, set_sp
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.api.bodies import Receive
-from service.api.hot import HotLane, HotRequest, HotRoute, Match, Pairs, Response
+from service.api.hot import HotLane, HotRequest, Match, Respond, Response, Route
+from service.api.known_heads import Pairs
 from service.contract.bundle import Bundle
+from service.waiting import Stepped
 from service.work import TracedPart
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
@@ -68,7 +70,7 @@ class Traces:
         self._batches = batches.get_tracer("priordial", version)
         self._propagator = TraceContextTextMapPropagator()
 
-    def lane(self, routes: list[HotRoute], **common: Any) -> HotLane:
+    def lane(self, routes: list[Route], **common: Any) -> HotLane:
         """The hot routes with a span for each request. common: see HotLane."""
         return _TracedLane(routes, begin=self._begin, **common)
 
@@ -117,10 +119,14 @@ class _TracedLane(HotLane):
     """A lane whose requests each run in a context of their own: what steps them (service/waiting.py) gives them none."""
 
     def __init__(
-        self, routes: list[HotRoute], *, begin: Callable[[str, Pairs], None], **common: Any
+        self, routes: list[Route], *, begin: Callable[[str, Pairs], None], **common: Any
     ) -> None:
         super().__init__(routes, **common)
         self._begin = begin
+
+    def begin(self, match: Match, request: HotRequest, respond: Respond) -> None:
+        """See HotLane."""
+        Stepped(self.answer(match, request), respond)
 
     def answer(
         self, match: Match, request: HotRequest, receive: Receive | None = None
@@ -131,8 +137,14 @@ class _TracedLane(HotLane):
     async def _traced(
         self, match: Match, request: HotRequest, receive: Receive | None
     ) -> Response | None:
-        self._begin(request.method, request.raw_headers)
+        self._begin(request.method, request.head.headers)
+        request.context = copy_context()
         return await super().answer(match, request, receive)
+
+    def _count(self, requests: Sequence[HotRequest], status: int) -> None:
+        for request in requests:
+            assert request.context is not None
+            request.context.run(super()._count, [request], status)
 
 
 class _InContext(Coroutine[Any, Any, T]):

@@ -12,6 +12,7 @@ from service.payloads import InvalidParameter, Malformed, short
 
 _MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
+_PLAIN_TAU = re.compile(rb"tau=[0-9]{1,3}(?:\.[0-9]{1,17})?")
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -49,7 +50,10 @@ def query_parameters(query: bytes) -> Parameters:
     values: list[Any] = [None] * len(_PARAMETERS)
     try:
         for field in query.split(b"&"):
-            at, value = _plain_field(field)
+            if _PLAIN_TAU.fullmatch(field):  # a tau may be of this request alone
+                at, value = 0, float(field[4:])
+            else:
+                at, value = _plain_field(field)
             if values[at] is not None:
                 raise Malformed("given twice")
             values[at] = value
@@ -60,7 +64,7 @@ def query_parameters(query: bytes) -> Parameters:
 
 @lru_cache(maxsize=4096)
 def _plain_field(field: bytes) -> tuple[int, Any]:
-    """(position in _PARAMETERS, value) of NAME=VALUE without escapes; priors and taus come again in other company.
+    """(position in _PARAMETERS, value) of NAME=VALUE without escapes; a prior comes again in other company.
 
     Raises Malformed, InvalidParameter or UnicodeDecodeError where that is not all there is to it.
     """

@@ -16,6 +16,7 @@ from service.contract.bundle import Bundle, check_model_name, versions
 from service.graph import Graph
 from service.metrics import ModelMetrics
 from service.prior_table import PriorTable
+from service.ranked_json import ClassJson
 from service.reservoir import LogitReservoir
 
 logger = logging.getLogger(__name__)
@@ -40,21 +41,33 @@ class ServedModel:
     metrics: ModelMetrics
     recent: LogitReservoir
     report: dict[str, object] = field(default_factory=dict)
+    class_json: ClassJson = field(init=False)
     _holders: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.class_json = ClassJson(self.bundle.class_names)
 
     def held(self) -> Self:
         """Keep the model loaded while a request uses it: `with model.held():`."""
         return self
 
-    def __enter__(self) -> Self:
+    def hold(self) -> None:
+        """Keep the model loaded until `let_go`."""
         self._holders += 1
-        return self
 
-    def __exit__(self, *_error: object) -> None:
+    def let_go(self) -> None:
+        """See hold."""
         self._holders -= 1
         if self._holders == 0:
             self._free.set()
+
+    def __enter__(self) -> Self:
+        self.hold()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.let_go()
 
     async def retire(self) -> None:
         """Wait until no request uses the model, then let go of its session and memory."""

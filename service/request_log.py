@@ -10,19 +10,21 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
-from typing import Any, BinaryIO, TypeAlias
+from functools import lru_cache
+from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import orjson
 
-Line: TypeAlias = Mapping[str, Any]
+Line: TypeAlias = dict[str, Any]
 
 FLUSH_SECONDS = 0.05
 BLOCK_LINES = 64
 """Lines that are encoded together: one after the other they take half the time, and so few keep no request waiting."""
-MAX_WAITING = 200
-"""Blocks of lines that wait for a slow reader of stderr; further ones are dropped and counted."""
+BLOCKS_TOGETHER = 4
+"""Blocks that are handed to the thread together: waking it costs the event loop more than they did."""
+MAX_WAITING = 50
+"""Times as many that wait for a slow reader of stderr; further lines are dropped and counted."""
 
 
 def configure(log_format: str) -> None:
@@ -43,35 +45,57 @@ def request_log(log_format: str) -> "RequestLog":
     return RequestLog(sys.stderr.buffer, encode=encode)
 
 
+class Encode(Protocol):
+    """How a line is written."""
+
+    def __call__(self, line: Line, at: float, *, event: str = "request") -> bytes:
+        """The line's bytes. at: time.time() when the request was answered."""
+        ...
+
+
 class RequestLog:
     """Call it with a request's line. Lines leave in blocks through a thread, so that no request waits for the log."""
 
-    def __init__(self, stream: BinaryIO, *, encode: Callable[[Line], bytes]) -> None:
+    def __init__(self, stream: BinaryIO, *, encode: Encode) -> None:
         self._stream, self._encode = stream, encode
-        self._lines: list[Line] = []
+        self._lines: list[tuple[Line, float]] = []
+        self._encoded: list[bytes] = []
+        self._timer_runs = False
         self._blocks: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         self._thread: threading.Thread | None = None
 
     def __call__(self, line: Line) -> None:
-        """Take the line of an answered request. On the event loop only."""
-        if not self._lines:
+        """Take the line of an answered request, which is the log's from now on. On the event loop only."""
+        if not self._timer_runs:
+            self._timer_runs = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        self._lines.append({"time": time.time(), **line})
+        self._lines.append((line, time.time()))
         if len(self._lines) >= BLOCK_LINES:
-            self.flush()
+            self._encode_taken()
+            if len(self._encoded) >= BLOCK_LINES * BLOCKS_TOGETHER:
+                self._hand_on()
 
     def flush(self) -> None:
         """Hand on what was taken."""
-        if not self._lines:
-            return
-        lines, self._lines = [self._encode(line) for line in self._lines], []
+        self._timer_runs = False
+        self._encode_taken()
+        if self._encoded:
+            self._hand_on()
+
+    def _encode_taken(self) -> None:
+        lines, self._lines = self._lines, []
+        self._encoded += [self._encode(line, at) for line, at in lines]
+
+    def _hand_on(self) -> None:
+        lines, self._encoded = self._encoded, []
         if self._thread is None:
             self._thread = threading.Thread(target=self._write, name="request-log", daemon=True)
             self._thread.start()
             atexit.register(self.close)
+        dropped = {"lines": self._dropped}
         if self._dropped:
-            lines.insert(0, self._encode({"event": "dropped", "lines": self._dropped}))
+            lines.insert(0, self._encode(dropped, time.time(), event="dropped"))
         try:
             self._blocks.put_nowait(b"".join(lines))
         except queue.Full:
@@ -101,22 +125,33 @@ class RequestLog:
                 continue
 
 
-def as_json(line: Line) -> bytes:
-    """One JSON object, seconds to the microsecond."""
-    found = {"time": None, "level": _level(line), "event": "request", **line}
-    found["time"] = datetime.fromtimestamp(line.get("time") or time.time(), UTC)
+def as_json(line: Line, at: float, *, event: str = "request") -> bytes:
+    """One JSON object, seconds to the microsecond. See Encode."""
     for name in _SECONDS:
-        if name in found:
-            found[name] = int(1e6 * found[name] + 0.5) / 1e6
-    return orjson.dumps(found, option=_OPTIONS)
+        if name in line:
+            line[name] = int(1e6 * line[name] + 0.5) / 1e6
+    level = b"error" if line.get("status", 0) >= 500 else b"info"
+    second = int(at)
+    return b'{"time":"%b.%06dZ","level":"%b","event":"%b",%b' % (
+        _utc(second),
+        1e6 * (at - second),
+        level,
+        event.encode(),
+        orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)[1:],
+    )
 
 
-def as_text(line: Line) -> bytes:
+@lru_cache(maxsize=4)
+def _utc(second: int) -> bytes:
+    return datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+
+
+def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
     """The same for people: what happened first, the request id last."""
-    if line.get("event") == "dropped":
+    if event == "dropped":
         return b"%d request lines were dropped: stderr is not read fast enough\n" % line["lines"]
     parts = [
-        datetime.fromtimestamp(line.get("time") or time.time()).astimezone().strftime("%H:%M:%S"),
+        datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S"),
         f"{line['status']} {line.get('method', ''):<5}{line['route']}",
         f"{1e3 * line['seconds']:.2f} ms",
     ]
@@ -153,10 +188,5 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
 
 
-def _level(line: Line) -> str:
-    return "error" if line.get("status", 0) >= 500 else "info"
-
-
 _TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 _SECONDS = ("seconds", "queue_seconds", "inference_seconds")
-_OPTIONS = orjson.OPT_UTC_Z | orjson.OPT_APPEND_NEWLINE

@@ -69,16 +69,6 @@ class Work(NamedTuple):
     """False: an exploration, which is not counted among the answers."""
 
 
-class Scored(NamedTuple):
-    """The answer to one Work: rows start … stop of a graph call's outputs, and where its time went."""
-
-    outputs: GraphOutputs
-    start: int
-    stop: int
-    queue_seconds: float
-    inference_seconds: float
-
-
 class BatchFacts(NamedTuple):
     """What one graph call did, for metrics."""
 
@@ -109,37 +99,50 @@ class Tracer(Protocol):
         """A graph call has just ended; the answers to its requests are not given yet."""
 
 
-class Entry(Waiting[Scored]):
-    """A queued request: its pieces fit a batch each, and it is the future that its caller waits for."""
+class Entry:
+    """A queued request, whose pieces fit a batch each; and its scores once they are there: rows start … stop of `outputs`.
+
+    `told` is called once, when there are scores or an error.
+    """
 
     __slots__ = (
+        "_parts",
         "admitted",
         "begun",
         "bytes_per_row",
+        "error",
         "inference_seconds",
+        "outputs",
         "pieces_left",
-        "results",
         "span",
+        "start",
+        "stop",
         "work",
     )
 
-    def __init__(
-        self,
-        work: Work,
-        *,
-        loop: asyncio.AbstractEventLoop,
-        pieces: int,
-        now: float,
-        bytes_per_row: int,
-    ) -> None:
-        super().__init__(loop=loop)
-        self.work, self.pieces_left, self.admitted = work, pieces, now
-        self.bytes_per_row = bytes_per_row
-        self.begun = 0.0
-        self.inference_seconds = 0.0
-        self.results: list[tuple[int, GraphOutputs, int, int]] | None = None
-        """Of a request in several pieces: (first row, outputs, start, stop) of each."""
+    outputs: GraphOutputs
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        self.admitted = self.begun = self.inference_seconds = 0.0
+        self.pieces_left = self.bytes_per_row = 0
+        self.start = self.stop = -1
+        self.error: Exception | None = None
         self.span: Any = None
+        self._parts: list[tuple[int, GraphOutputs, int, int]] | None = None
+        """Of a request in several pieces: (first row, outputs, start, stop) of each."""
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long its first rows waited."""
+        return self.begun - self.admitted
+
+    def done(self) -> bool:
+        """Whether it has its scores or an error, or nobody waits for them."""
+        return self.stop >= 0 or self.error is not None
+
+    def told(self) -> None:
+        """It has its scores or an error."""
 
     def why_drop(self, now: float) -> Exception | None:
         """Why nobody waits for the answer at `now`, a time of time.monotonic(); None when somebody does."""
@@ -152,22 +155,49 @@ class Entry(Waiting[Scored]):
             return Abandoned("the caller left")
         return None
 
-    def scored(self, outputs: GraphOutputs, start: int, stop: int) -> Scored:
-        """The answer, put together from the pieces' results, of which the last is given."""
-        waited = self.begun - self.admitted
-        if self.results is None:
-            return Scored(outputs, start, stop, waited, self.inference_seconds)
-        self.results.sort(key=lambda result: result[0])
-        parts = [outputs.rows(start, stop) for _, outputs, start, stop in self.results]
-        joined = GraphOutputs.joined(parts)
-        return Scored(joined, 0, len(self.work.inputs), waited, self.inference_seconds)
+    def add_part(self, first: int, outputs: GraphOutputs, start: int, stop: int) -> None:
+        """Keep the scores of the rows from `first` on, until all are there."""
+        if self._parts is None:
+            self._parts = []
+        self._parts.append((first, outputs, start, stop))
+
+    def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
+        """Take the scores, put together from the pieces' results, of which the last is given."""
+        if self._parts is not None:
+            self._parts.sort(key=lambda part: part[0])
+            parts = [outputs.rows(start, stop) for _, outputs, start, stop in self._parts]
+            outputs, start, stop = GraphOutputs.joined(parts), 0, len(self.work.inputs)
+        self.outputs, self.start, self.stop = outputs, start, stop
+        self.told()
 
     def fail(self, error: Exception) -> None:
         """Tell the caller, or the log when the caller has an answer and failed with it."""
         if self.done():
             logger.error("what waited for an answer failed when it came", exc_info=error)
         else:
-            self.set_exception(error)
+            self.error = error
+            self.told()
+
+
+class Awaited(Entry):
+    """One whose caller waits for `future`, which gives the entry."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, work: Work, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(work)
+        self.future: Waiting[Entry] = Waiting(loop=loop)
+
+    def done(self) -> bool:
+        """See Entry."""
+        return self.future.done()
+
+    def told(self) -> None:
+        """See Entry."""
+        if self.error is None:
+            self.future.set_result(self)
+        else:
+            self.future.set_exception(self.error)
 
 
 class Piece:
@@ -178,6 +208,11 @@ class Piece:
     def __init__(self, entry: Entry, start: int, rows: int) -> None:
         self.entry, self.start, self.rows = entry, start, rows
         self.settled = False
+
+    @property
+    def is_part(self) -> bool:
+        """Whether the request has other rows, too."""
+        return self.rows != len(self.entry.work.inputs)
 
 
 def size_of(inputs: Array) -> int:

@@ -1,20 +1,21 @@
 """POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
 
 from functools import lru_cache
-from typing import Any
+from typing import Any, Literal
 
 import orjson
 from numpy.typing import NDArray
 
+from service.api.content import TIMEOUT_HEADER, Content, deadline_of, instances_of
 from service.api.errors import Problem
 from service.api.hot import Answer, HotRequest
-from service.api.predict import TIMEOUT_HEADER, Content, deadline_of, entries, instances_of
-from service.classifier import Classifier, check_adjustable, check_top_k, warnings_of
+from service.classifier import Classifier, check_adjustable, check_top_k, submit, warnings_of
 from service.comparison import Ranking, Setting, rank
 from service.contract.bundle import Bundle, InputSpec
 from service.parameters import Parameters, body_parameters, query_parameters
 from service.payloads import InvalidInput, Malformed, array_of, parse_json_object, short
 from service.pool import Pool
+from service.ranked_json import ClassJson, rows_json
 from service.repository import Repository, ServedModel
 
 MAX_SETTINGS = 100
@@ -28,6 +29,7 @@ class Adjust:
     """The hot route."""
 
     oip = False
+    direct: Literal[False] = False
     template = "/models/{model}/adjust"
 
     def __init__(
@@ -77,7 +79,7 @@ class Adjust:
                 )
 
             def work() -> bytes:
-                return orjson.dumps(_encode(bundle, settings, logits, top_k))
+                return _encode(bundle, settings, logits, top_k)
 
             if cells <= _CHEAP_CELLS:
                 body = work()
@@ -118,17 +120,17 @@ class Adjust:
         inputs = content.array(model.bundle)
         if inputs is None:
             inputs = await content.decoded_images(request, model, self._pool, deadline)
-        result = await self._classifier.classify(
+        work = self._classifier.work(
             model,
             inputs,
             Parameters(tau=0.0, top_k=1),
+            await self._classifier.revision_of(model.bundle, None),
             deadline=deadline,
-            hard_deadline=TIMEOUT_HEADER in request.headers,
             is_abandoned=request.is_abandoned,
             full=True,
             is_traffic=False,
         )
-        scored = result.scored
+        scored = await submit(model, work, hard_deadline=TIMEOUT_HEADER in request.headers)
         assert scored.outputs.logits is not None
         return scored.outputs.logits[scored.start : scored.stop]
 
@@ -158,31 +160,28 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
     return wanted
 
 
-def _encode(
-    bundle: Bundle, settings: list[Setting], logits: NDArray[Any], top_k: int
-) -> dict[str, Any]:
+def _encode(bundle: Bundle, settings: list[Setting], logits: NDArray[Any], top_k: int) -> bytes:
+    classes = ClassJson(bundle.class_names)
+
     def ranked(setting: Setting | None, k: int) -> Ranking:
         return rank(logits, setting, temperature=bundle.temperature, top_k=k)
 
     plain = ranked(None, 1)
-    unadjusted = list(
-        zip(plain.indices[:, 0].tolist(), plain.probabilities[:, 0].tolist(), strict=True)
-    )
+    unadjusted = plain.indices[:, 0], plain.probabilities[:, 0]
     results = []
     for setting in settings:
         found = ranked(setting, top_k)
         revision = setting.revision
+        rows = rows_json(classes, found.indices, found.probabilities, *unadjusted)
         result: dict[str, Any] = {
             "tau": setting.tau,
             "prior": {"name": revision.name, "revision": revision.revision},
-            "predictions": entries(
-                bundle.class_names, found.indices.tolist(), found.probabilities.tolist(), unadjusted
-            ),
+            "predictions": orjson.Fragment(b"[%b]" % b",".join(rows)),
         }
         if warnings := warnings_of(bundle, revision, setting.tau):
             result["warnings"] = warnings
         results.append(result)
-    return {"model": bundle.name, "version": bundle.version, "results": results}
+    return orjson.dumps({"model": bundle.name, "version": bundle.version, "results": results})
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.api.bodies import Message, Receive, limited
-from service.api.hot import HotLane, Match, hot_request, request_id_of
+from service.api.hot import HotLane, HotRequest, Match, request_id_of
+from service.api.known_heads import Head
 from service.metrics import Metrics
 
 logger = logging.getLogger(__name__)
@@ -50,12 +51,11 @@ class Edge:
         self, match: Match, scope: Scope, receive: Receive, send: Send, begun: float
     ) -> None:
         """A hot request that HotProtocol left to ASGI: its body is long, or comes slowly, or something is unusual."""
-        request = hot_request(
-            method=scope["method"],
-            template=match[0].template,
-            query=scope["query_string"],
-            raw_headers=scope["headers"],
-            body=b"",
+        request = HotRequest(
+            scope["method"],
+            scope["query_string"],
+            Head(scope["headers"], 0),
+            b"",
             is_abandoned=_abandoned(receive),
             begun=begun,
         )
@@ -104,7 +104,7 @@ class Edge:
 
     def _count(self, scope: Scope, status: int, begun: float, request_id: str) -> None:
         try:
-            self._metrics.request(_template(scope), status, begun, request_id)
+            self._metrics.requests(_template(scope), status, [(begun, request_id)])
         except Exception:
             logger.exception("request %s could not be counted", request_id)
 

@@ -6,15 +6,17 @@ A FastAPI route costs more than a small model; the routes that score go around i
 import asyncio
 import logging
 import random
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Coroutine, Sequence
+from contextvars import Context
+from functools import partial
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from service.api.access import Access
 from service.api.bodies import ClientLeft, Receive, inflated, read_body
 from service.api.errors import PROBLEM_JSON, Problem, problem_of
+from service.api.known_heads import Head, KnownHeads
 from service.metrics import Metrics
+from service.waiting import Stepped
 from service.work import Abandoned
 
 logger = logging.getLogger(__name__)
@@ -24,29 +26,54 @@ _MAX_PATHS = 1024
 CLIENT_LEFT = 499
 """Counted and logged where the connection closed before the request was whole, or before it was scored."""
 
-Pairs = list[tuple[bytes, bytes]]
 
-
-@dataclass(slots=True)
 class HotRequest:
-    """A request of a hot route: its bytes, and the few headers that matter."""
+    """A request of a hot route: its bytes, the few headers that matter, and who waits for its answer."""
 
-    method: str
-    query: bytes
-    headers: dict[bytes, bytes]
-    raw_headers: Pairs
-    body: bytes | bytearray
-    begun: float
-    """time.perf_counter() when it arrived."""
-    request_id: str
-    is_abandoned: Callable[[], bool] | None
-    log: dict[str, Any]
-    """What the handler adds to the request's log line."""
+    __slots__ = (
+        "begun",
+        "body",
+        "content_type",
+        "context",
+        "head",
+        "headers",
+        "is_abandoned",
+        "key",
+        "lane",
+        "log",
+        "method",
+        "query",
+        "request_id",
+        "respond",
+        "route",
+    )
 
-    @property
-    def content_type(self) -> str:
-        """Without parameters, lower case; empty when there is none."""
-        return _media_type(self.headers.get(b"content-type", b""))
+    lane: "HotLane"
+    route: "Route"
+    respond: "Respond"
+
+    def __init__(
+        self,
+        method: str,
+        query: bytes,
+        head: Head,
+        body: bytes,
+        *,
+        is_abandoned: Callable[[], bool] | None,
+        begun: float,
+    ) -> None:
+        """Begun: time.perf_counter() when it arrived. The lane that takes it sets who waits."""
+        self.method, self.query, self.begun = method, query, begun
+        self.head, self.headers, self.content_type = head, head.by_name, head.content_type
+        self.body: bytes | bytearray = body
+        self.is_abandoned = is_abandoned
+        self.request_id = request_id_of(head.by_name)
+        self.key: str | None = None
+        """The name of the API key."""
+        self.log: dict[str, Any] = {}
+        """What the handler adds to the request's log line."""
+        self.context: Context | None = None
+        """Where its span is, when it is traced."""
 
 
 class Answer(NamedTuple):
@@ -67,11 +94,26 @@ class Response(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class HotRoute(Protocol):
-    """A handler and how its path is matched."""
+def ok(
+    request: HotRequest,
+    body: bytes,
+    content_type: bytes = b"application/json",
+    headers: tuple[tuple[bytes, bytes], ...] = (),
+) -> Response:
+    """The response to a request that was answered."""
+    return Response(200, content_type, body, request.request_id.encode(), headers)
+
+
+Respond: TypeAlias = Callable[[Response | None, BaseException | None], None]
+"""Takes a response, once; None where the client left."""
+
+
+class WaitingRoute(Protocol):
+    """A handler that may wait for whatever it needs, and how its path is matched."""
 
     template: str
     oip: bool
+    direct: Literal[False]
 
     def match(self, path: str) -> dict[str, str] | None:
         """The path's parameters, or None when it is another route's."""
@@ -80,7 +122,25 @@ class HotRoute(Protocol):
         """The answer, or an error of the status table."""
 
 
-Match = tuple[HotRoute, dict[str, str]]
+class DirectRoute(Protocol):
+    """A handler that needs no coroutine for a request, and answers many at once."""
+
+    template: str
+    oip: bool
+    direct: Literal[True]
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """See WaitingRoute."""
+
+    def begin(self, request: HotRequest, path: dict[str, str]) -> Coroutine[Any, Any, None] | None:
+        """See to it that the lane's `succeed` or `fail` is called; what must wait for something first is returned.
+
+        What it raises, or the coroutine does, is an error of the status table.
+        """
+
+
+Route: TypeAlias = WaitingRoute | DirectRoute
+Match: TypeAlias = tuple[Route, dict[str, str]]
 
 
 class HotLane:
@@ -88,7 +148,7 @@ class HotLane:
 
     def __init__(
         self,
-        routes: list[HotRoute],
+        routes: list[Route],
         *,
         metrics: Metrics,
         access: Access,
@@ -100,6 +160,7 @@ class HotLane:
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
         self._log_request = log_request
         self._matched: dict[str, Match] = {}
+        self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:
         """The route of a path and the path's parameters; None when it is not a hot one."""
@@ -115,21 +176,32 @@ class HotLane:
                 return route, found
         return None
 
+    def begin(self, match: Match, request: HotRequest, respond: Respond) -> None:
+        """Answer a request whose body is there: `respond` is called, now or later."""
+        route, path = match
+        if not route.direct or b"content-encoding" in request.headers:
+            Stepped(self.answer(match, request), respond)
+            return
+        request.lane, request.route, request.respond = self, route, respond
+        try:
+            self._admit(request)
+            later = route.begin(request, path)
+        except Exception as error:  # noqa: BLE001 - the status table knows what it is to the caller
+            self.fail(request, error)
+        else:
+            if later is not None:
+                Stepped(later, partial(self._begun, request))
+
     async def answer(
         self, match: Match, request: HotRequest, receive: Receive | None = None
     ) -> Response | None:
-        """Answer a request whose body is there, or is still to come from `receive`. None when the client left."""
+        """The same for a request whose body may still have to come, from `receive`. None when the client left."""
         route, path = match
-        log = request.log
+        answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+        request.lane, request.route = self, route
+        request.respond = partial(_give, answered)
         try:
-            if request.method != "POST":
-                raise Problem(
-                    "method-not-allowed",
-                    f"{request.method} is not allowed here; use POST",
-                    headers={"Allow": "POST"},
-                )
-            _check_accept(request.headers)
-            log["key"] = self._access.check(request.raw_headers, "predict")
+            self._admit(request)
             if receive is not None:
                 request.body = await read_body(
                     request.headers, receive, self._max_body_bytes, seconds=self._read_seconds
@@ -139,68 +211,104 @@ class HotLane:
                 request.body = await asyncio.to_thread(
                     inflated, request.body, encoding, self._max_body_bytes
                 )
-            found = await route.answer(request, path)
-            response = Response(
-                200, found.content_type, found.body, request.request_id.encode(), found.headers
-            )
-        except (ClientLeft, Abandoned):
-            self._count(route, CLIENT_LEFT, request)
-            return None
-        except Exception as error:  # noqa: BLE001 - the status table knows what it is to the caller
-            response = self._problem(error, request, oip=route.oip)
-        self._count(route, response.status, request)
-        return response
+            if not route.direct:
+                body, content_type, headers = await route.answer(request, path)
+                self.succeed([request], [ok(request, body, content_type, headers)])
+            elif (later := route.begin(request, path)) is not None:
+                await later
+        except Exception as error:  # noqa: BLE001 - see begin
+            self.fail(request, error)
+        return await answered
 
-    def _problem(self, error: Exception, request: HotRequest, *, oip: bool) -> Response:
-        problem = problem_of(error)
+    def succeed(self, requests: Sequence[HotRequest], responses: Sequence[Response]) -> None:
+        """Give requests of one route their answers, all counted before the first is sent."""
+        self._count(requests, 200)
+        for request, response in zip(requests, responses, strict=True):
+            try:
+                request.respond(response, None)
+            except Exception:
+                logger.exception("the answer to request %s could not be sent", request.request_id)
+
+    def fail(self, request: HotRequest, error: Exception) -> None:
+        """Answer a request with the problem that an error is to its caller."""
+        if isinstance(error, (ClientLeft, Abandoned)):
+            self._count([request], CLIENT_LEFT)
+            request.respond(None, None)
+            return
+        problem, oip = problem_of(error), request.route.oip
         if problem.kind == "internal":
             logger.error("request %s failed", request.request_id, exc_info=error)
         request.log["problem"] = problem.kind  # never the detail, which may quote an input
-        return Response(
+        self._count([request], problem.status)
+        response = Response(
             problem.status,
             b"application/json" if oip else PROBLEM_JSON.encode(),
             problem.body(oip=oip),
             request.request_id.encode(),
             tuple((k.lower().encode(), v.encode()) for k, v in problem.headers.items()),
         )
+        request.respond(response, None)
 
-    def _count(self, route: HotRoute, status: int, request: HotRequest) -> None:
-        """Record a request that has its answer; what cannot be recorded costs nobody an answer."""
-        log = request.log
+    def _begun(self, request: HotRequest, _: None, error: BaseException | None) -> None:
+        """What a direct route waited for is over."""
+        if isinstance(error, Exception):
+            self.fail(request, error)
+        elif error is not None:
+            request.respond(None, error)
+
+    def _admit(self, request: HotRequest) -> None:
+        if request.method != "POST":
+            raise Problem(
+                "method-not-allowed",
+                f"{request.method} is not allowed here; use POST",
+                headers={"Allow": "POST"},
+            )
+        head = request.head
+        if not head.accepts_json:
+            accept = head.by_name[b"accept"][:80].decode("latin-1")
+            raise Problem(
+                "not-acceptable", f"answers are application/json; the request accepts {accept}"
+            )
+        request.key = self._access.check(head.headers, "predict")
+
+    def _count(self, requests: Sequence[HotRequest], status: int) -> None:
+        """Record requests of one route that have their answers; what cannot be recorded costs nobody an answer."""
+        route = requests[0].route.template
         try:
-            seconds = self._metrics.request(
-                route.template, status, request.begun, request.request_id
-            )
-            log["status"], log["seconds"] = status, seconds
-            self._log_request(log)
+            arrived = [(request.begun, request.request_id) for request in requests]
+            seconds = self._metrics.requests(route, status, arrived)
         except Exception:
-            logger.exception(
-                "request %s was answered and could not be recorded", request.request_id
-            )
+            logger.exception("requests of %s were answered and could not be counted", route)
+            return
+        for request, took in zip(requests, seconds, strict=True):
+            line = {
+                "request_id": request.request_id,
+                "method": request.method,
+                "route": route,
+                "key": request.key,
+                **request.log,
+                "status": status,
+                "seconds": took,
+            }
+            try:
+                self._log_request(line)
+            except Exception:
+                logger.exception(
+                    "request %s was answered and could not be logged", request.request_id
+                )
 
 
-def hot_request(
-    *,
-    method: str,
-    template: str,
-    query: bytes,
-    raw_headers: Pairs,
-    body: bytes,
-    is_abandoned: Callable[[], bool] | None,
-    begun: float,
-) -> HotRequest:
-    """A request with its id and the beginning of its log line."""
-    headers = dict(raw_headers)
-    request_id = request_id_of(headers)
-    log = {"request_id": request_id, "method": method, "route": template}
-    return HotRequest(
-        method, query, headers, raw_headers, body, begun, request_id, is_abandoned, log
-    )
-
-
-@lru_cache(maxsize=256)
-def _media_type(header: bytes) -> str:
-    return header.split(b";")[0].strip().lower().decode("latin-1")
+def _give(
+    answered: "asyncio.Future[Response | None]",
+    response: Response | None,
+    error: BaseException | None,
+) -> None:
+    if answered.done():  # cancelled
+        return
+    if error is None:
+        answered.set_result(response)
+    else:
+        answered.set_exception(error)
 
 
 _random_bits = random.Random().getrandbits  # noqa: S311 - names a request, and guards nothing
@@ -214,17 +322,3 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
         if text.isascii() and text.isprintable():
             return text
     return f"{_random_bits(128):032x}"
-
-
-def _check_accept(headers: dict[bytes, bytes]) -> None:
-    accept = headers.get(b"accept", b"*/*")
-    if not (
-        b"*/*" in accept
-        or b"json" in accept
-        or b"application/*" in accept
-        or b"octet-stream" in accept
-    ):
-        raise Problem(
-            "not-acceptable",
-            f"answers are application/json; the request accepts {accept[:80].decode('latin-1')}",
-        )

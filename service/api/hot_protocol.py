@@ -1,7 +1,8 @@
 """uvicorn's HTTP protocol with a short way for hot requests: no ASGI scope, no task, one write.
 
-A request takes it when it is a POST of a hot route and came whole with the bytes that began it. Every other request, and
-every one that is unusual (pipelined, chunked, HTTP/1.0, Expect, a slow reader), goes uvicorn's own way.
+A request takes it when it is a POST of a hot route and came whole with the bytes that began it; where its header block is
+known from an earlier request (known_heads.py) the parser is left out too. Every other request, and every one that is unusual
+(pipelined, chunked, HTTP/1.0, Expect, a slow reader), goes uvicorn's own way.
 """
 
 import http
@@ -10,8 +11,8 @@ import time
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.hot import HotLane, Match, Response, hot_request
-from service.waiting import Stepped
+from service.api.hot import HotLane, HotRequest, Match, Response
+from service.api.known_heads import Head, Pairs
 
 logger = logging.getLogger(__name__)
 
@@ -30,15 +31,15 @@ class _NoEvent:
 
 
 class _HotCycle:
-    """What uvicorn looks at of the request that a connection is busy with."""
+    """What uvicorn looks at of the request that a connection is busy with; one for all hot requests of a connection."""
 
     __slots__ = ("disconnected", "keep_alive", "response_complete")
 
     message_event = _NoEvent()
 
-    def __init__(self, *, keep_alive: bool) -> None:
+    def __init__(self) -> None:
         self.response_complete = self.disconnected = False
-        self.keep_alive = keep_alive
+        self.keep_alive = True
 
     def is_abandoned(self) -> bool:
         """Whether the client has gone."""
@@ -52,12 +53,33 @@ class HotProtocol(HttpToolsProtocol):
     """The hot route of the request that is being read; None while none is, or once it went uvicorn's way."""
     _query = b""
     _body = b""
-    _expected = 0
-    _keep_alive = True
+    _mid_message = False
+    """Whether the parser has read a part of a request."""
+    _whole: Pairs | None = None
+    """The headers of a hot request that came whole with the bytes that are being read."""
+    _hot_cycle: _HotCycle | None = None
+    _resting_since = 0.0
+    """loop.time() when the last answer was given."""
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
+        lane: HotLane = self.app.lane
+        at_rest = not self._mid_message and (self.cycle is None or self.cycle.response_complete)
+        if at_rest and not self.flow.write_paused:
+            known = lane.heads.find(data)
+            if known is not None:
+                path, query, head, body = known
+                match = lane.match(path.decode())
+                if match is not None:
+                    self.headers = []  # another request than the last, to those who compare (slow_clients.py)
+                    self._begin(match, query, head, body, keep_alive=True)
+                    return
+        self._whole = None
         super().data_received(data)
+        if self._whole is not None:
+            if at_rest and not self._mid_message:
+                lane.heads.learn(data, self._whole)
+            self._whole = None
         if self._match is not None and not self.transport.is_closing():
             self._go_cold()  # it did not come whole; nothing of the short way waits for a client
 
@@ -67,6 +89,7 @@ class HotProtocol(HttpToolsProtocol):
         self.headers = []
         self.expect_100_continue = False
         self._match = None
+        self._mid_message = True
 
     def on_headers_complete(self) -> None:
         """Parser: all headers are there."""
@@ -85,26 +108,31 @@ class HotProtocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Parser: the request is whole."""
+        self._mid_message = False
         match, self._match = self._match, None
         if match is None:
             super().on_message_complete()
             return
-        cycle = _HotCycle(keep_alive=self.parser.should_keep_alive())
+        self._whole = self.headers
+        head = Head(self.headers, len(self._body))
+        self._begin(
+            match, self._query, head, self._body, keep_alive=self.parser.should_keep_alive()
+        )
+
+    def _begin(
+        self, match: Match, query: bytes, head: Head, body: bytes, *, keep_alive: bool
+    ) -> None:
+        """Answer a whole hot request."""
+        cycle = self._hot_cycle
+        if cycle is None:
+            cycle = self._hot_cycle = _HotCycle()
+        cycle.response_complete, cycle.keep_alive = False, keep_alive
         self.cycle = cycle  # type: ignore[assignment]
-        request = hot_request(
-            method="POST",
-            template=match[0].template,
-            query=self._query,
-            raw_headers=self.headers,
-            body=self._body,
-            is_abandoned=cycle.is_abandoned,
-            begun=time.perf_counter(),
+        request = HotRequest(
+            "POST", query, head, body, is_abandoned=cycle.is_abandoned, begun=time.perf_counter()
         )
         lane: HotLane = self.app.lane
-        Stepped(
-            lane.answer(match, request),
-            lambda response, error: self._respond(cycle, response, error),
-        )
+        lane.begin(match, request, self._respond)
 
     def _hot_match(self) -> Match | None:
         parser, cycle = self.parser, self.cycle
@@ -136,9 +164,9 @@ class HotProtocol(HttpToolsProtocol):
         if hot and body:
             super().on_body(body)
 
-    def _respond(
-        self, cycle: _HotCycle, response: Response | None, error: BaseException | None
-    ) -> None:
+    def _respond(self, response: Response | None, error: BaseException | None) -> None:
+        cycle = self._hot_cycle
+        assert cycle is not None
         if error is not None:
             logger.error("answering a request failed", exc_info=error)
             response = _FAILED
@@ -152,16 +180,45 @@ class HotProtocol(HttpToolsProtocol):
             self.transport.close()
         self.on_response_complete()
 
+    # -- a connection that nobody uses: one timer that looks when the last answer was, in place of one for each request
+
+    def on_response_complete(self) -> None:
+        """An answer is whole: begin what was pipelined behind its request, or rest."""
+        self._resting_since = self.loop.time()
+        if self.pipeline or self.flow.read_paused:
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._look_again_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection when it has rested for long enough; else look again."""
+        self.timeout_keep_alive_task = None
+        if self._mid_message or (self.cycle is not None and not self.cycle.response_complete):
+            return  # its answer begins a new rest
+        left = self._resting_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._look_again_in(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _look_again_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
 
 def _wire(response: Response, *, keep_alive: bool) -> bytes:
-    extra = b"".join(b"%b: %b\r\n" % pair for pair in response.headers)
-    if not keep_alive:
-        extra += b"connection: close\r\n"
+    status, content_type, body, request_id, headers = response
+    extra = b"" if keep_alive else b"connection: close\r\n"
+    if headers:
+        extra += b"".join([b"%b: %b\r\n" % pair for pair in headers])
     return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
-        _STATUS_LINE[response.status],
+        _STATUS_LINE[status],
         extra,
-        response.content_type,
-        len(response.body),
-        response.request_id,
-        response.body,
+        content_type,
+        len(body),
+        request_id,
+        body,
     )

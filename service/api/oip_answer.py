@@ -13,7 +13,7 @@ from service.classifier import RowSettings, ranked, warnings_of
 from service.comparison import best
 from service.contract.bundle import Bundle
 from service.oip_tensors import encode_binary, encode_json
-from service.work import Scored
+from service.work import Entry
 
 
 def classes_of(outputs: list[Requested], top_k: int, bundle: Bundle) -> dict[str, int]:
@@ -35,7 +35,7 @@ def is_full(output: Requested, k: dict[str, int]) -> bool:
 
 
 def encoded(
-    asked: InferRequest, bundle: Bundle, settings: RowSettings, scored: Scored, k: dict[str, int]
+    asked: InferRequest, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
 ) -> Answer:
     """JSON, or JSON with the binary outputs behind it where any output is wanted so."""
     described, tensors = [], []
@@ -82,7 +82,7 @@ def _told(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
 
 
 def _values(
-    output: Requested, bundle: Bundle, scored: Scored, k: dict[str, int]
+    output: Requested, bundle: Bundle, scored: Entry, k: dict[str, int]
 ) -> tuple[Any, list[int], str]:
     """(values, shape, datatype) of an output."""
     rows = slice(scored.start, scored.stop)
@@ -102,7 +102,7 @@ def _values(
             shape,
             "BYTES",
         )
-    index, chances = ranked(scored, k[name])
+    index, chances = ranked(scored.outputs, slice(scored.start, scored.stop), k[name])
     if name == "class_index":
         return index, shape, "INT64"
     if name == "class_probability":

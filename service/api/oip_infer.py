@@ -1,15 +1,15 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: the Open Inference Protocol V2, JSON and binary tensors both ways."""
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.api.content import TIMEOUT_HEADER, deadline_of, decoded
 from service.api.hot import Answer, HotRequest
 from service.api.oip_answer import classes_of, encoded, is_full
 from service.api.oip_request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
-from service.api.predict import TIMEOUT_HEADER, deadline_of, decoded
 from service.classifier import Classifier, RowSettings, check_top_k
 from service.contract.bundle import Bundle
 from service.oip_tensors import BY_DTYPE, Tensor
@@ -17,7 +17,7 @@ from service.parameters import prior_of_text, query_parameters
 from service.payloads import InvalidInput, Malformed, fitted, text_array, texts_per_row
 from service.pool import Pool
 from service.repository import Repository, ServedModel, UnknownModel
-from service.work import Scored
+from service.work import Entry
 
 MAX_ROW_PRIORS = 64
 """Different priors in one request: each takes a row of the model's table while it is used."""
@@ -29,6 +29,7 @@ class Infer:
     """The hot route."""
 
     oip = True
+    direct: Literal[False] = False
     template = "/v2/models/{model}/infer"
 
     def __init__(
@@ -197,7 +198,7 @@ def _deadline(request: HotRequest, asked: InferRequest, default_seconds: float) 
     return min(deadline, time.monotonic() - waited + asked.timeout_seconds)
 
 
-def _note(request: HotRequest, bundle: Bundle, settings: RowSettings, scored: Scored) -> None:
+def _note(request: HotRequest, bundle: Bundle, settings: RowSettings, scored: Entry) -> None:
     request.log.update(
         model=bundle.name,
         version=bundle.version,

@@ -1,40 +1,68 @@
-"""POST /predict and /models/{model}/predict: any body to ranked classes."""
+"""POST /predict and /models/{model}/predict: any body to ranked classes.
 
-import functools
+A request waits in its model's batcher; those that were scored together are answered together, in the next turn of the loop.
+"""
+
+import asyncio
 import time
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Coroutine
+from functools import lru_cache
+from itertools import groupby
+from typing import Any, Literal
 
 import orjson
 from numpy.typing import NDArray
 
-from service import images
-from service.api.errors import Problem
-from service.api.hot import Answer, HotRequest
-from service.classifier import Classification, Classifier, ranking, rejection
-from service.contract.bundle import Bundle
-from service.multipart import parse_form
-from service.npy import parse_npy
-from service.parameters import (
-    NO_PARAMETERS,
-    Parameters,
-    body_parameters,
-    query_parameters,
-    text_parameters,
+from service.api.content import TIMEOUT_HEADER, Content, deadline_of
+from service.api.hot import HotRequest, Response, ok
+from service.classifier import (
+    Classifier,
+    deadline_passed,
+    enqueue,
+    ranked,
+    rejection,
+    warnings_of,
 )
-from service.payloads import InvalidInput, Malformed, array_of, fitted, parse_json_object
+from service.parameters import Parameters, query_parameters
 from service.pool import Pool
+from service.ranked_json import rows_json
 from service.repository import Repository, ServedModel
-from service.work import Abandoned, DeadlinePassed, Overloaded
+from service.revisions import PriorRevision, RevisionNotInMemory
+from service.work import Entry, Work
 
-TIMEOUT_HEADER = b"x-request-timeout-ms"
-_MAX_TIMEOUT_MS = 86_400_000
+
+class Asked(Entry):
+    """A request in the batcher's queue, with what its answer tells."""
+
+    __slots__ = ("model", "predict", "request", "revision", "timer")
+
+    def __init__(
+        self,
+        work: Work,
+        predict: "Predict",
+        request: HotRequest,
+        model: ServedModel,
+        revision: PriorRevision,
+    ) -> None:
+        super().__init__(work)
+        self.predict, self.request, self.model, self.revision = predict, request, model, revision
+        self.timer: asyncio.TimerHandle | None = None
+
+    def told(self) -> None:
+        """See Entry."""
+        self.predict.ready(self)
+
+    def expire(self) -> None:
+        """The caller's hard deadline is over, and the graph still runs."""
+        if not self.done():
+            self.fail(deadline_passed())
 
 
 class Predict:
     """One hot route: the default model's, or a named model's."""
 
     oip = False
+    direct: Literal[True] = True
 
     def __init__(
         self,
@@ -48,6 +76,7 @@ class Predict:
         self._repository, self._classifier = repository, classifier
         self._default, self._pool, self._timeout_seconds = default, pool, timeout_seconds
         self.template = "/predict" if default else "/models/{model}/predict"
+        self._ready: list[Asked] = []
 
     def match(self, path: str) -> dict[str, str] | None:
         """See HotRoute."""
@@ -58,228 +87,168 @@ class Predict:
             return {"model": name} if name and "/" not in name else None
         return None
 
-    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
-        """Parse, score, encode."""
-        parameters = query_parameters(request.query)
+    def begin(self, request: HotRequest, path: dict[str, str]) -> Coroutine[Any, Any, None] | None:
+        """See DirectRoute: parse and queue; what has to wait for something first is the coroutine."""
         content = Content.of(request)
-        parameters = parameters.merged(content.parameters)
+        parameters = query_parameters(request.query).merged(content.parameters)
         model = self._repository.find(path.get("model"), parameters.version)
+        inputs = content.array(model.bundle)
+        if inputs is not None:
+            try:
+                revision = self._classifier.revision_at_hand(model.bundle, parameters.prior)
+            except RevisionNotInMemory:
+                pass
+            else:
+                deadline = deadline_of(request, self._timeout_seconds)
+                self._enqueue(request, model, inputs, parameters, revision, deadline=deadline)
+                return None
+        return self._later(request, model, content, inputs, parameters)
+
+    async def _later(
+        self,
+        request: HotRequest,
+        model: ServedModel,
+        content: Content,
+        inputs: NDArray[Any] | None,
+        parameters: Parameters,
+    ) -> None:
+        """Queue a request whose images must be decoded or whose prior must be fetched."""
+        deadline = deadline_of(request, self._timeout_seconds)
         with model.held():
-            inputs = content.array(model.bundle)
-            deadline = deadline_of(request, self._timeout_seconds)
             if inputs is None:
                 inputs = await content.decoded_images(request, model, self._pool, deadline)
-            result = await self._classifier.classify(
-                model,
-                inputs,
-                parameters,
-                deadline=deadline,
-                hard_deadline=TIMEOUT_HEADER in request.headers,
-                is_abandoned=request.is_abandoned,
-            )
-        note(request, result)
-        return Answer(orjson.dumps(encode(result)))
+            revision = await self._classifier.revision_of(model.bundle, parameters.prior)
+            self._enqueue(request, model, inputs, parameters, revision, deadline=deadline)
 
-
-class Content:
-    """The body of a request, read as far as that needs no model."""
-
-    __slots__ = ("_array", "_booleans", "_images", "_instances", "parameters")
-
-    def __init__(
+    def _enqueue(
         self,
+        request: HotRequest,
+        model: ServedModel,
+        inputs: NDArray[Any],
         parameters: Parameters,
+        revision: PriorRevision,
         *,
-        instances: list[Any] | None = None,
-        booleans: bool = False,
-        array: NDArray[Any] | None = None,
-        images: list[bytes] | list[str] | None = None,
+        deadline: float,
     ) -> None:
-        self.parameters = parameters
-        self._instances, self._booleans = instances, booleans
-        self._array, self._images = array, images
-
-    @classmethod
-    def of(cls, request: HotRequest) -> "Content":
-        """By content type. Raises Malformed or Problem(unsupported-media-type)."""
-        kind, body = request.content_type, request.body
-        if kind in ("application/json", "text/json", ""):
-            document = parse_json_object(body, ("instances", "parameters"))
-            booleans = b"true" in body or b"false" in body
-            return cls(
-                body_parameters(document.get("parameters")),
-                instances=instances_of(document),
-                booleans=booleans,
-            )
-        if not body:
-            raise Malformed("the body is empty")
-        if kind == "application/x-npy":
-            return cls(NO_PARAMETERS, array=parse_npy(body))
-        if kind.startswith("image/"):
-            return cls(NO_PARAMETERS, images=[bytes(body)])
-        if kind == "multipart/form-data":
-            form = parse_form(request.headers[b"content-type"], bytes(body))
-            if not form.files:
-                raise Malformed("the multipart body holds no file")
-            return cls(text_parameters(form.fields), images=form.files)
-        raise Problem(
-            "unsupported-media-type",
-            f"content type '{kind[:80]}' is not taken; expected application/json, application/x-npy, image/* or multipart/form-data",
-        )
-
-    def array(self, bundle: Bundle) -> NDArray[Any] | None:
-        """The model's input tensor, or None when images must be decoded for it."""
-        if self._array is not None:
-            return fitted(self._array, bundle.input)
-        if self._instances is None:
-            return None
-        self._images = encoded_images(self._instances)
-        if self._images is not None:
-            return None
-        return array_of(self._instances, bundle.input, may_hold_booleans=self._booleans)
-
-    async def decoded_images(
-        self, request: HotRequest, model: ServedModel, pool: Pool, deadline: float
-    ) -> NDArray[Any]:
-        """The model's input tensor of images, which are decoded in the pool."""
-        kind, encoded = model.bundle.input.kind, self._images
-        assert encoded is not None
-        if kind != "image":
-            raise InvalidInput(f"model '{model.bundle.name}' takes {kind} input, not images")
-        return await decoded(request, model, encoded, pool, deadline)
-
-
-async def decoded(
-    request: HotRequest,
-    model: ServedModel,
-    encoded: Sequence[bytes | str],
-    pool: Pool,
-    deadline: float,
-) -> NDArray[Any]:
-    """The model's input tensor of encoded images. Raises InvalidImage and the errors of the pool, which are counted."""
-    try:
-        return await pool.run(
-            functools.partial(images.image_array, encoded, model.bundle.input),
-            size=sum(map(len, encoded)),
+        work = self._classifier.work(
+            model,
+            inputs,
+            parameters,
+            revision,
             deadline=deadline,
             is_abandoned=request.is_abandoned,
         )
-    except (Overloaded, DeadlinePassed, Abandoned) as error:
-        model.metrics.rejected(rejection(error))
-        raise
+        asked = Asked(work, self, request, model, revision)
+        enqueue(model, asked)
+        model.hold()
+        if TIMEOUT_HEADER in request.headers:
+            wait = max(0.0, deadline - time.monotonic())
+            asked.timer = asyncio.get_running_loop().call_later(wait, asked.expire)
+
+    # -- from the batcher to the callers
+
+    def ready(self, asked: Asked) -> None:
+        """Answer a request in the next turn of the loop, with all that come until then."""
+        if not self._ready:
+            asyncio.get_running_loop().call_soon(self._answer_ready)
+        self._ready.append(asked)
+
+    def _answer_ready(self) -> None:
+        ready, self._ready = self._ready, []
+        good: list[Asked] = []
+        for asked in ready:
+            asked.model.let_go()
+            if asked.timer is not None:
+                asked.timer.cancel()
+            if asked.error is None:
+                good.append(asked)
+            else:
+                asked.model.metrics.rejected(rejection(asked.error))
+                asked.request.lane.fail(asked.request, asked.error)
+        for _, group in groupby(good, key=_batch_of):
+            self._answer_batch(list(group))
+
+    def _answer_batch(self, batch: list[Asked]) -> None:
+        """Answer requests that were scored in one graph call with one top_k."""
+        lane = batch[0].request.lane
+        failure: Exception | None = None
+        try:
+            responses = _responses(batch)
+        except Exception as error:  # noqa: BLE001 - whatever one request broke, the others have their answers
+            failure = error
+        if failure is None:
+            for asked in batch:
+                work = asked.work
+                asked.model.metrics.used_tau(work.tau, len(work.inputs))
+                asked.request.log = _facts(asked)
+            lane.succeed([asked.request for asked in batch], responses)
+        elif len(batch) == 1:
+            lane.fail(batch[0].request, failure)
+        else:
+            for asked in batch:
+                self._answer_batch([asked])
 
 
-def instances_of(document: dict[str, Any]) -> list[Any]:
-    """The `instances` member. Raises Malformed or InvalidInput."""
-    if "instances" not in document:
-        raise Malformed("the body has no 'instances'")
-    instances = document["instances"]
-    if not isinstance(instances, list):
-        raise InvalidInput("instances must be a list")
-    if not instances:
-        raise InvalidInput("there are no instances")
-    return instances
+def _batch_of(asked: Asked) -> tuple[int, int]:
+    return id(asked.outputs), asked.work.top_k
 
 
-def encoded_images(instances: list[Any]) -> list[str] | None:
-    """The base64 text when instances are {"b64": …}; None when they are arrays. Raises InvalidInput for a mixture."""
-    if not isinstance(instances[0], dict):
-        return None
-    found = []
-    for row, item in enumerate(instances):
-        if not isinstance(item, dict) or set(item) != {"b64"} or not isinstance(item["b64"], str):
-            raise InvalidInput(f'instance {row} is not of the form {{"b64": "…"}}')
-        found.append(item["b64"])
+def _facts(asked: Asked) -> dict[str, Any]:
+    """What the log line tells of a scored request."""
+    bundle, revision, work = asked.model.bundle, asked.revision, asked.work
+    return {
+        "model": bundle.name,
+        "version": bundle.version,
+        "prior": revision.name,
+        "revision": revision.revision,
+        "tau": work.tau,
+        "rows": asked.stop - asked.start,
+        "queue_seconds": asked.queue_seconds,
+        "inference_seconds": asked.inference_seconds,
+    }
+
+
+def _responses(batch: list[Asked]) -> list[Response]:
+    """The JSON of the answers (contract section 2) to requests of one model with the same outputs and top_k."""
+    outputs, k, model = batch[0].outputs, batch[0].work.top_k, batch[0].model
+    begin, end = batch[0].start, batch[-1].stop
+    rows: slice | list[int] = slice(begin, end)
+    if sum([asked.stop - asked.start for asked in batch]) != end - begin:  # others are in between
+        rows = [row for asked in batch for row in range(asked.start, asked.stop)]
+    entries = rows_json(
+        model.class_json,
+        *ranked(outputs, rows, k),
+        outputs.unadjusted_index[rows],
+        outputs.unadjusted_probability[rows],
+    )
+    model_json = _model_json(model.bundle.name, model.bundle.version)
+    found, at = [], 0
+    for asked in batch:
+        count = asked.stop - asked.start
+        predictions = entries[at] if count == 1 else b",".join(entries[at : at + count])
+        at += count
+        found.append(ok(asked.request, _body(asked, model_json, predictions)))
     return found
 
 
-def deadline_of(request: HotRequest, default_seconds: float) -> float:
-    """When the caller stops waiting, in time.monotonic(). Raises Malformed."""
-    given = request.headers.get(TIMEOUT_HEADER)
-    if given is None:
-        return time.monotonic() + default_seconds
-    if not given.isdigit() or not 0 < int(given) <= _MAX_TIMEOUT_MS:
-        raise Malformed(
-            f"X-Request-Timeout-Ms is '{given[:40].decode('latin-1')}'; expected 1 to {_MAX_TIMEOUT_MS}"
-        )
-    waited = time.perf_counter() - request.begun
-    return time.monotonic() - waited + int(given) / 1000
-
-
-def note(request: HotRequest, result: Classification) -> None:
-    """What the log line tells of a scored request."""
-    log, scored = request.log, result.scored
-    log["model"], log["version"] = result.bundle.name, result.bundle.version
-    log["prior"], log["revision"] = result.revision.name, result.revision.revision
-    log["tau"], log["rows"] = result.tau, scored.stop - scored.start
-    log["queue_seconds"] = scored.queue_seconds
-    log["inference_seconds"] = scored.inference_seconds
-
-
-def encode(result: Classification) -> dict[str, Any]:
-    """The JSON of an answer (contract section 2)."""
-    document: dict[str, Any] = {
-        "model": result.bundle.name,
-        "version": result.bundle.version,
-        "tau": result.tau,
-        "prior": {"name": result.revision.name, "revision": result.revision.revision},
-        "predictions": predictions(result),
-    }
-    if result.warnings:
-        document["warnings"] = result.warnings
-    return document
-
-
-def predictions(result: Classification) -> list[dict[str, Any]]:
-    """One entry a row: the best class, the top k, and the answer at tau = 0."""
-    scored, k, names = result.scored, result.top_k, result.bundle.class_names
-    outputs, rows = scored.outputs, range(scored.start, scored.stop)
-    indices, chances, plain, plain_chances = outputs.ranked
-    if k <= outputs.top_index.shape[1]:
-        return [
-            _entry(names, indices[r][:k], chances[r][:k], plain[r], plain_chances[r]) for r in rows
-        ]
-    order, chosen = ranking(scored, k)
-    unadjusted = zip(
-        plain[scored.start : scored.stop], plain_chances[scored.start : scored.stop], strict=True
+def _body(asked: Asked, model_json: bytes, predictions: bytes) -> bytes:
+    revision, tau = asked.revision, asked.work.tau
+    assert isinstance(tau, float)
+    warnings = warnings_of(asked.model.bundle, revision, tau)
+    return b"%b%b%b%b]%b}" % (
+        model_json,
+        orjson.dumps(tau),
+        _prior_json(revision.name, revision.revision),
+        predictions,
+        b',"warnings":' + orjson.dumps(warnings) if warnings else b"",
     )
-    return entries(names, order, chosen, unadjusted)
 
 
-def _entry(
-    names: Sequence[str],
-    best: Sequence[int],
-    chances: Sequence[float],
-    plain: int,
-    plain_chance: float,
-) -> dict[str, Any]:
-    label, index, chance = names[best[0]], best[0], chances[0]
-    top = [
-        {"label": names[i], "index": i, "probability": p}
-        for i, p in zip(
-            best, chances, strict=False
-        )  # as long as each other, and this is the inner loop
-    ]
-    unadjusted = {"label": names[plain], "index": plain, "probability": plain_chance}
-    return {
-        "label": label,
-        "index": index,
-        "probability": chance,
-        "top": top,
-        "unadjusted": unadjusted,
-    }
+@lru_cache(maxsize=256)
+def _model_json(name: str, version: int) -> bytes:
+    return orjson.dumps({"model": name, "version": version})[:-1] + b',"tau":'
 
 
-def entries(
-    names: Sequence[str],
-    indices: Sequence[Sequence[int]],
-    probabilities: Sequence[Sequence[float]],
-    unadjusted: Iterable[tuple[int, float]],
-) -> list[dict[str, Any]]:
-    """The predictions of ranked rows, each [k] best first, and of (class, probability) at tau = 0."""
-    return [
-        _entry(names, best, chances, plain, plain_chance)
-        for best, chances, (plain, plain_chance) in zip(
-            indices, probabilities, unadjusted, strict=True
-        )
-    ]
+@lru_cache(maxsize=1024)
+def _prior_json(name: str | None, revision: int) -> bytes:
+    return b',"prior":%b,"predictions":[' % orjson.dumps({"name": name, "revision": revision})

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from service import __main__, batch_run, images
-from service.api import predict
+from service.api import content, predict
 from service.batcher import Batcher
 from service.graph import Graph
 from service.metrics import Metrics, ModelMetrics
@@ -72,16 +72,16 @@ def _nan_offset(revision: Any) -> Any:
 
 
 STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
-    "decode body": (predict, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
+    "decode body": (content, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
     "decode image": (images, "image_array", lambda encoded, *_: IMAGE in encoded[0], None),
     "prior lookup": (Priors, "select", lambda _self, _bundle, name, **_: name == PRIOR, _nan_offset),
     "build batch": (batch_run, "_by_row", lambda values, *_: _has(values, BUILD),
                     lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column)),
     "run session": (Graph, "run", lambda *_, tau, **__: _has([tau], RUN), None),
     "slice": (Entry, "scored", lambda entry, *_: _has([entry.work.tau], SLICE), None),
-    "encode": (predict, "encode", lambda result: result.tau == ENCODE, None),
+    "encode": (predict, "_body", lambda asked, *_: asked.work.tau == ENCODE, None),
     "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
-    "record request": (Metrics, "request", lambda *arguments: COUNTED in arguments, None),
+    "record request": (Metrics, "requests", lambda *given: any(name == COUNTED for _, name in given[-1]), None),
     "log": (RequestLog, "__call__", lambda _self, line: line["request_id"] == LOGGED, None),
     "batching loop": (Batcher, "_take", lambda self: any(_has([p.entry.work.tau], LOOP) for p in self._queue), None),
 }  # fmt: skip

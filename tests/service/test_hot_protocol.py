@@ -1,5 +1,6 @@
 """The short way of a hot request, and everything unusual that must not take it, over raw sockets."""
 
+import contextlib
 import json
 import socket
 
@@ -99,3 +100,52 @@ def test_rows_of_one_connection_and_of_many_are_the_same(address):
     with sent(address, request(json.dumps({"instances": ROWS}).encode())) as connection:
         together = answers(connection, 1)[0][2]["predictions"]
     assert one_by_one == together
+
+
+def test_a_client_that_sends_the_same_headers_again_has_the_answers_of_one_that_does_not(address):
+    asks = [(row, f"/predict?tau={row / 8}&top_k={1 + row % 3}") for row in range(16)]
+    bodies = [json.dumps({"instances": [[float(row)] * len(ROWS[0])]}).encode() for row, _ in asks]
+    with sent(address) as connection:
+        same = []
+        for body, (_, path) in zip(bodies, asks, strict=True):
+            connection.sendall(request(body, path=path))
+            same += answers(connection, 1)
+    for body, (row, path), found in zip(bodies, asks, same, strict=True):
+        with sent(address, request(body, f"x-request-id: of-{row}", path=path)) as connection:
+            (other,) = answers(connection, 1)
+        assert found[0] == other[0] == "HTTP/1.1 200 OK"
+        assert found[2] == other[2]
+
+
+def test_headers_that_are_known_change_nothing_for_a_request_that_is_unusual(address):
+    other = json.dumps({"instances": ROWS[1:2]}).encode()
+    known = request()
+    with sent(address) as connection:
+        for _ in range(3):
+            connection.sendall(known)
+            (expected,) = answers(connection, 1)
+        connection.sendall(known[:-7])
+        connection.sendall(known[-7:])
+        (in_pieces,) = answers(connection, 1)
+        connection.sendall(known + request(other) + known)
+        first, _, third = answers(connection, 3)
+        connection.sendall(known.replace(b"POST", b"GET ", 1))
+        (wrong_method,) = answers(connection, 1)
+        connection.sendall(known.replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        (old,) = answers(connection, 1)
+        assert connection.recv(1) == b""
+    assert in_pieces[2] == first[2] == third[2] == old[2] == expected[2]
+    assert wrong_method[0].startswith("HTTP/1.1 405")
+
+
+def test_a_connection_that_rests_is_closed_and_one_that_is_used_is_not(address):
+    with sent(address, request()) as rests, sent(address, request()) as used:
+        answers(rests, 1)
+        rests.setblocking(False)
+        closed = False
+        while not closed:  # for as long as it takes, the other one asks
+            answers(used, 1)
+            used.sendall(request())
+            with contextlib.suppress(BlockingIOError):
+                closed = rests.recv(1) == b""
+        assert answers(used, 1)[0][0] == "HTTP/1.1 200 OK"

@@ -72,7 +72,7 @@ def test_the_log_never_shows_an_input_or_a_key(models):
 
 
 def test_a_terminal_gets_the_same_facts_as_text():
-    text = as_text(SCORED).decode()
+    text = as_text(SCORED, 0.0).decode()
     told = ["200 POST", "/predict", "1.23 ms", "linear/2", "default@7", "τ 1", "3 rows", "shop", "abc"]  # fmt: skip
     for fact in told:
         assert fact in text
@@ -85,10 +85,10 @@ def test_a_line_tells_as_text_what_it_has_and_needs_no_more():
         for k, v in SCORED.items()
         if k not in ("prior", "revision", "tau", "queue_seconds", "inference_seconds")
     }
-    assert "linear/2" in as_text(adjusted).decode()
-    assert "3 rows" in as_text(adjusted).decode()
+    assert "linear/2" in as_text(adjusted, 0.0).decode()
+    assert "3 rows" in as_text(adjusted, 0.0).decode()
     bare = {"route": "/priors", "status": 200, "seconds": 0.1, "request_id": "abc", "key": None}
-    assert "None" not in as_text(bare).decode()
+    assert "None" not in as_text(bare, 0.0).decode()
 
 
 def test_other_messages_have_the_same_form_and_keep_their_trace():

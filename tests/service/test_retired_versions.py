@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from service.app import Service
+from service.classifier import submit
 from service.contract.bundle import load_bundle
 from service.metrics import Metrics
 from service.parameters import NO_PARAMETERS
@@ -81,8 +82,9 @@ async def score(service):
     model = service.repository.find()
     with model.held():
         given = {"tau": 1.0, "prior": {"target": [1, 2, 3, 4, 5]}}
-        await service.classifier.classify(model, inputs(3), NO_PARAMETERS._replace(**given))
-        await service.classifier.classify(model, inputs(70), NO_PARAMETERS)
+        for rows, asked in ((3, NO_PARAMETERS._replace(**given)), (70, NO_PARAMETERS)):
+            prior = await service.classifier.revision_of(model.bundle, asked.prior)
+            await submit(model, service.classifier.work(model, inputs(rows), asked, prior))
 
 
 @pytest.fixture

@@ -1,0 +1,59 @@
+"""The JSON of ranked rows (contract section 2), many at once: a class's part is kept, numbers are written an array at a time."""
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+_MAX_KEPT = 4096
+
+
+class ClassJson(dict[int, bytes]):
+    """Class index → `{"label":…,"index":…,"probability":`, which a number and a brace complete. Made when it is asked for."""
+
+    def __init__(self, class_names: Sequence[str]) -> None:
+        super().__init__()
+        self._names = class_names
+
+    def __missing__(self, index: int) -> bytes:
+        if len(self) >= _MAX_KEPT:
+            self.clear()
+        label = orjson.dumps(self._names[index])
+        found = self[index] = b'{"label":%b,"index":%d,"probability":' % (label, index)
+        return found
+
+
+def rows_json(
+    classes: ClassJson,
+    indices: NDArray[np.int64],
+    probabilities: NDArray[Any],
+    unadjusted: NDArray[np.int64],
+    unadjusted_probabilities: NDArray[Any],
+) -> list[bytes]:
+    """An entry of `predictions` for each row: its classes [n, k], best first, and its best at tau = 0 [n]. n and k > 0.
+
+    A number is the shortest text that its own type reads as the same number.
+    """
+    k = indices.shape[1]
+    begins = [classes[index] for index in indices.ravel().tolist()]
+    chances = _numbers(probabilities)
+    columns = [begins[::k], chances[::k]]
+    for at in range(k):
+        columns += begins[at::k], chances[at::k]
+    columns += [classes[index] for index in unadjusted.tolist()], _numbers(unadjusted_probabilities)
+    form = _form(k)
+    return [form % row for row in zip(*columns, strict=True)]
+
+
+def _numbers(values: NDArray[Any]) -> list[bytes]:
+    """Each number as JSON, in row-major order."""
+    return orjson.dumps(values.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
+
+
+@lru_cache(maxsize=64)
+def _form(k: int) -> bytes:
+    """A row with k classes, as a bytes format."""
+    return b'%b%b,"top":[' + b",".join([b"%b%b}"] * k) + b'],"unadjusted":%b%b}}'
