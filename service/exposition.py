@@ -1,7 +1,7 @@
 """Prometheus text and OpenMetrics of the workers' tallies, made so that a scrape does not hold up predictions.
 
-The line of a cell is kept from scrape to scrape and made again only when its number has changed; between slices of work the
-thread lets others run. A scrape of 20,000 series costs milliseconds instead of the 260 of prometheus-client.
+The text of a slice of cells is kept from scrape to scrape and made again, in one formatting, only when a number in it has
+changed. After each slice the thread pauses: a scrape is spread thin over a tenth of a second rather than felt for ten milliseconds.
 """
 
 import json
@@ -23,9 +23,13 @@ NAMES = "__names__"
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
-_BLOCK_BYTES = 2**19
-_SLICE = 256
-"""Lines that are made before others may run: about 100 µs."""
+_BLOCK_BYTES = 2**16
+"""What is sent at once: tens of microseconds of a processor, on either side."""
+_SLICE = 512
+"""Lines that are made at once: about 30 µs."""
+_EXACT = 2.0**53
+PAUSE_SECONDS = 0.002
+"""Between slices, and between blocks that are sent. Less than a turn of the scheduler would not let a busy machine's others run."""
 
 VectorGauge = tuple[str, dict[str, str], Cells]
 """A family, its labels with NAMES among them, and a value for each of those names."""
@@ -138,45 +142,54 @@ class _Vector:
 
     def __init__(self, name: str, labels: dict[str, str]) -> None:
         packed = labels.pop(NAMES, None)
-        if packed is None:
-            self._heads = [f"{name}{_labels(labels)} "]
-        else:
-            label, *values = json.loads(packed)
-            first, last = f"{name}{{{label}=", _labels(labels)[1:]
-            comma = "," if labels else ""
-            self._heads = [f"{first}{_quoted(value)}{comma}{last} " for value in values]
-        self._values: Cells = np.full(len(self._heads), -1.0)
-        self._lines = [b""] * len(self._heads)
-        self._blocks: list[bytes] = [b""] * -(-len(self._heads) // _SLICE)
+        self._label, *self._names = [""] if packed is None else json.loads(packed)
+        self._name, self._labels = name, labels
+        length = len(self._names) or 1
+        self._values: Cells = np.full(length, -1.0)
+        self._templates: dict[tuple[int, bool], bytes] = {}
+        self._slices: list[bytes] = [b""] * -(-length // _SLICE)
 
     def lines(self, values: Cells) -> list[bytes]:
         """The block as bytes, in slices."""
         changed = np.flatnonzero(values != self._values)
-        made = 0
         for at in np.unique(changed // _SLICE).tolist():
-            begin, end = at * _SLICE, min((at + 1) * _SLICE, len(values))
-            fresh = changed[(changed >= begin) & (changed < end)]
-            for i, value in zip(fresh.tolist(), values[fresh].tolist(), strict=True):
-                self._lines[i] = f"{self._heads[i]}{_number(value)}\n".encode()
-            self._blocks[at] = b"".join(self._lines[begin:end])
-            made += len(fresh)
-            if made >= _SLICE:
-                made = 0
-                time.sleep(0)  # let go of the interpreter: predictions wait for it
+            fresh = values[at * _SLICE : (at + 1) * _SLICE]
+            whole = bool(((np.abs(fresh) < _EXACT) & (np.floor(fresh) == fresh)).all())
+            template = self._templates.get((at, whole))
+            if template is None:
+                template = self._templates[at, whole] = self._template(at, whole=whole)
+            if whole:
+                self._slices[at] = template % tuple(fresh.astype(np.int64).tolist())
+            else:
+                self._slices[at] = template % tuple(_number(v).encode() for v in fresh.tolist())
+            time.sleep(PAUSE_SECONDS)
         self._values = values
-        return self._blocks
+        return self._slices
+
+    def _template(self, at: int, *, whole: bool) -> bytes:
+        """The lines of a slice with %d, else %b, in the place of each number: one formatting is quicker than many."""
+        shown = _labels(self._labels)
+        if not self._label:
+            heads = [f"{self._name}{shown}"]
+        else:
+            first, last = f"{self._name}{{{self._label}=", shown[1:] or "}"
+            comma = "," if self._labels else ""
+            names = self._names[at * _SLICE : (at + 1) * _SLICE]
+            heads = [f"{first}{_quoted(name)}{comma}{last}" for name in names]
+        line = " %d\n" if whole else " %b\n"
+        return "".join(head.replace("%", "%%") + line for head in heads).encode()
 
 
 def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in blocks of some size: one of megabytes would keep others waiting wherever it is copied."""
+    """The same bytes in blocks of some size; what is large already is not copied again."""
     held: list[bytes] = []
     size = 0
     for part in parts:
-        held.append(part)
-        size += len(part)
-        if size >= _BLOCK_BYTES:
+        if size and size + len(part) > _BLOCK_BYTES:
             yield b"".join(held)
             held, size = [], 0
+        held.append(part)
+        size += len(part)
     yield b"".join(held)
 
 

@@ -1,8 +1,11 @@
 """The scrape on a port of its own, answered by a thread that the prediction loop never waits for."""
 
 import threading
+import time
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from service.exposition import PAUSE_SECONDS
 
 Render = Callable[[str], tuple[list[bytes], str]]
 Allowed = Callable[[list[tuple[bytes, bytes]]], int]
@@ -37,6 +40,7 @@ class MetricsPort:
                 self.end_headers()
                 for block in blocks:
                     self.wfile.write(block)
+                    time.sleep(PAUSE_SECONDS)
 
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
                 """Scrapes are not logged."""

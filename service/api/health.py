@@ -10,6 +10,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from service.api.access import Access
+from service.exposition import PAUSE_SECONDS
 from service.metrics import Metrics
 
 
@@ -66,10 +67,10 @@ def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
 
 
 async def _in_turns(blocks: list[bytes]) -> AsyncIterator[bytes]:
-    """A block a turn of the loop: megabytes at once would keep predictions waiting."""
+    """A block at a time, with pauses: megabytes at once would keep predictions waiting."""
     for block in blocks:
         yield block
-        await asyncio.sleep(0)
+        await asyncio.sleep(PAUSE_SECONDS)
 
 
 _RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
