@@ -75,7 +75,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
 function ByClass({ bundle, target, change }) {
   const { rows, controls, pager } = useClasses(bundle);
   const names = bundle.class_names;
-  const sum = useMemo(() => names.reduce((total, n) => total + (target[n] ?? 0), 0), [target]);
+  const [sum, widest] = useMemo(() => names.reduce(([total, most], n) => [total + (target[n] ?? 0), Math.max(most, target[n] ?? 0)], [0, 0]), [target]);
   const set = (name, text) => {
     const value = Number(text);
     if (text !== "" && value >= 0 && Number.isFinite(value)) change({ ...target, [name]: value });
@@ -85,7 +85,7 @@ function ByClass({ bundle, target, change }) {
     <tbody>${rows.map((i) => {
       const share = sum > 0 ? (target[names[i]] ?? 0) / sum : 0;
       return html`<tr key=${i}><th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(bundle.class_counts?.[i])} /></th>
-        <td class="bars"><i class="is" style=${{ width: `${100 * share}%` }}></i></td>
+        <td class="bars"><i class="is" style=${{ width: `${widest > 0 ? (100 * (target[names[i]] ?? 0)) / widest : 0}%` }}></i></td>
         <td class="number"><input type="number" min="0" step="any" value=${target[names[i]] ?? 0} aria-label=${`Weight of ${names[i]}`} onInput=${(e) => set(names[i], e.target.value)} /></td>
         <td class="number">${share === 0 ? "never" : fine(share)}</td></tr>`;
     })}</tbody></table>${pager}

@@ -32,15 +32,15 @@ export function History({ bundle, path, name, prior, done }) {
     }
   };
   return html`<p class="quiet">Pick two revisions to compare them.</p>
-    <div class="scroll" tabindex="0" role="region" aria-label="Revisions"><table class="plain history"><thead><tr><th scope="col"><span class="sr">Compare</span></th><th scope="col">Revision</th><th scope="col">When</th><th scope="col" class="wide">By</th><th scope="col">Why</th><th scope="col"><span class="sr">Do</span></th></tr></thead>
-      <tbody>${page.value.revisions.map((r) => html`<tr key=${r.revision} class="first">
-        <td>${!r.deleted && html`<input type="checkbox" aria-label=${`Compare revision ${r.revision}`} checked=${picked.includes(r.revision)} onChange=${() => pick(r.revision)} />`}</td>
-        <th scope="row">${r.revision}${r.revision === prior.revision ? html` <span class="quiet">in force</span>` : ""}</th>
-        <td>${when(r.updated_at)}</td><td class="wide">${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
-        <td class="why">${r.deleted ? html`<i>taken out of use</i>` : r.note || html`<span class="quiet">–</span>`}</td>
-        <td class="number">${!r.deleted && r.revision !== prior.revision && (asked === r.revision
+    <table class="plain history" role="table" aria-label="Revisions"><thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col"><span class="sr">Compare</span></th><th role="columnheader" scope="col">Revision</th><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col" class="wide">By</th><th role="columnheader" scope="col">Why</th><th role="columnheader" scope="col"><span class="sr">Do</span></th></tr></thead>
+      <tbody role="rowgroup">${page.value.revisions.map((r) => html`<tr key=${r.revision} class="first" role="row">
+        <td role="cell">${!r.deleted && html`<input type="checkbox" aria-label=${`Compare revision ${r.revision}`} checked=${picked.includes(r.revision)} onChange=${() => pick(r.revision)} />`}</td>
+        <th scope="row" role="rowheader">${r.revision}${r.revision === prior.revision ? html` <span class="quiet">in force</span>` : ""}</th>
+        <td role="cell" class="when">${when(r.updated_at)}</td><td role="cell" class="wide">${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
+        <td role="cell" class="why">${r.deleted ? html`<i>taken out of use</i>` : r.note || html`<span class="quiet">–</span>`}</td>
+        <td role="cell" class=${asked === r.revision ? "number sure" : "number"}>${!r.deleted && r.revision !== prior.revision && (asked === r.revision
           ? html`<span class="line tight"><button class="small main" onClick=${() => back(r.revision)}>Go back to ${r.revision}</button><button class="small" onClick=${() => setAsked(null)}>No</button></span>`
-          : html`<button class="small" aria-label=${`Go back to revision ${r.revision} …`} onClick=${() => setAsked(r.revision)}>Go back …</button>`)}</td></tr>`)}</tbody></table></div>
+          : html`<button class="small" aria-label=${`Go back to revision ${r.revision} …`} onClick=${() => setAsked(r.revision)}>Go back …</button>`)}</td></tr>`)}</tbody></table>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     ${(at || page.value.next) && html`<p class="line pager"><button class="small" disabled=${!at} onClick=${() => setBefore(before.slice(0, -1))}>Newer</button>
       <button class="small" disabled=${!page.value.next} onClick=${() => setBefore([...before, page.value.next])}>Older</button></p>`}

@@ -20,6 +20,12 @@ PAGES = {
     "model-wide": ("#/model?model=wide", "text=without a validation curve"),
 }
 
+OUT_OF_VIEW = """[...document.querySelectorAll("main button, main a, main input, main select, main textarea, header a, header button")]
+    .map((e) => [e, e.getBoundingClientRect()])
+    .filter(([e, r]) => r.width > 1 && !e.classList.contains("skip") && (r.left < 0 || r.right > innerWidth))
+    .map(([e]) => e.outerHTML.slice(0, 120))"""
+"""Controls that would need the window, or a part of it, to be scrolled sideways."""
+
 
 @pytest.fixture(scope="module")
 def ready(traffic):
@@ -61,7 +67,22 @@ def test_a_page_fits_its_window_and_anybody_can_use_it(
         page.wait_for_selector("text=Answers that would change")
     page.screenshot(path=screenshots / f"{name}-{width}-{scheme}.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate(OUT_OF_VIEW) == []
     assert serious(page) == []
+
+
+def test_on_a_phone_the_way_back_to_a_revision_is_in_view_before_and_after_it_is_asked(
+    open_page, ready, screenshots
+):
+    page = open_page("/#/priors?model=fashion&name=looked-at&tab=history", width=360)
+    page.get_by_role("button", name="Go back to revision 1").click()
+    page.get_by_role("button", name="Go back to 1").wait_for()
+    page.screenshot(path=screenshots / "priors-history-asked-360.png", full_page=True)
+    for name in ("Go back to revision 2", "Go back to 1", "No"):
+        box = page.get_by_role("button", name=name, exact=name == "No").bounding_box()
+        assert box["x"] >= 0
+        assert box["x"] + box["width"] <= 360
+    assert page.evaluate(OUT_OF_VIEW) == []
 
 
 def test_the_theme_that_was_chosen_is_kept(open_page):
