@@ -122,6 +122,33 @@ def test_a_scrape_counts_each_class_group_and_change_once(scrape, metrics, tmp_p
         assert value(samples, "priordial_decisions_changed_total", model="linear", version="1") == changed  # fmt: skip
 
 
+def test_many_classes_are_told_exactly_whatever_changed_since_the_last_scrape(tmp_path, made):
+    from service.contract.bundle import load_bundle
+
+    many = 1300  # more than two slices, and names that a formatting could take for its own
+    names = [f"%{i}%d %b %%s" for i in range(many)]
+    bundle = load_bundle(publish_model(tmp_path / "m", class_names=names, class_counts=[1] * many))
+    metrics = made(tmp_path / "run", max_class_series=many)
+    recorder = metrics.model(bundle)
+    target = np.arange(many, dtype=float)  # whole numbers first, then fractions
+    metrics.show_vectors(lambda: recorder.target("default", target))
+    rng = np.random.default_rng(0)
+    truth = np.zeros(many)
+    for changed in (many, 3, 0, 40):
+        decided = rng.integers(0, many, changed)
+        recorder.batch(_facts(decided, decided))
+        truth += np.bincount(decided, minlength=many)
+        samples = parsed(*metrics.exposition("text/plain"))
+        for family, wanted, labels in (
+            ("priordial_predictions_total", truth, {"version": "1", "decision": "adjusted"}),
+            ("priordial_target_prior", target, {"prior": "default"}),
+        ):
+            labels["model"] = "linear"
+            found = [value(samples, family, **labels, **{"class": name}) for name in names]
+            assert found == wanted.tolist()
+        target = target / 3
+
+
 def test_classes_beyond_the_limit_are_counted_together(tmp_path, made):
     from service.contract.bundle import load_bundle
 
