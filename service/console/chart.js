@@ -24,6 +24,7 @@ export function useThemeTurn() {
 }
 
 const FONT = "12px system-ui, sans-serif";
+const WHOLE_SECONDS = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 1800, 3600];
 
 function axis(more) {
   const grid = { stroke: colour("line"), width: 1 };
@@ -51,7 +52,7 @@ export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, mar
         bands: bands.map((b) => ({ ...b, fill: colour(b.fill) })),
         cursor: { points: { show: false }, drag: { x: false, y: false }, x: Boolean(onPick), y: false },
         scales: { x: { time: Boolean(x.time), range: x.range }, y: { range: y.range } },
-        axes: [axis({ label: x.label, values: text(x.time ? clock : x.values), space: x.time ? 70 : 50, size: 34 }), axis({ label: y.label, values: text(y.values), size: y.size ?? 52 })],
+        axes: [axis({ label: x.label, values: text(x.time ? clock : x.values), space: x.time ? 70 : 50, size: 34, incrs: x.time ? WHOLE_SECONDS : undefined }), axis({ label: y.label, values: text(y.values), size: y.size ?? 52 })],
         series: [{}, ...series.map((s) => ({ width: 2, points: { show: false }, ...s, stroke: colour(s.stroke), fill: s.fill && colour(s.fill) }))],
         hooks: {
           draw: [

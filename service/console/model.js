@@ -11,6 +11,13 @@ const PAGE = 20;
 const CURVE_MAX = 2.5;
 const TAUS = [["0", "as trained"], ["1", "τ = 1"], ["chosen", "chosen τ"]];
 
+/** What a report tells at each tau, once: the chosen one may be one of the others. */
+function taus(atTau) {
+  const chosen = atTau.chosen?.tau;
+  const same = TAUS.find(([t]) => t !== "chosen" && chosen !== undefined && atTau[t]?.tau === chosen)?.[0];
+  return TAUS.filter(([t]) => atTau[t] && !(same && t === "chosen")).map(([t, words]) => [t, words, t === "chosen" || t === same]);
+}
+
 export function Model({ model }) {
   const [version, setVersion] = useState("");
   const query = version ? `?version=${version}` : "";
@@ -99,12 +106,12 @@ function Scores({ report }) {
   const splits = [["test", "Test"], ["validation", "Validation"]].filter(([key]) => report[key]?.at_tau);
   if (!splits.length) return null;
   const interval = (s) => (s.balanced_error_interval ? ` (${s.balanced_error_interval.map((v) => (100 * v).toFixed(1)).join(" … ")})` : "");
-  return html`<section class="card" aria-label="Scores"><h2>Scores</h2><div class="scroll" tabindex="0" role="region" aria-label="Table of scores"><table class="plain">
+  return html`<section class="card" aria-label="Scores"><h2>Scores</h2><div class="scroll" tabindex="0" role="region" aria-label="Table of scores"><table class="plain scores">
     <thead><tr><th scope="col">Split</th><th scope="col">τ</th>${COLUMNS.map(([, name]) => html`<th scope="col" class="number">${name}</th>`)}<th scope="col" class="number">NLL</th></tr></thead>
-    <tbody>${splits.flatMap(([key, name]) => TAUS.filter(([t]) => report[key].at_tau[t]).map(([t, words]) => {
+    <tbody>${splits.flatMap(([key, name]) => taus(report[key].at_tau).map(([t, , chosen]) => {
       const s = report[key].at_tau[t];
       return html`<tr class=${t === "0" ? "first" : ""}><th scope="row">${t === "0" ? html`${name} <span class="quiet">n = ${whole(report[key].n)}</span>` : html`<span class="sr">${name}</span>`}</th>
-        <td>${s.tau} <span class="quiet">${t === "chosen" ? "chosen" : t === "0" ? "as trained" : ""}</span></td>
+        <td>${s.tau} <span class="quiet">${[t === "0" && "as trained", chosen && "chosen"].filter(Boolean).join(", ")}</span></td>
         ${COLUMNS.map(([c]) => html`<td class="number">${s[c] === null || s[c] === undefined ? "–" : percent(s[c])}${c === "balanced_error" ? html`<span class="quiet wide">${interval(s)}</span>` : ""}</td>`)}
         <td class="number">${s.nll === undefined ? "–" : s.nll.toFixed(3)}</td></tr>`;
     }))}</tbody></table></div>
@@ -144,7 +151,7 @@ function Outcome({ report, names }) {
   }, [found]);
   if (!report.at_tau) return html`<section class="card" aria-label="Reliability"><h2>Reliability and confusion</h2><p class="quiet">This version was published without them.</p></section>`;
   return html`<section class="card" aria-label="Reliability"><div class="line apart"><h2>Reliability and confusion</h2>
-      <fieldset class="chips tight"><legend class="sr">At which τ</legend>${TAUS.filter(([t]) => report.at_tau[t]).map(([t, words]) => html`<label class="chip"><input type="radio" name="outcome" checked=${at === t} onChange=${() => setAt(t)} /><span>${words}</span></label>`)}</fieldset></div>
+      <fieldset class="chips tight"><legend class="sr">At which τ</legend>${taus(report.at_tau).map(([t, words, chosen]) => html`<label class="chip"><input type="radio" name="outcome" checked=${at === t} onChange=${() => setAt(t)} /><span>${words}${chosen && t !== "chosen" ? ", chosen" : ""}</span></label>`)}</fieldset></div>
     ${data && html`<${Chart} say="Accuracy against confidence, on the test split" data=${data} height=${200} x=${{ label: "confidence", values: (v) => `${v} %`, range: [0, 100] }} y=${{ label: "accuracy", values: (v) => `${v} %`, range: [0, 100] }}
       series=${[{ label: "the model", stroke: "accent", points: { show: true, size: 6 }, spanGaps: true }, { label: "perfect", stroke: "was", dash: [5, 5], width: 1 }]} />`}
     ${found?.confusion && html`<${Confusion} cells=${found.confusion} names=${names} />`}</section>`;

@@ -59,7 +59,7 @@ export function NeedsKey({ error, again }) {
   };
   return html`<form class="state" onSubmit=${save}>
     <h2>${error.status === 401 ? "An API key is needed" : "This key may not do that"}</h2>
-    <p>${error.message}</p>
+    <p>${error.status === 401 ? "A key with the role observe looks, with predict scores, and with operate changes priors." : error.message}</p>
     <p class="line"><label>API key <input ref=${field} type="password" autocomplete="off" spellcheck=${false} /></label>
       <button>Use it in this tab</button></p>
     <p class="quiet">It stays in this tab until you close it.</p>

@@ -75,3 +75,13 @@ def test_the_model_page_shows_the_scores_of_its_report(open_page, served):
         error = report["test"]["at_tau"][tau]["balanced_error"]
         assert f"{100 * error:.1f} %" in text
     assert f"n = {report['test']['n']:,}" in text
+
+
+def test_a_chosen_tau_that_is_the_default_is_told_once(open_page, served):
+    at_tau = httpx.get(f"{served.url}/models/fashion/report").json()["test"]["at_tau"]
+    assert at_tau["chosen"]["tau"] == at_tau["1"]["tau"]
+    page = open_page("/#/model?model=fashion")
+    rows = page.get_by_label("Table of scores").locator("tbody tr")
+    rows.first.wait_for()
+    assert [row.split("\t")[1] for row in rows.all_inner_texts()] == ["0 as trained", "1 chosen"] * 2
+    assert page.get_by_label("τ = 1, chosen").is_checked()
