@@ -91,8 +91,9 @@ class Traces:
         def traced(line: dict[str, Any]) -> None:
             span = _span.get()
             if span is not None:
-                _describe(span, line)
-                span.end()
+                if span.is_recording():
+                    _describe(span, line)
+                    span.end()
                 line["trace_id"] = f"{span.get_span_context().trace_id:032x}"
             log_request(line)
 

@@ -83,5 +83,8 @@ def test_a_chosen_tau_that_is_the_default_is_told_once(open_page, served):
     page = open_page("/#/model?model=fashion")
     rows = page.get_by_label("Table of scores").locator("tbody tr")
     rows.first.wait_for()
-    assert [row.split("\t")[1] for row in rows.all_inner_texts()] == ["0 as trained", "1 chosen"] * 2
+    assert [row.split("\t")[1] for row in rows.all_inner_texts()] == [
+        "0 as trained",
+        "1 chosen",
+    ] * 2
     assert page.get_by_label("τ = 1, chosen").is_checked()
