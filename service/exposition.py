@@ -142,6 +142,8 @@ class _Vector:
 
     def __init__(self, name: str, labels: dict[str, str]) -> None:
         packed = labels.pop(NAMES, None)
+        self._label: str
+        self._names: list[str]
         self._label, *self._names = [""] if packed is None else json.loads(packed)
         self._name, self._labels = name, labels
         length = len(self._names) or 1
