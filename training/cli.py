@@ -3,13 +3,14 @@
 import argparse
 import functools
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from training import comparing, evidence, fitting
 from training.faults import BadData, RunFailed, WrongUse, say
-from training.flags import add_data_flags, add_image_flags, recipe_of
+from training.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -28,8 +29,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if code is None:
             raise
         return _report(str(error), code)
-    if result:
-        _print(result, options)
+    try:
+        if result:
+            _print(result, options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `training … --json | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     return 0
 
 
@@ -88,6 +94,7 @@ def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParse
 
 def _add_data(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     parser = add_verb("data", "Tell what is in a data specification.", _data)
+    add_seed_flag(parser)
     add_data_flags(parser, required=True)
     add_image_flags(parser)
 

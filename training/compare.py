@@ -82,23 +82,38 @@ def finish_run(
     quiet: bool,
 ) -> Outcome:
     """Train one run, from its checkpoint if there is one, and keep what the comparison needs of it."""
-    started = time.monotonic()
     own = replace(recipe, seed=seed, name=f"{run}-{seed}", **RUNS[run])
     if own.optimiser != recipe.optimiser:
         own = replace(own, lr=recipe.lr * ADAM_RATE)
-    ready = prepare(own)
-    if ready.data.test is None:
-        raise BadData(f"{recipe.data}: has no test split to compare methods on")
-    keeping = Keeping(
-        checkpoint=CheckpointFile(checkpoint_path(folder, run, seed), identity(own, ready)),
-        resume=True,
-        quiet=quiet,
-    )
     try:
-        network = fit_network(own, ready, keeping=keeping, processes=processes)
+        return outcome_of(
+            own,
+            checkpoint=checkpoint_path(folder, run, seed),
+            keep_features=run in KEEP_FEATURES,
+            processes=processes,
+            quiet=quiet,
+        )
     except Interrupted as stopped:
         raise Interrupted(f"{run}, seed {seed}: {stopped}; the same command goes on") from None
-    return _outcome(network, ready, processes, keep_features=run in KEEP_FEATURES, started=started)
+
+
+def outcome_of(
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None,
+    keep_features: bool,
+    processes: Processes,
+    quiet: bool = True,
+) -> Outcome:
+    """Train a recipe, from its checkpoint if there is one, and keep its logits, last layer and, if asked, features."""
+    started = time.monotonic()
+    ready = prepare(recipe)
+    if ready.data.test is None:
+        raise BadData(f"{recipe.data}: has no test split to compare methods on")
+    kept = None if checkpoint is None else CheckpointFile(checkpoint, identity(recipe, ready))
+    keeping = Keeping(checkpoint=kept, resume=True, quiet=quiet)
+    network = fit_network(recipe, ready, keeping=keeping, processes=processes)
+    return _outcome(network, ready, processes, keep_features=keep_features, started=started)
 
 
 def _outcome(

@@ -12,6 +12,7 @@ from service.contract.scores import (
     brier,
     class_totals,
     error,
+    error_interval,
     expected_calibration_error,
     group_errors,
     negative_log_likelihood,
@@ -98,9 +99,9 @@ def score_adjusted(
         "per_class": [_number(value) for value in by_class],
     }
     if intervals:
-        scores["balanced_error_interval"] = list(
-            balanced_error_interval(by_class, class_totals(labels, num_classes))
-        )
+        totals = class_totals(labels, num_classes)
+        scores["error_interval"] = list(error_interval(by_class, totals))
+        scores["balanced_error_interval"] = list(balanced_error_interval(by_class, totals))
     return scores
 
 

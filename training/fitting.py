@@ -9,6 +9,7 @@ from training.flags import (
     add_data_flags,
     add_image_flags,
     add_optimisation_flags,
+    add_seed_flag,
     name_and_number,
     recipe_of,
 )
@@ -24,6 +25,7 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     )
     parser.add_argument("--name", help="of the model; default: from the recipe or the data")
     parser.add_argument("--description", help="free text for model.json")
+    add_seed_flag(parser)
     add_data_flags(parser, required=False)
     add_image_flags(parser)
     _add_method_flags(parser.add_argument_group("method"))

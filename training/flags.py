@@ -52,7 +52,11 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
         type=int,
         help="rows to set aside; 0: none, so temperature and tau stay 1 (default: a tenth of each class, a fifth of small data)",
     )
-    group.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
+
+
+def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    """The seed of one run; a comparison has --seeds in its place."""
+    parser.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:

@@ -44,7 +44,17 @@ def _score_table(result: Mapping[str, Any]) -> str:
             if at["tau"] not in seen:
                 lines.append(_score_line(name, score["n"], at))
             seen.add(at["tau"])
+    lines += [_interval_line(name, score) for name, score in scores.items()]
     return "\n".join(lines)
+
+
+def _interval_line(name: str, score: Mapping[str, Any]) -> str:
+    tau = score["at_tau"]["chosen"]["tau"]
+    spans = [
+        f"{text} {_percent(score[f'{key}_interval'][0])} … {_percent(score[f'{key}_interval'][1])}"
+        for key, text in (("error", "error"), ("balanced_error", "balanced error"))
+    ]
+    return f"{name}, 95 % at tau {tau:g}: {', '.join(spans)}"
 
 
 def _synthetic_table(result: Mapping[str, Any]) -> str:

@@ -171,15 +171,36 @@ def balanced_error_interval(
 ) -> Interval:
     """bootstrap_interval of the balanced error, without drawing examples.
 
-    Resampling the n_y examples of a class gives Binomial(n_y, error_y) wrong ones, whatever they are.
     errors, totals: [C] error and number of examples of each class; classes without examples are left out.
+    """
+    wrong, counts = _resampled(errors, totals, resamples=resamples, seed=seed)
+    return percentile_interval((wrong / counts).mean(axis=1), level=level)
+
+
+def error_interval(
+    errors: Vector,
+    totals: ArrayLike,
+    *,
+    resamples: int = 1000,
+    level: float = 0.95,
+    seed: int = 0,
+) -> Interval:
+    """bootstrap_interval of the error, as balanced_error_interval has it."""
+    wrong, counts = _resampled(errors, totals, resamples=resamples, seed=seed)
+    return percentile_interval(wrong.sum(axis=1) / counts.sum(), level=level)
+
+
+def _resampled(
+    errors: Vector, totals: ArrayLike, *, resamples: int, seed: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Wrong answers [resamples, present classes] of resampled examples, and how many examples [present classes].
+
+    Resampling the n_y examples of a class gives Binomial(n_y, error_y) wrong ones, whatever they are.
     """
     counts = np.asarray(totals).astype(np.int64)
     present = counts > 0
-    rng = bootstrap_rng(seed)
     size = (resamples, int(present.sum()))
-    wrong = rng.binomial(counts[present], errors[present], size)
-    return percentile_interval((wrong / counts[present]).mean(axis=1), level=level)
+    return bootstrap_rng(seed).binomial(counts[present], errors[present], size), counts[present]
 
 
 def bootstrap_rng(seed: int) -> np.random.Generator:

@@ -138,6 +138,20 @@ def test_the_two_ways_to_bootstrap_a_balanced_error_agree():
     assert fast[0] < scores.balanced_error(predicted, labels, 6) < fast[1]
 
 
+def test_the_interval_of_the_error_is_that_of_drawing_examples_again():
+    logits, labels = split(2000)
+    predicted, totals = logits.argmax(1), scores.class_totals(labels, 6)
+    slow = scores.bootstrap_interval(
+        lambda i: scores.error(predicted[i], labels[i]), labels, resamples=400
+    )
+    errors = scores.per_class_errors(predicted, labels, 6)
+    fast = scores.error_interval(errors, totals, resamples=4000)
+    assert slow == pytest.approx(fast, abs=0.02)
+    assert fast[0] < scores.error(predicted, labels) < fast[1]
+    few = scores.error_interval(errors, totals / 100)
+    assert few[1] - few[0] > 5 * (fast[1] - fast[0])
+
+
 def test_an_interval_leaves_out_classes_without_examples():
     errors = np.array([0.5, np.nan])
     low, high = scores.balanced_error_interval(errors, [100, 0])

@@ -1,5 +1,8 @@
 """The command's exit codes and messages: 0 done, 2 wrong use, 1 failed."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -38,7 +41,8 @@ def test_wrong_use_exits_2_and_names_what_was_wrong(command, tmp_path, flags, sa
 
 
 def test_an_unknown_flag_or_verb_exits_2(command):
-    for arguments in (("fit", "--dat", "digits"), ("train",), ()):
+    one_seed = ("compare", "--data", "digits", "--out", "x", "--seed", "3")  # it takes --seeds
+    for arguments in (("fit", "--dat", "digits"), ("train",), (), one_seed):
         with pytest.raises(SystemExit) as stopped:
             command(*arguments)
         assert stopped.value.code == 2
@@ -90,6 +94,27 @@ def test_a_table_is_for_stderr_and_the_folder_for_stdout(own_npz, tmp_path, caps
     assert code == 0
     assert captured.out.strip() == str(tmp_path / "models" / "own" / "1")
     assert "balanced" in captured.err
+
+
+def test_scores_for_people_come_with_their_intervals(command, own_npz, tmp_path):
+    places = ("--models", tmp_path / "models", "--runs", tmp_path / "runs")
+    data = ("--data", f"npz:{own_npz}")
+    command("fit", *data, "--network", "linear", "--steps", 20, "--quiet", *places)
+    folder = tmp_path / "models" / "own" / "1"
+    _, result, _ = command("evaluate", folder, *data, "--target", "backward-5", "--json")
+    _, _, told = command("evaluate", folder, *data, "--target", "backward-5")
+    for key in ("error", "balanced_error"):
+        low, high = (f"{100 * end:.2f}%" for end in result[f"{key}_interval"])
+        assert f"{key.replace('_', ' ')} {low} … {high}" in told
+
+
+def test_a_reader_that_goes_away_gets_no_traceback():
+    command = (sys.executable, "-m", "training", "data", "digits", "--json")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
+        run.stdout.close()
+        told = run.stderr.read().decode()
+    assert run.returncode == 1
+    assert told == ""
 
 
 def test_a_split_that_is_not_there_is_wrong_use(command, own_npz, tmp_path):

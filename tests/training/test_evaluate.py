@@ -96,7 +96,8 @@ def test_probabilities_are_scored_under_the_target_that_they_were_adjusted_to():
     assert result["nll"] == pytest.approx(np.mean(own))
 
 
-def test_the_interval_of_the_balanced_error_holds_it():
-    low, high = scored(*split())["balanced_error_interval"]
-    assert low < scored(*split())["balanced_error"] < high
-    assert "balanced_error_interval" not in scored(*split(), intervals=False)
+@pytest.mark.parametrize("name", ["error", "balanced_error"])
+def test_the_interval_of_an_error_holds_it(name):
+    low, high = scored(*split())[f"{name}_interval"]
+    assert low < scored(*split())[name] < high
+    assert f"{name}_interval" not in scored(*split(), intervals=False)
