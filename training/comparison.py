@@ -186,12 +186,23 @@ def paired(own: Mapping[str, Scores], erm: Mapping[str, Scores] | None) -> dict[
     if erm is None:
         return None
     differences = np.array([own[s]["balanced_error"] - erm[s]["balanced_error"] for s in own])
-    mean, n = float(differences.mean()), len(differences)
-    interval = None
-    if n > 1:
-        half = float(stats.t.ppf(0.975, n - 1) * differences.std(ddof=1) / np.sqrt(n))
-        interval = [mean - half, mean + half]
-    return {"mean": mean, "interval": interval, "n": n, "each": differences.tolist()}
+    return {
+        "mean": float(differences.mean()),
+        "interval": interval_of_mean(differences),
+        "n": len(differences),
+        "each": differences.tolist(),
+    }
+
+
+def interval_of_mean(values: ArrayLike) -> list[float] | None:
+    """The 95 % t interval of the mean of values [n]; None for one."""
+    each = np.asarray(values, np.float64)
+    n = len(each)
+    if n < 2:
+        return None
+    half = float(stats.t.ppf(0.975, n - 1) * each.std(ddof=1) / np.sqrt(n))
+    mean = float(each.mean())
+    return [mean - half, mean + half]
 
 
 def _per_class(scores: Any) -> list[float | None]:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 from service.contract.adjustment import Vector, adjust_logits, log_target_prior, softmax
@@ -61,7 +62,7 @@ def tau_curves(outcome: Outcome) -> dict[str, Any]:
 
 
 def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Norms of the last layer's rows by optimiser, and their rank correlation with the training counts."""
+    """Norms of the last layer's rows by optimiser, their rank correlation with the training counts, and norm_slope."""
     found = {}
     for name, run in (("SGD", "erm"), ("Adam", "erm-adam")):
         outcome = outcomes.get(run)
@@ -71,8 +72,22 @@ def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
             found[name] = {
                 "norms": lengths.tolist(),
                 "spearman": None if np.isnan(correlation) else correlation,
+                "slope": norm_slope(lengths, outcome.class_counts),
             }
     return found
+
+
+def norm_slope(norms: ArrayLike, class_counts: ArrayLike) -> float | None:
+    """B of norms ~ class_counts ** b, by least squares between the logarithms: 0 when they do not follow the counts.
+
+    None when all counts are equal. Unlike a rank correlation it tells how much there is to follow: weight
+    normalisation with tau undoes a factor of counts ** (b tau).
+    """
+    x: Vector = np.log(np.asarray(class_counts, np.float64))
+    x = x - x.mean()
+    if not x.any():
+        return None
+    return float(x @ np.log(np.asarray(norms, np.float64)) / (x @ x))
 
 
 def reliabilities(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:

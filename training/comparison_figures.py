@@ -177,10 +177,19 @@ def weight_norms(document: Document) -> str:
         )
         chart.set_xticks(range(len(order)), labels, rotation=60, ha="right", fontsize=7.5)
         chart.set_ylim(bottom=0)
-        rank = np.array([one["norms"][name]["spearman"] for one in document["curves"]], float)
-        title = f"{name}: rank correlation {np.nanmean(rank):+.2f}"
+        title = f"{name}: rank correlation {_told(document, name, 'spearman')}\n‖w_y‖ ∝ n_y^b, b = {_told(document, name, 'slope')}"
         label_axes(chart, x=unit, y="‖w_y‖ (no unit)", title=title)
     return svg(figure, title="Norms of the last layer's weights against class frequency")
+
+
+def _told(document: Document, name: str, key: str) -> str:
+    """'mean ± sd' over the seeds of a number of the norms."""
+    values = np.array([one["norms"][name][key] for one in document["curves"]], float)
+    known = values[~np.isnan(values)]
+    if not len(known):
+        return "–"
+    mean = f"{known.mean():+.2f}"
+    return f"{mean} ± {known.std(ddof=1):.2f}" if len(known) > 1 else mean
 
 
 def reliability(document: Document) -> str:

@@ -187,7 +187,10 @@ def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:
         ),
         "norms": (
             "Weight norms (paper, Fig. 1).",
-            f"‖w_y‖ of the last layer of the ERM runs, mean ± sd, {n}; Spearman's rank correlation with the training counts.",
+            (
+                f"‖w_y‖ of the last layer of the ERM runs, mean ± sd, {n}; Spearman's rank correlation with the training counts n_y, "
+                "and the slope b between the logarithms of both: 0 when norms do not follow counts."
+            ),
         ),
         "reliability": (
             "Reliability (uniform target).",

@@ -17,10 +17,10 @@ figure svg { width: 100%; height: auto; max-width: var(--w, 820px); display: blo
 figcaption { color: #475467; font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
 figcaption b { color: #1d2939; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
 caption { caption-side: top; white-space: normal; max-width: 95ch; text-align: left; color: #475467; padding-bottom: .4rem; }
-th, td { padding: .3rem .5rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th, td { padding: .3rem .42rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
+.text { text-align: left; }
 thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; white-space: normal; vertical-align: bottom; }
 tr.best td { background: #ecfdf3; }
 code { background: #f2f4f7; padding: .1rem .3rem; border-radius: 3px; font-size: .88em; }
@@ -67,11 +67,15 @@ def table(
     caption: str = "",
     best: int | None = None,
 ) -> Block:
-    """A table of text, numbers to the right; row `best` is tinted."""
-    head = "".join(f"<th>{_inline(cell)}</th>" for cell in header)
+    """A table: columns of numbers to the right, of words to the left; row `best` is tinted."""
+    rows = list(rows)
+    kinds = ["" if number else " class=text" for number in _are_numbers(header, rows)]
+    head = "".join(
+        f"<th{kind}>{_inline(cell)}</th>" for cell, kind in zip(header, kinds, strict=True)
+    )
     body = "".join(
         f"<tr{' class=best' if index == best else ''}>"
-        + "".join(f"<td>{_inline(cell)}</td>" for cell in row)
+        + "".join(f"<td{kind}>{_inline(cell)}</td>" for cell, kind in zip(row, kinds, strict=True))
         + "</tr>"
         for index, row in enumerate(rows)
     )
@@ -93,8 +97,10 @@ def page(title: str, lead: str, blocks: Iterable[Block]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same kind of table as Markdown, numbers to the right."""
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
+    """The same kind of table as Markdown."""
+    rows = list(rows)
+    rules = ["---:" if number else "---" for number in _are_numbers(header, rows)]
+    lines = [f"| {' | '.join(header)} |", f"| {' | '.join(rules)} |"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
@@ -111,6 +117,15 @@ def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
         return percent(mean, digits=digits)
     variance = sum((value - mean) ** 2 for value in values) / (len(values) - 1)
     return f"{percent(mean, digits=digits)} ± {percent(variance**0.5, digits=digits)}"
+
+
+def _are_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
+    """Whether each column holds numbers (or the dash of one that is missing); the first holds names."""
+    starts = tuple("0123456789+-–*")
+    return [
+        column > 0 and all(row[column].startswith(starts) for row in rows)
+        for column in range(len(header))
+    ]
 
 
 def _inline(text: str) -> str:

@@ -1,11 +1,13 @@
 """docs/results.md is made of what comparisons found, and says so when an expectation does not hold."""
 
 import copy
+from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 
-from benchmarks import results
+from benchmarks import results, results_checks, results_text, results_variants, variants
 from training.compare import compare
 from training.methods import choose
 from training.processes import Processes
@@ -13,7 +15,12 @@ from training.settings import Recipe
 
 
 @pytest.fixture(scope="module")
-def document(tmp_path_factory):
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def document(folder):
     recipe = Recipe(
         data="digits", profile="exp", imbalance_ratio=20.0, max_per_class=100, network="mlp", steps=60
     )  # fmt: skip
@@ -21,7 +28,7 @@ def document(tmp_path_factory):
         recipe,
         methods=choose("erm,post-hoc,weight-norm,logit-adjusted,erm-adam"),
         seeds=range(2),
-        out=tmp_path_factory.mktemp("compare"),
+        out=folder,
         processes=Processes(torch.device("cpu")),
         say=lambda _: None,
     )
@@ -34,7 +41,7 @@ def row(text, start):
 def test_every_method_stands_with_its_mean_and_its_difference_to_erm(document):
     text = results.overview([document])
     for name, method in document["methods"].items():
-        assert results.spread(method["summary"]["balanced_error"]) in row(text, name)
+        assert results_text.spread(method["summary"]["balanced_error"]) in row(text, name)
     gain = 100 * document["methods"]["logit-adjusted"]["against_erm"]["mean"]
     assert f"({gain:+.1f})" in row(text, "logit-adjusted")
 
@@ -46,12 +53,13 @@ def test_an_expectation_that_does_not_hold_in_every_seed_is_told(document):
     for seed, curves in enumerate(changed["curves"]):
         curves["norms"]["SGD"]["spearman"] = 0.9
         curves["norms"]["Adam"]["spearman"] = (-0.2, 0.1)[seed]
-    lines = results.expectations([changed]).splitlines()[2:]
+    lines = results_checks.expectations([changed]).splitlines()[2:]
     assert [line.split("|")[-2].strip() for line in lines if line.startswith("|")] == [
         "**no**: 1 of 2",
         "**no**: 1 of 2",
         "yes",
         "**no**: 1 of 2",
+        "yes",
     ]
     assert "5.0, -1.0" in lines[0]
 
@@ -64,6 +72,73 @@ def test_the_whole_page_shows_figures_that_are_written(document, tmp_path):
     assert all(f"(results/{name})" in text for name in written)
     assert text.count("](results/") == len(written)
     assert "n = 2 seeds" in text
+
+
+def rows_of(document, group, *variants, **scores):
+    """As benchmarks.variants writes them, for the setting of the document."""
+    largest, ratio = results_text.key(document)
+    return [
+        {"group": group, "variant": name, "max_per_class": largest, "imbalance_ratio": ratio, "seed": seed}
+        | {key: values[seed] for key, values in scores.items()}
+        for name in variants
+        for seed in range(2)
+    ]  # fmt: skip
+
+
+def test_rates_of_adam_stand_in_order_beside_the_compared_ones(document):
+    rows = rows_of(
+        document, "adam", "rate 0.1, 60 steps", "rate 0.001, 60 steps",
+        spearman=[-0.25, 0.75], slope=[0.1, 0.2],
+        balanced_error=[0.3, 0.5], weight_norm=[0.2, 0.2], post_hoc=[0.1, 0.1],
+    )  # fmt: skip
+    lines = results_variants.norms_under_adam([document], rows).splitlines()
+    table = [line for line in lines if line.startswith("| largest")]
+    rates = [line.split("|")[2].split(",")[1].split()[-1] for line in table]
+    assert rates == ["0.05", "0.001", "0.015", "0.1"]
+    assert "| 2 | -0.25, +0.75 | +0.15 ± 0.07 | 40.0 ± 14.1 | 20.0 ± 0.0 | 10.0 ± 0.0 |" in table[1]
+    sgd = document["curves"][0]["norms"]["SGD"]["spearman"]
+    assert f"{sgd:+.2f}" in table[0]
+
+
+def test_other_ways_stand_below_the_method_that_they_vary(document):
+    rows = rows_of(document, "weight-norm", "τ = 0.5", balanced_error=[0.2, 0.4])
+    lines = results_variants.other_ways([document], rows).splitlines()[2:]
+    assert [line.split("|")[3].strip() for line in lines] == [
+        "as compared",
+        "as compared",
+        "τ = 0.5",
+    ]
+    assert lines[2].endswith("| weight-norm | τ = 0.5 | 2 | 30.0 ± 14.1 |")
+    assert results_variants.other_ways([document], []).count("\n") == 2
+
+
+def test_a_difference_within_what_another_run_may_give_is_told_from_a_larger_one(document):
+    spreads = [
+        document["methods"][name]["summary"]["balanced_error"] for name in ("erm", "logit-adjusted")
+    ]
+    names = {"erm": 0.0, "logit-adjusted": 0.0}
+    reach = results_checks.reach_of_a_run(document, names)
+    sd = 100 * np.sqrt(np.mean([entry["sd"] ** 2 for entry in spreads]))
+    assert reach == pytest.approx(4.303 * sd * np.sqrt(1.5), rel=1e-3)  # t of 2 degrees of freedom
+    assert results_checks.reach_of_a_run(document, {"absent": 0.0}) is None
+
+
+def test_variants_are_told_apart_and_done_once(document):
+    every = list(variants.runs())
+    assert not any(variants.same(run, other) for run, other in pairwise(every))
+    assert all(sum(variants.same(run, row) for row in every) == 1 for run in every)
+
+
+def test_weights_are_normalised_in_several_ways_of_the_same_run(folder, document):
+    rows = variants.normalised(folder)
+    assert {row["seed"] for row in rows} == {0, 1}
+    for seed in (0, 1):
+        found = {row["variant"]: row["balanced_error"] for row in rows if row["seed"] == seed}
+        compared = document["methods"]["weight-norm τ=1"]["seeds"][str(seed)]["balanced_error"]
+        assert found["τ = 1"] == pytest.approx(compared)
+    labels, counts = np.repeat([0, 1, 2], 100), np.array([1000, 100, 1])
+    kept = variants.long_tailed(labels, counts, np.random.default_rng(0))
+    assert np.bincount(labels[kept]).tolist() == [100, 10, 1]
 
 
 def test_the_papers_numbers_are_marked_as_the_papers():
