@@ -50,16 +50,20 @@ export function Try({ model }) {
   );
   if (loaded.error) return html`<${Failed} error=${loaded.error} again=${loaded.again} />`;
   if (!loaded.value || loaded.value.bundle.name !== model) return html`<${Loading} what="the model" />`;
-  return html`<${Bench} key=${model} model=${model} ...${loaded.value} />`;
+  return html`<${Bench} key=${model} model=${model} reload=${loaded.again} ...${loaded.value} />`;
 }
 
-function Bench({ model, bundle, samples, chosen, stored }) {
+/** What requests that name no prior get. */
+const usual = (stored) => (stored.some((p) => p.name === "default") ? { kind: "stored", name: "default" } : { kind: "uniform" });
+
+function Bench({ model, bundle, samples, chosen, stored, reload }) {
   const classes = bundle.class_names.length;
   const [inputs, setInputs] = useState(samples);
   const [at, setAt] = useState(samples[0]?.id);
   const [scores, setScores] = useState({});
   const [tau, setTau] = useState(bundle.default_tau);
-  const [choice, choose] = useState({ kind: stored.some((p) => p.name === "default") ? "stored" : "uniform", name: stored.some((p) => p.name === "default") ? "default" : undefined });
+  const [chosenByHand, choose] = useState(null);
+  const choice = useMemo(() => chosenByHand ?? usual(stored), [chosenByHand, stored]);
   const rule = useRule(model, bundle, choice);
   const asked = useRef(new Set());
 
@@ -87,9 +91,11 @@ function Bench({ model, bundle, samples, chosen, stored }) {
     request([input]);
   };
   const again = () => {
-    asked.current.delete(at);
-    setScores((old) => ({ ...old, [at]: undefined }));
-    request(inputs.filter((input) => input.id === at));
+    const failed = inputs.filter((input) => scores[input.id]?.error); // a new key, or a service that is back, answers for all
+    failed.forEach((input) => asked.current.delete(input.id));
+    setScores((old) => Object.fromEntries(Object.entries(old).filter(([, scored]) => !scored.error)));
+    request(failed);
+    if (scores[at]?.error instanceof Problem) reload(); // what is stored may be seen now
   };
 
   const answers = useMemo(() => rule && answersOf(inputs, scores, rule, tau), [inputs, scores, rule, tau]);

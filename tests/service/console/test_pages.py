@@ -166,3 +166,27 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshot
         page.wait_for_selector("text=Copied")
         assert change not in page.evaluate("navigator.clipboard.readText()")
         assert change not in server.log
+
+
+def test_a_key_that_is_given_on_the_try_page_scores_every_sample_under_the_stored_prior(
+    open_page, tmp_path
+):
+    from service.api.access import make_key
+    from tests.service.console.conftest import shipped
+    from tests.service.server import running
+
+    given, key = make_key("both", ["predict", "operate"])
+    open_page.allow("401")
+    with running(shipped(tmp_path / "models", "digits"), api_keys=key.line()) as server:
+        bearer = {"Authorization": f"Bearer {given}"}
+        path = f"{server.url}/models/digits/priors/default"
+        httpx.put(path, json={"target": "training"}, headers=bearer).raise_for_status()
+        page = open_page("/#/try?model=digits", base=server.url)
+        page.get_by_label("API key").fill(given)
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector(".verdict")
+        page.wait_for_selector("text=of 12 as trained")
+        assert page.get_by_label("default @1").is_checked()
+        page.locator(".sample").nth(5).click()
+        page.wait_for_selector(".verdict")
+        assert page.get_by_label("API key").count() == 0
