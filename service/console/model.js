@@ -105,15 +105,16 @@ const COLUMNS = [["balanced_error", "Balanced error"], ["error", "Error"], ["man
 function Scores({ report }) {
   const splits = [["test", "Test"], ["validation", "Validation"]].filter(([key]) => report[key]?.at_tau);
   if (!splits.length) return null;
+  const narrow = (column) => (column === "error" || column === "ece" ? "number wide" : "number"); // a phone shows what the product is about
   const interval = (s) => (s.balanced_error_interval ? ` (${s.balanced_error_interval.map((v) => (100 * v).toFixed(1)).join(" … ")})` : "");
-  return html`<section class="card" aria-label="Scores"><h2>Scores</h2><div class="scroll" tabindex="0" role="region" aria-label="Table of scores"><table class="plain scores">
-    <thead><tr><th scope="col">Split</th><th scope="col">τ</th>${COLUMNS.map(([, name]) => html`<th scope="col" class="number">${name}</th>`)}<th scope="col" class="number">NLL</th></tr></thead>
-    <tbody>${splits.flatMap(([key, name]) => taus(report[key].at_tau).map(([t, , chosen]) => {
+  return html`<section class="card" aria-label="Scores"><h2>Scores</h2><div class="scroll" tabindex="0" role="region" aria-label="Table of scores"><table class="plain scores" role="table">
+    <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col" class="split">Split</th><th role="columnheader" scope="col">τ</th>${COLUMNS.map(([c, name]) => html`<th role="columnheader" scope="col" class=${narrow(c)}>${name}</th>`)}<th role="columnheader" scope="col" class="number wide">NLL</th></tr></thead>
+    <tbody role="rowgroup">${splits.flatMap(([key, name]) => taus(report[key].at_tau).map(([t, , chosen]) => {
       const s = report[key].at_tau[t];
-      return html`<tr class=${t === "0" ? "first" : ""}><th scope="row">${t === "0" ? html`${name} <span class="quiet">n = ${whole(report[key].n)}</span>` : html`<span class="sr">${name}</span>`}</th>
-        <td>${s.tau} <span class="quiet">${[t === "0" && "as trained", chosen && "chosen"].filter(Boolean).join(", ")}</span></td>
-        ${COLUMNS.map(([c]) => html`<td class="number">${s[c] === null || s[c] === undefined ? "–" : percent(s[c])}${c === "balanced_error" ? html`<span class="quiet wide">${interval(s)}</span>` : ""}</td>`)}
-        <td class="number">${s.nll === undefined ? "–" : s.nll.toFixed(3)}</td></tr>`;
+      return html`<tr role="row" class=${t === "0" ? "first" : ""}><th role="rowheader" scope="row" class="split">${t === "0" ? html`${name} <span class="quiet">n = ${whole(report[key].n)}</span>` : html`<span class="sr">${name}</span>`}</th>
+        <td role="cell">${s.tau} <span class="quiet">${[t === "0" && "as trained", chosen && "chosen"].filter(Boolean).join(", ")}</span></td>
+        ${COLUMNS.map(([c]) => html`<td role="cell" class=${narrow(c)}>${s[c] === null || s[c] === undefined ? "–" : percent(s[c])}${c === "balanced_error" ? html`<span class="quiet wide">${interval(s)}</span>` : ""}</td>`)}
+        <td role="cell" class="number wide">${s.nll === undefined ? "–" : s.nll.toFixed(3)}</td></tr>`;
     }))}</tbody></table></div>
     <p class="quiet">With a uniform target. Many, medium and few: the mean error of classes with more than 100, 20 to 100, and fewer than 20 training examples.<span class="wide"> Balanced error with its 95 % interval in brackets.</span></p></section>`;
 }
