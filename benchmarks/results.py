@@ -1,9 +1,10 @@
-"""docs/results.md and its figures, from the results.json of finished comparisons: no number of ours is typed by hand.
+r"""docs/results.md and its figures, from the results.json of finished comparisons: no number of ours is typed by hand.
 
-    python -m benchmarks.results runs/exp100-5000 runs/exp1000-5000 runs/exp100-500 --variants runs/variants.json
+    python -m benchmarks.results runs/exp100-5000 runs/exp1000-5000 runs/exp100-500 \
+        --variants runs/variants.json --synthetic runs/synthetic
 
-Each folder is the --out of a `training compare`; the file is that of `benchmarks.variants`. Writes DOCS/results.md and
-DOCS/results/*.svg.
+Each folder is the --out of a `training compare`; the others are the file of `benchmarks.variants` and the --out of a
+`training synthetic`. Writes DOCS/results.md and DOCS/results/*.svg.
 """
 
 import argparse
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from benchmarks.published_results import PAPER, PAPER_DATA, PAPER_SOURCE
 from benchmarks.results_checks import beside_reference, expectations
+from benchmarks.results_synthetic import copy_figures, read, synthetic
 from benchmarks.results_text import Document, mean, ns, slug, spread, title
 from benchmarks.results_variants import Row, norms_under_adam, on_weights, other_ways
 from training.comparison_report import HEADER, draw, sample, table_rows
@@ -21,6 +23,7 @@ from training.page import markdown_table
 FIGURES = {
     "classes": "Error by class, most frequent first",
     "tau": "Balanced error against τ, on test (solid) and on validation (dotted)",
+    "groups": "Error of the many, medium and few classes",
     "norms": "Norms of the last layer's weights",
     "shifted": "Error of the ERM model on shifted test sets, by what is known of their class mix",
     "reliability": "Reliability at a uniform target",
@@ -35,6 +38,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path, help="each a --out of training compare")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="default docs")
     parser.add_argument("--variants", type=Path, help="the file of benchmarks.variants")
+    parser.add_argument("--synthetic", type=Path, help="the --out of training synthetic")
     options = parser.parse_args()
     documents = [
         json.loads((folder / "results.json").read_text(encoding="utf-8"))
@@ -49,7 +53,12 @@ def main() -> None:
         old.unlink()
     for number, document in enumerate(documents):
         write_figures(document, place, every=number == 0)
-    (options.docs / "results.md").write_text(page(documents, rows), encoding="utf-8")
+    experiment = None
+    if options.synthetic is not None:
+        copy_figures(options.synthetic, place)
+        experiment = read(options.synthetic)
+    text = page(documents, rows, experiment)
+    (options.docs / "results.md").write_text(text, encoding="utf-8")
 
 
 def write_figures(document: Document, place: Path, *, every: bool) -> None:
@@ -60,7 +69,9 @@ def write_figures(document: Document, place: Path, *, every: bool) -> None:
         (place / f"{slug(document)}-{name}.svg").write_text(text + "\n", encoding="utf-8")
 
 
-def page(documents: Sequence[Document], rows: Sequence[Row] = ()) -> str:
+def page(
+    documents: Sequence[Document], rows: Sequence[Row] = (), experiment: Document | None = None
+) -> str:
     """The whole of results.md."""
     parts = [
         INTRODUCTION,
@@ -76,6 +87,7 @@ def page(documents: Sequence[Document], rows: Sequence[Row] = ()) -> str:
         "## Beside an independent implementation\n",
         beside_reference(documents),
         *([EXPLAINED, other_ways(documents, rows), CONCLUDED] if rows else []),
+        *([] if experiment is None else ["## The synthetic experiment\n", synthetic(experiment)]),
         "## Each setting\n",
         *(details(document, every=number == 0) for number, document in enumerate(documents)),
         "## The paper's numbers, on data that were not at hand\n",
@@ -86,7 +98,7 @@ def page(documents: Sequence[Document], rows: Sequence[Row] = ()) -> str:
 
 INTRODUCTION = """# Results
 
-Written by `python -m benchmarks.results` from the results of `training compare`; edit that, not this page.
+Written by `python -m benchmarks.results` from the results of `training compare`, `training synthetic` and `python -m benchmarks.variants`; edit that, not this page.
 
 Every method of [methods](methods.md), trained and scored here on long-tailed Fashion-MNIST. CIFAR-LT, ImageNet-LT and iNaturalist could not be had; the
 paper's own numbers for them stand at the end, marked as the paper's.

@@ -7,7 +7,7 @@ import numpy as np
 
 from service.contract.adjustment import Vector
 from training import page
-from training.drawing import GREY, PALETTE, band, charts, label_axes, legend, svg
+from training.drawing import GREY, LIGHT, PALETTE, band, charts, label_axes, legend, svg
 from training.synthetic import BAYES, RARE, STARTS, TAUS, Results, draw, summary
 
 FIGURE_METHODS = ("erm", "adaptive", "equalised", "logit-adjusted", "post-hoc")
@@ -57,14 +57,17 @@ def errors_figure(results: Results) -> str:
         widths=0.55,
         flierprops={"markersize": 3, "markeredgecolor": GREY},
         medianprops={"color": "white"},
+        showmeans=True,  # some boxes are narrower than a line
+        meanprops={"marker": "o", "markersize": 3.5, "markeredgecolor": "white"},
     )
-    for patch, colour in zip(boxes["boxes"], PALETTE, strict=False):
+    for patch, mean, colour in zip(boxes["boxes"], boxes["means"], PALETTE, strict=False):
         patch.set(facecolor=colour, edgecolor=colour)
+        mean.set(markerfacecolor=colour)
     axes.set_yticks(range(1, len(names) + 1), names)
     axes.invert_yaxis()
     axes.axvline(100 * BAYES, color=GREY, linestyle="--", linewidth=1)
     axes.annotate("Bayes", (100 * BAYES, 0.4), color=GREY, fontsize=8.5, ha="center", va="bottom")
-    label_axes(axes, x="balanced error of the learnt half-space, %", y="")
+    label_axes(axes, x="balanced error of the learnt half-space, %", y="method")
     return svg(figure, title="Balanced error of each loss on the synthetic problem")
 
 
@@ -76,8 +79,10 @@ def separators_figure(results: Results) -> str:
         own = x[labels == label]
         axes.scatter(own[:, 0], own[:, 1], s=7, color=colour, alpha=0.55, linewidths=0, label=name)
     edge = np.array([-_DRAWN_AREA, _DRAWN_AREA])
+    # broad and pale, below those that lie upon it
+    axes.plot(edge, -edge, color=LIGHT, linewidth=6, solid_capstyle="butt", label="Bayes")
     for name, colour, dash in zip(
-        FIGURE_METHODS, PALETTE, ("-", "-", "-", "-", (0, (2, 3))), strict=False
+        FIGURE_METHODS, PALETTE, ("-", "-", "-", "-", (0, (3, 3))), strict=False
     ):
         axes.plot(
             edge,
@@ -86,10 +91,9 @@ def separators_figure(results: Results) -> str:
             linestyle=dash,
             label=name,
         )
-    axes.plot(edge, -edge, color=GREY, linestyle="--", linewidth=1, label="Bayes")
     axes.set(xlim=edge, ylim=edge, aspect="equal")
     legend(axes, loc="lower left", bbox_to_anchor=(1.0, 0.0))
-    label_axes(axes, x="x₁", y="x₂")
+    label_axes(axes, x="x₁ (no unit)", y="x₂ (no unit)")
     return svg(figure, title="Separators learnt by each loss")
 
 

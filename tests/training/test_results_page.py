@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks import results, results_checks, results_text, results_variants, variants
+from benchmarks import (
+    results,
+    results_checks,
+    results_synthetic,
+    results_text,
+    results_variants,
+    variants,
+)
+from training import synthetic, synthetic_report
 from training.compare import compare
 from training.methods import choose
 from training.processes import Processes
@@ -66,12 +74,18 @@ def test_an_expectation_that_does_not_hold_in_every_seed_is_told(document):
 
 def test_the_whole_page_shows_figures_that_are_written(document, tmp_path):
     results.write_figures(document, tmp_path, every=True)
-    text = results.page([document])
-    written = {path.name for path in tmp_path.iterdir()}
-    assert written
+    trials = synthetic.run(n_train=500, trials=2)
+    synthetic_report.write(trials, tmp_path / "synthetic")
+    results_synthetic.copy_figures(tmp_path / "synthetic", tmp_path)
+    text = results.page([document], experiment=results_synthetic.read(tmp_path / "synthetic"))
+    written = {path.name for path in tmp_path.glob("*.svg")}
+    assert len(written) == len(results.FIGURES) + len(results_synthetic.FIGURES)
     assert all(f"(results/{name})" in text for name in written)
     assert text.count("](results/") == len(written)
     assert "n = 2 seeds" in text
+    assert "n = 500 training points a trial, 2 trials" in text
+    erm = 100 * trials.errors["erm"].mean()
+    assert f"| erm | {erm:.2f} ± " in text
 
 
 def rows_of(document, group, *variants, **scores):
