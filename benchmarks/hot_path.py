@@ -48,7 +48,7 @@ async def clients(
     def done(response, error) -> None:
         nonlocal left
         assert error is None, error
-        assert response.status == 200, response
+        assert response[0] == 200, response
         left -= 1
         if left >= clients:
             loop.call_soon(send)

@@ -200,7 +200,7 @@ class Service:
             "metrics": self.metrics,
             "max_body_bytes": settings.max_body_mib * 2**20,
             "read_seconds": settings.read_seconds,
-            "log_request": log if self.traces is None else self.traces.log(log),
+            "log_requests": log if self.traces is None else self.traces.log(log),
         }
         if self.traces is None:
             return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)

@@ -99,6 +99,8 @@ class Batcher:
         self._admit(rows, size)
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
+        if not self._queue:
+            self._idle.clear()
         limit = self._max_batch_rows
         entry.admitted, entry.bytes_per_row = now, size // rows
         if self._tracer is not None:
@@ -113,7 +115,6 @@ class Batcher:
         self._explorations += not work.is_traffic
         self._queue_rows += rows
         self._queued_bytes += entry.bytes_per_row * rows
-        self._idle.clear()
         if not self._scheduled and (not self._in_flight or self._may_run_ahead()):
             self._schedule()
 

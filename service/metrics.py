@@ -8,7 +8,7 @@ import threading
 import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, MutableSequence, Sequence
-from typing import cast
+from typing import NamedTuple, Protocol, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,25 @@ OTHER = "__other__"
 PUBLISH_SECONDS = 1.0
 _MAX_EXEMPLAR = 118
 """Of OpenMetrics: 128 characters for the names and values of an exemplar's labels, `request_id` among them."""
+
+
+class IsRequest(Protocol):
+    """What is asked of a request that is counted: the time.perf_counter() when it came, and its id."""
+
+    @property
+    def begun(self) -> float:
+        """See the class."""
+
+    @property
+    def request_id(self) -> str:
+        """See the class."""
+
+
+class Arrived(NamedTuple):
+    """A request of which no more is known."""
+
+    begun: float
+    request_id: str
 
 
 class Histogram:
@@ -192,21 +211,16 @@ class Metrics:
         """Count that this worker took the place of another."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
-    def requests(
-        self, route: str, status: int, arrived: Iterable[tuple[float, str]]
-    ) -> list[float]:
-        """Count requests of a route template that have their answers now; the seconds that each took.
-
-        arrived: of each the time.perf_counter() when it came, and its id.
-        """
+    def requests(self, route: str, status: int, arrived: Iterable[IsRequest]) -> list[float]:
+        """Count requests of a route template that have their answers now; the seconds that each took."""
         found = self._requests.get((route, status))
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)
         count, histogram, exemplars = found
         now, wall = time.perf_counter(), time.time()
         taken = []
-        for begun, request_id in arrived:
-            seconds = now - begun
+        for request in arrived:
+            seconds, request_id = now - request.begun, request.request_id
             bucket = histogram.observe(seconds)
             if len(request_id) <= _MAX_EXEMPLAR:
                 exemplars[bucket] = (request_id, seconds, wall)

@@ -36,7 +36,7 @@ from service.waiting import Stepped
 from service.work import TracedPart
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]
-LogRequest = Callable[[dict[str, Any]], None]
+LogRequests = Callable[[list[dict[str, Any]]], None]
 
 FLUSH_SECONDS = 5.0
 """How long the end of the process may wait for a collector."""
@@ -85,17 +85,18 @@ class Traces:
 
         return traced
 
-    def log(self, log_request: LogRequest) -> LogRequest:
-        """`log_request`, which ends the request's span with what the line tells, and tells the line the id of the trace."""
+    def log(self, log_requests: LogRequests) -> LogRequests:
+        """`log_requests` for one request at a time, whose span ends with what the line tells, and whose line tells the trace's id."""
 
-        def traced(line: dict[str, Any]) -> None:
+        def traced(lines: list[dict[str, Any]]) -> None:
+            (line,) = lines
             span = _span.get()
             if span is not None:
                 if span.is_recording():
                     _describe(span, line)
                     span.end()
                 line["trace_id"] = f"{span.get_span_context().trace_id:032x}"
-            log_request(line)
+            log_requests(lines)
 
         return traced
 

@@ -54,7 +54,7 @@ class Encode(Protocol):
 
 
 class RequestLog:
-    """Call it with a request's line. Lines leave in blocks through a thread, so that no request waits for the log."""
+    """Call it with requests' lines. They leave in blocks through a thread, so that no request waits for the log."""
 
     def __init__(self, stream: BinaryIO, *, encode: Encode) -> None:
         self._stream, self._encode = stream, encode
@@ -65,12 +65,13 @@ class RequestLog:
         self._dropped = 0
         self._thread: threading.Thread | None = None
 
-    def __call__(self, line: Line) -> None:
-        """Take the line of an answered request, which is the log's from now on. On the event loop only."""
+    def __call__(self, lines: list[Line]) -> None:
+        """Take the lines of answered requests, which are the log's from now on. On the event loop only."""
         if not self._timer_runs:
             self._timer_runs = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
-        self._lines.append((line, time.time()))
+        at = time.time()
+        self._lines += [(line, at) for line in lines]
         if len(self._lines) >= BLOCK_LINES:
             self._encode_taken()
             if len(self._encoded) >= BLOCK_LINES * BLOCKS_TOGETHER:

@@ -46,6 +46,8 @@ class Content:
     def of(cls, request: HotRequest) -> "Content":
         """By content type. Raises Malformed or Problem(unsupported-media-type)."""
         kind, body = request.content_type, request.body
+        if kind == "application/x-npy" and body:
+            return cls(NO_PARAMETERS, array=parse_npy(body))
         if kind in ("application/json", "text/json", ""):
             document = parse_json_object(body, ("instances", "parameters"))
             booleans = b"true" in body or b"false" in body
@@ -56,8 +58,6 @@ class Content:
             )
         if not body:
             raise Malformed("the body is empty")
-        if kind == "application/x-npy":
-            return cls(NO_PARAMETERS, array=parse_npy(body))
         if kind.startswith("image/"):
             return cls(NO_PARAMETERS, images=[bytes(body)])
         if kind == "multipart/form-data":

@@ -8,7 +8,7 @@ from typing import Any
 from service.api.bodies import Message, Receive, limited
 from service.api.hot import HotLane, HotRequest, Match, request_id_of
 from service.api.known_heads import Head
-from service.metrics import Metrics
+from service.metrics import Arrived, Metrics
 
 logger = logging.getLogger(__name__)
 
@@ -28,14 +28,14 @@ class Edge:
         metrics: Metrics,
         max_body_bytes: int,
         read_seconds: float,
-        log_request: Callable[[dict[str, Any]], None],
+        log_requests: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         self.lane = lane
         self.draining = False
         """Whether each answer tells its client to take another connection for the next request."""
         self._app, self._metrics = app, metrics
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
-        self._log_request = log_request
+        self._log_requests = log_requests
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """ASGI entry."""
@@ -62,15 +62,16 @@ class Edge:
         found = await self.lane.answer(match, request, receive)
         if found is None:
             return
+        status, content_type, body, request_id, more = found
         headers = [
-            *found.headers,
-            (b"content-type", found.content_type),
-            (b"content-length", b"%d" % len(found.body)),
-            (b"x-request-id", found.request_id),
+            *more,
+            (b"content-type", content_type),
+            (b"content-length", b"%d" % len(body)),
+            (b"x-request-id", request_id),
             *self._closing(),
         ]
-        await send({"type": "http.response.start", "status": found.status, "headers": headers})
-        await send({"type": "http.response.body", "body": found.body})
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
     async def _cold(self, scope: Scope, receive: Receive, send: Send, begun: float) -> None:
         """FastAPI's answer, counted under its route template, with the request id."""
@@ -104,7 +105,7 @@ class Edge:
 
     def _count(self, scope: Scope, status: int, begun: float, request_id: str) -> None:
         try:
-            self._metrics.requests(_template(scope), status, [(begun, request_id)])
+            self._metrics.requests(_template(scope), status, [Arrived(begun, request_id)])
         except Exception:
             logger.exception("request %s could not be counted", request_id)
 
@@ -119,7 +120,7 @@ class Edge:
         if "by" in scope["state"]:
             log["key"] = scope["state"]["by"]
         try:
-            self._log_request(log)
+            self._log_requests([log])
         except Exception:
             logger.exception("request %s could not be logged", request_id)
 

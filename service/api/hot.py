@@ -6,6 +6,7 @@ A FastAPI route costs more than a small model; the routes that score go around i
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextvars import Context
 from functools import partial
@@ -84,14 +85,9 @@ class Answer(NamedTuple):
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-class Response(NamedTuple):
-    """An answer or a problem, ready for the wire."""
-
-    status: int
-    content_type: bytes
-    body: bytes
-    request_id: bytes
-    headers: tuple[tuple[bytes, bytes], ...] = ()
+Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
+"""An answer or a problem, ready for the wire: status, content type, body, request id and further headers. Made for each request,
+so it has no class of its own."""
 
 
 def ok(
@@ -101,7 +97,7 @@ def ok(
     headers: tuple[tuple[bytes, bytes], ...] = (),
 ) -> Response:
     """The response to a request that was answered."""
-    return Response(200, content_type, body, request.request_id.encode(), headers)
+    return 200, content_type, body, request.request_id.encode(), headers
 
 
 Respond: TypeAlias = Callable[[Response | None, BaseException | None], None]
@@ -154,11 +150,11 @@ class HotLane:
         access: Access,
         max_body_bytes: int,
         read_seconds: float,
-        log_request: Callable[[dict[str, Any]], None],
+        log_requests: Callable[[list[dict[str, Any]]], None],
     ) -> None:
         self._routes, self._metrics, self._access = routes, metrics, access
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
-        self._log_request = log_request
+        self._log_requests = log_requests
         self._matched: dict[str, Match] = {}
         self.heads = KnownHeads()
 
@@ -240,7 +236,7 @@ class HotLane:
             logger.error("request %s failed", request.request_id, exc_info=error)
         request.log["problem"] = problem.kind  # never the detail, which may quote an input
         self._count([request], problem.status)
-        response = Response(
+        response = (
             problem.status,
             b"application/json" if oip else PROBLEM_JSON.encode(),
             problem.body(oip=oip),
@@ -275,13 +271,12 @@ class HotLane:
         """Record requests of one route that have their answers; what cannot be recorded costs nobody an answer."""
         route = requests[0].route.template
         try:
-            arrived = [(request.begun, request.request_id) for request in requests]
-            seconds = self._metrics.requests(route, status, arrived)
+            seconds = self._metrics.requests(route, status, requests)
         except Exception:
             logger.exception("requests of %s were answered and could not be counted", route)
-            return
-        for request, took in zip(requests, seconds, strict=True):
-            line = {
+            seconds = [time.perf_counter() - request.begun for request in requests]
+        lines = [
+            {
                 "request_id": request.request_id,
                 "method": request.method,
                 "route": route,
@@ -290,12 +285,12 @@ class HotLane:
                 "status": status,
                 "seconds": took,
             }
-            try:
-                self._log_request(line)
-            except Exception:
-                logger.exception(
-                    "request %s was answered and could not be logged", request.request_id
-                )
+            for request, took in zip(requests, seconds, strict=True)
+        ]
+        try:
+            self._log_requests(lines)
+        except Exception:
+            logger.exception("requests of %s were answered and could not be logged", route)
 
 
 def _give(

@@ -20,7 +20,7 @@ _STATUS_LINE = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
     for status in http.HTTPStatus
 }
-_FAILED = Response(500, b"text/plain", b"Internal Server Error", b"-")
+_FAILED: Response = (500, b"text/plain", b"Internal Server Error", b"-", ())
 
 
 class _NoEvent:

@@ -177,16 +177,24 @@ class Predict:
         except Exception as error:  # noqa: BLE001 - whatever one request broke, the others have their answers
             failure = error
         if failure is None:
-            for asked in batch:
-                work = asked.work
-                asked.model.metrics.used_tau(work.tau, len(work.inputs))
-                asked.request.log = _facts(asked)
+            self._count(batch)
             lane.succeed([asked.request for asked in batch], responses)
         elif len(batch) == 1:
             lane.fail(batch[0].request, failure)
         else:
             for asked in batch:
                 self._answer_batch([asked])
+
+    @staticmethod
+    def _count(batch: list[Asked]) -> None:
+        """The taus that were used, and what the log lines tell."""
+        rows_of: dict[Any, int] = {}
+        for asked in batch:
+            tau, rows = asked.work.tau, asked.stop - asked.start
+            rows_of[tau] = rows_of.get(tau, 0) + rows
+            asked.request.log = _facts(asked)
+        for tau, rows in rows_of.items():
+            batch[0].model.metrics.used_tau(tau, rows)
 
 
 def _batch_of(asked: Asked) -> tuple[int, int]:

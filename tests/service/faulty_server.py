@@ -81,8 +81,8 @@ STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "slice": (Entry, "scored", lambda entry, *_: _has([entry.work.tau], SLICE), None),
     "encode": (predict, "_body", lambda asked, *_: asked.work.tau == ENCODE, None),
     "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
-    "record request": (Metrics, "requests", lambda *given: any(name == COUNTED for _, name in given[-1]), None),
-    "log": (RequestLog, "__call__", lambda _self, line: line["request_id"] == LOGGED, None),
+    "record request": (Metrics, "requests", lambda *given: any(each.request_id == COUNTED for each in given[-1]), None),
+    "log": (RequestLog, "__call__", lambda _self, lines: lines[0]["request_id"] == LOGGED, None),
     "batching loop": (Batcher, "_take", lambda self: any(_has([p.entry.work.tau], LOOP) for p in self._queue), None),
 }  # fmt: skip
 

@@ -9,7 +9,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
 from service.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
-from service.metrics import OTHER, Metrics
+from service.metrics import OTHER, Arrived, Metrics
 from service.run_folder import RunFolder
 from service.tally import Tally
 from tests.service.server import running
@@ -66,7 +66,7 @@ def models(tmp_path_factory):
 
 
 def test_both_formats_are_what_their_parsers_take_and_hold_the_same_numbers(metrics):
-    metrics.requests("/predict", 200, [(0.0, "first")])
+    metrics.requests("/predict", 200, [Arrived(0.0, "first")])
     text, wide = (parsed(*metrics.exposition(a)) for a in ("text/plain", WIDE_ACCEPT))
     own, same = (
         {k: s.value for k, s in found.items() if k[0].startswith("priordial_")}
@@ -88,8 +88,8 @@ def test_every_family_says_what_it_is_even_before_it_has_a_number(metrics):
 def test_an_exemplar_leads_from_a_bucket_to_a_request(metrics):
     import time
 
-    metrics.requests("/predict", 200, [(time.perf_counter() - 0.03, "slow-one")])
-    metrics.requests("/predict", 200, [(time.perf_counter() - 0.03, "x" * 119)])
+    metrics.requests("/predict", 200, [Arrived(time.perf_counter() - 0.03, "slow-one")])
+    metrics.requests("/predict", 200, [Arrived(time.perf_counter() - 0.03, "x" * 119)])
     samples = parsed(*metrics.exposition(WIDE_ACCEPT))
     exemplars = [s.exemplar for s in samples.values() if s.exemplar]
     assert [e.labels for e in exemplars] == [{"request_id": "slow-one"}]
@@ -185,12 +185,12 @@ def test_workers_that_come_late_and_series_that_grow_are_seen(tmp_path, made):
         samples = parsed(*metrics.exposition(""))
         return value(samples, "priordial_requests_total", route=route, status="200")
 
-    metrics.requests("/a", 200, [(0.0, "")])
+    metrics.requests("/a", 200, [Arrived(0.0, "")])
     assert counted("/a") == 1
     other = made(tmp_path, 1)
     for number in range(700):  # more than the first extent of the file holds
-        other.requests(f"/{number}", 200, [(0.0, "")])
-    other.requests("/a", 200, [(0.0, "")])
+        other.requests(f"/{number}", 200, [Arrived(0.0, "")])
+    other.requests("/a", 200, [Arrived(0.0, "")])
     assert counted("/a") == 2
     assert counted("/699") == 1
 

@@ -120,7 +120,7 @@ def test_a_reader_that_is_too_slow_costs_lines_and_not_time():
 
     async def flood():
         for number in range(MAX_WAITING + 50):
-            log({**SCORED, "request_id": str(number)})
+            log([{**SCORED, "request_id": str(number)}])
             log.flush()
 
     asyncio.run(flood())
@@ -136,4 +136,4 @@ def test_a_reader_that_is_too_slow_costs_lines_and_not_time():
 
 
 async def _one(log):
-    log(SCORED)
+    log([dict(SCORED)])
