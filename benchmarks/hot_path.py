@@ -16,7 +16,7 @@ from bench_models import MODELS
 from serving import PRIORS, bodies
 
 from service import request_log
-from service.api.hot import HotRequest
+from service.api.hot_request import HotRequest
 from service.api.known_heads import Head
 from service.app import Service
 from service.run_folder import RunFolder

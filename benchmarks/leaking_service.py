@@ -4,7 +4,8 @@ import sys
 from collections.abc import Sequence
 
 from service import __main__, serving
-from service.api.hot import HotLane, HotRequest, Response
+from service.api.hot import HotLane
+from service.api.hot_request import HotRequest, Response
 
 KEPT: list[bytes] = []
 

@@ -9,7 +9,8 @@ from service.api import console, description, health, models, oip, oip_repositor
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
 from service.api.edge import Edge
-from service.api.hot import HotLane, Route
+from service.api.hot import HotLane
+from service.api.hot_request import Route
 from service.api.oip_infer import Infer
 from service.api.predict import Predict
 from service.batcher import Batcher

@@ -29,7 +29,8 @@ from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, set_sp
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.api.bodies import Receive
-from service.api.hot import HotLane, HotRequest, Match, Respond, Response, Route
+from service.api.hot import HotLane
+from service.api.hot_request import HotRequest, Match, Respond, Response, Route
 from service.api.known_heads import Pairs
 from service.contract.bundle import Bundle
 from service.waiting import Stepped

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from service.api.content import TIMEOUT_HEADER, Content, deadline_of, instances_of
 from service.api.errors import Problem
-from service.api.hot import Answer, HotRequest
+from service.api.hot_request import Answer, HotRequest
 from service.classifier import Classifier, check_adjustable, check_top_k, submit, warnings_of
 from service.comparison import Ranking, Setting, rank
 from service.contract.bundle import Bundle, InputSpec
@@ -44,7 +44,7 @@ class Adjust:
         self._pool, self._timeout_seconds = pool, timeout_seconds
 
     def match(self, path: str) -> dict[str, str] | None:
-        """See HotRoute."""
+        """See WaitingRoute."""
         if path.endswith("/adjust") and path.startswith("/models/"):
             name = path[8:-7]
             return {"model": name} if name and "/" not in name else None

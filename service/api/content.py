@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from service import images
 from service.api.errors import Problem
-from service.api.hot import HotRequest
+from service.api.hot_request import HotRequest
 from service.classifier import rejection
 from service.contract.bundle import Bundle
 from service.multipart import parse_form

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.api.bodies import Message, Receive, limited
-from service.api.hot import HotLane, HotRequest, Match, request_id_of
+from service.api.hot import HotLane
+from service.api.hot_request import HotRequest, Match, request_id_of
 from service.api.known_heads import Head
 from service.metrics import Arrived, Metrics
 

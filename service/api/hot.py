@@ -5,138 +5,25 @@ A FastAPI route costs more than a small model; the routes that score go around i
 
 import asyncio
 import logging
-import random
 import time
-from collections.abc import Callable, Coroutine, Sequence
-from contextvars import Context
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any
 
 from service.api.access import Access
 from service.api.bodies import ClientLeft, Receive, inflated, read_body
 from service.api.errors import PROBLEM_JSON, Problem, problem_of
-from service.api.known_heads import Head, KnownHeads
+from service.api.hot_request import HotRequest, Match, Respond, Response, Route, ok
+from service.api.known_heads import KnownHeads
 from service.metrics import Metrics
 from service.waiting import Stepped
 from service.work import Abandoned
 
 logger = logging.getLogger(__name__)
 
-_MAX_REQUEST_ID = 128
 _MAX_PATHS = 1024
 CLIENT_LEFT = 499
 """Counted and logged where the connection closed before the request was whole, or before it was scored."""
-
-
-class HotRequest:
-    """A request of a hot route: its bytes, the few headers that matter, and who waits for its answer."""
-
-    __slots__ = (
-        "begun",
-        "body",
-        "content_type",
-        "context",
-        "head",
-        "headers",
-        "is_abandoned",
-        "key",
-        "lane",
-        "log",
-        "method",
-        "query",
-        "request_id",
-        "respond",
-        "route",
-    )
-
-    lane: "HotLane"
-    route: "Route"
-    respond: "Respond"
-
-    def __init__(
-        self,
-        method: str,
-        query: bytes,
-        head: Head,
-        body: bytes,
-        *,
-        is_abandoned: Callable[[], bool] | None,
-        begun: float,
-    ) -> None:
-        """Begun: time.perf_counter() when it arrived. The lane that takes it sets who waits."""
-        self.method, self.query, self.begun = method, query, begun
-        self.head, self.headers, self.content_type = head, head.by_name, head.content_type
-        self.body: bytes | bytearray = body
-        self.is_abandoned = is_abandoned
-        self.request_id = request_id_of(head.by_name)
-        self.key: str | None = None
-        """The name of the API key."""
-        self.log: dict[str, Any] = {}
-        """What the handler adds to the request's log line."""
-        self.context: Context | None = None
-        """Where its span is, when it is traced."""
-
-
-class Answer(NamedTuple):
-    """What a hot handler returns."""
-
-    body: bytes
-    content_type: bytes = b"application/json"
-    headers: tuple[tuple[bytes, bytes], ...] = ()
-
-
-Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
-"""An answer or a problem, ready for the wire: status, content type, body, request id and further headers. Made for each request,
-so it has no class of its own."""
-
-
-def ok(
-    request: HotRequest,
-    body: bytes,
-    content_type: bytes = b"application/json",
-    headers: tuple[tuple[bytes, bytes], ...] = (),
-) -> Response:
-    """The response to a request that was answered."""
-    return 200, content_type, body, request.request_id.encode(), headers
-
-
-Respond: TypeAlias = Callable[[Response | None, BaseException | None], None]
-"""Takes a response, once; None where the client left."""
-
-
-class WaitingRoute(Protocol):
-    """A handler that may wait for whatever it needs, and how its path is matched."""
-
-    template: str
-    oip: bool
-    direct: Literal[False]
-
-    def match(self, path: str) -> dict[str, str] | None:
-        """The path's parameters, or None when it is another route's."""
-
-    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
-        """The answer, or an error of the status table."""
-
-
-class DirectRoute(Protocol):
-    """A handler that needs no coroutine for a request, and answers many at once."""
-
-    template: str
-    oip: bool
-    direct: Literal[True]
-
-    def match(self, path: str) -> dict[str, str] | None:
-        """See WaitingRoute."""
-
-    def begin(self, request: HotRequest, path: dict[str, str]) -> Coroutine[Any, Any, None] | None:
-        """See to it that the lane's `succeed` or `fail` is called; what must wait for something first is returned.
-
-        What it raises, or the coroutine does, is an error of the status table.
-        """
-
-
-Route: TypeAlias = WaitingRoute | DirectRoute
-Match: TypeAlias = tuple[Route, dict[str, str]]
 
 
 class HotLane:
@@ -304,16 +191,3 @@ def _give(
         answered.set_result(response)
     else:
         answered.set_exception(error)
-
-
-_random_bits = random.Random().getrandbits  # noqa: S311 - names a request, and guards nothing
-
-
-def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """The caller's X-Request-Id where it is printable and short, else a new one."""
-    given = headers.get(b"x-request-id")
-    if given is not None and 0 < len(given) <= _MAX_REQUEST_ID:
-        text = given.decode("latin-1")
-        if text.isascii() and text.isprintable():
-            return text
-    return f"{_random_bits(128):032x}"

@@ -11,7 +11,8 @@ import time
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from service.api.hot import HotLane, HotRequest, Match, Response
+from service.api.hot import HotLane
+from service.api.hot_request import HotRequest, Match, Response
 from service.api.known_heads import Head, Pairs
 
 logger = logging.getLogger(__name__)

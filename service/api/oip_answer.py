@@ -6,7 +6,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.hot import Answer
+from service.api.hot_request import Answer
 from service.api.oip_request import HEADER_LENGTH, InferRequest, Requested
 from service.batch_run import MAX_GRAPH_TOP_K
 from service.classifier import RowSettings, ranked, warnings_of

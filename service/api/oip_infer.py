@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.api.content import TIMEOUT_HEADER, deadline_of, decoded
-from service.api.hot import Answer, HotRequest
+from service.api.hot_request import Answer, HotRequest
 from service.api.oip_answer import classes_of, encoded, is_full
 from service.api.oip_request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
 from service.classifier import Classifier, RowSettings, check_top_k
@@ -44,7 +44,7 @@ class Infer:
         self._pool, self._timeout_seconds = pool, timeout_seconds
 
     def match(self, path: str) -> dict[str, str] | None:
-        """See HotRoute."""
+        """See WaitingRoute."""
         if not (path.startswith(_PREFIX) and path.endswith("/infer")):
             return None
         name, versions, version = path[len(_PREFIX) : -len("/infer")].partition(_VERSIONS)

@@ -14,7 +14,7 @@ import orjson
 from numpy.typing import NDArray
 
 from service.api.content import TIMEOUT_HEADER, Content, deadline_of
-from service.api.hot import HotRequest, Response, ok
+from service.api.hot_request import HotRequest, Response, ok
 from service.classifier import (
     Classifier,
     deadline_passed,
@@ -79,7 +79,7 @@ class Predict:
         self._ready: list[Asked] = []
 
     def match(self, path: str) -> dict[str, str] | None:
-        """See HotRoute."""
+        """See DirectRoute."""
         if self._default:
             return {} if path == "/predict" else None
         if path.startswith("/models/") and path.endswith("/predict"):
