@@ -81,7 +81,7 @@ def page(
         overview(documents),
         on_weights(documents, rows),
         "## What was expected, and what was found\n",
-        expectations(documents),
+        expectations(documents, rows),
         "## Weight norms by optimiser and rate\n",
         norms_under_adam(documents, rows),
         "## Beside an independent implementation\n",

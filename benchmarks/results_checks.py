@@ -7,11 +7,12 @@ from scipy import stats
 
 from benchmarks.published_results import REFERENCE, REFERENCE_SOURCE
 from benchmarks.results_text import Document, key, ns, spread, title
+from benchmarks.results_variants import Row, variants_of
 from training.comparison import interval_of_mean
 from training.page import markdown_table
 
 
-def expectations(documents: Sequence[Document]) -> str:
+def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) -> str:
     """What the paper and the independent figures make one expect, seed by seed, and whether it is so."""
     rows = []
     for document in documents:
@@ -29,7 +30,22 @@ def expectations(documents: Sequence[Document]) -> str:
             )
         ]
         rows.append(_less_under_adam(document, sgd, adam))
+        rows += _with_hidden_layer(document, variants)
     return markdown_table(("setting", "expected", "each seed", "so?"), rows)
+
+
+def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list[str]]:
+    """The same expectations of the network that has a hidden layer before its last one."""
+    return [
+        _check(
+            document,
+            f"the same with a hidden layer of 64, {'SGD > 0.7' if name.startswith('SGD') else 'Adam < 0'}",
+            [row["spearman"] for row in found],
+            (lambda r: r > 0.7) if name.startswith("SGD") else (lambda r: r < 0),
+            digits=2,
+        )
+        for name, found in variants_of(variants, "hidden layer", *key(document)).items()
+    ]
 
 
 def _less_under_adam(document: Document, sgd: list[float], adam: list[float]) -> list[str]:

@@ -50,6 +50,13 @@ EVERYWHERE = (WIDE, STEEP, SMALL)
 VARIANTS = (
     Variant("adam", "rate 0.001, 1200 steps", ADAM | {"lr": 0.001}, EVERYWHERE),
     Variant("adam", "rate 0.1, 1200 steps", ADAM | {"lr": 0.1}, EVERYWHERE),
+    Variant("hidden layer", "SGD, rate 0.1, 1200 steps", {"network": "cnn"}, EVERYWHERE),
+    Variant(
+        "hidden layer",
+        "Adam, rate 0.03, 1200 steps",
+        ADAM | {"lr": 0.03, "network": "cnn"},
+        EVERYWHERE,
+    ),
     Variant(
         "ldam",
         "largest margin 0.3",
@@ -75,7 +82,9 @@ def main() -> None:
     parser.add_argument(
         "--compared", nargs="*", type=Path, default=[], help="folders of training compare"
     )
-    parser.add_argument("--only", help="one group: adam, ldam, sampler, balanced (default all)")
+    parser.add_argument(
+        "--only", help="one group: adam, 'hidden layer', ldam, sampler, balanced (default all)"
+    )
     parser.add_argument("--most", type=int, help="runs, and then stop (default all)")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -125,7 +134,7 @@ def trained(run: Mapping[str, Any]) -> dict[str, Any]:
     outcome = outcome_of(
         replace(recipe, **changes),
         checkpoint=None,
-        keep_features=run["group"] == "adam",
+        keep_features=run["group"] in ("adam", "hidden layer"),
         processes=Processes(torch.device("cpu")),
     )
     return scores(outcome)

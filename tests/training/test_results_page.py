@@ -114,6 +114,22 @@ def test_rates_of_adam_stand_in_order_beside_the_compared_ones(document):
     assert f"{sgd:+.2f}" in table[0]
 
 
+def test_the_network_with_a_hidden_layer_is_judged_like_the_compared_one(document):
+    keys = ("slope", "balanced_error", "weight_norm", "post_hoc")
+    scores = {key: [0.1, 0.2] for key in keys}
+    rows = rows_of(
+        document, "hidden layer", "SGD, rate 0.1, 60 steps", spearman=[0.8, 0.9], **scores
+    )
+    rows += rows_of(
+        document, "hidden layer", "Adam, rate 0.03, 60 steps", spearman=[-0.8, 0.1], **scores
+    )
+    judged = results_checks.expectations([document], rows).splitlines()[-2:]
+    assert [line.split("|")[-2].strip() for line in judged] == ["yes", "**no**: 1 of 2"]
+    text = results_variants.norms_under_adam([document], rows)
+    assert text.count("| -0.80, +0.10 |") == 1
+    assert "hidden layer" not in results_variants.norms_under_adam([document], [])
+
+
 def test_other_ways_stand_below_the_method_that_they_vary(document):
     rows = rows_of(document, "weight-norm", "τ = 0.5", balanced_error=[0.2, 0.4])
     lines = results_variants.other_ways([document], rows).splitlines()[2:]
