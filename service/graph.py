@@ -184,6 +184,7 @@ def open_graph(
     options.log_severity_level = 3
     options.intra_op_num_threads = intra_op_threads or available_threads()
     options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # a plan is kept for each batch size, and saves no time
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
     wanted = resolve_provider(provider)
     try:
@@ -192,6 +193,8 @@ def open_graph(
         raise UnusableModel(
             f"{folder}: onnxruntime refuses the graph: {first_line(error)}"
         ) from error
+    # It keeps the file's bytes, to open itself again on another provider, which is never asked of it.
+    session._model_bytes = None  # noqa: SLF001 - as much memory again as the weights take
     device = _DEVICE_TYPES[wanted]
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(

@@ -60,3 +60,10 @@ def test_memory_of_large_batches_goes_back_to_the_system_when_asked(tmp_path):
 
 def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
+
+
+def test_a_session_keeps_no_second_copy_of_the_weights(tmp_path):
+    folder = publish_model(tmp_path)
+    graph = open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
+    kept = [v for v in vars(graph._session).values() if isinstance(v, bytes | bytearray)]
+    assert sum(map(len, kept)) == 0
