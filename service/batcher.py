@@ -38,6 +38,9 @@ from service.work import (
 
 logger = logging.getLogger(__name__)
 
+FLOOD_SECONDS = 1.0
+"""A refusal is taken for the sign of a flood for so long: then those who are accepted wait no longer than need be."""
+
 
 class Batcher:
     """The queue of one model version. Everything but the graph's thread runs on the event loop."""
@@ -52,6 +55,7 @@ class Batcher:
         max_queued_rows: int,
         max_queued_bytes: int,
         max_waiting_rows: int | None = None,
+        max_flood_rows: int | None = None,
         inline_seconds: float,
         on_batch: Callable[[BatchFacts], None],
         wants_logits: Callable[[], bool] = lambda: False,
@@ -62,7 +66,13 @@ class Batcher:
         self._batch_run = BatchRun(run_graph, table, wants_logits)
         self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
         self._max_queued_rows, self._max_queued_bytes = max_queued_rows, max_queued_bytes
-        self._max_waiting_rows = max_queued_rows if max_waiting_rows is None else max_waiting_rows
+        most = (
+            max_queued_rows if max_waiting_rows is None else min(max_waiting_rows, max_queued_rows)
+        )
+        self._max_waiting_rows = most
+        self._max_flood_rows = most if max_flood_rows is None else min(max_flood_rows, most)
+        self._flood_ends = 0.0
+        """time.monotonic() until which fewer may wait: a while after somebody found the queue full."""
         self._on_batch, self._tracer = on_batch, tracer
         self._queue: deque[Piece] = deque()
         self._queue_rows = self._ahead_rows = 0
@@ -125,13 +135,25 @@ class Batcher:
                 f"{rows} instances of {size} bytes together; at most {self._max_queued_rows} and "
                 f"{self._max_queued_bytes} are taken at once"
             )
+        self.check_room(rows)
+        if self._queued_bytes + size > self._max_queued_bytes:
+            raise Overloaded(
+                f"{self._queued_bytes} bytes are queued; at most {self._max_queued_bytes}"
+            )
+
+    def check_room(self, rows: int = 1) -> None:
+        """Raise Overloaded when so many rows would be too many: with one, before a request is even read."""
         waiting = self._queue_rows + self._ahead_rows
-        if (
-            waiting + rows > self._max_queued_rows
-            or (waiting and waiting + rows > self._max_waiting_rows)
-            or self._queued_bytes + size > self._max_queued_bytes
+        if waiting + rows <= self._max_flood_rows or (
+            not waiting and rows <= self._max_queued_rows
         ):
-            most = min(self._max_queued_rows, self._max_waiting_rows)
+            return
+        now, most = time.monotonic(), self._max_waiting_rows
+        if now < self._flood_ends:
+            most = self._max_flood_rows
+        if waiting + rows > most:
+            if 2 * waiting > most:  # else it is this request that is large, not the crowd
+                self._flood_ends = now + FLOOD_SECONDS
             raise Overloaded(f"{waiting} rows are queued; at most {most}")
 
     @property

@@ -165,6 +165,15 @@ async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False)
     return entry
 
 
+def check_room(model: ServedModel) -> None:
+    """Raise Overloaded, and count it, when not one row more may wait: before the body is read, which costs more than to refuse."""
+    try:
+        model.batcher.check_room()
+    except Overloaded as error:
+        model.metrics.rejected(rejection(error))
+        raise
+
+
 async def _before(future: "asyncio.Future[Entry]", deadline: float) -> None:
     """Wait for the answer, or raise DeadlinePassed at the deadline even while the graph still runs."""
     loop = asyncio.get_running_loop()

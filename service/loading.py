@@ -23,6 +23,10 @@ from service.work import BatchFacts, Tracer
 
 logger = logging.getLogger(__name__)
 
+BURST_ROWS = 64
+"""So many rows may wait even of a slow model: a request each of as many connections that come at once."""
+FLOOD_SHARE = 1 / 12
+"""Of the time that rows may wait, while others are refused; two full batches at least, so that the session is never idle."""
 MAX_REPORT_BYTES = 16 * 2**20
 _MEASURING = threading.Lock()
 """Models are loaded side by side; two that are measured at once would slow each other down, and look dearer than they are."""
@@ -84,13 +88,17 @@ class Loader:
             else:
                 recent.add(logits if answered is None else logits[answered])
 
+        row_seconds = cost_seconds[largest] / largest
         batcher = Batcher(
             graph.run,
             table,
             cost_seconds=cost_seconds.__getitem__,
             max_batch_rows=largest,
             max_queued_rows=max(self.max_queued_rows, largest),
-            max_waiting_rows=_most_waiting(cost_seconds[largest] / largest, self.max_queue_ms),
+            max_waiting_rows=_most_waiting(row_seconds, self.max_queue_ms, floor=BURST_ROWS),
+            max_flood_rows=_most_waiting(
+                row_seconds, self.max_queue_ms * FLOOD_SHARE, floor=2 * largest
+            ),
             max_queued_bytes=self.max_queued_bytes,
             inline_seconds=self.inline_seconds,
             on_batch=on_batch,
@@ -115,9 +123,9 @@ def _measured(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> dict[int
     raise first
 
 
-def _most_waiting(seconds_of_row: float, milliseconds: int) -> int | None:
-    """Rows that are scored within so many milliseconds, at this cost of each in a full batch; None means any number."""
-    return max(1, int(milliseconds / 1000 / seconds_of_row)) if milliseconds else None
+def _most_waiting(seconds_of_row: float, milliseconds: float, *, floor: int) -> int | None:
+    """Rows that are scored within so many milliseconds, at this cost of each in a full batch, but at least floor; 0 ms: any."""
+    return max(floor, int(milliseconds / 1000 / seconds_of_row)) if milliseconds else None
 
 
 def warm_sizes(largest: int) -> list[int]:

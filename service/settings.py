@@ -55,7 +55,7 @@ class Settings:
         2048, "rows that may wait for one model; more are refused with 429", low=1, high=10**7
     )
     max_queue_ms: int = _setting(
-        0,
+        300,
         "refuse with 429 what would wait longer, by the measured cost of the model; 0: no limit",
         low=0,
         high=10**7,

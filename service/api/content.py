@@ -21,6 +21,8 @@ from service.repository import ServedModel
 from service.work import Abandoned, DeadlinePassed, Overloaded
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
+DEAR_BYTES = 4096
+"""Reading a longer body costs more than to look first whether there is room for its rows."""
 _MAX_TIMEOUT_MS = 86_400_000
 
 

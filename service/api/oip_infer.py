@@ -6,11 +6,11 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.content import TIMEOUT_HEADER, deadline_of, decoded
+from service.api.content import DEAR_BYTES, TIMEOUT_HEADER, deadline_of, decoded
 from service.api.hot_request import Answer, HotRequest
 from service.api.oip_answer import classes_of, encoded, is_full
 from service.api.oip_request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
-from service.classifier import Classifier, RowSettings, check_top_k
+from service.classifier import Classifier, RowSettings, check_room, check_top_k
 from service.contract.bundle import Bundle
 from service.oip_tensors import BY_DTYPE, Tensor
 from service.parameters import prior_of_text, query_parameters
@@ -56,8 +56,10 @@ class Infer:
         """Parse, score, encode."""
         query = query_parameters(request.query)
         header_length = request.headers.get(HEADER_LENGTH)
-        asked = None if header_length == b"0" else parse_infer(request.body, header_length)
         version = version_of(path["version"]) if path["version"] else query.version
+        if len(request.body) > DEAR_BYTES:
+            check_room(self._repository.find(path["model"], version))
+        asked = None if header_length == b"0" else parse_infer(request.body, header_length)
         model = self._repository.find(path["model"], version)
         with model.held():
             bundle = model.bundle

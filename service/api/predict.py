@@ -13,10 +13,11 @@ from typing import Any, Literal
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import TIMEOUT_HEADER, Content, deadline_of
+from service.api.content import DEAR_BYTES, TIMEOUT_HEADER, Content, deadline_of
 from service.api.hot_request import HotRequest, Response, ok
 from service.classifier import (
     Classifier,
+    check_room,
     deadline_passed,
     enqueue,
     ranked,
@@ -89,8 +90,11 @@ class Predict:
 
     def begin(self, request: HotRequest, path: dict[str, str]) -> Coroutine[Any, Any, None] | None:
         """See DirectRoute: parse and queue; what has to wait for something first is the coroutine."""
+        parameters = query_parameters(request.query)
+        if len(request.body) > DEAR_BYTES and b"version" not in request.body:
+            check_room(self._repository.find(path.get("model"), parameters.version))
         content = Content.of(request)
-        parameters = query_parameters(request.query).merged(content.parameters)
+        parameters = parameters.merged(content.parameters)
         model = self._repository.find(path.get("model"), parameters.version)
         inputs = content.array(model.bundle)
         if inputs is not None:

@@ -1,13 +1,14 @@
 """Many callers, one graph call; bounded; a fault reaches those it concerns and nobody else."""
 
 import asyncio
+import contextlib
 import threading
 import time
 
 import numpy as np
 import pytest
 
-from service.batcher import Batcher
+from service.batcher import FLOOD_SECONDS, Batcher
 from service.graph import GraphOutputs
 from service.prior_table import PriorTable
 from service.work import (
@@ -78,6 +79,7 @@ def make(graph, *, inline=False, **more):
         max_queued_rows=more.pop("max_queued_rows", 100),
         max_queued_bytes=more.pop("max_queued_bytes", 10_000),
         max_waiting_rows=more.pop("max_waiting_rows", None),
+        max_flood_rows=more.pop("max_flood_rows", None),
         inline_seconds=0.5,
         on_batch=more.pop("on_batch", facts.append),
     )
@@ -524,6 +526,53 @@ def test_what_would_wait_too_long_is_refused_though_the_queue_has_room_and_nothi
         assert answer(await large) == list(range(5))
         few = [batcher.submit(work(i)) for i in range(3)]
         assert [answer(await each) for each in few] == [[0], [1], [2]]
+
+    asyncio.run(go())
+
+
+def fill(batcher, rows):
+    """Requests of one row until one is refused, or so many are queued."""
+    entries = []
+    with contextlib.suppress(Overloaded):
+        entries.extend(batcher.submit(work(row)) for row in range(rows))
+    return entries
+
+
+def test_a_burst_has_more_room_than_a_flood_which_ends_with_the_refusals(monkeypatch):
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_waiting_rows=9, max_flood_rows=3)
+        rounds = []
+        for passed in (0.0, 0.0, 2 * FLOOD_SECONDS):
+            monkeypatch.setattr(batcher, "_flood_ends", batcher._flood_ends - passed)
+            graph.gate.clear()
+            graph.entered.clear()
+            running = batcher.submit(work(0))
+            await entered(graph)
+            waiting = fill(batcher, 20)
+            graph.gate.set()
+            assert answer(await running) == [0]
+            assert [answer(await each) for each in waiting] == [[n] for n in range(len(waiting))]
+            rounds.append(len(waiting))
+        return rounds
+
+    assert asyncio.run(go()) == [9, 3, 9]
+
+
+def test_one_large_request_that_is_refused_is_no_flood():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_waiting_rows=9, max_flood_rows=3)
+        graph.gate.clear()
+        running = batcher.submit(work(0))
+        await entered(graph)
+        first = batcher.submit(work(1))
+        with pytest.raises(Overloaded):
+            batcher.submit(work(*range(9)))
+        others = fill(batcher, 8)
+        assert len(others) == 8
+        graph.gate.set()
+        await asyncio.gather(running, first, *others)
 
     asyncio.run(go())
 

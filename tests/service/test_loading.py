@@ -1,5 +1,6 @@
 """What loading a model leaves behind: its measured cost, and no more memory than it needs."""
 
+import functools
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +10,7 @@ import psutil
 from service import loading
 from service.contract.bundle import load_bundle
 from service.graph import open_graph
+from service.settings import Settings
 from tests.service.small_models import FEATURES, linear_model, publish_model
 
 
@@ -60,6 +62,17 @@ def test_memory_of_large_batches_goes_back_to_the_system_when_asked(tmp_path):
 
 def _resident() -> int:
     return int(psutil.Process().memory_info().rss)
+
+
+def test_a_queue_is_bounded_in_time_but_a_burst_of_connections_always_has_room():
+    most = functools.partial(loading._most_waiting, floor=loading.BURST_ROWS)
+    assert most(1e-3, 300) == 300
+    assert most(1e-3, 600) == 2 * most(1e-3, 300)
+    assert most(1.0, 300) == loading.BURST_ROWS
+    assert most(1e-3, 0) is None
+    default = Settings()
+    assert default.max_queue_ms > 0
+    assert most(1e-3, default.max_queue_ms) >= 256
 
 
 def test_a_session_keeps_no_second_copy_of_the_weights(tmp_path):

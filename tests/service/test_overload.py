@@ -76,6 +76,22 @@ def test_a_full_queue_refuses_at_once_and_another_model_does_not_notice(models):
         assert found(server.url, "priordial_rejected_total", model="slow", reason="overloaded") == 5
 
 
+def test_while_the_queue_is_full_a_long_body_is_refused_before_it_is_read(models):
+    broken = b'{"instances": [[1.0, ' + b" " * 5000
+    asked = (("/models/slow/predict", 400), ("/v2/models/slow/infer", 400))
+    with busy(models, queued=4, max_queued_rows=4) as (server, admitted):
+        for path, _ in asked:
+            refused = httpx.post(server.url + path, content=broken)
+            assert refused.status_code == 429
+            assert "retry-after" in refused.headers
+        refused = found(server.url, "priordial_rejected_total", model="slow", reason="overloaded")
+        assert refused == len(asked)
+        assert not all(each.done() for each in admitted)
+        assert statuses(admitted) == [200] * 5
+        for path, status in asked:
+            assert httpx.post(server.url + path, content=broken).status_code == status
+
+
 def test_work_of_clients_that_left_is_not_done_and_is_counted(models):
     body = json.dumps({"instances": [[1.0, LONG]]}).encode()
     request = (
