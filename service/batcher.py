@@ -10,11 +10,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from service.batch_run import BatchRun, Outcome, RunGraph
-from service.graph import GraphOutputs
+from service.delivery import Delivery
 from service.graph_thread import GraphThread
 from service.prior_table import PriorTable
 from service.waiting import Waiting
@@ -27,12 +24,8 @@ from service.work import (
     Overloaded,
     Piece,
     RequestTooLarge,
-    TracedPart,
     Tracer,
-    UnscorableRows,
     Work,
-    answered_rows,
-    nan_rows,
     size_of,
 )
 
@@ -62,7 +55,7 @@ class Batcher:
         name: str = "model",
         tracer: Tracer | None = None,
     ) -> None:
-        self._table, self._cost = table, cost_seconds
+        self._cost = cost_seconds
         self._batch_run = BatchRun(run_graph, table, wants_logits)
         self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
         self._max_queued_rows, self._max_queued_bytes = max_queued_rows, max_queued_bytes
@@ -73,12 +66,11 @@ class Batcher:
         self._max_flood_rows = most if max_flood_rows is None else min(max_flood_rows, most)
         self._flood_ends = 0.0
         """time.monotonic() until which fewer may wait: a while after somebody found the queue full."""
-        self._on_batch, self._tracer = on_batch, tracer
+        self._tracer = tracer
+        self._delivery = Delivery(table, on_batch=on_batch, tracer=tracer, name=name)
         self._queue: deque[Piece] = deque()
         self._queue_rows = self._ahead_rows = 0
         self._queued_bytes = 0
-        self._explorations = 0
-        """Queued and running requests that are no traffic."""
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._in_flight: deque[list[Piece]] = deque()
@@ -122,7 +114,7 @@ class Batcher:
             entry.pieces_left = -(-rows // limit)
             for start in range(0, rows, limit):
                 self._queue.append(Piece(entry, start, min(limit, rows - start)))
-        self._explorations += not work.is_traffic
+        self._delivery.explorations += not work.is_traffic
         self._queue_rows += rows
         self._queued_bytes += entry.bytes_per_row * rows
         if not self._scheduled and (not self._in_flight or self._may_run_ahead()):
@@ -234,104 +226,24 @@ class Batcher:
             self._queue_rows -= taken
             self._queued_bytes -= entry.bytes_per_row * taken
             if reason is not None:
-                self._drop(piece, reason)
+                self._delivery.drop(piece, reason)
                 continue
             entry.begun = entry.begun or now
             pieces.append(piece)
             rows += taken
         return pieces
 
-    def _drop(self, piece: Piece, reason: Exception) -> None:
-        if not piece.entry.done():
-            piece.entry.fail(reason)
-        self._settle(piece)
-
     # -- from the graph to the callers
 
     def _answer(self, outcomes: list[Outcome], seconds: float) -> None:
         """Give every piece its answer, count the batch, schedule the next one."""
         self.busy_since = None
-        self._deliver_all(outcomes, seconds)
+        self._delivery.deliver(outcomes, seconds)
         self._in_flight.clear()
         if self._queue:
             self._schedule()
         else:
             self._set_idle()
-
-    def _deliver_all(self, outcomes: list[Outcome], seconds: float) -> None:
-        for pieces, result in outcomes:
-            if self._tracer is not None:
-                self._trace(self._tracer, pieces, seconds, failed=isinstance(result, Exception))
-            if not isinstance(result, GraphOutputs):
-                for piece in pieces:
-                    self._drop(piece, result)
-                continue
-            waited = [p.entry.begun - p.entry.admitted for p in pieces if p.start == 0]
-            rows = sum([piece.rows for piece in pieces])
-            bad, start = nan_rows(result), 0
-            answered = None
-            if bad is not None or self._explorations:
-                answered = answered_rows(pieces, bad)
-            # before anybody has an answer: whoever has one finds it counted
-            self._count(BatchFacts(result, rows, seconds, waited, answered))
-            for piece in pieces:
-                self._deliver(piece, result, start, seconds, bad)
-                start += piece.rows
-
-    def _count(self, facts: BatchFacts) -> None:
-        """Record a batch; what cannot be recorded costs nobody an answer."""
-        try:
-            self._on_batch(facts)
-        except Exception:
-            logger.exception("a batch of %s was answered and could not be recorded", self.name)
-
-    def _trace(self, tracer: Tracer, pieces: list[Piece], seconds: float, *, failed: bool) -> None:
-        """The same, before the requests whose rows it held end."""
-        parts = [
-            TracedPart(p.entry.span, p.rows, None if p.start else p.entry.admitted) for p in pieces
-        ]
-        try:
-            tracer.graph_call(parts, seconds, failed=failed)
-        except Exception:
-            logger.exception("a batch of %s could not be traced", self.name)
-
-    def _deliver(
-        self,
-        piece: Piece,
-        result: GraphOutputs,
-        start: int,
-        seconds: float,
-        bad: NDArray[np.bool_] | None,
-    ) -> None:
-        """Give a piece its rows of the result, from `start` on; `bad` marks those that are NaN, if there are any."""
-        entry, stop = piece.entry, start + piece.rows
-        entry.inference_seconds += seconds
-        if piece.is_part:
-            entry.add_part(piece.start, result, start, stop)
-        self._settle(piece)
-        if entry.done():
-            return
-        if bad is not None and bad[start:stop].any():
-            rows = np.flatnonzero(bad[start:stop]) + piece.start
-            entry.fail(UnscorableRows(rows.tolist(), "the model's output is NaN"))
-        elif entry.pieces_left == 0:
-            try:
-                entry.scored(result, start, stop)
-            except Exception as error:  # noqa: BLE001 - it is this caller's alone, not the batch's
-                entry.fail(error)
-
-    def _settle(self, piece: Piece) -> None:
-        """Count a piece off; with the last one the request's prior slots are given back."""
-        if piece.settled:
-            return
-        piece.settled = True
-        entry = piece.entry
-        entry.pieces_left -= 1
-        if entry.pieces_left == 0:
-            work = entry.work
-            self._explorations -= not work.is_traffic
-            for slot in work.held_slots:
-                self._table.release(slot)
 
     def _set_idle(self) -> None:
         if not self._in_flight and not self._queue:
@@ -374,7 +286,7 @@ class Batcher:
         self.busy_since = time.monotonic() if self._in_flight else None
         try:
             self._pump()
-            self._deliver_all(result, seconds)
+            self._delivery.deliver(result, seconds)
         except Exception as error:  # noqa: BLE001 - see _pump
             self._in_flight.append(delivered)
             self._crashed(error)
@@ -402,5 +314,5 @@ class Batcher:
         self._queue_rows = self._ahead_rows = self._queued_bytes = 0
         self.busy_since = None
         for piece in pieces:
-            self._drop(piece, error)
+            self._delivery.drop(piece, error)
         self._set_idle()

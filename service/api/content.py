@@ -20,6 +20,7 @@ from service.pool import Pool
 from service.repository import ServedModel
 from service.work import Abandoned, DeadlinePassed, Overloaded
 
+NPY = "application/x-npy"
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 DEAR_BYTES = 4096
 """Reading a longer body costs more than to look first whether there is room for its rows."""
@@ -48,8 +49,6 @@ class Content:
     def of(cls, request: HotRequest) -> "Content":
         """By content type. Raises Malformed or Problem(unsupported-media-type)."""
         kind, body = request.content_type, request.body
-        if kind == "application/x-npy" and body:
-            return cls(NO_PARAMETERS, array=parse_npy(body))
         if kind in ("application/json", "text/json", ""):
             document = parse_json_object(body, ("instances", "parameters"))
             booleans = b"true" in body or b"false" in body
@@ -60,6 +59,8 @@ class Content:
             )
         if not body:
             raise Malformed("the body is empty")
+        if kind == NPY:
+            return cls(NO_PARAMETERS, array=parse_npy(body))
         if kind.startswith("image/"):
             return cls(NO_PARAMETERS, images=[bytes(body)])
         if kind == "multipart/form-data":

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import DEAR_BYTES, TIMEOUT_HEADER, Content, deadline_of
+from service.api.content import DEAR_BYTES, NPY, TIMEOUT_HEADER, Content, deadline_of
 from service.api.hot_request import HotRequest, Response, ok
 from service.classifier import (
     Classifier,
@@ -24,7 +24,9 @@ from service.classifier import (
     rejection,
     warnings_of,
 )
+from service.npy import parse_npy
 from service.parameters import Parameters, query_parameters
+from service.payloads import fitted
 from service.pool import Pool
 from service.ranked_json import rows_json
 from service.repository import Repository, ServedModel
@@ -93,10 +95,16 @@ class Predict:
         parameters = query_parameters(request.query)
         if len(request.body) > DEAR_BYTES and b"version" not in request.body:
             check_room(self._repository.find(path.get("model"), parameters.version))
-        content = Content.of(request)
-        parameters = parameters.merged(content.parameters)
-        model = self._repository.find(path.get("model"), parameters.version)
-        inputs = content.array(model.bundle)
+        content: Content | None = None
+        inputs: NDArray[Any] | None
+        if request.content_type == NPY and request.body:  # a tensor alone
+            model = self._repository.find(path.get("model"), parameters.version)
+            inputs = fitted(parse_npy(request.body), model.bundle.input)
+        else:
+            content = Content.of(request)
+            parameters = parameters.merged(content.parameters)
+            model = self._repository.find(path.get("model"), parameters.version)
+            inputs = content.array(model.bundle)
         if inputs is not None:
             try:
                 revision = self._classifier.revision_at_hand(model.bundle, parameters.prior)
@@ -112,7 +120,7 @@ class Predict:
         self,
         request: HotRequest,
         model: ServedModel,
-        content: Content,
+        content: Content | None,
         inputs: NDArray[Any] | None,
         parameters: Parameters,
     ) -> None:
@@ -120,6 +128,7 @@ class Predict:
         deadline = deadline_of(request, self._timeout_seconds)
         with model.held():
             if inputs is None:
+                assert content is not None
                 inputs = await content.decoded_images(request, model, self._pool, deadline)
             revision = await self._classifier.revision_of(model.bundle, parameters.prior)
             self._enqueue(request, model, inputs, parameters, revision, deadline=deadline)

@@ -275,7 +275,7 @@ def test_a_prior_slot_is_held_until_the_rows_are_scored_even_when_the_caller_lea
     async def go():
         graph = FakeGraph()
         batcher = make(graph)
-        table = batcher._table
+        table = batcher._delivery._table
         graph.gate.clear()
         slot = table.acquire("a", np.ones(4))
         future = batcher.submit(Work(rows(0), 1.0, slot, (slot,), 1))
@@ -346,7 +346,7 @@ def test_only_rows_that_answer_traffic_are_told_to_be_answered():
         await asyncio.gather(batcher.submit(work(1)), batcher.submit(work(2)))
         told = [None if f.answered is None else f.answered.tolist() for f in batcher.facts]
         assert told == [None, [True, True, False, False, False, False, True], None]
-        assert batcher._explorations == 0
+        assert batcher._delivery.explorations == 0
 
     asyncio.run(go())
 
