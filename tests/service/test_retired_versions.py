@@ -66,7 +66,7 @@ def test_everything_of_a_retired_version_is_gone(tmp_path):
         gc.collect()
         alive = [name for name, ref in gone if ref() is not None and not name.endswith(f" {SWAPS}")]
         told = versions_told(service.metrics)
-        graph_threads = [t.name for t in threading.enumerate() if t.name.startswith("graph-")]
+        graph_threads = [t.name for t in threading.enumerate() if t.name.startswith("graph-linear")]
         folders = run_folder.tallies()
         await service.stop()
         return alive, told, graph_threads, folders
