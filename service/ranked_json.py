@@ -53,7 +53,7 @@ def _numbers(values: NDArray[Any]) -> list[bytes]:
     return orjson.dumps(values.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=16)  # of 100,000 classes one is half a megabyte
 def _form(k: int) -> bytes:
     """A row with k classes, as a bytes format."""
     return b'%b%b,"top":[' + b",".join([b"%b%b}"] * k) + b'],"unadjusted":%b%b}}'

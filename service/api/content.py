@@ -13,9 +13,8 @@ from service.api.hot_request import HotRequest
 from service.classifier import rejection
 from service.contract.bundle import Bundle
 from service.multipart import parse_form
-from service.npy import parse_npy
 from service.parameters import NO_PARAMETERS, Parameters, body_parameters, text_parameters
-from service.payloads import InvalidInput, Malformed, array_of, fitted, parse_json_object
+from service.payloads import InvalidInput, Malformed, array_of, parse_json_object
 from service.pool import Pool
 from service.repository import ServedModel
 from service.work import Abandoned, DeadlinePassed, Overloaded
@@ -30,7 +29,7 @@ _MAX_TIMEOUT_MS = 86_400_000
 class Content:
     """The body of a request, read as far as that needs no model."""
 
-    __slots__ = ("_array", "_booleans", "_images", "_instances", "parameters")
+    __slots__ = ("_booleans", "_images", "_instances", "parameters")
 
     def __init__(
         self,
@@ -38,16 +37,15 @@ class Content:
         *,
         instances: list[Any] | None = None,
         booleans: bool = False,
-        array: NDArray[Any] | None = None,
         images: list[bytes] | list[str] | None = None,
     ) -> None:
         self.parameters = parameters
         self._instances, self._booleans = instances, booleans
-        self._array, self._images = array, images
+        self._images = images
 
     @classmethod
     def of(cls, request: HotRequest) -> "Content":
-        """By content type. Raises Malformed or Problem(unsupported-media-type)."""
+        """By content type, but for a .npy tensor, which holds nothing else. Raises Malformed or Problem(unsupported-media-type)."""
         kind, body = request.content_type, request.body
         if kind in ("application/json", "text/json", ""):
             document = parse_json_object(body, ("instances", "parameters"))
@@ -59,8 +57,6 @@ class Content:
             )
         if not body:
             raise Malformed("the body is empty")
-        if kind == NPY:
-            return cls(NO_PARAMETERS, array=parse_npy(body))
         if kind.startswith("image/"):
             return cls(NO_PARAMETERS, images=[bytes(body)])
         if kind == "multipart/form-data":
@@ -75,8 +71,6 @@ class Content:
 
     def array(self, bundle: Bundle) -> NDArray[Any] | None:
         """The model's input tensor, or None when images must be decoded for it."""
-        if self._array is not None:
-            return fitted(self._array, bundle.input)
         if self._instances is None:
             return None
         self._images = encoded_images(self._instances)

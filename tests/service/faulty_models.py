@@ -96,9 +96,9 @@ def slow_model() -> onnx.ModelProto:
 
 
 def publish_root(models: Path, features: int) -> None:
-    """The model "root"."""
+    """The model "sqrt"."""
     shape = {"name": "x", "kind": "tensor", "shape": [None, features], "dtype": "float32"}
-    publish_model(models, "root", model=root_model(features), input=shape)
+    publish_model(models, "sqrt", model=root_model(features), input=shape)
 
 
 def publish_lookup(models: Path) -> None:

@@ -213,11 +213,11 @@ def test_an_exploration_counts_as_a_request_and_not_among_the_answers(tmp_path):
             "/models/linear/priors/default/preview", json={"target": "uniform"}
         ).json()
         assert preview["rows"] == 6
-        refused = client.post("/models/root/predict", json={"instances": [[1.0] * 6, [-1.0] * 6]})
+        refused = client.post("/models/sqrt/predict", json={"instances": [[1.0] * 6, [-1.0] * 6]})
         assert refused.status_code == 422
-        assert counted("priordial_predictions_total", model="root") == 0
-        client.post("/models/root/predict", json={"instances": [[1.0] * 6] * 3}).raise_for_status()
+        assert counted("priordial_predictions_total", model="sqrt") == 0
+        client.post("/models/sqrt/predict", json={"instances": [[1.0] * 6] * 3}).raise_for_status()
         preview = client.post(
-            "/models/root/priors/default/preview", json={"target": "uniform"}
+            "/models/sqrt/priors/default/preview", json={"target": "uniform"}
         ).json()
         assert preview["rows"] == 3

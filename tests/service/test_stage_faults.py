@@ -168,7 +168,7 @@ def test_a_stage_that_gives_nan_fails_the_request_that_is_guilty_and_no_other(
 
 GOOD = [1.0] * FEATURES
 FAILING = {
-    "root": (GOOD, [*GOOD[1:], -1.0], "the model's output is NaN"),
+    "sqrt": (GOOD, [*GOOD[1:], -1.0], "the model's output is NaN"),
     "lookup": ([3], [10], "the model refuses it"),
 }
 
