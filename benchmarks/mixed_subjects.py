@@ -99,7 +99,7 @@ def _linear(classes: int, seed: int) -> Callable[[Rows], np.ndarray]:
     return lambda rows: rows.astype(np.float64) @ w + b
 
 
-def _root(rows: Rows) -> np.ndarray:
+def _sqrt(rows: Rows) -> np.ndarray:
     w, b = weights(FEATURES)
     return np.sqrt(rows.astype(np.float64)) @ w + b
 
@@ -126,7 +126,7 @@ SUBJECTS = (
     Subject("linear", 1, "x", "FP32", _FIVE, COUNTS, _normal, _linear(5, 0)),
     Subject("linear", 2, "x", "FP32", _FIVE, COUNTS, _normal, _linear(5, 5), temperature=2.0),
     Subject("many", 1, "x", "FP32", _HUNDRED, MANY_COUNTS, _normal, _linear(MANY, 3)),
-    Subject("root", 1, "x", "FP32", _FIVE, COUNTS, lambda rng, n: np.abs(_normal(rng, n)), _root, spoil=_negative),
+    Subject("sqrt", 1, "x", "FP32", _FIVE, COUNTS, lambda rng, n: np.abs(_normal(rng, n)), _sqrt, spoil=_negative),
     Subject("lookup", 1, "x", "INT64", _FIVE, COUNTS, lambda rng, n: rng.integers(0, 10, (n, 1)),
             lambda rows: LOOKUP_LOGITS[rows[:, 0]], spoil=_outside),
     Subject("text", 1, "words", "BYTES", ["x", "y", "z"], [100, 10, 1], _words,
