@@ -5,7 +5,17 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from service import providers
-from service.api import console, description, health, models, oip, oip_repository, priors, web
+from service.api import (
+    console,
+    description,
+    health,
+    models,
+    oip,
+    oip_repository,
+    oip_statistics,
+    priors,
+    web,
+)
 from service.api.access import Access, check_exposure, parse_keys
 from service.api.adjust import Adjust
 from service.api.edge import Edge
@@ -70,6 +80,7 @@ class Service:
             Tally(run_folder.own),
             run_folder,
             max_class_series=settings.max_class_series,
+            max_batch_rows=settings.max_batch_rows,
             version=VERSION,
         )
         if replaces:
@@ -168,6 +179,9 @@ class Service:
         app = web.application(
             routers=[
                 health.router(probes, self.metrics, self.access),
+                oip_statistics.router(
+                    repository=self.repository, metrics=self.metrics, access=self.access
+                ),
                 oip.router(repository=self.repository, health=probes, version=VERSION),
                 oip_repository.router(repository=self.repository, access=self.access),
                 models.router(self.repository),

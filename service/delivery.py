@@ -17,6 +17,7 @@ from service.work import (
     UnscorableRows,
     answered_rows,
     nan_rows,
+    refused_rows,
 )
 
 logger = logging.getLogger(__name__)
@@ -53,7 +54,9 @@ class Delivery:
             if bad is not None or self.explorations:
                 answered = answered_rows(pieces, bad)
             # before anybody has an answer: whoever has one finds it counted
-            self._count(BatchFacts(result, rows, seconds, waited, answered))
+            refused = () if bad is None else refused_rows(pieces, bad)
+            facts = BatchFacts(result, rows, seconds, waited, answered, len(pieces), refused)
+            self._count(facts)
             for piece in pieces:
                 self._deliver(piece, result, start, seconds, bad)
                 start += piece.rows

@@ -14,7 +14,7 @@ from typing import Self
 from service.batcher import Batcher
 from service.contract.bundle import Bundle, check_model_name, versions
 from service.graph import Graph
-from service.metrics import ModelMetrics
+from service.model_metrics import ModelMetrics
 from service.prior_table import PriorTable
 from service.ranked_json import ClassJson
 from service.reservoir import LogitReservoir

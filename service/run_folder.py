@@ -48,7 +48,11 @@ class RunFolder:
 
     def tallies(self) -> list[Path]:
         """Every folder in which any worker counts."""
-        return [*self.all(), *sorted(self.root.glob(f"{_PREFIX}*/*@*"))]
+        return [*self.all(), *self.version_tallies()]
+
+    def version_tallies(self) -> list[Path]:
+        """Those in which any worker counts of a model version."""
+        return sorted(self.root.glob(f"{_PREFIX}*/*@*"))
 
     def publish_gauges(self, gauges: Iterable[Gauge]) -> None:
         """Let the other workers know this one's gauges."""

@@ -79,6 +79,10 @@ class BatchFacts(NamedTuple):
     """Of the requests whose first rows are in it."""
     answered: NDArray[np.bool_] | None = None
     """[rows] which of them answer traffic: not those of a refused request, nor of an exploration. None: all."""
+    requests: int = 1
+    """That have rows in it."""
+    refused: Sequence[int] = ()
+    """Of the requests that are refused because a row came out as NaN: how many rows each has in it."""
 
 
 class TracedPart(NamedTuple):
@@ -227,6 +231,17 @@ def nan_rows(outputs: GraphOutputs) -> NDArray[np.bool_] | None:
     bad: NDArray[np.bool_] = np.isnan(outputs.top_probability[:, 0])
     bad |= np.isnan(outputs.unadjusted_probability)
     return bad if bad.any() else None
+
+
+def refused_rows(pieces: Sequence[Piece], bad: NDArray[np.bool_]) -> list[int]:
+    """See BatchFacts.refused; a request that has its error already counts no more."""
+    refused: list[int] = []
+    start = 0
+    for piece in pieces:
+        if bad[start : start + piece.rows].any() and not piece.entry.done():
+            refused.append(piece.rows)
+        start += piece.rows
+    return refused
 
 
 def answered_rows(

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 but for inference and the repository: server and model metadata, health."""
+"""The Open Inference Protocol V2 but for inference, repository and statistics: server and model metadata, health."""
 
 from typing import Any
 
@@ -17,6 +17,7 @@ EXTENSIONS = [
     "model_configuration",
     "model_repository",
     "parameters",
+    "statistics",
 ]
 
 

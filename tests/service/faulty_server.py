@@ -18,7 +18,8 @@ from service import __main__, batch_run, images
 from service.api import content, predict
 from service.batcher import Batcher
 from service.graph import Graph
-from service.metrics import Metrics, ModelMetrics
+from service.metrics import Metrics
+from service.model_metrics import ModelMetrics
 from service.priors import Priors
 from service.request_log import RequestLog
 from service.work import Entry

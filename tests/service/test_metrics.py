@@ -9,7 +9,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as prometheus_text
 
 from service.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
-from service.metrics import OTHER, Arrived, Metrics
+from service.metrics import Arrived, Metrics
+from service.model_metrics import OTHER
 from service.run_folder import RunFolder
 from service.tally import Tally
 from tests.service.server import running
@@ -40,7 +41,11 @@ def made():
     def make(root, slot=0, *, max_class_series=1000):
         folder = RunFolder(root, slot)
         tally = Tally(folder.own)
-        all_made.append(Metrics(tally, folder, max_class_series=max_class_series, version="1"))
+        all_made.append(
+            Metrics(
+                tally, folder, max_class_series=max_class_series, max_batch_rows=2048, version="1"
+            )
+        )
         return all_made[-1]
 
     yield make

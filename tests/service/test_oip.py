@@ -530,7 +530,6 @@ def test_clients_read_the_error_of_every_route(client, http):
         lambda: client.infer("none", [x_of(inputs(1))]),
         lambda: client.get_model_config("none"),
         lambda: client.get_model_config("linear", "9"),
-        client.get_inference_statistics,  # /metrics has them, of all workers
     ):
         with pytest.raises(InferenceServerException) as refused:
             call()

@@ -90,7 +90,7 @@ async def score(service):
 @pytest.fixture
 def metrics(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    made = Metrics(Tally(folder.own), folder, max_class_series=1000, version="1")
+    made = Metrics(Tally(folder.own), folder, max_class_series=1000, max_batch_rows=64, version="1")
     yield made
     made.stop()
 
