@@ -91,6 +91,7 @@ class Service:
             settings.models,
             prepare=self._loader().prepare,
             keep_versions=settings.keep_versions,
+            load_seconds=settings.load_seconds,
             default_model=settings.default_model,
             unloaded=unloaded,
             everywhere=everywhere,
@@ -114,6 +115,7 @@ class Service:
     def drain(self) -> None:
         """Not ready from now on, and each answer closes its connection, so that clients go elsewhere."""
         self.draining = self.asgi.draining = True
+        self.repository.end_loading("the service is ending")
 
     async def start(self) -> None:
         """Read priors, load and warm every model. Raises StoreUnavailable or NothingToServe."""
@@ -258,9 +260,10 @@ class Service:
 
     def _why_degraded(self) -> str | None:
         state = self.priors.store_state
-        if not state.degraded:
-            return None
-        return "; ".join(filter(None, [f"prior store {state.kind}", state.detail, *state.faults]))
+        told = [f"the load of {what} hangs" for what in self.repository.loads.hanging()]
+        if state.degraded:
+            told += [f"prior store {state.kind}", state.detail, *state.faults]
+        return "; ".join(filter(None, told)) or None
 
     def _newest(self) -> list[tuple[Bundle, LogitReservoir]]:
         """The newest version of each model, with its recent logits."""

@@ -3,8 +3,8 @@
     supervisor → worker   the Place, once; {"order": n, "verb": …, "model": …}; {"told": n, "errors": […]}
     worker → supervisor   {"ready": true}; {"refused": why}; {"tell": n, "verb": …, "model": …}; {"done": n, "error": why | null}
 
-A worker tells its supervisor to load or unload a model; the supervisor orders it of every worker, the teller included, one
-after the other, so that all workers do the same in the same order. The end of the line is the end of the other side.
+A worker tells its supervisor to load or unload a model; the supervisor orders it of every worker, the teller included, in
+the same order of all. A load may take long: an order that comes meanwhile is carried out meanwhile. The end of the line is the end of the other side.
 """
 
 import asyncio

@@ -1,7 +1,6 @@
 """A published folder → a model that serves: opened, warmed and timed, with its queue, its metrics and its recent logits."""
 
 import logging
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from service import graph as graphs
 from service.batch_size import efficient_rows
 from service.batcher import Batcher
 from service.contract.bundle import Bundle, load_bundle
+from service.loads import Turn
 from service.metrics import Metrics
 from service.payloads import example_input
 from service.prior_table import PriorTable
@@ -28,7 +28,7 @@ BURST_ROWS = 64
 FLOOD_SHARE = 1 / 12
 """Of the time that rows may wait, while others are refused; two full batches at least, so that the session is never idle."""
 MAX_REPORT_BYTES = 16 * 2**20
-_MEASURING = threading.Lock()
+_MEASURING = Turn()
 """Models are loaded side by side; two that are measured at once would slow each other down, and look dearer than they are."""
 FREE_SIZES = (1, 8, 32, 224)
 """What a dimension that a model leaves free is warmed up at: the first that the graph takes."""

@@ -1,12 +1,11 @@
 """Model folders: scan, validate, load, swap, unload. A bad version is told and leaves the others serving."""
 
 import asyncio
-import contextlib
-import ctypes
-import gc
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Self
@@ -14,6 +13,8 @@ from typing import Self
 from service.batcher import Batcher
 from service.contract.bundle import Bundle, check_model_name, versions
 from service.graph import Graph
+from service.loads import Loads, first_of, tell
+from service.machine import return_memory
 from service.model_metrics import ModelMetrics
 from service.prior_table import PriorTable
 from service.ranked_json import ClassJson
@@ -79,6 +80,7 @@ class ServedModel:
 
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
+_UNLOADED = "it was unloaded while it was being loaded"
 
 
 class Repository:
@@ -90,6 +92,7 @@ class Repository:
         *,
         prepare: "Callable[[Path], Callable[[], ServedModel]]",
         keep_versions: int,
+        load_seconds: float,
         default_model: str | None = None,
         unloaded: Sequence[str] = (),
         everywhere: Callable[[str, str], Awaitable[None]] | None = None,
@@ -104,10 +107,15 @@ class Repository:
         self._default_model = default_model
         self._loaded: Loaded = MappingProxyType({})
         self._unloaded = set(unloaded)
+        self._ending = ""
         self._everywhere, self._retired = everywhere, retired
         self.faults: dict[tuple[str, int], str] = {}
         """(model, version) → why it is not served."""
-        self._lock = asyncio.Lock()
+        self.loads: Loads[Callable[[], ServedModel]] = Loads(seconds=load_seconds)
+        self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        """By model: one that loads for long keeps no other waiting."""
+        self._stops: dict[str, asyncio.Future[str]] = {}
+        """Of models that are being loaded: given a reason, whoever waits for the load waits no more."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None = None, version: int | None = None) -> ServedModel:
@@ -166,14 +174,15 @@ class Repository:
             f"not among the newest {self._keep} versions" if name in self._loaded else "not loaded"
         )
 
+    def _wanted(self) -> list[str]:
+        return [name for name in self.names_on_disk() if name not in self._unloaded]
+
     async def load_all(self) -> None:
         """Load what is new in the folder, retire what is gone; explicit unloads stay unloaded."""
-        async with self._lock:
-            names = [name for name in self.names_on_disk() if name not in self._unloaded]
-            await asyncio.gather(*(self._refresh(name) for name in names))
-            for name in set(self._loaded) - set(names):
-                self._swap(name, {})
-        await asyncio.to_thread(_return_memory)
+        await asyncio.gather(*(self._refreshed(name) for name in self._wanted()))
+        for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
+            self._swap(name, {})
+        await asyncio.to_thread(return_memory)
 
     async def load(self, name: str) -> None:
         """load_here, in every worker. Raises OtherWorkerFailed too."""
@@ -189,9 +198,10 @@ class Repository:
             raise UnknownModel(
                 f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
             )
-        async with self._lock:
-            self._unloaded.discard(name)
-            await self._refresh(name)
+        self._unloaded.discard(name)
+        stopped = await self._refreshed(name)
+        if stopped is not None:
+            raise ModelFailed(f"model '{name}' was not loaded: {stopped}")
         newest = versions(self._folder / name)[-1]
         if (name, newest) in self.faults:
             raise ModelFailed(self.faults[name, newest])
@@ -204,12 +214,19 @@ class Repository:
         return bool(versions(self._folder / name))
 
     async def unload_here(self, name: str) -> None:
-        """Stop serving a model; requests that hold it are finished. Raises UnknownModel."""
-        async with self._lock:
-            if name not in self._loaded:
-                raise UnknownModel(f"no model '{name[:80]}' is loaded")
-            self._unloaded.add(name)
-            self._swap(name, {})
+        """Stop serving a model, and loading it; requests that hold it are finished. Raises UnknownModel."""
+        if name not in self._loaded and name not in self._stops:
+            raise UnknownModel(f"no model '{name[:80]}' is loaded")
+        self._unloaded.add(name)
+        if name in self._stops:
+            tell(self._stops[name], _UNLOADED)
+        self._swap(name, {})
+
+    def end_loading(self, reason: str) -> None:
+        """No model is loaded any more, and nobody waits for one that is being loaded."""
+        self._ending = reason
+        for stop in self._stops.values():
+            tell(stop, reason)
 
     async def close(self) -> None:
         """Retire everything and wait for it."""
@@ -217,8 +234,18 @@ class Repository:
             self._swap(name, {})
         await asyncio.gather(*self._retiring)
 
-    async def _refresh(self, name: str) -> None:
-        """Load the newest versions that are not loaded yet, then swap them in together."""
+    async def _refreshed(self, name: str) -> str | None:
+        """Load the newest versions that are not loaded yet, then swap them in together; why not, if that was stopped."""
+        async with self._one_at_a_time[name]:
+            if self._ending or name in self._unloaded:  # since it waits
+                return self._ending or _UNLOADED
+            stop = self._stops[name] = asyncio.get_running_loop().create_future()
+            try:
+                return await self._refresh(name, stop)
+            finally:
+                del self._stops[name]
+
+    async def _refresh(self, name: str, stop: "asyncio.Future[str]") -> str | None:
         wanted = versions(self._folder / name)[::-1]
         current = self._loaded.get(name, {})
         chosen: dict[int, ServedModel] = {}
@@ -229,14 +256,21 @@ class Repository:
                 chosen[version] = current[version]
                 continue
             try:
-                finish = await asyncio.to_thread(self._prepare, self._folder / name / str(version))
-                chosen[version] = finish()
+                folder = self._folder / name / str(version)
+                load = self.loads.begin((name, version), partial(self._prepare, folder))
+                await first_of(load, stop)
+                if stop.done():
+                    self.loads.leave((name, version))
+                    self._let_go(chosen, current)
+                    return stop.result()
+                chosen[version] = load.result()()
                 self.faults.pop((name, version), None)
             except Exception as error:  # noqa: BLE001 - a bad version is reported, never fatal to the others
                 self.faults[name, version] = f"{error}"
                 logger.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
         if chosen or name in self._loaded:
             self._swap(name, chosen)
+        return None
 
     def _swap(self, name: str, by_version: dict[int, ServedModel]) -> None:
         old = self._loaded.get(name, {})
@@ -244,8 +278,12 @@ class Repository:
         if by_version:
             after[name] = MappingProxyType(by_version)
         self._loaded = MappingProxyType(after)
+        self._let_go(old, by_version)
+
+    def _let_go(self, old: Mapping[int, ServedModel], kept: Mapping[int, ServedModel]) -> None:
+        """Retire those that are not kept, when no request uses them any more."""
         for version, model in old.items():
-            if by_version.get(version) is not model:
+            if kept.get(version) is not model:
                 task = asyncio.get_running_loop().create_task(_retire(model, self._retired))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
@@ -256,11 +294,4 @@ async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None
     retired(model.bundle)
     logger.info("model %s version %d is unloaded", model.bundle.name, model.bundle.version)
     del model
-    await asyncio.to_thread(_return_memory)
-
-
-def _return_memory() -> None:
-    """Give freed pages back to the system: glibc keeps them otherwise."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    await asyncio.to_thread(return_memory)

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import signal
 import socket
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from service import request_log
+from service import loads, request_log
 from service.acceptor import FairServer
 from service.api.access import ExposedWithoutKeys, InvalidKeys
 from service.api.hot_protocol import HotProtocol
@@ -57,8 +58,10 @@ def serve_alone(settings: Settings, listener: socket.socket) -> int:
         try:
             uvloop.run(_alone(settings, listener, RunFolder(Path(folder))))
         except WILL_NOT_START as error:
-            return refuse(str(error))
-    return 0
+            status = refuse(str(error))
+        else:
+            status = 0
+    return _left(status)
 
 
 async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFolder) -> None:
@@ -82,7 +85,16 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
             link.close()
         return 0
 
-    return uvloop.run(go())
+    return _left(uvloop.run(go()))
+
+
+def _left(status: int) -> int:
+    """The exit status, or the end at once where a load still runs: native code does not survive the interpreter's own end."""
+    if loads.are_running():
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    return status
 
 
 class _Serving:

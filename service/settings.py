@@ -79,6 +79,12 @@ class Settings:
         low=0.1,
         high=86_400,
     )
+    load_seconds: float = _setting(
+        600.0,
+        "a model that takes longer to be opened, or to be warmed up, is given up; what served goes on",
+        low=0.1,
+        high=86_400,
+    )
     tau_cap: float = _setting(10.0, "largest tau that a request may ask for", low=1e-6, high=1000)
     max_class_series: int = _setting(
         1000, "per-class metric series of a model; the other classes are summed", low=1, high=10**6

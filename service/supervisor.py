@@ -55,8 +55,9 @@ class _Supervisor:
         self._counts = ConnectionCounts(folder, settings.workers)
         self._workers: dict[int, WorkerProcess] = {}
         self._unloaded: set[str] = set()
-        self._telling = asyncio.Lock()
         self._numbers = itertools.count(1)
+        self._newest_order: dict[str, int] = {}
+        """By model: a load may take long, and an order that comes meanwhile does not wait for it."""
         self._announced = False
         self._leaving = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -159,25 +160,26 @@ class _Supervisor:
     # -- what one worker wants of all
 
     async def _tell(self, teller: WorkerProcess, number: int, verb: str, model: str) -> None:
-        """Order it of every worker and report to the teller; one after the other, so that all end up alike."""
-        async with self._telling:
-            order = next(self._numbers)
-            workers = list(self._workers.values())
-            answers = [
-                worker.order(order, verb, model, yours=number if worker is teller else None)
-                for worker in workers
-            ]
-            # A worker that still starts carries it out before it serves; nobody waits for that.
-            errors = [
-                await answer
-                for worker, answer in zip(workers, answers, strict=True)
-                if worker.ready_at is not None
-            ]
-            found = [error for error in errors if error is not None]
-            if verb == "load":
+        """Order it of every worker and report to the teller. All hear all orders alike, so that all end up alike."""
+        order = self._newest_order[model] = next(self._numbers)
+        was_unloaded = model in self._unloaded
+        (self._unloaded.discard if verb == "load" else self._unloaded.add)(model)
+        workers = list(self._workers.values())
+        answers = [
+            worker.order(order, verb, model, yours=number if worker is teller else None)
+            for worker in workers
+        ]
+        # A worker that still starts carries it out before it serves; nobody waits for that.
+        errors = [
+            await answer
+            for worker, answer in zip(workers, answers, strict=True)
+            if worker.ready_at is not None
+        ]
+        found = [error for error in errors if error is not None]
+        if self._newest_order.get(model) == order:
+            del self._newest_order[model]
+            if verb == "unload" and found and not was_unloaded:
                 self._unloaded.discard(model)
-            elif not found:
-                self._unloaded.add(model)
         teller.send({"told": number, "errors": found})
 
     # -- signals

@@ -95,6 +95,15 @@ def slow_model() -> onnx.ModelProto:
     )
 
 
+def endless_model() -> onnx.ModelProto:
+    """slow_model, at it for hours whatever it is given: its warm-up does not end."""
+    model = slow_model()
+    (rounds,) = [node for node in model.graph.node if node.op_type == "Cast"]
+    rounds.input[0] = "hours"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(1e9, np.float32), "hours"))
+    return model
+
+
 def publish_root(models: Path, features: int) -> None:
     """The model "sqrt"."""
     shape = {"name": "x", "kind": "tensor", "shape": [None, features], "dtype": "float32"}
@@ -104,6 +113,11 @@ def publish_root(models: Path, features: int) -> None:
 def publish_lookup(models: Path) -> None:
     """The model "lookup"."""
     publish_model(models, "lookup", model=lookup_model(), input=LOOKUP_INPUT)
+
+
+def publish_endless(models: Path, name: str = "endless") -> None:
+    """The model "endless", or the next version of another that has the inputs of "slow"."""
+    publish_model(models, name, model=endless_model(), input=SLOW_INPUT)
 
 
 def publish_slow(models: Path) -> None:
