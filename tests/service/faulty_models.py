@@ -95,12 +95,12 @@ def slow_model() -> onnx.ModelProto:
     )
 
 
-def endless_model() -> onnx.ModelProto:
-    """slow_model, at it for hours whatever it is given: its warm-up does not end."""
+def steady_model(rounds: float) -> onnx.ModelProto:
+    """slow_model with as many rounds for every batch, whatever it holds."""
     model = slow_model()
-    (rounds,) = [node for node in model.graph.node if node.op_type == "Cast"]
-    rounds.input[0] = "hours"
-    model.graph.initializer.append(numpy_helper.from_array(np.array(1e9, np.float32), "hours"))
+    (cast,) = [node for node in model.graph.node if node.op_type == "Cast"]
+    cast.input[0] = "always"
+    model.graph.initializer.append(numpy_helper.from_array(np.array(rounds, np.float32), "always"))
     return model
 
 
@@ -116,8 +116,13 @@ def publish_lookup(models: Path) -> None:
 
 
 def publish_endless(models: Path, name: str = "endless") -> None:
-    """The model "endless", or the next version of another that has the inputs of "slow"."""
-    publish_model(models, name, model=endless_model(), input=SLOW_INPUT)
+    """The model "endless", or the next version of another that has the inputs of "slow". Its warm-up does not end."""
+    publish_steady(models, name, rounds=1e9)
+
+
+def publish_steady(models: Path, name: str = "steady", *, rounds: float) -> None:
+    """The model "steady": so many rounds a batch."""
+    publish_model(models, name, model=steady_model(rounds), input=SLOW_INPUT)
 
 
 def publish_slow(models: Path) -> None:
