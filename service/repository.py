@@ -230,6 +230,7 @@ class Repository:
 
     async def close(self) -> None:
         """Retire everything and wait for it."""
+        self.loads.close()
         for name in list(self._loaded):
             self._swap(name, {})
         await asyncio.gather(*self._retiring)

@@ -5,6 +5,7 @@ import contextlib
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import httpx
 import pytest
@@ -12,8 +13,9 @@ from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from service import loading
+from service import loads as loads_module
 from service.app import Service
-from service.loads import Load, LoadHangs, Loads, Turn
+from service.loads import LoadHangs, Loads, Turn
 from service.repository import ModelFailed
 from service.run_folder import RunFolder
 from service.settings import Settings
@@ -61,7 +63,7 @@ def test_a_load_that_hangs_is_given_up_with_its_stack_in_the_log(released, caplo
 
     asyncio.run(go())
     (told,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
-    assert "in _run" in told
+    assert "in run" in told
     assert "in wait" in told
     assert "a version 1, which was given up, has ended" in caplog.text
 
@@ -109,19 +111,51 @@ def test_the_turn_of_a_load_that_hangs_passes_on_and_those_that_waited_have_thei
         return name
 
     async def go():
-        over = lambda: None  # noqa: E731 - nobody keeps count
-        first = Load("hang", hang, seconds=2 * BRIEF, over=over)
+        loads = Loads(seconds=2 * BRIEF)
+        first = loads.begin(("hang", 1), hang)
         await until(lambda: order)
-        others = [Load(n, lambda n=n: work(n), seconds=BRIEF, over=over) for n in ("b", "c")]
+        loads._seconds = BRIEF
+        others = [loads.begin((name, 1), partial(work, name)) for name in ("b", "c")]
         with pytest.raises(LoadHangs):
-            await first.result
-        assert sorted([await each.result for each in others]) == ["b", "c"]
-        assert not any(each.hangs for each in others)
+            await first
+        assert sorted([await each for each in others]) == ["b", "c"]
         with turn:  # it is free again, and stays so when the one that hung comes back
             released.set()
 
     asyncio.run(go())
     assert order[0] == "hang"
+
+
+def test_only_so_many_loads_work_at_once_and_one_that_hangs_makes_room(released, monkeypatch):
+    monkeypatch.setattr(loads_module, "AT_ONCE", 2)
+    at_once, most, lock = 0, 0, threading.Lock()
+
+    def work():
+        nonlocal at_once, most
+        with lock:
+            at_once += 1
+            most = max(most, at_once)
+        threading.Event().wait(0.01)
+        with lock:
+            at_once -= 1
+
+    async def go():
+        loads = Loads(seconds=2 * BRIEF)
+        hanging = [loads.begin(("hang", version), released.wait) for version in (1, 2)]
+        loads._seconds = BRIEF
+        others = [loads.begin(("a", version), work) for version in range(20)]
+        for each in hanging:
+            with pytest.raises(LoadHangs):
+                await each
+        await asyncio.gather(*others)  # though they were in line for longer than one may work
+        released.set()
+        await until(lambda: not loads.hanging())
+        assert len(loads._idle) == 4
+        loads.close()
+        await until(lambda: not any(each.is_alive() for each in loads._idle))
+
+    asyncio.run(go())
+    assert most == 2
 
 
 # ---- in the service
@@ -233,7 +267,7 @@ def test_a_load_that_ends_after_its_model_was_unloaded_changes_nothing(tmp_path,
             with pytest.raises(ModelFailed):
                 await load
             released.set()
-            await until(lambda: not service.repository.loads._running)
+            await until(lambda: not service.repository.loads._known)
             assert served(service) == []
             await service.repository.load_all()
             assert served(service) == []

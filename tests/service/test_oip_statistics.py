@@ -1,5 +1,6 @@
 """Triton's statistics extension as tritonclient asks for it: what was scored, by version, whichever worker is asked."""
 
+import asyncio
 import hashlib
 import time
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 from tritonclient.http import InferenceServerClient, InferInput
+from tritonclient.http.aio import InferenceServerClient as AsyncClient
 from tritonclient.utils import InferenceServerException
 
 from service.api import oip_statistics
@@ -183,6 +185,23 @@ def test_counts_are_those_of_all_workers_whichever_is_asked(models):
         text = httpx.get(f"{server.url}/metrics").text
         assert f'priordial_batch_rows_count{{model="linear"}} {requests}\n' in text
         assert "statistics" not in text
+
+
+def test_the_asyncio_client_gets_on_alike(server):
+    async def go():
+        async with AsyncClient(server.url.removeprefix("http://")) as client:
+            assert await client.is_model_ready("linear", "1")
+            assert (await client.get_model_config("linear"))["max_batch_size"] == 500
+            before = await client.get_inference_statistics("linear", "1")
+            x = InferInput("x", [3, FEATURES], "FP32").set_data_from_numpy(inputs(3))
+            await client.infer("linear", [x], model_version="1")
+            after = await client.get_inference_statistics("linear", "1")
+            told = [each["model_stats"][0]["inference_count"] for each in (before, after)]
+            assert told[1] - told[0] == 3
+            with pytest.raises(InferenceServerException, match="no model 'none'"):
+                await client.infer("none", [x])
+
+    asyncio.run(go())
 
 
 def test_statistics_ask_for_the_key_that_metrics_ask_for(models, tmp_path):
