@@ -1,5 +1,7 @@
--- wrk script: one body, or the same body under many different taus and priors; prints a line of JSON at the end.
---   wrk … -s load.lua URL -- BODY_FILE MIXED_PRIORS [HEADER VALUE]…      MIXED_PRIORS: "" or names joined by commas
+-- wrk script: one body, alone or with a tau and a prior; prints a line of JSON at the end.
+--   wrk … -s load.lua URL -- BODY_FILE SETTINGS [HEADER VALUE]…
+-- SETTINGS: "" sets nothing; one:NAME the same tau and prior in each request; mixed:NAME,NAME… a tau and one of the priors drawn for each.
+-- Both kinds of requests that set something are as long as each other and as many.
 
 local requests, count, at = {}, 0, 0
 
@@ -13,12 +15,14 @@ function init(args)
     requests[1], count = wrk.format("POST", nil, headers, body), 1
     return
   end
+  local mixed = args[2]:sub(1, 6) == "mixed:"
   local priors = {}
-  for name in args[2]:gmatch("[^,]+") do priors[#priors + 1] = name end
+  for name in args[2]:gsub("^%a+:", ""):gmatch("[^,]+") do priors[#priors + 1] = name end
   math.randomseed(1)
   count = 20000
   for i = 1, count do
-    local query = string.format("?tau=%.4f&prior=%s&top_k=5", 2 * math.random(), priors[math.random(#priors)])
+    local tau = mixed and 2 * math.random() or 1.0
+    local query = string.format("?tau=%.4f&prior=%s&top_k=5", tau, priors[math.random(#priors)])
     requests[i] = wrk.format("POST", wrk.path .. query, headers, body)
   end
 end

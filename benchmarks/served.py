@@ -88,17 +88,17 @@ def wrk(
     *,
     connections: int,
     seconds: float,
-    priors: tuple[str, ...] = (),
+    settings: str = "",
     folder: Path,
 ) -> dict[str, float]:
-    """Drive a server; with priors, each request has a tau and one of the priors of its own."""
+    """Drive a server. settings: see load.lua."""
     file = folder / "body"
     file.write_bytes(body)
     before = server.cpu_seconds()
     done = subprocess.run(
         [
             "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(HERE / "load.lua"),
-            server.url + path, "--", str(file), ",".join(priors), *(part for item in headers.items() for part in item),
+            server.url + path, "--", str(file), settings, *(part for item in headers.items() for part in item),
         ],
         capture_output=True, text=True, check=True,
     )  # fmt: skip

@@ -3,8 +3,8 @@
     python benchmarks/serving.py [--rounds 3] [--seconds 2] [--out benchmarks/results/serving.json]
 
 For each model, body and number of connections: bare ASGI on uvicorn that reads the same body (HTTP limit), session.run of the
-plain graph at its best batch size (compute limit), the service with one tau, and the service with a tau and a prior of its own
-for each request; for WIDE also the service without a head. One worker, one intra-op thread, metrics and validation on.
+plain graph at its best batch size (compute limit), the service by its defaults, the service asked for one tau and prior, and
+for a tau and a prior of its own with each request; for WIDE also the service without a head. One worker, one intra-op thread, metrics and validation on.
 Figures are medians over the rounds; ratios are medians of the rounds' ratios, so that a machine whose speed wanders does
 not spoil them. The limit that applies is the smaller of HTTP and compute.
 """
@@ -123,9 +123,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
                             "compute_per_second": compute_limit(session, model, arguments.seconds),
                         }
                         if kind != "oip":
-                            found["mixed"] = wrk(
-                                served, path, body, headers, priors=PRIORS, **common
-                            )
+                            for settings in (f"one:{PRIORS[0]}", f"mixed:{','.join(PRIORS)}"):
+                                found[settings.partition(":")[0]] = wrk(
+                                    served, path, body, headers, settings=settings, **common
+                                )
                         if model is WIDE:
                             found["plain"] = wrk(plain, path, body, headers, **common)
                         rounds.append(found)
@@ -166,10 +167,11 @@ def summary(rounds: list[dict]) -> dict[str, float]:
         "refused": sum(r["service"]["refused"] + r["service"]["errors"] for r in rounds),
     }
     if "mixed" in rounds[0]:
-        result["mixed_cost"] = median(
+        result["mixed_cost"] = median(lambda r: r["one"]["per_second"] / r["mixed"]["per_second"])
+        result["mixed_cpu_cost"] = median(lambda r: r["mixed"]["cpu_us"] / r["one"]["cpu_us"])
+        result["asked_cost"] = median(
             lambda r: r["service"]["per_second"] / r["mixed"]["per_second"]
         )
-        result["mixed_cpu_cost"] = median(lambda r: r["mixed"]["cpu_us"] / r["service"]["cpu_us"])
     if "plain" in rounds[0]:
         result["of_plain"] = median(lambda r: r["service"]["per_second"] / r["plain"]["per_second"])
     return result
@@ -177,7 +179,7 @@ def summary(rounds: list[dict]) -> dict[str, float]:
 
 HEADER = (
     f"{'model':5} {'body':5} {'conns':>5} {'requests/s':>10} {'p50 ms':>7} {'p99 ms':>7} {'p99/p50':>7} {'cpu µs':>7} "
-    f"{'http/s':>8} {'of http':>7} {'rows/s':>9} {'of comp.':>8} {'mixed ×':>7} {'of plain':>8} {'errors':>6}"
+    f"{'http/s':>8} {'of http':>7} {'rows/s':>9} {'of comp.':>8} {'mixed ×':>7} {'asked ×':>7} {'of plain':>8} {'errors':>6}"
 )
 
 
@@ -189,6 +191,7 @@ def _line(row: dict) -> str:
         f"{row['model']:5} {row['body']:5} {row['connections']:5} {row['per_second']:10.0f} {row['p50_ms']:7.2f} "
         f"{row['p99_ms']:7.2f} {row['p99_ms'] / row['p50_ms']:7.2f} {row['cpu_us']:7.0f} {row['http_per_second']:8.0f} "
         f"{ratio('of_http'):>7} {row['compute_per_second']:9.0f} {ratio('of_compute'):>8} {ratio('mixed_cost'):>7} "
+        f"{ratio('asked_cost'):>7} "
         f"{ratio('of_plain'):>8} {row['refused']:6}"
     )
 
