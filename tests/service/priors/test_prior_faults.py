@@ -161,8 +161,9 @@ def test_a_read_only_postgres(postgres):
     def set_read_only(value):
         with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
             connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
-            connection.execute(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name]
+            connection.execute(  # and wait for their end, so that no write meets a backend that is on its way out
+                "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s",
+                [name],
             )
 
     scenario(url, lambda: set_read_only("on"), lambda: set_read_only("off"), "read-only")
