@@ -18,6 +18,9 @@ import orjson
 
 Line: TypeAlias = dict[str, Any]
 
+ANONYMOUS = "anonymous"
+"""In the place of a key's name where none is asked for."""
+
 FLUSH_SECONDS = 0.05
 BLOCK_LINES = 64
 """Lines that are encoded together: one after the other they take half the time, and so few keep no request waiting."""
@@ -167,7 +170,8 @@ def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
             f"{part} {1e3 * took:.2f} ms" for part, took in seconds.items() if took is not None
         ]
         parts.append(", ".join([f"{line['rows']} rows", *times]))
-    parts += [f"{name} {line[name]}" for name in ("problem", "key") if line.get(name)]
+    told = {name: line.get(name) for name in ("problem", "key")}
+    parts += [f"{name} {text}" for name, text in told.items() if text not in (None, ANONYMOUS)]
     return "  ".join([*parts, line["request_id"]]).encode(errors="replace") + b"\n"
 
 

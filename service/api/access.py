@@ -14,6 +14,7 @@ from pathlib import Path
 from fastapi import Request
 
 from service.api.errors import Problem
+from service.request_log import ANONYMOUS
 
 log = logging.getLogger(__name__)
 audit_log = logging.getLogger("service.audit")
@@ -23,7 +24,6 @@ _IMPLIED = {"operate": "observe"}  # who may change priors may look at them
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _PREFIX = "priordial_"
 _LOOK_AGAIN_SECONDS = 1.0
-ANONYMOUS = "anonymous"
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -110,12 +110,12 @@ class Access:
         """Whether no key is asked for."""
         return not self._keys and self._file is None
 
-    def check(self, headers: Headers, role: str) -> str | None:
-        """The name of the key that may act in this role; None when no key is asked for. Raises Problem."""
+    def check(self, headers: Headers, role: str) -> str:
+        """The name of the key that may act in this role; ANONYMOUS when no key is asked for. Raises Problem."""
         if self._file is not None and time.monotonic() - self._looked_at > _LOOK_AGAIN_SECONDS:
             self._look_again(self._file)
         if self.open_to_all:
-            return None
+            return ANONYMOUS
         given = _given_key(headers)
         if given is None:
             raise Problem(
@@ -142,7 +142,7 @@ class Access:
         """A FastAPI dependency that checks the role and notes the name of the key in request.state.by."""
 
         async def checked(request: Request) -> None:
-            request.state.by = self.check(request.scope["headers"], role) or ANONYMOUS
+            request.state.by = self.check(request.scope["headers"], role)
 
         return checked
 

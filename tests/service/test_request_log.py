@@ -9,7 +9,14 @@ import threading
 import httpx
 import pytest
 
-from service.request_log import MAX_WAITING, JsonFormatter, RequestLog, as_json, as_text
+from service.request_log import (
+    ANONYMOUS,
+    MAX_WAITING,
+    JsonFormatter,
+    RequestLog,
+    as_json,
+    as_text,
+)
 from tests.service.server import running
 from tests.service.small_models import inputs, publish_model
 
@@ -40,9 +47,10 @@ def test_each_request_has_one_line_with_what_was_used_and_how_long_it_took(model
         )
         httpx.get(f"{server.url}/models/linear", headers={"X-Request-Id": "mine-2"})
         httpx.post(f"{server.url}/predict", content=b"[", headers={"X-Request-Id": "mine-3"})
+        httpx.get(f"{server.url}/priors", headers={"X-Request-Id": "mine-4"})
         server.terminate()
         lines = {line["request_id"]: line for line in request_lines(server.log)}
-    assert sorted(lines) == ["mine-1", "mine-2", "mine-3"]
+    assert sorted(lines) == ["mine-1", "mine-2", "mine-3", "mine-4"]
     scored = lines["mine-1"]
     assert (scored["model"], scored["version"], scored["tau"]) == ("linear", 1, 0.5)
     assert (scored["prior"], scored["revision"], scored["rows"]) == ("default", 0, 3)
@@ -50,6 +58,8 @@ def test_each_request_has_one_line_with_what_was_used_and_how_long_it_took(model
     assert 0 < scored["inference_seconds"] <= scored["seconds"]
     assert lines["mine-2"]["route"] == "/models/{model}"
     assert (lines["mine-3"]["status"], lines["mine-3"]["problem"]) == (400, "malformed")
+    asked = [lines[name]["key"] for name in ("mine-1", "mine-3", "mine-4")]
+    assert set(asked) == {ANONYMOUS}, "the same on every route that would ask for a key"
 
 
 def test_the_log_never_shows_an_input_or_a_key(models):
@@ -77,6 +87,7 @@ def test_a_terminal_gets_the_same_facts_as_text():
     for fact in told:
         assert fact in text
     assert text.count("\n") == 1
+    assert ANONYMOUS not in as_text({**SCORED, "key": ANONYMOUS}, 0.0).decode(), "noise there"
 
 
 def test_a_line_tells_as_text_what_it_has_and_needs_no_more():
