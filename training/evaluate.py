@@ -8,11 +8,10 @@ from numpy.typing import ArrayLike, NDArray
 from service.contract.adjustment import Vector, adjust_logits, log_softmax
 from service.contract.scores import (
     GROUPS,
-    balanced_error_interval,
     brier,
     class_totals,
     error,
-    error_interval,
+    error_intervals,
     expected_calibration_error,
     group_errors,
     negative_log_likelihood,
@@ -99,9 +98,9 @@ def score_adjusted(
         "per_class": [_number(value) for value in by_class],
     }
     if intervals:
-        totals = class_totals(labels, num_classes)
-        scores["error_interval"] = list(error_interval(by_class, totals))
-        scores["balanced_error_interval"] = list(balanced_error_interval(by_class, totals))
+        found = error_intervals(by_class, class_totals(labels, num_classes))
+        scores["error_interval"] = list(found.error)
+        scores["balanced_error_interval"] = list(found.balanced_error)
     return scores
 
 

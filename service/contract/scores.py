@@ -6,7 +6,7 @@ error of their own (NaN) and take no part in a mean over classes.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -140,6 +140,13 @@ def expected_calibration_error(
     return reliability(probabilities, labels, weights, bins=bins).ece
 
 
+class ErrorIntervals(NamedTuple):
+    """Intervals of the share of wrong answers and of its mean over the classes."""
+
+    error: Interval
+    balanced_error: Interval
+
+
 def bootstrap_interval(
     statistic: Callable[[NDArray[np.intp]], float],
     strata: Labels,
@@ -161,46 +168,28 @@ def bootstrap_interval(
     return percentile_interval(np.array(values), level=level)
 
 
-def balanced_error_interval(
+def error_intervals(
     errors: Vector,
     totals: ArrayLike,
     *,
     resamples: int = 1000,
     level: float = 0.95,
     seed: int = 0,
-) -> Interval:
-    """bootstrap_interval of the balanced error, without drawing examples.
+) -> ErrorIntervals:
+    """bootstrap_interval of the error and of the balanced error, without drawing examples.
 
     errors, totals: [C] error and number of examples of each class; classes without examples are left out.
-    """
-    wrong, counts = _resampled(errors, totals, resamples=resamples, seed=seed)
-    return percentile_interval((wrong / counts).mean(axis=1), level=level)
-
-
-def error_interval(
-    errors: Vector,
-    totals: ArrayLike,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """bootstrap_interval of the error, as balanced_error_interval has it."""
-    wrong, counts = _resampled(errors, totals, resamples=resamples, seed=seed)
-    return percentile_interval(wrong.sum(axis=1) / counts.sum(), level=level)
-
-
-def _resampled(
-    errors: Vector, totals: ArrayLike, *, resamples: int, seed: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Wrong answers [resamples, present classes] of resampled examples, and how many examples [present classes].
-
     Resampling the n_y examples of a class gives Binomial(n_y, error_y) wrong ones, whatever they are.
     """
     counts = np.asarray(totals).astype(np.int64)
     present = counts > 0
-    size = (resamples, int(present.sum()))
-    return bootstrap_rng(seed).binomial(counts[present], errors[present], size), counts[present]
+    counts = counts[present]
+    size = (resamples, len(counts))
+    wrong = bootstrap_rng(seed).binomial(counts, errors[present], size)
+    return ErrorIntervals(
+        error=percentile_interval(wrong.sum(axis=1) / counts.sum(), level=level),
+        balanced_error=percentile_interval((wrong / counts).mean(axis=1), level=level),
+    )
 
 
 def bootstrap_rng(seed: int) -> np.random.Generator:

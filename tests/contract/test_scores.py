@@ -126,44 +126,40 @@ def test_every_score_is_within_its_range(seed, num_classes):
     assert scores.negative_log_likelihood(np.log(p), labels) >= 0
 
 
-def test_the_two_ways_to_bootstrap_a_balanced_error_agree():
-    logits, labels = split(2000)
-    predicted = logits.argmax(1)
-    slow = scores.bootstrap_interval(
-        lambda i: scores.balanced_error(predicted[i], labels[i], 6), labels, resamples=400
-    )
-    errors = scores.per_class_errors(predicted, labels, 6)
-    fast = scores.balanced_error_interval(errors, scores.class_totals(labels, 6), resamples=4000)
-    assert slow == pytest.approx(fast, abs=0.02)
-    assert fast[0] < scores.balanced_error(predicted, labels, 6) < fast[1]
-
-
-def test_the_interval_of_the_error_is_that_of_drawing_examples_again():
+@pytest.mark.parametrize("name", ["error", "balanced_error"])
+def test_intervals_of_errors_are_those_of_drawing_examples_again(name):
     logits, labels = split(2000)
     predicted, totals = logits.argmax(1), scores.class_totals(labels, 6)
+    more = {"balanced_error": (6,)}.get(name, ())
+    statistic = getattr(scores, name)
     slow = scores.bootstrap_interval(
-        lambda i: scores.error(predicted[i], labels[i]), labels, resamples=400
+        lambda i: statistic(predicted[i], labels[i], *more), labels, resamples=400
     )
     errors = scores.per_class_errors(predicted, labels, 6)
-    fast = scores.error_interval(errors, totals, resamples=4000)
+    fast = getattr(scores.error_intervals(errors, totals, resamples=4000), name)
     assert slow == pytest.approx(fast, abs=0.02)
-    assert fast[0] < scores.error(predicted, labels) < fast[1]
-    few = scores.error_interval(errors, totals / 100)
-    assert few[1] - few[0] > 5 * (fast[1] - fast[0])
+    assert fast[0] < statistic(predicted, labels, *more) < fast[1]
+
+
+def test_the_interval_of_the_error_is_wider_for_fewer_examples():
+    errors, totals = np.array([0.2, 0.4]), np.array([10_000, 10_000])
+    (low, high), _ = scores.error_intervals(errors, totals)
+    (lower, higher), _ = scores.error_intervals(errors, totals / 100)
+    assert higher - lower > 5 * (high - low)
 
 
 def test_an_interval_leaves_out_classes_without_examples():
-    errors = np.array([0.5, np.nan])
-    low, high = scores.balanced_error_interval(errors, [100, 0])
-    assert 0.3 < low < 0.5 < high < 0.7
+    for low, high in scores.error_intervals(np.array([0.5, np.nan]), [100, 0]):
+        assert 0.3 < low < 0.5 < high < 0.7
 
 
 def test_intervals_are_the_same_for_the_same_seed_and_wider_for_a_higher_level():
     errors, totals = np.array([0.2, 0.4]), [50, 50]
-    narrow = scores.balanced_error_interval(errors, totals, level=0.5)
-    assert narrow == scores.balanced_error_interval(errors, totals, level=0.5)
-    wide = scores.balanced_error_interval(errors, totals, level=0.99)
-    assert wide[0] < narrow[0] < narrow[1] < wide[1]
+    narrow = scores.error_intervals(errors, totals, level=0.5)
+    assert narrow == scores.error_intervals(errors, totals, level=0.5)
+    wide = scores.error_intervals(errors, totals, level=0.99)
+    for (low, high), (lower, higher) in zip(narrow, wide, strict=True):
+        assert lower < low < high < higher
 
 
 def test_resampling_is_independent_of_data_drawn_from_the_same_seed():
