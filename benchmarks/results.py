@@ -14,9 +14,10 @@ from pathlib import Path
 
 from benchmarks.published_results import PAPER, PAPER_DATA, PAPER_SOURCE
 from benchmarks.results_checks import beside_reference, expectations
+from benchmarks.results_norms import norms_under_adam
 from benchmarks.results_synthetic import copy_figures, read, synthetic
 from benchmarks.results_text import Document, mean, ns, slug, spread, title
-from benchmarks.results_variants import Row, norms_under_adam, on_weights, other_ways
+from benchmarks.results_variants import Row, on_weights, other_ways
 from training.comparison_report import HEADER, draw, sample, table_rows
 from training.page import markdown_table
 

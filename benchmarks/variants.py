@@ -2,9 +2,9 @@
 
     python -m benchmarks.variants runs/variants.json --compared runs/exp100-5000 runs/exp1000-5000
 
-Trains the variants below on long-tailed Fashion-MNIST with the recipe of the comparison, three seeds each, and adds every
-run's scores to the file when it is over: the same command goes on where it stopped. `--only adam` trains one group,
-`--most 8` so many runs. --compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
+Trains the variants of benchmarks/variant_list.py on long-tailed Fashion-MNIST with the recipe of the comparison, one to
+seven seeds each, and adds every run's scores to the file when it is over: the same command goes on where it stopped.
+`--only adam` trains one group, `--most 8` so many runs. --compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
 `benchmarks.results` makes tables of docs/results.md of the file. About 30 s of one core a run.
 """
 
@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from benchmarks.variant_list import ON_NORMS, SEEDS, VARIANTS
 from service.contract.scores import balanced_error, error
 from training.compare import outcome_of, outcome_path
 from training.comparison_curves import norm_slope
@@ -28,51 +29,6 @@ from training.outcomes import Outcome, Part
 from training.posthoc import NORM_GRID, LastLayer, adjustment_curve, best_tau, norm_curve
 from training.processes import Processes
 from training.recipe_file import make
-
-SEEDS = range(3)
-WIDE, STEEP, SMALL = (5000, 100.0), (5000, 1000.0), (500, 100.0)
-"""(Largest class, imbalance ratio) of the comparisons."""
-ADAM: Mapping[str, Any] = {"optimiser": "adamw", "weight_decay": 0.0}
-LDAM: Mapping[str, Any] = {"loss": "ldam"}
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What is changed in the recipe of the comparison, and in which settings that is tried."""
-
-    group: str
-    name: str
-    changes: Mapping[str, Any]
-    settings: tuple[tuple[int, float], ...]
-
-
-EVERYWHERE = (WIDE, STEEP, SMALL)
-VARIANTS = (
-    Variant("adam", "rate 0.001, 1200 steps", ADAM | {"lr": 0.001}, EVERYWHERE),
-    Variant("adam", "rate 0.1, 1200 steps", ADAM | {"lr": 0.1}, EVERYWHERE),
-    Variant("hidden layer", "SGD, rate 0.1, 1200 steps", {"network": "cnn"}, EVERYWHERE),
-    Variant(
-        "hidden layer",
-        "Adam, rate 0.03, 1200 steps",
-        ADAM | {"lr": 0.03, "network": "cnn"},
-        EVERYWHERE,
-    ),
-    Variant(
-        "ldam",
-        "largest margin 0.3",
-        LDAM | {"loss_options": {"drw": False, "max_margin": 0.3}},
-        (STEEP,),
-    ),
-    Variant(
-        "ldam",
-        "largest margin 0.8",
-        LDAM | {"loss_options": {"drw": False, "max_margin": 0.8}},
-        (STEEP,),
-    ),
-    Variant("sampler", "without flips", {"sampler": "balanced", "augment": "none"}, (WIDE,)),
-    Variant("balanced", "in float32", {"loss": "balanced", "precision": "fp32"}, (STEEP,)),
-    Variant("balanced", "at a tenth of the rate", {"loss": "balanced", "lr": 0.01}, (STEEP,)),
-)
 
 
 def main() -> None:
@@ -83,7 +39,7 @@ def main() -> None:
         "--compared", nargs="*", type=Path, default=[], help="folders of training compare"
     )
     parser.add_argument(
-        "--only", help="one group: adam, 'hidden layer', ldam, sampler, balanced (default all)"
+        "--only", help=f"one group: {', '.join(sorted({v.group for v in VARIANTS}))} (default all)"
     )
     parser.add_argument("--most", type=int, help="runs, and then stop (default all)")
     options = parser.parse_args()
@@ -107,16 +63,15 @@ def keep(found: list[dict[str, Any]], path: Path) -> None:
 
 def runs() -> Iterator[dict[str, Any]]:
     """Every run of VARIANTS, without its scores."""
-    for seed in SEEDS:
-        for variant in VARIANTS:
-            for largest, ratio in variant.settings:
-                yield {
-                    "group": variant.group,
-                    "variant": variant.name,
-                    "max_per_class": largest,
-                    "imbalance_ratio": ratio,
-                    "seed": seed,
-                }
+    every = [(variant, *run) for variant in VARIANTS for run in variant.runs]
+    for variant, largest, ratio, seed in sorted(every, key=lambda one: one[-1]):
+        yield {
+            "group": variant.group,
+            "variant": variant.name,
+            "max_per_class": largest,
+            "imbalance_ratio": ratio,
+            "seed": seed,
+        }
 
 
 def same(run: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
@@ -134,7 +89,7 @@ def trained(run: Mapping[str, Any]) -> dict[str, Any]:
     outcome = outcome_of(
         replace(recipe, **changes),
         checkpoint=None,
-        keep_features=run["group"] in ("adam", "hidden layer"),
+        keep_features=run["group"] in ON_NORMS,
         processes=Processes(torch.device("cpu")),
     )
     return scores(outcome)

@@ -94,7 +94,7 @@ def finish_run(
             quiet=quiet,
         )
     except Interrupted as stopped:
-        raise Interrupted(f"{run}, seed {seed}: {stopped}; the same command goes on") from None
+        raise Interrupted(f"{run}, seed {seed}: {stopped}") from None
 
 
 def outcome_of(
@@ -111,7 +111,9 @@ def outcome_of(
     if ready.data.test is None:
         raise BadData(f"{recipe.data}: has no test split to compare methods on")
     kept = None if checkpoint is None else CheckpointFile(checkpoint, identity(recipe, ready))
-    keeping = Keeping(checkpoint=kept, resume=True, quiet=quiet)
+    keeping = Keeping(
+        checkpoint=kept, resume=True, quiet=quiet, going_on="the same command goes on from it"
+    )
     network = fit_network(recipe, ready, keeping=keeping, processes=processes)
     return _outcome(network, ready, processes, keep_features=keep_features, started=started)
 

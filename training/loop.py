@@ -69,6 +69,8 @@ class Keeping:
     log: Path | None = None
     tensorboard: Path | None = None
     quiet: bool = False
+    going_on: str = "--resume goes on from it"
+    """How, for who interrupts the run."""
 
     def due(self, done: int, *, seconds: float) -> bool:
         """Whether a checkpoint is due after so many steps, and so many seconds after the last one."""
@@ -249,4 +251,4 @@ def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) ->
 def _how_to_go_on(keeping: Keeping, done: int, steps: int) -> str:
     if keeping.checkpoint is None:
         return f"stopped after {done} of {steps} steps"
-    return f"stopped after {done} of {steps} steps; {keeping.checkpoint.path} is written, --resume goes on from it"
+    return f"stopped after {done} of {steps} steps; {keeping.checkpoint.path} is written, {keeping.going_on}"

@@ -94,6 +94,11 @@ class Published:
         if image is not None and isinstance(split.inputs, ImageFiles):
             split = Split(replace(split.inputs, spec=image), split.labels)
         for batch in graph_inputs(replace(data, image=image), split):
+            own, wanted = batch.shape[1:], spec.shape[1:]
+            if len(own) != len(wanted) or any(
+                size not in (None, found) for size, found in zip(wanted, own, strict=True)
+            ):
+                raise WrongUse(f"{data.spec}: a row is {list(own)}; the model takes {wanted}")
             yield batch if batch.dtype == object else batch.astype(spec.dtype, copy=False)
 
     def _image(self, data: Dataset) -> ImageSpec | None:

@@ -123,6 +123,21 @@ def test_a_split_that_is_not_there_is_wrong_use(command, own_npz, tmp_path):
     assert "no such model folder" in err
 
 
+@pytest.mark.parametrize("verb", ["evaluate", "estimate"])
+def test_rows_of_another_shape_than_a_published_models_are_wrong_use(
+    command, own_npz, tmp_path, verb
+):
+    places = ("--models", tmp_path / "models", "--runs", tmp_path / "runs")
+    data = ("--data", f"npz:{own_npz}")
+    command("fit", *data, "--network", "linear", "--steps", 20, "--quiet", *places)
+    arrays = dict(np.load(own_npz))
+    narrow = tmp_path / "narrow.npz"
+    np.savez(narrow, **arrays | {key: arrays[key][:, :4] for key in arrays if key[:2] == "x_"})
+    code, _, err = command(verb, tmp_path / "models" / "own" / "1", "--data", f"npz:{narrow}")
+    assert code == 2
+    assert "a row is [4]; the model takes [" in err
+
+
 def test_numbers_of_another_shape_than_the_models_are_refused(command, own_npz, tmp_path):
     arrays = dict(np.load(own_npz))
     arrays["x_test"] = arrays["x_test"][:, :4]

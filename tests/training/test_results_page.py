@@ -10,6 +10,7 @@ import torch
 from benchmarks import (
     results,
     results_checks,
+    results_norms,
     results_synthetic,
     results_text,
     results_variants,
@@ -105,7 +106,7 @@ def test_rates_of_adam_stand_in_order_beside_the_compared_ones(document):
         spearman=[-0.25, 0.75], slope=[0.1, 0.2],
         balanced_error=[0.3, 0.5], weight_norm=[0.2, 0.2], post_hoc=[0.1, 0.1],
     )  # fmt: skip
-    lines = results_variants.norms_under_adam([document], rows).splitlines()
+    lines = results_norms.norms_under_adam([document], rows).splitlines()
     table = [line for line in lines if line.startswith("| largest")]
     rates = [line.split("|")[2].split(",")[1].split()[-1] for line in table]
     assert rates == ["0.05", "0.001", "0.015", "0.1"]
@@ -125,9 +126,33 @@ def test_the_network_with_a_hidden_layer_is_judged_like_the_compared_one(documen
     )
     judged = results_checks.expectations([document], rows).splitlines()[-2:]
     assert [line.split("|")[-2].strip() for line in judged] == ["yes", "**no**: 1 of 2"]
-    text = results_variants.norms_under_adam([document], rows)
+    text = results_norms.norms_under_adam([document], rows)
     assert text.count("| -0.80, +0.10 |") == 1
-    assert "hidden layer" not in results_variants.norms_under_adam([document], [])
+    assert "hidden layer" not in results_norms.norms_under_adam([document], [])
+
+
+def test_every_recipe_that_was_tried_stands_with_its_counts_beside_those_that_were_chosen(document):
+    keys = ("slope", "balanced_error", "weight_norm", "post_hoc")
+    scores = {key: [0.1, 0.2] for key in keys} | {"norms": [[3.0] * 6 + [4.0] + [1.0] * 3] * 2}
+
+    def found(group, name, spearman):
+        return rows_of(document, group, name, spearman=spearman, **scores)
+
+    rows = found("hidden layer", "SGD, rate 0.1", [0.6, 0.8])
+    rows += found("hidden layer", "Adam, rate 0.03", [-0.1, -0.2])
+    rows += found("pilot", "no decay", [0.5, 0.72])[:1] + found("pilot", "more", [0.75, 0.72])
+    for group in ("shifted images", "shifted images, short"):
+        rows += found(group, "SGD, rate 0.1", [0.9, 0.69])
+        rows += found(group, "Adam, rate 0.03", [-0.9, -0.8])
+    text = results_norms.norms_under_adam([document], rows)
+    table = [line for line in text.splitlines() if " of 2 |" in line or " of 1 |" in line]
+    assert [line.split("|")[1].strip() for line in table] == [
+        "as compared", "no decay", "more", "shifted images, decay 0.003", "shifted images, decay 0.003, 600 steps",
+    ]  # fmt: skip
+    assert table[1].split("|")[2:] == [" – ", " +0.50 (10.0) ", " 0 of 1 ", ""]
+    assert "\n4 recipes were tried" in text or " 4 recipes were tried" in text
+    assert "weights come in place 1, 1 by length" in text
+    assert text.count("1 of 2 runs") == 2
 
 
 def test_other_ways_stand_below_the_method_that_they_vary(document):
