@@ -138,12 +138,13 @@ function Counts({ bundle, report }) {
         <td class="bars">${counts && html`<i class=${`bg-${groupOf(counts[i])}`} style=${{ width: `${(100 * (Math.log(counts[i]) - low)) / (high - low)}%` }}></i>`}</td>
         <td class="number">${counts ? whole(counts[i]) : "–"}</td>${errors && html`<td class="number quiet">${percent(errors[i])}</td>`}</tr>`)}</tbody></table>
     ${pages > 1 && html`<${Pager} page=${here} pages=${pages} go=${setPage} />`}
-    <p class="quiet">Bars are logarithmic.${errors ? ` Error at the chosen τ on ${report.test?.per_class ? "test" : "validation"}.` : ""}</p></section>`;
+    <p class="quiet">Bars are logarithmic.${errors ? ` Error at the chosen τ on ${report.test?.per_class ? `test, ${whole(report.test.n)}` : `validation, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
 }
 
 function Outcome({ report, names }) {
   const [at, setAt] = useState("1");
   const found = report.at_tau?.[at];
+  const examples = (found?.confusion ?? []).flat().reduce((a, b) => a + b, 0);
   const data = useMemo(() => {
     if (!found?.reliability) return null;
     const { edges, accuracy } = found.reliability;
@@ -153,6 +154,7 @@ function Outcome({ report, names }) {
   if (!report.at_tau) return html`<section class="card" aria-label="Reliability"><h2>Reliability and confusion</h2><p class="quiet">This version was published without them.</p></section>`;
   return html`<section class="card" aria-label="Reliability"><div class="line apart"><h2>Reliability and confusion</h2>
       <fieldset class="chips tight"><legend class="sr">At which τ</legend>${taus(report.at_tau).map(([t, words, chosen]) => html`<label class="chip"><input type="radio" name="outcome" checked=${at === t} onChange=${() => setAt(t)} /><span>${words}${chosen && t !== "chosen" ? ", chosen" : ""}</span></label>`)}</fieldset></div>
+    ${examples > 0 && html`<p class="quiet">On the test split: ${whole(examples)} examples, with a uniform target.</p>`}
     ${data && html`<${Chart} say="Accuracy against confidence, on the test split" data=${data} height=${200} x=${{ label: "confidence", values: (v) => `${v} %`, range: [0, 100] }} y=${{ label: "accuracy", values: (v) => `${v} %`, range: [0, 100] }}
       series=${[{ label: "the model", stroke: "accent", points: { show: true, size: 6 }, spanGaps: true }, { label: "perfect", stroke: "was", dash: [5, 5], width: 1 }]} />`}
     ${found?.confusion && html`<${Confusion} cells=${found.confusion} names=${names} />`}</section>`;
@@ -170,7 +172,7 @@ function Confusion({ cells, names }) {
   }, [cells]);
   return html`<h3>Confusion</h3>
     ${small && html`<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><caption class="sr">Rows: the truth. Columns: the answer. Cells: examples.</caption>
-      <thead><tr><td></td>${names.map((name) => html`<th scope="col"><span>${name}</span></th>`)}</tr></thead>
+      <thead><tr><th scope="col" class="axes">truth ↓ answer →</th>${names.map((name) => html`<th scope="col"><span>${name}</span></th>`)}</tr></thead>
       <tbody>${cells.map((row, i) => {
         const sum = Math.max(1, row.reduce((a, b) => a + b, 0));
         return html`<tr><th scope="row">${names[i]}</th>${row.map((n, j) => {
@@ -179,7 +181,7 @@ function Confusion({ cells, names }) {
           return html`<td style=${{ background: n ? `color-mix(in srgb, var(--${tone}) ${Math.round(70 * Math.sqrt(n / sum))}%, var(--surface))` : "" }}>${n || ""}</td>`;
         })}</tr>`;
       })}</tbody></table></div>`}
-    <p class="quiet">Most often mistaken: ${worst.map(([share, i, j], n) => html`${n ? "; " : ""}${names[i]} for ${names[j]} (${percent(share)})`)}.</p>`;
+    <p class="quiet">Most often mistaken: ${worst.map(([share, i, j], n) => html`${n ? "; " : ""}${names[i]} taken for ${names[j]} (${percent(share)}${n ? "" : ` of what is ${names[i]}`})`)}.</p>`;
 }
 
 function Provenance({ bundle }) {

@@ -48,7 +48,7 @@ export function Vectors({ bundle, prior }) {
           <td class="number quiet wide">${s === null || t === 0 ? "–" : signed(Math.log(t / s))}</td></tr>`;
       })}</tbody></table>
     ${pager}
-    <p class="quiet"><i class="key bg-was"></i>source: what the logits assume, divided out. <i class="key bg-accent"></i>target: what the answers aim at, multiplied in. The shift is added to the logits at τ = 1.</p>`;
+    <p class="quiet"><i class="key bg-was"></i>source: what the logits assume, divided out. <i class="key bg-accent"></i>target: what the answers aim at, multiplied in.<span class="wide"> The shift is added to the logits at τ = 1.</span></p>`;
 }
 
 const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;

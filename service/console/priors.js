@@ -74,7 +74,7 @@ function Prior({ model, bundle, name, builtIn, stored, tab, go, changed }) {
   return html`<section class="card" aria-label=${`Prior ${name}`}>
     <div class="line apart"><h2 class="big">${name}${prior?.revision ? html` <span class="quiet">revision ${prior.revision}</span>` : ""}</h2>
       ${tabs.length > 1 && html`<div class="tabs" role="group" aria-label="What to show">${tabs.map(([t, words]) => html`<a href=${go.to({ name, tab: t })} aria-current=${t === here ? "true" : undefined}>${words}</a>`)}</div>`}</div>
-    ${prior?.updated_at && html`<p class="quiet">Saved ${when(prior.updated_at)}${prior.by && prior.by !== "anonymous" ? ` by ${prior.by}` : ""}${prior.note ? html`: <q>${prior.note}</q>` : "."}${prior.expected ? " The target is what traffic is expected to be." : ""}</p>`}
+    ${prior?.updated_at && html`<p class="quiet">Saved ${when(prior.updated_at)}${prior.by && prior.by !== "anonymous" ? ` by ${prior.by}` : ""}${prior.note && html`: <q>${prior.note}</q>`}.${prior.expected ? " The target is what traffic is expected to be." : ""}</p>`}
     ${!stored && name === "default" && html`<p class="quiet">Nothing is stored under this name, so the rule of the paper holds: divide by the model's own counts, aim at uniform. What you save here is used by every request that names no prior.</p>`}
     ${prior?.warnings.map((w) => html`<p class="note">${w}</p>`)}
     ${notice && html`<p class="done" role="status">${notice}</p>`}

@@ -48,6 +48,12 @@ export function reading(samples, model, at) {
   return found;
 }
 
+/** The readings and the next one, at most so many; what is told a class, which may be thousands of numbers, is kept for some seconds only. */
+export function keep(readings, next, most, seconds) {
+  const before = readings.map((r) => ({ ...r, targets: {}, classes: r.at < next.at - seconds ? null : r.classes }));
+  return [...before, next].slice(-most);
+}
+
 /** b − a of counters; what fell was reset by a restart and counts from 0. */
 export const grown = (b, a) => (b >= a ? b - a : b);
 

@@ -4,7 +4,7 @@ import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, getText, modelPath, sendJson } from "./api.js";
 import { Chart } from "./chart.js";
 import { fromSample } from "./inputs.js";
-import { grown, grownBy, parse, quantile, reading } from "./scrape.js";
+import { grown, grownBy, keep, parse, quantile, reading } from "./scrape.js";
 import { CopyAs } from "./snippets.js";
 import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, whole } from "./widgets.js";
 import { groupOf } from "./formula.js";
@@ -13,7 +13,9 @@ const EVERY_MS = 2000;
 const FIRST_MS = 600; // until there is something to draw
 const KEPT = 450;
 const PAGE = 20;
+const MINUTE = 60;
 const kept = new Map();
+const first = new Map(); // what the page saw when it was opened, by model
 
 /** Readings of a model, newest last; polled while the page is open and can be seen. */
 function useReadings(model) {
@@ -26,7 +28,9 @@ function useReadings(model) {
       try {
         if (!document.hidden) {
           const samples = parse(await getText("metrics", { signal: controller.signal }));
-          const readings = [...(kept.get(model) ?? []), reading(samples, model, Date.now() / 1000)].slice(-KEPT);
+          const next = reading(samples, model, Date.now() / 1000);
+          if (!first.has(model)) first.set(model, next);
+          const readings = keep(kept.get(model) ?? [], next, KEPT, MINUTE);
           kept.set(model, readings);
           setState({ readings });
         }
@@ -78,13 +82,13 @@ function Quiet({ model }) {
   </${Empty}></div>`;
 }
 
-const SPANS = { minute: ["last minute", 60], page: ["since the page was opened", Infinity], start: ["since the service started", null] };
+const SPANS = { minute: ["last minute"], page: ["since the page was opened"], start: ["since the service started"] };
 
 function Board({ model, bundle, readings }) {
   const [span, setSpan] = useState("start");
   const last = readings[readings.length - 1];
   const recent = readings.find((r) => r.at >= last.at - 15) ?? readings[0];
-  const since = SPANS[span][1] === null ? undefined : readings.find((r) => r.at >= last.at - SPANS[span][1]);
+  const since = { minute: readings.find((r) => r.at >= last.at - MINUTE), page: first.get(model), start: undefined }[span];
   return html`
     <${Tiles} last=${last} before=${recent === last ? readings[readings.length - 2] : recent} />
     <div class="two">
@@ -108,14 +112,15 @@ const ms = (seconds) => (seconds === null ? "–" : `${(1000 * seconds).toFixed(
 function Tiles({ last, before }) {
   const seconds = before ? last.at - before.at : 0;
   const delta = (name) => (before ? grown(last[name], before[name]) : 0);
-  const buckets = before && delta("requests") ? grownBy(last.buckets, before.buckets) : last.buckets;
+  const now = before && delta("requests");
+  const buckets = now ? grownBy(last.buckets, before.buckets) : last.buckets;
   const rejected = Object.values(last.rejected).reduce((a, b) => a + b, 0);
   const tile = (name, value, more) => html`<div class="tile"><dt>${name}</dt><dd><b>${value}</b> <span class="quiet">${more}</span></dd></div>`;
   return html`<dl class="tiles">
     ${tile("Answers a second", rateText(perSecond(delta("answered"), seconds)), `${whole(last.answered)} since start`)}
-    ${tile("Changed by the adjustment", percent(last.changed / Math.max(1, last.answered)), `${whole(last.changed)} answers`)}
-    ${tile("Median time", ms(quantile(buckets, 0.5)), `99 % within ${ms(quantile(buckets, 0.99))}`)}
-    ${tile("Requests refused or failed", whole(last.refused + last.failed), `${whole(last.failed)} were ours`)}
+    ${tile("Changed by the adjustment", percent(last.changed / Math.max(1, last.answered)), `${whole(last.changed)} answers since start`)}
+    ${tile("Median time", ms(quantile(buckets, 0.5)), `99 % within ${ms(quantile(buckets, 0.99))}; all models, ${now ? `last ${whole(seconds)} s` : "since start"}`)}
+    ${tile("Requests refused or failed", whole(last.refused + last.failed), `${whole(last.failed)} failed in the service (5xx); all models since start`)}
     ${tile("Rows waiting", whole(last.queued), `${whole(rejected)} not scored since start`)}
   </dl>`;
 }
@@ -154,7 +159,7 @@ function Latency({ readings }) {
     };
     return steps(readings, [at(0.5), at(0.99)]);
   }, [readings]);
-  return html`<section class="card" aria-label="Time of a request"><h2>Time of a request</h2>
+  return html`<section class="card" aria-label="Time of a request"><h2>Time of a request, all models</h2>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
     : html`<${Chart} say="Median and 99th percentile of the time of a request in milliseconds, over the last minutes" data=${data} height=${180} x=${{ time: true }}
         y=${{ values: (v) => `${v} ms`, range: (_, __, max) => [0, Math.max(1, max * 1.1)], size: 60 }}

@@ -235,7 +235,7 @@ function BeforeAfter({ names, counts, before, after }) {
   }
   return html`<table class="before-after">
     <caption class="sr">Probability of each class as trained and at this setting</caption>
-    <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">As trained</th><th scope="col">Now</th></tr></thead>
+    <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col"><i class="key bg-was"></i>As trained</th><th scope="col"><i class="key bg-accent"></i>Now</th></tr></thead>
     <tbody>${rows.map(
       (i) => html`<tr key=${i}>
         <th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(counts?.[i])} /></th>

@@ -88,3 +88,50 @@ def test_a_chosen_tau_that_is_the_default_is_told_once(open_page, served):
         "1 chosen",
     ] * 2
     assert page.get_by_label("τ = 1, chosen").is_checked()
+
+
+def test_many_classes_over_many_readings_do_not_fill_the_tab(open_page):
+    kept = open_page().evaluate(
+        """async () => {
+            const { keep } = await import('/console/scrape.js');
+            let readings = [];
+            for (let at = 0; at <= 300; at += 2) readings = keep(readings, { at, answered: at, classes: { cat: at }, targets: { cat: 1 } }, 100, 60);
+            return readings;
+        }"""
+    )
+    assert [r["at"] for r in kept] == list(range(102, 302, 2)), "the newest"
+    assert [r["answered"] for r in kept] == [r["at"] for r in kept]
+    assert [r["at"] for r in kept if r["classes"]] == list(range(240, 302, 2)), "the last minute"
+    assert [r["at"] for r in kept if r["targets"]] == [300]
+
+
+def test_traffic_can_be_counted_from_when_the_page_was_opened(open_page, tmp_path):
+    publish_model(tmp_path / "models")
+    x = np.random.default_rng(0).normal(size=(40, FEATURES)).astype(np.float32)
+    body = {"instances": x.tolist()}
+    with running(tmp_path / "models") as server:
+        httpx.post(f"{server.url}/predict", json=body).raise_for_status()
+        page = open_page("/#/traffic", base=server.url)
+        page.wait_for_selector("text=40 since start")
+        page.get_by_label("counted").select_option("page")
+        answers = page.locator(".before-after tbody .number:last-child")
+        assert sum(map(int, answers.all_inner_texts())) == 0
+        httpx.post(f"{server.url}/predict", json=body).raise_for_status()
+        page.wait_for_selector("text=80 since start")
+        assert sum(map(int, answers.all_inner_texts())) == 40
+        page.get_by_label("counted").select_option("minute")
+        assert sum(map(int, answers.all_inner_texts())) == 40
+
+
+def test_confusion_says_which_side_is_the_truth_and_of_how_many(open_page, served):
+    report = httpx.get(f"{served.url}/models/fashion/report").json()
+    page = open_page("/#/model?model=fashion")
+    shown = page.get_by_label("Reliability", exact=True)
+    shown.get_by_text("truth ↓ answer →").wait_for()
+    assert f"{report['test']['n']:,} examples" in shown.inner_text()
+    cells = np.array(report["at_tau"]["1"]["confusion"])
+    share = cells / cells.sum(1, keepdims=True)
+    np.fill_diagonal(share, 0)
+    truth, answer = np.unravel_index(share.argmax(), share.shape)
+    names = report["class_names"]
+    assert f"mistaken: {names[truth]} taken for {names[answer]}" in shown.inner_text()
