@@ -149,20 +149,21 @@ function Preview({ path, draft, bundle }) {
 
 function Previewed({ found, bundle, stale }) {
   const counts = useMemo(() => new Map(bundle.class_names.map((n, i) => [n, bundle.class_counts?.[i]])), [bundle]);
-  const rows = [...found.classes].sort((a, b) => Math.abs(b.after - b.before) - Math.abs(a.after - a.before)).slice(0, 10);
+  const rows = found.classes.filter((c) => c.after !== c.before).sort((a, b) => Math.abs(b.after - b.before) - Math.abs(a.after - a.before)).slice(0, 10);
   const widest = Math.max(1e-9, ...rows.map((c) => Math.max(c.before, c.after)));
   const pair = (words, p) => p && html`<div class="tile"><dt>${words}</dt><dd><b>${percent(p.after)}</b> <span class="quiet">now ${percent(p.before)}</span></dd></div>`;
   return html`<div role="status">
     ${stale && html`<p class="note">The draft has changed since: preview it again.</p>`}
     <dl class="tiles"><div class="tile"><dt>Answers that would change</dt><dd><b>${percent(found.decisions_changed)}</b> <span class="quiet">of ${whole(found.rows)} recent ones, since ${when(found.since)}</span></dd></div>
       ${pair("Expected error", found.expected_error)}${pair("Expected balanced error", found.expected_balanced_error)}
-      <div class="tile"><dt>Divergence from the target</dt><dd><b>${found.divergence.after.toFixed(4)}</b> <span class="quiet">now ${found.divergence.before.toFixed(4)}</span></dd></div></dl>
+      <div class="tile"><dt>Divergence from the target</dt><dd><b>${found.divergence.after.toFixed(4)}</b> <span class="quiet">nats, now ${found.divergence.before.toFixed(4)}</span></dd></div></dl>
     ${found.warnings.map((w) => html`<p class="note">${w}</p>`)}
-    <table class="before-after"><caption>Share of the answers, the largest changes first</caption>
+    ${rows.length === 0 && html`<p class="quiet">No class's share of the answers would change.</p>`}
+    ${rows.length > 0 && html`<table class="before-after"><caption>Share of the answers, the largest changes first</caption>
       <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">Now</th><th scope="col">With the draft</th></tr></thead>
       <tbody>${rows.map((c) => html`<tr key=${c.index}><th scope="row"><span class="name">${c.label}</span> <${Group} name=${groupOf(counts.get(c.label))} /></th>
         <td class="bars"><i class="was" style=${{ width: `${(100 * c.before) / widest}%` }}></i><i class="is" style=${{ width: `${(100 * c.after) / widest}%` }}></i></td>
-        <td class="number quiet">${percent(c.before)}</td><td class="number">${percent(c.after)}</td></tr>`)}</tbody></table></div>`;
+        <td class="number quiet">${fine(c.before)}</td><td class="number">${fine(c.after)}</td></tr>`)}</tbody></table>`}</div>`;
 }
 
 /** Somebody else saved first: both versions, and three ways on; the draft stays as it is in each but the second. */

@@ -78,6 +78,6 @@ export function Differences({ bundle, before, after }) {
     ${rows.length > 0 && !both && html`<p class="quiet">The ${rows[0].words} prior, the largest changes first.</p>`}
     ${rows.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Differences"><table class="plain diff"><thead><tr><th scope="col">Class</th>${both && html`<th scope="col">Vector</th>`}<th scope="col" class="number">Revision ${before?.revision ?? 0}</th><th scope="col" class="number">Revision ${after.revision}</th><th scope="col" class="number">Factor</th></tr></thead>
       <tbody>${rows.slice(0, SHOWN).map((r) => html`<tr class="first"><th scope="row"><span class="name">${r.name}</span> <${Group} name=${groupOf(bundle.class_counts?.[r.i])} /></th>${both && html`<td>${r.words}</td>`}
-        <td class="number quiet">${r.x === 0 ? "never" : fine(r.x)}</td><td class="number">${r.y === 0 ? "never" : fine(r.y)}</td><td class="number">${r.x > 0 && r.y > 0 ? `× ${(r.y / r.x).toPrecision(3)}` : "–"}</td></tr>`)}</tbody></table></div>
+        <td class="number quiet">${r.x === 0 ? "never" : fine(r.x)}</td><td class="number">${r.y === 0 ? "never" : fine(r.y)}</td><td class="number">${r.x > 0 && r.y > 0 ? `× ${r.y / r.x < 1000 ? (r.y / r.x).toPrecision(3) : whole(r.y / r.x)}` : "–"}</td></tr>`)}</tbody></table></div>
       ${rows.length > SHOWN && html`<p class="quiet">The ${SHOWN} largest of ${whole(rows.length)} differences.</p>`}`}`;
 }

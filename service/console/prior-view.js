@@ -27,7 +27,13 @@ export function useClasses(bundle) {
   return { order, rows: found.slice(here * PAGE, (here + 1) * PAGE), controls, pager };
 }
 
-export const fine = (p) => percent(p, p !== null && p < 0.001 ? 4 : p < 0.01 ? 2 : 1);
+/** A share with enough digits that only a class that cannot occur is shown as nothing. */
+export function fine(p) {
+  if (!(p > 0)) return percent(p);
+  if (p < 1e-9) return `${(100 * p).toExponential(1)} %`;
+  if (p < 1e-5) return `${(100 * p).toLocaleString("en", { maximumSignificantDigits: 2 })} %`;
+  return percent(p, p < 0.001 ? 4 : p < 0.01 ? 2 : 1);
+}
 
 export function Vectors({ bundle, prior }) {
   const { order, rows, controls, pager } = useClasses(bundle);
@@ -65,7 +71,7 @@ function Profile({ names, order, prior }) {
   const series = [{ label: "target", stroke: "accent" }];
   if (prior.source_prior) series.unshift({ label: "source", stroke: "was" });
   return html`<${Chart} say="Source and target prior over the rank of the class in training, logarithmic" data=${data} series=${series} height=${190} shape=${`${prior.name}${prior.revision}`}
-    x=${{ label: "classes, the most frequent first" }} y=${{ label: "share", values: powers, size: 64 }} />`;
+    x=${{ label: "classes, the most frequent first" }} y=${{ label: "share", values: powers, size: 92 }} />`;
 }
 
 const powers = (v) => (Number.isInteger(v) ? `${Number((10 ** (v + 2)).toPrecision(1))} %` : "");

@@ -5,6 +5,7 @@ import { getJson, getText, modelPath, sendJson } from "./api.js";
 import { Chart } from "./chart.js";
 import { fromSample } from "./inputs.js";
 import { grown, grownBy, keep, parse, quantile, reading } from "./scrape.js";
+import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, whole } from "./widgets.js";
 import { groupOf } from "./formula.js";
@@ -98,8 +99,8 @@ function Board({ model, bundle, readings }) {
       <div class="line apart"><h2>Classes</h2>
         <label class="line tight">counted <select value=${span} onChange=${(e) => setSpan(e.target.value)}>
           ${Object.entries(SPANS).map(([name, [words]]) => html`<option value=${name}>${words}</option>`)}</select></label></div>
-      <${Groups} last=${last} since=${since} />
-      <${Classes} bundle=${bundle} last=${last} since=${since} />
+      ${last.answered === since?.answered ? html`<p class="quiet" role="status">Nothing was answered in this time.</p>`
+        : html`<${Groups} last=${last} since=${since} /><${Classes} bundle=${bundle} last=${last} since=${since} />`}
     </section>
     <${Priors} model=${model} last=${last} />
     <p class="quiet">From <a href="metrics">/metrics</a>, every ${EVERY_MS / 1000} s while this page can be seen; it keeps the last ${(KEPT * EVERY_MS) / 60000} minutes.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
@@ -118,7 +119,7 @@ function Tiles({ last, before }) {
   const tile = (name, value, more) => html`<div class="tile"><dt>${name}</dt><dd><b>${value}</b> <span class="quiet">${more}</span></dd></div>`;
   return html`<dl class="tiles">
     ${tile("Answers a second", rateText(perSecond(delta("answered"), seconds)), `${whole(last.answered)} since start`)}
-    ${tile("Changed by the adjustment", percent(last.changed / Math.max(1, last.answered)), `${whole(last.changed)} answers since start`)}
+    ${tile("Changed by the adjustment", percent(last.changed / Math.max(1, last.answered)), `${whole(last.changed)} ${last.changed === 1 ? "answer" : "answers"} since start`)}
     ${tile("Median time", ms(quantile(buckets, 0.5)), `99 % within ${ms(quantile(buckets, 0.99))}; all models, ${now ? `last ${whole(seconds)} s` : "since start"}`)}
     ${tile("Requests refused or failed", whole(last.refused + last.failed), `${whole(last.failed)} failed in the service (5xx); all models since start`)}
     ${tile("Rows waiting", whole(last.queued), `${whole(rejected)} not scored since start`)}
@@ -163,8 +164,10 @@ function Latency({ readings }) {
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
     : html`<${Chart} say="Median and 99th percentile of the time of a request in milliseconds, over the last minutes" data=${data} height=${180} x=${{ time: true }}
         y=${{ values: (v) => `${v} ms`, range: (_, __, max) => [0, Math.max(1, max * 1.1)], size: 60 }}
-        series=${[{ label: "median", stroke: "accent", spanGaps: true }, { label: "99th percentile", stroke: "c3", spanGaps: true }]} />`}</section>`;
+        series=${[{ label: "median", stroke: "accent", ...DOTTED }, { label: "99th percentile", stroke: "c3", ...DOTTED }]} />`}</section>`;
 }
+
+const DOTTED = { spanGaps: true, points: { show: true, size: 4 } }; // a burst may be one reading: no line
 
 const total = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);
 
@@ -211,7 +214,7 @@ function Classes({ bundle, last, since }) {
       <tbody>${rows.slice(here * PAGE, (here + 1) * PAGE).map((name) => html`<tr key=${name}>
         <th scope="row"><span class="name">${name === "__other__" ? "all other classes" : name}</span> <${Group} name=${groupOf(counts.get(name))} /></th>
         <td class="bars"><i class="was" style=${{ width: `${(100 * was[name]) / sumWas / widest}%` }}></i><i class="is" style=${{ width: `${(100 * now[name]) / sumNow / widest}%` }}></i>${aim[name] !== undefined && html`<i class="aim" style=${{ left: `${(99.5 * aim[name]) / widest}%` }}></i>`}</td>
-        <td class="number quiet">${percent(was[name] / sumWas)}</td><td class="number">${percent(now[name] / sumNow)}</td><td class="number quiet wide">${whole(now[name])}</td></tr>`)}
+        <td class="number quiet">${fine(was[name] / sumWas)}</td><td class="number">${fine(now[name] / sumNow)}</td><td class="number quiet wide">${whole(now[name])}</td></tr>`)}
       </tbody></table>
     ${rows.length === 0 && html`<p class="quiet">No class is called so.</p>`}
     <p class="quiet"><span class="legend"><i class="key bg-was"></i>as trained</span> <span class="legend"><i class="key bg-accent"></i>adjusted</span>${Object.keys(aim).length > 0 && html` <span class="legend"><i class="key aim"></i>target of the prior default</span>`}</p>
@@ -225,7 +228,7 @@ function Priors({ model, last }) {
   if (!names.length && !Object.keys(last.divergences).length) return null;
   const all = [...new Set([...names, ...Object.keys(last.divergences)])].sort();
   return html`<section class="card" aria-label="Drift"><h2>Priors in use, and drift</h2>
-    <p class="quiet">Divergence of the mean adjusted probability from the target, where the prior says that its target is expected, else from the model's own first answers: 0 is none, ${MOST.toFixed(2)} the most.</p>
+    <p class="quiet">Jensen–Shannon divergence (nats) of the mean adjusted probability from the target, where the prior says that its target is expected, else from the model's own first answers: 0 is none, ${MOST.toFixed(2)} the most.</p>
     <table class="plain drift"><thead><tr><th scope="col">Prior</th><th scope="col" class="number">Revision</th><th scope="col">Divergence</th></tr></thead><tbody>
       ${all.map((name) => html`<tr><th scope="row"><a href=${`#/priors?model=${encodeURIComponent(model)}&name=${encodeURIComponent(name)}`}>${name}</a></th><td class="number">${last.revisions[name] ?? "–"}</td>
         <td>${last.divergences[name] === undefined ? html`<span class="quiet">not measured yet</span>`

@@ -134,3 +134,22 @@ def test_a_new_prior_begins_with_a_first_revision(open_page, served):
     page.get_by_role("button", name="Take night-shift out of use").click()
     page.locator(".names", has_text="night-shift").wait_for(state="detached")
     assert httpx.get(f"{served.url}/models/digits/priors/night-shift").status_code == 404
+
+
+def test_a_share_is_shown_as_nothing_only_when_it_is_nothing(open_page):
+    shown = open_page().evaluate(
+        """async () => {
+            const { fine } = await import('/console/prior-view.js');
+            return [0, 1e-12, 2.2e-8, 4e-6, 2e-4, 0.0123, 0.5].map(fine);
+        }"""
+    )
+    assert shown == [
+        "0.0 %", "1.0e-10 %", "0.0000022 %", "0.0004 %", "0.0200 %", "1.2 %", "50.0 %",
+    ]  # fmt: skip
+
+
+def test_a_preview_of_what_is_in_force_names_no_class(open_page, traffic, name):
+    page = edit(open_page, name)
+    page.get_by_role("button", name="Preview on recent traffic").click()
+    page.wait_for_selector("text=No class's share of the answers would change")
+    assert page.locator(".preview tbody tr").count() == 0
