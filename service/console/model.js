@@ -172,7 +172,7 @@ function Confusion({ cells, names }) {
   }, [cells]);
   return html`<h3>Confusion</h3>
     ${small && html`<div class="scroll" tabindex="0" role="region" aria-label="Confusion matrix"><table class="confusion"><caption class="sr">Rows: the truth. Columns: the answer. Cells: examples.</caption>
-      <thead><tr><th scope="col" class="axes">truth ↓ answer →</th>${names.map((name) => html`<th scope="col"><span>${name}</span></th>`)}</tr></thead>
+      <thead><tr><th scope="col" class="axes">truth ↓<br />answer →</th>${names.map((name) => html`<th scope="col"><span>${name}</span></th>`)}</tr></thead>
       <tbody>${cells.map((row, i) => {
         const sum = Math.max(1, row.reduce((a, b) => a + b, 0));
         return html`<tr><th scope="row">${names[i]}</th>${row.map((n, j) => {

@@ -127,7 +127,8 @@ def test_confusion_says_which_side_is_the_truth_and_of_how_many(open_page, serve
     report = httpx.get(f"{served.url}/models/fashion/report").json()
     page = open_page("/#/model?model=fashion")
     shown = page.get_by_label("Reliability", exact=True)
-    shown.get_by_text("truth ↓ answer →").wait_for()
+    shown.locator(".axes").wait_for()
+    assert shown.locator(".axes").inner_text().split() == ["truth", "↓", "answer", "→"]
     assert f"{report['test']['n']:,} examples" in shown.inner_text()
     cells = np.array(report["at_tau"]["1"]["confusion"])
     share = cells / cells.sum(1, keepdims=True)
@@ -135,3 +136,10 @@ def test_confusion_says_which_side_is_the_truth_and_of_how_many(open_page, serve
     truth, answer = np.unravel_index(share.argmax(), share.shape)
     names = report["class_names"]
     assert f"mistaken: {names[truth]} taken for {names[answer]}" in shown.inner_text()
+
+
+def test_the_confusion_of_ten_classes_fits_a_phone(open_page):
+    page = open_page("/#/model?model=fashion", width=360)
+    matrix = page.get_by_label("Confusion matrix")
+    matrix.wait_for()
+    assert matrix.evaluate("(e) => e.scrollWidth <= e.clientWidth")
