@@ -53,6 +53,8 @@ class BatchRun:
         for piece in pieces:
             reason = piece.entry.why_drop(now)
             if reason is None:
+                if piece.start == 0:
+                    piece.entry.begun = now
                 wanted.append(piece)
             else:
                 dropped.append(([piece], reason))

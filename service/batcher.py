@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 
+from service.batch import Batch
 from service.batch_run import BatchRun, Outcome, RunGraph
 from service.delivery import Delivery
 from service.graph_thread import GraphThread
@@ -69,12 +70,11 @@ class Batcher:
         self._tracer = tracer
         self._delivery = Delivery(table, on_batch=on_batch, tracer=tracer, name=name)
         self._queue: deque[Piece] = deque()
-        self._queue_rows = self._ahead_rows = 0
-        self._queued_bytes = 0
+        self._queue_rows = self._queued_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
-        self._in_flight: deque[list[Piece]] = deque()
-        """The batch that runs, and in the thread's inbox at most one that is full and waits for it."""
+        self._in_flight: deque[Batch] = deque()
+        """The batch that runs, and in the thread's inbox at most one that follows it and until then takes what comes."""
         self._done: deque[tuple[GraphThread, list[Outcome] | BaseException, float]] = deque()
         self.busy_since: float | None = None
         """time.monotonic() when the running graph call began; a watchdog reads it."""
@@ -117,8 +117,7 @@ class Batcher:
         self._delivery.explorations += not work.is_traffic
         self._queue_rows += rows
         self._queued_bytes += entry.bytes_per_row * rows
-        if not self._scheduled and (not self._in_flight or self._may_run_ahead()):
-            self._schedule()
+        self._schedule()
 
     def _admit(self, rows: int, size: int) -> None:
         """Raise when so many more rows and bytes cannot be queued."""
@@ -135,7 +134,7 @@ class Batcher:
 
     def check_room(self, rows: int = 1) -> None:
         """Raise Overloaded when so many rows would be too many: with one, before a request is even read."""
-        waiting = self._queue_rows + self._ahead_rows
+        waiting = self.queued_rows
         if waiting + rows <= self._max_flood_rows or (
             not waiting and rows <= self._max_queued_rows
         ):
@@ -156,7 +155,8 @@ class Batcher:
     @property
     def queued_rows(self) -> int:
         """Rows whose graph call has not begun."""
-        return self._queue_rows + self._ahead_rows
+        ahead = self._in_flight[1].rows if len(self._in_flight) > 1 else 0
+        return self._queue_rows + ahead
 
     async def drain(self) -> None:
         """Return when nothing is queued or running."""
@@ -174,45 +174,39 @@ class Batcher:
             self._scheduled = True
             self._loop.call_soon(self._pump)
 
-    def _may_run_ahead(self) -> bool:
-        """Whether the thread should have its next batch now: a full one gains nothing by waiting."""
-        return (
-            len(self._in_flight) == 1
-            and self._thread is not None
-            and self._queue_rows >= self._max_batch_rows
-        )
-
     def _pump(self) -> None:
-        """Start the next batch: here when it is cheap, else in the thread."""
+        """Start the next batch, here when it is cheap, else in the thread; or prepare the one after it."""
         self._scheduled = False
-        if self._in_flight and not self._may_run_ahead():
-            return
         try:
-            pieces = self._take()
-            if not pieces:
+            if len(self._in_flight) > 1:
+                ahead = self._in_flight[1]
+                with ahead.open() as is_open:
+                    if is_open:
+                        self._fill(ahead)
+                return
+            runs_now, batch = not self._in_flight, Batch()
+            self._in_flight.append(batch)
+            self._fill(batch)
+            if not batch.pieces:
+                self._in_flight.pop()
                 self._set_idle()
                 return
-            runs_now = not self._in_flight
-            self._in_flight.append(pieces)
             if runs_now:
                 self.busy_since = time.monotonic()
-            rows = sum([piece.rows for piece in pieces])
-            self._ahead_rows = 0 if runs_now else rows
-            if runs_now and self._cost(rows) <= self._inline_seconds:
+            if runs_now and self._cost(batch.rows) <= self._inline_seconds:
                 begun = time.perf_counter()
-                outcomes = self._batch_run.run(pieces)
+                outcomes = self._batch_run.run(batch.begin())
                 self._answer(outcomes, time.perf_counter() - begun)
             else:
-                self._current_thread().inbox.put(pieces)
+                self._current_thread().inbox.put(batch)
         except Exception as error:  # noqa: BLE001 - whatever broke the loop, its callers must hear of it
             self._crashed(error)
 
-    def _take(self) -> list[Piece]:
-        """Pop the next batch: pieces of one input shape, without those that nobody waits for any more."""
-        pieces: list[Piece] = []
-        rows, queue, limit = 0, self._queue, self._max_batch_rows
+    def _fill(self, batch: Batch) -> None:
+        """Move to a batch what it takes of the queue, without those that nobody waits for any more."""
+        queue, limit = self._queue, self._max_batch_rows
+        pieces, rows, shape = batch.pieces, batch.rows, batch.shape
         now = time.monotonic()
-        shape: tuple[int, ...] | None = None
         while queue:
             piece = queue[0]
             entry, taken = piece.entry, piece.rows
@@ -231,7 +225,7 @@ class Batcher:
             entry.begun = entry.begun or now
             pieces.append(piece)
             rows += taken
-        return pieces
+        batch.rows, batch.shape = rows, shape
 
     # -- from the graph to the callers
 
@@ -282,7 +276,6 @@ class Batcher:
             self._crashed(result)
             return
         delivered = self._in_flight.popleft()
-        self._ahead_rows = 0  # what was ahead has begun
         self.busy_since = time.monotonic() if self._in_flight else None
         try:
             self._pump()
@@ -308,10 +301,10 @@ class Batcher:
             self._schedule()
 
     def _fail_all(self, error: Exception) -> None:
-        pieces = [*(piece for batch in self._in_flight for piece in batch), *self._queue]
+        pieces = [*(piece for batch in self._in_flight for piece in batch.pieces), *self._queue]
         self._in_flight.clear()
         self._queue.clear()
-        self._queue_rows = self._ahead_rows = self._queued_bytes = 0
+        self._queue_rows = self._queued_bytes = 0
         self.busy_since = None
         for piece in pieces:
             self._delivery.drop(piece, error)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import TypeAlias
 
+from service.batch import Batch
 from service.batch_run import Outcome
 from service.work import Piece
 
@@ -19,17 +20,17 @@ class GraphThread:
         self, name: str, run: Callable[[list[Piece]], list[Outcome]], report: Report
     ) -> None:
         """Report is called in this thread with what came of a batch, and the seconds that it took."""
-        self.inbox: queue.SimpleQueue[list[Piece] | None] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._run, self._report = run, report
         threading.Thread(target=self._work, name=f"graph-{name}", daemon=True).start()
 
     def _work(self) -> None:
-        while (pieces := self.inbox.get()) is not None:
+        while (batch := self.inbox.get()) is not None:
             begun = time.perf_counter()
             try:
-                outcomes = self._run(pieces)
+                outcomes = self._run(batch.begin())
             except BaseException as error:  # noqa: BLE001 - the loop must hear of it; then this thread ends
                 self._report(self, error, time.perf_counter() - begun)
                 return
             self._report(self, outcomes, time.perf_counter() - begun)
-            del pieces, outcomes  # an idle thread keeps no request alive
+            del batch, outcomes  # an idle thread keeps no request alive

@@ -447,25 +447,70 @@ def test_a_hanging_graph_call_is_visible_from_another_thread():
     asyncio.run(go())
 
 
-def test_a_full_batch_is_handed_over_while_the_one_before_runs_and_a_partial_one_waits_for_company():
+def test_the_next_batch_is_at_hand_while_one_runs_and_takes_company_until_it_begins():
     async def go():
         graph = FakeGraph()
         batcher = make(graph, max_batch_rows=4)
         graph.gate.clear()
         first = batcher.submit(work(0))
         await entered(graph)
-        full = [batcher.submit(work(i)) for i in range(1, 5)]
-        partial = batcher.submit(work(5))
+        early = batcher.submit(work(1))
         await asyncio.sleep(0)
-        assert len(batcher._in_flight) == 2  # the full batch is in the thread's inbox
-        assert batcher.queued_rows == 5  # and has not begun
-        late = batcher.submit(work(6))
+        assert len(batcher._in_flight) == 2  # it is in the thread's inbox
+        assert batcher.queued_rows == 1  # and has not begun
+        joined = [batcher.submit(work(i)) for i in range(2, 5)]
+        over = [batcher.submit(work(i)) for i in range(5, 7)]
+        await asyncio.sleep(0)
+        assert batcher.queued_rows == 6
         graph.gate.set()
-        done = await asyncio.gather(first, *full, partial, late)
+        done = await asyncio.gather(first, early, *joined, *over)
         assert [answer(each) for each in done] == [[i] for i in range(7)]
         assert graph.calls == [1, 4, 2]
         await batcher.drain()
         assert batcher.busy_since is None
+
+    asyncio.run(go())
+
+
+def test_a_batch_that_has_begun_takes_nothing_more():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=4)
+        graph.gate.clear()
+        first = batcher.submit(work(0))
+        await entered(graph)
+        second = batcher.submit(work(1))
+        await asyncio.sleep(0)
+        batcher._in_flight[1].begin()  # as by the thread, of which the loop has not heard yet
+        third = batcher.submit(work(2))
+        await asyncio.sleep(0)
+        assert [len(batch.pieces) for batch in batcher._in_flight] == [1, 1]
+        graph.gate.set()
+        assert [answer(each) for each in await asyncio.gather(first, second, third)] == [
+            [0],
+            [1],
+            [2],
+        ]
+        assert graph.calls == [1, 1, 1]
+
+    asyncio.run(go())
+
+
+def test_another_shape_waits_for_a_batch_of_its_own():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, max_batch_rows=4)
+        graph.gate.clear()
+        first = batcher.submit(work(0))
+        await entered(graph)
+        second = batcher.submit(work(1))
+        await asyncio.sleep(0)
+        wide = batcher.submit(work(2)._replace(inputs=np.full((1, 3), 2.0, np.float32)))
+        await asyncio.sleep(0)
+        assert [len(batch.pieces) for batch in batcher._in_flight] == [1, 1]
+        graph.gate.set()
+        await asyncio.gather(first, second, wide)
+        assert graph.calls == [1, 1, 1]
 
     asyncio.run(go())
 
