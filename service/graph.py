@@ -1,9 +1,7 @@
-"""Opens, checks, warms and runs a graph with its head; the only importer of onnxruntime."""
+"""Opens, checks and runs a graph with its head; with providers.py the only importer of onnxruntime."""
 
 import contextlib
 import dataclasses
-import logging
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service import head
+from service import declared, head, ranking
 from service.contract.bundle import Bundle
 from service.machine import available_threads
 from service.providers import (
@@ -24,11 +22,10 @@ from service.providers import (
     resolve_provider,
 )
 
-logger = logging.getLogger(__name__)
-
 Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
+_NO, _YES = np.array(False), np.array(True)  # 0-d: what onnxruntime takes for a scalar
 _DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
@@ -86,6 +83,11 @@ class Graph:
         self._only_fetched.only_execute_path_to_fetches = True
         self.fixed_rows = bundle.input.shape[0] if bundle.input.shape else None
         """The batch size that the graph insists on, or None when it takes any."""
+        self.has_choice = head.BY_BLOCKS in [item.name for item in session.get_inputs()]
+        """Whether the best classes can be found in two ways: of a large class list."""
+        self.blocks_from_rows: int | None = None
+        """Batches of so many rows and more look for them by blocks; None: no batch does. Answers are the same."""
+        self._most_by_blocks = ranking.most_by_blocks(len(bundle.class_names))
 
     @contextlib.contextmanager
     def returning_memory(self) -> Iterator[None]:
@@ -133,6 +135,8 @@ class Graph:
             head.TOP_K: np.array([top_k], np.int64),
             head.FULL_ROWS: np.array([len(inputs) if full else 0], np.int64),
         }
+        if self.has_choice:
+            feeds[head.BY_BLOCKS] = _YES if self._by_blocks(len(inputs), top_k) else _NO
         names = self._all if full else self._with_logits if with_logits else self._ranked
         if self._bound:
             found = self._run_bound(feeds, prior_table, generation, names)
@@ -142,6 +146,10 @@ class Graph:
         if self.fixed_rows is not None:
             found = [values[:rows] for values in found]
         return GraphOutputs(found[0], found[1], found[2].ravel(), found[3].ravel(), *found[4:])
+
+    def _by_blocks(self, rows: int, top_k: int) -> bool:
+        least = self.blocks_from_rows
+        return least is not None and rows >= least and top_k <= self._most_by_blocks
 
     def _run_bound(
         self, feeds: dict[str, Array], prior_table: Array, generation: int, names: list[str]
@@ -179,6 +187,7 @@ def open_graph(
         output=bundle.output.name,
         kind=bundle.output.kind,
         temperature=bundle.temperature,
+        classes=len(bundle.class_names),
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -200,8 +209,11 @@ def open_graph(
         raise ProviderUnavailable(
             f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
         )
-    _check_inputs(session, bundle, folder)
-    _check_columns(session, bundle)
+    own = [item for item in session.get_inputs() if not item.name.startswith(ranking.PREFIX)]
+    (logits,) = [item for item in session.get_outputs() if item.name == head.LOGITS]
+    wrong = declared.wrong_input(own, bundle) or declared.wrong_columns(logits, bundle)
+    if wrong:
+        raise UnusableModel(f"{folder}: {wrong}")
     bound = device != "cpu" if bound is None else bound
     bindable = bundle.input.dtype != "string"  # strings stay on the host
     return Graph(session, bundle, device=device, bound=bound and bindable)
@@ -226,77 +238,6 @@ def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array],
     (name,) = [item.name for item in session.get_inputs()]
     names = [item.name for item in session.get_outputs()]
     return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
-
-
-def measure(
-    graph: Graph, example: Array, num_classes: int, batch_rows: list[int]
-) -> dict[int, float]:
-    """Run the graph at each batch size until it is warm; seconds a call, the best of three, by size.
-
-    Raises UnusableModel when it does not run or has not num_classes outputs.
-    """
-    table = np.zeros((8, num_classes), np.float32)  # the shape of a fresh PriorTable
-    found: dict[int, float] = {}
-    for rows in batch_rows:
-        inputs = np.repeat(example, rows, axis=0)
-        tau, index = np.zeros(rows, np.float32), np.zeros(rows, np.int64)
-        times: list[float] = []
-        for _ in range(3):
-            begun = time.perf_counter()
-            try:
-                outputs = graph.run(
-                    inputs, tau=tau, prior_index=index, prior_table=table,
-                    top_k=min(5, num_classes), full=not times,
-                )  # fmt: skip
-            except Exception as error:
-                raise UnusableModel(
-                    f"a batch of {rows} does not run: {first_line(error)}"
-                ) from error
-            times.append(time.perf_counter() - begun)
-            if outputs.logits is not None and outputs.logits.shape != (rows, num_classes):
-                raise UnusableModel(
-                    f"its output has shape {list(outputs.logits.shape)}; expected [{rows}, {num_classes}], one column a class"
-                )
-        found[rows] = min(times[1:])
-    with graph.returning_memory():
-        graph.run(
-            example, tau=tau[:1], prior_index=index[:1], prior_table=table, top_k=1
-        )  # fmt: skip
-    return found
-
-
-def _check_columns(session: ort.InferenceSession, bundle: Bundle) -> None:
-    """Refuse another number of classes where the graph itself tells it; where it does not, `measure` sees it."""
-    (shape,) = [item.shape for item in session.get_outputs() if item.name == head.LOGITS]
-    columns, classes = shape[-1] if shape else None, len(bundle.class_names)
-    if isinstance(columns, int) and columns != classes:
-        raise UnusableModel(f"the graph has {columns} classes; class_names has {classes}")
-
-
-def _check_inputs(session: ort.InferenceSession, bundle: Bundle, folder: Path) -> None:
-    from_bundle = bundle.input
-    own = {
-        item.name: item for item in session.get_inputs() if not item.name.startswith(head.PREFIX)
-    }
-    if list(own) != [from_bundle.name]:
-        raise UnusableModel(
-            f"{folder}: the graph's inputs are {list(own)}; model.json says ['{from_bundle.name}']"
-        )
-    dtype = own[from_bundle.name].type
-    if dtype != _ORT_TYPES[from_bundle.dtype]:
-        raise UnusableModel(
-            f"{folder}: input '{from_bundle.name}' is {dtype}; model.json says {from_bundle.dtype}"
-        )
-
-
-_ORT_TYPES = {
-    "float16": "tensor(float16)",
-    "float32": "tensor(float)",
-    "float64": "tensor(double)",
-    "string": "tensor(string)",
-    "bool": "tensor(bool)",
-    **{name: f"tensor({name})" for name in ("uint8", "int8", "int16", "int32", "int64")},
-}
 
 
 def _padded(values: Array, rows: int) -> Array:

@@ -26,7 +26,7 @@ from service.contract.bundle import (
     sha256_of,
 )
 from service.contract.publication import publish
-from service.head import UnsupportedGraph
+from service.foreign_graph import UnsupportedGraph
 
 Array = NDArray[Any]
 _TOLERANCE = 1e-4

@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 
 from service import graph as graphs
+from service import warm_up
 from service.batch_size import efficient_rows
 from service.batcher import Batcher
 from service.contract.bundle import Bundle, load_bundle
@@ -58,12 +59,13 @@ class Loader:
         )
         largest = graph.fixed_rows or self.max_batch_rows
         sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)
-        cost = _measured(graph, bundle, sizes)
+        warm = _warm(graph, bundle, sizes)
+        cost = warm.cost_seconds
         report = _report(folder)
         best = graph.fixed_rows or efficient_rows(cost)
         logger.info(
-            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; batches of up to %d",
-            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest, best,
+            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; batches of up to %d%s",
+            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest, best, warm.told(),
         )  # fmt: skip
         return lambda: self._serve(bundle, graph, _interpolated(cost, best), best, report)
 
@@ -109,14 +111,14 @@ class Loader:
         return ServedModel(bundle, graph, table, batcher, counted, recent, report)
 
 
-def _measured(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> dict[int, float]:
-    """See graph.measure. Raises its UnusableModel, of the first free size, when the graph takes none."""
+def _warm(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> warm_up.WarmUp:
+    """See warm_up. Raises its UnusableModel, of the first free size, when the graph takes none."""
     first: graphs.UnusableModel | None = None
     for free in FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]:
         try:
             example = example_input(bundle.input, free=free)
             with _MEASURING:
-                return graphs.measure(graph, example, len(bundle.class_names), sizes)
+                return warm_up.warm_up(graph, example, len(bundle.class_names), sizes)
         except graphs.UnusableModel as error:
             first = first or error
     assert first is not None

@@ -11,7 +11,7 @@ from typing import Any
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from service import head
+from service import foreign_graph
 
 DTYPES = {
     TensorProto.FLOAT16: "float16",
@@ -57,7 +57,7 @@ class OnnxFile:
 
 
 def read(path: Path) -> OnnxFile:
-    """Read and check a file. Raises UnreadableModel or head.UnsupportedGraph."""
+    """Read and check a file. Raises UnreadableModel or foreign_graph.UnsupportedGraph."""
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
@@ -66,14 +66,14 @@ def read(path: Path) -> OnnxFile:
         raise UnreadableModel(f"{path} is not an ONNX file: {first_line(error)}") from None
     if not model.graph.output:
         raise UnreadableModel(f"{path} is not an ONNX file with a graph")
-    mended = head.mend_locales(model)
+    mended = foreign_graph.mend_locales(model)
     opset = opset_of(model)
     return OnnxFile(
         path,
         _input(model.graph),
-        head.external_files(model, path.parent),
+        foreign_graph.external_files(model, path.parent),
         model if mended else None,
-        _converted(model, opset) if opset is not None and opset < head.MIN_OPSET else None,
+        _converted(model, opset) if opset is not None and opset < foreign_graph.MIN_OPSET else None,
         model,
     )
 
@@ -179,10 +179,10 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     from onnx import version_converter
 
     try:
-        return version_converter.convert_version(model, head.MIN_OPSET)
+        return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
     except Exception as error:  # noqa: BLE001 - the converter raises what it likes
-        raise head.UnsupportedGraph(
-            f"opset {opset}; expected {head.MIN_OPSET} or newer, and it cannot be converted ({first_line(error)}): "
+        raise foreign_graph.UnsupportedGraph(
+            f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and it cannot be converted ({first_line(error)}): "
             "export the model again with a newer opset"
         ) from None
 

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from service import head
 from service.contract.adjustment import adjust_logits, log_source_prior, log_target_prior, softmax
 from service.contract.bundle import load_bundle
+from service.foreign_graph import UnsupportedGraph, external_files
 from service.graph import open_graph
 from service.prior_table import PriorTable
 from tests.service.server import PROVIDER
@@ -196,23 +197,23 @@ def test_a_graph_that_insists_on_a_batch_size_takes_smaller_ones(graph_of):
 def test_a_name_of_the_services_own_is_refused():
     model = linear_model()
     model.graph.node[0].output[0] = head.TAU
-    with pytest.raises(head.UnsupportedGraph, match=r"adjustment\.tau"):
+    with pytest.raises(UnsupportedGraph, match=r"adjustment\.tau"):
         head.compose(model, output="logits", kind="logits")
 
 
 def test_an_old_opset_is_refused_by_number():
-    with pytest.raises(head.UnsupportedGraph, match="opset 12"):
+    with pytest.raises(UnsupportedGraph, match="opset 12"):
         head.compose(linear_model(opset=12), output="logits", kind="logits")
 
 
 def test_an_unknown_output_is_refused_with_the_names_there_are():
-    with pytest.raises(head.UnsupportedGraph, match="no output 'z'; the graph has logits"):
+    with pytest.raises(UnsupportedGraph, match="no output 'z'; the graph has logits"):
         head.compose(linear_model(), output="z", kind="logits")
 
 
 def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a model")
-    with pytest.raises(head.UnsupportedGraph, match=r"model\.onnx"):
+    with pytest.raises(UnsupportedGraph, match=r"model\.onnx"):
         head.compose_file(tmp_path / "model.onnx", output="y", kind="logits", temperature=1.0)
 
 
@@ -225,8 +226,8 @@ def test_external_data_that_leaves_the_folder_is_refused(tmp_path):
     entry.key, entry.value = "location", "../secret"
     (tmp_path / "secret").write_bytes(b"x")
     (tmp_path / "folder").mkdir()
-    with pytest.raises(head.UnsupportedGraph, match="leaves the folder"):
-        head.external_files(model, tmp_path / "folder")
+    with pytest.raises(UnsupportedGraph, match="leaves the folder"):
+        external_files(model, tmp_path / "folder")
 
 
 def test_a_row_in_use_is_never_overwritten_and_an_unused_one_is_reused():

@@ -14,15 +14,17 @@ from tests.service.small_models import FEATURES, linear_model, publish_model, we
 CLASSES, ROWS, K = 100_000, 6, 50
 
 
-@pytest.fixture(scope="module")
-def graph(tmp_path_factory):
+@pytest.fixture(scope="module", params=[None, 1], ids=["whole", "by blocks"])
+def graph(tmp_path_factory, request):
     folder = publish_model(
         tmp_path_factory.mktemp("large"),
         model=linear_model(classes=CLASSES),
         classes=CLASSES,
         class_counts=[1.0] * CLASSES,
     )
-    return open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
+    graph = open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
+    graph.blocks_from_rows = request.param
+    return graph
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +85,7 @@ def test_no_softmax_of_all_classes_is_worked_out_unless_it_is_asked_for(graph, a
         head.PRIOR_INDEX: settings["prior_index"],
         head.PRIOR_TABLE: settings["prior_table"],
         head.TOP_K: np.array([K]),
+        head.BY_BLOCKS: np.array(False),
     }
     for rows in (0, ROWS):
         outputs = graph._session.run(

@@ -18,7 +18,7 @@ def test_models_that_are_loaded_at_once_are_measured_one_after_the_other(tmp_pat
     bundle = load_bundle(publish_model(tmp_path / "models"))
     both, met = threading.Barrier(2), []
 
-    def measure(*_: object) -> dict[int, float]:
+    def warm(*_: object) -> dict[int, float]:
         try:
             both.wait(0.2)
         except threading.BrokenBarrierError:
@@ -26,9 +26,9 @@ def test_models_that_are_loaded_at_once_are_measured_one_after_the_other(tmp_pat
         met.append(True)
         return {1: 1e-3}
 
-    monkeypatch.setattr(loading.graphs, "measure", measure)
+    monkeypatch.setattr(loading.warm_up, "warm_up", warm)
     with ThreadPoolExecutor(2) as threads:
-        found = list(threads.map(lambda _: loading._measured(None, bundle, [1]), range(2)))
+        found = list(threads.map(lambda _: loading._warm(None, bundle, [1]), range(2)))
     assert found == [{1: 1e-3}] * 2
     assert not met
 

@@ -1,0 +1,166 @@
+"""A foreign ONNX graph before a head is put onto it: what it may contain, where its logits are, and its files."""
+
+import locale
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import onnx
+
+MIN_OPSET = 13
+
+
+class UnsupportedGraph(ValueError):
+    """A graph that the head cannot be composed onto; the message says why."""
+
+
+def check_names(model: "onnx.ModelProto", prefix: str) -> None:
+    """Raise UnsupportedGraph when a name of the graph begins with prefix, as the service's own do."""
+    for name in _names(model.graph):
+        if name.startswith(prefix):
+            raise UnsupportedGraph(
+                f"the graph already has a '{name}'; names with '{prefix}' are the service's"
+            )
+
+
+def _names(graph: "onnx.GraphProto") -> Iterator[str]:
+    for group in (graph.input, graph.output, graph.initializer):
+        yield from (item.name for item in group)
+    for node in graph.node:
+        yield from node.output
+
+
+def opset_of(model: "onnx.ModelProto") -> int:
+    """The opset of a graph; MIN_OPSET is noted where it names none. Raises UnsupportedGraph when it is older."""
+    import onnx
+
+    opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+    if opset is None:
+        model.opset_import.append(onnx.helper.make_opsetid("", MIN_OPSET))  # only ai.onnx.ml so far
+        return MIN_OPSET
+    if opset < MIN_OPSET:
+        raise UnsupportedGraph(f"opset {opset}; expected {MIN_OPSET} or newer")
+    return int(opset)
+
+
+def mend_locales(model: "onnx.ModelProto") -> bool:
+    """Let text nodes use C.UTF-8 where their locale is not installed; whether any did.
+
+    StringNormalizer wants en_US.UTF-8 unless told otherwise, small systems lack it, and onnxruntime then refuses the
+    graph. C.UTF-8 is part of glibc and changes the case of the same letters.
+    """
+    from onnx import helper
+
+    mended = False
+    for node in model.graph.node:
+        if node.op_type != "StringNormalizer":
+            continue
+        named = [a for a in node.attribute if a.name == "locale"]
+        if _is_installed(named[0].s.decode() if named else "en_US.UTF-8"):
+            continue
+        for attribute in named:
+            node.attribute.remove(attribute)
+        node.attribute.append(helper.make_attribute("locale", "C.UTF-8"))
+        mended = True
+    return mended
+
+
+def _is_installed(name: str) -> bool:
+    before = locale.setlocale(locale.LC_CTYPE)
+    try:
+        locale.setlocale(locale.LC_CTYPE, name)
+    except locale.Error:
+        return False
+    locale.setlocale(locale.LC_CTYPE, before)
+    return True
+
+
+def find_output(graph: "onnx.GraphProto", output: str) -> str:
+    """The output of that name. Raises UnsupportedGraph with the names there are."""
+    names = [item.name for item in graph.output]
+    if output not in names:
+        raise UnsupportedGraph(f"no output '{output}'; the graph has {', '.join(names)}")
+    return output
+
+
+def declared_columns(graph: "onnx.GraphProto", output: str) -> int | None:
+    """How many classes the graph says that an output has; None where it does not say."""
+    (shape,) = [item.type.tensor_type.shape.dim for item in graph.output if item.name == output]
+    return int(shape[-1].dim_value) or None if shape else None
+
+
+def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
+    """Step back over a ZipMap and over a final softmax of the class axis, to (tensor, kind).
+
+    Between them and the output may stand what changes no more than the type: Identity, and Cast among floats. An Exp that
+    makes probabilities is undone too: its input are their logarithms, without what underflows.
+    """
+    producers = {name: node for node in graph.node for name in node.output}
+    tensor = seen = value
+    while (node := producers.get(seen)) is not None and _only_shows(node):
+        seen = node.input[0]
+        if node.op_type == "ZipMap":
+            tensor = seen
+    if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
+        axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
+        if axis in (-1, 1):
+            return node.input[0], "logits"
+    if node is not None and node.op_type == "Exp" and kind == "probabilities":
+        return node.input[0], "logits"
+    return tensor, kind
+
+
+def _only_shows(node: "onnx.NodeProto") -> bool:
+    if node.op_type == "Cast":
+        return next((a.i for a in node.attribute if a.name == "to"), 0) in _FLOATS
+    return node.op_type in ("ZipMap", "Identity")
+
+
+_FLOATS = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE and BFLOAT16
+
+
+def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
+    """The files beside a model that hold its external data, relative to its folder, sorted.
+
+    Raises UnsupportedGraph when one is missing or leaves the folder, by its path or through a link.
+    """
+    found = set()
+    for tensor in _all_tensors(model):
+        location = next((e.value for e in tensor.external_data if e.key == "location"), None)
+        if location is None or location in found:
+            continue
+        path = (folder / location).resolve()
+        if not path.is_relative_to(folder.resolve()):
+            raise UnsupportedGraph(
+                f"external data '{location}' of '{tensor.name}' leaves the folder"
+            )
+        if not path.is_file():
+            raise UnsupportedGraph(f"external data '{location}' of '{tensor.name}' is missing")
+        found.add(location)
+    return sorted(found)
+
+
+def _all_tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":
+    yield from _tensors(model.graph)
+    for function in model.functions:
+        yield from _node_tensors(function.node)
+
+
+def _tensors(graph: "onnx.GraphProto") -> "Iterator[onnx.TensorProto]":
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield from (sparse.values, sparse.indices)
+    yield from _node_tensors(graph.node)
+
+
+def _node_tensors(nodes: "Iterable[onnx.NodeProto]") -> "Iterator[onnx.TensorProto]":
+    for node in nodes:
+        for attribute in node.attribute:
+            yield attribute.t
+            yield from attribute.tensors
+            for sparse in (attribute.sparse_tensor, *attribute.sparse_tensors):
+                yield from (sparse.values, sparse.indices)
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.initializer:
+                    yield from _tensors(inner)
