@@ -18,7 +18,6 @@ PREFIX = "adjustment."
 LARGE = 1000
 """From so many classes on there is a choice; with fewer, the two ways differ by less than asking which costs."""
 _WIDTHS = range(32, 513)
-_NEGLIGIBLE = 80.0  # e^-80 of the largest term, 100,000 times, is 1e-30 of a float32 sum: nothing
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def rank_large(
         branches.append(branch.graph)
     found = f"{_found(adjusted)} {_found(unadjusted)}"
     nodes.node("If", [by_blocks], found, then_branch=branches[0], else_branch=branches[1])
-    _normalise_clamped(nodes, adjusted)
+    _normalise(nodes, adjusted)
     _normalise(nodes, unadjusted)
 
 
@@ -160,26 +159,3 @@ def _normalise(nodes: Nodes, ranking: Ranking) -> None:
     log = nodes.node("LogSoftmax", [ranking.logits], name + ".log_softmax", axis=1)
     chosen = nodes.node("GatherElements", [log, ranking.index], name + ".log", axis=1)
     nodes.node("Exp", [chosen], name)
-
-
-def _normalise_clamped(nodes: Nodes, ranking: Ranking) -> None:
-    """The same, with what is negligible in the sum raised to where its exponential is a normal number.
-
-    A class with a zero target is 1e30 below the others, its exponential a denormal number, and those take the
-    processor ten times longer: a prior that rules out most classes made a call twice as long.
-    """
-    name = ranking.probability
-    first, end, axis = (
-        nodes.integer(f"{n}.row", v) for n, v in (("from", 0), ("to", 1), ("of", 1))
-    )
-    best, where = (
-        nodes.node("Slice", [tensor, first, end, axis], name + suffix)
-        for tensor, suffix in ((name + ".logit", ".best"), (ranking.index, ".where"))
-    )
-    margin = nodes.constant("negligible", np.array(_NEGLIGIBLE, np.float32))
-    floor = nodes.node("Sub", [best, margin], name + ".floor")
-    kept = nodes.node("Max", [ranking.logits, floor], name + ".kept")
-    log = nodes.node("LogSoftmax", [kept], name + ".log_softmax", axis=1)
-    of_best = nodes.node("GatherElements", [log, where], name + ".log_of_best", axis=1)
-    behind = nodes.node("Sub", [name + ".logit", best], name + ".behind")
-    nodes.node("Exp", [nodes.node("Add", [behind, of_best], name + ".log")], name)

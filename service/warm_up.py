@@ -25,14 +25,17 @@ class WarmUp:
 
     @property
     def blocks_from_rows(self) -> int | None:
-        """From so many rows on it was faster by blocks at every size; None: not at the largest."""
-        found = None
-        for rows in sorted(self.ways, reverse=True):
-            whole, by_blocks = self.ways[rows]
-            if by_blocks >= whole:
-                break
-            found = rows
-        return found
+        """From so many rows on by blocks, as most sizes had it (one that was disturbed has one vote); None: at no size."""
+        sizes = sorted(self.ways)
+
+        def contradicted(index: int) -> tuple[int, float]:
+            whole = [self.ways[rows] for rows in sizes[:index]]
+            by_blocks = [self.ways[rows] for rows in sizes[index:]]
+            against = sum(w > b for w, b in whole) + sum(b > w for w, b in by_blocks)
+            return against, sum(w for w, _ in whole) + sum(b for _, b in by_blocks)
+
+        best = min(range(len(sizes), -1, -1), key=contradicted)
+        return sizes[best] if best < len(sizes) else None
 
     def told(self) -> str:
         """The choice and its reasons, for the log; empty when there was none."""
