@@ -1,29 +1,37 @@
--- wrk script: one body, alone or with a tau and a prior; prints a line of JSON at the end.
---   wrk … -s load.lua URL -- BODY_FILE SETTINGS [HEADER VALUE]…
+-- wrk script: bodies, alone or with a tau and a prior; prints a line of JSON at the end.
+--   wrk … -s load.lua URL -- FILE SETTINGS [HEADER VALUE]…
+-- FILE: bodies one after the other, the length of each before it in eight digits.
 -- SETTINGS: "" sets nothing; one:NAME the same tau and prior in each request; mixed:NAME,NAME… a tau and one of the priors drawn for each.
--- Both kinds of requests that set something are as long as each other and as many.
+-- With settings there are as many different requests as bodies, of the same length either way.
 
 local requests, count, at = {}, 0, 0
 
-function init(args)
-  local file = assert(io.open(args[1], "rb"))
-  local body = file:read("*a")
-  file:close()
-  local headers = {}
-  for i = 3, #args, 2 do headers[args[i]] = args[i + 1] end
-  if args[2] == "" then
-    requests[1], count = wrk.format("POST", nil, headers, body), 1
-    return
+local function bodies_of(path)
+  local file = assert(io.open(path, "rb"))
+  local bodies = {}
+  while true do
+    local digits = file:read(8)
+    if not digits then break end
+    bodies[#bodies + 1] = file:read(tonumber(digits))
   end
-  local mixed = args[2]:sub(1, 6) == "mixed:"
-  local priors = {}
-  for name in args[2]:gsub("^%a+:", ""):gmatch("[^,]+") do priors[#priors + 1] = name end
+  file:close()
+  return bodies
+end
+
+function init(args)
+  local bodies, settings, headers = bodies_of(args[1]), args[2], {}
+  for i = 3, #args, 2 do headers[args[i]] = args[i + 1] end
+  local mixed, priors = settings:sub(1, 6) == "mixed:", {}
+  for name in settings:gsub("^%a+:", ""):gmatch("[^,]+") do priors[#priors + 1] = name end
   math.randomseed(1)
-  count = 20000
+  count = #bodies
   for i = 1, count do
-    local tau = mixed and 2 * math.random() or 1.0
-    local query = string.format("?tau=%.4f&prior=%s&top_k=5", tau, priors[math.random(#priors)])
-    requests[i] = wrk.format("POST", wrk.path .. query, headers, body)
+    local query = ""
+    if #priors > 0 then
+      local tau = mixed and 2 * math.random() or 1.0
+      query = string.format("?tau=%.4f&prior=%s&top_k=5", tau, priors[math.random(#priors)])
+    end
+    requests[i] = wrk.format("POST", wrk.path .. query, headers, bodies[i])
   end
 end
 

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +83,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 def wrk(
     server: Process,
     path: str,
-    body: bytes,
+    bodies: bytes | Sequence[bytes],
     headers: dict[str, str],
     *,
     connections: int,
@@ -91,9 +91,11 @@ def wrk(
     settings: str = "",
     folder: Path,
 ) -> dict[str, float]:
-    """Drive a server. settings: see load.lua."""
-    file = folder / "body"
-    file.write_bytes(body)
+    """Drive a server with one body or with several in turn. settings: see load.lua."""
+    file = folder / "bodies"
+    with file.open("wb") as out:
+        for body in [bodies] if isinstance(bodies, bytes) else bodies:
+            out.write(b"%08d%b" % (len(body), body))
     before = server.cpu_seconds()
     done = subprocess.run(
         [

@@ -3,8 +3,9 @@
     python benchmarks/serving.py [--rounds 3] [--seconds 2] [--out benchmarks/results/serving.json]
 
 For each model, body and number of connections: bare ASGI on uvicorn that reads the same body (HTTP limit), session.run of the
-plain graph at its best batch size (compute limit), the service by its defaults, the service asked for one tau and prior, and
-for a tau and a prior of its own with each request; for WIDE also the service without a head. One worker, one intra-op thread, metrics and validation on.
+plain graph at its best batch size (compute limit), and the service by its defaults, with one body; the service asked for one tau
+and prior, and for a tau and a prior of its own with each request, both with the same many rows; for WIDE also the service without
+a head. One worker, one intra-op thread, metrics and validation on.
 Figures are medians over the rounds; ratios are medians of the rounds' ratios, so that a machine whose speed wanders does
 not spoil them. The limit that applies is the smaller of HTTP and compute.
 """
@@ -30,9 +31,11 @@ BATCHES = (1, 2, 4, 8, 16, 32, 64)
 PRIORS = tuple(f"place-{i}" for i in range(8))
 
 
-def bodies(model: BenchModel) -> dict[str, tuple[str, bytes, dict[str, str]]]:
+def bodies(
+    model: BenchModel, row: np.ndarray | None = None
+) -> dict[str, tuple[str, bytes, dict[str, str]]]:
     """(path, body, headers) of one row, by the form of the body."""
-    row = model.inputs(1)
+    row = model.inputs(1) if row is None else row
     path = f"/models/{model.name}/predict"
     return {
         "npy": (path, npy_bytes(row), {"content-type": "application/x-npy"}),
@@ -43,6 +46,13 @@ def bodies(model: BenchModel) -> dict[str, tuple[str, bytes, dict[str, str]]]:
         ),
         "oip": _oip(model, row),
     }
+
+
+def many_bodies(model: BenchModel, kind: str) -> list[bytes]:
+    """Of many rows, as many as 16 MB of numbers are, at most 20,000."""
+    count = min(20_000, 2**24 // model.inputs(1).nbytes)
+    rows = model.inputs(count)
+    return [bodies(model, rows[i : i + 1])[kind][1] for i in range(count)]
 
 
 def _oip(model: BenchModel, row: np.ndarray) -> tuple[str, bytes, dict[str, str]]:
@@ -107,6 +117,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
             session = ort.InferenceSession(str(paths[model.name] / "model.onnx"), options)
             for kind in arguments.bodies:
                 path, body, headers = bodies(model)[kind]
+                rows_of_own = many_bodies(model, kind)
                 if not _is_there(served, path, body, headers):
                     continue
                 for connections in arguments.connections:
@@ -125,7 +136,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
                         if kind != "oip":
                             for settings in (f"one:{PRIORS[0]}", f"mixed:{','.join(PRIORS)}"):
                                 found[settings.partition(":")[0]] = wrk(
-                                    served, path, body, headers, settings=settings, **common
+                                    served, path, rows_of_own, headers, settings=settings, **common
                                 )
                         if model is WIDE:
                             found["plain"] = wrk(plain, path, body, headers, **common)

@@ -12,7 +12,8 @@ from service.payloads import InvalidParameter, Malformed, short
 
 _MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
-_PLAIN_TAU = re.compile(rb"tau=[0-9]{1,3}(?:\.[0-9]{1,17})?")
+_WITH_PLAIN_TAU = re.compile(rb"(?:(.+)&)?tau=([0-9]{1,3}(?:\.[0-9]{1,17})?)(?:&(.+))?")
+"""A tau may be of one request alone, while what stands around it comes again."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -45,38 +46,20 @@ NO_PARAMETERS = Parameters()
 @lru_cache(maxsize=1024)
 def query_parameters(query: bytes) -> Parameters:
     """Parameters of a raw query string. Raises Malformed or InvalidParameter."""
+    found = _WITH_PLAIN_TAU.fullmatch(query)
+    if found is None:
+        return _any_query(query)
+    before, tau, after = found.groups()
+    rest = _any_query(b"%b&%b" % (before, after) if before and after else before or after or b"")
+    if rest.tau is not None:
+        return _any_query(query)  # which says what is wrong with that
+    return Parameters(float(tau), rest.prior, rest.top_k, rest.version)
+
+
+@lru_cache(maxsize=1024)
+def _any_query(query: bytes) -> Parameters:
     if not query:
         return NO_PARAMETERS
-    values: list[Any] = [None] * len(_PARAMETERS)
-    try:
-        for field in query.split(b"&"):
-            if _PLAIN_TAU.fullmatch(field):  # a tau may be of this request alone
-                at, value = 0, float(field[4:])
-            else:
-                at, value = _plain_field(field)
-            if values[at] is not None:
-                raise Malformed("given twice")
-            values[at] = value
-        return Parameters(*values)
-    except (Malformed, InvalidParameter, UnicodeDecodeError):
-        return _any_query(query)  # which knows escapes, and says what is wrong
-
-
-@lru_cache(maxsize=4096)
-def _plain_field(field: bytes) -> tuple[int, Any]:
-    """(position in _PARAMETERS, value) of NAME=VALUE without escapes; a prior comes again in other company.
-
-    Raises Malformed, InvalidParameter or UnicodeDecodeError where that is not all there is to it.
-    """
-    name, _, text = field.decode("ascii").partition("=")
-    if not text or "%" in text or "+" in text or name not in _PARAMETERS:
-        raise Malformed("not plain")
-    parsed = text_parameters([(name, text)])
-    at = _PARAMETERS.index(name)
-    return at, parsed[at]
-
-
-def _any_query(query: bytes) -> Parameters:
     try:
         return text_parameters(_pairs(query.decode("ascii")))
     except ValueError as error:
