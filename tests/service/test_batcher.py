@@ -447,15 +447,21 @@ def test_a_hanging_graph_call_is_visible_from_another_thread():
     asyncio.run(go())
 
 
+async def one_running_and_one_at_hand():
+    """A graph that is held, its batcher of 4 rows a batch, and two requests: one in the graph, one in the thread's inbox."""
+    graph = FakeGraph()
+    batcher = make(graph, max_batch_rows=4)
+    graph.gate.clear()
+    first = batcher.submit(work(0))
+    await entered(graph)
+    second = batcher.submit(work(1))
+    await asyncio.sleep(0)
+    return graph, batcher, first, second
+
+
 def test_the_next_batch_is_at_hand_while_one_runs_and_takes_company_until_it_begins():
     async def go():
-        graph = FakeGraph()
-        batcher = make(graph, max_batch_rows=4)
-        graph.gate.clear()
-        first = batcher.submit(work(0))
-        await entered(graph)
-        early = batcher.submit(work(1))
-        await asyncio.sleep(0)
+        graph, batcher, first, early = await one_running_and_one_at_hand()
         assert len(batcher._in_flight) == 2  # it is in the thread's inbox
         assert batcher.queued_rows == 1  # and has not begun
         joined = [batcher.submit(work(i)) for i in range(2, 5)]
@@ -474,13 +480,7 @@ def test_the_next_batch_is_at_hand_while_one_runs_and_takes_company_until_it_beg
 
 def test_a_batch_that_has_begun_takes_nothing_more():
     async def go():
-        graph = FakeGraph()
-        batcher = make(graph, max_batch_rows=4)
-        graph.gate.clear()
-        first = batcher.submit(work(0))
-        await entered(graph)
-        second = batcher.submit(work(1))
-        await asyncio.sleep(0)
+        graph, batcher, first, second = await one_running_and_one_at_hand()
         batcher._in_flight[1].begin()  # as by the thread, of which the loop has not heard yet
         third = batcher.submit(work(2))
         await asyncio.sleep(0)
@@ -498,13 +498,7 @@ def test_a_batch_that_has_begun_takes_nothing_more():
 
 def test_another_shape_waits_for_a_batch_of_its_own():
     async def go():
-        graph = FakeGraph()
-        batcher = make(graph, max_batch_rows=4)
-        graph.gate.clear()
-        first = batcher.submit(work(0))
-        await entered(graph)
-        second = batcher.submit(work(1))
-        await asyncio.sleep(0)
+        graph, batcher, first, second = await one_running_and_one_at_hand()
         wide = batcher.submit(work(2)._replace(inputs=np.full((1, 3), 2.0, np.float32)))
         await asyncio.sleep(0)
         assert [len(batch.pieces) for batch in batcher._in_flight] == [1, 1]
