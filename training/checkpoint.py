@@ -16,6 +16,8 @@ from training.faults import RunFailed, WrongUse
 Identity: TypeAlias = Mapping[str, Any]
 RandomState: TypeAlias = dict[str, Any]
 FORMAT = 1
+LATER: Mapping[str, Any] = {"adam_beta2": 0.999}
+"""Settings that older files lack, and what they were before they could be set."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class CheckpointFile:
         """Forget the checkpoint, if there is one."""
         self.path.unlink(missing_ok=True)
 
-    def _check(self, saved: Identity) -> None:
+    def _check(self, found: Identity) -> None:
+        saved = filled(found, like=self.identity)
         differing = [
             f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
             for key in sorted({*saved, *self.identity})
@@ -95,6 +98,11 @@ class CheckpointFile:
                 f"{self.path} is the checkpoint of another run: {'; '.join(differing)} "
                 "(give the same settings, another --name, or leave out --resume)"
             )
+
+
+def filled(settings: Mapping[str, Any], *, like: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as an older file has them, with what those of `like` were that it lacks."""
+    return {key: value for key, value in LATER.items() if key in like} | dict(settings)
 
 
 def random_state() -> RandomState:

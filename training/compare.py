@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from training import comparison_report
-from training.checkpoint import CheckpointFile
+from training.checkpoint import CheckpointFile, filled
 from training.comparison import results_of
 from training.faults import BadData, WrongUse
 from training.heads import features_of, last_layer
 from training.interrupt import Interrupted
 from training.loop import Keeping, logits_of
-from training.methods import ADAM_RATE, METHODS, ON_FEATURES, RUNS, Method, runs_of
+from training.methods import ADAM_RATE, ADAM_RUN, METHODS, ON_FEATURES, RUNS, Method, runs_of
 from training.outcomes import Outcome, Part
 from training.prepare import Prepared, identity, prepare, prepare_data
 from training.processes import Processes
@@ -82,12 +82,9 @@ def finish_run(
     quiet: bool,
 ) -> Outcome:
     """Train one run, from its checkpoint if there is one, and keep what the comparison needs of it."""
-    own = replace(recipe, seed=seed, name=f"{run}-{seed}", **RUNS[run])
-    if own.optimiser != recipe.optimiser:
-        own = replace(own, lr=recipe.lr * ADAM_RATE)
     try:
         return outcome_of(
-            own,
+            replace(recipe_of(recipe, run), seed=seed, name=f"{run}-{seed}"),
             checkpoint=checkpoint_path(folder, run, seed),
             keep_features=run in KEEP_FEATURES,
             processes=processes,
@@ -95,6 +92,12 @@ def finish_run(
         )
     except Interrupted as stopped:
         raise Interrupted(f"{run}, seed {seed}: {stopped}") from None
+
+
+def recipe_of(recipe: Recipe, run: str) -> Recipe:
+    """The comparison's recipe with what a run changes in it."""
+    own = replace(recipe, **RUNS[run])
+    return own if own.optimiser == recipe.optimiser else replace(own, lr=recipe.lr * ADAM_RATE)
 
 
 def outcome_of(
@@ -156,25 +159,34 @@ def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same for all runs of a comparison."""
+    """What must be the same for all runs of a comparison; under erm-adam, what those runs have in its place."""
     fields = json.loads(json.dumps(asdict(recipe)))
-    varied = {key for changes in RUNS.values() for key in changes} - {"optimiser", "weight_decay"}
-    return {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
+    varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
+    shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
+    adam = asdict(recipe_of(recipe, ADAM_RUN))
+    return shared | {ADAM_RUN: {key: adam[key] for key in ("lr", *RUNS[ADAM_RUN])}}
 
 
 def remember_settings(recipe: Recipe, out: Path) -> None:
-    """Write settings.json, or raise WrongUse when another comparison's lies there."""
+    """Write settings.json, or raise WrongUse when another comparison's lies there.
+
+    Those of erm-adam may change while no such run is there, finished or begun; an older file does not tell them.
+    """
     path = out / "settings.json"
     settings = settings_of(recipe)
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = filled(json.loads(path.read_text(encoding="utf-8")), like=settings)
+        if not any((out / "runs").glob(f"{ADAM_RUN}-seed*")):
+            before[ADAM_RUN] = settings[ADAM_RUN]
         differing = [
             f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
             for key in sorted({*before, *settings})
             if before.get(key) != settings.get(key)
         ]
         if differing:
-            raise WrongUse(f"{out} holds another comparison: {'; '.join(differing)}")
+            others = before | {ADAM_RUN: None} != settings | {ADAM_RUN: None}
+            hint = "" if others else f" (remove runs/{ADAM_RUN}-seed* to train those again)"
+            raise WrongUse(f"{out} holds another comparison: {'; '.join(differing)}{hint}")
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

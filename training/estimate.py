@@ -197,7 +197,9 @@ def solve_rlls(confusion: Vector, rates: Vector, m: int, n: int) -> Vector:
     """RLLS (Azizzadenesheli et al., ICLR 2019): min |C (1 + theta) - mu| + strength * |theta|, theta >= -1.
 
     strength = alpha * (3 * (2 log(2C/delta) / (3m) + sqrt(2 log(2C/delta) / m))), plus the like for n, as the
-    authors' code has it. A minimum of the sum of two norms is one of the sum of their squares for some ratio
+    authors' code has it. Neither norm is squared, so a weak penalty gives way altogether: where C w = mu has a solution
+    without negative weights, that is the minimum as long as strength * |C^-T theta| <= |theta|, and the result is BBSE's
+    (a classifier of ten classes needs to be bad, or the data few, for more). A minimum of the sum of two norms is one of the sum of their squares for some ratio
     of the two, so a search over that ratio, with non-negative least squares inside, finds it.
     """
     classes = len(rates)

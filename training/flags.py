@@ -91,6 +91,11 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument("--lr", type=float, help="learning rate (default 0.05)")
     group.add_argument("--momentum", type=float, help="default 0.9")
     group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="default on")
+    group.add_argument(
+        "--adam-beta2",
+        type=float,
+        help="of adamw: how long squared gradients are remembered, about 1 / (1 - beta2) steps (default 0.999)",
+    )
     group.add_argument("--weight-decay", type=float, help="default 5e-4")
     group.add_argument(
         "--decay-norms",

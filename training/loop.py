@@ -22,6 +22,7 @@ from training.progress import Progress
 from training.schedule import learning_rate
 
 OPTIMISERS = ("sgd", "adamw")
+ADAM_BETA1 = 0.9
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "fp64", *AUTOCAST)
 
@@ -36,6 +37,7 @@ class Plan:
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
+    adam_beta2: float = 0.999
     weight_decay: float = 5e-4
     decay_norms: bool = True
     schedule: str = "steps"
@@ -188,7 +190,7 @@ def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
             groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.nesterov and plan.momentum > 0
         )
     if plan.optimiser == "adamw":
-        return torch.optim.AdamW(groups, lr=plan.lr)
+        return torch.optim.AdamW(groups, lr=plan.lr, betas=(ADAM_BETA1, plan.adam_beta2))
     raise WrongUse(f"unknown optimiser '{plan.optimiser}'; expected {', '.join(OPTIMISERS)}")
 
 

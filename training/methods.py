@@ -18,6 +18,7 @@ Afterwards: TypeAlias = Literal[
 
 ON_FEATURES: tuple[Afterwards, ...] = ("norm-one", "norm-chosen", "crt", "lws")
 
+ADAM_RUN = "erm-adam"
 RUNS: dict[str, Mapping[str, Any]] = {
     "erm": {},
     "logit-adjusted": {"loss": "logit-adjusted"},
@@ -35,7 +36,7 @@ RUNS: dict[str, Mapping[str, Any]] = {
     "sampler-effective-number": {"sampler": "effective-number"},
     "sampler-progressive": {"sampler": "progressive"},
     "sampler-deferred": {"sampler": "deferred"},
-    "erm-adam": {"optimiser": "adamw", "weight_decay": 0.0},
+    ADAM_RUN: {"optimiser": "adamw", "weight_decay": 0.0},
 }
 """What each training run changes in the recipe of the comparison. AdamW without decay is the paper's Adam."""
 

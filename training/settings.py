@@ -54,6 +54,7 @@ class Recipe:
     lr: float = 0.05
     momentum: float = 0.9
     nesterov: bool = True
+    adam_beta2: float = 0.999
     weight_decay: float = 5e-4
     decay_norms: bool = True
     schedule: str = "steps"
@@ -86,6 +87,8 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not value >= 0:
                 raise WrongUse(f"{_flag(name)} is {value}; expected at least 0")
+        if not 0 <= self.adam_beta2 < 1:
+            raise WrongUse(f"--adam-beta2 is {self.adam_beta2}; expected at least 0 and below 1")
         if self.epochs is not None and self.steps is not None:
             raise WrongUse("--epochs and --steps are two lengths of the same run; give one")
         if not (self.resize in (None, "stretch", "crop") or isinstance(self.resize, int)):
@@ -123,6 +126,7 @@ class Recipe:
             lr=self.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
+            adam_beta2=self.adam_beta2,
             weight_decay=self.weight_decay,
             decay_norms=self.decay_norms,
             schedule=self.schedule,

@@ -19,6 +19,7 @@ import pytest
         (("--data", "digits", "--loss", "vast"), "no loss 'vast'"),
         (("--data", "digits", "--loss", "logit-adjusted", "--sampler", "balanced"), "divide"),
         (("--data", "digits", "--epochs", 1, "--steps", 1), "two lengths"),
+        (("--data", "digits", "--adam-beta2", 1), "--adam-beta2 is 1.0; expected at least 0"),
         (("--data", "digits", "--recipe", "vast"), "unknown recipe 'vast'"),
         (("--data", "digits", "--device", "abacus"), "--device abacus"),
         (

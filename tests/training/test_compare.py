@@ -17,7 +17,7 @@ from training.calibrate import log_validation_prior_of
 from training.comparison import answer, temperature_of
 from training.faults import WrongUse
 from training.interrupt import Interrupted
-from training.methods import METHODS, RUNS, choose, runs_of
+from training.methods import ADAM_RATE, METHODS, RUNS, choose, runs_of
 from training.outcomes import Outcome
 from training.processes import Processes
 from training.settings import Recipe
@@ -116,6 +116,23 @@ def test_another_setting_in_the_same_folder_is_refused(done):
     out, _ = done
     with pytest.raises(WrongUse, match="another comparison: lr was"):
         compared(out, recipe=replace(RECIPE, lr=0.3))
+
+
+def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_removed(done, tmp_path):
+    copy_seed_0(done[0], tmp_path)
+    settings = json.loads((done[0] / "settings.json").read_text())
+    told = settings.pop("erm-adam")
+    assert told["optimiser"] == "adamw"
+    assert told["lr"] == pytest.approx(ADAM_RATE * RECIPE.lr)
+    settings.pop("adam_beta2")  # as before it could be set
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    adam = tmp_path / "runs" / "erm-adam-seed0.npz"
+    adam.write_bytes(b"")
+    with pytest.raises(WrongUse, match=r"erm-adam was None .* \(remove runs/erm-adam-seed\* to"):
+        compared(tmp_path, methods="erm", seeds=1)
+    adam.unlink()
+    assert compared(tmp_path, methods="erm", seeds=1)[1] == ["scoring"]
+    assert json.loads((tmp_path / "settings.json").read_text())["erm-adam"] == told
 
 
 def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbers(
@@ -218,7 +235,7 @@ def test_the_adam_run_decays_nothing_and_takes_its_own_rate(tmp_path, monkeypatc
     with pytest.raises(Interrupted):
         compared(tmp_path, methods="erm-adam", seeds=1)
     assert (seen[0].optimiser, seen[0].weight_decay) == ("adamw", 0)
-    assert seen[0].lr == pytest.approx(0.3 * RECIPE.lr)
+    assert seen[0].lr == pytest.approx(ADAM_RATE * RECIPE.lr)
 
 
 def test_the_oracle_is_never_worse_than_the_tau_chosen_on_validation(done):

@@ -133,6 +133,25 @@ def test_rlls_is_bbse_when_data_are_plenty_and_no_shift_when_they_are_none():
     assert module.solve_rlls(joint, seen, 1, 1) == pytest.approx([1, 1], abs=0.01)
 
 
+def test_rlls_is_bbse_exactly_until_its_penalty_outweighs_a_misfit():
+    rates = np.array([[0.9, 0.1, 0.0], [0.1, 0.8, 0.2], [0.0, 0.1, 0.8]])
+    joint = rates / 3
+    seen = rates @ np.array([0.2, 0.3, 0.5])
+    exact = module.solve_bbse(joint, seen, 1, 1)
+    dual = np.linalg.solve(joint.T, exact - 1)
+    limit = np.linalg.norm(exact - 1) / np.linalg.norm(dual)
+
+    def strength(size):
+        return 0.01 * 2 * 3 * (2 * np.log(120) / (3 * size) + np.sqrt(2 * np.log(120) / size))
+
+    sizes = np.arange(1, 2000)
+    fewest = int(sizes[strength(sizes) <= limit][0])  # examples with which the penalty gives way
+    for size in (fewest + 5, 100 * fewest):
+        assert module.solve_rlls(joint, seen, size, size) == pytest.approx(exact, abs=1e-5)
+    shrunk = module.solve_rlls(joint, seen, fewest // 2, fewest // 2)
+    assert np.linalg.norm(shrunk - 1) < 0.9 * np.linalg.norm(exact - 1)
+
+
 def test_no_other_weights_have_a_lower_rlls_objective():
     rng = np.random.default_rng(0)
     rates = np.array([[0.8, 0.3, 0.1], [0.1, 0.6, 0.2], [0.1, 0.1, 0.7]])

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from tests.training import files
 from training.checkpoint import CheckpointFile
 from training.data.augment import Augmentation
 from training.data.feed import Place, make_feed
+from training.faults import WrongUse
 from training.loop import Keeping, Plan, RunState, make_optimiser, training_step
 from training.losses import make_loss
 from training.order import Part, batches
@@ -102,6 +104,36 @@ def test_random_crops_differ_from_step_to_step_and_not_from_run_to_run(folders):
     first, again = crops(0), crops(2)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
+
+
+def test_a_shorter_memory_of_adam_forgets_a_large_gradient_sooner():
+    def moved_after_a_shock(**given):
+        """How far a weight goes in 50 small steady steps that follow one large gradient."""
+        recipe = make(None, {"data": "digits", "optimiser": "adamw", "weight_decay": 0.0} | given)
+        network = torch.nn.Linear(1, 1, bias=False)
+        torch.nn.init.zeros_(network.weight)
+        optimiser = make_optimiser(network, recipe.plan(rows=1))
+        found = []
+        for gradient in [-1.0, *50 * [0.01]]:
+            network.weight.grad = torch.full((1, 1), gradient)
+            optimiser.step()
+            found.append(network.weight.item())
+        return found[25] - found[-1]
+
+    assert moved_after_a_shock() == moved_after_a_shock(adam_beta2=0.999)
+    assert moved_after_a_shock(adam_beta2=0.9) > 3 * moved_after_a_shock() > 0
+
+
+def test_a_checkpoint_from_before_a_setting_is_of_a_run_with_what_it_was_then(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = RunState(network, torch.optim.SGD(network.parameters()), scaler)
+    CheckpointFile(tmp_path / "old.pt", {"lr": 0.1}).save(state, step=7, random_states=[])
+    now = CheckpointFile(tmp_path / "old.pt", {"lr": 0.1, "adam_beta2": 0.999})
+    assert now.load(state, device=CPU) == 7
+    other = replace(now, identity={"lr": 0.1, "adam_beta2": 0.95})
+    with pytest.raises(WrongUse, match=r"adam_beta2 was 0\.999 and is 0\.95"):
+        other.load(state, device=CPU)
 
 
 @pytest.mark.parametrize("make_network", [resnet32, released_resnet32])
