@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from service.contract.bundle import InputSpec
+from service.payloads import InvalidImage
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
@@ -32,10 +33,6 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 """What turns a picture upright, by its EXIF orientation."""
-
-
-class InvalidImage(ValueError):
-    """Bytes that are not an image that can be taken; `row` says which."""
 
 
 def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:

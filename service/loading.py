@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,8 @@ class Loader:
     def prepare(self, folder: Path) -> Callable[[], ServedModel]:
         """Open and warm a version (in a worker thread); its queue is made on the loop, by what is returned."""
         bundle = load_bundle(folder)
+        if bundle.input.kind == "image":
+            import_module("service.images")  # Pillow, 2 MiB, comes here and not with a request
         graph = graphs.open_graph(
             folder, bundle, provider=self.provider, intra_op_threads=self.intra_op_threads
         )

@@ -24,6 +24,10 @@ class InvalidInput(ValueError):
     """Well-formed input that the model cannot take."""
 
 
+class InvalidImage(ValueError):
+    """Bytes that are not an image that can be taken."""
+
+
 class InvalidParameter(ValueError):
     """A parameter with a wrong value."""
 

@@ -1,6 +1,7 @@
 """A bounded sample of recent logits: what a preview and an estimate of the class prior look at. Never the inputs."""
 
 import mmap
+import random
 import threading
 import time
 from dataclasses import dataclass
@@ -54,7 +55,7 @@ class LogitReservoir:
         self._unrepresented = 0
         self._looked_at = time.monotonic()
         self._lock = threading.Lock()
-        self._rng = np.random.default_rng(seed)
+        self._rng = random.Random(seed)  # noqa: S311 - a sample, no secret; np.random alone takes 2 MiB
 
     def wants_rows(self) -> bool:
         """Whether rows that are offered now would be let in, so that nobody fetches logits for nothing."""
@@ -74,7 +75,7 @@ class LogitReservoir:
         if take == 0 or not self._lock.acquire(blocking=False):
             return
         try:
-            chosen = slice(None) if take == n else self._rng.choice(n, take, replace=False)
+            chosen = slice(None) if take == n else self._rng.sample(range(n), take)
             places = (self._next + np.arange(take)) % self.capacity
             self._rows[places] = logits[chosen]
             self._weights[places] = self._unrepresented / take
@@ -119,7 +120,7 @@ def _pages(rows: int, columns: int) -> Rows:
     return np.frombuffer(mmap.mmap(-1, 4 * rows * columns), np.float32).reshape(rows, columns)
 
 
-def _in_equal_parts(weights: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.int64]:
+def _in_equal_parts(weights: NDArray[np.float64], rng: random.Random) -> NDArray[np.int64]:
     """Indices of a systematic sample by weight, as large as the effective number of rows: all, once, for equal weights."""
     effective = max(1, int(weights.sum() ** 2 / (weights**2).sum() + 1e-6))
     ends = np.cumsum(weights)

@@ -23,6 +23,7 @@ from service.api.hot_protocol import HotProtocol
 from service.app import NothingToServe, Service
 from service.connection_counts import ConnectionCounts
 from service.link import Link, Place
+from service.machine import bound_heaps
 from service.metrics_port import PortTaken
 from service.prior_store import InvalidStoreUrl
 from service.priors import StoreUnavailable
@@ -54,6 +55,7 @@ FINISH_SECONDS = 30
 
 def serve_alone(settings: Settings, listener: socket.socket) -> int:
     """Serve as the only process until it is told to end. Returns the exit status."""
+    bound_heaps()
     with tempfile.TemporaryDirectory(prefix="priordial-run-") as folder:
         try:
             uvloop.run(_alone(settings, listener, RunFolder(Path(folder))))
@@ -70,6 +72,7 @@ async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFol
 
 def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int:
     """Serve as one of several processes until it is told to end. Returns the exit status."""
+    bound_heaps()
     request_log.configure(settings.log_format)
     listener = socket.socket(fileno=place.listener)
     run_folder = RunFolder(Path(place.run_folder), place.slot)

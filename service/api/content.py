@@ -7,7 +7,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service import images
 from service.api.errors import Problem
 from service.api.hot_request import HotRequest
 from service.classifier import rejection
@@ -97,6 +96,9 @@ async def decoded(
     deadline: float,
 ) -> NDArray[Any]:
     """The model's input tensor of encoded images. Raises InvalidImage and the errors of the pool, which are counted."""
+    # It needs Pillow, and is there since a model that takes images was loaded.
+    from service import images
+
     try:
         return await pool.run(
             functools.partial(images.image_array, encoded, model.bundle.input),

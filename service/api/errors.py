@@ -5,7 +5,7 @@ from typing import Any
 
 import orjson
 
-from service import images, payloads, preview, repository, revisions, work
+from service import payloads, preview, repository, revisions, work
 from service.contract import adjustment, prior
 
 PROBLEM_JSON = "application/problem+json"
@@ -76,7 +76,7 @@ def kinds() -> Mapping[type[Exception], str]:
         payloads.Malformed: "malformed",
         payloads.InvalidInput: "invalid",
         payloads.InvalidParameter: "invalid",
-        images.InvalidImage: "invalid",
+        payloads.InvalidImage: "invalid",
         adjustment.InvalidTau: "invalid",
         prior.InvalidPrior: "invalid",
         prior.UnknownLabelFrequencies: "unknown-label-frequencies",

@@ -192,7 +192,7 @@ def error_intervals(
     )
 
 
-def bootstrap_rng(seed: int) -> np.random.Generator:
+def bootstrap_rng(seed: int) -> "np.random.Generator":  # in quotes, or it would be imported
     """A stream of its own for resampling: examples that were themselves drawn from default_rng(seed) would
     otherwise meet the very random numbers that made them.
     """

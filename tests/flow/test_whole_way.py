@@ -182,7 +182,7 @@ def test_a_new_prior_counts_at_once_and_survives_a_kill(models, test_rows, tmp_p
 def test_serving_needs_no_torch(models):
     code = (
         "import sys; from service.app import Service; from service.serve import serve; "
-        "heavy = {'torch', 'training', 'onnx', 'scipy', 'sklearn'} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
+        "heavy = {'torch', 'training', 'onnx', 'scipy', 'sklearn', 'PIL', 'numpy.random'} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
