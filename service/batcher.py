@@ -1,6 +1,6 @@
 """Many callers, one graph call: bounded, without a timer, and never silent when something fails.
 
-A batch is whatever queued while the last one ran. Cheap batches run on the event loop at the end of its tick; others run in
+A batch is whatever queued while the last one ran. Cheap batches run on the event loop when it has read what came; others run in
 the one thread that owns the session. The batch key is the input's shape alone: tau, prior and top_k travel per row.
 """
 
@@ -9,7 +9,9 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
+from typing import TypeAlias
 
+from service.admission import Admission
 from service.batch import Batch
 from service.batch_run import BatchRun, Outcome, RunGraph
 from service.delivery import Delivery
@@ -22,9 +24,7 @@ from service.work import (
     BatchFacts,
     DeadlinePassed,
     Entry,
-    Overloaded,
     Piece,
-    RequestTooLarge,
     Tracer,
     Work,
     size_of,
@@ -32,8 +32,10 @@ from service.work import (
 
 logger = logging.getLogger(__name__)
 
-FLOOD_SECONDS = 1.0
-"""A refusal is taken for the sign of a flood for so long: then those who are accepted wait no longer than need be."""
+Dropped: TypeAlias = tuple[Piece, Exception]
+
+MAX_LOOKS = 3
+"""Turns of the loop that may read before a cheap batch is run."""
 
 
 class Batcher:
@@ -59,20 +61,20 @@ class Batcher:
         self._cost = cost_seconds
         self._batch_run = BatchRun(run_graph, table, wants_logits)
         self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
-        self._max_queued_rows, self._max_queued_bytes = max_queued_rows, max_queued_bytes
-        most = (
-            max_queued_rows if max_waiting_rows is None else min(max_waiting_rows, max_queued_rows)
+        self._admission = Admission(
+            max_queued_rows=max_queued_rows,
+            max_queued_bytes=max_queued_bytes,
+            max_waiting_rows=max_waiting_rows,
+            max_flood_rows=max_flood_rows,
         )
-        self._max_waiting_rows = most
-        self._max_flood_rows = most if max_flood_rows is None else min(max_flood_rows, most)
-        self._flood_ends = 0.0
-        """time.monotonic() until which fewer may wait: a while after somebody found the queue full."""
         self._tracer = tracer
         self._delivery = Delivery(table, on_batch=on_batch, tracer=tracer, name=name)
         self._queue: deque[Piece] = deque()
         self._queue_rows = self._queued_bytes = 0
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
+        self._looks = self._seen_rows = 0
+        """How often the queue was looked at since it was scheduled, and the rows that were there the last time."""
         self._in_flight: deque[Batch] = deque()
         """The batch that runs, and in the thread's inbox at most one that follows it and until then takes what comes."""
         self._done: deque[tuple[GraphThread, list[Outcome] | BaseException, float]] = deque()
@@ -98,7 +100,7 @@ class Batcher:
             self._collect()
         work, now = entry.work, time.monotonic()
         rows, size = len(work.inputs), size_of(work.inputs)
-        self._admit(rows, size)
+        self._admission.check(rows, size, waiting=self.queued_rows, queued_bytes=self._queued_bytes)
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
         if not self._queue:
@@ -119,44 +121,24 @@ class Batcher:
         self._queued_bytes += entry.bytes_per_row * rows
         self._schedule()
 
-    def _admit(self, rows: int, size: int) -> None:
-        """Raise when so many more rows and bytes cannot be queued."""
-        if rows > self._max_queued_rows or size > self._max_queued_bytes:
-            raise RequestTooLarge(
-                f"{rows} instances of {size} bytes together; at most {self._max_queued_rows} and "
-                f"{self._max_queued_bytes} are taken at once"
-            )
-        self.check_room(rows)
-        if self._queued_bytes + size > self._max_queued_bytes:
-            raise Overloaded(
-                f"{self._queued_bytes} bytes are queued; at most {self._max_queued_bytes}"
-            )
-
     def check_room(self, rows: int = 1) -> None:
         """Raise Overloaded when so many rows would be too many: with one, before a request is even read."""
-        waiting = self.queued_rows
-        if waiting + rows <= self._max_flood_rows or (
-            not waiting and rows <= self._max_queued_rows
-        ):
-            return
-        now, most = time.monotonic(), self._max_waiting_rows
-        if now < self._flood_ends:
-            most = self._max_flood_rows
-        if waiting + rows > most:
-            if 2 * waiting > most:  # else it is this request that is large, not the crowd
-                self._flood_ends = now + FLOOD_SECONDS
-            raise Overloaded(f"{waiting} rows are queued; at most {most}")
+        self._admission.check_room(rows, waiting=self.queued_rows)
 
     @property
     def max_request_rows(self) -> int:
         """The most that one request may have."""
-        return self._max_queued_rows
+        return self._admission.max_rows
 
     @property
     def queued_rows(self) -> int:
         """Rows whose graph call has not begun."""
         ahead = self._in_flight[1].rows if len(self._in_flight) > 1 else 0
         return self._queue_rows + ahead
+
+    def afterwards(self, answer: Callable[[], None]) -> None:
+        """See Delivery."""
+        self._delivery.afterwards(answer)
 
     async def drain(self) -> None:
         """Return when nothing is queued or running."""
@@ -172,38 +154,65 @@ class Batcher:
     def _schedule(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self._loop.call_soon(self._pump)
+            self._looks = self._seen_rows = 0
+            self._loop.call_soon(self._look)
+
+    def _look(self) -> None:
+        """Pump, but for a cheap batch wait while the loop still reads more: a few turns, without a timer.
+
+        Clients that were answered together ask again together, yet not within one turn of the loop; run apart they would be
+        answered apart, and remain so in batches of half the size.
+        """
+        grows = self._seen_rows < self._queue_rows < self._max_batch_rows
+        self._looks += 1
+        waits = grows and self._looks < MAX_LOOKS and not self._in_flight
+        if waits and self._is_cheap(self._queue_rows):
+            self._seen_rows = self._queue_rows
+            self._loop.call_soon(self._look)
+        else:
+            self._pump()
+
+    def _is_cheap(self, rows: int) -> bool:
+        """Whether a batch may run on the event loop."""
+        return self._cost(rows) <= self._inline_seconds
 
     def _pump(self) -> None:
         """Start the next batch, here when it is cheap, else in the thread; or prepare the one after it."""
         self._scheduled = False
+        dropped: list[Dropped] = []
         try:
-            if len(self._in_flight) > 1:
-                ahead = self._in_flight[1]
-                with ahead.open() as is_open:
-                    if is_open:
-                        self._fill(ahead)
-                return
-            runs_now, batch = not self._in_flight, Batch()
-            self._in_flight.append(batch)
-            self._fill(batch)
-            if not batch.pieces:
-                self._in_flight.pop()
-                self._set_idle()
-                return
-            if runs_now:
-                self.busy_since = time.monotonic()
-            if runs_now and self._cost(batch.rows) <= self._inline_seconds:
-                begun = time.perf_counter()
-                outcomes = self._batch_run.run(batch.begin())
-                self._answer(outcomes, time.perf_counter() - begun)
-            else:
-                self._current_thread().inbox.put(batch)
+            self._prepare_or_start(dropped)
         except Exception as error:  # noqa: BLE001 - whatever broke the loop, its callers must hear of it
             self._crashed(error)
+        for piece, reason in dropped:  # at the end, since whoever is told may queue again at once
+            self._delivery.drop(piece, reason)
 
-    def _fill(self, batch: Batch) -> None:
-        """Move to a batch what it takes of the queue, without those that nobody waits for any more."""
+    def _prepare_or_start(self, dropped: list[Dropped]) -> None:
+        """The same; adds to `dropped` what nobody waits for any more."""
+        if len(self._in_flight) > 1:
+            ahead = self._in_flight[1]
+            with ahead.open() as is_open:
+                if is_open:
+                    self._fill(ahead, dropped)
+            return
+        runs_now, batch = not self._in_flight, Batch()
+        self._in_flight.append(batch)  # first, so that its callers hear of it when filling breaks
+        self._fill(batch, dropped)
+        if not batch.pieces:
+            self._in_flight.pop()
+            self._set_idle()
+            return
+        if runs_now:
+            self.busy_since = time.monotonic()
+        if runs_now and self._is_cheap(batch.rows):
+            begun = time.perf_counter()
+            outcomes = self._batch_run.run(batch.begin())
+            self._answer(outcomes, time.perf_counter() - begun)
+        else:
+            self._current_thread().inbox.put(batch)
+
+    def _fill(self, batch: Batch, dropped: list[Dropped]) -> None:
+        """Move to a batch what it takes of the queue; those that nobody waits for any more go to `dropped`."""
         queue, limit = self._queue, self._max_batch_rows
         pieces, rows, shape = batch.pieces, batch.rows, batch.shape
         now = time.monotonic()
@@ -220,7 +229,7 @@ class Batcher:
             self._queue_rows -= taken
             self._queued_bytes -= entry.bytes_per_row * taken
             if reason is not None:
-                self._delivery.drop(piece, reason)
+                dropped.append((piece, reason))
                 continue
             entry.begun = entry.begun or now
             pieces.append(piece)

@@ -1,5 +1,6 @@
 """From a graph call to those who wait for it: counted, traced, cut into each request's rows, prior slots given back."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -37,9 +38,32 @@ class Delivery:
         self._table, self._on_batch, self._tracer, self._name = table, on_batch, tracer, name
         self.explorations = 0
         """Queued and running requests that are no traffic."""
+        self._delivering = False
+        self._afterwards: list[Callable[[], None]] = []
+
+    def afterwards(self, answer: Callable[[], None]) -> None:
+        """Call `answer` once everything that is being delivered has been; in the loop's next turn when nothing is.
+
+        Not between the two turns: what the loop would read there becomes a second, smaller batch, and clients that are out of
+        step with the others remain so.
+        """
+        if self._delivering:
+            self._afterwards.append(answer)
+        else:
+            asyncio.get_running_loop().call_soon(answer)
 
     def deliver(self, outcomes: list[Outcome], seconds: float) -> None:
         """Give every piece what became of it, each batch counted before."""
+        self._delivering = True
+        try:
+            self._give(outcomes, seconds)
+        finally:
+            self._delivering = False
+            answers, self._afterwards = self._afterwards, []
+            for answer in answers:
+                _call(answer)
+
+    def _give(self, outcomes: list[Outcome], seconds: float) -> None:
         for pieces, result in outcomes:
             if self._tracer is not None:
                 self._trace(self._tracer, pieces, seconds, failed=isinstance(result, Exception))
@@ -121,3 +145,11 @@ class Delivery:
             self.explorations -= not work.is_traffic
             for slot in work.held_slots:
                 self._table.release(slot)
+
+
+def _call(answer: Callable[[], None]) -> None:
+    """What answering breaks is not the batcher's failure."""
+    try:
+        answer()
+    except Exception:
+        logger.exception("answering the requests of a batch failed")

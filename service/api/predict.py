@@ -1,6 +1,6 @@
 """POST /predict and /models/{model}/predict: any body to ranked classes.
 
-A request waits in its model's batcher; those that were scored together are answered together, in the next turn of the loop.
+A request waits in its model's batcher; those that were scored together are answered together.
 """
 
 import asyncio
@@ -161,9 +161,9 @@ class Predict:
     # -- from the batcher to the callers
 
     def ready(self, asked: Asked) -> None:
-        """Answer a request in the next turn of the loop, with all that come until then."""
+        """Answer a request together with all that were scored with it."""
         if not self._ready:
-            asyncio.get_running_loop().call_soon(self._answer_ready)
+            asked.model.batcher.afterwards(self._answer_ready)
         self._ready.append(asked)
 
     def _answer_ready(self) -> None:

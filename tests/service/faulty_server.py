@@ -84,7 +84,7 @@ STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
     "record request": (Metrics, "requests", lambda *given: any(each.request_id == COUNTED for each in given[-1]), None),
     "log": (RequestLog, "__call__", lambda _self, lines: lines[0]["request_id"] == LOGGED, None),
-    "batching loop": (Batcher, "_fill", lambda self, _batch: any(_has([p.entry.work.tau], LOOP) for p in self._queue), None),
+    "batching loop": (Batcher, "_fill", lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self._queue), None),
 }  # fmt: skip
 
 if __name__ == "__main__":

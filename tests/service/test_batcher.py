@@ -8,7 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from service.batcher import FLOOD_SECONDS, Batcher
+from service.admission import FLOOD_SECONDS
+from service.batcher import MAX_LOOKS, Batcher
 from service.graph import GraphOutputs
 from service.prior_table import PriorTable
 from service.work import (
@@ -112,6 +113,82 @@ def test_requests_that_arrive_together_share_one_graph_call(inline):
             assert one.outputs.top_probability[one.start, 0] == np.float32(i / 10)
         assert graph.calls == [5]
         assert [f.rows for f in batcher.facts] == [5]
+
+    asyncio.run(go())
+
+
+async def submitted_in_turns(batcher, count):
+    """One request in each of so many successive turns of the loop."""
+    futures = []
+    for turn in range(count):
+        futures.append(batcher.submit(work(turn)))
+        await asyncio.sleep(0)
+    await asyncio.gather(*futures)
+
+
+def test_a_cheap_batch_waits_while_the_loop_still_reads_but_not_for_ever():
+    async def go():
+        graph = FakeGraph()
+        await submitted_in_turns(make(graph, inline=True), MAX_LOOKS - 1)
+        assert graph.calls == [MAX_LOOKS - 1]
+        graph.calls.clear()
+        await submitted_in_turns(make(graph, inline=True, max_batch_rows=100), 50)
+        assert sum(graph.calls) == 50
+        assert max(graph.calls) <= MAX_LOOKS
+
+    asyncio.run(go())
+
+
+def test_a_costly_batch_begins_in_the_turn_after_its_first_request():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
+        first = batcher.submit(work(0))
+        await asyncio.sleep(0)
+        assert batcher.busy_since is not None
+        await first
+
+    asyncio.run(go())
+
+
+def test_what_is_to_happen_after_a_batch_happens_when_all_of_it_is_delivered_and_harms_nobody(
+    caplog,
+):
+    company, all_looked = [], asyncio.Event()
+
+    class Noted(Entry):
+        def __init__(self, request, batcher):
+            super().__init__(request)
+            self.batcher, self.seen = batcher, []
+            company.append(self)
+
+        def told(self):
+            self.batcher.afterwards(self.look)
+
+        def look(self):
+            self.seen = [entry.done() for entry in company]
+            if all(entry.seen for entry in company):
+                all_looked.set()
+            raise RuntimeError("no answer can be made")
+
+    async def go():
+        batcher = make(FakeGraph(), inline=True)
+        for i in range(3):
+            batcher.enqueue(Noted(work(i), batcher))
+        await asyncio.wait_for(all_looked.wait(), 10)
+        assert [entry.seen for entry in company] == [[True] * 3] * 3
+        assert "answering the requests of a batch failed" in caplog.text
+        assert batcher.failure is None
+
+    asyncio.run(go())
+
+
+def test_outside_of_a_batch_it_happens_in_the_next_turn():
+    async def go():
+        seen = asyncio.Event()
+        make(FakeGraph()).afterwards(seen.set)
+        assert not seen.is_set()
+        await asyncio.wait_for(seen.wait(), 10)
 
     asyncio.run(go())
 
@@ -583,7 +660,8 @@ def test_a_burst_has_more_room_than_a_flood_which_ends_with_the_refusals(monkeyp
         batcher = make(graph, max_waiting_rows=9, max_flood_rows=3)
         rounds = []
         for passed in (0.0, 0.0, 2 * FLOOD_SECONDS):
-            monkeypatch.setattr(batcher, "_flood_ends", batcher._flood_ends - passed)
+            admission = batcher._admission
+            monkeypatch.setattr(admission, "_flood_ends", admission._flood_ends - passed)
             graph.gate.clear()
             graph.entered.clear()
             running = batcher.submit(work(0))
