@@ -101,6 +101,9 @@ def starting(
         )
         try:
             yield server
+        except BaseException as error:
+            error.add_note(f"the server's log:\n{server.log[-20_000:]}")
+            raise
         finally:
             server.process.kill()
             server.exit()

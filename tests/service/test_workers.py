@@ -135,16 +135,19 @@ def test_clients_of_the_other_worker_notice_nothing_when_one_is_killed(models):
         os.kill(victim, signal.SIGKILL)
         server.wait_for(rf"\(process {victim}\) has ended")
         asking = [pool.submit(ask, server.url) for _ in range(4)]
-        eventually(
-            lambda: (
-                metric(
-                    httpx.get(f"{server.url}/metrics", timeout=30).text,
-                    "priordial_worker_restarts_total",
-                )
-                == 1
+        try:
+            eventually(
+                lambda: (
+                    metric(
+                        httpx.get(f"{server.url}/metrics", timeout=30).text,
+                        "priordial_worker_restarts_total",
+                    )
+                    == 1
+                ),
+                seconds=60,
             )
-        )
-        stop.set()
+        finally:
+            stop.set()  # else the pool would wait for them for ever
         for each in asking:
             each.result()
     assert failures == []
