@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, WebPImagePlugin
 
 from service.contract.bundle import InputSpec
 from service.payloads import InvalidImage
 
-FORMATS = ("JPEG", "PNG", "WEBP")
+Image.preinit()  # else the first picture waits for its decoder to be imported
+FORMATS = ("JPEG", "PNG", WebPImagePlugin.WebPImageFile.format)
 MAX_PIXELS = 50_000_000
 """Largest image that is decoded, so that a small file cannot become gigabytes."""
 MAX_REQUEST_PIXELS = 500_000_000

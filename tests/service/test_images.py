@@ -3,6 +3,8 @@
 import base64
 import io
 import struct
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -14,6 +16,7 @@ from PIL import Image
 from service import images
 from service.contract.bundle import InputSpec
 from service.images import InvalidImage, image_array
+from tests.service.server import ROOT
 
 
 def spec(size=(4, 6), color="RGB", resize="stretch", layout="NHWC", dtype="uint8", **more):
@@ -211,3 +214,23 @@ def test_no_bytes_make_the_decoder_do_anything_but_refuse(data):
     except InvalidImage:
         return
     assert found.shape == (4, 6, 3)
+
+
+IMPORTED_BY_A_PICTURE = """
+import sys
+from service.contract.bundle import InputSpec
+from service.images import image_array
+before = set(sys.modules)
+spec = InputSpec(name="x", kind="image", shape=[None, 4, 6, 3], dtype="uint8", size=[4, 6], color="RGB", resize="stretch", layout="NHWC")
+image_array([sys.stdin.buffer.read()], spec)
+print(*sorted(name for name in set(sys.modules) - before if name.startswith("PIL.")))
+"""
+
+
+@pytest.mark.parametrize("form", images.FORMATS)
+def test_the_first_picture_finds_its_decoder_imported(form):
+    done = subprocess.run(
+        [sys.executable, "-c", IMPORTED_BY_A_PICTURE], cwd=ROOT, input=encoded(picture(), form),
+        capture_output=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.split() == []
