@@ -1,5 +1,6 @@
 """What a driver's error means for the service: a StoreUnavailable of one kind or another."""
 
+import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,7 +44,7 @@ def typed_trouble() -> Iterator[None]:
     """Turn every failure of the database into StoreUnavailable."""
     try:
         yield
-    except (SQLAlchemyError, OSError) as error:
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
         raise trouble_of(error) from error
 
 

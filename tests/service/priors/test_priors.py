@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sqlalchemy import event
 
 from service.contract.prior import (
     InvalidPrior,
@@ -19,6 +20,7 @@ from service.contract.prior import (
 )
 from service.prior_changes import Condition
 from service.prior_snapshot import EMPTY, advance
+from service.prior_store import open_store
 from service.priors import (
     PriorDoesNotFit,
     Priors,
@@ -496,6 +498,28 @@ def test_what_was_stored_is_there_after_a_restart(pets, store_url):
             assert np.array_equal(after.offset, before.offset)
 
     run(scenario())
+
+
+def test_a_poll_of_a_file_that_nobody_has_written_to_runs_no_statement(pets, sqlite_url):
+    store, statements = open_store(sqlite_url), []
+    store.open()
+    event.listen(store.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+
+    async def change_elsewhere(target):
+        async with following(sqlite_url) as priors:
+            await priors.put(pets, "default", target, by="me")
+
+    try:
+        for number, target in enumerate([COUNTS, OTHER], 1):
+            run(change_elsewhere(target))
+            assert [entry.revision for entry in store.since(number - 1).entries] == [number]
+            statements.clear()
+            for change, entries in ((number, 0), (number + 1, 0), (number - 1, 1)):
+                found = store.since(change)
+                assert (found.number, len(found.entries)) == (number, entries)
+                assert len(statements) == entries
+    finally:
+        store.close()
 
 
 ENTRIES = [
