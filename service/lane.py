@@ -60,11 +60,13 @@ class Lane:
         except queue.Full:
             raise LaneStuck(f"{self._jobs.maxsize} calls are waiting", started=False) from None
         try:
-            result: T = await asyncio.wait_for(job.answer, seconds)
+            async with asyncio.timeout(seconds):
+                await job.answer
         except TimeoutError:
-            if job.answer.done() and not job.answer.cancelled():
-                raise  # the call itself timed out
-            raise LaneStuck(f"no answer within {seconds:g} s", started=job.give_up()) from None
+            if job.answer.cancelled() or not job.answer.done():
+                stuck = LaneStuck(f"no answer within {seconds:g} s", started=job.give_up())
+                raise stuck from None
+        result: T = job.answer.result()  # or what the call raised, a TimeoutError of its own too
         return result
 
     def close(self) -> None:

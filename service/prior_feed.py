@@ -115,7 +115,8 @@ class Feed:
         self._thread = threading.Thread(target=self._run, name="prior-feed", daemon=True)
         self._thread.start()
         try:
-            await asyncio.wait_for(asyncio.shield(self._first), seconds)
+            async with asyncio.timeout(seconds):
+                await asyncio.shield(self._first)
         except StoreUnavailable as error:
             return error
         except TimeoutError:
@@ -127,7 +128,8 @@ class Feed:
         self._stopping = True
         self._woken.set()
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._ended.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
     def wake(self) -> None:
         """Look at the store now."""

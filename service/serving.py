@@ -160,6 +160,8 @@ class _Serving:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
+                if self._times_told:  # whatever was awaited as it was cancelled may have finished, and with it the start
+                    return
                 self._server.config.load()
                 tune_interpreter()
                 self._listener.listen(BACKLOG)  # whoever reads that it is ready may connect at once

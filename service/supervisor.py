@@ -5,6 +5,7 @@ a worker that dies: another takes them.
 """
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -152,10 +153,9 @@ class _Supervisor:
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless it is time to leave."""
-        try:
-            await asyncio.wait_for(self._leaving.wait(), seconds)
-        except TimeoutError:
-            return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._leaving.wait()
 
     # -- what one worker wants of all
 

@@ -36,6 +36,13 @@ def test_a_served_answer_is_the_formula(models):
             assert entry["probability"] == pytest.approx(wanted[row, entry["index"]], abs=1e-5)
 
 
+def test_a_sigterm_ends_a_start_that_missed_being_cancelled(models):
+    with starting(models, program=("tests.service.deaf_server",)) as server:
+        server.wait_for("the start has begun")
+        assert server.terminate() == 0
+        assert "ready on http" not in server.log
+
+
 def test_a_start_that_fails_says_why_in_one_line_and_exits_1(models):
     with running(models) as first:
         port = int(first.url.rsplit(":", 1)[1])
