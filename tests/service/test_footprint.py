@@ -44,6 +44,18 @@ def test_pillow_comes_with_a_model_that_takes_images_and_not_without_one(tmp_pat
             assert ("_imaging" in libraries(server.process.pid)) == has_pillow
 
 
+def test_onnxruntime_keeps_no_record_for_its_maker(tmp_path):
+    publish_model(tmp_path / "models")
+    with running(tmp_path / "models") as server:
+        found = psutil.Process(server.process.pid).open_files()
+        assert [file.path for file in found if "onnxruntime" in file.path] == []
+    told = "import training.export, psutil; print(*(f.path for f in psutil.Process().open_files()))"
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "onnxruntime" not in done.stdout
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 def test_threads_share_two_heaps():
     assert heaps("bounded") == 2
