@@ -53,15 +53,19 @@ class Delivery:
             asyncio.get_running_loop().call_soon(answer)
 
     def deliver(self, outcomes: list[Outcome], seconds: float) -> None:
-        """Give every piece what became of it, each batch counted before."""
-        self._delivering = True
+        """Give every piece what became of it, each batch counted before.
+
+        Whoever is told may queue again at once, and thereby have another batch delivered within this one.
+        """
+        outermost, self._delivering = not self._delivering, True
         try:
             self._give(outcomes, seconds)
         finally:
-            self._delivering = False
-            answers, self._afterwards = self._afterwards, []
-            for answer in answers:
-                _call(answer)
+            if outermost:
+                self._delivering = False
+                answers, self._afterwards = self._afterwards, []
+                for answer in answers:
+                    _call(answer)
 
     def _give(self, outcomes: list[Outcome], seconds: float) -> None:
         for pieces, result in outcomes:
