@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
@@ -14,6 +14,8 @@ from service.revisions import StoreUnavailable
 
 BUSY_SECONDS = 1.5
 CHANNEL = "priordial_priors"
+_LAST_WORDS = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
+"""SQLSTATEs with which PostgreSQL ends a connection: shutdown, crash, not yet there, idle too long."""
 
 
 class InvalidStoreUrl(ValueError):
@@ -113,5 +115,11 @@ def postgres_engine(url: URL) -> Engine:
                 "set_config('synchronous_commit', 'on', false) END"
             )
         connection.commit()
+
+    @event.listens_for(engine, "handle_error")
+    def _hear_last_words(context: ExceptionContext) -> None:
+        """The driver knows that a connection has ended by its closing, which may come later than the reason."""
+        if getattr(context.original_exception, "sqlstate", None) in _LAST_WORDS:
+            context.is_disconnect = True
 
     return engine

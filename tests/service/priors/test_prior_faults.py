@@ -14,6 +14,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy.exc import DBAPIError
 
 from service.contract.prior import parse_prior
 from service.prior_store import open_store
@@ -60,11 +61,16 @@ async def write_when_possible(priors, prior):
             await asyncio.sleep(0.05)
 
 
-async def goes_on_and_recovers(priors, trouble, recover, *kinds):
-    """The promises: begin with revision 1 in force, meet trouble, serve on, refuse, recover, write again."""
+async def goes_on_and_recovers(priors, trouble, recover, *kinds, at_first=()):
+    """The promises: begin with revision 1 in force, meet trouble, serve on, refuse, recover, write again.
+
+    `at_first`: kinds of trouble that may come before.
+    """
     assert priors.select(PETS).revision == 1
     trouble()
-    await write_is_refused(priors, *kinds)
+    deadline = asyncio.get_running_loop().time() + 10
+    while (await write_is_refused(priors, *kinds, *at_first)).kind in at_first:
+        assert asyncio.get_running_loop().time() < deadline
     await eventually(lambda: priors.store_state.kind in kinds)
     assert priors.store_state.degraded
     assert priors.select(PETS).revision == 1
@@ -79,11 +85,11 @@ async def goes_on_and_recovers(priors, trouble, recover, *kinds):
     await eventually(lambda: not priors.store_state.degraded)
 
 
-def scenario(url, trouble, recover, *kinds):
+def scenario(url, trouble, recover, *kinds, at_first=()):
     async def main():
         async with following(url, answer_seconds=1.0) as priors:
             await priors.put(PETS, "default", body(1), by="me")
-            await goes_on_and_recovers(priors, trouble, recover, *kinds)
+            await goes_on_and_recovers(priors, trouble, recover, *kinds, at_first=at_first)
 
     asyncio.run(main())
 
@@ -154,6 +160,18 @@ def test_a_write_that_a_frozen_postgres_swallowed_is_not_acknowledged_and_nothin
     asyncio.run(main())
 
 
+def test_a_connection_is_given_up_at_the_servers_last_words(postgres):
+    store = open_store(postgres.new_schema())
+    try:
+        for code, given_up in (("57P01", True), ("22012", False)):
+            last_words = f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$"
+            with store.engine.connect() as connection, pytest.raises(DBAPIError) as caught:
+                connection.exec_driver_sql(last_words)
+            assert caught.value.connection_invalidated == given_up
+    finally:
+        store.close()
+
+
 def test_a_read_only_postgres(postgres):
     url = postgres.new_database()
     name = url.split("/")[3].split("?")[0]
@@ -166,7 +184,13 @@ def test_a_read_only_postgres(postgres):
                 [name],
             )
 
-    scenario(url, lambda: set_read_only("on"), lambda: set_read_only("off"), "read-only")
+    scenario(
+        url,
+        lambda: set_read_only("on"),
+        lambda: set_read_only("off"),
+        "read-only",
+        at_first=("away",),  # until every connection that was ended has been made anew
+    )
 
 
 def test_a_full_disk_under_postgres(own_postgres, small_disk):
