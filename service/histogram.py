@@ -5,6 +5,7 @@ from collections.abc import MutableSequence, Sequence
 from typing import cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.families import HISTOGRAMS
 from service.tally import Cells, Tally
@@ -36,13 +37,17 @@ class Histogram:
 
     def observe_all(self, values: Sequence[float]) -> float:
         """Count many; their sum."""
-        total = sum(values)
-        if len(values) <= _FEW:
-            cells, bounds = self._one, self._bounds
-            for value in values:
-                cells[bisect_left(bounds, value)] += 1
-            cells[-1] += total
-            return total
+        if len(values) > _FEW:
+            return self.observe_array(np.array(values))
+        cells, bounds, total = self._one, self._bounds, sum(values)
+        for value in values:
+            cells[bisect_left(bounds, value)] += 1
+        cells[-1] += total
+        return total
+
+    def observe_array(self, values: NDArray[np.floating]) -> float:
+        """The same for values [n]."""
+        total = float(values.sum(dtype=np.float64))
         buckets = np.searchsorted(self._edges, values)
         self._cells[:-1] += np.bincount(buckets, minlength=len(self._bounds) + 1)
         self._cells[-1] += total

@@ -89,9 +89,12 @@ class ModelMetrics:
         """Count rows that were scored with one tau, or with one each [rows]."""
         if isinstance(tau, float):
             self._tau.observe(tau, rows)
-            return
-        for each, times in zip(*np.unique(tau, return_counts=True), strict=True):
-            self._tau.observe(float(each), int(times))
+        else:
+            self._tau.observe_array(tau)
+
+    def used_taus(self, taus: Sequence[float]) -> None:
+        """Count rows by the tau of each."""
+        self._tau.observe_all(taus)
 
     def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
         """What is told of a prior's target [C], by class and by group."""

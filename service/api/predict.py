@@ -201,13 +201,16 @@ class Predict:
     @staticmethod
     def _count(batch: list[Asked]) -> None:
         """The taus that were used, and what the log lines tell."""
-        rows_of: dict[Any, int] = {}
+        metrics, single = batch[0].model.metrics, []
         for asked in batch:
             tau, rows = asked.work.tau, asked.stop - asked.start
-            rows_of[tau] = rows_of.get(tau, 0) + rows
+            assert isinstance(tau, float)
+            if rows == 1:
+                single.append(tau)
+            else:
+                metrics.used_tau(tau, rows)
             asked.request.log = _facts(asked)
-        for tau, rows in rows_of.items():
-            batch[0].model.metrics.used_tau(tau, rows)
+        metrics.used_taus(single)
 
 
 def _batch_of(asked: Asked) -> tuple[int, int]:

@@ -1,8 +1,11 @@
 """Bytes become exactly the array that was meant, or an error that names the fault; never anything else."""
 
 import contextlib
+import functools
 import io
+import itertools
 import json
+import operator
 
 import numpy as np
 import pytest
@@ -269,6 +272,15 @@ def test_a_query_that_is_wrong_is_refused(query):
 def test_a_query_may_hold_an_inline_prior_and_say_a_thing_twice_alike():
     found = query_parameters(b'tau=1.5&tau=1.5&prior={"target":{"a":1}}&top_k=3')
     assert found == Parameters(1.5, {"target": {"a": 1}}, 3, None)
+
+
+def test_a_tau_may_stand_anywhere_in_a_query_and_beside_anything():
+    settings = {b"tau=0.7": {"tau": 0.7}, b"prior=tau%3D2": {"prior": "tau=2"}, b"top_k=3": {"top_k": 3}}  # fmt: skip
+    for count in range(1, 4):
+        for chosen in itertools.permutations(settings, count):
+            wanted = functools.reduce(operator.or_, (settings[each] for each in chosen))
+            for _ in range(2):  # the second time it is known
+                assert query_parameters(b"&".join(chosen)) == Parameters(**wanted)
 
 
 @pytest.mark.parametrize(
