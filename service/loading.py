@@ -27,8 +27,8 @@ logger = logging.getLogger(__name__)
 
 BURST_ROWS = 64
 """So many rows may wait even of a slow model: a request each of as many connections that come at once."""
-FLOOD_SHARE = 1 / 12
-"""Of the time that rows may wait, while others are refused; two full batches at least, so that the session is never idle."""
+FLOOD_SHARE = 1 / 30
+"""Of the time that rows may wait, while others are refused; one full batch at least, so that the session is never idle."""
 MAX_REPORT_BYTES = 16 * 2**20
 _MEASURING = Turn()
 """Models are loaded side by side; two that are measured at once would slow each other down, and look dearer than they are."""
@@ -102,7 +102,7 @@ class Loader:
             max_queued_rows=max(self.max_queued_rows, largest),
             max_waiting_rows=_most_waiting(row_seconds, self.max_queue_ms, floor=BURST_ROWS),
             max_flood_rows=_most_waiting(
-                row_seconds, self.max_queue_ms * FLOOD_SHARE, floor=2 * largest
+                row_seconds, self.max_queue_ms * FLOOD_SHARE, floor=largest
             ),
             max_queued_bytes=self.max_queued_bytes,
             inline_seconds=self.inline_seconds,
