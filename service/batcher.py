@@ -9,13 +9,13 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import TypeAlias
 
 from service.admission import Admission
 from service.batch import Batch
 from service.batch_run import BatchRun, Outcome, RunGraph
 from service.delivery import Delivery
 from service.graph_thread import GraphThread
+from service.piece_queue import Dropped, PieceQueue
 from service.prior_table import PriorTable
 from service.waiting import Waiting
 from service.work import (
@@ -24,15 +24,12 @@ from service.work import (
     BatchFacts,
     DeadlinePassed,
     Entry,
-    Piece,
     Tracer,
     Work,
     size_of,
 )
 
 logger = logging.getLogger(__name__)
-
-Dropped: TypeAlias = tuple[Piece, Exception]
 
 MAX_LOOKS = 3
 """Turns of the loop that may read before a cheap batch is run."""
@@ -69,8 +66,7 @@ class Batcher:
         )
         self._tracer = tracer
         self._delivery = Delivery(table, on_batch=on_batch, tracer=tracer, name=name)
-        self._queue: deque[Piece] = deque()
-        self._queue_rows = self._queued_bytes = 0
+        self._queue = PieceQueue(max_batch_rows)
         self._loop = asyncio.get_running_loop()
         self._scheduled = False
         self._looks = self._seen_rows = 0
@@ -98,27 +94,18 @@ class Batcher:
         """Queue a request. Raises Overloaded, RequestTooLarge or DeadlinePassed at once, and then holds nothing."""
         if self._done:  # under a flood a turn of the loop lasts for seconds: the session must not wait for its end
             self._collect()
-        work, now = entry.work, time.monotonic()
+        work, now, queue = entry.work, time.monotonic(), self._queue
         rows, size = len(work.inputs), size_of(work.inputs)
-        self._admission.check(rows, size, waiting=self.queued_rows, queued_bytes=self._queued_bytes)
+        self._admission.check(rows, size, waiting=self.queued_rows, queued_bytes=queue.bytes)
         if work.deadline <= now:
             raise DeadlinePassed("the deadline had passed when the request arrived")
-        if not self._queue:
+        if not queue.rows:
             self._idle.clear()
-        limit = self._max_batch_rows
-        entry.admitted, entry.bytes_per_row = now, size // rows
+        entry.admitted = now
         if self._tracer is not None:
             entry.span = self._tracer.current()
-        if rows <= limit:
-            entry.pieces_left = 1
-            self._queue.append(Piece(entry, 0, rows))
-        else:
-            entry.pieces_left = -(-rows // limit)
-            for start in range(0, rows, limit):
-                self._queue.append(Piece(entry, start, min(limit, rows - start)))
+        queue.add(entry, rows, size)
         self._delivery.explorations += not work.is_traffic
-        self._queue_rows += rows
-        self._queued_bytes += entry.bytes_per_row * rows
         self._schedule()
 
     def check_room(self, rows: int = 1) -> None:
@@ -134,7 +121,7 @@ class Batcher:
     def queued_rows(self) -> int:
         """Rows whose graph call has not begun."""
         ahead = self._in_flight[1].rows if len(self._in_flight) > 1 else 0
-        return self._queue_rows + ahead
+        return self._queue.rows + ahead
 
     def afterwards(self, answer: Callable[[], None]) -> None:
         """See Delivery."""
@@ -163,11 +150,12 @@ class Batcher:
         Clients that were answered together ask again together, yet not within one turn of the loop; run apart they would be
         answered apart, and remain so in batches of half the size.
         """
-        grows = self._seen_rows < self._queue_rows < self._max_batch_rows
+        rows = self._queue.rows
+        grows = self._seen_rows < rows < self._max_batch_rows
         self._looks += 1
         waits = grows and self._looks < MAX_LOOKS and not self._in_flight
-        if waits and self._is_cheap(self._queue_rows):
-            self._seen_rows = self._queue_rows
+        if waits and self._is_cheap(rows):
+            self._seen_rows = rows
             self._loop.call_soon(self._look)
         else:
             self._pump()
@@ -193,11 +181,11 @@ class Batcher:
             ahead = self._in_flight[1]
             with ahead.open() as is_open:
                 if is_open:
-                    self._fill(ahead, dropped)
+                    self._queue.fill(ahead, dropped)
             return
         runs_now, batch = not self._in_flight, Batch()
         self._in_flight.append(batch)  # first, so that its callers hear of it when filling breaks
-        self._fill(batch, dropped)
+        self._queue.fill(batch, dropped)
         if not batch.pieces:
             self._in_flight.pop()
             self._set_idle()
@@ -211,31 +199,6 @@ class Batcher:
         else:
             self._current_thread().inbox.put(batch)
 
-    def _fill(self, batch: Batch, dropped: list[Dropped]) -> None:
-        """Move to a batch what it takes of the queue; those that nobody waits for any more go to `dropped`."""
-        queue, limit = self._queue, self._max_batch_rows
-        pieces, rows, shape = batch.pieces, batch.rows, batch.shape
-        now = time.monotonic()
-        while queue:
-            piece = queue[0]
-            entry, taken = piece.entry, piece.rows
-            reason = entry.why_drop(now)
-            if reason is None:
-                own_shape = entry.work.inputs.shape[1:]
-                if pieces and (rows + taken > limit or own_shape != shape):
-                    break
-                shape = own_shape
-            queue.popleft()
-            self._queue_rows -= taken
-            self._queued_bytes -= entry.bytes_per_row * taken
-            if reason is not None:
-                dropped.append((piece, reason))
-                continue
-            entry.begun = entry.begun or now
-            pieces.append(piece)
-            rows += taken
-        batch.rows, batch.shape = rows, shape
-
     # -- from the graph to the callers
 
     def _answer(self, outcomes: list[Outcome], seconds: float) -> None:
@@ -243,13 +206,13 @@ class Batcher:
         self.busy_since = None
         self._delivery.deliver(outcomes, seconds)
         self._in_flight.clear()
-        if self._queue:
+        if self._queue.rows:
             self._schedule()
         else:
             self._set_idle()
 
     def _set_idle(self) -> None:
-        if not self._in_flight and not self._queue:
+        if not self._in_flight and not self._queue.rows:
             self._idle.set()
 
     # -- the thread
@@ -306,14 +269,13 @@ class Batcher:
 
     def _restarted(self) -> None:
         self.failure = None
-        if self._queue:
+        if self._queue.rows:
             self._schedule()
 
     def _fail_all(self, error: Exception) -> None:
-        pieces = [*(piece for batch in self._in_flight for piece in batch.pieces), *self._queue]
+        pieces = [piece for batch in self._in_flight for piece in batch.pieces]
+        pieces += self._queue.take_all()
         self._in_flight.clear()
-        self._queue.clear()
-        self._queue_rows = self._queued_bytes = 0
         self.busy_since = None
         for piece in pieces:
             self._delivery.drop(piece, error)

@@ -16,10 +16,10 @@ import numpy as np
 
 from service import __main__, batch_run, images
 from service.api import content, predict
-from service.batcher import Batcher
 from service.graph import Graph
 from service.metrics import Metrics
 from service.model_metrics import ModelMetrics
+from service.piece_queue import PieceQueue
 from service.priors import Priors
 from service.request_log import RequestLog
 from service.work import Entry
@@ -84,7 +84,7 @@ STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
     "record request": (Metrics, "requests", lambda *given: any(each.request_id == COUNTED for each in given[-1]), None),
     "log": (RequestLog, "__call__", lambda _self, lines: lines[0]["request_id"] == LOGGED, None),
-    "batching loop": (Batcher, "_fill", lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self._queue), None),
+    "batching loop": (PieceQueue, "fill", lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self.pieces), None),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -292,13 +292,13 @@ def test_the_limit_of_bytes_counts_texts_and_not_their_references():
         texts = Work(np.array(["x" * 4000], object)[:, None], 0.0, 0, (), 1)
         batcher.submit(texts)
         batcher.submit(texts)
-        assert 8000 < batcher._queued_bytes < 10_000
+        assert 8000 < batcher._queue.bytes < 10_000
         with pytest.raises(Overloaded):
             batcher.submit(texts)
         with pytest.raises(RequestTooLarge, match="bytes together"):
             batcher.submit(texts._replace(inputs=np.array(["x" * 11_000], object)[:, None]))
         batcher.close()
-        assert batcher._queued_bytes == 0
+        assert batcher._queue.bytes == 0
         graph.gate.set()
         await asyncio.gather(running, return_exceptions=True)
 
