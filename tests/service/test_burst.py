@@ -15,7 +15,7 @@ from tests.service.small_models import CLASSES, COUNTS, inputs, publish_model, w
 
 CONNECTIONS = 256
 BATCH = 16
-FLOOR, FLOOR_AFTER_REFUSALS = 64, 2 * BATCH
+FLOOR, FLOOR_AFTER_REFUSALS = 64, BATCH
 """Rows that always have room; and for a second after a refusal (docs/operations.md)."""
 SLOW_ROWS = np.stack([np.linspace(-2, 2, CONNECTIONS), np.ones(CONNECTIONS)], 1).astype(np.float32)
 ROWS = {"linear": inputs(CONNECTIONS, seed=9), "steady": SLOW_ROWS, "crowded": SLOW_ROWS}
