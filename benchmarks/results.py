@@ -19,6 +19,7 @@ from benchmarks.results_synthetic import copy_figures, read, synthetic
 from benchmarks.results_text import Document, mean, ns, slug, spread, title
 from benchmarks.results_variants import Row, on_weights, other_ways
 from training.comparison_report import HEADER, draw, sample, table_rows
+from training.methods import ADAM_RUN
 from training.page import markdown_table
 
 FIGURES = {
@@ -83,7 +84,7 @@ def page(
         on_weights(documents, rows),
         "## What was expected, and what was found\n",
         expectations(documents, rows),
-        "## Weight norms by optimiser and rate\n",
+        "## Weight norms by optimiser\n",
         norms_under_adam(documents, rows),
         "## Beside an independent implementation\n",
         beside_reference(documents),
@@ -126,13 +127,14 @@ def runs(documents: Sequence[Document]) -> str:
         rows.append([title(document), *sizes, str(len(document["seeds"])), listed])
     header = ("setting", "training examples", "validation", "test", "seeds", "training examples by class")  # fmt: skip
     shared = {key: documents[0]["settings"][key] for key in COMMON}
+    adam = documents[0]["settings"][ADAM_RUN]
     told = ", ".join(f"{key} {value}" for key, value in shared.items())
     commands = "".join(f"    {command(document)}\n" for document in documents)
     commands += "    python -m benchmarks.variants runs/variants.json --compared runs/exp100-5000 runs/exp1000-5000\n"
     return (
         markdown_table(header, rows)
         + f"\nExponential profile; validation is balanced and set aside before the profile is applied. Every run: {told}.\n"
-        f"`erm-adam` is AdamW without decay. Temperature and every τ but 1 are chosen on validation. A run took about "
+        f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. Temperature and every τ but 1 are chosen on validation. A run took about "
         f"{seconds(documents):.0f} s of one core.\n\n{commands}"
     )
 

@@ -8,7 +8,7 @@ from scipy import stats
 from benchmarks.published_results import REFERENCE, REFERENCE_SOURCE
 from benchmarks.results_text import Document, key, ns, spread, title
 from benchmarks.results_variants import Row, variants_of
-from benchmarks.variant_list import HIDDEN_LAYER, LONG, SHORT
+from benchmarks.variant_list import HIDDEN_LAYER
 from training.comparison import interval_of_mean
 from training.page import markdown_table
 
@@ -35,26 +35,17 @@ def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) ->
     return markdown_table(("setting", "expected", "each seed", "so?"), rows)
 
 
-OF_OTHER_NETWORKS = {
-    HIDDEN_LAYER: "the same with a hidden layer of 64",
-    LONG: "the same with a hidden layer of 64, shifted images, SGD's decay 0.003",
-    SHORT: "the same with a hidden layer of 64, shifted images, SGD's decay 0.003, 600 steps",
-}
-"""Group of benchmarks.variants → what its rows are called."""
-
-
 def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list[str]]:
     """The same expectations of the network that has a hidden layer before its last one."""
     return [
         _check(
             document,
-            f"{text}: {'SGD > 0.7' if name.startswith('SGD') else 'Adam < 0'}",
+            f"the same with a hidden layer of 64: {'SGD > 0.7' if name.startswith('SGD') else 'Adam < 0'}",
             [row["spearman"] for row in found],
             (lambda r: r > 0.7) if name.startswith("SGD") else (lambda r: r < 0),
             digits=2,
         )
-        for group, text in OF_OTHER_NETWORKS.items()
-        for name, found in variants_of(variants, group, *key(document)).items()
+        for name, found in variants_of(variants, HIDDEN_LAYER, *key(document)).items()
     ]
 
 

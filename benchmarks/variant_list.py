@@ -1,30 +1,21 @@
 """What benchmarks.variants trains: what each variant changes in the recipe of the comparison, and which runs that is tried in."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any, TypeAlias
 
-from torch import nn
+from training.methods import ADAM_RUN, RUNS
 
 Run: TypeAlias = tuple[int, float, int]
 """Largest class, imbalance ratio, seed."""
 
 SEEDS = range(3)
-MORE_SEEDS, MOST_SEEDS = range(5), range(7)
-"""Of what is to hold in every run: seeds 5 and 6 had no say in the choice of the recipe."""
 WIDE, STEEP, SMALL = (5000, 100.0), (5000, 1000.0), (500, 100.0)
 """(Largest class, imbalance ratio) of the comparisons."""
-ADAM: Mapping[str, Any] = {"optimiser": "adamw", "weight_decay": 0.0}
 LDAM: Mapping[str, Any] = {"loss": "ldam"}
 HIDDEN: Mapping[str, Any] = {"network": "cnn"}
-SHIFTED: Mapping[str, Any] = HIDDEN | {"augment": "crop-flip", "pad": 2}
-POOLED: Mapping[str, Any] = {"network": "benchmarks.variant_list:pooled"}
-DECAYED: Mapping[str, Any] = SHIFTED | {"weight_decay": 3e-3}
-HIDDEN_LAYER, ON_POOLED, PILOT = "hidden layer", "pooled", "pilot"
-LONG, SHORT = "shifted images", "shifted images, short"
-"""Groups of the last two recipes for the network with a hidden layer: as long as the compared runs, and half of it."""
-ON_NORMS = ("adam", HIDDEN_LAYER, ON_POOLED, PILOT, LONG, SHORT)
+ADAM, HIDDEN_LAYER = "adam", "hidden layer"
+ON_NORMS = (ADAM, HIDDEN_LAYER)
 """Groups whose last layer is looked at."""
 
 
@@ -38,68 +29,32 @@ class Variant:
     runs: tuple[Run, ...]
 
 
-def runs_in(*settings: tuple[int, float], seeds: Iterable[int] = SEEDS) -> tuple[Run, ...]:
+def runs_in(*settings: tuple[int, float]) -> tuple[Run, ...]:
     """Every setting with every seed."""
-    return tuple((*setting, seed) for seed in seeds for setting in settings)
+    return tuple((*setting, seed) for seed in SEEDS for setting in settings)
 
 
 EVERYWHERE = runs_in(WIDE, STEEP, SMALL)
-IN_MORE_SEEDS = runs_in(WIDE, STEEP, SMALL, seeds=MORE_SEEDS)
-IN_MOST_SEEDS = runs_in(WIDE, STEEP, SMALL, seeds=MOST_SEEDS)
 
 
-def pooled(num_classes: int) -> nn.Module:
-    """Three normalised convolutions of 16, 32 and 64 channels, pooled to one number each: the end of a ResNet-32."""
-    layers: list[nn.Module] = []
-    for before, after in pairwise((1, 16, 32, 64)):
-        layers += [nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after)]
-        layers += [nn.ReLU(), nn.MaxPool2d(2) if after < 64 else nn.AdaptiveAvgPool2d(1)]
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, num_classes))
+def adam_name(rate: float, beta2: float) -> str:
+    """What a training with Adam is called."""
+    return f"Adam, rate {rate:g}, β₂ {beta2:g}"
 
 
-def pilots() -> list[Variant]:
-    """What was tried with SGD before LONG and SHORT, on the runs whose norms followed the counts least."""
-    weakest, small = (*WIDE, 1), (*SMALL, 2)
-    tried: tuple[tuple[str, Mapping[str, Any], tuple[Run, ...]], ...] = (
-        ("no decay", {"weight_decay": 0.0}, (weakest,)),
-        ("decay 0.0005", {"weight_decay": 5e-4}, (weakest,)),
-        ("decay 0.002", {"weight_decay": 2e-3}, (weakest,)),
-        ("decay 0.003", {"weight_decay": 3e-3}, (weakest, (*WIDE, 0), small)),
-        (
-            "decay 0.004",
-            {"weight_decay": 4e-3},
-            (weakest, (*WIDE, 0), small, (*SMALL, 3)),
-        ),
-        ("decay 0.005", {"weight_decay": 5e-3}, (weakest, small)),
-        ("3600 steps", {"steps": 3600}, (weakest,)),
-        ("shifted images, 3600 steps", SHIFTED | {"steps": 3600}, (weakest,)),
-        ("shifted images, 2400 steps", SHIFTED | {"steps": 2400}, (weakest, (*WIDE, 0), small)),
-        ("shifted images", SHIFTED, (weakest, small)),
-        (
-            "shifted images, decay 0.002",
-            SHIFTED | {"weight_decay": 2e-3},
-            (weakest, small, (*SMALL, 0)),
-        ),
-    )
-    return [Variant(PILOT, name, HIDDEN | changes, runs) for name, changes, runs in tried]
+def with_adam(group: str, rate: float, beta2: float, others: Mapping[str, Any] | None = None) -> Variant:  # fmt: skip
+    """Cross-entropy as `erm-adam` of the comparison, but for its rate and β₂, and with other changes."""
+    changes = {**(others or {}), **RUNS[ADAM_RUN], "lr": rate, "adam_beta2": beta2}
+    return Variant(group, adam_name(rate, beta2), changes, EVERYWHERE)
 
 
 VARIANTS = (
-    Variant("adam", "rate 0.001, 1200 steps", ADAM | {"lr": 0.001}, EVERYWHERE),
-    Variant("adam", "rate 0.1, 1200 steps", ADAM | {"lr": 0.1}, EVERYWHERE),
-    Variant(HIDDEN_LAYER, "SGD, rate 0.1, 1200 steps", HIDDEN, EVERYWHERE),
-    Variant(HIDDEN_LAYER, "Adam, rate 0.03, 1200 steps", HIDDEN | ADAM | {"lr": 0.03}, EVERYWHERE),
-    *(
-        Variant(group, f"{name}, {steps} steps", changes | {"steps": steps}, runs)
-        for group, steps, runs in ((LONG, 1200, IN_MORE_SEEDS), (SHORT, 600, IN_MOST_SEEDS))
-        for name, changes in (
-            ("SGD, rate 0.1, decay 0.003", DECAYED),
-            ("Adam, rate 0.03", SHIFTED | ADAM | {"lr": 0.03}),
-        )
-    ),
-    *pilots(),
-    Variant(ON_POOLED, "SGD, rate 0.1, 1200 steps", POOLED, EVERYWHERE),
-    Variant(ON_POOLED, "Adam, rate 0.03, 1200 steps", POOLED | ADAM | {"lr": 0.03}, EVERYWHERE),
+    with_adam(ADAM, 0.01, 0.999),
+    with_adam(ADAM, 0.03, 0.95),
+    with_adam(ADAM, 0.03, 0.999),
+    with_adam(ADAM, 0.1, 0.999),
+    Variant(HIDDEN_LAYER, "SGD, rate 0.1", HIDDEN, EVERYWHERE),
+    with_adam(HIDDEN_LAYER, 0.01, 0.95, HIDDEN),
     Variant(
         "ldam",
         "largest margin 0.3",
@@ -116,3 +71,4 @@ VARIANTS = (
     Variant("balanced", "in float32", {"loss": "balanced", "precision": "fp32"}, runs_in(STEEP)),
     Variant("balanced", "at a tenth of the rate", {"loss": "balanced", "lr": 0.01}, runs_in(STEEP)),
 )
+"""Of `adam`, each differs from the comparison's rate or β₂, or from another of the group, in one thing."""

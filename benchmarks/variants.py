@@ -1,9 +1,9 @@
-"""What hangs on a setting that the comparison holds still: Adam's rate, LDAM's margin, how weight normalisation is done …
+"""What hangs on a setting that the comparison holds still: Adam's rate and memory, LDAM's margin, how weight normalisation is done …
 
     python -m benchmarks.variants runs/variants.json --compared runs/exp100-5000 runs/exp1000-5000
 
-Trains the variants of benchmarks/variant_list.py on long-tailed Fashion-MNIST with the recipe of the comparison, one to
-seven seeds each, and adds every run's scores to the file when it is over: the same command goes on where it stopped.
+Trains the variants of benchmarks/variant_list.py on long-tailed Fashion-MNIST with the recipe of the comparison, three
+seeds each, and adds every run's scores to the file when it is over: the same command goes on where it stopped.
 `--only adam` trains one group, `--most 8` so many runs. --compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
 `benchmarks.results` makes tables of docs/results.md of the file. About 30 s of one core a run.
 """
@@ -105,6 +105,8 @@ def scores(outcome: Outcome) -> dict[str, Any]:
         )[0][1],
         "seconds": outcome.seconds,
     }
+    if outcome.val is not None:
+        found["on_validation"] = plain_error(outcome.val)
     if outcome.layer is not None and test.features is not None:
         curve = norm_curve(outcome.layer, test.features, test.labels, grid=(1.0,))
         lengths = outcome.layer.norms

@@ -100,59 +100,72 @@ def rows_of(document, group, *variants, **scores):
     ]  # fmt: skip
 
 
-def test_rates_of_adam_stand_in_order_beside_the_compared_ones(document):
-    rows = rows_of(
-        document, "adam", "rate 0.1, 60 steps", "rate 0.001, 60 steps",
-        spearman=[-0.25, 0.75], slope=[0.1, 0.2],
-        balanced_error=[0.3, 0.5], weight_norm=[0.2, 0.2], post_hoc=[0.1, 0.1],
-    )  # fmt: skip
-    lines = results_norms.norms_under_adam([document], rows).splitlines()
-    table = [line for line in lines if line.startswith("| largest")]
-    rates = [line.split("|")[2].split(",")[1].split()[-1] for line in table]
-    assert rates == ["0.05", "0.001", "0.015", "0.1"]
-    assert "| 2 | -0.25, +0.75 | +0.15 ± 0.07 | 40.0 ± 14.1 | 20.0 ± 0.0 | 10.0 ± 0.0 |" in table[1]
-    sgd = document["curves"][0]["norms"]["SGD"]["spearman"]
-    assert f"{sgd:+.2f}" in table[0]
+OTHER = "Adam, rate 0.03, β₂ 0.999"
+
+
+def norms_of(document, group, name, spearman, **scores):
+    """Rows with all scores that the part on norms reads."""
+    given = {
+        "slope": [0.1, 0.2], "on_validation": [0.3, 0.4], "balanced_error": [0.3, 0.5],
+        "weight_norm": [0.2, 0.2], "post_hoc": [0.1, 0.1],
+    }  # fmt: skip
+    return rows_of(document, group, name, spearman=spearman, **given | scores)
+
+
+def with_norms(document, *, sgd, adam):
+    """The document as if its runs had these rank correlations."""
+    changed = copy.deepcopy(document)
+    for seed, curves in enumerate(changed["curves"]):
+        curves["norms"]["SGD"]["spearman"] = sgd[seed]
+        curves["norms"]["Adam"]["spearman"] = adam[seed]
+    return changed
+
+
+def test_each_training_stands_with_its_counts_over_all_settings_and_with_its_seeds(document):
+    changed = with_norms(document, sgd=[0.9, 0.6], adam=[-0.6, -0.7])
+    rows = norms_of(document, "adam", OTHER, [-0.25, 0.75])
+    text = results_norms.norms_under_adam([changed], rows)
+    compared = "Adam, rate 0.005, β₂ 0.95 (compared)"
+    assert row(text, "SGD, rate 0.05").startswith("| SGD, rate 0.05 | 2 | +0.75 | 1 | 0 | 0 |")
+    assert row(text, compared).startswith(f"| {compared} | 2 | -0.65 | 0 | 2 | 1 |")
+    assert row(text, OTHER) == f"| {OTHER} | 2 | +0.25 | 1 | 1 | 0 | -20.0 | -30.0 |"
+    by_setting = [line for line in text.splitlines() if line.startswith("| largest")]
+    assert [line.split(" | ")[1] for line in by_setting] == ["SGD, rate 0.05", compared, OTHER]
+    errors = "35.0 ± 7.1 | 40.0 ± 14.1 | 20.0 ± 0.0 | 10.0 ± 0.0 |"
+    assert by_setting[2].endswith(f"| -0.25, +0.75 | +0.15 ± 0.07 | {errors}")
+
+
+def test_the_words_on_norms_name_the_trainings_that_run_against_the_counts_in_every_run(document):
+    rows = norms_of(document, "adam", OTHER, [-0.1, 0.1])
+    always = with_norms(document, sgd=[0.9, 0.9], adam=[-0.6, -0.7])
+    text = results_norms.norms_under_adam([always], rows)
+    assert "in every run: Adam, rate 0.005, β₂ 0.95 (compared). The paper" in text
+    assert "depends on rate and β₂" in text
+    sometimes = with_norms(document, sgd=[0.9, 0.9], adam=[-0.6, 0.0])
+    text = results_norms.norms_under_adam([sometimes], rows)
+    assert "in every run: in no training. The paper" in text
+    assert "depends on rate and β₂" not in text
+
+
+def test_the_compared_adam_stands_beside_the_best_of_the_others_on_validation(document):
+    rows = norms_of(document, "adam", OTHER, [0.1, 0.1], on_validation=[0.2, 0.3])
+    rows += norms_of(document, "adam", "Adam, rate 0.1, β₂ 0.999", [0.1, 0.1])
+    rows += norms_of(document, "hidden layer", OTHER, [0.1, 0.1], on_validation=[0.1, 0.1])
+    text = results_norms.norms_under_adam([document], rows)
+    assert f"({OTHER}) by 25.0 %" in text
+    at_none = [dict(curves["tau_adam"]["post-hoc val"])[0] for curves in document["curves"]]
+    assert f"ERM errs by {100 * np.mean(at_none):.1f} % there" in text
+    assert "no independent test" not in results_norms.norms_under_adam([document], [])
 
 
 def test_the_network_with_a_hidden_layer_is_judged_like_the_compared_one(document):
-    keys = ("slope", "balanced_error", "weight_norm", "post_hoc")
-    scores = {key: [0.1, 0.2] for key in keys}
-    rows = rows_of(
-        document, "hidden layer", "SGD, rate 0.1, 60 steps", spearman=[0.8, 0.9], **scores
-    )
-    rows += rows_of(
-        document, "hidden layer", "Adam, rate 0.03, 60 steps", spearman=[-0.8, 0.1], **scores
-    )
+    rows = norms_of(document, "hidden layer", "SGD, rate 0.1", [0.8, 0.9])
+    rows += norms_of(document, "hidden layer", "Adam, rate 0.01, β₂ 0.95", [-0.8, 0.1])
     judged = results_checks.expectations([document], rows).splitlines()[-2:]
     assert [line.split("|")[-2].strip() for line in judged] == ["yes", "**no**: 1 of 2"]
     text = results_norms.norms_under_adam([document], rows)
-    assert text.count("| -0.80, +0.10 |") == 1
-    assert "hidden layer" not in results_norms.norms_under_adam([document], [])
-
-
-def test_every_recipe_that_was_tried_stands_with_its_counts_beside_those_that_were_chosen(document):
-    keys = ("slope", "balanced_error", "weight_norm", "post_hoc")
-    scores = {key: [0.1, 0.2] for key in keys} | {"norms": [[3.0] * 6 + [4.0] + [1.0] * 3] * 2}
-
-    def found(group, name, spearman):
-        return rows_of(document, group, name, spearman=spearman, **scores)
-
-    rows = found("hidden layer", "SGD, rate 0.1", [0.6, 0.8])
-    rows += found("hidden layer", "Adam, rate 0.03", [-0.1, -0.2])
-    rows += found("pilot", "no decay", [0.5, 0.72])[:1] + found("pilot", "more", [0.75, 0.72])
-    for group in ("shifted images", "shifted images, short"):
-        rows += found(group, "SGD, rate 0.1", [0.9, 0.69])
-        rows += found(group, "Adam, rate 0.03", [-0.9, -0.8])
-    text = results_norms.norms_under_adam([document], rows)
-    table = [line for line in text.splitlines() if " of 2 |" in line or " of 1 |" in line]
-    assert [line.split("|")[1].strip() for line in table] == [
-        "as compared", "no decay", "more", "shifted images, decay 0.003", "shifted images, decay 0.003, 600 steps",
-    ]  # fmt: skip
-    assert table[1].split("|")[2:] == [" – ", " +0.50 (10.0) ", " 0 of 1 ", ""]
-    assert "\n4 recipes were tried" in text or " 4 recipes were tried" in text
-    assert "weights come in place 1, 1 by length" in text
-    assert text.count("1 of 2 runs") == 2
+    assert row(text, "Adam, rate 0.01, β₂ 0.95, hidden layer").split(" | ")[2:5] == ["-0.35", "0", "1"]  # fmt: skip
+    assert "idden layer" not in results_norms.norms_under_adam([document], [])
 
 
 def test_other_ways_stand_below_the_method_that_they_vary(document):
