@@ -20,6 +20,7 @@ from training.interrupt import Interrupted
 from training.methods import ADAM_RATE, METHODS, RUNS, choose, runs_of
 from training.outcomes import Outcome
 from training.processes import Processes
+from training.recipe_file import make
 from training.settings import Recipe
 
 RECIPE = Recipe(
@@ -124,6 +125,7 @@ def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_remove
     told = settings.pop("erm-adam")
     assert told["optimiser"] == "adamw"
     assert told["lr"] == pytest.approx(ADAM_RATE * RECIPE.lr)
+    assert (told["adam_beta2"], settings["adam_beta2"]) == (0.95, RECIPE.adam_beta2)
     settings.pop("adam_beta2")  # as before it could be set
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     adam = tmp_path / "runs" / "erm-adam-seed0.npz"
@@ -224,7 +226,7 @@ def validation_nll(given, val, temperature):
     return -log_p[np.arange(len(log_p)), val.labels].mean()
 
 
-def test_the_adam_run_decays_nothing_and_takes_its_own_rate(tmp_path, monkeypatch):
+def test_the_adam_run_decays_nothing_and_takes_its_own_rate_and_memory(tmp_path, monkeypatch):
     seen = []
 
     def stop(recipe, *_arguments, **_keywords):
@@ -236,6 +238,13 @@ def test_the_adam_run_decays_nothing_and_takes_its_own_rate(tmp_path, monkeypatc
         compared(tmp_path, methods="erm-adam", seeds=1)
     assert (seen[0].optimiser, seen[0].weight_decay) == ("adamw", 0)
     assert seen[0].lr == pytest.approx(ADAM_RATE * RECIPE.lr)
+    assert 1 / (1 - seen[0].adam_beta2) <= make("fashion-compare", {}).steps / 20
+
+
+def test_only_the_adam_run_leaves_the_recipes_memory_of_squared_gradients():
+    recipe = replace(RECIPE, adam_beta2=0.9)
+    kept = {run for run in RUNS if module.recipe_of(recipe, run).adam_beta2 == 0.9}
+    assert set(RUNS) - kept == {"erm-adam"}
 
 
 def test_the_oracle_is_never_worse_than_the_tau_chosen_on_validation(done):
