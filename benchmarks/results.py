@@ -17,7 +17,7 @@ from benchmarks.results_checks import beside_reference, expectations
 from benchmarks.results_norms import norms_under_adam
 from benchmarks.results_synthetic import copy_figures, read, synthetic
 from benchmarks.results_text import Document, mean, ns, slug, spread, title
-from benchmarks.results_variants import Row, on_weights, other_ways
+from benchmarks.results_variants import Row, concluded, on_weights, other_ways
 from training.comparison_report import HEADER, draw, sample, table_rows
 from training.methods import ADAM_RUN
 from training.page import markdown_table
@@ -88,7 +88,7 @@ def page(
         norms_under_adam(documents, rows),
         "## Beside an independent implementation\n",
         beside_reference(documents),
-        *([EXPLAINED, other_ways(documents, rows), CONCLUDED] if rows else []),
+        *([EXPLAINED, other_ways(documents, rows), concluded(documents, rows)] if rows else []),
         *([] if experiment is None else ["## The synthetic experiment\n", synthetic(experiment)]),
         "## Each setting\n",
         *(details(document, every=number == 0) for number, document in enumerate(documents)),
@@ -109,11 +109,6 @@ paper's own numbers for them stand at the end, marked as the paper's.
 
 EXPLAINED = """
 What differs, done in other ways on the same seeds (`python -m benchmarks.variants`):
-"""
-CONCLUDED = """
-Weight normalisation with τ = 0.6 gives their figure in both settings. The bias hardly matters, nor whether the validation split is long-tailed while τ is
-chosen by balanced error; chosen there by plain error, it does next to nothing. LDAM: their figure lies near that of a largest margin of 0.3, and closer to ours than
-the seeds lie to one another. Balanced sampling at ratio 100: half of the difference are the flips, since a repeated example that is never changed is learnt by heart.
 """
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.published_results import REFERENCE
 from benchmarks.results_text import Document, key, mean, spread, title
 from training.page import markdown_table
 
@@ -67,6 +68,70 @@ def other_ways(documents: Sequence[Document], rows: Sequence[Row]) -> str:
 def _cells(document: Document, method: str) -> list[str]:
     entry = document["methods"][method]["summary"]["balanced_error"]
     return [str(entry["n"]), spread(entry)]
+
+
+def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
+    """What the table of other ways says of each difference to the independent figures; nothing of what it lacks."""
+    told = []
+    for document in documents:
+        theirs = REFERENCE.get(key(document), {})
+        found = {
+            group: {name: 100 * float(np.mean([row["balanced_error"] for row in own]))
+                    for name, own in variants_of(rows, group, *key(document)).items()}
+            for group in OF
+        }  # fmt: skip
+        sentences = [
+            *_of_weight_norms(document, theirs, found["weight-norm"]),
+            *_of_ldam(document, theirs, found["ldam"]),
+            *_of_sampling(document, theirs, found["sampler"]),
+        ]
+        if sentences:
+            told.append(f"- {title(document)[0].upper()}{title(document)[1:]}: {' '.join(sentences)}\n")  # fmt: skip
+    return "\n" + "".join(told) if told else ""
+
+
+Errors = Mapping[str, float]
+"""Percent, by name."""
+
+
+def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[str]:
+    """Which τ is theirs, and what hangs on the bias and on the validation split."""
+    if not found or "weight-norm τ=1" not in theirs:
+        return []
+    reference = theirs["weight-norm τ=1"]
+    fixed = {name: error for name, error in found.items() if name[-1].isdigit()}
+    nearest = min(fixed, key=lambda name: abs(fixed[name] - reference))
+    chosen, erm = 100 * mean(document, "weight-norm τ chosen"), 100 * mean(document, "erm")
+    split = "τ from a long-tailed validation split, by"
+    return [
+        f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} ({fixed[nearest]:.1f}).",
+        f"Keeping the bias changes {found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points.",
+        f"Choosing τ on a long-tailed validation split by balanced error changes {found[f'{split} balanced error'] - chosen:+.1f};",
+        f"by plain error it gains {erm - found[f'{split} error']:.1f} points over ERM, of {erm - chosen:.1f}.",
+    ]
+
+
+def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
+    """Which largest margin is theirs."""
+    if not found or "ldam" not in theirs:
+        return []
+    errors = {"as compared": 100 * mean(document, "ldam"), **found}
+    nearest = min(errors, key=lambda name: abs(errors[name] - theirs["ldam"]))
+    return [f"LDAM is nearest to their {theirs['ldam']:.1f} % {_with(nearest)} ({errors[nearest]:.1f})."]  # fmt: skip
+
+
+def _with(name: str) -> str:
+    return name if name == "as compared" else f"with a {name}"
+
+
+def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]:
+    """What the flips do."""
+    if not found or "sampler-balanced" not in theirs:
+        return []
+    ours = 100 * mean(document, "sampler-balanced")
+    worse, of = found["without flips"] - ours, theirs["sampler-balanced"] - ours
+    why = ": a repeated example that is never changed is learnt by heart" if worse > 0 else ""
+    return [f"Balanced sampling without flips changes {worse:+.1f} points, where theirs differs by {of:+.1f}{why}."]  # fmt: skip
 
 
 def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:

@@ -180,6 +180,26 @@ def test_other_ways_stand_below_the_method_that_they_vary(document):
     assert results_variants.other_ways([document], []).count("\n") == 2
 
 
+def test_what_comes_nearest_to_the_independent_figures_is_told_from_the_rows(document, monkeypatch):
+    theirs = {"weight-norm τ=1": 14.0, "ldam": 20.0, "sampler-balanced": 30.0}
+    monkeypatch.setattr(results_variants, "REFERENCE", {results_text.key(document): theirs})
+    given = {"τ = 0.5": 0.15, "τ = 1": 0.11, "τ = 1, bias kept": 0.14}
+    given |= {f"τ from a long-tailed validation split, by {by}": 0.2 for by in ("balanced error", "error")}  # fmt: skip
+    rows = [
+        row
+        for name, error in given.items()
+        for row in rows_of(document, "weight-norm", name, balanced_error=[error, error])
+    ]
+    text = results_variants.concluded([document], rows)
+    assert "nearest to their 14.0 % with τ = 0.5 (15.0)" in text
+    assert "Keeping the bias changes +3.0 points" in text
+    gain = 100 * document["methods"]["erm"]["summary"]["balanced_error"]["mean"] - 20
+    assert f"by plain error it gains {gain:.1f} points over ERM" in text
+    assert "LDAM" not in text
+    assert "flips" not in text
+    assert results_variants.concluded([document], []) == ""
+
+
 def test_a_difference_within_what_another_run_may_give_is_told_from_a_larger_one(document):
     spreads = [
         document["methods"][name]["summary"]["balanced_error"] for name in ("erm", "logit-adjusted")
