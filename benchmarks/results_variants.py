@@ -105,9 +105,9 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
     split = "τ from a long-tailed validation split, by"
     return [
         f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} ({fixed[nearest]:.1f}).",
-        f"Keeping the bias changes {found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points.",
-        f"Choosing τ on a long-tailed validation split by balanced error changes {found[f'{split} balanced error'] - chosen:+.1f};",
-        f"by plain error it gains {erm - found[f'{split} error']:.1f} points over ERM, of {erm - chosen:.1f}.",
+        f"Keeping the bias changes its error at τ = 1 by {found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points.",
+        f"With τ chosen on a long-tailed validation split by balanced error it changes by {found[f'{split} balanced error'] - chosen:+.1f};",
+        f"chosen there by plain error it is {erm - found[f'{split} error']:.1f} below ERM's, in place of {erm - chosen:.1f}.",
     ]
 
 
@@ -121,7 +121,7 @@ def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
 
 
 def _with(name: str) -> str:
-    return name if name == "as compared" else f"with a {name}"
+    return name if name == "as compared" else f"with a {name.replace('margin', 'margin of')}"
 
 
 def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]:
@@ -131,7 +131,7 @@ def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]
     ours = 100 * mean(document, "sampler-balanced")
     worse, of = found["without flips"] - ours, theirs["sampler-balanced"] - ours
     why = ": a repeated example that is never changed is learnt by heart" if worse > 0 else ""
-    return [f"Balanced sampling without flips changes {worse:+.1f} points, where theirs differs by {of:+.1f}{why}."]  # fmt: skip
+    return [f"Balanced sampling without flips changes by {worse:+.1f}; theirs differs from ours by {of:+.1f}{why}."]  # fmt: skip
 
 
 def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:

@@ -139,11 +139,11 @@ def test_the_words_on_norms_name_the_trainings_that_run_against_the_counts_in_ev
     rows = norms_of(document, "adam", OTHER, [-0.1, 0.1])
     always = with_norms(document, sgd=[0.9, 0.9], adam=[-0.6, -0.7])
     text = results_norms.norms_under_adam([always], rows)
-    assert "in every run: Adam, rate 0.005, β₂ 0.95 (compared). The paper" in text
+    assert "in every run of: Adam, rate 0.005, β₂ 0.95 (compared). The paper" in text
     assert "depends on rate and β₂" in text
     sometimes = with_norms(document, sgd=[0.9, 0.9], adam=[-0.6, 0.0])
     text = results_norms.norms_under_adam([sometimes], rows)
-    assert "in every run: in no training. The paper" in text
+    assert "in every run of: none. The paper" in text
     assert "depends on rate and β₂" not in text
 
 
@@ -152,9 +152,9 @@ def test_the_compared_adam_stands_beside_the_best_of_the_others_on_validation(do
     rows += norms_of(document, "adam", "Adam, rate 0.1, β₂ 0.999", [0.1, 0.1])
     rows += norms_of(document, "hidden layer", OTHER, [0.1, 0.1], on_validation=[0.1, 0.1])
     text = results_norms.norms_under_adam([document], rows)
-    assert f"({OTHER}) by 25.0 %" in text
+    assert f", {OTHER} has the lowest error on validation: 25.0 %, " in text
     at_none = [dict(curves["tau_adam"]["post-hoc val"])[0] for curves in document["curves"]]
-    assert f"ERM errs by {100 * np.mean(at_none):.1f} % there" in text
+    assert f"and the comparison's {100 * np.mean(at_none):.1f}." in text
     assert "no independent test" not in results_norms.norms_under_adam([document], [])
 
 
@@ -192,9 +192,9 @@ def test_what_comes_nearest_to_the_independent_figures_is_told_from_the_rows(doc
     ]
     text = results_variants.concluded([document], rows)
     assert "nearest to their 14.0 % with τ = 0.5 (15.0)" in text
-    assert "Keeping the bias changes +3.0 points" in text
+    assert "Keeping the bias changes its error at τ = 1 by +3.0 points" in text
     gain = 100 * document["methods"]["erm"]["summary"]["balanced_error"]["mean"] - 20
-    assert f"by plain error it gains {gain:.1f} points over ERM" in text
+    assert f"by plain error it is {gain:.1f} below ERM" in text
     assert "LDAM" not in text
     assert "flips" not in text
     assert results_variants.concluded([document], []) == ""
