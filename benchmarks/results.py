@@ -129,8 +129,8 @@ def runs(documents: Sequence[Document]) -> str:
     return (
         markdown_table(header, rows)
         + f"\nExponential profile; validation is balanced and set aside before the profile is applied. Every run: {told}.\n"
-        f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. Temperature and every τ but 1 are chosen on validation. A run took about "
-        f"{seconds(documents):.0f} s of one core.\n\n{commands}"
+        f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. Temperature and every τ but 1 are chosen on validation. The median run "
+        f"took {seconds(documents):.0f} s on one thread, beside other work.\n\n{commands}"
     )
 
 
