@@ -90,25 +90,22 @@ def _in_words(document: Document, everywhere: Mapping[str, Sequence[Row]]) -> st
     """What the table of all settings says."""
     steps, adam = document["settings"]["steps"], document["settings"][ADAM_RUN]
     own = _memory(adam["adam_beta2"])
-    below = {
-        name: sum(row["spearman"] < 0 for row in found)
-        for name, found in everywhere.items()
-        if name.startswith("Adam")
-    }
-    runs = {name: len(everywhere[name]) for name in below}
-    always = [name for name in below if below[name] == runs[name]]
+    under_adam = [name for name in everywhere if name.startswith("Adam")]
+    always = [name for name in under_adam if all(row["spearman"] < 0 for row in everywhere[name])]
     helped = {
         score: [name for name, found in everywhere.items() if _gain(found, score) < 0]
         for score in ("weight_norm", "post_hoc")
     }
-    mixed = 0 < len(always) < len(below)
+    compared = everywhere[_name_of_adam(document)]
+    far = sum(row["spearman"] <= SURE for row in compared)
+    mixed = 0 < len(always) < len(under_adam)
     hidden = any("hidden layer" in name for name in everywhere)
     return f"""
 Under SGD a class's weights grow by the sum of its gradients, so by its examples. Adam divides each step by the size of the gradients that it remembers, for about
 1 / (1 − β₂) steps: {own:,} in the comparison (of {steps:,} in a run), {_memory(Recipe.adam_beta2):,} with the default of {Recipe.adam_beta2:g}. With the long memory, the large gradients of a rare class's few own
 examples keep its many other steps small; a short one makes those whole. Norms run against the counts in every run of: {"; ".join(always) or "none"}. The paper says “anti-correlated or
-independent”{": which of them it is depends on rate and β₂" if mixed else ""}. With ten classes a correlation nearer to 0 than {SURE:.2f} cannot be told from none (5 %, two-sided).
-{"“Hidden layer” is the network `cnn`, which has one of 64 before its last layer." if hidden else ""}
+independent”{": which of them it is depends on rate and β₂" if mixed else ""}. With ten classes a correlation nearer to 0 than {SURE:.2f} cannot be told from none (5 %, two-sided); {far}
+of {len(compared)} of the compared Adam are at or below it. {"“Hidden layer” is the network `cnn`, which has one of 64 before its last layer." if hidden else ""}
 
 Post-hoc adjustment lowers the mean error in {len(helped["post_hoc"])} of {len(everywhere)} trainings, weight normalisation with τ = 1 in {len(helped["weight_norm"])}{_listed(helped["weight_norm"])}.
 """

@@ -128,6 +128,7 @@ def test_each_training_stands_with_its_counts_over_all_settings_and_with_its_see
     compared = "Adam, rate 0.005, β₂ 0.95 (compared)"
     assert row(text, "SGD, rate 0.05").startswith("| SGD, rate 0.05 | 2 | +0.75 | 1 | 0 | 0 |")
     assert row(text, compared).startswith(f"| {compared} | 2 | -0.65 | 0 | 2 | 1 |")
+    assert "1\nof 2 of the compared Adam are at or below it" in text
     assert row(text, OTHER) == f"| {OTHER} | 2 | +0.25 | 1 | 1 | 0 | -20.0 | -30.0 |"
     by_setting = [line for line in text.splitlines() if line.startswith("| largest")]
     assert [line.split(" | ")[1] for line in by_setting] == ["SGD, rate 0.05", compared, OTHER]
