@@ -106,8 +106,8 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
     return [
         f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} ({fixed[nearest]:.1f}).",
         f"Keeping the bias changes its error at τ = 1 by {found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points.",
-        f"With τ chosen on a long-tailed validation split by balanced error it changes by {found[f'{split} balanced error'] - chosen:+.1f};",
-        f"chosen there by plain error it is {erm - found[f'{split} error']:.1f} below ERM's, in place of {erm - chosen:.1f}.",
+        f"τ chosen on a long-tailed validation split, not on the balanced one: {found[f'{split} balanced error'] - chosen:+.1f} points;",
+        f"chosen there by plain error, it leaves {erm - found[f'{split} error']:.1f} of the {erm - chosen:.1f} points below ERM.",
     ]
 
 
@@ -131,7 +131,7 @@ def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]
     ours = 100 * mean(document, "sampler-balanced")
     worse, of = found["without flips"] - ours, theirs["sampler-balanced"] - ours
     why = ": a repeated example that is never changed is learnt by heart" if worse > 0 else ""
-    return [f"Balanced sampling without flips changes by {worse:+.1f}; theirs differs from ours by {of:+.1f}{why}."]  # fmt: skip
+    return [f"Balanced sampling without flips changes by {worse:+.1f} points; theirs differs from ours by {of:+.1f}{why}."]  # fmt: skip
 
 
 def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
