@@ -4,25 +4,27 @@ import sys
 
 import numpy as np
 
-from service import graph
+from service import graph, head
 from service.__main__ import main
 
 
 def _run_plain(self, inputs, *, top_k, full=False, **_adjustment):
     rows = len(inputs)
     feeds = {self._input: inputs, **_UNUSED}
-    logits = self._session.run(["adjustment.logits"], feeds, self._only_fetched)[0]
+    if self.has_choice:
+        feeds[head.BY_BLOCKS] = np.array(False)
+    logits = self._session.run([head.LOGITS], feeds, self._only_fetched)[0]
     index, probability = np.zeros((rows, top_k), np.int64), np.ones((rows, top_k), np.float32)
     whole = (logits, logits, logits) if full else ()
     return graph.GraphOutputs(index, probability, index[:, 0], probability[:, 0], *whole)
 
 
 _UNUSED = {
-    "adjustment.tau": np.zeros(1, np.float32),
-    "adjustment.prior_index": np.zeros(1, np.int64),
-    "adjustment.prior_table": np.zeros((1, 1), np.float32),
-    "adjustment.top_k": np.ones(1, np.int64),
-    "adjustment.full_rows": np.zeros(1, np.int64),
+    head.TAU: np.zeros(1, np.float32),
+    head.PRIOR_INDEX: np.zeros(1, np.int64),
+    head.PRIOR_TABLE: np.zeros((1, 1), np.float32),
+    head.TOP_K: np.ones(1, np.int64),
+    head.FULL_ROWS: np.zeros(1, np.int64),
 }
 """The head's inputs must be fed; the output that is fetched does not depend on them."""
 

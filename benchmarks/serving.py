@@ -120,6 +120,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> list[dict[str, objec
                 rows_of_own = many_bodies(model, kind)
                 if not _is_there(served, path, body, headers):
                     continue
+                if model is WIDE and not _is_there(plain, path, body, headers):
+                    raise SystemExit(f"the plain service does not answer {path} ({kind})")
                 for connections in arguments.connections:
                     rounds = []
                     for _ in range(arguments.rounds):
