@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from training.loop import Keeping
-from training.processes import Processes
+from training.processes import Processes, end_now
 from training.recipe import fit_network, prepare
 from training.recipe_file import make
 
@@ -29,3 +29,4 @@ if __name__ == "__main__":
     train_only(Path(sys.argv[1]), json.loads(sys.argv[2]), joined)
     joined.wait()
     joined.leave()
+    end_now(0)
