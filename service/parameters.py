@@ -12,8 +12,7 @@ from service.payloads import InvalidParameter, Malformed, short
 
 _MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
-_PLAIN_TAU = re.compile(rb"(?:^|&)tau=([0-9]{1,3}(?:\.[0-9]{1,17})?)(?=&|\Z)")
-"""A tau may be of one request alone, while what stands around it comes again."""
+_MAX_TAU_DIGITS = 20
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
@@ -43,31 +42,38 @@ class Parameters(NamedTuple):
 NO_PARAMETERS = Parameters()
 
 
-_known_queries: dict[bytes, Parameters] = {}
-"""Cleared when it is full: an lru_cache costs a query that does not come again three times as much."""
-_MAX_KNOWN_QUERIES = 1024
+_known: dict[bytes, Parameters] = {}
+_newest = [b""]
+"""The query that was read last."""
+_MAX_KNOWN = 1024
 
 
 def query_parameters(query: bytes) -> Parameters:
-    """Parameters of a raw query string. Raises Malformed or InvalidParameter."""
-    known = _known_queries.get(query)
+    """Parameters of a raw query string. Raises Malformed or InvalidParameter.
+
+    One that came twice in a row is known from then on; keeping each would cost more than it saves where every request has a tau of
+    its own.
+    """
+    known = _known.get(query)
     if known is None:
         known = _with_plain_tau(query)
-        if len(_known_queries) >= _MAX_KNOWN_QUERIES:
-            _known_queries.clear()
-        _known_queries[query] = known
+        if query == _newest[0]:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[query] = known
+        _newest[0] = query
     return known
 
 
 def _with_plain_tau(query: bytes) -> Parameters:
-    found = _PLAIN_TAU.search(query)
-    if found is None:
-        return _any_query(query)
-    begin, end = found.span()
-    rest = _any_query(query[:begin] + query[end:] if begin else query[end + 1 :])
-    if rest.tau is not None:
-        return _any_query(query)  # which says what is wrong with that
-    return Parameters(float(found[1]), rest.prior, rest.top_k, rest.version)
+    """A tau may be of one request alone, while what follows it comes again."""
+    if query.startswith(b"tau="):
+        text, _, rest = query[4:].partition(b"&")
+        if text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS:
+            others = _any_query(rest)
+            if others.tau is None:
+                return Parameters(float(text), others.prior, others.top_k, others.version)
+    return _any_query(query)
 
 
 @lru_cache(maxsize=1024)
