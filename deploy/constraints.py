@@ -21,7 +21,7 @@ def main() -> int:
     command = [sys.executable, "-m", "uv", "pip", "compile", "pyproject.toml", "--group", "dev"]
     command += [part for extra in EXTRAS for part in ("--extra", extra)]
     command += ["--universal", "--python-version", "3.11", "--no-header", "--no-annotate"]
-    command += ["--no-emit-index-url", "--quiet", "--constraint", "-"]
+    command += ["--quiet", "--constraint", "-"]
     done = subprocess.run(  # noqa: S603 - our own interpreter, fixed arguments
         command, input=torch, capture_output=True, text=True, check=True, cwd=ROOT
     )

@@ -2,5 +2,5 @@
 
 import os
 
-# before anything imports onnxruntime, which else keeps a file of events under the user's cache and sends them to its maker
+# before anything imports onnxruntime, which else keeps a file of events under the user's cache, to be uploaded to its maker
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

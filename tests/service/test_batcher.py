@@ -10,6 +10,7 @@ import pytest
 
 from service.admission import FLOOD_SECONDS
 from service.batcher import MAX_LOOKS, Batcher
+from service.delivery import Delivery
 from service.graph import GraphOutputs
 from service.prior_table import PriorTable
 from service.work import (
@@ -18,6 +19,7 @@ from service.work import (
     DeadlinePassed,
     Entry,
     Overloaded,
+    Piece,
     RequestTooLarge,
     UnscorableRows,
     Work,
@@ -181,6 +183,23 @@ def test_what_is_to_happen_after_a_batch_happens_when_all_of_it_is_delivered_and
         assert batcher.failure is None
 
     asyncio.run(go())
+
+
+def test_it_waits_for_the_outer_batch_when_another_is_delivered_within():
+    seen, when_inner_ended = [], []
+    delivery = Delivery(PriorTable(4), on_batch=list, tracer=None, name="model")
+
+    class Nested(Entry):
+        def told(self):
+            delivery.afterwards(lambda: seen.append("answered"))
+            delivery.deliver([], 0.0)
+            when_inner_ended.extend(seen)
+
+    entry = Nested(work(0))
+    entry.pieces_left = 1
+    delivery.deliver([([Piece(entry, 0, 1)], UnscorableRows([0], "it is NaN"))], 0.0)
+    assert when_inner_ended == []
+    assert seen == ["answered"]
 
 
 def test_outside_of_a_batch_it_happens_in_the_next_turn():
