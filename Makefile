@@ -15,10 +15,10 @@ run: .venv/.service ## serve the shipped models with the console on http://127.0
 	$(BIN)/python -m service serve --default-model $(MODEL) --port $(PORT)
 
 test: .venv/.all ## run every test
-	$(BIN)/python -m coverage run -m pytest -q tests/contract
+	$(BIN)/python -m coverage run -m pytest -q tests/service/contract
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m pytest -q tests/service/console  # Playwright's event loop has a process of its own
-	$(BIN)/python -m pytest -q --ignore tests/contract --ignore tests/service/console
+	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console
 
 test-gpu: .venv/.all ## run the served-equals-formula tests on CUDA; fails where there is no GPU
 	$(BIN)/python -m tests.gpu

@@ -5,7 +5,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service import import_flags, prior_commands
+from service.commands import priors as prior_commands
+from service.commands.importing import flags as import_flags
 from service.settings import InvalidSetting, Settings, add_flags, read_settings
 
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return prior_commands.run(given, os.environ, default_store=Settings().store)
     verb = given.pop("verb")
     if verb == "import":
-        from service.importer import run
+        from service.commands.importing.importer import run
 
         return run(argparse.Namespace(**given))
     try:
@@ -34,10 +35,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InvalidSetting as error:
         parser.error(str(error))
     if verb == "doctor":
-        from service import doctor
+        from service.commands import doctor
 
         return doctor.run(settings)
-    from service.serve import serve
+    from service.server.serve import serve
 
     return serve(settings)
 

@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batch_run import MAX_GRAPH_TOP_K
+from service.batching.run import MAX_GRAPH_TOP_K
+from service.batching.work import Abandoned, Awaited, DeadlinePassed, Entry, Overloaded, Work
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
-from service.graph import GraphOutputs
-from service.parameters import Parameters
-from service.payloads import InvalidParameter
-from service.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
-from service.repository import ServedModel
-from service.work import Abandoned, Awaited, DeadlinePassed, Entry, Overloaded, Work
+from service.graph.session import GraphOutputs
+from service.priors.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
+from service.repository.repository import ServedModel
+from service.wire.arrays import InvalidParameter
+from service.wire.parameters import Parameters
 
 DEFAULT_TOP_K = 5
 

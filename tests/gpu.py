@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from service import providers
+from service.graph import providers
 
 
 def main() -> int:
@@ -18,7 +18,7 @@ def main() -> int:
         sys.stderr.write(f"test-gpu: nothing was tested: CUDA does not work here: {reason}\n")
         return 1
     os.environ["PRIORDIAL_TEST_PROVIDER"] = "cuda"
-    return int(pytest.main(["-q", "tests/service/test_head.py", "tests/flow"]))
+    return int(pytest.main(["-q", "tests/service/graph/test_head.py", "tests/flow"]))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from service import families, settings
+from service import settings
 from service.contract import bundle
+from service.observe import families
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "models/README.md", *sorted((ROOT / "docs").glob("*.md"))]

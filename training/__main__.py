@@ -1,16 +1,16 @@
-"""`python -m training`: see training.cli."""
+"""`python -m training`: see training.commands.cli."""
 
 import os
 import sys
 
-from training.cli import main as run
+from training.commands.cli import main as run
 
 
 def main() -> None:
     """The console script."""
     status = run()
     if os.environ.get("WORLD_SIZE", "1") != "1":
-        from training.processes import end_now
+        from training.loop.processes import end_now
 
         end_now(status)
     sys.exit(status)

@@ -7,16 +7,16 @@ import orjson
 from numpy.typing import NDArray
 
 from service.api.content import TIMEOUT_HEADER, Content, deadline_of, instances_of
-from service.api.errors import Problem
-from service.api.hot_request import Answer, HotRequest
+from service.api.edge.errors import Problem
+from service.api.edge.request import Answer, HotRequest
+from service.batching.pool import Pool
 from service.classifier import Classifier, check_adjustable, check_top_k, submit, warnings_of
-from service.comparison import Ranking, Setting, rank
 from service.contract.bundle import Bundle, InputSpec
-from service.parameters import Parameters, body_parameters, query_parameters
-from service.payloads import InvalidInput, Malformed, array_of, parse_json_object, short
-from service.pool import Pool
-from service.ranked_json import ClassJson, rows_json
-from service.repository import Repository, ServedModel
+from service.priors.rule import Ranking, Setting, rank
+from service.repository.repository import Repository, ServedModel
+from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object, short
+from service.wire.parameters import Parameters, body_parameters, query_parameters
+from service.wire.ranked import ClassJson, rows_json
 
 MAX_SETTINGS = 100
 MAX_CELLS = 20_000_000

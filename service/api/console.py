@@ -6,9 +6,9 @@ from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Request, Response
 
-from service.api.errors import Problem
+from service.api.edge.errors import Problem
 
-FOLDER = Path(__file__).parent.parent / "console"
+FOLDER = Path(__file__).parents[1] / "console"
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "

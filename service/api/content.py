@@ -7,16 +7,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from service.api.errors import Problem
-from service.api.hot_request import HotRequest
+from service.api.edge.errors import Problem
+from service.api.edge.request import HotRequest
+from service.batching.pool import Pool
+from service.batching.work import Abandoned, DeadlinePassed, Overloaded
 from service.classifier import rejection
 from service.contract.bundle import Bundle
-from service.multipart import parse_form
-from service.parameters import NO_PARAMETERS, Parameters, body_parameters, text_parameters
-from service.payloads import InvalidInput, Malformed, array_of, parse_json_object
-from service.pool import Pool
-from service.repository import ServedModel
-from service.work import Abandoned, DeadlinePassed, Overloaded
+from service.repository.repository import ServedModel
+from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object
+from service.wire.forms import parse_form
+from service.wire.parameters import NO_PARAMETERS, Parameters, body_parameters, text_parameters
 
 NPY = "application/x-npy"
 TIMEOUT_HEADER = b"x-request-timeout-ms"
@@ -97,7 +97,7 @@ async def decoded(
 ) -> NDArray[Any]:
     """The model's input tensor of encoded images. Raises InvalidImage and the errors of the pool, which are counted."""
     # It needs Pillow, and is there since a model that takes images was loaded.
-    from service import images
+    from service.wire import images
 
     try:
         return await pool.run(

@@ -9,9 +9,9 @@ from fastapi import APIRouter, Depends, Request, Response
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
-from service.api.access import Access
-from service.exposition import PAUSE_SECONDS
-from service.metrics import Metrics
+from service.api.edge.access import Access
+from service.observe.exposition import PAUSE_SECONDS
+from service.observe.metrics import Metrics
 
 
 @dataclass

@@ -4,7 +4,7 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from service.repository import Repository, ServedModel
+from service.repository.repository import Repository, ServedModel
 
 
 def router(repository: Repository) -> APIRouter:

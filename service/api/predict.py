@@ -14,7 +14,9 @@ import orjson
 from numpy.typing import NDArray
 
 from service.api.content import DEAR_BYTES, NPY, TIMEOUT_HEADER, Content, deadline_of
-from service.api.hot_request import HotRequest, Response, ok
+from service.api.edge.request import HotRequest, Response, ok
+from service.batching.pool import Pool
+from service.batching.work import Entry, Work
 from service.classifier import (
     Classifier,
     check_room,
@@ -24,14 +26,12 @@ from service.classifier import (
     rejection,
     warnings_of,
 )
-from service.npy import parse_npy
-from service.parameters import Parameters, query_parameters
-from service.payloads import fitted
-from service.pool import Pool
-from service.ranked_json import rows_json
-from service.repository import Repository, ServedModel
-from service.revisions import PriorRevision, RevisionNotInMemory
-from service.work import Entry, Work
+from service.priors.revisions import PriorRevision, RevisionNotInMemory
+from service.repository.repository import Repository, ServedModel
+from service.wire.arrays import fitted
+from service.wire.npy import parse_npy
+from service.wire.parameters import Parameters, query_parameters
+from service.wire.ranked import rows_json
 
 
 class Asked(Entry):

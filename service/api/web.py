@@ -9,7 +9,7 @@ from fastapi.responses import Response
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from service.api.errors import PROBLEM_JSON, Problem, kinds, problem_of
+from service.api.edge.errors import PROBLEM_JSON, Problem, kinds, problem_of
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 import yaml
 
-from service import families
+from service.observe import families
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"

@@ -10,8 +10,8 @@ import pytest
 
 from service.__main__ import main as service
 from service.contract.adjustment import softmax
-from tests.service.small_models import CLASSES, inputs, linear_model
-from training.cli import main as training
+from tests.support.small_models import CLASSES, inputs, linear_model
+from training.commands.cli import main as training
 
 NAMES = [f"kind {index}" for index in range(CLASSES)]
 

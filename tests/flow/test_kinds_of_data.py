@@ -9,10 +9,10 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.service.server import running
-from tests.training import files
-from training import data
-from training.cli import main
+from tests.support import data_files as files
+from tests.support.server import running
+from training.commands.cli import main
+from training.data.sources import load as data
 
 
 def write_table(path, columns):

@@ -14,15 +14,15 @@ import torch
 
 from service.contract.adjustment import adjust_logits, log_source_prior, log_target_prior, softmax
 from service.contract.bundle import load_bundle
-from tests.service.server import running
-from training.cli import main
-from training.heads import features_of, last_layer
-from training.loop import Keeping
-from training.prepare import prepare
-from training.processes import Processes
-from training.recipe import fit_network
-from training.retrain import learn_scales, retrain_classifier
-from training.settings import Recipe
+from tests.support.server import running
+from training.commands.cli import main
+from training.loop.processes import Processes
+from training.loop.train import Keeping
+from training.run.last_layer import features_of, last_layer
+from training.run.prepare import prepare
+from training.run.recipe import Recipe
+from training.run.retrain import learn_scales, retrain_classifier
+from training.run.run import fit_network
 
 CLASSES, FEATURES = 6, 8
 SETTINGS = {"network": "mlp", "steps": 120, "batch": 32}

@@ -12,7 +12,7 @@ import pytest
 
 from service.contract.adjustment import adjust_logits, log_source_prior, log_target_prior, softmax
 from service.contract.bundle import load_bundle
-from tests.service.server import ROOT, running
+from tests.support.server import ROOT, running
 
 CLASSES, FEATURES = 24, 30
 
@@ -181,7 +181,7 @@ def test_a_new_prior_counts_at_once_and_survives_a_kill(models, test_rows, tmp_p
 
 def test_serving_needs_no_torch(models):
     code = (
-        "import sys; from service.app import Service; from service.serve import serve; "
+        "import sys; from service.server.app import Service; from service.server.serve import serve; "
         "heavy = {'torch', 'training', 'onnx', 'scipy', 'sklearn', 'PIL', 'numpy.random'} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run(

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.cli import main
+from training.commands.cli import main
 
 torch.set_num_threads(1)
 

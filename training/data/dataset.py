@@ -62,7 +62,7 @@ class ImageSpec:
 class Dataset:
     """Training, validation and test rows of one class list.
 
-    `vocabulary` is learnt from the training texts before a run (see training.recipe). `picture` is the shape in which a row of numbers can be shown as a grey picture, if it can.
+    `vocabulary` is learnt from the training texts before a run (see training.run.run). `picture` is the shape in which a row of numbers can be shown as a grey picture, if it can.
     `val` and `test` are None where the source has none. `origin` says where the rows came from, for the provenance.
     `val_per_class` is the number of rows a class that a fit sets aside when there is no `val`; None: a share of
     each class. `reproducible_split` is whether the test rows are the same whatever the seed.

@@ -18,8 +18,8 @@ from training.data.augment import Augmentation
 from training.data.dataset import Dataset, ImageSpec, Split
 from training.data.image_files import ImageFiles
 from training.data.images import normalise
+from training.data.order import Part
 from training.data.text import Encoded, Vocabulary
-from training.order import Part
 
 Rows: TypeAlias = NDArray[np.int64]
 Batch: TypeAlias = tuple[Tensor, Tensor]

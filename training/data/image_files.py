@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from training.data import pixels
 from training.data.dataset import Dataset, ImageSpec, Split
-from training.order import Part
+from training.data.order import Part
 
 MEMORY_BYTES = (
     256 * 2**20

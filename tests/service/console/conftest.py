@@ -7,8 +7,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.service.server import running
-from tests.service.small_models import linear_model, publish_model
+from tests.support.server import running
+from tests.support.small_models import linear_model, publish_model
 
 CHROMIUM = Path("/usr/bin/chromium")
 ROOT = Path(__file__).parents[3]

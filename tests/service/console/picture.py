@@ -4,7 +4,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
-from tests.service.server import running
+from tests.support.server import running
 
 ROOT = Path(__file__).parents[3]
 

@@ -105,8 +105,8 @@ def test_the_keyboard_reaches_the_page_past_the_header(open_page):
 
 
 def test_a_service_that_is_gone_is_said_to_be_gone(open_page, tmp_path):
-    from tests.service.server import running
-    from tests.service.small_models import publish_model
+    from tests.support.server import running
+    from tests.support.small_models import publish_model
 
     publish_model(tmp_path / "models")
     open_page.allow("ERR_")
@@ -120,7 +120,7 @@ def test_a_service_that_is_gone_is_said_to_be_gone(open_page, tmp_path):
 
 
 def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, screenshots):
-    from tests.service.server import running
+    from tests.support.server import running
 
     (tmp_path / "models").mkdir()
     with running(tmp_path / "models") as server:
@@ -131,9 +131,9 @@ def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, scr
 
 
 def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshots):
-    from service.api.access import make_key
-    from tests.service.server import running
-    from tests.service.small_models import publish_model
+    from service.api.edge.access import make_key
+    from tests.support.server import running
+    from tests.support.small_models import publish_model
 
     publish_model(tmp_path / "models")
     look, looking = make_key("looker", ["observe"])
@@ -171,9 +171,9 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshot
 def test_a_key_that_is_given_on_the_try_page_scores_every_sample_under_the_stored_prior(
     open_page, tmp_path
 ):
-    from service.api.access import make_key
+    from service.api.edge.access import make_key
     from tests.service.console.conftest import shipped
-    from tests.service.server import running
+    from tests.support.server import running
 
     given, key = make_key("both", ["predict", "operate"])
     open_page.allow("401")

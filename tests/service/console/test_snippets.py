@@ -9,9 +9,9 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.access import make_key
+from service.api.edge.access import make_key
 from tests.service.console.conftest import shipped
-from tests.service.server import running
+from tests.support.server import running
 
 SHELLS = {"curl": ["bash", "-c"], "Python": [sys.executable, "-c"]}
 NOTE = 'it\'s 5 $ for "two" – no `more`\\'

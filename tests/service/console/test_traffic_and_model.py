@@ -4,8 +4,8 @@ import httpx
 import numpy as np
 import pytest
 
-from tests.service.server import running
-from tests.service.small_models import CLASSES, FEATURES, publish_model
+from tests.support.server import running
+from tests.support.small_models import CLASSES, FEATURES, publish_model
 
 
 def test_the_traffic_page_counts_what_was_answered(open_page, tmp_path):

@@ -18,10 +18,8 @@ from service.contract.prior import (
     parse_prior,
     resolve_prior,
 )
-from service.prior_changes import Condition
-from service.prior_snapshot import EMPTY, advance
-from service.prior_store import open_store
-from service.priors import (
+from service.priors.changes import Condition
+from service.priors.priors import (
     PriorDoesNotFit,
     Priors,
     RevisionNotHere,
@@ -29,14 +27,17 @@ from service.priors import (
     UnknownPrior,
     parse_prior_reference,
 )
-from service.revisions import (
+from service.priors.revisions import (
     InvalidReference,
     PriorConflict,
     StaleRevision,
     StoredRevision,
     StoreUnavailable,
 )
-from tests.service.priors.conftest import eventually, following, make_bundle
+from service.priors.snapshot import EMPTY, advance
+from service.priors.store import open_store
+from tests.support.eventually import eventually_async
+from tests.support.priors import following, make_bundle
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 COUNTS = parse_prior({"target": {"cat": 1, "dog": 2, "lynx": 3}})
@@ -103,7 +104,7 @@ def test_a_write_is_in_force_here_when_it_is_acknowledged_and_elsewhere_soon(pet
         async with following(store_url) as here, following(store_url) as there:
             assert (await here.put(pets, "default", COUNTS, by="me")).created
             assert here.select(pets).revision == 1
-            await eventually(lambda: there.select(pets).revision == 1)
+            await eventually_async(lambda: there.select(pets).revision == 1)
             assert np.array_equal(here.select(pets).offset, there.select(pets).offset)
 
     run(scenario())
@@ -251,7 +252,7 @@ def test_no_addition_is_lost_among_many_writers(pets, store_url):
     async def scenario():
         async with following(store_url) as one, following(store_url) as other:
             await one.put(pets, "default", COUNTS, by="me")
-            await eventually(lambda: other.select(pets).revision == 1)
+            await eventually_async(lambda: other.select(pets).revision == 1)
             await asyncio.gather(
                 *(
                     p.add(pets, "default", {"target": {"lynx": 1}}, by="me")
@@ -261,7 +262,7 @@ def test_no_addition_is_lost_among_many_writers(pets, store_url):
             )
             last = await one.history("pets", "default", before=None, limit=100)
             assert [entry.revision for entry in last] == list(range(41, 0, -1))
-            await eventually(lambda: one.select(pets).revision == 41)
+            await eventually_async(lambda: one.select(pets).revision == 41)
             assert (await one.entry("pets", "default", 41)).body.target["lynx"] == 43
 
     run(scenario())
@@ -287,10 +288,10 @@ def test_a_deleted_prior_is_out_of_use_and_its_history_goes_on(pets, store_url):
     async def scenario():
         async with following(store_url) as priors, following(store_url) as other:
             await priors.put(pets, "winter", COUNTS, by="me")
-            await eventually(lambda: other.names("pets") == ["winter"])
+            await eventually_async(lambda: other.names("pets") == ["winter"])
             await priors.remove(pets, "winter", by="me")
             for each in (priors, other):
-                await eventually(lambda each=each: each.names("pets") == [])
+                await eventually_async(lambda each=each: each.names("pets") == [])
                 with pytest.raises(UnknownPrior):
                     each.select(pets, "winter")
             with pytest.raises(UnknownPrior):

@@ -1,0 +1,133 @@
+"""A day's worth of mixed traffic in miniature: every answer compared with the formula, memory flat, and a leak that is caught.
+
+    python -m benchmarks.endurance.soak [--requests 200000] [--connections 16] [--seed 1] [--leak] [--out FILE.json]
+
+Requests of every kind (mixed_traffic: models, bodies, tau, priors, top_k, sizes, deadlines, clients that leave, faults) go to one
+process. Meanwhile, twice a second, a prior that no request names gets a new revision and the models' folder is looked
+through again (SIGHUP). Each answer is compared with the formula in float64.
+Memory is read at every fiftieth of the requests; flat means that the median of the last ten readings is at most 8 MiB above that of
+the readings 10 … 20, by when every cache and reservoir has filled. With --leak the service keeps a copy of every request body, as a control:
+the same check must catch it. Told to end (Ctrl-C, SIGTERM), it reports what there was up to then. Exit status 1 when an answer was wrong or memory was not as it should be.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import itertools
+import json
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import httpx
+import uvloop
+
+from benchmarks.endurance.client import drive
+from benchmarks.endurance.subjects import publish_models, put_priors
+from benchmarks.endurance.traffic import asks
+from benchmarks.rig.processes import Process, service
+
+PIECES = 50
+FLAT_MIB = 8.0
+CHANGE_SECONDS = 0.5
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=200_000)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--leak", action="store_true")
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="priordial-soak-") as name:
+        models = Path(name) / "models"
+        publish_models(models)
+        script = ("-m", "benchmarks.rig.leaking_service") if given.leak else ("-m", "service")
+        with service(models, script=script) as server:
+            put_priors(server.url)
+            found = uvloop.run(run(server, given))
+    print(report(found))
+    if given.out:
+        given.out.parent.mkdir(parents=True, exist_ok=True)
+        given.out.write_text(json.dumps(found, indent=2) + "\n")
+    return int(found["wrong"] > 0 or found["flat"] is given.leak)
+
+
+async def run(server: Process, given: argparse.Namespace) -> dict:
+    """All requests, with what happens meanwhile."""
+    changing = asyncio.ensure_future(change(server))
+    statuses: Counter[int] = Counter()
+    faults: list[str] = []
+    wrong, memory = 0, [server.rss_mib()]
+    begun, traffic = time.perf_counter(), asks(given.seed)
+    told = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, told.set)
+    for _ in range(PIECES):
+        if told.is_set():
+            break
+        piece = itertools.islice(traffic, given.requests // PIECES)
+        driven = await drive(server.url, piece, connections=given.connections)
+        statuses += driven.statuses
+        wrong += driven.faulty
+        faults += driven.faults[:5]
+        memory.append(server.rss_mib())
+    seconds = time.perf_counter() - begun
+    changing.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await changing
+    early = statistics.median(memory[11:21] or memory)
+    late = statistics.median(memory[-10:])
+    return {
+        "requests": sum(statuses.values()),
+        "seconds": seconds,
+        "statuses": {str(status): count for status, count in sorted(statuses.items())},
+        "wrong": wrong,
+        "faults": faults[:20],
+        "changes": dict(CHANGES),
+        "memory_mib": memory,
+        "early_mib": early,
+        "late_mib": late,
+        "flat": late - early <= FLAT_MIB,
+    }
+
+
+CHANGES: Counter[str] = Counter()
+
+
+async def change(server: Process) -> None:
+    """Priors and models change for as long as this runs."""
+    async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
+        for turn in itertools.count():
+            target = [1.0 + (turn + i) % 7 for i in range(5)]
+            answer = await client.put("/models/linear/priors/busy", json={"target": target})
+            CHANGES["revisions"] += answer.is_success
+            os.kill(server.popen.pid, signal.SIGHUP)
+            CHANGES["reloads"] += 1
+            if turn % 10 == 9:
+                answer = await client.get("/metrics")
+                CHANGES["scrapes"] += answer.is_success
+            await asyncio.sleep(CHANGE_SECONDS)
+
+
+def report(found: dict) -> str:
+    """For people."""
+    memory = found["memory_mib"]
+    statuses = ", ".join(f"{status}: {count}" for status, count in found["statuses"].items())
+    lines = [
+        f"{found['requests']} requests in {found['seconds']:.0f} s ({statuses}; 0: the client left), {found['wrong']} wrong",
+        f"meanwhile: {', '.join(f'{count} {what}' for what, count in found['changes'].items())}",
+        f"memory: {memory[0]:.1f} MiB at the start, {found['early_mib']:.1f} in the second fifth, {found['late_mib']:.1f} in the last",
+        "flat" if found["flat"] else "not flat",
+    ]  # fmt: skip
+    return "\n".join(lines + found["faults"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

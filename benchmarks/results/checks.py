@@ -1,0 +1,120 @@
+"""The parts of docs/results.md that judge: what was expected, and what an independent implementation found."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from benchmarks.results.published import REFERENCE, REFERENCE_SOURCE
+from benchmarks.results.text import Document, key, ns, spread, title
+from benchmarks.results.variant_tables import Row, variants_of
+from benchmarks.results.variant_list import HIDDEN_LAYER
+from training.studies.numbers import interval_of_mean
+from training.studies.page import markdown_table
+
+
+def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) -> str:
+    """What the paper and the independent figures make one expect, seed by seed, and whether it is so."""
+    rows = []
+    for document in documents:
+        least = 9 if document["settings"]["imbalance_ratio"] >= 1000 else 2
+        for method in ("post-hoc τ=1", "logit-adjusted"):
+            gains = [-100 * each for each in document["methods"][method]["against_erm"]["each"]]
+            text = f"ERM − {method} ≥ {least} points"
+            rows.append(_check(document, text, gains, lambda g, low=least: g >= low))
+        sgd, adam = (_of_norms(document, name, "spearman") for name in ("SGD", "Adam"))
+        rows += [
+            _check(document, f"‖w_y‖ and n_y, rank correlation {text}", found, holds, digits=2)
+            for text, found, holds in (
+                ("under SGD with momentum > 0.7", sgd, lambda r: r > 0.7),
+                ("under Adam < 0", adam, lambda r: r < 0),
+            )
+        ]
+        rows.append(_less_under_adam(document, sgd, adam))
+        rows += _with_hidden_layer(document, variants)
+    return markdown_table(("setting", "expected", "each seed", "so?"), rows)
+
+
+def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list[str]]:
+    """The same expectations of the network that has a hidden layer before its last one."""
+    return [
+        _check(
+            document,
+            f"the same with a hidden layer of 64: {'SGD > 0.7' if name.startswith('SGD') else 'Adam < 0'}",
+            [row["spearman"] for row in found],
+            (lambda r: r > 0.7) if name.startswith("SGD") else (lambda r: r < 0),
+            digits=2,
+        )
+        for name, found in variants_of(variants, HIDDEN_LAYER, *key(document)).items()
+    ]
+
+
+def _less_under_adam(document: Document, sgd: list[float], adam: list[float]) -> list[str]:
+    """The difference of the rank correlations, with the 95 % interval of its mean over the seeds."""
+    less = [own - other for own, other in zip(sgd, adam, strict=True)]
+    text = "‖w_y‖ and n_y, rank correlation lower under Adam than under SGD"
+    row = _check(document, text, less, lambda r: r > 0, digits=2)
+    interval = interval_of_mean(less)
+    if interval is not None:
+        row[2] += f"; mean {np.mean(less):.2f} [{interval[0]:.2f}, {interval[1]:.2f}]"
+    return row
+
+
+def _of_norms(document: Document, optimiser: str, key: str) -> list[float]:
+    return [one["norms"][optimiser][key] for one in document["curves"]]
+
+
+def _check(
+    document: Document,
+    text: str,
+    values: list[float],
+    holds: Callable[[float], bool],
+    *,
+    digits: int = 1,
+) -> list[str]:
+    kept = sum(holds(value) for value in values)
+    verdict = "yes" if kept == len(values) else f"**no**: {kept} of {len(values)}"
+    return [title(document), text, ", ".join(f"{value:.{digits}f}" for value in values), verdict]
+
+
+def beside_reference(documents: Sequence[Document]) -> str:
+    """Ours less the independent implementation's, where it has figures, and how far one run of ours may lie away."""
+    rows = []
+    for document in documents:
+        theirs = REFERENCE.get(key(document), {})
+        reach = reach_of_a_run(document, theirs)
+        for name, reference in theirs.items():
+            own = document["methods"].get(name)
+            if own is None:
+                continue
+            ours = own["summary"]["balanced_error"]
+            difference = 100 * ours["mean"] - reference
+            gains = reference - theirs["erm"], 100 * own["against_erm"]["mean"]
+            told = [f"{points:+.1f}" for points in (difference, *gains)]
+            verdict = "–" if reach is None else "no" if abs(difference) <= reach else "**yes**"
+            told.insert(1, "–" if reach is None else f"± {reach:.1f}")
+            rows.append([title(document), name, f"{reference:.1f}", spread(ours), *told, verdict])
+    header = (
+        "setting", "method", "theirs", f"ours ({ns(documents)})", "difference, points",
+        "chance alone, 95 %", "against ERM, theirs", "against ERM, ours", "more than chance?",
+    )  # fmt: skip
+    return (
+        f"Balanced error in percent of {REFERENCE_SOURCE}, which is not ours. Networks, augmentation and lengths differ, so the order and the gains over ERM\n"
+        "should agree, not the digits. How much their runs vary is not known. “Chance alone” is how far one more run of *ours* may lie from the mean, from the\n"
+        "standard deviation of a setting's methods, pooled. Their weight normalisation does not say its τ, so it stands beside both of ours.\n\n"
+        + markdown_table(header, rows)
+    )
+
+
+def reach_of_a_run(document: Document, names: Mapping[str, float]) -> float | None:
+    """Half of the 95 % prediction interval, points, of one more run beside the mean of a document's seeds.
+
+    The sd is pooled over the methods in names: that of three seeds alone is too unsure. None for one seed.
+    """
+    spreads = [document["methods"][name]["summary"]["balanced_error"] for name in names
+               if name in document["methods"]]  # fmt: skip
+    if not spreads or spreads[0]["sd"] is None:
+        return None
+    n = spreads[0]["n"]
+    sd = 100 * np.sqrt(np.mean([entry["sd"] ** 2 for entry in spreads]))
+    return float(stats.t.ppf(0.975, len(spreads) * (n - 1)) * sd * np.sqrt(1 + 1 / n))

@@ -1,0 +1,161 @@
+"""The parts of docs/results.md that explain other people's figures, from the file of benchmarks.results.variants."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.results.published import REFERENCE
+from benchmarks.results.text import Document, key, mean, spread, title
+from training.studies.page import markdown_table
+
+Row = Mapping[str, Any]
+
+
+def variants_of(
+    rows: Sequence[Row], group: str, largest: int, ratio: float
+) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        if (row["group"], row["max_per_class"], row["imbalance_ratio"]) == (group, largest, ratio):
+            found.setdefault(row["variant"], []).append(row)
+    return found
+
+
+def summary(found: Sequence[Row], name: str = "balanced_error") -> dict[str, float | None]:
+    """Mean and sd of a score of rows."""
+    values = [row[name] for row in found]
+    return {"mean": float(np.mean(values)),
+            "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}  # fmt: skip
+
+
+OF = {
+    "weight-norm": ("weight-norm τ=1", "weight-norm τ chosen"),
+    "ldam": ("ldam",),
+    "sampler": ("sampler-balanced",),
+    "balanced": ("balanced",),
+}
+"""Group of benchmarks.results.variants → the methods of the comparison that it varies."""
+
+
+def other_ways(documents: Sequence[Document], rows: Sequence[Row]) -> str:
+    """A table of what other choices give, beside the method as it was compared."""
+    lines = []
+    for document in documents:
+        largest, ratio = key(document)
+        for group, methods in OF.items():
+            found = variants_of(rows, group, largest, ratio)
+            if not found:
+                continue
+            lines += [
+                [title(document), method, "as compared", *_cells(document, method)]
+                for method in methods
+                if method in document["methods"]
+            ]
+            lines += [
+                [
+                    title(document),
+                    methods[0].split(" ")[0],
+                    name,
+                    str(len(own)),
+                    spread(summary(own)),
+                ]
+                for name, own in found.items()
+            ]
+    return markdown_table(("setting", "method", "how", "n", "balanced error, %"), lines)
+
+
+def _cells(document: Document, method: str) -> list[str]:
+    entry = document["methods"][method]["summary"]["balanced_error"]
+    return [str(entry["n"]), spread(entry)]
+
+
+def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
+    """What the table of other ways says of each difference to the independent figures; nothing of what it lacks."""
+    told = []
+    for document in documents:
+        theirs = REFERENCE.get(key(document), {})
+        found = {
+            group: {name: 100 * float(np.mean([row["balanced_error"] for row in own]))
+                    for name, own in variants_of(rows, group, *key(document)).items()}
+            for group in OF
+        }  # fmt: skip
+        sentences = [
+            *_of_weight_norms(document, theirs, found["weight-norm"]),
+            *_of_ldam(document, theirs, found["ldam"]),
+            *_of_sampling(document, theirs, found["sampler"]),
+        ]
+        if sentences:
+            told.append(f"- {title(document)[0].upper()}{title(document)[1:]}: {' '.join(sentences)}\n")  # fmt: skip
+    return "\n" + "".join(told) if told else ""
+
+
+Errors = Mapping[str, float]
+"""Percent, by name."""
+
+
+def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[str]:
+    """Which τ is theirs, and what hangs on the bias and on the validation split."""
+    if not found or "weight-norm τ=1" not in theirs:
+        return []
+    reference = theirs["weight-norm τ=1"]
+    fixed = {name: error for name, error in found.items() if name[-1].isdigit()}
+    nearest = min(fixed, key=lambda name: abs(fixed[name] - reference))
+    chosen, erm = 100 * mean(document, "weight-norm τ chosen"), 100 * mean(document, "erm")
+    split = "τ from a long-tailed validation split, by"
+    return [
+        f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} ({fixed[nearest]:.1f}).",
+        f"Keeping the bias changes its error at τ = 1 by {found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points.",
+        f"τ chosen on a long-tailed validation split, not on the balanced one: {found[f'{split} balanced error'] - chosen:+.1f} points;",
+        f"chosen there by plain error, it leaves {erm - found[f'{split} error']:.1f} of the {erm - chosen:.1f} points below ERM.",
+    ]
+
+
+def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
+    """Which largest margin is theirs."""
+    if not found or "ldam" not in theirs:
+        return []
+    errors = {"as compared": 100 * mean(document, "ldam"), **found}
+    nearest = min(errors, key=lambda name: abs(errors[name] - theirs["ldam"]))
+    return [f"LDAM is nearest to their {theirs['ldam']:.1f} % {_with(nearest)} ({errors[nearest]:.1f})."]  # fmt: skip
+
+
+def _with(name: str) -> str:
+    return name if name == "as compared" else f"with a {name.replace('margin', 'margin of')}"
+
+
+def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]:
+    """What the flips do."""
+    if not found or "sampler-balanced" not in theirs:
+        return []
+    ours = 100 * mean(document, "sampler-balanced")
+    worse, of = found["without flips"] - ours, theirs["sampler-balanced"] - ours
+    why = ": a repeated example that is never changed is learnt by heart" if worse > 0 else ""
+    return [f"Balanced sampling without flips changes by {worse:+.1f} points; theirs differs from ours by {of:+.1f}{why}."]  # fmt: skip
+
+
+def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
+    """A remark where weighting the loss by 1 / pi does worse than not weighting it."""
+    told = ""
+    for document in documents:
+        if "balanced" not in document["methods"] or mean(document, "balanced") <= mean(
+            document, "erm"
+        ):
+            continue
+        largest, ratio = key(document)
+        counts = document["data"]["class_counts"]
+        weight = sum(counts) / (len(counts) * min(counts))
+        others = [
+            f"{spread(summary(own))} {name}"
+            for name, own in variants_of(rows, "balanced", largest, ratio).items()
+        ]
+        told += (
+            f"\n`balanced` fails at {title(document)}: one example of the rarest class weighs as much as {weight:.0f} average ones, and a step\n"
+            "for it undoes many others at this learning rate. Sampling the classes equally often asks for the same mix and does not fail.\n"
+            + (
+                f"It is the step, not the formula or the precision: {', '.join(others)}.\n"
+                if others
+                else ""
+            )
+        )
+    return told

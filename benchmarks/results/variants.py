@@ -1,0 +1,190 @@
+"""What hangs on a setting that the comparison holds still: Adam's rate and memory, LDAM's margin, how weight normalisation is done …
+
+    python -m benchmarks.results.variants runs/variants.json --compared runs/exp100-5000 runs/exp1000-5000
+
+Trains the variants of benchmarks/results/variant_list.py on long-tailed Fashion-MNIST with the recipe of the comparison, three
+seeds each, and adds every run's scores to the file when it is over: the same command goes on where it stopped.
+`--only adam` trains one group, `--most 8` so many runs. --compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
+`benchmarks.results.page` makes tables of docs/results.md of the file. About 30 s of one core a run.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.stats import spearmanr
+
+from benchmarks.results.variant_list import ON_NORMS, SEEDS, VARIANTS
+from service.contract.scores import balanced_error, error
+from training.studies.compare import outcome_of, outcome_path
+from training.studies.curves import norm_slope
+from training.studies.outcomes import Outcome, Part
+from training.scores.posthoc import NORM_GRID, LastLayer, adjustment_curve, best_tau, norm_curve
+from training.loop.processes import Processes
+from training.run.recipe_file import make
+
+
+def main() -> None:
+    """Train what the file lacks."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("file", type=Path, help="where the scores are kept, as JSON")
+    parser.add_argument(
+        "--compared", nargs="*", type=Path, default=[], help="folders of training compare"
+    )
+    parser.add_argument(
+        "--only", help=f"one group: {', '.join(sorted({v.group for v in VARIANTS}))} (default all)"
+    )
+    parser.add_argument("--most", type=int, help="runs, and then stop (default all)")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    found = json.loads(options.file.read_text(encoding="utf-8")) if options.file.exists() else []
+    for folder in options.compared:
+        found += [row for row in normalised(folder) if row not in found]
+        keep(found, options.file)
+    missing = [run for run in runs() if not any(same(run, row) for row in found)]
+    missing = [run for run in missing if options.only in (None, run["group"])]
+    for run in missing[: options.most]:
+        found.append(run | trained(run))
+        keep(found, options.file)
+        print(found[-1], file=sys.stderr)
+
+
+def keep(found: list[dict[str, Any]], path: Path) -> None:
+    """Write the file."""
+    path.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def runs() -> Iterator[dict[str, Any]]:
+    """Every run of VARIANTS, without its scores."""
+    every = [(variant, *run) for variant in VARIANTS for run in variant.runs]
+    for variant, largest, ratio, seed in sorted(every, key=lambda one: one[-1]):
+        yield {
+            "group": variant.group,
+            "variant": variant.name,
+            "max_per_class": largest,
+            "imbalance_ratio": ratio,
+            "seed": seed,
+        }
+
+
+def same(run: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
+    """Whether a row of the file is that run's."""
+    return all(row[key] == value for key, value in run.items())
+
+
+def trained(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The scores of a run, on the test split; errors are fractions."""
+    changes = next(
+        v.changes for v in VARIANTS if (v.group, v.name) == (run["group"], run["variant"])
+    )
+    keys = ("max_per_class", "imbalance_ratio", "seed")
+    recipe = make("fashion-compare", {key: run[key] for key in keys})
+    outcome = outcome_of(
+        replace(recipe, **changes),
+        checkpoint=None,
+        keep_features=run["group"] in ON_NORMS,
+        processes=Processes(torch.device("cpu")),
+    )
+    return scores(outcome)
+
+
+def scores(outcome: Outcome) -> dict[str, Any]:
+    """Balanced errors as trained, after post-hoc adjustment and after weight normalisation; how norms follow counts."""
+    test = outcome.test
+    found: dict[str, Any] = {
+        "balanced_error": plain_error(test),
+        "post_hoc": adjustment_curve(
+            test.logits, test.labels, log_source_prior=outcome.log_source_prior, grid=(1.0,)
+        )[0][1],
+        "seconds": outcome.seconds,
+    }
+    if outcome.val is not None:
+        found["on_validation"] = plain_error(outcome.val)
+    if outcome.layer is not None and test.features is not None:
+        curve = norm_curve(outcome.layer, test.features, test.labels, grid=(1.0,))
+        lengths = outcome.layer.norms
+        found |= {
+            "weight_norm": curve[0][1],
+            "spearman": float(spearmanr(lengths, outcome.class_counts).statistic),
+            "slope": norm_slope(lengths, outcome.class_counts),
+            "norms": lengths.tolist(),
+        }
+    return found
+
+
+def plain_error(part: Part) -> float:
+    """Balanced error of the largest logit."""
+    return balanced_error(part.logits.argmax(axis=1), part.labels, part.logits.shape[1])
+
+
+def normalised(folder: Path) -> list[dict[str, Any]]:
+    """Rows of weight normalisation done in other ways, of the ERM runs in the folder of a comparison."""
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    rows = []
+    paths = {seed: outcome_path(folder, "erm", seed) for seed in SEEDS}
+    for seed, path in paths.items():
+        if not path.exists():
+            continue
+        outcome = Outcome.load(path)
+        rows += [
+            {
+                "group": "weight-norm",
+                "variant": name,
+                "max_per_class": settings["max_per_class"],
+                "imbalance_ratio": settings["imbalance_ratio"],
+                "seed": seed,
+                "balanced_error": found,
+            }
+            for name, found in normalisations(outcome, np.random.default_rng(seed)).items()
+        ]
+    return rows
+
+
+def normalisations(outcome: Outcome, rng: np.random.Generator) -> dict[str, float]:
+    """Balanced error on the test split by how the weights are normalised."""
+    layer, val, test = outcome.layer, outcome.val, outcome.test
+    assert layer is not None
+    assert val is not None
+    assert val.features is not None
+    assert test.features is not None
+    on_test = dict(norm_curve(layer, test.features, test.labels))
+    tail = long_tailed(val.labels, outcome.class_counts, rng)
+    features, labels = val.features[tail], val.labels[tail]
+    errors = {
+        tau: error(layer.normalised(tau).logits(features).argmax(axis=1), labels)
+        for tau in NORM_GRID
+    }
+    kept = LastLayer(layer.normalised(1.0).weight, layer.bias).logits(test.features)
+    return {
+        **{f"τ = {tau:g}": on_test[tau] for tau in (0.5, 0.6, 0.7, 1.0)},
+        "τ = 1, bias kept": balanced_error(kept.argmax(axis=1), test.labels, len(layer.bias)),
+        "τ from a long-tailed validation split, by balanced error": on_test[
+            best_tau(norm_curve(layer, features, labels))
+        ],
+        "τ from a long-tailed validation split, by error": on_test[
+            min(errors, key=errors.__getitem__)
+        ],
+    }
+
+
+def long_tailed(
+    labels: NDArray[np.integer], class_counts: NDArray[np.integer], rng: np.random.Generator
+) -> NDArray[np.intp]:
+    """Rows of a balanced split that keep the mix of class_counts, one of each class at least."""
+    found = []
+    for index, count in enumerate(class_counts):
+        own = np.flatnonzero(labels == index)
+        wanted = max(1, round(len(own) * count / class_counts.max()))
+        found.append(rng.permutation(own)[:wanted])
+    return np.concatenate(found)
+
+
+if __name__ == "__main__":
+    main()

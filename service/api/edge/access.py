@@ -1,0 +1,261 @@
+"""Who may do what: API keys with roles, held as hashes, each with its own rate limit."""
+
+import hashlib
+import hmac
+import ipaddress
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import Request
+
+from service.api.edge.errors import Problem
+from service.observe.log import ANONYMOUS
+
+log = logging.getLogger(__name__)
+audit_log = logging.getLogger("service.audit")
+
+ROLES = ("predict", "operate", "observe")
+_IMPLIED = {"operate": "observe"}  # who may change priors may look at them
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_PREFIX = "priordial_"
+_LOOK_AGAIN_SECONDS = 1.0
+
+Headers = Iterable[tuple[bytes, bytes]]
+
+
+class InvalidKeys(ValueError):
+    """A list of keys with a wrong line; the message names the line, never what is in it."""
+
+
+class ExposedWithoutKeys(ValueError):
+    """The service would be open to others than this host."""
+
+
+@dataclass(frozen=True)
+class Key:
+    """What is known of an API key: not the key."""
+
+    name: str
+    roles: frozenset[str]
+    sha256: bytes
+    per_second: float | None = None
+
+    def line(self) -> str:
+        """The key's line in a list of keys."""
+        rate = "" if self.per_second is None else f" rate={self.per_second:g}"
+        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.sha256.hex()}{rate}"
+
+
+def make_key(
+    name: str, roles: Sequence[str], *, per_second: float | None = None
+) -> tuple[str, Key]:
+    """A new key, to be shown once, and what is to be kept of it. Raises InvalidKeys."""
+    secret = _PREFIX + secrets.token_urlsafe(32)
+    key = Key(name, frozenset(roles), _hash(secret.encode()), per_second)
+    return secret, parse_keys(key.line())[0]
+
+
+def parse_keys(text: str) -> list[Key]:
+    """Keys, one a line or separated by ';': NAME ROLE[,ROLE] sha256:HEX [rate=PER_SECOND]. '#' begins a comment.
+
+    Two lines may have the same name, so that a key can be replaced without a gap. Raises InvalidKeys.
+    """
+    keys = []
+    for number, raw in enumerate(re.split(r"[\n;]", text), 1):
+        line = raw.split("#")[0].strip()
+        if line:
+            keys.append(_parse_line(line, f"line {number}"))
+    return keys
+
+
+def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
+    """Raise ExposedWithoutKeys when others could reach a service that asks for no key."""
+    if has_keys or allow_anonymous or is_loopback(host):
+        return
+    raise ExposedWithoutKeys(
+        f"without keys the service listens on loopback only, and {host} is not; give --keys FILE "
+        "(`python -m service key` makes keys) or --allow-anonymous"
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach the address."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+class Access:
+    """Checks keys. Without any, everybody may do everything under the name of nobody."""
+
+    def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
+        """Keys that never change, and those of a file, which is read again when it changes. Raises InvalidKeys."""
+        self._fixed = list(keys)
+        self._file = file
+        self._file_state: tuple[int, int, int] | None = None
+        self._looked_at = time.monotonic()
+        self._buckets: dict[bytes, _Bucket] = {}
+        self._keys = self._fixed if file is None else [*self._fixed, *self._read(file)]
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether no key is asked for."""
+        return not self._keys and self._file is None
+
+    def check(self, headers: Headers, role: str) -> str:
+        """The name of the key that may act in this role; ANONYMOUS when no key is asked for. Raises Problem."""
+        if self._file is not None and time.monotonic() - self._looked_at > _LOOK_AGAIN_SECONDS:
+            self._look_again(self._file)
+        if self.open_to_all:
+            return ANONYMOUS
+        given = _given_key(headers)
+        if given is None:
+            raise Problem(
+                "no-key", "give an API key: Authorization: Bearer KEY", headers=_CHALLENGE
+            )
+        key = self._find(_hash(given))
+        if key is None:
+            raise Problem("no-key", "the API key is not known", headers=_CHALLENGE)
+        if not any(role in (held, _IMPLIED.get(held)) for held in key.roles):
+            raise Problem("forbidden", f"key '{key.name}' has not got the role '{role}'")
+        if key.per_second is not None:
+            self._count(key, key.per_second)
+        return key.name
+
+    def status_for_observing(self, headers: Headers) -> int:
+        """200 where these headers may observe, else the status of the problem."""
+        try:
+            self.check(headers, "observe")
+        except Problem as problem:
+            return problem.status
+        return 200
+
+    def require(self, role: str) -> Callable[[Request], Awaitable[None]]:
+        """A FastAPI dependency that checks the role and notes the name of the key in request.state.by."""
+
+        async def checked(request: Request) -> None:
+            request.state.by = self.check(request.scope["headers"], role)
+
+        return checked
+
+    def _find(self, digest: bytes) -> Key | None:
+        """Compares with every key, so that the time tells nothing."""
+        found = None
+        for key in self._keys:
+            if hmac.compare_digest(key.sha256, digest):
+                found = key
+        return found
+
+    def _count(self, key: Key, per_second: float) -> None:
+        bucket = self._buckets.setdefault(key.sha256, _Bucket(per_second))
+        wait = bucket.take(per_second)
+        if wait > 0:
+            raise Problem(
+                "rate-limited",
+                f"key '{key.name}' may ask {per_second:g} times a second",
+                headers={"Retry-After": str(max(1, round(wait + 0.5)))},
+            )
+
+    def _read(self, file: Path) -> list[Key]:
+        try:
+            found = file.stat()
+            keys = parse_keys(file.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise InvalidKeys(f"{file}: {error.strerror}") from None
+        except UnicodeDecodeError:
+            raise InvalidKeys(f"{file}: not UTF-8 text") from None
+        except InvalidKeys as error:
+            raise InvalidKeys(f"{file}, {error}") from None
+        self._file_state = (found.st_mtime_ns, found.st_size, found.st_ino)
+        return keys
+
+    def _look_again(self, file: Path) -> None:
+        self._looked_at = time.monotonic()
+        try:
+            found = file.stat()
+            if (found.st_mtime_ns, found.st_size, found.st_ino) == self._file_state:
+                return
+            self._keys = [*self._fixed, *self._read(file)]
+        except (OSError, InvalidKeys) as error:
+            if self._file_state is not None:
+                log.error("the keys stay as they were: %s", error)  # noqa: TRY400 - no trace needed
+            self._file_state = None
+            return
+        log.warning("the keys were read again: %d are valid", len(self._keys))
+
+
+def audit(request: Request, *, action: str, model: str, name: str, **more: object) -> None:
+    """One line for a write that was done, with the name of the key that did it."""
+    by = request.state.by
+    request_id = request.scope.get("state", {}).get("request_id")
+    told = " ".join(f"{key}={value}" for key, value in more.items())
+    audit_log.info(
+        "%s by %s: model=%s prior=%s %s", action, by, model, name, told,
+        extra={"audit": {"action": action, "by": by, "model": model, "prior": name, "request_id": request_id, **more}},
+    )  # fmt: skip
+
+
+class _Bucket:
+    """As many tokens as a second brings, at least one; each request takes one."""
+
+    def __init__(self, per_second: float) -> None:
+        self._tokens = max(1.0, per_second)
+        self._filled_at = time.monotonic()
+
+    def take(self, per_second: float) -> float:
+        """0, or the seconds until there will be a token."""
+        now = time.monotonic()
+        self._tokens = min(
+            max(1.0, per_second), self._tokens + (now - self._filled_at) * per_second
+        )
+        self._filled_at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / per_second
+        self._tokens -= 1
+        return 0.0
+
+
+_CHALLENGE = {"WWW-Authenticate": "Bearer"}
+
+
+def _given_key(headers: Headers) -> bytes | None:
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip()
+        if name == b"x-api-key":
+            return value.strip()
+    return None
+
+
+def _hash(secret: bytes) -> bytes:
+    """Plain SHA-256 is enough: keys are 256 random bits, not passwords."""
+    return hashlib.sha256(secret).digest()
+
+
+def _parse_line(line: str, where: str) -> Key:
+    parts = line.split()
+    if len(parts) not in (3, 4):
+        raise InvalidKeys(f"{where}: expected NAME ROLE[,ROLE] sha256:HEX [rate=PER_SECOND]")
+    name, roles, digest = parts[:3]
+    if not _NAME.fullmatch(name):
+        raise InvalidKeys(f"{where}: the name must be letters, digits, '.', '_', '-', at most 64")
+    unknown = sorted(set(roles.split(",")) - set(ROLES))
+    if unknown:
+        raise InvalidKeys(f"{where}: unknown role '{unknown[0][:20]}'; expected {', '.join(ROLES)}")
+    if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", digest):
+        raise InvalidKeys(f"{where}: expected sha256: and 64 hex digits (a hash, never a key)")
+    per_second = None
+    if len(parts) == 4:
+        match = re.fullmatch(r"rate=([0-9]{1,9}(?:\.[0-9]{1,6})?)", parts[3])
+        if match is None or float(match[1]) <= 0:
+            raise InvalidKeys(f"{where}: expected rate= and a number of requests a second above 0")
+        per_second = float(match[1])
+    return Key(name, frozenset(roles.split(",")), bytes.fromhex(digest[7:]), per_second)

@@ -1,0 +1,123 @@
+"""Every error a caller can see: one status table, one body (application/problem+json, RFC 9457)."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+
+from service.batching import work
+from service.contract import adjustment, prior
+from service.priors import preview, revisions
+from service.repository import repository
+from service.wire import arrays as payloads
+
+PROBLEM_JSON = "application/problem+json"
+
+TITLES = {
+    "malformed": (400, "The request is malformed"),
+    "no-key": (401, "An API key is needed"),
+    "forbidden": (403, "The API key may not do this"),
+    "not-found": (404, "Nothing is here"),
+    "unknown-model": (404, "No such model"),
+    "unknown-prior": (404, "No such prior"),
+    "method-not-allowed": (405, "The method is not allowed here"),
+    "not-acceptable": (406, "None of the accepted media types can be given"),
+    "too-slow": (408, "The request did not come in time"),
+    "conflict": (409, "The request conflicts with what is there"),
+    "unknown-label-frequencies": (409, "The label frequencies are unknown"),
+    "prior-does-not-fit": (409, "The prior belongs to another class list"),
+    "too-little-traffic": (409, "There is too little recent traffic"),
+    "stale": (412, "Somebody else wrote first"),
+    "too-large": (413, "The request is too large"),
+    "unsupported-media-type": (415, "The media type is not supported"),
+    "invalid": (422, "The request is well-formed but wrong"),
+    "precondition-required": (428, "If-Match is required"),
+    "overloaded": (429, "The queue is full"),
+    "rate-limited": (429, "The API key's rate limit is reached"),
+    "unavailable": (503, "The service cannot answer now"),
+    "deadline": (504, "The deadline passed"),
+    "internal": (500, "The service failed"),
+}
+
+
+class Problem(Exception):
+    """An answer that is not the one that was asked for. `kind` is a key of TITLES."""
+
+    def __init__(
+        self,
+        kind: str,
+        detail: str,
+        *,
+        errors: Sequence[Mapping[str, str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(detail)
+        self.kind = kind
+        self.status, self.title = TITLES[kind]
+        self.detail = detail
+        self.errors = errors
+        self.headers = dict(headers or {})
+
+    def body(self, *, oip: bool = False) -> bytes:
+        """The JSON body; with oip, the Open Inference Protocol's `error` member beside the others."""
+        members: dict[str, Any] = {
+            "type": f"/problems/{self.kind}",
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+        }
+        if self.errors is not None:
+            members["errors"] = list(self.errors)
+        if oip:
+            members["error"] = self.detail
+        return orjson.dumps(members)
+
+
+def kinds() -> Mapping[type[Exception], str]:
+    """The one status table: what each domain error is to a caller."""
+    return {
+        payloads.Malformed: "malformed",
+        payloads.InvalidInput: "invalid",
+        payloads.InvalidParameter: "invalid",
+        payloads.InvalidImage: "invalid",
+        adjustment.InvalidTau: "invalid",
+        prior.InvalidPrior: "invalid",
+        prior.UnknownLabelFrequencies: "unknown-label-frequencies",
+        revisions.InvalidReference: "invalid",
+        revisions.UnknownPrior: "unknown-prior",
+        revisions.PriorDoesNotFit: "prior-does-not-fit",
+        revisions.PriorConflict: "conflict",
+        revisions.StaleRevision: "stale",
+        revisions.RevisionNotHere: "unavailable",
+        revisions.StoreUnavailable: "unavailable",
+        preview.TooLittleTraffic: "too-little-traffic",
+        work.UnscorableRows: "invalid",
+        work.RequestTooLarge: "too-large",
+        work.Overloaded: "overloaded",
+        work.DeadlinePassed: "deadline",
+        work.Abandoned: "deadline",
+        work.BatcherFailed: "unavailable",
+        repository.UnknownModel: "unknown-model",
+        repository.ModelFailed: "invalid",
+    }
+
+
+_KINDS = kinds()
+_RETRY = {"overloaded", "unavailable"}
+
+
+def problem_of(error: Exception) -> Problem:
+    """Any error as a Problem; one that is not in the table is a fault of ours and tells nothing of itself."""
+    if isinstance(error, Problem):
+        return error
+    kind = next((_KINDS[each] for each in type(error).__mro__ if each in _KINDS), None)
+    if kind is None:
+        return Problem(
+            "internal", "the service failed; the log has the cause under this request's id"
+        )
+    return Problem(
+        kind,
+        str(error),
+        errors=getattr(error, "errors", None),
+        headers={"Retry-After": "1"} if kind in _RETRY else None,
+    )

@@ -1,0 +1,102 @@
+"""The repository extension of the Open Inference Protocol V2: what there is, load, unload."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request, Response
+
+from service.api.edge.access import Access
+from service.api.edge.errors import Problem
+from service.api.edge.json_body import decode_json
+from service.repository.repository import Repository
+
+
+def router(*, repository: Repository, access: Access) -> APIRouter:
+    """POST /v2/repository/index, /v2/repository/models/{model}/load and …/unload."""
+    routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
+    changing: dict[str, Any] = {
+        "dependencies": [Depends(access.require("operate"))],
+        "response_class": Response,
+        "responses": {200: {"description": "Done"}, **_INDEX_ERRORS, **_RED},
+        "openapi_extra": _body("parameters", {"type": "object"}),
+    }
+
+    @routes.post(
+        "/repository/index",
+        dependencies=[Depends(access.require("observe"))],
+        responses=_INDEX_ERRORS,
+        openapi_extra=_body("ready", {"type": "boolean"}),
+    )
+    async def index(request: Request) -> list[dict[str, str]]:
+        """Every version that is in the repository, with its state; {"ready": true} leaves out those that do not serve."""
+        only_ready = await _member(request, "ready", bool)
+        return [item for item in _index(repository) if not only_ready or item["state"] == "READY"]
+
+    @routes.post("/repository/models/{model}/load", **changing)
+    async def load(model: str, request: Request) -> Response:
+        """Load the newest versions of a model from the repository, in place of those that serve."""
+        await _refuse_overrides(request)
+        await repository.load(model)
+        return Response(media_type="application/json")
+
+    @routes.post("/repository/models/{model}/unload", **changing)
+    async def unload(model: str, request: Request) -> Response:
+        """Stop serving a model; it stays out until it is loaded again."""
+        await _refuse_overrides(request)
+        await repository.unload(model)
+        return Response(media_type="application/json")
+
+    return routes
+
+
+def _index(repository: Repository) -> Iterator[dict[str, str]]:
+    loaded = repository.all()
+    for name, version, reason in repository.on_disk():
+        ready = version in loaded.get(name, {})
+        state = "READY" if ready else "UNAVAILABLE"
+        yield {
+            "name": name,
+            "version": str(version),
+            "state": state,
+            "reason": "" if ready else reason,
+        }
+
+
+async def _refuse_overrides(request: Request) -> None:
+    """Triton's clients can send a configuration or files along; a published version is never edited."""
+    for name in await _member(request, "parameters", dict):
+        if name != "unload_dependents":
+            raise Problem(
+                "malformed",
+                f"parameter '{name[:60]}' is not supported: models are published as files",
+            )
+
+
+async def _member(request: Request, name: str, kind: type) -> Any:
+    """The one member that a body may have, false or empty without it. The body may be empty, and of any content type."""
+    raw = await request.body()
+    body = decode_json(raw) if raw else {}
+    if not isinstance(body, dict) or set(body) - {name}:
+        raise Problem("malformed", f"expected an object with '{name}' or nothing")
+    value = body.get(name, kind())
+    if not isinstance(value, kind):
+        raise Problem(
+            "malformed", f"{name} must be {'true or false' if kind is bool else 'an object'}"
+        )
+    return value
+
+
+def _body(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    content = {"type": "object", "properties": {name: schema}, "additionalProperties": False}
+    return {"requestBody": {"content": {"application/json": {"schema": content}}}}
+
+
+_RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
+_INDEX_ERRORS: dict[int | str, dict[str, Any]] = {
+    400: {"description": "The body is not what it should be"},
+    401: {"description": "An API key is needed"},
+    403: {"description": "The API key may not do this"},
+    413: {"description": "The body is too large"},
+    422: {"description": "The model cannot be loaded, or the body holds what no text may hold"},
+    429: {"description": "The API key's rate limit is reached"},
+}

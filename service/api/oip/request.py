@@ -1,0 +1,197 @@
+"""The body of an Open Inference Protocol V2 inference request → values, before anything is known of the model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from service.contract.bundle import InputSpec
+from service.wire.arrays import (
+    InvalidInput,
+    InvalidParameter,
+    Malformed,
+    parse_json_object,
+    short,
+    texts_per_row,
+)
+from service.wire.parameters import Parameters, body_parameters, prior_of_text
+from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe
+
+HEADER_LENGTH = b"inference-header-content-length"
+CLASSES_OF = ("probabilities", "adjusted_logits", "logits")
+OUTPUTS = (*CLASSES_OF, "class_index", "class_probability", "class_name")
+_OWN = ("tau", "prior", "top_k")
+_IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", "content_type")
+"""What clients of other servers send of themselves, and what means nothing to a classifier."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requested:
+    """An output that was asked for; classes is the k of the classification extension."""
+
+    name: str
+    binary: bool
+    classes: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferRequest:
+    """A whole request. timeout_seconds is Triton's `timeout` parameter."""
+
+    inputs: Mapping[str, Tensor]
+    outputs: list[Requested]
+    parameters: Parameters
+    id: str | None = None
+    timeout_seconds: float | None = None
+
+
+def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRequest:
+    """Read a JSON body, or JSON of header_length bytes with binary tensors behind it. Raises Malformed or InvalidInput."""
+    length = len(body)
+    if header_length is not None:
+        if not header_length.isdigit() or int(header_length) > length:
+            raise Malformed(
+                f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; the body has {length} bytes"
+            )
+        length = int(header_length)
+    header = bytes(body[:length])
+    # A client that sends binary tensors repeats its header; numbers in JSON differ from request to request.
+    is_repeated = length < len(body) and length <= _MAX_KEPT
+    found = _kept_header(header) if is_repeated else _read_header(header)
+    inputs: dict[str, Tensor] = {}
+    offset = length
+    for each in found.inputs:
+        tensor, offset = each.read(body, offset)
+        if tensor.name in inputs:
+            raise Malformed(f"input '{tensor.name[:60]}' is given twice")
+        inputs[tensor.name] = tensor
+    if offset != len(body):
+        raise Malformed(f"{len(body) - offset} bytes follow the last input's binary data")
+    return InferRequest(inputs, found.outputs, found.parameters, found.id, found.timeout_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class _Header:
+    inputs: list[Described]
+    outputs: list[Requested]
+    parameters: Parameters
+    id: str | None
+    timeout_seconds: float | None
+
+
+_MAX_KEPT = 4096
+
+
+def _read_header(header: bytes) -> _Header:
+    document = parse_json_object(header, ("inputs", "outputs", "parameters", "id"))
+    entries = document.get("inputs")
+    if not isinstance(entries, list) or not entries:
+        raise Malformed("the request has no inputs")
+    identity = document.get("id")
+    if identity is not None and not isinstance(identity, str):
+        raise Malformed(f"id is {short(identity)}; expected a string")
+    parameters, timeout_seconds, binary = _parameters(document.get("parameters"))
+    return _Header(
+        [describe(entry) for entry in entries],
+        _outputs(document.get("outputs"), binary=binary),
+        parameters,
+        identity,
+        timeout_seconds,
+    )
+
+
+_kept_header = lru_cache(maxsize=1024)(_read_header)
+
+
+def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
+    """A body that is one row of the model's input and nothing else (Inference-Header-Content-Length: 0).
+
+    Outputs come back binary. For text the body is the text, for images an encoded image or the tensor. Raises
+    Malformed when the shape does not tell how to read it.
+    """
+    outputs = [Requested("probabilities", binary=True)]
+    dtype = DATATYPES[BY_DTYPE[spec.dtype]]
+    free = [at for at, n in enumerate(spec.shape) if at and n is None]
+    shape = [1, *(1 if n is None else n for n in spec.shape[1:])]
+    size = int(np.prod(shape)) * dtype.itemsize
+    if spec.kind == "text" or (spec.kind == "image" and len(body) != size):
+        if spec.kind == "text" and texts_per_row(spec) != 1:
+            raise Malformed("a raw request can only hold one text; the model takes several")
+        tensor = Tensor(spec.name, "BYTES", (1,), [bytes(body)])
+        return InferRequest({spec.name: tensor}, outputs, Parameters())
+    if len(free) == 1 and size and len(body) % size == 0:
+        shape[free[0]] = len(body) // size
+    elif free or len(body) != size:
+        raise Malformed(
+            f"a raw request of {len(body)} bytes does not fill one row of {spec.dtype} {spec.shape[1:]}"
+        )
+    values = np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
+    tensor = Tensor(spec.name, BY_DTYPE[spec.dtype], tuple(shape), values)
+    return InferRequest({spec.name: tensor}, outputs, Parameters())
+
+
+def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
+    """(tau, prior and top_k; seconds; whether outputs are binary unless they say otherwise)."""
+    if members is None:
+        return Parameters(), None, False
+    if not isinstance(members, dict):
+        raise Malformed(f"parameters must be an object; got {short(members)}")
+    own = {name: members[name] for name in _OWN if name in members}
+    for name in members:
+        if name not in {*own, "timeout", "binary_data_output", *_IGNORED} and not name.startswith(
+            "triton_"
+        ):
+            raise Malformed(
+                f"unknown parameter '{name[:60]}'; expected tau, prior, top_k, timeout or binary_data_output"
+            )
+    if isinstance(own.get("prior"), str):
+        own["prior"] = prior_of_text(own["prior"])
+    timeout = members.get("timeout")
+    if timeout is not None and (type(timeout) is not int or timeout < 0):
+        raise InvalidParameter(f"timeout is {short(timeout)}; expected microseconds")
+    seconds = timeout / 1e6 if timeout else None
+    return body_parameters(own), seconds, _flag(members, "binary_data_output", default=False)
+
+
+def _outputs(entries: Any, *, binary: bool) -> list[Requested]:
+    if entries is None or entries == []:
+        return [Requested("probabilities", binary)]
+    if not isinstance(entries, list):
+        raise Malformed(f"outputs are {short(entries)}; expected a list")
+    found: list[Requested] = []
+    for entry in entries:
+        name = entry.get("name") if isinstance(entry, dict) else None
+        if name not in OUTPUTS:
+            raise InvalidInput(f"there is no output {short(name)}; there are {', '.join(OUTPUTS)}")
+        if name in {each.name for each in found}:
+            raise Malformed(f"output '{name}' is asked for twice")
+        parameters = entry.get("parameters") or {}
+        if not isinstance(parameters, dict):
+            raise Malformed(f"output '{name}': parameters must be an object")
+        if "shared_memory_region" in parameters:
+            raise Malformed(f"output '{name}': shared memory is not supported")
+        binary_data = _flag(parameters, "binary_data", default=binary)
+        found.append(Requested(name, binary_data, _classes(parameters, name)))
+    return found
+
+
+def _classes(parameters: Mapping[str, Any], name: str) -> int | None:
+    classes = parameters.get("classification")
+    if classes is None:
+        return None
+    if type(classes) is not int or classes < 1:
+        raise InvalidParameter(
+            f"output '{name}': classification is {short(classes)}; expected at least 1"
+        )
+    if name not in CLASSES_OF:
+        raise InvalidInput(f"classification goes with {', '.join(CLASSES_OF)}, not with '{name}'")
+    return classes
+
+
+def _flag(members: Mapping[str, Any], name: str, *, default: bool) -> bool:
+    value = members.get(name, default)
+    if not isinstance(value, bool):
+        raise InvalidParameter(f"{name} is {short(value)}; expected true or false")
+    return value

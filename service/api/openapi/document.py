@@ -1,0 +1,255 @@
+"""/openapi.json whole: FastAPI's own description of the routes that it serves, and ours of those that score."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+
+from service.api.edge.errors import PROBLEM_JSON, TITLES
+from service.api.openapi.schemas import PRIOR_NAME, Schema, binary, components, parameter, ref
+from service.contract.bundle import Bundle
+from service.wire.arrays import example_input
+
+SCORING_PROBLEMS = (
+    "malformed",
+    "no-key",
+    "forbidden",
+    "unknown-model",
+    "unknown-prior",
+    "not-acceptable",
+    "too-slow",
+    "unknown-label-frequencies",
+    "prior-does-not-fit",
+    "too-large",
+    "unsupported-media-type",
+    "invalid",
+    "overloaded",
+    "rate-limited",
+    "unavailable",
+    "deadline",
+)
+_TAG = "prediction"
+_MODEL = parameter("model", {"type": "string"}, "A model's name", where="path")
+_VERSION = parameter("version", {"type": "string"}, "A version's number", where="path")
+_INLINE: Schema = {"type": "string", "pattern": r"^\{"}
+
+
+def describe(app: FastAPI, *, tau_cap: float, models: Callable[[], Sequence[Bundle]]) -> None:
+    """Let app.openapi() tell every route, and every answer of each, errors included.
+
+    `models` are those that serve now, the default one first: their names and inputs are the examples.
+    """
+    own = app.openapi
+    made: dict[tuple[str, ...], dict[str, Any]] = {}
+
+    def openapi() -> dict[str, Any]:
+        serving = models()
+        names = tuple(dict.fromkeys(bundle.name for bundle in serving))
+        if names not in made:
+            made.clear()
+            app.openapi_schema = None
+            made[names] = _whole(own, tau_cap, serving)
+        return made[names]
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _whole(
+    own: Callable[[], dict[str, Any]], tau_cap: float, serving: Sequence[Bundle]
+) -> dict[str, Any]:
+    document = own()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            _complete(path, operation)
+    document["paths"].update(_scoring())
+    parts = document.setdefault("components", {})
+    schemas = parts.setdefault("schemas", {})
+    for name in (
+        "HTTPValidationError",
+        "ValidationError",
+    ):  # FastAPI's form of error, which is not ours
+        schemas.pop(name, None)
+    schemas.update(components(tau_cap))
+    if serving:
+        _add_examples(document, serving)
+    parts["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    document["security"] = [{}, {"bearer": []}, {"key": []}]
+    return document
+
+
+def _add_examples(document: dict[str, Any], serving: Sequence[Bundle]) -> None:
+    """What fills the forms of /docs: names that exist, and one row that the first model takes."""
+    names = list(dict.fromkeys(bundle.name for bundle in serving))
+    for operations in document["paths"].values():
+        for operation in operations.values():
+            for each in operation.get("parameters", ()):
+                if each["in"] == "path" and each["name"] == "model":
+                    each["schema"] = {**each["schema"], "examples": names[:_MAX_EXAMPLES]}
+    spec = serving[0].input
+    example = example_input(spec)
+    if example.size <= _MAX_EXAMPLE_NUMBERS:
+        instances = {
+            "instances": example.ravel().tolist() if spec.kind == "text" else example.tolist()
+        }
+        schemas = document["components"]["schemas"]
+        schemas["PredictRequest"]["examples"] = [instances]
+        schemas["AdjustRequest"]["examples"] = [{**instances, "settings": [{"tau": 0}, {}]}]
+
+
+_MAX_EXAMPLES, _MAX_EXAMPLE_NUMBERS = 100, 1000
+
+
+def _complete(path: str, operation: dict[str, Any]) -> None:
+    """Errors in our form, and those that FastAPI does not know of."""
+    responses = operation["responses"]
+    if "{model}" in path or operation.get("parameters"):
+        responses.pop("422", None)
+        responses.update(_problems(("invalid",), path))
+    if "{model}" in path:
+        responses.setdefault("404", _problems(("unknown-model",), path)["404"])
+    for status, response in responses.items():
+        if status >= "400" and "content" not in response:
+            response["content"] = _content(path)
+
+
+def _problems(kinds: Iterable[str], path: str) -> dict[str, Any]:
+    """Responses by status; several kinds of one status share a line."""
+    found: dict[str, Any] = {}
+    for kind in kinds:
+        status, title = TITLES[kind]
+        told = found.setdefault(str(status), {"description": "", "content": _content(path)})
+        told["description"] += f"; {title}" if told["description"] else title
+    return found
+
+
+def _content(path: str) -> dict[str, Any]:
+    if path.startswith("/v2"):
+        return {"application/json": {"schema": ref("OipProblem")}}
+    if path.startswith("/health"):
+        return {"application/json": {"schema": {"type": "object"}}}
+    return {PROBLEM_JSON: {"schema": ref("Problem")}}
+
+
+def _scoring() -> dict[str, Any]:
+    predict = {
+        "application/json": {"schema": ref("PredictRequest")},
+        **binary("application/x-npy", "image/jpeg", "image/png", "image/webp"),
+        "multipart/form-data": {"schema": ref("PredictForm")},
+    }
+    adjust = {"application/json": {"schema": ref("AdjustRequest")}}
+    infer = {
+        "application/json": {"schema": ref("InferRequest")},
+        **binary("application/octet-stream"),
+    }
+    inferred = {
+        "application/json": {"schema": ref("InferAnswer")},
+        **binary("application/octet-stream"),
+    }
+    one = {"application/json": {"schema": ref("PredictAnswer")}}
+    many = {"application/json": {"schema": ref("AdjustAnswer")}}
+    json_only = [*_query("tau", "prior", "top_k", "version"), _timeout()]
+    length = parameter(
+        "Inference-Header-Content-Length",
+        {"type": "integer", "minimum": 0},
+        "Bytes of JSON before the binary tensors; 0: the body is one row of the model's input",
+        where="header",
+    )
+    return {
+        "/predict": _post(
+            "/predict", "Classify with the default model", _PREDICT, json_only, predict, one
+        ),
+        "/models/{model}/predict": _post(
+            "/models/{model}/predict", "Classify", _PREDICT, [_MODEL, *json_only], predict, one
+        ),
+        "/models/{model}/adjust": _post(
+            "/models/{model}/adjust",
+            "Score once, answer for many settings",
+            _ADJUST,
+            [_MODEL, *json_only],
+            adjust,
+            many,
+        ),
+        **{
+            path: _post(
+                path, "Infer (Open Inference Protocol V2)", _INFER, [*names, *json_only, length], infer, inferred
+            )
+            for path, names in (
+                ("/v2/models/{model}/infer", [_MODEL]),
+                ("/v2/models/{model}/versions/{version}/infer", [_MODEL, _VERSION]),
+            )
+        },
+    }  # fmt: skip
+
+
+def _post(  # noqa: PLR0917 - the parts of an operation in the order in which they are written
+    path: str,
+    summary: str,
+    description: str,
+    parameters: list[Schema],
+    body: dict[str, Any],
+    answer: dict[str, Any],
+) -> dict[str, Any]:
+    names = {each["name"] for each in parameters if each["in"] == "path"}
+    return {
+        "post": {
+            "tags": [_TAG],
+            "summary": summary,
+            "description": description,
+            "operationId": path.strip("/").replace("/", "_").replace("{", "").replace("}", ""),
+            "parameters": [p for p in parameters if p["in"] == "path" or p["name"] not in names],
+            "requestBody": {"required": True, "content": body},
+            "responses": {
+                "200": {"description": "Scored", "content": answer},
+                **_problems(SCORING_PROBLEMS, path),
+            },
+        }
+    }
+
+
+def _query(*names: str) -> list[Schema]:
+    known = {
+        "tau": parameter(
+            "tau", ref("Tau"), "Strength of the adjustment; else the model's default_tau"
+        ),
+        "prior": parameter(
+            "prior",
+            {"anyOf": [PRIOR_NAME, _INLINE]},
+            "NAME, NAME@REVISION or NAME@>=REVISION, or an inline prior as JSON; else `default`",
+        ),
+        "top_k": parameter(
+            "top_k", {"type": "integer", "minimum": 1}, "Classes in `top`, 1 to C; else 5"
+        ),
+        "version": parameter(
+            "version",
+            {"type": "integer", "minimum": 1, "maximum": 999_999_999},
+            "Pins a version; else the newest",
+        ),
+    }
+    return [known[name] for name in names]
+
+
+def _timeout() -> Schema:
+    return parameter(
+        "X-Request-Timeout-Ms",
+        {"type": "integer", "minimum": 1, "maximum": 86_400_000},
+        "Milliseconds after which the answer is not wanted any more",
+        where="header",
+    )
+
+
+_PREDICT = (
+    "Takes instances as JSON, one .npy array [batch, …], one image, or several in a form. The answer names the model, the "
+    "tau and the prior's revision that it was made with, and for every row the class at tau = 0 too."
+)
+_ADJUST = (
+    "Takes instances, which are scored once, or logits, and answers for each of up to 100 settings of tau and prior. What a "
+    "setting leaves out comes from the request's own parameters."
+)
+_INFER = (
+    "Inputs: the model's own, and optionally tau FP32 [batch, 1] and prior BYTES [batch, 1] for each row. Outputs: probabilities "
+    "(default), adjusted_logits, logits, class_index, class_probability, class_name. Binary tensors and the "
+    "classification extension work as in Triton."
+)

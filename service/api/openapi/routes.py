@@ -1,0 +1,114 @@
+"""How routes that read their bodies themselves are told to /openapi.json."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from service.api.edge.errors import PROBLEM_JSON, TITLES
+from service.contract.prior import PriorBody
+
+ALWAYS = ("invalid", "no-key", "forbidden", "rate-limited", "unknown-model", "unknown-prior")
+
+
+def documented(
+    answer: type[BaseModel] | None,
+    *,
+    problems: Sequence[str] = (),
+    also: int | None = None,
+    body: dict[str, Any] | None = None,
+    links: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Keyword arguments of add_api_route: the answers a route gives and the body it takes.
+
+    `also` is a second good status: 201 with the same body, or 304 with none. `answer` None is 204. `links` says what
+    can be done next with what the answer names.
+    """
+    responses: dict[int | str, dict[str, Any]] = {}
+    for kind in (*ALWAYS, *problems):
+        status, title = TITLES[kind]
+        told = responses.setdefault(
+            status, {"description": "", "content": {PROBLEM_JSON: {"schema": _PROBLEM}}}
+        )
+        told["description"] = "; ".join(filter(None, (told["description"], title)))
+    more: dict[str, Any] = {"status_code": 200 if answer is not None else 204}
+    if answer is not None:
+        responses[200] = {"model": answer, "description": "Done", **_links(links)}
+        if also == 201:
+            responses[201] = {"model": answer, "description": "Created", **_links(links)}
+    if also == 304:
+        responses[304] = {"description": "The caller has this revision already"}
+    if body is not None:
+        content = {"application/json": {"schema": body}}
+        more["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
+    return {**more, "responses": responses}
+
+
+def prior_links(suffix: str) -> dict[str, Any]:
+    """What can be done with a prior that was written: `suffix` ends the operations of the same form of path."""
+    where = {"name": "$response.body#/name"} | (
+        {"model": "$response.body#/model"} if suffix else {}
+    )
+
+    def to(operation: str, **more: Any) -> dict[str, Any]:
+        return {"operationId": operation + suffix, "parameters": where, **more}
+
+    names = (
+        "prior_one",
+        "prior_put",
+        "prior_add",
+        "prior_delete",
+        "prior_revisions",
+        "prior_replicas",
+        "prior_preview",
+    )
+    back = to("prior_rollback", requestBody={"revision": "$response.body#/revision"})
+    return {name: to(name) for name in names} | {"prior_rollback": back}
+
+
+def _links(links: Mapping[str, Any] | None) -> dict[str, Any]:
+    return {"links": links} if links else {}
+
+
+_PROBLEM = {"$ref": "#/components/schemas/Problem"}
+
+
+def _object(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "properties": properties,
+        "required": required,
+        "additionalProperties": False,
+    }
+
+
+_NOTE = {"type": "string", "maxLength": 2000}
+_WEIGHTS = [
+    {
+        "type": "object",
+        "additionalProperties": {"type": "number", "minimum": 0},
+        "minProperties": 1,
+    },
+    {"type": "array", "items": {"type": "number", "minimum": 0}, "minItems": 2},
+]
+_COUNTS = {"anyOf": _WEIGHTS}
+
+PRIOR = PriorBody.model_json_schema()
+PRIOR["properties"]["target"]["anyOf"] = [{"enum": ["uniform", "training"]}, *_WEIGHTS]
+PRIOR["properties"]["label_frequencies"]["anyOf"] = [*_WEIGHTS, {"type": "null"}]
+PATCH = _object(
+    ["add"],
+    add={**_object([], target=_COUNTS, label_frequencies=_COUNTS), "minProperties": 1},
+    note=_NOTE,
+)
+ROLLBACK = _object(
+    ["revision"], revision={"type": "integer", "minimum": 1, "maximum": 2**53 - 1}, note=_NOTE
+)
+_TAU = {"type": ["number", "null"], "minimum": 0}
+_REFERENCE = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}(@(>=)?[0-9]{1,15})?$"}
+PREVIEW = {
+    "anyOf": [
+        {**PRIOR, "title": "A prior and tau", "properties": {**PRIOR["properties"], "tau": _TAU}},
+        _object([], prior={"anyOf": [_REFERENCE, PRIOR]}, tau=_TAU),
+    ]
+}

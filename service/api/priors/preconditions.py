@@ -1,0 +1,57 @@
+"""If-Match, If-None-Match and ETag of priors: an ETag is the revision in quotes."""
+
+import re
+
+from fastapi import Request
+
+from service.api.edge.errors import Problem
+from service.priors.changes import Condition, Revisions
+
+_TAG = re.compile(r'(W/)?"([^"]*)"|([0-9]+)')
+
+
+def etag(revision: int) -> str:
+    """The strong ETag of a revision."""
+    return f'"{revision}"'
+
+
+def condition_of(request: Request, *, required: bool = False) -> Condition:
+    """What If-Match and If-None-Match ask for. Raises Problem: 400, or 428 when one is required and there is none."""
+    condition = Condition(
+        if_match=_revisions(request.headers.getlist("if-match"), "If-Match", strong=True),
+        if_none_match=_revisions(
+            request.headers.getlist("if-none-match"), "If-None-Match", strong=False
+        ),
+    )
+    if required and condition == Condition():
+        raise Problem(
+            "precondition-required",
+            'say which revision this is to replace: If-Match: "7", or If-None-Match: * to create',
+        )
+    return condition
+
+
+def not_modified(request: Request, revision: int) -> bool:
+    """Whether the caller has this revision already."""
+    known = _revisions(request.headers.getlist("if-none-match"), "If-None-Match", strong=False)
+    return known == "*" or (known is not None and revision in known)
+
+
+def _revisions(values: list[str], header: str, *, strong: bool) -> Revisions | None:
+    """The revisions named by a header; tags that are no revision match none, nor does a weak one where strong is asked."""
+    if not values:
+        return None
+    text = ",".join(values).strip()
+    if text == "*":
+        return "*"
+    revisions = set()
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        match = _TAG.fullmatch(part)
+        if match is None:
+            raise Problem(
+                "malformed", f'{header} cannot be read; expected "7", a list of such, or *'
+            )
+        digits = match[2] if match[3] is None else match[3]
+        if re.fullmatch(r"[0-9]{1,16}", digits) and not (strong and match[1]):
+            revisions.add(int(digits))
+    return frozenset(revisions)

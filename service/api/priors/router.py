@@ -1,0 +1,108 @@
+"""The routes of priors, under /priors for the default model and under /models/{model}/priors for each."""
+
+from collections.abc import Callable
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Path, Response
+
+from service.api.edge.access import Access
+from service.api.openapi import routes as openapi
+from service.api.priors import views
+from service.api.priors.insight import Insight
+from service.api.priors.routes import FindModel, PriorRoutes
+from service.contract.bundle import Bundle
+from service.priors.priors import Priors
+from service.priors.recent import LogitReservoir
+
+FindReservoir = Callable[[Bundle], LogitReservoir | None]
+
+
+def router(
+    *,
+    priors: Priors,
+    find_model: FindModel,
+    find_reservoir: FindReservoir,
+    access: Access,
+    require_if_match: bool = False,
+    tau_cap: float,
+) -> APIRouter:
+    """All routes of priors. find_model takes a name, or None for the default model, and may raise for an unknown one.
+
+    find_reservoir gives the recent logits of a model version, None when none are kept.
+    """
+    prior = PriorRoutes(priors, find_model, require_if_match=require_if_match)
+    insight = Insight(priors, find_model, find_reservoir, tau_cap=tau_cap)
+    routes = APIRouter(tags=["priors"])
+
+    def add(
+        method: str,
+        path: str,
+        call: Callable[..., Any],
+        *,
+        role: str,
+        answer: Any,
+        linked: bool = False,
+        **more: Any,
+    ) -> None:
+        needs = [Depends(access.require(role))]
+        for prefix, suffix, names_model in (
+            ("", "", []),
+            ("/models/{model}", "_of_model", [Depends(_model_in_path)]),
+        ):
+            links = openapi.prior_links(suffix) if linked else None
+            routes.add_api_route(
+                prefix + path,
+                call,
+                methods=[method],
+                operation_id=f"prior_{call.__name__}{suffix}",
+                dependencies=[*needs, *names_model],
+                response_class=Response,
+                **openapi.documented(answer, links=links, **more),
+            )
+
+    change = (
+        "malformed",
+        "conflict",
+        "stale",
+        "too-large",
+        "unsupported-media-type",
+        "precondition-required",
+        "unavailable",
+    )
+    put: dict[str, Any] = {"linked": True, "also": 201, "body": openapi.PRIOR, "problems": change}
+    add("GET", "/priors", prior.all, role="observe", answer=views.PriorList)
+    add("PUT", "/priors", prior.put_default, role="operate", answer=views.PriorView, **put)
+    add("PUT", "/priors/{name}", prior.put, role="operate", answer=views.PriorView, **put)
+    add("GET", "/priors/{name}", prior.one, role="observe", answer=views.PriorView, also=304,
+        problems=("malformed", "conflict", "unavailable"))  # fmt: skip
+    add(
+        "PATCH",
+        "/priors/{name}",
+        prior.add,
+        role="operate",
+        answer=views.PriorView,
+        body=openapi.PATCH,
+        problems=change,
+    )
+    add("DELETE", "/priors/{name}", prior.delete, role="operate", answer=None, problems=change)
+    add("GET", "/priors/{name}/revisions", prior.revisions, role="observe", answer=views.RevisionPage,
+        problems=("unavailable",))  # fmt: skip
+    add("POST", "/priors/{name}/rollback", prior.rollback, role="operate", answer=views.PriorView, body=openapi.ROLLBACK,
+        problems=change)  # fmt: skip
+    add(
+        "GET",
+        "/priors/{name}/replicas",
+        prior.replicas,
+        role="observe",
+        answer=views.Replicas,
+        problems=("unavailable",),
+    )
+    add("POST", "/priors/{name}/preview", insight.preview, role="observe", answer=views.PreviewView, body=openapi.PREVIEW,
+        problems=("malformed", "conflict", "too-large", "unsupported-media-type", "overloaded", "unavailable"))  # fmt: skip
+    add("GET", "/priors/{name}/estimate", insight.estimate, role="observe", answer=views.EstimateView,
+        problems=("conflict", "overloaded"))  # fmt: skip
+    return routes
+
+
+async def _model_in_path(model: Annotated[str, Path(description="A model's name")]) -> None:
+    """Declares the parameter; PriorRoutes takes it from the path."""

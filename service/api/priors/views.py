@@ -1,0 +1,295 @@
+"""What the routes of priors answer, as models: they document the answers and check that they are what they say."""
+
+from datetime import datetime
+from typing import Any, TypeAlias
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from service.contract.bundle import Bundle
+from service.contract.label_shift import PriorEstimate
+from service.contract.prior import PriorBody
+from service.priors.preview import Outcome, Preview
+from service.priors.recent import Sample
+from service.priors.revisions import PriorRevision, StoredRevision
+
+ByClass: TypeAlias = dict[str, float]
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class PriorLine(_View):
+    """One prior in a list. `fits` is false when it belongs to another class list and is not applied."""
+
+    name: str
+    revision: int
+    updated_at: datetime
+    by: str
+    note: str
+    fits: bool
+
+
+class PriorList(_View):
+    """The stored priors of a model, and those that always exist."""
+
+    model: str
+    priors: list[PriorLine]
+    built_in: list[str]
+
+
+class PriorView(_View):
+    """A prior. Vectors are normalised, by class, and null where they are unknown or the class list is another."""
+
+    model: str
+    version: int
+    name: str
+    revision: int
+    updated_at: datetime | None
+    by: str | None
+    note: str
+    expected: bool
+    fits: bool
+    label_frequencies: ByClass | None
+    source_prior: ByClass | None
+    target: ByClass | None
+    warnings: list[str]
+    as_written: dict[str, Any] | None
+
+
+class RevisionLine(_View):
+    """One entry of a history."""
+
+    revision: int
+    updated_at: datetime
+    by: str
+    note: str
+    deleted: bool
+
+
+class RevisionPage(_View):
+    """Entries, newest first; `next` is the `before` of the next page, null on the last."""
+
+    revisions: list[RevisionLine]
+    next: int | None
+
+
+class ReplicaLine(_View):
+    """A worker process and the revision that it serves."""
+
+    replica: str
+    worker: str
+    pid: int
+    revision: int
+    seen_at: datetime
+
+
+class Replicas(_View):
+    """Who serves what; `agree` says whether all serve the newest revision that this worker knows."""
+
+    model: str
+    name: str
+    revision: int
+    agree: bool
+    replicas: list[ReplicaLine]
+
+
+class Rule(_View):
+    """The prior and tau of one side of a preview; name and revision are null for a candidate."""
+
+    name: str | None
+    revision: int | None
+    tau: float
+
+
+class Pair(_View):
+    """A number before and after."""
+
+    before: float
+    after: float
+
+
+class PreviewClass(_View):
+    """One class: its share of the decisions, and its mean probability."""
+
+    label: str
+    index: int
+    before: float
+    after: float
+    probability_before: float
+    probability_after: float
+
+
+class PreviewView(_View):
+    """What a candidate would have changed; numbers are null while there has been no traffic."""
+
+    model: str
+    version: int
+    rows: int
+    since: datetime | None
+    until: datetime | None
+    before: Rule
+    after: Rule
+    decisions_changed: float | None
+    divergence: Pair | None
+    expected_error: Pair | None
+    expected_balanced_error: Pair | None
+    classes: list[PreviewClass]
+    warnings: list[str]
+
+
+class EstimateView(_View):
+    """The class prior of recent traffic with 95 % intervals; `candidate` can be PUT as it is."""
+
+    model: str
+    version: int
+    rows: int
+    effective_rows: float
+    since: datetime | None
+    until: datetime | None
+    target: ByClass
+    low: ByClass
+    high: ByClass
+    warnings: list[str]
+    candidate: dict[str, Any]
+
+
+class Problem(BaseModel):
+    """RFC 9457: every error of the service has this form."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: list[dict[str, str]] | None = None
+
+
+def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:
+    """An entry in the list of priors."""
+    return PriorLine(
+        name=entry.name,
+        revision=entry.revision,
+        updated_at=entry.updated_at,
+        by=entry.by,
+        note=entry.note,
+        fits=fits,
+    )
+
+
+def revision_line(entry: StoredRevision) -> RevisionLine:
+    """An entry in a history."""
+    return RevisionLine(
+        revision=entry.revision,
+        updated_at=entry.updated_at,
+        by=entry.by,
+        note=entry.note,
+        deleted=entry.deleted,
+    )
+
+
+def prior_view(
+    bundle: Bundle,
+    name: str,
+    resolved: PriorRevision | None,
+    entry: StoredRevision | None,
+    *,
+    warnings: list[str],
+) -> PriorView:
+    """A prior from its vectors, None when it does not fit, and its entry, None when it is built in."""
+    prior = None if resolved is None else resolved.prior
+    names = bundle.class_names
+    body = None if entry is None else entry.body
+    return PriorView(
+        model=bundle.name,
+        version=bundle.version,
+        name=name,
+        revision=entry.revision if entry is not None else 0,
+        updated_at=None if entry is None else entry.updated_at,
+        by=None if entry is None else entry.by,
+        note="" if entry is None else entry.note,
+        expected=bool(body and body.expected),
+        fits=resolved is not None,
+        label_frequencies=None if prior is None else _by_class(names, prior.label_frequencies),
+        source_prior=None if prior is None else _by_class(names, _exp(prior.log_source)),
+        target=None if prior is None else _by_class(names, prior.target),
+        warnings=[*warnings, *(() if prior is None else prior.warnings)],
+        as_written=None if body is None else body.model_dump(mode="json"),
+    )
+
+
+def preview_view(
+    bundle: Bundle,
+    sample: Sample,
+    found: Preview | None,
+    *,
+    before: Rule,
+    after: Rule,
+    warnings: list[str],
+) -> PreviewView:
+    """A preview; None when there has been no traffic."""
+    return PreviewView(
+        model=bundle.name,
+        version=bundle.version,
+        rows=0 if found is None else found.rows,
+        since=sample.since,
+        until=sample.until,
+        before=before,
+        after=after,
+        decisions_changed=None if found is None else found.decisions_changed,
+        divergence=None
+        if found is None
+        else Pair(before=found.before.divergence, after=found.after.divergence),
+        expected_error=_pair(found, "expected_error"),
+        expected_balanced_error=_pair(found, "expected_balanced_error"),
+        classes=[] if found is None else _classes(bundle, found.before, found.after),
+        warnings=warnings,
+    )
+
+
+def estimate_view(
+    bundle: Bundle, sample: Sample, found: PriorEstimate, *, base: PriorBody, warnings: list[str]
+) -> EstimateView:
+    """An estimate, and `base` with it as the target."""
+    names = bundle.class_names
+    target = dict(zip(names, found.prior.tolist(), strict=True))
+    note = f"estimated from {found.n} rows of recent traffic"
+    candidate = base.model_copy(update={"target": target, "expected": True, "note": note})
+    return EstimateView(
+        model=bundle.name,
+        version=bundle.version,
+        rows=found.n,
+        effective_rows=found.effective_n,
+        since=sample.since,
+        until=sample.until,
+        target=target,
+        low=dict(zip(names, found.low.tolist(), strict=True)),
+        high=dict(zip(names, found.high.tolist(), strict=True)),
+        warnings=warnings,
+        candidate=candidate.model_dump(mode="json"),
+    )
+
+
+def _classes(bundle: Bundle, before: Outcome, after: Outcome) -> list[PreviewClass]:
+    columns = (before.rates, after.rates, before.mean_probability, after.mean_probability)
+    rows = zip(bundle.class_names, *(column.tolist() for column in columns), strict=True)
+    return [
+        PreviewClass(
+            label=label, index=i, before=b, after=a, probability_before=pb, probability_after=pa
+        )
+        for i, (label, b, a, pb, pa) in enumerate(rows)
+    ]
+
+
+def _pair(found: Preview | None, name: str) -> Pair | None:
+    if found is None or getattr(found.before, name) is None:
+        return None
+    return Pair(before=getattr(found.before, name), after=getattr(found.after, name))
+
+
+def _by_class(names: list[str], vector: Any) -> ByClass | None:
+    return None if vector is None else dict(zip(names, vector.tolist(), strict=True))
+
+
+def _exp(log_vector: Any) -> Any:
+    return None if log_vector is None else np.exp(log_vector)

@@ -1,0 +1,118 @@
+"""`python -m service priors export|import` and `python -m service key`."""
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from service.api.edge.access import ROLES, InvalidKeys, make_key
+from service.contract.prior import InvalidPrior
+from service.priors.revisions import StoreUnavailable
+from service.priors.store import open_store
+from service.priors.store.engine import InvalidStoreUrl
+from service.priors.store.transfer import (
+    InvalidDocument,
+    export_document,
+    import_document,
+    parse_document,
+)
+
+Verbs = Any  # what add_subparsers returns has no public name
+VERBS = ("priors", "key")
+
+
+def add_verbs(verbs: Verbs) -> None:
+    """Declare the verbs on the program's parser."""
+    priors = verbs.add_parser("priors", help="keep or move the priors of a store as JSON")
+    actions = priors.add_subparsers(dest="action", required=True, metavar="export|import")
+    out = actions.add_parser("export", help="write every revision of every prior, oldest first")
+    out.add_argument("--model", help="only the priors of this model")
+    out.add_argument("--out", type=Path, help="file to write; standard output without it")
+    into = actions.add_parser(
+        "import", help="take over what a store has not got; twice is the same as once"
+    )
+    into.add_argument("file", help="a file that export wrote, or - for standard input")
+    for parser in (out, into):
+        parser.add_argument("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")
+    key = verbs.add_parser(
+        "key", help="make an API key: print it once, with the line for the list of keys"
+    )
+    key.add_argument("name", help="who or what uses it; appears in logs and beside revisions")
+    key.add_argument(
+        "--roles", default="predict", help=f"one or more of {', '.join(ROLES)}, separated by commas"
+    )
+    key.add_argument("--rate", type=float, help="requests a second that it may make")
+    key.add_argument(
+        "--append", type=Path, metavar="FILE", help="add the line to this list of keys"
+    )
+
+
+def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_store: str) -> int:
+    """Do what a parsed command line says. 0 done, 1 failed, 2 wrong use."""
+    calls: dict[str, Callable[..., None]] = {"export": _export, "import": _import}
+    try:
+        if given["verb"] == "key":
+            _key(given)
+        else:
+            url = given["store"] or environment.get("PRIORDIAL_STORE") or default_store
+            calls[given["action"]](given, url)
+    except (InvalidKeys, InvalidStoreUrl, InvalidDocument, InvalidPrior) as error:
+        _tell(f"error: {error}")
+        return 2
+    except (StoreUnavailable, OSError) as error:
+        _tell(f"error: {error}")
+        return 1
+    return 0
+
+
+def _export(given: Mapping[str, Any], url: str) -> None:
+    store = open_store(url)
+    store.open(create=False)
+    document, damaged = export_document(store, model=given["model"])
+    store.close()
+    text = document.model_dump_json(indent=1) + "\n"
+    if given["out"] is None:
+        sys.stdout.write(text)
+    else:
+        given["out"].write_text(text, encoding="utf-8")
+    for entry in damaged:
+        _tell(
+            f"warning: revision {entry.revision} of prior '{entry.name}' of model '{entry.model}' is damaged; "
+            "that prior was left out"
+        )
+    _tell(f"{len(document.entries)} revisions written")
+
+
+def _import(given: Mapping[str, Any], url: str) -> None:
+    text = (
+        sys.stdin.read()
+        if given["file"] == "-"
+        else Path(given["file"]).read_text(encoding="utf-8")
+    )
+    document = parse_document(text)
+    store = open_store(url)
+    store.open()
+    done = import_document(store, document)
+    store.close()
+    _tell(
+        f"{done.whole} priors taken over with their history, {done.newest} brought up to date, "
+        f"{done.unchanged} unchanged"
+    )
+
+
+def _key(given: Mapping[str, Any]) -> None:
+    secret, key = make_key(given["name"], given["roles"].split(","), per_second=given["rate"])
+    sys.stdout.write(secret + "\n")
+    if given["append"] is None:
+        _tell(f"its line in the list of keys (--keys FILE or PRIORDIAL_API_KEYS):\n{key.line()}")
+        return
+    descriptor = os.open(given["append"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
+        file.write(key.line() + "\n")
+    _tell(f"{given['append']} has its hash; the key itself is shown this once")
+
+
+def _tell(line: str) -> None:
+    """To people; standard output is for what was asked for."""
+    sys.stderr.write(line + "\n")

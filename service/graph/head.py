@@ -1,0 +1,185 @@
+"""Composes the adjustment head onto any classifier's graph.
+
+After the head, the graph itself computes z = f/T − tau·(log σ − log ρ) for every row with the row's own tau and
+prior, ranks the classes and normalises. `python -m service.graph.head` does it in a process of its own, so
+that the serving process never imports onnx (30 MiB, a third of a second) and never parses a foreign file.
+"""
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from service.graph import foreign as foreign_graph
+from service.graph import ranking
+from service.graph.foreign import UnsupportedGraph
+from service.graph.ranking import PREFIX, Nodes, Ranking
+
+if TYPE_CHECKING:
+    import onnx
+
+TAU, PRIOR_INDEX, PRIOR_TABLE, TOP_K = (
+    PREFIX + name for name in ("tau", "prior_index", "prior_table", "top_k")
+)
+FULL_ROWS, BY_BLOCKS = PREFIX + "full_rows", PREFIX + "by_blocks"
+TOP_INDEX, TOP_PROBABILITY, UNADJUSTED_INDEX, UNADJUSTED_PROBABILITY = RANKED = tuple(
+    PREFIX + name
+    for name in ("top_index", "top_probability", "unadjusted_index", "unadjusted_probability")
+)
+LOGITS, ADJUSTED_LOGITS, PROBABILITIES = FULL = tuple(
+    PREFIX + name for name in ("logits", "adjusted_logits", "probabilities")
+)
+
+_COMPOSE_SECONDS = 120
+_TINY = np.float32(np.finfo(np.float32).tiny)  # 1.1754944e-38: the floor of a probability's log
+
+
+def compose_file(
+    path: Path, *, output: str, kind: str, temperature: float, classes: int = 0
+) -> bytes:
+    """The composed graph of a model.onnx, serialised; external weights stay in their files.
+
+    Runs in a process of its own. Raises UnsupportedGraph.
+    """
+    arguments = [str(path), output, kind, repr(temperature), str(classes)]
+    try:
+        done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
+            [sys.executable, "-m", "service.graph.head", *arguments],
+            capture_output=True, timeout=_COMPOSE_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise UnsupportedGraph(f"{path}: took over {_COMPOSE_SECONDS} s to read") from None
+    if done.returncode != 0:
+        lines = done.stderr.decode(errors="replace").strip().splitlines()
+        raise UnsupportedGraph(f"{path}: {lines[-1] if lines else 'cannot be read'}")
+    return done.stdout
+
+
+def compose(
+    model: "onnx.ModelProto", *, output: str, kind: str, temperature: float = 1.0, classes: int = 0
+) -> "onnx.ModelProto":
+    """Add the head to a model in place and return it; weights are not touched.
+
+    output: the graph's output with [batch, C] logits or probabilities (kind), or a ZipMap over them. A softmax at the
+    end is cut off, so that its input are the logits. Added inputs: tau float32 [B], prior_index int64 [B], prior_table
+    float32 [P, C] with rows log σ − log ρ, top_k int64 [1], full_rows int64 [1] (how many
+    rows of PROBABILITIES are worked out). The outputs RANKED and FULL replace the graph's own.
+    classes: C where it is known. From ranking.LARGE on there is one input more, by_blocks bool [], which
+    says how the best classes are found, and is false where top_k is over ranking.most_by_blocks(C).
+    """
+    foreign_graph.check_names(model, PREFIX)
+    opset = foreign_graph.opset_of(model)
+    foreign_graph.mend_locales(model)
+    graph = model.graph
+    output = foreign_graph.find_output(graph, output)
+    declared = foreign_graph.declared_columns(graph, output)
+    value, kind = foreign_graph.cut(graph, output, kind)
+    head = _Head(Nodes(graph, opset))
+    head.scaled_logits(value, kind, temperature)
+    head.adjusted_logits()
+    head.rankings(classes if declared in (classes, None) else 0)  # another number is told later on
+    head.outputs()
+    return model
+
+
+class _Head:
+    """Appends the head to a graph, under PREFIX."""
+
+    def __init__(self, nodes: Nodes) -> None:
+        self.nodes, self.add = nodes, nodes.node
+        self.chooses = False
+
+    def scaled_logits(self, value: str, kind: str, temperature: float) -> None:
+        """LOGITS = f in float32, and f / T. Half-precision logits are widened; ORT drops casts that do nothing."""
+        from onnx import TensorProto
+
+        if kind == "probabilities":
+            wide = self.add("Cast", [value], PREFIX + "wide", to=TensorProto.FLOAT)
+            floor = self.nodes.constant("tiny", np.array(_TINY))
+            floored = self.add("Max", [wide, floor], PREFIX + "floored")
+            self.add("Log", [floored], LOGITS)
+        else:
+            self.add("Cast", [value], LOGITS, to=TensorProto.FLOAT)
+        self.scaled = LOGITS
+        if temperature != 1.0:
+            divisor = self.nodes.constant("temperature", np.array(temperature, np.float32))
+            self.scaled = self.add("Div", [LOGITS, divisor], PREFIX + "scaled_logits")
+
+    def adjusted_logits(self) -> None:
+        rows = self.add("Gather", [PRIOR_TABLE, PRIOR_INDEX], PREFIX + "rows", axis=0)
+        column = self.nodes.integer("column", -1, 1)
+        tau = self.add("Reshape", [TAU, column], PREFIX + "tau_column")
+        offset = self.add("Mul", [rows, tau], PREFIX + "offset")
+        self.add("Sub", [self.scaled, offset], ADJUSTED_LOGITS)
+
+    def rankings(self, classes: int) -> None:
+        one = self.nodes.integer("one", 1)
+        adjusted = Ranking(ADJUSTED_LOGITS, TOP_K, TOP_INDEX, TOP_PROBABILITY)
+        unadjusted = Ranking(self.scaled, one, UNADJUSTED_INDEX, UNADJUSTED_PROBABILITY)
+        self.chooses = classes >= ranking.LARGE
+        if self.chooses:
+            ranking.rank_large(
+                self.nodes, adjusted, unadjusted, classes=classes, by_blocks=BY_BLOCKS
+            )
+        else:
+            ranking.rank(self.nodes, adjusted)
+            ranking.rank(self.nodes, unadjusted)
+
+    def outputs(self) -> None:
+        from onnx import TensorProto, helper
+
+        # onnxruntime runs every node, whatever is fetched: a softmax of no rows is one that costs nothing.
+        first = self.nodes.integer("first", 0)
+        rows = self.add("Slice", [ADJUSTED_LOGITS, first, FULL_ROWS, first], PREFIX + "full")
+        self.add("Softmax", [rows], PROBABILITIES, axis=1)
+        graph, value = self.nodes.graph, helper.make_tensor_value_info
+        graph.input.extend(
+            [
+                value(TAU, TensorProto.FLOAT, [PREFIX + "B"]),
+                value(PRIOR_INDEX, TensorProto.INT64, [PREFIX + "B"]),
+                value(PRIOR_TABLE, TensorProto.FLOAT, [PREFIX + "P", PREFIX + "C"]),
+                value(TOP_K, TensorProto.INT64, [1]),
+                value(FULL_ROWS, TensorProto.INT64, [1]),
+            ]
+        )
+        if self.chooses:
+            graph.input.append(value(BY_BLOCKS, TensorProto.BOOL, []))
+        del graph.output[:]
+        for name in (*RANKED, *FULL):
+            rows = PREFIX + ("full" if name == PROBABILITIES else "B")
+            width = PREFIX + "C" if name in FULL else (1 if "unadjusted" in name else PREFIX + "K")
+            type_ = TensorProto.INT64 if name.endswith("index") else TensorProto.FLOAT
+            graph.output.append(value(name, type_, [rows, width]))
+
+
+def main(arguments: list[str]) -> int:
+    """Compose a file and write the composed graph to stdout. Exit 1 with one line on stderr when it can't be."""
+    parser = argparse.ArgumentParser(prog="service.graph.head")
+    parser.add_argument("path", type=Path)
+    parser.add_argument("output")
+    parser.add_argument("kind", choices=("logits", "probabilities"))
+    parser.add_argument("temperature", type=float)
+    parser.add_argument("classes", type=int)
+    given = parser.parse_args(arguments)
+    import onnx
+
+    try:
+        model = onnx.load(given.path, load_external_data=False)
+        foreign_graph.external_files(model, given.path.parent)
+        wanted = {
+            name: getattr(given, name) for name in ("output", "kind", "temperature", "classes")
+        }
+        compose(model, **wanted)
+        sys.stdout.buffer.write(model.SerializeToString())
+    except Exception as error:  # noqa: BLE001 - whatever a foreign file provokes is told in one line
+        message = str(error).strip().splitlines() or [type(error).__name__]
+        sys.stderr.write(f"{message[0]}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

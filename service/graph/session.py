@@ -1,0 +1,246 @@
+"""Opens, checks and runs a graph with its head; with providers.py the only importer of onnxruntime."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from service.contract.bundle import Bundle
+from service.graph import declared, head, ranking
+from service.graph.providers import (
+    PROVIDERS,
+    ProviderUnavailable,
+    first_line,
+    provider_chain,
+    resolve_provider,
+)
+from service.machine import available_threads
+
+Array = NDArray[Any]
+_EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+_SHRINK = "memory.enable_memory_arena_shrinkage"
+_NO, _YES = np.array(False), np.array(True)  # 0-d: what onnxruntime takes for a scalar
+_DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
+
+
+class UnusableModel(ValueError):
+    """A graph that does not do what its model.json says."""
+
+
+@dataclass(frozen=True)
+class GraphOutputs:
+    """What one graph call answers, row by row. The last three are given only when asked for."""
+
+    top_index: NDArray[np.int64]  # [n, k] best first, by adjusted logits
+    top_probability: NDArray[np.float32]  # [n, k]
+    unadjusted_index: NDArray[np.int64]  # [n]
+    unadjusted_probability: NDArray[np.float32]  # [n]
+    logits: NDArray[np.float32] | None = None  # [n, C] as the network gives them
+    adjusted_logits: NDArray[np.float32] | None = None  # [n, C]
+    probabilities: NDArray[np.float32] | None = None  # [n, C]
+
+    def rows(self, start: int, stop: int) -> "GraphOutputs":
+        """The outputs of rows start … stop."""
+        return GraphOutputs(*[None if v is None else v[start:stop] for v in self._values()])  # type: ignore[arg-type]
+
+    @staticmethod
+    def joined(parts: "list[GraphOutputs]") -> "GraphOutputs":
+        """The outputs of several calls as of one; k is the smallest of theirs."""
+        k = min(part.top_index.shape[1] for part in parts)
+        columns = list(zip(*(part._values() for part in parts), strict=True))  # noqa: SLF001 - its own kind
+        ranked = [np.concatenate([v[:, :k] for v in values]) for values in columns[:2]]
+        rest = [
+            None if any(v is None for v in values) else np.concatenate(values)
+            for values in columns[2:]
+        ]
+        return GraphOutputs(*ranked, *rest)
+
+    def _values(self) -> tuple[Any, ...]:
+        return tuple(getattr(self, field.name) for field in dataclasses.fields(self))
+
+
+class Graph:
+    """One session over a composed graph. `run` may be called from one thread at a time."""
+
+    def __init__(
+        self, session: ort.InferenceSession, bundle: Bundle, *, device: str, bound: bool
+    ) -> None:
+        self._session = session
+        self._input = bundle.input.name
+        self._device = device
+        self._bound = bound
+        self._table: tuple[int, ort.OrtValue] | None = None
+        self._ranked = list(head.RANKED)
+        self._with_logits = [*head.RANKED, head.LOGITS]
+        self._all = [*head.RANKED, *head.FULL]
+        self._only_fetched = ort.RunOptions()
+        self._only_fetched.only_execute_path_to_fetches = True
+        self.fixed_rows = bundle.input.shape[0] if bundle.input.shape else None
+        """The batch size that the graph insists on, or None when it takes any."""
+        self.has_choice = head.BY_BLOCKS in [item.name for item in session.get_inputs()]
+        """Whether the best classes can be found in two ways: of a large class list."""
+        self.blocks_from_rows: int | None = None
+        """Batches of so many rows and more look for them by blocks; None: no batch does. Answers are the same."""
+        self._most_by_blocks = ranking.most_by_blocks(len(bundle.class_names))
+
+    @contextlib.contextmanager
+    def returning_memory(self) -> Iterator[None]:
+        """The calls within give back what larger batches before them took: onnxruntime's arena keeps it otherwise."""
+        usual, self._only_fetched = self._only_fetched, ort.RunOptions()
+        self._only_fetched.only_execute_path_to_fetches = True
+        self._only_fetched.add_run_config_entry(_SHRINK, "cpu:0")
+        try:
+            yield
+        finally:
+            self._only_fetched = usual
+
+    @property
+    def provider(self) -> str:
+        """The name of the provider that really runs the graph: cpu, cuda or tensorrt."""
+        first = self._session.get_providers()[0]
+        return next((name for name, long in PROVIDERS.items() if long == first), first)
+
+    def run(
+        self,
+        inputs: Array,
+        *,
+        tau: NDArray[np.float32],
+        prior_index: NDArray[np.int64],
+        prior_table: NDArray[np.float32],
+        top_k: int,
+        generation: int = 0,
+        with_logits: bool = False,
+        full: bool = False,
+    ) -> GraphOutputs:
+        """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
+
+        `generation` tells when the table changed, so that a device keeps its copy until then. With `full` the
+        three [n, C] outputs come too, with `with_logits` the first of them. Raises whatever onnxruntime raises.
+        """
+        rows = len(inputs)
+        if self.fixed_rows is not None and rows != self.fixed_rows:
+            inputs, tau, prior_index = (
+                _padded(a, self.fixed_rows) for a in (inputs, tau, prior_index)
+            )
+        feeds = {
+            self._input: inputs,
+            head.TAU: tau,
+            head.PRIOR_INDEX: prior_index,
+            head.TOP_K: np.array([top_k], np.int64),
+            head.FULL_ROWS: np.array([len(inputs) if full else 0], np.int64),
+        }
+        if self.has_choice:
+            feeds[head.BY_BLOCKS] = _YES if self._by_blocks(len(inputs), top_k) else _NO
+        names = self._all if full else self._with_logits if with_logits else self._ranked
+        if self._bound:
+            found = self._run_bound(feeds, prior_table, generation, names)
+        else:
+            feeds[head.PRIOR_TABLE] = prior_table
+            found = self._session.run(names, feeds, self._only_fetched)
+        if self.fixed_rows is not None:
+            found = [values[:rows] for values in found]
+        return GraphOutputs(found[0], found[1], found[2].ravel(), found[3].ravel(), *found[4:])
+
+    def _by_blocks(self, rows: int, top_k: int) -> bool:
+        least = self.blocks_from_rows
+        return least is not None and rows >= least and top_k <= self._most_by_blocks
+
+    def _run_bound(
+        self, feeds: dict[str, Array], prior_table: Array, generation: int, names: list[str]
+    ) -> list[Array]:
+        """The same through an IOBinding: the prior table stays on the device between calls."""
+        if self._table is None or self._table[0] != generation:
+            self._table = (
+                generation,
+                ort.OrtValue.ortvalue_from_numpy(prior_table, self._device, 0),
+            )
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            binding.bind_cpu_input(name, value)
+        binding.bind_ortvalue_input(head.PRIOR_TABLE, self._table[1])
+        for name in names:
+            binding.bind_output(name, "cpu")
+        self._session.run_with_iobinding(binding, self._only_fetched)
+        return list(binding.copy_outputs_to_cpu())
+
+
+def open_graph(
+    folder: Path,
+    bundle: Bundle,
+    *,
+    provider: str = "auto",
+    intra_op_threads: int | None = None,
+    bound: bool | None = None,
+) -> Graph:
+    """Compose the head onto a published model and open it.
+
+    provider: cpu, cuda, tensorrt or auto (cuda where it works, else cpu). Raises UnsupportedGraph, UnusableModel, ProviderUnavailable.
+    """
+    composed = head.compose_file(
+        folder / "model.onnx",
+        output=bundle.output.name,
+        kind=bundle.output.kind,
+        temperature=bundle.temperature,
+        classes=len(bundle.class_names),
+    )
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = intra_op_threads or available_threads()
+    options.inter_op_num_threads = 1
+    options.enable_mem_pattern = False  # a plan is kept for each batch size, and saves no time
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
+    wanted = resolve_provider(provider)
+    try:
+        session = ort.InferenceSession(composed, options, providers=provider_chain(wanted))
+    except Exception as error:
+        raise UnusableModel(
+            f"{folder}: onnxruntime refuses the graph: {first_line(error)}"
+        ) from error
+    # It keeps the file's bytes, to open itself again on another provider, which is never asked of it.
+    session._model_bytes = None  # noqa: SLF001 - as much memory again as the weights take
+    device = _DEVICE_TYPES[wanted]
+    if session.get_providers()[0] != PROVIDERS[wanted]:
+        raise ProviderUnavailable(
+            f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
+        )
+    own = [item for item in session.get_inputs() if not item.name.startswith(ranking.PREFIX)]
+    (logits,) = [item for item in session.get_outputs() if item.name == head.LOGITS]
+    wrong = declared.wrong_input(own, bundle) or declared.wrong_columns(logits, bundle)
+    if wrong:
+        raise UnusableModel(f"{folder}: {wrong}")
+    bound = device != "cpu" if bound is None else bound
+    bindable = bundle.input.dtype != "string"  # strings stay on the host
+    return Graph(session, bundle, device=device, bound=bound and bindable)
+
+
+def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array], dict[str, Any]]:
+    """A foreign file as it is, on the CPU: a function from the input tensor to every output by name.
+
+    serialized stands for the file's own content where that was changed; external data lies beside the file. Raises
+    UnusableModel when onnxruntime refuses the graph; the function raises whatever onnxruntime raises.
+    """
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.intra_op_num_threads = available_threads()
+    options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent))
+    try:
+        session = ort.InferenceSession(
+            serialized or str(path), options, providers=provider_chain("cpu")
+        )
+    except Exception as error:
+        raise UnusableModel(f"{path}: onnxruntime refuses it: {first_line(error)}") from error
+    (name,) = [item.name for item in session.get_inputs()]
+    names = [item.name for item in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
+
+
+def _padded(values: Array, rows: int) -> Array:
+    if len(values) > rows:
+        raise ValueError(f"{len(values)} rows; the graph takes {rows}")
+    return np.concatenate([values, np.repeat(values[-1:], rows - len(values), axis=0)])

@@ -1,0 +1,157 @@
+"""What is counted for one model version: once a batch, vectorised."""
+
+import json
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.batching.work import BatchFacts
+from service.contract.bundle import Bundle
+from service.contract.scores import group_of
+from service.observe.exposition import NAMES, VectorGauge
+from service.observe.histogram import Histogram
+from service.observe.statistics import VersionStatistics
+from service.observe.tally import Cells, Tally
+
+DECISIONS = ("adjusted", "unadjusted")
+OTHER = "__other__"
+
+
+class ModelMetrics:
+    """What is counted for one model version, once a batch and vectorised."""
+
+    def __init__(
+        self,
+        tally: Tally,
+        of_version: Tally,
+        bundle: Bundle,
+        *,
+        statistics: VersionStatistics,
+        max_class_series: int,
+    ) -> None:
+        labels = {"model": bundle.name, "version": str(bundle.version)}
+        by_model = {"model": bundle.name}
+        classes = len(bundle.class_names)
+        shown = min(classes, max_class_series)
+        self._class_cell = (
+            np.minimum(_by_frequency(bundle), shown) if shown < classes else np.arange(classes)
+        )
+        counts = bundle.class_counts
+        groups = ["unknown"] * classes if counts is None else [group_of(count) for count in counts]
+        present: list[str] = [g for g in ("many", "medium", "few", "unknown") if g in groups]
+        self._group_cell = np.array([present.index(g) for g in groups])
+        names = _shown_names(bundle.class_names, self._class_cell, shown)
+        self._class_names = json.dumps(["class", *names])
+        self._group_names = json.dumps(["group", *present])
+        self.class_series, self._group_series = len(names), len(present)
+        self._classes = [
+            of_version.cells(
+                "priordial_predictions",
+                {**labels, "decision": d, NAMES: self._class_names},
+                len(names),
+            )
+            for d in DECISIONS
+        ]
+        self._groups = [
+            of_version.cells(
+                "priordial_group_predictions",
+                {**labels, "decision": d, NAMES: self._group_names},
+                len(present),
+            )
+            for d in DECISIONS
+        ]
+        self._changed = of_version.cells("priordial_decisions_changed", labels)
+        self._inference = Histogram.of(tally, "priordial_inference_seconds", by_model)
+        self._rows = Histogram.of(tally, "priordial_batch_rows", by_model)
+        self._queue = Histogram.of(tally, "priordial_queue_seconds", by_model)
+        self._tau = Histogram.of(tally, "priordial_tau", by_model)
+        self._tally, self._by_model = tally, by_model
+        self._statistics = statistics
+        self._rejected: dict[str, Cells] = {}
+
+    def batch(self, facts: BatchFacts) -> None:
+        """Count one graph call; of its rows only those that answer traffic count as predictions."""
+        outputs = facts.outputs
+        adjusted, unadjusted = outputs.top_index[:, 0], outputs.unadjusted_index
+        if facts.answered is not None:
+            adjusted, unadjusted = adjusted[facts.answered], unadjusted[facts.answered]
+        for which, decided in enumerate((adjusted, unadjusted)):
+            _count(self._classes[which], self._class_cell[decided])
+            _count(self._groups[which], self._group_cell[decided])
+        self._changed[0] += np.count_nonzero(adjusted != unadjusted)
+        self._inference.observe(facts.seconds)
+        self._rows.observe(facts.rows)
+        queued = self._queue.observe_all(facts.queue_seconds)
+        self._statistics.batch(facts, queue_seconds=queued)
+
+    def used_tau(self, tau: float | NDArray[np.float32], rows: int) -> None:
+        """Count rows that were scored with one tau, or with one each [rows]."""
+        if isinstance(tau, float):
+            self._tau.observe(tau, rows)
+        else:
+            self._tau.observe_array(tau)
+
+    def used_taus(self, taus: Sequence[float]) -> None:
+        """Count rows by the tau of each."""
+        self._tau.observe_all(taus)
+
+    def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
+        """What is told of a prior's target [C], by class and by group."""
+        labels = {**self._by_model, "prior": prior}
+        for name, names, cell, series in (
+            ("priordial_target_prior", self._class_names, self._class_cell, self.class_series),
+            (
+                "priordial_group_target_prior",
+                self._group_names,
+                self._group_cell,
+                self._group_series,
+            ),
+        ):
+            yield (
+                name,
+                {**labels, NAMES: names},
+                np.bincount(cell, target, series).astype(np.float64),
+            )
+
+    def rejected(self, reason: str) -> None:
+        """Count a request that was not scored: overloaded, deadline, abandoned, failed or invalid."""
+        cells = self._rejected.get(reason)
+        if cells is None:
+            labels = {**self._by_model, "reason": reason}
+            cells = self._rejected[reason] = self._tally.cells("priordial_rejected", labels)
+        cells[0] += 1
+        self._statistics.failed()
+
+
+_FEW_CELLS = 256
+
+
+def _count(cells: Cells, at: NDArray[np.int64]) -> None:
+    """Add 1 at each position, as often as it occurs; for a few cells a histogram is quicker than scattered additions."""
+    if len(cells) <= _FEW_CELLS:
+        cells += np.bincount(at, minlength=len(cells))
+    else:
+        np.add.at(cells, at, 1)
+
+
+def _by_frequency(bundle: Bundle) -> NDArray[np.int64]:
+    """[C] rank of each class, the most frequent first; output order where counts are unknown."""
+    classes = len(bundle.class_names)
+    if bundle.class_counts is None:
+        return np.arange(classes)
+    rank = np.empty(classes, np.int64)
+    rank[np.argsort(-np.asarray(bundle.class_counts), kind="stable")] = np.arange(classes)
+    return rank
+
+
+def _shown_names(
+    class_names: Sequence[str], class_cell: NDArray[np.int64], shown: int
+) -> list[str]:
+    if shown == len(class_names):
+        return list(class_names)
+    names = [""] * shown + [OTHER]
+    for name, cell in zip(class_names, class_cell.tolist(), strict=True):
+        if cell < shown:
+            names[cell] = name
+    return names

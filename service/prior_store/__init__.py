@@ -1,6 +1,0 @@
-"""The only SQL: the history of priors in SQLite or PostgreSQL, through one code path."""
-
-from service.prior_store.engine import InvalidStoreUrl
-from service.prior_store.store import SqlPriorStore, open_store
-
-__all__ = ["InvalidStoreUrl", "SqlPriorStore", "open_store"]

@@ -1,0 +1,170 @@
+"""The stored priors in force, as one immutable snapshot, and their resolution for a model."""
+
+import hashlib
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
+from typing import TypeAlias
+
+import numpy as np
+import orjson
+
+from service.contract.bundle import Bundle
+from service.contract.prior import (
+    InvalidPrior,
+    PriorBody,
+    UnknownLabelFrequencies,
+    parse_prior,
+    resolve_prior,
+)
+from service.priors.revisions import (
+    BUILT_IN,
+    DEFAULT,
+    PriorDoesNotFit,
+    PriorRevision,
+    StoredRevision,
+)
+
+
+@dataclass(frozen=True)
+class InForce:
+    """What is known of one named prior: its newest entry, and for each class list the newest one that fits."""
+
+    newest: StoredRevision
+    fitting: Mapping[str, StoredRevision]
+    deleted_at: int = 0
+    """Revision of the last deletion; entries before it are history."""
+
+
+Snapshot: TypeAlias = Mapping[tuple[str, str], InForce]
+EMPTY: Snapshot = MappingProxyType({})
+
+
+def advance(snapshot: Snapshot, entries: Iterable[StoredRevision]) -> Snapshot:
+    """The snapshot after these entries, in whatever order they come; damaged ones change nothing, none goes back."""
+    fresh = dict(snapshot)
+    for entry in sorted(entries, key=lambda entry: entry.revision):
+        if entry.damaged:
+            continue
+        key = (entry.model, entry.name)
+        held = fresh.get(key)
+        if held is None:
+            held = InForce(entry, {})
+        if entry.deleted:
+            if entry.revision > held.deleted_at:
+                kept = {d: e for d, e in held.fitting.items() if e.revision > entry.revision}
+                held = replace(held, fitting=kept, deleted_at=entry.revision)
+        elif entry.revision > held.deleted_at:
+            rival = held.fitting.get(entry.class_digest)
+            if rival is None or entry.revision > rival.revision:
+                held = replace(held, fitting={**held.fitting, entry.class_digest: entry})
+        fresh[key] = replace(held, newest=entry) if entry.revision > held.newest.revision else held
+    return MappingProxyType(fresh)
+
+
+def resolve(
+    bundle: Bundle, name: str | None, revision: int, body: PriorBody, key: Hashable
+) -> PriorRevision:
+    """A body as vectors of the model. Raises InvalidPrior or UnknownLabelFrequencies."""
+    prior = resolve_prior(
+        body,
+        class_names=bundle.class_names,
+        class_counts=bundle.class_counts,
+        loss_tau=bundle.loss_tau,
+    )
+    offset = None if prior.offset is None else prior.offset.astype(np.float32)
+    if offset is not None:
+        offset.setflags(write=False)
+    return PriorRevision(name, revision, prior, offset, key)
+
+
+def resolve_stored(bundle: Bundle, entry: StoredRevision, class_digest: str) -> PriorRevision:
+    """A stored revision as vectors of the model. Raises PriorDoesNotFit."""
+    if entry.class_digest != class_digest or entry.body is None:
+        raise PriorDoesNotFit(
+            f"revision {entry.revision} of prior '{entry.name}' belongs to another class list "
+            f"than version {bundle.version} of model '{bundle.name}'"
+        )
+    try:
+        return resolve(bundle, entry.name, entry.revision, entry.body, (entry.name, entry.revision))
+    except (InvalidPrior, UnknownLabelFrequencies) as error:
+        raise PriorDoesNotFit(
+            f"revision {entry.revision} of prior '{entry.name}' does not fit version {bundle.version} "
+            f"of model '{bundle.name}': {error}"
+        ) from error
+
+
+def resolve_built_in(bundle: Bundle, name: str) -> PriorRevision:
+    """`uniform`, `training`, or the rule that stands for an unstored `default`."""
+    return resolve(bundle, name, 0, BUILT_IN.get(name, PriorBody()), (name, 0))
+
+
+def resolve_inline(bundle: Bundle, body: object) -> PriorRevision:
+    """A prior that came with its request. Raises InvalidPrior or UnknownLabelFrequencies."""
+    return resolve(bundle, None, 0, _parse(body), (None, content_key(body)))
+
+
+def _parse(body: object) -> PriorBody:
+    try:
+        return parse_prior(body)
+    except RecursionError:
+        raise InvalidPrior([("", "is nested too deeply")]) from None
+
+
+def content_key(body: object) -> bytes:
+    """A digest of a decoded JSON value. Raises InvalidPrior for what no prior can hold."""
+    try:
+        return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest()
+    except orjson.JSONEncodeError:
+        _parse(body)  # says what is wrong where it can
+        raise InvalidPrior([("", "holds a number or a text that JSON cannot carry")]) from None
+
+
+@dataclass
+class ByteBoundedCache:
+    """Resolved priors, least recently used ones forgotten beyond max_bytes; safe from several threads.
+
+    Keys begin with the id of a bundle; the bundle is held beside the value, so that its id cannot be used again.
+    """
+
+    max_bytes: int
+    _held: OrderedDict[Hashable, tuple[Bundle, PriorRevision]] = field(default_factory=OrderedDict)
+    _bytes: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def get(self, key: Hashable) -> PriorRevision | None:
+        """What is held under the key."""
+        with self._lock:
+            found = self._held.get(key)
+            if found is None:
+                return None
+            self._held.move_to_end(key)
+            return found[1]
+
+    def put(self, key: Hashable, bundle: Bundle, revision: PriorRevision) -> None:
+        """Hold it; the newest entry always stays."""
+        with self._lock:
+            old = self._held.pop(key, None)
+            self._held[key] = (bundle, revision)
+            self._bytes += (
+                _ENTRY_BYTES
+                + revision.nbytes
+                - (0 if old is None else _ENTRY_BYTES + old[1].nbytes)
+            )
+            while self._bytes > self.max_bytes and len(self._held) > 1:
+                _, (_, dropped) = self._held.popitem(last=False)
+                self._bytes -= _ENTRY_BYTES + dropped.nbytes
+
+    def forget(self, bundle: Bundle) -> None:
+        """Let go of all that was resolved for a bundle."""
+        with self._lock:
+            for key in [key for key, (held, _) in self._held.items() if held is bundle]:
+                self._bytes -= _ENTRY_BYTES + self._held.pop(key)[1].nbytes
+
+
+_ENTRY_BYTES = 2000
+"""What an entry costs beside its vectors, roughly."""
+
+assert DEFAULT not in BUILT_IN

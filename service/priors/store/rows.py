@@ -1,0 +1,86 @@
+"""Entries of the history as rows, with a checksum that tells a damaged one."""
+
+import hashlib
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Row
+
+from service.contract.prior import PriorBody
+from service.priors.revisions import StoredRevision
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def microseconds(moment: datetime) -> int:
+    """Since 1970, UTC: the one form of time that both engines keep as it is."""
+    return (moment - _EPOCH) // timedelta(microseconds=1)
+
+
+def moment(since_1970: int) -> datetime:
+    """The other way."""
+    try:
+        return _EPOCH + timedelta(microseconds=since_1970)
+    except (OverflowError, TypeError):  # damaged
+        return _EPOCH
+
+
+def row_of(entry: StoredRevision) -> dict[str, Any]:
+    """The values of an entry's row."""
+    body = None
+    if entry.body is not None:
+        body = json.dumps(entry.body.model_dump(mode="json", exclude={"note"}), allow_nan=False)
+    values: dict[str, Any] = {
+        "change": entry.change,
+        "model": entry.model,
+        "name": entry.name,
+        "revision": entry.revision,
+        "class_digest": entry.class_digest,
+        "updated_us": microseconds(entry.updated_at),
+        "author": entry.by,
+        "note": entry.note,
+        "body": body,
+        "deleted": int(entry.deleted),
+    }
+    return {**values, "checksum": _checksum(values)}
+
+
+def entry_of(row: Row[Any]) -> StoredRevision:
+    """The entry of a whole row; damaged when it is not what was written."""
+    values = {name: value for name, value in row._mapping.items() if name != "checksum"}  # noqa: SLF001 - public API
+    damaged = _checksum(values) != row.checksum
+    body = None
+    if not damaged and row.body is not None:
+        try:
+            body = PriorBody.model_validate({**json.loads(row.body), "note": row.note})
+        except (ValidationError, ValueError, TypeError):  # another program's form of a prior
+            damaged = True
+    return _entry(row, body, damaged=damaged)
+
+
+def bare_entry_of(row: Row[Any]) -> StoredRevision:
+    """The entry of a row that was read without its body, and so unchecked."""
+    return _entry(row, None, damaged=False)
+
+
+def _entry(row: Row[Any], body: PriorBody | None, *, damaged: bool) -> StoredRevision:
+    return StoredRevision(
+        model=row.model,
+        name=row.name,
+        revision=row.revision,
+        body=body,
+        class_digest=row.class_digest,
+        updated_at=moment(row.updated_us),
+        by=row.author,
+        note=row.note,
+        deleted=bool(row.deleted) and not damaged,
+        change=row.change,
+        damaged=damaged,
+    )
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

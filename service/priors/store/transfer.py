@@ -1,0 +1,160 @@
+"""Priors as a JSON document: the history of a store, to keep or to move to another."""
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from service.contract.bundle import check_model_name
+from service.contract.prior import PriorBody, pydantic_errors
+from service.priors.changes import UNCONDITIONAL, Decide, Draft
+from service.priors.changes import replace as replace_prior
+from service.priors.revisions import StoredRevision, check_prior_name
+from service.priors.store.store import SqlPriorStore
+
+IMPORTED_BY = "import"
+
+
+class InvalidDocument(ValueError):
+    """Not a document that `priors export` writes; the message names every wrong field."""
+
+
+class Entry(BaseModel):
+    """One revision. body is null for a deletion."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str
+    name: str
+    revision: Annotated[int, Field(ge=1, strict=True)]
+    class_digest: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    updated_at: datetime
+    by: Annotated[str, Field(max_length=200)]
+    note: Annotated[str, Field(max_length=2000)]
+    body: PriorBody | None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        check_model_name(self.model)
+        check_prior_name(self.name)
+        if (self.class_digest == "") != (self.body is None):
+            raise ValueError("class_digest is empty for a deletion, and only then")
+        if "\0" in self.note + self.by:
+            raise ValueError("a text holds the character NUL")
+        if self.updated_at.tzinfo is None:
+            raise ValueError("updated_at needs a time zone")
+        return self
+
+
+class Document(BaseModel):
+    """Histories, oldest revision first."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    format: Literal["priordial-priors-1"]
+    entries: list[Entry]
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        last: dict[tuple[str, str], int] = defaultdict(int)
+        for entry in self.entries:
+            key = (entry.model, entry.name)
+            if entry.revision != last[key] + 1:
+                raise ValueError(
+                    f"prior '{entry.name}' of model '{entry.model}' goes from revision {last[key]} to {entry.revision}"
+                )
+            last[key] = entry.revision
+        return self
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What an import did, in priors."""
+
+    whole: int
+    """New here: their whole history was taken over."""
+    newest: int
+    """Known here: their newest revision was added to the history that is here."""
+    unchanged: int
+
+
+def export_document(
+    store: SqlPriorStore, *, model: str | None = None
+) -> tuple[Document, list[StoredRevision]]:
+    """The history of all priors or of one model's, and the damaged entries, whose priors are left out."""
+    entries = store.everything(model)
+    damaged = [entry for entry in entries if entry.damaged]
+    without = {(entry.model, entry.name) for entry in damaged}
+    kept = [_exported(entry) for entry in entries if (entry.model, entry.name) not in without]
+    return Document(format="priordial-priors-1", entries=kept), damaged
+
+
+def parse_document(text: str | bytes) -> Document:
+    """Check a document. Raises InvalidDocument."""
+    try:
+        return Document.model_validate_json(text)
+    except ValidationError as error:
+        faults = [
+            f"{name}: {message}" if name else message for name, message in pydantic_errors(error)
+        ]
+        more = f"; and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise InvalidDocument(re.sub(r"\s+", " ", "; ".join(faults[:5])) + more) from None
+
+
+def import_document(store: SqlPriorStore, document: Document) -> Imported:
+    """Take over what the store has not got. Importing the same document twice changes nothing.
+
+    A prior that the store does not know gets its whole history, as it was written. One that it knows keeps its own
+    history, and gets the newest state of the document as a new revision unless it has that already.
+    """
+    histories: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in document.entries:
+        histories[entry.model, entry.name].append(entry)
+    new = [key for key in histories if store.read(*key, 1) is None]
+    store.restore(_stored(entry) for key in new for entry in histories[key])
+    newest = unchanged = 0
+    for (model, name), entries in histories.items():
+        if (model, name) in new:
+            continue
+        before = store.history(model, name, before=None, limit=1)
+        written = store.write(model, name, _decide(entries[-1]), by=IMPORTED_BY, after=-1)
+        changed = written.entry.revision > before[0].revision
+        newest, unchanged = newest + changed, unchanged + (not changed)
+    return Imported(len(new), newest, unchanged)
+
+
+def _decide(entry: Entry) -> Decide:
+    body = entry.body
+    if body is None:
+        return lambda current: None if current is None or current.deleted else Draft(None, "", "")
+    return replace_prior(entry.name, body, entry.class_digest, UNCONDITIONAL)
+
+
+def _exported(entry: StoredRevision) -> Entry:
+    return Entry(
+        model=entry.model,
+        name=entry.name,
+        revision=entry.revision,
+        class_digest=entry.class_digest,
+        updated_at=entry.updated_at,
+        by=entry.by,
+        note=entry.note,
+        body=entry.body,
+    )
+
+
+def _stored(entry: Entry) -> StoredRevision:
+    return StoredRevision(
+        model=entry.model,
+        name=entry.name,
+        revision=entry.revision,
+        body=entry.body,
+        class_digest=entry.class_digest,
+        updated_at=entry.updated_at.astimezone(UTC),
+        by=entry.by,
+        note=entry.note,
+        deleted=entry.body is None,
+    )

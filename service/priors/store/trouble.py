@@ -1,0 +1,66 @@
+"""What a driver's error means for the service: a StoreUnavailable of one kind or another."""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    MultipleResultsFound,
+    NoResultFound,
+    SQLAlchemyError,
+)
+
+from service.priors.revisions import StoreTrouble, StoreUnavailable
+
+_SQLITE: tuple[tuple[str, StoreTrouble], ...] = (
+    ("readonly", "read-only"),
+    ("read-only", "read-only"),
+    ("disk is full", "full"),
+    ("malformed", "corrupt"),
+    ("not a database", "corrupt"),
+    ("no such table", "corrupt"),
+    ("no such column", "corrupt"),
+    ("locked", "slow"),
+    ("busy", "slow"),
+)
+
+_SQLSTATE: tuple[tuple[str, StoreTrouble], ...] = (
+    ("25006", "read-only"),
+    ("53100", "full"),
+    ("55P03", "slow"),  # lock not available
+    ("57014", "slow"),  # statement timeout
+    ("XX001", "corrupt"),
+    ("XX002", "corrupt"),
+    ("42P01", "corrupt"),  # a table of ours is gone
+    ("42703", "corrupt"),
+    ("42501", "read-only"),  # insufficient privilege
+)
+
+
+@contextmanager
+def typed_trouble() -> Iterator[None]:
+    """Turn every failure of the database into StoreUnavailable."""
+    try:
+        yield
+    except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        raise trouble_of(error) from error
+
+
+def trouble_of(error: Exception) -> StoreUnavailable:
+    """The kind and the words of a failure, on one line and without the statement's parameters."""
+    cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
+    if isinstance(error, (NoResultFound, MultipleResultsFound, IntegrityError)):
+        return StoreUnavailable("corrupt", "its tables contradict each other")
+    words = " ".join(str(cause).split())[:300] or type(cause).__name__
+    state = getattr(cause, "sqlstate", None)
+    if state is not None:
+        for code, kind in _SQLSTATE:
+            if state == code:
+                return StoreUnavailable(kind, words)
+        return StoreUnavailable("away", words)
+    for part, kind in _SQLITE:
+        if part in words:
+            return StoreUnavailable(kind, words)
+    return StoreUnavailable("away", words)

@@ -1,0 +1,267 @@
+"""The composition root: builds every object and connects them; decides nothing."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+from service.api import console, health, models, web
+from service.api.adjust import Adjust
+from service.api.edge.access import Access, check_exposure, parse_keys
+from service.api.edge.asgi import Edge
+from service.api.edge.lane import HotLane
+from service.api.edge.request import Route
+from service.api.oip import metadata as oip
+from service.api.oip import repository as oip_repository
+from service.api.oip import statistics as oip_statistics
+from service.api.oip.infer import Infer
+from service.api.openapi import document as description
+from service.api.predict import Predict
+from service.api.priors import router as priors
+from service.batching.batcher import Batcher
+from service.batching.pool import Pool
+from service.classifier import Classifier
+from service.contract.bundle import Bundle
+from service.graph import providers
+from service.machine import available_threads
+from service.observe.log import request_log
+from service.observe.metrics import Metrics
+from service.observe.port import MetricsPort
+from service.observe.run_folder import RunFolder
+from service.observe.tally import Tally
+from service.observe.traces import open_traces
+from service.priors.drift import Drift
+from service.priors.priors import Priors
+from service.priors.recent import LogitReservoir
+from service.priors.store import open_store
+from service.repository.loading import Loader
+from service.repository.repository import Repository, UnknownModel
+from service.server.gauges import Gauges
+from service.server.watchdog import Watchdog
+from service.settings import Settings
+
+VERSION = "0.1.0"
+
+
+class NothingToServe(RuntimeError):
+    """There are models, and none of them can be served; the log says why for each."""
+
+
+class Service:
+    """Everything that serves, built from settings. Make it, `start` it on a running loop, serve `asgi`, `stop` it."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        run_folder: RunFolder,
+        *,
+        unloaded: Sequence[str] = (),
+        replaces: str = "",
+        everywhere: Callable[[str, str], Awaitable[None]] | None = None,
+    ) -> None:
+        """With several workers: `unloaded` names models that stay out, `replaces` says why the worker before this one
+        ended, and `everywhere` has all workers load or unload a model.
+        """
+        self.settings = settings
+        self.access = Access(parse_keys(settings.api_keys), file=settings.keys)
+        check_exposure(
+            settings.host,
+            has_keys=not self.access.open_to_all,
+            allow_anonymous=settings.allow_anonymous,
+        )
+        providers.check_runtime()
+        self.traces = open_traces(VERSION) if settings.traces else None
+        self.provider = providers.resolve_provider(settings.provider)
+        self.metrics = Metrics(
+            Tally(run_folder.own),
+            run_folder,
+            max_class_series=settings.max_class_series,
+            max_batch_rows=settings.max_batch_rows,
+            version=VERSION,
+        )
+        if replaces:
+            self.metrics.worker_replaced(replaces)
+        self.threads = max(1, available_threads() // settings.workers)
+        self.priors = Priors(open_store(settings.store))
+        self.repository = Repository(
+            settings.models,
+            prepare=self._loader().prepare,
+            keep_versions=settings.keep_versions,
+            load_seconds=settings.load_seconds,
+            default_model=settings.default_model,
+            unloaded=unloaded,
+            everywhere=everywhere,
+            retired=self._retired,
+        )
+        self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
+        self.drift = Drift(self.priors, self._newest)
+        self.metrics_port: MetricsPort | None = None
+        self.watchdog = Watchdog(self._busy, hang_seconds=settings.hang_seconds)
+        self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
+        self.request_log = request_log(settings.log_format)
+        self.start_done = asyncio.Event()
+        self.draining = False
+        self.asgi = self._asgi()
+
+    @property
+    def started(self) -> bool:
+        """Whether models and priors are there."""
+        return self.start_done.is_set()
+
+    def drain(self) -> None:
+        """Not ready from now on, and each answer closes its connection, so that clients go elsewhere."""
+        self.draining = self.asgi.draining = True
+        self.repository.end_loading("the service is ending")
+
+    async def start(self) -> None:
+        """Read priors, load and warm every model. Raises StoreUnavailable or NothingToServe."""
+        await self.priors.start(optional=self.settings.store_optional)
+        await self.repository.load_all()
+        if self.repository.faults and not self.repository.all():
+            first = next(iter(self.repository.faults.values()))
+            raise NothingToServe(f"no model can be served: {first}")
+        gauges = Gauges(
+            self.repository, self.priors, max_class_series=self.settings.max_class_series
+        )
+        self.metrics.add_gauges(gauges.numbers)
+        self.metrics.show_vectors(gauges.vectors)
+        self.metrics.add_gauges(self.drift.gauges)
+        self.drift.start()
+        if self.settings.metrics_port:
+            self.metrics_port = MetricsPort(
+                self.settings.host,
+                self.settings.metrics_port,
+                render=self.metrics.exposition,
+                allowed=self.access.status_for_observing,
+            )
+        if self.settings.workers > 1:
+            self.metrics.publish_gauges()
+        self.watchdog.start()
+        self.start_done.set()
+
+    async def stop(self) -> None:
+        """Finish what was admitted, then let go of everything."""
+        self.drift.stop()
+        if self.metrics_port is not None:
+            self.metrics_port.close()
+        await self.repository.close()
+        await self.priors.stop()
+        self.pool.close()
+        self.request_log.close()
+        if self.traces is not None:
+            await self.traces.close()
+        self.metrics.stop()
+        self.watchdog.stop()
+
+    def _loader(self) -> Loader:
+        settings = self.settings
+        return Loader(
+            provider=self.provider,
+            intra_op_threads=settings.intra_op_threads or self.threads,
+            max_batch_rows=settings.max_batch_rows,
+            max_queued_rows=settings.max_queued_rows,
+            max_queue_ms=settings.max_queue_ms,
+            max_queued_bytes=settings.max_queued_mib * 2**20,
+            inline_seconds=settings.inline_us * 1e-6,
+            recent_rows=settings.recent_rows,
+            recent_bytes=settings.recent_mib * 2**20,
+            metrics=self.metrics,
+            tracer_of=None if self.traces is None else self.traces.of_model,
+        )
+
+    def _asgi(self) -> Edge:
+        settings = self.settings
+        probes = health.Health(
+            live=self._why_not_live, ready=self._why_not_ready, degraded=self._why_degraded
+        )
+        app = web.application(
+            routers=[
+                health.router(probes, self.metrics, self.access),
+                oip_statistics.router(
+                    repository=self.repository, metrics=self.metrics, access=self.access
+                ),
+                oip.router(repository=self.repository, health=probes, version=VERSION),
+                oip_repository.router(repository=self.repository, access=self.access),
+                models.router(self.repository),
+                priors.router(
+                    priors=self.priors,
+                    find_model=lambda name: self.repository.find(name).bundle,
+                    find_reservoir=self._reservoir,
+                    access=self.access,
+                    require_if_match=settings.require_if_match,
+                    tau_cap=settings.tau_cap,
+                ),
+                console.router(),
+            ],
+            version=VERSION,
+        )
+        description.describe(app, tau_cap=settings.tau_cap, models=self._serving)
+        scoring: dict[str, Any] = {
+            "pool": self.pool,
+            "timeout_seconds": settings.timeout_ms / 1000,
+        }
+        hot: list[Route] = [
+            *(
+                Predict(self.repository, self.classifier, default=default, **scoring)
+                for default in (True, False)
+            ),
+            Adjust(self.repository, self.classifier, **scoring),
+            Infer(self.repository, self.classifier, **scoring),
+        ]
+        log = self.request_log
+        common: dict[str, Any] = {
+            "metrics": self.metrics,
+            "max_body_bytes": settings.max_body_mib * 2**20,
+            "read_seconds": settings.read_seconds,
+            "log_requests": log if self.traces is None else self.traces.log(log),
+        }
+        if self.traces is None:
+            return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)
+        from service.api.edge.traced_lane import TracedLane
+
+        lane = TracedLane(hot, begin=self.traces.begin, access=self.access, **common)
+        return Edge(self.traces.cold(app), lane=lane, **common)
+
+    def _retired(self, bundle: Bundle) -> None:
+        self.priors.forget(bundle)
+        self.metrics.forget(bundle)
+
+    def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:
+        try:
+            return self.repository.find(bundle.name, bundle.version).recent
+        except UnknownModel:  # unloaded since
+            return None
+
+    def _serving(self) -> list[Bundle]:
+        """The newest version of each model, the default one first."""
+        newest = [model.bundle for model in self.repository.newest()]
+        first = self.repository.default_name() if len(newest) == 1 else self.settings.default_model
+        return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
+
+    def _busy(self) -> Iterable[tuple[str, float | None]]:
+        """What the watchdog watches, and since when it is at the same piece of work."""
+        yield "work in the pool", self.pool.busy_since
+        for batcher in self._batchers():
+            yield f"a graph call of {batcher.name}", batcher.busy_since
+
+    def _batchers(self) -> list[Batcher]:
+        loaded = self.repository.all().values()
+        return [model.batcher for by_version in loaded for model in by_version.values()]
+
+    def _why_not_live(self) -> str | None:
+        return self.watchdog.hung or next((b.failure for b in self._batchers() if b.failure), None)
+
+    def _why_not_ready(self) -> str | None:
+        if self.draining:
+            return "draining"
+        return None if self.started else "models are being loaded"
+
+    def _why_degraded(self) -> str | None:
+        state = self.priors.store_state
+        told = [f"the load of {what} hangs" for what in self.repository.loads.hanging()]
+        if state.degraded:
+            told += [f"prior store {state.kind}", state.detail, *state.faults]
+        return "; ".join(filter(None, told)) or None
+
+    def _newest(self) -> list[tuple[Bundle, LogitReservoir]]:
+        """The newest version of each model, with its recent logits."""
+        return [(model.bundle, model.recent) for model in self.repository.newest()]

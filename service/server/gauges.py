@@ -1,0 +1,63 @@
+"""What is told of models and priors when the service is scraped, in the scrape's thread."""
+
+from collections.abc import Iterable, Iterator
+
+from service.contract.prior import UnknownLabelFrequencies
+from service.observe.exposition import VectorGauge
+from service.observe.run_folder import Gauge
+from service.priors.priors import PriorDoesNotFit, Priors, UnknownPrior
+from service.priors.revisions import DEFAULT
+from service.repository.repository import Repository, ServedModel
+
+TRAINING = "training"
+
+
+class Gauges:
+    """Reads the models and priors in force; changes nothing."""
+
+    def __init__(self, repository: Repository, priors: Priors, *, max_class_series: int) -> None:
+        self._repository, self._priors = repository, priors
+        self._max_class_series = max_class_series
+
+    def numbers(self) -> Iterator[Gauge]:
+        """One number each: revisions, whether targets are expected, rows that wait, what is loaded."""
+        for name, by_version in self._repository.all().items():
+            newest = next(iter(by_version.values()))
+            for prior in self._names(name):
+                entry = self._priors.newest(name, prior)
+                labels = {"model": name, "prior": prior}
+                revision = 0 if entry is None else entry.revision
+                yield "priordial_prior_revision", labels, float(revision)
+            for prior in self._shown(newest):
+                try:
+                    found = self._priors.in_force(newest.bundle, prior).prior
+                except _NOT_IN_FORCE:
+                    continue
+                labels = {"model": name, "prior": prior}
+                yield "priordial_target_expected", labels, float(found.expected)
+            for model in by_version.values():
+                version = {"model": name, "version": str(model.bundle.version)}
+                yield "priordial_queued_rows", version, float(model.batcher.queued_rows)
+                provider = {**version, "provider": model.graph.provider}
+                yield "priordial_model_info", provider, 1.0
+
+    def vectors(self) -> Iterator[VectorGauge]:
+        """A number a class: the targets of priors for the newest version of each model."""
+        for newest in self._repository.newest():
+            for name in (*self._shown(newest), TRAINING):
+                try:
+                    prior = self._priors.in_force(newest.bundle, name).prior
+                except _NOT_IN_FORCE:
+                    continue
+                yield from newest.metrics.target(name, prior.target)
+
+    def _names(self, model: str) -> Iterable[str]:
+        return {DEFAULT: None, **dict.fromkeys(self._priors.names(model))}
+
+    def _shown(self, model: ServedModel) -> Iterable[str]:
+        """`default`, and further stored priors, the first by name, as long as their series are few."""
+        room = 1 + self._max_class_series // model.metrics.class_series
+        return list(self._names(model.bundle.name))[:room]
+
+
+_NOT_IN_FORCE = (PriorDoesNotFit, UnknownPrior, UnknownLabelFrequencies)

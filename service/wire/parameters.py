@@ -1,0 +1,188 @@
+"""What a request may set (tau, prior, top_k, version), from its query string, its form fields or its JSON body."""
+
+import re
+from collections.abc import Iterable
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import parse_qsl
+
+import orjson
+
+from service.wire.arrays import InvalidParameter, Malformed, short
+
+_MAX_FIELDS = 16
+_PARAMETERS = ("tau", "prior", "top_k", "version")
+_MAX_TAU_DIGITS = 20
+_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+
+
+class Parameters(NamedTuple):
+    """What a request may set, from the query string or the body; None where it sets nothing."""
+
+    tau: float | None = None
+    prior: str | dict[str, Any] | None = None
+    top_k: int | None = None
+    version: int | None = None
+
+    def merged(self, other: "Parameters") -> "Parameters":
+        """Both together. Raises Malformed when they differ in a parameter that both set."""
+        if other == NO_PARAMETERS:
+            return self
+        values = {}
+        for name in _PARAMETERS:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine is not None and theirs is not None and mine != theirs:
+                raise Malformed(
+                    f"{name} is given twice: {short(mine)} in the query and {short(theirs)} in the body"
+                )
+            values[name] = theirs if mine is None else mine
+        return Parameters(**values)
+
+
+NO_PARAMETERS = Parameters()
+
+
+_known: dict[bytes, Parameters] = {}
+_newest = [b""]
+"""The query that was read last."""
+_MAX_KNOWN = 1024
+
+
+def query_parameters(query: bytes) -> Parameters:
+    """Parameters of a raw query string. Raises Malformed or InvalidParameter.
+
+    One that came twice in a row is known from then on; keeping each would cost more than it saves where every request has a tau of
+    its own.
+    """
+    known = _known.get(query)
+    if known is None:
+        known = _with_plain_tau(query)
+        if query == _newest[0]:
+            if len(_known) >= _MAX_KNOWN:
+                _known.clear()
+            _known[query] = known
+        _newest[0] = query
+    return known
+
+
+def _with_plain_tau(query: bytes) -> Parameters:
+    """A tau may be of one request alone, while what follows it comes again."""
+    if query.startswith(b"tau="):
+        text, _, rest = query[4:].partition(b"&")
+        if text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS:
+            others = _any_query(rest)
+            if others.tau is None:
+                return Parameters(float(text), others.prior, others.top_k, others.version)
+    return _any_query(query)
+
+
+@lru_cache(maxsize=1024)
+def _any_query(query: bytes) -> Parameters:
+    if not query:
+        return NO_PARAMETERS
+    try:
+        return text_parameters(_pairs(query.decode("ascii")))
+    except ValueError as error:
+        if isinstance(error, (Malformed, InvalidParameter)):
+            raise
+        raise Malformed(f"the query string cannot be read: {error}") from None
+
+
+def _pairs(query: str) -> list[tuple[str, str]]:
+    """Names and values of a query string. Raises ValueError."""
+    return parse_qsl(
+        query,
+        keep_blank_values=True,
+        strict_parsing=True,
+        max_num_fields=_MAX_FIELDS,
+        errors="strict",
+    )
+
+
+def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
+    """Parameters of a query string or of form fields. A prior that begins with a brace is an inline one, in JSON.
+
+    Raises Malformed or InvalidParameter.
+    """
+    tau = prior = top_k = version = None
+    for name, value in pairs:
+        if name == "tau":
+            tau = _same(name, tau, value)
+        elif name == "prior":
+            prior = _same(name, prior, value)
+        elif name == "top_k":
+            top_k = _same(name, top_k, value)
+        elif name == "version":
+            version = _same(name, version, value)
+        else:
+            raise Malformed(
+                f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
+            )
+    return Parameters(
+        _text_number(tau),
+        prior_of_text(prior),
+        _text_integer("top_k", top_k),
+        _text_integer("version", version),
+    )
+
+
+def _same(name: str, before: str | None, value: str) -> str:
+    """The value, unless another was given before. Raises Malformed."""
+    if before is not None and before != value:
+        raise Malformed(f"{name} is given twice: {before[:60]!r} and {value[:60]!r}")
+    return value
+
+
+def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
+    """A prior's name, or an inline prior when the text is a JSON object. Raises Malformed."""
+    if text is None or not text.startswith("{"):
+        return text
+    try:
+        found: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the inline prior is not JSON: {error}") from None
+    return found
+
+
+def body_parameters(members: object) -> Parameters:
+    """Parameters of the `parameters` member of a JSON body. Raises InvalidParameter or Malformed."""
+    if members is None:
+        return NO_PARAMETERS
+    if not isinstance(members, dict):
+        raise InvalidParameter(f"parameters must be an object; got {short(members)}")
+    for name in members:
+        if name not in _PARAMETERS:
+            raise Malformed(
+                f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
+            )
+    tau, prior = members.get("tau"), members.get("prior")
+    if tau is not None and (isinstance(tau, bool) or not isinstance(tau, (int, float))):
+        raise InvalidParameter(f"tau is {short(tau)}; expected a number")
+    if prior is not None and not isinstance(prior, (str, dict)):
+        raise InvalidParameter(f"prior is {short(prior)}; expected a name or an object")
+    for name in ("top_k", "version"):
+        value = members.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+            raise InvalidParameter(f"{name} is {short(value)}; expected an integer")
+    return Parameters(
+        tau=None if tau is None else float(tau),
+        prior=prior,
+        top_k=members.get("top_k"),
+        version=members.get("version"),
+    )
+
+
+def _text_number(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if not _NUMBER.fullmatch(text):  # float() would take nan, 1_0 and other alphabets' digits
+        raise InvalidParameter(f"tau is '{text[:60]}'; expected a number")
+    return float(text)
+
+
+def _text_integer(name: str, text: str | None) -> int | None:
+    if text is None:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) < 10):
+        raise InvalidParameter(f"{name} is '{text[:60]}'; expected a whole number of at least 1")
+    return int(text)

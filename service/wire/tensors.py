@@ -1,0 +1,204 @@
+"""Tensors of the Open Inference Protocol V2: JSON or raw bytes ↔ NumPy, without a copy where bytes allow it."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.wire.arrays import InvalidInput, Malformed, cast, short
+
+Array = NDArray[Any]
+
+DATATYPES = {
+    "BOOL": np.dtype("bool"),
+    "UINT8": np.dtype("uint8"),
+    "UINT16": np.dtype("uint16"),
+    "UINT32": np.dtype("uint32"),
+    "UINT64": np.dtype("uint64"),
+    "INT8": np.dtype("int8"),
+    "INT16": np.dtype("int16"),
+    "INT32": np.dtype("int32"),
+    "INT64": np.dtype("int64"),
+    "FP16": np.dtype("float16"),
+    "FP32": np.dtype("float32"),
+    "FP64": np.dtype("float64"),
+    "BYTES": np.dtype(object),
+}
+BY_DTYPE = {
+    **{dtype.name: name for name, dtype in DATATYPES.items() if name != "BYTES"},
+    "string": "BYTES",
+}
+_LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
+MAX_DIMENSIONS = 16
+_NUMBERS: set[type] = {int, float}
+
+
+@dataclass(frozen=True, slots=True)
+class Tensor:
+    """An input as it came. BYTES are flat: bytes, or str where they came as JSON."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    values: Array | list[bytes] | list[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Described:
+    """An entry of `inputs`: either its values came as JSON, or `size` bytes of binary data belong to it."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    count: int
+    size: int | None
+    values: Array | list[str] | None
+
+    def read(self, body: bytes | bytearray, offset: int) -> tuple[Tensor, int]:
+        """The tensor whose binary data, if it has any, begins at offset, and where the next one's begins. Raises Malformed."""
+        if self.size is None:
+            assert self.values is not None
+            return Tensor(self.name, self.datatype, self.shape, self.values), offset
+        end = offset + self.size
+        if end > len(body):
+            raise Malformed(
+                f"input '{self.name}' has {self.size} bytes of binary data; {len(body) - offset} are left"
+            )
+        values: Array | list[bytes]
+        if self.datatype == "BYTES":
+            values = split_bytes(memoryview(body)[offset:end], self.name)
+            if len(values) != self.count:
+                raise Malformed(
+                    f"input '{self.name}' has {len(values)} elements; its shape says {self.count}"
+                )
+        else:
+            dtype = _LITTLE[self.datatype]
+            values = np.frombuffer(body, dtype, self.count, offset).reshape(self.shape)
+        return Tensor(self.name, self.datatype, self.shape, values), end
+
+
+def describe(entry: Any) -> Described:
+    """Check an entry of `inputs`, and read its values where they are JSON. Raises Malformed or InvalidInput."""
+    name, datatype, shape = _described(entry)
+    size = _binary_size(entry, name)
+    count = math.prod(shape)
+    if size is None:
+        if "data" not in entry:
+            raise Malformed(f"input '{name}' has neither 'data' nor 'binary_data_size'")
+        values = _of_json(entry["data"], name, datatype, shape)
+        return Described(name, datatype, shape, count, None, values)
+    if "data" in entry:
+        raise Malformed(f"input '{name}' has both 'data' and 'binary_data_size'")
+    needed = count * DATATYPES[datatype].itemsize
+    if datatype != "BYTES" and size != needed:
+        raise Malformed(
+            f"input '{name}' has {size} bytes of binary data; shape {list(shape)} of {datatype} needs {needed}"
+        )
+    return Described(name, datatype, shape, count, size, None)
+
+
+def split_bytes(data: "memoryview[int]", name: str) -> list[bytes]:
+    """The elements of a BYTES tensor: each a little-endian u32 length and that many bytes. Raises Malformed."""
+    found: list[bytes] = []
+    at = 0
+    while at < len(data):
+        start = at + 4
+        at = start + int.from_bytes(data[at:start], "little")
+        if start > len(data) or at > len(data):
+            raise Malformed(f"input '{name}' ends within element {len(found)}")
+        found.append(bytes(data[start:at]))
+    return found
+
+
+def join_bytes(elements: Iterable[bytes]) -> bytes:
+    """The binary form of a BYTES tensor."""
+    return b"".join(chain.from_iterable((len(e).to_bytes(4, "little"), e) for e in elements))
+
+
+def _described(entry: Any) -> tuple[str, str, tuple[int, ...]]:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        raise Malformed("each input must be an object with name, datatype and shape")
+    name, datatype, shape = entry["name"], entry.get("datatype"), entry.get("shape")
+    if datatype not in DATATYPES:
+        raise Malformed(
+            f"input '{name[:60]}' has datatype {short(datatype)}; expected one of {', '.join(DATATYPES)}"
+        )
+    if (
+        not isinstance(shape, list)
+        or not 0 < len(shape) <= MAX_DIMENSIONS
+        or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
+    ):
+        raise Malformed(f"input '{name[:60]}' has no usable shape; expected [batch, …]")
+    return name, datatype, tuple(shape)
+
+
+def _binary_size(entry: dict[str, Any], name: str) -> int | None:
+    parameters = entry.get("parameters")
+    if parameters is None:
+        return None
+    if not isinstance(parameters, dict):
+        raise Malformed(f"input '{name[:60]}': parameters must be an object")
+    if "shared_memory_region" in parameters:
+        raise Malformed(f"input '{name[:60]}' is in shared memory, which is not supported")
+    size = parameters.get("binary_data_size")
+    if size is not None and (type(size) is not int or size < 0):
+        raise Malformed(f"input '{name[:60]}': binary_data_size is {short(size)}")
+    return size
+
+
+def _of_json(data: Any, name: str, datatype: str, shape: tuple[int, ...]) -> Any:
+    """Row-major values, nested or flat, of the declared type. Types are looked at one by one: lists may mix anything."""
+    flat = _flat(data, name, shape)
+    kinds = set(map(type, flat))
+    expected: set[type] = _NUMBERS
+    if datatype in {"BYTES", "BOOL"}:
+        expected = {str} if datatype == "BYTES" else {bool}
+    if datatype == "BOOL" and kinds == {int} and set(flat) <= {0, 1}:
+        expected = {int}
+    if not kinds <= expected:
+        wrong = next(item for item in flat if type(item) not in expected)
+        raise InvalidInput(f"input '{name}' holds {short(wrong)}, which is not {datatype}")
+    if datatype == "BYTES":
+        return flat
+    dtype = DATATYPES[datatype]
+    if dtype.kind in "iu" and float in kinds:
+        raise InvalidInput(f"input '{name}' holds numbers that are not whole; it is {datatype}")
+    try:
+        array = np.array(flat, np.float64 if dtype.kind == "f" else dtype)
+    except OverflowError:
+        raise InvalidInput(f"input '{name}' holds a number that {datatype} cannot hold") from None
+    return (array if array.dtype == dtype else cast(array, dtype)).reshape(shape)
+
+
+def _flat(data: Any, name: str, shape: tuple[int, ...]) -> list[Any]:
+    """The elements of nested or flat lists, as many as the shape says."""
+    if not isinstance(data, list):
+        raise Malformed(f"input '{name}': data is {short(data)}; expected a list")
+    flat: list[Any] = data
+    depth = 1
+    while flat and isinstance(flat[0], list):
+        depth += 1
+        if depth > len(shape) or not all(isinstance(item, list) for item in flat):
+            raise InvalidInput(f"input '{name}': data is ragged or nested deeper than its shape")
+        flat = list(chain.from_iterable(flat))
+    if len(flat) != math.prod(shape):
+        raise InvalidInput(
+            f"input '{name}' has {len(flat)} elements; its shape {list(shape)} says {math.prod(shape)}"
+        )
+    return flat
+
+
+def encode_json(values: Array | Sequence[str]) -> Any:
+    """The `data` member of an output: flat, row-major; orjson writes arrays as they are."""
+    return np.ascontiguousarray(values).ravel() if isinstance(values, np.ndarray) else list(values)
+
+
+def encode_binary(values: Array | Sequence[str]) -> bytes:
+    """The binary data of an output, little-endian."""
+    if isinstance(values, np.ndarray):
+        return values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()
+    return join_bytes(text.encode() for text in values)

@@ -1,0 +1,234 @@
+"""docs/results.md is made of what comparisons found, and says so when an expectation does not hold."""
+
+import copy
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.results import checks as results_checks
+from benchmarks.results import norms as results_norms
+from benchmarks.results import page as results
+from benchmarks.results import synthetic as results_synthetic
+from benchmarks.results import text as results_text
+from benchmarks.results import variant_tables as results_variants
+from benchmarks.results import variants
+from training.loop.processes import Processes
+from training.run.recipe import Recipe
+from training.studies import synthetic, synthetic_report
+from training.studies.compare import compare
+from training.studies.methods import choose
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("compare")
+
+
+@pytest.fixture(scope="module")
+def document(folder):
+    recipe = Recipe(
+        data="digits", profile="exp", imbalance_ratio=20.0, max_per_class=100, network="mlp", steps=60
+    )  # fmt: skip
+    return compare(
+        recipe,
+        methods=choose("erm,post-hoc,weight-norm,logit-adjusted,erm-adam"),
+        seeds=range(2),
+        out=folder,
+        processes=Processes(torch.device("cpu")),
+        say=lambda _: None,
+    )
+
+
+def row(text, start):
+    return next(line for line in text.splitlines() if line.startswith(f"| {start} |"))
+
+
+def test_every_method_stands_with_its_mean_and_its_difference_to_erm(document):
+    text = results.overview([document])
+    for name, method in document["methods"].items():
+        assert results_text.spread(method["summary"]["balanced_error"]) in row(text, name)
+    gain = 100 * document["methods"]["logit-adjusted"]["against_erm"]["mean"]
+    assert f"({gain:+.1f})" in row(text, "logit-adjusted")
+
+
+def test_an_expectation_that_does_not_hold_in_every_seed_is_told(document):
+    changed = copy.deepcopy(document)
+    for method in ("post-hoc τ=1", "logit-adjusted"):
+        changed["methods"][method]["against_erm"]["each"] = [-0.05, 0.01]
+    for seed, curves in enumerate(changed["curves"]):
+        curves["norms"]["SGD"]["spearman"] = 0.9
+        curves["norms"]["Adam"]["spearman"] = (-0.2, 0.1)[seed]
+    lines = results_checks.expectations([changed]).splitlines()[2:]
+    assert [line.split("|")[-2].strip() for line in lines if line.startswith("|")] == [
+        "**no**: 1 of 2",
+        "**no**: 1 of 2",
+        "yes",
+        "**no**: 1 of 2",
+        "yes",
+    ]
+    assert "5.0, -1.0" in lines[0]
+
+
+def test_the_whole_page_shows_figures_that_are_written(document, tmp_path):
+    results.write_figures(document, tmp_path, every=True)
+    trials = synthetic.run(n_train=500, trials=2)
+    synthetic_report.write(trials, tmp_path / "synthetic")
+    results_synthetic.copy_figures(tmp_path / "synthetic", tmp_path)
+    text = results.page([document], experiment=results_synthetic.read(tmp_path / "synthetic"))
+    written = {path.name for path in tmp_path.glob("*.svg")}
+    assert len(written) == len(results.FIGURES) + len(results_synthetic.FIGURES)
+    assert all(f"(results/{name})" in text for name in written)
+    assert text.count("](results/") == len(written)
+    assert "n = 2 seeds" in text
+    assert "n = 500 training points a trial, 2 trials" in text
+    erm = 100 * trials.errors["erm"].mean()
+    assert f"| erm | {erm:.2f} ± " in text
+
+
+def rows_of(document, group, *variants, **scores):
+    """As benchmarks.results.variants writes them, for the setting of the document."""
+    largest, ratio = results_text.key(document)
+    return [
+        {"group": group, "variant": name, "max_per_class": largest, "imbalance_ratio": ratio, "seed": seed}
+        | {key: values[seed] for key, values in scores.items()}
+        for name in variants
+        for seed in range(2)
+    ]  # fmt: skip
+
+
+OTHER = "Adam, rate 0.03, β₂ 0.999"
+
+
+def norms_of(document, group, name, spearman, **scores):
+    """Rows with all scores that the part on norms reads."""
+    given = {
+        "slope": [0.1, 0.2], "on_validation": [0.3, 0.4], "balanced_error": [0.3, 0.5],
+        "weight_norm": [0.2, 0.2], "post_hoc": [0.1, 0.1],
+    }  # fmt: skip
+    return rows_of(document, group, name, spearman=spearman, **given | scores)
+
+
+def with_norms(document, *, sgd, adam):
+    """The document as if its runs had these rank correlations."""
+    changed = copy.deepcopy(document)
+    for seed, curves in enumerate(changed["curves"]):
+        curves["norms"]["SGD"]["spearman"] = sgd[seed]
+        curves["norms"]["Adam"]["spearman"] = adam[seed]
+    return changed
+
+
+def test_each_training_stands_with_its_counts_over_all_settings_and_with_its_seeds(document):
+    changed = with_norms(document, sgd=[0.9, 0.6], adam=[-0.6, -0.7])
+    rows = norms_of(document, "adam", OTHER, [-0.25, 0.75])
+    text = results_norms.norms_under_adam([changed], rows)
+    compared = "Adam, rate 0.005, β₂ 0.95 (compared)"
+    assert row(text, "SGD, rate 0.05").startswith("| SGD, rate 0.05 | 2 | +0.75 | 1 | 0 | 0 |")
+    assert row(text, compared).startswith(f"| {compared} | 2 | -0.65 | 0 | 2 | 1 |")
+    assert "1\nof 2 of the compared Adam are at or below it" in text
+    assert row(text, OTHER) == f"| {OTHER} | 2 | +0.25 | 1 | 1 | 0 | -20.0 | -30.0 |"
+    by_setting = [line for line in text.splitlines() if line.startswith("| largest")]
+    assert [line.split(" | ")[1] for line in by_setting] == ["SGD, rate 0.05", compared, OTHER]
+    errors = "35.0 ± 7.1 | 40.0 ± 14.1 | 20.0 ± 0.0 | 10.0 ± 0.0 |"
+    assert by_setting[2].endswith(f"| -0.25, +0.75 | +0.15 ± 0.07 | {errors}")
+
+
+def test_the_words_on_norms_name_the_trainings_that_run_against_the_counts_in_every_run(document):
+    rows = norms_of(document, "adam", OTHER, [-0.1, 0.1])
+    always = with_norms(document, sgd=[0.9, 0.9], adam=[-0.6, -0.7])
+    text = results_norms.norms_under_adam([always], rows)
+    assert "in every run of: Adam, rate 0.005, β₂ 0.95 (compared). The paper" in text
+    assert "depends on rate and β₂" in text
+    sometimes = with_norms(document, sgd=[0.9, 0.9], adam=[-0.6, 0.0])
+    text = results_norms.norms_under_adam([sometimes], rows)
+    assert "in every run of: none. The paper" in text
+    assert "depends on rate and β₂" not in text
+
+
+def test_the_compared_adam_stands_beside_the_best_of_the_others_on_validation(document):
+    rows = norms_of(document, "adam", OTHER, [0.1, 0.1], on_validation=[0.2, 0.3])
+    rows += norms_of(document, "adam", "Adam, rate 0.1, β₂ 0.999", [0.1, 0.1])
+    rows += norms_of(document, "hidden layer", OTHER, [0.1, 0.1], on_validation=[0.1, 0.1])
+    text = results_norms.norms_under_adam([document], rows)
+    assert f", {OTHER} has the lowest error on validation: 25.0 %, " in text
+    at_none = [dict(curves["tau_adam"]["post-hoc val"])[0] for curves in document["curves"]]
+    assert f"and the comparison's {100 * np.mean(at_none):.1f}." in text
+    assert "no independent test" not in results_norms.norms_under_adam([document], [])
+
+
+def test_the_network_with_a_hidden_layer_is_judged_like_the_compared_one(document):
+    rows = norms_of(document, "hidden layer", "SGD, rate 0.1", [0.8, 0.9])
+    rows += norms_of(document, "hidden layer", "Adam, rate 0.01, β₂ 0.95", [-0.8, 0.1])
+    judged = results_checks.expectations([document], rows).splitlines()[-2:]
+    assert [line.split("|")[-2].strip() for line in judged] == ["yes", "**no**: 1 of 2"]
+    text = results_norms.norms_under_adam([document], rows)
+    assert row(text, "Adam, rate 0.01, β₂ 0.95, hidden layer").split(" | ")[2:5] == ["-0.35", "0", "1"]  # fmt: skip
+    assert "idden layer" not in results_norms.norms_under_adam([document], [])
+
+
+def test_other_ways_stand_below_the_method_that_they_vary(document):
+    rows = rows_of(document, "weight-norm", "τ = 0.5", balanced_error=[0.2, 0.4])
+    lines = results_variants.other_ways([document], rows).splitlines()[2:]
+    assert [line.split("|")[3].strip() for line in lines] == [
+        "as compared",
+        "as compared",
+        "τ = 0.5",
+    ]
+    assert lines[2].endswith("| weight-norm | τ = 0.5 | 2 | 30.0 ± 14.1 |")
+    assert results_variants.other_ways([document], []).count("\n") == 2
+
+
+def test_what_comes_nearest_to_the_independent_figures_is_told_from_the_rows(document, monkeypatch):
+    theirs = {"weight-norm τ=1": 14.0, "ldam": 20.0, "sampler-balanced": 30.0}
+    monkeypatch.setattr(results_variants, "REFERENCE", {results_text.key(document): theirs})
+    given = {"τ = 0.5": 0.15, "τ = 1": 0.11, "τ = 1, bias kept": 0.14}
+    given |= {f"τ from a long-tailed validation split, by {by}": 0.2 for by in ("balanced error", "error")}  # fmt: skip
+    rows = [
+        row
+        for name, error in given.items()
+        for row in rows_of(document, "weight-norm", name, balanced_error=[error, error])
+    ]
+    text = results_variants.concluded([document], rows)
+    assert "nearest to their 14.0 % with τ = 0.5 (15.0)" in text
+    assert "Keeping the bias changes its error at τ = 1 by +3.0 points" in text
+    gain = 100 * document["methods"]["erm"]["summary"]["balanced_error"]["mean"] - 20
+    assert f"by plain error, it leaves {gain:.1f} of the " in text
+    assert "LDAM" not in text
+    assert "flips" not in text
+    assert results_variants.concluded([document], []) == ""
+
+
+def test_a_difference_within_what_another_run_may_give_is_told_from_a_larger_one(document):
+    spreads = [
+        document["methods"][name]["summary"]["balanced_error"] for name in ("erm", "logit-adjusted")
+    ]
+    names = {"erm": 0.0, "logit-adjusted": 0.0}
+    reach = results_checks.reach_of_a_run(document, names)
+    sd = 100 * np.sqrt(np.mean([entry["sd"] ** 2 for entry in spreads]))
+    assert reach == pytest.approx(4.303 * sd * np.sqrt(1.5), rel=1e-3)  # t of 2 degrees of freedom
+    assert results_checks.reach_of_a_run(document, {"absent": 0.0}) is None
+
+
+def test_variants_are_told_apart_and_done_once(document):
+    every = list(variants.runs())
+    assert not any(variants.same(run, other) for run, other in pairwise(every))
+    assert all(sum(variants.same(run, row) for row in every) == 1 for run in every)
+
+
+def test_weights_are_normalised_in_several_ways_of_the_same_run(folder, document):
+    rows = variants.normalised(folder)
+    assert {row["seed"] for row in rows} == {0, 1}
+    for seed in (0, 1):
+        found = {row["variant"]: row["balanced_error"] for row in rows if row["seed"] == seed}
+        compared = document["methods"]["weight-norm τ=1"]["seeds"][str(seed)]["balanced_error"]
+        assert found["τ = 1"] == pytest.approx(compared)
+    labels, counts = np.repeat([0, 1, 2], 100), np.array([1000, 100, 1])
+    kept = variants.long_tailed(labels, counts, np.random.default_rng(0))
+    assert np.bincount(labels[kept]).tolist() == [100, 10, 1]
+
+
+def test_the_papers_numbers_are_marked_as_the_papers():
+    text = results.papers()
+    assert text.startswith("Not measured here")
+    assert text.splitlines()[2].count("the paper's") == 5

@@ -1,0 +1,596 @@
+"""The routes of priors, over HTTP, on a real store."""
+
+import asyncio
+import contextlib
+
+import httpx
+import numpy as np
+import pytest
+
+from service.api.edge.access import Access, make_key
+from service.api.priors.router import router
+from service.api.web import application
+from service.contract.adjustment import softmax
+from service.priors.recent import LogitReservoir
+from service.repository.repository import UnknownModel
+from tests.support.priors import following, make_bundle
+
+PRIOR = {"target": {"cat": 1, "dog": 2, "lynx": 3}}
+ROUTE = "/models/pets/priors"
+
+
+@contextlib.asynccontextmanager
+async def serving(url, *bundles, reservoir=None, keys=(), **options):
+    """A client of an application that has only the routes of priors. The first bundle is the default model."""
+    models = {bundle.name: bundle for bundle in bundles}
+
+    def find(name):
+        try:
+            return models[name or bundles[0].name]
+        except KeyError:
+            raise UnknownModel(f"no model '{name}'") from None
+
+    async with following(url) as priors:
+        app = application(
+            routers=[
+                router(
+                    priors=priors,
+                    find_model=find,
+                    find_reservoir=lambda _: reservoir,
+                    access=Access(keys),
+                    tau_cap=10.0,
+                    **options,
+                )
+            ],
+            version="0",
+        )
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://test"
+        ) as client:
+            client.priors = priors
+            yield client
+
+
+def scenario(url, *bundles, **options):
+    """Run an async function with a client."""
+
+    def decorate(function):
+        async def main():
+            async with serving(url, *(bundles or (make_bundle(),)), **options) as client:
+                await function(client)
+
+        asyncio.run(main())
+
+    return decorate
+
+
+def test_a_prior_is_created_read_replaced_and_deleted(store_url):
+    @scenario(store_url)
+    async def _(client):
+        created = await client.put(f"{ROUTE}/winter", json={**PRIOR, "note": "snow"})
+        assert (created.status_code, created.headers["etag"]) == (201, '"1"')
+        view = created.json()
+        assert view["target"] == pytest.approx({"cat": 1 / 6, "dog": 2 / 6, "lynx": 3 / 6})
+        assert view["label_frequencies"] == pytest.approx(
+            {"cat": 100 / 155, "dog": 50 / 155, "lynx": 5 / 155}
+        )
+        assert (view["note"], view["by"], view["revision"], view["fits"]) == (
+            "snow",
+            "anonymous",
+            1,
+            True,
+        )
+        assert (await client.get(f"{ROUTE}/winter")).json() == view
+        replaced = await client.put(f"{ROUTE}/winter", json={"target": "training"})
+        assert (replaced.status_code, replaced.headers["etag"]) == (200, '"2"')
+        assert (await client.get(f"{ROUTE}/winter?revision=1")).json() == view
+        assert (await client.delete(f"{ROUTE}/winter")).status_code == 204
+        assert (await client.get(f"{ROUTE}/winter")).status_code == 404
+        assert (await client.get(f"{ROUTE}/winter?revision=1")).json() == view
+        again = await client.put(f"{ROUTE}/winter", json=PRIOR)
+        assert (again.status_code, again.headers["etag"]) == (201, '"4"')
+
+
+def test_the_default_model_has_the_short_routes(store_url):
+    @scenario(store_url)
+    async def _(client):
+        unstored = await client.get("/priors/default")
+        assert (unstored.json()["revision"], unstored.headers["etag"]) == (0, '"0"')
+        assert (await client.put("/priors", json=PRIOR)).status_code == 201
+        assert (await client.get("/priors/default")).json() == (
+            await client.get(f"{ROUTE}/default")
+        ).json()
+        listed = (await client.get("/priors")).json()
+        assert [(line["name"], line["revision"]) for line in listed["priors"]] == [("default", 1)]
+        assert listed["built_in"] == ["training", "uniform"]
+
+
+def test_an_identical_put_makes_no_revision(store_url):
+    @scenario(store_url)
+    async def _(client):
+        await client.put("/priors", json=PRIOR)
+        again = await client.put("/priors", json=PRIOR)
+        assert (again.status_code, again.headers["etag"]) == (200, '"1"')
+
+
+def test_if_match_compares_and_sets(store_url):
+    @scenario(store_url)
+    async def _(client):
+        assert (
+            await client.put("/priors", json=PRIOR, headers={"If-Match": '"3"'})
+        ).status_code == 412
+        assert (
+            await client.put("/priors", json=PRIOR, headers={"If-Match": "*"})
+        ).status_code == 412
+        assert (
+            await client.put("/priors", json=PRIOR, headers={"If-None-Match": "*"})
+        ).status_code == 201
+        assert (
+            await client.put("/priors", json=PRIOR, headers={"If-None-Match": "*"})
+        ).status_code == 412
+        other = {"target": [1, 1, 2]}
+        stale = await client.put("/priors", json=other, headers={"If-Match": '"7"'})
+        assert stale.json()["type"] == "/problems/stale"
+        assert "revision 1" in stale.json()["detail"]
+        assert (
+            await client.put("/priors", json=other, headers={"If-Match": 'W/"1"'})
+        ).status_code == 412
+        assert (
+            await client.put("/priors", json=other, headers={"If-Match": '"x"'})
+        ).status_code == 412
+        assert (
+            await client.put("/priors", json=other, headers={"If-Match": "x"})
+        ).status_code == 400
+        assert (await client.put("/priors", json=other, headers={"If-Match": '"1", "5"'})).headers[
+            "etag"
+        ] == '"2"'
+        assert (
+            await client.delete("/priors/default", headers={"If-Match": '"1"'})
+        ).status_code == 412
+        back = await client.post(
+            "/priors/default/rollback", json={"revision": 1}, headers={"If-Match": '"1"'}
+        )
+        assert back.status_code == 412
+
+
+def test_a_setting_demands_a_condition(sqlite_url):
+    @scenario(sqlite_url, require_if_match=True)
+    async def _(client):
+        assert (await client.put("/priors", json=PRIOR)).status_code == 428
+        assert (
+            await client.put("/priors", json=PRIOR, headers={"If-None-Match": "*"})
+        ).status_code == 201
+        assert (
+            await client.post("/priors/default/rollback", json={"revision": 1})
+        ).status_code == 428
+        assert (await client.delete("/priors/default")).status_code == 428
+        added = await client.patch("/priors/default", json={"add": {"target": {"lynx": 1}}})
+        assert added.status_code == 200, "adding counts cannot lose anybody's write"
+
+
+def test_what_the_caller_has_already_is_not_sent_again(store_url):
+    @scenario(store_url)
+    async def _(client):
+        await client.put("/priors", json=PRIOR)
+        for known in ('"1"', 'W/"1"', '"9", "1"', "*"):
+            answer = await client.get("/priors/default", headers={"If-None-Match": known})
+            assert (answer.status_code, answer.headers["etag"], answer.content) == (304, '"1"', b"")
+        assert (
+            await client.get("/priors/default", headers={"If-None-Match": '"2"'})
+        ).status_code == 200
+
+
+def test_every_wrong_field_is_named(sqlite_url):
+    @scenario(sqlite_url)
+    async def _(client):
+        answer = await client.put(
+            "/priors", json={"target": {"cat": -0.1, "wolf": 1}, "label_frequencies": [1, 2]}
+        )
+        assert answer.status_code == 422
+        assert answer.headers["content-type"] == "application/problem+json"
+        fields = {error["field"] for error in answer.json()["errors"]}
+        assert {"target.cat", "target.wolf", "label_frequencies"} <= fields
+
+
+def deep(depth):
+    return b'{"target": ' + b"[" * depth + b"1" + b"]" * depth + b"}"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b'{"target": {"cat": NaN}}', 400),
+        (b'{"target": [1, 2, 1e999]}', 400),
+        (b'{"target": {"cat": 1, "cat": 2}}', 400),
+        (b'{"note": "\\ud800"}', 400),
+        (b'{"note": "\xff"}', 400),
+        (deep(40), 400),
+        (deep(900), 400),
+        (deep(100_000), 400),
+        (b'{"target": [' + b"9" * 5000 + b",1,1]}", 400),
+        (b'{"note": "\\u0000"}', 422),
+        (b"[]", 422),
+        (b"3", 422),
+        (b"null", 422),
+        (b'{"target": [1, true, 1]}', 422),
+        (b'{"target": [0, 0, 0]}', 422),
+        (b'{"target": ["1", 1, 1]}', 422),
+        (b'{"typo": 1}', 422),
+        (b'{"smoothing": -1}', 422),
+        (b'{"label_frequencies": [1, 0, 1]}', 422),
+        (b'{"note": "' + b"a" * 2001 + b'"}', 422),
+    ],
+)
+def test_rubbish_is_refused(sqlite_url, body, status):
+    @scenario(sqlite_url)
+    async def _(client):
+        answer = await client.put(
+            "/priors", content=body, headers={"Content-Type": "application/json"}
+        )
+        assert answer.status_code == status
+        assert answer.json()["status"] == status
+        assert (await client.get("/priors")).json()["priors"] == []
+
+
+def test_bodies_are_bounded_and_typed(sqlite_url):
+    @scenario(sqlite_url)
+    async def _(client):
+        large = b'{"note": "' + b"a" * (17 * 2**20) + b'"}'
+        assert (await client.put("/priors", content=large)).status_code == 413
+        answer = await client.put(
+            "/priors", content=b"x=1", headers={"Content-Type": "application/x-www-form-urlencoded"}
+        )
+        assert answer.status_code == 415
+
+
+def test_names_that_cannot_be_are_refused_and_built_ins_stay(sqlite_url):
+    @scenario(sqlite_url)
+    async def _(client):
+        for name in ("Winter", "-a", "a" * 65, "a%20b", "%C3%A9", "a@1"):
+            assert (await client.put(f"/priors/{name}", json=PRIOR)).status_code == 422
+            assert (await client.get(f"/priors/{name}")).status_code == 404
+        for name in ("uniform", "training"):
+            assert (await client.put(f"/priors/{name}", json=PRIOR)).status_code == 409
+            assert (await client.delete(f"/priors/{name}")).status_code == 409
+            assert (await client.get(f"/priors/{name}")).json()["revision"] == 0
+        assert (await client.get("/priors/uniform?revision=1")).status_code == 404
+        assert (await client.get("/models/cars/priors")).status_code == 404
+
+
+def test_counts_are_added(store_url):
+    @scenario(store_url)
+    async def _(client):
+        await client.put("/priors", json=PRIOR)
+        answer = await client.patch(
+            "/priors/default", json={"add": {"target": {"lynx": 3}}, "note": "seen"}
+        )
+        assert (answer.status_code, answer.headers["etag"]) == (200, '"2"')
+        assert answer.json()["as_written"]["target"] == {"cat": 1, "dog": 2, "lynx": 6}
+        assert answer.json()["note"] == "seen"
+        from_model = await client.patch(
+            "/priors/default", json={"add": {"label_frequencies": {"lynx": 5}}}
+        )
+        assert from_model.json()["as_written"]["label_frequencies"] == {
+            "cat": 100,
+            "dog": 50,
+            "lynx": 10,
+        }
+        nothing = await client.patch("/priors/default", json={"add": {"target": {"lynx": 0}}})
+        assert nothing.headers["etag"] == '"3"'
+        await client.put("/priors", json={"target": [0.2, 0.3, 0.5]})
+        assert (
+            await client.patch("/priors/default", json={"add": {"target": {"lynx": 3}}})
+        ).status_code == 409
+        assert (
+            await client.patch("/priors/winter", json={"add": {"target": {"lynx": 3}}})
+        ).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {},
+        {"add": {}},
+        {"add": {"target": {}}},
+        {"add": {"smoothing": 1}},
+        {"add": {"target": {"lynx": -1}}},
+        {"add": {"target": {"lynx": True}}},
+        {"add": {"target": {"wolf": 1}}},
+        {"add": {"target": [1, 2]}},
+        {"add": {"target": 3}},
+        {"add": {"target": {"lynx": 10**400}}},
+        {"add": {"target": {"lynx": 1}}, "more": 1},
+        {"add": {"target": {"lynx": 1}}, "note": 3},
+        [],
+    ],
+)
+def test_wrong_additions_are_refused(sqlite_url, body):
+    @scenario(sqlite_url)
+    async def _(client):
+        await client.put("/priors", json=PRIOR)
+        answer = await client.patch("/priors/default", json=body)
+        assert answer.status_code in (400, 422)
+        assert (await client.get("/priors/default")).headers["etag"] == '"1"'
+
+
+def test_sums_that_overflow_are_refused(sqlite_url):
+    @scenario(sqlite_url)
+    async def _(client):
+        await client.put("/priors", json={"target": [1.7e308, 1, 1]})
+        for _ in range(2):
+            answer = await client.patch("/priors/default", json={"add": {"target": {"cat": 1e300}}})
+            assert answer.status_code in (200, 422)
+        assert (
+            await client.patch("/priors/default", json={"add": {"target": {"cat": 1.7e308}}})
+        ).status_code == 422
+
+
+def test_history_is_paged_newest_first(store_url):
+    @scenario(store_url)
+    async def _(client):
+        for i in range(1, 8):
+            await client.put("/priors", json={"target": [i, 1, 2], "note": str(i)})
+        seen, before = [], ""
+        while True:
+            page = (await client.get(f"/priors/default/revisions?limit=3{before}")).json()
+            seen += [line["revision"] for line in page["revisions"]]
+            if page["next"] is None:
+                break
+            before = f"&before={page['next']}"
+        assert seen == [7, 6, 5, 4, 3, 2, 1]
+        assert (await client.get("/priors/default/revisions?limit=7")).json()["next"] is None
+        for wrong in ("limit=0", "limit=1001", "limit=x", "before=0"):
+            assert (await client.get(f"/priors/default/revisions?{wrong}")).status_code == 422
+        assert (await client.get("/priors/summer/revisions")).status_code == 404
+
+
+def test_rollback_makes_a_revision_equal_to_an_old_one(store_url):
+    @scenario(store_url)
+    async def _(client):
+        first = (await client.put("/priors", json=PRIOR)).json()
+        await client.put("/priors", json={"target": [5, 5, 1]})
+        back = await client.post("/priors/default/rollback", json={"revision": 1})
+        assert (back.status_code, back.headers["etag"]) == (200, '"3"')
+        assert back.json()["target"] == first["target"]
+        assert (
+            await client.post("/priors/default/rollback", json={"revision": 9})
+        ).status_code == 404
+        for wrong in (
+            {},
+            {"revision": 0},
+            {"revision": "1"},
+            {"revision": 1.5},
+            {"revision": True},
+            {"revision": 2**60},
+        ):
+            assert (await client.post("/priors/default/rollback", json=wrong)).status_code == 422
+
+
+def test_a_prior_of_another_class_list_is_listed_as_not_fitting(store_url):
+    wider = make_bundle(version=2, class_names=("cat", "dog", "lynx", "wolf"), class_counts=None)
+
+    @scenario(store_url)
+    async def _(client):
+        await client.put("/priors/winter", json=PRIOR)
+
+    @scenario(store_url, wider)
+    async def _(client):
+        (line,) = (await client.get("/priors")).json()["priors"]
+        assert (line["name"], line["fits"]) == ("winter", False)
+        view = (await client.get("/priors/winter")).json()
+        assert (view["fits"], view["target"], view["as_written"]["target"]["cat"]) == (
+            False,
+            None,
+            1,
+        )
+        assert view["warnings"]
+        assert (
+            await client.patch("/priors/winter", json={"add": {"target": {"cat": 1}}})
+        ).status_code == 409
+
+
+def test_unknown_label_frequencies_are_told(sqlite_url):
+    @scenario(sqlite_url, make_bundle(class_counts=None))
+    async def _(client):
+        assert (await client.put("/priors", json={"target": "training"})).status_code == 409
+        assert (await client.get("/priors/training")).status_code == 409
+        assert (
+            await client.patch("/priors/default", json={"add": {"label_frequencies": {"cat": 1}}})
+        ).status_code == 409
+        stored = await client.put("/priors", json={"label_frequencies": [3, 2, 1]})
+        assert stored.json()["source_prior"] == pytest.approx(
+            {"cat": 3 / 6, "dog": 2 / 6, "lynx": 1 / 6}
+        )
+
+
+def test_frequencies_without_effect_are_warned_of(sqlite_url):
+    @scenario(sqlite_url, make_bundle(loss_tau=1.0))
+    async def _(client):
+        assert (await client.put("/priors", json={"label_frequencies": [3, 2, 1]})).json()[
+            "warnings"
+        ]
+
+
+def test_each_worker_is_listed_with_what_it_serves(store_url):
+    @scenario(store_url)
+    async def _(client):
+        await client.put("/priors", json=PRIOR)
+        deadline = asyncio.get_running_loop().time() + 10
+        while True:
+            answer = (await client.get("/priors/default/replicas")).json()
+            assert answer["revision"] == 1
+            if answer["agree"] and len(answer["replicas"]) == 1:
+                break
+            assert asyncio.get_running_loop().time() < deadline
+            await asyncio.sleep(0.05)
+
+
+def reservoir_of(logits):
+    reservoir = LogitReservoir(3, max_rows=len(logits))
+    reservoir.add(np.asarray(logits, np.float32))
+    return reservoir
+
+
+def test_a_preview_tells_what_would_change_and_stores_nothing(sqlite_url):
+    logits = np.random.default_rng(0).normal(size=(500, 3)) * 2
+    source = np.array([100, 50, 5]) / 155
+
+    @scenario(sqlite_url, reservoir=reservoir_of(logits))
+    async def _(client):
+        answer = await client.post("/priors/default/preview", json={"target": [8, 1, 1]})
+        view = answer.json()
+        before = (logits.astype(np.float32) - np.log(source)).argmax(axis=1)
+        after = (logits.astype(np.float32) - np.log(source) + np.log([0.8, 0.1, 0.1])).argmax(
+            axis=1
+        )
+        assert view["rows"] == 500
+        assert view["decisions_changed"] == pytest.approx((before != after).mean())
+        assert [c["before"] for c in view["classes"]] == pytest.approx(
+            np.bincount(before, minlength=3) / 500
+        )
+        assert [c["after"] for c in view["classes"]] == pytest.approx(
+            np.bincount(after, minlength=3) / 500
+        )
+        assert view["before"] == {"name": "default", "revision": 0, "tau": 1.0}
+        assert (await client.get("/priors")).json()["priors"] == []
+
+
+def test_a_preview_takes_a_tau_a_name_or_a_prior(sqlite_url):
+    logits = np.random.default_rng(1).normal(size=(200, 3))
+
+    @scenario(sqlite_url, reservoir=reservoir_of(logits))
+    async def _(client):
+        async def changed(body, query=""):
+            answer = await client.post(f"/priors/default/preview{query}", json=body)
+            assert answer.status_code == 200, answer.text
+            return answer.json()["decisions_changed"]
+
+        assert await changed({}) == 0
+        assert await changed({"tau": 1.0}) == 0
+        assert await changed({"tau": 0}) > 0
+        assert await changed({}, "?tau=0") == await changed({"tau": 0})
+        assert await changed({"prior": "training"}) == await changed({"target": "training"}) > 0
+        assert await changed({"prior": {"target": "training"}, "tau": 1}) == await changed(
+            {"prior": "training"}
+        )
+        await client.put("/priors", json=PRIOR)
+        assert await changed({"prior": "default@1"}) == 0
+        for wrong in (
+            {"tau": -1},
+            {"tau": 11},
+            {"tau": "1"},
+            {"tau": True},
+            {"prior": 3},
+            {"prior": "uniform", "target": [1, 1, 1]},
+        ):
+            assert (await client.post("/priors/default/preview", json=wrong)).status_code == 422
+        assert (
+            await client.post("/priors/default/preview?tau=1", json={"tau": 2})
+        ).status_code == 400
+        assert (
+            await client.post("/priors/default/preview", json={"prior": "summer"})
+        ).status_code == 404
+        new_name = await client.post("/priors/winter/preview", json={"target": "training"})
+        assert new_name.json()["before"]["name"] == "default"
+
+
+def test_a_preview_without_traffic_is_empty_and_without_reservoir_refused(sqlite_url):
+    @scenario(sqlite_url, reservoir=LogitReservoir(3))
+    async def _(client):
+        view = (await client.post("/priors/default/preview", json={"tau": 0})).json()
+        assert (view["rows"], view["decisions_changed"], view["classes"]) == (0, None, [])
+        assert (await client.get("/priors/default/estimate")).status_code == 409
+
+    @scenario(sqlite_url)
+    async def _(client):
+        assert (await client.post("/priors/default/preview", json={"tau": 0})).status_code == 409
+        assert (await client.get("/priors/default/estimate")).status_code == 409
+
+
+def test_an_estimate_finds_the_prior_of_the_traffic_and_can_be_put(sqlite_url):
+    rng = np.random.default_rng(2)
+    truth = np.array([0.2, 0.2, 0.6])
+    source = np.array([100, 50, 5]) / 155
+    labels = rng.choice(3, size=3000, p=truth)
+    x = rng.normal(size=(3000, 3)) + 2 * np.eye(3)[labels]
+    logits = 2 * x + np.log(source)  # Bayes' rule for unit normals at 2 e_y, under the source prior
+
+    @scenario(sqlite_url, reservoir=reservoir_of(logits))
+    async def _(client):
+        view = (await client.get("/priors/default/estimate")).json()
+        found = np.array(list(view["target"].values()))
+        assert np.abs(found - truth).max() < 0.05
+        for name in ("cat", "dog", "lynx"):
+            assert view["low"][name] <= view["target"][name] <= view["high"][name]
+        assert 0 < view["effective_rows"] <= view["rows"] <= 3000
+        assert (await client.get("/priors")).json()["priors"] == []
+        stored = await client.put("/priors", json=view["candidate"])
+        assert (stored.status_code, stored.json()["expected"]) == (201, True)
+
+
+def test_a_key_must_have_the_role(sqlite_url):
+    made = {role: make_key(role, [role]) for role in ("predict", "operate", "observe")}
+
+    @scenario(sqlite_url, keys=[key for _, key in made.values()], reservoir=LogitReservoir(3))
+    async def _(client):
+        def bearer(role):
+            return {"Authorization": f"Bearer {made[role][0]}"}
+
+        assert (await client.get("/priors")).status_code == 401
+        assert (
+            await client.get("/priors", headers={"Authorization": "Bearer wrong"})
+        ).status_code == 401
+        assert (await client.get("/priors", headers=bearer("predict"))).status_code == 403
+        assert (await client.get("/priors", headers=bearer("observe"))).status_code == 200
+        assert (
+            await client.put("/priors", json=PRIOR, headers=bearer("observe"))
+        ).status_code == 403
+        stored = await client.put("/priors", json=PRIOR, headers=bearer("operate"))
+        assert (stored.status_code, stored.json()["by"]) == (201, "operate")
+        assert (await client.get("/priors", headers=bearer("operate"))).status_code == 200
+        assert (
+            await client.get("/priors", headers={"X-API-Key": made["operate"][0]})
+        ).status_code == 200
+
+
+def test_each_write_is_audited_with_the_name_of_the_key_and_never_the_key(sqlite_url, caplog):
+    secret, key = make_key("ops", ["operate"])
+    caplog.set_level("INFO")
+
+    @scenario(sqlite_url, keys=[key])
+    async def _(client):
+        headers = {"Authorization": f"Bearer {secret}"}
+        await client.put("/priors", json=PRIOR, headers=headers)
+        await client.patch("/priors/default", json={"add": {"target": {"cat": 1}}}, headers=headers)
+        await client.post("/priors/default/rollback", json={"revision": 1}, headers=headers)
+        await client.delete("/priors/default", headers=headers)
+
+    told = [record.audit for record in caplog.records if record.name == "service.audit"]
+    assert [(line["action"], line["by"], line.get("revision")) for line in told] == [
+        ("put", "ops", 1), ("add", "ops", 2), ("rollback", "ops", 3), ("delete", "ops", None),
+    ]  # fmt: skip
+    assert secret not in caplog.text
+
+
+def test_the_probabilities_of_a_preview_are_means_of_the_adjusted_ones(sqlite_url):
+    logits = np.random.default_rng(3).normal(size=(64, 3)).astype(np.float32)
+
+    @scenario(sqlite_url, make_bundle(temperature=2.0), reservoir=reservoir_of(logits))
+    async def _(client):
+        view = (await client.post("/priors/default/preview", json={"tau": 0})).json()
+        expected = softmax(logits / 2.0).mean(axis=0)
+        assert [c["probability_after"] for c in view["classes"]] == pytest.approx(expected)
+
+
+def test_a_method_that_is_not_there_is_refused_with_those_that_are(sqlite_url):
+    @scenario(sqlite_url)
+    async def _(client):
+        for path, allowed in (
+            ("/priors", "GET, PUT"),
+            ("/priors/winter", "DELETE, GET, PATCH, PUT"),
+            ("/models/pets/priors/winter/rollback", "POST"),
+        ):
+            answer = await client.request("TRACE", path)
+            assert (answer.status_code, answer.headers["allow"]) == (405, allowed)

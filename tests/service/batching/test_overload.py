@@ -1,0 +1,156 @@
+"""More than can be done: who is refused hears of it at once, who left costs nothing, who was admitted is answered."""
+
+import contextlib
+import json
+import socket
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.faulty_models import publish_slow
+from tests.support.server import metric, running
+from tests.support.small_models import inputs, publish_model
+
+LONG = 20_000.0
+"""Rounds of the slow model's loop: seconds, in which a test can do its part."""
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    publish_model(folder)
+    publish_slow(folder)
+    return folder
+
+
+def slow(url, rounds=1.0, **headers):
+    body = {"instances": [[1.0, rounds]]}
+    return httpx.post(f"{url}/models/slow/predict", json=body, headers=headers, timeout=60)
+
+
+def found(url, name, **labels):
+    return metric(httpx.get(f"{url}/metrics", timeout=30).text, name, **labels)
+
+
+def until_queued(url, rows):
+    eventually(lambda: found(url, "priordial_queued_rows", model="slow") == rows)
+
+
+@contextlib.contextmanager
+def busy(models, *, queued=1, rounds=LONG, **settings):
+    """(server, answers to come): two long requests, of which one runs and one waits, and short ones that wait behind them.
+
+    Batches of one row: requests that arrive together would else run together.
+    """
+    with (
+        running(models, inline_us=0, max_batch_rows=1, **settings) as server,
+        ThreadPoolExecutor(queued + 1) as pool,
+    ):
+        admitted = [pool.submit(slow, server.url, rounds) for _ in range(2)]
+        until_queued(server.url, 1)
+        for number in range(1, queued):
+            admitted.append(pool.submit(slow, server.url))
+            until_queued(server.url, number + 1)
+        yield server, admitted
+
+
+def statuses(answers):
+    return sorted(each.result().status_code for each in answers)
+
+
+def test_a_full_queue_refuses_at_once_and_another_model_does_not_notice(models):
+    with busy(models, queued=4, rounds=3 * LONG, max_queued_rows=4) as (server, admitted):
+        for _ in range(5):
+            refused = slow(server.url)
+            assert refused.status_code == 429
+            assert refused.json()["type"] == "/problems/overloaded"
+            assert int(refused.headers["retry-after"]) >= 1
+        body = {"instances": inputs(2).tolist()}
+        other = httpx.post(f"{server.url}/models/linear/predict", json=body)
+        assert other.status_code == 200
+        assert not all(each.done() for each in admitted)
+        assert statuses(admitted) == [200] * 5
+        assert slow(server.url).status_code == 200
+        assert found(server.url, "priordial_rejected_total", model="slow", reason="overloaded") == 5
+
+
+def test_while_the_queue_is_full_a_long_body_is_refused_before_it_is_read(models):
+    broken = b'{"instances": [[1.0, ' + b" " * 5000
+    asked = (("/models/slow/predict", 400), ("/v2/models/slow/infer", 400))
+    with busy(models, queued=4, max_queued_rows=4) as (server, admitted):
+        for path, _ in asked:
+            refused = httpx.post(server.url + path, content=broken)
+            assert refused.status_code == 429
+            assert "retry-after" in refused.headers
+        refused = found(server.url, "priordial_rejected_total", model="slow", reason="overloaded")
+        assert refused == len(asked)
+        assert not all(each.done() for each in admitted)
+        assert statuses(admitted) == [200] * 5
+        for path, status in asked:
+            assert httpx.post(server.url + path, content=broken).status_code == status
+
+
+def test_work_of_clients_that_left_is_not_done_and_is_counted(models):
+    body = json.dumps({"instances": [[1.0, LONG]]}).encode()
+    request = (
+        f"POST /models/slow/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
+    with busy(models) as (server, admitted):
+        host, port = server.url.removeprefix("http://").split(":")
+        leaving = [socket.create_connection((host, int(port))) for _ in range(6)]
+        for each in leaving:
+            each.sendall(request.encode() + body)
+        until_queued(server.url, 1 + len(leaving))
+        for each in leaving:
+            each.close()
+        assert statuses(admitted) == [200, 200]
+        slow_ones = {"model": "slow"}
+        eventually(
+            lambda: (
+                found(server.url, "priordial_rejected_total", reason="abandoned", **slow_ones) == 6
+            )
+        )
+        assert found(server.url, "priordial_batch_rows_sum", **slow_ones) == 2
+        route = {"route": "/models/{model}/predict"}
+        assert found(server.url, "priordial_requests_total", status="499", **route) == 6
+        assert found(server.url, "priordial_requests_total", status="504", **route) == 0
+
+
+def test_a_request_that_sets_no_deadline_has_the_services_own(models):
+    with busy(models, timeout_ms=300) as (server, admitted):
+        assert statuses(admitted) == [200, 504]  # the first was begun in time
+        (late,) = [each.result() for each in admitted if each.result().status_code == 504]
+        assert late.json()["type"] == "/problems/deadline"
+        assert found(server.url, "priordial_rejected_total", model="slow", reason="deadline") == 1
+
+
+def test_what_was_admitted_before_a_sigterm_is_answered(models):
+    with busy(models, queued=3) as (server, admitted):
+        server.process.terminate()
+        server.wait_for("draining for 0 s")
+        assert not all(each.done() for each in admitted)
+        assert statuses(admitted) == [200] * 4
+        assert server.exit() == 0
+        with pytest.raises(httpx.ConnectError):
+            slow(server.url)
+
+
+def test_requests_that_gather_while_a_graph_call_runs_share_the_next_one(models):
+    body = json.dumps({"instances": [[1.0, LONG]]}).encode()
+    head = f"POST /models/slow/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+    with (
+        running(models, inline_us=0, max_batch_rows=64) as server,
+        ThreadPoolExecutor(8) as pool,
+    ):
+        slow_ones = {"model": "slow"}
+        host, port = server.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=60) as first:
+            first.sendall(head.encode() + body)
+            assert found(server.url, "priordial_queued_rows", **slow_ones) == 0  # it has begun
+            gathering = [pool.submit(slow, server.url, 2.0) for _ in range(8)]
+            until_queued(server.url, 8)
+            assert first.recv(12) == b"HTTP/1.1 200"
+            assert statuses(gathering) == [200] * 8
+        assert found(server.url, "priordial_batch_rows_count", **slow_ones) == 2

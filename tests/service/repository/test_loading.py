@@ -1,0 +1,82 @@
+"""What loading a model leaves behind: its measured cost, and no more memory than it needs."""
+
+import functools
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import psutil
+
+from service.contract.bundle import load_bundle
+from service.graph.session import open_graph
+from service.repository import loading
+from service.settings import Settings
+from tests.support.small_models import FEATURES, linear_model, publish_model
+
+
+def test_models_that_are_loaded_at_once_are_measured_one_after_the_other(tmp_path, monkeypatch):
+    bundle = load_bundle(publish_model(tmp_path / "models"))
+    both, met = threading.Barrier(2), []
+
+    def warm(*_: object) -> dict[int, float]:
+        try:
+            both.wait(0.2)
+        except threading.BrokenBarrierError:
+            return {1: 1e-3}
+        met.append(True)
+        return {1: 1e-3}
+
+    monkeypatch.setattr(loading.warm_up, "warm_up", warm)
+    with ThreadPoolExecutor(2) as threads:
+        found = list(threads.map(lambda _: loading._warm(None, bundle, [1]), range(2)))
+    assert found == [{1: 1e-3}] * 2
+    assert not met
+
+
+def test_memory_of_large_batches_goes_back_to_the_system_when_asked(tmp_path):
+    classes, rows = 50_000, 64
+    folder = publish_model(
+        tmp_path / "models",
+        model=linear_model(classes=classes),
+        classes=classes,
+        class_counts=[1.0] * classes,
+    )
+    graph = open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
+    inputs = np.ones((rows, FEATURES), np.float32)
+    settings = {"prior_table": np.zeros((1, classes), np.float32), "top_k": 1}
+
+    def score(count: int) -> None:
+        tau, index = np.ones(count, np.float32), np.zeros(count, np.int64)
+        graph.run(inputs[:count], tau=tau, prior_index=index, **settings)
+
+    score(rows)
+    with_large_batch = _resident()
+    with graph.returning_memory():
+        score(1)
+    half_an_array = rows * classes * 4 // 2
+    after = _resident()
+    assert after < with_large_batch - half_an_array
+    score(rows)  # and grows again when it is needed
+    assert _resident() > after + half_an_array
+
+
+def _resident() -> int:
+    return int(psutil.Process().memory_info().rss)
+
+
+def test_a_queue_is_bounded_in_time_but_a_burst_of_connections_always_has_room():
+    most = functools.partial(loading._most_waiting, floor=loading.BURST_ROWS)
+    assert most(1e-3, 300) == 300
+    assert most(1e-3, 600) == 2 * most(1e-3, 300)
+    assert most(1.0, 300) == loading.BURST_ROWS
+    assert most(1e-3, 0) is None
+    default = Settings()
+    assert default.max_queue_ms > 0
+    assert most(1e-3, default.max_queue_ms) >= 256
+
+
+def test_a_session_keeps_no_second_copy_of_the_weights(tmp_path):
+    folder = publish_model(tmp_path)
+    graph = open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
+    kept = [v for v in vars(graph._session).values() if isinstance(v, bytes | bytearray)]
+    assert sum(map(len, kept)) == 0

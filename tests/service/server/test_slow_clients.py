@@ -1,0 +1,133 @@
+"""Clients that do not send are let go and hold up nobody; clients of a service that drains are told to go elsewhere."""
+
+import contextlib
+import json
+import re
+import socket
+
+import httpx
+import pytest
+
+from tests.support.server import running
+from tests.support.small_models import inputs, publish_model
+
+BODY = json.dumps({"instances": inputs(1).tolist()}).encode()
+PATHS = {
+    "hot": "POST /models/linear/predict",
+    "protocol": "POST /v2/models/linear/infer",
+    "cold": "PUT /models/linear/priors/shop",
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    publish_model(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def url(models):
+    with running(models, read_seconds=0.6) as server:
+        yield server.url
+
+
+def head(request, *more, length=None):
+    length = len(BODY) if length is None else length
+    lines = [f"{request} HTTP/1.1", "host: x", "content-type: application/json", *more]
+    return "\r\n".join([*lines, f"content-length: {length}", "", ""]).encode()
+
+
+@contextlib.contextmanager
+def connected(url):
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=30) as found:
+        yield found
+
+
+def until_closed(connection):
+    """Everything that comes until the service closes."""
+    parts = []
+    while part := connection.recv(65536):
+        parts.append(part)
+    return b"".join(parts)
+
+
+@pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
+def test_a_body_that_does_not_come_is_408_and_the_connection_is_closed(url, path):
+    with connected(url) as slow:
+        slow.sendall(head(path) + BODY[:20])
+        answer = until_closed(slow)
+    status, _, body = answer.partition(b"\r\n\r\n")
+    assert status.startswith(b"HTTP/1.1 408 ")
+    assert b"connection: close" in status.lower()
+    problem = json.loads(body)
+    assert (problem["type"], problem["status"]) == ("/problems/too-slow", 408)
+    assert "the body was not there within 0.6 s" in problem["detail"]
+
+
+def test_a_body_that_trickles_has_no_more_time_than_one_that_stops(url):
+    with connected(url) as slow:
+        slow.settimeout(0.05)
+        slow.sendall(head(PATHS["hot"], length=10_000))
+        answer = b""
+        for _ in range(10_000):
+            try:
+                slow.sendall(b" ")
+                answer = slow.recv(65536)
+            except TimeoutError:
+                continue
+            break
+    assert answer.startswith(b"HTTP/1.1 408 ")
+
+
+@pytest.mark.parametrize("sent", [b"", b"POST /models/lin", head(PATHS["hot"])[:-30]])
+def test_headers_that_do_not_come_close_the_connection(url, sent):
+    with connected(url) as slow:
+        slow.sendall(sent)
+        assert until_closed(slow) == b""
+
+
+def test_the_second_request_of_a_connection_has_no_more_time_than_the_first(url):
+    with connected(url) as slow:
+        slow.sendall(head(PATHS["hot"]) + BODY + head(PATHS["hot"])[:-30])
+        answer = until_closed(slow)
+    assert answer.startswith(b"HTTP/1.1 200 ")
+    assert answer.count(b"HTTP/1.1") == 1
+
+
+def test_slow_clients_hold_up_nobody(url):
+    with contextlib.ExitStack() as stack:
+        slow = [stack.enter_context(connected(url)) for _ in range(200)]
+        for number, each in enumerate(slow):
+            each.sendall(head(PATHS["hot"])[:-30] if number % 2 else head(PATHS["hot"]) + BODY[:20])
+        for _ in range(20):
+            assert httpx.post(f"{url}/models/linear/predict", content=BODY).status_code == 200
+        for each in slow:
+            until_closed(each)
+
+
+def test_a_slow_request_is_counted_as_408(url):
+    text = httpx.get(f"{url}/metrics").text
+    found = re.search(r'priordial_requests_total\{route="/models/\{model\}/predict",status="408"\} (\S+)', text)  # fmt: skip
+    assert found
+    assert float(found[1]) >= 1
+
+
+def test_answers_of_a_service_that_drains_close_their_connections(models):
+    with running(models, drain_seconds=600) as server, contextlib.ExitStack() as stack:
+        kept = {name: stack.enter_context(connected(server.url)) for name in ["whole", "split", "cold"]}  # fmt: skip
+        for each in kept.values():
+            each.sendall(head(PATHS["hot"]) + BODY)
+            assert b"connection: close" not in each.recv(65536).lower()
+        server.process.terminate()
+        server.wait_for("draining for 600 s")
+        kept["whole"].sendall(head(PATHS["hot"]) + BODY)
+        kept["split"].sendall(head(PATHS["hot"], "expect: 100-continue"))
+        kept["split"].sendall(BODY)
+        kept["cold"].sendall(b"GET /models HTTP/1.1\r\nhost: x\r\n\r\n")
+        for each in kept.values():
+            answer = until_closed(each)
+            assert b"HTTP/1.1 200 " in answer
+            assert b"connection: close" in answer.lower()
+        assert server.terminate() == 0

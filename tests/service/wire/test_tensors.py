@@ -1,0 +1,83 @@
+"""Tensors survive the way through JSON and through bytes, whatever their type."""
+
+import orjson
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.testing import assert_array_equal
+
+from service.wire.arrays import InvalidInput, Malformed
+from service.wire.tensors import (
+    DATATYPES,
+    describe,
+    encode_binary,
+    encode_json,
+    join_bytes,
+    split_bytes,
+)
+
+NUMERIC = [name for name in DATATYPES if name != "BYTES"]
+
+
+def described(name, array, **more):
+    return {"name": "x", "datatype": name, "shape": list(array.shape), **more}
+
+
+@given(st.data(), st.sampled_from(NUMERIC), st.integers(0, 9))
+def test_numbers_come_back_from_bytes_and_from_json(data, name, offset):
+    dtype = DATATYPES[name]
+    finite = {"allow_nan": False, "allow_infinity": False} if dtype.kind == "f" else None
+    array = data.draw(
+        arrays.arrays(
+            dtype,
+            arrays.array_shapes(min_dims=1, max_dims=3, min_side=0, max_side=3),
+            elements=finite,
+        )
+    )
+    raw = encode_binary(array)
+    entry = described(name, array, parameters={"binary_data_size": len(raw)})
+    tensor, end = describe(entry).read(bytes(offset) + raw, offset)
+    assert end == offset + len(raw)
+    assert_array_equal(tensor.values, array)
+    json_entry = orjson.loads(
+        orjson.dumps(
+            described(name, array, data=encode_json(array)), option=orjson.OPT_SERIALIZE_NUMPY
+        )
+    )
+    tensor, end = describe(json_entry).read(b"", 0)
+    assert_array_equal(tensor.values, array)
+    assert tensor.values.dtype == dtype
+    nested, _ = describe(described(name, array, data=array.tolist())).read(b"", 0)
+    assert_array_equal(nested.values, array)
+
+
+@given(st.lists(st.binary(max_size=9), max_size=5))
+def test_bytes_come_back(elements):
+    raw = join_bytes(elements)
+    assert split_bytes(memoryview(raw), "x") == elements
+    entry = {"name": "x", "datatype": "BYTES", "shape": [len(elements)]}
+    entry["parameters"] = {"binary_data_size": len(raw)}
+    tensor, _ = describe(entry).read(raw, 0)
+    assert tensor.values == elements
+
+
+@given(st.binary(max_size=12))
+def test_any_bytes_are_elements_or_malformed(raw):
+    try:
+        found = split_bytes(memoryview(raw), "x")
+    except Malformed:
+        return
+    assert join_bytes(found) == raw
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("UINT8", [256]), ("UINT8", [-1]), ("INT8", [1.5]), ("INT64", [2**63]), ("INT32", [True]), ("BOOL", [2]),
+        ("BOOL", [1.0]), ("FP32", ["1"]), ("BYTES", [1]), ("FP16", [10**400]), ("INT64", [10**30]), ("FP32", [{}]),
+    ],
+)  # fmt: skip
+def test_a_value_that_is_not_of_the_type_is_refused(name, data):
+    with pytest.raises(InvalidInput):
+        describe({"name": "x", "datatype": name, "shape": [1], "data": data})

@@ -1,0 +1,78 @@
+"""What training feeds a network is what the service feeds the graph: pixels and words."""
+
+import io
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from PIL import Image
+
+from service.contract.bundle import InputSpec
+from service.wire.images import image_array
+from tests.support import data_files as files
+from training.data import pixels
+from training.data.dataset import ImageSpec
+from training.data.images import normalise
+from training.data.text import Vocabulary
+from training.learning.networks import build
+from training.run.export import check_agreement, export
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop", 40])
+@pytest.mark.parametrize("color", ["RGB", "L"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "turned", "large"])
+def test_an_image_file_becomes_the_tensor_that_the_service_makes_of_it(
+    tmp_path, resize, color, form
+):
+    size = (900, 700) if form == "large" else (61, 47)
+    image = files.picture(np.random.default_rng(0), 1, size)
+    path = tmp_path / "one"
+    exif = Image.Exif()
+    exif[0x0112] = 6 if form == "turned" else 1
+    image.save(path, "PNG" if form == "PNG" else "JPEG", exif=exif)
+    channels = 3 if color == "RGB" else 1
+    mean, std = (0.4, 0.5, 0.6)[:channels], (0.2, 0.3, 0.25)[:channels]
+    ours = ImageSpec(size=(32, 36), color=color, resize=resize, mean=mean, std=std)
+    theirs = InputSpec(
+        name="input", kind="image", shape=[None, channels, 32, 36], dtype="float32", size=[32, 36],
+        color=color, resize=resize, mean=list(mean), std=list(std), layout="NCHW",
+    )  # fmt: skip
+    served = image_array([path.read_bytes()], theirs)
+    assert np.array_equal(normalise(pixels.decode(path, ours)[None], ours), served)
+
+
+def test_a_text_graph_answers_strings_as_the_network_answers_their_words(tmp_path):
+    texts, _ = files.texts((20, 10, 5))
+    vocabulary = Vocabulary.learnt(texts)
+    torch.manual_seed(0)
+    network = build("text", num_classes=3, input_shape=(), vocabulary_size=vocabulary.size).eval()
+    odd = ["", "   ", "GOOD, bad.", "naïve ÉTÉ unheard", "good\tgreat\nfine", "a " * 500]
+    asked = np.array([*texts, *odd], dtype=object)
+    numbers = torch.from_numpy(vocabulary.encode(list(asked)))
+    with torch.no_grad():
+        expected = network(numbers).numpy()
+    path = tmp_path / "model.onnx"
+    export(network, numbers, path, vocabulary=vocabulary)
+    check_agreement(path, iter([asked]), expected)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    alone = np.concatenate(
+        [session.run(None, {"input": asked[i : i + 1]})[0] for i in range(len(asked))]
+    )
+    assert np.allclose(alone, expected, atol=1e-5)
+
+
+def test_punctuation_and_capitals_do_not_make_another_word():
+    vocabulary = Vocabulary.learnt(["Good, good. GOOD!", "good bad"])
+    numbers = vocabulary.encode(["good", "Good,", "GOOD!", "unheard"])[:, 0].tolist()
+    assert numbers == [numbers[0]] * 3 + [0]
+    assert vocabulary.size == 2
+
+
+def test_a_cut_off_png_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    files.picture(np.random.default_rng(0), 0).save(buffer, "PNG")
+    path = tmp_path / "one.png"
+    path.write_bytes(buffer.getvalue()[:-8])
+    with pytest.raises(ValueError, match=r"one\.png"):
+        pixels.check(path)

@@ -1,0 +1,77 @@
+"""Every recipe of the package loads, and those of the paper say what the paper's table says."""
+
+import pytest
+
+from training.data.order import steps_of
+from training.learning.resnet import released_resnet32, resnet32
+from training.run.recipe_file import make, names
+
+ROWS = {"cifar10-lt": 12_406, "cifar100-lt": 10_847, "imagenet-lt": 115_846, "inaturalist": 437_513}
+CIFAR_EPOCH = (
+    390.625  # steps of 128 over the 50,000 images of full CIFAR, by which the released code counts
+)
+
+
+def plan(name, rows=1000):
+    recipe = make(name, {"data": "digits"} if name in PAPERS else {})
+    return recipe, recipe.plan(rows)
+
+
+PAPERS = ("cifar10-lt", "cifar100-lt", "cifar10-lt-released", "cifar100-lt-released", "imagenet-lt",
+          "inaturalist")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", names())
+def test_a_recipe_loads_and_its_points_lie_within_the_run_in_order(name):
+    recipe, planned = plan(name)
+    assert recipe.description.endswith(".")
+    points = [planned.warmup, *planned.milestones, planned.steps]
+    assert points == sorted(points)
+    assert planned.rate(planned.warmup) == pytest.approx(recipe.lr)
+    assert planned.rate(planned.steps - 1) < recipe.lr
+
+
+@pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt"])
+def test_cifar_is_trained_as_the_paper_has_it(name):
+    recipe, planned = plan(name)
+    rows = ROWS[name]
+    assert planned.steps == steps_of(epochs=200, rows=rows, batch_rows=128)
+    assert planned.warmup == steps_of(epochs=5, rows=rows, batch_rows=128)
+    for milestone, epoch in zip(planned.milestones, (160, 180), strict=True):
+        assert abs(milestone - epoch * rows / 128) <= 1
+    assert [planned.rate(m) for m in planned.milestones] == pytest.approx([0.01, 0.001])
+    assert (recipe.network, recipe.momentum, recipe.nesterov) == ("resnet32", 0.9, False)
+    assert (recipe.weight_decay, recipe.decay_norms, recipe.batch) == (1e-4, True, 128)
+    assert (recipe.augment, recipe.pad) == ("crop-flip", 4)
+
+
+@pytest.mark.parametrize("name", ["cifar10-lt-released", "cifar100-lt-released"])
+def test_cifar_is_trained_as_the_released_code_does(name):
+    recipe, planned = plan(name)
+    assert planned.steps == pytest.approx(119_000, rel=0.005)
+    for milestone, epoch in zip(planned.milestones, (150, 230, 280), strict=True):
+        assert milestone / planned.steps == pytest.approx(epoch / 308, rel=1e-3)
+    assert planned.warmup == pytest.approx(5 * CIFAR_EPOCH, rel=0.06)
+    assert (recipe.network, recipe.nesterov) == ("released-resnet32", True)
+    assert (recipe.weight_decay, recipe.decay_norms, recipe.pad) == (2e-4, False, 2)
+
+
+@pytest.mark.parametrize(("name", "decay"), [("imagenet-lt", 5e-4), ("inaturalist", 1e-4)])
+def test_resnet_50_is_trained_as_the_paper_has_it(name, decay):
+    recipe, planned = plan(name)
+    rows = ROWS[name]
+    assert abs(planned.steps - 90 * rows / 512) <= 1
+    assert abs(planned.warmup - 5 * rows / 512) <= 1
+    assert (recipe.lr, recipe.batch, recipe.schedule, recipe.momentum) == (0.4, 512, "cosine", 0.9)
+    assert (recipe.weight_decay, recipe.nesterov) == (decay, False)
+    assert (recipe.image_size, recipe.augment) == (224, "resized-crop-flip")
+    assert recipe.network == "torchvision.models:resnet50"
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_resnet_32_has_the_size_that_its_paper_gives():
+    assert parameters(resnet32(10)) == pytest.approx(0.46e6, rel=0.02)
+    assert parameters(released_resnet32(10)) != parameters(resnet32(10))

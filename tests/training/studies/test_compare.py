@@ -1,0 +1,307 @@
+"""`training compare`: methods x seeds, resumable, to numbers and a report that stands alone."""
+
+import json
+import re
+import xml.etree.ElementTree as ET
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from service.contract.adjustment import log_softmax
+from service.contract.label_shift import NotConverged
+from training.faults import WrongUse
+from training.loop.interrupt import Interrupted
+from training.loop.processes import Processes
+from training.run.recipe import Recipe
+from training.run.recipe_file import make
+from training.scores.calibrate import log_validation_prior_of
+from training.studies import compare as module
+from training.studies import curves as comparison_curves
+from training.studies import figures as comparison_figures
+from training.studies import report as comparison_report
+from training.studies.methods import ADAM_RATE, METHODS, RUNS, choose, runs_of
+from training.studies.numbers import answer, temperature_of
+from training.studies.outcomes import Outcome
+
+RECIPE = Recipe(
+    data="digits",
+    profile="exp",
+    imbalance_ratio=20.0,
+    max_per_class=100,
+    network="mlp",
+    steps=120,
+)
+HERE = Processes(torch.device("cpu"))
+
+
+def compared(out, methods="erm,post-hoc,weight-norm,crt,logit-adjusted", seeds=2, recipe=RECIPE):
+    said = []
+    document = module.compare(
+        recipe,
+        methods=choose(methods),
+        seeds=range(seeds),
+        out=out,
+        processes=HERE,
+        say=said.append,
+    )
+    return document, said
+
+
+def copy_seed_0(source, target):
+    (target / "runs").mkdir()
+    for path in (source / "runs").glob("*seed0*"):
+        (target / "runs" / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("compare")
+    document, _ = compared(out)
+    return out, document
+
+
+def test_every_method_has_a_score_of_every_seed_and_their_mean(done):
+    _, document = done
+    assert list(document["methods"]) == [
+        "erm",
+        "weight-norm τ=1",
+        "weight-norm τ chosen",
+        "crt",
+        "post-hoc τ=1",
+        "post-hoc τ chosen",
+        "logit-adjusted",
+    ]
+    for method in document["methods"].values():
+        each = [one["balanced_error"] for one in method["seeds"].values()]
+        summary = method["summary"]["balanced_error"]
+        assert summary["n"] == len(each) == 2
+        assert summary["mean"] == pytest.approx(np.mean(each))
+        assert summary["sd"] == pytest.approx(np.std(each, ddof=1))
+
+
+def test_post_hoc_methods_use_the_erm_run_and_nothing_is_trained_twice(done):
+    out, _ = done
+    names = sorted(path.name for path in (out / "runs").iterdir())
+    assert names == [
+        "erm-seed0.npz",
+        "erm-seed1.npz",
+        "logit-adjusted-seed0.npz",
+        "logit-adjusted-seed1.npz",
+    ]
+
+
+def test_differences_are_paired_by_seed(done):
+    _, document = done
+    erm = document["methods"]["erm"]["seeds"]
+    own = document["methods"]["logit-adjusted"]
+    expected = [own["seeds"][s]["balanced_error"] - erm[s]["balanced_error"] for s in erm]
+    found = own["against_erm"]
+    assert found["each"] == pytest.approx(expected)
+    assert found["interval"][0] <= found["mean"] <= found["interval"][1]
+
+
+def test_the_same_command_again_trains_nothing_and_says_the_same(done):
+    out, document = done
+    again, said = compared(out)
+    assert said == ["scoring"]
+    assert again == document
+
+
+def test_a_method_and_a_seed_can_be_added_later(done, tmp_path):
+    copy_seed_0(done[0], tmp_path)
+    _, said = compared(tmp_path, methods="erm,balanced", seeds=1)
+    assert [line.split(":")[0] for line in said] == ["[2/2] balanced, seed 0", "scoring"]
+
+
+def test_another_setting_in_the_same_folder_is_refused(done):
+    out, _ = done
+    with pytest.raises(WrongUse, match="another comparison: lr was"):
+        compared(out, recipe=replace(RECIPE, lr=0.3))
+
+
+def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_removed(done, tmp_path):
+    copy_seed_0(done[0], tmp_path)
+    settings = json.loads((done[0] / "settings.json").read_text())
+    told = settings.pop("erm-adam")
+    assert told["optimiser"] == "adamw"
+    assert told["lr"] == pytest.approx(ADAM_RATE * RECIPE.lr)
+    assert (told["adam_beta2"], settings["adam_beta2"]) == (0.95, RECIPE.adam_beta2)
+    settings.pop("adam_beta2")  # as before it could be set
+    (tmp_path / "settings.json").write_text(json.dumps(settings))
+    adam = tmp_path / "runs" / "erm-adam-seed0.npz"
+    adam.write_bytes(b"")
+    with pytest.raises(WrongUse, match=r"erm-adam was None .* \(remove runs/erm-adam-seed\* to"):
+        compared(tmp_path, methods="erm", seeds=1)
+    adam.unlink()
+    assert compared(tmp_path, methods="erm", seeds=1)[1] == ["scoring"]
+    assert json.loads((tmp_path / "settings.json").read_text())["erm-adam"] == told
+
+
+def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbers(
+    tmp_path, monkeypatch, done
+):
+    _, document = done
+    from training.loop import train as loop
+
+    real, steps = loop.training_step, []
+
+    class Stop(loop.StopSignal):
+        @property
+        def requested(self):
+            return len(steps) == 50
+
+        @requested.setter
+        def requested(self, value):
+            pass
+
+    def counted(*arguments, **keywords):
+        steps.append(1)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(loop, "training_step", counted)
+    monkeypatch.setattr(loop, "StopSignal", Stop)
+    with pytest.raises(Interrupted, match="the same command goes on from it") as stopped:
+        compared(tmp_path, methods="erm", seeds=1)
+    assert "--resume" not in str(stopped.value)  # a flag that compare does not have
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["erm-seed0.pt"]
+    again, _ = compared(tmp_path, methods="erm", seeds=1)
+    assert len(steps) == 120
+    mine = again["methods"]["erm"]["seeds"]["0"]
+    theirs = document["methods"]["erm"]["seeds"]["0"]
+    assert mine["per_class"] == theirs["per_class"]
+    assert mine["nll"] == pytest.approx(theirs["nll"], rel=1e-9)
+
+
+def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
+    out, document = done
+    html = (out / "report.html").read_text(encoding="utf-8")
+    for foreign in ("<script", "src=", "@import", "<link", "url(http"):
+        assert foreign not in html
+    figures = {path.stem for path in (out / "figures").iterdir()}
+    assert figures == {"overview", "tau", "classes", "groups", "norms", "reliability", "shifted"}
+    for path in (out / "figures").iterdir():
+        ET.parse(path)
+    assert html.count("<svg") == len(figures)
+    captions = re.findall("<figcaption>(.*?)</figcaption>", html)
+    assert len(captions) == len(figures)
+    assert all("n = 2 seeds" in caption for caption in captions)
+    assert json.loads((out / "results.json").read_text(encoding="utf-8")) == document
+    assert "| logit-adjusted |" in (out / "table.md").read_text(encoding="utf-8")
+
+
+def test_every_axis_of_every_figure_says_what_it_counts(done, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(comparison_figures, "svg", lambda figure, title: drawn.append(figure))
+    comparison_report.draw(done[1])
+    names = [
+        name for figure in drawn for a in figure.axes for name in (a.get_xlabel(), a.get_ylabel())
+    ]
+    assert len(names) >= 2 * len(drawn) > 0
+    quantities = ("%", "no unit", "0 … 1", "examples", "method", "group of classes")
+    assert all(any(unit in name for unit in quantities) for name in names), names
+
+
+def test_weight_normalisation_is_served_by_what_it_has_left_undone(done):
+    """Its calibrated likelihood is that of the measured source prior: no worse than adjusting wholly, or not at all."""
+    out, document = done
+    outcome = Outcome.load(module.outcome_path(out, "erm", 0))
+    method = next(m for m in METHODS if m.name == "weight-norm τ chosen")
+    given = answer(method, outcome, seed=0)
+    assert document["methods"][method.name]["seeds"]["0"]["norm_tau"] == given.norm_tau
+    share = given.log_source_prior.std() / outcome.log_source_prior.std()
+    assert 0 <= share <= 1
+
+    def likelihood(log_source_prior):
+        other = replace(given, log_source_prior=log_source_prior)
+        return validation_nll(other, outcome.val, temperature_of(other, outcome.val))
+
+    own = likelihood(given.log_source_prior)
+    assert own <= likelihood(outcome.log_source_prior) + 1e-6
+    assert own <= likelihood(np.zeros_like(outcome.log_source_prior)) + 1e-6
+
+
+def validation_nll(given, val, temperature):
+    log_prior = log_validation_prior_of(val.labels, given.val.shape[1])
+    log_p = log_softmax(given.val / temperature + log_prior - given.log_source_prior)
+    return -log_p[np.arange(len(log_p)), val.labels].mean()
+
+
+def test_the_adam_run_decays_nothing_and_takes_its_own_rate_and_memory(tmp_path, monkeypatch):
+    seen = []
+
+    def stop(recipe, *_arguments, **_keywords):
+        seen.append(recipe)
+        raise Interrupted("enough")
+
+    monkeypatch.setattr(module, "fit_network", stop)
+    with pytest.raises(Interrupted):
+        compared(tmp_path, methods="erm-adam", seeds=1)
+    assert (seen[0].optimiser, seen[0].weight_decay) == ("adamw", 0)
+    assert seen[0].lr == pytest.approx(ADAM_RATE * RECIPE.lr)
+    assert 1 / (1 - seen[0].adam_beta2) <= make("fashion-compare", {}).steps / 20
+
+
+def test_only_the_adam_run_leaves_the_recipes_memory_of_squared_gradients():
+    recipe = replace(RECIPE, adam_beta2=0.9)
+    kept = {run for run in RUNS if module.recipe_of(recipe, run).adam_beta2 == 0.9}
+    assert set(RUNS) - kept == {"erm-adam"}
+
+
+def test_the_oracle_is_never_worse_than_the_tau_chosen_on_validation(done):
+    _, document = done
+    for index, curves in enumerate(document["curves"]):
+        _, best = curves["tau_erm"]["oracle"]["post-hoc"]
+        chosen = document["methods"]["post-hoc τ chosen"]["seeds"][str(index)]
+        assert best <= chosen["balanced_error"] + 1e-12
+
+
+def test_knowing_the_target_helps_on_a_shifted_test_set(done):
+    _, document = done
+    shifted = [one["shifted"]["backward-50"] for one in document["curves"]]
+    none = np.mean([one["none"] for one in shifted])
+    true = np.mean([one["true target"] for one in shifted])
+    assert true < none
+
+
+def test_an_estimate_that_is_refused_leaves_a_gap_and_not_a_failure(done, tmp_path, monkeypatch):
+    copy_seed_0(done[0], tmp_path)
+
+    def refuse(*_arguments, **_keywords):
+        raise NotConverged("still moving")
+
+    monkeypatch.setattr(comparison_curves, "em_prior", refuse)
+    document, _ = compared(tmp_path, methods="erm", seeds=1)
+    assert document["curves"][0]["shifted"]["uniform"]["estimated target"] is None
+    assert document["curves"][0]["shifted"]["uniform"]["none"] is not None
+
+
+def test_a_finished_run_is_read_back_as_it_was(done):
+    out, _ = done
+    outcome = Outcome.load(module.outcome_path(out, "erm", 0))
+    logits = outcome.layer.logits(outcome.test.features)
+    assert logits == pytest.approx(outcome.test.logits, abs=1e-4)
+    assert outcome.train_features.shape == (len(outcome.train_labels), 128)
+
+
+def test_names_of_methods_are_found_with_or_without_their_tau():
+    assert [m.name for m in choose("post-hoc")] == ["post-hoc τ=1", "post-hoc τ chosen"]
+    assert [m.name for m in choose("post-hoc τ=1")] == ["post-hoc τ=1"]
+    assert choose("all") == METHODS
+    assert set(runs_of(METHODS)) == set(RUNS)
+    with pytest.raises(WrongUse, match="no method 'focla'; expected all, or some of erm"):
+        choose("erm,focla")
+
+
+def test_the_verb_compares_as_a_user_calls_it(command, tmp_path):
+    code, result, _ = command(
+        *("compare", "--data", "digits", "--profile", "exp", "--imbalance-ratio", 20),
+        *("--max-per-class", 100, "--steps", 20, "--methods", "erm", "--seeds", 1),
+        *("--out", tmp_path, "--quiet", "--json"),
+    )
+    assert code == 0
+    assert result["seeds"] == [0]
+    code, _, told = command("compare", "--data", "digits", "--seeds", 0, "--out", tmp_path)
+    assert code == 2
+    assert "--seeds 0" in told

@@ -1,0 +1,107 @@
+"""The `training` command: verbs, flags, exit codes. Results go to stdout, everything else to stderr."""
+
+import argparse
+import functools
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from training.commands import compare as comparing
+from training.commands import evidence
+from training.commands import fit as fitting
+from training.commands.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
+from training.faults import BadData, RunFailed, WrongUse, say
+
+Verb = Callable[[argparse.Namespace], dict[str, Any]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0 done, 2 wrong use, 1 failed."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    verb: Verb = options.run
+    try:
+        result = verb(options)
+    except KeyboardInterrupt:
+        return _report("stopped", 1)
+    except Exception as error:
+        code = _exit_code(error)
+        if code is None:
+            raise
+        return _report(str(error), code)
+    try:
+        if result:
+            _print(result, options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # as in `training … --json | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return 0
+
+
+def _exit_code(error: Exception) -> int | None:
+    """The exit code of an error that a user can act upon; None for a fault of ours, which deserves its traceback."""
+    code = getattr(error, "exit_code", None)
+    if isinstance(code, int):
+        return code
+    if type(error).__name__ in ("InvalidObjective", "InvalidTau"):
+        return WrongUse.exit_code
+    if type(error).__name__ == "CalibrationRefused":
+        return RunFailed.exit_code
+    if isinstance(error, MemoryError):
+        return BadData.exit_code
+    return None
+
+
+def _report(message: str, code: int) -> int:
+    say(message)
+    return code
+
+
+def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
+    if options.json:
+        print(json.dumps(result, ensure_ascii=False, allow_nan=False))  # noqa: T201 - the result
+        return
+    from training.commands.tables import table
+
+    print(table(result), file=sys.stderr)  # noqa: T201 - for people
+    if "bundle" in result:
+        print(result["bundle"])  # noqa: T201 - for scripts
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="training",
+        description="Train, calibrate and publish classifiers for long-tailed data.",
+    )
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    add_verb = functools.partial(_verb, verbs)
+    fitting.add_verb(add_verb)
+    evidence.add_verbs(add_verb)
+    comparing.add_verb(add_verb)
+    _add_data(add_verb)
+    return parser
+
+
+def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = verbs.add_parser(
+        name, help=text, description=text, allow_abbrev=False
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
+    return parser
+
+
+def _add_data(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    parser = add_verb("data", "Tell what is in a data specification.", _data)
+    add_seed_flag(parser)
+    add_data_flags(parser, required=True)
+    add_image_flags(parser)
+
+
+def _data(options: argparse.Namespace) -> dict[str, Any]:
+    from training.commands.data import describe
+
+    return describe(recipe_of(options))

@@ -1,0 +1,48 @@
+"""The verb `compare` of the `training` command."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.commands.flags import add_run_flags, recipe_of
+from training.faults import WrongUse
+
+
+def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare the verb; add_verb takes a name, a text and what runs."""
+    parser = add_verb(
+        "compare",
+        "Methods x seeds on one data set: the paper's table and figures. The same command goes on after an interruption.",
+        _compare,
+    )
+    parser.add_argument("--methods", default="all", help="all, or names with commas (default all)")
+    parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, … (default 5)")
+    parser.add_argument("--out", type=Path, required=True, help="folder of runs and report")
+    add_run_flags(parser)
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
+    parser.add_argument("--threads", type=int, help="of the CPU (default: torch decides)")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def _compare(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from training.loop.processes import Processes
+    from training.studies.compare import compare
+    from training.studies.methods import choose
+
+    if options.seeds < 1:
+        raise WrongUse(f"--seeds {options.seeds}: expected at least 1")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    return compare(
+        recipe_of(options),
+        methods=choose(options.methods),
+        seeds=range(options.seeds),
+        out=options.out,
+        processes=Processes.join(options.device),
+        say=lambda text: print(text, file=sys.stderr),  # noqa: T201 - a command speaks
+        quiet=options.quiet,
+    )

@@ -1,0 +1,69 @@
+"""`training data`: what is in a data specification."""
+
+from typing import Any
+
+from service.contract.scores import GROUPS, group_of
+from training.data.dataset import Dataset, Split, counts_of
+from training.data.image_files import made_ready
+from training.data.order import Part
+from training.data.sources import load as sources
+from training.data.splits import set_aside_validation
+from training.faults import WrongUse, say
+from training.run.prepare import prepare_data, with_profile
+from training.run.recipe import Recipe
+
+
+def describe(recipe: Recipe) -> dict[str, Any]:
+    """The contract's `data` object: the splits that the specification defines, with the profile if there is one.
+
+    Fashion-MNIST and digits define a validation split of their own; for other data without one, the rows that a
+    fit sets aside are still among the training rows here. `fit` has the sizes that fit would use. Every image is
+    read, so that a problem shows here rather than in a run.
+    """
+    data = made_ready(
+        sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options),
+        in_memory=False,
+        part=Part(),
+    )
+    shown = data
+    if recipe.profile is not None and (
+        data.val_per_class is not None or recipe.validation_per_class is not None
+    ):
+        shown = set_aside_validation(data, per_class=recipe.validation_per_class, seed=recipe.seed)
+    shown = with_profile(recipe, shown)
+    found: dict[str, Any] = {
+        "data": recipe.data,
+        "kind": shown.kind,
+        "class_names": list(shown.class_names),
+        "splits": _splits(shown),
+        "groups": groups(shown),
+        "fit": _fit(recipe),
+    }
+    if shown.image is not None:
+        found["image"] = {"size": list(shown.image.size), "color": shown.image.color}
+    return found
+
+
+def groups(data: Dataset) -> dict[str, int]:
+    """How many classes are many, medium and few by their training counts."""
+    names = [group_of(count) for count in data.class_counts]
+    return {group: names.count(group) for group in GROUPS}
+
+
+def _fit(recipe: Recipe) -> dict[str, int] | None:
+    """Rows of each split in a fit; None when it would refuse (the reason goes to stderr)."""
+    try:
+        used = prepare_data(recipe)
+    except WrongUse as error:
+        say(f"fit would refuse this: {error}")
+        return None
+    return {name: split["n"] for name, split in _splits(used).items()}
+
+
+def _splits(data: Dataset) -> dict[str, Any]:
+    found: dict[str, Split | None] = {"train": data.train, "val": data.val, "test": data.test}
+    return {
+        name: {"n": len(split), "class_counts": counts_of(split.labels, data.num_classes).tolist()}
+        for name, split in found.items()
+        if split is not None
+    }

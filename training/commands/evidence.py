@@ -1,0 +1,100 @@
+"""The verbs of the `training` command that show evidence: `evaluate`, `synthetic` and `estimate`."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from training.faults import WrongUse
+
+AddVerb = Callable[..., argparse.ArgumentParser]
+
+
+def add_verbs(add_verb: AddVerb) -> None:
+    """Declare the verbs; add_verb takes a name, a text and what runs."""
+    _add_evaluate(add_verb)
+    synthetic = add_verb(
+        "synthetic", "The paper's synthetic experiment (Fig. 2), analytic errors.", _synthetic
+    )
+    synthetic.add_argument("--out", type=Path, required=True, help="folder for report and figures")
+    synthetic.add_argument("--n-train", type=int, default=10_000, help="default 10,000")
+    synthetic.add_argument("--trials", type=int, default=100, help="default 100")
+    synthetic.add_argument("--seed", type=int, default=0, help="default 0")
+    estimate = add_verb(
+        "estimate", "Estimate the class prior of data whose labels are not looked at.", _estimate
+    )
+    estimate.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
+    estimate.add_argument("--data", required=True, metavar="SPEC", help="whose class mix is wanted")
+    estimate.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="default test"
+    )
+    estimate.add_argument(
+        "--held-out",
+        metavar="SPEC",
+        help="labelled data; its val split calibrates (default --data)",
+    )
+    estimate.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
+
+
+def _add_evaluate(add_verb: AddVerb) -> None:
+    parser = add_verb("evaluate", "Score a published model through onnxruntime.", _evaluate)
+    parser.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
+    parser.add_argument("--data", required=True, metavar="SPEC", help="what to score it on")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="default test"
+    )
+    parser.add_argument("--tau", type=float, help="default: the model's default_tau")
+    parser.add_argument(
+        "--target",
+        default="uniform",
+        help="uniform, training, FILE.json, forward-K or backward-K (default uniform)",
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of the CPU (default: onnxruntime decides)"
+    )
+
+
+def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
+    from training.run.published import evaluate
+
+    return evaluate(
+        options.model,
+        options.data,
+        split=options.split,
+        tau=options.tau,
+        target=options.target,
+        threads=options.threads,
+    )
+
+
+def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
+    from training.studies import synthetic, synthetic_report
+
+    if options.n_train < 100 or options.trials < 2:
+        raise WrongUse("synthetic needs --n-train of at least 100 and --trials of at least 2")
+    results = synthetic.run(n_train=options.n_train, trials=options.trials, seed=options.seed)
+    synthetic_report.write(results, options.out)
+    return synthetic.summary(results)
+
+
+def _estimate(options: argparse.Namespace) -> dict[str, Any]:
+    from training.run.published import Published
+    from training.scores.estimate import HeldOut, estimate
+
+    model = Published.open(options.model)
+    log_source = model.log_source_prior()
+    if log_source is None:
+        raise WrongUse(f"{options.model} has no class_counts, so its source prior is unknown")
+    data, unlabelled = model.data(options.data, split=options.split)
+    held_data, held = model.data(options.held_out or options.data, split="val")
+    held_logits = model.logits(held_data, held).astype(np.float64)
+    held_out = HeldOut(held_logits, held.labels, log_source)
+    found = estimate(model.logits(data, unlabelled), held_out, seed=options.seed)
+    return {
+        "bundle": str(options.model),
+        "data": options.data,
+        "class_names": model.bundle.class_names,
+        **found,
+    }

@@ -1,0 +1,153 @@
+"""The verb `fit` of the `training` command."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.commands.flags import (
+    add_data_flags,
+    add_image_flags,
+    add_optimisation_flags,
+    add_seed_flag,
+    name_and_number,
+    recipe_of,
+)
+
+
+def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
+    """Declare the verb; add_verb takes a name, a text and what runs."""
+    parser = add_verb("fit", "Train a model and publish it.", _fit)
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME|FILE.toml",
+        help="settings to start from; the other flags override them",
+    )
+    parser.add_argument("--name", help="of the model; default: from the recipe or the data")
+    parser.add_argument("--description", help="free text for model.json")
+    add_seed_flag(parser)
+    add_data_flags(parser, required=False)
+    add_image_flags(parser)
+    _add_method_flags(parser.add_argument_group("method"))
+    add_optimisation_flags(parser.add_argument_group("optimisation"))
+    _add_running_flags(parser.add_argument_group("running"))
+
+
+def _add_method_flags(method: Any) -> None:
+    method.add_argument(
+        "--network",
+        metavar="NET",
+        help="linear, mlp, text, cnn, cnn-direct, resnet32, released-resnet32 or module:function (default mlp; text for texts)",
+    )
+    method.add_argument("--loss", help="erm, logit-adjusted, … (default erm)")
+    method.add_argument(
+        "--loss-tau", type=float, help="tau inside a logit-adjusted loss (default 1)"
+    )
+    method.add_argument(
+        "--loss-option",
+        action="append",
+        metavar="NAME=VALUE",
+        dest="loss_options",
+        type=name_and_number,
+        help="of a loss, as in max_margin=0.3",
+    )
+    method.add_argument("--sampler", help="uniform, balanced, square-root, … (default uniform)")
+    method.add_argument(
+        "--sampler-option",
+        action="append",
+        metavar="NAME=VALUE",
+        dest="sampler_options",
+        type=name_and_number,
+        help="of a sampler, as in switch=0.8",
+    )
+    method.add_argument(
+        "--afterwards",
+        choices=("nothing", "weight-norm", "crt", "lws"),
+        help="what becomes of the last layer when training is over (default nothing)",
+    )
+    method.add_argument(
+        "--norm-tau",
+        type=float,
+        help="of --afterwards weight-norm (default: the best on the validation split)",
+    )
+    method.add_argument(
+        "--publish-tau",
+        choices=("one", "chosen"),
+        help="the tau that the service uses when none is asked for",
+    )
+
+
+def _add_running_flags(running: Any) -> None:
+    running.add_argument(
+        "--models", type=Path, default=Path("models"), help="where to publish (default models)"
+    )
+    running.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        help="where checkpoints and logs go (default runs)",
+    )
+    running.add_argument(
+        "--resume", action="store_true", help="go on from this run's checkpoint, if there is one"
+    )
+    running.add_argument(
+        "--checkpoint-seconds", type=float, default=20.0, help="between checkpoints (default 20)"
+    )
+    running.add_argument(
+        "--checkpoint-steps", type=int, help="between checkpoints, instead of seconds"
+    )
+    running.add_argument(
+        "--workers", type=int, default=2, help="processes that decode images (default 2; 0: none)"
+    )
+    running.add_argument(
+        "--in-memory",
+        action=argparse.BooleanOptionalAction,
+        help="decode images once and keep them (default: when they fit 256 MB)",
+    )
+    running.add_argument(
+        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)"
+    )
+    running.add_argument("--threads", type=int, help="of the CPU (default: torch decides)")
+    running.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's files there"
+    )
+    running.add_argument(
+        "--samples",
+        type=int,
+        default=12,
+        help="test inputs that report.json shows (default 12; 0: none)",
+    )
+    running.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def _fit(options: argparse.Namespace) -> dict[str, Any]:
+    import torch
+
+    from training.loop.processes import Processes
+    from training.loop.train import Keeping
+    from training.run.run import Running, run
+
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    recipe = recipe_of(options)
+    keeping = Keeping(
+        resume=options.resume,
+        checkpoint_seconds=options.checkpoint_seconds,
+        checkpoint_steps=options.checkpoint_steps,
+        tensorboard=options.tensorboard,
+        quiet=options.quiet,
+    )
+    running = Running(
+        models=options.models,
+        runs=options.runs,
+        samples=options.samples,
+        workers=options.workers,
+        in_memory=options.in_memory,
+    )
+    processes = Processes.join(options.device)
+    try:
+        result = run(recipe, running=running, keeping=keeping, processes=processes)
+        processes.wait()
+        return result
+    finally:
+        processes.leave()

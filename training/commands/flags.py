@@ -1,0 +1,147 @@
+"""Flags that several verbs share: the data, how a network is optimised; and the recipe that they make."""
+
+import argparse
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # importing it takes torch, and --help should not wait for torch
+    from training.run.recipe import Recipe
+
+
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """What shapes every run of a comparison: the data, the network and how it is optimised."""
+    parser.add_argument(
+        "--recipe", metavar="NAME|FILE.toml", help="settings to start from, without its loss"
+    )
+    add_data_flags(parser, required=False)
+    add_image_flags(parser)
+    parser.add_argument("--network", metavar="NET", help="as fit takes it")
+    add_optimisation_flags(parser.add_argument_group("optimisation"))
+
+
+def recipe_of(options: argparse.Namespace) -> "Recipe":
+    """The recipe that the flags make, over --recipe where the verb has it."""
+    from training.run import recipe_file
+
+    return recipe_file.make(getattr(options, "recipe", None), _given(options, recipe_file.FIELDS))
+
+
+def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    """What is read, and what becomes of it before training. required: the specification is an argument of its own."""
+    group = parser.add_argument_group("data")
+    if required:
+        group.add_argument("data", metavar="SPEC", help="what to read")
+    else:
+        group.add_argument(
+            "--data", metavar="SPEC", help="what to train on; docs/training.md lists the forms"
+        )
+    group.add_argument(
+        "--profile", choices=("exp", "step"), help="make the training rows long-tailed"
+    )
+    group.add_argument(
+        "--imbalance-ratio",
+        type=float,
+        help="of the profile: largest class over smallest (default 100)",
+    )
+    group.add_argument(
+        "--max-per-class",
+        type=int,
+        help="of the profile: rows of the largest class (default: all that every class has)",
+    )
+    group.add_argument(
+        "--validation-per-class",
+        type=int,
+        help="rows to set aside; 0: none, so temperature and tau stay 1 (default: a tenth of each class, a fifth of small data)",
+    )
+
+
+def add_seed_flag(parser: argparse.ArgumentParser) -> None:
+    """The seed of one run; a comparison has --seeds in its place."""
+    parser.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
+
+
+def add_image_flags(parser: argparse.ArgumentParser) -> None:
+    """How image files become numbers."""
+    group = parser.add_argument_group("images in files")
+    group.add_argument(
+        "--image-size",
+        type=int,
+        help="pixels a side (default: the images' own, if they are alike and small, else 224)",
+    )
+    group.add_argument(
+        "--resize",
+        type=_resize,
+        help="stretch, crop, or pixels of the shorter side before the centre is cut out",
+    )
+    group.add_argument("--color", choices=("RGB", "L"), help="default RGB")
+    group.add_argument(
+        "--image-mean", type=_numbers, help="of each channel, on the scale 0 … 1, as in 0.5,0.5,0.5"
+    )
+    group.add_argument("--image-std", type=_numbers, help="of each channel")
+
+
+def add_optimisation_flags(group: Any) -> None:
+    """How a network is optimised."""
+    group.add_argument("--epochs", type=float, help="length (default 20, and at least 1,500 steps)")
+    group.add_argument("--steps", type=int, help="length, instead of epochs")
+    group.add_argument("--batch", type=int, help="rows a step, over all processes (default 128)")
+    group.add_argument(
+        "--accumulate", type=int, help="pieces that a batch is computed in (default 1)"
+    )
+    group.add_argument("--optimiser", choices=("sgd", "adamw"), help="default sgd")
+    group.add_argument("--lr", type=float, help="learning rate (default 0.05)")
+    group.add_argument("--momentum", type=float, help="default 0.9")
+    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="default on")
+    group.add_argument(
+        "--adam-beta2",
+        type=float,
+        help="of adamw: how long squared gradients are remembered, about 1 / (1 - beta2) steps (default 0.999)",
+    )
+    group.add_argument("--weight-decay", type=float, help="default 5e-4")
+    group.add_argument(
+        "--decay-norms",
+        action=argparse.BooleanOptionalAction,
+        help="decay biases and normalisation layers, too (default on)",
+    )
+    group.add_argument("--schedule", choices=("steps", "cosine", "constant"), help="default steps")
+    group.add_argument(
+        "--warmup", type=float, help="steps, or a share of the run below 1 (default 0.05)"
+    )
+    group.add_argument(
+        "--milestones", type=_numbers, help="where the rate drops, as in 0.6,0.85 or 12000,14000"
+    )
+    group.add_argument(
+        "--drop", type=float, help="what the rate is multiplied by there (default 0.1)"
+    )
+    group.add_argument(
+        "--augment",
+        choices=("none", "flip", "crop-flip", "resized-crop-flip"),
+        help="of images (default none)",
+    )
+    group.add_argument("--pad", type=int, help="pixels that crop-flip shifts by (default 4)")
+    group.add_argument("--precision", choices=("fp32", "fp64", "bf16", "fp16"), help="default fp32")
+
+
+def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
+    """The recipe's settings among the flags, those that were given."""
+    given = {
+        name: getattr(options, name) for name in fields if getattr(options, name, None) is not None
+    }
+    given.pop("recipe", None)
+    for name in ("loss_options", "sampler_options"):
+        if name in given:
+            given[name] = dict(given[name])
+    return given
+
+
+def name_and_number(text: str) -> tuple[str, float]:
+    """NAME=VALUE of an option."""
+    name, _, value = text.partition("=")
+    return name, float(value)
+
+
+def _resize(text: str) -> str | int:
+    return int(text) if text.isdigit() else text
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    return tuple(float(part) for part in text.split(",") if part)

@@ -1,0 +1,114 @@
+"""Results as people read them: what the command prints without --json."""
+
+from collections.abc import Mapping
+from typing import Any
+
+MAX_CLASSES = 20
+
+
+def table(result: Mapping[str, Any]) -> str:
+    """Lines of text for the answer of fit, evaluate or data."""
+    if "splits" in result:
+        return _data_table(result)
+    if "bayes" in result:
+        return _synthetic_table(result)
+    if "curves" in result:
+        from training.studies.report import text_table
+
+        return text_table(result)
+    if "methods" in result:
+        return _estimate_table(result)
+    return _score_table(result)
+
+
+def _score_table(result: Mapping[str, Any]) -> str:
+    lines: list[str] = []
+    if "temperature" in result:
+        lines.append(
+            f"temperature {result['temperature']:.3f}, tau {result['tau']['chosen']:g}, {result['seconds']:.0f} s"
+        )
+    norm_tau = result.get("last_layer", {}).get("norm_tau")
+    if norm_tau is not None:
+        lines.append(
+            f"weights normalised at tau {norm_tau:g}: loss_tau {result['loss_tau']:.2f}, approximate"
+        )
+    scores = {name: result[name] for name in ("validation", "test") if result.get(name)}
+    if "balanced_error" in result:
+        scores = {result["split"]: result}
+    lines.append(
+        f"{'':12}{'tau':>7}{'n':>8}{'error':>9}{'balanced':>10}{'many':>8}{'medium':>8}{'few':>8}{'ECE':>8}{'NLL':>8}"
+    )
+    for name, score in scores.items():
+        seen = set()
+        for at in score["at_tau"].values():
+            if at["tau"] not in seen:
+                lines.append(_score_line(name, score["n"], at))
+            seen.add(at["tau"])
+    lines += [_interval_line(name, score) for name, score in scores.items()]
+    return "\n".join(lines)
+
+
+def _interval_line(name: str, score: Mapping[str, Any]) -> str:
+    tau = score["at_tau"]["chosen"]["tau"]
+    spans = [
+        f"{text} {_percent(score[f'{key}_interval'][0])} … {_percent(score[f'{key}_interval'][1])}"
+        for key, text in (("error", "error"), ("balanced_error", "balanced error"))
+    ]
+    return f"{name}, 95 % at tau {tau:g}: {', '.join(spans)}"
+
+
+def _synthetic_table(result: Mapping[str, Any]) -> str:
+    lines = [
+        f"{name:40}{_percent(found['mean']):>9} ± {_percent(found['sd'])}"
+        for name, found in result["balanced_error"].items()
+    ]
+    heading = f"analytic balanced error, {result['trials']} trials of {result['n_train']} points"
+    return "\n".join([heading, *lines, f"{'Bayes':40}{_percent(result['bayes']):>9}"])
+
+
+def _estimate_table(result: Mapping[str, Any]) -> str:
+    lines = [f"{result['n']} unlabelled, {result['n_held_out']} held out; share with 95 % interval"]
+    for name, found in result["methods"].items():
+        lines.append(f"{name}: refused: {found['refused']}" if "refused" in found else f"{name}:")
+        for label, share, (low, high) in zip(
+            result["class_names"],
+            found.get("prior", []),
+            found.get("interval", []),
+            strict=False,
+        ):
+            lines.append(f"  {label:24}{share:8.4f}  {low:.4f} … {high:.4f}")
+    return "\n".join([*lines, f"recommended: {result['recommended']}"])
+
+
+def _score_line(name: str, n: int, at: Mapping[str, Any]) -> str:
+    groups = "".join(f"{_percent(at.get(group)):>8}" for group in ("many", "medium", "few"))
+    return (
+        f"{name:12}{at['tau']:>7g}{n:>8}{_percent(at['error']):>9}{_percent(at['balanced_error']):>10}"
+        f"{groups}{_percent(at['ece']):>8}{at['nll']:>8.3f}"
+    )
+
+
+def _data_table(result: Mapping[str, Any]) -> str:
+    splits = result["splits"]
+    lines = [f"{result['data']}: {result['kind']}, {len(result['class_names'])} classes"]
+    lines += [f"  {name:6}{split['n']:>9} rows" for name, split in splits.items()]
+    lines.append(
+        "  "
+        + ", ".join(f"{group} {n}" for group, n in result["groups"].items())
+        + " (classes by training rows)"
+    )
+    if result["fit"]:
+        lines.append(
+            "  fit would use " + ", ".join(f"{name} {n}" for name, n in result["fit"].items())
+        )
+    names = result["class_names"]
+    for index, name in enumerate(names[:MAX_CLASSES]):
+        counts = "".join(f"{split['class_counts'][index]:>9}" for split in splits.values())
+        lines.append(f"  {name[:30]:30}{counts}")
+    if len(names) > MAX_CLASSES:
+        lines.append(f"  … and {len(names) - MAX_CLASSES} more (--json has them all)")
+    return "\n".join(lines)
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}%"

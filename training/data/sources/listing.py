@@ -1,0 +1,120 @@
+"""Paths and labels of images in files to a data set, and how such images become the tensor."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+
+from training.data import pixels
+from training.data.dataset import Dataset, ImageSpec, Split, check_labels
+from training.data.image_files import ImageFiles
+from training.data.sources.digest import names_digest
+from training.data.splits import stratified
+from training.faults import BadData, WrongUse
+
+TEST_SHARE = 0.2
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+GREY_MEAN, GREY_STD = (0.5,), (0.25,)
+SMALL_SIDE = 256
+
+Listing: TypeAlias = dict[str, tuple[list[str], list[Any]]]  # split -> paths, labels
+Resize: TypeAlias = Literal["stretch", "crop"] | int
+
+
+@dataclass(frozen=True)
+class ImageOptions:
+    """How images become the tensor; None leaves it to the data (docs/training.md tells how)."""
+
+    size: int | None = None
+    resize: Resize | None = None
+    color: Literal["RGB", "L"] | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def decoding(self) -> bool:
+        """Whether anything is asked for that only images in files leave open."""
+        return any(value is not None for value in (self.size, self.resize, self.color))
+
+    def normalising(self, image: ImageSpec | None, spec: str) -> ImageSpec | None:
+        """The image specification with the mean and deviation that were asked for."""
+        for name, values in (("--image-mean", self.mean), ("--image-std", self.std)):
+            if values is not None and (image is None or len(values) != image.channels):
+                raise WrongUse(f"{spec}: {name} takes one number a channel of images")
+        if image is None:
+            return None
+        return replace(image, mean=self.mean or image.mean, std=self.std or image.std)
+
+
+def image_dataset(
+    spec: str,
+    listing: Listing,
+    names: tuple[str, ...],
+    *,
+    options: ImageOptions,
+    root: Path,
+    seed: int = 0,
+    draw_test: bool = False,
+) -> Dataset:
+    """The data set of images in files; draw_test: a share of each class becomes the test split."""
+    image = _image_spec(listing["train"][0], options)
+    splits = {
+        name: Split(
+            ImageFiles.of(paths, image),
+            check_labels(np.array(labels), names, where=f"{root} ({name})"),
+        )
+        for name, (paths, labels) in listing.items()
+    }
+    train, test = splits["train"], splits.get("test")
+    if draw_test:
+        kept, drawn = stratified(train.labels, share=TEST_SHARE, seed=seed)
+        train, test = train.take(kept), train.take(drawn)
+    return Dataset(
+        spec=spec,
+        kind="image",
+        class_names=names,
+        train=train,
+        val=splits.get("val"),
+        test=test,
+        image=image,
+        reproducible_split=False,
+        origin={
+            "sha256": names_digest(root, [path for paths, _ in listing.values() for path in paths])
+        },
+    )
+
+
+def _image_spec(paths: Sequence[str], options: ImageOptions) -> ImageSpec:
+    if not paths:
+        raise BadData("there is no training image")
+    size, fitting = _size_of(paths, options)
+    color = options.color or "RGB"
+    return ImageSpec(
+        size=size,
+        color=color,
+        resize=fitting if options.resize is None else options.resize,
+        mean=IMAGENET_MEAN if color == "RGB" else GREY_MEAN,
+        std=IMAGENET_STD if color == "RGB" else GREY_STD,
+    )
+
+
+def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, int], Resize]:
+    """Height and width, and the resizing that goes with them: small images that are alike stay as they are."""
+    if options.size is not None:
+        return (options.size, options.size), round(options.size * 256 / 224)
+    spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
+    sizes = {pixels.size_of(paths[row]) for row in spread}
+    size = next(iter(sizes))
+    if len(sizes) == 1 and max(size) <= SMALL_SIDE:
+        return size, "stretch"
+    return (224, 224), 256
+
+
+def existing_folder(name: str) -> Path:
+    """The folder, which must be there. Raises WrongUse."""
+    home = Path(name)
+    if not home.is_dir():
+        raise WrongUse(f"{home}: no such folder")
+    return home

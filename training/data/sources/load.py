@@ -1,0 +1,55 @@
+"""Data specifications to data sets: `load` is the only door."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from training.data.dataset import Dataset
+from training.data.sources import cifar, digits, fashion, folders, inaturalist, npz, table
+from training.data.sources.listing import ImageOptions
+from training.faults import WrongUse
+
+FORMS = {
+    "digits": "digits",
+    "fashion-mnist": "fashion-mnist[:DIR]",
+    "cifar10": "cifar10:DIR",
+    "cifar100": "cifar100:DIR",
+    "images": "images:DIR",
+    "list": "list:TRAIN.txt,VAL.txt,TEST.txt@ROOT",
+    "inaturalist": "inaturalist:DIR",
+    "npz": "npz:FILE",
+    "table": "table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN]",
+}
+FREE = ("digits", "fashion-mnist")  # need no place
+IN_FILES = ("images", "list", "inaturalist")
+
+
+def load(spec: str, *, seed: int, options: ImageOptions | None = None) -> Dataset:
+    """Read what a specification names. Raises WrongUse for a bad specification, BadData for bad contents.
+
+    seed: of the split, for data that brings no test rows of its own. options: of images.
+    """
+    kind, _, place = spec.partition(":")
+    if kind not in FORMS:
+        raise WrongUse(f"unknown data '{spec}'; expected {', '.join(FORMS.values())}")
+    if kind not in FREE and not place:
+        raise WrongUse(f"--data {kind} needs a place: {FORMS[kind]}")
+    options = options or ImageOptions()
+    if kind not in IN_FILES and options.decoding:
+        raise WrongUse(f"{spec}: --image-size, --resize and --color are for {', '.join(IN_FILES)}")
+    data = _load(kind, spec, place, seed=seed, options=options)
+    return replace(data, image=options.normalising(data.image, spec))
+
+
+def _load(kind: str, spec: str, place: str, *, seed: int, options: ImageOptions) -> Dataset:
+    loaders: dict[str, Callable[[], Dataset]] = {
+        "digits": lambda: digits.load(spec),
+        "fashion-mnist": lambda: fashion.load(spec, place or None),
+        "cifar10": lambda: cifar.load(spec, kind, place),
+        "cifar100": lambda: cifar.load(spec, kind, place),
+        "images": lambda: folders.load_folder(spec, place, seed=seed, options=options),
+        "list": lambda: folders.load_lists(spec, place, options=options),
+        "inaturalist": lambda: inaturalist.load(spec, place, options=options),
+        "npz": lambda: npz.load(spec, place),
+        "table": lambda: table.load(spec, place, seed=seed),
+    }
+    return loaders[kind]()

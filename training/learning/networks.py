@@ -1,0 +1,234 @@
+"""The networks by name, any importable factory, and the part that makes raw inputs fit for them."""
+
+import importlib
+import inspect
+import itertools
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional
+
+from training.faults import WrongUse
+from training.learning.losses import COSINE_SCALE
+from training.learning.resnet import released_resnet32, resnet32
+
+
+class Standardise(nn.Module):
+    """(x - mean) / deviation of each input number, learnt from the training rows and kept inside the graph.
+
+    So a published model takes the numbers as the user has them. A constant input is only centred.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.from_numpy(mean))
+        self.register_buffer("deviation", torch.from_numpy(deviation))
+
+    @classmethod
+    def fitted(cls, rows: NDArray[np.float32]) -> "Standardise":
+        """Of training rows [N, …]."""
+        wide = rows.astype(np.float64)
+        deviation = wide.std(axis=0)
+        # an input that varies by rounding alone is constant; dividing by its deviation would blow up noise
+        varies = deviation > 1e-6 * np.maximum(np.abs(wide.mean(axis=0)), 1e-30)
+        return cls(
+            wide.mean(axis=0).astype(np.float32),
+            np.where(varies, deviation, 1.0).astype(np.float32),
+        )
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[B, …] -> [B, …]."""
+        standardised: Tensor = (inputs - self.mean) / self.deviation
+        return standardised
+
+
+class CosineLinear(nn.Module):
+    """Logits COSINE_SCALE · cos(features, class weight): the head of LDAM (Cao et al., 2019)."""
+
+    def __init__(self, features: int, num_classes: int) -> None:
+        super().__init__()
+        # of length 1, as the authors have it: a step turns a vector by its size over the length squared
+        directions = torch.empty(num_classes, features).uniform_(-1, 1)
+        self.weight = nn.Parameter(functional.normalize(directions, dim=-1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """[B, features] -> [B, C]."""
+        return COSINE_SCALE * functional.linear(
+            functional.normalize(features, dim=-1), functional.normalize(self.weight, dim=-1)
+        )
+
+
+def linear(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Multinomial logistic regression."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
+
+
+def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 128."""
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(int(np.prod(input_shape)), 128),
+        nn.ReLU(),
+        nn.Linear(128, 128),
+        nn.ReLU(),
+        nn.Linear(128, num_classes),
+    )
+
+
+def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Three convolutions of 16, 32 and 48 channels with batch normalisation, pooled to 3 × 3, and a hidden layer of 64."""
+    layers, features = _convolutions(input_shape)
+    return nn.Sequential(*layers, nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, num_classes))
+
+
+def cnn_direct(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """The convolutions of cnn with the classifier directly on their normalised features, as residual networks have it."""
+    layers, features = _convolutions(input_shape)
+    return nn.Sequential(*layers, nn.Linear(features, num_classes))
+
+
+def _convolutions(input_shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
+    """Layers to [B, features], and the number of features."""
+    if len(input_shape) != 3 or min(input_shape[1:]) < 8:
+        raise WrongUse(
+            f"network cnn takes images of at least 8 × 8 pixels; an input here is {list(input_shape)}"
+        )
+    layers: list[nn.Module] = []
+    widths = (input_shape[0], 16, 32, 48)
+    for before, after in itertools.pairwise(widths):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1, bias=False),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
+    height, width = (side // 8 for side in input_shape[1:])
+    if (height, width) != (3, 3):
+        layers.append(nn.AdaptiveAvgPool2d(1))
+        height = width = 1
+    return [*layers, nn.Flatten()], 48 * height * width
+
+
+class MeanOfWords(nn.Module):
+    """Word numbers [B, words], 0 where there is none, -> the mean of the words' vectors [B, width]; 0 without words."""
+
+    def __init__(self, size: int, width: int) -> None:
+        super().__init__()
+        # not EmbeddingBag: its export is a loop over rows
+        self.vectors = nn.Embedding(size + 1, width, padding_idx=0)
+        nn.init.normal_(self.vectors.weight, std=width**-0.5)
+        with torch.no_grad():
+            self.vectors.weight[0] = 0
+
+    def forward(self, numbers: Tensor) -> Tensor:
+        """[B, words] -> [B, width]."""
+        known = (numbers > 0).to(self.vectors.weight.dtype).unsqueeze(2)
+        total = (self.vectors(numbers) * known).sum(dim=1)
+        mean: Tensor = total / known.sum(dim=1).clamp(min=1)
+        return mean
+
+
+def text(num_classes: int, vocabulary_size: int) -> nn.Module:
+    """The mean of 64-number word vectors and a linear layer (Joulin et al., 2017)."""
+    return nn.Sequential(MeanOfWords(vocabulary_size, 64), nn.Linear(64, num_classes))
+
+
+NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
+    "linear": linear,
+    "mlp": mlp,
+    "cnn": cnn,
+    "cnn-direct": cnn_direct,
+    "resnet32": resnet32,
+    "released-resnet32": released_resnet32,
+}
+NAMES = (*NETWORKS, "text")
+
+
+def build(
+    name: str,
+    *,
+    num_classes: int,
+    input_shape: tuple[int, ...],
+    vocabulary_size: int | None = None,
+    head: str = "linear",
+) -> nn.Module:
+    """A fresh network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
+
+    name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module.
+    vocabulary_size: of texts, which come as word numbers [B, words]. head: "cosine" puts a CosineLinear in place of
+    the last linear layer. Raises WrongUse.
+    """
+    if (name == "text") != (vocabulary_size is not None):
+        raise WrongUse(
+            f"network {name}: network text is for texts, the others are not"
+            + _TEXT_HINT[name == "text"]
+        )
+    if vocabulary_size is not None:
+        network = text(num_classes, vocabulary_size)
+    elif name in NETWORKS:
+        if name.endswith("resnet32") and len(input_shape) != 3:
+            raise WrongUse(f"network {name} takes images; an input here is {list(input_shape)}")
+        network = NETWORKS[name](num_classes, input_shape)
+    elif ":" in name:
+        network = _made_by(_factory(name), num_classes, name)
+    else:
+        raise WrongUse(f"unknown network '{name}'; expected {', '.join(NAMES)} or module:function")
+    if head == "cosine":
+        _use_cosine_head(network, name)
+    return network
+
+
+_TEXT_HINT = ("; use --network text", "")
+
+
+def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Module:
+    """By keyword where the factory takes it so: torchvision's and timm's take other things first."""
+    try:
+        parameters = list(inspect.signature(factory).parameters.values())
+    except ValueError:
+        parameters = []
+    named = any(p.name == "num_classes" or p.kind is p.VAR_KEYWORD for p in parameters)
+    try:
+        network = factory(num_classes=num_classes) if named else factory(num_classes)
+    except TypeError as error:
+        raise WrongUse(f"network {name}: {error}; expected a factory f(num_classes)") from error
+    if not isinstance(network, nn.Module):
+        raise WrongUse(
+            f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"
+        )
+    return network
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    module_name, _, function_name = name.partition(":")
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))  # the console script, unlike python -m, leaves it out
+    try:
+        factory = getattr(importlib.import_module(module_name), function_name)
+    except (ImportError, AttributeError) as error:
+        raise WrongUse(f"network {name}: {error}") from error
+    if not callable(factory):
+        raise WrongUse(f"network {name}: is not a function")
+    return factory  # type: ignore[no-any-return]  # whatever the user's module holds
+
+
+def _use_cosine_head(network: nn.Module, name: str) -> None:
+    found = [
+        (path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)
+    ]
+    if not found:
+        raise WrongUse(f"network {name}: has no linear layer that the cosine head could replace")
+    path, last = found[-1]
+    parent, _, attribute = path.rpartition(".")
+    setattr(
+        network.get_submodule(parent), attribute, CosineLinear(last.in_features, last.out_features)
+    )

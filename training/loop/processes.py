@@ -1,0 +1,119 @@
+"""One process or several (torchrun): the same run, its batches shared out."""
+
+import logging
+import os
+import sys
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor, distributed, nn
+
+from training.data.order import Part
+from training.faults import WrongUse
+from training.loop.sync_norm import share_batch_norms
+
+WAIT = timedelta(hours=6)  # the others wait while the first evaluates and exports
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process among `world` of them. The first (rank 0) alone writes files and shows progress."""
+
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def join(cls, device: str) -> "Processes":
+        """As torchrun's environment says, or one process alone. device: auto, cpu, cuda or cuda:N."""
+        world = int(os.environ.get("WORLD_SIZE", "1"))
+        chosen = _device(device)
+        if world == 1:
+            return cls(chosen)
+        if not distributed.is_initialized():
+            distributed.init_process_group(
+                "nccl" if chosen.type == "cuda" else "gloo", timeout=WAIT
+            )
+        return cls(chosen, rank=distributed.get_rank(), world=world)
+
+    @property
+    def part(self) -> Part:
+        """The share of each batch that is this process's."""
+        return Part(self.rank, self.world)
+
+    @property
+    def first(self) -> bool:
+        """Whether this process speaks for all."""
+        return self.rank == 0
+
+    def spread(self, network: nn.Module) -> nn.Module:
+        """The network with its gradients averaged over the processes as they are computed."""
+        if self.world == 1:
+            return network
+        if self.device.type == "cuda":
+            network = nn.SyncBatchNorm.convert_sync_batchnorm(network)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        else:
+            network = share_batch_norms(network, world=self.world)
+        return nn.parallel.DistributedDataParallel(network)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean of a tensor over the processes."""
+        if self.world > 1:
+            distributed.all_reduce(values)
+            values /= self.world
+        return values
+
+    def gather(self, value: Any) -> list[Any]:
+        """A value of each process, in order of rank, for the first; its own for another."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.first else None
+        distributed.gather_object(value, found)
+        return found or [value]
+
+    def seed(self, seed: int) -> None:
+        """Let each process draw differently from here on; the first as a process alone would."""
+        if not self.first:
+            torch.manual_seed(
+                int(np.random.SeedSequence([seed, 4, self.rank]).generate_state(1)[0])
+            )
+
+    def wait(self) -> None:
+        """Wait for the others: one that leaves while others still talk may take them along."""
+        if self.world > 1:
+            distributed.barrier()
+
+    def leave(self) -> None:
+        """Take leave of the others."""
+        if self.world > 1 and distributed.is_initialized():
+            distributed.destroy_process_group()
+
+
+def end_now(status: int) -> NoReturn:
+    """End a process without tearing torch down: one of several has ended in an abort then, on a busy machine and after all was done."""
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise WrongUse(
+            f"--device {name}: torch {torch.__version__} sees no CUDA device here; use cpu or auto"
+        )
+    if name == "cuda":
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        torch.cuda.set_device(device)
+        return device
+    if name != "cpu" and not name.startswith("cuda:"):
+        raise WrongUse(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    try:
+        return torch.device(name)
+    except RuntimeError as error:
+        raise WrongUse(f"--device {name}: {error}") from error

@@ -1,0 +1,256 @@
+"""The training loop: forward, backward, step, from wherever the checkpoint left off."""
+
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.data.dataset import Dataset, Split
+from training.data.feed import Feed, in_order
+from training.data.order import EpochIndices, batches
+from training.faults import WrongUse
+from training.learning.losses import Objective
+from training.loop.checkpoint import CheckpointFile, RunState, random_state
+from training.loop.interrupt import Interrupted, StopSignal
+from training.loop.processes import Processes
+from training.loop.progress import Progress
+from training.loop.schedule import learning_rate
+
+OPTIMISERS = ("sgd", "adamw")
+ADAM_BETA1 = 0.9
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS = ("fp32", "fp64", *AUTOCAST)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a network is optimised. All lengths are in steps; a step takes batch_rows rows over all processes."""
+
+    steps: int
+    batch_rows: int
+    optimiser: str = "sgd"
+    lr: float = 0.05
+    momentum: float = 0.9
+    nesterov: bool = True
+    adam_beta2: float = 0.999
+    weight_decay: float = 5e-4
+    decay_norms: bool = True
+    schedule: str = "steps"
+    warmup: int = 0
+    milestones: tuple[int, ...] = ()
+    drop: float = 0.1
+    precision: str = "fp32"
+    accumulate: int = 1
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step."""
+        return learning_rate(
+            step,
+            base=self.lr,
+            steps=self.steps,
+            schedule=self.schedule,
+            warmup=self.warmup,
+            milestones=self.milestones,
+            drop=self.drop,
+        )
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """What a run writes while it goes: a checkpoint now and then, a log, TensorBoard's files."""
+
+    checkpoint: CheckpointFile | None = None
+    resume: bool = False
+    checkpoint_seconds: float = 20.0
+    checkpoint_steps: int | None = None
+    log: Path | None = None
+    tensorboard: Path | None = None
+    quiet: bool = False
+    going_on: str = "--resume goes on from it"
+    """How, for who interrupts the run."""
+
+    def due(self, done: int, *, seconds: float) -> bool:
+        """Whether a checkpoint is due after so many steps, and so many seconds after the last one."""
+        if self.checkpoint_steps is not None:
+            return done % self.checkpoint_steps == 0
+        return seconds > self.checkpoint_seconds
+
+
+def train(
+    network: nn.Module,
+    feed: Feed,
+    *,
+    objective: Objective,
+    sampler: EpochIndices,
+    rows: int,
+    plan: Plan,
+    keeping: Keeping,
+    processes: Processes,
+) -> None:
+    """Train the network in place, on its device. rows: of the training split.
+
+    Raises Interrupted after writing a checkpoint, RunFailed when the loss is not finite.
+    """
+    device = processes.device
+    if plan.batch_rows % (processes.world * plan.accumulate):
+        raise WrongUse(
+            f"--batch {plan.batch_rows} cannot be parted into {processes.world} processes × --accumulate {plan.accumulate}"
+        )
+    network.train()
+    if plan.precision == "fp64":
+        network.double()
+    spread = processes.spread(network)
+    optimiser = make_optimiser(network, plan)
+    scaler = torch.amp.GradScaler(device.type, enabled=plan.precision == "fp16")
+    state = RunState(network, optimiser, scaler)
+    first = 0
+    if keeping.checkpoint is not None and keeping.resume:
+        first = keeping.checkpoint.load(state, device=device, rank=processes.rank)
+    order = batches(
+        sampler, rows=rows, batch_rows=plan.batch_rows, steps=plan.steps, first_step=first
+    )
+    objective = objective.to(device)
+    with StopSignal() as stop, _progress(plan, keeping, processes, first) as progress:
+        saved = time.monotonic()
+        for step, (inputs, labels) in enumerate(feed.batches(order), first):
+            rate = plan.rate(step)
+            for group in optimiser.param_groups:
+                group["lr"] = rate
+            now = objective.at(step / plan.steps)
+            loss = training_step(spread, inputs, labels, objective=now, state=state, plan=plan)
+            due = keeping.due(step + 1, seconds=time.monotonic() - saved)
+            loss, stopping, due = _agree(loss, processes, stopping=stop.requested, due=due)
+            progress.step(step, loss=loss, rate=rate)
+            if due or stopping or step + 1 == plan.steps:
+                progress.flush()
+                _save(keeping, state, processes, step + 1)
+                saved = time.monotonic()
+            if stopping:
+                raise Interrupted(_how_to_go_on(keeping, step + 1, plan.steps))
+    network.float()
+
+
+def training_step(
+    network: nn.Module,
+    inputs: Tensor,
+    labels: Tensor,
+    *,
+    objective: Objective,
+    state: RunState,
+    plan: Plan,
+) -> Tensor:
+    """One step of the optimiser over a batch, in `accumulate` pieces. Returns the mean loss, detached."""
+    if plan.precision == "fp64" and inputs.is_floating_point():
+        inputs = inputs.double()
+    state.optimiser.zero_grad(set_to_none=True)
+    pieces = list(zip(inputs.chunk(plan.accumulate), labels.chunk(plan.accumulate), strict=True))
+    total = torch.zeros((), device=inputs.device, dtype=torch.float64)
+    for index, (piece, targets) in enumerate(pieces):
+        last = index == len(pieces) - 1
+        with _gathering(network, last=last), _autocast(inputs.device, plan.precision):
+            loss = objective.loss(network(piece), targets) / len(pieces)
+            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        total += loss.detach()
+    state.scaler.step(state.optimiser)
+    state.scaler.update()
+    return total
+
+
+@torch.no_grad()
+def logits_of(
+    network: nn.Module, data: Dataset, split: Split, *, device: torch.device
+) -> NDArray[np.float32]:
+    """The network's raw outputs [N, C] for the rows of a split, in order, in float32 and evaluation mode."""
+    network.eval()
+    parts = [
+        network(inputs).float().cpu().numpy() for inputs in in_order(data, split, device=device)
+    ]
+    return np.concatenate(parts)
+
+
+def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
+    """SGD with momentum, or AdamW. Without decay_norms neither biases nor normalisation layers are decayed."""
+    groups = [
+        {"params": decayed, "weight_decay": plan.weight_decay * decays}
+        for decays, decayed in (
+            (1.0, _parameters(network, plan, decayed=True)),
+            (0.0, _parameters(network, plan, decayed=False)),
+        )
+        if decayed
+    ]
+    if not groups:
+        raise WrongUse("the network has no parameters to train")
+    if plan.optimiser == "sgd":
+        return torch.optim.SGD(
+            groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.nesterov and plan.momentum > 0
+        )
+    if plan.optimiser == "adamw":
+        return torch.optim.AdamW(groups, lr=plan.lr, betas=(ADAM_BETA1, plan.adam_beta2))
+    raise WrongUse(f"unknown optimiser '{plan.optimiser}'; expected {', '.join(OPTIMISERS)}")
+
+
+def _parameters(network: nn.Module, plan: Plan, *, decayed: bool) -> list[nn.Parameter]:
+    # vectors are biases and the scales of normalisations; everything else is a weight
+    return [
+        p
+        for p in network.parameters()
+        if p.requires_grad and (plan.decay_norms or p.ndim > 1) == decayed
+    ]
+
+
+def _gathering(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
+    """Gradients travel between processes only with the last piece of a batch."""
+    if last or not isinstance(network, nn.parallel.DistributedDataParallel):
+        return nullcontext()
+    return network.no_sync()
+
+
+def _autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    if precision not in AUTOCAST:
+        return nullcontext()
+    return torch.autocast(device.type, dtype=AUTOCAST[precision])
+
+
+def _agree(
+    loss: Tensor, processes: Processes, *, stopping: bool, due: bool
+) -> tuple[Tensor, bool, bool]:
+    """The loss over all processes, whether any was asked to stop, and whether any finds a checkpoint due.
+
+    All stop, and save, after the same step.
+    """
+    if processes.world == 1:
+        return loss, stopping, due
+    flags = torch.tensor([float(stopping), float(due)], device=loss.device)
+    shared = processes.mean(torch.cat([loss[None], flags]))
+    return shared[0], bool(shared[1] > 0), bool(shared[2] > 0)
+
+
+def _save(keeping: Keeping, state: RunState, processes: Processes, step: int) -> None:
+    if keeping.checkpoint is None:
+        return
+    drawn = processes.gather(random_state())  # every process draws for itself: dropout, for one
+    if processes.first:
+        keeping.checkpoint.save(state, step=step, random_states=drawn)
+
+
+def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) -> Progress:
+    return Progress(
+        steps=plan.steps,
+        first_step=first,
+        batch_rows=plan.batch_rows,
+        log=keeping.log if processes.first else None,
+        tensorboard=keeping.tensorboard if processes.first else None,
+        flush_steps=1 if processes.device.type == "cpu" else 20,
+        quiet=keeping.quiet or not processes.first,
+    )
+
+
+def _how_to_go_on(keeping: Keeping, done: int, steps: int) -> str:
+    if keeping.checkpoint is None:
+        return f"stopped after {done} of {steps} steps"
+    return f"stopped after {done} of {steps} steps; {keeping.checkpoint.path} is written, {keeping.going_on}"

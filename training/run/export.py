@@ -1,0 +1,138 @@
+"""Network to plain ONNX, kept only if onnxruntime agrees with the network on real rows."""
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from training.data.text import Vocabulary
+from training.faults import RunFailed
+from training.run.text_graph import take_strings
+
+OPSET = 20
+IR_VERSION = 10  # what onnxruntime-gpu takes, too
+INPUT = "input"
+OUTPUT = "logits"
+MAX_PROTOBUF_BYTES = 2**31 - 2**20
+TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
+
+
+def export(
+    network: nn.Module, example: Tensor, path: Path, *, vocabulary: Vocabulary | None = None
+) -> None:
+    """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis.
+
+    example: a few real inputs, as the network takes them. vocabulary: of a network that takes word numbers
+    [B, words]; the written graph takes the texts themselves.
+    """
+    network = network.eval()
+    rows = (
+        example[:2] if len(example) > 1 else torch.cat([example, example])
+    )  # a batch of 1 would be fixed at 1
+    free = {0: torch.export.Dim("batch")}
+    if vocabulary is not None:
+        free[1] = torch.export.Dim("words")
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (rows,),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes=(free,),
+            verbose=False,
+        )
+    if program is None:
+        raise RunFailed("the network could not be exported to ONNX")
+    model = program.model_proto
+    if vocabulary is not None:
+        take_strings(model, vocabulary, name=INPUT)
+    plain(model)
+    save(model, path)
+
+
+def plain(model: onnx.ModelProto) -> None:
+    """Take out what the exporter noted for its own use: traces with paths of this machine, in nodes and values."""
+    model.ir_version = IR_VERSION
+    model.producer_name, model.producer_version, model.doc_string = "priordial", "", ""
+    del model.metadata_props[:]
+    for graph in (model.graph, *model.functions):
+        graph.doc_string = ""
+        del graph.metadata_props[:]
+        for node in graph.node:
+            node.doc_string = ""
+            del node.metadata_props[:]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        value.doc_string = ""
+        del value.metadata_props[:]
+    del model.graph.value_info[:]
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """One file; weights beyond protobuf's 2 GB go beside it into model.onnx.data."""
+    large = model.ByteSize() > MAX_PROTOBUF_BYTES
+    onnx.save_model(
+        model,
+        str(path),
+        save_as_external_data=large,
+        location=f"{path.name}.data" if large else None,
+    )
+    onnx.checker.check_model(str(path))
+
+
+def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+    """The model on the CPU. threads: 0 leaves the number to onnxruntime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+
+def run_session(
+    session: onnxruntime.InferenceSession, batches: Iterator[Any], *, output: str = OUTPUT
+) -> NDArray[np.float32]:
+    """The named output [N, C] for batches of inputs, one after the other."""
+    name = session.get_inputs()[0].name
+    parts = [session.run([output], {name: np.asarray(batch)})[0] for batch in batches]
+    return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+
+def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.float32]) -> float:
+    """The largest difference between the file's logits and the network's [N, C]. Raises RunFailed when it is not small."""
+    found = run_session(open_session(path), batches)
+    if found.shape != expected.shape:
+        raise RunFailed(
+            f"the exported model gives logits of shape {list(found.shape)}; the network {list(expected.shape)}"
+        )
+    difference = float(np.abs(found.astype(np.float64) - expected).max())
+    limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
+    if not difference <= limit:  # NaN compares false
+        raise RunFailed(
+            f"the exported model differs from the network by {difference:.3g}; at most {limit:.3g} is allowed"
+        )
+    return difference
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporter reports its passes on stdout and warns of its own deprecations; stdout is for the result."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,106 @@
+"""A recipe to what a run starts from: data, loss, sampler and plan, all checked."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from service.contract.adjustment import Vector, log_source_prior
+from training.data.dataset import Dataset
+from training.data.image_files import ImageFiles, made_ready
+from training.data.long_tail import profile_counts
+from training.data.order import Part
+from training.data.sources import load as sources
+from training.data.splits import long_tailed, set_aside_validation
+from training.data.text import Vocabulary
+from training.faults import WrongUse
+from training.learning.losses import Objective, make_loss
+from training.learning.samplers import Recorded, Sampler, make_sampler, recorded
+from training.loop.train import Plan
+from training.run.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A recipe's data and method, ready to train."""
+
+    data: Dataset
+    objective: Objective
+    sampler: Sampler
+    recorded: Recorded
+    plan: Plan
+
+    @property
+    def log_source_prior(self) -> Vector:
+        """Log sigma [C] of the model that this trains."""
+        return log_source_prior(self.data.class_counts, loss_tau=self.recorded.loss_tau)
+
+
+def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None = None) -> Prepared:
+    """Load the data, set validation aside, apply the profile, and make the loss and the sampler for what is left.
+
+    in_memory: of images in files; see made_ready. part: this process's share of the reading of files.
+    """
+    data = prepare_data(recipe)
+    plan = recipe.plan(len(data.train))
+    counts = data.class_counts
+    objective = make_loss(recipe.loss, counts, loss_tau=recipe.loss_tau, **recipe.loss_options)
+    sampler = make_sampler(
+        recipe.sampler,
+        data.train.labels,
+        data.num_classes,
+        seed=recipe.seed,
+        **recipe.sampler_options,
+    )
+    remembered = recorded(objective, sampler)
+    data = made_ready(data, in_memory=_kept(recipe, data, asked=in_memory), part=part or Part())
+    return Prepared(data, objective, sampler, remembered, plan)
+
+
+def prepare_data(recipe: Recipe) -> Dataset:
+    """The data that a recipe trains on: validation is set aside before the profile is applied."""
+    data = set_aside_validation(
+        sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options),
+        per_class=recipe.validation_per_class,
+        seed=recipe.seed,
+    )
+    data = with_profile(recipe, data)
+    if data.kind == "text":
+        return replace(data, vocabulary=Vocabulary.learnt(np.asarray(data.train.inputs)))
+    return data
+
+
+def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
+    """The data with its training rows made long-tailed, if the recipe says so."""
+    if recipe.profile is None:
+        return data
+    counts = profile_counts(
+        recipe.profile,
+        max_per_class=recipe.max_per_class or int(data.class_counts.min()),
+        imbalance_ratio=recipe.imbalance_ratio,
+        num_classes=data.num_classes,
+    )
+    return data.with_splits(train=long_tailed(data.train, counts, seed=recipe.seed), val=data.val)
+
+
+def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
+    """The settings that make a run this run and no other."""
+    return recipe.learnt_from() | {
+        "data_sha256": ready.data.origin.get("sha256"),
+        "total_steps": ready.plan.steps,
+    }
+
+
+def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
+    """Whether images are decoded once for all; random crops need the file each time."""
+    if recipe.augment == "none":
+        return asked
+    if data.image is None:
+        raise WrongUse(f"--augment {recipe.augment}: {recipe.data} holds no images")
+    if recipe.augment != "resized-crop-flip":
+        return asked
+    if asked or not isinstance(data.train.inputs, ImageFiles):
+        raise WrongUse(
+            "--augment resized-crop-flip takes crops while it decodes: it needs images in files, not in memory"
+        )
+    return False

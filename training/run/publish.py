@@ -1,0 +1,152 @@
+"""A trained network to a published folder: export, check against the network, model.json, report.json."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from service.contract.bundle import MODEL_FILE
+from service.contract.publication import publish as publish_folder
+from training.data.dataset import Dataset, Split
+from training.data.feed import graph_inputs, in_order
+from training.loop.train import logits_of
+from training.run.export import INPUT, OUTPUT, check_agreement, export
+from training.run.prepare import Prepared
+from training.run.provenance import code_revision, library_versions
+from training.run.recipe import Recipe
+from training.run.report import report
+from training.run.tuning import Calibration
+
+CHECKED_ROWS = 512
+CPU = torch.device("cpu")
+
+
+def publish(
+    recipe: Recipe,
+    ready: Prepared,
+    network: nn.Module,
+    *,
+    logits: Mapping[str, NDArray[np.float32]],
+    calibration: Calibration,
+    scores: Mapping[str, Any],
+    models: Path,
+    samples: int,
+) -> Path:
+    """Write models/<name>/<next version> and return it. Raises RunFailed when onnxruntime disagrees with the network."""
+    network = network.cpu().eval()
+    rows = _check_rows(ready.data)
+    document = report(ready, calibration=calibration, logits=logits, scores=scores, samples=samples)
+
+    def write_files(folder: Path) -> None:
+        file = folder / MODEL_FILE
+        example = next(in_order(ready.data, rows, device=CPU))
+        export(network, example, file, vocabulary=ready.data.vocabulary)
+        check_agreement(
+            file, graph_inputs(ready.data, rows), logits_of(network, ready.data, rows, device=CPU)
+        )
+        text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        (folder / "report.json").write_text(text, encoding="utf-8")
+
+    return publish_folder(
+        models,
+        recipe.name,
+        fields=manifest_fields(recipe, ready, calibration=calibration, scores=scores),
+        write_files=write_files,
+    )
+
+
+def manifest_fields(
+    recipe: Recipe, ready: Prepared, *, calibration: Calibration, scores: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of model.json but for name, version and files."""
+    data = ready.data
+    tau = calibration.tau if recipe.publish_tau == "chosen" else 1.0
+    return {
+        "description": recipe.description or _description(recipe),
+        "class_names": list(data.class_names),
+        "class_counts": [int(count) for count in data.class_counts],
+        "loss_tau": ready.recorded.loss_tau,
+        "temperature": calibration.temperature,
+        "default_tau": tau,
+        "input": input_fields(data),
+        "output": {"name": OUTPUT, "kind": "logits"},
+        "provenance": {
+            "recipe": recipe.recipe or None,
+            "settings": _settings(recipe),
+            "seed": recipe.seed,
+            "steps": ready.plan.steps,
+            "source_prior": ready.recorded.source_prior,
+            "data": {
+                "spec": recipe.data,
+                **data.origin,
+                "rows": {name: len(split) for name, split in _splits(data).items()},
+            },
+            "scores": {name: _short(score) for name, score in scores.items()},
+            "code_revision": code_revision(),
+            "libraries": library_versions(),
+        },
+    }
+
+
+def input_fields(data: Dataset) -> dict[str, Any]:
+    """`input` of model.json."""
+    if data.image is not None:
+        height, width = data.image.size
+        return {
+            "name": INPUT,
+            "kind": "image",
+            "shape": [None, data.image.channels, height, width],
+            "dtype": "float32",
+            "size": [height, width],
+            "color": data.image.color,
+            "resize": data.image.resize,
+            "mean": list(data.image.mean),
+            "std": list(data.image.std),
+            "layout": "NCHW",
+        }
+    if data.kind == "text":
+        return {"name": INPUT, "kind": "text", "shape": [None], "dtype": "string"}
+    shape = np.asarray(data.train.inputs[:1]).shape[1:]
+    return {"name": INPUT, "kind": "tensor", "shape": [None, *shape], "dtype": "float32"}
+
+
+def _description(recipe: Recipe) -> str:
+    then = "" if recipe.afterwards == "nothing" else f", then {recipe.afterwards}"
+    return f"{recipe.network} trained with {recipe.loss} on {recipe.data}{then}"
+
+
+def _settings(recipe: Recipe) -> dict[str, Any]:
+    settings = asdict(recipe) | {"milestones": list(recipe.milestones)}
+    for other in ("name", "recipe", "description", "seed"):
+        del settings[other]
+    return settings
+
+
+def _short(score: Mapping[str, Any]) -> dict[str, Any]:
+    """N and the main scores as trained and after adjustment."""
+    kept = ("error", "balanced_error", "ece", "nll")
+    return {
+        "n": score["n"],
+        "at_tau": {
+            tau: {"tau": at["tau"]} | {key: at[key] for key in kept}
+            for tau, at in score["at_tau"].items()
+        },
+    }
+
+
+def _splits(data: Dataset) -> dict[str, Split]:
+    found = {"train": data.train, "val": data.val, "test": data.test}
+    return {name: split for name, split in found.items() if split is not None}
+
+
+def _check_rows(data: Dataset) -> Split:
+    """Real rows for the check of the export, spread over a split that the network was not trained on, if there is one."""
+    split = data.test or data.val or data.train
+    spread = np.unique(np.linspace(0, len(split) - 1, CHECKED_ROWS).astype(np.int64))
+    return split.take(spread)

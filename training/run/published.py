@@ -1,0 +1,219 @@
+"""A published model read back: its logits through onnxruntime, and its scores on any split."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.adjustment import Vector, check_tau, log_source_prior
+from service.contract.bundle import Bundle, InvalidBundle, load_bundle
+from service.contract.prior import InvalidPrior, UnknownLabelFrequencies, parse_prior, resolve_prior
+from training.data.dataset import Dataset, ImageSpec, Split, counts_of
+from training.data.feed import graph_inputs
+from training.data.image_files import ImageFiles
+from training.data.long_tail import shifted_rows
+from training.data.sources import load as sources
+from training.data.splits import set_aside_validation
+from training.faults import BadData, WrongUse
+from training.run.export import open_session, run_session
+from training.scores.evaluate import score
+
+PROBABILITY_FLOOR = float(np.finfo(np.float32).tiny)  # a probability of 0 stays finite as a logit
+
+
+@dataclass(frozen=True)
+class Published:
+    """A model folder, verified against its checksums."""
+
+    folder: Path
+    bundle: Bundle
+
+    @classmethod
+    def open(cls, folder: Path) -> "Published":
+        """Raises WrongUse when there is no such folder, BadData when it is not a whole model."""
+        if not folder.is_dir():
+            raise WrongUse(f"{folder}: no such model folder; expected models/<name>/<version>")
+        try:
+            return cls(folder, load_bundle(folder.resolve()))
+        except InvalidBundle as error:
+            raise BadData(str(error)) from error
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.bundle.class_names)
+
+    def log_source_prior(self) -> Vector | None:
+        """Log sigma [C]; None when the model does not say what it was trained on."""
+        counts = self.bundle.class_counts
+        if counts is None:
+            return np.zeros(self.num_classes) if self.bundle.loss_tau == 1 else None
+        return log_source_prior(counts, loss_tau=self.bundle.loss_tau)
+
+    def logits(self, data: Dataset, split: Split, *, threads: int = 0) -> NDArray[np.float32]:
+        """Raw logits [N, C] of a split, in order; the log of the output where the model gives probabilities."""
+        session = open_session(self.folder / "model.onnx", threads=threads)
+        output = self.bundle.output
+        raw = run_session(session, self._inputs(data, split), output=output.name)
+        if output.kind == "probabilities":
+            return np.log(np.maximum(raw, PROBABILITY_FLOOR))
+        return raw
+
+    def data(self, spec: str, *, split: str) -> tuple[Dataset, Split]:
+        """A split of a specification with this model's classes in this model's order."""
+        settings = self.bundle.provenance.get("settings") or {}
+        seed = self.bundle.provenance.get("seed") or 0
+        data = sources.load(spec, seed=seed)
+        if split == "val":
+            data = set_aside_validation(
+                data, per_class=settings.get("validation_per_class"), seed=seed
+            )
+        found = {"train": data.train, "val": data.val, "test": data.test}.get(split)
+        if found is None:
+            raise WrongUse(f"{spec} has no {split} split")
+        return data, self._own_classes(spec, data, found)
+
+    def _own_classes(self, spec: str, data: Dataset, split: Split) -> Split:
+        position = {name: index for index, name in enumerate(self.bundle.class_names)}
+        unknown = [name for name in data.class_names if name not in position]
+        if unknown:
+            raise WrongUse(
+                f"{spec}: class '{unknown[0]}' is not one of the model's ({len(unknown)} like it)"
+            )
+        return Split(
+            split.inputs, np.array([position[name] for name in data.class_names])[split.labels]
+        )
+
+    def _inputs(self, data: Dataset, split: Split) -> Iterator[NDArray[Any]]:
+        spec = self.bundle.input
+        image = self._image(data)
+        if image is not None and isinstance(split.inputs, ImageFiles):
+            split = Split(replace(split.inputs, spec=image), split.labels)
+        for batch in graph_inputs(replace(data, image=image), split):
+            own, wanted = batch.shape[1:], spec.shape[1:]
+            if len(own) != len(wanted) or any(
+                size not in (None, found) for size, found in zip(wanted, own, strict=True)
+            ):
+                raise WrongUse(f"{data.spec}: a row is {list(own)}; the model takes {wanted}")
+            yield batch if batch.dtype == object else batch.astype(spec.dtype, copy=False)
+
+    def _image(self, data: Dataset) -> ImageSpec | None:
+        spec = self.bundle.input
+        if spec.kind != data.kind:
+            raise WrongUse(f"the model takes {spec.kind} input; {data.spec} holds {data.kind} rows")
+        if spec.kind != "image":
+            return None
+        assert spec.size is not None
+        assert spec.color is not None
+        assert spec.resize is not None
+        channels = 3 if spec.color == "RGB" else 1
+        return ImageSpec(
+            size=(spec.size[0], spec.size[1]),
+            color=spec.color,
+            resize=spec.resize,
+            mean=tuple(spec.mean or [0.0] * channels),
+            std=tuple(spec.std or [1.0] * channels),
+        )
+
+
+def evaluate(
+    folder: Path,
+    spec: str,
+    *,
+    split: str = "test",
+    tau: float | None = None,
+    target: str = "uniform",
+    threads: int = 0,
+) -> dict[str, Any]:
+    """Scores of a published model on a split: the contract's S with the model, split, target and tau named.
+
+    target: uniform; training (the model's own counts); a JSON file holding a target or a whole prior; or
+    forward-K / backward-K, the split resampled to a long tail of ratio K and adjusted to that known target.
+    """
+    model = Published.open(folder)
+    data, rows = model.data(spec, split=split)
+    used = model.bundle.tau if tau is None else check_tau(tau)
+    rows, log_target, log_source = _target(model, rows, target)
+    if log_source is None:
+        if used:
+            raise WrongUse(
+                f"{folder} does not say its class_counts, so only --tau 0 can be evaluated"
+            )
+        log_source = np.zeros(model.num_classes)
+    scores = score(
+        model.logits(data, rows, threads=threads),
+        rows.labels,
+        log_source_prior=log_source,
+        temperature=model.bundle.temperature,
+        chosen_tau=used,
+        train_class_counts=model.bundle.class_counts,
+        log_target_prior=log_target,
+    )
+    return {
+        "bundle": str(folder),
+        "data": spec,
+        "split": split,
+        "target": target,
+        "tau": used,
+        **scores,
+    }
+
+
+def _target(model: Published, rows: Split, target: str) -> tuple[Split, Vector, Vector | None]:
+    """The rows to score, log rho [C], and log sigma [C] or None."""
+    direction, _, ratio = target.partition("-")
+    if direction in ("forward", "backward") and ratio:
+        return _shifted(model, rows, direction, ratio)
+    body: dict[str, Any] = {"target": target}
+    if target not in ("uniform", "training"):
+        body = _read_prior(Path(target))
+    try:
+        prior = resolve_prior(
+            parse_prior(body),
+            class_names=model.bundle.class_names,
+            class_counts=model.bundle.class_counts,
+            loss_tau=model.bundle.loss_tau,
+        )
+    except (InvalidPrior, UnknownLabelFrequencies) as error:
+        raise WrongUse(f"--target {target}: {error}") from error
+    return rows, prior.log_target, prior.log_source
+
+
+def _shifted(
+    model: Published, rows: Split, direction: str, ratio: str
+) -> tuple[Split, Vector, Vector | None]:
+    try:
+        k = float(ratio)
+    except ValueError:
+        k = 0.0
+    if not k >= 1:
+        raise WrongUse(
+            f"--target {direction}-{ratio}: expected {direction}-K with K of at least 1, as in {direction}-25"
+        )
+    if model.bundle.class_counts is None:
+        raise WrongUse(f"--target {direction}-{ratio}: the model does not say its class_counts")
+    counts = np.asarray(model.bundle.class_counts)
+    kept = rows.take(shifted_rows(rows.labels, direction=direction, ratio=k, class_counts=counts))
+    own = counts_of(kept.labels, model.num_classes)
+    return kept, np.log(own / own.sum()), model.log_source_prior()
+
+
+def _read_prior(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WrongUse(
+            f"--target {path}: {error.strerror}; expected uniform, training, forward-K, backward-K or a JSON file"
+        ) from error
+    except ValueError as error:
+        raise WrongUse(f"--target {path}: is not JSON: {error}") from error
+    whole = (
+        isinstance(content, dict)
+        and "target" in content
+        and not isinstance(content["target"], (int, float))
+    )
+    return content if whole else {"target": content}

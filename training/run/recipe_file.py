@@ -1,0 +1,108 @@
+"""Recipes as TOML files, those of the package by name and a user's own by path, and flags on top of them."""
+
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import fields
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from service.contract.bundle import check_model_name
+from training.faults import WrongUse
+from training.run.recipe import Recipe
+
+FIELDS = {field.name: field for field in fields(Recipe)}
+NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
+    # a word is in few rows, so its vector needs steps of its own size
+    "text": {"optimiser": "adamw", "lr": 0.005, "weight_decay": 0.01},
+}
+
+
+def names() -> list[str]:
+    """The recipes that come with the package."""
+    folder = resources.files("training") / "recipes"
+    return sorted(
+        entry.name.removesuffix(".toml")
+        for entry in folder.iterdir()
+        if entry.name.endswith(".toml")
+    )
+
+
+def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
+    """A recipe's file with the given settings over it. Raises WrongUse for unknown names, fields or types."""
+    settings: dict[str, Any] = {}
+    if recipe is not None:
+        settings = read(recipe)
+        settings["recipe"] = settings.get("recipe", Path(recipe).name.removesuffix(".toml"))
+    settings |= given
+    if "epochs" in given:
+        settings.pop("steps", None) if "steps" not in given else None
+    if "steps" in given:
+        settings.pop("epochs", None) if "epochs" not in given else None
+    if "data" not in settings:
+        raise WrongUse("--data is missing: what should be trained on?")
+    settings = NETWORK_DEFAULTS.get(settings.get("network", ""), {}) | settings
+    settings.setdefault("name", _name_of(settings["data"]))
+    try:
+        check_model_name(settings["name"])
+    except ValueError as error:
+        raise WrongUse(f"--name: {error}") from None
+    return Recipe(**settings)
+
+
+def read(recipe: str) -> dict[str, Any]:
+    """The settings of a recipe's file, checked."""
+    if recipe.endswith(".toml"):
+        where = recipe
+        try:
+            text = Path(recipe).read_text(encoding="utf-8")
+        except OSError as error:
+            raise WrongUse(f"--recipe {recipe}: {error.strerror}") from error
+    else:
+        where = f"{recipe}.toml"
+        file = resources.files("training") / "recipes" / where
+        if not file.is_file():
+            raise WrongUse(
+                f"unknown recipe '{recipe}'; expected {', '.join(names())}, or a path that ends in .toml"
+            )
+        text = file.read_text(encoding="utf-8")
+    try:
+        content = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise WrongUse(f"{where}: {error}") from error
+    return {key: _checked(where, key, value) for key, value in content.items()}
+
+
+def _checked(where: str, key: str, value: Any) -> Any:
+    if key not in FIELDS:
+        raise WrongUse(f"{where}: unknown setting '{key}'; expected {', '.join(FIELDS)}")
+    wanted = typing.get_type_hints(Recipe)[key]
+    kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
+    kind = next(k for k in kinds if k is not type(None))
+    origin = typing.get_origin(kind) or kind
+    if kinds == (str, int, type(None)):  # resize
+        origin = str if isinstance(value, str) else int
+    if origin is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if (
+        origin is tuple
+        and isinstance(value, list)
+        and all(isinstance(v, (int, float)) for v in value)
+    ):
+        return tuple(float(v) for v in value)
+    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
+        raise WrongUse(
+            f"{where}: {key} is {value!r}; expected {getattr(origin, '__name__', origin)}"
+        )
+    return value
+
+
+def _name_of(data: str) -> str:
+    """A model name from a data specification: its kind, or the file's or folder's name."""
+    kind, _, place = data.partition(":")
+    stem = Path(place.partition("?")[0].partition(",")[0].partition("@")[0]).stem if place else ""
+    wanted = stem if kind in ("npz", "table", "images", "list") and stem else kind
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", wanted).strip("-._")[:64] or "model"

@@ -1,0 +1,145 @@
+"""report.json: what a run has measured, for the console and for programs."""
+
+import base64
+import io
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.adjustment import adjust_logits, softmax
+from service.contract.scores import group_of, reliability, target_weights
+from training.data.dataset import Dataset, Split
+from training.run.prepare import Prepared
+from training.run.tuning import Calibration
+
+MAX_CONFUSION_CLASSES = 100
+MAX_SAMPLE_NUMBERS = 4096
+
+
+def report(
+    ready: Prepared,
+    *,
+    calibration: Calibration,
+    logits: Mapping[str, NDArray[np.float32]],
+    scores: Mapping[str, Any],
+    samples: int,
+) -> dict[str, Any]:
+    """The document. models/README.md tells its members."""
+    data = ready.data
+    counts = [int(count) for count in data.class_counts]
+    choice = calibration.choice
+    document: dict[str, Any] = {
+        "format_version": 1,
+        "class_names": list(data.class_names),
+        "class_counts": counts,
+        "groups": [group_of(count) for count in counts],
+        "temperature": calibration.temperature,
+        "tau": {
+            "chosen": calibration.tau,
+            "validation_curve": [list(point) for point in choice.curve] if choice else [],
+            "bands": [list(band) for band in choice.bands] if choice else [],
+            "interval": list(choice.interval) if choice else None,
+            "n": choice.n if choice else 0,
+        },
+        "validation": scores.get("val"),
+        "test": scores.get("test"),
+    }
+    if data.test is not None and "test" in logits:
+        document["at_tau"] = {
+            name: _outcome(
+                ready, logits["test"], data.test, tau=tau, temperature=calibration.temperature
+            )
+            for name, tau in (("0", 0.0), ("1", 1.0), ("chosen", calibration.tau))
+        }
+        document["samples"] = _samples(data, data.test, samples)
+    return document
+
+
+def _outcome(
+    ready: Prepared, logits: NDArray[np.float32], split: Split, *, tau: float, temperature: float
+) -> dict[str, Any]:
+    """Reliability and confusion of one tau on the test split, with a uniform target."""
+    num_classes = ready.data.num_classes
+    target = np.zeros(num_classes)
+    probabilities = softmax(
+        adjust_logits(
+            logits,
+            log_source_prior=ready.log_source_prior,
+            log_target_prior=target,
+            tau=tau,
+            temperature=temperature,
+        )
+    )
+    bins = reliability(probabilities, split.labels, target_weights(split.labels, np.exp(target)))
+    outcome: dict[str, Any] = {
+        "tau": tau,
+        "reliability": {
+            "edges": bins.edges.tolist(),
+            "share": bins.share.tolist(),
+            "confidence": _numbers(bins.confidence),
+            "accuracy": _numbers(bins.accuracy),
+        },
+    }
+    if num_classes <= MAX_CONFUSION_CLASSES:
+        cells = split.labels * num_classes + probabilities.argmax(axis=1)
+        confusion = np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+        outcome["confusion"] = confusion.tolist()
+    return outcome
+
+
+def _samples(data: Dataset, split: Split, wanted: int) -> list[dict[str, Any]]:
+    """A few test inputs with their labels, one a class in turn, for a page to try."""
+    first = [np.flatnonzero(split.labels == index) for index in range(data.num_classes)]
+    turns = max((len(rows) for rows in first), default=0)
+    rows = [
+        int(own[turn]) for turn in range(min(turns, wanted)) for own in first if len(own) > turn
+    ]
+    if len(first) > wanted:  # more classes than samples: spread over the classes
+        rows = (
+            [
+                rows[i]
+                for i in np.unique(
+                    np.linspace(0, min(len(first), len(rows)) - 1, wanted).astype(int)
+                )
+            ]
+            if rows and wanted
+            else []
+        )
+    return [_sample(data, split, row) for row in rows[:wanted]]
+
+
+def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
+    index = int(split.labels[row])
+    found: dict[str, Any] = {"label": data.class_names[index], "index": index}
+    value = np.asarray(split.inputs[row : row + 1])[0]
+    if data.kind == "image":
+        found["png"] = png(np.asarray(value))
+    elif data.kind == "text":
+        found["instance"] = str(value)
+    elif value.size <= MAX_SAMPLE_NUMBERS:
+        found["instance"] = (
+            [float(f"{number:.7g}") for number in value.ravel()]
+            if value.ndim == 1
+            else value.tolist()
+        )
+        if data.picture is not None:
+            shown = value.reshape(data.picture) / max(1e-9, float(value.max())) * 255
+            found["png"] = png(shown.astype(np.uint8)[..., None])
+    return found
+
+
+def png(pixels: NDArray[np.uint8]) -> str:
+    """uint8 [H, W, 1 or 3] as the base64 text of a PNG file."""
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels).save(
+        file, "PNG", optimize=True
+    )
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def _numbers(values: NDArray[np.float64]) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]

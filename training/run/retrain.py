@@ -1,0 +1,102 @@
+"""The classifier trained again on frozen features, with class-balanced sampling (Kang et al., ICLR 2020)."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.learning.samplers import make_sampler
+from training.scores.posthoc import Labels, LastLayer
+
+BATCH = 128
+FEWEST_STEPS = 500  # small data are seen more often than `epochs` times
+
+
+def retrain_classifier(
+    features: NDArray[np.floating],
+    labels: Labels,
+    num_classes: int,
+    *,
+    seed: int,
+    epochs: int = 10,
+    lr: float = 0.1,
+    weight_decay: float = 5e-4,
+) -> LastLayer:
+    """cRT: a fresh linear layer, SGD with momentum and a cosine rate. Recorded loss_tau 1, as balanced sampling is.
+
+    features [N, D], frozen; labels [N].
+    """
+    generator = torch.Generator().manual_seed(seed)
+    size = features.shape[1]
+    bound = size**-0.5  # as torch's own Linear starts
+    weight = (torch.rand(num_classes, size, generator=generator) * 2 - 1) * bound
+    bias = torch.zeros(num_classes)
+    parameters = [weight.requires_grad_(), bias.requires_grad_()]
+    _descend(
+        parameters,
+        lambda x: F.linear(x, weight, bias),
+        (features, labels, num_classes),
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        weight_decay=weight_decay,
+    )
+    return LastLayer(weight.detach().double().numpy(), bias.detach().double().numpy())
+
+
+def learn_scales(
+    layer: LastLayer,
+    features: NDArray[np.floating],
+    labels: Labels,
+    *,
+    seed: int,
+    epochs: int = 10,
+    lr: float = 0.1,
+) -> LastLayer:
+    """LWS: s_y * (w_y . x + b_y) with only the scales s learnt, from 1. Recorded loss_tau 1, approximate.
+
+    Approximate, because scales alone cannot make the logits a posterior under a uniform prior.
+    """
+    weight = torch.from_numpy(layer.weight).float()
+    bias = torch.from_numpy(layer.bias).float()
+    scales = torch.ones(len(bias), requires_grad=True)
+    _descend(
+        [scales],
+        lambda x: scales * F.linear(x, weight, bias),
+        (features, labels, len(bias)),
+        seed=seed,
+        epochs=epochs,
+        lr=lr,
+        weight_decay=0.0,
+    )
+    return layer.scaled(scales.detach().double().numpy())
+
+
+def _descend(
+    parameters: list[Tensor],
+    forward: Callable[[Tensor], Tensor],
+    data: tuple[NDArray[np.floating], Labels, int],
+    *,
+    seed: int,
+    epochs: int,
+    lr: float,
+    weight_decay: float,
+) -> None:
+    features, labels, num_classes = data
+    inputs = torch.from_numpy(np.ascontiguousarray(features, np.float32))
+    targets = torch.from_numpy(np.asarray(labels, np.int64))
+    sampler = make_sampler("balanced", labels, num_classes, seed=seed)
+    per_epoch = -(-len(targets) // BATCH)
+    rounds = max(epochs, -(-FEWEST_STEPS // per_epoch))
+    optimiser = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds * per_epoch)
+    for epoch in range(rounds):
+        for rows in torch.split(torch.from_numpy(sampler.epoch_indices(epoch, rounds)), BATCH):
+            optimiser.zero_grad()
+            loss = F.cross_entropy(forward(inputs[rows]), targets[rows])
+            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            optimiser.step()
+            schedule.step()

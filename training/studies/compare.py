@@ -1,0 +1,212 @@
+"""`training compare`: methods x seeds on one data set, resumable, to results.json, a table and a report."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from training.faults import BadData, WrongUse
+from training.loop.checkpoint import CheckpointFile, filled
+from training.loop.interrupt import Interrupted
+from training.loop.processes import Processes
+from training.loop.train import Keeping, logits_of
+from training.run.last_layer import features_of, last_layer
+from training.run.prepare import Prepared, identity, prepare, prepare_data
+from training.run.recipe import FREE, Recipe
+from training.run.run import fit_network
+from training.studies import report as comparison_report
+from training.studies.methods import (
+    ADAM_RATE,
+    ADAM_RUN,
+    METHODS,
+    ON_FEATURES,
+    RUNS,
+    Method,
+    runs_of,
+)
+from training.studies.numbers import results_of
+from training.studies.outcomes import Outcome, Part
+
+KEEP_FEATURES = frozenset(m.run for m in METHODS if m.afterwards in ON_FEATURES)
+FREE_SETTINGS = ("seed", *FREE)
+
+
+def compare(
+    recipe: Recipe,
+    *,
+    methods: Sequence[Method],
+    seeds: Sequence[int],
+    out: Path,
+    processes: Processes,
+    say: Callable[[str], None],
+    quiet: bool = True,
+) -> dict[str, Any]:
+    """Train what is still missing, score everything, write the report. Returns the object of results.json.
+
+    recipe: its loss and sampler are the methods' business. A finished run is a file in out/runs and is never
+    trained again; a run that was interrupted goes on from its checkpoint. So seeds and methods can be added later.
+    Raises WrongUse when `out` holds a comparison with other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    remember_settings(recipe, out)
+    wanted = [(run, seed) for seed in seeds for run in runs_of(tuple(methods))]
+    for number, (run, seed) in enumerate(wanted, 1):
+        path = outcome_path(out, run, seed)
+        if path.exists():
+            continue
+        outcome = finish_run(
+            recipe,
+            run,
+            seed,
+            folder=out / "runs",
+            processes=processes,
+            quiet=quiet,
+        )
+        say(f"[{number}/{len(wanted)}] {run}, seed {seed}: {outcome.seconds:.0f} s")
+        outcome.save(path)
+        checkpoint_path(out / "runs", run, seed).unlink(missing_ok=True)
+    say("scoring")
+    results = results_of(
+        methods=methods,
+        seeds=seeds,
+        load=lambda run, seed: Outcome.load(outcome_path(out, run, seed)),
+    )
+    document = {"settings": settings_of(recipe), "data": _about_data(recipe, seeds)} | results
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    (out / "results.json").write_text(text, encoding="utf-8")
+    comparison_report.write(document, out)
+    return document
+
+
+def finish_run(
+    recipe: Recipe,
+    run: str,
+    seed: int,
+    *,
+    folder: Path,
+    processes: Processes,
+    quiet: bool,
+) -> Outcome:
+    """Train one run, from its checkpoint if there is one, and keep what the comparison needs of it."""
+    try:
+        return outcome_of(
+            replace(recipe_of(recipe, run), seed=seed, name=f"{run}-{seed}"),
+            checkpoint=checkpoint_path(folder, run, seed),
+            keep_features=run in KEEP_FEATURES,
+            processes=processes,
+            quiet=quiet,
+        )
+    except Interrupted as stopped:
+        raise Interrupted(f"{run}, seed {seed}: {stopped}") from None
+
+
+def recipe_of(recipe: Recipe, run: str) -> Recipe:
+    """The comparison's recipe with what a run changes in it."""
+    own = replace(recipe, **RUNS[run])
+    return own if own.optimiser == recipe.optimiser else replace(own, lr=recipe.lr * ADAM_RATE)
+
+
+def outcome_of(
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None,
+    keep_features: bool,
+    processes: Processes,
+    quiet: bool = True,
+) -> Outcome:
+    """Train a recipe, from its checkpoint if there is one, and keep its logits, last layer and, if asked, features."""
+    started = time.monotonic()
+    ready = prepare(recipe)
+    if ready.data.test is None:
+        raise BadData(f"{recipe.data}: has no test split to compare methods on")
+    kept = None if checkpoint is None else CheckpointFile(checkpoint, identity(recipe, ready))
+    keeping = Keeping(
+        checkpoint=kept, resume=True, quiet=quiet, going_on="the same command goes on from it"
+    )
+    network = fit_network(recipe, ready, keeping=keeping, processes=processes)
+    return _outcome(network, ready, processes, keep_features=keep_features, started=started)
+
+
+def _outcome(
+    network: Any, ready: Prepared, processes: Processes, *, keep_features: bool, started: float
+) -> Outcome:
+    data, device = ready.data, processes.device
+    assert data.test is not None
+    parts = {}
+    for name, split in (("val", data.val), ("test", data.test)):
+        if split is not None:
+            features = features_of(network, data, split, device=device) if keep_features else None
+            logits = logits_of(network, data, split, device=device)
+            parts[name] = Part(split.labels, logits, features)
+    linear = ready.objective.head == "linear"
+    return Outcome(
+        class_counts=data.class_counts,
+        recorded_loss_tau=ready.recorded.loss_tau,
+        source_prior=ready.recorded.source_prior,
+        seconds=round(time.monotonic() - started, 3),
+        test=parts["test"],
+        val=parts.get("val"),
+        train_labels=data.train.labels if keep_features else None,
+        train_features=features_of(network, data, data.train, device=device)
+        if keep_features
+        else None,
+        layer=last_layer(network) if linear else None,
+    )
+
+
+def outcome_path(out: Path, run: str, seed: int) -> Path:
+    """Where a finished run lies."""
+    return out / "runs" / f"{run}-seed{seed}.npz"
+
+
+def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
+    """Where a run that is under way keeps its checkpoint."""
+    return folder / f"{run}-seed{seed}.pt"
+
+
+def settings_of(recipe: Recipe) -> dict[str, Any]:
+    """What must be the same for all runs of a comparison; under erm-adam, what those runs have in its place."""
+    fields = json.loads(json.dumps(asdict(recipe)))
+    varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
+    shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
+    adam = asdict(recipe_of(recipe, ADAM_RUN))
+    return shared | {ADAM_RUN: {key: adam[key] for key in ("lr", *RUNS[ADAM_RUN])}}
+
+
+def remember_settings(recipe: Recipe, out: Path) -> None:
+    """Write settings.json, or raise WrongUse when another comparison's lies there.
+
+    Those of erm-adam may change while no such run is there, finished or begun; an older file does not tell them.
+    """
+    path = out / "settings.json"
+    settings = settings_of(recipe)
+    if path.exists():
+        before = filled(json.loads(path.read_text(encoding="utf-8")), like=settings)
+        if not any((out / "runs").glob(f"{ADAM_RUN}-seed*")):
+            before[ADAM_RUN] = settings[ADAM_RUN]
+        differing = [
+            f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
+            for key in sorted({*before, *settings})
+            if before.get(key) != settings.get(key)
+        ]
+        if differing:
+            others = before | {ADAM_RUN: None} != settings | {ADAM_RUN: None}
+            hint = "" if others else f" (remove runs/{ADAM_RUN}-seed* to train those again)"
+            raise WrongUse(f"{out} holds another comparison: {'; '.join(differing)}{hint}")
+    path.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+
+
+def _about_data(recipe: Recipe, seeds: Sequence[int]) -> dict[str, Any]:
+    data = prepare_data(replace(recipe, seed=seeds[0]))
+    return {
+        "spec": recipe.data,
+        "class_names": list(data.class_names),
+        "class_counts": [int(count) for count in data.class_counts],
+        "n": {
+            name: len(split)
+            for name, split in (("train", data.train), ("val", data.val), ("test", data.test))
+            if split is not None
+        },
+    }

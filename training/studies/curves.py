@@ -1,0 +1,199 @@
+"""What the figures of a comparison show of one seed: tau sweeps, weight norms, reliability, shifted test sets."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import spearmanr
+
+from service.contract.adjustment import Vector, adjust_logits, log_target_prior, softmax
+from service.contract.label_shift import NotConverged, em_prior
+from service.contract.scores import class_totals, error, reliability, target_weights
+from training.data.long_tail import shifted_rows
+from training.scores.calibrate import TAU_GRID, fit_temperature, log_validation_prior_of
+from training.scores.estimate import HeldOut, posteriors
+from training.scores.posthoc import NORM_GRID, adjustment_curve, best_tau, norm_curve
+from training.studies.outcomes import Outcome, Part
+
+SHIFTS = (2, 5, 10, 25, 50)
+ADJUSTMENTS = ("none", "balanced", "true target", "estimated target")
+
+
+def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """The figures' data of one seed, for what the runs at hand allow."""
+    found: dict[str, Any] = {"norms": norms(outcomes), "reliability": {}}
+    erm = outcomes.get("erm")
+    for name, run in (("erm", "erm"), ("adam", "erm-adam")):
+        if run in outcomes:
+            found[f"tau_{name}"] = tau_curves(outcomes[run])
+    if erm is not None and erm.val is not None:
+        found["reliability"] = reliabilities(outcomes)
+        if _every_class(erm.test, erm) and _every_class(erm.val, erm):
+            found["shifted"] = shifted_errors(erm)
+    return found
+
+
+def _every_class(part: Part, outcome: Outcome) -> bool:
+    return len(np.unique(part.labels)) == len(outcome.class_counts)
+
+
+def tau_curves(outcome: Outcome) -> dict[str, Any]:
+    """[[tau, balanced error]] of both sweeps on test and validation, and the oracle: the best tau *on test*."""
+    found: dict[str, Any] = {}
+    for split, part in (("test", outcome.test), ("val", outcome.val)):
+        if part is None:
+            continue
+        found[f"post-hoc {split}"] = adjustment_curve(
+            part.logits, part.labels, log_source_prior=outcome.log_source_prior, grid=TAU_GRID
+        )
+        if outcome.layer is not None and part.features is not None:
+            found[f"weight-norm {split}"] = norm_curve(
+                outcome.layer, part.features, part.labels, grid=NORM_GRID
+            )
+    oracle = {
+        name: [best_tau(found[f"{name} test"]), min(e for _, e in found[f"{name} test"])]
+        for name in ("post-hoc", "weight-norm")
+        if f"{name} test" in found
+    }
+    return {key: [list(point) for point in curve] for key, curve in found.items()} | {
+        "oracle": oracle
+    }
+
+
+def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Norms of the last layer's rows by optimiser, their rank correlation with the training counts, and norm_slope."""
+    found = {}
+    for name, run in (("SGD", "erm"), ("Adam", "erm-adam")):
+        outcome = outcomes.get(run)
+        if outcome is not None and outcome.layer is not None:
+            lengths = outcome.layer.norms
+            correlation = float(spearmanr(lengths, outcome.class_counts).statistic)
+            found[name] = {
+                "norms": lengths.tolist(),
+                "spearman": None if np.isnan(correlation) else correlation,
+                "slope": norm_slope(lengths, outcome.class_counts),
+            }
+    return found
+
+
+def norm_slope(norms: ArrayLike, class_counts: ArrayLike) -> float | None:
+    """B of norms ~ class_counts ** b, by least squares between the logarithms: 0 when they do not follow the counts.
+
+    None when all counts are equal. Unlike a rank correlation it tells how much there is to follow: weight
+    normalisation with tau undoes a factor of counts ** (b tau).
+    """
+    x: Vector = np.log(np.asarray(class_counts, np.float64))
+    x = x - x.mean()
+    if not x.any():
+        return None
+    return float(x @ np.log(np.asarray(norms, np.float64)) / (x @ x))
+
+
+def reliabilities(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """Reliability diagrams on the test split at a uniform target: as trained, and adjusted, without and with T."""
+    found = {}
+    for run in ("erm", "logit-adjusted"):
+        outcome = outcomes.get(run)
+        if outcome is None or outcome.val is None:
+            continue
+        temperature = _temperature(outcome, outcome.val)
+        variants = [(run, 0.0, 1.0), (f"{run}, calibrated", 1.0, temperature)]
+        if run == "erm":
+            variants.insert(1, ("post-hoc τ=1", 1.0, 1.0))
+            variants[2] = ("post-hoc τ=1, calibrated", 1.0, temperature)
+        for name, tau, divisor in variants:
+            found[name] = _reliability(outcome, tau=tau, temperature=divisor)
+    return found
+
+
+def _reliability(outcome: Outcome, *, tau: float, temperature: float) -> dict[str, Any]:
+    p = _probabilities(
+        outcome, outcome.test.logits, np.zeros(len(outcome.class_counts)), tau, temperature
+    )
+    labels = outcome.test.labels
+    diagram = reliability(p, labels, target_weights(labels, np.ones(p.shape[1])))
+    return {
+        "ece": diagram.ece,
+        "share": diagram.share.tolist(),
+        "confidence": _listed(diagram.confidence),
+        "accuracy": _listed(diagram.accuracy),
+    }
+
+
+def shifted_errors(erm: Outcome) -> dict[str, Any]:
+    """Error on LADE's shifted test sets, forward-k and backward-k, under each of ADJUSTMENTS; and what EM estimates.
+
+    {"forward-50": {"n", "none", …, "estimate_distance"}, …, "uniform": {…}}; the distance is the total variation.
+    Both are None for an estimate that was refused.
+    """
+    assert erm.val is not None
+    temperature = _temperature(erm, erm.val)
+    found = {}
+    for direction in ("backward", "forward"):
+        for ratio in SHIFTS:
+            rows = shifted_rows(
+                erm.test.labels,
+                direction=direction,
+                ratio=ratio,
+                class_counts=erm.class_counts,
+            )
+            found[f"{direction}-{ratio}"] = _shifted(erm, erm.val, rows, temperature)
+    every = np.arange(len(erm.test.labels))
+    return found | {"uniform": _shifted(erm, erm.val, every, temperature)}
+
+
+def _shifted(erm: Outcome, val: Part, rows: Any, temperature: float) -> dict[str, Any]:
+    labels, logits = erm.test.labels[rows], erm.test.logits[rows]
+    classes = len(erm.class_counts)
+    true = class_totals(labels, classes) / len(labels)
+    held_out = HeldOut(np.asarray(val.logits, np.float64), val.labels, erm.log_source_prior)
+    p, p_val = posteriors(np.asarray(logits, np.float64), held_out)
+    try:
+        estimated = em_prior(p, source_prior=p_val.mean(axis=0))
+    except NotConverged:
+        estimated = None
+    targets: dict[str, tuple[float, Vector | None]] = {
+        "none": (0.0, np.ones(classes)),
+        "balanced": (1.0, np.ones(classes)),
+        "true target": (1.0, true),
+        "estimated target": (1.0, estimated),
+    }
+    errors = {
+        name: None
+        if target is None
+        else error(
+            _probabilities(erm, logits, log_target_prior(target), tau, temperature).argmax(axis=1),
+            labels,
+        )
+        for name, (tau, target) in targets.items()
+    }
+    distance = None if estimated is None else float(np.abs(estimated - true).sum() / 2)
+    return {"n": len(labels), **errors, "estimate_distance": distance}
+
+
+def _probabilities(
+    outcome: Outcome, logits: Any, log_target: Vector, tau: float, temperature: float
+) -> Vector:
+    return softmax(
+        adjust_logits(
+            logits,
+            log_source_prior=outcome.log_source_prior,
+            log_target_prior=log_target,
+            tau=tau,
+            temperature=temperature,
+        )
+    )
+
+
+def _temperature(outcome: Outcome, val: Part) -> float:
+    return fit_temperature(
+        val.logits,
+        val.labels,
+        log_source_prior=outcome.log_source_prior,
+        log_validation_prior=log_validation_prior_of(val.labels, len(outcome.class_counts)),
+    )
+
+
+def _listed(values: Vector) -> list[float | None]:
+    return [None if np.isnan(value) else float(value) for value in values]

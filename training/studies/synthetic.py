@@ -1,0 +1,195 @@
+"""The paper's synthetic experiment (Fig. 2): two Gaussians, an affine classifier, and errors known exactly.
+
+x | y ~ N(y (1, 1), I) for y = -1, +1 and P(y = +1) = 5 %. A classifier is a half-space, w . x + b > 0, so its
+balanced error has a closed form and no test set is drawn; Bayes' is Phi(-sqrt 2) = 7.865 %. Every loss is the one
+that training uses, fitted over (w, b) in float64.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.stats import norm
+
+from service.contract.adjustment import Vector
+from training.learning.losses import ExampleLoss, Objective, make_loss
+
+RARE = 0.05
+BAYES = float(norm.cdf(-math.sqrt(2)))
+FITTED: dict[str, tuple[str, float]] = {
+    "erm": ("erm", 1.0),
+    "adaptive": ("adaptive", 1.0),
+    "equalised": ("equalised", 1.0),
+    "logit-adjusted": ("logit-adjusted", 1.0),
+    "weighted-logit-adjusted (τ = 0.5)": ("weighted-logit-adjusted", 0.5),
+    "balanced": ("balanced", 1.0),
+    "focal": ("focal", 1.0),
+    "logit-adjusted+adaptive": ("logit-adjusted+adaptive", 1.0),
+}
+"""Name in the table -> name and loss_tau of the loss. Class 0 is the common one, y = -1."""
+STARTS = 20
+"""Random starts of the two weight vectors, a trial."""
+_POSTERIOR = np.array([2.0, 2.0, math.log(RARE / (1 - RARE))])
+"""The half-space of the true posterior, where every fit starts: all but focal are convex, so only time depends on it."""
+TAUS = tuple(round(0.05 * step, 2) for step in range(61))
+
+
+@dataclass(frozen=True)
+class Results:
+    """What `training synthetic` prints and draws; errors are analytic balanced errors, fractions."""
+
+    n_train: int
+    trials: int
+    errors: dict[str, Vector]
+    """[trials] by method."""
+    half_spaces: dict[str, Vector]
+    """[trials, 3] (w, b) by method."""
+    tau_sweep: Vector
+    """[len(TAUS), trials] of post-hoc adjustment of ERM."""
+    norm_sweep: Vector
+    """[len(TAUS), trials] of weight normalisation of ERM with two weight vectors, mean over STARTS."""
+    negative_share: Vector
+    """[trials, 2] share of each class's points whose own logit is negative, for those weight vectors."""
+
+
+def run(*, n_train: int = 10_000, trials: int = 100, seed: int = 0) -> Results:
+    """Fit every loss on each trial's own training set. One thread: the arrays are too small for two."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _run(n_train, trials, seed)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _run(n_train: int, trials: int, seed: int) -> Results:
+    halves: dict[str, list[Vector]] = {name: [] for name in FITTED}
+    tau_sweep, norm_sweep, negative = [], [], []
+    for trial in range(trials):
+        rng = np.random.default_rng([seed, trial])
+        x, labels = draw(n_train, rng)
+        counts = np.bincount(labels, minlength=2)
+        for name, (loss, loss_tau) in FITTED.items():
+            halves[name].append(
+                fit_half_space(make_loss(loss, counts, loss_tau=loss_tau), x, labels)
+            )
+        erm = halves["erm"][-1]
+        halves.setdefault("post-hoc", []).append(adjusted(erm, counts, tau=1.0))
+        tau_sweep.append([exact_balanced_error(adjusted(erm, counts, tau=tau)) for tau in TAUS])
+        pairs = two_weight_vectors(erm, rng, STARTS)
+        norm_sweep.append([exact_balanced_error(normalised(pairs, tau=t)).mean() for t in TAUS])
+        negative.append(negative_share(pairs).mean(axis=0))
+    spaces = {name: np.array(found) for name, found in halves.items()}
+    return Results(
+        n_train,
+        trials,
+        {name: exact_balanced_error(found) for name, found in spaces.items()},
+        spaces,
+        np.array(tau_sweep).T,
+        np.array(norm_sweep).T,
+        np.array(negative),
+    )
+
+
+def draw(n: int, rng: np.random.Generator) -> tuple[Vector, NDArray[np.int64]]:
+    """Points [n, 2] and labels [n]: 1 for the rare class."""
+    labels = (rng.random(n) < RARE).astype(np.int64)
+    x: Vector = rng.normal(size=(n, 2)) + (2 * labels - 1)[:, None]
+    return x, labels
+
+
+def fit_half_space(objective: Objective, x: Vector, labels: NDArray[np.int64]) -> Vector:
+    """(w, b) [3] that minimises the mean loss of the logits (0, w . x + b)."""
+    design = torch.from_numpy(np.column_stack([x, np.ones(len(x))]))
+    targets = torch.from_numpy(labels)
+    loss = _float64(objective.example_loss)
+
+    def value(parameters: Vector) -> tuple[float, Vector]:
+        theta = torch.from_numpy(parameters).requires_grad_()
+        score = design @ theta
+        mean = loss(torch.stack([torch.zeros_like(score), score], dim=1), targets).mean()
+        (gradient,) = torch.autograd.grad(mean, theta)
+        return mean.item(), gradient.numpy()
+
+    options = {"ftol": 1e-12, "gtol": 1e-7, "maxiter": 500}
+    found: Vector = minimize(value, _POSTERIOR, jac=True, method="L-BFGS-B", options=options).x
+    return found
+
+
+def exact_balanced_error(half_space: Vector) -> Vector:
+    """Of w . x + b > 0, (w, b) [..., 3]: the mean of Phi(-(sum w + b) / |w|) and Phi(-(sum w - b) / |w|) [...]."""
+    w, b = half_space[..., :2], half_space[..., 2]
+    length = np.linalg.norm(w, axis=-1)
+    rare, common = -(w.sum(axis=-1) + b) / length, -(w.sum(axis=-1) - b) / length
+    errors: Vector = (norm.cdf(rare) + norm.cdf(common)) / 2
+    return errors
+
+
+def adjusted(half_space: Vector, counts: NDArray[np.integer], *, tau: float) -> Vector:
+    """Post-hoc logit adjustment of a half-space: b - tau * log(pi_1 / pi_0)."""
+    moved: Vector = half_space - np.array([0, 0, tau * math.log(counts[1] / counts[0])])
+    return moved
+
+
+def two_weight_vectors(erm: Vector, rng: np.random.Generator, starts: int) -> Vector:
+    """[starts, 2, 3] rows (w_y, b_y): what gradient descent on ERM makes of random pairs of weight vectors.
+
+    The two gradients are opposite, so descent moves the difference of the rows to the ERM solution and leaves their
+    mean where it started: here standard normal, the bias being the weight of a constant feature.
+    """
+    mean = rng.normal(size=(starts, 2, 3)).mean(axis=1, keepdims=True)
+    pairs: Vector = np.concatenate([mean - erm / 2, mean + erm / 2], axis=1)
+    return pairs
+
+
+def normalised(pairs: Vector, *, tau: float) -> Vector:
+    """[starts, 3] half-spaces of weight normalisation: each row of pairs [starts, 2, 3] over its norm ** tau."""
+    scaled = pairs / np.linalg.norm(pairs, axis=2, keepdims=True) ** tau
+    difference: Vector = scaled[:, 1] - scaled[:, 0]
+    return difference
+
+
+def negative_share(pairs: Vector) -> Vector:
+    """[starts, 2] share of each class's points whose own logit is negative: no positive divisor can make it win."""
+    means = np.array([-1, 1]) * pairs[:, :, :2].sum(axis=2) + pairs[:, :, 2]
+    share: Vector = norm.cdf(-means / np.linalg.norm(pairs[:, :, :2], axis=2))
+    return share
+
+
+def summary(results: Results) -> dict[str, Any]:
+    """The JSON object of `training synthetic --json`."""
+    return {
+        "n_train": results.n_train,
+        "trials": results.trials,
+        "bayes": BAYES,
+        "balanced_error": {
+            name: {"mean": float(errors.mean()), "sd": _sd(errors)}
+            for name, errors in results.errors.items()
+        },
+        "tau_sweep": _curve(results.tau_sweep),
+        "weight_norm": {
+            "tau_sweep": _curve(results.norm_sweep),
+            "negative_share": {
+                "common": float(results.negative_share[:, 0].mean()),
+                "rare": float(results.negative_share[:, 1].mean()),
+            },
+        },
+    }
+
+
+def _curve(sweep: Vector) -> list[list[float]]:
+    return [[tau, float(row.mean())] for tau, row in zip(TAUS, sweep, strict=True)]
+
+
+def _sd(values: Vector) -> float:
+    return float(values.std(ddof=1)) if len(values) > 1 else 0.0
+
+
+def _float64(loss: ExampleLoss) -> ExampleLoss:
+    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in loss.keywords.items()}
+    return partial(loss.func, **wide)
