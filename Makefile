@@ -17,6 +17,7 @@ run: .venv/.service ## serve the shipped models with the console on http://127.0
 test: .venv/.all ## run every test
 	$(BIN)/python -m coverage run -m pytest -q tests/service/contract
 	$(BIN)/python -m coverage report
+	$(BIN)/python -m pytest -q --doctest-modules service/contract training/learning training/scores
 	$(BIN)/python -m pytest -q tests/service/console  # Playwright's event loop has a process of its own
 	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console
 

@@ -1,6 +1,6 @@
 """Memory of one serving process, and the time from its start until it is ready.
 
-    python -m benchmarks.speed.footprint [--starts 5] [--out benchmarks/results/footprint.json]
+    python -m benchmarks.speed.footprint [--starts 5] [--out runs/benchmarks/footprint.json]
 
 One process, one intra-op thread, a fresh store: with the three models of bench_models (TINY, WIDE, CONV), and with the models that
 are shipped. Seconds run from the moment before the process is made to the first 200 of /health/ready, which is asked for every

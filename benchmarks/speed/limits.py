@@ -1,6 +1,6 @@
 """How fast the service is, beside what limits it: bare HTTP, and the bare graph. One run, interleaved.
 
-    python benchmarks/speed/limits.py [--rounds 3] [--seconds 2] [--out benchmarks/results/serving.json]
+    python benchmarks/speed/limits.py [--rounds 3] [--seconds 2] [--out runs/benchmarks/serving.json]
 
 For each model, body and number of connections: bare ASGI on uvicorn that reads the same body (HTTP limit), session.run of the
 plain graph at its best batch size (compute limit), and the service by its defaults, with one body; the service asked for one tau

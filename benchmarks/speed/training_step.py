@@ -1,6 +1,6 @@
 """What data and the loss cost a training step, as ratios within one run. Run by hand:
 
-    python -m benchmarks.speed.training_step [--rounds 12] [--seconds 0.4] [--only CASE …] [--out benchmarks/results/training.json]
+    python -m benchmarks.speed.training_step [--rounds 12] [--seconds 0.4] [--only CASE …] [--out runs/benchmarks/training.json]
 
 data: steps a second of the whole step (order of the rows, gathering, augmentation, forward, backward, optimiser) over those of the
 same step on one batch that stays where it is. loss: seconds of a step with the logit-adjusted loss over one with cross-entropy, at
