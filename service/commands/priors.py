@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from service.api.edge.access import ROLES, InvalidKeys, make_key
 from service.contract.prior import InvalidPrior
+from service.keys import ROLES, InvalidKeys, make_key
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import open_store
 from service.priors.store.engine import InvalidStoreUrl

@@ -6,7 +6,7 @@ from typing import Any
 
 from service.api import console, health, models, web
 from service.api.adjust import Adjust
-from service.api.edge.access import Access, check_exposure, parse_keys
+from service.api.edge.access import Access, check_exposure
 from service.api.edge.asgi import Edge
 from service.api.edge.lane import HotLane
 from service.api.edge.request import Route
@@ -22,6 +22,7 @@ from service.batching.pool import Pool
 from service.classifier import Classifier
 from service.contract.bundle import Bundle
 from service.graph import providers
+from service.keys import parse_keys
 from service.machine import available_threads
 from service.observe.log import request_log
 from service.observe.metrics import Metrics

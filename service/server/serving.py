@@ -16,9 +16,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from service.api.edge.access import ExposedWithoutKeys, InvalidKeys
+from service.api.edge.access import ExposedWithoutKeys
 from service.api.edge.protocol import HotProtocol
 from service.graph.providers import ProviderUnavailable
+from service.keys import InvalidKeys
 from service.machine import bound_heaps
 from service.observe import log as request_log
 from service.observe.port import PortTaken

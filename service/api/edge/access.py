@@ -1,76 +1,29 @@
 """Who may do what: API keys with roles, held as hashes, each with its own rate limit."""
 
-import hashlib
 import hmac
 import ipaddress
 import logging
-import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from fastapi import Request
 
 from service.api.edge.errors import Problem
+from service.keys import InvalidKeys, Key, hash_of, parse_keys
 from service.observe.log import ANONYMOUS
 
 log = logging.getLogger(__name__)
 audit_log = logging.getLogger("service.audit")
 
-ROLES = ("predict", "operate", "observe")
 _IMPLIED = {"operate": "observe"}  # who may change priors may look at them
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_PREFIX = "priordial_"
 _LOOK_AGAIN_SECONDS = 1.0
 
 Headers = Iterable[tuple[bytes, bytes]]
 
 
-class InvalidKeys(ValueError):
-    """A list of keys with a wrong line; the message names the line, never what is in it."""
-
-
 class ExposedWithoutKeys(ValueError):
     """The service would be open to others than this host."""
-
-
-@dataclass(frozen=True)
-class Key:
-    """What is known of an API key: not the key."""
-
-    name: str
-    roles: frozenset[str]
-    sha256: bytes
-    per_second: float | None = None
-
-    def line(self) -> str:
-        """The key's line in a list of keys."""
-        rate = "" if self.per_second is None else f" rate={self.per_second:g}"
-        return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.sha256.hex()}{rate}"
-
-
-def make_key(
-    name: str, roles: Sequence[str], *, per_second: float | None = None
-) -> tuple[str, Key]:
-    """A new key, to be shown once, and what is to be kept of it. Raises InvalidKeys."""
-    secret = _PREFIX + secrets.token_urlsafe(32)
-    key = Key(name, frozenset(roles), _hash(secret.encode()), per_second)
-    return secret, parse_keys(key.line())[0]
-
-
-def parse_keys(text: str) -> list[Key]:
-    """Keys, one a line or separated by ';': NAME ROLE[,ROLE] sha256:HEX [rate=PER_SECOND]. '#' begins a comment.
-
-    Two lines may have the same name, so that a key can be replaced without a gap. Raises InvalidKeys.
-    """
-    keys = []
-    for number, raw in enumerate(re.split(r"[\n;]", text), 1):
-        line = raw.split("#")[0].strip()
-        if line:
-            keys.append(_parse_line(line, f"line {number}"))
-    return keys
 
 
 def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
@@ -121,11 +74,11 @@ class Access:
             raise Problem(
                 "no-key", "give an API key: Authorization: Bearer KEY", headers=_CHALLENGE
             )
-        key = self._find(_hash(given))
+        key = self._find(hash_of(given))
         if key is None:
             raise Problem("no-key", "the API key is not known", headers=_CHALLENGE)
         if not any(role in (held, _IMPLIED.get(held)) for held in key.roles):
-            raise Problem("forbidden", f"key '{key.name}' has not got the role '{role}'")
+            raise Problem("forbidden", f"key '{key.name}' lacks role '{role}'")
         if key.per_second is not None:
             self._count(key, key.per_second)
         return key.name
@@ -186,10 +139,14 @@ class Access:
             self._keys = [*self._fixed, *self._read(file)]
         except (OSError, InvalidKeys) as error:
             if self._file_state is not None:
-                log.error("the keys stay as they were: %s", error)  # noqa: TRY400 - no trace needed
+                log.error(  # noqa: TRY400 - no trace needed
+                    "the list of keys cannot be read, keeping the previous keys: %s; correct it, "
+                    "it is read again within a second",
+                    error,
+                )
             self._file_state = None
             return
-        log.warning("the keys were read again: %d are valid", len(self._keys))
+        log.warning("the list of keys has changed: %d keys are valid now", len(self._keys))
 
 
 def audit(request: Request, *, action: str, model: str, name: str, **more: object) -> None:
@@ -233,29 +190,3 @@ def _given_key(headers: Headers) -> bytes | None:
         if name == b"x-api-key":
             return value.strip()
     return None
-
-
-def _hash(secret: bytes) -> bytes:
-    """Plain SHA-256 is enough: keys are 256 random bits, not passwords."""
-    return hashlib.sha256(secret).digest()
-
-
-def _parse_line(line: str, where: str) -> Key:
-    parts = line.split()
-    if len(parts) not in (3, 4):
-        raise InvalidKeys(f"{where}: expected NAME ROLE[,ROLE] sha256:HEX [rate=PER_SECOND]")
-    name, roles, digest = parts[:3]
-    if not _NAME.fullmatch(name):
-        raise InvalidKeys(f"{where}: the name must be letters, digits, '.', '_', '-', at most 64")
-    unknown = sorted(set(roles.split(",")) - set(ROLES))
-    if unknown:
-        raise InvalidKeys(f"{where}: unknown role '{unknown[0][:20]}'; expected {', '.join(ROLES)}")
-    if not re.fullmatch(r"sha256:[0-9a-fA-F]{64}", digest):
-        raise InvalidKeys(f"{where}: expected sha256: and 64 hex digits (a hash, never a key)")
-    per_second = None
-    if len(parts) == 4:
-        match = re.fullmatch(r"rate=([0-9]{1,9}(?:\.[0-9]{1,6})?)", parts[3])
-        if match is None or float(match[1]) <= 0:
-            raise InvalidKeys(f"{where}: expected rate= and a number of requests a second above 0")
-        per_second = float(match[1])
-    return Key(name, frozenset(roles.split(",")), bytes.fromhex(digest[7:]), per_second)

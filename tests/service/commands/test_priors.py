@@ -9,8 +9,8 @@ import stat
 import pytest
 
 from service.__main__ import main
-from service.api.edge.access import parse_keys
 from service.contract.prior import parse_prior
+from service.keys import parse_keys
 from service.priors.store import open_store
 from tests.support.priors import following, make_bundle
 

@@ -131,7 +131,7 @@ def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, scr
 
 
 def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshots):
-    from service.api.edge.access import make_key
+    from service.keys import make_key
     from tests.support.server import running
     from tests.support.small_models import publish_model
 
@@ -171,7 +171,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshot
 def test_a_key_that_is_given_on_the_try_page_scores_every_sample_under_the_stored_prior(
     open_page, tmp_path
 ):
-    from service.api.edge.access import make_key
+    from service.keys import make_key
     from tests.service.console.conftest import shipped
     from tests.support.server import running
 

@@ -7,10 +7,11 @@ import httpx
 import numpy as np
 import pytest
 
-from service.api.edge.access import Access, make_key
+from service.api.edge.access import Access
 from service.api.priors.router import router
 from service.api.web import application
 from service.contract.adjustment import softmax
+from service.keys import make_key
 from service.priors.recent import LogitReservoir
 from service.repository.repository import UnknownModel
 from tests.support.priors import following, make_bundle
