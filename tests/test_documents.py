@@ -1,8 +1,11 @@
 """What users rely on has a line in the documents, and the documents speak of nothing that is not there."""
 
+import collections
 import dataclasses
+import importlib
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -59,8 +62,78 @@ def test_every_link_between_the_documents_leads_somewhere():
     assert broken == []
 
 
+ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+PROGRAMS = ("service", "training", "benchmarks")
+"""The packages whose rooms ARCHITECTURE.md names."""
+MOST_MODULES = 15
+
+
+def _rooms():
+    """Each room of ARCHITECTURE.md with the names at its door."""
+    rows = re.findall(r"^\| `([\w/]+)/` \|(.*)\|$", ARCHITECTURE, re.MULTILINE)
+    return {
+        room: re.findall(r"`([\w.]+)`", cells.rsplit("|", 1)[1] if cells.count("|") else "")
+        for room, cells in rows
+    }
+
+
+def _modules():
+    """Every module of the programs as its room and its name."""
+    for program in PROGRAMS:
+        for path in sorted((ROOT / program).rglob("*.py")):
+            if path.name != "__init__.py":
+                yield path.parent.relative_to(ROOT).as_posix(), path.stem
+
+
+def _exists(room, name):
+    """Whether a room has this module, this name in a module, or this name of its own."""
+    package = room.replace("/", ".")
+    module, _, attribute = name.partition(".")
+    if (ROOT / room / f"{module}.py").exists():
+        return not attribute or hasattr(
+            importlib.import_module(f"{package}.{module}"), attribute.split(".")[0]
+        )
+    return not attribute and hasattr(importlib.import_module(package), module)
+
+
 def test_every_module_of_the_code_map_exists():
-    table = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-    named = set(re.findall(r"`((?:service|training)/[\w/]+\.py)`", table))
+    named = set(re.findall(r"`((?:service|training|tests|docs)/[\w/]+\.\w+)`", ARCHITECTURE))
     assert named
     assert [name for name in sorted(named) if not (ROOT / name).exists()] == []
+
+
+def test_every_module_lies_in_a_room_that_the_map_names():
+    rooms = _rooms()
+    assert sorted({f"{room}/{name}.py" for room, name in _modules() if room not in rooms}) == []
+
+
+def test_every_room_of_the_map_exists():
+    assert [room for room in _rooms() if not (ROOT / room).is_dir()] == []
+
+
+@pytest.mark.parametrize("room", _rooms())
+def test_every_name_at_a_rooms_door_exists(room):
+    missing = [name for name in _rooms()[room] if not _exists(room, name)]
+    assert missing == [], f"ARCHITECTURE.md names what {room} does not have: mend its row"
+
+
+def test_no_room_has_more_modules_than_the_map_allows():
+    sizes = collections.Counter(room for room, _ in _modules())
+    assert {room: size for room, size in sizes.items() if size > MOST_MODULES} == {}
+
+
+def test_the_picture_of_the_rooms_equals_the_import_contracts():
+    picture = re.search(r"```text\nservice/.*?─\n(.*?)```", ARCHITECTURE, re.DOTALL)[1]
+    columns = [re.sub(r"[◄─┘│].*", "", line).rstrip() for line in picture.splitlines()]
+    drawn = {
+        "service": [line[:47].strip() for line in columns],
+        "training": [line[47:].strip() for line in columns],
+    }
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    held = {
+        contract["containers"][0]: contract["layers"]
+        for contract in contracts["tool"]["importlinter"]["contracts"]
+        if contract["type"] == "layers"
+    }
+    for program, column in drawn.items():
+        assert [line for line in column if line] == held[program]
