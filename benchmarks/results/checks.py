@@ -7,8 +7,8 @@ from scipy import stats
 
 from benchmarks.results.published import REFERENCE, REFERENCE_SOURCE
 from benchmarks.results.text import Document, key, ns, spread, title
-from benchmarks.results.variant_tables import Row, variants_of
 from benchmarks.results.variant_list import HIDDEN_LAYER
+from benchmarks.results.variant_tables import Row, variants_of
 from training.studies.numbers import interval_of_mean
 from training.studies.page import markdown_table
 

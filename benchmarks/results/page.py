@@ -12,15 +12,15 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.results.published import PAPER, PAPER_DATA, PAPER_SOURCE
 from benchmarks.results.checks import beside_reference, expectations
 from benchmarks.results.norms import norms_under_adam
+from benchmarks.results.published import PAPER, PAPER_DATA, PAPER_SOURCE
 from benchmarks.results.synthetic import copy_figures, read, synthetic
 from benchmarks.results.text import Document, mean, ns, slug, spread, title
 from benchmarks.results.variant_tables import Row, concluded, on_weights, other_ways
-from training.studies.report import HEADER, draw, sample, table_rows
 from training.studies.methods import ADAM_RUN
 from training.studies.page import markdown_table
+from training.studies.report import HEADER, draw, sample, table_rows
 
 FIGURES = {
     "classes": "Error by class, most frequent first",

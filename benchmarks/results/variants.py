@@ -23,12 +23,12 @@ from scipy.stats import spearmanr
 
 from benchmarks.results.variant_list import ON_NORMS, SEEDS, VARIANTS
 from service.contract.scores import balanced_error, error
+from training.loop.processes import Processes
+from training.run.recipe_file import make
+from training.scores.posthoc import NORM_GRID, LastLayer, adjustment_curve, best_tau, norm_curve
 from training.studies.compare import outcome_of, outcome_path
 from training.studies.curves import norm_slope
 from training.studies.outcomes import Outcome, Part
-from training.scores.posthoc import NORM_GRID, LastLayer, adjustment_curve, best_tau, norm_curve
-from training.loop.processes import Processes
-from training.run.recipe_file import make
 
 
 def main() -> None:
