@@ -17,8 +17,8 @@ from training.data import pixels
 from training.data.augment import Augmentation
 from training.data.dataset import Dataset, ImageSpec, Split
 from training.data.image_files import ImageFiles
-from training.data.images import normalise
 from training.data.order import Part
+from training.data.pixels import normalise
 from training.data.text import Encoded, Vocabulary
 
 Rows: TypeAlias = NDArray[np.int64]

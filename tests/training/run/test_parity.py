@@ -13,7 +13,7 @@ from service.wire.images import image_array
 from tests.support import data_files as files
 from training.data import pixels
 from training.data.dataset import ImageSpec
-from training.data.images import normalise
+from training.data.pixels import normalise
 from training.data.text import Vocabulary
 from training.learning.networks import build
 from training.run.export import check_agreement, export
@@ -76,3 +76,21 @@ def test_a_cut_off_png_is_refused(tmp_path):
     path.write_bytes(buffer.getvalue()[:-8])
     with pytest.raises(ValueError, match=r"one\.png"):
         pixels.check(path)
+
+
+@pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP"])
+def test_bytes_after_the_end_of_an_image_are_ignored_by_service_and_training_alike(tmp_path, form):
+    buffer = io.BytesIO()
+    files.picture(np.random.default_rng(0), 1, (36, 32)).save(buffer, form)
+    path = tmp_path / "one"
+    path.write_bytes(buffer.getvalue() + bytes(100))
+    ours = ImageSpec(
+        size=(32, 36), color="RGB", resize="stretch", mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)
+    )
+    theirs = InputSpec(
+        name="input", kind="image", shape=[None, 32, 36, 3], dtype="uint8", size=[32, 36],
+        color="RGB", resize="stretch", layout="NHWC",
+    )  # fmt: skip
+    served = image_array([path.read_bytes()], theirs)
+    pixels.check(path)
+    assert np.array_equal(pixels.decode(path, ours)[None], served)

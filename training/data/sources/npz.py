@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import Dataset, ImageSpec, Split, check_labels
-from training.data.images import channel_statistics
+from training.data.pixels import channel_statistics
 from training.data.sources.digest import files_digest
 from training.faults import BadData, WrongUse
 
