@@ -1,7 +1,7 @@
 """POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
 
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import orjson
 from numpy.typing import NDArray
@@ -12,7 +12,8 @@ from service.api.edge.request import Answer, HotRequest
 from service.batching.pool import Pool
 from service.classifier import Classifier, check_adjustable, check_top_k, submit, warnings_of
 from service.contract.bundle import Bundle, InputSpec
-from service.priors.rule import Ranking, Setting, rank
+from service.priors.revisions import PriorRevision
+from service.priors.rule import Ranking, Rule, rank
 from service.repository.repository import Repository, ServedModel
 from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object, short
 from service.wire.parameters import Parameters, body_parameters, query_parameters
@@ -23,6 +24,13 @@ MAX_CELLS = 20_000_000
 """Rows × classes × settings of one request: about a second of one core."""
 _CHEAP_CELLS = 20_000
 """Up to here the event loop does it faster than a thread would be told."""
+
+
+class Setting(NamedTuple):
+    """A tau and the revision that goes with it."""
+
+    tau: float
+    revision: PriorRevision
 
 
 class Adjust:
@@ -163,15 +171,15 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
 def _encode(bundle: Bundle, settings: list[Setting], logits: NDArray[Any], top_k: int) -> bytes:
     classes = ClassJson(bundle.class_names)
 
-    def ranked(setting: Setting | None, k: int) -> Ranking:
-        return rank(logits, setting, temperature=bundle.temperature, top_k=k)
+    def ranked(rule: Rule | None, k: int) -> Ranking:
+        return rank(logits, rule, temperature=bundle.temperature, top_k=k)
 
     plain = ranked(None, 1)
     unadjusted = plain.indices[:, 0], plain.probabilities[:, 0]
     results = []
     for setting in settings:
-        found = ranked(setting, top_k)
         revision = setting.revision
+        found = ranked(Rule(revision.prior, setting.tau), top_k)
         rows = rows_json(classes, found.indices, found.probabilities, *unadjusted)
         result: dict[str, Any] = {
             "tau": setting.tau,

@@ -12,13 +12,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.adjustment import Vector, adjust_logits, softmax
+from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, Prior, UnknownLabelFrequencies
-from service.priors.preview import jensen_shannon
 from service.priors.priors import PriorDoesNotFit, Priors
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import DEFAULT
+from service.priors.rule import Rule, jensen_shannon, mean_probability
 
 logger = logging.getLogger(__name__)
 
@@ -113,30 +113,9 @@ def divergence(
     recent: Logits, baseline: Logits, *, prior: Prior, tau: float, temperature: float
 ) -> float:
     """Nats from 0 to log 2 between recent logits [n, C] and the prior's expected target, else the baseline [m, C]."""
-    now = mean_probability(recent, prior=prior, tau=tau, temperature=temperature)
-    expected = (
-        prior.target
-        if prior.expected
-        else mean_probability(baseline, prior=prior, tau=tau, temperature=temperature)
-    )
-    return jensen_shannon(now, expected)
+    rule = Rule(prior, tau)
 
+    def mean(logits: Logits) -> Vector:
+        return mean_probability(logits, rule, temperature=temperature, chunk_cells=_CHUNK_CELLS)
 
-def mean_probability(logits: Logits, *, prior: Prior, tau: float, temperature: float) -> Vector:
-    """[C] mean over the rows of the adjusted probabilities; as trained where the source prior is unknown."""
-    total = np.zeros(logits.shape[1])
-    rows = max(1, _CHUNK_CELLS // logits.shape[1])
-    for start in range(0, len(logits), rows):
-        chunk = logits[start : start + rows]
-        if prior.log_source is None:
-            adjusted: Vector = np.asarray(chunk, np.float64) / temperature
-        else:
-            adjusted = adjust_logits(
-                chunk,
-                log_source_prior=prior.log_source,
-                log_target_prior=prior.log_target,
-                tau=tau,
-                temperature=temperature,
-            )
-        total += softmax(adjusted).sum(axis=0)
-    return total / len(logits)
+    return jensen_shannon(mean(recent), prior.target if prior.expected else mean(baseline))

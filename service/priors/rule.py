@@ -1,5 +1,9 @@
-"""One scoring, many answers: the formula in float64 over logits that are at hand, for several settings of tau and prior."""
+"""The adjustment formula over logits in memory: for `/adjust`, previews, estimates and drift.
 
+The ONNX head applies the same formula inside the graph. Everything here is float64 NumPy.
+"""
+
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,15 +11,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, adjust_logits, softmax
-from service.priors.revisions import PriorRevision
+from service.contract.prior import Prior
+
+CHUNK_CELLS = 1_000_000
+"""Logits that are adjusted at a time: 8 MB of float64."""
 
 
 @dataclass(frozen=True, slots=True)
-class Setting:
-    """A tau and the prior that goes with it."""
+class Rule:
+    """A prior and a tau to decide with."""
 
+    prior: Prior
     tau: float
-    revision: PriorRevision
+
+    def adjust(self, logits: NDArray[Any], *, temperature: float) -> Vector:
+        """Adjusted logits [n, C]; `logits / temperature` when tau is 0 or the source prior is unknown."""
+        log_source = self.prior.log_source
+        if self.tau == 0 or log_source is None:
+            return as_trained(logits, temperature=temperature)
+        return adjust_logits(
+            logits,
+            log_source_prior=log_source,
+            log_target_prior=self.prior.log_target,
+            tau=self.tau,
+            temperature=temperature,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,30 +46,23 @@ class Ranking:
     probabilities: Vector  # [n, k]
 
 
-def rank(
-    logits: NDArray[Any], setting: Setting | None, *, temperature: float, top_k: int
-) -> Ranking:
-    """Rank the classes of logits [n, C] under a setting; None is tau = 0.
+def as_trained(logits: NDArray[Any], *, temperature: float) -> Vector:
+    """The logits of tau = 0: `logits / temperature` in float64."""
+    return np.asarray(logits, np.float64) / temperature
 
-    The setting's prior must have an offset unless its tau is 0.
-    """
-    adjusted = np.asarray(logits, np.float64) / temperature
-    if setting is not None and setting.tau:
-        prior = setting.revision.prior
-        assert prior.log_source is not None
-        adjusted = adjust_logits(
-            logits,
-            log_source_prior=prior.log_source,
-            log_target_prior=prior.log_target,
-            tau=setting.tau,
-            temperature=temperature,
-        )
+
+def rank(logits: NDArray[Any], rule: Rule | None, *, temperature: float, top_k: int) -> Ranking:
+    """Rank the classes of logits [n, C] under a rule; None means tau = 0."""
+    if rule is None:
+        adjusted = as_trained(logits, temperature=temperature)
+    else:
+        adjusted = rule.adjust(logits, temperature=temperature)
     indices = best(adjusted, top_k)
     return Ranking(indices, np.take_along_axis(softmax(adjusted), indices, axis=1))
 
 
 def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """[n, k] columns of the k largest of each row, largest first, the lower column where they are equal."""
+    """Columns [n, k] of the k largest values of each row, largest first; ties go to the lower one."""
     columns = values.shape[1]
     if 4 * k >= columns:
         return np.argsort(-values, axis=1, kind="stable")[:, :k]
@@ -59,3 +72,31 @@ def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
         candidates = np.flatnonzero(line >= least)
         found[row] = candidates[np.argsort(-line[candidates], kind="stable")[:k]]
     return found
+
+
+def mean_probability(
+    logits: NDArray[Any], rule: Rule, *, temperature: float, chunk_cells: int = CHUNK_CELLS
+) -> Vector:
+    """The mean over the rows [n, C], n > 0, of the adjusted probabilities: a vector [C]."""
+    total = np.zeros(logits.shape[1])
+    for rows in chunks(logits, cells=chunk_cells):
+        total += softmax(rule.adjust(rows, temperature=temperature)).sum(axis=0)
+    return total / len(logits)
+
+
+def chunks(logits: NDArray[Any], *, cells: int = CHUNK_CELLS) -> Iterator[NDArray[Any]]:
+    """The rows of logits [n, C] in order, at most `cells` numbers (but at least one row) at a time."""
+    step = max(1, cells // logits.shape[1])
+    for start in range(0, len(logits), step):
+        yield logits[start : start + step]
+
+
+def jensen_shannon(p: Vector, q: Vector) -> float:
+    """Divergence of two distributions [C] in nats: 0 if equal, log 2 if they never overlap."""
+    middle = (p + q) / 2
+    return float(max(0.0, (_relative_entropy(p, middle) + _relative_entropy(q, middle)) / 2))
+
+
+def _relative_entropy(p: Vector, q: Vector) -> float:
+    there = p > 0
+    return float((p[there] * np.log(p[there] / q[there])).sum())

@@ -13,10 +13,11 @@ from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
-from service.priors.preview import Rule, TooLittleTraffic, estimate, preview
+from service.priors.preview import TooLittleTraffic, estimate, preview
 from service.priors.priors import PriorRevision, Priors, RevisionNotInMemory
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import UnknownPrior, parse_prior_reference
+from service.priors.rule import Rule
 
 _MAX_WAITING = 4
 Name = Annotated[str, Path(description="A prior's name")]

@@ -282,9 +282,10 @@ def _classes(bundle: Bundle, before: Outcome, after: Outcome) -> list[PreviewCla
 
 
 def _pair(found: Preview | None, name: str) -> Pair | None:
-    if found is None or getattr(found.before, name) is None:
+    if found is None:
         return None
-    return Pair(before=getattr(found.before, name), after=getattr(found.after, name))
+    before, after = getattr(found.before, name), getattr(found.after, name)
+    return None if before is None or after is None else Pair(before=before, after=after)
 
 
 def _by_class(names: list[str], vector: Any) -> ByClass | None:

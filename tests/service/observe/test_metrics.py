@@ -238,7 +238,8 @@ def test_metrics_can_have_a_port_of_their_own_and_need_the_role_to_observe(model
 def test_divergence_is_measured_from_the_target_only_where_that_is_expected():
     from service.contract.adjustment import log_source_prior, log_target_prior, softmax
     from service.contract.prior import Prior
-    from service.priors.drift import divergence, mean_probability
+    from service.priors.drift import divergence
+    from service.priors.rule import Rule, mean_probability
 
     rng = np.random.default_rng(0)
     log_source = log_source_prior([900, 90, 10], loss_tau=0)
@@ -252,11 +253,11 @@ def test_divergence_is_measured_from_the_target_only_where_that_is_expected():
     given = {"tau": 1.0, "temperature": 1.5}
     assert divergence(first, first, prior=uniform, **given) == 0
     assert divergence(moved, first, prior=uniform, **given) > 0.01
-    mean = mean_probability(first, prior=uniform, **given)
+    mean = mean_probability(first, Rule(uniform, 1.0), temperature=1.5)
     tilted = softmax(first / 1.5 + (np.log([1 / 3] * 3) - log_source)).mean(axis=0)
     assert mean == pytest.approx(tilted)
     expecting = prior(mean, expected=True)
-    shifted = mean_probability(moved, prior=expecting, **given)
+    shifted = mean_probability(moved, Rule(expecting, 1.0), temperature=1.5)
     assert divergence(moved, first, prior=expecting, **given) == pytest.approx(
         _jensen_shannon(shifted, mean)
     )

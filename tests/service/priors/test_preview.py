@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from service.contract.prior import PriorBody, resolve_prior
-from service.priors import preview as module
-from service.priors.preview import Rule, TooLittleTraffic, estimate, jensen_shannon, preview
+from service.priors.preview import TooLittleTraffic, estimate, preview
+from service.priors.rule import Rule, jensen_shannon
 
 NAMES = ["a", "b", "c"]
 
@@ -64,12 +64,11 @@ def test_the_expected_errors_are_near_the_true_ones():
     assert found.after.expected_balanced_error < found.before.expected_balanced_error
 
 
-def test_rows_are_taken_in_pieces_without_a_difference(monkeypatch):
+def test_rows_are_taken_in_pieces_without_a_difference():
     _, logits = traffic(n=1000)
     rules = {"before": Rule(prior(), 0.0), "after": Rule(prior(), 1.0)}
     whole = preview(logits, temperature=1.0, **rules)
-    monkeypatch.setattr(module, "_CHUNK_CELLS", 31)
-    pieces = preview(logits, temperature=1.0, **rules)
+    pieces = preview(logits, temperature=1.0, **rules, chunk_cells=31)
     assert pieces.decisions_changed == whole.decisions_changed
     assert np.allclose(pieces.after.mean_probability, whole.after.mean_probability)
     assert pieces.after.expected_error == pytest.approx(whole.after.expected_error)
@@ -101,3 +100,12 @@ def test_too_little_traffic_is_told():
     _, logits = traffic(n=99)
     with pytest.raises(TooLittleTraffic, match="99"):
         estimate(logits, temperature=1.0, prior=prior())
+
+
+def test_a_balanced_error_is_missing_where_no_class_is_expected_once():
+    _, logits = traffic(n=1)
+    found = preview(
+        np.zeros_like(logits), temperature=1.0, before=Rule(prior(), 0.0), after=Rule(prior(), 1.0)
+    )
+    assert found.after.expected_balanced_error is None
+    assert found.after.expected_error is not None
