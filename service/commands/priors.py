@@ -1,4 +1,4 @@
-"""`python -m service priors export|import` and `python -m service key`."""
+"""`python -m service priors export|import|migrate` and `python -m service key`."""
 
 import os
 import sys
@@ -25,7 +25,7 @@ VERBS = ("priors", "key")
 def add_verbs(verbs: Verbs) -> None:
     """Declare the verbs on the program's parser."""
     priors = verbs.add_parser("priors", help="keep or move the priors of a store as JSON")
-    actions = priors.add_subparsers(dest="action", required=True, metavar="export|import")
+    actions = priors.add_subparsers(dest="action", required=True, metavar="export|import|migrate")
     out = actions.add_parser("export", help="write every revision of every prior, oldest first")
     out.add_argument("--model", help="only the priors of this model")
     out.add_argument("--out", type=Path, help="file to write; standard output without it")
@@ -33,7 +33,10 @@ def add_verbs(verbs: Verbs) -> None:
         "import", help="take over what a store has not got; twice is the same as once"
     )
     into.add_argument("file", help="a file that export wrote, or - for standard input")
-    for parser in (out, into):
+    made = actions.add_parser(
+        "migrate", help="create the store's tables, or bring them to this program's version"
+    )
+    for parser in (out, into, made):
         parser.add_argument("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")
     key = verbs.add_parser(
         "key", help="make an API key: print it once, with the line for the list of keys"
@@ -50,7 +53,11 @@ def add_verbs(verbs: Verbs) -> None:
 
 def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_store: str) -> int:
     """Do what a parsed command line says. 0 done, 1 failed, 2 wrong use."""
-    calls: dict[str, Callable[..., None]] = {"export": _export, "import": _import}
+    calls: dict[str, Callable[..., None]] = {
+        "export": _export,
+        "import": _import,
+        "migrate": _migrate,
+    }
     try:
         if given["verb"] == "key":
             _key(given)
@@ -99,6 +106,14 @@ def _import(given: Mapping[str, Any], url: str) -> None:
         f"{done.whole} priors taken over with their history, {done.newest} brought up to date, "
         f"{done.unchanged} unchanged"
     )
+
+
+def _migrate(given: Mapping[str, Any], url: str) -> None:
+    del given
+    store = open_store(url)
+    store.open()
+    store.close()
+    _tell("the store's tables are up to date")
 
 
 def _key(given: Mapping[str, Any]) -> None:

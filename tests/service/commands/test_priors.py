@@ -136,3 +136,13 @@ def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path, capsys):
     assert len(parse_keys(file.read_text())) == 2
     assert main(["key", "no name"]) == 2
     assert main(["key", "ops", "--roles", "root"]) == 2
+
+
+def test_migrate_makes_the_tables_once_and_keeps_what_is_stored(store_url, capsys):
+    assert main(["priors", "migrate", "--store", store_url]) == 0
+    assert everything(store_url) == []
+    fill(store_url)
+    before = everything(store_url)
+    assert main(["priors", "migrate", "--store", store_url]) == 0
+    assert everything(store_url) == before
+    assert "up to date" in capsys.readouterr().err

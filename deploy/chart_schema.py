@@ -1,0 +1,121 @@
+"""Writes the Helm chart's values.schema.json: every value that the chart takes, typed.
+
+    python deploy/chart_schema.py
+
+The settings of the service are read from `service.settings`, so that the chart takes exactly those.
+A test fails when the written file differs from what this program would write.
+"""
+
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+SCHEMA = ROOT / "deploy" / "helm" / "priordial" / "values.schema.json"
+OWN = {"host", "port", "metrics_port", "models", "store", "keys", "api_keys", "allow_anonymous"}
+"""Settings that the chart itself sets, from other values."""
+
+
+def camel(name: str) -> str:
+    """`max_batch_rows` → `maxBatchRows`."""
+    return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
+
+
+def setting(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The JSON Schema of one setting; null keeps the service's default."""
+    kind = {bool: "boolean", int: "integer", float: "number"}.get(field.type, "string")  # type: ignore[arg-type]
+    made: dict[str, Any] = {"type": [kind, "null"], "description": field.metadata["help"]}
+    if "low" in field.metadata:
+        made |= {"minimum": field.metadata["low"], "maximum": field.metadata["high"]}
+    if "choices" in field.metadata:
+        made["enum"] = [*field.metadata["choices"], None]
+    return made
+
+
+def _object(required: tuple[str, ...] = (), /, **properties: Any) -> dict[str, Any]:
+    made = {"type": "object", "additionalProperties": False, "properties": properties}
+    return made | ({"required": list(required)} if required else {})
+
+
+TEXT = {"type": "string"}
+FLAG = {"type": "boolean"}
+COUNT = {"type": "integer", "minimum": 0}
+PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+LIST = {"type": "array"}
+MAP = {"type": "object"}
+
+
+def schema() -> dict[str, Any]:
+    """The whole schema."""
+    from service.settings import Settings
+
+    settings = {
+        camel(field.name): setting(field)
+        for field in dataclasses.fields(Settings)
+        if field.name not in OWN
+    }
+    whole = _object(
+        replicaCount=COUNT,
+        image=_object(
+            repository=TEXT,
+            tag=TEXT,
+            digest={"type": "string", "pattern": "^(sha256:[0-9a-f]{64})?$"},
+            pullPolicy={"enum": ["Always", "IfNotPresent", "Never"]},
+            pullSecrets=LIST,
+        ),
+        settings=_object(**settings),
+        store=_object(existingSecret=TEXT, key=TEXT, migrate=FLAG),
+        apiKeys=_object(existingSecret=TEXT, key=TEXT, allowAnonymous=FLAG),
+        models=_object(persistentVolumeClaim=TEXT, image=TEXT, hostPath=TEXT),
+        resources=MAP,
+        gpu=_object(enabled=FLAG, resource=TEXT, count=COUNT),
+        terminationGracePeriodSeconds=COUNT,
+        preStopSeconds=COUNT,
+        service=_object(type={"enum": ["ClusterIP", "NodePort", "LoadBalancer"]}, port=PORT),
+        metricsPort=PORT,
+        probes=_object(startup=MAP, readiness=MAP, liveness=MAP),
+        autoscaling=_object(
+            enabled=FLAG,
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            targetCPUUtilizationPercentage={"type": "integer", "minimum": 1, "maximum": 100},
+        ),
+        keda=_object(
+            enabled=FLAG,
+            minReplicas=COUNT,
+            maxReplicas=COUNT,
+            serverAddress=TEXT,
+            queuedRowsPerReplica={"type": "integer", "minimum": 1},
+            pollingInterval=COUNT,
+            cooldownPeriod=COUNT,
+        ),
+        podDisruptionBudget=_object(enabled=FLAG, maxUnavailable={"type": ["integer", "string"]}),
+        networkPolicy=_object(enabled=FLAG, ingressFrom=LIST, metricsFrom=LIST, egressTo=LIST),
+        serviceMonitor=_object(enabled=FLAG, interval=TEXT, labels=MAP),
+        prometheusRule=_object(enabled=FLAG, labels=MAP),
+        dashboards=_object(enabled=FLAG, label=TEXT),
+        httpRoute=_object(enabled=FLAG, parentRefs=LIST, hostnames=LIST),
+        serviceAccount=_object(create=FLAG, name=TEXT, annotations=MAP),
+        podAnnotations=MAP,
+        podLabels=MAP,
+        nodeSelector=MAP,
+        tolerations=LIST,
+        affinity=MAP,
+        topologySpreadConstraints=LIST,
+        extraEnv=LIST,
+        **{"global": MAP},
+    )
+    return {"$schema": "http://json-schema.org/draft-07/schema#", **whole}
+
+
+def text() -> str:
+    """The file's content."""
+    return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    SCHEMA.write_text(text(), encoding="utf-8")
