@@ -1,26 +1,29 @@
-"""What can be wrong before or during a run, the exit code of each, and how the command speaks of it."""
+"""The faults that a user can mend, each with its exit code, and how the command reports them."""
 
 import sys
+from typing import ClassVar
 
 
 def say(message: str) -> None:
-    """A line for people, on stderr: a warning, or why the command stops."""
+    """Print a line for people on stderr: a warning, or the reason why the command stops."""
     print(f"training: {message}", file=sys.stderr)  # noqa: T201 - a command speaks
 
 
-class WrongUse(ValueError):
-    """The command cannot be meant: an unknown name, flags that contradict each other, a path that is not there."""
+class Fault(Exception):
+    """An error with a message for the user. The command prints it and ends with exit_code."""
+
+    exit_code: ClassVar[int] = 1
+
+
+class WrongUse(Fault, ValueError):
+    """A command that cannot be carried out: an unknown name, contradicting flags, a missing path."""
 
     exit_code = 2
 
 
-class BadData(ValueError):
-    """Data that is wrong; the message names the file and the row. No run starts on it."""
-
-    exit_code = 1
+class BadData(Fault, ValueError):
+    """Data that cannot be used; the message names the file and the row."""
 
 
-class RunFailed(RuntimeError):
-    """A run that could not be brought to its end; the message says what happened and what is left."""
-
-    exit_code = 1
+class RunFailed(Fault, RuntimeError):
+    """A run that did not finish; the message says what happened and what is left."""

@@ -12,7 +12,7 @@ from training.commands import compare as comparing
 from training.commands import evidence
 from training.commands import fit as fitting
 from training.commands.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
-from training.faults import BadData, RunFailed, WrongUse, say
+from training.faults import Fault, say
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -26,11 +26,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         result = verb(options)
     except KeyboardInterrupt:
         return _report("stopped", 1)
-    except Exception as error:
-        code = _exit_code(error)
-        if code is None:
-            raise
-        return _report(str(error), code)
+    except Fault as error:
+        return _report(str(error), error.exit_code)
+    except MemoryError as error:
+        return _report(f"not enough memory: {error}", Fault.exit_code)
+    except OSError as error:
+        return _report(_of_the_system(error), Fault.exit_code)
     try:
         if result:
             _print(result, options)
@@ -41,18 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _exit_code(error: Exception) -> int | None:
-    """The exit code of an error that a user can act upon; None for a fault of ours, which deserves its traceback."""
-    code = getattr(error, "exit_code", None)
-    if isinstance(code, int):
-        return code
-    if type(error).__name__ in ("InvalidObjective", "InvalidTau"):
-        return WrongUse.exit_code
-    if type(error).__name__ == "CalibrationRefused":
-        return RunFailed.exit_code
-    if isinstance(error, MemoryError):
-        return BadData.exit_code
-    return None
+def _of_the_system(error: OSError) -> str:
+    """What the operating system refused, and where."""
+    place = f"{error.filename}: " if error.filename else ""
+    return f"{place}{error.strerror or error}"
 
 
 def _report(message: str, code: int) -> int:

@@ -1,186 +1,254 @@
-"""Losses by name: what each divides out of the label frequencies, and the head that it needs."""
+"""Losses by name: what each divides out of the label frequencies, and the head that it needs.
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import partial
+The formulas are the functions of margins.py; here they get their class vectors as buffers.
+"""
+
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from service.contract.adjustment import MAX_TAU, Vector
-from training.learning.margins import (
-    cross_entropy,
-    equalised_random,
-    focal,
-    logit_adjusted,
-    separable_margin,
-)
+from training.learning.margins import equalised_random, focal, logit_adjusted, separable_margin
+from training.learning.options import InvalidObjective, Option, completed
+
+__all__ = ["InvalidObjective"]
 
 SourcePrior: TypeAlias = Literal["exact", "approximate"]
 Head: TypeAlias = Literal["linear", "cosine"]
-ExampleLoss: TypeAlias = "partial[Tensor]"
 
 COSINE_SCALE = 30.0
 """s of LDAM: a cosine head gives s * cos(features, class weights) as its logits."""
 
 
-class InvalidObjective(ValueError):
-    """A loss that does not exist, a parameter that it does not have, or frequencies that it cannot use."""
+class MarginLoss(nn.Module):
+    """`separable_margin` with its class vectors [C] as buffers; without any it is cross-entropy."""
 
-    exit_code = 2
+    alpha: Tensor | None
+    label_margin: Tensor | None
+    rival_margin: Tensor | None
+
+    def __init__(
+        self,
+        *,
+        alpha: Vector | None = None,
+        label_margin: Vector | None = None,
+        rival_margin: Vector | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_buffer("alpha", _tensor(alpha))
+        self.register_buffer("label_margin", _tensor(label_margin))
+        self.register_buffer("rival_margin", _tensor(rival_margin))
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        return separable_margin(
+            logits,
+            labels,
+            label_margin=self.label_margin,
+            rival_margin=self.rival_margin,
+            alpha=self.alpha,
+        )
 
 
-@dataclass(frozen=True)
-class Objective:
-    """A loss ready for training, and what the model that it trains must remember."""
+class LogitAdjustedLoss(nn.Module):
+    """`logit_adjusted` with log pi [C] as its buffer."""
 
-    name: str
-    example_loss: ExampleLoss
-    """(logits [B, C], labels [B]) -> [B]."""
-    recorded_loss_tau: float
-    """Share of the label frequencies that training divides out: sigma ~ pi ** (1 - recorded_loss_tau)."""
-    source_prior: SourcePrior = "exact"
-    """Whether softmax(logits) is a posterior under sigma exactly, at the optimum, or only about."""
-    head: Head = "linear"
-    deferred: tuple[float, ExampleLoss] | None = None
-    """(share of the run, the loss from then on)."""
+    log_frequencies: Tensor
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean over the batch, a scalar: float32 or wider whatever the dtype of the logits."""
-        own = next((v for v in self.example_loss.keywords.values() if isinstance(v, Tensor)), None)
-        moved = self if own is None or own.device == logits.device else self.to(logits.device)
-        return moved.example_loss(logits, labels).mean()
+    def __init__(self, log_frequencies: Vector, *, loss_tau: float) -> None:
+        super().__init__()
+        self.register_buffer("log_frequencies", _tensor(log_frequencies))
+        self.loss_tau = loss_tau
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        return logit_adjusted(
+            logits, labels, log_frequencies=self.log_frequencies, loss_tau=self.loss_tau
+        )
+
+
+class EqualisedRandomLoss(nn.Module):
+    """`equalised_random` with the mask of rare classes [C] as its buffer."""
+
+    rare: Tensor
+
+    def __init__(self, rare: NDArray[np.bool_], *, gamma: float) -> None:
+        super().__init__()
+        self.register_buffer("rare", torch.from_numpy(rare))
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        return equalised_random(logits, labels, rare=self.rare, gamma=self.gamma)
+
+
+class FocalLoss(nn.Module):
+    """`focal`, which has no class vectors."""
+
+    def __init__(self, *, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        return focal(logits, labels, gamma=self.gamma)
+
+
+class Objective(nn.Module):
+    """A loss ready for training, and what the model trained with it must record.
+
+    name: of the loss.
+    example_loss: logits [B, C] and labels [B] to the loss of each example [B].
+    recorded_loss_tau: the share of the label frequencies that training divides out, so that
+    sigma ~ pi ** (1 - recorded_loss_tau).
+    source_prior: whether softmax(logits) is, at the optimum, exactly a posterior under sigma.
+    head: the last layer that the loss needs.
+    later: the loss used from the share `later_from` of the run on, if it changes.
+    """
+
+    later: "Objective | None"
+
+    def __init__(
+        self,
+        name: str,
+        example_loss: nn.Module,
+        recorded_loss_tau: float,
+        *,
+        source_prior: SourcePrior = "exact",
+        head: Head = "linear",
+        later: nn.Module | None = None,
+        later_from: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.example_loss = example_loss
+        self.recorded_loss_tau = recorded_loss_tau
+        self.source_prior: SourcePrior = source_prior
+        self.head: Head = head
+        self.later_from = later_from
+        self.later = None
+        if later is not None:
+            self.later = Objective(
+                name, later, recorded_loss_tau, source_prior=source_prior, head=head
+            )
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the batch, a scalar: float32 or wider whatever the type of the logits."""
+        mean: Tensor = self.example_loss(logits, labels).mean()
+        return mean
 
     def at(self, progress: float) -> "Objective":
         """The objective at a share 0 … 1 of the run."""
-        if self.deferred is None or progress < self.deferred[0]:
-            return self
-        return replace(self, example_loss=self.deferred[1], deferred=None)
-
-    def to(self, device: torch.device | str) -> "Objective":
-        """The same with its class vectors on a device: once before a run rather than at each step."""
-        later = self.deferred and (self.deferred[0], _moved(self.deferred[1], device))
-        return replace(self, example_loss=_moved(self.example_loss, device), deferred=later)
+        return self if self.later is None or progress < self.later_from else self.later
 
 
 def make_loss(
-    name: str, class_counts: NDArray[Any], *, loss_tau: float = 1.0, **options: Any
+    name: str, class_counts: NDArray[Any], *, loss_tau: float = 1.0, **options: float
 ) -> Objective:
     """The loss called `name` for these training counts [C] (or frequencies; only ratios matter).
 
-    loss_tau belongs to `logit-adjusted` and `weighted-logit-adjusted`. Options: `gamma` (focal, equalised-random),
-    `rare_below` (equalised-random, a frequency), `max_margin`, `drw`, `drw_start`, `beta` (ldam).
-    Raises InvalidObjective.
+    loss_tau belongs to `logit-adjusted` and `weighted-logit-adjusted`. OPTIONS lists the options
+    of the other losses. Raises InvalidObjective.
     """
     if name not in _MAKERS:
         raise InvalidObjective(f"no loss '{name}'; expected one of {', '.join(LOSSES)}")
     counts = np.asarray(class_counts, np.float64)
     if counts.ndim != 1 or not (np.isfinite(counts).all() and (counts > 0).all()):
         raise InvalidObjective("every class needs a finite training count greater than 0")
+    settings = completed("loss", name, options, OPTIONS.get(name, {}))
     if name in ("logit-adjusted", "weighted-logit-adjusted"):
         if not 0 <= loss_tau <= MAX_TAU:
             raise InvalidObjective(f"loss_tau is {loss_tau}; expected 0 … {MAX_TAU:g}")
-        options["loss_tau"] = loss_tau
+        settings["loss_tau"] = loss_tau
     elif loss_tau != 1.0:
         raise InvalidObjective(f"loss_tau is {loss_tau}, and '{name}' has no loss_tau")
-    try:
-        return _MAKERS[name](counts, **options)
-    except TypeError as error:
-        raise InvalidObjective(f"'{name}': {error}") from None
+    return _MAKERS[name](counts, **settings)
 
 
 def _erm(counts: Vector) -> Objective:
     del counts
-    return Objective("erm", partial(cross_entropy), 0.0)
+    return Objective("erm", MarginLoss(), 0.0)
 
 
 def _balanced(counts: Vector) -> Objective:
-    alpha = _mean_one(1 / _frequencies(counts), counts)
-    return Objective("balanced", partial(cross_entropy, alpha=_tensor(alpha)), 1.0)
+    return Objective("balanced", MarginLoss(alpha=_mean_one(1 / _frequencies(counts), counts)), 1.0)
 
 
-def _logit_adjusted(counts: Vector, *, loss_tau: float) -> Objective:
-    log_frequencies = _tensor(np.log(_frequencies(counts)))
-    loss = partial(logit_adjusted, log_frequencies=log_frequencies, loss_tau=loss_tau)
-    return Objective("logit-adjusted", loss, loss_tau)
+def _logit_adjusted(
+    counts: Vector, *, loss_tau: float = 1.0, name: str = "logit-adjusted"
+) -> Objective:
+    loss = LogitAdjustedLoss(np.log(_frequencies(counts)), loss_tau=loss_tau)
+    return Objective(name, loss, loss_tau)
 
 
 def _balanced_softmax(counts: Vector) -> Objective:
-    return replace(_logit_adjusted(counts, loss_tau=1.0), name="balanced-softmax")
+    return _logit_adjusted(counts, name="balanced-softmax")
 
 
 def _weighted_logit_adjusted(counts: Vector, *, loss_tau: float) -> Objective:
     frequencies = _frequencies(counts)
     margin = loss_tau * np.log(frequencies)
-    loss = partial(
-        separable_margin,
-        label_margin=_tensor(-margin),
-        rival_margin=_tensor(margin),
-        alpha=_tensor(_mean_one(frequencies ** (loss_tau - 1), counts)),
+    loss = MarginLoss(
+        label_margin=-margin,
+        rival_margin=margin,
+        alpha=_mean_one(frequencies ** (loss_tau - 1), counts),
     )
     return Objective("weighted-logit-adjusted", loss, 1.0)
 
 
 def _adaptive(counts: Vector) -> Objective:
-    margin = _frequencies(counts) ** -0.25
-    loss = partial(separable_margin, label_margin=_tensor(margin))
-    return Objective("adaptive", loss, 0.0, "approximate")
+    loss = MarginLoss(label_margin=_frequencies(counts) ** -0.25)
+    return Objective("adaptive", loss, 0.0, source_prior="approximate")
 
 
 def _logit_adjusted_adaptive(counts: Vector) -> Objective:
     frequencies = _frequencies(counts)
     log_frequencies = np.log(frequencies)
-    loss = partial(
-        separable_margin,
-        label_margin=_tensor(frequencies**-0.25 - log_frequencies),
-        rival_margin=_tensor(log_frequencies),
+    loss = MarginLoss(
+        label_margin=frequencies**-0.25 - log_frequencies, rival_margin=log_frequencies
     )
-    return Objective("logit-adjusted+adaptive", loss, 1.0, "approximate")
+    return Objective("logit-adjusted+adaptive", loss, 1.0, source_prior="approximate")
 
 
 def _ldam(
-    counts: Vector,
-    *,
-    max_margin: float = 0.5,
-    drw: bool = True,
-    drw_start: float = 0.8,
-    beta: float = 0.9999,
+    counts: Vector, *, max_margin: float, drw: float, drw_start: float, beta: float
 ) -> Objective:
     """LDAM as its authors ran it (Cao et al., NeurIPS 2019): logits are s * cos of a cosine head.
 
-    cross-entropy(s * (cos - m_y * 1[y])), m_y = max_margin * (n_min / n_y)^(1/4); with DRW, from drw_start on,
-    weighted by class_balanced_weights.
+    cross-entropy(s * (cos - m_y * 1[y])), m_y = max_margin * (n_min / n_y)^(1/4); with DRW, from
+    drw_start on, weighted by class_balanced_weights.
     """
     margin = COSINE_SCALE * max_margin * (counts.min() / counts) ** 0.25
-    loss = partial(separable_margin, label_margin=_tensor(margin))
-    weighted = partial(loss, alpha=_tensor(class_balanced_weights(counts, beta=beta)))
-    later = (drw_start, weighted) if drw else None
-    return Objective("ldam", loss, 0.0, "approximate", "cosine", later)
-
-
-def _equalised(counts: Vector) -> Objective:
-    loss = partial(separable_margin, rival_margin=_tensor(np.log(_frequencies(counts))))
-    return Objective("equalised", loss, 0.0, "approximate")
-
-
-def _equalised_random(
-    counts: Vector, *, gamma: float = 0.9, rare_below: float = 0.005
-) -> Objective:
-    rare = torch.from_numpy(_frequencies(counts) < rare_below)
+    weights = class_balanced_weights(counts, beta=beta)
     return Objective(
-        "equalised-random",
-        partial(equalised_random, rare=rare, gamma=gamma),
+        "ldam",
+        MarginLoss(label_margin=margin),
         0.0,
-        "approximate",
+        source_prior="approximate",
+        head="cosine",
+        later=MarginLoss(label_margin=margin, alpha=weights) if drw else None,
+        later_from=drw_start,
     )
 
 
-def _focal(counts: Vector, *, gamma: float = 2.0) -> Objective:
+def _equalised(counts: Vector) -> Objective:
+    loss = MarginLoss(rival_margin=np.log(_frequencies(counts)))
+    return Objective("equalised", loss, 0.0, source_prior="approximate")
+
+
+def _equalised_random(counts: Vector, *, gamma: float, rare_below: float) -> Objective:
+    loss = EqualisedRandomLoss(_frequencies(counts) < rare_below, gamma=gamma)
+    return Objective("equalised-random", loss, 0.0, source_prior="approximate")
+
+
+def _focal(counts: Vector, *, gamma: float) -> Objective:
     del counts
-    return Objective("focal", partial(focal, gamma=gamma), 0.0, "approximate")
+    return Objective("focal", FocalLoss(gamma=gamma), 0.0, source_prior="approximate")
 
 
 _MAKERS: dict[str, Callable[..., Objective]] = {
@@ -197,6 +265,18 @@ _MAKERS: dict[str, Callable[..., Objective]] = {
     "balanced-softmax": _balanced_softmax,
 }
 LOSSES = tuple(_MAKERS)
+OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "ldam": {
+        "max_margin": Option(0.5, high=10),
+        "drw": Option(1, high=1),
+        "drw_start": Option(0.8, high=1),
+        "beta": Option(0.9999, low=1e-12, high=1, below=True),
+    },
+    "equalised-random": {"gamma": Option(0.9, high=1), "rare_below": Option(0.005, high=1)},
+    "focal": {"gamma": Option(2.0, high=100)},
+}
+"""The options of each loss: `gamma` of focal is its exponent, that of equalised-random a probability;
+`rare_below` is a label frequency; `drw` is 1 (re-weight from `drw_start` on) or 0."""
 
 
 def class_balanced_weights(counts: Vector, *, beta: float = 0.9999) -> Vector:
@@ -213,18 +293,10 @@ def _frequencies(counts: Vector) -> Vector:
 
 
 def _mean_one(weights: Vector, counts: Vector) -> Vector:
-    """Weights scaled so that their mean over the training examples is 1: the learning rate keeps its meaning."""
+    """Weights scaled to a mean of 1 over the training examples, so that the rate keeps its meaning."""
     scaled: Vector = weights / np.dot(_frequencies(counts), weights)
     return scaled
 
 
-def _tensor(vector: Vector) -> Tensor:
-    return torch.from_numpy(vector).float()
-
-
-def _moved(loss: ExampleLoss, device: torch.device | str) -> ExampleLoss:
-    keywords = {
-        key: value.to(device) if isinstance(value, Tensor) else value
-        for key, value in loss.keywords.items()
-    }
-    return partial(loss.func, **keywords)
+def _tensor(vector: Vector | None) -> Tensor | None:
+    return None if vector is None else torch.from_numpy(vector).float()

@@ -4,31 +4,15 @@ All are the pairwise margin loss (Menon et al., ICLR 2021, eq. 11) for some alph
 
     l(y, f) = alpha_y * log(1 + sum_{y' != y} exp(Delta_{y y'}) * exp(f_{y'} - f_y)),
 
-or a cross-entropy that is not (focal, equalised-random). logits: [B, C], any float dtype; labels: [B], int64;
-class vectors: [C] float tensors on the logits' device. Every function returns the loss of each example, [B], in
-float32 or wider: the mean over them divides by B and never by the sum of the weights, which PyTorch's
-`cross_entropy(weight=...)` does.
+or a cross-entropy that is not (focal, equalised-random). logits: [B, C], any float dtype; labels:
+[B], int64; class vectors: [C] float tensors on the logits' device. Every function returns the loss
+of each example, [B], in float32 or wider: the mean over them divides by B and never by the sum of
+the weights, which PyTorch's `cross_entropy(weight=...)` does.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-
-def pairwise_margin(
-    logits: Tensor, labels: Tensor, *, delta: Tensor, alpha: Tensor | None = None
-) -> Tensor:
-    """The general form. delta: [C, C], rows by label, dense or sparse COO; its diagonal is not read.
-
-    A sparse delta is gathered by the rows of the batch, so 8,142 classes need B x C numbers, not C x C.
-    With m = logsumexp over y' of Delta + f_{y'} - f_y, the loss is softplus(m): exact also where it is tiny.
-
-    >>> pairwise_margin(torch.zeros(1, 2), torch.tensor([0]), delta=torch.zeros(2, 2))
-    tensor([0.6931])
-    """
-    margins = delta.index_select(0, labels)
-    rows = margins.to_dense() if margins.is_sparse else margins
-    return _rival_softplus(_wide(logits) + rows, _own(_wide(logits), labels), labels, alpha)
 
 
 def separable_margin(
@@ -39,10 +23,11 @@ def separable_margin(
     rival_margin: Tensor | None = None,
     alpha: Tensor | None = None,
 ) -> Tensor:
-    """The general form for Delta_{y y'} = label_margin_y + rival_margin_{y'}, as every named loss has it.
+    """The pairwise margin loss for Delta_{y y'} = label_margin_y + rival_margin_{y'}.
 
-    Then l = alpha_y * cross-entropy(t, y) with t_{y'} = f_{y'} + rival_margin_{y'} and t_y = f_y - label_margin_y:
-    one gather and one scatter of [B], one addition of [C], however many classes there are.
+    Every named loss has this form. It is alpha_y * cross-entropy(t, y) with
+    t_{y'} = f_{y'} + rival_margin_{y'} and t_y = f_y - label_margin_y: one gather and one scatter
+    of [B] and one addition of [C], however many classes there are.
     """
     wide = _wide(logits)
     own = _own(wide, labels)
@@ -68,10 +53,11 @@ def logit_adjusted(
 ) -> Tensor:
     """cross-entropy(f + loss_tau * log pi, y) (Menon et al., eq. 10); predict with the raw f.
 
-    Delta = loss_tau * log(pi_{y'} / pi_y). At loss_tau = 1 it is balanced softmax (Ren et al., NeurIPS 2020).
-    log_frequencies: [C] log pi, or the log of the counts, which differs by a constant that cancels.
+    Delta = loss_tau * log(pi_{y'} / pi_y). At loss_tau = 1 it is balanced softmax (Ren et al.,
+    NeurIPS 2020). log_frequencies: [C] log pi, or the log of the counts: the constant cancels.
 
-    >>> logit_adjusted(torch.zeros(1, 2), torch.tensor([1]), log_frequencies=torch.tensor([3.0, 1.0]).log())
+    >>> counts = torch.tensor([3.0, 1.0])
+    >>> logit_adjusted(torch.zeros(1, 2), torch.tensor([1]), log_frequencies=counts.log())
     tensor([1.3863])
     """
     return F.cross_entropy(_wide(logits) + loss_tau * log_frequencies, labels, reduction="none")
@@ -85,11 +71,11 @@ def equalised_random(
     gamma: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Softmax equalisation loss (Tan et al., CVPR 2020): rare classes do not hear that they are wrong.
+    """Softmax equalisation loss (Tan et al., CVPR 2020): it spares rare classes negative gradients.
 
-    -log(exp(f_y) / sum_k w_k exp(f_k)), w_k = 1 - b * rare_k * (1 - y_k), b ~ Bernoulli(gamma) for each example
-    and class. rare: [C] bool, pi_k < lambda. w = 0 is put as the lowest logit there is; the published code, which
-    multiplies by exp(f), overflows.
+    -log(exp(f_y) / sum_k w_k exp(f_k)), w_k = 1 - b * rare_k * (1 - y_k), b ~ Bernoulli(gamma) for
+    each example and class. rare: [C] bool, pi_k < lambda. A weight of 0 becomes the lowest finite
+    logit; the published code, which multiplies by exp(f), overflows.
     """
     wide = _wide(logits)
     draws = torch.rand(wide.shape, device=wide.device, generator=generator)
@@ -100,17 +86,12 @@ def equalised_random(
 
 
 def focal(logits: Tensor, labels: Tensor, *, gamma: float = 2.0) -> Tensor:
-    """(1 - p_y)^gamma * -log p_y, p = softmax(f) (Lin et al., ICCV 2017); gamma = 0 is cross-entropy.
+    """(1 - p_y)^gamma * -log p_y, p = softmax(f) (Lin et al., ICCV 2017).
 
-    p comes from the unweighted cross-entropy. 1 - p_y is taken as -expm1(-loss), which keeps small ones.
+    gamma = 0 is cross-entropy. 1 - p_y is computed as -expm1(-loss), which is exact for small ones.
     """
     loss = F.cross_entropy(_wide(logits), labels, reduction="none")
     return (-torch.expm1(-loss)).pow(gamma) * loss if gamma else loss
-
-
-def _rival_softplus(shifted: Tensor, own: Tensor, labels: Tensor, alpha: Tensor | None) -> Tensor:
-    rivals = shifted.scatter(1, labels[:, None], float("-inf"))
-    return _weighted(F.softplus(rivals.logsumexp(dim=1) - own), labels, alpha)
 
 
 def _own(logits: Tensor, labels: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which examples an epoch sees: samplers by name, deterministic in (seed, epoch)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
-from training.learning.losses import InvalidObjective, Objective, SourcePrior
+from training.learning.losses import Objective, SourcePrior
+from training.learning.options import InvalidObjective, Option, completed
 
 Indices: TypeAlias = NDArray[np.int64]
 
@@ -20,10 +21,10 @@ class Sampler:
     name: str
     labels: Indices
     class_prior: Callable[[float], Vector | None]
-    """progress 0 … 1 -> [C] the class prior to draw from; None for each example once."""
+    """The class prior [C] to draw from at a share 0 … 1 of the run; None: each example once."""
     seed: int
     recorded_loss_tau: float | None = None
-    """What sampling has divided out of the label frequencies; None leaves it to the loss."""
+    """The share of the label frequencies that sampling divides out; None leaves it to the loss."""
     source_prior: SourcePrior = "exact"
 
     def epoch_indices(self, epoch: int, total_epochs: int) -> Indices:
@@ -35,61 +36,93 @@ class Sampler:
         return _draw(self.labels, prior, rng)
 
 
-def make_sampler(
-    name: str,
-    labels: NDArray[Any],
-    num_classes: int,
-    *,
-    seed: int,
-    switch: float = 0.8,
-    beta: float = 0.9999,
-) -> Sampler:
-    """The sampler called `name` for training labels [N].
+class Plan(NamedTuple):
+    """The classes that a sampler draws, and what that divides out of the label frequencies."""
 
-    `uniform`: every example once. `balanced`: every class as often (Kang et al., 2020: class-aware; also what cRT
-    uses). `square-root`: classes by sqrt(n_y). `effective-number`: examples weighted by (1 - beta) / (1 - beta^n_y)
-    (Cui et al., 2019). `progressive`: from uniform to balanced, linearly over the run (Kang et al.).
-    `deferred`: uniform, then balanced from `switch` of the run on (Cao et al.: DRS). Raises InvalidObjective.
+    class_prior: Callable[[float], Vector | None]
+    recorded_loss_tau: float | None
+    source_prior: SourcePrior
+
+
+def make_sampler(
+    name: str, labels: NDArray[Any], num_classes: int, *, seed: int, **options: float
+) -> Sampler:
+    """The sampler called `name` for training labels [N]. OPTIONS lists the options.
+
+    `uniform`: every example once. `balanced`: every class equally often (Kang et al., 2020:
+    class-aware; cRT uses it as well). `square-root`: classes by sqrt(n_y). `effective-number`:
+    examples weighted by (1 - beta) / (1 - beta^n_y) (Cui et al., 2019). `progressive`: from uniform
+    to balanced, linearly over the run (Kang et al.). `deferred`: uniform, then balanced from
+    `switch` of the run on (Cao et al.: DRS). Raises InvalidObjective.
     """
+    if name not in _PLANS:
+        raise InvalidObjective(f"no sampler '{name}'; expected one of {', '.join(SAMPLERS)}")
+    settings = completed("sampler", name, options, OPTIONS.get(name, {}))
     targets = np.asarray(labels, np.int64)
     counts = np.bincount(targets, minlength=num_classes).astype(np.float64)
-    present = counts > 0
-    own = counts / counts.sum()
-    balanced = present / present.sum()
+    plan = _PLANS[name](counts, **settings)
+    return Sampler(name, targets, plan.class_prior, seed, plan.recorded_loss_tau, plan.source_prior)
+
+
+def _uniform(counts: Vector) -> Plan:
+    del counts
+    return Plan(lambda _: None, None, "exact")
+
+
+def _balanced(counts: Vector) -> Plan:
+    balanced = _over_present(counts)
+    return Plan(lambda _: balanced, 1.0, "exact")
+
+
+def _square_root(counts: Vector) -> Plan:
     half = np.sqrt(counts) / np.sqrt(counts).sum()
+    return Plan(lambda _: half, 0.5, "exact")
+
+
+def _effective_number(counts: Vector, *, beta: float) -> Plan:
+    present = counts > 0
     effective = np.where(present, -np.expm1(np.log(beta)) * counts, 0.0)
     effective[present] /= -np.expm1(counts[present] * np.log(beta))
     effective /= effective.sum()
-    plans: dict[str, tuple[Callable[[float], Vector | None], float | None, SourcePrior]] = {
-        "uniform": (lambda _: None, None, "exact"),
-        "balanced": (lambda _: balanced, 1.0, "exact"),
-        "square-root": (lambda _: half, 0.5, "exact"),
-        "effective-number": (
-            lambda _: effective,
-            divided_share(own[present], effective[present]),
-            "approximate",
-        ),
-        "progressive": (lambda p: (1 - p) * own + p * balanced, 1.0, "approximate"),
-        "deferred": (lambda p: balanced if p >= switch else None, 1.0, "approximate"),
-    }
-    if name not in plans:
-        raise InvalidObjective(f"no sampler '{name}'; expected one of {', '.join(SAMPLERS)}")
-    prior, recorded, exactness = plans[name]
-    return Sampler(name, targets, prior, seed, recorded, exactness)
+    share = divided_share((counts / counts.sum())[present], effective[present])
+    return Plan(lambda _: effective, share, "approximate")
 
 
-SAMPLERS = (
-    "uniform",
-    "balanced",
-    "square-root",
-    "effective-number",
-    "progressive",
-    "deferred",
-)
+def _progressive(counts: Vector) -> Plan:
+    own, balanced = counts / counts.sum(), _over_present(counts)
+    return Plan(lambda p: (1 - p) * own + p * balanced, 1.0, "approximate")
+
+
+def _deferred(counts: Vector, *, switch: float) -> Plan:
+    balanced = _over_present(counts)
+    return Plan(lambda p: balanced if p >= switch else None, 1.0, "approximate")
+
+
+_PLANS: dict[str, Callable[..., Plan]] = {
+    "uniform": _uniform,
+    "balanced": _balanced,
+    "square-root": _square_root,
+    "effective-number": _effective_number,
+    "progressive": _progressive,
+    "deferred": _deferred,
+}
+SAMPLERS = tuple(_PLANS)
+OPTIONS: Mapping[str, Mapping[str, Option]] = {
+    "effective-number": {"beta": Option(0.9999, low=1e-12, high=1, below=True)},
+    "deferred": {"switch": Option(0.8, high=1)},
+}
+"""The options of each sampler; `switch` is a share of the run."""
+
+
+def _over_present(counts: Vector) -> Vector:
+    """The same probability for each class that has an example."""
+    present = counts > 0
+    shares: Vector = present / present.sum()
+    return shares
 
 
 class Recorded(NamedTuple):
-    """What a model must remember of how it was trained."""
+    """The facts about training that a published model states."""
 
     loss_tau: float
     source_prior: SourcePrior
@@ -98,12 +131,12 @@ class Recorded(NamedTuple):
 def recorded(objective: Objective, sampler: Sampler) -> Recorded:
     """What a loss and a sampler divide out together.
 
-    Raises InvalidObjective when both would: a re-sampling sampler with a loss that already accounts for the
-    label frequencies divides twice.
+    Raises InvalidObjective when both would divide: a sampler that re-samples, with a loss that
+    already accounts for the label frequencies, divides twice.
     """
     if sampler.recorded_loss_tau is None:
         return Recorded(objective.recorded_loss_tau, objective.source_prior)
-    if objective.recorded_loss_tau > 0 or objective.deferred is not None:
+    if objective.recorded_loss_tau > 0 or objective.later is not None:
         raise InvalidObjective(
             f"sampler '{sampler.name}' and loss '{objective.name}' both divide out the label frequencies; "
             "use sampler 'uniform', or loss 'erm'"
@@ -113,9 +146,9 @@ def recorded(objective: Objective, sampler: Sampler) -> Recorded:
 
 
 def divided_share(label_frequencies: Vector, class_prior: Vector) -> float:
-    """The loss_tau for which label_frequencies ** (1 - loss_tau) is closest to class_prior, within 0 … 1.
+    """The loss_tau in 0 … 1 for which label_frequencies ** (1 - loss_tau) is closest to class_prior.
 
-    Least squares of one log on the other over the classes; 0 when the frequencies are all equal.
+    By least squares of one logarithm on the other; 0 when all frequencies are equal.
     """
     x = np.log(label_frequencies) - np.log(label_frequencies).mean()
     if not x.any():
@@ -125,9 +158,10 @@ def divided_share(label_frequencies: Vector, class_prior: Vector) -> float:
 
 
 def _draw(labels: Indices, class_prior: Vector, rng: np.random.Generator) -> Indices:
-    """[N] indices whose classes follow class_prior; within a class, each example equally often but for one.
+    """[N] indices whose classes follow class_prior.
 
-    Cycling through a class's examples rather than drawing with replacement lets no example starve.
+    Within a class, examples are cycled through rather than drawn with replacement, so that their
+    frequencies differ by one at most.
     """
     size = len(labels)
     wanted = rng.multinomial(size, class_prior)

@@ -4,11 +4,11 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from training.faults import Fault
 
-class Interrupted(Exception):
+
+class Interrupted(Fault):
     """The run was asked to stop, and did; the message says how to go on."""
-
-    exit_code = 1
 
 
 class StopSignal:

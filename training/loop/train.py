@@ -153,8 +153,8 @@ def training_step(
     for index, (piece, targets) in enumerate(pieces):
         last = index == len(pieces) - 1
         with _gathering(network, last=last), _autocast(inputs.device, plan.precision):
-            loss = objective.loss(network(piece), targets) / len(pieces)
-            state.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            loss = objective(network(piece), targets) / len(pieces)
+            state.scaler.scale(loss).backward()
         total += loss.detach()
     state.scaler.step(state.optimiser)
     state.scaler.update()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.adjustment import Vector, check_tau, log_source_prior
+from service.contract.adjustment import InvalidTau, Vector, check_tau, log_source_prior
 from service.contract.bundle import Bundle, InvalidBundle, load_bundle
 from service.contract.prior import InvalidPrior, UnknownLabelFrequencies, parse_prior, resolve_prior
 from training.data.dataset import Dataset, ImageSpec, Split, counts_of
@@ -136,7 +136,7 @@ def evaluate(
     """
     model = Published.open(folder)
     data, rows = model.data(spec, split=split)
-    used = model.bundle.tau if tau is None else check_tau(tau)
+    used = model.bundle.tau if tau is None else _checked_tau(tau)
     rows, log_target, log_source = _target(model, rows, target)
     if log_source is None:
         if used:
@@ -161,6 +161,13 @@ def evaluate(
         "tau": used,
         **scores,
     }
+
+
+def _checked_tau(tau: float) -> float:
+    try:
+        return check_tau(tau)
+    except InvalidTau as error:
+        raise WrongUse(f"--tau: {error}") from error
 
 
 def _target(model: Published, rows: Split, target: str) -> tuple[Split, Vector, Vector | None]:

@@ -17,6 +17,7 @@ from service.contract.adjustment import (
 )
 from service.contract.adjustment import log_target_prior as log_target_prior_of
 from service.contract.scores import Interval, bootstrap_rng, class_totals, percentile_interval
+from training.faults import BadData
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
@@ -25,10 +26,8 @@ MIN_EXAMPLES_PER_CLASS = 20
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 
 
-class CalibrationRefused(ValueError):
+class CalibrationRefused(BadData):
     """The validation split cannot carry what was asked to be fitted to it; the message says why."""
-
-    exit_code = 1
 
 
 def log_validation_prior_of(labels: NDArray[np.integer], num_classes: int) -> Vector:

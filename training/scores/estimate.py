@@ -20,6 +20,7 @@ from service.contract.label_shift import (
     with_intervals,
 )
 from service.contract.scores import bootstrap_rng, class_totals
+from training.faults import BadData
 from training.scores.calibrate import (
     CalibrationRefused,
     fit_bcts,
@@ -38,10 +39,8 @@ RLLS_ALPHA = 0.01
 RLLS_DELTA = 0.05
 
 
-class EstimateRefused(ValueError):
+class EstimateRefused(BadData):
     """An estimator that these data cannot carry; the message says why."""
-
-    exit_code = 1
 
 
 @dataclass(frozen=True)

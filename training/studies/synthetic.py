@@ -7,7 +7,6 @@ that training uses, fitted over (w, b) in float64.
 
 import math
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from scipy.optimize import minimize
 from scipy.stats import norm
 
 from service.contract.adjustment import Vector
-from training.learning.losses import ExampleLoss, Objective, make_loss
+from training.learning.losses import Objective, make_loss
 
 RARE = 0.05
 BAYES = float(norm.cdf(-math.sqrt(2)))
@@ -107,7 +106,7 @@ def fit_half_space(objective: Objective, x: Vector, labels: NDArray[np.int64]) -
     """(w, b) [3] that minimises the mean loss of the logits (0, w . x + b)."""
     design = torch.from_numpy(np.column_stack([x, np.ones(len(x))]))
     targets = torch.from_numpy(labels)
-    loss = _float64(objective.example_loss)
+    loss = objective.example_loss.double()
 
     def value(parameters: Vector) -> tuple[float, Vector]:
         theta = torch.from_numpy(parameters).requires_grad_()
@@ -188,8 +187,3 @@ def _curve(sweep: Vector) -> list[list[float]]:
 
 def _sd(values: Vector) -> float:
     return float(values.std(ddof=1)) if len(values) > 1 else 0.0
-
-
-def _float64(loss: ExampleLoss) -> ExampleLoss:
-    wide = {k: v.double() if isinstance(v, torch.Tensor) else v for k, v in loss.keywords.items()}
-    return partial(loss.func, **wide)

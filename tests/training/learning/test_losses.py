@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from service.contract.adjustment import adjust_logits, log_softmax
+from tests.support.margins import pairwise_margin
 from training.learning.losses import (
     COSINE_SCALE,
     LOSSES,
@@ -15,7 +16,7 @@ from training.learning.losses import (
     class_balanced_weights,
     make_loss,
 )
-from training.learning.margins import equalised_random, focal, logit_adjusted, pairwise_margin
+from training.learning.margins import equalised_random, focal, logit_adjusted
 from training.learning.networks import CosineLinear
 
 COUNTS = np.array([5000, 700, 90, 12, 3])
@@ -86,7 +87,7 @@ def test_a_named_loss_equals_the_pairwise_margin_loss_of_the_table(name, loss_ta
         alpha=torch.from_numpy(alpha).float(),
     )
     assert dense.numpy() == pytest.approx(expected, rel=2e-5)
-    assert objective.loss(logits, labels).item() == pytest.approx(expected.mean(), rel=2e-5)
+    assert objective(logits, labels).item() == pytest.approx(expected.mean(), rel=2e-5)
 
 
 @pytest.mark.parametrize(("name", "loss_tau"), FORMS)
@@ -94,7 +95,7 @@ def test_the_gradient_of_a_named_loss_is_the_general_forms(name, loss_tau):
     alpha, delta = FORMS[name, loss_tau]
     logits, labels = batch()
     special, dense = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    make_loss(name, COUNTS, loss_tau=loss_tau).loss(special, labels).backward()
+    make_loss(name, COUNTS, loss_tau=loss_tau)(special, labels).backward()
     pairwise_margin(
         dense,
         labels,
@@ -117,28 +118,28 @@ def test_counts_and_frequencies_give_the_same_loss():
     logits, labels = batch()
     for name in LOSSES:
         torch.manual_seed(1)
-        by_counts = make_loss(name, COUNTS).loss(logits, labels)
+        by_counts = make_loss(name, COUNTS)(logits, labels)
         torch.manual_seed(1)
-        by_frequencies = make_loss(name, PI).loss(logits, labels)
+        by_frequencies = make_loss(name, PI)(logits, labels)
         assert by_counts.item() == pytest.approx(by_frequencies.item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("name", ["logit-adjusted", "weighted-logit-adjusted"])
 def test_at_the_limits_of_loss_tau_the_families_meet(name):
     logits, labels = batch()
-    at_zero = make_loss(name, COUNTS, loss_tau=0.0).loss(logits, labels)
+    at_zero = make_loss(name, COUNTS, loss_tau=0.0)(logits, labels)
     plain = make_loss("erm" if name == "logit-adjusted" else "balanced", COUNTS)
-    assert at_zero.item() == pytest.approx(plain.loss(logits, labels).item(), rel=1e-5)
-    at_one = make_loss(name, COUNTS, loss_tau=1.0).loss(logits, labels)
+    assert at_zero.item() == pytest.approx(plain(logits, labels).item(), rel=1e-5)
+    at_one = make_loss(name, COUNTS, loss_tau=1.0)(logits, labels)
     assert at_one.item() == pytest.approx(
-        make_loss("balanced-softmax", COUNTS).loss(logits, labels).item(), rel=1e-5
+        make_loss("balanced-softmax", COUNTS)(logits, labels).item(), rel=1e-5
     )
 
 
 def test_weights_have_mean_one_over_the_training_examples():
     labels = torch.from_numpy(np.repeat(np.arange(5), COUNTS))
     logits = torch.zeros(len(labels), 5)
-    weighted = make_loss("balanced", COUNTS).loss(logits, labels)
+    weighted = make_loss("balanced", COUNTS)(logits, labels)
     assert weighted.item() == pytest.approx(math.log(5), rel=1e-4)
 
 
@@ -193,7 +194,7 @@ def test_every_loss_is_finite_for_frequencies_of_1e_12_in_bf16_and_at_large_logi
     for dtype, scale in ((torch.bfloat16, 1.0), (torch.bfloat16, 300.0), (torch.float16, 1e4)):
         logits, labels = batch(4, scale=scale, dtype=dtype)
         logits.requires_grad_()
-        loss = make_loss(name, frequencies).at(1.0).loss(logits, labels)
+        loss = make_loss(name, frequencies).at(1.0)(logits, labels)
         loss.backward()
         assert loss.dtype == torch.float32
         assert torch.isfinite(loss)
@@ -207,16 +208,16 @@ def test_every_loss_is_finite_for_frequencies_of_1e_12_in_bf16_and_at_large_logi
 def test_a_loss_in_bf16_is_that_of_the_rounded_logits(name):
     logits, labels = batch(dtype=torch.bfloat16)
     torch.manual_seed(2)
-    low = make_loss(name, COUNTS).loss(logits, labels)
+    low = make_loss(name, COUNTS)(logits, labels)
     torch.manual_seed(2)
-    assert low == make_loss(name, COUNTS).loss(logits.float(), labels)
+    assert low == make_loss(name, COUNTS)(logits.float(), labels)
 
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_every_loss_runs_at_8142_classes(name):
     counts = np.maximum(1000 * np.exp(-np.arange(8142) / 900), 2).round()
     logits, labels = batch(8142, rows=8)
-    assert torch.isfinite(make_loss(name, counts).loss(logits, labels))
+    assert torch.isfinite(make_loss(name, counts)(logits, labels))
 
 
 def test_a_sparse_margin_matrix_gives_the_dense_ones_loss():
@@ -271,16 +272,26 @@ def test_what_a_loss_divides_out_is_recorded_as_the_table_has_it():
 
 def test_an_objective_can_be_moved_to_a_device_before_the_run():
     objective = make_loss("ldam", COUNTS).to("meta")
-    assert objective.example_loss.keywords["label_margin"].device.type == "meta"
-    assert objective.at(1.0).example_loss.keywords["alpha"].device.type == "meta"
-    assert make_loss("erm", COUNTS).to("cpu").loss(*batch()) == make_loss("erm", COUNTS).loss(
-        *batch()
-    )
+    assert objective.example_loss.label_margin.device.type == "meta"
+    assert objective.at(1.0).example_loss.alpha.device.type == "meta"
+    assert make_loss("erm", COUNTS).to("cpu")(*batch()) == make_loss("erm", COUNTS)(*batch())
 
 
 def test_an_objective_follows_the_logits_to_their_device():
+    logits, labels = (each.to("meta") for each in batch())
+    for name in LOSSES:
+        assert make_loss(name, COUNTS).to(logits.device)(logits, labels).is_meta
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_an_objective_is_widened_as_every_module_is(name):
     logits, labels = batch()
-    assert make_loss("balanced", COUNTS).loss(logits.to("meta"), labels.to("meta")).is_meta
+    torch.manual_seed(1)
+    narrow = make_loss(name, COUNTS)(logits, labels)
+    torch.manual_seed(1)
+    wide = make_loss(name, COUNTS).double()(logits.double(), labels)
+    assert wide.dtype == torch.float64
+    assert wide.item() == pytest.approx(narrow.item(), rel=0.2 if "random" in name else 1e-5)
 
 
 @pytest.mark.parametrize(
@@ -293,7 +304,16 @@ def test_an_objective_follows_the_logits_to_their_device():
         ("erm", COUNTS, {"loss_tau": 0.5}, "'erm' has no loss_tau"),
         ("logit-adjusted", COUNTS, {"loss_tau": -1.0}, "expected 0 … 10"),
         ("logit-adjusted", COUNTS, {"loss_tau": math.nan}, "expected 0 … 10"),
-        ("focal", COUNTS, {"sharpness": 2}, "'focal': .*sharpness"),
+        (
+            "focal",
+            COUNTS,
+            {"sharpness": 2},
+            "'focal' has no option 'sharpness'; its options: gamma",
+        ),
+        ("erm", COUNTS, {"gamma": 2}, "'erm' has no option 'gamma'; its options: none"),
+        ("focal", COUNTS, {"gamma": -3}, "option gamma=-3: expected a number in 0 … 100"),
+        ("ldam", COUNTS, {"beta": 1}, "option beta=1: expected a number in 1e-12 … below 1"),
+        ("ldam", COUNTS, {"max_margin": math.nan}, "option max_margin=nan: expected a number"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(name, counts, options, message):

@@ -79,7 +79,7 @@ def test_the_same_holds_for_an_affine_softmax_of_many_classes():
 
         def closure():
             optimiser.zero_grad()
-            loss = objective.loss(design @ weight.T, labels)
+            loss = objective(design @ weight.T, labels)
             loss.backward()
             return loss
 
