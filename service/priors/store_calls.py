@@ -1,13 +1,14 @@
-"""Calls to the prior store: off the event loop, bounded in time, refused at once while the store is away."""
+"""Calls to the prior store: off the event loop, bounded in time, refused while it is away."""
 
 import asyncio
+import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from service.priors.changes import Decide
 from service.priors.feed import Feed, FeedStore
-from service.priors.lane import Lane, LaneStuck
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
+from service.threads import GivenUp, Threads, TooManyWait
 
 T = TypeVar("T")
 
@@ -33,34 +34,38 @@ class PriorStore(FeedStore, Protocol):
         """Which revision each worker serves."""
 
 
+MAX_WAITING = 1000
+"""Calls that may wait for the thread that reads, and for the one that writes."""
+
+
 class StoreCalls:
-    """One lane for reading and one for writing, each with a thread of its own. Used from one event loop."""
+    """One thread for reading and one for writing. Used from one event loop."""
 
     def __init__(self, store: PriorStore, feed: Feed, *, answer_seconds: float) -> None:
-        """answer_seconds bounds each call; the feed knows whether the store can be reached."""
+        """`answer_seconds` bounds each call; the feed knows whether the store can be reached."""
         self._store, self._feed = store, feed
         self._answer_seconds = answer_seconds
         self._fetching: dict[tuple[str, str, int], asyncio.Future[StoredRevision | None]] = {}
-        self._reads: Lane | None = None
-        self._writes: Lane | None = None
+        self._reads: Threads | None = None
+        self._writes: Threads | None = None
 
     def start(self) -> None:
-        """Before the first call."""
-        self._reads = Lane("prior-reads")
-        self._writes = Lane("prior-writes")
+        """Accept calls from now on."""
+        self._reads = Threads("prior-reads", count=1, max_calls=MAX_WAITING)
+        self._writes = Threads("prior-writes", count=1, max_calls=MAX_WAITING)
 
     def stop(self) -> None:
-        """No call after this one."""
-        for lane in (self._reads, self._writes):
-            if lane is not None:
-                lane.close()
+        """Accept no more calls; those that wait still run."""
+        for threads in (self._reads, self._writes):
+            if threads is not None:
+                threads.close()
 
     async def read(self, call: Callable[[PriorStore], T]) -> T:
-        """What a reading call returns. Raises StoreUnavailable."""
+        """The result of a call that reads. Raises StoreUnavailable."""
         return await self._run(self._reads, call)
 
     async def write(self, call: Callable[[PriorStore], T]) -> T:
-        """What a writing call returns; the feed is told how it went. Raises StoreUnavailable."""
+        """The result of a call that writes; the feed learns its trouble. Raises StoreUnavailable."""
         try:
             written = await self._run(self._writes, call)
         except StoreUnavailable as error:
@@ -70,7 +75,7 @@ class StoreCalls:
         return written
 
     async def entry(self, model: str, name: str, revision: int) -> StoredRevision | None:
-        """Read one entry; requests that want the same one share the reading."""
+        """Read one entry; concurrent requests for the same one share the call."""
         key = (model, name, revision)
         reading = self._fetching.get(key)
         if reading is None:
@@ -84,12 +89,19 @@ class StoreCalls:
             )
         return entry
 
-    async def _run(self, lane: Lane | None, call: Callable[[PriorStore], T]) -> T:
-        if lane is None:
+    async def _run(self, threads: Threads | None, call: Callable[[PriorStore], T]) -> T:
+        if threads is None:
             raise StoreUnavailable("none", "it is not followed yet")
         self._feed.check_reachable()
+        limit, busy_since = self._answer_seconds, threads.busy_since
+        if busy_since is not None and time.monotonic() - busy_since > limit:
+            raise StoreUnavailable("slow", f"an earlier call has not returned for {limit:g} s")
         try:
-            return await lane.run(lambda: call(self._store), seconds=self._answer_seconds)
-        except LaneStuck as error:
-            effect = "; it may still take effect" if error.started and lane is self._writes else ""
+            return await threads.run(lambda: call(self._store), seconds=limit)
+        except TooManyWait as error:
+            raise StoreUnavailable("slow", str(error)) from None
+        except GivenUp as error:
+            effect = (
+                "; it may still take effect" if error.started and threads is self._writes else ""
+            )
             raise StoreUnavailable("slow", f"{error}{effect}") from None

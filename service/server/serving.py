@@ -16,6 +16,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from service import threads
 from service.api.edge.access import ExposedWithoutKeys
 from service.api.edge.protocol import HotProtocol
 from service.graph.providers import ProviderUnavailable
@@ -28,7 +29,6 @@ from service.observe.stderr import refuse
 from service.observe.traces import TracesUnavailable
 from service.priors.priors import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
-from service.repository import loads
 from service.server.app import NothingToServe, Service
 from service.server.connection_counts import ConnectionCounts
 from service.server.connections import FairServer
@@ -94,8 +94,11 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
 
 
 def _left(status: int) -> int:
-    """The exit status, or the end at once where a load still runs: native code does not survive the interpreter's own end."""
-    if loads.are_running():
+    """The exit status; ends the process at once while a thread still runs native code.
+
+    Native code in a daemon thread does not survive the interpreter's own shutdown.
+    """
+    if threads.any_running():
         logging.shutdown()
         sys.stderr.flush()
         os._exit(status)

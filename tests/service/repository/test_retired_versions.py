@@ -51,7 +51,7 @@ def test_everything_of_a_retired_version_is_gone(tmp_path):
         await service.start()
         for version in range(2, SWAPS + 2):
             await score(service)
-            model = service.repository.repository.find()
+            model = service.repository.find()
             each = (model, model.graph, model.batcher, model.table, model.recent, model.metrics, model.bundle)  # fmt: skip
             gone.extend((f"{type(o).__name__} of {version - 1}", weakref.ref(o)) for o in each)
             del model, each
@@ -79,7 +79,7 @@ def test_everything_of_a_retired_version_is_gone(tmp_path):
 
 
 async def score(service):
-    model = service.repository.repository.find()
+    model = service.repository.find()
     with model.held():
         given = {"tau": 1.0, "prior": {"target": [1, 2, 3, 4, 5]}}
         for rows, asked in ((3, NO_PARAMETERS._replace(**given)), (70, NO_PARAMETERS)):
