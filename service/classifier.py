@@ -15,7 +15,7 @@ from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
 from service.graph.session import GraphOutputs
 from service.priors.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
-from service.repository.repository import ServedModel
+from service.repository.served import ServedModel
 from service.wire.arrays import InvalidParameter
 from service.wire.parameters import Parameters
 

@@ -14,7 +14,7 @@ def _run_plain(self, inputs, *, top_k, full=False, **_adjustment):
     feeds = {self._input: inputs, **_UNUSED}
     if self.has_choice:
         feeds[head.BY_BLOCKS] = np.array(False)
-    logits = self._session.run([head.LOGITS], feeds, self._only_fetched)[0]
+    logits = self._session.run([head.LOGITS], feeds, self._options)[0]
     index, probability = np.zeros((rows, top_k), np.int64), np.ones((rows, top_k), np.float32)
     whole = (logits, logits, logits) if full else ()
     return graph.GraphOutputs(index, probability, index[:, 0], probability[:, 0], *whole)

@@ -14,7 +14,8 @@ from service.classifier import Classifier, check_adjustable, check_top_k, submit
 from service.contract.bundle import Bundle, InputSpec
 from service.priors.revisions import PriorRevision
 from service.priors.rule import Ranking, Rule, rank
-from service.repository.repository import Repository, ServedModel
+from service.repository.repository import Repository
+from service.repository.served import ServedModel
 from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object, short
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import ClassJson, rows_json

@@ -13,7 +13,7 @@ from service.batching.pool import Pool
 from service.batching.work import Abandoned, DeadlinePassed, Overloaded
 from service.classifier import rejection
 from service.contract.bundle import Bundle
-from service.repository.repository import ServedModel
+from service.repository.served import ServedModel
 from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object
 from service.wire.forms import parse_form
 from service.wire.parameters import NO_PARAMETERS, Parameters, body_parameters, text_parameters

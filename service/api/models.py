@@ -4,7 +4,8 @@ from typing import Any
 
 from fastapi import APIRouter
 
-from service.repository.repository import Repository, ServedModel
+from service.repository.repository import Repository
+from service.repository.served import ServedModel
 
 
 def router(repository: Repository) -> APIRouter:

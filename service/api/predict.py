@@ -27,7 +27,8 @@ from service.classifier import (
     warnings_of,
 )
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
-from service.repository.repository import Repository, ServedModel
+from service.repository.repository import Repository
+from service.repository.served import ServedModel
 from service.wire.arrays import fitted
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, query_parameters

@@ -42,10 +42,11 @@ class _Strict(BaseModel):
 class InputSpec(_Strict):
     """The input of the graph. shape includes the batch, null where a dimension is free.
 
-    For images, pixels become the tensor so: decode, convert to `color`, resize to `size` [height, width]
-    (`resize`: "stretch"; "crop" = scale the shorter side to fit, cut the centre; or a number of pixels for the shorter
-    side before the centre is cut), divide by 255, subtract `mean` and divide by `std` per channel; for integer
-    dtypes the pixels stay 0..255 and mean and std must be null.
+    For images, pixels become the tensor so: decode, convert to `color`, resize to `size` [height,
+    width] (`resize`: "stretch"; "crop" = scale the shorter side to fit, cut the centre; or a number
+    of pixels for the shorter side before the centre is cut), divide by 255, subtract `mean` and
+    divide by `std` per channel; for integer dtypes the pixels stay 0..255 and mean and std must be
+    null.
     """
 
     name: str
@@ -175,7 +176,9 @@ def class_digest(class_names: list[str]) -> str:
 
 
 def check_model_name(name: str) -> str:
-    """Return the name. Raises ValueError unless it is one that a folder, a URL and a label can carry."""
+    """Return the name. Raises ValueError unless it is one that a folder, a URL and a label can
+    carry.
+    """
     if not _NAME.fullmatch(name):
         raise ValueError(
             f"'{name}' is not a model name; expected letters, digits, '.', '_', '-', at most 64"
@@ -207,7 +210,9 @@ def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
 
 
 def load_bundle(folder: Path) -> Bundle:
-    """Read and verify models/<name>/<version>: the manifest, that it fits its path, and every file's sha256."""
+    """Read and verify models/<name>/<version>: the manifest, that it fits its path, and every
+    file's sha256.
+    """
     manifest = folder / MANIFEST_FILE
     try:
         if manifest.stat().st_size > MAX_MANIFEST_BYTES:
@@ -226,7 +231,9 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """folder/name with links followed. Raises InvalidBundle when that leaves the folder or is no file."""
+    """folder/name with links followed. Raises InvalidBundle when that leaves the folder or is no
+    file.
+    """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
         raise InvalidBundle(f"{folder}: '{name}' leaves the folder")

@@ -1,8 +1,9 @@
-"""How an image file becomes a model's input tensor, step by step; the service and training both call it.
+"""How an image file becomes a model's input tensor, step by step; the service and training both
+call it.
 
-Decode the first frame, turn it upright by its EXIF orientation, convert it to the model's colours, resize it,
-and normalise each channel. Pillow is imported inside the functions, so that a process without image models
-never loads it.
+Decode the first frame, turn it upright by its EXIF orientation, convert it to the model's colours,
+resize it, and normalise each channel. Pillow is imported inside the functions, so that a process
+without image models never loads it.
 """
 
 import io
@@ -32,7 +33,8 @@ class BadImage(ValueError):
 def load_decoders() -> Any:
     """Import Pillow and its decoders of common formats once, and return its `PIL.Image` module.
 
-    Pillow's own limit on pixels is switched off: `MAX_PIXELS` is lower, and refuses instead of warning.
+    Pillow's own limit on pixels is switched off: `MAX_PIXELS` is lower, and refuses instead of
+    warning.
     """
     from PIL import (
         Image,
@@ -47,8 +49,8 @@ def load_decoders() -> Any:
 def open_image(data: bytes) -> "Image":
     """Read the header of a whole image file; its pixels are decoded later. Raises BadImage.
 
-    Bytes after the end of an image are ignored, but a PNG must have its last chunk: Pillow shows what there is
-    of a truncated one and raises nothing.
+    Bytes after the end of an image are ignored, but a PNG must have its last chunk: Pillow shows
+    what there is of a truncated one and raises nothing.
     """
     if not data:
         raise BadImage("is empty")
@@ -82,10 +84,12 @@ def decode_pixels(
     color: Literal["RGB", "L"],
     resize: Literal["stretch", "crop"] | int,
 ) -> NDArray[np.uint8]:
-    """Pixels [height, width, channels] of an opened image, upright and at the model's size. Raises BadImage.
+    """Pixels [height, width, channels] of an opened image, upright and at the model's size. Raises
+    BadImage.
 
-    size: [height, width]. resize: "stretch" changes the aspect ratio; "crop" scales the image until it covers
-    `size` and cuts the centre out; a number scales the shorter side to so many pixels before the cut.
+    size: [height, width]. resize: "stretch" changes the aspect ratio; "crop" scales the image until
+    it covers `size` and cuts the centre out; a number scales the shorter side to so many pixels
+    before the cut.
     """
     needed = max(*size, resize if isinstance(resize, int) else 0)
     upright = decode_upright(image, color=color, needed=needed)
@@ -95,7 +99,8 @@ def decode_pixels(
 def decode_upright(image: "Image", *, color: Literal["RGB", "L"], needed: int) -> "Image":
     """The first frame, upright, in the model's colours. Raises BadImage.
 
-    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep twice `needed` pixels.
+    A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size, as long as both sides keep twice `needed`
+    pixels.
     """
     try:
         image.draft(color, (2 * needed, 2 * needed))
@@ -116,7 +121,9 @@ def as_array(image: "Image") -> NDArray[np.uint8]:
 def normalise(
     pixels: NDArray[np.uint8], *, mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> NDArray[np.float32]:
-    """Pixels [..., channels] divided by 255, minus `mean`, divided by `std`; None leaves that step out."""
+    """Pixels [..., channels] divided by 255, minus `mean`, divided by `std`; None leaves that step
+    out.
+    """
     scaled = pixels.astype(np.float32) / np.float32(255)
     if mean is not None:
         scaled -= np.asarray(mean, np.float32)
@@ -131,7 +138,9 @@ def channels_first(pixels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _orientation(image: "Image") -> int:
-    """The EXIF orientation; 1 (upright) where the EXIF data cannot be read, since the pixels still can."""
+    """The EXIF orientation; 1 (upright) where the EXIF data cannot be read, since the pixels still
+    can.
+    """
     try:
         found: int = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:  # noqa: BLE001 - decoders raise errors of any class for damaged bytes
@@ -140,7 +149,9 @@ def _orientation(image: "Image") -> int:
 
 
 def _turn(orientation: int) -> Any:
-    """The transposition that turns an image with this EXIF orientation upright; None when it is upright."""
+    """The transposition that turns an image with this EXIF orientation upright; None when it is
+    upright.
+    """
     transpose = load_decoders().Transpose
     return {
         2: transpose.FLIP_LEFT_RIGHT,
@@ -154,7 +165,9 @@ def _turn(orientation: int) -> Any:
 
 
 def _converted(image: "Image", color: str) -> "Image":
-    """Convert to RGB or L; transparent parts become white, and 16-bit grey is scaled rather than clipped."""
+    """Convert to RGB or L; transparent parts become white, and 16-bit grey is scaled rather than
+    clipped.
+    """
     pillow = load_decoders()
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))

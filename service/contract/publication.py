@@ -24,9 +24,10 @@ def publish(
 ) -> Path:
     """Write models/<name>/<next version> whole or not at all, and return the folder.
 
-    write_files puts model.onnx and whatever goes with it into a temporary folder beside the versions;
-    `fields` are those of model.json but for name, version and files, which are filled in here. Every file is
-    synced before the folder is renamed into place. Raises InvalidBundle when the fields are wrong.
+    write_files puts model.onnx and whatever goes with it into a temporary folder beside the
+    versions; `fields` are those of model.json but for name, version and files, which are filled in
+    here. Every file is synced before the folder is renamed into place. Raises InvalidBundle when
+    the fields are wrong.
     """
     check_model_name(name)
     home = models / name
@@ -59,7 +60,9 @@ def publish(
 
 
 def _next_version(home: Path) -> int:
-    """One more than the newest, and past anything else that bears a number (a stray file blocks a rename too)."""
+    """One more than the newest, and past anything else that bears a number (a stray file blocks a
+    rename too).
+    """
     version = max(versions(home), default=0) + 1
     while (home / str(version)).exists():
         version += 1

@@ -1,4 +1,7 @@
-"""A foreign ONNX graph before a head is put onto it: what it may contain, where its logits are, and its files."""
+"""Reads a foreign ONNX graph before the head is composed onto it.
+
+It finds the logits, lists the external files, and refuses what the head cannot be composed onto.
+"""
 
 import locale
 from collections.abc import Iterable, Iterator
@@ -16,11 +19,12 @@ class UnsupportedGraph(ValueError):
 
 
 def check_names(model: "onnx.ModelProto", prefix: str) -> None:
-    """Raise UnsupportedGraph when a name of the graph begins with prefix, as the service's own do."""
+    """Raise UnsupportedGraph when a name of the graph begins with `prefix`, which is reserved."""
     for name in _names(model.graph):
         if name.startswith(prefix):
             raise UnsupportedGraph(
-                f"the graph already has a '{name}'; names with '{prefix}' are the service's"
+                f"the graph has a tensor '{name}'; names that begin with '{prefix}' are reserved for "
+                "the service: rename it"
             )
 
 
@@ -32,12 +36,14 @@ def _names(graph: "onnx.GraphProto") -> Iterator[str]:
 
 
 def opset_of(model: "onnx.ModelProto") -> int:
-    """The opset of a graph; MIN_OPSET is noted where it names none. Raises UnsupportedGraph when it is older."""
+    """The opset of a graph; one that names none is given MIN_OPSET. Raises UnsupportedGraph."""
     import onnx
 
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
     if opset is None:
-        model.opset_import.append(onnx.helper.make_opsetid("", MIN_OPSET))  # only ai.onnx.ml so far
+        model.opset_import.append(
+            onnx.helper.make_opsetid("", MIN_OPSET)
+        )  # it uses ai.onnx.ml only
         return MIN_OPSET
     if opset < MIN_OPSET:
         raise UnsupportedGraph(f"opset {opset}; expected {MIN_OPSET} or newer")
@@ -45,9 +51,9 @@ def opset_of(model: "onnx.ModelProto") -> int:
 
 
 def mend_locales(model: "onnx.ModelProto") -> bool:
-    """Let text nodes use C.UTF-8 where their locale is not installed; whether any did.
+    """Give text nodes the locale C.UTF-8 where theirs is not installed; return whether any changed.
 
-    StringNormalizer wants en_US.UTF-8 unless told otherwise, small systems lack it, and onnxruntime then refuses the
+    StringNormalizer defaults to en_US.UTF-8, which small systems lack; onnxruntime then refuses the
     graph. C.UTF-8 is part of glibc and changes the case of the same letters.
     """
     from onnx import helper
@@ -77,7 +83,9 @@ def _is_installed(name: str) -> bool:
 
 
 def find_output(graph: "onnx.GraphProto", output: str) -> str:
-    """The output of that name. Raises UnsupportedGraph with the names there are."""
+    """Return `output`. Raises UnsupportedGraph, listing the outputs, when there is none of that
+    name.
+    """
     names = [item.name for item in graph.output]
     if output not in names:
         raise UnsupportedGraph(f"no output '{output}'; the graph has {', '.join(names)}")
@@ -85,20 +93,20 @@ def find_output(graph: "onnx.GraphProto", output: str) -> str:
 
 
 def declared_columns(graph: "onnx.GraphProto", output: str) -> int | None:
-    """How many classes the graph says that an output has; None where it does not say."""
+    """The number of classes that the graph declares for an output; None where it declares none."""
     (shape,) = [item.type.tensor_type.shape.dim for item in graph.output if item.name == output]
     return int(shape[-1].dim_value) or None if shape else None
 
 
 def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
-    """Step back over a ZipMap and over a final softmax of the class axis, to (tensor, kind).
+    """Step back over a ZipMap and a final softmax of the class axis; return (tensor, kind).
 
-    Between them and the output may stand what changes no more than the type: Identity, and Cast among floats. An Exp that
-    makes probabilities is undone too: its input are their logarithms, without what underflows.
+    Identity nodes and casts between float types are stepped over. So is an Exp that makes
+    probabilities: its input holds their logarithms, before any of them underflow.
     """
     producers = {name: node for node in graph.node for name in node.output}
     tensor = seen = value
-    while (node := producers.get(seen)) is not None and _only_shows(node):
+    while (node := producers.get(seen)) is not None and _keeps_values(node):
         seen = node.input[0]
         if node.op_type == "ZipMap":
             tensor = seen
@@ -111,7 +119,7 @@ def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
     return tensor, kind
 
 
-def _only_shows(node: "onnx.NodeProto") -> bool:
+def _keeps_values(node: "onnx.NodeProto") -> bool:
     if node.op_type == "Cast":
         return next((a.i for a in node.attribute if a.name == "to"), 0) in _FLOATS
     return node.op_type in ("ZipMap", "Identity")
@@ -121,9 +129,9 @@ _FLOATS = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE and BFLOAT16
 
 
 def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
-    """The files beside a model that hold its external data, relative to its folder, sorted.
+    """The files that hold a model's external data, relative to its folder, sorted.
 
-    Raises UnsupportedGraph when one is missing or leaves the folder, by its path or through a link.
+    Raises UnsupportedGraph when one is missing, or lies outside the folder by its path or a link.
     """
     found = set()
     for tensor in _all_tensors(model):

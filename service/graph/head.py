@@ -1,8 +1,9 @@
 """Composes the adjustment head onto any classifier's graph.
 
-After the head, the graph itself computes z = f/T − tau·(log σ − log ρ) for every row with the row's own tau and
-prior, ranks the classes and normalises. `python -m service.graph.head` does it in a process of its own, so
-that the serving process never imports onnx (30 MiB, a third of a second) and never parses a foreign file.
+With the head, the graph itself computes z = f/T − tau·(log σ − log ρ) for every row with the row's
+own tau and prior, ranks the classes and normalises. `python -m service.graph.head` composes in a
+process of its own, so that the serving process never imports onnx (30 MiB, a third of a second) and
+never parses a foreign file.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import numpy as np
 from service.graph import foreign as foreign_graph
 from service.graph import ranking
 from service.graph.foreign import UnsupportedGraph
-from service.graph.ranking import PREFIX, Nodes, Ranking
+from service.graph.ranking import PREFIX, Nodes, RankingTensors
 
 if TYPE_CHECKING:
     import onnx
@@ -40,9 +41,9 @@ _TINY = np.float32(np.finfo(np.float32).tiny)  # 1.1754944e-38: the floor of a p
 def compose_file(
     path: Path, *, output: str, kind: str, temperature: float, classes: int = 0
 ) -> bytes:
-    """The composed graph of a model.onnx, serialised; external weights stay in their files.
+    """Compose in a process of its own; return the graph serialised, without its external weights.
 
-    Runs in a process of its own. Raises UnsupportedGraph.
+    output, kind, temperature, classes: see `compose`. Raises UnsupportedGraph.
     """
     arguments = [str(path), output, kind, repr(temperature), str(classes)]
     try:
@@ -63,12 +64,14 @@ def compose(
 ) -> "onnx.ModelProto":
     """Add the head to a model in place and return it; weights are not touched.
 
-    output: the graph's output with [batch, C] logits or probabilities (kind), or a ZipMap over them. A softmax at the
-    end is cut off, so that its input are the logits. Added inputs: tau float32 [B], prior_index int64 [B], prior_table
-    float32 [P, C] with rows log σ − log ρ, top_k int64 [1], full_rows int64 [1] (how many
-    rows of PROBABILITIES are worked out). The outputs RANKED and FULL replace the graph's own.
-    classes: C where it is known. From ranking.LARGE on there is one input more, by_blocks bool [], which
-    says how the best classes are found, and is false where top_k is over ranking.most_by_blocks(C).
+    output: the graph's output with [batch, C] logits or probabilities (kind), or a ZipMap over
+    them. A final softmax is cut off, so that the head starts from its input. classes: C, or 0 where
+    it is not known.
+
+    Added inputs: tau float32 [B], prior_index int64 [B], prior_table float32 [P, C] with rows log σ
+    − log ρ, top_k int64 [1], full_rows int64 [1] (how many rows of PROBABILITIES to compute). From
+    ranking.LARGE classes on, by_blocks bool [] chooses the selection; it must be false where top_k
+    exceeds ranking.most_by_blocks(C). The outputs RANKED and FULL replace the graph's own.
     """
     foreign_graph.check_names(model, PREFIX)
     opset = foreign_graph.opset_of(model)
@@ -80,7 +83,7 @@ def compose(
     head = _Head(Nodes(graph, opset))
     head.scaled_logits(value, kind, temperature)
     head.adjusted_logits()
-    head.rankings(classes if declared in (classes, None) else 0)  # another number is told later on
+    head.rankings(classes if declared in (classes, None) else 0)  # warm-up reports any other number
     head.outputs()
     return model
 
@@ -93,7 +96,7 @@ class _Head:
         self.chooses = False
 
     def scaled_logits(self, value: str, kind: str, temperature: float) -> None:
-        """LOGITS = f in float32, and f / T. Half-precision logits are widened; ORT drops casts that do nothing."""
+        """LOGITS = f in float32, and f / T. onnxruntime drops casts from float32 to itself."""
         from onnx import TensorProto
 
         if kind == "probabilities":
@@ -117,8 +120,8 @@ class _Head:
 
     def rankings(self, classes: int) -> None:
         one = self.nodes.integer("one", 1)
-        adjusted = Ranking(ADJUSTED_LOGITS, TOP_K, TOP_INDEX, TOP_PROBABILITY)
-        unadjusted = Ranking(self.scaled, one, UNADJUSTED_INDEX, UNADJUSTED_PROBABILITY)
+        adjusted = RankingTensors(ADJUSTED_LOGITS, TOP_K, TOP_INDEX, TOP_PROBABILITY)
+        unadjusted = RankingTensors(self.scaled, one, UNADJUSTED_INDEX, UNADJUSTED_PROBABILITY)
         self.chooses = classes >= ranking.LARGE
         if self.chooses:
             ranking.rank_large(
@@ -131,7 +134,7 @@ class _Head:
     def outputs(self) -> None:
         from onnx import TensorProto, helper
 
-        # onnxruntime runs every node, whatever is fetched: a softmax of no rows is one that costs nothing.
+        # onnxruntime runs every node, whatever is fetched; a softmax over no rows costs nothing.
         first = self.nodes.integer("first", 0)
         rows = self.add("Slice", [ADJUSTED_LOGITS, first, FULL_ROWS, first], PREFIX + "full")
         self.add("Softmax", [rows], PROBABILITIES, axis=1)
@@ -156,7 +159,7 @@ class _Head:
 
 
 def main(arguments: list[str]) -> int:
-    """Compose a file and write the composed graph to stdout. Exit 1 with one line on stderr when it can't be."""
+    """Compose a file and write the graph to stdout; on failure, one line on stderr and exit 1."""
     parser = argparse.ArgumentParser(prog="service.graph.head")
     parser.add_argument("path", type=Path)
     parser.add_argument("output")
@@ -174,7 +177,7 @@ def main(arguments: list[str]) -> int:
         }
         compose(model, **wanted)
         sys.stdout.buffer.write(model.SerializeToString())
-    except Exception as error:  # noqa: BLE001 - whatever a foreign file provokes is told in one line
+    except Exception as error:  # noqa: BLE001 - a foreign file may raise anything; report it in one line
         message = str(error).strip().splitlines() or [type(error).__name__]
         sys.stderr.write(f"{message[0]}\n")
         return 1

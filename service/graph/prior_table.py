@@ -1,7 +1,7 @@
-"""The rows of a graph's prior_table input: one slot for each prior that is in use or was lately.
+"""The rows of a graph's `prior_table` input: one slot for each prior in use or used recently.
 
-A slot is written before the first request that names it is queued, and not again while any request holds it, so a
-graph call that is under way never reads a row that changes. Used from the event loop only.
+A slot is written before the first request that names it is queued, and not again while any request
+holds it. So a running graph call never reads a row that changes. Used from the event loop only.
 """
 
 from collections import OrderedDict
@@ -22,13 +22,16 @@ class PriorTable:
     def __init__(self, num_classes: int, *, capacity: int = 8) -> None:
         self.rows: Rows = np.zeros((capacity, num_classes), np.float32)
         self.generation = 0
-        """Counts the writes: a device copy made at another generation is out of date."""
+        """The number of writes: a device copy made at another generation is out of date."""
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
         self._holders = [0] * capacity
         self._free = list(range(capacity - 1, 0, -1))
 
     def acquire(self, key: Hashable, offset: NDArray[Any] | None) -> int:
-        """The slot that holds the row of `key`, held until it is released. None is the row of zeros."""
+        """Return the slot with the row of `key` and hold it; `offset` None is the row of zeros.
+
+        The caller must `release` it.
+        """
         if offset is None:
             return self.NO_PRIOR
         slot = self._slots.get(key)
@@ -57,7 +60,7 @@ class PriorTable:
         return self._grow()
 
     def _grow(self) -> int:
-        """Double into a new array; graph calls under way keep the old one."""
+        """Double into a new array; running graph calls keep the old one."""
         old = len(self.rows)
         self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
         self._holders += [0] * old

@@ -1,4 +1,4 @@
-"""Which of onnxruntime's execution providers really work here; a session's own word is the only proof."""
+"""Finds out which of onnxruntime's execution providers work here, by opening a session."""
 
 import importlib.metadata
 import logging
@@ -16,11 +16,13 @@ PROVIDERS = {
 
 
 class ProviderUnavailable(RuntimeError):
-    """The provider that was asked for does not work here; the message says what is missing."""
+    """The requested provider does not work on this machine; the message says what is missing."""
 
 
 def check_runtime() -> None:
-    """Raise ProviderUnavailable when both onnxruntime packages are installed: the last one wins, silently."""
+    """Raise ProviderUnavailable when both onnxruntime packages are installed: the last one wins,
+    silently.
+    """
     found = []
     for name in _RUNTIMES:
         try:
@@ -30,19 +32,20 @@ def check_runtime() -> None:
         found.append(name)
     if len(found) > 1:
         raise ProviderUnavailable(
-            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other. Mend it with: "
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other. "
+            "Run: "
             "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'priordial[service,gpu]' (or [service,cpu])"
         )
 
 
 def provider_chain(name: str) -> list[str]:
-    """What onnxruntime is asked for: the provider and those it may hand single nodes to."""
+    """The providers for a session: the named one, and those that may take single nodes."""
     order = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}
     return [PROVIDERS[each] for each in order[name]]
 
 
 def resolve_provider(name: str) -> str:
-    """`auto` → cuda or cpu; others are proved by opening a tiny session. Raises ProviderUnavailable."""
+    """`auto` becomes cuda or cpu; others are tried with a tiny session. Raises ProviderUnavailable."""
     if name == "cpu":
         return name
     why = probe(name if name != "auto" else "cuda")
@@ -55,7 +58,7 @@ def resolve_provider(name: str) -> str:
 
 
 def probe(name: str) -> str | None:
-    """Why a provider does not work here; None when it does. A session's own word is the only proof."""
+    """Why a provider does not work on this machine; None when a session really opens on it."""
     if PROVIDERS[name] not in ort.get_available_providers():
         extra = (
             ""
@@ -67,12 +70,13 @@ def probe(name: str) -> str | None:
     options.log_severity_level = 4
     try:
         session = ort.InferenceSession(_IDENTITY, options, providers=provider_chain(name))
-    except Exception as error:  # noqa: BLE001 - each way to fail is a reason to report
+    except Exception as error:  # noqa: BLE001 - every failure is a reason to report
         return first_line(error)
     if session.get_providers()[0] != PROVIDERS[name]:
         return (
-            f"onnxruntime fell back to {session.get_providers()[0]}: no usable NVIDIA driver and device, or the CUDA and cuDNN "
-            "libraries are missing (pip install 'priordial[service,cuda]' brings the libraries)"
+            f"onnxruntime fell back to {session.get_providers()[0]}: there is no usable NVIDIA driver "
+            "and device, or the CUDA and cuDNN libraries are missing "
+            "(pip install 'priordial[service,cuda]' brings the libraries)"
         )
     return None
 
@@ -85,5 +89,5 @@ _IDENTITY = bytes.fromhex(
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without the traces that a runtime adds."""
+    """The first line of an error's message, or its class; a runtime adds traces below."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]

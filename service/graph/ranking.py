@@ -1,8 +1,9 @@
-"""The nodes of the head that rank: the best classes of each row by its logits, and their probabilities.
+"""Adds the nodes that rank: the best classes of each row by its logits, and their probabilities.
 
-Of a large class list the best are found in one of two ways, which give the same classes in the same order, bit by bit: `whole`
-looks for the k best among all, `by blocks` takes the largest of each block of classes, then the k best blocks, then the k best among those
-blocks' classes. A boolean input of the graph says which, call by call; which is faster depends on the number of rows and on the machine.
+For a large class list the graph holds two selections, which give equal results, ties included.
+`whole` takes the k best among all classes. `blocks` takes the largest class of each block, then the
+k best blocks, then the k best among the classes of those blocks. A boolean input of the graph
+chooses one for each call; which is faster depends on the number of rows and on the machine.
 """
 
 import math
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 
 PREFIX = "adjustment."
 LARGE = 1000
-"""From so many classes on there is a choice; with fewer, the two ways differ by less than asking which costs."""
+"""The smallest class list with two selections; for fewer classes the choice costs more than it
+saves.
+"""
 _WIDTHS = range(32, 513)
 
 
 @dataclass(frozen=True)
-class Ranking:
-    """The tensors of one ranking: of logits [B, C] the k [1] best, their index [B, k] and probability [B, k]."""
+class RankingTensors:
+    """Names of the tensors of one ranking.
+
+    logits: [B, C]; k: [1], how many classes; index and probability: [B, k], the results.
+    """
 
     logits: str
     k: str
@@ -31,13 +37,16 @@ class Ranking:
 
 
 class Nodes:
-    """Appends nodes and constants to a graph, or to a branch of one; a constant's name gets the scope before it."""
+    """Appends nodes and constants to a graph, or to a branch of one.
+
+    scope: the prefix of every constant's name.
+    """
 
     def __init__(self, graph: "onnx.GraphProto", opset: int, scope: str = PREFIX) -> None:
         self.graph, self.opset, self.scope = graph, opset, scope
 
     def node(self, op: str, inputs: list[str], output: str, **attributes: Any) -> str:
-        """Append a node; its outputs are parted by spaces. The name of the last is returned."""
+        """Append a node and return its last output; `output` separates several names by spaces."""
         from onnx import helper
 
         self.graph.node.append(
@@ -48,38 +57,47 @@ class Nodes:
         return output.rsplit(maxsplit=1)[-1]
 
     def constant(self, name: str, value: "np.ndarray[Any, Any]") -> str:
-        """Append an initializer; returns its whole name."""
+        """Append an initializer and return its full name."""
         from onnx import numpy_helper
 
         self.graph.initializer.append(numpy_helper.from_array(value, self.scope + name))
         return self.scope + name
 
     def integer(self, name: str, *values: int) -> str:
-        """The same for int64 [n]."""
+        """Append an int64 [n] initializer and return its full name."""
         return self.constant(name, np.array(values, np.int64))
 
 
-def rank(nodes: Nodes, ranking: Ranking) -> None:
-    """Rank by logits, not by probabilities (those underflow to ties); normalise in the log domain."""
+def rank(nodes: Nodes, ranking: RankingTensors) -> None:
+    """Rank by logits, since probabilities underflow to ties, and normalise in the log domain."""
     nodes.node("TopK", [ranking.logits, ranking.k], _found(ranking), axis=1)
     _normalise(nodes, ranking)
 
 
 def rank_large(
-    nodes: Nodes, adjusted: Ranking, unadjusted: Ranking, *, classes: int, by_blocks: str
+    nodes: Nodes,
+    adjusted: RankingTensors,
+    unadjusted: RankingTensors,
+    *,
+    classes: int,
+    by_blocks: str,
 ) -> None:
-    """The same for two rankings of many classes; by_blocks is a boolean scalar that says how they are found."""
+    """Rank a large class list twice, with both selections.
+
+    adjusted, unadjusted: the two rankings. by_blocks: the boolean scalar that chooses the
+    selection.
+    """
     from onnx import TensorProto, helper
 
     branches = []
-    for way in ("blocks", "whole"):
-        scope = f"{PREFIX}{way}."
-        branch = Nodes(helper.make_graph([], way, [], []), nodes.opset, scope)
-        if way == "blocks":
+    for selection in ("blocks", "whole"):
+        scope = f"{PREFIX}{selection}."
+        branch = Nodes(helper.make_graph([], selection, [], []), nodes.opset, scope)
+        if selection == "blocks":
             blocks = _Blocks(branch, classes)
         for number, ranking in enumerate((adjusted, unadjusted)):
             value, index = f"{scope}value{number}", f"{scope}index{number}"
-            if way == "blocks":
+            if selection == "blocks":
                 blocks.find(ranking.logits, ranking.k, value, index)
             else:
                 branch.node("TopK", [ranking.logits, ranking.k], f"{value} {index}", axis=1)
@@ -93,22 +111,26 @@ def rank_large(
 
 
 def block_width(classes: int) -> int:
-    """Classes in a block: near the square root of all, and a divisor where there is one, so that nothing is padded."""
+    """Classes in a block: near the square root of all.
+
+    A divisor of their number where there is one, so that nothing is padded.
+    """
     root = math.isqrt(classes)
     whole = [w for w in _WIDTHS if classes % w == 0 and classes // w >= root // 4]
     return min(whole, key=lambda w: abs(w - root), default=max(root, _WIDTHS[0]))
 
 
 def most_by_blocks(classes: int) -> int:
-    """The largest k that is looked for by blocks: with more, the blocks that are looked at are a good part of all."""
+    """The largest k for which `blocks` pays: with more, its blocks hold a good part of all classes."""
     return -(-classes // block_width(classes)) // 4
 
 
 class _Blocks:
-    """Finds the k best by blocks.
+    """Selects the k best classes by blocks.
 
-    It is exact, ties included: were a class of the k best not in the k best blocks, then each of those k would hold a larger logit,
-    or an equal one of a lower index, since TopK lets the lower index win. Blocks are looked at in the order of the classes.
+    It is exact, ties included. Suppose that one of the k best classes were outside the k best
+    blocks: then each of those blocks would hold a larger logit, or an equal one of a lower index,
+    which TopK prefers. Blocks are in the order of the classes.
     """
 
     def __init__(self, nodes: Nodes, classes: int) -> None:
@@ -125,17 +147,17 @@ class _Blocks:
             self.least = nodes.constant("least", np.array(-np.inf, np.float32))
 
     def find(self, logits: str, k: str, value: str, index: str) -> None:
-        """The k best of logits [B, C]: their value [B, k] and index [B, k]."""
+        """Write the k best of logits [B, C] to `value` [B, k] and `index` [B, k]."""
         add, at = self.nodes.node, value + "."
         if self.missing:
             logits = add("Pad", [logits, self.pads, self.least], at + "padded")
-        parted = add("Reshape", [logits, self.shape], at + "parted")
-        largest = self._largest(parted, at + "largest")
+        blocked = add("Reshape", [logits, self.shape], at + "blocked")
+        largest = self._largest(blocked, at + "largest")
         best = add("TopK", [largest, k], f"{at}block_value {at}best", axis=1)
         block = add("TopK", [best, k], f"{at}block {at}order", axis=1, largest=0)
         block = at + "block"
         column = add("Unsqueeze", [block, self.last], at + "column")
-        chosen = add("GatherND", [parted, column], at + "chosen", batch_dims=1)
+        chosen = add("GatherND", [blocked, column], at + "chosen", batch_dims=1)
         candidates = add("Reshape", [chosen, self.flat], at + "candidates")
         place = add("TopK", [candidates, k], f"{value} {at}place", axis=1)
         nth = add("Div", [place, self.width], at + "nth")
@@ -144,17 +166,17 @@ class _Blocks:
         first = add("Mul", [of_place, self.width], at + "first")
         add("Add", [first, within], index)
 
-    def _largest(self, parted: str, output: str) -> str:
-        if self.nodes.opset < 18:  # where the axes became an input
-            return self.nodes.node("ReduceMax", [parted], output, axes=[2], keepdims=0)
-        return self.nodes.node("ReduceMax", [parted, self.last], output, keepdims=0)
+    def _largest(self, blocked: str, output: str) -> str:
+        if self.nodes.opset < 18:  # from 18 on the axes are an input
+            return self.nodes.node("ReduceMax", [blocked], output, axes=[2], keepdims=0)
+        return self.nodes.node("ReduceMax", [blocked, self.last], output, keepdims=0)
 
 
-def _found(ranking: Ranking) -> str:
+def _found(ranking: RankingTensors) -> str:
     return f"{ranking.probability}.logit {ranking.index}"
 
 
-def _normalise(nodes: Nodes, ranking: Ranking) -> None:
+def _normalise(nodes: Nodes, ranking: RankingTensors) -> None:
     name = ranking.probability
     log = nodes.node("LogSoftmax", [ranking.logits], name + ".log_softmax", axis=1)
     chosen = nodes.node("GatherElements", [log, ranking.index], name + ".log", axis=1)

@@ -1,18 +1,21 @@
-"""Opens, checks and runs a graph with its head; with providers.py the only importer of onnxruntime."""
+"""Opens, checks and runs a graph with its adjustment head.
+
+This module and `providers` are the only ones that import onnxruntime.
+"""
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
-from service.graph import declared, head, ranking
+from service.graph import head, ranking
 from service.graph.providers import (
     PROVIDERS,
     ProviderUnavailable,
@@ -29,13 +32,31 @@ _NO, _YES = np.array(False), np.array(True)  # 0-d: what onnxruntime takes for a
 _DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
+_ORT_TYPES = {
+    "float16": "tensor(float16)",
+    "float32": "tensor(float)",
+    "float64": "tensor(double)",
+    "string": "tensor(string)",
+    "bool": "tensor(bool)",
+    **{name: f"tensor({name})" for name in ("uint8", "int8", "int16", "int32", "int64")},
+}
+
+
 class UnusableModel(ValueError):
     """A graph that does not do what its model.json says."""
 
 
+class Declared(Protocol):
+    """An input or an output as onnxruntime describes it."""
+
+    name: str
+    type: str
+    shape: Sequence[int | str | None]
+
+
 @dataclass(frozen=True)
 class GraphOutputs:
-    """What one graph call answers, row by row. The last three are given only when asked for."""
+    """The outputs of one graph call, row by row. The last three are None unless asked for."""
 
     top_index: NDArray[np.int64]  # [n, k] best first, by adjusted logits
     top_probability: NDArray[np.float32]  # [n, k]
@@ -51,7 +72,7 @@ class GraphOutputs:
 
     @staticmethod
     def joined(parts: "list[GraphOutputs]") -> "GraphOutputs":
-        """The outputs of several calls as of one; k is the smallest of theirs."""
+        """The outputs of several calls, joined as if of one call; k is the smallest of theirs."""
         k = min(part.top_index.shape[1] for part in parts)
         columns = list(zip(*(part._values() for part in parts), strict=True))  # noqa: SLF001 - its own kind
         ranked = [np.concatenate([v[:, :k] for v in values]) for values in columns[:2]]
@@ -79,30 +100,32 @@ class Graph:
         self._ranked = list(head.RANKED)
         self._with_logits = [*head.RANKED, head.LOGITS]
         self._all = [*head.RANKED, *head.FULL]
-        self._only_fetched = ort.RunOptions()
-        self._only_fetched.only_execute_path_to_fetches = True
+        self._options: ort.RunOptions | None = None
         self.fixed_rows = bundle.input.shape[0] if bundle.input.shape else None
-        """The batch size that the graph insists on, or None when it takes any."""
+        """The only batch size that the graph takes, or None when it takes any."""
         self.has_choice = head.BY_BLOCKS in [item.name for item in session.get_inputs()]
-        """Whether the best classes can be found in two ways: of a large class list."""
+        """Whether the best classes can be selected in two ways, as for a large class list."""
         self.blocks_from_rows: int | None = None
-        """Batches of so many rows and more look for them by blocks; None: no batch does. Answers are the same."""
+        """The smallest batch that selects them by blocks; None: no batch does. Answers are equal.
+        """
         self._most_by_blocks = ranking.most_by_blocks(len(bundle.class_names))
 
     @contextlib.contextmanager
     def returning_memory(self) -> Iterator[None]:
-        """The calls within give back what larger batches before them took: onnxruntime's arena keeps it otherwise."""
-        usual, self._only_fetched = self._only_fetched, ort.RunOptions()
-        self._only_fetched.only_execute_path_to_fetches = True
-        self._only_fetched.add_run_config_entry(_SHRINK, "cpu:0")
+        """Free onnxruntime's memory arena after each call inside the `with` statement.
+
+        The arena otherwise keeps what the largest batch so far needed.
+        """
+        self._options = ort.RunOptions()
+        self._options.add_run_config_entry(_SHRINK, "cpu:0")
         try:
             yield
         finally:
-            self._only_fetched = usual
+            self._options = None
 
     @property
     def provider(self) -> str:
-        """The name of the provider that really runs the graph: cpu, cuda or tensorrt."""
+        """The provider that runs the graph: cpu, cuda or tensorrt."""
         first = self._session.get_providers()[0]
         return next((name for name, long in PROVIDERS.items() if long == first), first)
 
@@ -120,8 +143,9 @@ class Graph:
     ) -> GraphOutputs:
         """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
 
-        `generation` tells when the table changed, so that a device keeps its copy until then. With `full` the
-        three [n, C] outputs come too, with `with_logits` the first of them. Raises whatever onnxruntime raises.
+        `generation` changes with the table; a device keeps its copy of the table until then.
+        `full` adds the three [n, C] outputs, `with_logits` the first of them.
+        Raises whatever onnxruntime raises.
         """
         rows = len(inputs)
         if self.fixed_rows is not None and rows != self.fixed_rows:
@@ -142,7 +166,7 @@ class Graph:
             found = self._run_bound(feeds, prior_table, generation, names)
         else:
             feeds[head.PRIOR_TABLE] = prior_table
-            found = self._session.run(names, feeds, self._only_fetched)
+            found = self._session.run(names, feeds, self._options)
         if self.fixed_rows is not None:
             found = [values[:rows] for values in found]
         return GraphOutputs(found[0], found[1], found[2].ravel(), found[3].ravel(), *found[4:])
@@ -154,7 +178,7 @@ class Graph:
     def _run_bound(
         self, feeds: dict[str, Array], prior_table: Array, generation: int, names: list[str]
     ) -> list[Array]:
-        """The same through an IOBinding: the prior table stays on the device between calls."""
+        """Run through an IOBinding, so that the prior table stays on the device between calls."""
         if self._table is None or self._table[0] != generation:
             self._table = (
                 generation,
@@ -166,7 +190,7 @@ class Graph:
         binding.bind_ortvalue_input(head.PRIOR_TABLE, self._table[1])
         for name in names:
             binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding, self._only_fetched)
+        self._session.run_with_iobinding(binding, self._options)
         return list(binding.copy_outputs_to_cpu())
 
 
@@ -178,9 +202,11 @@ def open_graph(
     intra_op_threads: int | None = None,
     bound: bool | None = None,
 ) -> Graph:
-    """Compose the head onto a published model and open it.
+    """Compose the adjustment head onto a published model and open a session.
 
-    provider: cpu, cuda, tensorrt or auto (cuda where it works, else cpu). Raises UnsupportedGraph, UnusableModel, ProviderUnavailable.
+    provider: cpu, cuda, tensorrt, or auto (cuda where it works, else cpu).
+    bound: use an IOBinding; by default on every device but the CPU.
+    Raises UnsupportedGraph, UnusableModel or ProviderUnavailable.
     """
     composed = head.compose_file(
         folder / "model.onnx",
@@ -202,8 +228,7 @@ def open_graph(
         raise UnusableModel(
             f"{folder}: onnxruntime refuses the graph: {first_line(error)}"
         ) from error
-    # It keeps the file's bytes, to open itself again on another provider, which is never asked of it.
-    session._model_bytes = None  # noqa: SLF001 - as much memory again as the weights take
+    _release_model_bytes(session)
     device = _DEVICE_TYPES[wanted]
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
@@ -211,7 +236,7 @@ def open_graph(
         )
     own = [item for item in session.get_inputs() if not item.name.startswith(ranking.PREFIX)]
     (logits,) = [item for item in session.get_outputs() if item.name == head.LOGITS]
-    wrong = declared.wrong_input(own, bundle) or declared.wrong_columns(logits, bundle)
+    wrong = wrong_input(own, bundle) or wrong_columns(logits, bundle)
     if wrong:
         raise UnusableModel(f"{folder}: {wrong}")
     bound = device != "cpu" if bound is None else bound
@@ -219,11 +244,42 @@ def open_graph(
     return Graph(session, bundle, device=device, bound=bound and bindable)
 
 
-def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array], dict[str, Any]]:
-    """A foreign file as it is, on the CPU: a function from the input tensor to every output by name.
+def wrong_input(own: Sequence[Declared], bundle: Bundle) -> str | None:
+    """How a graph's own inputs differ from model.json; None when they agree."""
+    stated, names = bundle.input, [item.name for item in own]
+    if names != [stated.name]:
+        return f"the graph's inputs are {names}; model.json says ['{stated.name}']"
+    if own[0].type != _ORT_TYPES[stated.dtype]:
+        return f"input '{stated.name}' is {own[0].type}; model.json says {stated.dtype}"
+    return None
 
-    serialized stands for the file's own content where that was changed; external data lies beside the file. Raises
-    UnusableModel when onnxruntime refuses the graph; the function raises whatever onnxruntime raises.
+
+def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:
+    """How the number of classes that the graph declares differs from model.json.
+
+    None when they agree or the graph declares none; warm-up then counts the columns.
+    """
+    columns, classes = logits.shape[-1] if logits.shape else None, len(bundle.class_names)
+    if isinstance(columns, int) and columns != classes:
+        return f"the graph has {columns} classes; class_names has {classes}"
+    return None
+
+
+def _release_model_bytes(session: ort.InferenceSession) -> None:
+    """Free the session's copy of the file, which takes as much memory again as the weights.
+
+    onnxruntime keeps it to open the session again on another provider, which the service never
+    asks.
+    """
+    session._model_bytes = None  # noqa: SLF001 - there is no public way; a test watches for it
+
+
+def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array], dict[str, Any]]:
+    """Open a file without a head, on the CPU: a function from the input to all outputs by name.
+
+    serialized replaces the content of the file; external data lies beside the file either way.
+    Raises UnusableModel when onnxruntime refuses the graph. The function raises whatever
+    onnxruntime raises.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4

@@ -1,7 +1,11 @@
-"""Runs a graph at the batch sizes that will be used, until it is warm: what a call costs, and how the best classes are found sooner."""
+"""Runs a new graph at every batch size until it is warm, and measures what a call costs.
+
+For a large class list it also measures which selection of the best classes is faster, and from the
+costs it derives how large a batch is worth waiting for.
+"""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,62 +15,92 @@ from numpy.typing import NDArray
 from service.graph.providers import first_line
 from service.graph.session import Graph, GraphOutputs, UnusableModel
 
-CHOICE_SECONDS = 0.25
-"""So long a model may be tried out for the choice; a larger batch than there was time for does as the largest one that was tried."""
+WORTH_SECONDS = 5e-3
+"""A call shorter than this is never made smaller: its rows pass quickly, and its timing is rough.
+"""
+SELECTION_SECONDS = 0.25
+"""How long the two selections may be compared; larger batches then do as the largest one compared.
+"""
+_TOLERANCE = 1.05
 _TRIES = 3
 
 
 @dataclass(frozen=True)
 class WarmUp:
-    """Seconds a call, by its rows; where there is a choice, also (whole, by blocks) of those sizes that both were tried at."""
+    """What warm-up measured.
+
+    cost_seconds: seconds of a call, by its rows. selections: seconds (over all classes, by blocks)
+    of the batch sizes at which both were timed; empty for a small class list.
+    """
 
     cost_seconds: dict[int, float]
-    ways: dict[int, tuple[float, float]]
+    selections: dict[int, tuple[float, float]]
 
     @property
     def blocks_from_rows(self) -> int | None:
-        """From so many rows on by blocks, as most sizes had it (one that was disturbed has one vote); None: at no size."""
-        sizes = sorted(self.ways)
+        """The smallest batch that selects by blocks; None: no batch does.
+
+        Each size has one vote, so that a single disturbed measurement does not decide.
+        """
+        sizes = sorted(self.selections)
 
         def contradicted(index: int) -> tuple[int, float]:
-            whole = [self.ways[rows] for rows in sizes[:index]]
-            by_blocks = [self.ways[rows] for rows in sizes[index:]]
+            whole = [self.selections[rows] for rows in sizes[:index]]
+            by_blocks = [self.selections[rows] for rows in sizes[index:]]
             against = sum(w > b for w, b in whole) + sum(b > w for w, b in by_blocks)
             return against, sum(w for w, _ in whole) + sum(b for _, b in by_blocks)
 
         best = min(range(len(sizes), -1, -1), key=contradicted)
         return sizes[best] if best < len(sizes) else None
 
-    def told(self) -> str:
-        """The choice and its reasons, for the log; empty when there was none."""
-        if not self.ways:
+    def selection_note(self) -> str:
+        """The chosen selection and its timings, for the log; empty for a small class list."""
+        if not self.selections:
             return ""
         first = self.blocks_from_rows
         chosen = "never" if first is None else f"from {first} rows on"
         times = ", ".join(
             f"{rows}: {1e3 * whole:.2f} and {1e3 * by_blocks:.2f}"
-            for rows, (whole, by_blocks) in sorted(self.ways.items())
+            for rows, (whole, by_blocks) in sorted(self.selections.items())
         )
         return f"; best classes found by blocks {chosen} (ms whole and by blocks, by rows: {times})"
 
 
-def warm_up(graph: Graph, example: NDArray[Any], num_classes: int, batch_rows: list[int]) -> WarmUp:
-    """Run the graph at each batch size; where it has a choice, make it.
+def efficient_rows(cost_seconds: Mapping[int, float]) -> int:
+    """The smallest batch that takes 5 ms or more and costs at most 5 % more a row than the
+    cheapest.
 
-    Seconds are of the best of a few calls. Raises UnusableModel when it does not run or has not num_classes outputs.
+    The largest batch measured when there is none. A larger batch would save nothing and would leave
+    the session idle: while its answers travel to the callers and their next rows come back, nothing
+    is queued. cost_seconds: seconds of a call, by its rows.
+    """
+    least = min(seconds / rows for rows, seconds in cost_seconds.items())
+    worth = [
+        rows
+        for rows, seconds in cost_seconds.items()
+        if seconds >= WORTH_SECONDS and seconds / rows <= _TOLERANCE * least
+    ]
+    return min(worth, default=max(cost_seconds))
+
+
+def warm_up(graph: Graph, example: NDArray[Any], num_classes: int, batch_rows: list[int]) -> WarmUp:
+    """Run the graph at each batch size, and choose the selection for a large class list.
+
+    The cost of a size is that of the fastest of a few calls. Raises UnusableModel when a batch does
+    not run or the output does not have num_classes columns.
     """
     cost: dict[int, float] = {}
-    ways: dict[int, tuple[float, float]] = {}
-    left = CHOICE_SECONDS if graph.has_choice else 0.0
+    selections: dict[int, tuple[float, float]] = {}
+    left = SELECTION_SECONDS if graph.has_choice else 0.0
     for rows in sorted(batch_rows):
         call = _calls(graph, np.repeat(example, rows, axis=0), num_classes)
         _check_columns(call, rows, num_classes)
         cost[rows] = min(call()[1] for _ in range(2))
         left -= 2 * (_TRIES + 1) * cost[rows]
         if left >= 0:
-            ways[rows] = _both_ways(graph, call)
-            cost[rows] = min(ways[rows])
-    found = WarmUp(cost, ways)
+            selections[rows] = _time_selections(graph, call)
+            cost[rows] = min(selections[rows])
+    found = WarmUp(cost, selections)
     graph.blocks_from_rows = found.blocks_from_rows
     with graph.returning_memory():
         _calls(graph, example, num_classes)()
@@ -76,18 +110,19 @@ def warm_up(graph: Graph, example: NDArray[Any], num_classes: int, batch_rows: l
 def _check_columns(
     call: Callable[..., tuple[GraphOutputs, float]], rows: int, num_classes: int
 ) -> None:
-    """Here and not in warm_up, so that arrays of all classes are let go of before the next call takes others."""
+    """A function of its own, so that its arrays of all classes are freed before the next call."""
     logits = call(full=True)[0].logits
     if logits is not None and logits.shape != (rows, num_classes):
         raise UnusableModel(
-            f"its output has shape {list(logits.shape)}; expected [{rows}, {num_classes}], one column a class"
+            f"its output has shape {list(logits.shape)}; "
+            f"expected [{rows}, {num_classes}], one column a class"
         )
 
 
 def _calls(
     graph: Graph, inputs: NDArray[Any], num_classes: int
 ) -> Callable[..., tuple[GraphOutputs, float]]:
-    """A function that runs the graph once: (its outputs, seconds)."""
+    """A function that runs the graph once and returns (its outputs, seconds)."""
     rows = len(inputs)
     settings: dict[str, Any] = {
         "tau": np.zeros(rows, np.float32),
@@ -107,14 +142,17 @@ def _calls(
     return call
 
 
-def _both_ways(
+def _time_selections(
     graph: Graph, call: Callable[..., tuple[GraphOutputs, float]]
 ) -> tuple[float, float]:
-    """Seconds of a call (whole, by blocks); the ways take turns, and the first call of each is not counted."""
+    """Seconds of a call (over all classes, by blocks).
+
+    The two take turns, and the first call of each does not count.
+    """
     times: dict[int | None, list[float]] = {None: [], 1: []}
     for _ in range(_TRIES + 1):
-        for way, taken in times.items():
-            graph.blocks_from_rows = way
+        for blocks_from_rows, taken in times.items():
+            graph.blocks_from_rows = blocks_from_rows
             taken.append(call()[1])
     graph.blocks_from_rows = None
     return min(times[None][1:]), min(times[1][1:])

@@ -1,4 +1,6 @@
-"""A published folder → a model that serves: opened, warmed and timed, with its queue, its metrics and its recent logits."""
+"""Makes a served model of a published folder: opens and warms the graph, and builds its queue and
+metrics.
+"""
 
 import logging
 from collections.abc import Callable
@@ -15,30 +17,40 @@ from service.batching.work import BatchFacts, Tracer
 from service.contract.bundle import Bundle, load_bundle
 from service.graph import session as graphs
 from service.graph import warm_up
-from service.graph.batch_size import efficient_rows
 from service.graph.prior_table import PriorTable
+from service.graph.warm_up import efficient_rows
 from service.observe.metrics import Metrics
 from service.priors.recent import LogitReservoir
 from service.repository.loads import Turn
-from service.repository.repository import ServedModel
+from service.repository.served import ServedModel
 from service.wire.arrays import example_input
 
 logger = logging.getLogger(__name__)
 
 BURST_ROWS = 64
-"""So many rows may wait even of a slow model: a request each of as many connections that come at once."""
+"""Rows that may wait even for a slow model: one request each of so many connections at once."""
 FLOOD_SHARE = 1 / 30
-"""Of the time that rows may wait, while others are refused; one full batch at least, so that the session is never idle."""
+"""The share of `max_queue_ms` that rows may wait while others are refused.
+
+At least one full batch may wait, so that the session is never idle.
+"""
 MAX_REPORT_BYTES = 16 * 2**20
 _MEASURING = Turn()
-"""Models are loaded side by side; two that are measured at once would slow each other down, and look dearer than they are."""
+"""Loads run side by side, but only one is measured at a time: two would slow each other down."""
 FREE_SIZES = (1, 8, 32, 224)
-"""What a dimension that a model leaves free is warmed up at: the first that the graph takes."""
+"""Sizes tried for a dimension that a model leaves free; warm-up uses the first that runs."""
 
 
 @dataclass(frozen=True)
 class Loader:
-    """How every model version of this process is opened and served."""
+    """How every model version of this process is opened and served.
+
+    provider, intra_op_threads: for the session. max_batch_rows: rows of the largest batch, unless
+    the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of the
+    queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below this
+    cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent logits.
+    metrics: where versions are counted. tracer_of: the tracer of a version; None: no traces.
+    """
 
     provider: str
     intra_op_threads: int
@@ -53,10 +65,12 @@ class Loader:
     tracer_of: Callable[[Bundle], Tracer] | None = None
 
     def prepare(self, folder: Path) -> Callable[[], ServedModel]:
-        """Open and warm a version (in a worker thread); its queue is made on the loop, by what is returned."""
+        """Open and warm a version, in a worker thread; the result, called on the loop, makes the
+        model.
+        """
         bundle = load_bundle(folder)
         if bundle.input.kind == "image":
-            import_module("service.wire.images")  # Pillow, 2 MiB, comes here and not with a request
+            import_module("service.wire.images")  # imports Pillow now and not during a request
         graph = graphs.open_graph(
             folder, bundle, provider=self.provider, intra_op_threads=self.intra_op_threads
         )
@@ -67,8 +81,10 @@ class Loader:
         report = _report(folder)
         best = graph.fixed_rows or efficient_rows(cost)
         logger.info(
-            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; batches of up to %d%s",
-            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]], 1e3 * cost[largest], largest, best, warm.told(),
+            "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; "
+            "batches of up to %d%s",
+            bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]],
+            1e3 * cost[largest], largest, best, warm.selection_note(),
         )  # fmt: skip
         return lambda: self._serve(bundle, graph, _interpolated(cost, best), best, report)
 
@@ -115,7 +131,10 @@ class Loader:
 
 
 def _warm(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> warm_up.WarmUp:
-    """See warm_up. Raises its UnusableModel, of the first free size, when the graph takes none."""
+    """Warm up at the first of FREE_SIZES that the graph takes.
+
+    Raises the UnusableModel of the first size when it takes none.
+    """
     first: graphs.UnusableModel | None = None
     for free in FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]:
         try:
@@ -129,7 +148,10 @@ def _warm(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> warm_up.Warm
 
 
 def _most_waiting(seconds_of_row: float, milliseconds: float, *, floor: int) -> int | None:
-    """Rows that are scored within so many milliseconds, at this cost of each in a full batch, but at least floor; 0 ms: any."""
+    """Rows that full batches score within so many milliseconds, and at least `floor`.
+
+    None, no bound, for 0 ms.
+    """
     return max(floor, int(milliseconds / 1000 / seconds_of_row)) if milliseconds else None
 
 
@@ -139,7 +161,7 @@ def warm_sizes(largest: int) -> list[int]:
 
 
 def _interpolated(cost: dict[int, float], largest: int) -> list[float]:
-    """[largest + 1] seconds of a batch by its rows."""
+    """[largest + 1] seconds of a batch by its rows, interpolated between the measured sizes."""
     sizes = sorted(cost)
     values: list[float] = np.interp(
         np.arange(largest + 1), sizes, [cost[s] for s in sizes]

@@ -1,90 +1,38 @@
-"""Model folders: scan, validate, load, swap, unload. A bad version is told and leaves the others serving."""
+"""Scans the model folders, and loads, swaps and unloads versions.
+
+A version that cannot be loaded is logged, and the versions that serve go on.
+"""
 
 import asyncio
 import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Self
 
-from service.batching.batcher import Batcher
 from service.contract.bundle import Bundle, check_model_name, versions
-from service.graph.prior_table import PriorTable
-from service.graph.session import Graph
 from service.machine import return_memory
-from service.observe.model_metrics import ModelMetrics
-from service.priors.recent import LogitReservoir
 from service.repository.loads import Loads, first_of, tell
-from service.wire.ranked import ClassJson
+from service.repository.served import ServedModel
 
 logger = logging.getLogger(__name__)
 
 
 class UnknownModel(LookupError):
-    """No such model or version; the message lists those there are."""
+    """No such model or version is loaded; the message lists those that are."""
 
 
 class ModelFailed(ValueError):
-    """A model that could not be loaded; the message says why for each version."""
-
-
-@dataclass(eq=False)
-class ServedModel:
-    """One loaded version and everything that belongs to it."""
-
-    bundle: Bundle
-    graph: Graph
-    table: PriorTable
-    batcher: Batcher
-    metrics: ModelMetrics
-    recent: LogitReservoir
-    report: dict[str, object] = field(default_factory=dict)
-    class_json: ClassJson = field(init=False)
-    _holders: int = 0
-    _free: asyncio.Event = field(default_factory=asyncio.Event)
-
-    def __post_init__(self) -> None:
-        self.class_json = ClassJson(self.bundle.class_names)
-
-    def held(self) -> Self:
-        """Keep the model loaded while a request uses it: `with model.held():`."""
-        return self
-
-    def hold(self) -> None:
-        """Keep the model loaded until `let_go`."""
-        self._holders += 1
-
-    def let_go(self) -> None:
-        """See hold."""
-        self._holders -= 1
-        if self._holders == 0:
-            self._free.set()
-
-    def __enter__(self) -> Self:
-        self.hold()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.let_go()
-
-    async def retire(self) -> None:
-        """Wait until no request uses the model, then let go of its session and memory."""
-        while self._holders:
-            self._free.clear()
-            await self._free.wait()
-        await self.batcher.drain()
-        self.batcher.close()
+    """A model that could not be loaded; the message says why."""
 
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
-_UNLOADED = "it was unloaded while it was being loaded"
+_UNLOADED = "it was unloaded while it was loading"
 
 
 class Repository:
-    """The models being served: one immutable mapping, swapped whole."""
+    """The models that serve: one immutable mapping, replaced as a whole."""
 
     def __init__(
         self,
@@ -98,10 +46,14 @@ class Repository:
         everywhere: Callable[[str, str], Awaitable[None]] | None = None,
         retired: Callable[[Bundle], None] = lambda _bundle: None,
     ) -> None:
-        """`prepare` opens and warms a version in a worker thread; what it returns finishes on the event loop.
+        """Nothing is loaded until `load_all` or `load`.
 
-        `everywhere` has every worker, this one included, load or unload a model; `unloaded` are those that stay out.
-        `retired` hears of each version that is served no more.
+        folder: the models, a folder each. prepare: opens and warms a version in a worker thread;
+        what it returns is called on the event loop and makes the served model. keep_versions: how
+        many of the newest versions serve. load_seconds: how long a load may take. default_model:
+        the model of `/predict`. unloaded: models that stay unloaded. everywhere: loads or unloads a
+        model in every worker, this one included. retired: called with each version that no longer
+        serves.
         """
         self._folder, self._prepare, self._keep = folder, prepare, keep_versions
         self._default_model = default_model
@@ -110,16 +62,19 @@ class Repository:
         self._ending = ""
         self._everywhere, self._retired = everywhere, retired
         self.faults: dict[tuple[str, int], str] = {}
-        """(model, version) → why it is not served."""
+        """(model, version) → why it does not serve."""
         self.loads: Loads[Callable[[], ServedModel]] = Loads(seconds=load_seconds)
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By model: one that loads for long keeps no other waiting."""
+        """By model, so that a slow load delays no other model."""
         self._stops: dict[str, asyncio.Future[str]] = {}
-        """Of models that are being loaded: given a reason, whoever waits for the load waits no more."""
+        """By model that is loading: a future whose result, a reason, ends the wait for the load."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None = None, version: int | None = None) -> ServedModel:
-        """A model (None: the default one), its newest version unless one is named. Raises UnknownModel."""
+        """A model (None: the default one), in its newest version unless one is given.
+
+        Raises UnknownModel.
+        """
         loaded = self._loaded
         name = name if name is not None else self.default_name()
         by_version = loaded.get(name)
@@ -154,20 +109,23 @@ class Repository:
         return [next(iter(by_version.values())) for by_version in self._loaded.values()]
 
     def names_on_disk(self) -> list[str]:
-        """Every folder that could be a model, whether it is loaded or not."""
+        """Every folder with a version in it, loaded or not."""
         if not self._folder.is_dir():
             return []
         return sorted(e.name for e in self._folder.iterdir() if e.is_dir() and versions(e))
 
     def on_disk(self) -> list[tuple[str, int, str]]:
-        """(name, version, why it is not served) of every version in the folder; the reason of one that is means nothing."""
+        """(name, version, why it does not serve) of every version in the folder.
+
+        Ignore the reason of a version that serves.
+        """
         return [
-            (name, version, self.faults.get((name, version), self._why_out(name)))
+            (name, version, self.faults.get((name, version), self._why_unserved(name)))
             for name in self.names_on_disk()
             for version in versions(self._folder / name)
         ]
 
-    def _why_out(self, name: str) -> str:
+    def _why_unserved(self, name: str) -> str:
         if name in self._unloaded:
             return "unloaded"
         return (
@@ -178,22 +136,25 @@ class Repository:
         return [name for name in self.names_on_disk() if name not in self._unloaded]
 
     async def load_all(self) -> None:
-        """Load what is new in the folder, retire what is gone; explicit unloads stay unloaded."""
+        """Load new versions and retire those whose folder is gone; unloaded models stay unloaded."""
         await asyncio.gather(*(self._refreshed(name) for name in self._wanted()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
             self._swap(name, {})
         await asyncio.to_thread(return_memory)
 
     async def load(self, name: str) -> None:
-        """load_here, in every worker. Raises OtherWorkerFailed too."""
+        """Run `load_here` in every worker. Raises its errors, and OtherWorkerFailed."""
         await (self._everywhere("load", name) if self._everywhere else self.load_here(name))
 
     async def unload(self, name: str) -> None:
-        """unload_here, in every worker. Raises OtherWorkerFailed too."""
+        """Run `unload_here` in every worker. Raises its errors, and OtherWorkerFailed."""
         await (self._everywhere("unload", name) if self._everywhere else self.unload_here(name))
 
     async def load_here(self, name: str) -> None:
-        """Bring one model to what its folder holds now. Raises UnknownModel or ModelFailed; what served goes on."""
+        """Load the newest versions of a model that are not loaded yet, and retire those gone.
+
+        Raises UnknownModel, or ModelFailed, after which the versions that served go on.
+        """
         if not self._is_on_disk(name):
             raise UnknownModel(
                 f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
@@ -214,7 +175,10 @@ class Repository:
         return bool(versions(self._folder / name))
 
     async def unload_here(self, name: str) -> None:
-        """Stop serving a model, and loading it; requests that hold it are finished. Raises UnknownModel."""
+        """Stop serving and loading a model; requests that hold it are finished.
+
+        Raises UnknownModel.
+        """
         if name not in self._loaded and name not in self._stops:
             raise UnknownModel(f"no model '{name[:80]}' is loaded")
         self._unloaded.add(name)
@@ -223,22 +187,25 @@ class Repository:
         self._swap(name, {})
 
     def end_loading(self, reason: str) -> None:
-        """No model is loaded any more, and nobody waits for one that is being loaded."""
+        """Load nothing more, and end every wait for a load with this reason."""
         self._ending = reason
         for stop in self._stops.values():
             tell(stop, reason)
 
     async def close(self) -> None:
-        """Retire everything and wait for it."""
+        """Retire every model and wait until all are closed."""
         self.loads.close()
         for name in list(self._loaded):
             self._swap(name, {})
         await asyncio.gather(*self._retiring)
 
     async def _refreshed(self, name: str) -> str | None:
-        """Load the newest versions that are not loaded yet, then swap them in together; why not, if that was stopped."""
+        """Load the newest versions that are not loaded yet, then swap them in together.
+
+        Returns why it stopped before the end; None when it did not.
+        """
         async with self._one_at_a_time[name]:
-            if self._ending or name in self._unloaded:  # since it waits
+            if self._ending or name in self._unloaded:  # it may have changed while this waited
                 return self._ending or _UNLOADED
             stop = self._stops[name] = asyncio.get_running_loop().create_future()
             try:
@@ -262,13 +229,15 @@ class Repository:
                 await first_of(load, stop)
                 if stop.done():
                     self.loads.leave((name, version))
-                    self._let_go(chosen, current)
+                    self._retire_all(chosen, current)
                     return stop.result()
                 chosen[version] = load.result()()
                 self.faults.pop((name, version), None)
-            except Exception as error:  # noqa: BLE001 - a bad version is reported, never fatal to the others
+            except Exception as error:  # noqa: BLE001 - a bad version must not stop the others
                 self.faults[name, version] = f"{error}"
-                logger.error("model %s version %d is not served: %s", name, version, error)  # noqa: TRY400
+                logger.error(  # noqa: TRY400
+                    "load of %s/%d failed: %s; %s", name, version, error, _still_serving(current)
+                )
         if chosen or name in self._loaded:
             self._swap(name, chosen)
         return None
@@ -279,10 +248,10 @@ class Repository:
         if by_version:
             after[name] = MappingProxyType(by_version)
         self._loaded = MappingProxyType(after)
-        self._let_go(old, by_version)
+        self._retire_all(old, by_version)
 
-    def _let_go(self, old: Mapping[int, ServedModel], kept: Mapping[int, ServedModel]) -> None:
-        """Retire those that are not kept, when no request uses them any more."""
+    def _retire_all(self, old: Mapping[int, ServedModel], kept: Mapping[int, ServedModel]) -> None:
+        """Retire the versions of `old` that are not in `kept`, once no request holds them."""
         for version, model in old.items():
             if kept.get(version) is not model:
                 task = asyncio.get_running_loop().create_task(_retire(model, self._retired))
@@ -296,3 +265,11 @@ async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None
     logger.info("model %s version %d is unloaded", model.bundle.name, model.bundle.version)
     del model
     await asyncio.to_thread(return_memory)
+
+
+def _still_serving(versions: Mapping[int, ServedModel]) -> str:
+    """The end of a log line: which versions serve although a load failed."""
+    if not versions:
+        return "no version of it serves"
+    numbers = ", ".join(map(str, sorted(versions)))
+    return f"version{'s' if len(versions) > 1 else ''} {numbers} keep{'s' if len(versions) == 1 else ''} serving"

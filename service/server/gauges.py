@@ -7,7 +7,8 @@ from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge
 from service.priors.priors import PriorDoesNotFit, Priors, UnknownPrior
 from service.priors.revisions import DEFAULT
-from service.repository.repository import Repository, ServedModel
+from service.repository.repository import Repository
+from service.repository.served import ServedModel
 
 TRAINING = "training"
 

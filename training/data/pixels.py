@@ -1,7 +1,8 @@
-"""Images of a data set: files to pixels, pixels to the network's tensor, and the statistics of the channels.
+"""Images of a data set: files to pixels, pixels to the network's tensor, and the statistics of the
+channels.
 
-`service.contract.pixels` says how an image becomes a tensor; this module names the file in every error and adds
-what only training does: random crops, a check of whole files, and statistics.
+`service.contract.pixels` says how an image becomes a tensor; this module names the file in every
+error and adds what only training does: random crops, a check of whole files, and statistics.
 """
 
 from pathlib import Path
@@ -23,7 +24,9 @@ STATISTICS_ROWS = 20_000  # a mean over these is exact to the four digits that a
 
 
 def decode(path: str | Path, spec: ImageSpec) -> NDArray[np.uint8]:
-    """Pixels [H, W, channels] of an image file, resized as spec says. Raises BadData naming the file."""
+    """Pixels [H, W, channels] of an image file, resized as spec says. Raises BadData naming the
+    file.
+    """
     try:
         return contract.decode_pixels(
             contract.open_image(_bytes_of(path)),
@@ -36,9 +39,11 @@ def decode(path: str | Path, spec: ImageSpec) -> NDArray[np.uint8]:
 
 
 def random_crop(path: str | Path, spec: ImageSpec, *, seed: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Pixels [H, W, channels] of a random part of the image, half of the time mirrored, for training.
+    """Pixels [H, W, channels] of a random part of the image, half of the time mirrored, for
+    training.
 
-    The part has 8 … 100 % of the area and sides 3:4 … 4:3 (Szegedy et al., 2015; Goyal et al., 2017).
+    The part has 8 … 100 % of the area and sides 3:4 … 4:3 (Szegedy et al., 2015; Goyal et al.,
+    2017).
     """
     from PIL.Image import Resampling, Transpose
 
@@ -111,7 +116,9 @@ def _why(error: OSError) -> str:
 
 
 def _part(image: "Image", generator: np.random.Generator) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) of a random part; the centre square when none of the tries fits."""
+    """The box (left, top, right, bottom) of a random part; the centre square when none of the tries
+    fits.
+    """
     width, height = image.size
     for _ in range(CROP_TRIES):
         area = width * height * generator.uniform(0.08, 1.0)

@@ -14,7 +14,8 @@ from service.batching.pool import Pool
 from service.batching.work import Entry
 from service.classifier import Classifier, RowSettings, check_room, check_top_k
 from service.contract.bundle import Bundle
-from service.repository.repository import Repository, ServedModel, UnknownModel
+from service.repository.repository import Repository, UnknownModel
+from service.repository.served import ServedModel
 from service.wire.arrays import InvalidInput, Malformed, fitted, text_array, texts_per_row
 from service.wire.parameters import prior_of_text, query_parameters
 from service.wire.tensors import BY_DTYPE, Tensor

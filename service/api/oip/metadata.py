@@ -8,7 +8,8 @@ from service.api.edge.errors import Problem
 from service.api.health import Health
 from service.api.oip.infer import version_of
 from service.contract.bundle import Bundle, InputSpec
-from service.repository.repository import Repository, ServedModel
+from service.repository.repository import Repository
+from service.repository.served import ServedModel
 from service.wire.tensors import BY_DTYPE
 
 EXTENSIONS = [

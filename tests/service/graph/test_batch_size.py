@@ -1,6 +1,6 @@
 """How large a batch is worth waiting for."""
 
-from service.graph.batch_size import efficient_rows
+from service.graph.warm_up import efficient_rows
 
 
 def test_a_model_that_gains_from_large_batches_gets_them():

@@ -182,17 +182,17 @@ def test_small_class_lists_have_no_choice_and_are_not_tried_out(tmp_path):
     graph = opened(tmp_path, 10)
     found = warm_up(graph, np.zeros((1, 10), np.float32), 10, [1, 4])
     assert not graph.has_choice
-    assert (found.ways, found.told(), graph.blocks_from_rows) == ({}, "", None)
+    assert (found.selections, found.selection_note(), graph.blocks_from_rows) == ({}, "", None)
 
 
 def test_warm_up_tries_both_ways_and_the_graph_takes_the_one_that_was_faster(graphs):
     graph = graphs["even"]
     found = warm_up(graph, np.zeros((1, EVEN), np.float32), EVEN, [1, 2, 4])
-    assert list(found.ways) == [1, 2, 4]
+    assert list(found.selections) == [1, 2, 4]
     assert graph.blocks_from_rows == found.blocks_from_rows
-    for rows, both in found.ways.items():
+    for rows, both in found.selections.items():
         assert found.cost_seconds[rows] == min(both) > 0
-    assert "by blocks" in found.told()
+    assert "by blocks" in found.selection_note()
 
 
 def test_a_model_whose_calls_are_long_is_not_tried_out_for_long(graphs, monkeypatch):
@@ -202,7 +202,7 @@ def test_a_model_whose_calls_are_long_is_not_tried_out_for_long(graphs, monkeypa
     run = graph.run
     monkeypatch.setattr(graph, "run", lambda *a, **b: calls.append(1) or run(*a, **b))
     found = warm_up(graph, np.zeros((1, EVEN), np.float32), EVEN, [1, 2])
-    assert found.ways == {}
+    assert found.selections == {}
     assert graph.blocks_from_rows is None
     assert len(calls) == 2 * 3 + 1
 

@@ -246,7 +246,7 @@ def test_an_unload_ends_the_wait_for_a_load_and_the_next_load_goes_on_with_it(
             await service.repository.unload("linear")
             assert served(service) == []
             for each in loads:  # also the one that stood in line
-                with pytest.raises(ModelFailed, match="unloaded while it was being loaded"):
+                with pytest.raises(ModelFailed, match="unloaded while it was loading"):
                     await each
             assert state(service, 2) == "unloaded"
             again = asyncio.create_task(service.repository.load("linear"))
@@ -346,7 +346,7 @@ def test_neither_another_order_nor_the_end_waits_for_a_load_that_hangs_whatever_
         assert not client.is_model_ready("linear")
         assert not hanging.done()
         client.unload_model("endless")
-        with pytest.raises(InferenceServerException, match="unloaded while it was being loaded"):
+        with pytest.raises(InferenceServerException, match="unloaded while it was loading"):
             hanging.result(30)
         client.load_model("linear")  # though a warm-up goes on that nobody waits for
         assert answered(server) == 200

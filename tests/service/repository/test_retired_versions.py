@@ -55,17 +55,17 @@ def test_everything_of_a_retired_version_is_gone(tmp_path):
             each = (model, model.graph, model.batcher, model.table, model.recent, model.metrics, model.bundle)  # fmt: skip
             gone.extend((f"{type(o).__name__} of {version - 1}", weakref.ref(o)) for o in each)
             del model, each
-            service.observe.metrics.exposition("text/plain")
-            service.priors.drift.look()
+            service.metrics.exposition("text/plain")
+            service.drift.look()
             publish_version(models, version)
-            await service.repository.repository.load("linear")
+            await service.repository.load("linear")
             if version > 3:
                 shutil.rmtree(models / "linear" / str(version - 3))
-            await asyncio.gather(*service.repository.repository._retiring)
-        service.priors.drift.look()
+            await asyncio.gather(*service.repository._retiring)
+        service.drift.look()
         gc.collect()
         alive = [name for name, ref in gone if ref() is not None and not name.endswith(f" {SWAPS}")]
-        told = versions_told(service.observe.metrics)
+        told = versions_told(service.metrics)
         graph_threads = [t.name for t in threading.enumerate() if t.name.startswith("graph-linear")]
         folders = run_folder.tallies()
         await service.stop()

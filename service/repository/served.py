@@ -1,0 +1,66 @@
+"""One loaded version of a model, and the references that keep it loaded while requests use it."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Self
+
+from service.batching.batcher import Batcher
+from service.contract.bundle import Bundle
+from service.graph.prior_table import PriorTable
+from service.graph.session import Graph
+from service.observe.model_metrics import ModelMetrics
+from service.priors.recent import LogitReservoir
+from service.wire.ranked import ClassJson
+
+
+@dataclass(eq=False)
+class ServedModel:
+    """One loaded version and everything that belongs to it.
+
+    bundle: its model.json. graph: its open session. table: the priors that its requests use.
+    batcher: its queue. metrics: its counters. recent: a sample of recent logits. report: its
+    report.json, or an empty object.
+    """
+
+    bundle: Bundle
+    graph: Graph
+    table: PriorTable
+    batcher: Batcher
+    metrics: ModelMetrics
+    recent: LogitReservoir
+    report: dict[str, object] = field(default_factory=dict)
+    class_json: ClassJson = field(init=False)
+    _holders: int = 0
+    _free: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.class_json = ClassJson(self.bundle.class_names)
+
+    def held(self) -> Self:
+        """Keep the model loaded while a request uses it: `with model.held():`."""
+        return self
+
+    def hold(self) -> None:
+        """Keep the model loaded until `let_go`."""
+        self._holders += 1
+
+    def let_go(self) -> None:
+        """End what `hold` began; `retire` goes on when no request holds the model."""
+        self._holders -= 1
+        if self._holders == 0:
+            self._free.set()
+
+    def __enter__(self) -> Self:
+        self.hold()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.let_go()
+
+    async def retire(self) -> None:
+        """Wait until no request holds the model, then drain and close its queue."""
+        while self._holders:
+            self._free.clear()
+            await self._free.wait()
+        await self.batcher.drain()
+        self.batcher.close()
