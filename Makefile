@@ -6,13 +6,13 @@ BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-gpu lint format train-demo screenshots constraints clean
+.PHONY: help run train docs test test-gpu lint format train-demo screenshots constraints clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 run: .venv/.service ## serve the shipped models with the console on http://127.0.0.1:8000
-	$(BIN)/python -m service serve --default-model $(MODEL) --port $(PORT)
+	$(BIN)/priordial serve --default-model $(MODEL) --port $(PORT)
 
 test: .venv/.all .venv/.deploy ## run every test
 	$(BIN)/python -m coverage run -m pytest -q tests/service/contract
@@ -35,7 +35,7 @@ format: .venv/.all ## format the code
 	$(BIN)/ruff check --fix .
 
 train-demo: .venv/.all ## train on scikit-learn's digits and publish the next version of models/digits
-	$(BIN)/python -m training fit --recipe digits --models models
+	$(BIN)/priordial train fit --recipe digits --models models
 
 screenshots: .venv/.all ## write docs/console.png, the picture of the console in the README
 	$(BIN)/python -m tests.service.console.picture
@@ -53,11 +53,21 @@ clean: ## remove what was built, but not the models or the priors
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 .venv/.service: .venv/bin/python pyproject.toml constraints.txt
+	@echo "Installing the service into .venv: about 320 MB, one to two minutes …"
 	$(INSTALL) -e '.[service,cpu]'
 	touch $@
 
+.venv/.training: .venv/.service
+	@echo "Installing PyTorch and what training needs into .venv: some minutes …"
+	$(INSTALL) -e '.[service,cpu,training]'
+	touch $@
+
+.venv/.docs: .venv/.service
+	$(INSTALL) --group docs
+	touch $@
+
 .venv/.all: .venv/.service
-	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard,traces]' --group dev
+	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard,traces]' --group dev --group docs
 	touch $@
 
 # What the tests of the Kubernetes files need; without it those tests are named as left out.

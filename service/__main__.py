@@ -5,18 +5,47 @@ import os
 import sys
 from collections.abc import Sequence
 
-from service.commands import priors as prior_commands
-from service.commands.importing import flags as import_flags
+from service.contract.extras import missing_extra
 from service.settings import InvalidSetting, Settings, add_flags, read_settings
 
+PROVIDERS = """providers:
+  auto      CUDA where it works, else the CPU; logged once
+  cpu       the processors of this machine
+  cuda      an NVIDIA GPU (extra gpu or cuda); the start fails where it does not work
+  tensorrt  an NVIDIA GPU through TensorRT; the start fails where it does not work
+"""
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit 0 done, 2 wrong use, 1 failed."""
+
+def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m service") -> int:
+    """Run one verb. Returns 0 done, 1 failed, 2 wrong use.
+
+    prog: the command's name in its help and its errors.
+    """
+    try:
+        return _run(arguments, prog)
+    except ModuleNotFoundError as error:
+        advice = missing_extra(error, first="serve")
+        if advice is None:
+            raise
+        print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - a command speaks
+        return 1
+
+
+def _run(arguments: Sequence[str] | None, prog: str) -> int:
+    from service.commands import priors as prior_commands
+    from service.commands.importing import flags as import_flags
+
     parser = argparse.ArgumentParser(
-        prog="python -m service", description="Serve classifiers with adjustable class priors."
+        prog=prog, description="Serve classifiers with adjustable class priors."
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    add_flags(verbs.add_parser("serve", help="serve the models of a repository"))
+    serving = verbs.add_parser(
+        "serve",
+        help="serve the models of a repository",
+        epilog=PROVIDERS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_flags(serving)
     import_flags.add_flags(
         verbs.add_parser("import", help="publish an ONNX classifier that was trained elsewhere")
     )

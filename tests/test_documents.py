@@ -63,7 +63,7 @@ def test_every_link_between_the_documents_leads_somewhere():
 
 
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
-PROGRAMS = ("service", "training", "benchmarks")
+PROGRAMS = ("priordial", "service", "training", "benchmarks")
 """The packages whose rooms ARCHITECTURE.md names."""
 MOST_MODULES = 15
 
@@ -133,7 +133,7 @@ def test_the_picture_of_the_rooms_equals_the_import_contracts():
     held = {
         contract["containers"][0]: contract["layers"]
         for contract in contracts["tool"]["importlinter"]["contracts"]
-        if contract["type"] == "layers"
+        if "containers" in contract
     }
     for program, column in drawn.items():
         assert [line for line in column if line] == held[program]

@@ -17,9 +17,12 @@ from training.faults import Fault, say
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0 done, 2 wrong use, 1 failed."""
-    parser = _parser()
+def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> int:
+    """Run one verb. Returns 0 done, 2 wrong use, 1 failed.
+
+    prog: the command's name in its help and its errors.
+    """
+    parser = _parser(prog)
     options = parser.parse_args(arguments)
     verb: Verb = options.run
     try:
@@ -64,9 +67,9 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
         print(result["bundle"])  # noqa: T201 - for scripts
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(prog: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="training",
+        prog=prog,
         description="Train, calibrate and publish classifiers for long-tailed data.",
     )
     verbs = parser.add_subparsers(metavar="VERB", required=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.commands.choices import NETWORKS, listing, methods, recipes
 from training.commands.flags import add_run_flags, recipe_of
 from training.faults import WrongUse
 
@@ -17,7 +18,11 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         "Methods x seeds on one data set: the paper's table and figures. The same command goes on after an interruption.",
         _compare,
     )
-    parser.add_argument("--methods", default="all", help="all, or names with commas (default all)")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = listing(methods=methods(), networks=NETWORKS, recipes=recipes())
+    parser.add_argument(
+        "--methods", default="all", help="all, or names of methods below, with commas (default all)"
+    )
     parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, … (default 5)")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and report")
     add_run_flags(parser)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from training.commands.choices import LOSSES, NETWORKS, SAMPLERS, listing, recipes
 from training.commands.flags import (
     add_data_flags,
     add_image_flags,
@@ -18,6 +19,8 @@ from training.commands.flags import (
 def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare the verb; add_verb takes a name, a text and what runs."""
     parser = add_verb("fit", "Train a model and publish it.", _fit)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = listing(networks=NETWORKS, losses=LOSSES, samplers=SAMPLERS, recipes=recipes())
     parser.add_argument(
         "--recipe",
         metavar="NAME|FILE.toml",
@@ -37,9 +40,9 @@ def _add_method_flags(method: Any) -> None:
     method.add_argument(
         "--network",
         metavar="NET",
-        help="linear, mlp, text, cnn, cnn-direct, resnet32, released-resnet32 or module:function (default mlp; text for texts)",
+        help="one of the networks below (default mlp; text for texts)",
     )
-    method.add_argument("--loss", help="erm, logit-adjusted, … (default erm)")
+    method.add_argument("--loss", help="one of the losses below (default erm)")
     method.add_argument(
         "--loss-tau", type=float, help="tau inside a logit-adjusted loss (default 1)"
     )
@@ -51,7 +54,7 @@ def _add_method_flags(method: Any) -> None:
         type=name_and_number,
         help="of a loss, as in max_margin=0.3",
     )
-    method.add_argument("--sampler", help="uniform, balanced, square-root, … (default uniform)")
+    method.add_argument("--sampler", help="one of the samplers below (default uniform)")
     method.add_argument(
         "--sampler-option",
         action="append",

@@ -1,0 +1,89 @@
+"""The `priordial` command: one front for the service's verbs and for training."""
+
+import difflib
+import importlib.metadata
+import sys
+from collections.abc import Sequence
+
+from service.contract.extras import missing_extra
+
+GROUPS = {
+    "serve a model": {
+        "serve": "serve the models of a repository",
+        "import": "publish an ONNX classifier that was trained elsewhere",
+        "doctor": "say what works on this machine, and why the rest does not",
+    },
+    "operate a service": {
+        "key": "make an API key",
+        "priors": "export, import or migrate the stored priors",
+    },
+    "train a model": {
+        "train": "train, calibrate, compare and publish; the same as the command `training`",
+    },
+}
+"""Every verb with its line of help, by group."""
+
+VERBS = [verb for group in GROUPS.values() for verb in group]
+USAGE = "usage: priordial VERB …, priordial VERB --help, priordial --version"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb. Returns 0 done, 1 failed, 2 wrong use."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        _print(help_text(), to_stderr=not given)
+        return 0 if given else 2
+    if given[0] == "--version":
+        _print(f"priordial {version()}")
+        return 0
+    if given[0] not in VERBS:
+        _print(_unknown(given[0]), to_stderr=True)
+        return 2
+    try:
+        return _run(given)
+    except ModuleNotFoundError as error:
+        advice = missing_extra(error, first="training" if given[0] == "train" else "serve")
+        if advice is None:
+            raise
+        _print(f"priordial: {advice}", to_stderr=True)
+        return 1
+
+
+def version() -> str:
+    """The installed version of the package, or `unknown` in a folder that is not installed."""
+    try:
+        return importlib.metadata.version("priordial")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown (the package is not installed)"
+
+
+def help_text() -> str:
+    """The verbs in groups, with a line for each."""
+    lines = [USAGE, "", "Serve any ONNX classifier and change its class prior while it runs."]
+    for group, verbs in GROUPS.items():
+        lines += ["", f"{group}:", *(f"  {verb:<8} {text}" for verb, text in verbs.items())]
+    return "\n".join(lines)
+
+
+def _run(given: list[str]) -> int:
+    if given[0] == "train":
+        from training.__main__ import run
+
+        return run(given[1:], prog="priordial train")
+    from service.__main__ import main as serve
+
+    return serve(given, prog="priordial")
+
+
+def _unknown(verb: str) -> str:
+    near = difflib.get_close_matches(verb, VERBS, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(VERBS)}"
+    return f"{USAGE}\npriordial: no verb '{verb}'; {hint}"
+
+
+def _print(text: str, *, to_stderr: bool = False) -> None:
+    print(text, file=sys.stderr if to_stderr else sys.stdout)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

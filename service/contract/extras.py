@@ -1,0 +1,56 @@
+"""Says which extra of the package installs a library that is missing."""
+
+EXTRAS = {
+    "serve": (
+        "fastapi",
+        "httptools",
+        "multipart",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "orjson",
+        "PIL",
+        "prometheus_client",
+        "pydantic",
+        "python_multipart",
+        "sqlalchemy",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+    ),
+    "postgres": ("psycopg",),
+    "traces": ("opentelemetry",),
+    "training": (
+        "matplotlib",
+        "mpl_toolkits",
+        "numpy",
+        "onnx",
+        "onnxruntime",
+        "onnxscript",
+        "PIL",
+        "pyarrow",
+        "pydantic",
+        "scipy",
+        "sklearn",
+        "torch",
+        "tqdm",
+    ),
+    "torchvision": ("torchvision",),
+    "tensorboard": ("tensorboard",),
+}
+"""Each extra with the import names of the libraries that it installs, those of the package itself included."""
+
+
+def missing_extra(error: ImportError, *, first: str) -> str | None:
+    """One line that says how to install the library of this error, or None for any other module.
+
+    first: the extra to name when several install the library.
+
+    >>> missing_extra(ModuleNotFoundError(name="torch"), first="training")
+    "torch is not installed. Install it with: pip install 'priordial[training]'"
+    """
+    library = (error.name or "").partition(".")[0]
+    for extra in sorted(EXTRAS, key=lambda name: name != first):
+        if library in EXTRAS[extra]:
+            return f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'"
+    return None

@@ -1,0 +1,76 @@
+"""The command `priordial` starts every verb, and says what to install where a library is missing."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from priordial.__main__ import VERBS, main, version
+
+ROOT = Path(__file__).parents[2]
+
+
+def _run(*command, blocked=""):
+    """A program in its own process, where the libraries named in `blocked` cannot be imported."""
+    code = (
+        f"import sys; [sys.modules.__setitem__(name, None) for name in {blocked.split()!r}]; "
+        f"sys.argv[1:] = {list(command[1:])!r}; "
+        f"import runpy; runpy.run_module({command[0]!r}, run_name='__main__')"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def _verbs_of_service():
+    usage = _run("service", "--help").stdout
+    return re.findall(r"^    (\w+) ", usage, re.MULTILINE)
+
+
+def test_help_lists_every_verb_of_both_programs():
+    assert sorted(VERBS) == sorted([*_verbs_of_service(), "train"])
+
+
+def test_help_is_printed_on_request_and_for_an_empty_command_line(capsys):
+    assert main(["--help"]) == 0
+    asked = capsys.readouterr().out
+    assert main([]) == 2
+    assert capsys.readouterr().err == asked
+
+
+def test_version_is_that_of_the_package(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"priordial {version()}\n"
+
+
+def test_a_misspelt_verb_is_answered_with_the_nearest_one(capsys):
+    assert main(["serv"]) == 2
+    assert "no verb 'serv'; did you mean 'serve'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["serve", "train"])
+def test_errors_and_usage_name_the_command_that_was_typed(verb):
+    done = _run("priordial", verb, "--no-such-flag")
+    assert done.returncode == 2
+    assert done.stderr.startswith("usage: priordial")
+
+
+@pytest.mark.parametrize(
+    ("command", "library", "extra"),
+    [
+        (("priordial", "serve"), "fastapi", "serve"),
+        (("priordial", "serve"), "sqlalchemy", "serve"),
+        (("priordial", "train", "data", "digits"), "sklearn", "training"),
+        (("service", "serve"), "fastapi", "serve"),
+        (("service", "doctor"), "sqlalchemy", "serve"),
+        (("training", "fit", "--data", "digits"), "torch", "training"),
+    ],
+)
+def test_a_missing_library_is_one_line_with_the_command_that_installs_it(command, library, extra):
+    done = _run(*command, blocked=library)
+    assert done.returncode == 1
+    line = f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'\n"
+    assert done.stderr.endswith(line)
+    assert "Traceback" not in done.stderr

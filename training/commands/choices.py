@@ -1,0 +1,63 @@
+"""The names that flags of `fit` and `compare` take, a line each, for their `--help`."""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+
+NETWORKS = {
+    "linear": "one linear layer",
+    "mlp": "two hidden layers of 128, for rows of numbers",
+    "cnn": "a small convolutional network with a hidden layer",
+    "cnn-direct": "the same convolutions, the classifier directly on their features",
+    "resnet32": "the paper's network for CIFAR",
+    "released-resnet32": "the ResNet-32 of the code released with the paper",
+    "text": "the mean of word vectors and a linear layer, for texts",
+    "module:function": "any importable factory f(num_classes) -> torch.nn.Module",
+}
+LOSSES = {
+    "erm": "cross-entropy",
+    "balanced": "cross-entropy, each class weighted by 1 / its frequency",
+    "logit-adjusted": "cross-entropy of logits + loss_tau · log frequency (the paper's loss)",
+    "balanced-softmax": "logit-adjusted with loss_tau 1",
+    "weighted-logit-adjusted": "logit-adjusted, with the weights that keep it consistent",
+    "adaptive": "a margin that grows with the rarity of the label",
+    "ldam": "label-distribution-aware margin on a cosine head",
+    "equalised": "a margin of the log frequency of the rival class",
+    "equalised-random": "rare rivals are ignored at random",
+    "logit-adjusted+adaptive": "both margins",
+    "focal": "cross-entropy, with less weight on examples that are already right",
+}
+SAMPLERS = {
+    "uniform": "every example once an epoch",
+    "balanced": "classes equally often",
+    "square-root": "classes by the root of their counts",
+    "effective-number": "examples weighted by the effective number of their class",
+    "progressive": "from uniform to balanced over the run",
+    "deferred": "uniform, then balanced for the last part of the run",
+}
+RECIPES = Path(__file__).parents[1] / "recipes"
+
+
+def recipes() -> dict[str, str]:
+    """The recipes of the package with their descriptions."""
+    return {
+        path.stem: tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
+        for path in sorted(RECIPES.glob("*.toml"))
+    }
+
+
+def methods() -> dict[str, str]:
+    """The methods of a comparison with their notes."""
+    from training.studies.methods import METHODS
+
+    return {method.name: method.note for method in METHODS}
+
+
+def listing(**tables: Mapping[str, str]) -> str:
+    """An epilog for argparse: each table under its name."""
+    parts = []
+    for title, table in tables.items():
+        width = max(map(len, table))
+        lines = [f"  {name:<{width}}  {text}" for name, text in table.items()]
+        parts.append("\n".join([f"{title}:", *lines]))
+    return "\n\n".join(parts)
