@@ -64,6 +64,17 @@ class Settings:
         256, "MiB of inputs that may wait for one model", low=1, high=10**6
     )
     max_body_mib: int = _setting(64, "largest request body in MiB", low=1, high=4096)
+    max_header_kib: int = _setting(64, "largest headers of a request in KiB", low=1, high=1024)
+    max_url_kib: int = _setting(32, "longest URL of a request in KiB", low=1, high=63)
+    keep_alive_seconds: float = _setting(
+        75.0,
+        "close a connection that has been idle for this long; more than the proxy in front keeps it",
+        low=0.1,
+        high=86_400,
+    )
+    root_path: str = _setting(
+        "", "path prefix that a proxy in front removes, such as /priordial, for links in /docs"
+    )
     inline_us: int = _setting(
         100, "batches that take no longer than this (µs) run on the event loop", low=0, high=10**6
     )

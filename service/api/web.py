@@ -1,4 +1,4 @@
-"""The FastAPI application: everything that does not score, in one form of error."""
+"""The FastAPI application: every route that does not score, with one form of error for all."""
 
 import logging
 from collections.abc import Iterable
@@ -7,27 +7,35 @@ from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from starlette.exceptions import HTTPException
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
 
 from service.api.edge.errors import PROBLEM_JSON, Problem, kinds, problem_of
 
 logger = logging.getLogger(__name__)
 
+_MIN_COMPRESSED_BYTES = 1024
+"""A shorter answer is not compressed, whatever the client accepts."""
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
 
 
 def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
-    """All cold routes, with problems for errors."""
+    """Build the application of these routes. Errors are answered as problems.
+
+    A trailing slash is not redirected: the location would be made of the client's Host header.
+    """
     app = FastAPI(
         title="Priordial",
         version=version,
         summary="Inference with adjustable class priors",
         redoc_url=None,
+        redirect_slashes=False,
     )
     app.state.all_routes = []
     for each in routers:
         app.include_router(each)
         app.state.all_routes += each.routes
+    app.add_middleware(GZipMiddleware, minimum_size=_MIN_COMPRESSED_BYTES, compresslevel=1)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     expected_errors: list[type[Exception]] = [Problem, *kinds()]
@@ -38,14 +46,20 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """A problem as a response; under /v2 in the form that clients of the Open Inference Protocol read."""
-    oip = request.url.path.startswith("/v2")
+    """Make a response of a problem; under /v2 in the form that the Open Inference Protocol defines."""
+    oip = _path(request).startswith("/v2")
     return Response(
         problem.body(oip=oip),
         status_code=problem.status,
         headers=problem.headers,
         media_type="application/json" if oip else PROBLEM_JSON,
     )
+
+
+def _path(request: Request) -> str:
+    """The path that the routes see: without the prefix of a proxy."""
+    path: str = request.scope["path"]
+    return path.removeprefix(request.scope.get("root_path", ""))
 
 
 async def _invalid(request: Request, error: Exception) -> Response:
@@ -66,8 +80,8 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _BY_STATUS.get(error.status_code, "malformed")
     detail = {
-        "not-found": f"nothing is at {request.url.path}",
-        "method-not-allowed": f"{request.method} is not allowed at {request.url.path}",
+        "not-found": f"nothing is at {_path(request)[:200]}",
+        "method-not-allowed": f"{request.method} is not allowed at {_path(request)[:200]}",
     }.get(kind, str(error.detail))
     headers = error.headers
     if kind == "method-not-allowed":
@@ -76,12 +90,12 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _methods_here(request: Request) -> list[str]:
-    """Every method of the path: its routes are one a method, and each knows of itself only."""
+    """Every method of the path. Each route has one method and knows no other route."""
     methods: set[str] = set()
     for route in request.app.state.all_routes:
         if route.matches(request.scope)[0] is not Match.NONE:
             methods |= getattr(route, "methods", None) or set()
-    return sorted(methods)
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 async def _any(request: Request, error: Exception) -> Response:

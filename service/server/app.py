@@ -215,12 +215,17 @@ class Service:
             "read_seconds": settings.read_seconds,
             "log_requests": log if self.traces is None else self.traces.log(log),
         }
+        edge: dict[str, Any] = {
+            "max_header_bytes": settings.max_header_kib * 1024,
+            "max_url_bytes": settings.max_url_kib * 1024,
+            "root_path": settings.root_path,
+        }
         if self.traces is None:
-            return Edge(app, lane=HotLane(hot, access=self.access, **common), **common)
+            return Edge(app, lane=HotLane(hot, access=self.access, **common), **common, **edge)
         from service.api.edge.traced_lane import TracedLane
 
         lane = TracedLane(hot, begin=self.traces.begin, access=self.access, **common)
-        return Edge(self.traces.cold(app), lane=lane, **common)
+        return Edge(self.traces.cold(app), lane=lane, **common, **edge)
 
     def _retired(self, bundle: Bundle) -> None:
         self.priors.forget(bundle)

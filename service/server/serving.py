@@ -134,6 +134,7 @@ class _Serving:
             server_header=False,
             date_header=False,
             backlog=BACKLOG,
+            timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
             timeout_graceful_shutdown=FINISH_SECONDS,
             http=HotProtocol,
             interface="asgi3",

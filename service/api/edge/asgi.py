@@ -1,11 +1,13 @@
-"""The outermost ASGI application: hot routes go to their lane, the rest to FastAPI, every request counted and logged."""
+"""The outermost ASGI application: scoring routes go to their lane, the rest to FastAPI; every request is counted and logged."""
 
 import logging
+import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from service.api.edge.bodies import Message, Receive, limited
+from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
 from service.api.edge.lane import HotLane
 from service.api.edge.request import HotRequest, Match, request_id_of
@@ -13,13 +15,16 @@ from service.observe.metrics import Arrived, Metrics
 
 logger = logging.getLogger(__name__)
 
+_PREFIX = re.compile(r"(?:/[A-Za-z0-9._~-]+){1,16}")
+_MAX_PREFIX = 200
+
 Scope = Message
 Send = Callable[[Message], Awaitable[None]]
 Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Edge:
-    """Routes; gives every request an id; counts and logs those that FastAPI answers."""
+    """Routes requests and gives each an id; counts and logs those that FastAPI answers."""
 
     def __init__(
         self,
@@ -30,10 +35,24 @@ class Edge:
         max_body_bytes: int,
         read_seconds: float,
         log_requests: Callable[[list[dict[str, Any]]], None],
+        max_header_bytes: int = 65536,
+        max_url_bytes: int = 32768,
+        root_path: str = "",
     ) -> None:
+        """Wrap the FastAPI application.
+
+        app: the routes that do not score.
+        lane: the routes that score.
+        metrics, log_requests: where requests are counted, and where their log lines go.
+        max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `HotProtocol` applies the last two.
+        read_seconds: how long a body may take to arrive.
+        root_path: the path prefix that a proxy removes, such as "/priordial".
+        """
         self.lane = lane
         self.draining = False
-        """Whether each answer tells its client to take another connection for the next request."""
+        """Whether each answer tells its client to open another connection for the next request."""
+        self.max_header_bytes, self.max_url_bytes = max_header_bytes, max_url_bytes
+        self._root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
         self._app, self._metrics = app, metrics
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
         self._log_requests = log_requests
@@ -43,6 +62,10 @@ class Edge:
         if scope["type"] != "http":
             return self._app(scope, receive, send)
         begun = time.perf_counter()
+        root = self._root_path
+        if root and scope["path"].startswith(root + "/"):  # a proxy that does not remove it
+            scope["path"] = scope["path"][len(root) :]
+            scope["raw_path"] = scope["raw_path"][len(root) :]
         match = self.lane.match(scope["path"])
         if match is not None:
             return self._hot(match, scope, receive, send, begun)
@@ -51,7 +74,7 @@ class Edge:
     async def _hot(
         self, match: Match, scope: Scope, receive: Receive, send: Send, begun: float
     ) -> None:
-        """A hot request that HotProtocol left to ASGI: its body is long, or comes slowly, or something is unusual."""
+        """Answer a hot request that HotProtocol left to ASGI: its body is long or slow, or it is unusual."""
         request = HotRequest(
             scope["method"],
             scope["query_string"],
@@ -75,8 +98,16 @@ class Edge:
         await send({"type": "http.response.body", "body": body})
 
     async def _cold(self, scope: Scope, receive: Receive, send: Send, begun: float) -> None:
-        """FastAPI's answer, counted under its route template, with the request id."""
+        """Have FastAPI answer; count the request under its route template; send its request id.
+
+        HEAD is answered as GET is; uvicorn leaves out the body.
+        """
         headers = dict(scope["headers"])
+        scope = {**scope, "root_path": self._prefix(headers)}
+        scope["path"] = scope["root_path"] + scope["path"]
+        method = scope["method"]
+        if method == "HEAD":
+            scope["method"] = "GET"
         request_id = request_id_of(headers)
         scope.setdefault("state", {})["request_id"] = request_id
         status = 500
@@ -99,7 +130,24 @@ class Edge:
         try:
             await self._app(scope, within, wrapped)
         finally:
-            self._log(scope, status, begun, request_id)
+            self._log(scope, method, status, begun, request_id)
+
+    def refused(self, problem: Problem) -> bytes:
+        """Count and log a request that could not be read as HTTP; returns its new request id."""
+        begun, request_id = time.perf_counter(), request_id_of({})
+        scope = {"method": "-", "state": {}}
+        self._count(scope, problem.status, begun, request_id)
+        self._log(scope, "-", problem.status, begun, request_id, problem=problem.kind)
+        return request_id.encode()
+
+    def _prefix(self, headers: dict[bytes, bytes]) -> str:
+        """The path prefix that clients of a proxy see: X-Forwarded-Prefix where it is well-formed, else the setting."""
+        given = (
+            headers.get(b"x-forwarded-prefix", b"")[: _MAX_PREFIX + 1].decode("latin-1").rstrip("/")
+        )
+        if given and len(given) <= _MAX_PREFIX and _PREFIX.fullmatch(given):
+            return given
+        return self._root_path
 
     def _closing(self) -> list[tuple[bytes, bytes]]:
         return [(b"connection", b"close")] if self.draining else []
@@ -110,13 +158,22 @@ class Edge:
         except Exception:
             logger.exception("request %s could not be counted", request_id)
 
-    def _log(self, scope: Scope, status: int, begun: float, request_id: str) -> None:
+    def _log(
+        self,
+        scope: Scope,
+        method: str,
+        status: int,
+        begun: float,
+        request_id: str,
+        **more: str,
+    ) -> None:
         log = {
             "request_id": request_id,
-            "method": scope["method"][:20],
+            "method": method[:20],
             "route": _template(scope),
             "status": status,
             "seconds": time.perf_counter() - begun,
+            **more,
         }
         if "by" in scope["state"]:
             log["key"] = scope["state"]["by"]
@@ -132,9 +189,9 @@ def _template(scope: Scope) -> str:
 
 
 def _abandoned(receive: Receive) -> Callable[[], bool] | None:
-    """Whether the client has gone, where the server tells: uvicorn keeps it beside `receive`.
+    """Return a function that says whether the client has gone, or None for a server other than uvicorn.
 
-    ASGI has only `await receive()` for it, which would cost every request a task of its own.
+    ASGI itself offers only `await receive()`, which would cost every request a task of its own.
     """
     cycle: Any = getattr(receive, "__self__", None)
     return (lambda: bool(cycle.disconnected)) if hasattr(cycle, "disconnected") else None

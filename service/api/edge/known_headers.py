@@ -1,6 +1,6 @@
-"""Header blocks that were parsed before: a client sends the same one with each request, and the same bytes mean the same.
+"""Header blocks that were parsed before: a client repeats its block, and equal bytes have equal meaning.
 
-Only whole requests are looked for, whose request line is of the plainest kind; what is not known is the HTTP parser's to read.
+Only a whole request with a plain request line is recognised. The HTTP parser reads everything else.
 """
 
 import re
@@ -12,34 +12,52 @@ Pairs = list[tuple[bytes, bytes]]
 _REQUEST_LINE = re.compile(rb'POST (/[!-"$&->@-~]*)(?:\?([!-"$-~]*))? HTTP/1\.1\r\n')
 """A path without escapes, a query, and no fragment: printable ASCII."""
 _END = b"\r\n\r\n"
-_TAKEN = (b"*/*", b"json", b"application/*", b"octet-stream")
+_SERVED_TYPES = (b"*/*", b"json", b"application/*", b"octet-stream")
 _MAX_BLOCK_BYTES = 2048
 _MAX_BLOCKS = 512
 _OF_ONE_REQUEST = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"x-b3-traceid"})
-"""A block that holds one of these does not come again."""
+"""A block with one of these is not repeated by its client."""
 _OF_THE_CONNECTION = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-"""What these ask for is left to the parser, and `connection` where it is not keep-alive, as it is anyway."""
+"""Blocks with one of these are left to the parser, and those with a `connection` other than keep-alive."""
+_MAX_CACHED_TYPE_BYTES = 128
 
 
 class Head:
-    """What a header block says."""
+    """The meaning of a header block."""
 
     __slots__ = ("accepts_json", "by_name", "content_length", "content_type", "headers")
 
     def __init__(self, headers: Pairs, content_length: int) -> None:
-        """Headers have lower-case names; nobody may change them."""
+        """Take headers with lower-case names; they are never changed afterwards."""
         self.headers, self.content_length = headers, content_length
-        self.by_name = dict(headers)
-        self.content_type = _media_type(self.by_name.get(b"content-type", b""))
+        self.by_name = by_name = dict(headers)
+        if len(by_name) != len(headers):
+            self.by_name = by_name = _joined(headers)
+        content_type = by_name.get(b"content-type", b"")
+        self.content_type = (
+            _known_media_type(content_type)
+            if len(content_type) <= _MAX_CACHED_TYPE_BYTES
+            else _media_type(content_type)
+        )
         """Without parameters, lower case; empty when there is none."""
-        accept = self.by_name.get(b"accept", b"*/*")
-        self.accepts_json = any(taken in accept for taken in _TAKEN)
-        """Whether the client takes what we answer, JSON or (of the Open Inference Protocol) JSON and tensors."""
+        accept = by_name.get(b"accept", b"*/*")
+        self.accepts_json = any(served in accept for served in _SERVED_TYPES)
+        """Whether the client accepts JSON, or JSON and tensors of the Open Inference Protocol."""
 
 
-@lru_cache(maxsize=256)
+def _joined(headers: Pairs) -> dict[bytes, bytes]:
+    """Headers by name; values of one name are joined as one list (RFC 9110 section 5.2)."""
+    found: dict[bytes, list[bytes]] = {}
+    for name, value in headers:
+        found.setdefault(name, []).append(value)
+    return {name: b", ".join(values) for name, values in found.items()}
+
+
 def _media_type(header: bytes) -> str:
     return header.split(b";")[0].strip().lower().decode("latin-1")
+
+
+_known_media_type = lru_cache(maxsize=256)(_media_type)
 
 
 KnownRequest: TypeAlias = tuple[bytes, bytes, Head, bytes]
@@ -47,18 +65,20 @@ KnownRequest: TypeAlias = tuple[bytes, bytes, Head, bytes]
 
 
 class KnownHeads:
-    """The header blocks of the last requests; a few are kept, of any clients."""
+    """The header blocks of recent requests of all clients: at most 512 of at most 2 KiB."""
 
     def __init__(self) -> None:
         self._blocks: dict[bytes, Head] = {}
 
     def find(self, data: bytes) -> KnownRequest | None:
-        """The request that `data` is, where it is exactly one, whole, and its header block is known."""
+        """Return the request in `data` if that is exactly one whole request with a known header block."""
         line = _REQUEST_LINE.match(data)
         if line is None:
             return None
         begin = line.end()
         end = data.find(_END, begin)
+        if end < 0:
+            return None
         head = self._blocks.get(data[begin:end])
         if head is None or len(data) - end - 4 != head.content_length:
             return None
@@ -66,7 +86,7 @@ class KnownHeads:
         return path, query, head, data[end + 4 :]
 
     def learn(self, data: bytes, headers: Pairs) -> None:
-        """Keep the header block of `data`, which the parser read as one whole request with these headers."""
+        """Keep the header block of `data`, which the parser has read as one whole request."""
         line = _REQUEST_LINE.match(data)
         end = data.find(_END)
         if line is None or not 0 < end - line.end() <= _MAX_BLOCK_BYTES:

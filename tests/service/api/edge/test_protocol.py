@@ -14,7 +14,7 @@ from tests.support.small_models import inputs, publish_model
 def address(tmp_path_factory):
     models = tmp_path_factory.mktemp("models")
     publish_model(models)
-    with running(models) as server:
+    with running(models, keep_alive_seconds=1) as server:
         host, port = server.url.removeprefix("http://").split(":")
         yield host, int(port)
 

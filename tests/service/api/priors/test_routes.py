@@ -589,8 +589,8 @@ def test_a_method_that_is_not_there_is_refused_with_those_that_are(sqlite_url):
     @scenario(sqlite_url)
     async def _(client):
         for path, allowed in (
-            ("/priors", "GET, PUT"),
-            ("/priors/winter", "DELETE, GET, PATCH, PUT"),
+            ("/priors", "GET, HEAD, PUT"),
+            ("/priors/winter", "DELETE, GET, HEAD, PATCH, PUT"),
             ("/models/pets/priors/winter/rollback", "POST"),
         ):
             answer = await client.request("TRACE", path)

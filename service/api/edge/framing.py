@@ -1,0 +1,437 @@
+"""One HTTP/1.1 connection: uvicorn's protocol, held to RFC 9110 and RFC 9112 and to bounds of its own.
+
+The parser (llhttp) refuses bad chunk sizes, folded headers, bare CR and LF, and contradictory lengths. This module refuses
+what the parser leaves open, ignores trailers, answers requests that ask for an upgrade over HTTP/1.1, bounds the request
+target and the headers while they arrive, and answers a client that has closed only its sending side.
+"""
+
+import http
+import re
+import socket
+from collections.abc import Iterable
+from typing import Any
+
+import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service.api.edge.errors import PROBLEM_JSON, Problem
+from service.api.edge.known_headers import Pairs
+from service.api.edge.request import Response
+
+_STATUS_LINE = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in http.HTTPStatus
+}
+_HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
+_ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
+_UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
+_PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
+_MAX_PIPELINED = 8
+"""Requests that may wait behind one that is being answered before reading pauses."""
+_LINGER_SECONDS = 2.0
+"""How long a refused client may go on sending: closing at once could destroy the answer on its way."""
+_MAX_DISCARDED_BYTES = 64 * 2**20
+_HALF_CLOSED_SECONDS = 0.1
+"""After this long a client that closed its sending side is asked whether it still reads."""
+_PROBE_SECONDS = 0.05
+_TCP_CLOSE = 7
+
+
+class FramedProtocol(HttpToolsProtocol):
+    """One connection. The application must be an Edge. Subclasses override the hooks `begin_message` and following."""
+
+    mid_message = False
+    """Whether the parser has read a part of a request."""
+    _in_head = False
+    """Whether that part ends within the request line or the headers."""
+    _dropped = False
+    """Whether the rest of the message that is being read is ignored."""
+    _ended = False
+    """Whether nothing more is read from this connection."""
+    _head_bytes = 0
+    """Bytes of the headers of this message so far."""
+    _idle_bytes = 0
+    """Bytes received since the last part of a head or of a body was complete."""
+    _took_body = False
+    _discarded_bytes = 0
+    _refusal: bytes | None = None
+    """The answer that follows those that are still due, and closes the connection."""
+    _half_closed = False
+    _answering: Any = None
+    """uvicorn's cycle of the request that is being answered, where uvicorn answers it."""
+    _resting_since = 0.0
+    """loop.time() when the last answer was given."""
+
+    # -- from the socket
+
+    def data_received(self, data: bytes) -> None:
+        """Bytes of the client."""
+        if self._ended:
+            self._discard(data)
+            return
+        was_in_head, was_mid_message, self._took_body = self._in_head, self.mid_message, False
+        rest = memoryview(data)
+        while True:
+            try:
+                self.parser.feed_data(rest)
+            except httptools.HttpParserUpgrade as upgrade:
+                rest = rest[upgrade.args[0] :]
+                if self._ended:
+                    return
+                self._read_without_upgrade()
+                continue
+            except httptools.HttpParserError as error:
+                self.refuse("malformed", f"the bytes received are not an HTTP/1.1 request: {error}")
+            break
+        if not self.mid_message or self._ended:
+            self._idle_bytes = 0
+        elif was_mid_message and self._in_head == was_in_head and not self._took_body:
+            self._idle_bytes += len(data)
+            self._check_idle_bytes()
+        else:
+            self._idle_bytes = 0
+
+    def eof_received(self) -> bool:  # type: ignore[override]
+        """The client sends nothing more; it may still read. Returns whether the connection stays open."""
+        if self._ended and not self.is_answering():
+            return False
+        if self.mid_message and not self._dropped and not self._leave_unfinished():
+            return False
+        if not self.is_answering():
+            return False
+        self._half_closed = self._ended = True
+        self.loop.call_later(_HALF_CLOSED_SECONDS, self._probe)
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The client has left: every request of the connection learns of it, the pipelined ones too."""
+        self.forget_open_requests()
+        super().connection_lost(exc)
+        self._unset_keepalive_if_required()
+
+    def forget_open_requests(self) -> None:
+        """Mark the requests that wait for an answer as abandoned."""
+        waiting = [cycle for cycle, _ in self.pipeline]
+        self.pipeline.clear()
+        for cycle in [*waiting, self._answering]:
+            if cycle is not None and not cycle.response_complete:
+                cycle.disconnected = True
+                cycle.message_event.set()
+        self._answering = None
+
+    def is_answering(self) -> bool:
+        """Whether the client waits for an answer."""
+        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+
+    # -- from the parser
+
+    def on_message_begin(self) -> None:
+        """Parser: a request begins. uvicorn's scope is made for those that need one."""
+        self.mid_message = self._in_head = True
+        self._dropped = self._ended or self.transport.is_closing()
+        self._head_bytes = 0
+        self.url = b""
+        self.headers = []  # a new list for each request; `slow_clients` compares by identity
+        self.expect_100_continue = False
+
+    def on_url(self, url: bytes) -> None:
+        """Parser: a part of the request target."""
+        limit: int = self.app.max_url_bytes
+        if self._dropped:
+            return
+        if len(self.url) + len(url) > limit:
+            self.refuse(
+                "url-too-long", f"the URL is longer than {limit} bytes, the most that is accepted"
+            )
+            return
+        self.url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Parser: a header field, or a trailer field, which is ignored."""
+        self._head_bytes += len(name) + len(value) + 4
+        if self._dropped:
+            return
+        limit: int = self.app.max_header_bytes
+        if self._head_bytes > limit:
+            self.refuse(
+                "headers-too-large",
+                f"the headers are longer than {limit} bytes, the most that is accepted",
+            )
+        elif self._in_head:
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value.rstrip(b" \t")))
+
+    def on_headers_complete(self) -> None:
+        """Parser: all headers are there."""
+        self._in_head = False
+        if self._dropped:
+            return
+        if self.parser.should_upgrade():
+            if self.parser.get_method() == b"CONNECT":
+                self.refuse("malformed", "the method is CONNECT; this is not a proxy")
+            else:
+                self._dropped = True  # `data_received` has it read again
+            return
+        fault = self._fault()
+        if fault is not None:
+            self.refuse("malformed", fault)
+        else:
+            self.begin_message()
+
+    def on_body(self, body: bytes) -> None:
+        """Parser: a part of the body."""
+        self._took_body = True
+        if not self._dropped:
+            self.take_body(body)
+
+    def on_message_complete(self) -> None:
+        """Parser: the request is whole."""
+        self.mid_message = False
+        if self._dropped:
+            return
+        if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():
+            self._ended = True  # what follows the last request of a connection is not processed
+        self.end_message()
+
+    # -- what subclasses override
+
+    def begin_message(self) -> None:
+        """The head of a request is there and good."""
+        self.hand_over()
+
+    def take_body(self, body: bytes) -> None:
+        """A part of the body of a request."""
+        super().on_body(body)
+
+    def end_message(self) -> None:
+        """A request is whole. Reading goes on, so that a client that leaves is noticed."""
+        super().on_message_complete()
+        waiting = sum(len(cycle.body) for cycle, _ in self.pipeline)
+        if len(self.pipeline) < _MAX_PIPELINED and waiting <= HIGH_WATER_LIMIT:
+            self.flow.resume_reading()
+
+    def hand_over(self) -> None:
+        """Have uvicorn answer the request whose head was read."""
+        url, headers, expect = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expect
+        self.headers += headers
+        super().on_headers_complete()
+        if not self.pipeline or self.pipeline[0][0] is not self.cycle:
+            self._answering = self.cycle
+
+    # -- to the client
+
+    def refuse(self, kind: str, detail: str) -> None:
+        """Answer what cannot be read with a problem, after the answers that are due, and close the connection."""
+        if self._ended:
+            return
+        problem = Problem(kind, detail)
+        was_read = self.mid_message and not self._in_head and not self._dropped
+        self._ended = self._dropped = True
+        if was_read and not self._leave_unfinished():
+            if self.cycle.response_complete:
+                self.transport.close()
+                return
+            self.forget_open_requests()
+            self.cycle.response_complete = True
+        request_id: bytes = self.app.refused(problem)
+        response = (
+            problem.status,
+            PROBLEM_JSON.encode(),
+            problem.body(),
+            request_id,
+            _header_pairs(problem),
+        )
+        self._refusal = response_bytes(response, keep_alive=False)
+        if not self.is_answering():
+            self._send_refusal()
+
+    def on_response_complete(self) -> None:
+        """An answer is whole: begin what was pipelined behind its request, or rest."""
+        self._resting_since = self.loop.time()
+        if self.pipeline:
+            self._answering = self.pipeline[-1][0]
+            super().on_response_complete()
+            return
+        self._answering = None
+        self.server_state.total_requests += 1
+        self.flow.resume_reading()
+        if self._refusal is not None:
+            self._send_refusal()
+        elif self._half_closed:
+            self.transport.close()
+        elif self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._check_rest_in(self.timeout_keep_alive)
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection when it has rested for long enough; else wait for the remaining time.
+
+        One timer checks when the last answer was given, in place of one timer for each request.
+        """
+        self.timeout_keep_alive_task = None
+        if self.mid_message or self.is_answering():
+            return  # the answer begins a new rest
+        left = self._resting_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self._check_rest_in(left)
+        else:
+            super().timeout_keep_alive_handler()
+
+    def _check_rest_in(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def _send_refusal(self) -> None:
+        refusal, self._refusal = self._refusal, b""
+        if refusal and not self.transport.is_closing():
+            self.transport.write(refusal)
+            self.transport.write_eof()
+            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+
+    # -- details
+
+    def _should_upgrade(self) -> bool:
+        """No other protocol is spoken here, whichever libraries are installed."""
+        return False
+
+    def _discard(self, data: bytes) -> None:
+        self._discarded_bytes += len(data)
+        if self._discarded_bytes > _MAX_DISCARDED_BYTES:
+            self.transport.close()
+
+    def _check_idle_bytes(self) -> None:
+        """Refuse a head or trailers that never end, before the parser has kept more of them than is allowed."""
+        limit: int = self.app.max_header_bytes + (self.app.max_url_bytes if self._in_head else 0)
+        if self._idle_bytes <= limit:
+            return
+        if self._in_head:
+            self.refuse(
+                "headers-too-large",
+                f"the request line and headers are longer than {limit} bytes, the most that is accepted",
+            )
+        else:
+            self.refuse(
+                "malformed",
+                f"chunk extensions or trailers are longer than {limit} bytes, the most that is accepted",
+            )
+
+    def _fault(self) -> str | None:
+        """What is wrong with the head that was read. Makes the request target a path with a query."""
+        version = self.parser.get_http_version()
+        if version not in ("1.1", "1.0"):
+            return f"the request is HTTP/{version}; expected HTTP/1.1"
+        hosts = []
+        for name, value in self.headers:
+            if name == b"host":
+                hosts.append(value)
+            elif name == b"transfer-encoding":
+                if version == "1.0":
+                    return "an HTTP/1.0 request has Transfer-Encoding; expected Content-Length"
+                if value.lower() != b"chunked":
+                    shown = value[:40].decode("latin-1")
+                    return f"Transfer-Encoding is '{shown}'; expected chunked alone"
+        if len(hosts) > 1 or (not hosts and version == "1.1"):
+            return f"the request has {len(hosts)} Host headers; expected one"
+        if hosts and not _HOST.fullmatch(hosts[0]):
+            return f"Host is {hosts[0][:60]!r}; expected a host name and optionally a port"
+        if version == "1.0":
+            self.expect_100_continue = False
+        return self._target_fault()
+
+    def _target_fault(self) -> str | None:
+        url = self.url
+        if not url.startswith(b"/"):
+            absolute = _ABSOLUTE.match(url)
+            if absolute is not None:
+                url = url[absolute.end() :]
+                url = url if url.startswith(b"/") else b"/" + url
+            elif url == b"*":
+                url = b"/*"
+            else:
+                return f"the request target is {url[:60]!r}; expected a path"
+        if b"#" in url:
+            return "the request target has a fragment ('#'); expected a path and a query"
+        self.url = url
+        return None
+
+    def _read_without_upgrade(self) -> None:
+        """Read the head that asked for another protocol again, without that wish (RFC 9110 section 7.8).
+
+        llhttp would take the body for bytes of the other protocol.
+        """
+        lines = [
+            b"%b %b HTTP/%b"
+            % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        ]
+        for name, value in _without_upgrade(self.headers):
+            lines.append(b"%b: %b" % (name, value))
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
+
+    def _leave_unfinished(self) -> bool:
+        """Take the request whose body is incomplete out of the pipeline. Returns False where it is not in it."""
+        if self._in_head or self.cycle is None:
+            return True
+        if self.pipeline and self.pipeline[0][0] is self.cycle:
+            self.pipeline.popleft()
+            self.cycle.response_complete = True
+            return True
+        return False
+
+    def _probe(self) -> None:
+        """Find out whether a half-closed client still reads: one that does not refuses what is sent to it."""
+        if self.transport.is_closing() or not self.is_answering():
+            return
+        answering = self._answering
+        if answering is not None and (
+            answering.response_started or answering.scope["http_version"] != "1.1"
+        ):
+            return
+        self.transport.write(_PROCESSING)
+        self.loop.call_later(_PROBE_SECONDS, self._close_if_refused)
+
+    def _close_if_refused(self) -> None:
+        connection = self.transport.get_extra_info("socket")
+        if self.transport.is_closing() or connection is None:
+            return
+        if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
+            self.transport.abort()
+
+
+def response_bytes(response: Response, *, keep_alive: bool) -> bytes:
+    """A response as it is sent."""
+    status, content_type, body, request_id, headers = response
+    extra = b"" if keep_alive else b"connection: close\r\n"
+    if headers:
+        extra += b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
+        _STATUS_LINE[status],
+        extra,
+        content_type,
+        len(body),
+        request_id,
+        body,
+    )
+
+
+def _header_pairs(problem: Problem) -> tuple[tuple[bytes, bytes], ...]:
+    return tuple((k.lower().encode(), v.encode()) for k, v in problem.headers.items())
+
+
+def _without_upgrade(headers: Pairs) -> Iterable[tuple[bytes, bytes]]:
+    for name, value in headers:
+        if name in _UPGRADE_FIELDS:
+            continue
+        if name != b"connection":
+            yield name, value
+            continue
+        tokens = [token.strip() for token in value.split(b",")]
+        left = [token for token in tokens if token.lower() not in _UPGRADE_FIELDS]
+        if left:
+            yield name, b", ".join(left)

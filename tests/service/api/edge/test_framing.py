@@ -1,0 +1,227 @@
+"""What goes over a connection is read as RFC 9110 and RFC 9112 say, within bounds, and each request is answered once."""
+
+import json
+import socket
+import struct
+
+import httpx
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.server import metric, running
+from tests.support.small_models import inputs, publish_model
+
+BODY = json.dumps({"instances": inputs(1).tolist()}).encode()
+LINE = b"POST /predict HTTP/1.1\r\n"
+COMMON = b"host: x\r\ncontent-type: application/json\r\n"
+LENGTH = b"content-length: %d\r\n" % len(BODY)
+WHOLE = LINE + COMMON + LENGTH + b"\r\n" + BODY
+CHUNKED = b"transfer-encoding: chunked\r\n"
+LIVE = b"GET /health/live HTTP/1.1\r\nhost: x\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    models = tmp_path_factory.mktemp("models")
+    publish_model(models)
+    with running(models, max_url_kib=8, max_header_kib=16) as found:
+        yield found
+
+
+def connected(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    return socket.create_connection((host, int(port)), timeout=30)
+
+
+def answered(server, *parts, leave_open=False):
+    """Send the parts; (status, headers, body) of each answer until the service closes, which a half-close brings about."""
+    with connected(server) as connection:
+        for part in parts:
+            connection.sendall(part)
+        if not leave_open:
+            connection.shutdown(socket.SHUT_WR)
+        file, found = connection.makefile("rb"), []
+        while line := file.readline():
+            status, headers = int(line.split()[1]), {}
+            while (line := file.readline().strip()) != b"":
+                name, _, value = line.decode().partition(": ")
+                headers[name] = value
+            found.append((status, headers, file.read(int(headers.get("content-length", 0)))))
+        return found
+
+
+def statuses(server, *parts):
+    return [status for status, _, _ in answered(server, *parts)]
+
+
+def chunked(body, trailers=b""):
+    half = len(body) // 2
+    parts = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (body[:half], body[half:]))
+    return parts + b"0\r\n" + trailers + b"\r\n"
+
+
+def test_a_known_block_that_is_cut_one_byte_short_is_not_a_request(server):
+    cut = LINE + (COMMON + LENGTH)[:-2]
+    smuggled = b"content-length: 0\r\n\r\n" + LIVE
+    with connected(server) as connection:
+        for _ in range(3):
+            connection.sendall(WHOLE)
+            assert connection.recv(65536).startswith(b"HTTP/1.1 200 ")
+        connection.sendall(cut)
+        connection.settimeout(0.3)
+        with pytest.raises(TimeoutError):
+            connection.recv(1)
+    assert statuses(server, WHOLE, cut, smuggled) == [200, 400]
+
+
+@pytest.mark.parametrize("protocol", [b"h2c", b"websocket", b"TLS/1.0"])
+def test_a_request_that_asks_for_another_protocol_is_answered_over_http_1_1_with_its_body(
+    server, protocol
+):
+    wish = (
+        b"connection: Upgrade, HTTP2-Settings\r\nupgrade: %b\r\nhttp2-settings: AAMAAABk\r\n"
+        % protocol
+    )
+    head, expected = LINE + COMMON + wish + LENGTH + b"\r\n", answered(server, WHOLE)[0][2]
+    for parts in ([head + BODY + WHOLE], [head, BODY + WHOLE], [head[:-30], head[-30:], BODY, WHOLE]):  # fmt: skip
+        found = answered(server, *parts)
+        assert [status for status, _, _ in found] == [200, 200]
+        assert found[0][2] == expected
+    hidden = LIVE + b" " * (len(BODY) - len(LIVE))
+    assert statuses(server, head, hidden) == [400]  # it is a body, and not a request
+
+
+def test_trailers_are_dropped(server):
+    trailers = (
+        b"x-request-timeout-ms: never\r\nx-request-id: trailing\r\ncontent-type: text/plain\r\n"
+    )
+    head = LINE + COMMON + CHUNKED + b"\r\n"
+    for parts in ([head + chunked(BODY, trailers)], [head, chunked(BODY, trailers)]):
+        ((status, headers, _),) = answered(server, *parts)
+        assert status == 200
+        assert headers["x-request-id"] != "trailing"
+
+
+@pytest.mark.parametrize(
+    ("head", "told"),
+    [
+        (LINE + COMMON + b"transfer-encoding: gzip, chunked\r\n", "expected chunked alone"),
+        (LINE + COMMON + b"transfer-encoding: chunked\r\ntransfer-encoding: gzip\r\n", "Transfer-Encoding"),
+        (LINE + COMMON + b"transfer-encoding: identity\r\n", "Transfer-Encoding"),
+        (LINE + COMMON + CHUNKED + LENGTH, "Content-Length"),
+        (LINE + COMMON + LENGTH + LENGTH, "Content-Length"),
+        (LINE + COMMON + b"content-length: 2, 2\r\n", "Content-Length"),
+        (LINE + COMMON + b"content-length: +2\r\n", "Content-Length"),
+        (LINE + COMMON + b"content-length: 99999999999999999999\r\n", "Content-Length"),
+        (LINE + COMMON + b"x-a: b\r\n folded\r\n" + LENGTH, "header value"),
+        (LINE + COMMON + b"x-a: b\rx-c: d\r\n" + LENGTH, "header value"),
+        (LINE + COMMON + b"x-a: b\nx-c: d\r\n" + LENGTH, "header value"),
+        (LINE + COMMON + b"x-a : b\r\n" + LENGTH, "header token"),
+        (LINE + COMMON + b"x-a: \0\r\n" + LENGTH, "header value"),
+        (LINE + b"content-type: application/json\r\n" + LENGTH, "0 Host headers"),
+        (LINE + COMMON + b"host: y\r\n" + LENGTH, "2 Host headers"),
+        (LINE + b"host: a b\r\n" + LENGTH, "Host is"),
+        (b"POST /predict HTTP/2.0\r\nhost: x\r\n" + LENGTH, "HTTP/2.0"),
+        (b"POST /predict HTTP/1.0\r\nhost: x\r\n" + CHUNKED, "HTTP/1.0 request has Transfer-Encoding"),
+        (b"POST /predict#a HTTP/1.1\r\nhost: x\r\n" + LENGTH, "fragment"),
+        (b"POST predict HTTP/1.1\r\nhost: x\r\n" + LENGTH, "HTTP/1.1 request"),
+        (b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n" + LENGTH, "CONNECT"),
+        (b"GET /\r\n", "HTTP/0.9"),
+    ],
+)  # fmt: skip
+def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, head, told):
+    for parts in ([head + b"\r\n" + BODY + WHOLE], [head, b"\r\n" + BODY, WHOLE]):
+        ((status, headers, body),) = answered(server, *parts)
+        assert (status, headers["connection"]) == (400, "close")
+        assert headers["content-type"] == "application/problem+json"
+        assert told in json.loads(body)["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"zz\r\n{}\r\n0\r\n\r\n", b"0x2\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\n{}\n0\n\n",
+     b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n", b"2\r\n{}x\r\n0\r\n\r\n"],
+)  # fmt: skip
+def test_a_chunk_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, body):
+    head = LINE + COMMON + CHUNKED + b"\r\n"
+    assert statuses(server, head + body + WHOLE) == [400]
+    assert statuses(server, head, body, WHOLE) == [400]
+
+
+def test_a_refusal_follows_the_answers_that_are_due(server):
+    assert statuses(server, WHOLE + LIVE + b"not HTTP\r\n\r\n" + WHOLE) == [200, 200, 400]
+
+
+def test_what_follows_the_last_request_of_a_connection_is_not_answered(server):
+    closing = LINE + COMMON + b"connection: close\r\n" + LENGTH + b"\r\n" + BODY
+    old = WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0")
+    before = metric(httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="/predict")  # fmt: skip
+    for last in (closing, old):
+        assert statuses(server, last + WHOLE) == [200]
+        assert statuses(server, last, WHOLE) == [200]
+    after = metric(httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="/predict")  # fmt: skip
+    assert after - before == 4
+
+
+@pytest.mark.parametrize(
+    ("parts", "status"),
+    [
+        ([b"GET /", *[b"a" * 4000] * 4], 414),
+        ([b"POST /predict?prior=" + b"a" * 9000 + b" HTTP/1.1\r\n"], 414),
+        ([b"GET / HTTP/1.1\r\nhost: x\r\n", *[b"x-a: " + b"a" * 4000 + b"\r\n"] * 6], 431),
+        ([b"GET / HTTP/1.1\r\nhost: x\r\nx-a: ", *[b"a" * 4000] * 20], 431),
+        ([LINE + COMMON + CHUNKED + b"\r\n2;", *[b"a" * 4000] * 20], 400),
+        ([LINE + COMMON + CHUNKED + b"\r\n0\r\nx-a: ", *[b"a" * 4000] * 20], 400),
+    ],
+)
+def test_a_url_and_headers_are_refused_while_they_arrive(server, parts, status):
+    ((found, headers, _),) = answered(server, *parts, leave_open=True)
+    assert (found, headers["connection"]) == (status, "close")
+
+
+def test_a_half_closed_connection_is_answered(server):
+    for request in (WHOLE, LIVE, WHOLE + WHOLE + LIVE, LINE + COMMON + CHUNKED + b"\r\n" + chunked(BODY)):  # fmt: skip
+        assert set(statuses(server, request)) == {200}
+    assert statuses(server, WHOLE + WHOLE[:-5]) == [200]
+
+
+def test_an_absolute_request_target_is_its_path(server):
+    assert statuses(server, WHOLE.replace(b" /predict", b" http://y:80/predict")) == [200]
+    assert statuses(server, b"OPTIONS * HTTP/1.1\r\nhost: x\r\n\r\n") == [404]
+
+
+def test_head_is_answered_wherever_get_is_and_has_no_body(server):
+    with httpx.Client(base_url=server.url) as client:
+        for path in ("/health/live", "/health/ready", "/models", "/metrics", "/", "/openapi.json", "/v2"):  # fmt: skip
+            head, get = client.head(path), client.get(path)
+            assert (head.status_code, head.content) == (get.status_code, b"")
+            assert head.headers["content-type"] == get.headers["content-type"]
+        assert client.head("/predict").status_code == 405
+        assert "HEAD" in client.request("PUT", "/models").headers["allow"]
+
+
+def test_no_redirect_is_made_from_the_host_header(server):
+    with httpx.Client(base_url=server.url) as client:
+        for path in ("/metrics/", "/models/", "/priors/", "/health/live/"):
+            answer = client.get(path, headers={"host": "evil.example"})
+            assert answer.status_code == 404
+            assert "location" not in answer.headers
+
+
+def test_a_client_that_leaves_with_pipelined_requests_open_leaves_no_traceback(server):
+    for _ in range(20):
+        with connected(server) as connection:
+            connection.sendall((LIVE + WHOLE) * 5)
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    assert httpx.get(f"{server.url}/health/live").status_code == 200
+    assert "Traceback" not in server.log
+
+
+def test_refused_requests_are_counted_and_logged(server):
+    def refused():
+        return metric(httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="other", status="400")  # fmt: skip
+
+    before = refused()
+    assert statuses(server, b"rubbish\r\n\r\n") == [400]
+    assert refused() == before + 1
+    assert eventually(lambda: '"problem":"malformed"' in server.log)
