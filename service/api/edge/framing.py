@@ -52,8 +52,9 @@ class FramedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     """Bytes of the headers of this message so far."""
     _idle_bytes = 0
-    """Bytes received since the last part of a head or of a body was complete."""
-    _took_body = False
+    """Bytes received since the head, a part of the body or the message before was complete."""
+    _progressed = False
+    """Whether a part of a body or the end of a message came with the last bytes."""
     _discarded_bytes = 0
     _refusal: bytes | None = None
     """The answer that follows those that are still due, and closes the connection."""
@@ -70,7 +71,8 @@ class FramedProtocol(HttpToolsProtocol):
         if self._ended:
             self._discard(data)
             return
-        was_in_head, was_mid_message, self._took_body = self._in_head, self.mid_message, False
+        was_in_head = self._in_head or not self.mid_message
+        self._progressed = False
         rest = memoryview(data)
         while True:
             try:
@@ -84,13 +86,13 @@ class FramedProtocol(HttpToolsProtocol):
             except httptools.HttpParserError as error:
                 self.refuse("malformed", f"the bytes received are not an HTTP/1.1 request: {error}")
             break
-        if not self.mid_message or self._ended:
+        if not self.mid_message or self._ended or self._progressed:
             self._idle_bytes = 0
-        elif was_mid_message and self._in_head == was_in_head and not self._took_body:
+        else:
+            if was_in_head and not self._in_head:
+                self._idle_bytes = -self._head_bytes - len(self.url)
             self._idle_bytes += len(data)
             self._check_idle_bytes()
-        else:
-            self._idle_bytes = 0
 
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more; it may still read. Returns whether the connection stays open."""
@@ -183,13 +185,13 @@ class FramedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Parser: a part of the body."""
-        self._took_body = True
+        self._progressed = True
         if not self._dropped:
             self.take_body(body)
 
     def on_message_complete(self) -> None:
         """Parser: the request is whole."""
-        self.mid_message = False
+        self.mid_message, self._progressed = False, True
         if self._dropped:
             return
         if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():

@@ -172,6 +172,8 @@ def test_what_follows_the_last_request_of_a_connection_is_not_answered(server):
         ([b"GET / HTTP/1.1\r\nhost: x\r\nx-a: ", *[b"a" * 4000] * 20], 431),
         ([LINE + COMMON + CHUNKED + b"\r\n2;", *[b"a" * 4000] * 20], 400),
         ([LINE + COMMON + CHUNKED + b"\r\n0\r\nx-a: ", *[b"a" * 4000] * 20], 400),
+        ([b"GET / HTTP/1.1\r\nhost: x\r\nx-a: " + b"a" * 80_000], 431),
+        ([LINE + COMMON + CHUNKED + b"\r\n0\r\nx-a: " + b"a" * 80_000], 400),
     ],
 )
 def test_a_url_and_headers_are_refused_while_they_arrive(server, parts, status):
