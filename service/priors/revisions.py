@@ -17,8 +17,11 @@ BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target
 MAX_REVISION = 2**53 - 1
 """Largest revision number that is taken from a caller: every JSON reader can hold it exactly."""
 
+REFERENCE = r"^([a-z0-9][a-z0-9._-]{0,63})(?:@(>=)?([0-9]{1,16}))?$"
+"""NAME, NAME@REVISION or NAME@>=REVISION, for requests and for `/openapi.json`."""
+
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-_REFERENCE = re.compile(r"([^@]*)(?:@(>=)?([0-9]{1,16}))?")
+_REFERENCE = re.compile(REFERENCE)
 
 
 class UnknownPrior(LookupError):
@@ -153,7 +156,7 @@ class PriorReference:
 def parse_prior_reference(text: str) -> PriorReference:
     """Parse `name`, `name@7` or `name@>=8`. Raises InvalidReference."""
     match = _REFERENCE.fullmatch(text)
-    if match is None or not _NAME.fullmatch(match[1]):
+    if match is None:
         shown = text if len(text) <= 80 else text[:79] + "…"
         raise InvalidReference(
             f"'{shown}' is not a prior; expected NAME, NAME@REVISION or NAME@>=REVISION"

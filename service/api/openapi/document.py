@@ -1,4 +1,6 @@
-"""/openapi.json whole: FastAPI's own description of the routes that it serves, and ours of those that score."""
+"""The whole of `/openapi.json`: FastAPI's description of its routes, and ours of the scoring
+routes.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -6,7 +8,14 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.api.edge.errors import PROBLEM_JSON, TITLES
-from service.api.openapi.schemas import PRIOR_NAME, Schema, binary, components, parameter, ref
+from service.api.openapi.schemas import (
+    PRIOR_REFERENCE,
+    Schema,
+    binary,
+    components,
+    parameter,
+    ref,
+)
 from service.contract.bundle import Bundle
 from service.wire.arrays import example_input
 
@@ -35,9 +44,10 @@ _INLINE: Schema = {"type": "string", "pattern": r"^\{"}
 
 
 def describe(app: FastAPI, *, tau_cap: float, models: Callable[[], Sequence[Bundle]]) -> None:
-    """Let app.openapi() tell every route, and every answer of each, errors included.
+    """Make `app.openapi()` describe every route and every answer of each, errors included.
 
-    `models` are those that serve now, the default one first: their names and inputs are the examples.
+    app: whose `openapi` is replaced. tau_cap: the largest tau. models: those that serve now, the
+    default one first; their names and inputs become the examples.
     """
     own = app.openapi
     made: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -67,7 +77,7 @@ def _whole(
     for name in (
         "HTTPValidationError",
         "ValidationError",
-    ):  # FastAPI's form of error, which is not ours
+    ):  # FastAPI's own errors, which never leave
         schemas.pop(name, None)
     schemas.update(components(tau_cap))
     if serving:
@@ -81,7 +91,7 @@ def _whole(
 
 
 def _add_examples(document: dict[str, Any], serving: Sequence[Bundle]) -> None:
-    """What fills the forms of /docs: names that exist, and one row that the first model takes."""
+    """Fill the forms of `/docs` with names that exist and one row that the first model takes."""
     names = list(dict.fromkeys(bundle.name for bundle in serving))
     for operations in document["paths"].values():
         for operation in operations.values():
@@ -103,7 +113,7 @@ _MAX_EXAMPLES, _MAX_EXAMPLE_NUMBERS = 100, 1000
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Errors in our form, and those that FastAPI does not know of."""
+    """Describe errors in the service's form, and add those that FastAPI does not know."""
     responses = operation["responses"]
     if "{model}" in path or operation.get("parameters"):
         responses.pop("422", None)
@@ -116,12 +126,12 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
 
 
 def _problems(kinds: Iterable[str], path: str) -> dict[str, Any]:
-    """Responses by status; several kinds of one status share a line."""
+    """Responses by status; several kinds of one status share a description."""
     found: dict[str, Any] = {}
     for kind in kinds:
         status, title = TITLES[kind]
-        told = found.setdefault(str(status), {"description": "", "content": _content(path)})
-        told["description"] += f"; {title}" if told["description"] else title
+        entry = found.setdefault(str(status), {"description": "", "content": _content(path)})
+        entry["description"] += f"; {title}" if entry["description"] else title
     return found
 
 
@@ -216,7 +226,7 @@ def _query(*names: str) -> list[Schema]:
         ),
         "prior": parameter(
             "prior",
-            {"anyOf": [PRIOR_NAME, _INLINE]},
+            {"anyOf": [PRIOR_REFERENCE, _INLINE]},
             "NAME, NAME@REVISION or NAME@>=REVISION, or an inline prior as JSON; else `default`",
         ),
         "top_k": parameter(
@@ -235,21 +245,22 @@ def _timeout() -> Schema:
     return parameter(
         "X-Request-Timeout-Ms",
         {"type": "integer", "minimum": 1, "maximum": 86_400_000},
-        "Milliseconds after which the answer is not wanted any more",
+        "Milliseconds after which the caller no longer wants the answer",
         where="header",
     )
 
 
 _PREDICT = (
-    "Takes instances as JSON, one .npy array [batch, …], one image, or several in a form. The answer names the model, the "
-    "tau and the prior's revision that it was made with, and for every row the class at tau = 0 too."
+    "Takes instances as JSON, one .npy array [batch, …], one image, or several images in a form. "
+    "The answer names the model, the tau and the revision of the prior that it was computed with, "
+    "and for every row also the class at tau = 0."
 )
 _ADJUST = (
-    "Takes instances, which are scored once, or logits, and answers for each of up to 100 settings of tau and prior. What a "
-    "setting leaves out comes from the request's own parameters."
+    "Takes logits, or instances, which are scored once, and answers for each of up to 100 settings "
+    "of tau and prior. What a setting leaves out comes from the parameters of the request."
 )
 _INFER = (
-    "Inputs: the model's own, and optionally tau FP32 [batch, 1] and prior BYTES [batch, 1] for each row. Outputs: probabilities "
-    "(default), adjusted_logits, logits, class_index, class_probability, class_name. Binary tensors and the "
-    "classification extension work as in Triton."
+    "Inputs: the model's own, and optionally tau FP32 [batch, 1] and prior BYTES [batch, 1] for each "
+    "row. Outputs: probabilities (default), adjusted_logits, logits, class_index, class_probability, "
+    "class_name. Binary tensors and the classification extension work as in Triton."
 )

@@ -1,4 +1,4 @@
-"""How routes that read their bodies themselves are told to /openapi.json."""
+"""Describes for `/openapi.json` the routes of priors, which read their bodies themselves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,6 +7,7 @@ from pydantic import BaseModel
 
 from service.api.edge.errors import PROBLEM_JSON, TITLES
 from service.contract.prior import PriorBody
+from service.priors.revisions import REFERENCE
 
 ALWAYS = ("invalid", "no-key", "forbidden", "rate-limited", "unknown-model", "unknown-prior")
 
@@ -19,25 +20,27 @@ def documented(
     body: dict[str, Any] | None = None,
     links: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of add_api_route: the answers a route gives and the body it takes.
+    """Keyword arguments of `add_api_route`: the answers that a route gives and the body that it
+    takes.
 
-    `also` is a second good status: 201 with the same body, or 304 with none. `answer` None is 204. `links` says what
-    can be done next with what the answer names.
+    answer: the model of a 200; None: the route answers 204. problems: its kinds of error besides
+    ALWAYS. also: a second good status, 201 with the same body or 304 with none. body: the schema of
+    the request. links: operations that the answer leads to.
     """
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in (*ALWAYS, *problems):
         status, title = TITLES[kind]
-        told = responses.setdefault(
+        entry = responses.setdefault(
             status, {"description": "", "content": {PROBLEM_JSON: {"schema": _PROBLEM}}}
         )
-        told["description"] = "; ".join(filter(None, (told["description"], title)))
+        entry["description"] = "; ".join(filter(None, (entry["description"], title)))
     more: dict[str, Any] = {"status_code": 200 if answer is not None else 204}
     if answer is not None:
         responses[200] = {"model": answer, "description": "Done", **_links(links)}
         if also == 201:
             responses[201] = {"model": answer, "description": "Created", **_links(links)}
     if also == 304:
-        responses[304] = {"description": "The caller has this revision already"}
+        responses[304] = {"description": "The caller already has this revision"}
     if body is not None:
         content = {"application/json": {"schema": body}}
         more["openapi_extra"] = {"requestBody": {"required": True, "content": content}}
@@ -45,7 +48,9 @@ def documented(
 
 
 def prior_links(suffix: str) -> dict[str, Any]:
-    """What can be done with a prior that was written: `suffix` ends the operations of the same form of path."""
+    """The operations that a written prior leads to; `suffix` ends their ids for the same form of
+    path.
+    """
     where = {"name": "$response.body#/name"} | (
         {"model": "$response.body#/model"} if suffix else {}
     )
@@ -105,7 +110,7 @@ ROLLBACK = _object(
     ["revision"], revision={"type": "integer", "minimum": 1, "maximum": 2**53 - 1}, note=_NOTE
 )
 _TAU = {"type": ["number", "null"], "minimum": 0}
-_REFERENCE = {"type": "string", "pattern": "^[a-z0-9][a-z0-9._-]{0,63}(@(>=)?[0-9]{1,15})?$"}
+_REFERENCE = {"type": "string", "pattern": REFERENCE}
 PREVIEW = {
     "anyOf": [
         {**PRIOR, "title": "A prior and tau", "properties": {**PRIOR["properties"], "tau": _TAU}},

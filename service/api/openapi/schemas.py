@@ -1,13 +1,264 @@
-"""JSON schemas of what the scoring routes take and answer; they read and write bytes themselves, so nothing derives these."""
+"""What the scoring routes take and answer, as models for `/openapi.json`.
 
-from typing import Any
+The routes read and write bytes themselves, for speed; these models only document them, and a test
+holds real requests and answers to their schemas.
+"""
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, RootModel, WithJsonSchema
+from pydantic.json_schema import models_json_schema
 
 from service.api.openapi.routes import PRIOR
 from service.contract.adjustment import MIN_TAU
+from service.priors.revisions import REFERENCE
 from service.wire.tensors import DATATYPES
 
-Schema = dict[str, Any]
-_REFERENCE = r"^[a-z0-9][a-z0-9._-]{0,63}(@(>=)?[0-9]{1,16})?$"
+Schema: TypeAlias = dict[str, Any]
+
+BINARY: Schema = {"type": "string", "format": "binary"}
+PRIOR_REFERENCE: Schema = {"type": "string", "pattern": REFERENCE}
+
+Index: TypeAlias = Annotated[int, Field(ge=0)]
+Count: TypeAlias = Annotated[int, Field(ge=1)]
+Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
+AnyPrior: TypeAlias = Annotated[Any, WithJsonSchema({"anyOf": [PRIOR_REFERENCE, PRIOR]})]
+Anything: TypeAlias = Annotated[Any, WithJsonSchema({})]
+Base64: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+
+
+class _Closed(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Tau(RootModel[Literal[0] | Annotated[float, Field(ge=MIN_TAU)]]):
+    """Strength of the adjustment: 0 is the model as trained, 1 the whole change of prior."""
+
+
+class _Open(BaseModel):
+    """The Open Inference Protocol lets clients add members."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
+class Fault(_Closed):
+    """One wrong field."""
+
+    field: str
+    message: str
+
+
+class Problem(_Closed):
+    """An error (RFC 9457)."""
+
+    type: Annotated[str, Field(pattern="^/problems/[a-z-]+$")]
+    title: str
+    status: Annotated[int, Field(ge=400, le=599)]
+    detail: str
+    errors: list[Fault] = []
+
+
+class OipProblem(Problem):
+    """An error, with the member that clients of the Open Inference Protocol read."""
+
+    error: str
+
+
+class Parameters(_Closed):
+    """What a JSON body may choose besides the query."""
+
+    tau: Tau = Tau(0)
+    prior: AnyPrior = None
+    top_k: Count = 5
+    version: Count = 1
+
+
+class EncodedImage(_Closed):
+    """The file of an image."""
+
+    b64: Base64
+
+
+Instances: TypeAlias = Annotated[
+    list[list[Anything] | float | str | EncodedImage], Field(min_length=1)
+]
+
+
+class PredictRequest(_Closed):
+    """Rows to classify."""
+
+    instances: Instances
+    parameters: Parameters = Parameters()
+
+
+class PredictForm(BaseModel):
+    """Image files under any field name, and the parameters as text."""
+
+    model_config = ConfigDict(json_schema_extra={"additionalProperties": BINARY})
+
+    tau: str = ""
+    prior: str = ""
+    top_k: str = ""
+    version: str = ""
+
+
+class Choice(_Closed):
+    """A class and its probability."""
+
+    label: str
+    index: Index
+    probability: Probability
+
+
+class Prediction(Choice):
+    """The best class of a row, the next best, and the best class at tau = 0."""
+
+    top: Annotated[list[Choice], Field(min_length=1)]
+    unadjusted: Choice
+
+
+class UsedPrior(_Closed):
+    """The prior and the revision that an answer was computed with; name null: an inline prior."""
+
+    name: str | None
+    revision: Index
+
+
+Predictions: TypeAlias = Annotated[list[Prediction], Field(min_length=1)]
+
+
+class Answer(_Closed):
+    """Predictions under one tau and prior."""
+
+    tau: Annotated[float, Field(ge=0)]
+    prior: UsedPrior
+    predictions: Predictions
+    warnings: list[str] = []
+
+
+class PredictAnswer(Answer):
+    """Predictions, and the model version that made them."""
+
+    model: str
+    version: Count
+
+
+class AdjustSetting(_Closed):
+    """A tau and a prior; what it leaves out comes from the parameters of the request."""
+
+    tau: Tau = Tau(0)
+    prior: AnyPrior = None
+
+
+class AdjustRequest(_Closed):
+    """Rows or logits, and the settings to answer for."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["instances"]}, {"required": ["logits"]}]}
+    )
+
+    instances: Instances = []
+    logits: Annotated[list[list[float]], Field(min_length=1)] = []
+    settings: Annotated[list[AdjustSetting], Field(min_length=1, max_length=100)]
+    parameters: Parameters = Parameters()
+
+
+class AdjustAnswer(_Closed):
+    """The predictions of each setting, in the order of the request."""
+
+    model: str
+    version: Count
+    results: Annotated[list[Answer], Field(min_length=1)]
+
+
+class InferTensor(_Open):
+    """A tensor, as JSON or as part of the binary body."""
+
+    name: str
+    shape: Annotated[list[Index], Field(min_length=1, max_length=16)]
+    datatype: Literal[tuple(DATATYPES)]  # type: ignore[valid-type]
+    data: list[Anything] = []
+
+
+class BinarySize(_Open):
+    """Where a tensor's bytes are."""
+
+    binary_data_size: Index = 0
+
+
+class InferInput(InferTensor):
+    """An input of the model, or `tau` or `prior` for each row."""
+
+    parameters: BinarySize = BinarySize()
+
+
+class InferParameters(_Open):
+    """What applies to every row of the request."""
+
+    tau: Tau = Tau(0)
+    prior: str = ""
+    top_k: Count = 5
+    timeout: Annotated[int, Field(ge=0, description="Microseconds")] = 0
+    binary_data_output: bool = False
+
+
+class OutputParameters(_Open):
+    """How one output is sent."""
+
+    binary_data: bool = False
+    classification: Count = 1
+
+
+class WantedOutput(_Open):
+    """An output to send."""
+
+    name: str
+    parameters: OutputParameters = OutputParameters()
+
+
+class InferRequest(_Open):
+    """A request of the Open Inference Protocol."""
+
+    id: str = ""
+    parameters: InferParameters = InferParameters()
+    inputs: Annotated[list[InferInput], Field(min_length=1)]
+    outputs: list[WantedOutput] = []
+
+
+class InferOutput(InferTensor):
+    """An output of the model."""
+
+    parameters: dict[str, Anything] = {}
+
+
+class InferAnswer(_Closed):
+    """An answer of the Open Inference Protocol."""
+
+    model_name: str
+    model_version: str
+    id: str = ""
+    parameters: dict[str, str | float] = {}
+    outputs: Annotated[list[InferOutput], Field(min_length=1)]
+
+
+_MODELS: tuple[type[BaseModel], ...] = (
+    OipProblem, Problem, PredictRequest, PredictForm, PredictAnswer, AdjustRequest, AdjustAnswer,
+    InferRequest, InferAnswer,
+)  # fmt: skip
+
+
+def components(tau_cap: float) -> dict[str, Schema]:
+    """Every schema that the scoring routes refer to, by name; tau_cap is the largest tau."""
+    _, document = models_json_schema(
+        [(model, "validation") for model in _MODELS],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas: dict[str, Schema] = document["$defs"]
+    for schema in schemas.values():
+        for member in schema.get("properties", {}).values():
+            member.pop("default", None)  # a default here only says that the member may be left out
+    schemas["Tau"]["anyOf"][1]["maximum"] = tau_cap
+    return schemas
 
 
 def ref(name: str) -> Schema:
@@ -26,195 +277,6 @@ def parameter(name: str, schema: Schema, description: str, *, where: str = "quer
     }
 
 
-def _object(required: list[str], properties: Schema, *, closed: bool = True) -> Schema:
-    found: Schema = {"type": "object", "properties": properties, "required": required}
-    return {**found, "additionalProperties": False} if closed else found
-
-
-def _list(items: Schema, **more: Any) -> Schema:
-    return {"type": "array", "items": items, **more}
-
-
-_TEXT: Schema = {"type": "string"}
-_INDEX: Schema = {"type": "integer", "minimum": 0}
-_CHANCE: Schema = {"type": "number", "minimum": 0, "maximum": 1}
-_COUNT: Schema = {"type": "integer", "minimum": 1}
-_BINARY: Schema = {"type": "string", "format": "binary"}
-_ENCODED = _object(["b64"], {"b64": {"type": "string", "contentEncoding": "base64"}})
-PRIOR_NAME: Schema = {"type": "string", "pattern": _REFERENCE}
-_USED = _object(
-    ["name", "revision"],
-    {"name": {"type": ["string", "null"]}, "revision": {"type": "integer", "minimum": 0}},
-)
-_RANKED = {"label": _TEXT, "index": _INDEX, "probability": _CHANCE}
-_CHOICE = _object(["label", "index", "probability"], _RANKED)
-_WARNINGS = _list(_TEXT)
-
-
-def components(tau_cap: float) -> dict[str, Schema]:
-    """Every schema that the scoring routes refer to, by name."""
-    tau: Schema = {
-        "anyOf": [
-            {"type": "number", "enum": [0]},
-            {"type": "number", "minimum": MIN_TAU, "maximum": tau_cap},
-        ],
-        "description": "Strength of the adjustment: 0 is the model as trained, 1 the whole change of prior",
-    }
-    prior: Schema = {"anyOf": [PRIOR_NAME, PRIOR]}
-    every = {"tau": ref("Tau"), "prior": prior, "top_k": _COUNT, "version": _COUNT}
-    instances = _list({"anyOf": [_list({}), {"type": "number"}, _TEXT, _ENCODED]}, minItems=1)
-    return {
-        "Problem": _problem(),
-        "OipProblem": _oip_problem(),
-        "Tau": tau,
-        "Parameters": _object([], every),
-        "PredictRequest": _object(
-            ["instances"], {"instances": instances, "parameters": ref("Parameters")}
-        ),
-        "PredictForm": {
-            "type": "object",
-            "properties": {"tau": _TEXT, "prior": _TEXT, "top_k": _TEXT, "version": _TEXT},
-            "additionalProperties": _BINARY,
-            "description": "Image files under any field name, and the parameters as text",
-        },
-        "Prediction": _object(
-            ["label", "index", "probability", "top", "unadjusted"],
-            {**_RANKED, "top": _list(_CHOICE, minItems=1), "unadjusted": _CHOICE},
-        ),
-        "PredictAnswer": _object(
-            ["model", "version", "tau", "prior", "predictions"],
-            {
-                "model": _TEXT,
-                "version": _COUNT,
-                "tau": {"type": "number", "minimum": 0},
-                "prior": _USED,
-                "predictions": _list(ref("Prediction"), minItems=1),
-                "warnings": _WARNINGS,
-            },
-        ),
-        "AdjustRequest": {
-            **_object(
-                ["settings"],
-                {
-                    "instances": instances,
-                    "logits": _list(_list({"type": "number"}), minItems=1),
-                    "settings": _list(
-                        _object([], {"tau": ref("Tau"), "prior": prior}), minItems=1, maxItems=100
-                    ),
-                    "parameters": ref("Parameters"),
-                },
-            ),
-            "oneOf": [{"required": ["instances"]}, {"required": ["logits"]}],
-        },
-        "AdjustAnswer": _object(
-            ["model", "version", "results"],
-            {
-                "model": _TEXT,
-                "version": _COUNT,
-                "results": _list(
-                    _object(
-                        ["tau", "prior", "predictions"],
-                        {
-                            "tau": {"type": "number", "minimum": 0},
-                            "prior": _USED,
-                            "predictions": _list(ref("Prediction"), minItems=1),
-                            "warnings": _WARNINGS,
-                        },
-                    ),
-                    minItems=1,
-                ),
-            },
-        ),
-        "InferRequest": _infer_request(),
-        "InferAnswer": _infer_answer(),
-    }
-
-
-def _problem() -> Schema:
-    return _object(
-        ["type", "title", "status", "detail"],
-        {
-            "type": {"type": "string", "pattern": "^/problems/[a-z-]+$"},
-            "title": _TEXT,
-            "status": {"type": "integer", "minimum": 400, "maximum": 599},
-            "detail": _TEXT,
-            "errors": _list(_object(["field", "message"], {"field": _TEXT, "message": _TEXT})),
-        },
-    )
-
-
-def _oip_problem() -> Schema:
-    found = _problem()
-    found["properties"]["error"] = _TEXT
-    found["required"].append("error")
-    return found
-
-
-def _tensor(required: list[str], **more: Schema) -> Schema:
-    return _object(
-        ["name", "shape", "datatype", *required],
-        {
-            "name": _TEXT,
-            "shape": _list(_INDEX, minItems=1, maxItems=16),
-            "datatype": {"type": "string", "enum": list(DATATYPES)},
-            **more,
-        },
-        closed=False,
-    )
-
-
-def _infer_request() -> Schema:
-    parameters = _object(
-        [],
-        {
-            "tau": ref("Tau"),
-            "prior": _TEXT,
-            "top_k": _COUNT,
-            "timeout": {"type": "integer", "minimum": 0, "description": "Microseconds"},
-            "binary_data_output": {"type": "boolean"},
-        },
-        closed=False,
-    )
-    output = _object(
-        ["name"],
-        {
-            "name": _TEXT,
-            "parameters": _object(
-                [], {"binary_data": {"type": "boolean"}, "classification": _COUNT}, closed=False
-            ),
-        },
-        closed=False,
-    )
-    size = _object([], {"binary_data_size": _INDEX}, closed=False)
-    return _object(
-        ["inputs"],
-        {
-            "id": _TEXT,
-            "parameters": parameters,
-            "inputs": _list(_tensor([], data=_list({}), parameters=size), minItems=1),
-            "outputs": _list(output),
-        },
-    )
-
-
-def _infer_answer() -> Schema:
-    return _object(
-        ["model_name", "model_version", "outputs"],
-        {
-            "model_name": _TEXT,
-            "model_version": _TEXT,
-            "id": _TEXT,
-            "parameters": {
-                "type": "object",
-                "additionalProperties": {"type": ["string", "number"]},
-            },
-            "outputs": _list(
-                _tensor([], data=_list({}), parameters={"type": "object"}), minItems=1
-            ),
-        },
-    )
-
-
 def binary(*media_types: str) -> dict[str, Any]:
     """`content` of bodies that are bytes."""
-    return {each: {"schema": _BINARY} for each in media_types}
+    return {each: {"schema": BINARY} for each in media_types}

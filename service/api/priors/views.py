@@ -155,16 +155,6 @@ class EstimateView(_View):
     candidate: dict[str, Any]
 
 
-class Problem(BaseModel):
-    """RFC 9457: every error of the service has this form."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    errors: list[dict[str, str]] | None = None
-
-
 def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:
     """An entry in the list of priors."""
     return PriorLine(

@@ -171,3 +171,21 @@ def test_the_examples_are_of_a_model_that_serves(client, document):
 
 def test_the_page_of_the_document_is_there(client):
     assert client.get("/docs").status_code == 200
+
+
+def test_preview_takes_by_the_document_every_reference_that_the_service_takes(document):
+    from service.priors.revisions import parse_prior_reference
+
+    body = document["paths"]["/priors/{name}/preview"]["post"]["requestBody"]
+    schema = {**body["content"]["application/json"]["schema"], "components": document["components"]}
+    for reference in ("default", "a.b-c@7", "default@>=8", "default@9007199254740991"):
+        parse_prior_reference(reference)
+        Draft202012Validator(schema).validate({"prior": reference})
+    for reference in ("Default", "a@", "a@-1", "a@12345678901234567", "@1"):
+        assert not Draft202012Validator(schema).is_valid({"prior": reference})
+
+
+def test_a_problem_is_described_once(document):
+    schemas = document["components"]["schemas"]
+    assert [name for name in schemas if "rror" in name] == []
+    assert set(schemas["OipProblem"]["properties"]) == {*schemas["Problem"]["properties"], "error"}
