@@ -24,6 +24,8 @@ import httpx
 import numpy as np
 import psutil
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from service.contract.adjustment import softmax
 from service.priors.store import open_store
 from tests.support.postgres import servers

@@ -27,6 +27,8 @@ from pathlib import Path
 import httpx
 import uvloop
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from benchmarks.endurance.client import drive
 from benchmarks.endurance.subjects import publish_models, put_priors
 from benchmarks.endurance.traffic import asks

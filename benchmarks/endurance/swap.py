@@ -28,6 +28,8 @@ import numpy as np
 import orjson
 import uvloop
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from benchmarks.endurance.client import Connection
 from benchmarks.rig.processes import Process, service
 from service.contract.adjustment import softmax

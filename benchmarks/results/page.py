@@ -9,8 +9,11 @@ Each folder is the --out of a `training compare`; the others are the file of `be
 
 import argparse
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.results.checks import beside_reference, expectations
 from benchmarks.results.norms import norms_under_adam

@@ -21,6 +21,8 @@ import torch
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from benchmarks.results.variant_list import ON_NORMS, SEEDS, VARIANTS
 from service.contract.scores import balanced_error, error
 from training.loop.processes import Processes

@@ -26,6 +26,8 @@ from pathlib import Path
 
 import orjson
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from benchmarks.rig.bench_models import MODELS
 from benchmarks.rig.processes import ROOT
 

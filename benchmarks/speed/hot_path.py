@@ -7,14 +7,17 @@ import argparse
 import asyncio
 import cProfile
 import pstats
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import uvloop
-from bench_models import MODELS
-from serving import PRIORS, bodies
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.rig.bench_models import MODELS
+from benchmarks.speed.limits import PRIORS, bodies
 from service.api.edge.known_headers import Head
 from service.api.edge.request import HotRequest
 from service.observe import log as request_log

@@ -14,6 +14,7 @@ best of the rounds, which take turns; `difference` is the largest of a probabili
 import argparse
 import functools
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,8 @@ import numpy as np
 import onnx
 import onnx.utils
 import onnxruntime as ort
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from service.contract.adjustment import softmax
 from service.graph import head, ranking

@@ -15,6 +15,7 @@ import contextlib
 import json
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -23,8 +24,11 @@ import httpx
 import numpy as np
 import onnxruntime as ort
 import orjson
-from bench_models import CONV, MODELS, TINY, WIDE, BenchModel
-from served import Process, npy_bytes, process, service, wrk
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.rig.bench_models import CONV, MODELS, TINY, WIDE, BenchModel
+from benchmarks.rig.processes import Process, npy_bytes, process, service, wrk
 
 CONNECTIONS = (1, 16, 64)
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
@@ -276,9 +280,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=[m.name for m in MODELS])
     parser.add_argument("--bodies", nargs="+", default=["npy", "json", "oip"])
     parser.add_argument("--connections", nargs="+", type=int, default=list(CONNECTIONS))
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "serving.json"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/serving.json"))
     arguments = parser.parse_args()
     print(HEADER, flush=True)
     with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 import numpy as np
 import uvloop
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from benchmarks.rig.bench_models import MODELS
 from benchmarks.rig.open_loop import Arrivals, Crowd
 from benchmarks.rig.processes import Process, npy_bytes, service

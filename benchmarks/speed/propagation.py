@@ -19,6 +19,8 @@ from pathlib import Path
 import httpx
 import numpy as np
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
 from tests.support.postgres import servers
 from tests.support.server import running
 from tests.support.small_models import CLASSES, inputs, publish_model

@@ -23,7 +23,7 @@ from pathlib import Path
 import httpx
 import numpy as np
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from tests.support.server import running
 from tests.support.small_models import FEATURES, linear_model, publish_model

@@ -22,12 +22,12 @@ import types
 from pathlib import Path
 from unittest import mock
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import uvloop
-from bench_models import MODELS
 from hot_path import clients
 
+from benchmarks.rig.bench_models import MODELS
 from service.batching import batcher
 from service.observe import log as request_log
 from service.observe.run_folder import RunFolder

@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from training.data.augment import Augmentation
 from training.data.dataset import Dataset, ImageSpec, Split
@@ -249,9 +252,7 @@ def main() -> int:
         "--seconds", type=float, default=0.4, help="of a block of steps, at least 2"
     )
     parser.add_argument("--only", nargs="+", default=[*CASES, *LOSS_CASES])
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).parent / "results" / "training.json"
-    )
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/training.json"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     rows = []

@@ -29,7 +29,7 @@ def library_versions() -> dict[str, str]:
 
 def code_revision() -> str | None:
     """The commit that this package lies in, with "-dirty" when files of the package differ; None outside git."""
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "--short=12", "HEAD", folder=package)
     if not revision or not _git("ls-files", "__init__.py", folder=package):
         return None
