@@ -115,7 +115,10 @@ class OutputSpec(_Strict):
 
 
 class Bundle(_Strict):
-    """model.json (contract section 1)."""
+    """model.json, as models/README.md describes it.
+
+    max_batch_rows: the largest batch that the graph may run; 1 where its rows influence each other.
+    """
 
     format_version: Literal[1]
     name: str
@@ -128,6 +131,7 @@ class Bundle(_Strict):
     default_tau: Annotated[float, Field(ge=0, le=MAX_TAU)] | None = None
     input: InputSpec
     output: OutputSpec
+    max_batch_rows: Annotated[int, Field(ge=1)] | None = None
     files: dict[str, str]
     provenance: dict[str, Any] = {}
 

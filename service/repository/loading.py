@@ -18,6 +18,7 @@ from service.contract.bundle import Bundle, load_bundle
 from service.graph import session as graphs
 from service.graph import warm_up
 from service.graph.prior_table import PriorTable
+from service.graph.trial import influence
 from service.graph.warm_up import efficient_rows
 from service.observe.metrics import Metrics
 from service.priors.recent import LogitReservoir
@@ -74,12 +75,12 @@ class Loader:
         graph = graphs.open_graph(
             folder, bundle, provider=self.provider, intra_op_threads=self.intra_op_threads
         )
-        largest = graph.fixed_rows or self.max_batch_rows
-        sizes = [graph.fixed_rows] if graph.fixed_rows else warm_sizes(largest)
+        largest = _largest_batch(graph, bundle, self.max_batch_rows)
+        sizes = [largest] if graph.fixed_rows else warm_sizes(largest)
         warm = _warm(graph, bundle, sizes)
         cost = warm.cost_seconds
         report = _report(folder)
-        best = graph.fixed_rows or efficient_rows(cost)
+        best = largest if graph.fixed_rows else efficient_rows(cost)
         logger.info(
             "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; "
             "batches of up to %d%s",
@@ -130,13 +131,38 @@ class Loader:
         return ServedModel(bundle, graph, table, batcher, counted, recent, report)
 
 
+def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:
+    """Rows of the largest batch; 1 when model.json says so or the rows influence each other."""
+    largest = graph.fixed_rows or min(configured, bundle.max_batch_rows or configured)
+    if bundle.max_batch_rows == 1 or largest == 1:
+        return 1
+    found = (
+        influence(graph, bundle.input, len(bundle.class_names), free=free)
+        for free in _free_sizes(bundle)
+    )
+    share = next((each for each in found if each is not None), 0.0)
+    if not share:
+        return largest
+    logger.warning(
+        "model %s version %d: a row's answer depends on the other rows of its batch "
+        "(a logit moves by %.2g of the largest), so its rows run one at a time; "
+        "to run them in batches, export the model in evaluation mode or quantise it statically",
+        bundle.name, bundle.version, share,
+    )  # fmt: skip
+    return 1
+
+
+def _free_sizes(bundle: Bundle) -> tuple[int, ...]:
+    return FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]
+
+
 def _warm(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> warm_up.WarmUp:
     """Warm up at the first of FREE_SIZES that the graph takes.
 
     Raises the UnusableModel of the first size when it takes none.
     """
     first: graphs.UnusableModel | None = None
-    for free in FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]:
+    for free in _free_sizes(bundle):
         try:
             example = example_input(bundle.input, free=free)
             with _MEASURING:

@@ -1,0 +1,111 @@
+"""Rows to try a graph with, and a test whether the rows of a batch influence each other.
+
+A row must be answered as it would be alone, for the batch mixes requests of different callers.
+Graphs that break this: dynamic quantisation (one scale for the whole batch), BatchNormalization in
+training mode, a mean over the batch. Their rows must run one at a time.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.bundle import InputSpec
+from service.graph.session import Graph
+
+Array = NDArray[Any]
+
+BATCH_SIZE_TOLERANCE = 1e-2
+"""Of a row alone against the row in a batch, whose kernels round differently."""
+NEIGHBOUR_TOLERANCE = 1e-4
+"""Of a row beside one neighbour against the row beside another; batches of one size run the same
+kernels.
+"""
+_WORDS = ("alpha", "lynx", "stone", "river", "a", "the", "of", "not", "7", "été")
+
+
+def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
+    """Kinds of rows that a graph may take, the likeliest first: [rows, …], the same at every call.
+
+    free: the size of dimensions that the graph leaves free. The last kind is all zeros or empty
+    strings.
+    """
+    rng = np.random.default_rng(0)
+    size = 1 if spec.dtype == "string" else free
+    shape = (rows, *(size if n is None else n for n in spec.shape[1:]))
+    if spec.dtype == "string":
+        words = rng.choice(_WORDS, (int(np.prod(shape)), 5))
+        yield np.array([" ".join(row) for row in words], object).reshape(shape)
+    elif spec.dtype == "bool":
+        yield rng.random(shape) < 0.5
+    elif spec.dtype.startswith("float"):
+        yield rng.normal(size=shape).astype(spec.dtype)
+        yield rng.random(shape).astype(spec.dtype)
+    else:
+        yield rng.integers(0, 256 if spec.dtype == "uint8" else 10, shape).astype(spec.dtype)
+    yield np.full(shape, "", object) if spec.dtype == "string" else np.zeros(shape, spec.dtype)
+
+
+def influence(graph: Graph, spec: InputSpec, num_classes: int, *, free: int) -> float | None:
+    """How much a row's logits depend on its neighbours, relative to the largest logit.
+
+    0 when they do not; None when the graph takes none of the rows that were tried.
+    """
+    for first in random_rows(spec, 1, free=free):
+        alone = _logits(graph, [first], num_classes)
+        if alone is not None:
+            return _influence_on(graph, first, alone[0], num_classes)
+    return None
+
+
+def _influence_on(graph: Graph, row: Array, alone: Array, num_classes: int) -> float:
+    beside = [
+        answer[0 if batch[0] is row else 1]
+        for other in _neighbours(row)
+        for batch in ([row, other], [other, row])
+        if (answer := _logits(graph, batch, num_classes)) is not None
+    ]
+    if not beside:
+        return 0.0
+    scale = max(1.0, float(np.abs(alone).max()))
+    by_neighbour = max(float(np.abs(each - beside[i % 2]).max()) for i, each in enumerate(beside))
+    by_size = max(float(np.abs(each - alone).max()) for each in beside)
+    found = max(
+        by_neighbour if by_neighbour > NEIGHBOUR_TOLERANCE * scale else 0.0,
+        by_size if by_size > BATCH_SIZE_TOLERANCE * scale else 0.0,
+    )
+    return found / scale
+
+
+def _neighbours(row: Array) -> list[Array]:
+    """Rows that differ from `row` as much as their type allows: an empty one, and a large one."""
+    if row.dtype == object:
+        return [np.full(row.shape, "", object), np.full(row.shape, " ".join(_WORDS * 5), object)]
+    if row.dtype == bool:
+        return [np.zeros_like(row), np.ones_like(row)]
+    largest = 255 if row.dtype == np.uint8 else 9
+    loud = row * 100 if row.dtype.kind == "f" else np.full_like(row, largest)
+    return [np.zeros_like(row), loud]
+
+
+def _logits(graph: Graph, rows: Sequence[Array], num_classes: int) -> Array | None:
+    """[n, C] of the rows as one batch; None when the graph does not take them or gives no finite
+    numbers.
+    """
+    inputs = np.concatenate(rows)
+    try:
+        outputs = graph.run(
+            inputs,
+            tau=np.zeros(len(inputs), np.float32),
+            prior_index=np.zeros(len(inputs), np.int64),
+            prior_table=np.zeros((1, num_classes), np.float32),
+            top_k=1,
+            full=True,
+        )
+    except Exception:  # noqa: BLE001 - a foreign graph may raise anything for rows that do not suit it
+        return None
+    logits = outputs.logits
+    if logits is None or len(logits) != len(inputs) or not np.isfinite(logits).all():
+        return None
+    return logits.astype(np.float64)
