@@ -1,0 +1,26 @@
+"""A prior that follows the season: each month gets the mix of classes that a shop expects.
+
+Run it once a month, for example with cron: python examples/seasonal_prior.py 7
+"""
+
+import os
+import sys
+
+import httpx
+
+SUMMER = {"t-shirt": 40, "sandal": 30, "shirt": 5}
+WINTER = {"coat": 30, "pullover": 30, "ankle boot": 20}
+"""Expected share of the classes that stand out; all others count 2 each."""
+
+month = int(sys.argv[1])
+name, mix = ("summer", SUMMER) if 4 <= month <= 9 else ("winter", WINTER)
+http = httpx.Client(base_url=os.environ.get("PRIORDIAL_URL", "http://127.0.0.1:8000"))
+
+stored = http.get("/models/fashion/priors/default")
+answer = http.put(
+    "/models/fashion/priors/default",
+    json={"target": mix, "others": 2, "expected": True, "note": f"{name} mix"},
+    headers={"If-Match": stored.headers["etag"]},  # refused when somebody changed it meanwhile
+)
+answer.raise_for_status()
+print(f"revision {answer.json()['revision']} of prior 'default': {name}")

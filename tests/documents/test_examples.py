@@ -1,0 +1,96 @@
+"""Every command in README.md and docs/ is run, and prints what the page says."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.documents.blocks import ROOT, RUN, Desk, blocks_of, differences, examples_of
+from tests.support.server import running
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES_WITH_EXAMPLES = [
+    page
+    for page in PAGES
+    if any(block.language in RUN and not block.not_run for block in blocks_of(page))
+]
+
+
+def make_desk(folder):
+    """A folder with the shipped models and the model of irises that the pages speak of."""
+    desk = Desk(folder)
+    for command in (
+        ["examples/serve_scikit_learn.py"],
+        ["-m", "priordial", "import", "iris.onnx", "--name", "iris", "--class-counts", "counts.json"],
+    ):
+        subprocess.run(
+            [sys.executable, *command],
+            cwd=folder,
+            env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"},
+            check=True,
+            capture_output=True,
+        )
+    return desk
+
+
+@pytest.fixture
+def desk(tmp_path):
+    return make_desk(tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_example_of_the_page_prints_what_the_page_says(page, desk):
+    drifted = []
+    with running(
+        desk.folder / "models",
+        default_model="fashion",
+        store=f"sqlite:///{desk.folder}/priordial.db",
+    ) as server:
+        desk.address = server.url.removeprefix("http://")
+        for block in blocks_of(page):
+            if block.language not in RUN or block.not_run:
+                continue
+            for example in examples_of(block):
+                difference = differences(example.expected, desk.run(example, block.language))
+                if difference:
+                    drifted.append(f"{block.place}\n$ {example.command}\n{difference}")
+    assert not drifted, "\n\n".join(drifted)
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed"),
+    [
+        ("a b", "a\n  b"),
+        ("first … last", "first, any\nlines, last"),
+        ('{"p": 0.55175}', '{"p":0.55178}'),
+        ("0.123", "0.1230001"),
+    ],
+)
+def test_an_example_may_differ_in_spaces_elided_text_and_rounding(expected, printed):
+    assert differences(expected, printed) == ""
+
+
+@pytest.mark.parametrize(
+    ("expected", "printed"),
+    [("a b", "a c"), ("a", "a b"), ("0.551", "0.552"), ("revision 1", "revision 2")],
+)
+def test_an_example_may_not_differ_in_anything_else(expected, printed):
+    assert differences(expected, printed) != ""
+
+
+def test_a_block_that_is_not_run_says_why(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("<!-- not run: needs Docker -->\n```console\n$ docker ps\n```\n")
+    assert [block.not_run for block in blocks_of(page)] == ["needs Docker"]
+
+
+def test_python_comments_behind_print_are_its_output(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("```python\nprint(1 + 1)  # 2\n```\n")
+    assert [one.expected for one in examples_of(blocks_of(page)[0])] == ["2"]
+
+
+def test_every_page_is_looked_at():
+    assert Path(ROOT / "README.md") in PAGES_WITH_EXAMPLES
+    assert len(PAGES_WITH_EXAMPLES) >= 5
