@@ -20,9 +20,7 @@ STYLE = """
 def errors(report: dict, tau: str) -> dict[str, float]:
     """Percent of wrong answers for each of CLASSES and for all classes, at this tau."""
     names, confusion = report["class_names"], report["at_tau"][tau]["confusion"]
-    found = {
-        name: 100 * (1 - confusion[i][i] / sum(confusion[i])) for i, name in enumerate(names)
-    }
+    found = {name: 100 * (1 - confusion[i][i] / sum(confusion[i])) for i, name in enumerate(names)}
     return {name: found[name] for name in CLASSES} | {
         "all ten classes": 100 * report["test"]["at_tau"][tau]["balanced_error"]
     }

@@ -17,7 +17,9 @@ class Priordial:
 
     def put_prior(self, model: str, name: str, prior: dict) -> int:
         """Store a prior for a model; the new revision."""
-        return self._checked(self._http.put(f"/models/{model}/priors/{name}", json=prior))["revision"]
+        return self._checked(self._http.put(f"/models/{model}/priors/{name}", json=prior))[
+            "revision"
+        ]
 
     @staticmethod
     def _checked(answer: httpx.Response) -> dict:

@@ -101,15 +101,19 @@ def differences(expected: str, printed: str) -> str:
 
 
 class Desk:
-    """A folder like a fresh checkout, in which the commands of a page are typed."""
+    """A folder like a fresh checkout, in which the commands of a page are typed.
+
+    A folder that already holds models is taken as it is.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.address = ADDRESS
         for name in ("models", "examples"):
-            shutil.copytree(ROOT / name, folder / name)
+            if not (folder / name).exists():
+                shutil.copytree(ROOT / name, folder / name)
         programs = folder / ".venv/bin"
-        programs.mkdir(parents=True)
+        programs.mkdir(parents=True, exist_ok=True)
         for name in ("priordial", "service", "training"):
             self._program(programs / name, f'{sys.executable} -m {name} "$@"')
         self._program(programs / "python", f'{sys.executable} "$@"')

@@ -1,5 +1,6 @@
 """Writes what the examples of pages print into the pages: `python -m tests.documents.record PAGE …`."""
 
+import re
 import sys
 import tempfile
 from pathlib import Path
@@ -35,9 +36,15 @@ def record(page: Path) -> int:
 
 
 def _with_output(text: str, example, printed: str) -> str:
-    first, *rest = example.command.splitlines()
+    """The page with the output of this example replaced, found by all lines of the command."""
     lines = text.splitlines()
-    start = lines.index(f"$ {first}") + 1 + len(rest)
+    command = [re.sub(r"^[$>] ", "", line) for line in lines]
+    typed = example.command.splitlines()
+    start = next(
+        i + len(typed)
+        for i in range(len(lines))
+        if lines[i].startswith("$ ") and command[i : i + len(typed)] == typed
+    )
     end = start + len(example.expected.splitlines())
     return "\n".join([*lines[:start], *printed.splitlines(), *lines[end:]]) + "\n"
 

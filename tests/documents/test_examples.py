@@ -1,8 +1,8 @@
 """Every command in README.md and docs/ is run, and prints what the page says."""
 
+import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +22,16 @@ def make_desk(folder):
     desk = Desk(folder)
     for command in (
         ["examples/serve_scikit_learn.py"],
-        ["-m", "priordial", "import", "iris.onnx", "--name", "iris", "--class-counts", "counts.json"],
+        [
+            "-m",
+            "priordial",
+            "import",
+            "iris.onnx",
+            "--name",
+            "iris",
+            "--class-counts",
+            "counts.json",
+        ],
     ):
         subprocess.run(
             [sys.executable, *command],
@@ -34,9 +43,15 @@ def make_desk(folder):
     return desk
 
 
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    return make_desk(tmp_path_factory.mktemp("checkout")).folder
+
+
 @pytest.fixture
-def desk(tmp_path):
-    return make_desk(tmp_path)
+def desk(checkout, tmp_path):
+    shutil.copytree(checkout, tmp_path, dirs_exist_ok=True, symlinks=True)
+    return Desk(tmp_path)
 
 
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -91,6 +106,5 @@ def test_python_comments_behind_print_are_its_output(tmp_path):
     assert [one.expected for one in examples_of(blocks_of(page)[0])] == ["2"]
 
 
-def test_every_page_is_looked_at():
-    assert Path(ROOT / "README.md") in PAGES_WITH_EXAMPLES
-    assert len(PAGES_WITH_EXAMPLES) >= 5
+def test_the_readme_has_examples():
+    assert ROOT / "README.md" in PAGES_WITH_EXAMPLES
