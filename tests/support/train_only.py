@@ -11,8 +11,9 @@ import torch
 
 from training.loop.processes import Processes, end_now
 from training.loop.train import Keeping
+from training.run.prepare import prepare
 from training.run.recipe_file import make
-from training.run.run import fit_network, prepare
+from training.run.run import fit_network
 
 
 def train_only(home, runs, processes):

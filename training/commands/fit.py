@@ -14,6 +14,7 @@ from training.commands.flags import (
     name_and_number,
     recipe_of,
 )
+from training.faults import say
 
 
 def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
@@ -94,6 +95,9 @@ def _add_running_flags(running: Any) -> None:
         "--resume", action="store_true", help="go on from this run's checkpoint, if there is one"
     )
     running.add_argument(
+        "--restart", action="store_true", help="discard this run's checkpoint, if there is one"
+    )
+    running.add_argument(
         "--checkpoint-seconds", type=float, default=20.0, help="between checkpoints (default 20)"
     )
     running.add_argument(
@@ -124,17 +128,21 @@ def _add_running_flags(running: Any) -> None:
 
 
 def _fit(options: argparse.Namespace) -> dict[str, Any]:
+    if not options.quiet:
+        say("loading torch")
     import torch
 
     from training.loop.processes import Processes
+    from training.loop.progress import stage
     from training.loop.train import Keeping
-    from training.run.run import Running, run
+    from training.run.run import Running, answer, run
 
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     recipe = recipe_of(options)
     keeping = Keeping(
         resume=options.resume,
+        restart=options.restart,
         checkpoint_seconds=options.checkpoint_seconds,
         checkpoint_steps=options.checkpoint_steps,
         tensorboard=options.tensorboard,
@@ -147,10 +155,11 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
         workers=options.workers,
         in_memory=options.in_memory,
     )
+    stage(f"reading {recipe.data}", quiet=options.quiet)
     processes = Processes.join(options.device)
     try:
-        result = run(recipe, running=running, keeping=keeping, processes=processes)
+        finished = run(recipe, running=running, keeping=keeping, processes=processes)
         processes.wait()
-        return result
+        return answer(finished) if finished else {}
     finally:
         processes.leave()

@@ -67,6 +67,26 @@ class CosineLinear(nn.Module):
         )
 
 
+class Logits(nn.Module):
+    """A user's network, of whose outputs the logits are taken.
+
+    Models of Hugging Face return an object or a dict with `logits`; torchvision's networks with
+    auxiliary heads return a named tuple with `logits` while they train. Tensors pass through.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Tensor) -> Any:
+        """[B, …] -> [B, C], or what the network returns when there are no logits in it."""
+        outputs = self.network(inputs)
+        if isinstance(outputs, dict) and isinstance(outputs.get("logits"), Tensor):
+            return outputs["logits"]
+        logits = getattr(outputs, "logits", None)
+        return logits if isinstance(logits, Tensor) else outputs
+
+
 def linear(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     """Multinomial logistic regression."""
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
@@ -179,7 +199,7 @@ def build(
             raise WrongUse(f"network {name} takes images; an input here is {list(input_shape)}")
         network = NETWORKS[name](num_classes, input_shape)
     elif ":" in name:
-        network = _made_by(_factory(name), num_classes, name)
+        network = Logits(_made_by(_factory(name), num_classes, name))
     else:
         raise WrongUse(f"unknown network '{name}'; expected {', '.join(NAMES)} or module:function")
     if head == "cosine":
@@ -201,6 +221,10 @@ def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Mod
         network = factory(num_classes=num_classes) if named else factory(num_classes)
     except TypeError as error:
         raise WrongUse(f"network {name}: {error}; expected a factory f(num_classes)") from error
+    except Exception as error:
+        raise WrongUse(
+            f"network {name}: the factory raised {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(network, nn.Module):
         raise WrongUse(
             f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"

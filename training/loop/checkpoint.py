@@ -1,17 +1,23 @@
 """Checkpoints: everything that an interrupted run needs to go on as if nothing had happened, written atomically."""
 
+import contextlib
 import os
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TextIO, TypeAlias
 
 import numpy as np
 import torch
 from torch import nn
 
 from training.faults import RunFailed, WrongUse
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 Identity: TypeAlias = Mapping[str, Any]
 RandomState: TypeAlias = dict[str, Any]
@@ -82,22 +88,70 @@ class CheckpointFile:
             restore_random(document["random"][rank])
         return int(document["step"])
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold a lock beside the file. Raises WrongUse when another process holds it.
+
+        The lock ends with its process, however that ends.
+        """
+        if fcntl is None:  # not on Windows
+            yield
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        path = self.path.with_suffix(".lock")
+        file = _locked_file(path)
+        with file:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+
     def remove(self) -> None:
-        """Forget the checkpoint, if there is one."""
+        """Delete the checkpoint, if there is one."""
         self.path.unlink(missing_ok=True)
 
     def _check(self, found: Identity) -> None:
         saved = filled(found, like=self.identity)
-        differing = [
-            f"{key} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
+        differing = {
+            key: f"{_flag(key)} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
             for key in sorted({*saved, *self.identity})
             if saved.get(key) != self.identity.get(key)
-        ]
+        }
+        if set(differing) > {"total_steps"}:
+            del differing["total_steps"]  # it follows from the others
+        if "data_sha256" in differing:
+            differing["data_sha256"] = "the contents of --data have changed"
         if differing:
             raise WrongUse(
-                f"{self.path} is the checkpoint of another run: {'; '.join(differing)} "
-                "(give the same settings, another --name, or leave out --resume)"
+                f"{self.path} is the checkpoint of another run: {'; '.join(differing.values())} "
+                "(give the same settings, or another --name; --restart discards this checkpoint)"
             )
+
+
+def _flag(key: str) -> str:
+    return "the number of steps" if key == "total_steps" else f"--{key.replace('_', '-')}"
+
+
+def _locked_file(path: Path) -> TextIO:
+    """The lock's file, locked. One that its last owner has deleted meanwhile is opened anew."""
+    while True:
+        file = path.open("a+", encoding="ascii")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and path.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except BlockingIOError:
+            file.seek(0)
+            owner = file.read(32).strip() or "unknown"
+            file.close()
+            raise WrongUse(
+                f"{path.parent}: process {owner} is training this run; "
+                "wait until it has finished, or give another --name"
+            ) from None
+        file.close()
 
 
 def filled(settings: Mapping[str, Any], *, like: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,3 +180,13 @@ def restore_random(state: RandomState) -> None:
     torch.set_rng_state(state["torch"].cpu())
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all([one.cpu() for one in state["cuda"]])
+
+
+@contextlib.contextmanager
+def undrawn() -> Iterator[None]:
+    """Put the state of every generator back afterwards, as if nothing had been drawn."""
+    before = random_state()
+    try:
+        yield
+    finally:
+        restore_random(before)

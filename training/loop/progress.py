@@ -10,9 +10,15 @@ from typing import Any, Self
 from torch import Tensor
 from tqdm import tqdm
 
-from training.faults import RunFailed, WrongUse
+from training.faults import RunFailed, WrongUse, say
 
 SMOOTHING = 0.05  # of the loss that the bar shows
+
+
+def stage(text: str, *, quiet: bool) -> None:
+    """Say on stderr what a run does next, unless it is to be quiet."""
+    if not quiet:
+        say(text)
 
 
 class Progress:

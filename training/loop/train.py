@@ -1,7 +1,8 @@
 """The training loop: forward, backward, step, from wherever the checkpoint left off."""
 
 import time
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,7 @@ OPTIMISERS = ("sgd", "adamw")
 ADAM_BETA1 = 0.9
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "fp64", *AUTOCAST)
+"""Names of --precision; the first is the default."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,37 @@ class Plan:
 
 @dataclass(frozen=True)
 class Keeping:
-    """What a run writes while it goes: a checkpoint now and then, a log, TensorBoard's files."""
+    """What a run writes while it trains, and how it treats an earlier run's checkpoint.
+
+    checkpoint: None keeps none. resume: continue from the checkpoint if there is one. restart:
+    overwrite it. checkpoint_seconds, or checkpoint_steps instead: between checkpoints. log: a file
+    with a line for each step. tensorboard: a folder for TensorBoard's files. going_on: how an
+    interrupted run is continued, for the message.
+    """
 
     checkpoint: CheckpointFile | None = None
     resume: bool = False
+    restart: bool = False
     checkpoint_seconds: float = 20.0
     checkpoint_steps: int | None = None
     log: Path | None = None
     tensorboard: Path | None = None
     quiet: bool = False
     going_on: str = "--resume goes on from it"
-    """How, for who interrupts the run."""
+
+    @contextmanager
+    def begun(self, processes: Processes) -> Iterator[None]:
+        """Hold the checkpoint's lock. Raises WrongUse when the run would overwrite another one."""
+        if self.checkpoint is None:
+            yield
+            return
+        with self.checkpoint.locked() if processes.first else nullcontext():
+            if self.checkpoint.path.exists() and not (self.resume or self.restart):
+                raise WrongUse(
+                    f"{self.checkpoint.path} holds an unfinished run. Give --resume to go on from "
+                    "it, --restart to discard it, or another --name to keep both"
+                )
+            yield
 
     def due(self, done: int, *, seconds: float) -> bool:
         """Whether a checkpoint is due after so many steps, and so many seconds after the last one."""
@@ -115,6 +137,7 @@ def train(
         sampler, rows=rows, batch_rows=plan.batch_rows, steps=plan.steps, first_step=first
     )
     objective = objective.to(device)
+    done = first
     with StopSignal() as stop, _progress(plan, keeping, processes, first) as progress:
         saved = time.monotonic()
         for step, (inputs, labels) in enumerate(feed.batches(order), first):
@@ -123,15 +146,22 @@ def train(
                 group["lr"] = rate
             now = objective.at(step / plan.steps)
             loss = training_step(spread, inputs, labels, objective=now, state=state, plan=plan)
-            due = keeping.due(step + 1, seconds=time.monotonic() - saved)
+            done = step + 1
+            due = keeping.due(done, seconds=time.monotonic() - saved)
             loss, stopping, due = _agree(loss, processes, stopping=stop.requested, due=due)
             progress.step(step, loss=loss, rate=rate)
-            if due or stopping or step + 1 == plan.steps:
+            if due or stopping or done == plan.steps:
                 progress.flush()
-                _save(keeping, state, processes, step + 1)
+                _save(keeping, state, processes, done)
                 saved = time.monotonic()
             if stopping:
-                raise Interrupted(_how_to_go_on(keeping, step + 1, plan.steps))
+                break
+    # asked again outside, so that a signal after the last step is not lost either
+    _, stopping, _ = _agree(
+        torch.zeros((), device=device), processes, stopping=stop.requested, due=False
+    )
+    if stopping:
+        raise Interrupted(_how_to_go_on(keeping, done, plan.steps))
     network.float()
 
 

@@ -16,8 +16,6 @@ from training.run.retrain import learn_scales, retrain_classifier
 from training.scores.calibrate import fit_divided_share
 from training.scores.posthoc import Curve, best_tau, norm_curve
 
-KINDS = ("nothing", "weight-norm", "crt", "lws")
-
 
 @dataclass(frozen=True)
 class Changed:
@@ -34,8 +32,6 @@ class Changed:
 def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> None:
     """Raise WrongUse unless recipe.afterwards means something for this method and this network, not yet trained."""
     kind, tau = recipe.afterwards, recipe.norm_tau
-    if kind not in KINDS:
-        raise WrongUse(f"--afterwards {kind}: expected one of {', '.join(KINDS)}")
     if tau is not None and kind != "weight-norm":
         raise WrongUse("--norm-tau belongs to --afterwards weight-norm")
     if kind == "nothing":

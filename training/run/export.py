@@ -13,17 +13,19 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
+from onnx import TensorProto, helper
 from torch import Tensor, nn
 
 from training.data.text import Vocabulary
 from training.faults import RunFailed
-from training.run.text_graph import take_strings
 
 OPSET = 20
 IR_VERSION = 10  # what onnxruntime-gpu takes, too
 INPUT = "input"
 OUTPUT = "logits"
 MAX_PROTOBUF_BYTES = 2**31 - 2**20
+ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 4
+LOCALE = "C"  # the default, en_US, is missing in most containers: the graph would not load
 TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
 
 
@@ -60,6 +62,40 @@ def export(
         take_strings(model, vocabulary, name=INPUT)
     plain(model)
     save(model, path)
+
+
+def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -> None:
+    """Replace the graph's only input, word numbers [B, words], by texts: a string tensor [B] called `name`.
+
+    StringNormalizer lowers A … Z, StringSplit parts at spaces and pads with empty strings, LabelEncoder gives each
+    word its number; what is no word of the vocabulary becomes 0, which the network leaves out.
+    """
+    graph = model.graph
+    old = graph.input[0].name
+    numbers = f"{name}/numbers"
+    for node in graph.node:
+        for position, given in enumerate(node.input):
+            if given == old:
+                node.input[position] = numbers
+    front = [
+        helper.make_node(
+            "StringNormalizer", [name], [f"{name}/lower"], case_change_action="LOWER", locale=LOCALE
+        ),
+        helper.make_node("StringSplit", [f"{name}/lower"], [f"{name}/words", f"{name}/lengths"]),
+        helper.make_node(
+            "LabelEncoder",
+            [f"{name}/words"],
+            [numbers],
+            domain=ML_DOMAIN,
+            keys_strings=list(vocabulary.keys),
+            values_int64s=list(vocabulary.keys.values()),
+            default_int64=0,
+        ),
+    ]
+    for position, node in enumerate(front):
+        graph.node.insert(position, node)
+    graph.input[0].CopyFrom(helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]))
+    model.opset_import.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))
 
 
 def plain(model: onnx.ModelProto) -> None:

@@ -16,12 +16,12 @@ from service.contract.publication import publish as publish_folder
 from training.data.dataset import Dataset, Split
 from training.data.feed import graph_inputs, in_order
 from training.loop.train import logits_of
+from training.run.calibration import Calibration
 from training.run.export import INPUT, OUTPUT, check_agreement, export
 from training.run.prepare import Prepared
 from training.run.provenance import code_revision, library_versions
 from training.run.recipe import Recipe
 from training.run.report import report
-from training.run.tuning import Calibration
 
 CHECKED_ROWS = 512
 CPU = torch.device("cpu")

@@ -1,30 +1,49 @@
 """Everything that shapes a model: the settings of one run."""
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from training.data.augment import Augmentation
+from training.data.augment import AUGMENTATIONS, Augmentation
+from training.data.long_tail import PROFILES
 from training.data.order import steps_of
 from training.data.sources.listing import ImageOptions
 from training.faults import WrongUse
-from training.loop.schedule import in_steps
-from training.loop.train import Plan
+from training.learning.losses import LOSSES
+from training.learning.samplers import SAMPLERS
+from training.loop.schedule import SCHEDULES, in_steps
+from training.loop.train import OPTIMISERS, PRECISIONS, Plan
 
 DEFAULT_EPOCHS = 20
-FEWEST_DEFAULT_STEPS = 1500  # small data are seen more often than 20 times
-FREE = (
-    "name",
-    "recipe",
-    "description",
-    "afterwards",
-    "norm_tau",
-    "publish_tau",
-)  # settings that do not change what the network learns
+FEWEST_DEFAULT_STEPS = 1500  # small data get more than 20 epochs
+FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau")
+"""Settings that do not change what the network learns."""
+PUBLISHED_TAUS = ("one", "chosen")
+AFTERWARDS = ("nothing", "weight-norm", "crt", "lws")
+CHOICES: Mapping[str, tuple[str, ...]] = {
+    "profile": PROFILES,
+    "loss": LOSSES,
+    "sampler": SAMPLERS,
+    "optimiser": OPTIMISERS,
+    "schedule": SCHEDULES,
+    "augment": AUGMENTATIONS,
+    "precision": PRECISIONS,
+    "color": ("RGB", "L"),
+    "afterwards": AFTERWARDS,
+    "publish_tau": PUBLISHED_TAUS,
+}
+"""The fields that are one of a few names."""
+POSITIVE = (
+    "imbalance_ratio", "max_per_class", "image_size", "epochs", "steps", "batch", "accumulate",
+    "lr", "drop",
+)  # fmt: skip
+NOT_NEGATIVE = ("validation_per_class", "seed", "momentum", "weight_decay", "warmup", "pad")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """docs/training.md tells each field; the command's flags have the same names."""
+    """The settings of one run. Each has a flag of the same name; `fit --help` describes them."""
 
     data: str
     name: str = ""
@@ -69,34 +88,38 @@ class Recipe:
     publish_tau: str = "one"
 
     def __post_init__(self) -> None:
-        for name in (
-            "imbalance_ratio",
-            "max_per_class",
-            "image_size",
-            "epochs",
-            "steps",
-            "batch",
-            "accumulate",
-            "lr",
-            "drop",
-        ):
+        """Raise WrongUse for a value that has no meaning, whether a flag or a file gave it."""
+        self._check_ranges()
+        for name, choices in CHOICES.items():
             value = getattr(self, name)
-            if value is not None and not value > 0:  # NaN compares false
-                raise WrongUse(f"{_flag(name)} is {value}; expected more than 0")
-        for name in ("validation_per_class", "seed", "momentum", "weight_decay", "warmup", "pad"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise WrongUse(f"{_flag(name)} is {value}; expected at least 0")
-        if not 0 <= self.adam_beta2 < 1:
-            raise WrongUse(f"--adam-beta2 is {self.adam_beta2}; expected at least 0 and below 1")
+            if value is not None and value not in choices:
+                raise WrongUse(f"{_flag(name)} is '{value}'; expected one of {', '.join(choices)}")
         if self.epochs is not None and self.steps is not None:
             raise WrongUse("--epochs and --steps are two lengths of the same run; give one")
-        if not (self.resize in (None, "stretch", "crop") or isinstance(self.resize, int)):
+        if not (self.resize in (None, "stretch", "crop") or _is_count(self.resize)):
             raise WrongUse(
                 f"--resize is {self.resize!r}; expected stretch, crop or a number of pixels"
             )
-        if self.color not in (None, "RGB", "L"):
-            raise WrongUse(f"--color is {self.color!r}; expected RGB or L")
+
+    def _check_ranges(self) -> None:
+        for name in POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:  # NaN compares false
+                raise WrongUse(f"{_flag(name)} is {value}; expected more than 0")
+        for name in NOT_NEGATIVE:
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < math.inf:
+                raise WrongUse(f"{_flag(name)} is {value}; expected at least 0")
+        if not 0 <= self.adam_beta2 < 1:
+            raise WrongUse(f"--adam-beta2 is {self.adam_beta2}; expected at least 0 and below 1")
+        if not self.momentum < 1:
+            raise WrongUse(f"--momentum is {self.momentum}; expected at least 0 and below 1")
+        if self.seed >= 2**63:
+            raise WrongUse(f"--seed is {self.seed}; expected a number below 2^63")
+        if not all(0 < value < math.inf for value in self.image_std or ()):
+            raise WrongUse(f"--image-std is {list(self.image_std or ())}; expected more than 0")
+        if not all(map(math.isfinite, self.image_mean or ())):
+            raise WrongUse(f"--image-mean is {list(self.image_mean or ())}; expected numbers")
 
     @property
     def image_options(self) -> ImageOptions:
@@ -111,7 +134,7 @@ class Recipe:
         return Augmentation(self.augment, self.pad)
 
     def plan(self, rows: int) -> Plan:
-        """The optimisation of so many training rows, its lengths in steps."""
+        """The optimisation for a number of training rows, with all lengths in steps."""
         if self.steps is not None:
             steps = self.steps
         else:
@@ -140,6 +163,10 @@ class Recipe:
     def learnt_from(self) -> dict[str, Any]:
         """The settings that change what is learnt, by name."""
         return {key: value for key, value in asdict(self).items() if key not in FREE}
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _flag(name: str) -> str:

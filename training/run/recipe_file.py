@@ -38,10 +38,14 @@ def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
         settings = read(recipe)
         settings["recipe"] = settings.get("recipe", Path(recipe).name.removesuffix(".toml"))
     settings |= given
-    if "epochs" in given:
-        settings.pop("steps", None) if "steps" not in given else None
-    if "steps" in given:
-        settings.pop("epochs", None) if "epochs" not in given else None
+    for length, other in (("epochs", "steps"), ("steps", "epochs")):
+        if length in given and other not in given:
+            settings.pop(other, None)
+    stray = [key for key in ("imbalance_ratio", "max_per_class") if key in settings]
+    if stray and settings.get("profile") is None:
+        raise WrongUse(
+            f"--{stray[0].replace('_', '-')} has no effect without --profile exp or step"
+        )
     if "data" not in settings:
         raise WrongUse("--data is missing: what should be trained on?")
     settings = NETWORK_DEFAULTS.get(settings.get("network", ""), {}) | settings

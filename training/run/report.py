@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from service.contract.adjustment import adjust_logits, softmax
 from service.contract.scores import group_of, reliability, target_weights
 from training.data.dataset import Dataset, Split
+from training.run.calibration import Calibration
 from training.run.prepare import Prepared
-from training.run.tuning import Calibration
 
 MAX_CONFUSION_CLASSES = 100
 MAX_SAMPLE_NUMBERS = 4096

@@ -1,7 +1,9 @@
-"""One training run on one screen: data → loss → loop → calibration → scores → export → published folder."""
+"""One training run: recipe → data → network → loop → calibration → published folder."""
 
+import contextlib
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,110 +13,94 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.data.feed import Place, make_feed
+from training.faults import Fault, RunFailed
 from training.learning.networks import Standardise, build
-from training.loop.checkpoint import CheckpointFile
+from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.processes import Processes
+from training.loop.progress import stage
 from training.loop.train import Keeping, logits_of, train
-from training.run.afterwards import change_last_layer, check_afterwards
-from training.run.prepare import Prepared, identity, prepare, prepare_data
+from training.run.afterwards import Changed, change_last_layer, check_afterwards
+from training.run.calibration import Calibration, calibrate
+from training.run.prepare import Prepared, identity, prepare
 from training.run.publish import publish
 from training.run.recipe import Recipe
-from training.run.tuning import Calibration, tune
+from training.run.rehearsal import rehearse
 from training.scores.evaluate import score
-
-__all__ = ["Prepared", "Recipe", "fit_network", "identity", "prepare", "prepare_data", "run"]
 
 
 @dataclass(frozen=True)
 class Running:
-    """How a run is carried out; nothing here changes what is learnt."""
+    """How a run is carried out; nothing here changes what is learnt.
 
-    models: Path = Path("models")
-    runs: Path = Path("runs")
+    models: where to publish; None trains without publishing.
+    runs: folder of checkpoints and logs; None keeps none.
+    checkpoint: the checkpoint's file, by default runs/<name>/checkpoint.pt with its log beside it.
+    samples: test inputs that report.json shows.
+    workers: processes that decode images.
+    in_memory: whether images are decoded once and kept; None: when they are small enough.
+    """
+
+    models: Path | None = Path("models")
+    runs: Path | None = Path("runs")
+    checkpoint: Path | None = None
     samples: int = 12
     workers: int = 2
     in_memory: bool | None = None
 
 
+@dataclass(frozen=True)
+class Finished:
+    """A network that was trained, and what was measured of it. Comparisons keep parts of this."""
+
+    recipe: Recipe
+    ready: Prepared
+    changed: Changed
+    logits: Mapping[str, NDArray[np.float32]]
+    """Raw logits [n, C] of the `val` and `test` splits, where the data has them."""
+    started: float
+    """time.monotonic() when the run began."""
+    calibration: Calibration = field(default_factory=Calibration)
+    scores: Mapping[str, Any] = field(default_factory=dict)
+    bundle: Path | None = None
+    """The published folder."""
+
+    @property
+    def network(self) -> nn.Module:
+        """The trained network."""
+        return self.changed.network
+
+    @property
+    def seconds(self) -> float:
+        """Since the run began."""
+        return round(time.monotonic() - self.started, 3)
+
+
 def run(
     recipe: Recipe, *, running: Running, keeping: Keeping, processes: Processes
-) -> dict[str, Any]:
-    """Train, calibrate, score, export, check and publish. Returns the contract's object (section 7)."""
+) -> Finished | None:
+    """Train, calibrate and publish. Returns None in all processes but the first."""
     started = time.monotonic()
     ready = prepare(recipe, in_memory=running.in_memory, part=processes.part)
-    check_afterwards(recipe, ready, make_network(recipe, ready))
-    keeping = with_checkpoint(keeping, recipe, ready, running.runs)
-    network = fit_network(
-        recipe, ready, keeping=keeping, processes=processes, workers=running.workers
-    )
-    if not processes.first:
-        return {}
-    changed = change_last_layer(recipe, ready, network, device=processes.device)
-    network, ready = changed.network, replace(ready, recorded=changed.recorded)
-    recipe = replace(recipe, norm_tau=changed.norm_tau)
-    splits = {"val": ready.data.val, "test": ready.data.test}
-    logits = {
-        name: logits_of(network, ready.data, split, device=processes.device)
-        for name, split in splits.items()
-        if split is not None
-    }
-    calibration = calibrate_on_validation(ready, logits.get("val"))
-    scores = {name: _score(ready, name, found, calibration) for name, found in logits.items()}
-    folder = publish(
-        recipe,
-        ready,
-        network,
-        logits=logits,
-        calibration=calibration,
-        scores=scores,
-        models=running.models,
-        samples=running.samples,
-    )
-    if keeping.checkpoint is not None:
-        keeping.checkpoint.remove()
-    return {
-        "bundle": str(folder),
-        "loss": recipe.loss,
-        "loss_tau": ready.recorded.loss_tau,
-        "source_prior": ready.recorded.source_prior,
-        "last_layer": {
-            "afterwards": recipe.afterwards,
-            "norm_tau": changed.norm_tau,
-            "validation_curve": [list(point) for point in changed.curve],
-        },
-        "temperature": calibration.temperature,
-        "tau": calibration.tau_object(),
-        "validation": scores.get("val"),
-        "test": scores.get("test"),
-        "seconds": round(time.monotonic() - started, 3),
-    }
-
-
-def fit_network(
-    recipe: Recipe, ready: Prepared, *, keeping: Keeping, processes: Processes, workers: int = 2
-) -> nn.Module:
-    """A network trained as the recipe says."""
-    torch.manual_seed(recipe.seed)
-    network = make_network(recipe, ready).to(processes.device)
-    if ready.data.image is not None:  # convolutions take half the time in this order of the numbers
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
-    processes.seed(recipe.seed)
-    place = Place(processes.device, processes.part, recipe.seed, workers)
-    train(
-        network,
-        make_feed(ready.data, recipe.augmentation, place),
-        objective=ready.objective,
-        sampler=ready.sampler,
-        rows=len(ready.data.train),
-        plan=ready.plan,
-        keeping=keeping,
-        processes=processes,
-    )
-    return network.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return, call-overload]
+    network = make_network(recipe, ready)
+    with undrawn():
+        check_afterwards(recipe, ready, network)
+    keeping = _with_files(keeping, recipe, ready, running)
+    with keeping.begun(processes):
+        stage("trying the network, its export and the folders", quiet=keeping.quiet)
+        with undrawn():
+            rehearse(recipe, ready, network, models=running.models)
+        stage(f"training {ready.plan.steps:,} steps", quiet=keeping.quiet)
+        train_network(recipe, ready, network, keeping, processes, workers=running.workers)
+        if not processes.first:
+            return None
+        with _trained(keeping):
+            finished = _finished(recipe, ready, network, processes.device, started)
+            return finished if running.models is None else _published(finished, running, keeping)
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
-    """The recipe's network for this data, fresh; numbers are standardised inside it."""
+    """The recipe's network for this data, drawn from the seed; numbers are standardised inside it."""
+    torch.manual_seed(recipe.seed)
     data = ready.data
     if data.image is not None:
         shape: tuple[int, ...] = (data.image.channels, *data.image.size)
@@ -132,18 +118,140 @@ def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
     return network
 
 
-def calibrate_on_validation(ready: Prepared, logits: NDArray[np.float32] | None) -> Calibration:
-    """What validation decides; without a validation split nothing is tuned."""
-    if logits is None or ready.data.val is None:
-        return Calibration()
-    return tune(logits, ready.data.val.labels, log_source_prior=ready.log_source_prior)
+def train_network(
+    recipe: Recipe,
+    ready: Prepared,
+    network: nn.Module,
+    keeping: Keeping,
+    processes: Processes,
+    *,
+    workers: int = 2,
+) -> nn.Module:
+    """Train the network in place as the recipe says, and return it."""
+    network.to(processes.device)
+    images = ready.data.image is not None
+    if images:  # convolutions take half the time in this order of the numbers
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    processes.seed(recipe.seed)
+    place = Place(processes.device, processes.part, recipe.seed, workers)
+    train(
+        network,
+        make_feed(ready.data, recipe.augmentation, place),
+        objective=ready.objective,
+        sampler=ready.sampler,
+        rows=len(ready.data.train),
+        plan=ready.plan,
+        keeping=keeping,
+        processes=processes,
+    )
+    return network.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return, call-overload]
 
 
-def with_checkpoint(keeping: Keeping, recipe: Recipe, ready: Prepared, runs: Path) -> Keeping:
-    """The keeping with this run's own checkpoint and log, in runs/<name>."""
-    folder = runs / recipe.name
+def fit_network(
+    recipe: Recipe, ready: Prepared, *, keeping: Keeping, processes: Processes, workers: int = 2
+) -> nn.Module:
+    """A network made and trained as the recipe says, without the checks and the files of a run."""
+    network = make_network(recipe, ready)
+    return train_network(recipe, ready, network, keeping, processes, workers=workers)
+
+
+def answer(finished: Finished) -> dict[str, Any]:
+    """The JSON object that `training fit` prints."""
+    calibration, changed = finished.calibration, finished.changed
+    return {
+        "bundle": str(finished.bundle),
+        "loss": finished.recipe.loss,
+        "loss_tau": finished.ready.recorded.loss_tau,
+        "source_prior": finished.ready.recorded.source_prior,
+        "last_layer": {
+            "afterwards": finished.recipe.afterwards,
+            "norm_tau": changed.norm_tau,
+            "validation_curve": [list(point) for point in changed.curve],
+        },
+        "temperature": calibration.temperature,
+        "tau": calibration.tau_object(),
+        "validation": finished.scores.get("val"),
+        "test": finished.scores.get("test"),
+        "seconds": finished.seconds,
+    }
+
+
+def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Running) -> Keeping:
+    """The keeping with the files of this run: its checkpoint, and its log unless compared."""
+    if running.checkpoint is not None:
+        return replace(
+            keeping, checkpoint=CheckpointFile(running.checkpoint, identity(recipe, ready))
+        )
+    if running.runs is None:
+        return keeping
+    folder = running.runs / recipe.name
     checkpoint = CheckpointFile(folder / "checkpoint.pt", identity(recipe, ready))
     return replace(keeping, checkpoint=checkpoint, log=folder / "steps.jsonl")
+
+
+def _finished(
+    recipe: Recipe, ready: Prepared, network: nn.Module, device: torch.device, started: float
+) -> Finished:
+    """The trained network with its last layer as the recipe has it, and its logits."""
+    changed = change_last_layer(recipe, ready, network, device=device)
+    ready = replace(ready, recorded=changed.recorded)
+    recipe = replace(recipe, norm_tau=changed.norm_tau)
+    logits = {
+        name: logits_of(changed.network, ready.data, split, device=device)
+        for name, split in (("val", ready.data.val), ("test", ready.data.test))
+        if split is not None
+    }
+    for name, found in logits.items():
+        if not np.isfinite(found).all():
+            row = int(np.flatnonzero(~np.isfinite(found).all(axis=1))[0])
+            raise RunFailed(
+                f"the trained network gives NaN or infinity for row {row} of {name}: the run has "
+                "diverged; lower --lr, lengthen --warmup, or use --precision fp32"
+            )
+    return Finished(recipe, ready, changed, logits, started)
+
+
+def _published(finished: Finished, running: Running, keeping: Keeping) -> Finished:
+    """Calibrate, score and publish."""
+    ready, val = finished.ready, finished.ready.data.val
+    stage("calibrating and scoring", quiet=keeping.quiet)
+    calibration = calibrate(
+        finished.logits.get("val"),
+        None if val is None else val.labels,
+        log_source_prior=ready.log_source_prior,
+    )
+    scores = {
+        name: _score(ready, name, found, calibration) for name, found in finished.logits.items()
+    }
+    stage("exporting and checking the ONNX file", quiet=keeping.quiet)
+    assert running.models is not None
+    bundle = publish(
+        finished.recipe,
+        ready,
+        finished.network,
+        logits=finished.logits,
+        calibration=calibration,
+        scores=scores,
+        models=running.models,
+        samples=running.samples,
+    )
+    if keeping.checkpoint is not None:
+        keeping.checkpoint.remove()
+    return replace(finished, calibration=calibration, scores=scores, bundle=bundle)
+
+
+@contextlib.contextmanager
+def _trained(keeping: Keeping) -> Iterator[None]:
+    """Say in the message of a failure that the trained network is kept."""
+    try:
+        yield
+    except (Fault, OSError) as error:
+        if keeping.checkpoint is None or not keeping.checkpoint.path.exists():
+            raise
+        raise RunFailed(
+            f"{error}\nThe trained network is kept in {keeping.checkpoint.path}: once this is mended, "
+            "the same command with --resume goes on after the training"
+        ) from error
 
 
 def _score(

@@ -1,21 +1,22 @@
 """`training compare`: methods x seeds on one data set, resumable, to results.json, a table and a report."""
 
 import json
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from training.faults import BadData, WrongUse
-from training.loop.checkpoint import CheckpointFile, filled
+from training.loop.checkpoint import filled
 from training.loop.interrupt import Interrupted
 from training.loop.processes import Processes
-from training.loop.train import Keeping, logits_of
+from training.loop.train import Keeping
 from training.run.last_layer import features_of, last_layer
-from training.run.prepare import Prepared, identity, prepare, prepare_data
+from training.run.prepare import prepare_data
 from training.run.recipe import FREE, Recipe
-from training.run.run import fit_network
+from training.run.run import Finished, Running, run
 from training.studies import report as comparison_report
 from training.studies.methods import (
     ADAM_RATE,
@@ -51,22 +52,24 @@ def compare(
     """
     out.mkdir(parents=True, exist_ok=True)
     remember_settings(recipe, out)
-    wanted = [(run, seed) for seed in seeds for run in runs_of(tuple(methods))]
-    for number, (run, seed) in enumerate(wanted, 1):
-        path = outcome_path(out, run, seed)
+    wanted = [(name, seed) for seed in seeds for name in runs_of(tuple(methods))]
+    for number, (name, seed) in enumerate(wanted, 1):
+        path = outcome_path(out, name, seed)
         if path.exists():
             continue
         outcome = finish_run(
             recipe,
-            run,
+            name,
             seed,
             folder=out / "runs",
             processes=processes,
             quiet=quiet,
         )
-        say(f"[{number}/{len(wanted)}] {run}, seed {seed}: {outcome.seconds:.0f} s")
-        outcome.save(path)
-        checkpoint_path(out / "runs", run, seed).unlink(missing_ok=True)
+        if outcome is not None:
+            say(f"[{number}/{len(wanted)}] {name}, seed {seed}: {outcome.seconds:.0f} s")
+            outcome.save(path)
+            checkpoint_path(out / "runs", name, seed).unlink(missing_ok=True)
+        processes.wait()
     say("scoring")
     results = results_of(
         methods=methods,
@@ -88,7 +91,7 @@ def finish_run(
     folder: Path,
     processes: Processes,
     quiet: bool,
-) -> Outcome:
+) -> Outcome | None:
     """Train one run, from its checkpoint if there is one, and keep what the comparison needs of it."""
     try:
         return outcome_of(
@@ -115,44 +118,47 @@ def outcome_of(
     keep_features: bool,
     processes: Processes,
     quiet: bool = True,
-) -> Outcome:
-    """Train a recipe, from its checkpoint if there is one, and keep its logits, last layer and, if asked, features."""
-    started = time.monotonic()
-    ready = prepare(recipe)
-    if ready.data.test is None:
-        raise BadData(f"{recipe.data}: has no test split to compare methods on")
-    kept = None if checkpoint is None else CheckpointFile(checkpoint, identity(recipe, ready))
-    keeping = Keeping(
-        checkpoint=kept, resume=True, quiet=quiet, going_on="the same command goes on from it"
+) -> Outcome | None:
+    """Train a recipe, from its checkpoint if there is one. Returns None in all processes but the first.
+
+    The outcome has the logits, the last layer and, with keep_features, the features.
+    """
+    finished = run(
+        recipe,
+        running=Running(models=None, runs=None, checkpoint=checkpoint),
+        keeping=Keeping(resume=True, quiet=quiet, going_on="the same command goes on from it"),
+        processes=processes,
     )
-    network = fit_network(recipe, ready, keeping=keeping, processes=processes)
-    return _outcome(network, ready, processes, keep_features=keep_features, started=started)
+    if finished is None:
+        return None
+    return _outcome(finished, processes.device, keep_features=keep_features)
 
 
-def _outcome(
-    network: Any, ready: Prepared, processes: Processes, *, keep_features: bool, started: float
-) -> Outcome:
-    data, device = ready.data, processes.device
-    assert data.test is not None
-    parts = {}
-    for name, split in (("val", data.val), ("test", data.test)):
-        if split is not None:
-            features = features_of(network, data, split, device=device) if keep_features else None
-            logits = logits_of(network, data, split, device=device)
-            parts[name] = Part(split.labels, logits, features)
-    linear = ready.objective.head == "linear"
+def _outcome(finished: Finished, device: torch.device, *, keep_features: bool) -> Outcome:
+    ready, network = finished.ready, finished.network
+    data = ready.data
+    if data.test is None:
+        raise BadData(f"{data.spec}: has no test split to compare methods on")
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    features = {
+        name: features_of(network, data, split, device=device)
+        for name, split in splits.items()
+        if keep_features and split is not None
+    }
+    parts = {
+        name: Part(splits[name].labels, logits, features.get(name))  # type: ignore[union-attr]  # logits are of splits that exist
+        for name, logits in finished.logits.items()
+    }
     return Outcome(
         class_counts=data.class_counts,
         recorded_loss_tau=ready.recorded.loss_tau,
         source_prior=ready.recorded.source_prior,
-        seconds=round(time.monotonic() - started, 3),
+        seconds=finished.seconds,
         test=parts["test"],
         val=parts.get("val"),
         train_labels=data.train.labels if keep_features else None,
-        train_features=features_of(network, data, data.train, device=device)
-        if keep_features
-        else None,
-        layer=last_layer(network) if linear else None,
+        train_features=features.get("train"),
+        layer=last_layer(network) if ready.objective.head == "linear" else None,
     )
 
 

@@ -1,9 +1,13 @@
 """Every recipe of the package loads, and those of the paper say what the paper's table says."""
 
+from dataclasses import fields
+
 import pytest
 
 from training.data.order import steps_of
+from training.faults import WrongUse
 from training.learning.resnet import released_resnet32, resnet32
+from training.run.recipe import CHOICES, Recipe
 from training.run.recipe_file import make, names
 
 ROWS = {"cifar10-lt": 12_406, "cifar100-lt": 10_847, "imagenet-lt": 115_846, "inaturalist": 437_513}
@@ -75,3 +79,33 @@ def parameters(network):
 def test_resnet_32_has_the_size_that_its_paper_gives():
     assert parameters(resnet32(10)) == pytest.approx(0.46e6, rel=0.02)
     assert parameters(released_resnet32(10)) != parameters(resnet32(10))
+
+
+@pytest.mark.parametrize("field", sorted(CHOICES))
+def test_a_field_that_is_a_choice_is_checked_wherever_it_comes_from(field, tmp_path):
+    path = tmp_path / "own.toml"
+    path.write_text(f'data = "digits"\n{field} = "bf32"\n', encoding="utf-8")
+    with pytest.raises(WrongUse, match=f"--{field.replace('_', '-')} is 'bf32'; expected one of"):
+        make(str(path), {})
+
+
+def test_every_field_of_text_is_a_choice_or_known_to_be_free():
+    free = {"data", "name", "recipe", "description", "resize", "network"}
+    texts = {f.name for f in fields(Recipe) if f.type in ("str", "str | None", str, str | None)}
+    assert texts - free - set(CHOICES) == set()
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"lr": float("nan")}, "--lr is nan; expected more than 0"),
+        ({"lr": float("inf")}, "--lr is inf; expected more than 0"),
+        ({"seed": 10**23}, "expected a number below 2"),
+        ({"momentum": 1.0}, "below 1"),
+        ({"image_std": (0.0, 0.5, 0.5)}, "--image-std is .* expected more than 0"),
+        ({"imbalance_ratio": 10.0}, "has no effect without --profile"),
+    ],
+)
+def test_a_number_without_a_meaning_is_refused_by_its_flag(settings, said):
+    with pytest.raises(WrongUse, match=said):
+        make(None, {"data": "digits"} | settings)

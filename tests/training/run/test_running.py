@@ -132,7 +132,7 @@ def test_a_checkpoint_from_before_a_setting_is_of_a_run_with_what_it_was_then(tm
     now = CheckpointFile(tmp_path / "old.pt", {"lr": 0.1, "adam_beta2": 0.999})
     assert now.load(state, device=CPU) == 7
     other = replace(now, identity={"lr": 0.1, "adam_beta2": 0.95})
-    with pytest.raises(WrongUse, match=r"adam_beta2 was 0\.999 and is 0\.95"):
+    with pytest.raises(WrongUse, match=r"--adam-beta2 was 0\.999 and is 0\.95"):
         other.load(state, device=CPU)
 
 

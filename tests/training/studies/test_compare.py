@@ -235,7 +235,7 @@ def test_the_adam_run_decays_nothing_and_takes_its_own_rate_and_memory(tmp_path,
         seen.append(recipe)
         raise Interrupted("enough")
 
-    monkeypatch.setattr(module, "fit_network", stop)
+    monkeypatch.setattr(module, "run", stop)
     with pytest.raises(Interrupted):
         compared(tmp_path, methods="erm-adam", seeds=1)
     assert (seen[0].optimiser, seen[0].weight_decay) == ("adamw", 0)

@@ -1,4 +1,4 @@
-"""Temperature and tau of a run, decided on its validation split; nothing here is given another."""
+"""Temperature and tau of a run, fitted to its validation split and to nothing else."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +36,16 @@ class Calibration:
         }
 
 
-def tune(logits: NDArray[np.float32], labels: Labels, *, log_source_prior: Vector) -> Calibration:
-    """Temperature, then tau for the balanced error, from validation logits [n, C] and labels [n].
+def calibrate(
+    logits: NDArray[np.float32] | None, labels: Labels | None, *, log_source_prior: Vector
+) -> Calibration:
+    """Fit the temperature, then choose tau for the balanced error.
 
-    With fewer than FEWEST_ROWS rows the temperature stays 1, and a line on stderr says so.
+    logits [n, C] and labels [n] are those of the validation split; without one, both stay 1. With
+    fewer than FEWEST_ROWS rows the temperature stays 1, and a line on stderr says so.
     """
+    if logits is None or labels is None:
+        return Calibration()
     temperature = 1.0
     if len(labels) < FEWEST_ROWS:
         say(

@@ -1,0 +1,82 @@
+"""Factories of networks that cannot be trained or published as they are, and of some that can."""
+
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+FEATURES = 6
+
+
+class Outputs(NamedTuple):
+    """As torchvision's networks with auxiliary heads return while they train."""
+
+    logits: torch.Tensor
+    aux_logits: torch.Tensor
+
+
+class Wrapped(nn.Module):
+    """A linear layer whose output is put into something else."""
+
+    def __init__(self, outputs, put, width=64):
+        super().__init__()
+        self.first = nn.Linear(FEATURES, width)
+        self.last = nn.Linear(width, outputs)
+        self.put = put
+
+    def forward(self, inputs):
+        return self.put(self, self.last(torch.relu(self.first(inputs))), inputs)
+
+
+def two(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: (found, found))
+
+
+def named(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: {"scores": found})
+
+
+def thousand(num_classes):
+    return Wrapped(1000, lambda _net, found, _x: found)
+
+
+def one(num_classes):
+    return Wrapped(1, lambda _net, found, _x: found)
+
+
+def softmaxed(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: functional.softmax(found, dim=1))
+
+
+def endless(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: found / 0)
+
+
+def branching(num_classes):
+    return Wrapped(num_classes, lambda _net, found, x: found if x.sum() > 0 else -found)
+
+
+def raising(num_classes):
+    raise OSError("no route to the weights")
+
+
+def narrow(num_classes):
+    return nn.Linear(FEATURES + 1, num_classes)
+
+
+def normed(num_classes):
+    return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+
+
+def hugging(num_classes):
+    """As Hugging Face's models: an object with logits."""
+    return Wrapped(num_classes, lambda _net, found, _x: SimpleNamespace(logits=found, loss=None))
+
+
+def auxiliary(num_classes):
+    """As torchvision's: a named tuple while training, a tensor afterwards."""
+    return Wrapped(
+        num_classes, lambda net, found, _x: Outputs(found, found) if net.training else found
+    )

@@ -1,0 +1,112 @@
+"""An unfinished run is never lost by accident, and two runs never write to one folder."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from training.faults import WrongUse
+from training.loop.checkpoint import CheckpointFile
+from training.loop.interrupt import Interrupted
+from training.loop.processes import Processes
+from training.loop.train import Keeping
+
+CPU = Processes(torch.device("cpu"))
+
+
+def flags(own_npz, home, *more):
+    return (
+        "fit", "--name", "own", "--data", f"npz:{own_npz}", "--steps", 20, "--quiet", "--json",
+        "--samples", 0, "--models", home / "models", "--runs", home / "runs", *more,
+    )  # fmt: skip
+
+
+@pytest.fixture
+def unfinished(own_npz, tmp_path, monkeypatch, command):
+    """The checkpoint of a run that was stopped while it published."""
+
+    def full(*_arguments, **_keywords):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.run.run.publish", full)
+        code, _, err = command(*flags(own_npz, tmp_path))
+    assert code == 1
+    assert "No space left on device" in err
+    return err, tmp_path / "runs" / "own" / "checkpoint.pt"
+
+
+def test_a_failure_after_the_training_says_how_to_publish_without_training_again(
+    unfinished, own_npz, tmp_path, command
+):
+    err, checkpoint = unfinished
+    assert f"kept in {checkpoint}" in err
+    assert "with --resume" in err
+    code, result, _ = command(*flags(own_npz, tmp_path, "--resume"))
+    assert code == 0
+    assert result["bundle"].endswith("own/1")
+    assert not checkpoint.exists()
+
+
+def test_a_run_started_anew_does_not_overwrite_an_unfinished_one(
+    unfinished, own_npz, tmp_path, command
+):
+    _, checkpoint = unfinished
+    before = checkpoint.read_bytes()
+    code, _, err = command(*flags(own_npz, tmp_path))
+    assert code == 2
+    assert "holds an unfinished run. Give --resume" in err
+    assert "--restart" in err
+    assert checkpoint.read_bytes() == before
+    assert command(*flags(own_npz, tmp_path, "--restart"))[0] == 0
+
+
+def test_a_changed_flag_is_named_when_a_run_is_resumed(unfinished, own_npz, tmp_path, command):
+    code, _, err = command(*flags(own_npz, tmp_path, "--resume", "--weight-decay", 0.1))
+    assert code == 2
+    assert "--weight-decay was 0.0005 and is 0.1" in err
+    assert "leave out --resume" not in err
+
+
+def test_a_second_process_cannot_write_the_run_of_the_first(tmp_path):
+    path = tmp_path / "own" / "checkpoint.pt"
+    code = (
+        "import pathlib, sys; from training.loop.checkpoint import CheckpointFile\n"
+        "with CheckpointFile(pathlib.Path(sys.argv[1]), {}).locked(): pass"
+    )
+    held = Keeping(checkpoint=CheckpointFile(path, {}))
+    with held.begun(CPU):
+        other = subprocess.run(
+            [sys.executable, "-c", code, path], capture_output=True, text=True, check=False
+        )
+        assert "is training this run; wait until it has finished" in other.stderr
+    with held.begun(CPU):
+        pass
+    assert not list(path.parent.iterdir())
+
+
+def test_a_lock_ends_with_the_run_that_fails(tmp_path):
+    held = Keeping(checkpoint=CheckpointFile(tmp_path / "own" / "checkpoint.pt", {}))
+    with pytest.raises(WrongUse, match="first"), held.begun(CPU):
+        raise WrongUse("first")
+    with held.begun(CPU):
+        pass
+
+
+def test_a_signal_after_the_last_step_is_not_lost(own_npz, tmp_path, monkeypatch):
+    from training.loop import train as loop
+    from training.run.prepare import prepare
+    from training.run.recipe_file import make
+    from training.run.run import fit_network
+
+    class Late(loop.StopSignal):
+        def __exit__(self, *details):
+            super().__exit__(*details)
+            self.requested = True
+
+    monkeypatch.setattr(loop, "StopSignal", Late)
+    recipe = make(None, {"data": f"npz:{own_npz}", "steps": 3, "batch": 8})
+    keeping = Keeping(quiet=True)
+    with pytest.raises(Interrupted, match="stopped after 3 of 3 steps"):
+        fit_network(recipe, prepare(recipe), keeping=keeping, processes=CPU)

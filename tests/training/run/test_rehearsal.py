@@ -1,0 +1,69 @@
+"""What would fail after the training fails before it, in seconds and with the reason."""
+
+import pytest
+import torch
+
+from training.run.prepare import prepare
+from training.run.recipe_file import make
+from training.run.rehearsal import rehearse
+from training.run.run import make_network
+
+
+def rehearsed(own_npz, models, network, **settings):
+    recipe = make(None, {"data": f"npz:{own_npz}", "network": network, "name": "tried"} | settings)
+    ready = prepare(recipe)
+    made = make_network(recipe, ready)
+    before = {key: value.clone() for key, value in made.state_dict().items()}
+    rehearse(recipe, ready, made, models=models)
+    return made, before
+
+
+ODD = "tests.support.odd_networks"
+
+
+@pytest.mark.parametrize(
+    ("factory", "said"),
+    [
+        ("two", "returns a tuple of 2; expected the logits alone"),
+        ("named", "returns a dict with scores; expected the logits alone"),
+        ("thousand", r"returns shape \[2, 1000\] for 2 rows; expected \[2, 12\]"),
+        ("one", r"returns shape \[2, 1\] for 2 rows; expected \[2, 12\]"),
+        ("softmaxed", "returns probabilities; expected logits"),
+        ("endless", "returns NaN or infinity before it is trained"),
+        ("branching", "cannot be exported to ONNX: .*; nothing was trained"),
+        ("raising", "the factory raised OSError: no route to the weights"),
+        ("narrow", r"fails on an input of shape \[2, 6\]: RuntimeError: mat1 and mat2"),
+    ],
+)
+def test_a_network_that_cannot_be_published_is_refused_by_name(own_npz, tmp_path, factory, said):
+    with pytest.raises((ValueError, RuntimeError), match=f"network {ODD}:{factory}: {said}"):
+        rehearsed(own_npz, tmp_path / "models", f"{ODD}:{factory}")
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("factory", ["hugging", "auxiliary"])
+def test_logits_are_taken_from_what_such_libraries_return(own_npz, tmp_path, factory):
+    made, _ = rehearsed(own_npz, tmp_path / "models", f"{ODD}:{factory}")
+    assert made.train()(torch.zeros(3, 6)).shape == (3, 12)
+
+
+def test_batches_of_one_row_are_refused_where_the_network_normalises_over_them(own_npz, tmp_path):
+    with pytest.raises(ValueError, match=r"a training step of one row fails: .*--batch over"):
+        rehearsed(own_npz, tmp_path, f"{ODD}:normed", batch=1)
+
+
+def test_a_rehearsal_leaves_network_and_folders_as_they_were(own_npz, tmp_path):
+    home = tmp_path / "models" / "tried"
+    home.mkdir(parents=True)
+    made, before = rehearsed(own_npz, tmp_path / "models", f"{ODD}:normed")
+    after = made.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    assert all(parameter.grad is None for parameter in made.parameters())
+    assert list(home.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named_before_the_training(own_npz, tmp_path):
+    (tmp_path / "models").write_text("a file, not a folder")
+    with pytest.raises(RuntimeError, match="models: the model could not be published here"):
+        rehearsed(own_npz, tmp_path / "models", "mlp")
