@@ -14,7 +14,9 @@ from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
 from service.graph.session import GraphOutputs
-from service.priors.priors import PriorRevision, Priors, RevisionNotInMemory, parse_prior_reference
+from service.priors.priors import Priors
+from service.priors.revisions import PriorRevision
+from service.priors.rule import source_warnings
 from service.repository.served import ServedModel
 from service.wire.arrays import InvalidParameter
 from service.wire.parameters import Parameters
@@ -34,7 +36,9 @@ class Classifier:
     """Chooses the prior and tau of a request and hands its rows to the model's batcher."""
 
     def __init__(self, priors: Priors, *, tau_cap: float) -> None:
-        self._priors, self._tau_cap = priors, tau_cap
+        self._tau_cap = tau_cap
+        self.revision_of = priors.requested
+        self.revision_at_hand = priors.at_hand
 
     def work(
         self,
@@ -117,27 +121,6 @@ class Classifier:
     def tau_of(self, bundle: Bundle, tau: float | None) -> float:
         """The tau of a request, or the model's default. Raises InvalidTau."""
         return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
-
-    async def revision_of(
-        self, bundle: Bundle, prior: str | dict[str, Any] | None
-    ) -> PriorRevision:
-        """The prior of a request: stored, pinned, built in or inline; None is `default`."""
-        try:
-            return self.revision_at_hand(bundle, prior)
-        except RevisionNotInMemory:
-            assert isinstance(prior, str)
-            wanted = parse_prior_reference(prior)
-            assert wanted.at is not None
-            return await self._priors.fetch(bundle, wanted.name, wanted.at)
-
-    def revision_at_hand(self, bundle: Bundle, prior: str | dict[str, Any] | None) -> PriorRevision:
-        """The same, or RevisionNotInMemory."""
-        if prior is None:
-            return self._priors.select(bundle, None)
-        if isinstance(prior, dict):
-            return self._priors.inline(bundle, prior)
-        wanted = parse_prior_reference(prior)
-        return self._priors.select(bundle, wanted.name, at=wanted.at, at_least=wanted.at_least)
 
 
 def enqueue(model: ServedModel, entry: Entry) -> None:
@@ -227,12 +210,7 @@ def check_adjustable(bundle: Bundle, revision: PriorRevision, tau: float) -> Non
 
 def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[str, ...]:
     """What a caller should know about the adjustment of this answer."""
-    warnings = revision.prior.warnings
-    if tau and bundle.provenance.get("source_prior") == "approximate":
-        warnings += (
-            "the model's source prior is approximate: its training objective has no exact one",
-        )
-    return warnings
+    return revision.prior.warnings + (source_warnings(bundle) if tau else ())
 
 
 def ranked(

@@ -112,6 +112,18 @@ class Settings:
     require_if_match: bool = _setting(
         False, "refuse a write to a stored prior without If-Match (428)"
     )
+    max_flip_share: float = _setting(
+        1.0,
+        "refuse a prior that would change a larger share of recent answers, unless ?force=1; 1: never",
+        low=0.0,
+        high=1.0,
+    )
+    webhook: str = _setting(
+        "", "URL that gets a signed POST for every change of a prior through this service"
+    )
+    webhook_secret: str = _setting(
+        "", "key of the webhook's HMAC signature; give it as a variable, not as a flag"
+    )
     recent_rows: int = _setting(
         4096,
         "recent answers of a model whose logits are kept for previews and estimates; 0: none",
@@ -140,6 +152,12 @@ class Settings:
                 raise InvalidSetting(f"{flag} is '{value}'; expected {', '.join(meta['choices'])}")
             if "low" in meta and not meta["low"] <= value <= meta["high"]:
                 raise InvalidSetting(f"{flag} is {value}; expected {meta['low']} to {meta['high']}")
+        if self.webhook and not self.webhook.startswith(("http://", "https://")):
+            raise InvalidSetting(f"--webhook is '{self.webhook}'; expected an http or https URL")
+        if self.webhook and not self.webhook_secret:
+            raise InvalidSetting(
+                "--webhook needs a key for its signatures: set PRIORDIAL_WEBHOOK_SECRET"
+            )
 
 
 def flag_of(name: str) -> str:

@@ -1,13 +1,13 @@
-"""What a write makes of what is stored: replace, add counts, return to an older revision, delete.
+"""Changes of a stored prior as values: replace it, add counts, return to an older revision, delete it.
 
-Each function returns a Decide: the store calls it inside its transaction with the newest entry of the prior (deletions
-included, None when there never was one) and stores the draft that comes back, or nothing when that is None.
+The store applies a change inside its transaction to the newest entry of the prior (deletions
+included, None when there never was one) and stores the draft that comes back, or nothing for None.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, Protocol, TypeAlias
 
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies, resolve_prior
@@ -26,13 +26,13 @@ Revisions: TypeAlias = Literal["*"] | frozenset[int]
 
 @dataclass(frozen=True)
 class Condition:
-    """If-Match and If-None-Match: the revisions that the one in force must, and must not, be among."""
+    """If-Match and If-None-Match: revisions that the one in force must, and must not, be among."""
 
     if_match: Revisions | None = None
     if_none_match: Revisions | None = None
 
     def check(self, name: str, current: StoredRevision | None) -> None:
-        """Raises StaleRevision unless both hold. An unstored `default` counts as revision 0 for If-Match."""
+        """Raise StaleRevision unless both hold. For If-Match, an unstored `default` has revision 0."""
         stored = None if current is None or current.deleted else current.revision
         shown = stored if stored is not None else (0 if name == DEFAULT else None)
         if self.if_match is not None and not (
@@ -61,94 +61,129 @@ class Draft:
     note: str
 
 
-Decide: TypeAlias = Callable[[StoredRevision | None], Draft | None]
+class Change(Protocol):
+    """A change of one prior."""
+
+    def apply(self, current: StoredRevision | None) -> Draft | None:
+        """The entry to store after `current`, None when there is nothing to change."""
 
 
-def replace(
-    name: str,
-    body: PriorBody,
-    class_digest: str,
-    condition: Condition,
-    *,
-    class_names: Sequence[str] | None = None,
-) -> Decide:
-    """A new revision with this body; nothing when it says what is in force already, note included.
+@dataclass(frozen=True)
+class Replace:
+    """A new revision with this body; nothing when the one in force says the same, note included.
 
-    With class_names a vector in class order says the same as one by name.
+    With `class_names`, a vector in class order equals one by class name.
     """
 
-    def decide(current: StoredRevision | None) -> Draft | None:
-        condition.check(name, current)
-        if current is None or current.body is None or current.class_digest != class_digest:
-            return Draft(body, class_digest, body.note)
-        if _by_name(current.body, class_names) == _by_name(body, class_names):
-            return None
-        return Draft(body, class_digest, body.note)
+    name: str
+    body: PriorBody
+    class_digest: str
+    condition: Condition = UNCONDITIONAL
+    class_names: Sequence[str] | None = None
 
-    return decide
+    def apply(self, current: StoredRevision | None) -> Draft | None:
+        """Raises StaleRevision."""
+        self.condition.check(self.name, current)
+        draft = Draft(self.body, self.class_digest, self.body.note)
+        if current is None or current.body is None or current.class_digest != self.class_digest:
+            return draft
+        same = _by_name(current.body, self.class_names) == _by_name(self.body, self.class_names)
+        return None if same else draft
 
 
-def return_to(
-    name: str, old: StoredRevision, class_digest: str, condition: Condition, note: str
-) -> Decide:
-    """A new revision equal to an old one; nothing when the one in force says the same already."""
-    if old.body is None:
-        raise PriorConflict(
-            f"revision {old.revision} of '{name}' is a deletion; choose another or use DELETE"
-        )
-    if old.class_digest != class_digest:
-        raise PriorDoesNotFit(
-            f"revision {old.revision} of '{name}' belongs to another class list than the model's"
-        )
-    body = old.body
+@dataclass(frozen=True)
+class ReturnTo:
+    """A new revision equal to an old one; nothing when the one in force is equal already."""
 
-    def decide(current: StoredRevision | None) -> Draft | None:
-        condition.check(name, current)
-        same_classes = current is not None and current.class_digest == class_digest
+    name: str
+    old: StoredRevision
+    class_digest: str
+    note: str
+    condition: Condition = UNCONDITIONAL
+
+    def __post_init__(self) -> None:
+        """Raises PriorConflict or PriorDoesNotFit when the old revision cannot be used again."""
+        if self.old.body is None:
+            raise PriorConflict(
+                f"revision {self.old.revision} of '{self.name}' is a deletion; choose another "
+                "revision, or revision 0 to have nothing stored"
+            )
+        if self.old.class_digest != self.class_digest:
+            raise PriorDoesNotFit(
+                f"revision {self.old.revision} of '{self.name}' belongs to another class list "
+                "than the model's"
+            )
+
+    def apply(self, current: StoredRevision | None) -> Draft | None:
+        """Raises StaleRevision."""
+        self.condition.check(self.name, current)
+        body = self.old.body
+        assert body is not None
         if (
             current is not None
             and current.body is not None
-            and same_classes
-            and _but_note(current.body) == _but_note(body)
+            and current.class_digest == self.class_digest
+            and same_prior(current.body, body)
         ):
             return None
-        return Draft(body.model_copy(update={"note": note}), class_digest, note)
-
-    return decide
+        return Draft(body.model_copy(update={"note": self.note}), self.class_digest, self.note)
 
 
-def delete(name: str, condition: Condition) -> Decide:
-    """An entry that takes the prior out of use. Raises UnknownPrior when it is not in use."""
+@dataclass(frozen=True)
+class Delete:
+    """Take the prior out of use; `if_stored`: one that was taken out already stays so without an error."""
 
-    def decide(current: StoredRevision | None) -> Draft | None:
-        condition.check(name, current)
+    name: str
+    condition: Condition = UNCONDITIONAL
+    note: str = ""
+    if_stored: bool = False
+
+    def apply(self, current: StoredRevision | None) -> Draft | None:
+        """Raises StaleRevision, and UnknownPrior when the prior is not in use."""
+        self.condition.check(self.name, current)
         if current is None or current.deleted:
-            raise UnknownPrior(f"there is no stored prior '{name}'")
-        return Draft(None, "", "")
+            if current is not None and self.if_stored:
+                return None
+            raise UnknownPrior(f"there is no stored prior '{self.name}'")
+        return Draft(None, "", self.note)
 
-    return decide
 
+@dataclass(frozen=True)
+class AddCounts:
+    """Add observed counts to label_frequencies, target, or both."""
 
-def add_counts(
-    name: str,
-    addition: Mapping[str, Mapping[str, float] | Sequence[float]],
-    bundle: Bundle,
-    condition: Condition,
-    note: str,
-) -> Decide:
-    """A new revision with observed counts added to label_frequencies, target, or both."""
-    added = {field: _named(field, values, bundle.class_names) for field, values in addition.items()}
-    class_digest = bundle.class_digest
+    name: str
+    added: Mapping[str, Mapping[str, float]]
+    """By field, then by class."""
+    bundle: Bundle
+    note: str
+    condition: Condition = UNCONDITIONAL
 
-    def decide(current: StoredRevision | None) -> Draft | None:
-        condition.check(name, current)
-        body = _body_to_add_to(name, current, class_digest)
-        update: dict[str, object] = {"note": note}
-        for field, values in added.items():
-            counts = _counts(name, field, body, bundle)
+    @classmethod
+    def checked(
+        cls,
+        name: str,
+        addition: Mapping[str, Mapping[str, float] | Sequence[float]],
+        *,
+        bundle: Bundle,
+        note: str,
+        condition: Condition = UNCONDITIONAL,
+    ) -> "AddCounts":
+        """The change for counts as a request gives them. Raises InvalidPrior."""
+        added = {field: _named(field, v, bundle.class_names) for field, v in addition.items()}
+        return cls(name, added, bundle, note, condition)
+
+    def apply(self, current: StoredRevision | None) -> Draft | None:
+        """Raises StaleRevision, UnknownPrior, PriorConflict, PriorDoesNotFit and the like."""
+        self.condition.check(self.name, current)
+        bundle, digest = self.bundle, self.bundle.class_digest
+        body = _body_to_add_to(self.name, current, digest)
+        update: dict[str, object] = {"note": self.note}
+        for field, values in self.added.items():
+            counts = _counts(self.name, field, body, bundle)
             update[field] = {key: counts[key] + values.get(key, 0.0) for key in bundle.class_names}
         stored = current is not None and not current.deleted
-        if stored and not any(value > 0 for values in added.values() for value in values.values()):
+        if stored and not any(n > 0 for values in self.added.values() for n in values.values()):
             return None
         summed = PriorBody.model_validate({**body.model_dump(), **update})
         resolve_prior(
@@ -157,9 +192,12 @@ def add_counts(
             class_counts=bundle.class_counts,
             loss_tau=bundle.loss_tau,
         )
-        return Draft(summed, class_digest, note)
+        return Draft(summed, digest, self.note)
 
-    return decide
+
+def same_prior(one: PriorBody, other: PriorBody) -> bool:
+    """Whether two bodies are equal but for their notes."""
+    return one.model_copy(update={"note": other.note}) == other
 
 
 def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str) -> PriorBody:
@@ -179,12 +217,13 @@ def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str
 
 
 def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str, float]:
-    """The stored vector of a field by class. Raises PriorConflict when it does not hold counts."""
+    """The stored counts of a field, by class. Raises PriorConflict when they are no counts."""
     spec = body.label_frequencies if field == "label_frequencies" else body.target
     if spec is None:
         if bundle.class_counts is None:
             raise UnknownLabelFrequencies(
-                f"'{name}' has no label_frequencies to add to, and the model's class_counts are unknown"
+                f"'{name}' has no label_frequencies to add to, and the model's class_counts "
+                "are unknown"
             )
         return dict(zip(bundle.class_names, bundle.class_counts, strict=True))
     if isinstance(spec, str):
@@ -224,7 +263,7 @@ def _named(
 
 
 def _by_name(body: PriorBody, class_names: Sequence[str] | None) -> PriorBody:
-    """The body with its vectors by class name, for comparing."""
+    """The body with its vectors by class name, so that bodies can be compared."""
     if class_names is None:
         return body
     vectors = {"target": body.target, "label_frequencies": body.label_frequencies}
@@ -234,10 +273,6 @@ def _by_name(body: PriorBody, class_names: Sequence[str] | None) -> PriorBody:
         if isinstance(vector, list) and len(vector) == len(class_names)
     }
     return body.model_copy(update=named)
-
-
-def _but_note(body: PriorBody) -> PriorBody:
-    return body.model_copy(update={"note": ""})
 
 
 def _state(name: str, revision: int | None) -> str:

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, Prior, UnknownLabelFrequencies
-from service.priors.priors import PriorDoesNotFit, Priors
+from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
-from service.priors.revisions import DEFAULT
+from service.priors.revisions import DEFAULT, PriorDoesNotFit
 from service.priors.rule import Rule, jensen_shannon, mean_probability
 
 logger = logging.getLogger(__name__)

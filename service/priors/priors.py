@@ -5,25 +5,26 @@ import os
 import socket
 import uuid
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import Any
 
 from service.contract.bundle import Bundle
 from service.contract.prior import PriorBody, resolve_prior
 from service.priors.changes import (
     UNCONDITIONAL,
+    AddCounts,
+    Change,
     Condition,
-    Decide,
-    add_counts,
-    delete,
-    replace,
-    return_to,
+    Delete,
+    Replace,
+    ReturnTo,
 )
 from service.priors.feed import Feed, StoreState, WorkerReport
-from service.priors.in_force import PriorsInForce
 from service.priors.revisions import (
+    BUILT_IN,
     DEFAULT,
     PriorConflict,
     PriorDoesNotFit,
-    PriorReference,
     PriorRevision,
     RevisionNotHere,
     RevisionNotInMemory,
@@ -34,26 +35,24 @@ from service.priors.revisions import (
     Written,
     check_prior_name,
     parse_prior_reference,
+    unknown_prior,
+)
+from service.priors.snapshot import (
+    EMPTY,
+    ByteBoundedCache,
+    Snapshot,
+    advance,
+    content_key,
+    resolve_built_in,
+    resolve_inline,
+    resolve_stored,
 )
 from service.priors.store_calls import PriorStore, StoreCalls
 
-__all__ = [
-    "PriorDoesNotFit",
-    "PriorReference",
-    "PriorRevision",
-    "Priors",
-    "RevisionNotHere",
-    "RevisionNotInMemory",
-    "StoreState",
-    "StoreUnavailable",
-    "StoredRevision",
-    "UnknownPrior",
-    "Written",
-    "parse_prior_reference",
-]
-
 MAX_NAMES = 1000
-"""Stored priors a model can have in use: each is a metric series and a line of the list."""
+"""Stored priors that a model can have in use: each is a metric series and a line of the list."""
+_MAX_BUNDLES = 64
+_MAX_CHOSEN = 4096
 
 
 def this_worker() -> WorkerReport:
@@ -63,8 +62,12 @@ def this_worker() -> WorkerReport:
     )
 
 
-class Priors(PriorsInForce):
-    """The priors in force, kept in step with a store, and the way to change them. Used from one event loop."""
+class Priors:
+    """The priors in force, kept in step with a store, and the way to change them.
+
+    Choosing a prior is synchronous and never gives a revision older than one given before. Used
+    from one event loop, except for `in_force` and `resolved`.
+    """
 
     def __init__(
         self,
@@ -75,9 +78,16 @@ class Priors(PriorsInForce):
         answer_seconds: float = 2.0,
         cache_bytes: int = 16 * 2**20,
     ) -> None:
-        """Without a store only built-in and inline priors are served. answer_seconds bounds each call to it."""
-        super().__init__(cache_bytes=cache_bytes)
-        self._store = store
+        """Without a store only built-in and inline priors are served.
+
+        worker: who this process is to other workers. poll_seconds: pause between two looks at the
+        store. answer_seconds: bound of each call to the store. cache_bytes: bound of the memory
+        of resolved priors.
+        """
+        self._in_force: Snapshot = EMPTY
+        self._chosen: dict[tuple[int, str | None], tuple[Bundle, PriorRevision]] = {}
+        self._resolved = ByteBoundedCache(cache_bytes)
+        self._digests: dict[int, tuple[Bundle, str]] = {}
         self._feed: Feed | None = None
         self._calls: StoreCalls | None = None
         if store is not None:
@@ -112,6 +122,114 @@ class Priors(PriorsInForce):
         """How the store does now; `none` when there is none."""
         return StoreState("none", "no store was given") if self._feed is None else self._feed.state
 
+    # ---- choosing
+
+    def select(
+        self,
+        bundle: Bundle,
+        name: str | None = None,
+        *,
+        at: int | None = None,
+        at_least: int | None = None,
+    ) -> PriorRevision:
+        """The prior that a request gets now. A name of None is `default`.
+
+        Raises UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies, RevisionNotHere (when `at_least` has not arrived)
+        and RevisionNotInMemory (when `at` is an older one: await fetch).
+        """
+        if at is None and at_least is None:
+            chosen = self._chosen.get((id(bundle), name))
+            if chosen is not None:
+                return chosen[1]
+            revision = self.in_force(bundle, name or DEFAULT)
+            if len(self._chosen) >= _MAX_CHOSEN:
+                self._chosen = {}
+            self._chosen[id(bundle), name] = (bundle, revision)
+            return revision
+        if at is not None:
+            return self._pinned(bundle, name or DEFAULT, at)
+        assert at_least is not None
+        return self._recent(bundle, name or DEFAULT, at_least)
+
+    def in_force(self, bundle: Bundle, name: str) -> PriorRevision:
+        """What `select` gives by name alone, worked out afresh: for threads beside the event loop, too. Raises as it does."""
+        if name in BUILT_IN:
+            return self._built_in(bundle, name)
+        held = self._in_force.get((bundle.name, name))
+        entry = None if held is None else held.fitting.get(self._digest(bundle))
+        if entry is not None:
+            try:
+                return self._resolve_entry(bundle, entry)
+            except PriorDoesNotFit:
+                if name != DEFAULT:
+                    raise
+        if name == DEFAULT:  # not stored, or for another class list only: the model's own rule
+            return self._built_in(bundle, name)
+        newest = self.newest(bundle.name, name)
+        if newest is None:
+            raise unknown_prior(
+                name, [DEFAULT, *BUILT_IN, *(n for n in self.names(bundle.name) if n != DEFAULT)]
+            )
+        return self._resolve_entry(bundle, newest)  # says why it does not fit
+
+    def forget(self, bundle: Bundle) -> None:
+        """Let go of a model version that is served no more."""
+        self._chosen = {k: v for k, v in self._chosen.items() if v[0] is not bundle}
+        self._digests.pop(id(bundle), None)
+        self._resolved.forget(bundle)
+
+    def inline(self, bundle: Bundle, body: object) -> PriorRevision:
+        """A prior that came with its request, checked. Raises InvalidPrior or UnknownLabelFrequencies."""
+        key = (id(bundle), None, content_key(body))
+        found = self._resolved.get(key)
+        if found is None:
+            found = resolve_inline(bundle, body)
+            self._resolved.put(key, bundle, found)
+        return found
+
+    def resolved(self, bundle: Bundle, name: str, entry: StoredRevision | None) -> PriorRevision:
+        """The vectors of an entry, or of a built-in or an unstored default. Raises PriorDoesNotFit and the like."""
+        return self._built_in(bundle, name) if entry is None else self._resolve_entry(bundle, entry)
+
+    def newest(self, model: str, name: str) -> StoredRevision | None:
+        """The newest entry of a prior that is in use, whether it fits or not."""
+        held = self._in_force.get((model, name))
+        return None if held is None or held.newest.deleted else held.newest
+
+    def names(self, model: str) -> list[str]:
+        """Stored priors of a model that are in use, sorted."""
+        return sorted(
+            n for (m, n), held in self._in_force.items() if m == model and not held.newest.deleted
+        )
+
+    def misfits(self, bundle: Bundle) -> list[StoredRevision]:
+        """The newest entries that do not fit the model's class list and are not applied to it."""
+        digest = self._digest(bundle)
+        entries = [self.newest(bundle.name, name) for name in self.names(bundle.name)]
+        return [entry for entry in entries if entry is not None and entry.class_digest != digest]
+
+    def at_hand(self, bundle: Bundle, wanted: str | dict[str, Any] | None) -> PriorRevision:
+        """The prior that a request names (`name`, `name@7`, `name@>=8`), gives inline, or leaves out.
+
+        Raises as `select` and `inline` do, and InvalidReference.
+        """
+        if wanted is None:
+            return self.select(bundle)
+        if isinstance(wanted, dict):
+            return self.inline(bundle, wanted)
+        reference = parse_prior_reference(wanted)
+        return self.select(bundle, reference.name, at=reference.at, at_least=reference.at_least)
+
+    async def requested(self, bundle: Bundle, wanted: str | dict[str, Any] | None) -> PriorRevision:
+        """The prior of a request, fetched from the store if it is an older revision."""
+        try:
+            return self.at_hand(bundle, wanted)
+        except RevisionNotInMemory:
+            assert isinstance(wanted, str)
+            reference = parse_prior_reference(wanted)
+            assert reference.at is not None
+            return await self.fetch(bundle, reference.name, reference.at)
+
     async def fetch(self, bundle: Bundle, name: str | None, at: int) -> PriorRevision:
         """An older revision, from memory or the store. Raises as select does, and StoreUnavailable."""
         name = name or DEFAULT
@@ -144,9 +262,8 @@ class Priors(PriorsInForce):
             raise PriorConflict(
                 f"model '{bundle.name}' has {MAX_NAMES} priors already; delete one first"
             )
-        return await self._write(
-            bundle, name, replace(name, body, digest, condition, class_names=bundle.class_names), by
-        )
+        change = Replace(name, body, digest, condition, class_names=bundle.class_names)
+        return await self._write(bundle, name, change, by)
 
     async def add(
         self,
@@ -160,9 +277,8 @@ class Priors(PriorsInForce):
     ) -> Written:
         """Add observed counts, atomically among all writers."""
         check_prior_name(name)
-        return await self._write(
-            bundle, name, add_counts(name, addition, bundle, condition, note), by
-        )
+        change = AddCounts.checked(name, addition, bundle=bundle, note=note, condition=condition)
+        return await self._write(bundle, name, change, by)
 
     async def rollback(
         self,
@@ -174,20 +290,26 @@ class Priors(PriorsInForce):
         note: str = "",
         condition: Condition = UNCONDITIONAL,
     ) -> Written:
-        """Store a new revision equal to an old one."""
+        """Store a new revision equal to an old one; revision 0 means that nothing is stored.
+
+        After a return to revision 0 the entry written is a deletion. Raises UnknownPrior when there
+        is no such revision, StaleRevision and the like.
+        """
         check_prior_name(name)
-        old = await self.entry(bundle.name, name, revision)
         note = note or f"back to revision {revision}"
-        return await self._write(
-            bundle, name, return_to(name, old, self._digest(bundle), condition, note), by
-        )
+        if revision == 0:
+            change: Change = Delete(name, condition, note=note, if_stored=True)
+        else:
+            old = await self.entry(bundle.name, name, revision)
+            change = ReturnTo(name, old, self._digest(bundle), note, condition)
+        return await self._write(bundle, name, change, by)
 
     async def remove(
         self, bundle: Bundle, name: str, *, by: str, condition: Condition = UNCONDITIONAL
-    ) -> None:
+    ) -> Written:
         """Take a prior out of use; its history stays."""
         check_prior_name(name)
-        await self._write(bundle, name, delete(name, condition), by)
+        return await self._write(bundle, name, Delete(name, condition), by)
 
     # ---- reading history
 
@@ -215,23 +337,96 @@ class Priors(PriorsInForce):
 
     # ---- inside
 
-    async def _write(self, bundle: Bundle, name: str, decide: Decide, by: str) -> Written:
+    def _pinned(self, bundle: Bundle, name: str, at: int) -> PriorRevision:
+        if at == 0 and (name == DEFAULT or name in BUILT_IN):
+            return self._built_in(bundle, name)
+        if name in BUILT_IN:
+            raise UnknownPrior(f"'{name}' is built in and has revision 0 only, not {at}")
+        held = self._in_force.get((bundle.name, name))
+        if held is not None and held.newest.deleted:
+            raise UnknownPrior(f"prior '{name}' was deleted at revision {held.newest.revision}")
+        for entry in () if held is None else (held.newest, *held.fitting.values()):
+            if entry.revision == at:
+                return self._resolve_entry(bundle, entry)
+        found = self._resolved.get((id(bundle), name, at))
+        if found is None:
+            raise RevisionNotInMemory(f"revision {at} of prior '{name}'")
+        return found
+
+    def _recent(self, bundle: Bundle, name: str, at_least: int) -> PriorRevision:
+        held = self._in_force.get((bundle.name, name))
+        newest = 0 if held is None else held.newest.revision
+        if newest < at_least and name not in BUILT_IN:
+            if self._feed is not None:
+                self._feed.wake()
+            raise RevisionNotHere(
+                f"this worker serves revision {newest} of prior '{name}'; asked for at least {at_least}"
+            )
+        chosen = self.select(bundle, name)
+        if chosen.revision < at_least:
+            if name in BUILT_IN or newest == 0 or (held is not None and held.newest.deleted):
+                raise UnknownPrior(f"prior '{name}' has no revision {at_least} or later in use")
+            raise PriorDoesNotFit(
+                f"revision {newest} of prior '{name}' belongs to another class list than version {bundle.version} of "
+                f"model '{bundle.name}'; the newest that fits is revision {chosen.revision}"
+            )
+        return chosen
+
+    def _built_in(self, bundle: Bundle, name: str) -> PriorRevision:
+        key = (id(bundle), name, 0)
+        found = self._resolved.get(key)
+        if found is None:
+            found = resolve_built_in(bundle, name)
+            self._resolved.put(key, bundle, found)
+        return found
+
+    def _resolve_entry(self, bundle: Bundle, entry: StoredRevision) -> PriorRevision:
+        key = (id(bundle), entry.name, entry.revision)
+        found = self._resolved.get(key)
+        if found is None:
+            found = resolve_stored(bundle, entry, self._digest(bundle))
+            self._resolved.put(key, bundle, found)
+        return found
+
+    def _digest(self, bundle: Bundle) -> str:
+        """The digest of a bundle's class list, worked out once a bundle."""
+        found = self._digests.get(id(bundle))
+        if found is None:
+            if len(self._digests) >= _MAX_BUNDLES:
+                self._digests = {}
+            found = self._digests[id(bundle)] = (bundle, bundle.class_digest)
+        return found[1]
+
+    def _prepare(self, entries: Sequence[StoredRevision]) -> None:
+        """In the feed's thread: resolve for the models in use, so that the event loop finds it done."""
+        for bundle, digest in list(self._digests.values()):
+            for entry in entries:
+                if (
+                    entry.model == bundle.name
+                    and entry.class_digest == digest
+                    and entry.body is not None
+                ):
+                    with suppress(PriorDoesNotFit):
+                        found = resolve_stored(bundle, entry, digest)
+                        self._resolved.put((id(bundle), entry.name, entry.revision), bundle, found)
+
+    def _apply(self, entries: Sequence[StoredRevision]) -> None:
+        self._in_force = advance(self._in_force, entries)
+        self._chosen = {}
+
+    async def _write(self, bundle: Bundle, name: str, change: Change, by: str) -> Written:
         calls = self._need_store()
         assert self._feed is not None
         feed = self._feed
 
         def write(store: PriorStore) -> Written:
-            written = store.write(bundle.name, name, decide, by=by, after=feed.change)
+            written = store.write(bundle.name, name, change, by=by, after=feed.change)
             self._prepare([written.entry])
             return written
 
         written = await calls.write(write)
         self._apply([written.entry])
         return written
-
-    def _wish(self) -> None:
-        if self._feed is not None:
-            self._feed.wake()
 
     def _need_store(self) -> StoreCalls:
         if self._calls is None:

@@ -1,4 +1,4 @@
-"""Revisions of priors as values: what a store holds, what a request names, what a request gets, what can go wrong."""
+"""Revisions of priors as values: in a store, in a request, in its answer; and what can go wrong."""
 
 import re
 from collections.abc import Hashable, Sequence
@@ -15,17 +15,17 @@ from service.contract.prior import InvalidPrior, Prior, PriorBody
 DEFAULT = "default"
 BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target="training")}
 MAX_REVISION = 2**53 - 1
-"""Largest revision number that is taken from a caller: every JSON reader can hold it exactly."""
+"""Largest revision number that a caller may give: every JSON reader can hold it exactly."""
 
-REFERENCE = r"^([a-z0-9][a-z0-9._-]{0,63})(?:@(>=)?([0-9]{1,16}))?$"
+NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
+REFERENCE = rf"^({NAME_PATTERN})(?:@(>=)?([0-9]{{1,16}}))?$"
 """NAME, NAME@REVISION or NAME@>=REVISION, for requests and for `/openapi.json`."""
-
-_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_NAME = re.compile(NAME_PATTERN)
 _REFERENCE = re.compile(REFERENCE)
 
 
 class UnknownPrior(LookupError):
-    """No prior of this name, or no such revision of it, is there; the message names what is."""
+    """There is no prior of this name, or no such revision; the message names those there are."""
 
 
 class PriorDoesNotFit(ValueError):
@@ -33,13 +33,11 @@ class PriorDoesNotFit(ValueError):
 
 
 class RevisionNotHere(LookupError):
-    """This worker has not got that revision yet; it may arrive within retry_after seconds."""
-
-    retry_after = 1
+    """This worker does not have that revision yet; it may arrive within a second."""
 
 
 class RevisionNotInMemory(LookupError):
-    """An older revision that must be fetched from the store first."""
+    """An older revision, which must be fetched from the store first."""
 
 
 class InvalidReference(ValueError):
@@ -47,7 +45,7 @@ class InvalidReference(ValueError):
 
 
 class StaleRevision(ValueError):
-    """If-Match or If-None-Match does not hold; `current` is the revision in force, None when there is none."""
+    """If-Match or If-None-Match does not hold; `current` is the revision in force, if any."""
 
     def __init__(self, message: str, *, current: int | None) -> None:
         super().__init__(message)
@@ -55,7 +53,7 @@ class StaleRevision(ValueError):
 
 
 class PriorConflict(ValueError):
-    """What is stored does not allow this change."""
+    """The stored prior does not allow this change."""
 
 
 StoreTrouble: TypeAlias = Literal[
@@ -65,8 +63,6 @@ StoreTrouble: TypeAlias = Literal[
 
 class StoreUnavailable(RuntimeError):
     """The store of priors cannot do this now; `kind` says why in a word."""
-
-    retry_after = 1
 
     def __init__(self, kind: StoreTrouble, detail: str) -> None:
         super().__init__(f"the store of priors is unavailable ({kind}): {detail}")
@@ -78,8 +74,9 @@ class StoreUnavailable(RuntimeError):
 class StoredRevision:
     """One entry of the history of a prior, as the store holds it; never edited.
 
-    body is None when the entry records a deletion, and when the entry is damaged: what was read is not what was
-    written. change is the position in the history of the whole store.
+    body is None when the entry records a deletion, and when it is damaged: what was read differs
+    from what was written. change is the position in the history of the whole store. equals is an
+    older revision on the same page of a history with the same content.
     """
 
     model: str
@@ -93,6 +90,7 @@ class StoredRevision:
     deleted: bool = False
     change: int = 0
     damaged: bool = False
+    equals: int | None = None
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ class Written:
 
 @dataclass(frozen=True)
 class Served:
-    """What one worker process said last about a prior."""
+    """The revision of a prior that one worker process serves, by its last report."""
 
     replica: str
     pid: int
@@ -116,11 +114,12 @@ class Served:
 
 @dataclass(frozen=True)
 class PriorRevision:
-    """A prior resolved for a model: what a request is answered with.
+    """A prior resolved for a model, with which requests are answered.
 
-    name is None for an inline prior; revision is 0 for inline and built-in priors and an unstored default. offset is
-    float32 [C], log sigma - log rho, or None when the label frequencies are unknown (then only tau = 0 can be served).
-    key identifies the offset among all priors of the model version.
+    name is None for an inline prior; revision is 0 for inline and built-in priors and an unstored
+    default. offset is float32 [C], log sigma - log rho, or None when the label frequencies are
+    unknown (then only tau = 0 can be served). key identifies the offset among all priors of the
+    model version.
     """
 
     name: str | None
@@ -174,23 +173,20 @@ def parse_prior_reference(text: str) -> PriorReference:
 
 
 def check_prior_name(name: str) -> str:
-    """Return the name of a prior that may be written. Raises InvalidPrior, or PriorConflict for a built-in."""
+    """Return the name of a prior that may be written.
+
+    Raises InvalidPrior, or PriorConflict for a built-in.
+    """
     if name in BUILT_IN:
         raise PriorConflict(f"'{name}' is built in and cannot be written; choose another name")
     if not _NAME.fullmatch(name):
         shown = name if len(name) <= 80 else name[:79] + "…"
-        raise InvalidPrior(
-            [
-                (
-                    "name",
-                    f"'{shown}' is not a prior's name; expected a-z, 0-9, '.', '_', '-', at most 64 characters",
-                )
-            ]
-        )
+        expected = "expected a-z, 0-9, '.', '_', '-', at most 64 characters"
+        raise InvalidPrior([("name", f"'{shown}' is not a prior's name; {expected}")])
     return name
 
 
 def unknown_prior(name: str, known: Sequence[str]) -> UnknownPrior:
-    """The error for a name that is not there, naming at most twenty that are."""
+    """The error for an unknown name; it names up to twenty known ones."""
     choices = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
     return UnknownPrior(f"there is no prior '{name}'; there are {choices}")

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, adjust_logits, softmax
+from service.contract.bundle import Bundle
 from service.contract.prior import Prior
 
 CHUNK_CELLS = 1_000_000
@@ -72,6 +73,13 @@ def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
         candidates = np.flatnonzero(line >= least)
         found[row] = candidates[np.argsort(-line[candidates], kind="stable")[:k]]
     return found
+
+
+def source_warnings(bundle: Bundle) -> tuple[str, ...]:
+    """What a caller should know about adjusting this model's answers, whatever the prior."""
+    if bundle.provenance.get("source_prior") != "approximate":
+        return ()
+    return ("the model's source prior is approximate: its training objective has no exact one",)
 
 
 def mean_probability(

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from service.priors.changes import Decide
+from service.priors.changes import Change
 from service.priors.feed import Feed, FeedStore
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
 from service.threads import GivenUp, Threads, TooManyWait
@@ -16,10 +16,10 @@ T = TypeVar("T")
 class PriorStore(FeedStore, Protocol):
     """What is needed of a store; every call may block and may raise StoreUnavailable."""
 
-    def write(self, model: str, name: str, decide: Decide, *, by: str, after: int) -> Written:
-        """Store what decide makes of the newest entry, atomically, and return the entry that is newest then.
+    def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
+        """Apply a change to the newest entry, atomically; what is newest then is returned.
 
-        Raises StoreUnavailable("behind") when the store has not got change number `after`.
+        Raises StoreUnavailable("behind") when the store lacks change number `after`.
         """
 
     def read(self, model: str, name: str, revision: int) -> StoredRevision | None:

@@ -34,6 +34,7 @@ from service.priors.drift import Drift
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
 from service.priors.store import open_store
+from service.priors.webhook import Changed, Webhook
 from service.repository.loading import Loader
 from service.repository.repository import Repository, UnknownModel
 from service.server.gauges import Gauges
@@ -97,6 +98,7 @@ class Service:
         self.drift = Drift(self.priors, self._newest)
         self.metrics_port: MetricsPort | None = None
         self.watchdog = Watchdog(self._busy, hang_seconds=settings.hang_seconds)
+        self.webhook: Webhook | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
         self.start_done = asyncio.Event()
@@ -136,6 +138,8 @@ class Service:
             )
         if self.settings.workers > 1:
             self.metrics.publish_gauges()
+        if self.settings.webhook:
+            self.webhook = Webhook(self.settings.webhook, self.settings.webhook_secret)
         self.watchdog.start()
         self.start_done.set()
 
@@ -146,6 +150,8 @@ class Service:
             self.metrics_port.close()
         await self.repository.close()
         await self.priors.stop()
+        if self.webhook is not None:
+            self.webhook.close()
         self.pool.close()
         self.request_log.close()
         if self.traces is not None:
@@ -190,6 +196,8 @@ class Service:
                     access=self.access,
                     require_if_match=settings.require_if_match,
                     tau_cap=settings.tau_cap,
+                    max_flip_share=settings.max_flip_share,
+                    announce=self._announce,
                 ),
                 console.router(),
             ],
@@ -226,6 +234,10 @@ class Service:
 
         lane = TracedLane(hot, begin=self.traces.begin, access=self.access, **common)
         return Edge(self.traces.cold(app), lane=lane, **common, **edge)
+
+    def _announce(self, changed: Changed) -> None:
+        if self.webhook is not None:
+            self.webhook.announce(changed)
 
     def _retired(self, bundle: Bundle) -> None:
         self.priors.forget(bundle)

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from service.contract.prior import UnknownLabelFrequencies
 from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge
-from service.priors.priors import PriorDoesNotFit, Priors, UnknownPrior
-from service.priors.revisions import DEFAULT
+from service.priors.priors import Priors
+from service.priors.revisions import DEFAULT, PriorDoesNotFit, UnknownPrior
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 

@@ -27,7 +27,7 @@ from service.observe.port import PortTaken
 from service.observe.run_folder import RunFolder
 from service.observe.stderr import refuse
 from service.observe.traces import TracesUnavailable
-from service.priors.priors import StoreUnavailable
+from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
 from service.server.app import NothingToServe, Service
 from service.server.connection_counts import ConnectionCounts

@@ -7,7 +7,7 @@ import orjson
 
 from service.batching import work
 from service.contract import adjustment, prior
-from service.priors import preview, revisions
+from service.priors import caution, preview, revisions
 from service.repository import repository
 from service.wire import arrays as payloads
 
@@ -27,6 +27,7 @@ TITLES = {
     "unknown-label-frequencies": (409, "The label frequencies are unknown"),
     "prior-does-not-fit": (409, "The prior belongs to another class list"),
     "too-little-traffic": (409, "There is too little recent traffic"),
+    "too-many-flips": (409, "The prior would change too many recent answers"),
     "stale": (412, "Somebody else wrote first"),
     "too-large": (413, "The request is too large"),
     "url-too-long": (414, "The URL is too long"),
@@ -93,6 +94,7 @@ def kinds() -> Mapping[type[Exception], str]:
         revisions.RevisionNotHere: "unavailable",
         revisions.StoreUnavailable: "unavailable",
         preview.TooLittleTraffic: "too-little-traffic",
+        caution.TooManyFlips: "too-many-flips",
         work.UnscorableRows: "invalid",
         work.RequestTooLarge: "too-large",
         work.Overloaded: "overloaded",

@@ -107,7 +107,7 @@ PATCH = _object(
     note=_NOTE,
 )
 ROLLBACK = _object(
-    ["revision"], revision={"type": "integer", "minimum": 1, "maximum": 2**53 - 1}, note=_NOTE
+    ["revision"], revision={"type": "integer", "minimum": 0, "maximum": 2**53 - 1}, note=_NOTE
 )
 _TAU = {"type": ["number", "null"], "minimum": 0}
 _REFERENCE = {"type": "string", "pattern": REFERENCE}

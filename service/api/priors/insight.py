@@ -1,9 +1,9 @@
-"""Looking before leaping: what a candidate would change in recent traffic, and what prior the traffic has."""
+"""What a candidate prior would change in recent traffic, and which prior the traffic suggests."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from fastapi import Path, Request, Response
 
@@ -13,18 +13,26 @@ from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.priors import caution
 from service.priors.preview import TooLittleTraffic, estimate, preview
-from service.priors.priors import PriorRevision, Priors, RevisionNotInMemory
+from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
-from service.priors.revisions import UnknownPrior, parse_prior_reference
-from service.priors.rule import Rule
+from service.priors.revisions import PriorRevision, UnknownPrior
+from service.priors.rule import Rule, source_warnings
 
 _MAX_WAITING = 4
 Name = Annotated[str, Path(description="A prior's name")]
 
 
+class Flips(NamedTuple):
+    """The share of recent answers that a write changes, None without traffic; and its warnings."""
+
+    share: float | None
+    warnings: list[str]
+
+
 class Insight:
-    """Preview and estimate. They compute in a thread, one at a time, a few may wait."""
+    """Previews and estimates. They are computed in a thread, one at a time; a few may wait."""
 
     def __init__(
         self,
@@ -33,16 +41,23 @@ class Insight:
         find_reservoir: Callable[[Bundle], LogitReservoir | None],
         *,
         tau_cap: float,
+        max_flip_share: float,
     ) -> None:
+        """`find_model` and `find_reservoir`: see `router`. tau_cap: largest tau of a request.
+
+        max_flip_share: largest share of recent answers that a write may change.
+        """
         self._priors, self._find_model, self._find_reservoir = priors, find_model, find_reservoir
-        self._tau_cap = tau_cap
+        self._tau_cap, self._max_flip_share = tau_cap, max_flip_share
+        self._flipping = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._waiting = 0
 
     async def preview(self, request: Request, name: Name, tau: float | None = None) -> Response:
         """Compare the prior in force with a candidate on recent traffic; nothing is stored.
 
-        The body is a prior as for PUT, beside or instead of it `tau`; or `{"prior": NAME[@REVISION] or a prior, "tau": …}`.
+        The body is a prior as for PUT, `tau`, or both; or
+        `{"prior": NAME[@REVISION] or a prior, "tau": …}`.
         """
         bundle = self._bundle(request)
         reservoir = self._reservoir(bundle)
@@ -55,7 +70,7 @@ class Insight:
             raise UnknownLabelFrequencies(
                 "the label frequencies are unknown: give label_frequencies, or tau 0"
             )
-        before_tau = 0.0 if before.offset is None else bundle.tau
+        before_tau = _default_tau(bundle, before)
         sample = await asyncio.to_thread(reservoir.sample)
         found = None
         if len(sample.logits):
@@ -77,12 +92,16 @@ class Insight:
                 revision=None if after.name is None else after.revision,
                 tau=after_tau,
             ),
-            warnings=[*after.prior.warnings, *_approximate(bundle)],
+            warnings=[
+                *after.prior.warnings,
+                *caution.target_warnings(after.prior, bundle.class_names),
+                *source_warnings(bundle),
+            ],
         )
         return Response(view.model_dump_json(), media_type="application/json")
 
     async def estimate(self, request: Request, name: Name) -> Response:
-        """The class prior of recent traffic, with intervals. A candidate: it is never applied by itself."""
+        """The class prior of recent traffic, with intervals: a candidate, never applied by itself."""
         bundle = self._bundle(request)
         reservoir = self._reservoir(bundle)
         current = self._in_force(bundle, name)
@@ -97,8 +116,45 @@ class Insight:
             )
         entry = self._priors.newest(bundle.name, current.name or name)
         base = entry.body if entry is not None and entry.body is not None else PriorBody()
-        view = views.estimate_view(bundle, sample, found, base=base, warnings=_approximate(bundle))
+        view = views.estimate_view(
+            bundle, sample, found, base=base, warnings=list(source_warnings(bundle))
+        )
         return Response(view.model_dump_json(), media_type="application/json")
+
+    async def flips(
+        self, bundle: Bundle, name: str, candidate: PriorRevision, *, force: bool
+    ) -> Flips:
+        """The share of recent answers that a candidate for `name` would change.
+
+        Raises TooManyFlips when it is above the limit, unless `force` is set.
+        """
+        warnings = caution.target_warnings(candidate.prior, bundle.class_names)
+        reservoir = self._find_reservoir(bundle)
+        if reservoir is None or reservoir.capacity == 0:
+            return Flips(None, warnings)
+        before, after = (
+            Rule(each.prior, _default_tau(bundle, each))
+            for each in (self._in_force(bundle, name), candidate)
+        )
+
+        def compute() -> tuple[float, int] | None:
+            logits = reservoir.sample().logits
+            if len(logits) == 0:
+                return None
+            share = caution.flip_share(
+                logits, temperature=bundle.temperature, before=before, after=after
+            )
+            return share, len(logits)
+
+        async with self._flipping:
+            found = await asyncio.to_thread(compute)
+        if found is None:
+            return Flips(None, warnings)
+        share, rows = found
+        if not force:
+            caution.check_flips(share, rows, most=self._max_flip_share)
+        warning = caution.flip_warning(share, rows, tau=after.tau)
+        return Flips(share, [*warnings, *filter(None, [warning])])
 
     def _bundle(self, request: Request) -> Bundle:
         return self._find_model(request.path_params.get("model"))
@@ -106,7 +162,9 @@ class Insight:
     def _reservoir(self, bundle: Bundle) -> LogitReservoir:
         reservoir = self._find_reservoir(bundle)
         if reservoir is None or reservoir.capacity == 0:
-            raise TooLittleTraffic("no recent logits are kept: the reservoir is switched off")
+            raise TooLittleTraffic(
+                "no recent logits are kept: start the service with --recent-rows above 0"
+            )
         return reservoir
 
     def _in_force(self, bundle: Bundle, name: str) -> PriorRevision:
@@ -131,18 +189,8 @@ class Insight:
                 [(key, "stands beside 'prior', which is the whole prior") for key in prior]
             )
         if isinstance(body["prior"], str):
-            return await self._named(bundle, body["prior"]), tau
+            return await self._priors.requested(bundle, body["prior"]), tau
         return self._priors.inline(bundle, body["prior"]), tau
-
-    async def _named(self, bundle: Bundle, text: str) -> PriorRevision:
-        reference = parse_prior_reference(text)
-        try:
-            return self._priors.select(
-                bundle, reference.name, at=reference.at, at_least=reference.at_least
-            )
-        except RevisionNotInMemory:
-            assert reference.at is not None
-            return await self._priors.fetch(bundle, reference.name, reference.at)
 
     def _tau(self, bundle: Bundle, tau: Any) -> float:
         return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
@@ -163,7 +211,6 @@ class Insight:
             self._waiting -= 1
 
 
-def _approximate(bundle: Bundle) -> list[str]:
-    if bundle.provenance.get("source_prior") != "approximate":
-        return []
-    return ["the model's source prior is approximate: its training objective has no exact one"]
+def _default_tau(bundle: Bundle, revision: PriorRevision) -> float:
+    """The tau of requests that name none; 0 where nothing can be adjusted."""
+    return 0.0 if revision.offset is None else bundle.tau

@@ -9,7 +9,7 @@ from service.api.edge.access import Access
 from service.api.openapi import routes as openapi
 from service.api.priors import views
 from service.api.priors.insight import Insight
-from service.api.priors.routes import FindModel, PriorRoutes
+from service.api.priors.routes import Announce, FindModel, PriorRoutes
 from service.contract.bundle import Bundle
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
@@ -25,13 +25,23 @@ def router(
     access: Access,
     require_if_match: bool = False,
     tau_cap: float,
+    max_flip_share: float = 1.0,
+    announce: Announce = lambda _: None,
 ) -> APIRouter:
-    """All routes of priors. find_model takes a name, or None for the default model, and may raise for an unknown one.
+    """All routes of priors.
 
-    find_reservoir gives the recent logits of a model version, None when none are kept.
+    find_model: the model of a name, or the default model for None; may raise for an unknown one.
+    find_reservoir: the recent logits of a model version, None when none are kept.
+    require_if_match: refuse a write without If-Match. tau_cap: largest tau of a request.
+    max_flip_share: largest share of recent answers that a write may change without `force`.
+    announce: called with every change that was stored.
     """
-    prior = PriorRoutes(priors, find_model, require_if_match=require_if_match)
-    insight = Insight(priors, find_model, find_reservoir, tau_cap=tau_cap)
+    insight = Insight(
+        priors, find_model, find_reservoir, tau_cap=tau_cap, max_flip_share=max_flip_share
+    )
+    prior = PriorRoutes(
+        priors, find_model, insight, require_if_match=require_if_match, announce=announce
+    )
     routes = APIRouter(tags=["priors"])
 
     def add(
@@ -105,4 +115,4 @@ def router(
 
 
 async def _model_in_path(model: Annotated[str, Path(description="A model's name")]) -> None:
-    """Declares the parameter; PriorRoutes takes it from the path."""
+    """Declare the parameter for the documents; PriorRoutes reads it from the path."""

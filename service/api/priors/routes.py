@@ -1,5 +1,6 @@
 """Reading and changing priors over HTTP: what each route does."""
 
+import asyncio
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -9,25 +10,51 @@ from pydantic import BaseModel
 from service.api.edge.access import audit
 from service.api.edge.json_body import read_json, read_object
 from service.api.priors import views
+from service.api.priors.insight import Flips, Insight
 from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, parse_prior
-from service.priors.priors import PriorDoesNotFit, PriorRevision, Priors, StoredRevision, Written
-from service.priors.revisions import BUILT_IN, DEFAULT, MAX_REVISION, UnknownPrior
+from service.priors.changes import AddCounts
+from service.priors.priors import Priors
+from service.priors.revisions import (
+    BUILT_IN,
+    DEFAULT,
+    MAX_REVISION,
+    PriorDoesNotFit,
+    PriorRevision,
+    StoredRevision,
+    UnknownPrior,
+    Written,
+    check_prior_name,
+)
+from service.priors.snapshot import resolve
+from service.priors.webhook import Changed
 
 Name = Annotated[str, Path(description="A prior's name; `uniform` and `training` are built in")]
 FindModel = Callable[[str | None], Bundle]
+Announce = Callable[[Changed], None]
+
+
+Force = Annotated[
+    bool, Query(description="store it even if it changes more answers than --max-flip-share")
+]
 
 
 class PriorRoutes:
     """Reading and changing priors."""
 
-    def __init__(self, priors: Priors, find_model: FindModel, *, require_if_match: bool) -> None:
-        self._priors, self._find_model, self._require_if_match = (
-            priors,
-            find_model,
-            require_if_match,
-        )
+    def __init__(
+        self,
+        priors: Priors,
+        find_model: FindModel,
+        insight: Insight,
+        *,
+        require_if_match: bool,
+        announce: Announce,
+    ) -> None:
+        """`announce` gets every change that was stored; `insight` counts the answers it changes."""
+        self._priors, self._find_model, self._insight = priors, find_model, insight
+        self._require_if_match, self._announce = require_if_match, announce
 
     async def all(self, request: Request) -> Response:
         """The stored priors that are in use."""
@@ -57,43 +84,52 @@ class PriorRoutes:
             return Response(status_code=304, headers={"ETag": etag(number)})
         return await self._answer(bundle, name, entry)
 
-    async def put_default(self, request: Request) -> Response:
+    async def put_default(self, request: Request, force: Force = False) -> Response:  # noqa: FBT002 - a parameter of the query
         """Store a new revision of `default`."""
-        return await self.put(request, DEFAULT)
+        return await self.put(request, DEFAULT, force)
 
-    async def put(self, request: Request, name: Name) -> Response:
-        """Store a new revision; none when the body is what is in force already."""
+    async def put(self, request: Request, name: Name, force: Force = False) -> Response:  # noqa: FBT002
+        """Store a new revision; none when the body equals the one in force."""
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
         body = parse_prior(await read_json(request))
+        check_prior_name(name)
+        candidate = await asyncio.to_thread(resolve, bundle, name, 0, body, None)
+        flips = await self._insight.flips(bundle, name, candidate, force=force)
         written = await self._priors.put(
             bundle, name, body, by=request.state.by, condition=condition
         )
-        return await self._written(request, "put", bundle, written)
+        return await self._written(request, "put", bundle, written, flips=flips, force=force)
 
-    async def add(self, request: Request, name: Name) -> Response:
-        """Add observed counts to what is stored."""
+    async def add(self, request: Request, name: Name, force: Force = False) -> Response:  # noqa: FBT002
+        """Add observed counts to the stored ones."""
         bundle = self._bundle(request)
         condition = condition_of(request)
         body = await read_object(request, members={"add": True, "note": False})
+        addition, note = _addition(body["add"]), _note(body)
+        check_prior_name(name)
+        change = AddCounts.checked(name, addition, bundle=bundle, note=note, condition=condition)
+        draft = change.apply(self._priors.newest(bundle.name, name))
+        flips = None
+        if draft is not None and draft.body is not None:
+            candidate = await asyncio.to_thread(resolve, bundle, name, 0, draft.body, None)
+            flips = await self._insight.flips(bundle, name, candidate, force=force)
         written = await self._priors.add(
-            bundle,
-            name,
-            _addition(body["add"]),
-            by=request.state.by,
-            note=_note(body),
-            condition=condition,
+            bundle, name, addition, by=request.state.by, note=note, condition=condition
         )
-        return await self._written(request, "add", bundle, written)
+        return await self._written(request, "add", bundle, written, flips=flips, force=force)
 
     async def rollback(self, request: Request, name: Name) -> Response:
-        """Store a new revision equal to an old one."""
+        """Store a new revision equal to an old one; revision 0 means that nothing is stored."""
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
         body = await read_object(request, members={"revision": True, "note": False})
         revision = body["revision"]
-        if type(revision) is not int or not 1 <= revision <= MAX_REVISION:
-            raise InvalidPrior([("revision", "expected a whole number of at least 1")])
+        if type(revision) is not int or not 0 <= revision <= MAX_REVISION:
+            expected = "expected a whole number: an older revision, or 0 to have nothing stored"
+            raise InvalidPrior([("revision", expected)])
+        if revision == 0 and name == DEFAULT and not await self._has_history(bundle, name):
+            return self._nothing_stored(bundle, name)
         written = await self._priors.rollback(
             bundle, name, revision, by=request.state.by, note=_note(body), condition=condition
         )
@@ -103,8 +139,9 @@ class PriorRoutes:
         """Take a prior out of use; its history stays."""
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
-        await self._priors.remove(bundle, name, by=request.state.by, condition=condition)
+        written = await self._priors.remove(bundle, name, by=request.state.by, condition=condition)
         audit(request, action="delete", model=bundle.name, name=name)
+        self._announce(Changed("delete", written.entry))
         return Response(status_code=204)
 
     async def revisions(
@@ -120,13 +157,13 @@ class PriorRoutes:
             return _json(views.RevisionPage(revisions=[], next=None))
         entries = await self._priors.history(bundle.name, name, before=before, limit=limit + 1)
         if not entries and before is None and name != DEFAULT:
-            raise UnknownPrior(f"there never was a prior '{name[:64]}' of model '{bundle.name}'")
+            raise UnknownPrior(f"model '{bundle.name}' never had a prior '{name[:64]}'")
         lines = [views.revision_line(entry) for entry in entries[:limit]]
         more = len(entries) > limit
         return _json(views.RevisionPage(revisions=lines, next=lines[-1].revision if more else None))
 
     async def replicas(self, request: Request, name: Name) -> Response:
-        """Which revision each worker of each replica serves, as they last told the store."""
+        """The revision that each worker of each replica serves, by its last report."""
         bundle = self._bundle(request)
         entry = await self._entry(bundle, name, None)
         newest = 0 if entry is None else entry.revision
@@ -167,32 +204,71 @@ class PriorRoutes:
             raise UnknownPrior(f"revision {revision} of prior '{name}' is a deletion")
         return entry
 
+    async def _has_history(self, bundle: Bundle, name: str) -> bool:
+        return bool(await self._priors.history(bundle.name, name, before=None, limit=1))
+
     async def _answer(
-        self, bundle: Bundle, name: str, entry: StoredRevision | None, *, status: int = 200
+        self,
+        bundle: Bundle,
+        name: str,
+        entry: StoredRevision | None,
+        *,
+        status: int = 200,
+        flips: Flips | None = None,
     ) -> Response:
         resolved: PriorRevision | None = None
-        warnings: list[str] = []
+        warnings = [] if flips is None else list(flips.warnings)
         try:
             resolved = self._priors.resolved(bundle, name, entry)
         except PriorDoesNotFit as error:
-            warnings = [str(error)]
-        view = views.prior_view(bundle, name, resolved, entry, warnings=warnings)
+            warnings.append(str(error))
+        view = views.prior_view(
+            bundle,
+            name,
+            resolved,
+            entry,
+            warnings=warnings,
+            decisions_changed=None if flips is None else flips.share,
+        )
         return _json(view, status=status, headers={"ETag": etag(view.revision)})
 
+    def _nothing_stored(self, bundle: Bundle, name: str) -> Response:
+        """The answer after a return to revision 0."""
+        resolved, warnings = None, []
+        if name == DEFAULT:
+            resolved = self._priors.resolved(bundle, name, None)
+        else:
+            warnings = [f"nothing is stored as '{name}' any more: requests that name it get 404"]
+        view = views.prior_view(bundle, name, resolved, None, warnings=warnings)
+        return _json(view, headers={"ETag": etag(0)})
+
     async def _written(
-        self, request: Request, action: str, bundle: Bundle, written: Written, **more: object
+        self,
+        request: Request,
+        action: str,
+        bundle: Bundle,
+        written: Written,
+        *,
+        flips: Flips | None = None,
+        force: bool = False,
+        to: int | None = None,
     ) -> Response:
         entry = written.entry
+        share = None if flips is None else flips.share
+        told = {"force": force or None, "to": to, "decisions_changed": share}
         audit(
             request,
             action=action,
             model=bundle.name,
             name=entry.name,
             revision=entry.revision,
-            **more,
+            **{key: value for key, value in told.items() if value is not None},
         )
+        self._announce(Changed(action, entry, share))
+        if entry.deleted:
+            return self._nothing_stored(bundle, entry.name)
         status = 201 if action == "put" and written.created else 200
-        return await self._answer(bundle, entry.name, entry, status=status)
+        return await self._answer(bundle, entry.name, entry, status=status, flips=flips)
 
 
 def _addition(value: object) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What the routes of priors answer, as models: they document the answers and check that they are what they say."""
+"""The answers of the routes of priors, as models that document and check them."""
 
 from datetime import datetime
 from typing import Any, TypeAlias
@@ -21,7 +21,7 @@ class _View(BaseModel):
 
 
 class PriorLine(_View):
-    """One prior in a list. `fits` is false when it belongs to another class list and is not applied."""
+    """One prior in a list; `fits` is false when it belongs to another class list: it is not applied."""
 
     name: str
     revision: int
@@ -40,7 +40,11 @@ class PriorList(_View):
 
 
 class PriorView(_View):
-    """A prior. Vectors are normalised, by class, and null where they are unknown or the class list is another."""
+    """A prior. Vectors are normalised, by class; null if unknown or if the class list is another.
+
+    `decisions_changed` is the share of recent answers that a write gave another label; null after
+    reading, and when no recent answers are kept.
+    """
 
     model: str
     version: int
@@ -54,18 +58,20 @@ class PriorView(_View):
     label_frequencies: ByClass | None
     source_prior: ByClass | None
     target: ByClass | None
+    decisions_changed: float | None
     warnings: list[str]
     as_written: dict[str, Any] | None
 
 
 class RevisionLine(_View):
-    """One entry of a history."""
+    """One entry of a history; `equals` is the oldest revision on the page with the same content."""
 
     revision: int
     updated_at: datetime
     by: str
     note: str
     deleted: bool
+    equals: int | None
 
 
 class RevisionPage(_View):
@@ -86,7 +92,7 @@ class ReplicaLine(_View):
 
 
 class Replicas(_View):
-    """Who serves what; `agree` says whether all serve the newest revision that this worker knows."""
+    """The revision each worker serves; `agree`: all serve the newest that this worker knows."""
 
     model: str
     name: str
@@ -96,7 +102,7 @@ class Replicas(_View):
 
 
 class Rule(_View):
-    """The prior and tau of one side of a preview; name and revision are null for a candidate."""
+    """The prior and tau of one side of a preview; a candidate has neither name nor revision."""
 
     name: str | None
     revision: int | None
@@ -122,7 +128,7 @@ class PreviewClass(_View):
 
 
 class PreviewView(_View):
-    """What a candidate would have changed; numbers are null while there has been no traffic."""
+    """What a candidate would have changed; numbers are null without recent traffic."""
 
     model: str
     version: int
@@ -175,6 +181,7 @@ def revision_line(entry: StoredRevision) -> RevisionLine:
         by=entry.by,
         note=entry.note,
         deleted=entry.deleted,
+        equals=entry.equals,
     )
 
 
@@ -185,8 +192,9 @@ def prior_view(
     entry: StoredRevision | None,
     *,
     warnings: list[str],
+    decisions_changed: float | None = None,
 ) -> PriorView:
-    """A prior from its vectors, None when it does not fit, and its entry, None when it is built in."""
+    """A prior from its vectors (None: it does not fit) and its entry (None: it is not stored)."""
     prior = None if resolved is None else resolved.prior
     names = bundle.class_names
     body = None if entry is None else entry.body
@@ -203,6 +211,7 @@ def prior_view(
         label_frequencies=None if prior is None else _by_class(names, prior.label_frequencies),
         source_prior=None if prior is None else _by_class(names, _exp(prior.log_source)),
         target=None if prior is None else _by_class(names, prior.target),
+        decisions_changed=decisions_changed,
         warnings=[*warnings, *(() if prior is None else prior.warnings)],
         as_written=None if body is None else body.model_dump(mode="json"),
     )

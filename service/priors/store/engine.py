@@ -1,16 +1,29 @@
-"""Connections to SQLite and PostgreSQL that are durable, bounded in time, and never silently another database."""
+"""Connections to SQLite and PostgreSQL: durable, bounded in time, never to another database unseen."""
 
 import importlib.util
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sqlalchemy import URL, Connection, Engine, ExceptionContext, create_engine, event, make_url
+from sqlalchemy import (
+    URL,
+    Connection,
+    Engine,
+    ExceptionContext,
+    create_engine,
+    event,
+    make_url,
+    select,
+)
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
 from service.priors.revisions import StoreUnavailable
+from service.priors.store.schema import SCHEMA, meta, migrate, schema_number
+from service.priors.store.trouble import typed_trouble
 
 BUSY_SECONDS = 1.5
 CHANNEL = "priordial_priors"
@@ -43,8 +56,58 @@ def parse_store_url(text: str) -> URL:
     )
 
 
+class Database:
+    """The engine of a store and what every part of the store needs of it."""
+
+    def __init__(self, url: str) -> None:
+        """Does not connect. Raises InvalidStoreUrl."""
+        parsed = parse_store_url(url)
+        self.file: SqliteFile | None = None
+        if parsed.get_backend_name() == "sqlite":
+            self.file = SqliteFile(Path(parsed.database or ""))
+        self.engine = postgres_engine(parsed) if self.file is None else sqlite_engine(self.file)
+        self.store_id = ""
+        """Identifies the store once it is open, so that another one in its place is noticed."""
+
+    @property
+    def is_postgres(self) -> bool:
+        """Whether the engine is PostgreSQL, which can notify."""
+        return self.file is None
+
+    def open(self, *, create: bool = True) -> None:
+        """Create or migrate the tables, unless they are as they should be.
+
+        Without `create`, a SQLite file that does not exist is not created.
+        """
+        if self.file is not None and not create:
+            self.file.may_create = False
+        with typed_trouble():
+            with self.engine.connect() as connection:
+                ready = schema_number(connection) == SCHEMA
+                if self.file is not None and not ready:
+                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
+            if not ready:
+                with self.transaction() as connection:
+                    migrate(connection)
+            with self.engine.connect() as connection:
+                self.store_id = connection.execute(select(meta.c.store_id)).scalar_one()
+            if self.file is not None:
+                self.file.may_create = False
+
+    @contextmanager
+    def transaction(self) -> Iterator[Connection]:
+        """A transaction that may write; committed unless it was rolled back or an error leaves it."""
+        with self.engine.connect() as bare:
+            connection = bare.execution_options(writes=True)
+            with connection.begin() as transaction:
+                yield connection
+                if not transaction.is_active:
+                    return
+                transaction.commit()
+
+
 class SqliteFile:
-    """The file of a SQLite store, created on first use only and never silently another one."""
+    """The file of a SQLite store: created on first use only, and never another file unseen."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,11 +124,15 @@ class SqliteFile:
             isolation_level=None,
             check_same_thread=False,
         )
-        connection.execute("PRAGMA synchronous=FULL")
+        try:
+            connection.execute("PRAGMA synchronous=FULL")
+        except BaseException:
+            connection.close()
+            raise
         return connection
 
     def identity(self) -> tuple[int, int]:
-        """Device and inode: a connection that was opened at another one writes where nobody looks."""
+        """Device and inode, which tell that the file was replaced while a connection was open."""
         try:
             found = self.path.stat()
         except OSError as error:
@@ -74,7 +141,7 @@ class SqliteFile:
 
 
 def sqlite_engine(file: SqliteFile) -> Engine:
-    """An engine whose writing transactions begin IMMEDIATE: two that began to read could never both write."""
+    """An engine whose writing transactions begin IMMEDIATE, so that two writers cannot deadlock."""
     engine = create_engine("sqlite://", creator=file.connect, poolclass=NullPool)
 
     @event.listens_for(engine, "begin")
@@ -118,7 +185,7 @@ def postgres_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "handle_error")
     def _hear_last_words(context: ExceptionContext) -> None:
-        """The driver knows that a connection has ended by its closing, which may come later than the reason."""
+        """Drop a connection when the server announces its end, which the driver notices later."""
         if getattr(context.original_exception, "sqlstate", None) in _LAST_WORDS:
             context.is_disconnect = True
 

@@ -1,79 +1,37 @@
-"""The side of the store that is followed: its change number, new entries, notifications, and who serves what."""
+"""Following the store: its change number, new entries and notifications, over one connection."""
 
-import json
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Select, func, insert, select, text, update
-from sqlalchemy import delete as sql_delete
+from sqlalchemy import Connection, Select, func, select, text
 
-from service.priors.feed import Changes, WorkerReport
+from service.priors.feed import Changes
 from service.priors.revisions import StoredRevision, StoreUnavailable
-from service.priors.store.engine import (
-    CHANNEL,
-    SqliteFile,
-    parse_store_url,
-    postgres_engine,
-    sqlite_engine,
-)
-from service.priors.store.rows import entry_of, microseconds
-from service.priors.store.schema import SCHEMA, history, meta, migrate, schema_number, workers
+from service.priors.store.engine import CHANNEL, Database
+from service.priors.store.rows import entry_of
+from service.priors.store.schema import history, meta
 from service.priors.store.trouble import typed_trouble
 
 MAX_STEPS = 256
-"""Changes that are read one by one; beyond, the newest entries are read at once."""
-_FORGET_US = 3_600_000_000
+"""Changes that are read one by one; if there are more, only the newest entries are read."""
 
 
-class FollowedStore:
-    """An engine, and one connection that is kept for following. For one thread, but for `transaction`."""
+class Follower:
+    """Reads what changes, over one connection that is kept open. Used from one thread."""
 
-    def __init__(self, url: str) -> None:
-        parsed = parse_store_url(url)
-        self._file = (
-            SqliteFile(Path(parsed.database or ""))
-            if parsed.get_backend_name() == "sqlite"
-            else None
-        )
-        self.engine = postgres_engine(parsed) if self._file is None else sqlite_engine(self._file)
-        self.store_id = ""
-        self._followed: Connection | None = None
-        self._followed_file: tuple[int, int] | None = None
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._connection: Connection | None = None
+        self._file: tuple[int, int] | None = None
+        """Identity of the SQLite file to which the connection belongs."""
         self._last_read: tuple[int, int] | None = None
-        """What SQLite's data_version was before the change number was last read, and that number."""
-
-    @property
-    def is_postgres(self) -> bool:
-        """Whether the engine is PostgreSQL, which can notify."""
-        return self._file is None
-
-    def open(self, *, create: bool = True) -> None:
-        """Create or migrate the tables, unless they are as they should be.
-
-        Without `create` a SQLite file that is not there is not made.
-        """
-        if self._file is not None and not create:
-            self._file.may_create = False
-        with typed_trouble():
-            with self.engine.connect() as connection:
-                ready = schema_number(connection) == SCHEMA
-                if self._file is not None and not ready:
-                    connection.exec_driver_sql("PRAGMA journal_mode=WAL")
-            if not ready:
-                with self.transaction() as connection:
-                    migrate(connection)
-            with self.engine.connect() as connection:
-                self.store_id = connection.execute(select(meta.c.store_id)).scalar_one()
-            if self._file is not None:
-                self._file.may_create = False
+        """SQLite's data_version before the change number was last read, and that number."""
 
     def heads(self) -> Changes:
-        """The newest entry of each prior and class list; before a damaged one also the one that can be read."""
+        """The newest entry of each prior and class list; for a damaged one also the last readable."""
         with self._following() as connection:
             number = self._number(connection)
             newest = select(func.max(history.c.change)).group_by(
@@ -95,31 +53,13 @@ class FollowedStore:
                 return Changes(max([number, *(e.change for e in entries)]), tuple(entries))
         return self.heads()
 
-    def report(self, report: WorkerReport) -> None:
-        """Record what a worker serves, and forget workers that have been silent for an hour."""
-        now = microseconds(datetime.now(UTC))
-        values = {
-            "replica": report.replica,
-            "pid": report.pid,
-            "change": report.change,
-            "damaged": json.dumps(report.damaged),
-            "seen_us": now,
-        }
-        with typed_trouble(), self.transaction() as connection:
-            if self._file is not None:
-                connection.exec_driver_sql("PRAGMA busy_timeout=100")
-            mine = workers.c.worker == report.worker
-            if connection.execute(update(workers).where(mine).values(values)).rowcount == 0:
-                connection.execute(insert(workers).values(worker=report.worker, **values))
-                connection.execute(sql_delete(workers).where(workers.c.seen_us < now - _FORGET_US))
-
     def wait(self, seconds: float, woken: threading.Event) -> None:
         """Return on a notification of PostgreSQL, when woken, or after `seconds`."""
-        if self._file is not None or self._followed is None:
+        if not self._database.is_postgres or self._connection is None:
             woken.wait(seconds)
             return
-        driver: Any = self._followed.connection.driver_connection
-        dbapi: Any = self.engine.dialect.dbapi
+        driver: Any = self._connection.connection.driver_connection
+        dbapi: Any = self._database.engine.dialect.dbapi
         deadline = time.monotonic() + seconds
         try:
             while not woken.is_set() and (left := deadline - time.monotonic()) > 0:
@@ -129,61 +69,52 @@ class FollowedStore:
             self._unfollow()
 
     def close(self) -> None:
-        """Let all connections go."""
+        """Close the connection; the next reading opens another one."""
         self._unfollow()
-        self.engine.dispose()
-
-    @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A transaction that may write; committed unless it was rolled back or an error leaves the block."""
-        with self.engine.connect() as bare:
-            connection = bare.execution_options(writes=True)
-            with connection.begin() as transaction:
-                yield connection
-                if not transaction.is_active:
-                    return
-                transaction.commit()
 
     @contextmanager
     def _following(self) -> Iterator[Connection]:
-        """The connection that is kept for following, made anew after any trouble."""
+        """The connection that is kept, opened anew after any trouble."""
         with typed_trouble():
-            if self._file is not None and self._file.identity() != self._followed_file:
-                self._unfollow()
             try:
-                if self._followed is None:
-                    self._followed = self._follow()
-                yield self._followed
+                file = self._database.file
+                if file is not None and file.identity() != self._file:
+                    self._unfollow()
+                if self._connection is None:
+                    self._connection = self._follow()
+                yield self._connection
             except BaseException:
                 self._unfollow()
                 raise
 
     def _follow(self) -> Connection:
-        if self._file is not None:
-            self._followed_file = self._file.identity()
-            return self.engine.connect()
-        connection = self.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
+        database = self._database
+        if database.file is not None:
+            self._file = database.file.identity()
+            return database.engine.connect()
+        connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         connection.execute(text(f"LISTEN {CHANNEL}"))
         return connection
 
     def _unfollow(self) -> None:
-        connection, self._followed, self._last_read = self._followed, None, None
+        connection, self._connection, self._last_read = self._connection, None, None
         if connection is not None:
             with suppress(Exception):  # it may be broken already
                 connection.invalidate()
                 connection.close()
 
     def _number(self, connection: Connection) -> int:
-        """The change number; read only when another connection has committed since it was read last.
+        """The change number; on SQLite read only after another connection has committed.
 
-        A statement through SQLAlchemy takes the GIL a dozen times, which requests feel ten times a second.
+        A statement through SQLAlchemy takes the GIL a dozen times, and the store is read ten times
+        a second, which requests would feel.
         """
         version = self._data_version(connection)
         if version is not None and self._last_read is not None and self._last_read[0] == version:
             return self._last_read[1]
         number, store_id = connection.execute(select(meta.c.change, meta.c.store_id)).one()
         connection.rollback()
-        if store_id != self.store_id:
+        if store_id != self._database.store_id:
             raise StoreUnavailable(
                 "behind", "another store was put in its place; restart every worker to accept it"
             )
@@ -191,15 +122,18 @@ class FollowedStore:
         return int(number)
 
     def _data_version(self, connection: Connection) -> int | None:
-        """A number that another one's commit changes, see sqlite.org/pragma.html#pragma_data_version; None of PostgreSQL."""
-        if self._file is None:
+        """A number that changes when another connection commits; None on PostgreSQL.
+
+        See sqlite.org/pragma.html#pragma_data_version.
+        """
+        if self._database.is_postgres:
             return None
         driver: Any = connection.connection.driver_connection
         return int(driver.execute("PRAGMA data_version").fetchone()[0])
 
 
 def _readable_before(connection: Connection, damaged: StoredRevision) -> list[StoredRevision]:
-    """The newest entry of the same prior before a damaged one that can be read."""
+    """The newest readable entry of the same prior before a damaged one."""
     of_prior = (history.c.model == damaged.model) & (history.c.name == damaged.name)
     before = of_prior & (history.c.change < damaged.change)
     entries = entries_of(
@@ -209,6 +143,6 @@ def _readable_before(connection: Connection, damaged: StoredRevision) -> list[St
 
 
 def entries_of(connection: Connection, query: Select[Any]) -> list[StoredRevision]:
-    """What a query of whole rows finds, in the order of the changes."""
+    """The entries that a query of whole rows finds, in the order of the changes."""
     rows = connection.execute(query).all()
     return sorted((entry_of(row) for row in rows), key=lambda entry: entry.change)

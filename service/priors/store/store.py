@@ -1,22 +1,28 @@
 """The history of priors, in SQLite or PostgreSQL: blocking calls, safe from several threads."""
 
 import json
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from sqlalchemy import Connection, Row, func, insert, select, text, update
+from sqlalchemy import Connection, Row, Select, Text, case, cast, func, insert, select, text, update
+from sqlalchemy import delete as sql_delete
 
-from service.priors.changes import Decide
+from service.priors.changes import Change
+from service.priors.feed import Changes, WorkerReport
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
-from service.priors.store.engine import CHANNEL
-from service.priors.store.follow import FollowedStore, entries_of
+from service.priors.store.engine import CHANNEL, Database
+from service.priors.store.follow import Follower, entries_of
 from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
 
 ALIVE_SECONDS = 20
+"""A worker that has not reported for so long serves no more."""
+MAX_COMPARED_CHARACTERS = 2**16
+_FORGET_US = 3_600_000_000
 _NO_BODY = [column for column in history.c if column.name not in ("body", "checksum")]
 
 
@@ -25,20 +31,59 @@ def open_store(url: str) -> "SqlPriorStore":
     return SqlPriorStore(url)
 
 
-class SqlPriorStore(FollowedStore):
-    """One store; `open` it before the rest. Every call may block and may raise StoreUnavailable."""
+class SqlPriorStore:
+    """One store; `open` it first. Every call may block and may raise StoreUnavailable.
 
-    def write(self, model: str, name: str, decide: Decide, *, by: str, after: int) -> Written:
-        """Store what decide makes of the newest entry, atomically, and return the entry that is newest then.
+    `heads`, `since`, `wait` and `close` are for the one thread that follows the store.
+    """
 
-        Raises what decide raises, and StoreUnavailable("behind") when the store has not got change number `after`.
+    def __init__(self, url: str) -> None:
+        """Does not connect. Raises InvalidStoreUrl."""
+        self.database = Database(url)
+        self._follower = Follower(self.database)
+        self.heads: Callable[[], Changes] = self._follower.heads
+        self.since: Callable[[int], Changes] = self._follower.since
+        self.wait: Callable[[float, threading.Event], None] = self._follower.wait
+
+    def open(self, *, create: bool = True) -> None:
+        """Create or migrate the tables; without `create` no SQLite file is created."""
+        self.database.open(create=create)
+
+    def close(self) -> None:
+        """Close all connections."""
+        self._follower.close()
+        self.database.engine.dispose()
+
+    def report(self, report: WorkerReport) -> None:
+        """Record what a worker serves, and forget workers that have been silent for an hour."""
+        now = microseconds(datetime.now(UTC))
+        values = {
+            "replica": report.replica,
+            "pid": report.pid,
+            "change": report.change,
+            "damaged": json.dumps(report.damaged),
+            "seen_us": now,
+        }
+        with typed_trouble(), self.database.transaction() as connection:
+            if self.database.file is not None:
+                connection.exec_driver_sql("PRAGMA busy_timeout=100")
+            mine = workers.c.worker == report.worker
+            if connection.execute(update(workers).where(mine).values(values)).rowcount == 0:
+                connection.execute(insert(workers).values(worker=report.worker, **values))
+                connection.execute(sql_delete(workers).where(workers.c.seen_us < now - _FORGET_US))
+
+    def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
+        """Apply a change to the newest entry, atomically; what is newest then is returned.
+
+        Raises what the change raises, and StoreUnavailable("behind") when the store lacks change
+        number `after`.
         """
-        with typed_trouble(), self.transaction() as connection:
-            change = self._next_change(connection, after=after)
+        with typed_trouble(), self.database.transaction() as connection:
+            number = self._next_change(connection, after=after)
             of_prior = (history.c.model == model) & (history.c.name == name)
             newest = select(history).where(of_prior).order_by(history.c.revision.desc()).limit(1)
             current = next(iter(entries_of(connection, newest)), None)
-            draft = decide(current)
+            draft = change.apply(current)
             if draft is None:
                 connection.rollback()
                 assert current is not None, "a write that stores nothing finds something"
@@ -54,10 +99,10 @@ class SqlPriorStore(FollowedStore):
                 by=by,
                 note=draft.note,
                 deleted=draft.body is None,
-                change=change,
+                change=number,
             )
             connection.execute(insert(history).values(row_of(entry)))
-            if self.is_postgres:
+            if self.database.is_postgres:
                 connection.execute(text(f"NOTIFY {CHANNEL}"))
         return Written(entry, created=current is None or current.deleted)
 
@@ -66,26 +111,39 @@ class SqlPriorStore(FollowedStore):
         wanted = (
             (history.c.model == model) & (history.c.name == name) & (history.c.revision == revision)
         )
-        with typed_trouble(), self.engine.connect() as connection:
+        with typed_trouble(), self.database.engine.connect() as connection:
             return next(iter(entries_of(connection, select(history).where(wanted))), None)
 
     def history(
         self, model: str, name: str, *, before: int | None, limit: int
     ) -> list[StoredRevision]:
-        """Entries without their bodies, newest first."""
-        wanted = select(*_NO_BODY).where((history.c.model == model) & (history.c.name == name))
+        """Entries without their bodies, newest first, each with the oldest one here that is equal.
+
+        Bodies of more than MAX_COMPARED_CHARACTERS are not compared.
+        """
+        of_prior = (history.c.model == model) & (history.c.name == name)
         if before is not None:
-            wanted = wanted.where(history.c.revision < before)
-        with typed_trouble(), self.engine.connect() as connection:
-            rows = connection.execute(wanted.order_by(history.c.revision.desc()).limit(limit)).all()
-            return [bare_entry_of(row) for row in rows]
+            of_prior &= history.c.revision < before
+        page = (
+            select(history).where(of_prior).order_by(history.c.revision.desc()).limit(limit)
+        ).subquery()
+        short = func.length(page.c.body) <= MAX_COMPARED_CHARACTERS
+        own = cast(page.c.revision, Text)  # equal to no other
+        content = case((short, page.c.body), else_=own)
+        first_equal = func.min(page.c.revision).over(partition_by=(page.c.class_digest, content))
+        columns = [page.c[column.name] for column in _NO_BODY]
+        wanted = select(*columns, first_equal.label("first_equal"))
+        with typed_trouble(), self.database.engine.connect() as connection:
+            ordered: Select[Any] = wanted.order_by(page.c.revision.desc())
+            rows = connection.execute(ordered).all()
+            return [replace(bare_entry_of(row), equals=_equals(row)) for row in rows]
 
     def served(self, model: str, name: str) -> list[Served]:
         """What each live worker serves of a prior."""
         alive = workers.c.seen_us > microseconds(
             datetime.now(UTC) - timedelta(seconds=ALIVE_SECONDS)
         )
-        with typed_trouble(), self.engine.connect() as connection:
+        with typed_trouble(), self.database.engine.connect() as connection:
             rows = connection.execute(
                 select(workers).where(alive).order_by(workers.c.replica, workers.c.pid)
             ).all()
@@ -101,36 +159,40 @@ class SqlPriorStore(FollowedStore):
             ]
 
     def everything(self, model: str | None = None) -> list[StoredRevision]:
-        """The whole history, of one model or of all, in the order in which it was written."""
+        """The whole history of one model or of all, in the order in which it was written."""
         wanted = (
             select(history) if model is None else select(history).where(history.c.model == model)
         )
-        with typed_trouble(), self.engine.connect() as connection:
+        with typed_trouble(), self.database.engine.connect() as connection:
             return entries_of(connection, wanted)
 
     def restore(self, entries: Iterable[StoredRevision]) -> int:
-        """Write entries as they are, all or none, into a store that has no entry of these priors; how many."""
+        """Write entries as they are, all or none; returns how many. Their priors must be unknown here."""
         written = 0
-        with typed_trouble(), self.transaction() as connection:
+        with typed_trouble(), self.database.transaction() as connection:
             for entry in entries:
                 change = self._next_change(connection, after=-1)
                 connection.execute(insert(history).values(row_of(replace(entry, change=change))))
                 written += 1
-            if self.is_postgres:
+            if self.database.is_postgres:
                 connection.execute(text(f"NOTIFY {CHANNEL}"))
         return written
 
     def _next_change(self, connection: Connection, *, after: int) -> int:
-        """Number of the change that this transaction makes; other writers wait until it ends."""
+        """The number of this transaction's change; other writers wait until the transaction ends."""
         raised = (
             update(meta).values(change=meta.c.change + 1).returning(meta.c.change, meta.c.store_id)
         )
         change, store_id = connection.execute(raised).one()
-        if store_id != self.store_id or change <= after:
+        if store_id != self.database.store_id or change <= after:
             raise StoreUnavailable(
                 "behind", "another or an older store was put in its place; restart every worker"
             )
         return int(change)
+
+
+def _equals(row: Row[Any]) -> int | None:
+    return None if row.first_equal == row.revision else int(row.first_equal)
 
 
 def _served(connection: Connection, worker: Row[Any], model: str, name: str) -> int:

@@ -10,8 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from service.contract.bundle import check_model_name
 from service.contract.prior import PriorBody, pydantic_errors
-from service.priors.changes import UNCONDITIONAL, Decide, Draft
-from service.priors.changes import replace as replace_prior
+from service.priors.changes import Change, Delete, Replace
 from service.priors.revisions import StoredRevision, check_prior_name
 from service.priors.store.store import SqlPriorStore
 
@@ -120,17 +119,16 @@ def import_document(store: SqlPriorStore, document: Document) -> Imported:
         if (model, name) in new:
             continue
         before = store.history(model, name, before=None, limit=1)
-        written = store.write(model, name, _decide(entries[-1]), by=IMPORTED_BY, after=-1)
+        written = store.write(model, name, _change_to(entries[-1]), by=IMPORTED_BY, after=-1)
         changed = written.entry.revision > before[0].revision
         newest, unchanged = newest + changed, unchanged + (not changed)
     return Imported(len(new), newest, unchanged)
 
 
-def _decide(entry: Entry) -> Decide:
-    body = entry.body
-    if body is None:
-        return lambda current: None if current is None or current.deleted else Draft(None, "", "")
-    return replace_prior(entry.name, body, entry.class_digest, UNCONDITIONAL)
+def _change_to(entry: Entry) -> Change:
+    if entry.body is None:
+        return Delete(entry.name, if_stored=True)
+    return Replace(entry.name, entry.body, entry.class_digest)
 
 
 def _exported(entry: StoredRevision) -> Entry:

@@ -19,20 +19,18 @@ from service.contract.prior import (
     resolve_prior,
 )
 from service.priors.changes import Condition
-from service.priors.priors import (
-    PriorDoesNotFit,
-    Priors,
-    RevisionNotHere,
-    RevisionNotInMemory,
-    UnknownPrior,
-    parse_prior_reference,
-)
+from service.priors.priors import Priors
 from service.priors.revisions import (
     InvalidReference,
     PriorConflict,
+    PriorDoesNotFit,
+    RevisionNotHere,
+    RevisionNotInMemory,
     StaleRevision,
     StoredRevision,
     StoreUnavailable,
+    UnknownPrior,
+    parse_prior_reference,
 )
 from service.priors.snapshot import EMPTY, advance
 from service.priors.store import open_store
@@ -504,7 +502,9 @@ def test_what_was_stored_is_there_after_a_restart(pets, store_url):
 def test_a_poll_of_a_file_that_nobody_has_written_to_runs_no_statement(pets, sqlite_url):
     store, statements = open_store(sqlite_url), []
     store.open()
-    event.listen(store.engine, "before_cursor_execute", lambda *given: statements.append(given[2]))
+    event.listen(
+        store.database.engine, "before_cursor_execute", lambda *given: statements.append(given[2])
+    )
 
     async def change_elsewhere(target):
         async with following(sqlite_url) as priors:

@@ -166,7 +166,7 @@ def test_a_connection_is_given_up_at_the_servers_last_words(postgres):
     try:
         for code, given_up in (("57P01", True), ("22012", False)):
             last_words = f"DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '{code}'; END $$"
-            with store.engine.connect() as connection, pytest.raises(DBAPIError) as caught:
+            with store.database.engine.connect() as connection, pytest.raises(DBAPIError) as caught:
                 connection.exec_driver_sql(last_words)
             assert caught.value.connection_invalidated == given_up
     finally:
@@ -563,7 +563,7 @@ def test_many_that_start_at_once_make_one_schema(store_url):
                 if error.kind != "slow":
                     errors.append(error)
                     break
-        ids.append(store.store_id)
+        ids.append(store.database.store_id)
         store.close()
 
     threads = [threading.Thread(target=start) for _ in range(8)]
@@ -590,9 +590,11 @@ def test_a_worker_that_was_killed_in_a_write_leaves_nothing_half(store_url):
             script = (
                 "import os, signal\n"
                 "from service.priors.store import open_store\n"
-                "from service.priors.changes import Draft\n"
+                "class Kill:\n"
+                "    def apply(self, current):\n"
+                "        os.kill(os.getpid(), signal.SIGKILL)\n"
                 f"store = open_store({store_url!r}); store.open()\n"
-                "store.write('pets', 'default', lambda _: os.kill(os.getpid(), signal.SIGKILL), by='x', after=-1)\n"
+                "store.write('pets', 'default', Kill(), by='x', after=-1)\n"
             )
             done = await asyncio.create_subprocess_exec(
                 sys.executable, "-c", script, cwd=Path(__file__).parents[4]

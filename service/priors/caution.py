@@ -1,0 +1,81 @@
+"""Warnings about a prior before and after it is stored: how extreme its target is, whom it affects."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.adjustment import Vector
+from service.contract.prior import Prior
+from service.priors.rule import Rule, chunks
+
+DRASTIC_RATIO = 10_000.0
+"""Between the largest and smallest target that are not 0: beyond it, warn."""
+FEW_CLASSES = 1.5
+"""Effective classes of a target: below it, warn."""
+MENTIONED_FLIPS = 0.05
+"""Share of recent answers that would change: from it on, warn."""
+MIN_ROWS = 100
+"""Recent rows without which no change is refused: a share of few rows says little."""
+
+
+class TooManyFlips(ValueError):
+    """A change that would give more recent answers another label than `--max-flip-share` allows."""
+
+
+def effective_classes(target: Vector) -> float:
+    """The exponential of the entropy of a target [C]: C if it is uniform, 1 if one class has all."""
+    possible = target[target > 0]
+    return float(np.exp(-(possible * np.log(possible)).sum()))
+
+
+def target_warnings(prior: Prior, class_names: list[str]) -> list[str]:
+    """What is extreme about a prior's target, in words."""
+    target = prior.target
+    largest, positive = int(target.argmax()), target > 0
+    smallest = int(np.where(positive, target, np.inf).argmin())
+    ratio = target[largest] / target[smallest]
+    effective = effective_classes(target)
+    warnings = []
+    if effective < FEW_CLASSES:
+        warnings.append(
+            f"the target is as narrow as {effective:.2f} of {len(target)} classes: "
+            f"nearly every answer will be '{class_names[largest]}'"
+        )
+    if ratio > DRASTIC_RATIO:
+        warnings.append(
+            f"the target of '{class_names[largest]}' is {ratio:,.0f} times that of "
+            f"'{class_names[smallest]}'"
+        )
+    return warnings
+
+
+def flip_share(
+    logits: NDArray[np.float32], *, temperature: float, before: Rule, after: Rule
+) -> float:
+    """The share of recent logits [n, C], n > 0, whose label differs between two rules."""
+    flips = 0
+    for rows in chunks(logits):
+        labels = [
+            rule.adjust(rows, temperature=temperature).argmax(axis=1) for rule in (before, after)
+        ]
+        flips += int((labels[0] != labels[1]).sum())
+    return flips / len(logits)
+
+
+def flip_warning(share: float, rows: int, *, tau: float) -> str | None:
+    """What the share of flipped answers is, in words; None when it is small."""
+    if share < MENTIONED_FLIPS:
+        return None
+    return (
+        f"{share:.0%} of the last {rows:,} answers would have had another label under this prior "
+        f"(at tau {tau:g})"
+    )
+
+
+def check_flips(share: float, rows: int, *, most: float) -> None:
+    """Raise TooManyFlips when more than `most` of at least MIN_ROWS recent answers would change."""
+    if rows >= MIN_ROWS and share > most:
+        raise TooManyFlips(
+            f"{share:.0%} of the last {rows:,} answers would have had another label under this "
+            f"prior; at most {most:.0%} may (--max-flip-share). Nothing was stored. Look at the "
+            "preview, and repeat the request with ?force=1 if this is intended"
+        )

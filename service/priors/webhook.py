@@ -1,0 +1,144 @@
+"""Announces every change of a prior to `--webhook`: signed, retried, and never in a request's way.
+
+A receiver checks that `X-Priordial-Signature` is `sha256=` and the hexadecimal HMAC-SHA256, keyed with
+`--webhook-secret`, of the timestamp header, a full stop and the body.
+"""
+
+import hashlib
+import hmac
+import logging
+import threading
+import time
+import urllib.error
+import urllib.request
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from typing import Any
+
+import orjson
+
+from service.priors.revisions import StoredRevision
+from service.threads import Threads, TooManyWait
+
+log = logging.getLogger(__name__)
+
+MAX_WAITING = 1000
+"""Announcements that may wait; further ones are dropped and logged."""
+ANSWER_SECONDS = 5.0
+PAUSES = (1.0, 4.0, 16.0, 64.0)
+"""Seconds before each new attempt."""
+CLOSE_SECONDS = 2.0
+_WORTH_RETRYING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS}
+
+
+@dataclass(frozen=True)
+class Changed:
+    """A change that was stored: what was done, the entry, and the share of recent answers it changed."""
+
+    action: str
+    entry: StoredRevision
+    decisions_changed: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        """The JSON body of an announcement."""
+        entry = self.entry
+        return {
+            "event": "prior.changed",
+            "action": self.action,
+            "model": entry.model,
+            "prior": entry.name,
+            "revision": entry.revision,
+            "in_use": not entry.deleted,
+            "updated_at": entry.updated_at,
+            "by": entry.by,
+            "note": entry.note,
+            "decisions_changed": self.decisions_changed,
+        }
+
+
+class Webhook:
+    """Sends announcements in the order of the changes, from a thread of its own."""
+
+    def __init__(self, url: str, secret: str, *, pauses: Sequence[float] = PAUSES) -> None:
+        self._url, self._secret, self._pauses = url, secret.encode(), pauses
+        self._threads = Threads("webhook", count=1, max_calls=MAX_WAITING)
+        self._closing = threading.Event()
+
+    def announce(self, changed: Changed) -> None:
+        """Send it as soon as the earlier ones are sent. Returns at once; from the event loop."""
+        body = orjson.dumps(changed.document())
+        try:
+            self._threads.submit(partial(self._deliver, body, uuid.uuid4().hex))
+        except TooManyWait:
+            log.error(  # noqa: TRY400 - the traceback says nothing more
+                "revision %d of prior %r of model %r was not announced to --webhook: %d "
+                "announcements are waiting; look whether the receiver answers",
+                changed.entry.revision, changed.entry.name, changed.entry.model, MAX_WAITING,
+            )  # fmt: skip
+
+    def close(self) -> None:
+        """Finish the attempt that is being made, for at most CLOSE_SECONDS; drop the rest."""
+        self._closing.set()
+        self._threads.close(drop=True, wait_seconds=CLOSE_SECONDS)
+
+    def _deliver(self, body: bytes, delivery: str) -> None:
+        for number, pause in enumerate((*self._pauses, None), 1):
+            trouble = self._attempt(body, delivery)
+            if trouble is None:
+                return
+            final = pause is None or not trouble.may_pass
+            log.warning(
+                "--webhook did not accept announcement %s (attempt %d): %s; %s",
+                delivery, number, trouble.what, "giving up" if final else f"again in {pause:g} s",
+            )  # fmt: skip
+            if pause is None or final or self._closing.wait(pause):
+                return
+
+    def _attempt(self, body: bytes, delivery: str) -> "_Trouble | None":
+        request = urllib.request.Request(  # noqa: S310 - settings accept http and https only
+            self._url, body, headers=headers_of(body, delivery, self._secret), method="POST"
+        )
+        try:
+            with _OPENER.open(request, timeout=ANSWER_SECONDS):
+                return None
+        except urllib.error.HTTPError as error:
+            with error:
+                may_pass = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+                return _Trouble(f"status {error.code}", may_pass or error.code in _WORTH_RETRYING)
+        except (OSError, ValueError) as error:  # no connection, no answer in time, or no HTTP
+            return _Trouble(str(error) or type(error).__name__, may_pass=True)
+
+
+@dataclass(frozen=True)
+class _Trouble:
+    what: str
+    may_pass: bool
+
+
+def headers_of(body: bytes, delivery: str, secret: bytes) -> Mapping[str, str]:
+    """The headers of an announcement, signed now. `delivery` stays the same in every attempt."""
+    moment = str(int(time.time()))
+    return {
+        "Content-Type": "application/json",
+        "User-Agent": "priordial",
+        "X-Priordial-Event": "prior.changed",
+        "X-Priordial-Delivery": delivery,
+        "X-Priordial-Timestamp": moment,
+        "X-Priordial-Signature": f"sha256={signature(body, moment, secret)}",
+    }
+
+
+def signature(body: bytes, moment: str, secret: bytes) -> str:
+    """The hexadecimal HMAC-SHA256 of the timestamp, a full stop and the body."""
+    return hmac.new(secret, moment.encode() + b"." + body, hashlib.sha256).hexdigest()
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, *_: Any, **__: Any) -> None:
+        """A redirect is an error: following it would turn the POST into a GET."""
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
