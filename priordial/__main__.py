@@ -15,7 +15,7 @@ GROUPS = {
     },
     "operate a service": {
         "key": "make an API key",
-        "priors": "export, import or migrate the stored priors",
+        "priors": "look at stored priors, go back, export, import, migrate",
     },
     "train a model": {
         "train": "train, calibrate, compare and publish; the same as the command `training`",

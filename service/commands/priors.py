@@ -1,14 +1,16 @@
-"""`python -m service priors export|import|migrate` and `python -m service key`."""
+"""The verbs `priors …`, on the store of priors, and `key`, which makes API keys."""
 
 import os
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from service.commands import revisions
 from service.contract.prior import InvalidPrior
 from service.keys import ROLES, InvalidKeys, make_key
-from service.priors.revisions import StoreUnavailable
+from service.priors.revisions import PriorConflict, StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
 from service.priors.store.engine import InvalidStoreUrl
 from service.priors.store.transfer import (
@@ -20,23 +22,30 @@ from service.priors.store.transfer import (
 
 Verbs = Any  # what add_subparsers returns has no public name
 VERBS = ("priors", "key")
+_WRONG_USE = (
+    InvalidKeys, InvalidStoreUrl, InvalidDocument, InvalidPrior, UnknownPrior, PriorConflict,
+)  # fmt: skip
+_ACTIONS = "list|show|diff|rollback|export|import|migrate"
 
 
 def add_verbs(verbs: Verbs) -> None:
     """Declare the verbs on the program's parser."""
-    priors = verbs.add_parser("priors", help="keep or move the priors of a store as JSON")
-    actions = priors.add_subparsers(dest="action", required=True, metavar="export|import|migrate")
+    priors = verbs.add_parser(
+        "priors", help="look at the priors of a store, go back, keep or move them"
+    )
+    actions = priors.add_subparsers(dest="action", required=True, metavar=_ACTIONS)
+    revisions.add_verbs(actions)
     out = actions.add_parser("export", help="write every revision of every prior, oldest first")
     out.add_argument("--model", help="only the priors of this model")
     out.add_argument("--out", type=Path, help="file to write; standard output without it")
     into = actions.add_parser(
-        "import", help="take over what a store has not got; twice is the same as once"
+        "import", help="add the priors that a store lacks; importing twice changes nothing more"
     )
     into.add_argument("file", help="a file that export wrote, or - for standard input")
-    made = actions.add_parser(
+    actions.add_parser(
         "migrate", help="create the store's tables, or bring them to this program's version"
     )
-    for parser in (out, into, made):
+    for parser in actions.choices.values():
         parser.add_argument("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")
     key = verbs.add_parser(
         "key", help="make an API key: print it once, with the line for the list of keys"
@@ -63,8 +72,11 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_sto
             _key(given)
         else:
             url = given["store"] or environment.get("PRIORDIAL_STORE") or default_store
-            calls[given["action"]](given, url)
-    except (InvalidKeys, InvalidStoreUrl, InvalidDocument, InvalidPrior) as error:
+            if given["action"] in calls:
+                calls[given["action"]](given, url)
+            else:
+                revisions.run(given, url, environment)
+    except _WRONG_USE as error:
         _tell(f"error: {error}")
         return 2
     except (StoreUnavailable, OSError) as error:
@@ -74,10 +86,9 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_sto
 
 
 def _export(given: Mapping[str, Any], url: str) -> None:
-    store = open_store(url)
-    store.open(create=False)
-    document, damaged = export_document(store, model=given["model"])
-    store.close()
+    with closing(open_store(url)) as store:
+        store.open(create=False)
+        document, damaged = export_document(store, model=given["model"])
     text = document.model_dump_json(indent=1) + "\n"
     if given["out"] is None:
         sys.stdout.write(text)
@@ -85,8 +96,8 @@ def _export(given: Mapping[str, Any], url: str) -> None:
         given["out"].write_text(text, encoding="utf-8")
     for entry in damaged:
         _tell(
-            f"warning: revision {entry.revision} of prior '{entry.name}' of model '{entry.model}' is damaged; "
-            "that prior was left out"
+            f"warning: revision {entry.revision} of prior '{entry.name}' of model "
+            f"'{entry.model}' is damaged; that prior was left out"
         )
     _tell(f"{len(document.entries)} revisions written")
 
@@ -98,10 +109,9 @@ def _import(given: Mapping[str, Any], url: str) -> None:
         else Path(given["file"]).read_text(encoding="utf-8")
     )
     document = parse_document(text)
-    store = open_store(url)
-    store.open()
-    done = import_document(store, document)
-    store.close()
+    with closing(open_store(url)) as store:
+        store.open()
+        done = import_document(store, document)
     _tell(
         f"{done.whole} priors taken over with their history, {done.newest} brought up to date, "
         f"{done.unchanged} unchanged"
@@ -129,5 +139,5 @@ def _key(given: Mapping[str, Any]) -> None:
 
 
 def _tell(line: str) -> None:
-    """To people; standard output is for what was asked for."""
+    """Write to people; standard output is for results."""
     sys.stderr.write(line + "\n")

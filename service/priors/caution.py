@@ -9,8 +9,8 @@ from service.priors.rule import Rule, chunks
 
 DRASTIC_RATIO = 10_000.0
 """Between the largest and smallest target that are not 0: beyond it, warn."""
-FEW_CLASSES = 1.5
-"""Effective classes of a target: below it, warn."""
+FEW_CLASSES = 1.01
+"""Effective classes of a target: below it (one class has 99.9 %), warn."""
 MENTIONED_FLIPS = 0.05
 """Share of recent answers that would change: from it on, warn."""
 MIN_ROWS = 100

@@ -12,7 +12,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from http import HTTPStatus
@@ -86,30 +86,23 @@ class Webhook:
 
     def _deliver(self, body: bytes, delivery: str) -> None:
         for number, pause in enumerate((*self._pauses, None), 1):
-            trouble = self._attempt(body, delivery)
+            trouble = _attempt(self._url, self._secret, body, delivery)
             if trouble is None:
                 return
             final = pause is None or not trouble.may_pass
             log.warning(
                 "--webhook did not accept announcement %s (attempt %d): %s; %s",
-                delivery, number, trouble.what, "giving up" if final else f"again in {pause:g} s",
+                delivery, number, trouble, "giving up" if final else f"again in {pause:g} s",
             )  # fmt: skip
             if pause is None or final or self._closing.wait(pause):
                 return
 
-    def _attempt(self, body: bytes, delivery: str) -> "_Trouble | None":
-        request = urllib.request.Request(  # noqa: S310 - settings accept http and https only
-            self._url, body, headers=headers_of(body, delivery, self._secret), method="POST"
-        )
-        try:
-            with _OPENER.open(request, timeout=ANSWER_SECONDS):
-                return None
-        except urllib.error.HTTPError as error:
-            with error:
-                may_pass = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
-                return _Trouble(f"status {error.code}", may_pass or error.code in _WORTH_RETRYING)
-        except (OSError, ValueError) as error:  # no connection, no answer in time, or no HTTP
-            return _Trouble(str(error) or type(error).__name__, may_pass=True)
+
+def send(url: str, secret: bytes, changed: Changed) -> str | None:
+    """Send one announcement now, in one attempt. Blocks; returns what went wrong, if anything."""
+    body = orjson.dumps(changed.document())
+    trouble = _attempt(url, secret, body, uuid.uuid4().hex)
+    return None if trouble is None else str(trouble)
 
 
 @dataclass(frozen=True)
@@ -117,8 +110,27 @@ class _Trouble:
     what: str
     may_pass: bool
 
+    def __str__(self) -> str:
+        return self.what
 
-def headers_of(body: bytes, delivery: str, secret: bytes) -> Mapping[str, str]:
+
+def _attempt(url: str, secret: bytes, body: bytes, delivery: str) -> _Trouble | None:
+    """POST an announcement; what went wrong, None when the receiver accepted it."""
+    try:
+        request = urllib.request.Request(  # noqa: S310 - settings accept http and https only
+            url, body, headers=headers_of(body, delivery, secret), method="POST"
+        )
+        with _OPENER.open(request, timeout=ANSWER_SECONDS):
+            return None
+    except urllib.error.HTTPError as error:
+        with error:
+            may_pass = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            return _Trouble(f"status {error.code}", may_pass or error.code in _WORTH_RETRYING)
+    except (OSError, ValueError) as error:  # no connection, no answer in time, or no HTTP
+        return _Trouble(str(error) or type(error).__name__, may_pass=True)
+
+
+def headers_of(body: bytes, delivery: str, secret: bytes) -> dict[str, str]:
     """The headers of an announcement, signed now. `delivery` stays the same in every attempt."""
     moment = str(int(time.time()))
     return {

@@ -92,16 +92,19 @@ class Follower:
         if database.file is not None:
             self._file = database.file.identity()
             return database.engine.connect()
-        connection = database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
-        connection.execute(text(f"LISTEN {CHANNEL}"))
+        connection = database.engine.connect()
+        try:
+            connection = connection.execution_options(isolation_level="AUTOCOMMIT")
+            connection.execute(text(f"LISTEN {CHANNEL}"))
+        except BaseException:
+            _drop(connection)
+            raise
         return connection
 
     def _unfollow(self) -> None:
         connection, self._connection, self._last_read = self._connection, None, None
         if connection is not None:
-            with suppress(Exception):  # it may be broken already
-                connection.invalidate()
-                connection.close()
+            _drop(connection)
 
     def _number(self, connection: Connection) -> int:
         """The change number; on SQLite read only after another connection has committed.
@@ -130,6 +133,14 @@ class Follower:
             return None
         driver: Any = connection.connection.driver_connection
         return int(driver.execute("PRAGMA data_version").fetchone()[0])
+
+
+def _drop(connection: Connection) -> None:
+    """Close a connection that may be broken; it does not return to the pool."""
+    with suppress(Exception):
+        connection.invalidate()
+    with suppress(Exception):
+        connection.close()
 
 
 def _readable_before(connection: Connection, damaged: StoredRevision) -> list[StoredRevision]:

@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import stat
+from dataclasses import replace
 
 import pytest
 
@@ -12,6 +13,7 @@ from service.__main__ import main
 from service.contract.prior import parse_prior
 from service.keys import parse_keys
 from service.priors.store import open_store
+from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle
 
 
@@ -146,3 +148,96 @@ def test_migrate_makes_the_tables_once_and_keeps_what_is_stored(store_url, capsy
     assert main(["priors", "migrate", "--store", store_url]) == 0
     assert everything(store_url) == before
     assert "up to date" in capsys.readouterr().err
+
+
+def priors_command(url, *arguments):
+    return main(["priors", *arguments, "--store", url])
+
+
+def test_list_and_show_tell_what_is_in_use_and_how_it_came_to_be(store_url, capsys):
+    fill(store_url)
+    assert priors_command(store_url, "list") == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:3] for line in lines[1:]] == [["cars", "default", "1"], ["pets", "default", "3"]]
+    assert priors_command(store_url, "show") == 2
+    assert "--model; the store has priors of cars, pets" in capsys.readouterr().err
+    assert priors_command(store_url, "show", "--model", "pets", "--revision", "2") == 0
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["3", "2", "1"]
+    assert "n3 é" in out
+    assert json.loads(out[out.index("{") :])["target"] == [2.0, 1.0, 1.0]
+    assert priors_command(store_url, "show", "summer", "--model", "pets") == 2
+    assert "'winter' of pets" in capsys.readouterr().err
+
+
+def test_diff_names_the_classes_whose_share_differs(store_url, capsys):
+    fill(store_url)
+    assert priors_command(store_url, "diff", "--model", "pets") == 0
+    out = capsys.readouterr().out
+    assert "revision 2 -> 3" in out
+    assert "target: 3 of 3 classes differ" in out
+    assert "0.5 -> 0.6" in out
+    assert priors_command(store_url, "diff", "--model", "pets", "--old", "0", "--new", "1") == 0
+    assert "revision 0: nothing stored" in capsys.readouterr().out
+    assert priors_command(store_url, "diff", "--model", "pets", "--old", "3", "--new", "3") == 0
+    assert "no difference" in capsys.readouterr().out
+
+
+def test_rollback_goes_back_one_step_or_to_any_revision_while_services_follow(store_url, capsys):
+    pets = make_bundle()
+    wrong = parse_prior({"target": {"cat": 200_000, "dog": 1, "lynx": 1}})
+
+    async def go():
+        async with following(store_url) as priors:
+
+            async def back(*arguments, code=0):
+                done = await asyncio.to_thread(priors_command, store_url, "rollback", *arguments)
+                assert done == code
+                newest = (await priors.history("pets", "default", before=None, limit=1))[0]
+                await eventually_async(lambda: held(priors) == (None if newest.deleted else newest))
+                return newest
+
+            def held(priors):
+                found = priors.newest("pets", "default")
+                return None if found is None else replace(found, body=None)
+
+            await priors.put(pets, "default", wrong, by="me")
+            gone = await back()  # the first revision was wrong: nothing is stored again
+            assert gone.deleted
+            assert gone.by.startswith("cli:")
+            assert priors.select(pets).revision == 0
+            await back(code=2)
+            restored = await back("--to", "1", "--note", "on purpose")
+            assert (restored.revision, restored.note) == (3, "on purpose")
+            await priors.put(pets, "default", parse_prior({"target": [1, 2, 3]}), by="me")
+            assert (await back()).note == "back to revision 3"
+            assert (await back("--to", "3")).revision == 5
+            assert "is as in revision 3 already" in capsys.readouterr().out
+            await back("--to", "99", code=2)
+            await back("--to", "0")
+            assert priors.newest("pets", "default") is None
+
+    asyncio.run(go())
+
+
+def test_a_rollback_is_announced_to_the_webhook_of_the_environment(tmp_path, capsys, monkeypatch):
+    url = f"sqlite:///{tmp_path}/one.db"
+    fill(url)
+    sent = []
+    monkeypatch.setattr(
+        "service.commands.revisions.send", lambda *given: sent.append(given) or "status 500"
+    )
+    monkeypatch.setenv("PRIORDIAL_WEBHOOK", "http://127.0.0.1/hook")
+    monkeypatch.setenv("PRIORDIAL_WEBHOOK_SECRET", "s")
+    for _ in range(2):
+        assert priors_command(url, "rollback", "--model", "pets", "--to", "1") == 0
+    ((where, secret, changed),) = sent  # the second one changed nothing
+    assert (where, secret) == ("http://127.0.0.1/hook", b"s")
+    assert (changed.action, changed.entry.revision) == ("rollback", 4)
+    assert "did not accept the announcement: status 500" in capsys.readouterr().err
+
+
+def test_looking_at_a_store_that_is_not_there_makes_none(tmp_path, capsys):
+    assert priors_command(f"sqlite:///{tmp_path}/none.db", "list") == 1
+    assert "unavailable" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []

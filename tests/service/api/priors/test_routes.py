@@ -360,13 +360,55 @@ def test_rollback_makes_a_revision_equal_to_an_old_one(store_url):
         ).status_code == 404
         for wrong in (
             {},
-            {"revision": 0},
+            {"revision": -1},
             {"revision": "1"},
             {"revision": 1.5},
             {"revision": True},
             {"revision": 2**60},
         ):
             assert (await client.post("/priors/default/rollback", json=wrong)).status_code == 422
+
+
+def test_rollback_to_revision_0_leaves_nothing_stored_and_can_be_taken_back(store_url):
+    back_to_0 = {"revision": 0}
+
+    @scenario(store_url)
+    async def _(client):
+        unstored = (await client.get("/priors/default")).json()
+        assert (await client.post("/priors/default/rollback", json=back_to_0)).json() == unstored
+        for name in ("default", "winter"):
+            await client.put(f"{ROUTE}/{name}", json=PRIOR)
+            url = f"{ROUTE}/{name}/rollback"
+            stale = {"If-Match": '"9"'}
+            assert (await client.post(url, json=back_to_0, headers=stale)).status_code == 412
+            for _ in range(2):  # the second time there is nothing left to do
+                back = await client.post(url, json=back_to_0, headers={})
+                assert (back.status_code, back.headers["etag"]) == (200, '"0"')
+            newest = (await client.get(f"{ROUTE}/{name}/revisions")).json()["revisions"]
+            assert [(line["revision"], line["deleted"]) for line in newest] == [
+                (2, True),
+                (1, False),
+            ]
+            assert newest[0]["note"] == "back to revision 0"
+        assert (await client.get("/priors/default")).json() == unstored
+        assert (await client.get("/priors/winter")).status_code == 404
+        assert "404" in back.json()["warnings"][0]
+        again = await client.post(f"{ROUTE}/winter/rollback", json={"revision": 1})
+        assert (again.status_code, again.json()["revision"]) == (200, 3)
+        assert (await client.post(f"{ROUTE}/never/rollback", json=back_to_0)).status_code == 404
+
+
+def test_equal_revisions_are_told_in_the_history(store_url):
+    @scenario(store_url)
+    async def _(client):
+        for target in ([1, 2, 3], [3, 2, 1], [1, 2, 3], [1, 1, 1], [3, 2, 1]):
+            await client.put("/priors", json={"target": target})
+        lines = (await client.get("/priors/default/revisions")).json()["revisions"]
+        assert {line["revision"]: line["equals"] for line in lines} == {
+            5: 2, 4: None, 3: 1, 2: None, 1: None,
+        }  # fmt: skip
+        page = (await client.get("/priors/default/revisions?limit=2")).json()["revisions"]
+        assert [line["equals"] for line in page] == [None, None]
 
 
 def test_a_prior_of_another_class_list_is_listed_as_not_fitting(store_url):
@@ -432,6 +474,65 @@ def reservoir_of(logits):
     reservoir = LogitReservoir(3, max_rows=len(logits))
     reservoir.add(np.asarray(logits, np.float32))
     return reservoir
+
+
+def test_a_write_tells_how_many_recent_answers_it_changes_and_what_is_drastic(sqlite_url):
+    logits = np.random.default_rng(0).normal(size=(500, 3)) * 2
+
+    @scenario(sqlite_url, reservoir=reservoir_of(logits))
+    async def _(client):
+        drastic = {"target": {"cat": 200_000, "dog": 1, "lynx": 1}}
+        previewed = (await client.post("/priors/default/preview", json=drastic)).json()
+        written = (await client.put("/priors", json=drastic)).json()
+        assert written["decisions_changed"] == pytest.approx(previewed["decisions_changed"])
+        assert written["warnings"][:2] == previewed["warnings"][:2]
+        words = " ".join(written["warnings"])
+        for part in ("1.00 of 3 classes", "200,000 times", "of the last 500 answers"):
+            assert part in words
+        same = (await client.put("/priors", json=drastic)).json()
+        assert (same["revision"], same["decisions_changed"]) == (1, 0)
+        assert (await client.get("/priors/default")).json()["decisions_changed"] is None
+        added = await client.patch("/priors/default", json={"add": {"target": {"dog": 10**9}}})
+        assert added.json()["decisions_changed"] > 0.3
+
+
+def test_a_write_that_changes_too_many_answers_is_refused_unless_forced(sqlite_url, caplog):
+    logits = np.random.default_rng(0).normal(size=(500, 3)) * 2
+    drastic = {"target": {"cat": 200_000, "dog": 1, "lynx": 1}}
+
+    @scenario(sqlite_url, reservoir=reservoir_of(logits), max_flip_share=0.2)
+    async def _(client):
+        refused = await client.put("/priors", json=drastic)
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/too-many-flips")
+        assert "?force=1" in refused.json()["detail"]
+        assert (await client.get("/priors/default")).json()["revision"] == 0
+        with caplog.at_level("INFO"):
+            forced = await client.put("/priors?force=1", json=drastic)
+        assert (forced.status_code, forced.json()["revision"]) == (201, 1)
+        assert "force=True" in caplog.text
+        add = {"add": {"target": {"dog": 10**12}}}
+        assert (await client.patch("/priors/default", json=add)).status_code == 409
+        assert (await client.patch("/priors/default?force=1", json=add)).status_code == 200
+        # the way back is never refused
+        back = await client.post("/priors/default/rollback", json={"revision": 0})
+        assert back.status_code == 200
+
+
+def test_every_stored_change_is_announced(sqlite_url):
+    announced = []
+
+    @scenario(sqlite_url, announce=announced.append)
+    async def _(client):
+        await client.put("/priors", json=PRIOR)
+        await client.put("/priors", json={**PRIOR, "target": [1]})  # refused: nothing to announce
+        await client.patch("/priors/default", json={"add": {"target": {"cat": 1}}})
+        await client.post("/priors/default/rollback", json={"revision": 1})
+        await client.delete("/priors/default")
+
+    told = [(each.action, each.entry.revision, each.entry.deleted) for each in announced]
+    assert told == [
+        ("put", 1, False), ("add", 2, False), ("rollback", 3, False), ("delete", 4, True),
+    ]  # fmt: skip
 
 
 def test_a_preview_tells_what_would_change_and_stores_nothing(sqlite_url):

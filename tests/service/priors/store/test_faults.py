@@ -148,10 +148,10 @@ def test_a_write_that_a_frozen_postgres_swallowed_is_not_acknowledged_and_nothin
             assert "may still take effect" in error.detail
             await eventually_async(lambda: priors.store_state.kind == "slow")
             calls = []
-            priors._store.write = lambda *a, **k: calls.append(a)
+            priors._calls._store.write = lambda *a, **k: calls.append(a)
             await write_is_refused(priors, "slow")
             assert calls == [], "refused at once, without asking the store"
-            del priors._store.write
+            del priors._calls._store.write
             own_postgres.signal(signal.SIGCONT)
             await eventually_async(lambda: priors.store_state.kind == "ok", seconds=20)
             # it took effect or it did not: in both cases all agree on the history
@@ -378,6 +378,16 @@ def test_a_file_that_is_gone_comes_back(sqlite_url, tmp_path):
 
     scenario(sqlite_url, lambda: move(tmp_path, away), lambda: move(away, tmp_path), "away")
     assert not (away / "priors.db").exists()
+
+
+def test_a_file_that_is_no_store_is_not_kept_open(tmp_path):
+    path = tmp_path / "priors.db"
+    path.write_bytes(b"no database" * 1000)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        SqliteFile(path).connect()
+    opened = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    assert str(path) not in opened
+    del caught  # until here its traceback would have kept a forgotten connection alive
 
 
 def test_another_store_in_its_place_is_not_mistaken_for_it(sqlite_url, tmp_path):

@@ -1,0 +1,144 @@
+"""Every change of a prior is announced to the webhook: signed, in order, again after a failure."""
+
+import asyncio
+import http.server
+import threading
+from datetime import UTC, datetime
+
+import orjson
+import pytest
+
+from service.priors.revisions import StoredRevision
+from service.priors.webhook import Changed, Webhook, signature
+from service.settings import InvalidSetting, Settings
+from tests.support.eventually import eventually_async
+
+SECRET = "a secret"
+
+
+class Receiver:
+    """A real HTTP server that answers with the given statuses, then 200, and keeps what it got."""
+
+    def __init__(self, *statuses):
+        self.got, left = [], list(statuses)
+        receiver = self
+
+        class Handler(http.server.BaseHTTPRequestHandler):
+            def do_POST(self):
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.got.append((dict(self.headers), body))
+                self.send_response(left.pop(0) if left else 200)
+                self.send_header("Location", "/elsewhere")
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+            def log_message(self, *_):
+                """Nothing to standard error."""
+
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/hook"
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+
+    def close(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def receiver():
+    made = []
+
+    def make(*statuses):
+        made.append(Receiver(*statuses))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+def changed(revision=7):
+    moment = datetime(2026, 1, 2, tzinfo=UTC)
+    entry = StoredRevision("pets", "default", revision, None, "", moment, "ana", "snow")
+    return Changed("put", entry, 0.25)
+
+
+def announce(url, changes, *, until, pauses=(0.0, 0.0)):
+    async def go():
+        webhook = Webhook(url, SECRET, pauses=pauses)
+        for each in changes:
+            webhook.announce(each)
+        await eventually_async(until)
+        webhook.close()
+
+    asyncio.run(go())
+
+
+def test_an_announcement_says_what_changed_and_is_signed(receiver):
+    there = receiver()
+    announce(there.url, [changed()], until=lambda: there.got)
+    ((headers, body),) = there.got
+    document = orjson.loads(body)
+    assert document == {
+        "event": "prior.changed",
+        "action": "put",
+        "model": "pets",
+        "prior": "default",
+        "revision": 7,
+        "in_use": True,
+        "updated_at": "2026-01-02T00:00:00+00:00",
+        "by": "ana",
+        "note": "snow",
+        "decisions_changed": 0.25,
+    }
+    expected = signature(body, headers["X-Priordial-Timestamp"], SECRET.encode())
+    assert headers["X-Priordial-Signature"] == f"sha256={expected}"
+    assert signature(body, "0", b"another") != expected
+
+
+def test_a_failed_attempt_is_repeated_as_the_same_delivery_and_the_order_is_kept(receiver, caplog):
+    there = receiver(503, 429)
+    announce(there.url, [changed(1), changed(2)], until=lambda: len(there.got) == 4)
+    assert [orjson.loads(body)["revision"] for _, body in there.got] == [1, 1, 1, 2]
+    assert len({headers["X-Priordial-Delivery"] for headers, _ in there.got}) == 2
+    assert "status 503" in caplog.text
+
+
+@pytest.mark.parametrize("status", [302, 400, 404])
+def test_an_answer_that_will_not_change_is_final(receiver, status, caplog):
+    there = receiver(status)
+    announce(there.url, [changed(1), changed(2)], until=lambda: len(there.got) == 2)
+    assert [orjson.loads(body)["revision"] for _, body in there.got] == [1, 2]
+    assert "giving up" in caplog.text
+
+
+def test_a_receiver_that_is_not_there_is_given_up_and_the_end_does_not_wait_for_it(
+    receiver, caplog
+):
+    there = receiver()
+    there.close()
+    announce(there.url, [changed()], until=lambda: "giving up" in caplog.text)
+    announce(there.url, [changed()], until=lambda: "again in 3600 s" in caplog.text, pauses=(3600,))
+
+
+def test_announcements_beyond_the_limit_are_dropped_with_a_line_in_the_log(monkeypatch, caplog):
+    monkeypatch.setattr("service.priors.webhook.MAX_WAITING", 2)
+    released = threading.Event()
+
+    async def go():
+        webhook = Webhook("http://127.0.0.1:9/", SECRET)
+        monkeypatch.setattr(webhook, "_deliver", lambda *_: released.wait())
+        for revision in range(5):
+            webhook.announce(changed(revision))
+        released.set()
+        webhook.close()
+
+    asyncio.run(go())
+    assert "was not announced" in caplog.text
+
+
+def test_a_webhook_needs_a_url_and_a_secret():
+    with pytest.raises(InvalidSetting, match="http or https"):
+        Settings(webhook="ftp://example.org", webhook_secret=SECRET)
+    with pytest.raises(InvalidSetting, match="PRIORDIAL_WEBHOOK_SECRET"):
+        Settings(webhook="https://example.org")
