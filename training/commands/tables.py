@@ -16,9 +16,26 @@ def table(result: Mapping[str, Any]) -> str:
         from training.studies.report import text_table
 
         return text_table(result)
+    if "resumed_blocks" in result:
+        return _scored_table(result)
     if "methods" in result:
         return _estimate_table(result)
     return _score_table(result)
+
+
+def _scored_table(result: Mapping[str, Any]) -> str:
+    rows = max(result["n"], 1)
+    most = sorted(result["predicted"].items(), key=lambda item: -item[1])
+    lines = [
+        f"{result['n']} rows at tau {result['tau']:g}, prior {result['prior']}: {result['out']}",
+        f"{result['changed']} decisions ({_percent(result['changed'] / rows)}) differ from tau 0",
+    ]
+    lines += [
+        f"{name:30}{count:>10}{_percent(count / rows):>9}" for name, count in most[:MAX_CLASSES]
+    ]
+    if len(most) > MAX_CLASSES:
+        lines.append(f"and {len(most) - MAX_CLASSES} classes more")
+    return "\n".join(lines)
 
 
 def _score_table(result: Mapping[str, Any]) -> str:

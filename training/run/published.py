@@ -11,7 +11,13 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import InvalidTau, Vector, check_tau, log_source_prior
 from service.contract.bundle import Bundle, InvalidBundle, load_bundle
-from service.contract.prior import InvalidPrior, UnknownLabelFrequencies, parse_prior, resolve_prior
+from service.contract.prior import (
+    InvalidPrior,
+    Prior,
+    UnknownLabelFrequencies,
+    parse_prior,
+    resolve_prior,
+)
 from training.data.dataset import Dataset, ImageSpec, Split, counts_of
 from training.data.feed import graph_inputs
 from training.data.image_files import ImageFiles
@@ -175,19 +181,27 @@ def _target(model: Published, rows: Split, target: str) -> tuple[Split, Vector, 
     direction, _, ratio = target.partition("-")
     if direction in ("forward", "backward") and ratio:
         return _shifted(model, rows, direction, ratio)
+    prior = prior_of(model.bundle, target)
+    return rows, prior.log_target, prior.log_source
+
+
+def prior_of(bundle: Bundle, target: str, *, flag: str = "--target") -> Prior:
+    """The prior that a flag names: uniform, training, or a JSON file of a target or a whole prior.
+
+    Raises WrongUse.
+    """
     body: dict[str, Any] = {"target": target}
     if target not in ("uniform", "training"):
-        body = _read_prior(Path(target))
+        body = _read_prior(Path(target), flag=flag)
     try:
-        prior = resolve_prior(
+        return resolve_prior(
             parse_prior(body),
-            class_names=model.bundle.class_names,
-            class_counts=model.bundle.class_counts,
-            loss_tau=model.bundle.loss_tau,
+            class_names=bundle.class_names,
+            class_counts=bundle.class_counts,
+            loss_tau=bundle.loss_tau,
         )
     except (InvalidPrior, UnknownLabelFrequencies) as error:
-        raise WrongUse(f"--target {target}: {error}") from error
-    return rows, prior.log_target, prior.log_source
+        raise WrongUse(f"{flag} {target}: {error}") from error
 
 
 def _shifted(
@@ -209,15 +223,15 @@ def _shifted(
     return kept, np.log(own / own.sum()), model.log_source_prior()
 
 
-def _read_prior(path: Path) -> dict[str, Any]:
+def _read_prior(path: Path, *, flag: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongUse(
-            f"--target {path}: {error.strerror}; expected uniform, training, forward-K, backward-K or a JSON file"
+            f"{flag} {path}: {error.strerror}; expected uniform, training, forward-K, backward-K or a JSON file"
         ) from error
     except ValueError as error:
-        raise WrongUse(f"--target {path}: is not JSON: {error}") from error
+        raise WrongUse(f"{flag} {path}: is not JSON: {error}") from error
     whole = (
         isinstance(content, dict)
         and "target" in content

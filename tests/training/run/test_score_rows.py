@@ -1,0 +1,207 @@
+"""`training score`: answers for files, equal to the formula, whatever the format and however often it is stopped."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pyarrow import csv, parquet
+
+from service.contract.adjustment import adjust_logits, log_source_prior, log_target_prior, softmax
+from tests.support.small_models import (
+    COUNTS,
+    IMAGE_FIELDS,
+    image_model,
+    inputs,
+    publish_model,
+    weights,
+)
+from training.faults import WrongUse
+from training.run.score_rows import Scoring, score_rows
+
+ROWS = 1000
+COLUMNS = [f"c{i}" for i in range(inputs(1).shape[1])]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return publish_model(tmp_path_factory.mktemp("models"), name="flowers")
+
+
+@pytest.fixture(scope="module")
+def rows():
+    return inputs(ROWS)
+
+
+def expected(rows, tau=1.0, target=None):
+    weight, bias = weights()
+    z = adjust_logits(
+        rows.astype(np.float64) @ weight + bias,
+        log_source_prior=log_source_prior(COUNTS, loss_tau=0),
+        log_target_prior=log_target_prior(target if target is not None else np.ones(len(COUNTS))),
+        tau=tau,
+    )
+    return softmax(z)
+
+
+def table_of(rows):
+    return pa.table({name: rows[:, i] for i, name in enumerate(COLUMNS)})
+
+
+def written(tmp_path, rows, form):
+    """The rows as a file of one format."""
+    path = tmp_path / f"rows.{form}"
+    if form == "parquet":
+        parquet.write_table(table_of(rows), path, row_group_size=130)
+    elif form == "csv":
+        csv.write_csv(table_of(rows), path)
+    elif form == "jsonl":
+        lines = [json.dumps(dict(zip(COLUMNS, row.tolist(), strict=True))) for row in rows]
+        path.write_text("\n".join(lines) + "\n")
+    elif form == "npz":
+        np.savez_compressed(path, x=rows, other=np.zeros(3))
+    elif form == "npy":
+        np.save(path, rows)
+    else:
+        path = tmp_path / "lists.parquet"
+        parquet.write_table(pa.table({"features": pa.array(rows.tolist())}), path)
+    return path
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv", "jsonl", "npz", "npy", "lists"])
+def test_every_format_gives_the_formula_s_answers_in_order(model, rows, tmp_path, form):
+    out = tmp_path / "out.parquet"
+    path = written(tmp_path, rows, form)
+    result = score_rows(
+        str(path), out, Scoring(model=model, probabilities=True, top_k=3), block_rows=170
+    )
+    found = parquet.read_table(out)
+    wanted = expected(rows)
+    assert result["n"] == ROWS == found.num_rows
+    assert found.column("row").to_pylist() == list(range(ROWS))
+    probabilities = np.array(found.column("probabilities").to_pylist())
+    np.testing.assert_allclose(probabilities, wanted, atol=1e-6)
+    np.testing.assert_array_equal(found.column("index").to_numpy(), wanted.argmax(axis=1))
+    own = expected(rows, tau=0).argmax(axis=1)
+    np.testing.assert_array_equal(found.column("unadjusted_index").to_numpy(), own)
+    assert result["changed"] == int((own != wanted.argmax(axis=1)).sum()) > 0
+    top = np.array(found.column("top_index").to_pylist())
+    np.testing.assert_array_equal(top, np.argsort(-wanted, axis=1, kind="stable")[:, :3])
+    assert not (tmp_path / "out.parquet.parts").exists()
+
+
+def test_a_run_that_is_stopped_goes_on_with_the_other_blocks_and_gives_the_same_file(
+    model, rows, tmp_path
+):
+    path = written(tmp_path, rows, "parquet")
+    whole, out = tmp_path / "whole.parquet", tmp_path / "out.parquet"
+    score_rows(str(path), whole, Scoring(model=model), block_rows=100)
+
+    def stop(blocks, _rows):
+        if blocks == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(str(path), out, Scoring(model=model), block_rows=100, report=stop)
+    assert not out.exists()
+    (tmp_path / "out.parquet.parts" / ".000000-00000004.parquet.1").write_bytes(b"half a part")
+    result = score_rows(str(path), out, Scoring(model=model), block_rows=100)
+    assert result["resumed_blocks"] == 4
+    assert parquet.read_table(out).equals(parquet.read_table(whole))
+
+
+def test_a_stopped_run_is_not_mixed_with_one_of_other_settings(model, rows, tmp_path):
+    path, out = written(tmp_path, rows, "npy"), tmp_path / "out.parquet"
+
+    def stop(_blocks, _rows):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        score_rows(str(path), out, Scoring(model=model), report=stop)
+    with pytest.raises(WrongUse, match="other tau"):
+        score_rows(str(path), out, Scoring(model=model, tau=0.5))
+
+
+def test_several_processes_give_the_file_of_one(model, rows, tmp_path):
+    paths = tmp_path / "shards"
+    paths.mkdir()
+    for i in range(3):
+        parquet.write_table(table_of(rows[i * 300 : (i + 1) * 300]), paths / f"{i}.parquet")
+    one, two = tmp_path / "one.parquet", tmp_path / "two.parquet"
+    score_rows(str(paths), one, Scoring(model=model), block_rows=64)
+    score_rows(f"{paths}/*.parquet", two, Scoring(model=model), block_rows=64, workers=2)
+    assert parquet.read_table(one).equals(parquet.read_table(two))
+
+
+def test_columns_are_found_by_name_kept_columns_are_carried_and_the_missing_one_is_named(
+    model, rows, tmp_path
+):
+    table = table_of(rows).select(COLUMNS[::-1])
+    ids = pa.array([f"id-{i}" for i in range(ROWS)])
+    table = table.append_column("id", ids).append_column("label", ids)
+    path, out = tmp_path / "mixed.parquet", tmp_path / "out.parquet"
+    parquet.write_table(table, path)
+    score_rows(
+        str(path), out, Scoring(model=model), columns=COLUMNS, keep=["id"], leave_out=["label"]
+    )
+    found = parquet.read_table(out)
+    assert found.column("id").to_pylist() == ids.to_pylist()
+    np.testing.assert_array_equal(found.column("index").to_numpy(), expected(rows).argmax(axis=1))
+    parquet.write_table(table.drop([COLUMNS[1]]), path)
+    with pytest.raises(WrongUse, match=f"'{COLUMNS[1]}'"):
+        score_rows(str(path), tmp_path / "b.parquet", Scoring(model=model), columns=COLUMNS)
+
+
+def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
+    target = list(range(1, len(COUNTS) + 1))
+    prior = tmp_path / "prior.json"
+    prior.write_text(json.dumps({"target": target}))
+    path, out = written(tmp_path, rows, "npz"), tmp_path / "out.parquet"
+    score_rows(str(path), out, Scoring(model=model, tau=0.37, prior=str(prior)))
+    found = parquet.read_table(out).column("probability").to_numpy()
+    np.testing.assert_allclose(found, expected(rows, 0.37, target).max(axis=1), atol=1e-6)
+
+
+def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path):
+    publish_model(tmp_path / "models", name="pictures", model=image_model(), **IMAGE_FIELDS)
+    folder = tmp_path / "images" / "day 1"
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(3)
+    shard = tmp_path / "shard.tar"
+    with tarfile.open(shard, "w") as archive:
+        for i in range(7):
+            image = Image.fromarray(rng.integers(0, 255, (9, 7, 3), dtype=np.uint8))
+            image.save(folder / f"{i}.png")
+            data = (folder / f"{i}.png").read_bytes()
+            member = tarfile.TarInfo(f"{i}.png")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    (folder / ".hidden.png").write_bytes(b"x")
+    model = tmp_path / "models" / "pictures" / "1"
+    answers = []
+    for place in (tmp_path / "images", shard):
+        out = tmp_path / f"{place.name}.parquet"
+        score_rows(str(place), out, Scoring(model=model, tau=0), block_rows=3)
+        answers.append(parquet.read_table(out).column("probability").to_pylist())
+    assert len(answers[0]) == 7
+    assert answers[0] == answers[1]
+
+
+def test_the_verb_prints_what_it_did_and_refuses_what_it_cannot_read(
+    model, rows, tmp_path, command
+):
+    path, out = written(tmp_path, rows, "npy"), tmp_path / "out.parquet"
+    code, result, _ = command("score", path, "--model", model, "--out", out, "--json")
+    assert code == 0
+    assert result["n"] == ROWS
+    assert sum(result["predicted"].values()) == ROWS
+    code, _, said = command("score", tmp_path / "nothing", "--model", model, "--out", out)
+    assert code == 2
+    assert "no such file" in said
+    np.save(path, rows[:, :2])
+    code, _, said = command("score", path, "--model", model, "--out", out)
+    assert code == 2
+    assert "the model takes" in said

@@ -1,0 +1,97 @@
+"""The verb `score`: answers for files of unlabelled rows, without a server."""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from training.faults import WrongUse
+
+AddVerb = Callable[..., argparse.ArgumentParser]
+
+
+def add_verb(add: AddVerb) -> None:
+    """Declare the verb; `add` takes a name, a text and what runs."""
+    parser = add("score", "Answer files of unlabelled rows, as the service would.", _score)
+    parser.add_argument(
+        "data",
+        metavar="DATA",
+        help="a .parquet, .csv, .jsonl, .npz, .npy, .tar file, a folder or a quoted pattern",
+    )
+    parser.add_argument(
+        "--model", type=Path, required=True, metavar="models/N/V", help="the published model"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="FILE.parquet", help="where the answers go"
+    )
+    parser.add_argument("--tau", type=float, help="default: the model's default_tau")
+    parser.add_argument(
+        "--prior",
+        default="uniform",
+        help="uniform, training, or a JSON file of a prior or a target (default uniform)",
+    )
+    parser.add_argument(
+        "--columns", help="features, separated by commas (default: those of the training table)"
+    )
+    parser.add_argument(
+        "--keep", default="", help="columns to carry into the answers, separated by commas"
+    )
+    parser.add_argument(
+        "--leave-out", default="", help="columns to ignore, such as a label, separated by commas"
+    )
+    parser.add_argument("--array", help="the array of an .npz file (default x, x_test or X)")
+    parser.add_argument("--top-k", type=int, default=0, help="best classes a row (default none)")
+    parser.add_argument(
+        "--probabilities", action="store_true", help="write the probability of every class"
+    )
+    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument("--block-rows", type=int, default=8192, help="rows of a block (8192)")
+    parser.add_argument("--threads", type=int, default=0, help="of a graph call (0: all)")
+
+
+def _names(text: str | None) -> tuple[str, ...]:
+    return tuple(name.strip() for name in (text or "").split(",") if name.strip())
+
+
+def _score(options: argparse.Namespace) -> dict[str, Any]:
+    from training.run.score_rows import Scoring, score_rows
+
+    for flag, low in (("workers", 1), ("block_rows", 1), ("top_k", 0), ("threads", 0)):
+        if getattr(options, flag) < low:
+            name = "--" + flag.replace("_", "-")
+            raise WrongUse(f"{name} is {getattr(options, flag)}; expected at least {low}")
+    begun = time.monotonic()
+    shown = begun
+
+    def report(blocks: int, rows: int) -> None:
+        nonlocal shown
+        now = time.monotonic()
+        if now - shown >= 1:
+            shown = now
+            speed = rows / (now - begun)
+            print(  # noqa: T201 - progress, for people
+                f"training: {rows} rows in {blocks} blocks, {speed:.0f} rows/s", file=sys.stderr
+            )
+
+    result = score_rows(
+        options.data,
+        options.out,
+        Scoring(
+            model=options.model,
+            tau=options.tau,
+            prior=options.prior,
+            top_k=options.top_k,
+            probabilities=options.probabilities,
+            threads=options.threads,
+        ),
+        columns=_names(options.columns) or None,
+        keep=_names(options.keep),
+        leave_out=_names(options.leave_out),
+        array=options.array,
+        block_rows=options.block_rows,
+        workers=options.workers,
+        report=report,
+    )
+    return result | {"seconds": round(time.monotonic() - begun, 2)}

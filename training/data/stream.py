@@ -1,0 +1,398 @@
+"""Unlabelled rows from files that need not fit in memory, block by block, as a model takes them.
+
+Parquet, CSV and JSON lines give columns; `.npz` and `.npy` give arrays; folders of images and tar shards give
+image files. A block is addressed by its file and its position, so that a run can skip blocks it has finished.
+"""
+
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract import pixels
+from service.contract.bundle import InputSpec
+from training.data.pixels import SUFFIXES as IMAGES
+from training.faults import BadData, Fault, WrongUse
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")
+ARRAYS = (".npz", ".npy")
+READABLE = (*TABLES, *ARRAYS, ".tar", *IMAGES)
+FOLDER = "images"
+"""Stands for the suffix of a source that is a list of image files."""
+
+Rows = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, or the image files below one folder, in order."""
+
+    path: Path
+    files: tuple[Path, ...] = ()
+
+    @property
+    def kind(self) -> str:
+        """The suffix that says how it is read, or `FOLDER`."""
+        return FOLDER if self.files else self.path.suffix.lower()
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start` to `start + len(inputs)` of a source.
+
+    inputs: [n, …] as the model takes them. kept: columns that are carried through, by name.
+    names: the image file of each row, where rows are image files.
+    """
+
+    start: int
+    inputs: Rows
+    kept: "dict[str, pa.Array]"
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How rows are read.
+
+    columns: of features, in the model's order; None takes every column that is not in `keep` or `leave_out`.
+    keep: columns carried through to the answer. leave_out: columns that are neither, such as a label.
+    array: the member of an .npz file. rows: in a block.
+    """
+
+    spec: InputSpec
+    columns: tuple[str, ...] | None = None
+    keep: tuple[str, ...] = ()
+    leave_out: tuple[str, ...] = ()
+    array: str | None = None
+    rows: int = 8192
+
+
+def find(place: str) -> list[Source]:
+    """The sources that a file, a folder or a pattern names, in order. Raises WrongUse."""
+    path = Path(place)
+    if any(letter in place for letter in "*?["):
+        root = Path(path.anchor or ".")
+        found = sorted(
+            each for each in root.glob(place.removeprefix(path.anchor)) if each.is_file()
+        )
+    elif path.is_dir():
+        found = sorted(each for each in path.rglob("*") if each.is_file() and _shown(each, path))
+    elif path.exists():
+        found = [path]
+    else:
+        raise WrongUse(f"{place}: no such file or folder")
+    readable = [each for each in found if each.suffix.lower() in READABLE]
+    if not readable:
+        raise WrongUse(
+            f"{place}: holds {len(found)} files, none of which can be read; "
+            f"expected {', '.join(READABLE)}"
+        )
+    images = tuple(each for each in readable if each.suffix.lower() in IMAGES)
+    others = [Source(each) for each in readable if each.suffix.lower() not in IMAGES]
+    return [*others, *([Source(path, images)] if images else [])]
+
+
+def _shown(file: Path, folder: Path) -> bool:
+    parts = file.relative_to(folder).parts
+    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+
+
+def blocks(
+    source: Source, reading: Reading, *, skip: Callable[[int], bool]
+) -> Iterator[tuple[int, Block]]:
+    """Number and content of each block of a source for which `skip(number)` is false.
+
+    Raises WrongUse when the source does not fit the model, BadData when it is damaged.
+    """
+    kind = source.kind
+    if kind in TABLES:
+        yield from _table_blocks(source.path, reading, skip)
+    elif kind in ARRAYS:
+        yield from _array_blocks(source.path, reading, skip)
+    else:
+        if reading.spec.kind != "image":
+            raise WrongUse(
+                f"{source.path}: holds images; the model takes {reading.spec.kind} input"
+            )
+        members = _tar_members(source.path) if kind == ".tar" else _files(source.files)
+        yield from _image_blocks(source.path, members, reading, skip)
+
+
+def _table_blocks(
+    path: Path, reading: Reading, skip: Callable[[int], bool]
+) -> Iterator[tuple[int, Block]]:
+    import pyarrow as pa
+
+    if reading.spec.kind == "image":
+        raise WrongUse(f"{path}: is a table; the model takes images")
+    try:
+        number, start, waiting = 0, 0, None
+        for batch in _batches(path, reading.rows):
+            table = pa.Table.from_batches([batch])
+            waiting = table if waiting is None else pa.concat_tables([waiting, table])
+            while waiting.num_rows >= reading.rows:
+                whole, waiting = waiting.slice(0, reading.rows), waiting.slice(reading.rows)
+                if not skip(number):
+                    yield number, _of_table(path, whole, start, reading)
+                number, start = number + 1, start + whole.num_rows
+        if waiting is not None and waiting.num_rows and not skip(number):
+            yield number, _of_table(path, waiting, start, reading)
+    except (pa.ArrowException, OSError) as error:
+        raise BadData(f"{path}: cannot be read: {error}") from error
+
+
+def _batches(path: Path, rows: int) -> "Iterator[pa.RecordBatch]":
+    from pyarrow import csv, json, parquet
+
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        with parquet.ParquetFile(path) as file:
+            yield from file.iter_batches(batch_size=rows)
+    elif suffix == ".csv":
+        quoted = csv.ParseOptions(newlines_in_values=True)
+        with csv.open_csv(path, parse_options=quoted) as reader:
+            yield from reader
+    else:
+        with json.open_json(path) as reader:
+            yield from reader
+
+
+def _of_table(path: Path, table: "pa.Table", start: int, reading: Reading) -> Block:
+    missing = [name for name in reading.keep if name not in table.column_names]
+    if missing:
+        raise WrongUse(f"{path}: has no column '{missing[0]}' to keep; it has {_listed(table)}")
+    kept = {name: table.column(name).combine_chunks() for name in reading.keep}
+    return Block(start, _features(path, table, start, reading), kept)
+
+
+def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Rows:
+    aside = {*reading.keep, *reading.leave_out}
+    names = reading.columns or tuple(n for n in table.column_names if n not in aside)
+    missing = [name for name in names if name not in table.column_names]
+    if missing:
+        raise WrongUse(
+            f"{path}: has no column '{missing[0]}' ({len(missing)} missing), which the model was "
+            f"trained on; it has {_listed(table)}"
+        )
+    if not names:
+        raise WrongUse(f"{path}: has no column that is not kept or left out")
+    if reading.spec.kind == "text":
+        if len(names) != 1:
+            raise WrongUse(
+                f"{path}: the model takes one text; name its column with --columns, one of {_listed(table)}"
+            )
+        return _texts(path, table.column(names[0]), start, names[0])
+    if len(names) == 1 and hasattr(table.column(names[0]).type, "value_type"):
+        return _lists(path, table.column(names[0]), start, names[0], reading)
+    columns = [_numbers(path, table.column(name), start, name) for name in names]
+    return _fitted(path, np.stack(columns, axis=1), reading)
+
+
+def _listed(table: "pa.Table") -> str:
+    more = len(table.column_names) - 20
+    return ", ".join(table.column_names[:20]) + (f" and {more} more" if more > 0 else "")
+
+
+def _texts(path: Path, column: Any, start: int, name: str) -> Rows:
+    values = column.to_pylist()
+    for row, value in enumerate(values):
+        if not isinstance(value, str):
+            raise BadData(f"{path}, row {start + row}, column '{name}': {value!r} is not a text")
+    found = np.empty(len(values), dtype=object)
+    found[:] = values
+    return found
+
+
+def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> Rows:
+    lengths = {None if each is None else len(each) for each in column}
+    if len(lengths) != 1 or None in lengths:
+        raise BadData(
+            f"{path}, rows from {start}, column '{name}': lists of different lengths, or missing ones"
+        )
+    (length,) = lengths
+    flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return _fitted(path, flat.reshape(-1, length), reading)
+
+
+def _numbers(path: Path, column: Any, start: int, name: str) -> Rows:
+    if column.null_count:
+        row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+        raise BadData(
+            f"{path}, row {start + row}, column '{name}': has no value "
+            f"({column.null_count} rows of this block like it)"
+        )
+    values = np.asarray(column.to_numpy())
+    if values.dtype.kind not in "iufb":
+        raise BadData(
+            f"{path}, row {start}, column '{name}': holds {values[0]!r}; expected numbers "
+            "(name the features with --columns, or the others with --leave-out)"
+        )
+    bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
+    if bad.size:
+        raise BadData(f"{path}, row {start + bad[0]}, column '{name}': holds {values[bad[0]]}")
+    return values
+
+
+def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
+    """Rows in the model's shape and type; a flat row is reshaped where only one shape is possible."""
+    wanted = reading.spec.shape[1:]
+    if all(size is not None for size in wanted):
+        sizes = [int(size) for size in wanted if size is not None]
+        if rows.ndim == 2 and rows.shape[1] == int(np.prod(sizes)):
+            rows = rows.reshape(len(rows), *sizes)
+    if rows.ndim - 1 != len(wanted) or any(
+        size not in (None, found) for size, found in zip(wanted, rows.shape[1:], strict=True)
+    ):
+        raise WrongUse(f"{path}: a row is {list(rows.shape[1:])}; the model takes {wanted}")
+    return np.ascontiguousarray(rows, dtype=reading.spec.dtype)
+
+
+def _array_blocks(
+    path: Path, reading: Reading, skip: Callable[[int], bool]
+) -> Iterator[tuple[int, Block]]:
+    """Read an array from its file in order, block by block; the whole is never in memory."""
+    try:
+        with _array_file(path, reading.array) as file:
+            shape, dtype = _header(path, file)
+            step = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+            for number, start in enumerate(range(0, shape[0], reading.rows)):
+                rows = min(reading.rows, shape[0] - start)
+                data = file.read(rows * step)
+                if len(data) != rows * step:
+                    raise BadData(f"{path}: ends within row {start + len(data) // max(step, 1)}")
+                if not skip(number):
+                    found = np.frombuffer(data, dtype).reshape(rows, *shape[1:])
+                    yield number, Block(start, _array_rows(path, found, start, reading), {})
+    except Fault:
+        raise
+    except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
+        raise BadData(f"{path}: cannot be read: {error}") from error
+
+
+def _array_file(path: Path, member: str | None) -> IO[bytes]:
+    if path.suffix.lower() == ".npy":
+        return path.open("rb")
+    with zipfile.ZipFile(path) as archive:
+        names = [name.removesuffix(".npy") for name in archive.namelist()]
+        wanted = member or next((n for n in ("x", "x_test", "X") if n in names), None)
+        if wanted not in names:
+            raise WrongUse(
+                f"{path}: name the array to score with --array; it has {', '.join(names)}"
+            )
+        return archive.open(f"{wanted}.npy")
+
+
+def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+    version = np.lib.format.read_magic(file)
+    read = (
+        np.lib.format.read_array_header_1_0
+        if version == (1, 0)
+        else np.lib.format.read_array_header_2_0
+    )
+    shape, fortran, dtype = read(file)
+    if fortran or dtype.hasobject or not shape:
+        raise BadData(
+            f"{path}: is an array of {dtype} of shape {list(shape)}, "
+            f"{'Fortran' if fortran else 'C'} order; expected rows of numbers in C order"
+        )
+    return shape, dtype
+
+
+def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
+    if reading.spec.kind == "text":
+        if rows.dtype.kind != "U" or rows.ndim != 1:
+            raise WrongUse(
+                f"{path}: holds {rows.dtype} {list(rows.shape[1:])}; expected one text a row"
+            )
+        return rows.astype(object)
+    if reading.spec.kind == "image":
+        return _pixels(path, rows, reading.spec)
+    if rows.dtype.kind not in "iufb":
+        raise WrongUse(f"{path}: holds {rows.dtype}; the model takes {reading.spec.dtype}")
+    bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1).astype(np.float64)).all(axis=1))
+    if bad.size:
+        raise BadData(f"{path}, row {start + bad[0]}: holds NaN or infinity")
+    return _fitted(path, rows, reading)
+
+
+def _pixels(path: Path, rows: Rows, spec: InputSpec) -> Rows:
+    """uint8 images [n, H, W] or [n, H, W, channels] at the model's size, as its tensor."""
+    images = rows[..., None] if rows.ndim == 3 else rows
+    channels = 3 if spec.color == "RGB" else 1
+    wanted = [*(spec.size or []), channels]
+    if images.dtype != np.uint8 or list(images.shape[1:]) != wanted:
+        raise WrongUse(
+            f"{path}: an image is {images.dtype} {list(images.shape[1:])}; the model takes uint8 {wanted}"
+        )
+    return _tensor(images, spec)
+
+
+def _tensor(images: NDArray[np.uint8], spec: InputSpec) -> Rows:
+    scaled: Rows = images
+    if spec.dtype.startswith("float"):
+        scaled = pixels.normalise(images, mean=spec.mean, std=spec.std)
+    laid = pixels.channels_first(scaled) if spec.layout == "NCHW" else scaled
+    return np.ascontiguousarray(laid, spec.dtype)
+
+
+def _files(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    for file in files:
+        yield str(file), file.read_bytes
+
+
+def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
+    try:
+        with tarfile.open(path, "r|*") as archive:
+            for member in archive:
+                if member.isfile() and Path(member.name).suffix.lower() in IMAGES:
+                    file = archive.extractfile(member)
+                    assert file is not None
+                    yield member.name, file.read
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise BadData(f"{path}: cannot be read as tar: {error}") from error
+
+
+def _image_blocks(
+    path: Path,
+    members: Iterator[tuple[str, Callable[[], bytes]]],
+    reading: Reading,
+    skip: Callable[[int], bool],
+) -> Iterator[tuple[int, Block]]:
+    spec = reading.spec
+    assert spec.size is not None
+    assert spec.color is not None
+    assert spec.resize is not None
+    number, start = 0, 0
+    names: list[str] = []
+    images: list[NDArray[np.uint8]] = []
+
+    def done() -> Block:
+        return Block(start, _tensor(np.stack(images), spec), {}, tuple(names))
+
+    for name, read in members:
+        names.append(name)
+        if not skip(number):
+            try:
+                image = pixels.open_image(read())
+                images.append(
+                    pixels.decode_pixels(
+                        image, size=spec.size, color=spec.color, resize=spec.resize
+                    )
+                )
+            except pixels.BadImage as error:
+                raise BadData(f"{path}, {name}: {error}") from None
+        if len(names) == reading.rows:
+            if images:
+                yield number, done()
+            number, start = number + 1, start + len(names)
+            names, images = [], []
+    if images:
+        yield number, done()

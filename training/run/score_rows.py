@@ -1,0 +1,312 @@
+"""Scores files of unlabelled rows with a published model, as the service would answer them.
+
+Rows are read block by block, so that a file may be larger than memory. The answers to a block are written to a
+part file under a temporary name and renamed into place: a run that is killed loses at most the blocks in its
+hands, and a second run of the same command does the others only. At the end the parts become one file.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.adjustment import adjust_logits, check_tau, softmax
+from training.data import stream
+from training.faults import RunFailed, WrongUse
+from training.run.export import open_session
+from training.run.published import PROBABILITY_FLOOR, Published, prior_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+RUN_FILE = "run.json"
+Report = Callable[[int, int], None]
+"""Called with the blocks and rows done so far."""
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """What to answer for each row.
+
+    tau: of the adjustment; None takes the model's own. prior: uniform, training, or a JSON file.
+    top_k: best classes a row, 0 for none beside the first. probabilities: write all C of them as well.
+    threads: of one graph call; 0 leaves the number to onnxruntime.
+    """
+
+    model: Path
+    tau: float | None = None
+    prior: str = "uniform"
+    top_k: int = 0
+    probabilities: bool = False
+    threads: int = 0
+
+
+def score_rows(
+    place: str,
+    out: Path,
+    scoring: Scoring,
+    *,
+    columns: Sequence[str] | None = None,
+    keep: Sequence[str] = (),
+    leave_out: Sequence[str] = (),
+    array: str | None = None,
+    block_rows: int = 8192,
+    workers: int = 1,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Score every row that `place` names and write the answers to `out`, a Parquet file.
+
+    columns: of features, in the model's order; None takes those the model was trained on, where model.json
+    names them, else all that are neither kept nor left out. Returns counts and settings.
+    Raises WrongUse, BadData; RunFailed when the answers cannot be written.
+    """
+    scorer = _Scorer(scoring)
+    sources = stream.find(place)
+    reading = stream.Reading(
+        spec=scorer.model.bundle.input,
+        columns=tuple(columns) if columns else scorer.trained_columns(),
+        keep=tuple(keep),
+        leave_out=tuple(leave_out),
+        array=array,
+        rows=block_rows,
+    )
+    parts = out.with_name(out.name + ".parts")
+    skipped = _begin(parts, _identity(sources, reading, scorer))
+    shares = [
+        _Share(scoring, tuple(sources), reading, parts, worker, workers)
+        for worker in range(workers)
+    ]
+    try:
+        if workers == 1:
+            shares[0].run(scorer, report)
+        else:
+            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+                list(pool.map(_Share.run, shares))
+        counts, changed, rows = _join(parts, out)
+    except OSError as error:
+        raise RunFailed(
+            f"{out}: cannot be written: {error.strerror}; {parts} keeps what is done, "
+            "and the same command goes on from there"
+        ) from error
+    shutil.rmtree(parts)
+    names = scorer.model.bundle.class_names
+    return {
+        "out": str(out),
+        "model": str(scoring.model),
+        "tau": scorer.tau,
+        "prior": scoring.prior,
+        "n": rows,
+        "changed": changed,
+        "predicted": {name: counts[index] for index, name in enumerate(names) if counts[index]},
+        "resumed_blocks": skipped,
+    }
+
+
+class _Scorer:
+    """An opened model, and its adjustment."""
+
+    def __init__(self, scoring: Scoring) -> None:
+        self.scoring = scoring
+        self.model = Published.open(scoring.model)
+        bundle = self.model.bundle
+        self.tau = bundle.tau if scoring.tau is None else check_tau(scoring.tau)
+        self.prior = prior_of(bundle, scoring.prior, flag="--prior")
+        if self.tau and self.prior.log_source is None:
+            raise WrongUse(
+                f"{scoring.model} does not say its class_counts, so only --tau 0 can be scored, or a "
+                "--prior file with label_frequencies"
+            )
+        self._session = open_session(scoring.model / "model.onnx", threads=scoring.threads)
+
+    def trained_columns(self) -> tuple[str, ...] | None:
+        """The columns of the table that the model was trained on, where its model.json names them."""
+        data = self.model.bundle.provenance.get("data")
+        found = data.get("columns") if isinstance(data, dict) else None
+        return tuple(found) if isinstance(found, list) and found else None
+
+    def answers(self, source: stream.Source, block: stream.Block) -> "pa.Table":
+        """The answers to a block, a row each; float64 adjustment, as the formula is defined."""
+        import pyarrow as pa
+
+        bundle = self.model.bundle
+        logits = self._logits(block.inputs)
+        unadjusted = softmax(logits / bundle.temperature)
+        probabilities = unadjusted
+        if self.tau:
+            assert self.prior.log_source is not None
+            adjusted = adjust_logits(
+                logits,
+                log_source_prior=self.prior.log_source,
+                log_target_prior=self.prior.log_target,
+                tau=self.tau,
+                temperature=bundle.temperature,
+            )
+            probabilities = softmax(adjusted)
+        names = pa.array(bundle.class_names)
+        rows = np.arange(len(logits))
+        best, own = probabilities.argmax(axis=1), unadjusted.argmax(axis=1)
+        columns: dict[str, Any] = {
+            **block.kept,
+            "file": list(block.names) if block.names else [source.path.name] * len(rows),
+            "row": pa.array(rows + block.start),
+            "label": names.take(pa.array(best)),
+            "index": pa.array(best),
+            "probability": pa.array(probabilities[rows, best]),
+            "unadjusted_label": names.take(pa.array(own)),
+            "unadjusted_index": pa.array(own),
+            "unadjusted_probability": pa.array(unadjusted[rows, own]),
+        }
+        if self.scoring.top_k:
+            k = min(self.scoring.top_k, probabilities.shape[1])
+            top = np.argsort(-probabilities, axis=1, kind="stable")[:, :k]
+            columns["top_index"] = _rows_of(top)
+            columns["top_probability"] = _rows_of(np.take_along_axis(probabilities, top, axis=1))
+        if self.scoring.probabilities:
+            columns["probabilities"] = _rows_of(probabilities)
+        return pa.table(columns)
+
+    def _logits(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
+        """Logits [n, C] of a block, 256 rows a graph call."""
+        bundle = self.model.bundle
+        found = [
+            self._session.run(
+                [bundle.output.name], {bundle.input.name: inputs[start : start + 256]}
+            )[0]
+            for start in range(0, len(inputs), 256)
+        ]
+        raw = np.concatenate(found).astype(np.float64)
+        if bundle.output.kind == "probabilities":
+            return np.log(np.maximum(raw, PROBABILITY_FLOOR))
+        return raw
+
+
+def _rows_of(values: NDArray[Any]) -> "pa.Array":
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Every `workers`-th block of each source, which one process scores."""
+
+    scoring: Scoring
+    sources: tuple[stream.Source, ...]
+    reading: stream.Reading
+    parts: Path
+    worker: int
+    workers: int
+
+    def run(self, scorer: "_Scorer | None" = None, report: Report | None = None) -> None:
+        """Score the blocks of this share that have no part file yet."""
+        scorer = scorer or _Scorer(self.scoring)
+        blocks = rows = 0
+        for position, source in enumerate(self.sources):
+
+            def skip(number: int, position: int = position) -> bool:
+                mine = number % self.workers == self.worker
+                return not mine or self._part(position, number).exists()
+
+            for number, block in stream.blocks(source, self.reading, skip=skip):
+                _write(scorer.answers(source, block), self._part(position, number))
+                blocks, rows = blocks + 1, rows + len(block.inputs)
+                if report is not None:
+                    report(blocks, rows)
+
+    def _part(self, source: int, block: int) -> Path:
+        return self.parts / f"{source:06d}-{block:08d}.parquet"
+
+
+def _write(table: "pa.Table", target: Path) -> None:
+    """Write a part whole or not at all."""
+    from pyarrow import parquet
+
+    temporary = target.with_name(f".{target.name}.{os.getpid()}")
+    parquet.write_table(table, temporary)
+    temporary.rename(target)
+
+
+def _identity(
+    sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
+) -> dict[str, Any]:
+    """What two runs must share for the second to go on where the first was stopped."""
+    files = [file for source in sources for file in (source.files or (source.path,))]
+    listing = hashlib.sha256()
+    for file in files:
+        state = file.stat()
+        listing.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    prior = scorer.prior
+    adjustment = hashlib.sha256(prior.log_target.tobytes())
+    adjustment.update(b"" if prior.log_source is None else prior.log_source.tobytes())
+    return {
+        "model": scorer.model.bundle.files,
+        "tau": scorer.tau,
+        "prior": adjustment.hexdigest(),
+        "data": listing.hexdigest(),
+        "columns": list(reading.columns or ()),
+        "keep": list(reading.keep),
+        "leave_out": list(reading.leave_out),
+        "array": reading.array,
+        "block_rows": reading.rows,
+        "top_k": scorer.scoring.top_k,
+        "probabilities": scorer.scoring.probabilities,
+    }
+
+
+def _begin(parts: Path, identity: dict[str, Any]) -> int:
+    """Make the folder of parts, or find the one of a stopped run. Returns the number of finished blocks.
+
+    Raises WrongUse when a stopped run had other settings.
+    """
+    record = parts / RUN_FILE
+    if record.exists():
+        before = json.loads(record.read_text(encoding="utf-8"))
+        changed = [name for name, value in identity.items() if before.get(name) != value]
+        if changed:
+            raise WrongUse(
+                f"{parts} holds a run that was stopped, with other {' and '.join(changed)}; "
+                "delete it to begin anew"
+            )
+        for leftover in parts.glob(".*.parquet.*"):
+            leftover.unlink()
+        return len(list(parts.glob("*.parquet")))
+    try:
+        parts.mkdir(parents=True, exist_ok=True)
+        record.write_text(json.dumps(identity), encoding="utf-8")
+    except OSError as error:
+        raise RunFailed(f"{parts}: cannot be written: {error.strerror}") from error
+    return 0
+
+
+def _join(parts: Path, out: Path) -> tuple[Counter[int], int, int]:
+    """Write the parts to one file in order. Returns predictions by class, changed decisions and rows."""
+    from pyarrow import parquet
+
+    counts: Counter[int] = Counter()
+    changed = rows = 0
+    temporary = out.with_name(f".{out.name}.{os.getpid()}")
+    writer = None
+    for part in sorted(parts.glob("*.parquet")):
+        table = parquet.read_table(part)
+        index = table.column("index").to_numpy()
+        counts.update(index.tolist())
+        changed += int((index != table.column("unadjusted_index").to_numpy()).sum())
+        rows += table.num_rows
+        if writer is None:
+            writer = parquet.ParquetWriter(temporary, table.schema)
+        writer.write_table(table)
+    if writer is None:
+        raise WrongUse("the data holds no rows")
+    writer.close()
+    temporary.rename(out)
+    return counts, changed, rows
