@@ -16,7 +16,14 @@ from service.priors.revisions import PriorRevision
 from service.priors.rule import Ranking, Rule, rank
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
-from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object, short
+from service.wire.arrays import (
+    InvalidInput,
+    Malformed,
+    array_of,
+    may_hold_strings,
+    parse_json_object,
+    short,
+)
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import ClassJson, rows_json
 
@@ -118,13 +125,14 @@ class Adjust:
         deadline: float,
     ) -> NDArray[Any]:
         """[n, C]: given, or the model's own for the instances."""
-        booleans = b"true" in request.body or b"false" in request.body
+        member = b"logits" if "logits" in document else b"instances"
+        booleans = may_hold_strings(request.body, member)
         if "logits" in document:
             given = document["logits"]
             if not isinstance(given, list) or not given:
                 raise InvalidInput(f"logits are {short(given)}; expected a list of rows")
             spec = _logits_spec(len(model.bundle.class_names))
-            return array_of(given, spec, may_hold_booleans=booleans)
+            return array_of(given, spec, are_numbers=not booleans)
         content = Content(Parameters(), instances=instances_of(document), booleans=booleans)
         inputs = content.array(model.bundle)
         if inputs is None:

@@ -14,7 +14,13 @@ from service.batching.work import Abandoned, DeadlinePassed, Overloaded
 from service.classifier import rejection
 from service.contract.bundle import Bundle
 from service.repository.served import ServedModel
-from service.wire.arrays import InvalidInput, Malformed, array_of, parse_json_object
+from service.wire.arrays import (
+    InvalidInput,
+    Malformed,
+    array_of,
+    may_hold_strings,
+    parse_json_object,
+)
 from service.wire.forms import parse_form
 from service.wire.parameters import NO_PARAMETERS, Parameters, body_parameters, text_parameters
 
@@ -48,11 +54,10 @@ class Content:
         kind, body = request.content_type, request.body
         if kind in ("application/json", "text/json", ""):
             document = parse_json_object(body, ("instances", "parameters"))
-            booleans = b"true" in body or b"false" in body
             return cls(
                 body_parameters(document.get("parameters")),
                 instances=instances_of(document),
-                booleans=booleans,
+                booleans=may_hold_strings(body),
             )
         if not body:
             raise Malformed("the body is empty")
@@ -75,7 +80,7 @@ class Content:
         self._images = encoded_images(self._instances)
         if self._images is not None:
             return None
-        return array_of(self._instances, bundle.input, may_hold_booleans=self._booleans)
+        return array_of(self._instances, bundle.input, are_numbers=not self._booleans)
 
     async def decoded_images(
         self, request: HotRequest, model: ServedModel, pool: Pool, deadline: float

@@ -191,6 +191,11 @@ def _resized(image: "Image", size: tuple[int, int], resize: str | int) -> "Image
         assert isinstance(resize, int)
         scale = resize / min(image.size)
     scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+    if scaled[0] * scaled[1] > MAX_PIXELS:
+        raise BadImage(
+            f"would have {scaled[0]} × {scaled[1]} pixels before it is cut to size; at most "
+            f"{MAX_PIXELS} are allowed"
+        )
     if scaled != image.size:
         image = image.resize(scaled, bilinear)
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -1,71 +1,97 @@
-"""JSON of a request → the model's input tensor; every fault is named here."""
+"""JSON instances and arrays of a request → the model's input tensor; every fault is named here."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
+from service.wire.faults import InvalidImage, InvalidInput, InvalidParameter, Malformed, TooLarge
+from service.wire.json_text import parse_json, parse_json_object
+from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
+from service.wire.shown import shape_words, short
+
+__all__ = [
+    "InvalidImage",
+    "InvalidInput",
+    "InvalidParameter",
+    "Malformed",
+    "array_of",
+    "cast",
+    "example_input",
+    "fitted",
+    "is_finite",
+    "may_hold_strings",
+    "not_finite",
+    "parse_json",
+    "parse_json_object",
+    "rows_not_finite",
+    "short",
+    "text_array",
+    "texts_per_row",
+]
 
 Array = NDArray[Any]
 MAX_TEXT_CHARACTERS = 20_000
-"""Of one text: a graph that parts texts into words fills up every row of a batch to the most words of any of them."""
+"""Characters of one text: a graph that splits texts into words pads every row of a batch to the longest."""
+MAX_TENSOR_BYTES = 256 * 2**20
+"""Largest tensor that is made of a request's values by a conversion."""
 
 
-class Malformed(ValueError):
-    """Bytes that are not what their content type says."""
+def array_of(
+    instances: Sequence[Any], spec: InputSpec, *, are_numbers: bool = False, first_row: int = 0
+) -> Array:
+    """JSON instances (already decoded) as the model's input tensor [B, …]. Raises InvalidInput.
 
-
-class InvalidInput(ValueError):
-    """Well-formed input that the model cannot take."""
-
-
-class InvalidImage(ValueError):
-    """Bytes that are not an image that can be taken."""
-
-
-class InvalidParameter(ValueError):
-    """A parameter with a wrong value."""
-
-
-def parse_json(body: bytes | bytearray) -> Any:
-    """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels. Raises Malformed."""
-    if not body:
-        raise Malformed("the body is empty")
-    try:
-        return orjson.loads(body)
-    except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
-
-
-def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[str, Any]:
-    """Decode a JSON object with no member but those allowed. Raises Malformed."""
-    document = parse_json(body)
-    if not isinstance(document, dict):
-        raise Malformed(f"the body must be a JSON object; got {short(document)}")
-    unknown = [name for name in document if name not in allowed]
-    if unknown:
-        raise Malformed(f"unknown member '{unknown[0][:60]}'; expected {', '.join(allowed)}")
-    return document
-
-
-def array_of(instances: Sequence[Any], spec: InputSpec, *, may_hold_booleans: bool) -> Array:
-    """JSON instances (already decoded) as the model's input tensor [B, …]. Raises InvalidInput."""
+    are_numbers: the instances hold no string and no boolean, or the body is so short that its strings
+    cannot become a large array. first_row: the number of the first instance, for messages.
+    """
     if spec.kind == "text":
         return _text_instances(instances, spec)
-    if may_hold_booleans and spec.dtype != "bool":
-        _refuse_booleans(instances)
     try:
-        array = np.array(instances)
-    except ValueError:
-        raise InvalidInput(_why_ragged(instances, spec)) from None
+        array = np.array(instances) if are_numbers else _array_of_checked(instances, spec)
+    except ValueError as error:
+        if isinstance(error, InvalidInput):
+            raise
+        raise InvalidInput(first_wrong(instances, first_row=first_row, wanted=spec.shape)) from None
     if array.dtype.kind not in "biuf":
-        raise InvalidInput(_why_ragged(instances, spec))
-    return fitted(array, spec)
+        raise InvalidInput(first_wrong(instances, first_row=first_row, wanted=spec.shape))
+    return fitted(array, spec, first_row=first_row)
+
+
+def may_hold_strings(body: bytes | bytearray, member: bytes = b"instances") -> bool:
+    """Whether the list `member` of a JSON body may hold a string or a boolean; False is certain.
+
+    numpy makes of a list with strings an array whose every element has the longest string's width.
+    """
+    if b"true" in body or b"false" in body:
+        return True
+    if len(body) <= _SHORT_BODY_BYTES:
+        return False
+    begin = body.find(b"[")
+    key = b'"%b":' % member
+    if begin < 0 or b"\\" in body or body.count(b'"%b"' % member) != 1:
+        return True
+    if not bytes(body[:begin]).rstrip(b" \t\r\n").endswith(key):
+        return True
+    quote = body.find(b'"', begin)
+    end = len(body) if quote < 0 else quote
+    return quote >= 0 and body.count(b"[", begin, end) != body.count(b"]", begin, end)
+
+
+_SHORT_BODY_BYTES = 2048
+
+
+def _array_of_checked(instances: Sequence[Any], spec: InputSpec) -> Array:
+    """The array of instances that may hold anything. Raises Ragged."""
+    shape, values = shape_of(list(instances))
+    booleans = spec.dtype == "bool" and set(map(type, values)) == {bool}
+    if not only_numbers(values) and not booleans:
+        raise Ragged("not numbers")
+    return np.array(values).reshape(shape)
 
 
 def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
@@ -106,12 +132,13 @@ def _text_instances(instances: Sequence[Any], spec: InputSpec) -> Array:
     return text_array(strings, spec)
 
 
-def fitted(array: Array, spec: InputSpec) -> Array:
-    """An array cast to the model's dtype and checked against its shape. Raises InvalidInput naming the fault.
+def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
+    """An array cast to the model's dtype and checked against its shape. Raises InvalidInput or TooLarge.
 
-    Floats become the model's float type and integers may become floats; a float is never made an integer and
-    nothing is wrapped around. NaN and infinity in what is cast are refused, those that the cast makes included; in an
-    array that already has the model's type the batcher finds them, for all the rows of a batch at once.
+    Floats become the model's float type and integers may become floats. A float is never made an
+    integer, and no number wraps around. NaN and infinity in an array that is cast are refused, and
+    so are those that the cast makes. In an array that already has the model's type the batcher finds
+    them, for all rows of a batch at once. first_row: the number of the first row, for messages.
     """
     if spec.kind == "text":
         return _fitted_text(array, spec)
@@ -125,22 +152,20 @@ def fitted(array: Array, spec: InputSpec) -> Array:
         )
     ):
         raise InvalidInput(
-            f"the input has shape {list(shape)}; the model takes {_shape_words(wanted)}"
+            f"the input has shape {list(shape)}; the model takes {shape_words(wanted)}"
         )
     if shape[0] == 0:
         raise InvalidInput("there are no instances")
     dtype = _dtype(spec.dtype)
     if array.dtype == dtype:
-        flags = (
-            array.flags
-        )  # bytes of a request may lie anywhere, and the runtime reads them where they are
+        flags = array.flags  # bytes of a body lie at any address, and the runtime needs alignment
         return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
     if array.dtype.kind in "biuf":
         fit = cast(array, dtype)
     else:
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
     if not is_finite(fit):
-        raise InvalidInput(f"instance {rows_not_finite(fit)[0]} {not_finite(dtype)}")
+        raise InvalidInput(f"instance {first_row + rows_not_finite(fit)[0]} {not_finite(dtype)}")
     return fit
 
 
@@ -150,7 +175,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether all are finite. NaN and infinity carry over to the sum of the squares, which is quicker to have."""
+    """Whether all are finite. NaN and infinity carry over to the sum of squares, which is quicker."""
     if array.dtype == np.float32 and math.isfinite(np.vdot(array, array)):
         return True
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
@@ -165,7 +190,7 @@ def rows_not_finite(array: Array) -> list[int]:
 
 
 def not_finite(dtype: np.dtype[Any]) -> str:
-    """What is said of such a row."""
+    """The message for a row that holds NaN or infinity, without its number."""
     return f"holds NaN or infinity in {dtype}; expected finite numbers"
 
 
@@ -176,7 +201,7 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
     columns = texts_per_row(spec)
     if not array.ndim or math.prod(array.shape[1:]) != columns:
         raise InvalidInput(
-            f"the input has shape {list(array.shape)}; the model takes {_shape_words(spec.shape)}"
+            f"the input has shape {list(array.shape)}; the model takes {shape_words(spec.shape)}"
         )
     if not len(array):
         raise InvalidInput("there are no instances")
@@ -189,68 +214,32 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers as another type where that loses no more than precision. Raises InvalidInput."""
+    """Numbers as another type where that loses no more than precision. Raises InvalidInput or TooLarge."""
     source, target = array.dtype.kind, dtype.kind
     if (source == "b") != (target == "b") or (source == "f" and target in "iu"):
         raise InvalidInput(f"the input is {array.dtype}; the model takes {dtype}")
+    if array.size * dtype.itemsize > MAX_TENSOR_BYTES:
+        raise TooLarge(
+            f"the input would need {array.size * dtype.itemsize} bytes as {dtype}; at most "
+            f"{MAX_TENSOR_BYTES} are accepted"
+        )
     if target in "iu" and array.size:
         limits = np.iinfo(dtype)
         low, high = int(array.min()), int(array.max())
         if low < limits.min or high > limits.max:
             raise InvalidInput(
-                f"the input holds {low if low < limits.min else high}; {dtype} takes {limits.min} to {limits.max}"
+                f"the input holds {low if low < limits.min else high}; "
+                f"{dtype} takes {limits.min} to {limits.max}"
             )
-    with np.errstate(over="ignore"):  # what becomes infinite is refused by the caller
+    with np.errstate(over="ignore"):  # the caller refuses numbers that become infinite
         return np.ascontiguousarray(array, dtype)
 
 
-def _refuse_booleans(instances: Sequence[Any]) -> None:
-    for row, item in enumerate(instances):
-        stack = [item]
-        while stack:
-            value = stack.pop()
-            if isinstance(value, bool):
-                raise InvalidInput(f"instance {row} holds {str(value).lower()}; expected numbers")
-            if isinstance(value, list):
-                stack.extend(value)
-
-
-def _why_ragged(instances: Sequence[Any], spec: InputSpec) -> str:
-    """Say which instance is not a full array of numbers."""
-    wanted = _shape_words(spec.shape)
-    for row, item in enumerate(instances):
-        try:
-            array = np.array(item)
-        except ValueError:
-            return f"instance {row} is ragged; the model takes {wanted}"
-        if array.dtype.kind not in "biuf":
-            return f"instance {row} is {short(item)}; expected numbers in the shape {wanted}"
-        if (
-            list(array.shape) != [n for n in spec.shape[1:] if n is not None]
-            and None not in spec.shape[1:]
-        ):
-            return f"instance {row} has shape {list(array.shape)}; the model takes {wanted}"
-    return f"the instances differ in shape; the model takes {wanted}"
-
-
-def _shape_words(shape: Sequence[int | None]) -> str:
-    return "[" + ", ".join(["batch", *("any" if n is None else str(n) for n in shape[1:])]) + "]"
-
-
-def short(value: object, limit: int = 60) -> str:
-    """What came, for an error message: its kind when it is long."""
-    if isinstance(value, Mapping):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    text = (
-        "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
-    )
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def example_input(spec: InputSpec, *, free: int = 1) -> Array:
-    """One row that the model takes, for warm-up: zeros or an empty string; `free` is the size of free dimensions."""
+    """One row that the model takes, for warm-up: zeros or an empty string.
+
+    free: the size of each free dimension.
+    """
     if spec.kind == "text":
         return text_array([""] * texts_per_row(spec), spec)
     return np.zeros((1, *(free if n is None else n for n in spec.shape[1:])), spec.dtype)

@@ -2,6 +2,7 @@
 
 import base64
 import binascii
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,20 +11,22 @@ from numpy.typing import NDArray
 
 from service.contract import pixels
 from service.contract.bundle import InputSpec
-from service.wire.arrays import InvalidImage
+from service.wire.arrays import MAX_TENSOR_BYTES
+from service.wire.faults import InvalidImage, TooLarge
 
 FORMATS = pixels.FORMATS
 MAX_REQUEST_PIXELS = 500_000_000
 """Pixels of all images of one request together."""
 
-pixels.load_decoders()  # else the first picture waits until Pillow is imported
+pixels.load_decoders()  # otherwise the first image would wait until Pillow is imported
 
 
 def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
     """Decode, resize and normalise images into [B, C, H, W] or [B, H, W, C]; a string is base64.
 
-    Raises InvalidImage, naming the image by its number.
+    Raises InvalidImage, naming the image by its number, or TooLarge.
     """
+    _check_tensor_size(len(images), spec)
     total = 0
     arrays = []
     for row, encoded in enumerate(images):
@@ -48,6 +51,18 @@ def from_base64(text: str, row: int) -> bytes:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError):
         raise InvalidImage(f"instance {row}: b64 is not valid base64") from None
+
+
+def _check_tensor_size(count: int, spec: InputSpec) -> None:
+    """Refuse images that would become too large a tensor, however small their files are."""
+    assert spec.size is not None
+    channels = 1 if spec.color == "L" else 3
+    needed = count * math.prod(spec.size) * channels * np.dtype(spec.dtype).itemsize
+    if needed > MAX_TENSOR_BYTES:
+        raise TooLarge(
+            f"{count} images would need {needed} bytes as the model's input; at most "
+            f"{MAX_TENSOR_BYTES} are accepted"
+        )
 
 
 def _tensor(image: Any, spec: InputSpec) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""What a request may set (tau, prior, top_k, version), from its query string, its form fields or its JSON body."""
+"""The settings of a request (tau, prior, top_k, version), from its query string, form fields or JSON body."""
 
 import re
 from collections.abc import Iterable
@@ -6,18 +6,21 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
-import orjson
-
-from service.wire.arrays import InvalidParameter, Malformed, short
+from service.wire.digits import whole_number
+from service.wire.faults import InvalidParameter, Malformed
+from service.wire.json_text import parse_json
+from service.wire.shown import short
 
 _MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
 _MAX_TAU_DIGITS = 20
+_MAX_CACHED_QUERY_BYTES = 256
+"""A client repeats short queries; longer ones, which hold inline priors, are read each time."""
 _NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class Parameters(NamedTuple):
-    """What a request may set, from the query string or the body; None where it sets nothing."""
+    """The settings of a request, from its query string or its body; None where it sets nothing."""
 
     tau: float | None = None
     prior: str | dict[str, Any] | None = None
@@ -33,7 +36,8 @@ class Parameters(NamedTuple):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine is not None and theirs is not None and mine != theirs:
                 raise Malformed(
-                    f"{name} is given twice: {short(mine)} in the query and {short(theirs)} in the body"
+                    f"{name} is given twice: {short(mine)} in the query "
+                    f"and {short(theirs)} in the body"
                 )
             values[name] = theirs if mine is None else mine
         return Parameters(**values)
@@ -42,50 +46,31 @@ class Parameters(NamedTuple):
 NO_PARAMETERS = Parameters()
 
 
-_known: dict[bytes, Parameters] = {}
-_newest = [b""]
-"""The query that was read last."""
-_MAX_KNOWN = 1024
-
-
 def query_parameters(query: bytes) -> Parameters:
-    """Parameters of a raw query string. Raises Malformed or InvalidParameter.
-
-    One that came twice in a row is known from then on; keeping each would cost more than it saves where every request has a tau of
-    its own.
-    """
-    known = _known.get(query)
-    if known is None:
-        known = _with_plain_tau(query)
-        if query == _newest[0]:
-            if len(_known) >= _MAX_KNOWN:
-                _known.clear()
-            _known[query] = known
-        _newest[0] = query
-    return known
+    """Parameters of a raw query string. Raises Malformed or InvalidParameter."""
+    if len(query) > _MAX_CACHED_QUERY_BYTES:
+        return _read_query(query)
+    return _cached_query(query)
 
 
-def _with_plain_tau(query: bytes) -> Parameters:
-    """A tau may be of one request alone, while what follows it comes again."""
-    if query.startswith(b"tau="):
-        text, _, rest = query[4:].partition(b"&")
-        if text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS:
-            others = _any_query(rest)
-            if others.tau is None:
-                return Parameters(float(text), others.prior, others.top_k, others.version)
-    return _any_query(query)
-
-
-@lru_cache(maxsize=1024)
-def _any_query(query: bytes) -> Parameters:
+def _read_query(query: bytes) -> Parameters:
     if not query:
         return NO_PARAMETERS
+    if query.startswith(b"tau="):  # a tau may differ in every request while the rest repeats
+        text, _, rest = query[4:].partition(b"&")
+        if text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS:
+            others = query_parameters(rest)
+            if others.tau is None and rest != query:
+                return Parameters(float(text), others.prior, others.top_k, others.version)
     try:
         return text_parameters(_pairs(query.decode("ascii")))
     except ValueError as error:
         if isinstance(error, (Malformed, InvalidParameter)):
             raise
         raise Malformed(f"the query string cannot be read: {error}") from None
+
+
+_cached_query = lru_cache(maxsize=1024)(_read_query)
 
 
 def _pairs(query: str) -> list[tuple[str, str]]:
@@ -100,9 +85,9 @@ def _pairs(query: str) -> list[tuple[str, str]]:
 
 
 def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
-    """Parameters of a query string or of form fields. A prior that begins with a brace is an inline one, in JSON.
+    """Parameters of a query string or of form fields. Raises Malformed or InvalidParameter.
 
-    Raises Malformed or InvalidParameter.
+    A prior that begins with a brace is an inline prior in JSON.
     """
     tau = prior = top_k = version = None
     for name, value in pairs:
@@ -138,8 +123,8 @@ def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
     if text is None or not text.startswith("{"):
         return text
     try:
-        found: dict[str, Any] = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
+        found: dict[str, Any] = parse_json(text.encode())
+    except (Malformed, UnicodeEncodeError) as error:
         raise Malformed(f"the inline prior is not JSON: {error}") from None
     return found
 
@@ -175,7 +160,7 @@ def body_parameters(members: object) -> Parameters:
 def _text_number(text: str | None) -> float | None:
     if text is None:
         return None
-    if not _NUMBER.fullmatch(text):  # float() would take nan, 1_0 and other alphabets' digits
+    if not _NUMBER.fullmatch(text):  # float() also takes nan, 1_0 and other alphabets' digits
         raise InvalidParameter(f"tau is '{text[:60]}'; expected a number")
     return float(text)
 
@@ -183,6 +168,7 @@ def _text_number(text: str | None) -> float | None:
 def _text_integer(name: str, text: str | None) -> int | None:
     if text is None:
         return None
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    number = whole_number(text, below=10**9)
+    if number is None:
         raise InvalidParameter(f"{name} is '{text[:60]}'; expected a whole number of at least 1")
-    return int(text)
+    return number

@@ -1,4 +1,4 @@
-"""The JSON of ranked rows (contract section 2), many at once: a class's part is kept, numbers are written an array at a time."""
+"""The JSON of ranked rows, many at once: the part of a class is kept, numbers are written an array at a time."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -12,7 +12,10 @@ _MAX_KEPT = 4096
 
 
 class ClassJson(dict[int, bytes]):
-    """Class index → `{"label":…,"index":…,"probability":`, which a number and a brace complete. Made when it is asked for."""
+    """Class index → `{"label":…,"index":…,"probability":`, which a number and a brace complete.
+
+    An entry is made when it is first read; at most 4,096 are kept.
+    """
 
     def __init__(self, class_names: Sequence[str]) -> None:
         super().__init__()
@@ -33,9 +36,12 @@ def rows_json(
     unadjusted: NDArray[np.int64],
     unadjusted_probabilities: NDArray[Any],
 ) -> list[bytes]:
-    """An entry of `predictions` for each row: its classes [n, k], best first, and its best at tau = 0 [n]. n and k > 0.
+    """An entry of `predictions` for each row. Both n and k are at least 1.
 
-    A number is the shortest text that its own type reads as the same number.
+    classes: the JSON of each class.
+    indices, probabilities: the classes of each row [n, k], best first.
+    unadjusted, unadjusted_probabilities: the best class of each row at tau = 0 [n].
+    A number is written as the shortest text that its own type reads as the same number.
     """
     k = indices.shape[1]
     begins = [classes[index] for index in indices.ravel().tolist()]

@@ -9,7 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.wire.arrays import InvalidInput, Malformed, cast, short
+from service.wire.arrays import cast
+from service.wire.faults import InvalidInput, Malformed, TooLarge
+from service.wire.shown import short
 
 Array = NDArray[Any]
 
@@ -34,12 +36,14 @@ BY_DTYPE = {
 }
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 MAX_DIMENSIONS = 16
+MAX_BYTES_ELEMENTS = 100_000
+"""Elements of one BYTES tensor: each becomes an object of its own."""
 _NUMBERS: set[type] = {int, float}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input as it came. BYTES are flat: bytes, or str where they came as JSON."""
+    """An input of a request. BYTES are flat: bytes, or str where they came as JSON."""
 
     name: str
     datatype: str
@@ -49,7 +53,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An entry of `inputs`: either its values came as JSON, or `size` bytes of binary data belong to it."""
+    """An entry of `inputs`: its values came as JSON, or `size` bytes of binary data belong to it."""
 
     name: str
     datatype: str
@@ -59,22 +63,27 @@ class Described:
     values: Array | list[str] | None
 
     def read(self, body: bytes | bytearray, offset: int) -> tuple[Tensor, int]:
-        """The tensor whose binary data, if it has any, begins at offset, and where the next one's begins. Raises Malformed."""
+        """Return the tensor and where the binary data of the next one begins. Raises Malformed.
+
+        offset: where the binary data of this tensor begins, if it has any.
+        """
         if self.size is None:
             assert self.values is not None
             return Tensor(self.name, self.datatype, self.shape, self.values), offset
         end = offset + self.size
         if end > len(body):
             raise Malformed(
-                f"input '{self.name}' has {self.size} bytes of binary data; {len(body) - offset} are left"
+                f"input '{self.name[:60]}' has {self.size} bytes of binary data; "
+                f"{len(body) - offset} are left"
             )
         values: Array | list[bytes]
         if self.datatype == "BYTES":
-            values = split_bytes(memoryview(body)[offset:end], self.name)
-            if len(values) != self.count:
-                raise Malformed(
-                    f"input '{self.name}' has {len(values)} elements; its shape says {self.count}"
+            if self.count > MAX_BYTES_ELEMENTS:
+                raise TooLarge(
+                    f"input '{self.name[:60]}' has {self.count} elements; "
+                    f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted"
                 )
+            values = split_bytes(memoryview(body)[offset:end], self.name, self.count)
         else:
             dtype = _LITTLE[self.datatype]
             values = np.frombuffer(body, dtype, self.count, offset).reshape(self.shape)
@@ -88,29 +97,36 @@ def describe(entry: Any) -> Described:
     count = math.prod(shape)
     if size is None:
         if "data" not in entry:
-            raise Malformed(f"input '{name}' has neither 'data' nor 'binary_data_size'")
+            raise Malformed(f"input '{name[:60]}' has neither 'data' nor 'binary_data_size'")
         values = _of_json(entry["data"], name, datatype, shape)
         return Described(name, datatype, shape, count, None, values)
     if "data" in entry:
-        raise Malformed(f"input '{name}' has both 'data' and 'binary_data_size'")
+        raise Malformed(f"input '{name[:60]}' has both 'data' and 'binary_data_size'")
     needed = count * DATATYPES[datatype].itemsize
     if datatype != "BYTES" and size != needed:
         raise Malformed(
-            f"input '{name}' has {size} bytes of binary data; shape {list(shape)} of {datatype} needs {needed}"
+            f"input '{name[:60]}' has {size} bytes of binary data; "
+            f"shape {list(shape)} of {datatype} needs {needed}"
         )
     return Described(name, datatype, shape, count, size, None)
 
 
-def split_bytes(data: "memoryview[int]", name: str) -> list[bytes]:
-    """The elements of a BYTES tensor: each a little-endian u32 length and that many bytes. Raises Malformed."""
+def split_bytes(data: "memoryview[int]", name: str, count: int) -> list[bytes]:
+    """The `count` elements of a BYTES tensor. Raises Malformed.
+
+    Each element is a little-endian u32 length and that many bytes.
+    """
     found: list[bytes] = []
     at = 0
-    while at < len(data):
+    while at < len(data) and len(found) <= count:
         start = at + 4
         at = start + int.from_bytes(data[at:start], "little")
         if start > len(data) or at > len(data):
-            raise Malformed(f"input '{name}' ends within element {len(found)}")
+            raise Malformed(f"input '{name[:60]}' ends within element {len(found)}")
         found.append(bytes(data[start:at]))
+    if len(found) != count:
+        many = f"more than {count}" if len(found) > count else str(len(found))
+        raise Malformed(f"input '{name[:60]}' has {many} elements; its shape says {count}")
     return found
 
 
@@ -123,14 +139,16 @@ def _described(entry: Any) -> tuple[str, str, tuple[int, ...]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
         raise Malformed("each input must be an object with name, datatype and shape")
     name, datatype, shape = entry["name"], entry.get("datatype"), entry.get("shape")
-    if datatype not in DATATYPES:
+    if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise Malformed(
-            f"input '{name[:60]}' has datatype {short(datatype)}; expected one of {', '.join(DATATYPES)}"
+            f"input '{name[:60]}' has datatype {short(datatype)}; "
+            f"expected one of {', '.join(DATATYPES)}"
         )
     if (
         not isinstance(shape, list)
         or not 0 < len(shape) <= MAX_DIMENSIONS
         or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
+        or math.prod(max(n, 1) for n in shape) >= 2**59  # NumPy counts bytes in 63 bits
     ):
         raise Malformed(f"input '{name[:60]}' has no usable shape; expected [batch, …]")
     return name, datatype, tuple(shape)
@@ -151,7 +169,7 @@ def _binary_size(entry: dict[str, Any], name: str) -> int | None:
 
 
 def _of_json(data: Any, name: str, datatype: str, shape: tuple[int, ...]) -> Any:
-    """Row-major values, nested or flat, of the declared type. Types are looked at one by one: lists may mix anything."""
+    """Row-major values of the declared type; the lists may be nested or flat, and may mix types."""
     flat = _flat(data, name, shape)
     kinds = set(map(type, flat))
     expected: set[type] = _NUMBERS
@@ -161,33 +179,40 @@ def _of_json(data: Any, name: str, datatype: str, shape: tuple[int, ...]) -> Any
         expected = {int}
     if not kinds <= expected:
         wrong = next(item for item in flat if type(item) not in expected)
-        raise InvalidInput(f"input '{name}' holds {short(wrong)}, which is not {datatype}")
+        raise InvalidInput(f"input '{name[:60]}' holds {short(wrong)}, which is not {datatype}")
     if datatype == "BYTES":
         return flat
     dtype = DATATYPES[datatype]
     if dtype.kind in "iu" and float in kinds:
-        raise InvalidInput(f"input '{name}' holds numbers that are not whole; it is {datatype}")
+        raise InvalidInput(
+            f"input '{name[:60]}' holds numbers that are not whole; it is {datatype}"
+        )
     try:
         array = np.array(flat, np.float64 if dtype.kind == "f" else dtype)
     except OverflowError:
-        raise InvalidInput(f"input '{name}' holds a number that {datatype} cannot hold") from None
+        raise InvalidInput(
+            f"input '{name[:60]}' holds a number that {datatype} cannot hold"
+        ) from None
     return (array if array.dtype == dtype else cast(array, dtype)).reshape(shape)
 
 
 def _flat(data: Any, name: str, shape: tuple[int, ...]) -> list[Any]:
     """The elements of nested or flat lists, as many as the shape says."""
     if not isinstance(data, list):
-        raise Malformed(f"input '{name}': data is {short(data)}; expected a list")
+        raise Malformed(f"input '{name[:60]}': data is {short(data)}; expected a list")
     flat: list[Any] = data
     depth = 1
     while flat and isinstance(flat[0], list):
         depth += 1
         if depth > len(shape) or not all(isinstance(item, list) for item in flat):
-            raise InvalidInput(f"input '{name}': data is ragged or nested deeper than its shape")
+            raise InvalidInput(
+                f"input '{name[:60]}': data is ragged or nested deeper than its shape"
+            )
         flat = list(chain.from_iterable(flat))
     if len(flat) != math.prod(shape):
         raise InvalidInput(
-            f"input '{name}' has {len(flat)} elements; its shape {list(shape)} says {math.prod(shape)}"
+            f"input '{name[:60]}' has {len(flat)} elements; "
+            f"its shape {list(shape)} says {math.prod(shape)}"
         )
     return flat
 

@@ -9,7 +9,7 @@ from service.batching import work
 from service.contract import adjustment, prior
 from service.priors import caution, preview, revisions
 from service.repository import repository
-from service.wire import arrays as payloads
+from service.wire import faults
 
 PROBLEM_JSON = "application/problem+json"
 
@@ -79,10 +79,11 @@ class Problem(Exception):
 def kinds() -> Mapping[type[Exception], str]:
     """The one status table: what each domain error is to a caller."""
     return {
-        payloads.Malformed: "malformed",
-        payloads.InvalidInput: "invalid",
-        payloads.InvalidParameter: "invalid",
-        payloads.InvalidImage: "invalid",
+        faults.Malformed: "malformed",
+        faults.InvalidInput: "invalid",
+        faults.InvalidParameter: "invalid",
+        faults.InvalidImage: "invalid",
+        faults.TooLarge: "too-large",
         adjustment.InvalidTau: "invalid",
         prior.InvalidPrior: "invalid",
         prior.UnknownLabelFrequencies: "unknown-label-frequencies",

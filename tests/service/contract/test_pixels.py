@@ -129,3 +129,13 @@ def test_the_contract_is_imported_without_pillow():
     code = "import sys, service.contract.pixels; print('PIL' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True)
     assert done.stdout.strip() == b"False"
+
+
+@pytest.mark.parametrize("resize", ["crop", 6])
+def test_a_long_thin_image_is_refused_before_it_is_scaled_up(resize):
+    thin = encoded(Image.new("L", (1, 3_000_000)))
+    assert len(thin) < 10_000
+    with pytest.raises(BadImage, match="before it is cut to size; at most 50000000"):
+        decoded(thin, resize=resize)
+    assert decoded(thin).shape == (4, 6, 3)  # "stretch" makes no larger image
+    assert decoded(encoded(Image.new("L", (10, 2000))), resize=resize).shape == (4, 6, 3)

@@ -99,13 +99,16 @@ def described(descr, shape="(2, 3)", order="False"):
         (npy(np.zeros(2, "<M8[s]")), "which is refused"),
         (npy(np.zeros(2, "<c16")), "which is refused"),
         (header(described("'<U0'", "(1000000000,)")), "no usable shape"),
-        (header(described("'<f3'")), "unknown dtype"),
+        (header(described("'<f3'")), "not a valid dtype"),
         (header(described("'<f4'", "()"), bytes(4)), "no usable shape"),
         (header(described("'<f4'", "(-1, 3)")), "no usable shape"),
         (header(described("'<f4'", "(True, 3)")), "no usable shape"),
         (header(described("'<f4'", f"({10**30},)")), "no usable shape"),
-        (header(described("'<f4'", "(1099511627775, 1099511627775)")), "bytes of data"),
-        (header(described("'<f4'", order="'yes'")), "no usable shape"),
+        (header(described("'<f4'", "(1099511627775, 1099511627775)")), "no usable shape"),
+        (header(described("'<f4'", "(0, 549755813888, 549755813888)")), "no usable shape"),
+        (header(described("'<f4'", "(10L, 3)")), "cannot be read"),
+        (header(described("'<f4'", "(" + "9" * 3900 + ",)")), "no usable shape"),
+        (header(described("'<f4'", order="'yes'")), "cannot be read"),
         (header("__import__('os').system('true')"), "cannot be read"),
         (header("(" * 3000), "cannot be read"),
         (header("[1]"), "cannot be read"),
@@ -132,7 +135,7 @@ def test_an_array_that_lies_askew_in_its_body_is_copied_into_place(offset):
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "uint8", "int32", "int64"])
 def test_json_numbers_become_the_models_type(dtype):
-    found = array_of([[1, 2, 3], [4, 5, 6]], spec(dtype), may_hold_booleans=False)
+    found = array_of([[1, 2, 3], [4, 5, 6]], spec(dtype), are_numbers=True)
     assert found.dtype == dtype
     np.testing.assert_array_equal(found, [[1, 2, 3], [4, 5, 6]])
 
@@ -164,7 +167,7 @@ def test_json_numbers_become_the_models_type(dtype):
 )
 def test_instances_that_do_not_fit_are_refused_by_row_and_reason(instances, dtype, told):
     with pytest.raises(InvalidInput) as refused:
-        array_of(instances, spec(dtype), may_hold_booleans=True)
+        array_of(instances, spec(dtype), are_numbers=False)
     assert told in str(refused.value)
 
 
@@ -183,7 +186,7 @@ def test_instances_that_do_not_fit_are_refused_by_row_and_reason(instances, dtyp
 )  # fmt: skip
 def test_any_json_becomes_a_fitting_array_or_a_named_error(instances, wanted):
     try:
-        found = array_of(instances, wanted, may_hold_booleans=True)
+        found = array_of(instances, wanted, are_numbers=False)
     except InvalidInput:
         return
     assert len(found) == len(instances)
@@ -195,7 +198,7 @@ def test_any_json_becomes_a_fitting_array_or_a_named_error(instances, wanted):
 @pytest.mark.parametrize("shape", [(None,), (None, 1), (None, None)])
 def test_a_text_model_takes_strings_and_arrays_of_text(shape):
     wanted = spec("string", shape, "text")
-    flat = array_of(["a", "ö", ""], wanted, may_hold_booleans=False)
+    flat = array_of(["a", "ö", ""], wanted, are_numbers=True)
     assert flat.shape == ((3,) if len(shape) == 1 else (3, 1))
     for array in (np.array(["a", "ö", ""]), np.array([b"a", "ö".encode(), b""])):
         np.testing.assert_array_equal(fitted(array, wanted), flat)
@@ -204,21 +207,21 @@ def test_a_text_model_takes_strings_and_arrays_of_text(shape):
 
 def test_a_text_that_is_too_long_is_refused_with_its_row_in_every_form():
     longest, too_long = "a " * (MAX_TEXT_CHARACTERS // 2), "a " * (MAX_TEXT_CHARACTERS // 2) + "b"
-    assert array_of(["x", longest], TEXT, may_hold_booleans=False).shape == (2, 1)
+    assert array_of(["x", longest], TEXT, are_numbers=True).shape == (2, 1)
     with pytest.raises(InvalidInput, match=r"instance 1 .* 20,001 characters.* 20,000"):
-        array_of(["x", too_long], TEXT, may_hold_booleans=False)
+        array_of(["x", too_long], TEXT, are_numbers=True)
     with pytest.raises(InvalidInput, match=r"instance 1 .* 20,001 characters"):
         fitted(np.array(["x", too_long]), TEXT)
 
 
 def test_a_model_of_several_texts_takes_a_list_of_them():
     wanted = spec("string", (None, 2), "text")
-    found = array_of([["a", "b"], ["c", "d"]], wanted, may_hold_booleans=False)
+    found = array_of([["a", "b"], ["c", "d"]], wanted, are_numbers=True)
     np.testing.assert_array_equal(found, np.array([["a", "b"], ["c", "d"]], object))
     with pytest.raises(InvalidInput, match="instance 1 is a list; expected a list of 2 strings"):
-        array_of([["a", "b"], ["c"]], wanted, may_hold_booleans=False)
+        array_of([["a", "b"], ["c"]], wanted, are_numbers=True)
     with pytest.raises(InvalidInput, match="instance 0 holds 7; expected a string"):
-        array_of([["a", 7]], wanted, may_hold_booleans=False)
+        array_of([["a", 7]], wanted, are_numbers=True)
 
 
 @pytest.mark.parametrize(
@@ -337,7 +340,7 @@ def test_files_come_in_order_and_other_fields_are_text():
         (FORM, form((b'name="a"; filename="a"', b"x"), end=b""), "ends before its last boundary"),
         (FORM, b"garbage", "cannot be read"),
         (FORM, form((b'name="tau"', b"\xff")), "'tau' is not UTF-8"),
-        (FORM, form(*[(b'name="a"', b"")] * 10_001), "more than 10000 parts"),
+        (FORM, form(*[(b'name="a"', b"")] * 1_001), "more than 1000 parts"),
         (b"multipart/form-data; boundary=" + b"b" * 5000, b"x", "cannot be read"),
     ],
 )

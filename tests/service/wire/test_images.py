@@ -15,7 +15,8 @@ from PIL import Image
 
 from service.contract.bundle import InputSpec
 from service.wire import images
-from service.wire.images import InvalidImage, image_array
+from service.wire.faults import InvalidImage, TooLarge
+from service.wire.images import image_array
 from tests.support.server import ROOT
 
 
@@ -234,3 +235,9 @@ def test_the_first_picture_finds_its_decoder_imported(form):
         capture_output=True, check=True,
     )  # fmt: skip
     assert done.stdout.split() == []
+
+
+def test_many_small_images_do_not_become_a_larger_tensor_than_is_allowed():
+    wanted = spec(size=(4096, 4096), dtype="float32")
+    with pytest.raises(TooLarge, match="2 images would need 402653184 bytes"):
+        image_array([encoded(picture(1, 1))] * 2, wanted)

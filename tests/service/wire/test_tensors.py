@@ -7,9 +7,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from numpy.testing import assert_array_equal
 
-from service.wire.arrays import InvalidInput, Malformed
+from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.tensors import (
     DATATYPES,
+    MAX_BYTES_ELEMENTS,
     describe,
     encode_binary,
     encode_json,
@@ -55,20 +56,36 @@ def test_numbers_come_back_from_bytes_and_from_json(data, name, offset):
 @given(st.lists(st.binary(max_size=9), max_size=5))
 def test_bytes_come_back(elements):
     raw = join_bytes(elements)
-    assert split_bytes(memoryview(raw), "x") == elements
+    assert split_bytes(memoryview(raw), "x", len(elements)) == elements
     entry = {"name": "x", "datatype": "BYTES", "shape": [len(elements)]}
     entry["parameters"] = {"binary_data_size": len(raw)}
     tensor, _ = describe(entry).read(raw, 0)
     assert tensor.values == elements
 
 
-@given(st.binary(max_size=12))
-def test_any_bytes_are_elements_or_malformed(raw):
+@given(st.binary(max_size=12), st.integers(0, 3))
+def test_any_bytes_are_elements_or_malformed(raw, count):
     try:
-        found = split_bytes(memoryview(raw), "x")
+        found = split_bytes(memoryview(raw), "x", count)
     except Malformed:
         return
     assert join_bytes(found) == raw
+    assert len(found) == count
+
+
+def test_a_shape_whose_elements_cannot_be_counted_is_refused():
+    for shape in ([0, 2**39, 2**39], [2**39, 2**39], [0] * 15 + [2**39] * 2, [2**40]):
+        for more in ({"data": []}, {"parameters": {"binary_data_size": 0}}):
+            with pytest.raises(Malformed, match="no usable shape"):
+                describe({"name": "x", "datatype": "FP32", "shape": shape, **more})
+
+
+def test_a_tensor_of_too_many_texts_is_refused_before_they_are_read():
+    count = MAX_BYTES_ELEMENTS + 1
+    entry = {"name": "x", "datatype": "BYTES", "shape": [count]}
+    entry["parameters"] = {"binary_data_size": 4 * count}
+    with pytest.raises(TooLarge, match="100001 elements"):
+        describe(entry).read(bytes(4 * count), 0)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,23 @@
+"""What came, in an error message: short, and by its kind when it is long."""
+
+from collections.abc import Mapping, Sequence
+
+
+def short(value: object, limit: int = 60) -> str:
+    """A JSON value in at most `limit` characters; "a list" or "an object" for those."""
+    if isinstance(value, Mapping):
+        return "an object"
+    if isinstance(value, list):
+        return "a list"
+    if isinstance(value, str):
+        text = repr(value[:limit])
+    elif value is None or isinstance(value, bool):
+        text = "null" if value is None else str(value).lower()
+    else:
+        text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def shape_words(shape: Sequence[int | None]) -> str:
+    """A model's input shape: [batch, 3, any]."""
+    return "[" + ", ".join(["batch", *("any" if n is None else str(n) for n in shape[1:])]) + "]"

@@ -1,0 +1,124 @@
+"""What a small body says costs no more memory than its limit: the refusal comes before the allocation."""
+
+import json
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.contract.bundle import InputSpec
+from service.wire import digits, parameters
+from service.wire.arrays import MAX_TENSOR_BYTES, array_of, cast, may_hold_strings
+from service.wire.faults import InvalidInput, Malformed, TooLarge
+from service.wire.json_text import MAX_DECODED_BYTES, parse_json
+
+NUMBERS = InputSpec(name="x", kind="tensor", shape=[None, 3], dtype="float32")
+
+
+@pytest.fixture
+def peak():
+    """The most memory that Python and NumPy have allocated so far, in bytes."""
+    tracemalloc.start()
+    yield lambda: tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+
+def test_one_long_string_does_not_give_its_width_to_every_element(peak):
+    body = json.dumps({"instances": ["x" * 200_000] + [""] * 3000}).encode()
+    assert may_hold_strings(body)
+    with pytest.raises(InvalidInput, match="instance 0 is 'xxx"):
+        array_of(parse_json(body)["instances"], NUMBERS)
+    nested = [["x" * 200_000, 1, 2]] + [[0, 1, 2]] * 3000
+    with pytest.raises(InvalidInput, match="instance 0 is a list"):
+        array_of(nested, NUMBERS)
+    assert peak() < 4 * 2**20
+
+
+@pytest.mark.parametrize("item", [b"[],", b'{"":0},', b"[1],", b"1,", b"[[[[]]]],", b'"",'])
+def test_json_of_many_small_values_is_refused_before_it_is_decoded(peak, item):
+    body = b'{"instances":[' + item * (16 * 2**20 // len(item)) + b"0]}"
+    before = peak()
+    with pytest.raises(TooLarge, match="decoded it would need"):
+        parse_json(body)
+    assert peak() - before < 2**20
+
+
+@pytest.mark.parametrize("item", [b"[]", b'{"":0}', b"[1]", b"1.5", b'""', b'{"a":{}}', b"null"])
+def test_the_estimate_of_decoded_json_is_not_far_below_its_memory(peak, item):
+    size, count = 0, 16 * 2**10
+    body = b"[" + b",".join([item] * count) + b"]"
+    before = peak()
+    parsed = parse_json(body)
+    size = peak() - before
+    assert len(parsed) == count
+    estimate = 40 * body.count(b",") + 64 * body.count(b"[") + 240 * body.count(b"{")
+    assert size < 2 * estimate + len(body)
+    assert estimate < MAX_DECODED_BYTES
+
+
+def test_json_that_nests_without_end_is_malformed():
+    for body in (b"[" * 10**6, b'{"instances": ' + b"[" * 10**6):
+        with pytest.raises(Malformed):
+            parse_json(body)
+
+
+BODIES = st.recursive(
+    st.integers() | st.booleans() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@given(
+    st.lists(BODIES, max_size=4),
+    st.sampled_from([None, {"prior": "a"}, {"target": [1, 2]}]),
+    st.booleans(),
+)
+def test_a_body_that_is_said_to_hold_no_strings_holds_none(instances, settings, first):
+    padding = " " * 3000  # a short body may hold strings: they cannot become a large array
+    members = [("instances", instances), ("parameters", settings)]
+    parts = [f"{json.dumps(k)}:{json.dumps(v)}" for k, v in (members if first else members[::-1])]
+    body = ("{" + ",".join(parts) + padding + "}").encode()
+    if not may_hold_strings(body):
+        text = json.dumps(instances)
+        assert '"' not in text
+        assert "true" not in text
+        assert "false" not in text
+
+
+def test_numbers_alone_are_known_to_hold_no_strings():
+    rows = [[0.5] * 100] * 20
+    assert not may_hold_strings(json.dumps({"instances": rows}, separators=(",", ":")).encode())
+    both = {"instances": rows, "parameters": {"prior": "default"}}
+    assert not may_hold_strings(json.dumps(both, separators=(",", ":")).encode())
+    twice = b'{"instances":[1],"instances":["a"]' + b" " * 3000 + b"}"
+    assert may_hold_strings(twice)
+    hidden = b'{"instances":[1],"inst\\u0061nces":["a"]' + b" " * 3000 + b"}"
+    assert may_hold_strings(hidden)
+
+
+def test_a_conversion_to_a_wider_type_is_bounded():
+    many = np.broadcast_to(np.zeros(1, np.uint8), (MAX_TENSOR_BYTES // 8 + 1,))
+    with pytest.raises(TooLarge, match="as float64"):
+        cast(many, np.dtype("float64"))
+
+
+def test_only_short_queries_are_kept():
+    parameters._cached_query.cache_clear()
+    for number in range(3000):
+        assert parameters.query_parameters(b"prior=" + b"a" * 300 + b"%d" % number).prior
+    assert parameters._cached_query.cache_info().currsize == 0
+    for number in range(3000):
+        assert parameters.query_parameters(b"prior=a%d" % number).prior
+    assert parameters._cached_query.cache_info().currsize <= 1024
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("7", 7), ("007", 7), ("0", 0), ("99", 99), ("100", None), ("", None), ("+7", None), ("1_0", None), ("٧", None),
+     ("9" * 5000, None), ("0" * 5000, 0), (b"7", 7), (b"9" * 5000, None), (b"\xb2", None)],
+)  # fmt: skip
+def test_a_whole_number_has_ascii_digits_and_a_bound(text, number):
+    assert digits.whole_number(text, below=100) == number
