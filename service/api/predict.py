@@ -234,7 +234,7 @@ def _facts(asked: Asked) -> dict[str, Any]:
 
 
 def _responses(batch: list[Asked]) -> list[Response]:
-    """The JSON of the answers (contract section 2) to requests of one model with the same outputs and top_k."""
+    """The JSON of the answers to requests of one model with the same outputs and top_k."""
     outputs, k, model = batch[0].outputs, batch[0].work.top_k, batch[0].model
     begin, end = batch[0].start, batch[-1].stop
     rows: slice | list[int] = slice(begin, end)

@@ -33,7 +33,7 @@ class UnknownLabelFrequencies(ValueError):
 
 
 class PriorBody(BaseModel):
-    """The wire form of a prior (contract section 3)."""
+    """The form of a prior in JSON (docs/priors.md)."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
