@@ -1,4 +1,4 @@
-"""The body of a request: read within its limits of size and time, and inflated within the first."""
+"""Reads the body of a request within limits of size and time, and decompresses it within the limit of size."""
 
 import asyncio
 import zlib
@@ -6,10 +6,13 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from service.api.edge.errors import Problem
+from service.wire.digits import whole_number
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
+_PIECE_BYTES = 64 * 1024
+_MAX_MEMBERS = 10_000
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
@@ -20,18 +23,26 @@ class ClientLeft(Exception):
 async def read_body(
     headers: dict[bytes, bytes], receive: Receive, limit: int, *, seconds: float
 ) -> bytes | bytearray:
-    """The whole body. Raises ClientLeft, and Problem when it takes longer than `seconds` or is larger than the limit.
+    """Read the whole body. Must run in a task.
 
-    A length that is declared is looked at before anything is read. Must run in a task.
+    Raises ClientLeft, and Problem when the body takes longer than `seconds` or is larger than the
+    limit. A declared length is checked before anything is read.
     """
-    declared = headers.get(b"content-length")
-    if declared is not None and declared.isdigit() and int(declared) > limit:
-        raise Problem("too-large", f"the body has {int(declared)} bytes; at most {limit} are taken")
+    _check_declared(headers.get(b"content-length", b""), limit)
     try:
         async with asyncio.timeout(seconds):
             return await _read(receive, limit)
     except TimeoutError:
         raise _too_slow(seconds) from None
+
+
+def _check_declared(length: bytes, limit: int) -> None:
+    """Refuse a Content-Length beyond the limit. The parser has refused one that is not a number."""
+    if length and whole_number(length, below=limit + 1) is None:
+        raise Problem(
+            "too-large",
+            f"the body has {length[:20].decode('latin-1')} bytes; at most {limit} are accepted",
+        )
 
 
 async def _read(receive: Receive, limit: int) -> bytes | bytearray:
@@ -50,71 +61,89 @@ async def _read(receive: Receive, limit: int) -> bytes | bytearray:
             raise ClientLeft
         body += message.get("body", b"")
     if len(body) > limit:
-        raise Problem(
-            "too-large", f"the body has more than {limit} bytes, which are the most that are taken"
-        )
+        raise _too_long(limit)
     return body
 
 
 def _too_slow(seconds: float) -> Problem:
     return Problem(
         "too-slow",
-        f"the body was not there within {seconds:g} s",
-        headers={"Connection": "close"},  # the rest of it may still come
+        f"the body did not arrive within {seconds:g} s",
+        headers={"Connection": "close"},  # the rest of the body may still arrive
     )
 
 
 def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) -> Receive:
-    """`receive` that raises Problem when more than the limit comes, or not all of it in time, from now on.
+    """Wrap `receive` so that it raises Problem for a body beyond the limit, or one that is late.
 
-    declared: the Content-Length, or empty.
+    declared: the Content-Length, or empty. seconds: how long the body may take from now on.
     """
-    taken, seen = int(declared) if declared.isdigit() else 0, 0
+    seen = 0
     deadline: float | None = asyncio.get_running_loop().time() + seconds
 
     async def within() -> Message:
         nonlocal seen, deadline
-        if taken > limit:
-            raise Problem("too-large", f"the body has {taken} bytes; at most {limit} are taken")
+        _check_declared(declared, limit)
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
         except TimeoutError:
             raise _too_slow(seconds) from None
         if not message.get("more_body", False):
-            deadline = None  # from here on the application waits for the client to leave
+            deadline = None  # from here on, the application only waits for the client to leave
         seen += len(message.get("body", b""))
         if seen > limit:
-            raise Problem(
-                "too-large",
-                f"the body has more than {limit} bytes, which are the most that are taken",
-            )
+            raise _too_long(limit)
         return message
 
     return within
 
 
 def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes:
-    """A gzip or deflate body as it was, never more of it than the limit. Raises Problem."""
-    name = encoding.strip().lower()
+    """Decompress a gzip or deflate body, up to `limit` bytes. Raises Problem.
+
+    A gzip body may have several members (RFC 1952 section 2.2), as `bgzip` and `cat` make them.
+    """
+    name = encoding.strip().lower().removeprefix(b"x-")
     if name in {b"", b"identity"}:
         return bytes(body)
     if name not in _WINDOW:
-        shown = name[:40].decode("latin-1")
+        shown = encoding[:40].decode("latin-1")
         raise Problem(
             "unsupported-media-type",
-            f"content encoding '{shown}' is not taken; expected gzip or deflate",
+            f"content encoding '{shown}' is not supported; expected gzip or deflate",
             headers={"Accept-Encoding": "gzip, deflate"},
         )
-    reader = zlib.decompressobj(_WINDOW[name])
     try:
-        whole = reader.decompress(body, limit + 1)
+        return _members(memoryview(body), name, limit)
     except zlib.error as error:
         raise Problem("malformed", f"the body is not {name.decode()}: {error}") from None
-    if len(whole) > limit:
-        raise Problem(
-            "too-large", f"the body has more than {limit} bytes, which are the most that are taken"
-        )
-    if not reader.eof or reader.unused_data:
-        raise Problem("malformed", f"the body is not one whole {name.decode()} stream")
-    return whole
+
+
+def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytes:
+    """All members one after the other, read in pieces so that little is copied for each."""
+    found, at, members = bytearray(), 0, 0
+    reader = zlib.decompressobj(_WINDOW[name])
+    while at < len(body):
+        piece = body[at : at + _PIECE_BYTES]
+        found += reader.decompress(piece, limit + 1 - len(found))
+        if len(found) > limit:
+            raise _too_long(limit)
+        left = reader.unconsumed_tail or reader.unused_data
+        at += len(piece) - len(left)
+        if not reader.eof:
+            continue
+        members += 1
+        if at == len(body):
+            return bytes(found)
+        if name != b"gzip" or members == _MAX_MEMBERS:
+            break
+        reader = zlib.decompressobj(_WINDOW[name])
+    raise Problem(
+        "malformed",
+        f"the body is not one whole {name.decode()} stream of at most {_MAX_MEMBERS} members",
+    )
+
+
+def _too_long(limit: int) -> Problem:
+    return Problem("too-large", f"the body has more than {limit} bytes, the most that is accepted")

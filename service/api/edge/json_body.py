@@ -1,5 +1,6 @@
-"""JSON bodies of the routes that change things: bounded, unambiguous, and nothing that a store could not hold."""
+"""JSON bodies of the routes that change something: bounded, unambiguous, and fit to be stored."""
 
+import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -7,14 +8,18 @@ from typing import Any
 import orjson
 from fastapi import Request
 
-from service.api.edge.errors import Problem
+from service.api.edge.errors import Problem, problem_of
+from service.wire.faults import Malformed, TooLarge
+from service.wire.json_text import check_decoded_size
 
 MAX_BODY_BYTES = 16 * 2**20
 MAX_DEPTH = 32
+_INLINE_BYTES = 32 * 1024
+"""A longer body is decoded in a thread, so that other requests go on."""
 
 
 async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any:
-    """The decoded body. Raises Problem: 400 malformed, 413 too large, 415 another media type."""
+    """Decode the body. Raises Problem: 400 malformed, 413 too large, 415 for another media type."""
     content_type = (
         request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
     )
@@ -28,13 +33,18 @@ async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any
         if len(body) > max_bytes:
             raise Problem(
                 "too-large",
-                f"the body has more than {max_bytes} bytes, which are the most that are taken here",
+                f"the body has more than {max_bytes} bytes, the most that is accepted here",
             )
-    return decode_json(bytes(body))
+    if len(body) <= _INLINE_BYTES:
+        return decode_json(bytes(body))
+    return await asyncio.to_thread(decode_json, bytes(body))
 
 
 async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[str, Any]:
-    """A JSON object with these members, by name whether they are required. Raises Problem."""
+    """Decode a JSON object. Raises Problem.
+
+    members: the names it may have, each with whether it is required.
+    """
     found = await read_json(request)
     if not isinstance(found, dict):
         raise Problem("invalid", "expected a JSON object")
@@ -54,7 +64,11 @@ async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[
 
 
 def decode_json(body: bytes) -> Any:
-    """A value of standard JSON without members named twice, deep nesting or NUL characters. Raises Problem."""
+    """Decode standard JSON without repeated members, deep nesting and NUL characters. Raises Problem."""
+    try:
+        check_decoded_size(body)
+    except (Malformed, TooLarge) as error:
+        raise problem_of(error) from None
     try:
         orjson.loads(body)  # stricter than json: no NaN, no lone surrogates, UTF-8 only
         value = json.loads(body, object_pairs_hook=_unique)
@@ -77,7 +91,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any) -> None:
-    """Without recursion: the value may be a trap."""
+    """Check depth and texts without recursion, which a deep value would exhaust."""
     level = [value]
     for _ in range(MAX_DEPTH):
         inner: list[Any] = []

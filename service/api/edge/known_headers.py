@@ -4,8 +4,9 @@ Only a whole request with a plain request line is recognised. The HTTP parser re
 """
 
 import re
-from functools import lru_cache
 from typing import TypeAlias
+
+from service.wire.digits import whole_number
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -19,7 +20,6 @@ _OF_ONE_REQUEST = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"x
 """A block with one of these is not repeated by its client."""
 _OF_THE_CONNECTION = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 """Blocks with one of these are left to the parser, and those with a `connection` other than keep-alive."""
-_MAX_CACHED_TYPE_BYTES = 128
 
 
 class Head:
@@ -34,11 +34,7 @@ class Head:
         if len(by_name) != len(headers):
             self.by_name = by_name = _joined(headers)
         content_type = by_name.get(b"content-type", b"")
-        self.content_type = (
-            _known_media_type(content_type)
-            if len(content_type) <= _MAX_CACHED_TYPE_BYTES
-            else _media_type(content_type)
-        )
+        self.content_type = content_type.split(b";")[0].strip().lower().decode("latin-1")
         """Without parameters, lower case; empty when there is none."""
         accept = by_name.get(b"accept", b"*/*")
         self.accepts_json = any(served in accept for served in _SERVED_TYPES)
@@ -51,13 +47,6 @@ def _joined(headers: Pairs) -> dict[bytes, bytes]:
     for name, value in headers:
         found.setdefault(name, []).append(value)
     return {name: b", ".join(values) for name, values in found.items()}
-
-
-def _media_type(header: bytes) -> str:
-    return header.split(b";")[0].strip().lower().decode("latin-1")
-
-
-_known_media_type = lru_cache(maxsize=256)(_media_type)
 
 
 KnownRequest: TypeAlias = tuple[bytes, bytes, Head, bytes]
@@ -97,9 +86,9 @@ class KnownHeads:
             return
         if not _OF_ONE_REQUEST.isdisjoint(names) or not _OF_THE_CONNECTION.isdisjoint(names):
             return
-        length = int(lengths[0])
+        length = len(data) - end - len(_END)
         closing = [v for name, v in headers if name == b"connection" and v.lower() != b"keep-alive"]
-        if closing or len(data) - end - len(_END) != length:
+        if closing or whole_number(lengths[0], below=length + 1) != length:
             return
         if len(self._blocks) >= _MAX_BLOCKS:
             self._blocks.clear()

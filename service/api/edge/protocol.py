@@ -15,6 +15,7 @@ from service.api.edge.request import HotRequest, Match, Response
 
 logger = logging.getLogger(__name__)
 
+_NO_KEY = (401, 403)
 _FAILED: Response = (500, b"text/plain", b"Internal Server Error", b"-", ())
 
 
@@ -171,6 +172,8 @@ class HotProtocol(FramedProtocol):
         if cycle.disconnected or self.transport.is_closing():
             return
         if response is not None:
+            if response[0] in _NO_KEY:
+                self._whole = None  # the header block of a client without a key is not kept
             self.transport.write(response_bytes(response, keep_alive=cycle.keep_alive))
         if not cycle.keep_alive:
             self.transport.close()

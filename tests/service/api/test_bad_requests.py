@@ -165,7 +165,7 @@ def test_a_parameter_given_twice_with_different_values_is_told(refused):
         (422, npy(np.zeros((0, FEATURES))), "there are no instances"),
         (422, npy(np.array(["a"] * FEATURES).reshape(1, -1)), "the input is text"),
         (413, npy(np.zeros((101, FEATURES), np.float32)), "101 instances"),
-        (413, npy(np.zeros((50_000, FEATURES))), "at most 2097152 are taken"),
+        (413, npy(np.zeros((50_000, FEATURES))), "at most 2097152 are accepted"),
     ],
 )
 def test_a_npy_body_that_is_wrong(refused, status, body, told):

@@ -63,7 +63,7 @@ def test_a_body_that_does_not_come_is_408_and_the_connection_is_closed(url, path
     assert b"connection: close" in status.lower()
     problem = json.loads(body)
     assert (problem["type"], problem["status"]) == ("/problems/too-slow", 408)
-    assert "the body was not there within 0.6 s" in problem["detail"]
+    assert "the body did not arrive within 0.6 s" in problem["detail"]
 
 
 def test_a_body_that_trickles_has_no_more_time_than_one_that_stops(url):

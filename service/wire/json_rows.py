@@ -1,0 +1,148 @@
+"""A long JSON body of numbers → the model's input tensor, a slice of rows at a time.
+
+The JSON decoder holds the interpreter until it returns. Decoded whole, tens of megabytes would stop
+the event loop for a second, whichever thread decodes them. A slice takes a few milliseconds, and
+its values are put into an array before the next slice is decoded, so that memory stays small too.
+"""
+
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from service.contract.bundle import InputSpec
+from service.wire.arrays import Array, array_of
+from service.wire.faults import InvalidInput, Malformed, TooLarge
+from service.wire.json_text import check_decoded_size, parse_json_object
+from service.wire.shown import shape_words
+
+SLICE_BYTES = 128 * 1024
+_BLOCK_BYTES = 2**20
+_MAX_STRINGS = 100
+_OPENS, _CLOSES, _COMMA = b"["[0], b"]"[0], b","[0]
+_LIST = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[")
+
+
+def numbers_of_json(
+    body: bytes | bytearray,
+    spec: InputSpec,
+    *,
+    member: str,
+    allowed: Sequence[str],
+    max_rows: int,
+    slice_bytes: int = SLICE_BYTES,
+) -> tuple[dict[str, Any], Array] | None:
+    """The other members of the body, and its list `member` as the model's input tensor.
+
+    None where the body is not simple: strings in the list, escapes, or more than one list of that
+    name. max_rows: how many rows one request may have. Raises Malformed, InvalidInput or TooLarge.
+    """
+    begin = _list_begin(body, member)
+    if begin is None:
+        return None
+    quote = body.find(b'"', begin)
+    end, commas = _rows(body, begin, len(body) if quote < 0 else quote, max_rows)
+    document = parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
+    if document.get(member) != [] or spec.kind == "text":
+        return None
+    bounds = [begin, *commas.tolist(), end]
+    if len(bounds) == 2 and not bytes(body[begin + 1 : end]).strip(b" \t\r\n"):
+        raise InvalidInput("there are no instances")
+    arrays = list(_slices(body, bounds, spec, slice_bytes))
+    if len({array.shape[1:] for array in arrays}) != 1:
+        raise InvalidInput(
+            f"the instances differ in shape; the model takes {shape_words(spec.shape)}"
+        )
+    return document, np.concatenate(arrays)
+
+
+def _list_begin(body: bytes | bytearray, member: str) -> int | None:
+    """Where the list begins, if the body has exactly one member of that name, at its top level."""
+    if b"\\" in body:
+        return None
+    strings: list[tuple[int, int]] = []
+    opening = body.find(b'"')
+    while opening >= 0:
+        closing = body.find(b'"', opening + 1) + 1
+        if closing == 0 or len(strings) == _MAX_STRINGS:
+            return None
+        strings.append((opening, closing))
+        opening = body.find(b'"', closing)
+    key = b'"%b"' % member.encode()
+    found = [span for span in strings if body[span[0] : span[1]] == key]
+    if len(found) != 1:
+        return None
+    depth, at = 0, 0
+    for begin, end in strings:
+        depth += body.count(b"{", at, begin) + body.count(b"[", at, begin)
+        depth -= body.count(b"}", at, begin) + body.count(b"]", at, begin)
+        if (begin, end) == found[0]:
+            break
+        at = end
+    after = _LIST.match(body, found[0][1])
+    return after.end() - 1 if depth == 1 and after is not None else None
+
+
+def _rows(
+    body: bytes | bytearray, begin: int, stop: int, max_rows: int
+) -> tuple[int, NDArray[np.int64]]:
+    """Where the list that begins at `begin` ends, and the commas between its items."""
+    depth, found, rows = 0, [], 1
+    for at in range(begin, stop, _BLOCK_BYTES):
+        block = np.frombuffer(body, np.uint8, min(_BLOCK_BYTES, stop - at), at)
+        steps = (block == _OPENS).astype(np.int8) - (block == _CLOSES).astype(np.int8)
+        levels = np.cumsum(steps, dtype=np.int32) + depth
+        ends = np.flatnonzero(levels == 0)
+        if len(ends):
+            block, levels = block[: ends[0]], levels[: ends[0]]
+        commas = np.flatnonzero((block == _COMMA) & (levels == 1)) + at
+        rows += len(commas)
+        if rows > max_rows:
+            raise TooLarge(f"the body has more than {max_rows} instances, the most that may wait")
+        found.append(commas)
+        if len(ends):
+            return at + int(ends[0]), np.concatenate(found)
+        depth = int(levels[-1])
+    raise Malformed("the body is not JSON: a list does not end")
+
+
+def _slices(
+    body: bytes | bytearray, bounds: list[int], spec: InputSpec, slice_bytes: int
+) -> Iterator[Array]:
+    """The arrays of consecutive rows. bounds: the list's bracket, the commas, the closing bracket."""
+    row, last = 0, len(bounds) - 1
+    while row < last:
+        stop = row + 1
+        while stop < last and bounds[stop + 1] - bounds[row] <= slice_bytes:
+            stop += 1
+        text = bytes(body[bounds[row] + 1 : bounds[stop]])
+        if stop == row + 1:
+            _check_row(text, row, spec)
+        yield _slice(text, stop - row, spec, first_row=row)
+        row = stop
+
+
+def _slice(text: bytes, rows: int, spec: InputSpec, *, first_row: int) -> Array:
+    try:
+        instances = orjson.loads(b"[%b]" % text)
+    except orjson.JSONDecodeError as error:
+        raise Malformed(f"the body is not JSON: instances from {first_row} on: {error}") from None
+    if len(instances) != rows:
+        raise Malformed("the body is not JSON: a comma without a value")
+    are_numbers = b"true" not in text and b"false" not in text
+    return array_of(instances, spec, are_numbers=are_numbers, first_row=first_row)
+
+
+def _check_row(text: bytes, row: int, spec: InputSpec) -> None:
+    """Refuse one row that holds more values than the model takes before it is decoded."""
+    if None not in spec.shape[1:] and text.count(b",") >= math.prod(
+        n for n in spec.shape[1:] if n is not None
+    ):
+        raise InvalidInput(
+            f"instance {row} holds more numbers than the model takes: {shape_words(spec.shape)}"
+        )
+    check_decoded_size(text)

@@ -1,0 +1,64 @@
+"""A compressed body becomes what it was, within its limit, or a problem that names the fault."""
+
+import gzip
+import tracemalloc
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.api.edge.bodies import inflated
+from service.api.edge.errors import Problem
+from service.api.edge.json_body import decode_json
+
+LIMIT = 10**6
+
+
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))
+def test_members_of_a_gzip_body_follow_each_other(parts):
+    body = b"".join(map(gzip.compress, parts))
+    assert inflated(body, b"gzip", LIMIT) == b"".join(parts)
+    assert inflated(body, b" X-GZip ", LIMIT) == b"".join(parts)
+
+
+def test_a_body_of_many_pieces_and_members_is_read_whole():
+    noise = bytes(range(256)) * 2000
+    body = gzip.compress(noise, 0) + gzip.compress(b"x" * 300_000) + gzip.compress(b"")
+    assert inflated(body, b"gzip", LIMIT) == noise + b"x" * 300_000
+    assert inflated(zlib.compress(noise), b"deflate", LIMIT) == noise
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "kind"),
+    [
+        (gzip.compress(b"x" * (LIMIT + 1)), b"gzip", "too-large"),
+        (gzip.compress(b"x" * LIMIT) + gzip.compress(b"x"), b"gzip", "too-large"),
+        (gzip.compress(b"x")[:-1], b"gzip", "malformed"),
+        (gzip.compress(b"x") + b"y", b"gzip", "malformed"),
+        (gzip.compress(b"") * 10_001, b"gzip", "malformed"),
+        (zlib.compress(b"x") * 2, b"deflate", "malformed"),
+        (b"", b"gzip", "malformed"),
+        (b"x", b"gzip, gzip", "unsupported-media-type"),
+        (b"x", b"br", "unsupported-media-type"),
+    ],
+)
+def test_a_compressed_body_that_is_wrong_is_refused_for_its_fault(body, encoding, kind):
+    with pytest.raises(Problem) as refused:
+        inflated(body, encoding, LIMIT)
+    assert refused.value.kind == kind
+
+
+def test_a_bomb_costs_no_more_than_its_limit():
+    bomb = gzip.compress(bytes(64 * 2**20))
+    tracemalloc.start()
+    with pytest.raises(Problem, match="more than 1000000 bytes"):
+        inflated(bomb, b"gzip", LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 5 * LIMIT
+    tracemalloc.stop()
+
+
+def test_json_of_a_prior_is_measured_before_it_is_decoded():
+    with pytest.raises(Problem) as refused:
+        decode_json(b"[" + b"[]," * 5 * 10**6 + b"[]]")
+    assert refused.value.kind == "too-large"

@@ -1,0 +1,111 @@
+"""A long JSON body that is read in slices becomes what it becomes when it is decoded whole."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from service.contract.bundle import InputSpec
+from service.wire.arrays import array_of
+from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
+from service.wire.json_rows import numbers_of_json
+from service.wire.json_text import parse_json_object
+
+REFUSED = (Malformed, InvalidInput, InvalidParameter, TooLarge)
+ALLOWED = ("instances", "parameters")
+SPEC = InputSpec(name="x", kind="tensor", shape=[None, 2], dtype="float32")
+FREE = InputSpec(name="x", kind="tensor", shape=[None, None], dtype="float32")
+
+
+def in_slices(body, spec=SPEC, *, max_rows=1000, slice_bytes=8):
+    return numbers_of_json(
+        body, spec, member="instances", allowed=ALLOWED, max_rows=max_rows, slice_bytes=slice_bytes
+    )
+
+
+def whole(body, spec=SPEC):
+    document = parse_json_object(body, ALLOWED)
+    instances = document.get("instances")
+    if not isinstance(instances, list) or not instances:
+        raise InvalidInput("there are no instances")
+    return document, array_of(instances, spec)
+
+
+def outcome(read, body, spec):
+    try:
+        found = read(body, spec)
+    except REFUSED as error:
+        return type(error)
+    return None if found is None else ({**found[0], "instances": []}, found[1].tolist())
+
+
+NUMBER = st.integers(-9, 9) | st.floats(-9, 9, allow_nan=False, width=16)
+ROWS = st.lists(st.lists(NUMBER, min_size=2, max_size=2), max_size=9)
+ODD = st.recursive(NUMBER | st.booleans() | st.none(), lambda each: st.lists(each, max_size=3), max_leaves=9)  # fmt: skip
+SETTINGS = st.none() | st.fixed_dictionaries({"tau": NUMBER, "prior": st.just({"target": [1, 2]})})
+
+
+@settings(max_examples=300)
+@given(ROWS | ODD, SETTINGS, st.booleans(), st.sampled_from([SPEC, FREE]), st.integers(1, 40))
+def test_slices_give_what_the_whole_gives(rows, parameters, first, spec, slice_bytes):
+    members = [("instances", rows), ("parameters", parameters)]
+    body = json.dumps(dict(members if first else members[::-1])).encode()
+
+    def sliced(body, spec):
+        return in_slices(body, spec, slice_bytes=slice_bytes)
+
+    found = outcome(sliced, body, spec)
+    if found is not None:
+        assert found == outcome(whole, body, spec)
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_no_edit_of_a_body_makes_slices_accept_what_the_whole_refuses(data):
+    body = bytearray(b'{"instances": [[1, 2], [3.5, -4], [5, 6e1]], "parameters": {"tau": 1}}')
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(body) - 1))
+        new = data.draw(st.sampled_from([b"", b",", b"[", b"]", b"{", b"}", b'"', b"1", b"-", b" ", b":", b"\\", b"e"]))  # fmt: skip
+        body[at : at + data.draw(st.integers(0, 2))] = new
+    body = bytes(body)
+    found = outcome(in_slices, body, SPEC)
+    if isinstance(found, tuple):
+        assert found == outcome(whole, body, SPEC)
+
+
+def test_a_row_is_named_by_its_number_in_the_body():
+    rows = [[1, 2]] * 50 + [[1, None]] + [[1, 2]] * 50
+    with pytest.raises(InvalidInput, match="instance 50 is a list; expected numbers"):
+        in_slices(json.dumps({"instances": rows}).encode())
+    with pytest.raises(InvalidInput, match="instance 7 holds NaN or infinity"):
+        in_slices(json.dumps({"instances": [[1, 2]] * 7 + [[1, 1e39]]}).encode())
+    with pytest.raises(InvalidInput, match="instance 2 holds true"):
+        in_slices(b'{"instances": [[1, 2], [3, 4], [true, 5]]}')
+
+
+def test_rows_and_values_that_are_too_many_are_refused_before_they_are_decoded():
+    with pytest.raises(TooLarge, match="more than 1000 instances"):
+        in_slices(b'{"instances": [' + b"[]," * 10**6 + b"[]]}")
+    with pytest.raises(InvalidInput, match="instance 1 holds more numbers than the model takes"):
+        in_slices(b'{"instances": [[1, 2], [' + b"1," * 10**6 + b"1]]}")
+    with pytest.raises(TooLarge, match="decoded it would need"):
+        in_slices(b'{"instances": [[' + b"1," * 5 * 10**6 + b"1]]}", FREE)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"instances": ["a"]}', b'{"inst\\u0061nces": [[1, 2]]}', b'{"instances": 1}', b'{"other": [1]}', b"[]", b'"',
+     b'{"parameters": {"instances": [[1, 2]]}}', b'{"instances": [[1, 2]], "instances": [[1, 2]]}'],
+)  # fmt: skip
+def test_a_body_that_is_not_simple_is_left_to_be_decoded_whole(body):
+    assert outcome(in_slices, body, SPEC) in (None, Malformed)
+
+
+def test_a_large_body_becomes_its_array():
+    x = np.random.default_rng(0).normal(size=(500, 64)).astype(np.float32)
+    wanted = InputSpec(name="x", kind="tensor", shape=[None, 64], dtype="float32")
+    body = json.dumps({"instances": x.tolist()}).encode()
+    _, found = in_slices(body, wanted, slice_bytes=20_000)
+    np.testing.assert_array_equal(found, x)
