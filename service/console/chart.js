@@ -1,4 +1,4 @@
-// uPlot in the console's colours: it follows the width of its place and the theme, and says in words what it shows.
+// uPlot in the console's colours: follows the width of its place and the theme, with a description in words.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import uPlot from "./vendor/uplot.js";

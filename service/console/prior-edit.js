@@ -1,4 +1,4 @@
-// The editor of a prior: a draft that is never lost, a preview on recent traffic, and conflicts in the open.
+// The editor of a prior: a draft that survives conflicts, a preview on recent traffic, a warning before a drastic change.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { Problem, getJson, sendJson } from "./api.js";
@@ -7,6 +7,8 @@ import { Differences } from "./prior-history.js";
 import { fine, useClasses } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Failed, Group, Loading, NeedsKey, percent, when, whole } from "./widgets.js";
+
+const MANY_FLIPS = 0.25; // share of recent answers from which saving asks again
 
 const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expected: false, note: "" };
 
@@ -28,22 +30,32 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
   const [conflict, setConflict] = useState(null);
   const [error, setError] = useState(null);
   const [busy, setBusy] = useState(false);
+  const [drastic, setDrastic] = useState(null);
   const change = (members) => {
     setDraft({ ...draft, ...members });
     setError(null);
+    setDrastic(null);
   };
-  const save = async (onto) => {
+  const put = async (onto, force) => {
+    const headers = onto?.revision || (onto && stored) ? { "If-Match": `"${onto.revision}"` } : { "If-None-Match": "*" };
+    const { body, status } = await sendJson("PUT", force ? `${path}?force=1` : path, draft, { headers });
+    saved(status === 201 || body.revision !== onto?.revision ? `Saved as revision ${body.revision}.` : `Nothing was changed: revision ${body.revision} is the same already.`);
+  };
+  /** Save the draft; a drastic one only when it was `confirmed`. */
+  const save = async (onto, confirmed = false) => {
     setBusy(true);
     setError(null);
+    setDrastic(null);
     try {
-      const headers = onto?.revision || (onto && stored) ? { "If-Match": `"${onto.revision}"` } : { "If-None-Match": "*" };
-      const { body, status } = await sendJson("PUT", path, draft, { headers });
-      saved(status === 201 || body.revision !== onto?.revision ? `Saved as revision ${body.revision}.` : `Nothing changed: revision ${body.revision} says the same already.`);
+      const found = confirmed ? null : await drasticness(path, draft);
+      if (found) setDrastic({ ...found, onto });
+      else await put(onto, confirmed);
     } catch (problem) {
       if (problem instanceof Problem && problem.status === 412) setConflict(await getJson(path).catch(() => ({ gone: true })));
+      else if (problem.type === "/problems/too-many-flips") setDrastic({ warnings: [problem.message], onto });
       else setError(problem);
-      setBusy(false);
     }
+    setBusy(false);
   };
   const mode = typeof draft.target === "string" ? draft.target : "classes";
   const modes = [["uniform", "uniform"], ["training", "as in training"], ["classes", "class by class"]];
@@ -61,20 +73,38 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
         onChange=${() => byClass(m === "classes" ? started() : m)} /><span>${words}</span></label>`)}
       <${Estimate} path=${path} take=${(candidate) => change({ target: candidate.target, expected: candidate.expected, note: candidate.note })} />
     </fieldset>
-    ${mode === "classes" && html`<${ByClass} bundle=${bundle} target=${draft.target} change=${byClass} />`}
-    <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> The target is what traffic is expected to be: drift is measured against it</label>
+    ${mode === "classes" && html`<${ByClass} bundle=${bundle} target=${draft.target} others=${draft.others ?? 0} change=${byClass} />`}
+    <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> The target is the mix that traffic is expected to have: drift is measured against it</label>
     <p><label>Why <input type="text" class="long" maxlength="2000" value=${draft.note} onInput=${(e) => change({ note: e.target.value })} placeholder="a note for the history" /></label></p>
     <${AsJson} draft=${draft} setDraft=${(d) => { setDraft(d); setError(null); }} />
     <${Preview} path=${path} draft=${draft} bundle=${bundle} />
     ${error && (error.status === 401 || error.status === 403 ? html`<${NeedsKey} error=${error} again=${() => setError(null)} />`
       : html`<div class="note" role="alert"><b>${error.title ?? "Not saved"}</b><p>${error.message}</p>${error.errors?.length > 0 && html`<ul>${error.errors.map((e) => html`<li><code>${e.field}</code> ${e.message}</li>`)}</ul>`}</div>`)}
+    ${drastic && html`<div class="conflict" role="alert"><h3>This is a drastic change</h3>
+      ${drastic.changed !== undefined && html`<p><b>${percent(drastic.changed)}</b> of ${whole(drastic.rows)} recent answers would have had another label.</p>`}
+      ${drastic.warnings.map((w) => html`<p>${w}</p>`)}
+      <p class="line"><button class="danger" disabled=${busy} onClick=${() => save(drastic.onto, true)}>Save it all the same</button><button onClick=${() => setDrastic(null)}>Go on editing</button></p></div>`}
     <p class="line"><button class="main" disabled=${busy} onClick=${() => save(base)}>Save ${base?.revision ? `on top of revision ${base.revision}` : "the first revision"}</button>
       <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
 }
 
-function ByClass({ bundle, target, change }) {
+/** What makes a draft drastic: {changed, rows, warnings}; null when it is not, or when nobody can tell. */
+async function drasticness(path, draft) {
+  let found;
+  try {
+    found = (await sendJson("POST", `${path}/preview`, draft)).body;
+  } catch {
+    return null; // no right to look, no recent answers, a wrong draft: saving says what matters
+  }
+  const many = found.decisions_changed !== null && found.decisions_changed >= MANY_FLIPS;
+  const warnings = found.warnings.filter((w) => w.startsWith("the target"));
+  return many || warnings.length ? { changed: found.decisions_changed ?? undefined, rows: found.rows, warnings } : null;
+}
+
+function ByClass({ bundle, target: named, others, change }) {
   const { rows, controls, pager } = useClasses(bundle);
   const names = bundle.class_names;
+  const target = useMemo(() => Object.fromEntries(names.map((n, i) => [n, (Array.isArray(named) ? named[i] : named[n]) ?? others])), [named, others]);
   const [sum, widest] = useMemo(() => names.reduce(([total, most], n) => [total + (target[n] ?? 0), Math.max(most, target[n] ?? 0)], [0, 0]), [target]);
   const set = (name, text) => {
     const value = Number(text);
@@ -140,10 +170,10 @@ function Preview({ path, draft, bundle }) {
   };
   const { found, error, busy, of } = state;
   return html`<div class="preview" aria-label="Preview" role="group">
-    <p class="line"><button disabled=${busy} onClick=${ask}>Preview on recent traffic</button><span class="quiet">Nothing is saved by looking.</span></p>
+    <p class="line"><button disabled=${busy} onClick=${ask}>Preview on recent traffic</button><span class="quiet">This saves nothing.</span></p>
     ${busy && html`<${Loading} what="the preview" />`}
     ${error && html`<${Failed} error=${error} again=${ask} />`}
-    ${found && found.rows === 0 && html`<p class="quiet" role="status">There has been no traffic to look at since the service started.</p>`}
+    ${found && found.rows === 0 && html`<p class="quiet" role="status">No recent answers are kept yet, so there is nothing to compare with.</p>`}
     ${found && found.rows > 0 && html`<${Previewed} found=${found} bundle=${bundle} stale=${of !== draft} />`}</div>`;
 }
 
@@ -153,7 +183,7 @@ function Previewed({ found, bundle, stale }) {
   const widest = Math.max(1e-9, ...rows.map((c) => Math.max(c.before, c.after)));
   const pair = (words, p) => p && html`<div class="tile"><dt>${words}</dt><dd><b>${percent(p.after)}</b> <span class="quiet">now ${percent(p.before)}</span></dd></div>`;
   return html`<div role="status">
-    ${stale && html`<p class="note">The draft has changed since: preview it again.</p>`}
+    ${stale && html`<p class="note">You have changed the draft since this preview.</p>`}
     <dl class="tiles"><div class="tile"><dt>Answers that would change</dt><dd><b>${percent(found.decisions_changed)}</b> <span class="quiet">of ${whole(found.rows)} recent ones, since ${when(found.since)}</span></dd></div>
       ${pair("Expected error", found.expected_error)}${pair("Expected balanced error", found.expected_balanced_error)}
       <div class="tile"><dt>Divergence from the target</dt><dd><b>${found.divergence.after.toFixed(4)}</b> <span class="quiet">nats, now ${found.divergence.before.toFixed(4)}</span></dd></div></dl>
@@ -166,14 +196,14 @@ function Previewed({ found, bundle, stale }) {
         <td class="number quiet">${fine(c.before)}</td><td class="number">${fine(c.after)}</td></tr>`)}</tbody></table>`}</div>`;
 }
 
-/** Somebody else saved first: both versions, and three ways on; the draft stays as it is in each but the second. */
+/** Somebody else saved first: their changes, and the choice to save on top, to edit further, or to take theirs. */
 function Conflict({ bundle, name, base, draft, theirs, onTop, theirsOnly, goOn }) {
   if (theirs.gone)
-    return html`<div class="conflict" role="alert"><h3>${name} was taken out of use while you were editing</h3><p>Your draft is untouched below.</p>
+    return html`<div class="conflict" role="alert"><h3>${name} was taken out of use while you were editing</h3><p>Your draft below is unchanged.</p>
       <p class="line"><button class="main" onClick=${onTop}>Save mine as a new revision</button><button onClick=${goOn}>Go on editing</button></p></div>`;
   const who = theirs.by && theirs.by !== "anonymous" ? theirs.by : "Somebody else";
   return html`<div class="conflict" role="alert"><h3>${who} saved revision ${theirs.revision} while you were editing ${base?.revision ? `revision ${base.revision}` : "the first one"}</h3>
-    <p>${when(theirs.updated_at)}${theirs.note ? html`: <q>${theirs.note}</q>.` : "."} Your draft is untouched below. What they changed:</p>
+    <p>${when(theirs.updated_at)}${theirs.note ? html`: <q>${theirs.note}</q>.` : "."} Your draft below is unchanged. Their changes:</p>
     <${Differences} bundle=${bundle} before=${base} after=${theirs} />
     <p class="line"><button class="main" onClick=${onTop}>Save mine on top of revision ${theirs.revision}</button>
       <button onClick=${goOn}>Go on editing</button><button onClick=${theirsOnly}>Take theirs and drop my draft</button></p></div>`;

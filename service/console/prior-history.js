@@ -1,4 +1,4 @@
-// The history of a prior: who, when, why; two revisions side by side; back to an old one.
+// The history of a prior: who changed it, when and why; two revisions side by side; back to any of them or to nothing.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, sendJson } from "./api.js";
@@ -10,6 +10,7 @@ import { Failed, Group, Loading, useLoaded, when, whole } from "./widgets.js";
 const PAGE = 50;
 const SHOWN = 30;
 
+/** prior: the one in force, revision 0 while nothing is stored. */
 export function History({ bundle, path, name, prior, done }) {
   const [before, setBefore] = useState([]);
   const at = before[before.length - 1];
@@ -24,30 +25,40 @@ export function History({ bundle, path, name, prior, done }) {
   const back = async (revision) => {
     setProblem("");
     try {
-      const { body } = await sendJson("POST", `${path}/rollback`, { revision }, { headers: { "If-Match": `"${prior.revision}"` } });
+      const { body } = await sendJson("POST", `${path}/rollback`, { revision }, { headers: conditionOf(prior) });
       setAsked(null);
-      done(body.revision === prior.revision ? `Revision ${revision} says what is in force already.` : `Revision ${body.revision} says what revision ${revision} said.`);
+      page.again();
+      done(body.revision === 0 ? `Nothing is stored as ${name} any more${name === "default" ? ": the model's own rule applies again" : ""}.`
+        : body.revision === prior.revision ? `Revision ${revision} equals the one in force: nothing was changed.` : `Revision ${body.revision} is now in force. It equals revision ${revision}.`);
     } catch (error) {
       setProblem(error.message);
     }
   };
+  const wayBack = (revision, words) => asked === revision
+    ? html`<span class="line tight"><button class="small main" onClick=${() => back(revision)}>Go back to ${words}</button><button class="small" onClick=${() => setAsked(null)}>No</button></span>`
+    : html`<button class="small" aria-label=${`Go back to ${revision ? `revision ${revision}` : words} …`} onClick=${() => setAsked(revision)}>Go back …</button>`;
+  const lines = page.value.revisions;
   return html`<p class="quiet">Pick two revisions to compare them.</p>
     <table class="plain history" role="table" aria-label="Revisions"><thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col"><span class="sr">Compare</span></th><th role="columnheader" scope="col">Revision</th><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col" class="wide">By</th><th role="columnheader" scope="col">Why</th><th role="columnheader" scope="col"><span class="sr">Do</span></th></tr></thead>
-      <tbody role="rowgroup">${page.value.revisions.map((r) => html`<tr key=${r.revision} class="first" role="row">
+      <tbody role="rowgroup">${lines.map((r) => html`<tr key=${r.revision} class="first" role="row">
         <td role="cell">${!r.deleted && html`<input type="checkbox" aria-label=${`Compare revision ${r.revision}`} checked=${picked.includes(r.revision)} onChange=${() => pick(r.revision)} />`}</td>
         <th scope="row" role="rowheader">${r.revision}${r.revision === prior.revision ? html` <span class="quiet">in force</span>` : ""}</th>
         <td role="cell" class="when">${when(r.updated_at)}</td><td role="cell" class="wide">${r.by === "anonymous" ? html`<span class="quiet">anonymous</span>` : r.by}</td>
-        <td role="cell" class="why">${r.deleted ? html`<i>taken out of use</i>` : r.note || html`<span class="quiet">–</span>`}</td>
-        <td role="cell" class=${asked === r.revision ? "number sure" : "number"}>${!r.deleted && r.revision !== prior.revision && (asked === r.revision
-          ? html`<span class="line tight"><button class="small main" onClick=${() => back(r.revision)}>Go back to ${r.revision}</button><button class="small" onClick=${() => setAsked(null)}>No</button></span>`
-          : html`<button class="small" aria-label=${`Go back to revision ${r.revision} …`} onClick=${() => setAsked(r.revision)}>Go back …</button>`)}</td></tr>`)}</tbody></table>
+        <td role="cell" class="why">${r.deleted ? html`<i>taken out of use</i>${r.note && html` <span class="quiet">${r.note}</span>`}` : r.note || html`<span class="quiet">–</span>`}${!r.deleted && r.equals ? html` <span class="equal">= revision ${r.equals}</span>` : ""}</td>
+        <td role="cell" class=${asked === r.revision ? "number sure" : "number"}>${!r.deleted && r.revision !== prior.revision && wayBack(r.revision, r.revision)}</td></tr>`)}
+      ${!page.value.next && html`<tr class="first" role="row"><td role="cell"></td><th scope="row" role="rowheader">0${prior.revision === 0 ? html` <span class="quiet">in force</span>` : ""}</th>
+        <td role="cell" class="when"></td><td role="cell" class="wide"></td><td role="cell" class="why"><i>nothing stored</i> <span class="quiet">${name === "default" ? "the model's own counts, uniform target" : "requests that name it are refused"}</span></td>
+        <td role="cell" class=${asked === 0 ? "number sure" : "number"}>${prior.revision !== 0 && wayBack(0, "nothing stored")}</td></tr>`}</tbody></table>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     ${(at || page.value.next) && html`<p class="line pager"><button class="small" disabled=${!at} onClick=${() => setBefore(before.slice(0, -1))}>Newer</button>
       <button class="small" disabled=${!page.value.next} onClick=${() => setBefore([...before, page.value.next])}>Older</button></p>`}
     ${pair.length === 2 && html`<${Compared} bundle=${bundle} path=${path} name=${name} pair=${pair} />`}
     ${asked === null ? html`<${CopyAs} what="this history" call=${() => ({ method: "GET", path: `${path}/revisions`, query: { limit: PAGE, before: at } })} />`
-      : html`<${CopyAs} what="going back" call=${() => ({ method: "POST", path: `${path}/rollback`, json: { revision: asked }, headers: { "If-Match": `"${prior.revision}"` } })} />`}`;
+      : html`<${CopyAs} what="going back" call=${() => ({ method: "POST", path: `${path}/rollback`, json: { revision: asked }, headers: conditionOf(prior) })} />`}`;
 }
+
+/** The revision that a change is to replace, as a condition; an unstored prior but `default` has none. */
+const conditionOf = (prior) => (prior.revision || prior.name === "default" ? { "If-Match": `"${prior.revision}"` } : {});
 
 function Compared({ bundle, path, name, pair }) {
   const found = useLoaded((signal) => Promise.all(pair.map((r) => getJson(`${path}?revision=${r}`, { signal }))), [path, ...pair]);
@@ -73,8 +84,8 @@ export function Differences({ bundle, before, after }) {
   }, [before, after]);
   const both = new Set(rows.map((r) => r.words)).size > 1;
   const expected = before && before.expected !== after.expected;
-  if (!rows.length && !expected) return html`<p class="quiet">The vectors are the same.</p>`;
-  return html`${expected && html`<p>The target is ${after.expected ? "now" : "no longer"} what traffic is expected to be.</p>`}
+  if (!rows.length && !expected) return html`<p class="quiet">The two are equal.</p>`;
+  return html`${expected && html`<p>The target ${after.expected ? "is now" : "is no longer"} the mix that traffic is expected to have.</p>`}
     ${rows.length > 0 && !both && html`<p class="quiet">The ${rows[0].words} prior, the largest changes first.</p>`}
     ${rows.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Differences"><table class="plain diff"><thead><tr><th scope="col">Class</th>${both && html`<th scope="col">Vector</th>`}<th scope="col" class="number">Revision ${before?.revision ?? 0}</th><th scope="col" class="number">Revision ${after.revision}</th><th scope="col" class="number">Factor</th></tr></thead>
       <tbody>${rows.slice(0, SHOWN).map((r) => html`<tr class="first"><th scope="row"><span class="name">${r.name}</span> <${Group} name=${groupOf(bundle.class_counts?.[r.i])} /></th>${both && html`<td>${r.words}</td>`}

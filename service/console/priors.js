@@ -1,4 +1,4 @@
-// Priors: which there are, what one says, and the way to its editor and its history.
+// Priors: the list, and one of them with its vectors, its editor and its history.
 
 import { html, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";
@@ -38,7 +38,7 @@ function List({ list, name, go }) {
   const entries = [...list.priors];
   if (!entries.some((p) => p.name === "default")) entries.unshift({ name: "default", unstored: true });
   const line = (p) => html`<li><a href=${go.to({ name: p.name })} aria-current=${p.name === name ? "true" : undefined}>
-    <b>${p.name}</b> ${p.unstored ? html`<span class="quiet">not stored: the model's counts, uniform target</span>` : p.builtIn ? html`<span class="quiet">always there</span>`
+    <b>${p.name}</b> ${p.unstored ? html`<span class="quiet">not stored: the model's own rule</span>` : p.builtIn ? html`<span class="quiet">always there</span>`
       : html`<span class="quiet">@${p.revision}, ${when(p.updated_at)}${p.by && p.by !== "anonymous" ? ` by ${p.by}` : ""}</span>`}
     ${p.note && html`<span class="quiet cut">${p.note}</span>`}
     ${p.fits === false && html`<span class="wrong">belongs to another class list; not applied</span>`}</a></li>`;
@@ -69,20 +69,20 @@ function Prior({ model, bundle, name, builtIn, stored, tab, go, changed }) {
   if (found.error) return html`<section class="card"><${Failed} error=${found.error} again=${found.again} /></section>`;
   if (found.value === undefined) return html`<section class="card"><${Loading} what="the prior" /></section>`;
   const prior = found.value;
-  const tabs = builtIn ? [["view", "Vectors"]] : !prior ? [["edit", "Edit"]] : [["view", "Vectors"], ["edit", "Edit"], ...(stored ? [["history", "History"]] : [])];
+  const tabs = builtIn ? [["view", "Vectors"]] : [...(prior ? [["view", "Vectors"]] : []), ["edit", "Edit"], ...(exists || tab === "history" ? [["history", "History"]] : [])];
   const here = tabs.some(([t]) => t === tab) ? tab : tabs[0][0];
   return html`<section class="card" aria-label=${`Prior ${name}`}>
     <div class="line apart"><h2 class="big">${name}${prior?.revision ? html` <span class="quiet">revision ${prior.revision}</span>` : ""}</h2>
       ${tabs.length > 1 && html`<div class="tabs" role="group" aria-label="What to show">${tabs.map(([t, words]) => html`<a href=${go.to({ name, tab: t })} aria-current=${t === here ? "true" : undefined}>${words}</a>`)}</div>`}</div>
-    ${prior?.updated_at && html`<p class="quiet">Saved ${when(prior.updated_at)}${prior.by && prior.by !== "anonymous" ? ` by ${prior.by}` : ""}${prior.note && html`: <q>${prior.note}</q>`}.${prior.expected ? " The target is what traffic is expected to be." : ""}</p>`}
-    ${!stored && name === "default" && html`<p class="quiet">Nothing is stored under this name, so the rule of the paper holds: divide by the model's own counts, aim at uniform. What you save here is used by every request that names no prior.</p>`}
+    ${prior?.updated_at && html`<p class="quiet">Saved ${when(prior.updated_at)}${prior.by && prior.by !== "anonymous" ? ` by ${prior.by}` : ""}${prior.note && html`: <q>${prior.note}</q>`}.${prior.expected ? " The target is the mix that traffic is expected to have." : ""}</p>`}
+    ${!stored && name === "default" && html`<p class="quiet">Nothing is stored under this name, so the model's own rule applies: its training counts are divided out, and the target is uniform. What you save here applies to every request that names no prior.</p>`}
     ${prior?.warnings.map((w) => html`<p class="note">${w}</p>`)}
     ${notice && html`<p class="done" role="status">${notice}</p>`}
     ${here === "view" && html`<${Vectors} bundle=${bundle} prior=${prior} />
       <p class="line apart"><${CopyAs} what="this prior" call=${() => ({ method: "GET", path })} />
       ${stored && html`<${Remove} path=${path} name=${name} revision=${prior.revision} removed=${() => { go({ name: "default" }); changed(); }} />`}</p>`}
     ${here === "edit" && html`<${Editor} bundle=${bundle} path=${path} name=${name} prior=${prior} stored=${stored} saved=${(words) => { go({ name, tab: "view" }); done(words); }} />`}
-    ${here === "history" && html`<${History} bundle=${bundle} path=${path} name=${name} prior=${prior} done=${done} />`}
+    ${here === "history" && html`<${History} bundle=${bundle} path=${path} name=${name} prior=${prior ?? { revision: 0, name }} done=${done} />`}
   </section>`;
 }
 
@@ -98,7 +98,7 @@ function Remove({ path, name, revision, removed }) {
     }
   };
   if (!asked) return html`<button class="small" onClick=${() => setAsked(true)}>Take out of use …</button>`;
-  return html`<span class="line" role="group" aria-label="Take out of use">Requests that name ${name} will ${name === "default" ? "go by the model's own counts" : "be refused"}; its history stays.
+  return html`<span class="line" role="group" aria-label="Take out of use">Requests that name ${name} will ${name === "default" ? "use the model's own rule" : "be refused"}. The history stays, and you can go back from there.
     <button class="small danger" onClick=${remove}>Take ${name} out of use</button><button class="small" onClick=${() => setAsked(false)}>Keep it</button>
     ${error && html`<span class="wrong" role="alert">${error}</span>`}</span>`;
 }

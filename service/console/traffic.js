@@ -1,4 +1,4 @@
-// Traffic: what is being predicted, from /metrics alone; the page keeps its own last minutes.
+// Traffic: what is predicted now, from /metrics; the page keeps the last minutes itself. Revisions mark the charts.
 
 import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, getText, modelPath, sendJson } from "./api.js";
@@ -7,7 +7,7 @@ import { fromSample } from "./inputs.js";
 import { grown, grownBy, keep, parse, quantile, reading } from "./scrape.js";
 import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
-import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, whole } from "./widgets.js";
+import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, when, whole } from "./widgets.js";
 import { groupOf } from "./formula.js";
 
 const EVERY_MS = 2000;
@@ -83,18 +83,54 @@ function Quiet({ model }) {
   </${Empty}></div>`;
 }
 
+const MARKED = 10; // priors whose revisions are marked
+const REVISIONS = 20; // of each, the newest
+
+/** The newest revisions of the priors in use, newest first: [{prior, revision, at, by, note, deleted}]. Read again when one changes. */
+function useChanges(model, revisions) {
+  const names = [...new Set(["default", ...Object.keys(revisions)])].slice(0, MARKED);
+  const now = JSON.stringify(names.map((name) => [name, revisions[name]]));
+  const found = useLoaded(
+    async (signal) => {
+      const histories = await Promise.all(names.map((name) =>
+        getJson(`${modelPath(model)}/priors/${encodeURIComponent(name)}/revisions?limit=${REVISIONS}`, { signal }).then((page) => page.revisions.map((r) => ({ prior: name, at: Date.parse(r.updated_at) / 1000, ...r })), () => [])));
+      return histories.flat().sort((a, b) => b.at - a.at);
+    },
+    [model, now],
+  );
+  return found.value ?? [];
+}
+
+/** Dashed lines where a revision was stored while the chart was collecting. */
+const begun = (readings) => readings[1]?.at ?? Infinity; // the charts begin with the second reading
+const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet" }));
+
+/** The changes in words, for those who cannot see the lines and for those who ask who it was. */
+function Changes({ model, changes, since }) {
+  const shown = changes.slice(0, 8);
+  if (!shown.length) return null;
+  return html`<section class="card" aria-label="Changes of priors"><h2>Changes of priors</h2>
+    <table class="plain changes"><thead><tr><th scope="col">When</th><th scope="col">Prior</th><th scope="col">By</th><th scope="col">Why</th></tr></thead><tbody>
+      ${shown.map((c) => html`<tr class="first"><td>${when(c.updated_at)}${c.at >= since && html` <span class="quiet">marked above</span>`}</td>
+        <th scope="row"><a href=${`#/priors?model=${encodeURIComponent(model)}&name=${encodeURIComponent(c.prior)}&tab=history`}>${c.prior}</a> ${c.deleted ? "taken out of use" : `revision ${c.revision}`}${c.equals ? html` <span class="quiet">= ${c.equals}</span>` : ""}</th>
+        <td>${c.by}</td><td>${c.note || html`<span class="quiet">–</span>`}</td></tr>`)}</tbody></table></section>`;
+}
+
 const SPANS = { minute: ["last minute"], page: ["since the page was opened"], start: ["since the service started"] };
 
 function Board({ model, bundle, readings }) {
   const [span, setSpan] = useState("start");
   const last = readings[readings.length - 1];
+  const changes = useChanges(model, last.revisions);
+  const marks = marksOf(changes, readings);
   const recent = readings.find((r) => r.at >= last.at - 15) ?? readings[0];
   const since = { minute: readings.find((r) => r.at >= last.at - MINUTE), page: first.get(model), start: undefined }[span];
   return html`
     <${Tiles} last=${last} before=${recent === last ? readings[readings.length - 2] : recent} />
     <div class="two">
-      <${Rates} readings=${readings} /><${Latency} readings=${readings} />
+      <${Rates} readings=${readings} marks=${marks} /><${Latency} readings=${readings} marks=${marks} />
     </div>
+    <${Changes} model=${model} changes=${changes} since=${begun(readings)} />
     <section class="card" aria-label="Classes">
       <div class="line apart"><h2>Classes</h2>
         <label class="line tight">counted <select value=${span} onChange=${(e) => setSpan(e.target.value)}>
@@ -137,7 +173,7 @@ function steps(readings, values) {
   return data;
 }
 
-function Rates({ readings }) {
+function Rates({ readings, marks }) {
   const data = useMemo(
     () => steps(readings, [
       (b, a, s) => perSecond(grown(b.answered, a.answered), s),
@@ -147,12 +183,12 @@ function Rates({ readings }) {
   );
   return html`<section class="card" aria-label="Rates"><h2>Answers a second</h2>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
-    : html`<${Chart} say="Answers a second, and those that the adjustment changed, over the last minutes" data=${data} height=${180} x=${{ time: true }}
+    : html`<${Chart} say="Answers a second, and those that the adjustment changed, over the last minutes" data=${data} marks=${marks} height=${180} x=${{ time: true }}
         y=${{ values: rateText, range: (_, __, max) => [0, Math.max(1, max * 1.1)] }}
         series=${[{ label: "all", stroke: "accent" }, { label: "changed by the adjustment", stroke: "alert" }]} />`}</section>`;
 }
 
-function Latency({ readings }) {
+function Latency({ readings, marks }) {
   const data = useMemo(() => {
     const at = (q) => (b, a) => {
       const found = quantile(grownBy(b.buckets, a.buckets), q);
@@ -162,7 +198,7 @@ function Latency({ readings }) {
   }, [readings]);
   return html`<section class="card" aria-label="Time of a request"><h2>Time of a request, all models</h2>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
-    : html`<${Chart} say="Median and 99th percentile of the time of a request in milliseconds, over the last minutes" data=${data} height=${180} x=${{ time: true }}
+    : html`<${Chart} say="Median and 99th percentile of the time of a request in milliseconds, over the last minutes" data=${data} marks=${marks} height=${180} x=${{ time: true }}
         y=${{ values: (v) => `${v} ms`, range: (_, __, max) => [0, Math.max(1, max * 1.1)], size: 60 }}
         series=${[{ label: "median", stroke: "accent", ...DOTTED }, { label: "99th percentile", stroke: "c3", ...DOTTED }]} />`}</section>`;
 }

@@ -48,7 +48,7 @@ def test_an_edited_prior_changes_the_next_answer_and_the_history(open_page, serv
     assert "never" in page.locator(".diff tbody tr").first.inner_text()
     page.get_by_role("button", name="Go back to revision 1").click()
     page.get_by_role("button", name="Go back to 1").click()
-    page.wait_for_selector("text=Revision 3 says what revision 1 said")
+    page.wait_for_selector("text=Revision 3 is now in force. It equals revision 1")
     assert chance("shirt") == (3, pytest.approx(first[1]))
 
 
@@ -153,3 +153,54 @@ def test_a_preview_of_what_is_in_force_names_no_class(open_page, traffic, name):
     page.get_by_role("button", name="Preview on recent traffic").click()
     page.wait_for_selector("text=No class's share of the answers would change")
     assert page.locator(".preview tbody tr").count() == 0
+
+
+DRASTIC = '{"target": {"t-shirt": 200000}, "others": 1}'
+
+
+def test_a_drastic_target_is_warned_of_before_it_is_saved_with_the_answers_that_would_flip(
+    open_page, traffic, name, screenshots
+):
+    path = f"{traffic.url}/models/fashion/priors/{name}"
+    page = edit(open_page, name)
+    page.get_by_text("The same as JSON").click()
+    page.get_by_label("The prior as JSON").fill(DRASTIC)
+    page.get_by_role("button", name="Save on top of revision 1").click()
+    warned = page.locator(".conflict")
+    warned.wait_for()
+    page.screenshot(path=screenshots / "priors-drastic.png", full_page=True)
+    assert "recent answers would have had another label" in warned.inner_text()
+    assert "200,000 times" in warned.inner_text()
+    assert httpx.get(path).json()["revision"] == 1
+    page.get_by_role("button", name="Go on editing").click()
+    warned.wait_for(state="detached")
+    page.get_by_role("button", name="Save on top of revision 1").click()
+    page.get_by_role("button", name="Save it all the same").click()
+    page.wait_for_selector("text=Saved as revision 2")
+    assert httpx.get(path).json()["revision"] == 2
+
+
+def test_history_goes_back_to_nothing_stored_and_from_there_to_a_revision_again(open_page, served):
+    path = f"{served.url}/models/digits/priors/default"
+    httpx.put(path, json={"target": "training"}).raise_for_status()
+    page = open_page("/#/priors?model=digits&tab=history")
+    page.get_by_role("button", name="Go back to nothing stored").click()
+    page.get_by_role("button", name="Go back to nothing stored").click()
+    page.wait_for_selector("text=Nothing is stored as default any more")
+    assert httpx.get(path).json()["revision"] == 0
+    page.locator(".history tr", has_text="in force").filter(has_text="nothing stored").wait_for()
+    page.get_by_role("button", name="Go back to revision 1").click()
+    page.get_by_role("button", name="Go back to 1").click()
+    page.wait_for_selector("text=Revision 3 is now in force")
+    page.locator(".history tr", has_text="= revision 1").wait_for()
+    httpx.delete(path).raise_for_status()
+
+
+def test_a_prior_that_is_out_of_use_can_be_taken_back_from_its_history(open_page, served, name):
+    path = f"{served.url}/models/fashion/priors/{name}"
+    httpx.delete(path).raise_for_status()
+    page = open_page(f"/#/priors?model=fashion&name={name}&tab=history")
+    page.get_by_role("button", name="Go back to revision 1").click()
+    page.get_by_role("button", name="Go back to 1").click()
+    page.wait_for_selector("text=Revision 3 is now in force")
+    assert httpx.get(path).json()["revision"] == 3

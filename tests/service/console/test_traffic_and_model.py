@@ -25,6 +25,7 @@ def test_the_traffic_page_counts_what_was_answered(open_page, tmp_path):
         for row in rows:
             name = row.locator(".name").inner_text()
             assert row.locator(".number").last.inner_text() == str(labels.count(name))
+        page.close()  # so that it does not miss the server
 
 
 def test_a_quiet_service_can_be_given_its_first_traffic(open_page, tmp_path):
@@ -34,6 +35,7 @@ def test_a_quiet_service_can_be_given_its_first_traffic(open_page, tmp_path):
         page = open_page("/#/traffic", base=server.url)
         page.get_by_role("button", name="Score the model's").click()
         page.wait_for_selector("text=12 since start")
+        page.close()
 
 
 def test_other_classes_are_shown_as_one(open_page, tmp_path):
@@ -44,6 +46,7 @@ def test_other_classes_are_shown_as_one(open_page, tmp_path):
         page = open_page("/#/traffic", base=server.url)
         page.wait_for_selector("text=all other classes")
         assert page.locator(".before-after tbody tr").count() == 3
+        page.close()
 
 
 @pytest.mark.parametrize(
@@ -121,6 +124,7 @@ def test_traffic_can_be_counted_from_when_the_page_was_opened(open_page, tmp_pat
         assert sum(map(int, answers.all_inner_texts())) == 40
         page.get_by_label("counted").select_option("minute")
         assert sum(map(int, answers.all_inner_texts())) == 40
+        page.close()
 
 
 def test_confusion_says_which_side_is_the_truth_and_of_how_many(open_page, served):
@@ -143,3 +147,28 @@ def test_the_confusion_of_ten_classes_fits_a_phone(open_page):
     matrix = page.get_by_label("Confusion matrix")
     matrix.wait_for()
     assert matrix.evaluate("(e) => e.scrollWidth <= e.clientWidth")
+
+
+def test_a_change_of_a_prior_is_named_with_time_and_author_and_marks_the_charts(
+    open_page, tmp_path, screenshots
+):
+    publish_model(tmp_path / "models")
+    x = np.random.default_rng(0).normal(size=(40, FEATURES)).astype(np.float32)
+    body = {"instances": x.tolist()}
+    with running(tmp_path / "models") as server:
+        httpx.post(f"{server.url}/predict", json=body).raise_for_status()
+        page = open_page("/#/traffic", base=server.url)
+        page.wait_for_selector("text=40 since start")
+        assert page.get_by_label("Changes of priors").count() == 0
+        for _ in range(500):  # traffic while the page looks
+            httpx.post(f"{server.url}/predict", json=body).raise_for_status()
+            if page.locator(".chart canvas").count() == 2:
+                break
+        httpx.put(f"{server.url}/priors", json={"target": "training", "note": "night"})
+        shown = page.get_by_label("Changes of priors")
+        shown.get_by_text("marked above").wait_for()
+        for words in ("default", "revision 1", "anonymous", "night"):
+            assert words in shown.inner_text()
+        page.screenshot(path=screenshots / "traffic-marked.png", full_page=True)
+        assert page.locator(".chart canvas").count() == 2
+        page.close()
