@@ -2,13 +2,14 @@
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 
+from service.api.edge.access import Access
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 
 
-def router(repository: Repository) -> APIRouter:
+def router(repository: Repository, access: Access) -> APIRouter:
     """GET /models, /models/{model}, /models/{model}/report."""
     routes = APIRouter(tags=["models"])
 
@@ -31,7 +32,11 @@ def router(repository: Repository) -> APIRouter:
         found = repository.find(model, version)
         return {**_summary(repository.all()[model]), "bundle": found.bundle.model_dump()}
 
-    @routes.get("/models/{model}/report", responses=_UNKNOWN)
+    @routes.get(
+        "/models/{model}/report",
+        responses=_UNKNOWN,
+        dependencies=[Depends(access.require("observe"))],
+    )
     async def report(model: str, version: int | None = None) -> dict[str, Any]:
         """The report.json that was published with the model; an empty object when there is none."""
         return repository.find(model, version).report

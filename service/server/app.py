@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from service.api import console, health, models, web
+from service.api import console, health, models, web, whoami
 from service.api.adjust import Adjust
 from service.api.edge.access import Access, check_exposure
 from service.api.edge.asgi import Edge
@@ -188,7 +188,8 @@ class Service:
                 ),
                 oip.router(repository=self.repository, health=probes, version=VERSION),
                 oip_repository.router(repository=self.repository, access=self.access),
-                models.router(self.repository),
+                models.router(self.repository, self.access),
+                whoami.router(self.access),
                 priors.router(
                     priors=self.priors,
                     find_model=lambda name: self.repository.find(name).bundle,

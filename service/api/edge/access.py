@@ -1,4 +1,4 @@
-"""Who may do what: API keys with roles, held as hashes, each with its own rate limit."""
+"""Decides who may do what: API keys with roles, kept as hashes, each with its own rate limit."""
 
 import hmac
 import ipaddress
@@ -16,8 +16,8 @@ from service.observe.log import ANONYMOUS
 log = logging.getLogger(__name__)
 audit_log = logging.getLogger("service.audit")
 
-_IMPLIED = {"operate": "observe"}  # who may change priors may look at them
-_LOOK_AGAIN_SECONDS = 1.0
+_IMPLIED = {"operate": "observe"}  # a key that may change priors may read them
+_REREAD_SECONDS = 1.0
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -27,7 +27,10 @@ class ExposedWithoutKeys(ValueError):
 
 
 def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
-    """Raise ExposedWithoutKeys when others could reach a service that asks for no key."""
+    """Refuse an address that other machines can reach while no key is asked for.
+
+    Raises ExposedWithoutKeys.
+    """
     if has_keys or allow_anonymous or is_loopback(host):
         return
     raise ExposedWithoutKeys(
@@ -37,7 +40,7 @@ def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach the address."""
+    """Return whether only this machine can reach the address."""
     if host == "localhost":
         return True
     try:
@@ -47,28 +50,42 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Checks keys. Without any, everybody may do everything under the name of nobody."""
+    """Checks keys. Where there are none, every caller may do everything as `anonymous`."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
-        """Keys that never change, and those of a file, which is read again when it changes. Raises InvalidKeys."""
+        """Take the keys that never change, and a file of keys.
+
+        The file is read again within a second of a change. Raises InvalidKeys.
+        """
         self._fixed = list(keys)
         self._file = file
         self._file_state: tuple[int, int, int] | None = None
-        self._looked_at = time.monotonic()
+        self._checked_at = time.monotonic()
         self._buckets: dict[bytes, _Bucket] = {}
         self._keys = self._fixed if file is None else [*self._fixed, *self._read(file)]
 
     @property
     def open_to_all(self) -> bool:
-        """Whether no key is asked for."""
+        """Whether the service asks for no key."""
         return not self._keys and self._file is None
 
     def check(self, headers: Headers, role: str) -> str:
-        """The name of the key that may act in this role; ANONYMOUS when no key is asked for. Raises Problem."""
-        if self._file is not None and time.monotonic() - self._looked_at > _LOOK_AGAIN_SECONDS:
-            self._look_again(self._file)
-        if self.open_to_all:
+        """Return the name of the caller's key, which has this role. Raises Problem."""
+        key = self.identify(headers)
+        if key is None:
             return ANONYMOUS
+        if role not in key.roles and role not in self.roles_of(key):
+            raise Problem("forbidden", f"key '{key.name}' lacks role '{role}'")
+        if key.per_second is not None:
+            self._count(key, key.per_second)
+        return key.name
+
+    def identify(self, headers: Headers) -> Key | None:
+        """Return the caller's key; None where the service asks for no key. Raises Problem."""
+        if self._file is not None and time.monotonic() - self._checked_at > _REREAD_SECONDS:
+            self._read_again(self._file)
+        if self.open_to_all:
+            return None
         given = _given_key(headers)
         if given is None:
             raise Problem(
@@ -76,15 +93,25 @@ class Access:
             )
         key = self._find(hash_of(given))
         if key is None:
-            raise Problem("no-key", "the API key is not known", headers=_CHALLENGE)
-        if not any(role in (held, _IMPLIED.get(held)) for held in key.roles):
-            raise Problem("forbidden", f"key '{key.name}' lacks role '{role}'")
-        if key.per_second is not None:
-            self._count(key, key.per_second)
-        return key.name
+            raise Problem(
+                "unknown-key",
+                "the API key is not in the list of keys; check that it is complete and current",
+                headers=_CHALLENGE,
+            )
+        return key
+
+    @staticmethod
+    def roles_of(key: Key) -> frozenset[str]:
+        """Return the roles of a key, the implied ones included."""
+        return key.roles | {_IMPLIED[role] for role in key.roles if role in _IMPLIED}
+
+    @staticmethod
+    def name_of(key: Key | None) -> str:
+        """Return the name under which a caller's requests are logged."""
+        return ANONYMOUS if key is None else key.name
 
     def status_for_observing(self, headers: Headers) -> int:
-        """200 where these headers may observe, else the status of the problem."""
+        """Return 200 where these headers may observe, else the status of the problem."""
         try:
             self.check(headers, "observe")
         except Problem as problem:
@@ -92,7 +119,7 @@ class Access:
         return 200
 
     def require(self, role: str) -> Callable[[Request], Awaitable[None]]:
-        """A FastAPI dependency that checks the role and notes the name of the key in request.state.by."""
+        """Make a FastAPI dependency that checks the role and sets `request.state.by` to the key's name."""
 
         async def checked(request: Request) -> None:
             request.state.by = self.check(request.scope["headers"], role)
@@ -100,7 +127,7 @@ class Access:
         return checked
 
     def _find(self, digest: bytes) -> Key | None:
-        """Compares with every key, so that the time tells nothing."""
+        """Compare with every key, so that the time taken reveals nothing."""
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, digest):
@@ -113,7 +140,7 @@ class Access:
         if wait > 0:
             raise Problem(
                 "rate-limited",
-                f"key '{key.name}' may ask {per_second:g} times a second",
+                f"key '{key.name}' may make {per_second:g} requests a second; wait and ask again",
                 headers={"Retry-After": str(max(1, round(wait + 0.5)))},
             )
 
@@ -130,8 +157,8 @@ class Access:
         self._file_state = (found.st_mtime_ns, found.st_size, found.st_ino)
         return keys
 
-    def _look_again(self, file: Path) -> None:
-        self._looked_at = time.monotonic()
+    def _read_again(self, file: Path) -> None:
+        self._checked_at = time.monotonic()
         try:
             found = file.stat()
             if (found.st_mtime_ns, found.st_size, found.st_ino) == self._file_state:
@@ -150,25 +177,25 @@ class Access:
 
 
 def audit(request: Request, *, action: str, model: str, name: str, **more: object) -> None:
-    """One line for a write that was done, with the name of the key that did it."""
+    """Log one line for a completed write, with the name of the key that made it."""
     by = request.state.by
     request_id = request.scope.get("state", {}).get("request_id")
-    told = " ".join(f"{key}={value}" for key, value in more.items())
+    facts = " ".join(f"{key}={value}" for key, value in more.items())
     audit_log.info(
-        "%s by %s: model=%s prior=%s %s", action, by, model, name, told,
+        "%s by %s: model=%s prior=%s %s", action, by, model, name, facts,
         extra={"audit": {"action": action, "by": by, "model": model, "prior": name, "request_id": request_id, **more}},
     )  # fmt: skip
 
 
 class _Bucket:
-    """As many tokens as a second brings, at least one; each request takes one."""
+    """A token bucket that holds the tokens of one second, and at least one."""
 
     def __init__(self, per_second: float) -> None:
         self._tokens = max(1.0, per_second)
         self._filled_at = time.monotonic()
 
     def take(self, per_second: float) -> float:
-        """0, or the seconds until there will be a token."""
+        """Take a token: return 0, or the seconds until there is one."""
         now = time.monotonic()
         self._tokens = min(
             max(1.0, per_second), self._tokens + (now - self._filled_at) * per_second

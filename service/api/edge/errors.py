@@ -16,6 +16,7 @@ PROBLEM_JSON = "application/problem+json"
 TITLES = {
     "malformed": (400, "The request is malformed"),
     "no-key": (401, "An API key is needed"),
+    "unknown-key": (401, "The API key is not known"),
     "forbidden": (403, "The API key may not do this"),
     "not-found": (404, "Nothing is here"),
     "unknown-model": (404, "No such model"),

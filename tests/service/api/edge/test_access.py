@@ -77,7 +77,7 @@ def test_a_list_of_keys_is_read_again_when_it_changes(tmp_path):
         temporary = tmp_path / "new"
         temporary.write_text(text)
         temporary.replace(file)
-        access._looked_at = -10.0  # a second has passed
+        access._checked_at = -10.0  # a second has passed
 
     change(f"{first.line()}\n{second.line()}\n")
     assert access.check(bearer(old), "operate") == access.check(bearer(new), "operate")
@@ -88,7 +88,7 @@ def test_a_list_of_keys_is_read_again_when_it_changes(tmp_path):
         "a broken list leaves the keys as they were"
     )
     file.unlink()
-    access._looked_at = -10.0
+    access._checked_at = -10.0
     assert access.check(bearer(new), "operate") == "ops"
     change("")
     assert not access.open_to_all, "an emptied list lets nobody in"
