@@ -12,7 +12,6 @@ PROVIDERS = """providers:
   auto      CUDA where it works, else the CPU; logged once
   cpu       the processors of this machine
   cuda      an NVIDIA GPU (extra gpu or cuda); the start fails where it does not work
-  tensorrt  an NVIDIA GPU through TensorRT; the start fails where it does not work
 """
 
 

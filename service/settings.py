@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 _MODELS = Path("models")
-PROVIDERS = ("auto", "cpu", "cuda", "tensorrt")
+PROVIDERS = ("auto", "cpu", "cuda")
 
 
 class InvalidSetting(ValueError):
@@ -38,8 +38,13 @@ class Settings:
     store_optional: bool = _setting(
         False, "start with the built-in priors when the store cannot be reached"
     )
-    provider: str = _setting(
-        "auto", "where graphs run: auto, cpu, cuda or tensorrt", choices=PROVIDERS
+    provider: str = _setting("auto", "where graphs run: auto, cpu or cuda", choices=PROVIDERS)
+    device_id: int = _setting(0, "number of the GPU that graphs run on", low=0, high=255)
+    gpu_memory_mib: int = _setting(
+        0, "MiB of the GPU that one model may take; 0: no limit", low=0, high=10**7
+    )
+    tf32: bool = _setting(
+        False, "let the GPU round the inputs of matrix products and convolutions to TensorFloat-32"
     )
     default_model: str | None = _setting(
         None, "the model of /predict and /priors; else the only one there is"

@@ -55,7 +55,7 @@ def _runtime(wanted: str) -> Iterator[Finding]:
         yield False, "runtime packages", str(error)
         return
     yield True, "runtime packages", "one of onnxruntime and onnxruntime-gpu, as it must be"
-    for name in ("cpu", "cuda", "tensorrt"):
+    for name in ("cpu", "cuda"):
         reason = providers.probe(name)
         needed = name == wanted or (name == "cpu" and wanted == "auto")
         verdict = reason is None if reason is None or needed else None
@@ -85,6 +85,15 @@ def _traces() -> Finding:
 
 
 def _models(settings: Settings) -> Iterator[Finding]:
+    """Each model's newest version, opened on the provider that would serve it."""
+    device = providers.Device(
+        settings.device_id, memory_mib=settings.gpu_memory_mib, tf32=settings.tf32
+    )
+    try:
+        provider = providers.resolve_provider(settings.provider, device)
+    except providers.ProviderUnavailable as error:
+        yield False, "models", f"not opened: {error}"
+        return
     names = sorted(e.name for e in settings.models.glob("*") if versions(e))
     if not names:
         yield None, "models", f"none in {settings.models}"
@@ -93,8 +102,10 @@ def _models(settings: Settings) -> Iterator[Finding]:
         folder = settings.models / name / str(version)
         try:
             bundle = load_bundle(folder)
-            opened = graph.open_graph(folder, bundle, provider="cpu", intra_op_threads=1)
-        except ValueError as error:
+            opened = graph.open_graph(
+                folder, bundle, provider=provider, intra_op_threads=1, device=device
+            )
+        except (ValueError, providers.ProviderUnavailable) as error:
             yield False, f"model {name}/{version}", str(error)
             continue
         classes = len(bundle.class_names)

@@ -1,22 +1,66 @@
-"""Finds out which of onnxruntime's execution providers work here, by opening a session."""
+"""Which execution providers of onnxruntime work here, found by running a small graph on each."""
 
+import base64
+import contextlib
+import functools
 import importlib.metadata
 import logging
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
 logger = logging.getLogger(__name__)
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
-PROVIDERS = {
-    "cpu": "CPUExecutionProvider",
-    "cuda": "CUDAExecutionProvider",
-    "tensorrt": "TensorrtExecutionProvider",
-}
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_CAUSE = re.compile(r"Failed to load library.*|CUDA failure.*|cuDNN failure.*|CUDA error.*")
+_LIBRARIES = " (pip install 'priordial[service,cuda]' brings the CUDA and cuDNN libraries)"
 
 
 class ProviderUnavailable(RuntimeError):
     """The requested provider does not work on this machine; the message says what is missing."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """Which GPU a session uses, and how.
+
+    number: of the GPU, as the driver counts them. memory_mib: that one session may take of it; 0 is
+    no limit. tf32: let matrix products and convolutions round their inputs to 10 bits of mantissa.
+    """
+
+    number: int = 0
+    memory_mib: int = 0
+    tf32: bool = False
+
+    def options(self) -> dict[str, str]:
+        """The provider options of CUDA.
+
+        The arena grows by what is asked for, not by powers of two, since models and workers share
+        the card. Convolutions take cuDNN's heuristic choice: a search would run for each new shape.
+        """
+        made = {
+            "device_id": str(self.number),
+            "use_tf32": str(int(self.tf32)),
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",
+        }
+        if self.memory_mib:
+            made["gpu_mem_limit"] = str(self.memory_mib << 20)
+        return made
+
+
+FIRST_DEVICE = Device()
 
 
 def check_runtime() -> None:
@@ -38,56 +82,141 @@ def check_runtime() -> None:
         )
 
 
-def provider_chain(name: str) -> list[str]:
-    """The providers for a session: the named one, and those that may take single nodes."""
-    order = {"cpu": ["cpu"], "cuda": ["cuda", "cpu"], "tensorrt": ["tensorrt", "cuda", "cpu"]}
-    return [PROVIDERS[each] for each in order[name]]
+def provider_chain(name: str, device: Device = FIRST_DEVICE) -> list[Any]:
+    """The providers for a session: the named one, and the CPU for nodes that it does not take."""
+    if name == "cpu":
+        return [PROVIDERS["cpu"]]
+    return [(PROVIDERS[name], device.options()), PROVIDERS["cpu"]]
 
 
-def resolve_provider(name: str) -> str:
-    """`auto` becomes cuda or cpu; others are tried with a tiny session. Raises ProviderUnavailable."""
+def open_session(
+    model: bytes | str, options: ort.SessionOptions, name: str, device: Device = FIRST_DEVICE
+) -> ort.InferenceSession:
+    """Open a session that never falls back by itself: a failing call raises, and stays on `name`.
+
+    Raises whatever onnxruntime raises.
+    """
+    session = ort.InferenceSession(
+        model, options, providers=provider_chain(name, device), enable_fallback=0
+    )
+    session.disable_fallback()
+    return session
+
+
+def resolve_provider(name: str, device: Device = FIRST_DEVICE) -> str:
+    """`auto` becomes cuda or cpu; cuda is tried on a small graph. Raises ProviderUnavailable."""
     if name == "cpu":
         return name
-    why = probe(name if name != "auto" else "cuda")
+    why = probe("cuda", device)
     if why is None:
-        return "cuda" if name == "auto" else name
+        return "cuda"
     if name != "auto":
         raise ProviderUnavailable(f"provider {name} does not work here: {why}")
     logger.info("serving on the CPU: %s", why)
     return "cpu"
 
 
-def probe(name: str) -> str | None:
-    """Why a provider does not work on this machine; None when a session really opens on it."""
+def probe(name: str, device: Device = FIRST_DEVICE) -> str | None:
+    """Why a provider does not work on this machine; None when it computes the right numbers.
+
+    A session can open on CUDA and fail at its first convolution (without cuDNN) or at its first
+    kernel (on a GPU that the package has no code for). So a convolution and a matrix product run.
+    """
     if PROVIDERS[name] not in ort.get_available_providers():
-        extra = (
-            ""
-            if name == "cpu"
-            else " (install the extra: pip install 'priordial[service,gpu]', without onnxruntime)"
-        )
-        return f"this onnxruntime was built without {PROVIDERS[name]}{extra}"
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        session = ort.InferenceSession(_IDENTITY, options, providers=provider_chain(name))
-    except Exception as error:  # noqa: BLE001 - every failure is a reason to report
-        return first_line(error)
-    if session.get_providers()[0] != PROVIDERS[name]:
         return (
-            f"onnxruntime fell back to {session.get_providers()[0]}: there is no usable NVIDIA driver "
-            "and device, or the CUDA and cuDNN libraries are missing "
-            "(pip install 'priordial[service,cuda]' brings the libraries)"
+            f"this onnxruntime was built without {PROVIDERS[name]} "
+            "(install the extra: pip install 'priordial[service,gpu]', without onnxruntime)"
+        )
+    options = ort.SessionOptions()
+    options.log_severity_level = 4 if name == "cpu" else 3
+    if name == "cuda":
+        preload_libraries()
+    with _captured_stderr() as said:
+        try:
+            session = open_session(_PROBE, options, name, device)
+            on = session.get_providers()[0]
+            if on != PROVIDERS[name]:
+                return _fell_back(on, _reason(said()))
+            found = session.run(None, {"x": _PROBE_INPUT})[0]
+        except Exception as error:  # noqa: BLE001 - every failure is a reason to report
+            return _reason(said()) or first_line(error)
+    if not np.array_equal(found, _PROBE_OUTPUT):
+        return (
+            f"{PROVIDERS[name]} computes {found.tolist()} where {_PROBE_OUTPUT.tolist()} is right: "
+            "this package has no working kernels for this GPU"
         )
     return None
 
 
-# ModelProto: ir_version 10, opset 20, one Identity from x to y, both float32 [1]
-_IDENTITY = bytes.fromhex(
-    "080a12003a370a100a017812017922084964656e746974791201675a0f0a0178120a0a08080112040a02080162"
-    "0f0a0179120a0a08080112040a02080142040a001014"
-)
+def _fell_back(on: str, reason: str | None) -> str:
+    return f"onnxruntime fell back to {on}: " + (
+        reason
+        or f"there is no usable NVIDIA driver and device, or libraries are missing{_LIBRARIES}"
+    )
+
+
+@functools.cache
+def preload_libraries() -> None:
+    """Load the CUDA and cuDNN libraries that the extra `cuda` installed beside Python packages.
+
+    onnxruntime's own search does not find them there. What it fails to load it prints on standard
+    output, which belongs to others here.
+    """
+    if hasattr(ort, "preload_dlls"):
+        with contextlib.redirect_stdout(None), contextlib.suppress(Exception):
+            ort.preload_dlls()
+
+
+@contextlib.contextmanager
+def _captured_stderr() -> Iterator[Any]:
+    """Keep what native code writes to standard error; yields a function that reads it so far.
+
+    onnxruntime tells why a provider cannot be loaded there and nowhere else.
+    """
+    try:
+        kept = os.dup(2)
+    except OSError:  # standard error is closed
+        yield lambda: ""
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+
+        def said() -> str:
+            file.seek(0)
+            return file.read().decode(errors="replace")
+
+        try:
+            yield said
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            for line in said().splitlines():
+                if "onnxruntime" not in line:
+                    sys.stderr.write(line + "\n")
+
+
+def _reason(said: str) -> str | None:
+    """What onnxruntime's log names as the cause; the first error, since the later ones follow."""
+    for line in _ANSI.sub("", said).splitlines():
+        if found := _CAUSE.search(line):
+            missing = "cannot open shared object file" in line
+            return found[0].strip()[:500] + (_LIBRARIES if missing else "")
+    return None
 
 
 def first_line(error: Exception) -> str:
     """The first line of an error's message, or its class; a runtime adds traces below."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
+
+
+_PROBE_INPUT = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+_PROBE_OUTPUT = np.array([[421.0, -78.0, 98.0]], np.float32)
+"""Whole numbers below 2048, which every rounding mode of a GPU keeps exactly."""
+_PROBE = base64.b64decode(
+    "CAoSADqSAgoUCgF4CgZrZXJuZWwSAWMiBENvbnYKDwoBYxIBZiIHRmxhdHRlbgoaCgFmCgZ3ZWlnaHQKBGJpYXMS"
+    "AXkiBEdlbW0SBXByb2JlKjgIAQgBCAMIAxABQgZrZXJuZWxKJAAAAAAAAIA/AAAAAAAAgD8AAIA/AACAPwAAAAAA"
+    "AIA/AAAAACpACAQIAxABQgZ3ZWlnaHRKMAAAgD8AAAAAAAAAQAAAAEAAAIC/AAAAAAAAQEAAAAAAAACAPwAAgEAA"
+    "AIC/AAAAACoYCAMQAUIEYmlhc0oMAACAPwAAAEAAAEBAWhsKAXgSFgoUCAESEAoCCAEKAggBCgIIBAoCCARiEwoB"
+    "eRIOCgwIARIICgIIAQoCCANCBAoAEBQ="
+)
+"""x [1, 1, 4, 4] → Conv → Flatten → Gemm → y [1, 3]; a test builds it anew and compares."""

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from service.contract.bundle import Bundle
 from service.graph import head, ranking
 from service.graph.providers import (
+    FIRST_DEVICE,
     PROVIDERS,
+    Device,
     ProviderUnavailable,
     first_line,
-    provider_chain,
+    open_session,
     resolve_provider,
 )
 from service.machine import available_threads
@@ -29,7 +31,6 @@ Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 _NO, _YES = np.array(False), np.array(True)  # 0-d: what onnxruntime takes for a scalar
-_DEVICE_TYPES = {"cpu": "cpu", "cuda": "cuda", "tensorrt": "cuda"}
 
 
 _ORT_TYPES = {
@@ -90,13 +91,27 @@ class Graph:
     """One session over a composed graph. `run` may be called from one thread at a time."""
 
     def __init__(
-        self, session: ort.InferenceSession, bundle: Bundle, *, device: str, bound: bool
+        self,
+        session: ort.InferenceSession,
+        bundle: Bundle,
+        *,
+        bound: bool,
+        place: tuple[str, int] = ("cpu", 0),
+        small: tuple[int, ort.InferenceSession] | None = None,
+        large_rows: int | None = None,
     ) -> None:
+        """Wrap an opened session.
+
+        bound: run through an IOBinding. place: device type and number of what it runs on.
+        small: rows and session of the smaller size class, and large_rows those of `session`; batches
+        are padded to the rows of their class. None: batches run at their own size.
+        """
         self._session = session
         self._input = bundle.input.name
-        self._device = device
+        self._place = place
         self._bound = bound
-        self._table: tuple[int, ort.OrtValue] | None = None
+        self._small, self._large_rows = small, large_rows
+        self._rows_held: tuple[tuple[int, bytes], ort.OrtValue] | None = None
         self._ranked = list(head.RANKED)
         self._with_logits = [*head.RANKED, head.LOGITS]
         self._all = [*head.RANKED, *head.FULL]
@@ -117,7 +132,9 @@ class Graph:
         The arena otherwise keeps what the largest batch so far needed.
         """
         self._options = ort.RunOptions()
-        self._options.add_run_config_entry(_SHRINK, "cpu:0")
+        kind, number = self._place
+        device = "" if kind == "cpu" else f";gpu:{number}"
+        self._options.add_run_config_entry(_SHRINK, f"cpu:0{device}")
         try:
             yield
         finally:
@@ -125,7 +142,7 @@ class Graph:
 
     @property
     def provider(self) -> str:
-        """The provider that runs the graph: cpu, cuda or tensorrt."""
+        """The provider that runs the graph: cpu or cuda."""
         first = self._session.get_providers()[0]
         return next((name for name, long in PROVIDERS.items() if long == first), first)
 
@@ -143,15 +160,14 @@ class Graph:
     ) -> GraphOutputs:
         """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
 
-        `generation` changes with the table; a device keeps its copy of the table until then.
+        `generation` changes with the table; a device keeps the rows of the last call until then.
         `full` adds the three [n, C] outputs, `with_logits` the first of them.
         Raises whatever onnxruntime raises.
         """
         rows = len(inputs)
-        if self.fixed_rows is not None and rows != self.fixed_rows:
-            inputs, tau, prior_index = (
-                _padded(a, self.fixed_rows) for a in (inputs, tau, prior_index)
-            )
+        session, size = self._session_for(rows)
+        if size is not None and rows != size:
+            inputs, tau, prior_index = (_padded(a, size) for a in (inputs, tau, prior_index))
         feeds = {
             self._input: inputs,
             head.TAU: tau,
@@ -163,11 +179,11 @@ class Graph:
             feeds[head.BY_BLOCKS] = _YES if self._by_blocks(len(inputs), top_k) else _NO
         names = self._all if full else self._with_logits if with_logits else self._ranked
         if self._bound:
-            found = self._run_bound(feeds, prior_table, generation, names)
+            found = self._run_bound(session, feeds, prior_table, generation, names)
         else:
             feeds[head.PRIOR_TABLE] = prior_table
-            found = self._session.run(names, feeds, self._options)
-        if self.fixed_rows is not None:
+            found = session.run(names, feeds, self._options)
+        if size is not None:
             found = [values[:rows] for values in found]
         return GraphOutputs(found[0], found[1], found[2].ravel(), found[3].ravel(), *found[4:])
 
@@ -175,22 +191,40 @@ class Graph:
         least = self.blocks_from_rows
         return least is not None and rows >= least and top_k <= self._most_by_blocks
 
+    def _session_for(self, rows: int) -> tuple[ort.InferenceSession, int | None]:
+        """The session for a batch, and the rows to pad it to; None leaves it as it is."""
+        if self.fixed_rows is not None:
+            return self._session, self.fixed_rows
+        if self._small is not None and rows <= self._small[0]:
+            return self._small[1], self._small[0]
+        if self._large_rows is not None and rows <= self._large_rows:
+            return self._session, self._large_rows
+        return self._session, None
+
     def _run_bound(
-        self, feeds: dict[str, Array], prior_table: Array, generation: int, names: list[str]
+        self,
+        session: ort.InferenceSession,
+        feeds: dict[str, Array],
+        prior_table: Array,
+        generation: int,
+        names: list[str],
     ) -> list[Array]:
-        """Run through an IOBinding, so that the prior table stays on the device between calls."""
-        if self._table is None or self._table[0] != generation:
-            self._table = (
-                generation,
-                ort.OrtValue.ortvalue_from_numpy(prior_table, self._device, 0),
-            )
-        binding = self._session.io_binding()
+        """Run through an IOBinding, with only those rows of the prior table that the batch names.
+
+        They stay on the device for the next batch that names the same rows.
+        """
+        slots, feeds[head.PRIOR_INDEX] = np.unique(feeds[head.PRIOR_INDEX], return_inverse=True)
+        key = (generation, slots.tobytes())
+        if self._rows_held is None or self._rows_held[0] != key:
+            rows = np.ascontiguousarray(prior_table[slots])
+            self._rows_held = (key, ort.OrtValue.ortvalue_from_numpy(rows, *self._place))
+        binding = session.io_binding()
         for name, value in feeds.items():
             binding.bind_cpu_input(name, value)
-        binding.bind_ortvalue_input(head.PRIOR_TABLE, self._table[1])
+        binding.bind_ortvalue_input(head.PRIOR_TABLE, self._rows_held[1])
         for name in names:
             binding.bind_output(name, "cpu")
-        self._session.run_with_iobinding(binding, self._options)
+        session.run_with_iobinding(binding, self._options)
         return list(binding.copy_outputs_to_cpu())
 
 
@@ -201,11 +235,16 @@ def open_graph(
     provider: str = "auto",
     intra_op_threads: int | None = None,
     bound: bool | None = None,
+    device: Device = FIRST_DEVICE,
+    size_classes: tuple[int, int] | None = None,
 ) -> Graph:
     """Compose the adjustment head onto a published model and open a session.
 
-    provider: cpu, cuda, tensorrt, or auto (cuda where it works, else cpu).
-    bound: use an IOBinding; by default on every device but the CPU.
+    provider: cpu, cuda, or auto (cuda where it works, else cpu).
+    bound: use an IOBinding; by default on every device but the CPU. device: the GPU.
+    size_classes: rows of a small and a large batch. Each class gets a session of its own, and
+    batches are padded to it, since cuDNN plans a convolution anew whenever a session sees another
+    shape than the last one.
     Raises UnsupportedGraph, UnusableModel or ProviderUnavailable.
     """
     composed = head.compose_file(
@@ -221,15 +260,19 @@ def open_graph(
     options.inter_op_num_threads = 1
     options.enable_mem_pattern = False  # a plan is kept for each batch size, and saves no time
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
-    wanted = resolve_provider(provider)
+    wanted = resolve_provider(provider, device) if provider == "auto" else provider
+    fixed = bool(bundle.input.shape) and bundle.input.shape[0] is not None
+    small = None
     try:
-        session = ort.InferenceSession(composed, options, providers=provider_chain(wanted))
+        session = open_session(composed, options, wanted, device)
+        if size_classes is not None and not fixed:
+            small = (size_classes[0], open_session(composed, options, wanted, device))
+            _release_model_bytes(small[1])
     except Exception as error:
         raise UnusableModel(
             f"{folder}: onnxruntime refuses the graph: {first_line(error)}"
         ) from error
     _release_model_bytes(session)
-    device = _DEVICE_TYPES[wanted]
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
             f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
@@ -239,9 +282,16 @@ def open_graph(
     wrong = wrong_input(own, bundle) or wrong_columns(logits, bundle)
     if wrong:
         raise UnusableModel(f"{folder}: {wrong}")
-    bound = device != "cpu" if bound is None else bound
+    bound = wanted != "cpu" if bound is None else bound
     bindable = bundle.input.dtype != "string"  # strings stay on the host
-    return Graph(session, bundle, device=device, bound=bound and bindable)
+    return Graph(
+        session,
+        bundle,
+        bound=bound and bindable,
+        place=("cpu", 0) if wanted == "cpu" else ("cuda", device.number),
+        small=small,
+        large_rows=None if small is None or size_classes is None else size_classes[1],
+    )
 
 
 def wrong_input(own: Sequence[Declared], bundle: Bundle) -> str | None:
@@ -286,9 +336,7 @@ def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array],
     options.intra_op_num_threads = available_threads()
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent))
     try:
-        session = ort.InferenceSession(
-            serialized or str(path), options, providers=provider_chain("cpu")
-        )
+        session = open_session(serialized or str(path), options, "cpu")
     except Exception as error:
         raise UnusableModel(f"{path}: onnxruntime refuses it: {first_line(error)}") from error
     (name,) = [item.name for item in session.get_inputs()]

@@ -18,6 +18,7 @@ from service.contract.bundle import Bundle, load_bundle
 from service.graph import session as graphs
 from service.graph import warm_up
 from service.graph.prior_table import PriorTable
+from service.graph.providers import Device
 from service.graph.trial import influence
 from service.graph.warm_up import efficient_rows
 from service.observe.metrics import Metrics
@@ -35,6 +36,8 @@ FLOOD_SHARE = 1 / 30
 
 At least one full batch may wait, so that the session is never idle.
 """
+SMALL_BATCH_ROWS = 8
+"""On a GPU, batches of up to this many rows are padded to it; larger ones to the largest batch."""
 MAX_REPORT_BYTES = 16 * 2**20
 _MEASURING = Turn()
 """Loads run side by side, but only one is measured at a time: two would slow each other down."""
@@ -46,7 +49,7 @@ FREE_SIZES = (1, 8, 32, 224)
 class Loader:
     """How every model version of this process is opened and served.
 
-    provider, intra_op_threads: for the session. max_batch_rows: rows of the largest batch, unless
+    provider, device, intra_op_threads: for the session. max_batch_rows: rows of the largest batch, unless
     the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of the
     queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below this
     cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent logits.
@@ -54,6 +57,7 @@ class Loader:
     """
 
     provider: str
+    device: Device
     intra_op_threads: int
     max_batch_rows: int
     max_queued_rows: int
@@ -73,7 +77,12 @@ class Loader:
         if bundle.input.kind == "image":
             import_module("service.wire.images")  # imports Pillow now and not during a request
         graph = graphs.open_graph(
-            folder, bundle, provider=self.provider, intra_op_threads=self.intra_op_threads
+            folder,
+            bundle,
+            provider=self.provider,
+            intra_op_threads=self.intra_op_threads,
+            device=self.device,
+            size_classes=self._size_classes(),
         )
         largest = _largest_batch(graph, bundle, self.max_batch_rows)
         sizes = [largest] if graph.fixed_rows else warm_sizes(largest)
@@ -88,6 +97,12 @@ class Loader:
             1e3 * cost[largest], largest, best, warm.selection_note(),
         )  # fmt: skip
         return lambda: self._serve(bundle, graph, _interpolated(cost, best), best, report)
+
+    def _size_classes(self) -> tuple[int, int] | None:
+        """Rows of a small and a large batch on a GPU; the CPU takes each batch at its own size."""
+        if self.provider == "cpu" or self.max_batch_rows <= SMALL_BATCH_ROWS:
+            return None
+        return SMALL_BATCH_ROWS, self.max_batch_rows
 
     def _serve(
         self,

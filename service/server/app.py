@@ -72,7 +72,10 @@ class Service:
         )
         providers.check_runtime()
         self.traces = open_traces(VERSION) if settings.traces else None
-        self.provider = providers.resolve_provider(settings.provider)
+        self.device = providers.Device(
+            settings.device_id, memory_mib=settings.gpu_memory_mib, tf32=settings.tf32
+        )
+        self.provider = providers.resolve_provider(settings.provider, self.device)
         self.metrics = Metrics(
             Tally(run_folder.own),
             run_folder,
@@ -163,6 +166,7 @@ class Service:
         settings = self.settings
         return Loader(
             provider=self.provider,
+            device=self.device,
             intra_op_threads=settings.intra_op_threads or self.threads,
             max_batch_rows=settings.max_batch_rows,
             max_queued_rows=settings.max_queued_rows,
