@@ -113,6 +113,19 @@ def test_prometheus_takes_its_configuration_and_its_rules(promtool):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_every_alert_leads_to_its_section_of_the_runbook():
+    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/alerts.yml").read_text(encoding="utf-8"))
+    sections = {
+        line.removeprefix("### ").strip()
+        for line in (ROOT / "docs/runbook.md").read_text(encoding="utf-8").splitlines()
+        if line.startswith("### ")
+    }
+    alerts = {rule["alert"]: rule["annotations"] for rule in rules["groups"][0]["rules"]}
+    assert sections == set(alerts)
+    for name, annotations in alerts.items():
+        assert annotations["runbook"] == f"docs/runbook.md#{name.lower()}"
+
+
 def test_every_alert_is_tested_to_fire_and_every_recording_rule_by_its_numbers():
     folder = DEPLOY / "prometheus"
     alerts, recorded = (
