@@ -17,12 +17,15 @@ GROUPS = {
         "key": "make an API key",
         "priors": "look at stored priors, go back, export, import, migrate",
     },
-    "train a model": {
+    "train a model, score files": {
         "train": "train, calibrate, compare and publish; the same as the command `training`",
+        "score": "answer files of unlabelled rows, as the service would",
     },
 }
 """Every verb with its line of help, by group."""
 
+TRAINING = ("train", "score")
+"""Verbs of the training package; all others are verbs of the service."""
 VERBS = [verb for group in GROUPS.values() for verb in group]
 USAGE = "usage: priordial VERB …, priordial VERB --help, priordial --version"
 
@@ -42,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(given)
     except ModuleNotFoundError as error:
-        advice = missing_extra(error, first="training" if given[0] == "train" else "serve")
+        advice = missing_extra(error, first="training" if given[0] in TRAINING else "serve")
         if advice is None:
             raise
         _print(f"priordial: {advice}", to_stderr=True)
@@ -66,10 +69,12 @@ def help_text() -> str:
 
 
 def _run(given: list[str]) -> int:
-    if given[0] == "train":
+    if given[0] in TRAINING:
         from training.__main__ import run
 
-        return run(given[1:], prog="priordial train")
+        if given[0] == "train":
+            return run(given[1:], prog="priordial train")
+        return run(given, prog="priordial")
     from service.__main__ import main as serve
 
     return serve(given, prog="priordial")

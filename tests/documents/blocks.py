@@ -148,7 +148,7 @@ class Desk:
         path.chmod(0o755)
 
 
-def wrapped(printed: str, width: int = 100) -> str:
+def wrapped(printed: str, width: int = 92) -> str:
     """Output for a page: long lines of JSON are broken behind commas."""
     lines = []
     for line in printed.rstrip("\n").splitlines():

@@ -30,7 +30,7 @@ def _verbs_of_service():
 
 
 def test_help_lists_every_verb_of_both_programs():
-    assert sorted(VERBS) == sorted([*_verbs_of_service(), "train"])
+    assert sorted(VERBS) == sorted([*_verbs_of_service(), "train", "score"])
 
 
 def test_help_is_printed_on_request_and_for_an_empty_command_line(capsys):
@@ -50,7 +50,7 @@ def test_a_misspelt_verb_is_answered_with_the_nearest_one(capsys):
     assert "no verb 'serv'; did you mean 'serve'?" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", ["serve", "train"])
+@pytest.mark.parametrize("verb", ["serve", "train", "score"])
 def test_errors_and_usage_name_the_command_that_was_typed(verb):
     done = _run("priordial", verb, "--no-such-flag")
     assert done.returncode == 2
