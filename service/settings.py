@@ -148,6 +148,11 @@ class Settings:
         False, "send OpenTelemetry traces to where the standard OTEL_* environment variables say"
     )
 
+    measure_loop_turns: bool = _setting(
+        False,
+        "measure how long the event loop is held (priordial_loop_turn_seconds), for debugging",
+    )
+
     def __post_init__(self) -> None:
         """Refuse values out of range, naming the flag. Raises InvalidSetting."""
         for item in dataclasses.fields(self):

@@ -32,6 +32,10 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
         "1 where the target of a prior is the mix to be expected in traffic, else 0",
         max,
     ),
+    "priordial_loop_turn_seconds": (
+        "Longest time since the start in which the event loop served nobody else; with --measure-loop-turns",
+        max,
+    ),
     "priordial_model_info": ("1 for each model version that is served, with its provider", max),
     "priordial_build_info": ("1, with the version of the service", max),
 }

@@ -38,6 +38,7 @@ from service.priors.webhook import Changed, Webhook
 from service.repository.loading import Loader
 from service.repository.repository import Repository, UnknownModel
 from service.server.gauges import Gauges
+from service.server.loop_turns import LoopTurns
 from service.server.watchdog import Watchdog
 from service.settings import Settings
 
@@ -143,6 +144,10 @@ class Service:
             self.metrics.publish_gauges()
         if self.settings.webhook:
             self.webhook = Webhook(self.settings.webhook, self.settings.webhook_secret)
+        if self.settings.measure_loop_turns:
+            turns = LoopTurns()
+            turns.start()
+            self.metrics.add_gauges(turns.gauges)
         self.watchdog.start()
         self.start_done.set()
 
