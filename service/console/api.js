@@ -1,8 +1,8 @@
-// The public API of the service, and nothing else: relative addresses, problems as errors, the key of this tab.
+// The public API of the service: relative addresses, problems as errors, the API key of this tab.
 
 const KEY = "priordial-key";
 
-/** An answer that is not the one that was asked for, in the service's own words. */
+/** An error that the service answered, in the service's own words. */
 export class Problem extends Error {
   constructor(status, body) {
     super(body.detail || body.title || `The service answered ${status}`);
@@ -16,10 +16,24 @@ export class Problem extends Error {
 /** The service could not be reached at all. */
 export class Unreachable extends Error {}
 
+/** Fired on the window when another key is used, or none any more. */
+export const KEY_CHANGED = "priordial-key-changed";
+
 /** The API key lives in this tab's session only; it is never written into an address or a snippet. */
 export const key = {
   get: () => sessionStorage.getItem(KEY) || "",
-  set: (value) => (value ? sessionStorage.setItem(KEY, value) : sessionStorage.removeItem(KEY)),
+  set: (value) => {
+    if (value) sessionStorage.setItem(KEY, value);
+    else sessionStorage.removeItem(KEY);
+    dispatchEvent(new Event(KEY_CHANGED));
+  },
+};
+
+/** What each role allows, in words. */
+export const ROLES = {
+  predict: "score inputs (Try)",
+  observe: "read priors, traffic and reports",
+  operate: "change priors and load models; includes observe",
 };
 
 async function request(method, path, { body, headers = {}, signal } = {}) {

@@ -1,4 +1,4 @@
-// The console: which page, which model, light or dark.
+// The console's frame: which page, which model, which key, light or dark.
 
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { getJson } from "./api.js";
@@ -6,6 +6,7 @@ import { Model } from "./model.js";
 import { Priors } from "./priors.js";
 import { Traffic } from "./traffic.js";
 import { Try } from "./try.js";
+import { Who, useWhoAmI } from "./who.js";
 import { Empty, Failed, Loading, useLoaded } from "./widgets.js";
 
 const PAGES = { try: ["Try", Try], priors: ["Priors", Priors], traffic: ["Traffic", Traffic], model: ["Model", Model] };
@@ -35,6 +36,8 @@ function useTheme() {
 function App() {
   const [here, setHere] = useState(place);
   const [theme, nextTheme] = useTheme();
+  const me = useWhoAmI();
+  const [signedOut, setSignedOut] = useState(0);
   const models = useLoaded((signal) => getJson("models", { signal }), []);
   useEffect(() => {
     const moved = () => setHere(place());
@@ -60,14 +63,15 @@ function App() {
         <select value=${model} onChange=${(e) => { location.hash = address(here.page, e.target.value); }}>
           ${known.map((m) => html`<option value=${m.name}>${m.name}</option>`)}
         </select></label>`}
+      <${Who} me=${me} signedOut=${() => setSignedOut((n) => n + 1)} />
       <button class="small theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}. Change`}>${{ auto: "◐ auto", light: "☀ light", dark: "☾ dark" }[theme]}</button>
     </header>
     <main id="main" tabindex="-1">
       ${models.error ? html`<${Failed} error=${models.error} again=${models.again} />`
       : !models.value ? html`<${Loading} what="the models" />`
       : !model ? html`<${Empty} title="No model is served">
-          <p>Publish one (<code>python -m training fit …</code>) or import one (<code>python -m service import …</code>), then load it.</p></${Empty}>`
-      : html`<${Page} model=${model} query=${here.query} go=${go} />`}
+          <p>Publish one (<code>python -m training fit …</code>) or import one (<code>python -m service import …</code>), then load it with <code>POST /v2/repository/models/NAME/load</code> or SIGHUP.</p></${Empty}>`
+      : html`<${Page} key=${signedOut} model=${model} query=${here.query} go=${go} me=${me.value} />`}
     </main>`;
 }
 

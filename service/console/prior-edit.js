@@ -6,7 +6,8 @@ import { groupOf } from "./formula.js";
 import { Differences } from "./prior-history.js";
 import { fine, useClasses } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
-import { Failed, Group, Loading, NeedsKey, percent, when, whole } from "./widgets.js";
+import { NeedsKey } from "./who.js";
+import { Failed, Group, Loading, percent, when, whole } from "./widgets.js";
 
 const MANY_FLIPS = 0.25; // share of recent answers from which saving asks again
 

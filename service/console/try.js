@@ -1,4 +1,4 @@
-// Try: inputs are scored once, at tau = 0; the dial and the target redraw every answer here.
+// Try: the service scores each input once, at tau = 0; the page computes every answer of the dial itself.
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { Problem, getJson, modelPath, sendJson } from "./api.js";
@@ -36,21 +36,31 @@ const storedPriors = (model, signal) =>
     },
   );
 
-export function Try({ model }) {
+/** The report with the model's samples; without the role observe it is not to be had, and Try goes on without. */
+const reportOf = (model, signal) =>
+  getJson(`${modelPath(model)}/report`, { signal }).catch((error) => {
+    if (error instanceof Problem && error.status === 403) return { forbidden: true };
+    throw error;
+  });
+
+export function Try({ model, me }) {
   const loaded = useLoaded(
     async (signal) => {
       const [about, report, stored] = await Promise.all([
         getJson(modelPath(model), { signal }),
-        getJson(`${modelPath(model)}/report`, { signal }),
+        reportOf(model, signal),
         storedPriors(model, signal),
       ]);
-      return { bundle: about.bundle, samples: (report.samples ?? []).map(fromSample), chosen: report.tau?.chosen, stored };
+      return { bundle: about.bundle, samples: (report.samples ?? []).map(fromSample), chosen: report.tau?.chosen, stored, forbidden: report.forbidden };
     },
     [model],
   );
   if (loaded.error) return html`<${Failed} error=${loaded.error} again=${loaded.again} />`;
   if (!loaded.value || loaded.value.bundle.name !== model) return html`<${Loading} what="the model" />`;
-  return html`<${Bench} key=${model} model=${model} reload=${loaded.again} ...${loaded.value} />`;
+  const cannot = me?.keys_required && me.missing.includes("predict");
+  return html`${cannot && html`<p class="note">The key <b>${me.name}</b> lacks the role predict, so it cannot score inputs. Use a key with the role predict; a key can have several roles.</p>`}
+    ${loaded.value.forbidden && html`<p class="note">The key <b>${me?.name}</b> lacks the role observe, so the model's samples and stored priors are not shown.</p>`}
+    <${Bench} key=${model} model=${model} reload=${loaded.again} ...${loaded.value} />`;
 }
 
 /** What requests that name no prior get. */

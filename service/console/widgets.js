@@ -1,7 +1,8 @@
 // Small parts that every page uses.
 
-import { html, useEffect, useRef, useState } from "./vendor/preact.js";
-import { Problem, key } from "./api.js";
+import { html, useEffect, useState } from "./vendor/preact.js";
+import { Problem } from "./api.js";
+import { NeedsKey } from "./who.js";
 
 export const percent = (p, digits = 1) =>
   p === null || p === undefined || Number.isNaN(p) ? "–" : `${(100 * p).toFixed(p < 0.0995 && p > 0 ? Math.max(digits, 1) : digits)} %`;
@@ -48,22 +49,6 @@ export function Failed({ error, again }) {
     <p>${error.message}</p>
     ${again && html`<button onClick=${again}>Try again</button>`}
   </div>`;
-}
-
-export function NeedsKey({ error, again }) {
-  const field = useRef();
-  const save = (event) => {
-    event.preventDefault();
-    key.set(field.current.value.trim());
-    again?.();
-  };
-  return html`<form class="state" onSubmit=${save}>
-    <h2>${error.status === 401 ? "An API key is needed" : "This key may not do that"}</h2>
-    <p>${error.status === 401 ? "A key with the role observe looks, with predict scores, and with operate changes priors." : error.message}</p>
-    <p class="line"><label>API key <input ref=${field} type="password" autocomplete="off" spellcheck=${false} /></label>
-      <button>Use it in this tab</button></p>
-    <p class="quiet">It stays in this tab until you close it.</p>
-  </form>`;
 }
 
 async function copied(text) {

@@ -168,6 +168,61 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshot
         assert change not in server.log
 
 
+def test_the_page_says_which_key_is_in_use_why_one_fails_what_is_missing_and_signs_out(
+    open_page, tmp_path, screenshots
+):
+    from service.keys import make_key
+    from tests.service.console.conftest import shipped
+    from tests.support.server import running
+
+    given, key = make_key("night-shift", ["operate"])
+    open_page.allow("401")
+    open_page.allow("403")
+    with running(shipped(tmp_path / "models", "digits"), api_keys=key.line()) as server:
+        page = open_page("/#/priors?model=digits", base=server.url)
+        page.locator(".who", has_text="No key").wait_for()
+        page.get_by_label("API key").fill("pk-wrong")
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("text=The service does not accept this key")
+        page.get_by_label("API key").fill(given)
+        page.get_by_role("button", name="Use it").click()
+        page.locator(".who summary", has_text="night-shift").click()
+        panel = page.locator(".who .panel")
+        assert "change priors and load models" in panel.inner_text()
+        assert "It lacks:" in panel.inner_text()
+        page.screenshot(path=screenshots / "who.png", full_page=True)
+        assert serious(page) == []
+        page.get_by_role("link", name="Try").click()
+        page.wait_for_selector("text=lacks the role predict")
+        page.screenshot(path=screenshots / "try-operate.png", full_page=True)
+        page.wait_for_selector("text=This key may not do that")
+        assert serious(page) == []
+        if not panel.count():
+            page.locator(".who summary").click()
+        page.get_by_role("button", name="Sign out").click()
+        page.locator(".who", has_text="No key").wait_for()
+        page.wait_for_selector("text=An API key is needed")
+        assert page.evaluate("sessionStorage.length") == 0
+        page.close()
+
+
+def test_a_key_that_may_only_predict_tries_without_samples_and_is_told_why(open_page, tmp_path):
+    from service.keys import make_key
+    from tests.service.console.conftest import shipped
+    from tests.support.server import running
+
+    given, key = make_key("till", ["predict"])
+    open_page.allow("401")
+    open_page.allow("403")
+    with running(shipped(tmp_path / "models", "digits"), api_keys=key.line()) as server:
+        page = open_page("/#/try?model=digits", base=server.url)
+        page.get_by_label("API key").fill(given)
+        page.get_by_role("button", name="Use it").click()
+        page.wait_for_selector("text=lacks the role observe")
+        page.wait_for_selector("text=Nothing to score yet")
+        page.close()
+
+
 def test_a_key_that_is_given_on_the_try_page_scores_every_sample_under_the_stored_prior(
     open_page, tmp_path
 ):
