@@ -1,15 +1,13 @@
-"""Inputs and a prior in, ranked classes out. The prior is read once, when the request is admitted."""
+"""Chooses the tau and prior of a request, once, when it is admitted; and what its answer says about them."""
 
-import asyncio
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.batching.run import MAX_GRAPH_TOP_K
-from service.batching.work import Abandoned, Awaited, DeadlinePassed, Entry, Overloaded, Work
+from service.batching.work import NO_DEADLINE, Deadline, Work
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
@@ -33,84 +31,78 @@ class RowSettings(NamedTuple):
 
 
 class Classifier:
-    """Chooses the prior and tau of a request and hands its rows to the model's batcher."""
+    """Chooses the prior and tau of a request, once, and gives the work that a model's batcher takes."""
 
     def __init__(self, priors: Priors, *, tau_cap: float) -> None:
         self._tau_cap = tau_cap
         self.revision_of = priors.requested
         self.revision_at_hand = priors.at_hand
 
-    def work(
+    def admit(
         self,
         model: ServedModel,
         inputs: NDArray[Any],
         parameters: Parameters,
         revision: PriorRevision,
         *,
-        deadline: float = float("inf"),
-        is_abandoned: Callable[[], bool] | None = None,
+        deadline: Deadline = NO_DEADLINE,
         full: bool = False,
         is_traffic: bool = True,
     ) -> Work:
-        """What a batcher needs to score inputs [n, …] with one prior. It holds a slot of the model's table until it is scored.
+        """The work of scoring inputs [n, …] with one tau and one prior, for the model's batcher.
 
-        With `full`, all logits and probabilities come too. deadline is a time of time.monotonic(), looked at when rows are
-        queued and when they are scored. Raises the errors of the parameters.
+        It holds a slot of the model's prior table, which the batcher releases. With `full`, all logits and probabilities
+        come too. Raises the errors of the parameters.
         """
         bundle = model.bundle
-        top_k = check_top_k(parameters.top_k, len(bundle.class_names))
-        tau = self.tau_of(bundle, parameters.tau)
-        check_adjustable(bundle, revision, tau)
-        slot = model.table.acquire(revision.key, revision.offset)
+        top_k = parameters.top_k
+        if top_k is None:
+            top_k = min(DEFAULT_TOP_K, len(bundle.class_names))
+        else:
+            check_top_k(top_k, len(bundle.class_names))
+        tau = bundle.tau if parameters.tau is None else check_tau(parameters.tau, cap=self._tau_cap)
+        offset = revision.offset
+        if offset is None:
+            check_adjustable(bundle, revision, tau)
+        slot = model.table.acquire(revision.key, offset)
         full = full or top_k > MAX_GRAPH_TOP_K
-        return Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_abandoned, is_traffic)
+        return Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_traffic)
 
-    async def score(
+    def admit_rows(
         self,
         model: ServedModel,
         inputs: NDArray[Any],
         settings: RowSettings,
         *,
         top_k: int,
-        deadline: float = float("inf"),
-        hard_deadline: bool = False,
-        is_abandoned: Callable[[], bool] | None = None,
+        deadline: Deadline = NO_DEADLINE,
         full: bool = False,
-    ) -> Entry:
-        """Score inputs [n, …], each row with the tau and prior that `settings` gives it; see `work` and `submit`."""
+    ) -> Work:
+        """The work of scoring inputs [n, …], each row with the tau and prior that `settings` gives it."""
         table = model.table
-        slots = tuple(table.acquire(each.key, each.offset) for each in settings.revisions)
+        slots = [table.acquire(each.key, each.offset) for each in settings.revisions]
         rows = settings.prior_of_row
-        work = Work(
-            inputs,
-            settings.tau,
-            slots[0] if rows is None else np.array(slots, np.int64)[rows],
-            slots,
-            top_k,
-            full or top_k > MAX_GRAPH_TOP_K,
-            deadline,
-            is_abandoned,
-        )
-        return await submit(model, work, hard_deadline=hard_deadline)
+        slot = slots[0] if rows is None else np.array(slots, np.int64)[rows]
+        full = full or top_k > MAX_GRAPH_TOP_K
+        return Work(inputs, settings.tau, slot, tuple(slots), top_k, full, deadline)
 
-    async def settings_of(
+    def settings_of(
         self,
         bundle: Bundle,
         tau: float | NDArray[np.float32] | None,
-        priors: Sequence[str | dict[str, Any] | None],
+        revisions: Sequence[PriorRevision],
         prior_of_row: NDArray[np.int64] | None = None,
     ) -> RowSettings:
-        """Choose the prior and tau of a request, once, when it is admitted.
+        """The tau and priors of the rows of a request.
 
-        tau is one for all rows, one for each [n], or None for the model's default; without prior_of_row all rows have the first
-        prior. Raises the errors of tau and of the priors, and UnknownLabelFrequencies.
+        tau is one for all rows, one for each [n], or None for the model's default; without prior_of_row all rows have the
+        first prior. Raises InvalidTau and UnknownLabelFrequencies.
         """
         chosen = (
             check_taus(tau, cap=self._tau_cap)
             if isinstance(tau, np.ndarray)
             else self.tau_of(bundle, tau)
         )
-        revisions = [await self.revision_of(bundle, prior) for prior in priors]
         for number, revision in enumerate(revisions):
             if revision.offset is None:
                 rows = slice(None) if prior_of_row is None else prior_of_row == number
@@ -121,60 +113,6 @@ class Classifier:
     def tau_of(self, bundle: Bundle, tau: float | None) -> float:
         """The tau of a request, or the model's default. Raises InvalidTau."""
         return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
-
-
-def enqueue(model: ServedModel, entry: Entry) -> None:
-    """Queue work that holds slots of the model's table; they are given back, and the request counted, when it is refused."""
-    try:
-        model.batcher.enqueue(entry)
-    except Exception as error:
-        for slot in entry.work.held_slots:
-            model.table.release(slot)
-        model.metrics.rejected(rejection(error))
-        raise
-
-
-async def submit(model: ServedModel, work: Work, *, hard_deadline: bool = False) -> Entry:
-    """Queue work and wait for its scores; a hard deadline ends the wait even while the graph runs."""
-    entry = Awaited(work, asyncio.get_running_loop())
-    enqueue(model, entry)
-    try:
-        await (_before(entry.future, work.deadline) if hard_deadline else entry.future)
-    except Exception as error:
-        model.metrics.rejected(rejection(error))
-        raise
-    if work.is_traffic:
-        model.metrics.used_tau(work.tau, len(work.inputs))
-    return entry
-
-
-def check_room(model: ServedModel) -> None:
-    """Raise Overloaded, and count it, when not one row more may wait: before the body is read, which costs more than to refuse."""
-    try:
-        model.batcher.check_room()
-    except Overloaded as error:
-        model.metrics.rejected(rejection(error))
-        raise
-
-
-async def _before(future: "asyncio.Future[Entry]", deadline: float) -> None:
-    """Wait for the answer, or raise DeadlinePassed at the deadline even while the graph still runs."""
-    loop = asyncio.get_running_loop()
-    timer = loop.call_later(max(0.0, deadline - time.monotonic()), _expire, future)
-    try:
-        await future
-    finally:
-        timer.cancel()
-
-
-def _expire(future: "asyncio.Future[Entry]") -> None:
-    if not future.done():
-        future.set_exception(deadline_passed())
-
-
-def deadline_passed() -> DeadlinePassed:
-    """What a caller with a hard deadline is told when it is over."""
-    return DeadlinePassed("the deadline passed before the answer was there")
 
 
 def check_taus(taus: NDArray[np.float32], *, cap: float) -> NDArray[np.float32]:
@@ -189,7 +127,7 @@ def check_taus(taus: NDArray[np.float32], *, cap: float) -> NDArray[np.float32]:
 
 
 def check_top_k(top_k: int | None, num_classes: int) -> int:
-    """Return top_k, by default 5 or C. Raises InvalidParameter."""
+    """Return top_k, by default 5 or the number of classes. Raises InvalidParameter."""
     if top_k is None:
         return min(DEFAULT_TOP_K, num_classes)
     if not 1 <= top_k <= num_classes:
@@ -223,9 +161,3 @@ def ranked(
     assert outputs.probabilities is not None
     order = np.argsort(-outputs.adjusted_logits[rows], axis=1, kind="stable")[:, :top_k]
     return order, np.take_along_axis(outputs.probabilities[rows], order, axis=1)
-
-
-def rejection(error: Exception) -> str:
-    """Why a request was not scored, as it is counted."""
-    known = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "abandoned"}
-    return known.get(type(error), "invalid" if isinstance(error, ValueError) else "failed")

@@ -7,27 +7,27 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from service import __main__
-from service.api.edge.lane import HotLane
-from service.api.edge.request import HotRequest, Response
+from service.api.edge.lane import ScoringLane
+from service.api.edge.request import Answer, Request, Route
 from service.server import serving
 
 KEPT: list[bytes] = []
 
 
-class LeakingLane(HotLane):
+class LeakingLane(ScoringLane):
     """Forgets nothing."""
 
-    def succeed(self, requests: Sequence[HotRequest], responses: Sequence[Response]) -> None:
-        """The answers, after the bodies have been kept."""
+    def _finish(self, route: Route, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Answer requests after their bodies have been kept."""
         KEPT.extend(bytes(bytearray(request.body)) for request in requests)
-        super().succeed(requests, responses)
+        super()._finish(route, requests, answers)
 
 
 def main() -> int:
     """What `python -m service` does, with the other lane."""
     import service.server.app
 
-    service.server.app.HotLane = LeakingLane  # type: ignore[misc]
+    service.server.app.ScoringLane = LeakingLane  # type: ignore[misc]
     assert serving.Service is service.server.app.Service
     return __main__.main(sys.argv[1:])
 

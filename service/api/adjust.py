@@ -1,18 +1,21 @@
 """POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import TIMEOUT_HEADER, Content, deadline_of, instances_of
+from service.api.content import JSON_TYPES, Content, instances_of
 from service.api.edge.errors import Problem
-from service.api.edge.request import Answer, HotRequest
+from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
-from service.classifier import Classifier, check_adjustable, check_top_k, submit, warnings_of
+from service.batching.queue import Entry, Reply
+from service.batching.work import Deadline, Work
+from service.classifier import Classifier, check_adjustable, check_top_k, warnings_of
 from service.contract.bundle import Bundle, InputSpec
-from service.priors.revisions import PriorRevision
+from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.priors.rule import Ranking, Rule, rank
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
@@ -41,11 +44,19 @@ class Setting(NamedTuple):
     revision: PriorRevision
 
 
+class Asked(NamedTuple):
+    """What the answer to a request needs to know beside the logits."""
+
+    request: Request
+    model: ServedModel
+    settings: Sequence[Setting]
+    top_k: int
+
+
 class Adjust:
-    """The hot route."""
+    """The route."""
 
     oip = False
-    direct: Literal[False] = False
     template = "/models/{model}/adjust"
 
     def __init__(
@@ -56,20 +67,28 @@ class Adjust:
         pool: Pool,
         timeout_seconds: float,
     ) -> None:
+        """Make the route.
+
+        repository, classifier: where models and priors are found.
+        pool: decodes images, and applies the formula where that takes long.
+        timeout_seconds: the deadline of a request that sets none.
+        """
         self._repository, self._classifier = repository, classifier
         self._pool, self._timeout_seconds = pool, timeout_seconds
 
     def match(self, path: str) -> dict[str, str] | None:
-        """See WaitingRoute."""
+        """The model's name."""
         if path.endswith("/adjust") and path.startswith("/models/"):
             name = path[8:-7]
             return {"model": name} if name and "/" not in name else None
         return None
 
-    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
-        """Read every setting's prior, score, then apply the formula for each."""
+    # -- from a request to the queue
+
+    def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
+        """Read every setting's prior, then queue the instances; given logits are answered at once."""
         kind = request.content_type
-        if kind not in {"application/json", "text/json", ""}:
+        if kind not in JSON_TYPES:
             raise Problem(
                 "unsupported-media-type",
                 f"content type '{kind[:80]}' is not taken here; expected application/json",
@@ -80,76 +99,152 @@ class Adjust:
         common = query_parameters(request.query).merged(body_parameters(document.get("parameters")))
         wanted = _settings(document, common)
         model = self._repository.find(path["model"], common.version)
-        with model.held():
-            bundle = model.bundle
-            top_k = check_top_k(common.top_k, len(bundle.class_names))
-            settings = [await self._setting(bundle, each) for each in wanted]
-            deadline = deadline_of(request, self._timeout_seconds)
-            logits = await self._logits(request, model, document, deadline)
-            cells = logits.size * len(settings)
-            if cells > MAX_CELLS:
-                raise Problem(
-                    "too-large",
-                    f"{len(logits)} rows of {logits.shape[1]} classes under {len(settings)} settings are {cells} numbers; at most "
-                    f"{MAX_CELLS} are worked out at once",
-                )
+        top_k = check_top_k(common.top_k, len(model.bundle.class_names))
+        deadline = request.deadline(self._timeout_seconds)
+        try:
+            revisions = [
+                self._classifier.revision_at_hand(model.bundle, each.prior) for each in wanted
+            ]
+        except RevisionNotInMemory:
+            return self._fetched(
+                wanted,
+                request=request,
+                model=model,
+                document=document,
+                top_k=top_k,
+                deadline=deadline,
+                reply=reply,
+            )
+        asked = Asked(request, model, self._chosen(model, wanted, revisions), top_k)
+        return self._scored(asked, document, deadline, reply)
 
-            def work() -> bytes:
-                return _encode(bundle, settings, logits, top_k)
-
-            if cells <= _CHEAP_CELLS:
-                body = work()
-            else:
-                body = await self._pool.run(
-                    work,
-                    size=logits.nbytes * len(settings),
-                    deadline=deadline,
-                    is_abandoned=request.is_abandoned,
-                )
-        request.log.update(
-            model=bundle.name, version=bundle.version, rows=len(logits), settings=len(settings)
-        )
-        return Answer(body)
-
-    async def _setting(self, bundle: Bundle, wanted: Parameters) -> Setting:
-        tau = self._classifier.tau_of(bundle, wanted.tau)
-        revision = await self._classifier.revision_of(bundle, wanted.prior)
-        check_adjustable(bundle, revision, tau)
-        return Setting(tau, revision)
-
-    async def _logits(
+    async def _fetched(
         self,
-        request: HotRequest,
+        wanted: Sequence[Parameters],
+        *,
+        request: Request,
         model: ServedModel,
         document: dict[str, Any],
-        deadline: float,
-    ) -> NDArray[Any]:
-        """[n, C]: given, or the model's own for the instances."""
+        top_k: int,
+        deadline: Deadline,
+        reply: Reply,
+    ) -> Answer | None:
+        """Read priors from the store first."""
+        with model.held():
+            revisions = [
+                await self._classifier.revision_of(model.bundle, each.prior) for each in wanted
+            ]
+            asked = Asked(request, model, self._chosen(model, wanted, revisions), top_k)
+            found = self._scored(asked, document, deadline, reply)
+            return found if found is None or isinstance(found, Answer) else await found
+
+    def _chosen(
+        self, model: ServedModel, wanted: Sequence[Parameters], revisions: Sequence[PriorRevision]
+    ) -> list[Setting]:
+        settings = []
+        for parameters, revision in zip(wanted, revisions, strict=True):
+            tau = self._classifier.tau_of(model.bundle, parameters.tau)
+            check_adjustable(model.bundle, revision, tau)
+            settings.append(Setting(tau, revision))
+        return settings
+
+    def _scored(
+        self, asked: Asked, document: dict[str, Any], deadline: Deadline, reply: Reply
+    ) -> Answer | Later | None:
+        """Queue the instances, or answer given logits."""
+        body, bundle = asked.request.body, asked.model.bundle
         member = b"logits" if "logits" in document else b"instances"
-        booleans = may_hold_strings(request.body, member)
+        are_numbers = not may_hold_strings(body, member)
         if "logits" in document:
             given = document["logits"]
             if not isinstance(given, list) or not given:
                 raise InvalidInput(f"logits are {short(given)}; expected a list of rows")
-            spec = _logits_spec(len(model.bundle.class_names))
-            return array_of(given, spec, are_numbers=not booleans)
-        content = Content(Parameters(), instances=instances_of(document), booleans=booleans)
-        inputs = content.array(model.bundle)
-        if inputs is None:
-            inputs = await content.decoded_images(request, model, self._pool, deadline)
-        work = self._classifier.work(
-            model,
+            spec = _logits_spec(len(bundle.class_names))
+            logits = array_of(given, spec, are_numbers=are_numbers)
+            if _check_cells(asked, len(logits)) <= _CHEAP_CELLS:
+                return _answer(asked, logits)
+            return self._worked_out(asked, logits, deadline)
+        instances = instances_of(document)
+        if isinstance(instances[0], dict):
+            return self._decoded(asked, Content.of_instances(instances), deadline)
+        inputs = array_of(instances, bundle.input, are_numbers=are_numbers)
+        if _check_cells(asked, len(inputs)) > _CHEAP_CELLS:
+            return self._later(asked, inputs, deadline)
+        work = self._work(asked, inputs, deadline)
+        asked.model.batcher.put(Entry(work, caller=asked.request, reply=reply, ask=asked))
+        return None
+
+    def _work(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Work:
+        """Score for the logits alone, at tau = 0."""
+        revision = self._classifier.revision_at_hand(asked.model.bundle, None)
+        return self._classifier.admit(
+            asked.model,
             inputs,
             Parameters(tau=0.0, top_k=1),
-            await self._classifier.revision_of(model.bundle, None),
+            revision,
             deadline=deadline,
-            is_abandoned=request.is_abandoned,
             full=True,
             is_traffic=False,
         )
-        scored = await submit(model, work, hard_deadline=TIMEOUT_HEADER in request.headers)
-        assert scored.outputs.logits is not None
-        return scored.outputs.logits[scored.start : scored.stop]
+
+    async def _decoded(self, asked: Asked, content: Content, deadline: Deadline) -> Answer:
+        """Decode images, score them, apply the formula."""
+        with asked.model.held():
+            inputs = await content.decoded_images(asked.request, asked.model, self._pool, deadline)
+            _check_cells(asked, len(inputs))
+            return await self._later(asked, inputs, deadline)
+
+    async def _later(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Answer:
+        """Score, then apply the formula in a thread."""
+        with asked.model.held():
+            work = self._work(asked, inputs, deadline)
+            entry = await asked.model.batcher.submit(work, caller=asked.request)
+            return await self._worked_out(asked, _logits_of(entry), deadline)
+
+    async def _worked_out(self, asked: Asked, logits: NDArray[Any], deadline: Deadline) -> Answer:
+        """Apply the formula in a thread: on the event loop it would hold up other requests."""
+        return await self._pool.run(
+            lambda: _answer(asked, logits),
+            size=logits.nbytes * len(asked.settings),
+            deadline=deadline,
+            caller=asked.request,
+        )
+
+    # -- from the queue to the answers
+
+    def encode(self, entries: Sequence[Entry]) -> list[Answer]:
+        """Apply the formula to the logits of requests that were scored together."""
+        return [_answer(entry.ask, _logits_of(entry)) for entry in entries]
+
+
+def _check_cells(asked: Asked, rows: int) -> int:
+    """Numbers to work out. Raises Problem(too-large) when they are more than a request may ask for."""
+    classes, settings = len(asked.model.bundle.class_names), len(asked.settings)
+    cells = rows * classes * settings
+    if cells > MAX_CELLS:
+        raise Problem(
+            "too-large",
+            f"{rows} rows of {classes} classes under {settings} settings are {cells} numbers; at most {MAX_CELLS} are "
+            "worked out at once",
+        )
+    return cells
+
+
+def _logits_of(entry: Entry) -> NDArray[Any]:
+    logits = entry.outputs.logits
+    assert logits is not None
+    return logits[entry.start : entry.stop]
+
+
+def _answer(asked: Asked, logits: NDArray[Any]) -> Answer:
+    bundle = asked.model.bundle
+    facts = {
+        "model": bundle.name,
+        "version": bundle.version,
+        "rows": len(logits),
+        "settings": len(asked.settings),
+    }
+    return Answer(_encode(bundle, asked.settings, logits, asked.top_k), facts)
 
 
 def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
@@ -177,7 +272,7 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
     return wanted
 
 
-def _encode(bundle: Bundle, settings: list[Setting], logits: NDArray[Any], top_k: int) -> bytes:
+def _encode(bundle: Bundle, settings: Sequence[Setting], logits: NDArray[Any], top_k: int) -> bytes:
     classes = ClassJson(bundle.class_names)
 
     def ranked(rule: Rule | None, k: int) -> Ranking:

@@ -1,72 +1,44 @@
 """POST /predict and /models/{model}/predict: any body to ranked classes.
 
-A request waits in its model's batcher; those that were scored together are answered together.
+A request waits in its model's batcher; requests that were scored together are answered together.
 """
 
-import asyncio
-import time
-from collections.abc import Coroutine
+from collections.abc import Sequence
 from functools import lru_cache
-from itertools import groupby
-from typing import Any, Literal
+from typing import Any, NamedTuple
 
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import DEAR_BYTES, NPY, TIMEOUT_HEADER, Content, deadline_of
-from service.api.edge.request import HotRequest, Response, ok
+from service.api.content import DEAR_BYTES, JSON_TYPES, NPY, Content, instances_of
+from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
-from service.batching.work import Entry, Work
-from service.classifier import (
-    Classifier,
-    check_room,
-    deadline_passed,
-    enqueue,
-    ranked,
-    rejection,
-    warnings_of,
-)
+from service.batching.queue import Entry, Reply
+from service.batching.work import Deadline
+from service.classifier import Classifier, ranked, warnings_of
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
-from service.wire.arrays import fitted
+from service.wire.arrays import array_of, fitted, may_hold_strings, parse_json_object
 from service.wire.npy import parse_npy
-from service.wire.parameters import Parameters, query_parameters
+from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json
 
+_MEMBERS = ("instances", "parameters")
 
-class Asked(Entry):
-    """A request in the batcher's queue, with what its answer tells."""
 
-    __slots__ = ("model", "predict", "request", "revision", "timer")
+class Asked(NamedTuple):
+    """What the answer to a queued request needs to know."""
 
-    def __init__(
-        self,
-        work: Work,
-        predict: "Predict",
-        request: HotRequest,
-        model: ServedModel,
-        revision: PriorRevision,
-    ) -> None:
-        super().__init__(work)
-        self.predict, self.request, self.model, self.revision = predict, request, model, revision
-        self.timer: asyncio.TimerHandle | None = None
-
-    def told(self) -> None:
-        """See Entry."""
-        self.predict.ready(self)
-
-    def expire(self) -> None:
-        """The caller's hard deadline is over, and the graph still runs."""
-        if not self.done():
-            self.fail(deadline_passed())
+    request: Request
+    model: ServedModel
+    revision: PriorRevision
 
 
 class Predict:
-    """One hot route: the default model's, or a named model's."""
+    """One of the two routes: the default model's, or a named model's."""
 
     oip = False
-    direct: Literal[True] = True
 
     def __init__(
         self,
@@ -77,13 +49,19 @@ class Predict:
         pool: Pool,
         timeout_seconds: float,
     ) -> None:
+        """Make a route.
+
+        repository, classifier: where models and priors are found.
+        default: whether it is the route of the default model, /predict.
+        pool: decodes images.
+        timeout_seconds: the deadline of a request that sets none.
+        """
         self._repository, self._classifier = repository, classifier
         self._default, self._pool, self._timeout_seconds = default, pool, timeout_seconds
         self.template = "/predict" if default else "/models/{model}/predict"
-        self._ready: list[Asked] = []
 
     def match(self, path: str) -> dict[str, str] | None:
-        """See DirectRoute."""
+        """The model's name, where the path has one."""
         if self._default:
             return {} if path == "/predict" else None
         if path.startswith("/models/") and path.endswith("/predict"):
@@ -91,182 +69,153 @@ class Predict:
             return {"model": name} if name and "/" not in name else None
         return None
 
-    def begin(self, request: HotRequest, path: dict[str, str]) -> Coroutine[Any, Any, None] | None:
-        """See DirectRoute: parse and queue; what has to wait for something first is the coroutine."""
+    # -- from a request to the queue
+
+    def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Later | None:
+        """Parse a request and queue its rows."""
         parameters = query_parameters(request.query)
-        if len(request.body) > DEAR_BYTES and b"version" not in request.body:
-            check_room(self._repository.find(path.get("model"), parameters.version))
+        body, kind, name = request.body, request.content_type, path.get("model")
+        if len(body) > DEAR_BYTES and b"version" not in body:
+            self._repository.find(name, parameters.version).batcher.check_room()
         content: Content | None = None
-        inputs: NDArray[Any] | None
-        if request.content_type == NPY and request.body:  # a tensor alone
-            model = self._repository.find(path.get("model"), parameters.version)
-            inputs = fitted(parse_npy(request.body), model.bundle.input)
+        inputs: NDArray[Any] | None = None
+        if kind in JSON_TYPES:
+            document = parse_json_object(body, _MEMBERS)
+            if "parameters" in document:
+                parameters = parameters.merged(body_parameters(document["parameters"]))
+            instances = document.get("instances")
+            if not instances or not isinstance(instances, list):
+                instances = instances_of(document)  # raises, and says why
+            model = self._repository.find(name, parameters.version)
+            if isinstance(instances[0], dict):
+                content = Content.of_instances(instances)
+            else:
+                inputs = array_of(
+                    instances, model.bundle.input, are_numbers=not may_hold_strings(body)
+                )
+        elif kind == NPY and body:
+            model = self._repository.find(name, parameters.version)
+            inputs = fitted(parse_npy(body), model.bundle.input)
         else:
             content = Content.of(request)
             parameters = parameters.merged(content.parameters)
-            model = self._repository.find(path.get("model"), parameters.version)
-            inputs = content.array(model.bundle)
+            model = self._repository.find(name, parameters.version)
+        deadline = request.deadline(self._timeout_seconds)
         if inputs is not None:
             try:
                 revision = self._classifier.revision_at_hand(model.bundle, parameters.prior)
             except RevisionNotInMemory:
                 pass
             else:
-                deadline = deadline_of(request, self._timeout_seconds)
-                self._enqueue(request, model, inputs, parameters, revision, deadline=deadline)
+                work = self._classifier.admit(
+                    model, inputs, parameters, revision, deadline=deadline
+                )
+                asked = Asked(request, model, revision)
+                model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
                 return None
-        return self._later(request, model, content, inputs, parameters)
+        return self._later(
+            inputs if content is None else content,
+            request=request,
+            model=model,
+            parameters=parameters,
+            deadline=deadline,
+            reply=reply,
+        )
 
     async def _later(
         self,
-        request: HotRequest,
-        model: ServedModel,
-        content: Content | None,
-        inputs: NDArray[Any] | None,
-        parameters: Parameters,
-    ) -> None:
-        """Queue a request whose images must be decoded or whose prior must be fetched."""
-        deadline = deadline_of(request, self._timeout_seconds)
-        with model.held():
-            if inputs is None:
-                assert content is not None
-                inputs = await content.decoded_images(request, model, self._pool, deadline)
-            revision = await self._classifier.revision_of(model.bundle, parameters.prior)
-            self._enqueue(request, model, inputs, parameters, revision, deadline=deadline)
-
-    def _enqueue(
-        self,
-        request: HotRequest,
-        model: ServedModel,
-        inputs: NDArray[Any],
-        parameters: Parameters,
-        revision: PriorRevision,
+        given: Content | NDArray[Any] | None,
         *,
-        deadline: float,
+        request: Request,
+        model: ServedModel,
+        parameters: Parameters,
+        deadline: Deadline,
+        reply: Reply,
     ) -> None:
-        work = self._classifier.work(
-            model,
-            inputs,
-            parameters,
-            revision,
-            deadline=deadline,
-            is_abandoned=request.is_abandoned,
-        )
-        asked = Asked(work, self, request, model, revision)
-        enqueue(model, asked)
-        model.hold()
-        if TIMEOUT_HEADER in request.headers:
-            wait = max(0.0, deadline - time.monotonic())
-            asked.timer = asyncio.get_running_loop().call_later(wait, asked.expire)
-
-    # -- from the batcher to the callers
-
-    def ready(self, asked: Asked) -> None:
-        """Answer a request together with all that were scored with it."""
-        if not self._ready:
-            asked.model.batcher.afterwards(self._answer_ready)
-        self._ready.append(asked)
-
-    def _answer_ready(self) -> None:
-        ready, self._ready = self._ready, []
-        good: list[Asked] = []
-        for asked in ready:
-            asked.model.let_go()
-            if asked.timer is not None:
-                asked.timer.cancel()
-            if asked.error is None:
-                good.append(asked)
+        """Queue a request whose images must be decoded, or whose prior must be read from the store."""
+        with model.held():
+            if isinstance(given, Content):
+                inputs = await given.decoded_images(request, model, self._pool, deadline)
             else:
-                asked.model.metrics.rejected(rejection(asked.error))
-                asked.request.lane.fail(asked.request, asked.error)
-        for _, group in groupby(good, key=_batch_of):
-            self._answer_batch(list(group))
+                assert given is not None
+                inputs = given
+            revision = await self._classifier.revision_of(model.bundle, parameters.prior)
+            work = self._classifier.admit(model, inputs, parameters, revision, deadline=deadline)
+            asked = Asked(request, model, revision)
+            model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
 
-    def _answer_batch(self, batch: list[Asked]) -> None:
-        """Answer requests that were scored in one graph call with one top_k."""
-        lane = batch[0].request.lane
-        failure: Exception | None = None
-        try:
-            responses = _responses(batch)
-        except Exception as error:  # noqa: BLE001 - whatever one request broke, the others have their answers
-            failure = error
-        if failure is None:
-            self._count(batch)
-            lane.succeed([asked.request for asked in batch], responses)
-        elif len(batch) == 1:
-            lane.fail(batch[0].request, failure)
-        else:
-            for asked in batch:
-                self._answer_batch([asked])
+    # -- from the queue to the answers
 
-    @staticmethod
-    def _count(batch: list[Asked]) -> None:
-        """The taus that were used, and what the log lines tell."""
-        metrics, single = batch[0].model.metrics, []
-        for asked in batch:
-            tau, rows = asked.work.tau, asked.stop - asked.start
-            assert isinstance(tau, float)
-            if rows == 1:
-                single.append(tau)
-            else:
-                metrics.used_tau(tau, rows)
-            asked.request.log = _facts(asked)
-        metrics.used_taus(single)
+    def encode(self, entries: Sequence[Entry]) -> list[Answer]:
+        """The JSON answers to requests that were scored together."""
+        outputs, top_k = entries[0].outputs, entries[0].work.top_k
+        for entry in entries:
+            if entry.outputs is not outputs or entry.work.top_k != top_k:
+                return _encoded_apart(entries)
+        return _encoded(entries)
 
 
-def _batch_of(asked: Asked) -> tuple[int, int]:
-    return id(asked.outputs), asked.work.top_k
+def _encoded_apart(entries: Sequence[Entry]) -> list[Answer]:
+    """Answers to requests whose rows lie in several outputs, or that ask for several top_k."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for at, entry in enumerate(entries):
+        alike.setdefault((id(entry.outputs), entry.work.top_k), []).append(at)
+    found: dict[int, Answer] = {}
+    for places in alike.values():
+        found.update(zip(places, _encoded([entries[at] for at in places]), strict=True))
+    return [found[at] for at in range(len(entries))]
 
 
-def _facts(asked: Asked) -> dict[str, Any]:
-    """What the log line tells of a scored request."""
-    bundle, revision, work = asked.model.bundle, asked.revision, asked.work
-    return {
-        "model": bundle.name,
-        "version": bundle.version,
-        "prior": revision.name,
-        "revision": revision.revision,
-        "tau": work.tau,
-        "rows": asked.stop - asked.start,
-        "queue_seconds": asked.queue_seconds,
-        "inference_seconds": asked.inference_seconds,
-    }
-
-
-def _responses(batch: list[Asked]) -> list[Response]:
-    """The JSON of the answers to requests of one model with the same outputs and top_k."""
-    outputs, k, model = batch[0].outputs, batch[0].work.top_k, batch[0].model
-    begin, end = batch[0].start, batch[-1].stop
+def _encoded(entries: Sequence[Entry]) -> list[Answer]:
+    """Answers to requests of one model with the same outputs and top_k."""
+    outputs, k = entries[0].outputs, entries[0].work.top_k
+    model: ServedModel = entries[0].ask.model
+    begin, end = entries[0].start, entries[-1].stop
     rows: slice | list[int] = slice(begin, end)
-    if sum([asked.stop - asked.start for asked in batch]) != end - begin:  # others are in between
-        rows = [row for asked in batch for row in range(asked.start, asked.stop)]
-    entries = rows_json(
+    count = 0
+    for entry in entries:
+        count += entry.stop - entry.start
+    if count != end - begin:  # rows of other requests lie between them
+        rows = [row for entry in entries for row in range(entry.start, entry.stop)]
+    predictions = rows_json(
         model.class_json,
         *ranked(outputs, rows, k),
         outputs.unadjusted_index[rows],
         outputs.unadjusted_probability[rows],
     )
-    model_json = _model_json(model.bundle.name, model.bundle.version)
-    found, at = [], 0
-    for asked in batch:
-        count = asked.stop - asked.start
-        predictions = entries[at] if count == 1 else b",".join(entries[at : at + count])
+    answers, at = [], 0
+    for entry in entries:
+        count = entry.stop - entry.start
+        own = predictions[at] if count == 1 else b",".join(predictions[at : at + count])
         at += count
-        found.append(ok(asked.request, _body(asked, model_json, predictions)))
-    return found
+        answers.append(_answer(entry, own, count))
+    return answers
 
 
-def _body(asked: Asked, model_json: bytes, predictions: bytes) -> bytes:
-    revision, tau = asked.revision, asked.work.tau
+def _answer(entry: Entry, predictions: bytes, rows: int) -> Answer:
+    """One answer, with the facts of its log line."""
+    asked: Asked = entry.ask
+    bundle, revision, tau = asked.model.bundle, asked.revision, entry.work.tau
     assert isinstance(tau, float)
-    warnings = warnings_of(asked.model.bundle, revision, tau)
-    return b"%b%b%b%b]%b}" % (
-        model_json,
+    warnings = warnings_of(bundle, revision, tau)
+    body = b"%b%b%b%b]%b}" % (
+        _model_json(bundle.name, bundle.version),
         orjson.dumps(tau),
         _prior_json(revision.name, revision.revision),
         predictions,
         b',"warnings":' + orjson.dumps(warnings) if warnings else b"",
     )
+    facts = {
+        "model": bundle.name,
+        "version": bundle.version,
+        "prior": revision.name,
+        "revision": revision.revision,
+        "tau": tau,
+        "rows": rows,
+        "queue_seconds": entry.begun - entry.admitted,
+        "inference_seconds": entry.inference_seconds,
+    }
+    return Answer(body, facts)
 
 
 @lru_cache(maxsize=256)

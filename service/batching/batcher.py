@@ -1,7 +1,8 @@
-"""Many callers, one graph call: bounded, without a timer, and never silent when something fails.
+"""Many callers, one graph call: bounded, without a timer, and no request is left without an answer.
 
-A batch is whatever queued while the last one ran. Cheap batches run on the event loop when it has read what came; others run in
-the one thread that owns the session. The batch key is the input's shape alone: tau, prior and top_k travel per row.
+A batch is whatever queued while the last one ran. Cheap batches run on the event loop when it has read what came; others
+run in the one thread that owns the session. Requests share a batch when their inputs have one shape: tau, prior and top_k
+are chosen for each row.
 """
 
 import asyncio
@@ -10,29 +11,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from service.batching.admission import Admission
-from service.batching.batch import Batch
 from service.batching.delivery import Delivery
-from service.batching.queue import Dropped, PieceQueue
-from service.batching.run import BatchRun, Outcome, RunGraph
-from service.batching.thread import GraphThread
-from service.batching.waiting import Waiting
-from service.batching.work import (
-    Awaited,
-    BatcherFailed,
-    BatchFacts,
-    DeadlinePassed,
-    Entry,
-    Tracer,
-    Work,
-    size_of,
-)
+from service.batching.queue import Batch, Dropped, Entry, Queue
+from service.batching.run import BatchRun, GraphThread, Outcome, RunGraph
+from service.batching.work import BatcherFailed, Caller, DeadlinePassed, Record, Tracer, Work
 from service.graph.prior_table import PriorTable
 
 logger = logging.getLogger(__name__)
 
-MAX_LOOKS = 3
-"""Turns of the loop that may read before a cheap batch is run."""
+MAX_TURNS = 3
+"""Turns of the event loop that a cheap batch may wait for further requests."""
 
 
 class Batcher:
@@ -43,6 +31,7 @@ class Batcher:
         run_graph: RunGraph,
         table: PriorTable,
         *,
+        record: Record,
         cost_seconds: Callable[[int], float],
         max_batch_rows: int,
         max_queued_rows: int,
@@ -50,72 +39,111 @@ class Batcher:
         max_waiting_rows: int | None = None,
         max_flood_rows: int | None = None,
         inline_seconds: float,
-        on_batch: Callable[[BatchFacts], None],
-        wants_logits: Callable[[], bool] = lambda: False,
         name: str = "model",
         tracer: Tracer | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._cost = cost_seconds
-        self._batch_run = BatchRun(run_graph, table, wants_logits)
-        self._max_batch_rows, self._inline_seconds = max_batch_rows, inline_seconds
-        self._admission = Admission(
-            max_queued_rows=max_queued_rows,
-            max_queued_bytes=max_queued_bytes,
+        """Make the queue of a model version on the running event loop.
+
+        run_graph: scores a batch; called by one thread at a time.
+        table: the priors that queued rows refer to; a request's slots are released when it is finished.
+        record: where batches and refusals are counted.
+        cost_seconds: the expected time of a batch of so many rows.
+        max_batch_rows: rows of the largest batch.
+        max_queued_rows: rows of the largest request, which is taken when no other waits.
+        max_queued_bytes: bytes of all queued inputs together.
+        max_waiting_rows: rows that may wait when a request arrives; None is max_queued_rows.
+        max_flood_rows: the same while requests are being refused; None is max_waiting_rows.
+        inline_seconds: batches expected to take no longer run on the event loop.
+        name: the model and version, for messages and the thread's name.
+        tracer: hears of requests and graph calls when traces are asked for.
+        clock: the time, as time.monotonic() tells it; a test sets its own.
+        """
+        self._cost, self._inline_seconds, self._clock = cost_seconds, inline_seconds, clock
+        self._batch_run = BatchRun(run_graph, table, record.wants_logits, clock=clock)
+        self._max_batch_rows, self._tracer, self.name = max_batch_rows, tracer, name
+        self._delivery = Delivery(table, record=record, tracer=tracer, name=name)
+        self._queue = Queue(
+            max_batch_rows=max_batch_rows,
+            max_rows=max_queued_rows,
+            max_bytes=max_queued_bytes,
             max_waiting_rows=max_waiting_rows,
             max_flood_rows=max_flood_rows,
+            clock=clock,
         )
-        self._tracer = tracer
-        self._delivery = Delivery(table, on_batch=on_batch, tracer=tracer, name=name)
-        self._queue = PieceQueue(max_batch_rows)
         self._loop = asyncio.get_running_loop()
-        self._scheduled = False
-        self._looks = self._seen_rows = 0
-        """How often the queue was looked at since it was scheduled, and the rows that were there the last time."""
+        self._is_scheduled = False
+        self._turns = self._seen_rows = 0
+        """Turns of the loop since a batch was scheduled, and the rows queued in the last of them."""
         self._in_flight: deque[Batch] = deque()
-        """The batch that runs, and in the thread's inbox at most one that follows it and until then takes what comes."""
-        self._done: deque[tuple[GraphThread, list[Outcome] | BaseException, float]] = deque()
+        """The batch that runs, and at most one in the thread's inbox, which takes further rows until it begins."""
+        self._results: deque[tuple[GraphThread, list[Outcome] | BaseException, float]] = deque()
+        """What the thread reported and the loop has not taken yet."""
+        self._finished: list[Entry] = []
+        """Entries that have their scores or an error, and no reply yet."""
+        self._thread: GraphThread | None = None
+        self._drained: list[asyncio.Future[None]] = []
+        """Those who wait until nothing is queued or running."""
         self.busy_since: float | None = None
         """time.monotonic() when the running graph call began; a watchdog reads it."""
         self.failure: str | None = None
-        """Why the loop is not alive; None while it is."""
-        self.restarts = 0
-        self.name = name
-        self._thread: GraphThread | None = None
-        self._idle = asyncio.Event()
-        self._idle.set()
+        """Why the batching loop failed, until it is restarted; else None."""
 
-    def submit(self, work: Work) -> Waiting[Entry]:
-        """Queue a request and wait for its entry. Raises as `enqueue`."""
-        entry = Awaited(work, self._loop)
-        self.enqueue(entry)
-        return entry.future
+    def put(self, entry: Entry) -> None:
+        """Queue a request. It gets its reply from a later turn of the loop, with its scores or an error.
 
-    def enqueue(self, entry: Entry) -> None:
-        """Queue a request. Raises Overloaded, RequestTooLarge or DeadlinePassed at once, and then holds nothing."""
-        if self._done:  # under a flood a turn of the loop lasts for seconds: the session must not wait for its end
-            self._collect()
-        work, now, queue = entry.work, time.monotonic(), self._queue
-        rows, size = len(work.inputs), size_of(work.inputs)
-        self._admission.check(rows, size, waiting=self.queued_rows, queued_bytes=queue.bytes)
-        if work.deadline <= now:
-            raise DeadlinePassed("the deadline had passed when the request arrived")
-        if not queue.rows:
-            self._idle.clear()
-        entry.admitted = now
+        Raises Overloaded, RequestTooLarge or DeadlinePassed at once; the request is then counted as refused, and its
+        slots of the prior table are released.
+        """
+        if self._results:  # a turn of the loop may be long: the session must not wait for its end
+            self._take_results()
+        now, work, in_flight = self._clock(), entry.work, self._in_flight
+        ahead = in_flight[1].rows if len(in_flight) > 1 else 0
+        try:
+            self._queue.add(entry, now, ahead=ahead)
+        except Exception as error:
+            self._delivery.release(entry)
+            self._delivery.refused(error)
+            raise
         if self._tracer is not None:
             entry.span = self._tracer.current()
-        queue.add(entry, rows, size)
-        self._delivery.explorations += not work.is_traffic
-        self._schedule()
+        if not work.is_traffic:
+            self._delivery.explorations += 1
+        if work.deadline.is_hard:
+            wait = max(0.0, work.deadline.at - now)
+            entry.timer = self._loop.call_later(wait, self._expire, entry)
+        if not self._is_scheduled:
+            self._is_scheduled = True
+            self._turns = self._seen_rows = 0
+            self._loop.call_soon(self._turn)
 
-    def check_room(self, rows: int = 1) -> None:
-        """Raise Overloaded when so many rows would be too many: with one, before a request is even read."""
-        self._admission.check_room(rows, waiting=self.queued_rows)
+    def submit(self, work: Work, *, caller: Caller | None = None) -> "asyncio.Future[Entry]":
+        """Queue a request and get a future of its entry. Raises what `put` raises.
+
+        The work is dropped when the caller leaves or the future is cancelled.
+        """
+        future: asyncio.Future[Entry] = self._loop.create_future()
+        waiter = _Waiter(future, caller)
+        self.put(Entry(work, caller=waiter, reply=_resolve, ask=future))
+        return future
+
+    def check_room(self) -> None:
+        """Raise Overloaded, and count the refusal, when not one more row may be queued: before a body is parsed."""
+        ahead = self._in_flight[1].rows if len(self._in_flight) > 1 else 0
+        try:
+            self._queue.check_room(1, ahead=ahead)
+        except Exception as error:
+            self._delivery.refused(error)
+            raise
+
+    def refused(self, error: Exception) -> None:
+        """Count a request that failed before it could be queued."""
+        self._delivery.refused(error)
 
     @property
     def max_request_rows(self) -> int:
-        """The most that one request may have."""
-        return self._admission.max_rows
+        """The most rows that one request may have."""
+        return self._queue.max_rows
 
     @property
     def queued_rows(self) -> int:
@@ -123,97 +151,114 @@ class Batcher:
         ahead = self._in_flight[1].rows if len(self._in_flight) > 1 else 0
         return self._queue.rows + ahead
 
-    def afterwards(self, answer: Callable[[], None]) -> None:
-        """See Delivery."""
-        self._delivery.afterwards(answer)
-
     async def drain(self) -> None:
         """Return when nothing is queued or running."""
-        await self._idle.wait()
+        while self._in_flight or self._queue.rows or self._finished:
+            drained = self._loop.create_future()
+            self._drained.append(drained)
+            await drained
 
     def close(self) -> None:
         """End the thread and fail what is still queued."""
-        self._fail_all(BatcherFailed("the model was unloaded"))
+        self._fail_all(BatcherFailed("the model was unloaded; send the request again"))
         self._abandon_thread()
+        self._reply()
 
     # -- from the queue to the graph
 
     def _schedule(self) -> None:
-        if not self._scheduled:
-            self._scheduled = True
-            self._looks = self._seen_rows = 0
-            self._loop.call_soon(self._look)
+        """Look at the queue in the next turn of the loop."""
+        self._is_scheduled = True
+        self._turns = self._seen_rows = 0
+        self._loop.call_soon(self._turn)
 
-    def _look(self) -> None:
-        """Pump, but for a cheap batch wait while the loop still reads more: a few turns, without a timer.
+    def _turn(self) -> None:
+        """Start a batch, but let a cheap one wait while the loop still reads requests: a few turns, without a timer.
 
-        Clients that were answered together ask again together, yet not within one turn of the loop; run apart they would be
-        answered apart, and remain so in batches of half the size.
+        Clients that were answered together ask again together, but not within one turn of the loop. If they were run
+        apart they would be answered apart, and would stay in batches of half the size.
         """
         rows = self._queue.rows
+        self._turns += 1
         grows = self._seen_rows < rows < self._max_batch_rows
-        self._looks += 1
-        waits = grows and self._looks < MAX_LOOKS and not self._in_flight
-        if waits and self._is_cheap(rows):
+        if grows and self._turns < MAX_TURNS and not self._in_flight and self._is_cheap(rows):
             self._seen_rows = rows
-            self._loop.call_soon(self._look)
-        else:
-            self._pump()
+            self._loop.call_soon(self._turn)
+            return
+        self._is_scheduled = False
+        self._start()
+        self._reply()
 
     def _is_cheap(self, rows: int) -> bool:
         """Whether a batch may run on the event loop."""
-        return self._cost(rows) <= self._inline_seconds
+        try:
+            return self._cost(rows) <= self._inline_seconds
+        except Exception as error:  # noqa: BLE001 - see _start
+            self._crashed(error)
+            return False
 
-    def _pump(self) -> None:
+    def _start(self) -> None:
         """Start the next batch, here when it is cheap, else in the thread; or prepare the one after it."""
-        self._scheduled = False
+        in_flight, queue = self._in_flight, self._queue
         dropped: list[Dropped] = []
         try:
-            self._prepare_or_start(dropped)
-        except Exception as error:  # noqa: BLE001 - whatever broke the loop, its callers must hear of it
+            if len(in_flight) > 1:
+                with in_flight[1].open() as is_open:
+                    if is_open:
+                        queue.fill(in_flight[1], dropped)
+            elif queue.rows:
+                runs_now, batch = not in_flight, Batch()
+                in_flight.append(
+                    batch
+                )  # first, so that its callers get an answer when filling breaks
+                queue.fill(batch, dropped)
+                if not batch.pieces:
+                    in_flight.pop()
+                elif runs_now and self._cost(batch.rows) <= self._inline_seconds:
+                    self._run_here(batch)
+                else:
+                    if runs_now:
+                        self.busy_since = time.monotonic()
+                    self._current_thread().inbox.put(batch)
+        except Exception as error:  # noqa: BLE001 - whatever broke the loop, its callers get an answer
             self._crashed(error)
-        for piece, reason in dropped:  # at the end, since whoever is told may queue again at once
-            self._delivery.drop(piece, reason)
+        if dropped:
+            self._finished += self._delivery.dropped(dropped)
 
-    def _prepare_or_start(self, dropped: list[Dropped]) -> None:
-        """The same; adds to `dropped` what nobody waits for any more."""
-        if len(self._in_flight) > 1:
-            ahead = self._in_flight[1]
-            with ahead.open() as is_open:
-                if is_open:
-                    self._queue.fill(ahead, dropped)
-            return
-        runs_now, batch = not self._in_flight, Batch()
-        self._in_flight.append(batch)  # first, so that its callers hear of it when filling breaks
-        self._queue.fill(batch, dropped)
-        if not batch.pieces:
-            self._in_flight.pop()
-            self._set_idle()
-            return
-        if runs_now:
-            self.busy_since = time.monotonic()
-        if runs_now and self._is_cheap(batch.rows):
-            begun = time.perf_counter()
-            outcomes = self._batch_run.run(batch.begin())
-            self._answer(outcomes, time.perf_counter() - begun)
-        else:
-            self._current_thread().inbox.put(batch)
+    def _run_here(self, batch: Batch) -> None:
+        """Run a batch on the event loop."""
+        self.busy_since = time.monotonic()
+        begun = time.perf_counter()
+        outcomes = self._batch_run.run(batch.pieces)
+        self._finished += self._delivery.finished(outcomes, time.perf_counter() - begun)
+        self.busy_since = None
+        self._in_flight.clear()
 
     # -- from the graph to the callers
 
-    def _answer(self, outcomes: list[Outcome], seconds: float) -> None:
-        """Give every piece its answer, count the batch, schedule the next one."""
-        self.busy_since = None
-        self._delivery.deliver(outcomes, seconds)
-        self._in_flight.clear()
-        if self._queue.rows:
-            self._schedule()
-        else:
-            self._set_idle()
+    def _reply(self) -> None:
+        """Answer the finished entries together, then see to what is left in the queue."""
+        if self._finished:
+            finished, self._finished = self._finished, []
+            self._delivery.reply(finished)
+        if not self._in_flight:
+            if self._queue.rows:
+                if not self._is_scheduled:
+                    self._schedule()
+            elif self._drained:
+                self._wake_drained()
 
-    def _set_idle(self) -> None:
-        if not self._in_flight and not self._queue.rows:
-            self._idle.set()
+    def _wake_drained(self) -> None:
+        drained, self._drained = self._drained, []
+        for each in drained:
+            if not each.done():
+                each.set_result(None)
+
+    def _expire(self, entry: Entry) -> None:
+        """The hard deadline of a request is over: it is answered now, wherever its rows are."""
+        if not entry.done():
+            entry.error = DeadlinePassed(entry.work.deadline.message(self._clock()))
+            self._delivery.reply([entry])
 
     # -- the thread
 
@@ -231,52 +276,88 @@ class Batcher:
         self, thread: GraphThread, result: list[Outcome] | BaseException, seconds: float
     ) -> None:
         """Called in the thread."""
-        self._done.append((thread, result, seconds))
+        self._results.append((thread, result, seconds))
         self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
-        while self._done:
-            self._finished(*self._done.popleft())
+        self._take_results()
+        self._reply()
 
-    def _finished(
-        self, thread: GraphThread, result: list[Outcome] | BaseException, seconds: float
-    ) -> None:
-        """Start the next batch before the answers of this one are encoded, so that the session never waits for them."""
-        if thread is not self._thread:
-            return  # its callers were failed when the loop was restarted
-        if isinstance(result, BaseException):
-            self._crashed(result)
-            return
-        delivered = self._in_flight.popleft()
-        self.busy_since = time.monotonic() if self._in_flight else None
-        try:
-            self._pump()
-            self._delivery.deliver(result, seconds)
-        except Exception as error:  # noqa: BLE001 - see _pump
-            self._in_flight.append(delivered)
-            self._crashed(error)
+    def _take_results(self) -> None:
+        """Take what the thread has finished, and hand it the next batch first: the session never waits for answers.
 
-    # -- when the loop itself breaks
+        The replies follow in `_collect`, which the thread has scheduled.
+        """
+        while self._results:
+            thread, result, seconds = self._results.popleft()
+            if thread is not self._thread:
+                continue  # its callers were failed when the loop was restarted
+            if isinstance(result, BaseException):
+                self._crashed(result)
+                continue
+            batch = self._in_flight.popleft()
+            self.busy_since = time.monotonic() if self._in_flight else None
+            self._start()
+            try:
+                self._finished += self._delivery.finished(result, seconds)
+            except Exception as error:  # noqa: BLE001 - see _start
+                self._in_flight.append(batch)
+                self._crashed(error)
+
+    # -- when the batching loop itself breaks
 
     def _crashed(self, error: BaseException) -> None:
         """Fail every caller, turn liveness red, and start again."""
-        logger.error("the batching loop of %s failed and is restarted", self.name, exc_info=error)
         self.failure = f"{type(error).__name__}: {error}"
-        self.restarts += 1
+        logger.error("the batching loop of %s failed and is restarted", self.name, exc_info=error)
         self._abandon_thread()
-        self._fail_all(BatcherFailed(f"the batching loop failed: {self.failure}"))
+        self._fail_all(
+            BatcherFailed(f"the batching loop failed ({self.failure}); send the request again")
+        )
+        self._loop.call_soon(self._restart)
+
+    def _restart(self) -> None:
+        self._reply()
         self._loop.call_soon(self._restarted)
 
     def _restarted(self) -> None:
         self.failure = None
-        if self._queue.rows:
-            self._schedule()
 
     def _fail_all(self, error: Exception) -> None:
         pieces = [piece for batch in self._in_flight for piece in batch.pieces]
         pieces += self._queue.take_all()
         self._in_flight.clear()
         self.busy_since = None
-        for piece in pieces:
-            self._delivery.drop(piece, error)
-        self._set_idle()
+        self._finished += self._delivery.dropped([(piece, error) for piece in pieces])
+
+
+class _Waiter:
+    """The caller of `submit`, who leaves by cancelling the future."""
+
+    __slots__ = ("_caller", "_future")
+
+    def __init__(self, future: "asyncio.Future[Entry]", caller: Caller | None) -> None:
+        self._future, self._caller = future, caller
+
+    @property
+    def connection(self) -> "_Waiter":
+        """Itself: it knows whether anybody waits."""
+        return self
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the future is cancelled or the caller has left."""
+        caller = self._caller
+        return self._future.done() or (caller is not None and caller.connection.disconnected)
+
+
+def _resolve(entries: list[Entry]) -> None:
+    """The reply of `submit`."""
+    for entry in entries:
+        future: asyncio.Future[Entry] = entry.ask
+        if future.done():
+            continue
+        if entry.error is None:
+            future.set_result(entry)
+        else:
+            future.set_exception(entry.error)

@@ -1,23 +1,15 @@
-"""From a graph call to those who wait for it: counted, traced, cut into each request's rows, prior slots given back."""
+"""From a graph call to the replies: batches are recorded, cut into each request's rows, and answered together."""
 
-import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batching.queue import Dropped, Entry, Piece, Reply
 from service.batching.run import Outcome
-from service.batching.work import (
-    BatchFacts,
-    Piece,
-    TracedPart,
-    Tracer,
-    UnscorableRows,
-    answered_rows,
-    nan_rows,
-    refused_rows,
-)
+from service.batching.work import BatchFacts, Record, TracedPart, Tracer, UnscorableRows
 from service.graph.prior_table import PriorTable
 from service.graph.session import GraphOutputs
 
@@ -25,79 +17,128 @@ logger = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Where the batches of one batcher end. On the event loop."""
+    """Where the batches of one batcher end. Used from the event loop only."""
 
     def __init__(
-        self,
-        table: PriorTable,
-        *,
-        on_batch: Callable[[BatchFacts], None],
-        tracer: Tracer | None,
-        name: str,
+        self, table: PriorTable, *, record: Record, tracer: Tracer | None, name: str
     ) -> None:
-        self._table, self._on_batch, self._tracer, self._name = table, on_batch, tracer, name
+        self._table, self._record, self._tracer, self._name = table, record, tracer, name
         self.explorations = 0
         """Queued and running requests that are no traffic."""
-        self._delivering = False
-        self._afterwards: list[Callable[[], None]] = []
 
-    def afterwards(self, answer: Callable[[], None]) -> None:
-        """Call `answer` once everything that is being delivered has been; in the loop's next turn when nothing is.
-
-        Not between the two turns: what the loop would read there becomes a second, smaller batch, and clients that are out of
-        step with the others remain so.
-        """
-        if self._delivering:
-            self._afterwards.append(answer)
-        else:
-            asyncio.get_running_loop().call_soon(answer)
-
-    def deliver(self, outcomes: list[Outcome], seconds: float) -> None:
-        """Give every piece what became of it, each batch counted before.
-
-        Whoever is told may queue again at once, and thereby have another batch delivered within this one.
-        """
-        outermost, self._delivering = not self._delivering, True
-        try:
-            self._give(outcomes, seconds)
-        finally:
-            if outermost:
-                self._delivering = False
-                answers, self._afterwards = self._afterwards, []
-                for answer in answers:
-                    _call(answer)
-
-    def _give(self, outcomes: list[Outcome], seconds: float) -> None:
+    def finished(self, outcomes: list[Outcome], seconds: float) -> list[Entry]:
+        """Record what ran and cut it into each request's rows; the entries that are finished with it, for `reply`."""
+        done: list[Entry] = []
         for pieces, result in outcomes:
             if self._tracer is not None:
                 self._trace(self._tracer, pieces, seconds, failed=isinstance(result, Exception))
-            if not isinstance(result, GraphOutputs):
+            if isinstance(result, GraphOutputs):
+                self._cut(pieces, result, seconds, done)
+            else:
                 for piece in pieces:
-                    self.drop(piece, result)
-                continue
-            waited = [p.entry.begun - p.entry.admitted for p in pieces if p.start == 0]
-            rows = sum([piece.rows for piece in pieces])
-            bad, start = nan_rows(result), 0
-            answered = None
-            if bad is not None or self.explorations:
-                answered = answered_rows(pieces, bad)
-            # before anybody has an answer: whoever has one finds it counted
-            refused = () if bad is None else refused_rows(pieces, bad)
-            facts = BatchFacts(result, rows, seconds, waited, answered, len(pieces), refused)
-            self._count(facts)
-            for piece in pieces:
-                self._deliver(piece, result, start, seconds, bad)
-                start += piece.rows
+                    self._fail(piece, result, done)
+        return done
 
-    def _count(self, facts: BatchFacts) -> None:
-        """Record a batch; what cannot be recorded costs nobody an answer."""
+    def dropped(self, dropped: Iterable[Dropped]) -> list[Entry]:
+        """Take pieces whose rows are not scored; the entries that are finished with it, for `reply`."""
+        done: list[Entry] = []
+        for piece, reason in dropped:
+            self._fail(piece, reason, done)
+        return done
+
+    def reply(self, done: list[Entry]) -> None:
+        """Give finished entries to those who asked: one call for all entries with the same reply."""
+        groups: dict[Reply, list[Entry]] = {}
+        for entry in done:
+            if entry.timer is not None:
+                entry.timer.cancel()
+            if entry.error is not None:
+                self.refused(entry.error)
+            group = groups.get(entry.reply)
+            if group is None:
+                groups[entry.reply] = [entry]
+            else:
+                group.append(entry)
+        for reply, entries in groups.items():
+            try:
+                reply(entries)
+            except Exception:
+                logger.exception("requests of %s were scored and could not be answered", self._name)
+
+    def refused(self, error: Exception) -> None:
+        """Count a request that is not scored; a failure here costs nobody an answer."""
         try:
-            self._on_batch(facts)
+            self._record.refused(error)
+        except Exception:
+            logger.exception("a refused request of %s could not be counted", self._name)
+
+    def _cut(
+        self, pieces: list[Piece], result: GraphOutputs, seconds: float, done: list[Entry]
+    ) -> None:
+        """Record a graph call and give each piece its rows of the result."""
+        is_nan: NDArray[np.bool_] = np.isnan(result.top_probability[:, 0])
+        is_nan |= np.isnan(result.unadjusted_probability)
+        bad = is_nan if is_nan.any() else None
+        try:  # before any request has its answer; a failure here costs nobody an answer
+            self._record.batch(self._facts(pieces, result, seconds, bad))
         except Exception:
             logger.exception("a batch of %s was answered and could not be recorded", self._name)
+        start = 0
+        for piece in pieces:
+            entry, stop = piece.entry, start + piece.rows
+            entry.inference_seconds += seconds
+            if piece.rows != len(entry.work.inputs):
+                entry.add_part(piece.start, result, start, stop)
+            self._settle(piece)
+            if entry.error is None:
+                if bad is not None and bad[start:stop].any():
+                    rows = np.flatnonzero(bad[start:stop]) + piece.start
+                    entry.error = UnscorableRows(rows.tolist(), "the model's output is NaN")
+                    done.append(entry)
+                elif entry.pieces_left == 0:
+                    try:
+                        entry.scored(result, start, stop)
+                    except Exception as error:  # noqa: BLE001 - this request fails alone, not its batch
+                        entry.error = error
+                    done.append(entry)
+            start = stop
+
+    def _facts(
+        self,
+        pieces: list[Piece],
+        result: GraphOutputs,
+        seconds: float,
+        bad: NDArray[np.bool_] | None,
+    ) -> BatchFacts:
+        waited: list[float] = []
+        taus: list[Any] = []
+        rows = 0
+        for piece in pieces:
+            entry, rows = piece.entry, rows + piece.rows
+            taus.append(entry.work.tau)
+            if piece.start == 0:
+                waited.append(entry.begun - entry.admitted)
+        all_answered = bad is None and not self.explorations
+        if all_answered and len(pieces) == rows and np.ndarray not in map(type, taus):
+            return BatchFacts(result, rows, seconds, waited, None, rows, (), taus)
+        answered = None
+        if bad is not None or self.explorations:
+            answered = _answered_rows(pieces, bad)
+        refused = () if bad is None else _refused_rows(pieces, bad)
+        by_row = _taus_of_rows(pieces)
+        return BatchFacts(
+            result,
+            rows,
+            seconds,
+            waited,
+            answered,
+            len(pieces),
+            refused,
+            by_row if answered is None else by_row[answered],
+        )
 
     def _trace(self, tracer: Tracer, pieces: list[Piece], seconds: float, *, failed: bool) -> None:
-        """The same, before the requests whose rows it held end."""
+        """Trace a batch before the spans of its requests end."""
         parts = [
             TracedPart(p.entry.span, p.rows, None if p.start else p.entry.admitted) for p in pieces
         ]
@@ -106,54 +147,62 @@ class Delivery:
         except Exception:
             logger.exception("a batch of %s could not be traced", self._name)
 
-    def _deliver(
-        self,
-        piece: Piece,
-        result: GraphOutputs,
-        start: int,
-        seconds: float,
-        bad: NDArray[np.bool_] | None,
-    ) -> None:
-        """Give a piece its rows of the result, from `start` on; `bad` marks those that are NaN, if there are any."""
-        entry, stop = piece.entry, start + piece.rows
-        entry.inference_seconds += seconds
-        if piece.is_part:
-            entry.add_part(piece.start, result, start, stop)
-        self._settle(piece)
-        if entry.done():
-            return
-        if bad is not None and bad[start:stop].any():
-            rows = np.flatnonzero(bad[start:stop]) + piece.start
-            entry.fail(UnscorableRows(rows.tolist(), "the model's output is NaN"))
-        elif entry.pieces_left == 0:
-            try:
-                entry.scored(result, start, stop)
-            except Exception as error:  # noqa: BLE001 - it is this caller's alone, not the batch's
-                entry.fail(error)
-
-    def drop(self, piece: Piece, reason: Exception) -> None:
-        """Tell a piece's caller why it is not scored."""
-        if not piece.entry.done():
-            piece.entry.fail(reason)
+    def _fail(self, piece: Piece, reason: Exception, done: list[Entry]) -> None:
+        """End a request whose piece is not scored."""
+        entry = piece.entry
+        if not entry.done():
+            entry.error = reason
+            done.append(entry)
         self._settle(piece)
 
     def _settle(self, piece: Piece) -> None:
-        """Count a piece off; with the last one the request's prior slots are given back."""
+        """Count a piece off; with the last one the request's slots of the prior table are released."""
         if piece.settled:
             return
         piece.settled = True
         entry = piece.entry
         entry.pieces_left -= 1
         if entry.pieces_left == 0:
-            work = entry.work
-            self.explorations -= not work.is_traffic
-            for slot in work.held_slots:
+            for slot in entry.work.held_slots:
                 self._table.release(slot)
+            if not entry.work.is_traffic:
+                self.explorations -= 1
+
+    def release(self, entry: Entry) -> None:
+        """Release the slots of the prior table that a request holds."""
+        for slot in entry.work.held_slots:
+            self._table.release(slot)
 
 
-def _call(answer: Callable[[], None]) -> None:
-    """What answering breaks is not the batcher's failure."""
-    try:
-        answer()
-    except Exception:
-        logger.exception("answering the requests of a batch failed")
+def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
+    """See BatchFacts.refused; a request that has its error already is not counted again."""
+    refused: list[int] = []
+    start = 0
+    for piece in pieces:
+        if bad[start : start + piece.rows].any() and not piece.entry.done():
+            refused.append(piece.rows)
+        start += piece.rows
+    return refused
+
+
+def _answered_rows(pieces: list[Piece], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
+    """See BatchFacts.answered; all rows of a request in this batch are refused when one of them is bad."""
+    flags: list[bool] = []
+    for piece in pieces:
+        start = len(flags)
+        refused = bad is not None and bool(bad[start : start + piece.rows].any())
+        flags += [piece.entry.work.is_traffic and not refused] * piece.rows
+    return None if all(flags) else np.array(flags)
+
+
+def _taus_of_rows(pieces: list[Piece]) -> NDArray[np.floating]:
+    """[n] the tau of each row of a batch."""
+    works = [piece.entry.work for piece in pieces]
+    taus = [work.tau for work in works]
+    if np.ndarray not in map(type, taus):
+        return np.repeat(np.array(taus, np.float64), [piece.rows for piece in pieces])
+    parts = []
+    for tau, piece in zip(taus, pieces, strict=True):
+        own = tau[piece.start : piece.start + piece.rows] if isinstance(tau, np.ndarray) else tau
+        parts.append(np.full(piece.rows, own, np.float64))
+    return np.concatenate(parts)

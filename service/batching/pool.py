@@ -4,7 +4,14 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
-from service.batching.work import Abandoned, DeadlinePassed, Overloaded
+from service.batching.work import (
+    NO_DEADLINE,
+    Abandoned,
+    Caller,
+    Deadline,
+    DeadlinePassed,
+    Overloaded,
+)
 from service.threads import GivenUp, Threads, TooManyWait
 
 T = TypeVar("T")
@@ -34,32 +41,29 @@ class Pool:
         call: Callable[[], T],
         *,
         size: int,
-        deadline: float,
-        is_abandoned: Callable[[], bool] | None = None,
+        deadline: Deadline = NO_DEADLINE,
+        caller: Caller | None = None,
     ) -> T:
         """The result of `call()`, whose input has `size` bytes, or what it raises.
 
-        Raises Overloaded when too many bytes wait, DeadlinePassed at the deadline
-        (`time.monotonic()`) even while the call runs, and Abandoned when the caller left before
-        it began.
+        Raises Overloaded when too many bytes wait, DeadlinePassed at the deadline, also at a soft
+        one and while the call runs, and Abandoned when the caller left before it began.
         """
-        seconds = deadline - time.monotonic()
-        if seconds <= 0:
-            raise DeadlinePassed("the deadline had passed when the request arrived")
+        now = time.monotonic()
+        deadline.check(now)
 
         def wanted() -> T:
-            if deadline <= time.monotonic():
-                raise DeadlinePassed("the deadline passed while the request was queued")
-            if is_abandoned is not None and is_abandoned():
-                raise Abandoned("the caller left")
+            deadline.check(time.monotonic())
+            if caller is not None and caller.connection.disconnected:
+                raise Abandoned("the client left before its request was decoded")
             return call()
 
         try:
-            return await self._threads.run(wanted, seconds=seconds, size=size)
+            return await self._threads.run(wanted, seconds=deadline.at - now, size=size)
         except TooManyWait as error:
             raise Overloaded(f"requests wait to be decoded: {error}") from None
         except GivenUp:
-            raise DeadlinePassed("the deadline passed before the request was decoded") from None
+            raise DeadlinePassed(deadline.message(time.monotonic())) from None
 
     def close(self) -> None:
         """Drop the calls that wait, and wait a few seconds for those that run."""

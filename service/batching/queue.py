@@ -1,29 +1,207 @@
-"""The rows that wait for one model, first come first served, cut into pieces that fit a batch."""
+"""The rows that wait for one model: bounded, first come first served, cut into pieces that fit a batch."""
 
+import threading
 import time
 from collections import deque
-from typing import TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
 
-from service.batching.batch import Batch
-from service.batching.work import Entry, Piece
+from service.batching.work import (
+    Abandoned,
+    Caller,
+    DeadlinePassed,
+    Overloaded,
+    RequestTooLarge,
+    Work,
+    size_of,
+)
+from service.graph.session import GraphOutputs
+
+FLOOD_SECONDS = 1.0
+"""Flood mode ends when no request has been refused for so long."""
+
+Reply: TypeAlias = "Callable[[list[Entry]], None]"
+"""Takes entries that finished together, each with its scores or its error. Called on the event loop, once an entry."""
+
+
+class Entry:
+    """A queued request and, once it is finished, its scores: rows `start` to `stop` of `outputs`, or its `error`."""
+
+    __slots__ = (
+        "_parts",
+        "admitted",
+        "ask",
+        "begun",
+        "bytes_per_row",
+        "caller",
+        "error",
+        "inference_seconds",
+        "outputs",
+        "pieces_left",
+        "reply",
+        "span",
+        "start",
+        "stop",
+        "timer",
+        "work",
+    )
+
+    outputs: GraphOutputs
+
+    def __init__(self, work: Work, *, caller: Caller, reply: Reply, ask: Any = None) -> None:
+        """Make an entry for a batcher to queue.
+
+        work: what to score.
+        caller: who asked; when it leaves, the work is dropped.
+        reply: where the finished entry goes, together with others that finished at the same time.
+        ask: what `reply` needs to know of the request; the batcher does not look at it.
+        """
+        self.work, self.caller, self.reply, self.ask = work, caller, reply, ask
+        self.admitted = self.begun = self.inference_seconds = 0.0
+        self.pieces_left = self.bytes_per_row = 0
+        self.start = self.stop = -1
+        self.error: Exception | None = None
+        self.span: Any = None
+        self.timer: Any = None
+        """The running timer of a hard deadline."""
+        self._parts: list[tuple[int, GraphOutputs, int, int]] | None = None
+        """Results of a request in several pieces: (first row, outputs, start, stop)."""
+
+    @property
+    def queue_seconds(self) -> float:
+        """How long its first rows waited."""
+        return self.begun - self.admitted
+
+    def done(self) -> bool:
+        """Whether it has its scores or an error."""
+        return self.stop >= 0 or self.error is not None
+
+    def why_drop(self, now: float) -> Exception | None:
+        """Why its rows need not be scored any more at `now`, a time of time.monotonic(); None when they must be."""
+        if self.error is not None:
+            return self.error
+        if self.caller.connection.disconnected:
+            return Abandoned("the client left before its rows were scored")
+        deadline = self.work.deadline
+        return DeadlinePassed(deadline.message(now)) if deadline.at <= now else None
+
+    def add_part(self, first: int, outputs: GraphOutputs, start: int, stop: int) -> None:
+        """Keep the scores of the rows from `first` on until all rows have theirs."""
+        if self._parts is None:
+            self._parts = []
+        self._parts.append((first, outputs, start, stop))
+
+    def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
+        """Take the scores; of a request in several pieces they are joined, and the last piece's are given."""
+        if self._parts is not None:
+            self._parts.sort(key=lambda part: part[0])
+            parts = [outputs.rows(start, stop) for _, outputs, start, stop in self._parts]
+            outputs, start, stop = GraphOutputs.joined(parts), 0, len(self.work.inputs)
+        self.outputs, self.start, self.stop = outputs, start, stop
+
+
+class Piece:
+    """Rows `start` to `start + rows` of a request."""
+
+    __slots__ = ("entry", "rows", "settled", "start")
+
+    def __init__(self, entry: Entry, start: int, rows: int) -> None:
+        self.entry, self.start, self.rows = entry, start, rows
+        self.settled = False
+        """Whether the batcher has finished with these rows."""
+
 
 Dropped: TypeAlias = tuple[Piece, Exception]
-"""What nobody waits for any more, and why."""
+"""A piece whose rows are not scored, and why."""
 
 
-class PieceQueue:
-    """For the event loop only."""
+class Batch:
+    """Pieces of one input shape. The event loop fills it until a thread begins it."""
 
-    def __init__(self, max_batch_rows: int) -> None:
+    __slots__ = ("_begun", "_lock", "pieces", "rows", "shape")
+
+    def __init__(self) -> None:
+        self.pieces: list[Piece] = []
+        self.rows = 0
+        self.shape: tuple[int, ...] = ()
+        """Of one row, once there is one."""
+        self._lock = threading.Lock()
+        self._begun = False
+
+    @contextmanager
+    def open(self) -> Iterator[bool]:
+        """Whether it still takes pieces; the answer holds until the end of the block."""
+        with self._lock:
+            yield not self._begun
+
+    def begin(self) -> list[Piece]:
+        """Its pieces, to which none is added from now on. Called in the thread that runs them."""
+        with self._lock:
+            self._begun = True
+            return self.pieces
+
+
+class Queue:
+    """The queue of one batcher, with its limits. Used from the event loop only.
+
+    `ahead` is always the number of rows in the batch that was handed to the graph's thread and has not begun: with the
+    rows queued here they are the rows that wait.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_batch_rows: int,
+        max_rows: int,
+        max_bytes: int,
+        max_waiting_rows: int | None = None,
+        max_flood_rows: int | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Make an empty queue.
+
+        max_batch_rows: rows of a batch; a larger request is cut into pieces.
+        max_rows: rows of the largest request, which is taken when no other waits.
+        max_bytes: bytes of all queued inputs together.
+        max_waiting_rows: rows that may wait when a request arrives; None is max_rows.
+        max_flood_rows: the same while a flood lasts, so that admitted requests wait less; None is max_waiting_rows.
+        clock: the time, as time.monotonic() tells it.
+        """
+        self.max_rows, self._max_bytes, self._clock = max_rows, max_bytes, clock
         self._max_batch_rows = max_batch_rows
+        most = max_rows if max_waiting_rows is None else min(max_waiting_rows, max_rows)
+        self._max_waiting_rows = most
+        self._max_flood_rows = most if max_flood_rows is None else min(max_flood_rows, most)
+        self._flood_ends = 0.0
         self.pieces: deque[Piece] = deque()
         self.rows = self.bytes = 0
         """Of all pieces together."""
 
-    def add(self, entry: Entry, rows: int, size: int) -> None:
-        """Queue a request of so many rows and bytes at the end, in as many pieces as it takes."""
-        limit = self._max_batch_rows
-        entry.bytes_per_row = size // rows
+    def add(self, entry: Entry, now: float, *, ahead: int = 0) -> None:
+        """Queue a request at the end, in as many pieces as it takes.
+
+        Raises RequestTooLarge, Overloaded or DeadlinePassed, and then holds nothing of it.
+        """
+        work = entry.work
+        inputs = work.inputs
+        rows, limit = len(inputs), self._max_batch_rows
+        size = inputs.nbytes if inputs.dtype.kind != "O" else size_of(inputs)
+        if rows > self.max_rows or size > self._max_bytes:
+            raise RequestTooLarge(
+                f"the request has {rows} instances of {size} bytes together; expected at most "
+                f"{self.max_rows} instances and {self._max_bytes} bytes"
+            )
+        if self.rows + ahead + rows > self._max_flood_rows:
+            self.check_room(rows, ahead=ahead)
+        if self.bytes + size > self._max_bytes:
+            raise Overloaded(
+                f"the queue holds {self.bytes} bytes of at most {self._max_bytes}; send the request again later"
+            )
+        if work.deadline.at <= now:
+            raise DeadlinePassed(work.deadline.message(now))
+        entry.admitted = now
+        per_row = entry.bytes_per_row = size // rows
         if rows <= limit:
             entry.pieces_left = 1
             self.pieces.append(Piece(entry, 0, rows))
@@ -32,13 +210,28 @@ class PieceQueue:
             for start in range(0, rows, limit):
                 self.pieces.append(Piece(entry, start, min(limit, rows - start)))
         self.rows += rows
-        self.bytes += entry.bytes_per_row * rows
+        self.bytes += per_row * rows
+
+    def check_room(self, rows: int, *, ahead: int) -> None:
+        """Raise Overloaded when so many more rows would be too many."""
+        waiting = self.rows + ahead
+        if waiting + rows <= self._max_flood_rows or (not waiting and rows <= self.max_rows):
+            return
+        now, most = self._clock(), self._max_waiting_rows
+        if now < self._flood_ends:
+            most = self._max_flood_rows
+        if waiting + rows > most:
+            if 2 * waiting > most:  # else this request is large, and there is no crowd
+                self._flood_ends = now + FLOOD_SECONDS
+            raise Overloaded(
+                f"{waiting} rows are queued and at most {most} may be; send the request again later"
+            )
 
     def fill(self, batch: Batch, dropped: list[Dropped]) -> None:
-        """Move to a batch what it takes of the first pieces; those that nobody waits for any more go to `dropped`."""
+        """Move the first pieces that fit to a batch; those whose rows need not be scored any more go to `dropped`."""
         queue, limit = self.pieces, self._max_batch_rows
         pieces, rows, shape = batch.pieces, batch.rows, batch.shape
-        now = time.monotonic()
+        now = self._clock()
         while queue:
             piece = queue[0]
             entry, taken = piece.entry, piece.rows
@@ -60,7 +253,7 @@ class PieceQueue:
         batch.rows, batch.shape = rows, shape
 
     def take_all(self) -> list[Piece]:
-        """All pieces; none are left."""
+        """Empty the queue; all its pieces."""
         pieces = list(self.pieces)
         self.pieces.clear()
         self.rows = self.bytes = 0

@@ -1,25 +1,29 @@
-"""Running one batch: its rows joined, each with its own tau and prior; when it fails, only the guilty rows fail."""
+"""Running one batch, on the event loop or in the model's thread; when it fails, only the guilty rows fail."""
 
+import queue
+import threading
 import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching.work import Array, Piece, RowsNotFinite, UnscorableRows
+from service.batching.queue import Batch, Piece
+from service.batching.work import Array, RowsNotFinite, UnscorableRows
 from service.graph.prior_table import PriorTable
 from service.graph.session import GraphOutputs
 from service.wire.arrays import is_finite, not_finite, rows_not_finite
 
 MAX_GRAPH_TOP_K = 64
-"""TopK in the graph is flat up to here; rows that want more are ranked by the caller from adjusted_logits."""
+"""Up to here TopK in the graph costs the same; callers that want more rank adjusted_logits themselves."""
 
-Outcome = tuple[list[Piece], GraphOutputs | Exception]
+Outcome: TypeAlias = tuple[list[Piece], GraphOutputs | Exception]
+"""Pieces that ran together, and their outputs; or pieces of one request, and why it fails."""
 
 
 class RunGraph(Protocol):
-    """What the batcher needs of a Graph."""
+    """What a batcher needs of a Graph: its `run`."""
 
     def __call__(
         self,
@@ -33,21 +37,27 @@ class RunGraph(Protocol):
         with_logits: bool,
         full: bool,
     ) -> GraphOutputs:
-        """See Graph.run."""
+        """Score inputs [n, …] with tau [n] and the rows prior_index [n] of prior_table [P, C]."""
         ...
 
 
 class BatchRun:
-    """Runs batches on a graph, here or in another thread, one at a time."""
+    """Runs batches on a graph, one at a time, in whatever thread calls it."""
 
     def __init__(
-        self, run_graph: RunGraph, table: PriorTable, wants_logits: Callable[[], bool]
+        self,
+        run_graph: RunGraph,
+        table: PriorTable,
+        wants_logits: Callable[[], bool],
+        *,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run_graph, self._table, self._wants_logits = run_graph, table, wants_logits
+        self._clock = clock
 
     def run_wanted(self, pieces: list[Piece]) -> list[Outcome]:
-        """The same for those that somebody still waits for: since they were taken from the queue, time may have passed."""
-        now = time.monotonic()
+        """Run a batch that waited in a thread's inbox, without the rows that need not be scored any more."""
+        now = self._clock()
         dropped: list[Outcome] = []
         wanted: list[Piece] = []
         for piece in pieces:
@@ -74,7 +84,7 @@ class BatchRun:
             return [(pieces, self._row_by_row(pieces[0]))]
 
     def _run_finite(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run those pieces whose numbers are finite: nobody pays a graph call for those that are not."""
+        """Run the pieces whose numbers are finite; those that hold NaN or infinity fail without a graph call."""
         outcomes: list[Outcome] = []
         fine: list[Piece] = []
         for piece in pieces:
@@ -87,7 +97,7 @@ class BatchRun:
         return outcomes + (self.run(fine) if fine else [])
 
     def _row_by_row(self, piece: Piece) -> GraphOutputs | UnscorableRows:
-        """A failing piece with one graph call a row: the rows that fail alone too, or the answer when none does."""
+        """Run each row of a failing piece alone: an error that names the rows that fail, or the answer if none does."""
         rows: list[int] = []
         parts: list[GraphOutputs] = []
         reason = ""
@@ -95,7 +105,7 @@ class BatchRun:
             try:
                 one = [Piece(piece.entry, row, 1)]
                 parts.append(self._call(one, _joined(one)))
-            except Exception as error:  # noqa: BLE001 - the row is what is looked for
+            except Exception as error:  # noqa: BLE001 - it is this row's fault
                 reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
                 rows.append(row)
         if rows:
@@ -103,21 +113,52 @@ class BatchRun:
         return GraphOutputs.joined(parts)
 
     def _call(self, pieces: list[Piece], inputs: Array) -> GraphOutputs:
-        works = [piece.entry.work for piece in pieces]
-        taus: list[Any] = [_of_piece(work.tau, p) for work, p in zip(works, pieces, strict=True)]
-        slots: list[Any] = [_of_piece(work.slot, p) for work, p in zip(works, pieces, strict=True)]
+        taus: list[Any] = []
+        slots: list[Any] = []
+        top_k, full, rows = 1, False, len(inputs)
+        for piece in pieces:
+            work = piece.entry.work
+            taus.append(work.tau)
+            slots.append(work.slot)
+            top_k, full = max(top_k, work.top_k), full or work.full
         # The generation first: a row written in between is then copied to the device once more, never missed.
         generation = self._table.generation
         return self._run_graph(
             inputs,
-            tau=_by_row(taus, pieces, np.float32),
-            prior_index=_by_row(slots, pieces, np.int64),
+            tau=_by_row(taus, pieces, rows, np.float32),
+            prior_index=_by_row(slots, pieces, rows, np.int64),
             prior_table=self._table.rows,
-            top_k=min(MAX_GRAPH_TOP_K, max([work.top_k for work in works])),
+            top_k=min(MAX_GRAPH_TOP_K, top_k),
             generation=generation,
             with_logits=self._wants_logits(),
-            full=any(work.full for work in works),
+            full=full,
         )
+
+
+class GraphThread:
+    """Runs batches in order. It ends when it is handed None or when running a batch raises."""
+
+    def __init__(
+        self, name: str, run: Callable[[list[Piece]], list[Outcome]], report: "Report"
+    ) -> None:
+        """`report` is called in this thread with the outcomes of a batch and the seconds that it took."""
+        self.inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._run, self._report = run, report
+        threading.Thread(target=self._work, name=f"graph-{name}", daemon=True).start()
+
+    def _work(self) -> None:
+        while (batch := self.inbox.get()) is not None:
+            begun = time.perf_counter()
+            try:
+                outcomes = self._run(batch.begin())
+            except BaseException as error:  # noqa: BLE001 - the loop must know; then this thread ends
+                self._report(self, error, time.perf_counter() - begun)
+                return
+            self._report(self, outcomes, time.perf_counter() - begun)
+            del batch, outcomes  # an idle thread keeps no request alive
+
+
+Report: TypeAlias = Callable[[GraphThread, list[Outcome] | BaseException, float], None]
 
 
 def _inputs(piece: Piece) -> Array:
@@ -127,18 +168,25 @@ def _inputs(piece: Piece) -> Array:
 
 
 def _joined(pieces: list[Piece]) -> Array:
-    blocks = [_inputs(piece) for piece in pieces]
+    blocks = []
+    for piece in pieces:
+        inputs = piece.entry.work.inputs
+        whole = piece.rows == len(inputs)
+        blocks.append(inputs if whole else inputs[piece.start : piece.start + piece.rows])
     return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
 
 
-def _of_piece(value: Any, piece: Piece) -> Any:
-    """The taus or slots of a piece's rows, where the request has one for each of its rows."""
-    return value[piece.start : piece.start + piece.rows] if isinstance(value, np.ndarray) else value
-
-
-def _by_row(values: list[Any], pieces: list[Piece], dtype: Any) -> Array:
-    """[n] a value a row; each piece's value is one number or one a row."""
-    if len(pieces) == sum([piece.rows for piece in pieces]) and np.ndarray not in map(type, values):
-        return np.array(values, dtype)
-    parts = zip(values, pieces, strict=True)
-    return np.concatenate([np.full(piece.rows, value, dtype) for value, piece in parts])
+def _by_row(values: list[Any], pieces: list[Piece], rows: int, dtype: Any) -> Array:
+    """[rows] a value for each row; each piece's request has one value, or one for each of its rows."""
+    if np.ndarray not in map(type, values):
+        column = np.array(values, dtype)
+        if len(pieces) == rows:
+            return column
+        return np.repeat(column, [piece.rows for piece in pieces])
+    parts = []
+    for value, piece in zip(values, pieces, strict=True):
+        own = value
+        if isinstance(value, np.ndarray):
+            own = value[piece.start : piece.start + piece.rows]
+        parts.append(np.full(piece.rows, own, dtype))
+    return np.concatenate(parts)

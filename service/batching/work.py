@@ -1,18 +1,13 @@
-"""What goes through a batcher: a request's rows in, scored rows out, and what can keep them from being scored."""
+"""What a batcher is given, what it reports about a batch, and the errors that keep a request from being scored."""
 
-import asyncio
-import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching.waiting import Waiting
 from service.graph.session import GraphOutputs
-
-logger = logging.getLogger(__name__)
 
 Array = NDArray[Any]
 
@@ -26,11 +21,15 @@ class RequestTooLarge(ValueError):
 
 
 class DeadlinePassed(Exception):
-    """The caller's deadline passed before its rows were scored."""
+    """The caller's deadline passed before the request was answered."""
 
 
 class Abandoned(Exception):
     """The caller left before its rows were scored."""
+
+
+class BatcherFailed(RuntimeError):
+    """The batching loop failed; the request was not answered and may be sent again."""
 
 
 class UnscorableRows(ValueError):
@@ -50,12 +49,54 @@ class RowsNotFinite(UnscorableRows):
         self.rows = list(rows)
 
 
-class BatcherFailed(RuntimeError):
-    """The batching loop failed; the request was not answered and may be sent again."""
+class Deadline(NamedTuple):
+    """The moment when a caller stops waiting, as a time of `time.monotonic()`.
+
+    A request without a deadline of its own gets the service's, which is soft: rows whose graph call has begun are still
+    answered. A deadline that the caller set is hard: it ends the wait even while the graph runs.
+    """
+
+    at: float = float("inf")
+    is_hard: bool = False
+
+    def check(self, now: float) -> None:
+        """Raise DeadlinePassed when the deadline is over at `now`."""
+        if self.at <= now:
+            raise DeadlinePassed(self.message(now))
+
+    def message(self, now: float) -> str:
+        """What a caller is told whose deadline is over at `now`."""
+        late = 1000 * max(0.0, now - self.at)
+        return f"the deadline passed {late:.0f} ms ago, before the request was answered"
+
+
+NO_DEADLINE = Deadline()
+
+
+class Connection(Protocol):
+    """What a request came through."""
+
+    @property
+    def disconnected(self) -> bool:
+        """Whether the client has left."""
+        ...
+
+
+class Caller(Protocol):
+    """Who asked for the work, as far as a batcher needs to know."""
+
+    @property
+    def connection(self) -> Connection:
+        """Its connection: work whose client has left is not done."""
+        ...
 
 
 class Work(NamedTuple):
-    """One request. inputs [n, …]; tau and slot are scalars or [n]; held slots are released when it is done."""
+    """The rows of one request and how to score them.
+
+    inputs [n, …]; `tau` and `slot` are scalars or [n]. The slots of the prior table in `held_slots` are released when
+    the request is finished or refused.
+    """
 
     inputs: Array
     tau: float | NDArray[np.float32]
@@ -63,10 +104,10 @@ class Work(NamedTuple):
     held_slots: tuple[int, ...]
     top_k: int
     full: bool = False
-    deadline: float = float("inf")
-    is_abandoned: Callable[[], bool] | None = None
+    """Whether all logits and probabilities are wanted, not the best classes alone."""
+    deadline: Deadline = NO_DEADLINE
     is_traffic: bool = True
-    """False: an exploration, which is not counted among the answers."""
+    """False for an exploration (`/adjust`): its rows do not count as predictions."""
 
 
 class BatchFacts(NamedTuple):
@@ -76,17 +117,33 @@ class BatchFacts(NamedTuple):
     rows: int
     seconds: float
     queue_seconds: Sequence[float] = ()
-    """Of the requests whose first rows are in it."""
+    """Waiting time of each request whose first rows are in the batch."""
     answered: NDArray[np.bool_] | None = None
-    """[rows] which of them answer traffic: not those of a refused request, nor of an exploration. None: all."""
+    """[rows] whether a row answers traffic: not of a refused request, nor of an exploration. None: all rows do."""
     requests: int = 1
-    """That have rows in it."""
+    """Requests that have rows in the batch."""
     refused: Sequence[int] = ()
-    """Of the requests that are refused because a row came out as NaN: how many rows each has in it."""
+    """Rows in the batch of each request that is refused because one of its rows came out as NaN."""
+    taus: Sequence[float] | NDArray[np.floating] = ()
+    """The tau of each row that answers traffic."""
+
+
+class Record(Protocol):
+    """Where a batcher reports what it did: the metrics of a model version and its recent logits."""
+
+    def batch(self, facts: BatchFacts) -> None:
+        """Record a graph call, before any of its requests has its answer."""
+
+    def refused(self, error: Exception) -> None:
+        """Count a request that was not scored, by the reason."""
+
+    def wants_logits(self) -> bool:
+        """Whether the next batch should give its logits too. Called in the thread that runs the batch."""
+        ...
 
 
 class TracedPart(NamedTuple):
-    """Rows of a request that a graph call held, for traces; `admitted` (time.monotonic()) where they are its first."""
+    """Rows of a request in a graph call, for traces; `admitted` (time.monotonic()) where they are its first rows."""
 
     span: Any
     rows: int
@@ -94,163 +151,17 @@ class TracedPart(NamedTuple):
 
 
 class Tracer(Protocol):
-    """Who is told of each request and each graph call when traces are asked for."""
+    """Hears of each request and each graph call when traces are asked for."""
 
     def current(self) -> Any:
         """The span of the request that is being served, or None."""
 
     def graph_call(self, parts: Sequence[TracedPart], seconds: float, *, failed: bool) -> None:
-        """A graph call has just ended; the answers to its requests are not given yet."""
-
-
-class Entry:
-    """A queued request, whose pieces fit a batch each; and its scores once they are there: rows start … stop of `outputs`.
-
-    `told` is called once, when there are scores or an error.
-    """
-
-    __slots__ = (
-        "_parts",
-        "admitted",
-        "begun",
-        "bytes_per_row",
-        "error",
-        "inference_seconds",
-        "outputs",
-        "pieces_left",
-        "span",
-        "start",
-        "stop",
-        "work",
-    )
-
-    outputs: GraphOutputs
-
-    def __init__(self, work: Work) -> None:
-        self.work = work
-        self.admitted = self.begun = self.inference_seconds = 0.0
-        self.pieces_left = self.bytes_per_row = 0
-        self.start = self.stop = -1
-        self.error: Exception | None = None
-        self.span: Any = None
-        self._parts: list[tuple[int, GraphOutputs, int, int]] | None = None
-        """Of a request in several pieces: (first row, outputs, start, stop) of each."""
-
-    @property
-    def queue_seconds(self) -> float:
-        """How long its first rows waited."""
-        return self.begun - self.admitted
-
-    def done(self) -> bool:
-        """Whether it has its scores or an error, or nobody waits for them."""
-        return self.stop >= 0 or self.error is not None
-
-    def told(self) -> None:
-        """It has its scores or an error."""
-
-    def why_drop(self, now: float) -> Exception | None:
-        """Why nobody waits for the answer at `now`, a time of time.monotonic(); None when somebody does."""
-        work = self.work
-        if self.done():
-            return Abandoned("already answered or cancelled")
-        if work.deadline <= now:
-            return DeadlinePassed("the deadline passed while the request was queued")
-        if work.is_abandoned is not None and work.is_abandoned():
-            return Abandoned("the caller left")
-        return None
-
-    def add_part(self, first: int, outputs: GraphOutputs, start: int, stop: int) -> None:
-        """Keep the scores of the rows from `first` on, until all are there."""
-        if self._parts is None:
-            self._parts = []
-        self._parts.append((first, outputs, start, stop))
-
-    def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
-        """Take the scores, put together from the pieces' results, of which the last is given."""
-        if self._parts is not None:
-            self._parts.sort(key=lambda part: part[0])
-            parts = [outputs.rows(start, stop) for _, outputs, start, stop in self._parts]
-            outputs, start, stop = GraphOutputs.joined(parts), 0, len(self.work.inputs)
-        self.outputs, self.start, self.stop = outputs, start, stop
-        self.told()
-
-    def fail(self, error: Exception) -> None:
-        """Tell the caller, or the log when the caller has an answer and failed with it."""
-        if self.done():
-            logger.error("what waited for an answer failed when it came", exc_info=error)
-        else:
-            self.error = error
-            self.told()
-
-
-class Awaited(Entry):
-    """One whose caller waits for `future`, which gives the entry."""
-
-    __slots__ = ("future",)
-
-    def __init__(self, work: Work, loop: asyncio.AbstractEventLoop) -> None:
-        super().__init__(work)
-        self.future: Waiting[Entry] = Waiting(loop=loop)
-
-    def done(self) -> bool:
-        """See Entry."""
-        return self.future.done()
-
-    def told(self) -> None:
-        """See Entry."""
-        if self.error is None:
-            self.future.set_result(self)
-        else:
-            self.future.set_exception(self.error)
-
-
-class Piece:
-    """Rows start … start + rows of a request."""
-
-    __slots__ = ("entry", "rows", "settled", "start")
-
-    def __init__(self, entry: Entry, start: int, rows: int) -> None:
-        self.entry, self.start, self.rows = entry, start, rows
-        self.settled = False
-
-    @property
-    def is_part(self) -> bool:
-        """Whether the request has other rows, too."""
-        return self.rows != len(self.entry.work.inputs)
+        """A graph call has just ended; its requests have no answers yet."""
 
 
 def size_of(inputs: Array) -> int:
-    """Bytes that an array holds; of text an array itself knows only its references."""
+    """Bytes that an array holds. An array of texts knows only the size of its references."""
     if inputs.dtype.kind != "O":
         return inputs.nbytes
     return inputs.nbytes + sum(map(sys.getsizeof, inputs.ravel().tolist()))
-
-
-def nan_rows(outputs: GraphOutputs) -> NDArray[np.bool_] | None:
-    """[n] which rows came out as NaN; None when none did."""
-    bad: NDArray[np.bool_] = np.isnan(outputs.top_probability[:, 0])
-    bad |= np.isnan(outputs.unadjusted_probability)
-    return bad if bad.any() else None
-
-
-def refused_rows(pieces: Sequence[Piece], bad: NDArray[np.bool_]) -> list[int]:
-    """See BatchFacts.refused; a request that has its error already counts no more."""
-    refused: list[int] = []
-    start = 0
-    for piece in pieces:
-        if bad[start : start + piece.rows].any() and not piece.entry.done():
-            refused.append(piece.rows)
-        start += piece.rows
-    return refused
-
-
-def answered_rows(
-    pieces: Sequence[Piece], bad: NDArray[np.bool_] | None
-) -> NDArray[np.bool_] | None:
-    """See BatchFacts; what a request has in this batch is refused as a whole when one of its rows is bad."""
-    flags: list[bool] = []
-    for piece in pieces:
-        start = len(flags)
-        refused = bad is not None and bool(bad[start : start + piece.rows].any())
-        flags += [piece.entry.work.is_traffic and not refused] * piece.rows
-    return None if all(flags) else np.array(flags)

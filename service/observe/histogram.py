@@ -35,7 +35,7 @@ class Histogram:
         cells[-1] += value * times
         return bucket
 
-    def observe_all(self, values: Sequence[float]) -> float:
+    def observe_all(self, values: Sequence[float] | NDArray[np.floating]) -> float:
         """Count many; their sum."""
         if len(values) > _FEW:
             return self.observe_array(np.array(values))

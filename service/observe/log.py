@@ -12,6 +12,7 @@ import threading
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from itertools import repeat
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import orjson
@@ -74,7 +75,7 @@ class RequestLog:
             self._timer_runs = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
         at = time.time()
-        self._lines += [(line, at) for line in lines]
+        self._lines += zip(lines, repeat(at))
         if len(self._lines) >= BLOCK_LINES:
             self._encode_taken()
             if len(self._encoded) >= BLOCK_LINES * BLOCKS_TOGETHER:

@@ -83,18 +83,8 @@ class ModelMetrics:
         self._inference.observe(facts.seconds)
         self._rows.observe(facts.rows)
         queued = self._queue.observe_all(facts.queue_seconds)
+        self._tau.observe_all(facts.taus)
         self._statistics.batch(facts, queue_seconds=queued)
-
-    def used_tau(self, tau: float | NDArray[np.float32], rows: int) -> None:
-        """Count rows that were scored with one tau, or with one each [rows]."""
-        if isinstance(tau, float):
-            self._tau.observe(tau, rows)
-        else:
-            self._tau.observe_array(tau)
-
-    def used_taus(self, taus: Sequence[float]) -> None:
-        """Count rows by the tau of each."""
-        self._tau.observe_all(taus)
 
     def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
         """What is told of a prior's target [C], by class and by group."""

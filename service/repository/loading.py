@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from service.batching.batcher import Batcher
-from service.batching.work import BatchFacts, Tracer
+from service.batching.work import Tracer
 from service.contract.bundle import Bundle, load_bundle
 from service.graph import session as graphs
 from service.graph import warm_up
@@ -24,6 +24,7 @@ from service.graph.warm_up import efficient_rows
 from service.observe.metrics import Metrics
 from service.priors.recent import LogitReservoir
 from service.repository.loads import Turn
+from service.repository.record import ModelRecord
 from service.repository.served import ServedModel
 from service.wire.arrays import example_input
 
@@ -117,18 +118,11 @@ class Loader:
         counted = self.metrics.model(bundle)
         recent = LogitReservoir(classes, max_rows=self.recent_rows, max_bytes=self.recent_bytes)
 
-        def on_batch(facts: BatchFacts) -> None:
-            counted.batch(facts)
-            answered, logits = facts.answered, facts.outputs.logits
-            if logits is None:
-                recent.pass_over(facts.rows if answered is None else int(answered.sum()))
-            else:
-                recent.add(logits if answered is None else logits[answered])
-
         row_seconds = cost_seconds[largest] / largest
         batcher = Batcher(
             graph.run,
             table,
+            record=ModelRecord(counted, recent),
             cost_seconds=cost_seconds.__getitem__,
             max_batch_rows=largest,
             max_queued_rows=max(self.max_queued_rows, largest),
@@ -138,8 +132,6 @@ class Loader:
             ),
             max_queued_bytes=self.max_queued_bytes,
             inline_seconds=self.inline_seconds,
-            on_batch=on_batch,
-            wants_logits=recent.wants_rows,
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
         )

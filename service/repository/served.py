@@ -1,8 +1,9 @@
 """One loaded version of a model, and the references that keep it loaded while requests use it."""
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Self
 
 from service.batching.batcher import Batcher
 from service.contract.bundle import Bundle
@@ -36,26 +37,16 @@ class ServedModel:
     def __post_init__(self) -> None:
         self.class_json = ClassJson(self.bundle.class_names)
 
-    def held(self) -> Self:
-        """Keep the model loaded while a request uses it: `with model.held():`."""
-        return self
-
-    def hold(self) -> None:
-        """Keep the model loaded until `let_go`."""
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Keep the model loaded while a request uses it and is not queued yet: `with model.held():`."""
         self._holders += 1
-
-    def let_go(self) -> None:
-        """End what `hold` began; `retire` goes on when no request holds the model."""
-        self._holders -= 1
-        if self._holders == 0:
-            self._free.set()
-
-    def __enter__(self) -> Self:
-        self.hold()
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self.let_go()
+        try:
+            yield
+        finally:
+            self._holders -= 1
+            if self._holders == 0:
+                self._free.set()
 
     async def retire(self) -> None:
         """Wait until no request holds the model, then drain and close its queue."""

@@ -8,7 +8,7 @@ from service.api import console, health, models, web, whoami
 from service.api.adjust import Adjust
 from service.api.edge.access import Access, check_exposure
 from service.api.edge.asgi import Edge
-from service.api.edge.lane import HotLane
+from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Route
 from service.api.oip import metadata as oip
 from service.api.oip import repository as oip_repository
@@ -239,10 +239,10 @@ class Service:
             "root_path": settings.root_path,
         }
         if self.traces is None:
-            return Edge(app, lane=HotLane(hot, access=self.access, **common), **common, **edge)
+            return Edge(app, lane=ScoringLane(hot, access=self.access, **common), **common, **edge)
         from service.api.edge.traced_lane import TracedLane
 
-        lane = TracedLane(hot, begin=self.traces.begin, access=self.access, **common)
+        lane = TracedLane(hot, start_span=self.traces.begin, access=self.access, **common)
         return Edge(self.traces.cold(app), lane=lane, **common, **edge)
 
     def _announce(self, changed: Changed) -> None:

@@ -34,9 +34,9 @@ def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[s
     document = parse_json(body)
     if not isinstance(document, dict):
         raise Malformed(f"the body must be a JSON object; got {short(document)}")
-    unknown = [name for name in document if name not in allowed]
-    if unknown:
-        raise Malformed(f"unknown member '{unknown[0][:60]}'; expected {', '.join(allowed)}")
+    for name in document:
+        if name not in allowed:
+            raise Malformed(f"unknown member '{name[:60]}'; expected {', '.join(allowed)}")
     return document
 
 

@@ -44,14 +44,14 @@ def rows_json(
     A number is written as the shortest text that its own type reads as the same number.
     """
     k = indices.shape[1]
-    begins = [classes[index] for index in indices.ravel().tolist()]
+    class_part = classes.__getitem__
+    begins = list(map(class_part, indices.ravel().tolist()))
     chances = _numbers(probabilities)
     columns = [begins[::k], chances[::k]]
     for at in range(k):
         columns += begins[at::k], chances[at::k]
-    columns += [classes[index] for index in unadjusted.tolist()], _numbers(unadjusted_probabilities)
-    form = _form(k)
-    return [form % row for row in zip(*columns, strict=True)]
+    columns += list(map(class_part, unadjusted.tolist())), _numbers(unadjusted_probabilities)
+    return list(map(_form(k).__mod__, zip(*columns, strict=True)))
 
 
 def _numbers(values: NDArray[Any]) -> list[bytes]:

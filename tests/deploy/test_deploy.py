@@ -114,7 +114,9 @@ def test_prometheus_takes_its_configuration_and_its_rules(promtool):
 
 
 def test_every_alert_leads_to_its_section_of_the_runbook():
-    rules = yaml.safe_load((ROOT / "deploy/prometheus/rules/alerts.yml").read_text(encoding="utf-8"))
+    rules = yaml.safe_load(
+        (ROOT / "deploy/prometheus/rules/alerts.yml").read_text(encoding="utf-8")
+    )
     sections = {
         line.removeprefix("### ").strip()
         for line in (ROOT / "docs/runbook.md").read_text(encoding="utf-8").splitlines()

@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 
 from service import __main__
-from service.api import content, predict
+from service.api import predict
 from service.batching import run as batch_run
-from service.batching.queue import PieceQueue
-from service.batching.work import Entry
+from service.batching.queue import Entry, Queue
 from service.graph.session import Graph
 from service.observe.log import RequestLog
 from service.observe.metrics import Metrics
@@ -75,18 +74,18 @@ def _nan_offset(revision: Any) -> Any:
 
 
 STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
-    "decode body": (content, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
+    "decode body": (predict, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
     "decode image": (images, "image_array", lambda encoded, *_: IMAGE in encoded[0], None),
     "prior lookup": (Priors, "select", lambda _self, _bundle, name, **_: name == PRIOR, _nan_offset),
     "build batch": (batch_run, "_by_row", lambda values, *_: _has(values, BUILD),
                     lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column)),
     "run session": (Graph, "run", lambda *_, tau, **__: _has([tau], RUN), None),
     "slice": (Entry, "scored", lambda entry, *_: _has([entry.work.tau], SLICE), None),
-    "encode": (predict, "_body", lambda asked, *_: asked.work.tau == ENCODE, None),
+    "encode": (predict, "_answer", lambda entry, *_: entry.work.tau == ENCODE, None),
     "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
     "record request": (Metrics, "requests", lambda *given: any(each.request_id == COUNTED for each in given[-1]), None),
     "log": (RequestLog, "__call__", lambda _self, lines: lines[0]["request_id"] == LOGGED, None),
-    "batching loop": (PieceQueue, "fill", lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self.pieces), None),
+    "batching loop": (Queue, "fill", lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self.pieces), None),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ from typing import Any
 from service.api.edge.bodies import Message, Receive, limited
 from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
-from service.api.edge.lane import HotLane
-from service.api.edge.request import HotRequest, Match, request_id_of
+from service.api.edge.lane import ScoringLane
+from service.api.edge.request import Match, request_id_of
+from service.batching.work import Connection
 from service.observe.metrics import Arrived, Metrics
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,7 @@ class Edge:
         self,
         app: Asgi,
         *,
-        lane: HotLane,
+        lane: ScoringLane,
         metrics: Metrics,
         max_body_bytes: int,
         read_seconds: float,
@@ -75,15 +76,15 @@ class Edge:
         self, match: Match, scope: Scope, receive: Receive, send: Send, begun: float
     ) -> None:
         """Answer a hot request that HotProtocol left to ASGI: its body is long or slow, or it is unusual."""
-        request = HotRequest(
-            scope["method"],
-            scope["query_string"],
+        found = await self.lane.answer(
+            match,
             Head(scope["headers"], 0),
-            b"",
-            is_abandoned=_abandoned(receive),
+            method=scope["method"],
+            query=scope["query_string"],
+            receive=receive,
+            connection=_connection_of(receive),
             begun=begun,
         )
-        found = await self.lane.answer(match, request, receive)
         if found is None:
             return
         status, content_type, body, request_id, more = found
@@ -188,10 +189,16 @@ def _template(scope: Scope) -> str:
     return template
 
 
-def _abandoned(receive: Receive) -> Callable[[], bool] | None:
-    """Return a function that says whether the client has gone, or None for a server other than uvicorn.
+class _Unknown:
+    """The connection of a server that does not say whether the client has left."""
+
+    disconnected = False
+
+
+def _connection_of(receive: Receive) -> Connection:
+    """Return what knows whether the client has left; of uvicorn it is the object that `receive` belongs to.
 
     ASGI itself offers only `await receive()`, which would cost every request a task of its own.
     """
     cycle: Any = getattr(receive, "__self__", None)
-    return (lambda: bool(cycle.disconnected)) if hasattr(cycle, "disconnected") else None
+    return cycle if hasattr(cycle, "disconnected") else _Unknown()

@@ -1,6 +1,7 @@
-"""The routes that score, answered from bytes to bytes: matched, checked, counted and logged here, whatever carries them.
+"""The way of requests that score, around FastAPI: matched, checked, counted, logged and answered here.
 
-A FastAPI route costs more than a small model; the routes that score go around it, and only they do.
+A FastAPI route costs more than a small model. What carries a request here, the short way of protocol.py or ASGI, gives it
+a `send`; what answers it is the reply in its queue entry, which comes back to `_reply` with all that were scored with it.
 """
 
 import asyncio
@@ -8,30 +9,32 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from service.api.edge.access import Access
 from service.api.edge.bodies import ClientLeft, Receive, inflated, read_body
 from service.api.edge.errors import PROBLEM_JSON, Problem, problem_of
-from service.api.edge.known_headers import KnownHeads
-from service.api.edge.request import HotRequest, Match, Respond, Response, Route, ok
-from service.batching.waiting import Stepped
-from service.batching.work import Abandoned
+from service.api.edge.known_headers import Head, KnownHeads
+from service.api.edge.request import Answer, Later, Match, Request, Response, Route, Send
+from service.batching.queue import Entry
+from service.batching.work import Abandoned, Connection
 from service.observe.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _MAX_PATHS = 1024
+_facts_of = attrgetter("facts")
 CLIENT_LEFT = 499
-"""Counted and logged where the connection closed before the request was whole, or before it was scored."""
+"""Counted and logged where the client left before its request was whole, or before it was scored."""
 
 
-class HotLane:
-    """All hot routes and what is common to them."""
+class ScoringLane:
+    """All routes that score, and what they have in common."""
 
     def __init__(
         self,
-        routes: list[Route],
+        routes: Sequence[Route],
         *,
         metrics: Metrics,
         access: Access,
@@ -39,90 +42,198 @@ class HotLane:
         read_seconds: float,
         log_requests: Callable[[list[dict[str, Any]]], None],
     ) -> None:
-        self._routes, self._metrics, self._access = routes, metrics, access
+        """Make the lane of these routes.
+
+        metrics: counts requests by route and status.
+        access: checks the API key of each request.
+        max_body_bytes: the largest body, also after it is inflated.
+        read_seconds: how long a client may take to send a body.
+        log_requests: takes the log lines of answered requests.
+        """
+        self._routes = [(route, partial(self._reply, route)) for route in routes]
+        self._metrics, self._access, self._log_requests = metrics, access, log_requests
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
-        self._log_requests = log_requests
         self._matched: dict[str, Match] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:
-        """The route of a path and the path's parameters; None when it is not a hot one."""
+        """The route of a path and the path's parameters; None when no route that scores has it."""
         known = self._matched.get(path)
         if known is not None:
             return known
-        for route in self._routes:
+        for route, reply in self._routes:
             found = route.match(path)
             if found is not None:
                 if len(self._matched) >= _MAX_PATHS:
                     self._matched.clear()
-                self._matched[path] = route, found
-                return route, found
+                match = self._matched[path] = Match(route, found, reply)
+                return match
         return None
 
-    def begin(self, match: Match, request: HotRequest, respond: Respond) -> None:
-        """Answer a request whose body is there: `respond` is called, now or later."""
-        route, path = match
-        if not route.direct or b"content-encoding" in request.headers:
-            Stepped(self.answer(match, request), respond)
-            return
-        request.lane, request.route, request.respond = self, route, respond
+    def begin(
+        self,
+        match: Match,
+        head: Head,
+        *,
+        query: bytes,
+        body: bytes,
+        connection: Connection,
+        send: Send,
+    ) -> None:
+        """Take a POST whose body is there: `send` is called with its response, now or later."""
+        begun, key = time.perf_counter(), None
         try:
-            self._admit(request)
-            later = route.begin(request, path)
+            if not head.accepts_json:
+                raise _not_acceptable(head)
+            key = self._access.check(head.headers, "predict")
         except Exception as error:  # noqa: BLE001 - the status table knows what it is to the caller
-            self.fail(request, error)
+            request = Request(
+                "POST", query, head, body, connection=connection, send=send, begun=begun
+            )
+            self._fail(match.route, request, error)
+            return
+        request = Request(
+            "POST", query, head, body, connection=connection, send=send, begun=begun, key=key
+        )
+        if b"content-encoding" in head.by_name:
+            self._run(match.route, request, self._inflated(match, request))
         else:
-            if later is not None:
-                Stepped(later, partial(self._begun, request))
+            self._begin(match, request)
 
     async def answer(
-        self, match: Match, request: HotRequest, receive: Receive | None = None
+        self,
+        match: Match,
+        head: Head,
+        *,
+        method: str,
+        query: bytes,
+        receive: Receive,
+        connection: Connection,
+        begun: float,
     ) -> Response | None:
-        """The same for a request whose body may still have to come, from `receive`. None when the client left."""
-        route, path = match
+        """The response to a request whose body is still to be read, from `receive`; None when the client left."""
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
-        request.lane, request.route = self, route
-        request.respond = partial(_give, answered)
+        send = self._send_to(answered)
+        request = Request(method, query, head, b"", connection=connection, send=send, begun=begun)
         try:
-            self._admit(request)
-            if receive is not None:
-                request.body = await read_body(
-                    request.headers, receive, self._max_body_bytes, seconds=self._read_seconds
+            if method != "POST":
+                raise Problem(
+                    "method-not-allowed",
+                    f"{method[:20]} is not allowed here; use POST",
+                    headers={"Allow": "POST"},
                 )
-            if b"content-encoding" in request.headers:
-                encoding = request.headers[b"content-encoding"]
-                request.body = await asyncio.to_thread(
-                    inflated, request.body, encoding, self._max_body_bytes
-                )
-            if not route.direct:
-                body, content_type, headers = await route.answer(request, path)
-                self.succeed([request], [ok(request, body, content_type, headers)])
-            elif (later := route.begin(request, path)) is not None:
-                await later
+            if not head.accepts_json:
+                raise _not_acceptable(head)
+            key = self._access.check(head.headers, "predict")
+            body = await read_body(
+                head.by_name, receive, self._max_body_bytes, seconds=self._read_seconds
+            )
+            request = Request(
+                method,
+                query,
+                head,
+                body,
+                connection=connection,
+                send=send,
+                begun=begun,
+                key=key,
+                request_id=request.request_id,
+            )
+            if b"content-encoding" in head.by_name:
+                await self._inflated(match, request)
+            else:
+                self._begin(match, request)
         except Exception as error:  # noqa: BLE001 - see begin
-            self.fail(request, error)
+            self._fail(match.route, request, error)
         return await answered
 
-    def succeed(self, requests: Sequence[HotRequest], responses: Sequence[Response]) -> None:
-        """Give requests of one route their answers, all counted before the first is sent."""
-        self._count(requests, 200)
-        for request, response in zip(requests, responses, strict=True):
+    def _send_to(self, answered: "asyncio.Future[Response | None]") -> Send:
+        """A `send` that completes a future."""
+        return partial(_give, answered)
+
+    # -- from a request to the queue
+
+    def _begin(self, match: Match, request: Request) -> None:
+        """Have the route queue a request, answer it, or do what it must wait for."""
+        try:
+            found = match.route.begin(request, match.path, match.reply)
+        except Exception as error:  # noqa: BLE001 - see begin
+            self._fail(match.route, request, error)
+            return
+        if found is None:
+            return
+        if isinstance(found, Answer):
+            self._finish(match.route, [request], [found])
+        else:
+            self._run(match.route, request, found)
+
+    async def _inflated(self, match: Match, request: Request) -> None:
+        body = await asyncio.to_thread(
+            inflated, request.body, request.headers[b"content-encoding"], self._max_body_bytes
+        )
+        self._begin(match, request.with_body(body))
+
+    def _run(self, route: Route, request: Request, later: Later) -> None:
+        """Run what a request must wait for in a task."""
+        task = asyncio.get_running_loop().create_task(self._waited(route, request, later))
+        self._tasks.add(task)  # the loop itself keeps no task alive
+        task.add_done_callback(self._tasks.discard)
+
+    async def _waited(self, route: Route, request: Request, later: Later) -> None:
+        try:
+            answer = await later
+        except Exception as error:  # noqa: BLE001 - see begin
+            self._fail(route, request, error)
+        else:
+            if answer is not None:
+                self._finish(route, [request], [answer])
+
+    # -- from the queue to the client
+
+    def _reply(self, route: Route, entries: list[Entry]) -> None:
+        """Answer entries of one route that finished together."""
+        requests: list[Request] = []
+        scored: list[Entry] = []
+        for entry in entries:
+            if entry.error is None:
+                requests.append(entry.ask.request)
+                scored.append(entry)
+            else:
+                self._fail(route, entry.ask.request, entry.error)
+        if not scored:
+            return
+        try:
+            answers = route.encode(scored)
+        except Exception as error:  # noqa: BLE001 - one request may break it; the others have their answers
+            if len(scored) == 1:
+                self._fail(route, requests[0], error)
+                return
+            for entry in scored:
+                self._reply(route, [entry])
+        else:
+            self._finish(route, requests, answers)
+
+    def _finish(self, route: Route, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
+        """Count, log and send the answers to requests of one route."""
+        self._count(route, requests, 200, list(map(_facts_of, answers)))
+        for request, (body, _, content_type, headers) in zip(requests, answers, strict=True):
             try:
-                request.respond(response, None)
+                request.send((200, content_type, body, request.request_id.encode(), headers))
             except Exception:
                 logger.exception("the answer to request %s could not be sent", request.request_id)
 
-    def fail(self, request: HotRequest, error: Exception) -> None:
+    def _fail(self, route: Route, request: Request, error: Exception) -> None:
         """Answer a request with the problem that an error is to its caller."""
         if isinstance(error, (ClientLeft, Abandoned)):
-            self._count([request], CLIENT_LEFT)
-            request.respond(None, None)
+            self._count(route, [request], CLIENT_LEFT, [{}])
+            request.send(None)
             return
-        problem, oip = problem_of(error), request.route.oip
+        problem, oip = problem_of(error), route.oip
         if problem.kind == "internal":
             logger.error("request %s failed", request.request_id, exc_info=error)
-        request.log["problem"] = problem.kind  # never the detail, which may quote an input
-        self._count([request], problem.status)
+        # The kind alone: the detail may quote an input, which no log line may hold.
+        self._count(route, [request], problem.status, [{"problem": problem.kind}])
         response = (
             problem.status,
             b"application/json" if oip else PROBLEM_JSON.encode(),
@@ -130,64 +241,46 @@ class HotLane:
             request.request_id.encode(),
             tuple((k.lower().encode(), v.encode()) for k, v in problem.headers.items()),
         )
-        request.respond(response, None)
+        request.send(response)
 
-    def _begun(self, request: HotRequest, _: None, error: BaseException | None) -> None:
-        """What a direct route waited for is over."""
-        if isinstance(error, Exception):
-            self.fail(request, error)
-        elif error is not None:
-            request.respond(None, error)
-
-    def _admit(self, request: HotRequest) -> None:
-        if request.method != "POST":
-            raise Problem(
-                "method-not-allowed",
-                f"{request.method} is not allowed here; use POST",
-                headers={"Allow": "POST"},
-            )
-        head = request.head
-        if not head.accepts_json:
-            accept = head.by_name[b"accept"][:80].decode("latin-1")
-            raise Problem(
-                "not-acceptable", f"answers are application/json; the request accepts {accept}"
-            )
-        request.key = self._access.check(head.headers, "predict")
-
-    def _count(self, requests: Sequence[HotRequest], status: int) -> None:
-        """Record requests of one route that have their answers; what cannot be recorded costs nobody an answer."""
-        route = requests[0].route.template
+    def _count(
+        self,
+        route: Route,
+        requests: Sequence[Request],
+        status: int,
+        facts: Sequence[dict[str, Any]],
+    ) -> None:
+        """Count and log requests that have their answers; a failure here costs nobody an answer."""
+        template = route.template
         try:
-            seconds = self._metrics.requests(route, status, requests)
+            seconds = self._metrics.requests(template, status, requests)
         except Exception:
-            logger.exception("requests of %s were answered and could not be counted", route)
+            logger.exception("requests of %s were answered and could not be counted", template)
             seconds = [time.perf_counter() - request.begun for request in requests]
-        lines = [
-            {
-                "request_id": request.request_id,
-                "method": request.method,
-                "route": route,
-                "key": request.key,
-                **request.log,
-                "status": status,
-                "seconds": took,
-            }
-            for request, took in zip(requests, seconds, strict=True)
-        ]
+        lines = []
+        for request, own, took in zip(requests, facts, seconds, strict=True):
+            lines.append(
+                {
+                    "request_id": request.request_id,
+                    "method": request.method,
+                    "route": template,
+                    "key": request.key,
+                    **own,
+                    "status": status,
+                    "seconds": took,
+                }
+            )
         try:
             self._log_requests(lines)
         except Exception:
-            logger.exception("requests of %s were answered and could not be logged", route)
+            logger.exception("requests of %s were answered and could not be logged", template)
 
 
-def _give(
-    answered: "asyncio.Future[Response | None]",
-    response: Response | None,
-    error: BaseException | None,
-) -> None:
-    if answered.done():  # cancelled
-        return
-    if error is None:
+def _not_acceptable(head: Head) -> Problem:
+    accept = head.by_name[b"accept"][:80].decode("latin-1")
+    return Problem("not-acceptable", f"answers are application/json; the request accepts {accept}")
+
+
+def _give(answered: "asyncio.Future[Response | None]", response: Response | None) -> None:
+    if not answered.done():  # else the request's task was cancelled
         answered.set_result(response)
-    else:
-        answered.set_exception(error)

@@ -5,18 +5,12 @@ known from an earlier request (`known_headers`), the parser is left out too. Eve
 (pipelined, chunked, HTTP/1.0, `Expect`, a slow reader), is answered by uvicorn through ASGI.
 """
 
-import logging
-import time
-
 from service.api.edge.framing import FramedProtocol, response_bytes
 from service.api.edge.known_headers import Head, Pairs
-from service.api.edge.lane import HotLane
-from service.api.edge.request import HotRequest, Match, Response
-
-logger = logging.getLogger(__name__)
+from service.api.edge.lane import ScoringLane
+from service.api.edge.request import Match, Response
 
 _NO_KEY = (401, 403)
-_FAILED: Response = (500, b"text/plain", b"Internal Server Error", b"-", ())
 
 
 class _NoEvent:
@@ -37,10 +31,6 @@ class _HotCycle:
         self.response_complete = self.disconnected = False
         self.keep_alive = True
 
-    def is_abandoned(self) -> bool:
-        """Whether the client has gone."""
-        return self.disconnected
-
 
 class HotProtocol(FramedProtocol):
     """One connection. The application must be an Edge."""
@@ -55,7 +45,7 @@ class HotProtocol(FramedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
-        lane: HotLane = self.app.lane
+        lane: ScoringLane = self.app.lane
         at_rest = not (self.mid_message or self._ended) and (
             self.cycle is None or self.cycle.response_complete
         )
@@ -138,11 +128,8 @@ class HotProtocol(FramedProtocol):
             cycle = self._hot_cycle = _HotCycle()
         cycle.response_complete, cycle.keep_alive = False, keep_alive
         self.cycle = cycle  # type: ignore[assignment]
-        request = HotRequest(
-            "POST", query, head, body, is_abandoned=cycle.is_abandoned, begun=time.perf_counter()
-        )
-        lane: HotLane = self.app.lane
-        lane.begin(match, request, self._respond)
+        lane: ScoringLane = self.app.lane
+        lane.begin(match, head, query=query, body=body, connection=cycle, send=self._respond)
 
     def _hot_match(self) -> Match | None:
         parser, cycle = self.parser, self.cycle
@@ -158,15 +145,12 @@ class HotProtocol(FramedProtocol):
         if b"%" in path:
             return None
         self._query = query
-        lane: HotLane = self.app.lane
+        lane: ScoringLane = self.app.lane
         return lane.match(path.decode("latin-1"))
 
-    def _respond(self, response: Response | None, error: BaseException | None) -> None:
+    def _respond(self, response: Response | None) -> None:
         cycle = self._hot_cycle
         assert cycle is not None
-        if error is not None:
-            logger.error("answering a request failed", exc_info=error)
-            response = _FAILED
         cycle.response_complete = True
         cycle.keep_alive = cycle.keep_alive and not self.app.draining
         if cycle.disconnected or self.transport.is_closing():

@@ -1,137 +1,154 @@
-"""A request of a route that scores, what answers it, and what its answer is made of."""
+"""A request of a route that scores, what answers it, and how such a route is written."""
 
 import random
+import time
 from collections.abc import Callable, Coroutine, Sequence
-from contextvars import Context
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 from service.api.edge.known_headers import Head
+from service.batching.queue import Entry, Reply
+from service.batching.work import Connection, Deadline
+from service.wire.arrays import Malformed
 
+TIMEOUT_HEADER = b"x-request-timeout-ms"
+MAX_TIMEOUT_MS = 86_400_000
 _MAX_REQUEST_ID = 128
+_random_bits = random.Random().getrandbits  # noqa: S311 - it names a request and guards nothing
+
+Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
+"""An answer or a problem, ready for the wire: status, content type, body, request id and further headers."""
+
+Send: TypeAlias = Callable[[Response | None], None]
+"""Sends the response to a request; None where the client has left."""
 
 
-class HotRequest:
-    """A request of a hot route: its bytes, the few headers that matter, and who waits for its answer."""
+class Request:
+    """A request to score rows: its bytes, the key that sent it, and where its response goes. Nothing changes it."""
 
     __slots__ = (
         "begun",
         "body",
+        "connection",
         "content_type",
-        "context",
         "head",
         "headers",
-        "is_abandoned",
         "key",
-        "lane",
-        "log",
         "method",
         "query",
         "request_id",
-        "respond",
-        "route",
+        "send",
     )
-
-    lane: "Lane"
-    route: "Route"
-    respond: "Respond"
 
     def __init__(
         self,
         method: str,
         query: bytes,
         head: Head,
-        body: bytes,
+        body: bytes | bytearray,
         *,
-        is_abandoned: Callable[[], bool] | None,
+        connection: Connection,
+        send: Send,
         begun: float,
+        key: str | None = None,
+        request_id: str | None = None,
     ) -> None:
-        """Begun: time.perf_counter() when it arrived. The lane that takes it sets who waits."""
-        self.method, self.query, self.begun = method, query, begun
-        self.head, self.headers, self.content_type = head, head.by_name, head.content_type
-        self.body: bytes | bytearray = body
-        self.is_abandoned = is_abandoned
-        self.request_id = request_id_of(head.by_name)
-        self.key: str | None = None
-        """The name of the API key."""
-        self.log: dict[str, Any] = {}
-        """What the handler adds to the request's log line."""
-        self.context: Context | None = None
-        """Where its span is, when it is traced."""
+        """Make a request.
+
+        method, query, head, body: as they came; the body is inflated.
+        connection: knows whether the client has left.
+        send: called once with the response.
+        begun: time.perf_counter() when the request arrived.
+        key: the name of the API key that sent it; None before it was checked.
+        request_id: its id; None: the client's, or a new one.
+        """
+        self.method, self.query, self.head, self.body = method, query, head, body
+        self.headers, self.content_type = head.by_name, head.content_type
+        self.connection, self.send, self.begun, self.key = connection, send, begun, key
+        if request_id is None:
+            given = b"x-request-id" in head.by_name
+            request_id = request_id_of(head.by_name) if given else f"{_random_bits(128):032x}"
+        self.request_id = request_id
+
+    def with_body(self, body: bytes | bytearray) -> "Request":
+        """The request with its body, which was read after the headers."""
+        return Request(
+            self.method,
+            self.query,
+            self.head,
+            body,
+            connection=self.connection,
+            send=self.send,
+            begun=self.begun,
+            key=self.key,
+            request_id=self.request_id,
+        )
+
+    def deadline(self, default_seconds: float, own_seconds: float | None = None) -> Deadline:
+        """When the caller stops waiting: the service's default, or what a header or the body (own_seconds) asks for.
+
+        Raises Malformed.
+        """
+        given = self.headers.get(TIMEOUT_HEADER)
+        now = time.monotonic()
+        if given is None and own_seconds is None:
+            return Deadline(now + default_seconds)
+        wanted = [] if own_seconds is None else [own_seconds]
+        if given is not None:
+            if not given.isdigit() or len(given) > 20 or not 0 < int(given) <= MAX_TIMEOUT_MS:
+                shown = given[:40].decode("latin-1")
+                raise Malformed(
+                    f"X-Request-Timeout-Ms is '{shown}'; expected a whole number from 1 to {MAX_TIMEOUT_MS}"
+                )
+            wanted.append(int(given) / 1000)
+        else:
+            wanted.append(default_seconds)
+        waited = time.perf_counter() - self.begun
+        return Deadline(now - waited + min(wanted), is_hard=True)
 
 
 class Answer(NamedTuple):
-    """What a hot handler returns."""
+    """What a route answers a request with."""
 
     body: bytes
+    facts: dict[str, Any]
+    """What the request's log line says about it."""
     content_type: bytes = b"application/json"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
-"""An answer or a problem, ready for the wire: status, content type, body, request id and further headers. Made for each request,
-so it has no class of its own."""
+Later: TypeAlias = Coroutine[Any, Any, Answer | None]
+"""The rest of what a request needs, where it has to wait: its answer, or None once it is queued."""
 
 
-def ok(
-    request: HotRequest,
-    body: bytes,
-    content_type: bytes = b"application/json",
-    headers: tuple[tuple[bytes, bytes], ...] = (),
-) -> Response:
-    """The response to a request that was answered."""
-    return 200, content_type, body, request.request_id.encode(), headers
-
-
-Respond: TypeAlias = Callable[[Response | None, BaseException | None], None]
-"""Takes a response, once; None where the client left."""
-
-
-class Lane(Protocol):
-    """Where requests come from and answers go."""
-
-    def succeed(self, requests: Sequence[HotRequest], responses: Sequence[Response]) -> None:
-        """Give requests of one route their answers."""
-
-    def fail(self, request: HotRequest, error: Exception) -> None:
-        """Answer a request with the problem that an error is to its caller."""
-
-
-class WaitingRoute(Protocol):
-    """A handler that may wait for whatever it needs, and how its path is matched."""
+class Route(Protocol):
+    """A route that scores. Requests are queued one by one and answered as many as were scored together."""
 
     template: str
+    """Its path, for metrics and the log."""
     oip: bool
-    direct: Literal[False]
+    """Whether its problems have the Open Inference Protocol's `error` member."""
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The path's parameters, or None when it is another route's."""
+        """The path's parameters, or None when the path is another route's."""
 
-    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
-        """The answer, or an error of the status table."""
+    def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
+        """Queue the work of a request, in an entry with this reply and the request as its caller: None.
 
-
-class DirectRoute(Protocol):
-    """A handler that needs no coroutine for a request, and answers many at once."""
-
-    template: str
-    oip: bool
-    direct: Literal[True]
-
-    def match(self, path: str) -> dict[str, str] | None:
-        """See WaitingRoute."""
-
-    def begin(self, request: HotRequest, path: dict[str, str]) -> Coroutine[Any, Any, None] | None:
-        """See to it that the lane's `succeed` or `fail` is called; what must wait for something first is returned.
-
-        What it raises, or the coroutine does, is an error of the status table.
+        A request that needs no scoring has its answer at once; one that must wait before it can be queued gives the
+        coroutine that does. Raises the errors of the status table, and so may the coroutine.
         """
 
+    def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
+        """The answers to entries of this route that were scored together."""
+        ...
 
-Route: TypeAlias = WaitingRoute | DirectRoute
-Match: TypeAlias = tuple[Route, dict[str, str]]
 
+class Match(NamedTuple):
+    """A route, the parameters of the path, and where its entries go."""
 
-_random_bits = random.Random().getrandbits  # noqa: S311 - names a request, and guards nothing
+    route: Route
+    path: dict[str, str]
+    reply: Reply
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:

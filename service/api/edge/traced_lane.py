@@ -1,64 +1,98 @@
-"""The hot routes where traces are asked for: each request in a context of its own."""
+"""The lane of a service that makes traces: each request has a context of its own, which holds its span."""
 
-from collections.abc import Callable, Coroutine, Generator, Sequence
-from contextvars import copy_context
-from typing import Any, TypeVar
+import asyncio
+from collections.abc import Callable, Sequence
+from contextvars import Context, copy_context
+from functools import partial
+from typing import Any
 
 from service.api.edge.bodies import Receive
-from service.api.edge.known_headers import Pairs
-from service.api.edge.lane import HotLane
-from service.api.edge.request import HotRequest, Match, Respond, Response, Route
-from service.batching.waiting import Stepped
-
-T = TypeVar("T")
+from service.api.edge.known_headers import Head, Pairs
+from service.api.edge.lane import ScoringLane
+from service.api.edge.request import Match, Request, Response, Route, Send
+from service.batching.work import Connection
 
 
-class TracedLane(HotLane):
-    """A lane whose requests each run in a context of their own: what steps them (service/batching/waiting.py) gives them none."""
+class TracedLane(ScoringLane):
+    """A lane that starts a span when a request comes, and ends it when the request is counted."""
 
     def __init__(
-        self, routes: list[Route], *, begin: Callable[[str, Pairs], None], **common: Any
+        self, routes: Sequence[Route], *, start_span: Callable[[str, Pairs], None], **common: Any
     ) -> None:
+        """`start_span` takes the method and the headers, and starts a span in the current context."""
         super().__init__(routes, **common)
-        self._begin = begin
+        self._start_span = start_span
 
-    def begin(self, match: Match, request: HotRequest, respond: Respond) -> None:
-        """See HotLane."""
-        Stepped(self.answer(match, request), respond)
+    def begin(
+        self,
+        match: Match,
+        head: Head,
+        *,
+        query: bytes,
+        body: bytes,
+        connection: Connection,
+        send: Send,
+    ) -> None:
+        """Take a request in a context with its span."""
+        context = copy_context()
+        context.run(self._start_span, "POST", head.headers)
+        context.run(
+            partial(
+                super().begin,
+                match,
+                head,
+                query=query,
+                body=body,
+                connection=connection,
+                send=_TracedSend(context, send),
+            )
+        )
 
-    def answer(
-        self, match: Match, request: HotRequest, receive: Receive | None = None
-    ) -> Coroutine[Any, Any, Response | None]:
-        """See HotLane."""
-        return _InContext(self._traced(match, request, receive))
-
-    async def _traced(
-        self, match: Match, request: HotRequest, receive: Receive | None
+    async def answer(
+        self,
+        match: Match,
+        head: Head,
+        *,
+        method: str,
+        query: bytes,
+        receive: Receive,
+        connection: Connection,
+        begun: float,
     ) -> Response | None:
-        self._begin(request.method, request.head.headers)
-        request.context = copy_context()
-        return await super().answer(match, request, receive)
+        """Answer a request in the context of the running task, with its span."""
+        self._start_span(method, head.headers)
+        return await super().answer(
+            match,
+            head,
+            method=method,
+            query=query,
+            receive=receive,
+            connection=connection,
+            begun=begun,
+        )
 
-    def _count(self, requests: Sequence[HotRequest], status: int) -> None:
-        for request in requests:
-            assert request.context is not None
-            request.context.run(super()._count, [request], status)
+    def _send_to(self, answered: "asyncio.Future[Response | None]") -> Send:
+        return _TracedSend(copy_context(), super()._send_to(answered))
+
+    def _count(
+        self,
+        route: Route,
+        requests: Sequence[Request],
+        status: int,
+        facts: Sequence[dict[str, Any]],
+    ) -> None:
+        for request, own in zip(requests, facts, strict=True):
+            assert isinstance(request.send, _TracedSend)
+            request.send.context.run(super()._count, route, [request], status, [own])
 
 
-class _InContext(Coroutine[Any, Any, T]):
-    """A coroutine that runs in a context of its own, however it is stepped."""
+class _TracedSend:
+    """Where the response to a traced request goes, and the context that holds its span."""
 
-    def __init__(self, coroutine: Coroutine[Any, Any, T]) -> None:
-        self._coroutine, self._context = coroutine, copy_context()
+    __slots__ = ("_send", "context")
 
-    def send(self, value: Any) -> Any:
-        return self._context.run(self._coroutine.send, value)
+    def __init__(self, context: Context, send: Send) -> None:
+        self.context, self._send = context, send
 
-    def throw(self, *error: Any) -> Any:
-        return self._context.run(self._coroutine.throw, *error)
-
-    def close(self) -> None:
-        self._context.run(self._coroutine.close)
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        return self._coroutine.__await__()  # in a task, which has a context of its own
+    def __call__(self, response: Response | None) -> None:
+        self._send(response)

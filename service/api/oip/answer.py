@@ -1,19 +1,20 @@
 """Scores → the body of an Open Inference Protocol V2 answer."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.edge.request import Answer
 from service.api.oip.request import HEADER_LENGTH, InferRequest, Requested
+from service.batching.queue import Entry
 from service.batching.run import MAX_GRAPH_TOP_K
-from service.batching.work import Entry
 from service.classifier import RowSettings, ranked, warnings_of
 from service.contract.bundle import Bundle
 from service.priors.rule import best
 from service.wire.tensors import encode_binary, encode_json
+
+Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 
 
 def classes_of(outputs: list[Requested], top_k: int, bundle: Bundle) -> dict[str, int]:
@@ -36,8 +37,8 @@ def is_full(output: Requested, k: dict[str, int]) -> bool:
 
 def encoded(
     asked: InferRequest, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
-) -> Answer:
-    """JSON, or JSON with the binary outputs behind it where any output is wanted so."""
+) -> Encoded:
+    """JSON, or JSON with binary outputs behind it where any output is wanted in binary: (body, media type, headers)."""
     described, tensors = [], []
     for output in asked.outputs:
         values, shape, datatype = _values(output, bundle, scored, k)
@@ -55,9 +56,9 @@ def encoded(
     document["outputs"] = described
     header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tensors:
-        return Answer(header)
+        return header, b"application/json", ()
     length = (HEADER_LENGTH, b"%d" % len(header))
-    return Answer(b"".join([header, *tensors]), b"application/octet-stream", (length,))
+    return b"".join([header, *tensors]), b"application/octet-stream", (length,)
 
 
 def _told(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:

@@ -1,23 +1,25 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: the Open Inference Protocol V2, JSON and binary tensors both ways."""
 
-import time
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.content import DEAR_BYTES, TIMEOUT_HEADER, deadline_of, decoded
-from service.api.edge.request import Answer, HotRequest
+from service.api.content import DEAR_BYTES, decoded
+from service.api.edge.request import Answer, Later, Request
 from service.api.oip.answer import classes_of, encoded, is_full
 from service.api.oip.request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
 from service.batching.pool import Pool
-from service.batching.work import Entry
-from service.classifier import Classifier, RowSettings, check_room, check_top_k
+from service.batching.queue import Entry, Reply
+from service.batching.work import Deadline
+from service.classifier import Classifier, RowSettings, check_top_k
 from service.contract.bundle import Bundle
+from service.priors.revisions import RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
 from service.repository.served import ServedModel
 from service.wire.arrays import InvalidInput, Malformed, fitted, text_array, texts_per_row
-from service.wire.parameters import prior_of_text, query_parameters
+from service.wire.parameters import Parameters, prior_of_text, query_parameters
 from service.wire.tensors import BY_DTYPE, Tensor
 
 MAX_ROW_PRIORS = 64
@@ -26,11 +28,21 @@ _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
 
+class Asked(NamedTuple):
+    """What the answer to a queued request needs to know."""
+
+    request: Request
+    model: ServedModel
+    infer: InferRequest
+    settings: RowSettings
+    classes: dict[str, int]
+    """How many classes each ranked output has, by the output's name."""
+
+
 class Infer:
-    """The hot route."""
+    """The route."""
 
     oip = True
-    direct: Literal[False] = False
     template = "/v2/models/{model}/infer"
 
     def __init__(
@@ -41,11 +53,17 @@ class Infer:
         pool: Pool,
         timeout_seconds: float,
     ) -> None:
+        """Make the route.
+
+        repository, classifier: where models and priors are found.
+        pool: decodes images.
+        timeout_seconds: the deadline of a request that sets none.
+        """
         self._repository, self._classifier = repository, classifier
         self._pool, self._timeout_seconds = pool, timeout_seconds
 
     def match(self, path: str) -> dict[str, str] | None:
-        """See WaitingRoute."""
+        """The model's name and the version, which may be empty."""
         if not (path.startswith(_PREFIX) and path.endswith("/infer")):
             return None
         name, versions, version = path[len(_PREFIX) : -len("/infer")].partition(_VERSIONS)
@@ -53,64 +71,118 @@ class Infer:
             return None
         return {"model": name, "version": version}
 
-    async def answer(self, request: HotRequest, path: dict[str, str]) -> Answer:
-        """Parse, score, encode."""
-        query = query_parameters(request.query)
-        header_length = request.headers.get(HEADER_LENGTH)
-        version = version_of(path["version"]) if path["version"] else query.version
-        if len(request.body) > DEAR_BYTES:
-            check_room(self._repository.find(path["model"], version))
-        asked = None if header_length == b"0" else parse_infer(request.body, header_length)
-        model = self._repository.find(path["model"], version)
-        with model.held():
-            bundle = model.bundle
-            if asked is None:
-                asked = raw_request(request.body, bundle.input)
-            parameters = query.merged(asked.parameters)
-            rows = _Rows(asked, bundle)
-            settings = await self._classifier.settings_of(
-                bundle,
-                rows.taus(parameters.tau),
-                *rows.priors(parameters.prior),
-            )
-            k = classes_of(
-                asked.outputs, check_top_k(parameters.top_k, len(bundle.class_names)), bundle
-            )
-            deadline = _deadline(request, asked, self._timeout_seconds)
-            scored = await self._classifier.score(
-                model,
-                await self._inputs(request, rows.own, model, deadline),
-                settings,
-                top_k=max(k.values(), default=1),
-                deadline=deadline,
-                hard_deadline=TIMEOUT_HEADER in request.headers
-                or asked.timeout_seconds is not None,
-                is_abandoned=request.is_abandoned,
-                full=any(is_full(each, k) for each in asked.outputs),
-            )
-        _note(request, bundle, settings, scored)
-        return encoded(asked, bundle, settings, scored, k)
+    # -- from a request to the queue
 
-    async def _inputs(
-        self, request: HotRequest, tensor: Tensor, model: ServedModel, deadline: float
-    ) -> NDArray[Any]:
-        """The model's input; encoded images are decoded in the pool."""
-        spec, values = model.bundle.input, tensor.values
-        expected = BY_DTYPE[spec.dtype]
-        if spec.kind == "image" and tensor.datatype == "BYTES":
-            _check_column(tensor, 1)
-            encoded: list[bytes | str] = list(values)
-            return await decoded(request, model, encoded, self._pool, deadline)
-        if tensor.datatype != expected:
-            also = " or encoded images as BYTES" if spec.kind == "image" else ""
-            raise InvalidInput(
-                f"input '{spec.name}' is {tensor.datatype}; the model takes {expected}{also}"
+    def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Later | None:
+        """Parse a request and queue its rows."""
+        parameters = query_parameters(request.query)
+        header_length = request.headers.get(HEADER_LENGTH)
+        version = version_of(path["version"]) if path["version"] else parameters.version
+        model: ServedModel | None = None
+        if len(request.body) > DEAR_BYTES:
+            model = self._repository.find(path["model"], version)
+            model.batcher.check_room()
+        if header_length == b"0":
+            model = model or self._repository.find(path["model"], version)
+            infer = raw_request(request.body, model.bundle.input)
+        else:
+            infer = parse_infer(request.body, header_length)
+            model = model or self._repository.find(path["model"], version)
+        parameters = parameters.merged(infer.parameters)
+        deadline = request.deadline(self._timeout_seconds, infer.timeout_seconds)
+        rows = _Rows(infer, model.bundle)
+        priors, prior_of_row = rows.priors(parameters.prior)
+        settings: RowSettings | None = None
+        try:
+            revisions = [self._classifier.revision_at_hand(model.bundle, prior) for prior in priors]
+        except RevisionNotInMemory:
+            pass
+        else:
+            settings = self._classifier.settings_of(
+                model.bundle, rows.taus(parameters.tau), revisions, prior_of_row
             )
-        if spec.kind == "text":
-            _check_column(tensor, texts_per_row(spec))
-            return text_array([_text(each, spec.name) for each in values], spec)
-        assert isinstance(values, np.ndarray)
-        return fitted(values, spec)
+        if settings is None or rows.are_images:
+            return self._later(
+                rows,
+                request=request,
+                model=model,
+                infer=infer,
+                parameters=parameters,
+                deadline=deadline,
+                reply=reply,
+            )
+        asked = self._asked(request, model, infer, settings, parameters)
+        self._queue(asked, rows.inputs(), deadline, reply)
+        return None
+
+    async def _later(
+        self,
+        rows: "_Rows",
+        *,
+        request: Request,
+        model: ServedModel,
+        infer: InferRequest,
+        parameters: Parameters,
+        deadline: Deadline,
+        reply: Reply,
+    ) -> None:
+        """Queue a request whose priors must be read from the store, or whose images must be decoded."""
+        with model.held():
+            priors, prior_of_row = rows.priors(parameters.prior)
+            revisions = [
+                await self._classifier.revision_of(model.bundle, prior) for prior in priors
+            ]
+            settings = self._classifier.settings_of(
+                model.bundle, rows.taus(parameters.tau), revisions, prior_of_row
+            )
+            asked = self._asked(request, model, infer, settings, parameters)
+            if rows.are_images:
+                images: list[bytes | str] = list(rows.own.values)
+                inputs = await decoded(request, model, images, self._pool, deadline)
+            else:
+                inputs = rows.inputs()
+            self._queue(asked, inputs, deadline, reply)
+
+    def _asked(
+        self,
+        request: Request,
+        model: ServedModel,
+        infer: InferRequest,
+        settings: RowSettings,
+        parameters: Parameters,
+    ) -> Asked:
+        bundle = model.bundle
+        top_k = check_top_k(parameters.top_k, len(bundle.class_names))
+        return Asked(request, model, infer, settings, classes_of(infer.outputs, top_k, bundle))
+
+    def _queue(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline, reply: Reply) -> None:
+        classes = asked.classes
+        full = False
+        for output in asked.infer.outputs:
+            full = full or is_full(output, classes)
+        work = self._classifier.admit_rows(
+            asked.model,
+            inputs,
+            asked.settings,
+            top_k=max(classes.values(), default=1),
+            deadline=deadline,
+            full=full,
+        )
+        asked.model.batcher.put(Entry(work, caller=asked.request, reply=reply, ask=asked))
+
+    # -- from the queue to the answers
+
+    def encode(self, entries: Sequence[Entry]) -> list[Answer]:
+        """The answers to requests that were scored together."""
+        found = []
+        for entry in entries:
+            asked: Asked = entry.ask
+            bundle = asked.model.bundle
+            body, content_type, headers = encoded(
+                asked.infer, bundle, asked.settings, entry, asked.classes
+            )
+            found.append(Answer(body, _facts(asked, entry), content_type, headers))
+        return found
 
 
 class _Rows:
@@ -126,8 +198,26 @@ class _Rows:
                 )
         if name not in asked.inputs:
             raise InvalidInput(f"input '{name}' is missing")
-        self.own = asked.inputs[name]
+        self.own, self._spec = asked.inputs[name], bundle.input
         self._count = self.own.shape[0]
+        self.are_images = bundle.input.kind == "image" and self.own.datatype == "BYTES"
+        if self.are_images:
+            _check_column(self.own, 1)
+
+    def inputs(self) -> NDArray[Any]:
+        """The model's input, where it need not be decoded first."""
+        tensor, spec = self.own, self._spec
+        expected = BY_DTYPE[spec.dtype]
+        if tensor.datatype != expected:
+            also = " or encoded images as BYTES" if spec.kind == "image" else ""
+            raise InvalidInput(
+                f"input '{spec.name}' is {tensor.datatype}; the model takes {expected}{also}"
+            )
+        if spec.kind == "text":
+            _check_column(tensor, texts_per_row(spec))
+            return text_array([_text(each, spec.name) for each in tensor.values], spec)
+        assert isinstance(tensor.values, np.ndarray)
+        return fitted(tensor.values, spec)
 
     def taus(self, common: float | None) -> float | NDArray[np.float32] | None:
         tensor = self._column(_TAU, "FP32", common)
@@ -193,24 +283,19 @@ def _text(value: bytes | str, name: str) -> str:
         raise InvalidInput(f"input '{name}' holds bytes that are not UTF-8 text") from None
 
 
-def _deadline(request: HotRequest, asked: InferRequest, default_seconds: float) -> float:
-    deadline = deadline_of(request, default_seconds)
-    if asked.timeout_seconds is None:
-        return deadline
-    waited = time.perf_counter() - request.begun
-    return min(deadline, time.monotonic() - waited + asked.timeout_seconds)
-
-
-def _note(request: HotRequest, bundle: Bundle, settings: RowSettings, scored: Entry) -> None:
-    request.log.update(
-        model=bundle.name,
-        version=bundle.version,
-        rows=scored.stop - scored.start,
-        queue_seconds=scored.queue_seconds,
-        inference_seconds=scored.inference_seconds,
-    )
+def _facts(asked: Asked, entry: Entry) -> dict[str, Any]:
+    """What the log line says about a scored request."""
+    bundle, settings = asked.model.bundle, asked.settings
+    facts: dict[str, Any] = {
+        "model": bundle.name,
+        "version": bundle.version,
+        "rows": entry.stop - entry.start,
+        "queue_seconds": entry.begun - entry.admitted,
+        "inference_seconds": entry.inference_seconds,
+    }
     if settings.prior_of_row is None:
         revision = settings.revisions[0]
-        request.log.update(prior=revision.name, revision=revision.revision)
+        facts["prior"], facts["revision"] = revision.name, revision.revision
     if isinstance(settings.tau, float):
-        request.log["tau"] = settings.tau
+        facts["tau"] = settings.tau
+    return facts

@@ -8,16 +8,14 @@ import time
 import numpy as np
 import pytest
 
-from service.batching.admission import FLOOD_SECONDS
-from service.batching.batcher import MAX_LOOKS, Batcher
-from service.batching.delivery import Delivery
+from service.batching.batcher import MAX_TURNS, Batcher
+from service.batching.queue import FLOOD_SECONDS, Entry
 from service.batching.work import (
     Abandoned,
     BatcherFailed,
+    Deadline,
     DeadlinePassed,
-    Entry,
     Overloaded,
-    Piece,
     RequestTooLarge,
     UnscorableRows,
     Work,
@@ -68,12 +66,45 @@ def rows(*values):
     return np.array([[v, 0] for v in values], np.float32)
 
 
-def work(*values, tau=1.0, **more):
+def work(*values, tau=1.0, deadline=None, **more):
+    if deadline is not None:
+        more["deadline"] = Deadline(deadline)
     return Work(rows(*values), tau, 0, (), more.pop("top_k", 1), **more)
 
 
+class Recorded:
+    """What a batcher reported; `batch` may be made to fail."""
+
+    def __init__(self, on_batch=None):
+        self.facts, self.refusals = [], []
+        self.batch = self.facts.append if on_batch is None else on_batch
+
+    def refused(self, error):
+        self.refusals.append(error)
+
+    def wants_logits(self):
+        return False
+
+
+class Client:
+    """A caller that may leave."""
+
+    def __init__(self, *, disconnected=False):
+        self.connection, self.disconnected = self, disconnected
+
+
+class Clock:
+    """A time that a test sets."""
+
+    def __init__(self):
+        self.now = 1000.0
+
+    def __call__(self):
+        return self.now
+
+
 def make(graph, *, inline=False, **more):
-    facts = []
+    record = Recorded(more.pop("on_batch", None))
     batcher = Batcher(
         graph.run,
         PriorTable(4),
@@ -84,19 +115,15 @@ def make(graph, *, inline=False, **more):
         max_waiting_rows=more.pop("max_waiting_rows", None),
         max_flood_rows=more.pop("max_flood_rows", None),
         inline_seconds=0.5,
-        on_batch=more.pop("on_batch", facts.append),
+        record=record,
+        clock=more.pop("clock", time.monotonic),
     )
-    batcher.facts = facts
+    batcher.facts, batcher.refusals = record.facts, record.refusals
     return batcher
 
 
 def answer(scored):
     return scored.outputs.top_index[scored.start : scored.stop, 0].tolist()
-
-
-def passed(moment):
-    while time.monotonic() <= moment:
-        pass
 
 
 async def entered(graph):
@@ -131,12 +158,12 @@ async def submitted_in_turns(batcher, count):
 def test_a_cheap_batch_waits_while_the_loop_still_reads_but_not_for_ever():
     async def go():
         graph = FakeGraph()
-        await submitted_in_turns(make(graph, inline=True), MAX_LOOKS - 1)
-        assert graph.calls == [MAX_LOOKS - 1]
+        await submitted_in_turns(make(graph, inline=True), MAX_TURNS - 1)
+        assert graph.calls == [MAX_TURNS - 1]
         graph.calls.clear()
         await submitted_in_turns(make(graph, inline=True, max_batch_rows=100), 50)
         assert sum(graph.calls) == 50
-        assert max(graph.calls) <= MAX_LOOKS
+        assert max(graph.calls) <= MAX_TURNS
 
     asyncio.run(go())
 
@@ -156,58 +183,76 @@ def test_a_costly_batch_begins_in_the_turn_after_its_first_request():
 def test_what_is_to_happen_after_a_batch_happens_when_all_of_it_is_delivered_and_harms_nobody(
     caplog,
 ):
-    company, all_looked = [], asyncio.Event()
+    """The replies: one call for all entries with the same reply, when each of them is finished."""
+    calls, all_replied = [], asyncio.Event()
 
-    class Noted(Entry):
-        def __init__(self, request, batcher):
-            super().__init__(request)
-            self.batcher, self.seen = batcher, []
-            company.append(self)
+    def failing(entries):
+        calls.append(("failing", [answer(entry) for entry in entries]))
+        raise RuntimeError("no answer can be made")
 
-        def told(self):
-            self.batcher.afterwards(self.look)
-
-        def look(self):
-            self.seen = [entry.done() for entry in company]
-            if all(entry.seen for entry in company):
-                all_looked.set()
-            raise RuntimeError("no answer can be made")
+    def fine(entries):
+        calls.append(("fine", [answer(entry) for entry in entries]))
+        all_replied.set()
 
     async def go():
         batcher = make(FakeGraph(), inline=True)
-        for i in range(3):
-            batcher.enqueue(Noted(work(i), batcher))
-        await asyncio.wait_for(all_looked.wait(), 10)
-        assert [entry.seen for entry in company] == [[True] * 3] * 3
-        assert "answering the requests of a batch failed" in caplog.text
+        for i, reply in enumerate([failing, fine, failing, fine]):
+            batcher.put(Entry(work(i), caller=Client(), reply=reply))
+        await asyncio.wait_for(all_replied.wait(), 10)
+        assert calls == [("failing", [[0], [2]]), ("fine", [[1], [3]])]
+        assert "could not be answered" in caplog.text
         assert batcher.failure is None
 
     asyncio.run(go())
 
 
 def test_it_waits_for_the_outer_batch_when_another_is_delivered_within():
-    seen, when_inner_ended = [], []
-    delivery = Delivery(PriorTable(4), on_batch=list, tracer=None, name="model")
+    """A reply may queue again at once; what comes of it is answered later, never within that reply."""
+    order, all_replied = [], asyncio.Event()
 
-    class Nested(Entry):
-        def told(self):
-            delivery.afterwards(lambda: seen.append("answered"))
-            delivery.deliver([], 0.0)
-            when_inner_ended.extend(seen)
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph)
 
-    entry = Nested(work(0))
-    entry.pieces_left = 1
-    delivery.deliver([([Piece(entry, 0, 1)], UnscorableRows([0], "it is NaN"))], 0.0)
-    assert when_inner_ended == []
-    assert seen == ["answered"]
+        def inner(_entries):
+            order.append("inner")
+            all_replied.set()
+
+        def outer(_entries):
+            order.append("outer begins")
+            while not batcher._results:
+                pass  # the thread runs the other batch
+            batcher.put(Entry(work(1), caller=Client(), reply=inner))
+            order.append("outer ends")
+
+        batcher.put(Entry(work(0), caller=Client(), reply=outer))
+        batcher.put(Entry(wide(2), caller=Client(), reply=inner))
+        await asyncio.wait_for(all_replied.wait(), 10)
+        assert order[:2] == ["outer begins", "outer ends"]
+
+    asyncio.run(go())
+
+
+def wide(value):
+    """Work of another shape, which never shares a batch with `work`."""
+    return work(value)._replace(inputs=np.full((1, 3), value, np.float32))
 
 
 def test_outside_of_a_batch_it_happens_in_the_next_turn():
+    """A request that expires has its reply though no batch is delivered."""
+
     async def go():
-        seen = asyncio.Event()
-        make(FakeGraph()).afterwards(seen.set)
-        assert not seen.is_set()
-        await asyncio.wait_for(seen.wait(), 10)
+        graph = FakeGraph()
+        graph.gate.clear()
+        batcher = make(graph)
+        running = batcher.submit(work(0))
+        await entered(graph)
+        soon = Deadline(time.monotonic() + 0.01, is_hard=True)
+        with pytest.raises(DeadlinePassed):
+            await batcher.submit(work(1)._replace(deadline=soon))
+        assert not running.done()
+        graph.gate.set()
+        await running
 
     asyncio.run(go())
 
@@ -326,23 +371,23 @@ def test_the_limit_of_bytes_counts_texts_and_not_their_references():
 
 def test_a_deadline_is_checked_at_entry_and_at_the_head_of_the_queue():
     async def go():
-        graph = FakeGraph()
-        batcher = make(graph)
+        graph, clock = FakeGraph(), Clock()
+        batcher = make(graph, clock=clock)
         with pytest.raises(DeadlinePassed):
-            batcher.submit(work(0, deadline=time.monotonic() - 1))
+            batcher.submit(work(0, deadline=clock.now))
         graph.gate.clear()
         running = batcher.submit(work(0))
         await entered(graph)
-        late_at = time.monotonic() + 1e-4
-        late = batcher.submit(work(1, deadline=late_at))
-        fine = batcher.submit(work(2))
-        await asyncio.to_thread(passed, late_at)
+        late = batcher.submit(work(1, deadline=clock.now + 1e-4))
+        fine = batcher.submit(work(2, deadline=clock.now + 1))
+        clock.now += 0.5
         graph.gate.set()
         await running
-        with pytest.raises(DeadlinePassed):
+        with pytest.raises(DeadlinePassed, match="500 ms ago"):
             await late
         assert answer(await fine) == [2]
         assert graph.calls == [1, 1]
+        assert [type(each) for each in batcher.refusals] == [DeadlinePassed] * 2
 
     asyncio.run(go())
 
@@ -354,14 +399,16 @@ def test_work_whose_caller_left_is_not_done():
         graph.gate.clear()
         running = batcher.submit(work(0))
         await entered(graph)
-        left = batcher.submit(work(1, is_abandoned=lambda: True))
+        left = batcher.submit(work(1), caller=Client(disconnected=True))
         cancelled = batcher.submit(work(2))
         cancelled.cancel()
         graph.gate.set()
         await running
-        with pytest.raises(Abandoned):
-            await left
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
         await batcher.drain()
+        assert not left.done() or isinstance(left.exception(), Abandoned)
+        assert [type(each) for each in batcher.refusals] == [Abandoned] * 2
         assert graph.calls == [1]
 
     asyncio.run(go())
@@ -390,9 +437,8 @@ def test_different_input_shapes_are_not_joined():
     async def go():
         graph = FakeGraph()
         batcher = make(graph)
-        wide = Work(np.array([[5, 0, 0]], np.float32), 1.0, 0, (), 1)
         done = await asyncio.gather(
-            batcher.submit(work(1)), batcher.submit(wide), batcher.submit(work(2))
+            batcher.submit(work(1)), batcher.submit(wide(5)), batcher.submit(work(2))
         )
         assert [answer(s) for s in done] == [[1], [5], [2]]
         assert graph.calls == [1, 1, 1]
@@ -417,7 +463,6 @@ def test_a_loop_that_breaks_fails_its_callers_turns_red_and_starts_again(inline,
         done = await asyncio.gather(*both, return_exceptions=True)
         assert [type(each) for each in done] == [BatcherFailed, BatcherFailed]
         assert seen_red == ["MemoryError: the loop"]
-        assert batcher.restarts == 1
         assert answer(await batcher.submit(work(3))) == [3]
         assert batcher.failure is None
 
@@ -456,7 +501,7 @@ def test_a_batch_that_cannot_be_recorded_is_answered(inline, caplog):
         batcher = make(FakeGraph(), inline=inline, on_batch=on_batch)
         both = await asyncio.gather(batcher.submit(work(1)), batcher.submit(work(2)))
         assert [answer(each) for each in both] == [[1], [2]]
-        assert batcher.restarts == 0
+        assert batcher.failure is None
 
     asyncio.run(go())
     assert "could not be recorded" in caplog.text
@@ -479,7 +524,7 @@ def test_an_answer_that_cannot_be_cut_out_of_its_batch_fails_alone(inline, monke
         done = await asyncio.gather(*sent, return_exceptions=True)
         assert isinstance(done[1], MemoryError)
         assert [answer(done[0]), answer(done[2])] == [[0], [2]]
-        assert batcher.restarts == 0
+        assert batcher.failure is None
 
     asyncio.run(go())
 
@@ -595,11 +640,11 @@ def test_a_batch_that_has_begun_takes_nothing_more():
 def test_another_shape_waits_for_a_batch_of_its_own():
     async def go():
         graph, batcher, first, second = await one_running_and_one_at_hand()
-        wide = batcher.submit(work(2)._replace(inputs=np.full((1, 3), 2.0, np.float32)))
+        other = batcher.submit(wide(2))
         await asyncio.sleep(0)
         assert [len(batch.pieces) for batch in batcher._in_flight] == [1, 1]
         graph.gate.set()
-        await asyncio.gather(first, second, wide)
+        await asyncio.gather(first, second, other)
         assert graph.calls == [1, 1, 1]
 
     asyncio.run(go())
@@ -635,12 +680,12 @@ def test_the_next_batch_starts_while_the_loop_is_still_busy_with_arrivals():
         second = batcher.submit(work(2))
         graph.gate.set()
         give_up = time.monotonic() + 10
-        while not batcher._done and time.monotonic() < give_up:
+        while not batcher._results and time.monotonic() < give_up:
             pass  # the loop does not turn here
         graph.entered.clear()
         third = batcher.submit(work(3))
-        assert first.done()
         assert graph.entered.wait(10)
+        assert answer(await first) == [1]
         assert [answer(await each) for each in (second, third)] == [[2], [3]]
 
     asyncio.run(go())
@@ -673,14 +718,13 @@ def fill(batcher, rows):
     return entries
 
 
-def test_a_burst_has_more_room_than_a_flood_which_ends_with_the_refusals(monkeypatch):
+def test_a_burst_has_more_room_than_a_flood_which_ends_with_the_refusals():
     async def go():
-        graph = FakeGraph()
-        batcher = make(graph, max_waiting_rows=9, max_flood_rows=3)
+        graph, clock = FakeGraph(), Clock()
+        batcher = make(graph, max_waiting_rows=9, max_flood_rows=3, clock=clock)
         rounds = []
         for passed in (0.0, 0.0, 2 * FLOOD_SECONDS):
-            admission = batcher._admission
-            monkeypatch.setattr(admission, "_flood_ends", admission._flood_ends - passed)
+            clock.now += passed
             graph.gate.clear()
             graph.entered.clear()
             running = batcher.submit(work(0))
@@ -733,16 +777,15 @@ def test_rows_that_are_not_finite_fail_their_own_requests_without_a_graph_call(i
 
 def test_what_waits_in_the_threads_inbox_is_looked_at_once_more_before_it_runs():
     async def go():
-        graph = FakeGraph()
-        batcher = make(graph, max_batch_rows=1)
+        graph, clock = FakeGraph(), Clock()
+        batcher = make(graph, max_batch_rows=1, clock=clock)
         graph.gate.clear()
         running = batcher.submit(work(0))
         await entered(graph)
-        deadline = time.monotonic() + 0.05
-        late = batcher.submit(work(1, deadline=deadline))
+        late = batcher.submit(work(1, deadline=clock.now + 0.05))
         await asyncio.sleep(0)
         assert len(batcher._in_flight) == 2
-        passed(deadline)
+        clock.now += 0.1
         graph.gate.set()
         with pytest.raises(DeadlinePassed):
             await late

@@ -7,9 +7,16 @@ import time
 import pytest
 
 from service.batching.pool import Pool
-from service.batching.work import Abandoned, DeadlinePassed, Overloaded
+from service.batching.work import NO_DEADLINE, Abandoned, Deadline, DeadlinePassed, Overloaded
 
-FAR = 1e9
+FAR = NO_DEADLINE
+
+
+class Gone:
+    """A caller that has left."""
+
+    def __init__(self):
+        self.connection, self.disconnected = self, True
 
 
 @pytest.fixture
@@ -55,7 +62,7 @@ def test_more_than_the_limit_is_refused_at_once_but_one_large_call_is_taken_when
 def test_a_deadline_ends_the_wait_while_the_call_runs_and_what_queues_behind_it_is_not_begun(gate):
     async def go():
         pool, begun = Pool(1, max_waiting_bytes=100), []
-        soon = time.monotonic() + 0.05
+        soon = Deadline(time.monotonic() + 0.05)
         hangs = run(pool, gate.wait, deadline=soon)
         behind = run(pool, lambda: begun.append(1), deadline=soon)
         for late in (hangs, behind):
@@ -75,7 +82,7 @@ def test_work_whose_caller_left_is_not_begun():
     async def go():
         pool = Pool(1, max_waiting_bytes=100)
         with pytest.raises(Abandoned):
-            await run(pool, lambda: 1, is_abandoned=lambda: True)
+            await run(pool, lambda: 1, caller=Gone())
         pool.close()
 
     asyncio.run(go())

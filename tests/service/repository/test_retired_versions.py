@@ -10,7 +10,6 @@ import weakref
 import numpy as np
 import pytest
 
-from service.classifier import submit
 from service.contract.bundle import load_bundle
 from service.observe.metrics import Metrics
 from service.observe.run_folder import RunFolder
@@ -84,7 +83,7 @@ async def score(service):
         given = {"tau": 1.0, "prior": {"target": [1, 2, 3, 4, 5]}}
         for rows, asked in ((3, NO_PARAMETERS._replace(**given)), (70, NO_PARAMETERS)):
             prior = await service.classifier.revision_of(model.bundle, asked.prior)
-            await submit(model, service.classifier.work(model, inputs(rows), asked, prior))
+            await model.batcher.submit(service.classifier.admit(model, inputs(rows), asked, prior))
 
 
 @pytest.fixture
