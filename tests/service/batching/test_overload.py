@@ -42,8 +42,10 @@ def until_queued(url, rows):
 def busy(models, *, queued=1, rounds=LONG, **settings):
     """(server, answers to come): two long requests, of which one runs and one waits, and short ones that wait behind them.
 
-    Batches of one row: requests that arrive together would else run together.
+    Batches of one row: requests that arrive together would else run together. The service's own deadline is far away, so
+    that a busy machine fails none of them.
     """
+    settings.setdefault("timeout_ms", 600_000)
     with (
         running(models, inline_us=0, max_batch_rows=1, **settings) as server,
         ThreadPoolExecutor(queued + 1) as pool,
