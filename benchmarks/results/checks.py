@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from scipy import stats
 
-from benchmarks.results.published import REFERENCE, REFERENCE_SOURCE
+from benchmarks.results.other_figures import REFERENCE, REFERENCE_SOURCE
 from benchmarks.results.text import Document, key, ns, spread, title
 from benchmarks.results.variant_list import HIDDEN_LAYER
 from benchmarks.results.variant_tables import Row, variants_of

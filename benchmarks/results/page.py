@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.results.checks import beside_reference, expectations
 from benchmarks.results.norms import norms_under_adam
-from benchmarks.results.published import PAPER, PAPER_DATA, PAPER_SOURCE
-from benchmarks.results.synthetic import copy_figures, read, synthetic
+from benchmarks.results.other_figures import PAPER, PAPER_DATA, PAPER_SOURCE
+from benchmarks.results.synthetic_section import copy_figures, read, synthetic
 from benchmarks.results.text import Document, mean, ns, slug, spread, title
 from benchmarks.results.variant_tables import Row, concluded, on_weights, other_ways
 from training.studies.methods import ADAM_RUN

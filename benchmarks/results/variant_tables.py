@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results.published import REFERENCE
+from benchmarks.results.other_figures import REFERENCE
 from benchmarks.results.text import Document, key, mean, spread, title
 from training.studies.page import markdown_table
 

@@ -2,29 +2,30 @@
 
 from typing import Any
 
+import numpy as np
+
 from service.contract.scores import GROUPS, group_of
 from training.data.dataset import Dataset, Split, counts_of
 from training.data.image_files import made_ready
 from training.data.order import Part
+from training.data.problems import check_held_out, problems
 from training.data.sources import load as sources
 from training.data.splits import set_aside_validation
-from training.faults import WrongUse, say
+from training.faults import BadData, WrongUse, say
 from training.run.prepare import prepare_data, with_profile
 from training.run.recipe import Recipe
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """The contract's `data` object: the splits that the specification defines, with the profile if there is one.
+    """The object that `training data` prints.
 
-    Fashion-MNIST and digits define a validation split of their own; for other data without one, the rows that a
-    fit sets aside are still among the training rows here. `fit` has the sizes that fit would use. Every image is
-    read, so that a problem shows here rather than in a run.
+    `splits` are those that the specification defines, with the profile if there is one. For data
+    without a validation split, the rows that a fit sets aside are still among the training rows
+    here; Fashion-MNIST and digits define a validation split of their own. `fit` has the sizes that
+    fit would use, `problems` what is likely to be wrong. Every image is read.
     """
-    data = made_ready(
-        sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options),
-        in_memory=False,
-        part=Part(),
-    )
+    loaded = sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options)
+    data = made_ready(loaded, in_memory=False, part=Part(), skip_broken=recipe.skip_broken)
     shown = data
     if recipe.profile is not None and (
         data.val_per_class is not None or recipe.validation_per_class is not None
@@ -38,10 +39,30 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "splits": _splits(shown),
         "groups": groups(shown),
         "fit": _fit(recipe),
+        "problems": problems(shown),
     }
+    if shown.kind == "tensor":
+        found["columns"] = columns(shown)
     if shown.image is not None:
         found["image"] = {"size": list(shown.image.size), "color": shown.image.color}
     return found
+
+
+def columns(data: Dataset) -> list[dict[str, Any]]:
+    """Name, range and number of distinct values of each column of a table, over its training rows."""
+    names = data.origin.get("columns")
+    rows = np.asarray(data.train.inputs)
+    if not names or rows.ndim != 2 or rows.shape[1] != len(names):
+        return []
+    return [
+        {
+            "name": name,
+            "min": float(column.min()),
+            "max": float(column.max()),
+            "distinct": len(np.unique(column)),
+        }
+        for name, column in zip(names, rows.T, strict=True)
+    ]
 
 
 def groups(data: Dataset) -> dict[str, int]:
@@ -54,7 +75,8 @@ def _fit(recipe: Recipe) -> dict[str, int] | None:
     """Rows of each split in a fit; None when it would refuse (the reason goes to stderr)."""
     try:
         used = prepare_data(recipe)
-    except WrongUse as error:
+        check_held_out(used)
+    except (WrongUse, BadData) as error:
         say(f"fit would refuse this: {error}")
         return None
     return {name: split["n"] for name, split in _splits(used).items()}

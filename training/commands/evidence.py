@@ -28,7 +28,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     estimate.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
     estimate.add_argument("--data", required=True, metavar="SPEC", help="whose class mix is wanted")
     estimate.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="default test"
+        "--split",
+        choices=("train", "val", "test"),
+        help="default: test, or all rows of new data without splits",
     )
     estimate.add_argument(
         "--held-out",
@@ -43,7 +45,9 @@ def _add_evaluate(add_verb: AddVerb) -> None:
     parser.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
     parser.add_argument("--data", required=True, metavar="SPEC", help="what to score it on")
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="default test"
+        "--split",
+        choices=("train", "val", "test"),
+        help="default: test, or all rows of new data without splits",
     )
     parser.add_argument("--tau", type=float, help="default: the model's default_tau")
     parser.add_argument(
@@ -79,6 +83,23 @@ def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
     return synthetic.summary(results)
 
 
+def _held_out(model: Any, options: argparse.Namespace, *, labelled: bool) -> Any:
+    """The labelled rows that calibrate: the validation rows, or all rows of data new to the model."""
+    if options.held_out is None:
+        if not labelled:
+            raise WrongUse(
+                f"{options.data} has no labels, so give --held-out: labelled rows that the model "
+                "was not trained on"
+            )
+        return model.rows(options.data, split="val")
+    data, rows = model.rows(options.held_out, split=None)
+    if data.origin.get("sha256") in (None, model.known.sha256) or data.val is not None:
+        data, rows = model.rows(options.held_out, split="val")
+    if not data.labelled:
+        raise WrongUse(f"--held-out {options.held_out}: has no labels")
+    return data, rows
+
+
 def _estimate(options: argparse.Namespace) -> dict[str, Any]:
     from training.run.published import Published
     from training.scores.estimate import HeldOut, estimate
@@ -87,8 +108,8 @@ def _estimate(options: argparse.Namespace) -> dict[str, Any]:
     log_source = model.log_source_prior()
     if log_source is None:
         raise WrongUse(f"{options.model} has no class_counts, so its source prior is unknown")
-    data, unlabelled = model.data(options.data, split=options.split)
-    held_data, held = model.data(options.held_out or options.data, split="val")
+    data, unlabelled = model.rows(options.data, split=options.split)
+    held_data, held = _held_out(model, options, labelled=data.labelled)
     held_logits = model.logits(held_data, held).astype(np.float64)
     held_out = HeldOut(held_logits, held.labels, log_source)
     found = estimate(model.logits(data, unlabelled), held_out, seed=options.seed)

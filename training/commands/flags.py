@@ -77,6 +77,11 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
         "--image-mean", type=_numbers, help="of each channel, on the scale 0 … 1, as in 0.5,0.5,0.5"
     )
     group.add_argument("--image-std", type=_numbers, help="of each channel")
+    group.add_argument(
+        "--skip-broken",
+        action=argparse.BooleanOptionalAction,
+        help="leave unreadable images out, a tenth at most (default: stop and list them)",
+    )
 
 
 def add_optimisation_flags(group: Any) -> None:

@@ -1,6 +1,6 @@
 """Results as people read them: what the command prints without --json."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_CLASSES = 20
@@ -118,6 +118,8 @@ def _data_table(result: Mapping[str, Any]) -> str:
         lines.append(
             "  fit would use " + ", ".join(f"{name} {n}" for name, n in result["fit"].items())
         )
+    lines += [f"  warning: {problem}" for problem in result["problems"]]
+    lines += _column_lines(result.get("columns", []))
     names = result["class_names"]
     for index, name in enumerate(names[:MAX_CLASSES]):
         counts = "".join(f"{split['class_counts'][index]:>9}" for split in splits.values())
@@ -125,6 +127,17 @@ def _data_table(result: Mapping[str, Any]) -> str:
     if len(names) > MAX_CLASSES:
         lines.append(f"  … and {len(names) - MAX_CLASSES} more (--json has them all)")
     return "\n".join(lines)
+
+
+def _column_lines(columns: Sequence[Mapping[str, Any]]) -> list[str]:
+    lines = [
+        f"  column {column['name'][:30]:30}{column['min']:>14.6g} … {column['max']:<14.6g}"
+        f"{column['distinct']:>9} distinct"
+        for column in columns[:MAX_CLASSES]
+    ]
+    if len(columns) > MAX_CLASSES:
+        lines.append(f"  … and {len(columns) - MAX_CLASSES} more columns (--json has them all)")
+    return lines
 
 
 def _percent(value: float | None) -> str:

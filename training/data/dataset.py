@@ -14,7 +14,7 @@ Labels: TypeAlias = NDArray[np.int64]
 
 
 class Inputs(Protocol):
-    """What a split holds: an array, or something that reads as one (images in files).
+    """The inputs of a split: an array, or something that reads as one (images in files).
 
     Arrays: float32 [N, …] tensors, uint8 [N, H, W, channels] images, or object [N] strings.
     """
@@ -59,13 +59,32 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What a published model knows of its inputs, when rows are read for it to score.
+
+    class_names: the classes, in output order. columns: of a table, in input order; None where the
+    model does not state them. sha256: of the data that the model was trained on, if stated.
+    """
+
+    class_names: tuple[str, ...]
+    columns: tuple[str, ...] | None = None
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """Training, validation and test rows of one class list.
 
-    `vocabulary` is learnt from the training texts before a run (see training.run.run). `picture` is the shape in which a row of numbers can be shown as a grey picture, if it can.
-    `val` and `test` are None where the source has none. `origin` says where the rows came from, for the provenance.
-    `val_per_class` is the number of rows a class that a fit sets aside when there is no `val`; None: a share of
-    each class. `reproducible_split` is whether the test rows are the same whatever the seed.
+    val and test: None where the source has none.
+    image: how pixels become the tensor, for kind `image`.
+    vocabulary: learnt from the training texts before a run (training.run.prepare).
+    picture: the shape in which a row of numbers can be shown as a grey picture.
+    val_per_class: rows a class that a fit sets aside when there is no val; None: a share of each.
+    reproducible_split: whether the test rows are the same whatever the seed.
+    whole: all rows, where the test split was drawn from them rather than given.
+    labelled: whether the labels are known; if not, they are all 0.
+    notes: what the reader found odd, in sentences for the user.
+    origin: where the rows came from, for the provenance.
     """
 
     spec: str
@@ -79,9 +98,13 @@ class Dataset:
     picture: tuple[int, int] | None = None
     val_per_class: int | None = None
     reproducible_split: bool = True
+    whole: Split | None = None
+    labelled: bool = True
+    notes: tuple[str, ...] = ()
     origin: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
+    def check_trainable(self) -> None:
+        """Raise BadData unless there are two classes and every class has a training row."""
         if len(self.class_names) < 2:
             raise BadData(
                 f"{self.spec}: has {len(self.class_names)} class; a classifier needs at least 2"
@@ -92,7 +115,8 @@ class Dataset:
         if empty:
             listed = ", ".join(f"'{name}'" for name in empty[:5]) + (" …" if len(empty) > 5 else "")
             raise BadData(
-                f"{self.spec}: no training example of {len(empty)} of {len(self.class_names)} classes: {listed}"
+                f"{self.spec}: no training example of {len(empty)} of {len(self.class_names)} "
+                f"classes: {listed}"
             )
 
     @property
@@ -123,7 +147,10 @@ def check_labels(
     row_word: str = "row",
     first_row: int = 0,
 ) -> Labels:
-    """Labels as int64 indices. Raises BadData naming the first row whose label is no class, counted from first_row."""
+    """Labels as int64 indices.
+
+    Raises BadData with the first row whose label is no class. Rows are counted from first_row.
+    """
     if labels.ndim != 1:
         raise BadData(f"{where}: labels have shape {list(labels.shape)}; expected one label a row")
     if labels.dtype.kind in "US" or labels.dtype == object:
@@ -147,6 +174,11 @@ def check_labels(
         raise BadData(
             f"{where}, {row_word} {wrong[0] + first_row}: label {labels[wrong[0]]} is out of range; "
             f"expected 0 to {len(class_names) - 1}"
+            + (
+                " (labels seem to start at 1: subtract 1)"
+                if labels.min() == 1 and labels.max() == len(class_names)
+                else ""
+            )
             + (f" ({wrong.size} rows like it)" if wrong.size > 1 else "")
         )
     return labels.astype(np.int64)

@@ -171,16 +171,19 @@ class Finish:
 
 def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[Tensor]:
     """The inputs of a split as the network takes them, in order, EVALUATION_ROWS at a time, never augmented."""
-    for batch in graph_inputs(data, split):
+    for batch in graph_inputs(split, data.image):
         numbers = data.vocabulary.encode(list(batch)) if data.vocabulary is not None else batch
         yield torch.from_numpy(numbers).to(device)
 
 
-def graph_inputs(data: Dataset, split: Split) -> Iterator[NDArray[Any]]:
-    """The inputs of a split as the exported graph takes them (texts as strings), in order, EVALUATION_ROWS at a time."""
+def graph_inputs(split: Split, image: ImageSpec | None) -> Iterator[NDArray[Any]]:
+    """The inputs of a split as the exported graph takes them, EVALUATION_ROWS at a time.
+
+    Texts stay strings; image says how pixels become the tensor.
+    """
     for start in range(0, len(split), EVALUATION_ROWS):
         rows = np.asarray(split.inputs[start : start + EVALUATION_ROWS])
-        yield normalise(rows, data.image) if data.image is not None else np.ascontiguousarray(rows)
+        yield normalise(rows, image) if image is not None else np.ascontiguousarray(rows)
 
 
 def _groups(order: Order, *, rows: int) -> Iterator[list[tuple[int, Rows]]]:

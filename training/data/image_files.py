@@ -1,7 +1,7 @@
 """Images in files as the inputs of a split: decoded when rows are asked for, checked before a run starts."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,16 +12,19 @@ from numpy.typing import NDArray
 from training.data import pixels
 from training.data.dataset import Dataset, ImageSpec, Split
 from training.data.order import Part
+from training.faults import BadData, say
 
-MEMORY_BYTES = (
-    256 * 2**20
-)  # of decoded pixels; a data set below it is decoded once and stays in memory
+MEMORY_BYTES = 256 * 2**20
+"""Decoded images that take less are kept in memory."""
+MAX_BROKEN_SHARE = 0.1
+"""Of the images, for --skip-broken."""
+LISTED = 20  # broken files in a message
 THREADS = max(1, min(32, (os.cpu_count() or 1)))  # Pillow decodes outside the interpreter's lock
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Rows that are files. Indexing by rows gives the same for fewer rows; np.asarray decodes them, [n, H, W, channels]."""
+    """Rows that are files. Indexing selects rows; np.asarray decodes them to [n, H, W, channels]."""
 
     paths: NDArray[np.object_]
     spec: ImageSpec
@@ -56,41 +59,91 @@ class ImageFiles:
         return len(self) * self.spec.size[0] * self.spec.size[1] * self.spec.channels
 
 
-def made_ready(data: Dataset, *, in_memory: bool | None, part: Part) -> Dataset:
-    """The data with every image known to be readable. Raises BadData naming the first that is not.
+def made_ready(
+    data: Dataset, *, in_memory: bool | None, part: Part, skip_broken: bool = False
+) -> Dataset:
+    """The data with every image known to be readable.
 
-    in_memory: decode all now and keep the pixels; None: when they fit MEMORY_BYTES. Otherwise each process
-    decodes its part once to see that it can, and training streams them.
+    in_memory: decode all now and keep the pixels; None: when they fit MEMORY_BYTES. Otherwise each
+    process decodes its part once to see that it can, and training streams them. skip_broken: leave
+    unreadable images out, up to MAX_BROKEN_SHARE. Raises BadData with all that cannot be read.
     """
-    splits = [split for split in (data.train, data.val, data.test) if split is not None]
-    files = [split.inputs for split in splits if isinstance(split.inputs, ImageFiles)]
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    own = {
+        name: split
+        for name, split in splits.items()
+        if split is not None and isinstance(split.inputs, ImageFiles)
+    }
+    if not own:
+        return data
     if in_memory is None:
-        in_memory = sum(one.decoded_bytes for one in files) <= MEMORY_BYTES
-    if in_memory:
-        val, test = (split and _decoded(split) for split in (data.val, data.test))
-        return replace(data, train=_decoded(data.train), val=val, test=test)
-    for one in files:
-        _check(one.paths[part.rank :: part.world])
-    return data
+        in_memory = sum(split.inputs.decoded_bytes for split in own.values()) <= MEMORY_BYTES  # type: ignore[attr-defined]  # ImageFiles, see above
+    if skip_broken:
+        part = Part()  # every process has to leave out the same rows
+    ready: dict[str, Any] = {}
+    broken: list[str] = []
+    for name, split in own.items():
+        ready[name], faults = (_decoded if in_memory else _checked)(split, part)
+        broken += faults
+    rows = sum(map(len, own.values()))
+    if broken and not skip_broken:
+        raise BadData(f"{_listed(broken, rows)}\n(--skip-broken leaves them out)")
+    if len(broken) > MAX_BROKEN_SHARE * rows:
+        raise BadData(f"{_listed(broken, rows)}\n(too many to leave out)")
+    if not broken:
+        return replace(data, **ready) if in_memory else data
+    say(f"{_listed(broken, rows)}\n(left out)")
+    kept = replace(data, **ready)
+    kept.check_trainable()
+    return kept
 
 
-def _decoded(split: Split) -> Split:
-    return (
-        Split(np.asarray(split.inputs), split.labels)
-        if isinstance(split.inputs, ImageFiles)
-        else split
-    )
+def _decoded(split: Split, _part: Part) -> tuple[Split, list[str]]:
+    """The split with its pixels in memory, without broken images; and what is broken."""
+    files = split.inputs
+    assert isinstance(files, ImageFiles)
+    height, width = files.spec.size
+    found = np.empty((len(files), height, width, files.spec.channels), np.uint8)
+    faults: dict[int, str] = {}
+    with ThreadPoolExecutor(THREADS) as pool:
+        for row, image in enumerate(
+            pool.map(lambda path: _tried(pixels.decode, path, files.spec), files.paths)
+        ):
+            if isinstance(image, str):
+                faults[row] = image
+            else:
+                found[row] = image
+    kept = np.setdiff1d(np.arange(len(files)), list(faults))
+    return Split(found[kept] if faults else found, split.labels[kept]), list(faults.values())
 
 
-def _check(paths: NDArray[np.object_]) -> None:
+def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
+    """The split without broken images, of which this process looks at its part."""
     from tqdm import tqdm
 
+    files = split.inputs
+    assert isinstance(files, ImageFiles)
+    rows = np.arange(len(files))[part.rank :: part.world]
+    faults: dict[int, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        for _ in tqdm(
-            pool.map(pixels.check, paths),
-            total=len(paths),
-            desc="checking images",
-            unit="image",
-            delay=2,
-        ):
-            pass
+        tried = pool.map(lambda path: _tried(pixels.check, path), files.paths[rows])
+        bar = tqdm(tried, total=len(rows), desc="checking images", unit="image", delay=2)
+        for row, outcome in zip(rows, bar, strict=True):
+            if isinstance(outcome, str):
+                faults[int(row)] = outcome
+    kept = np.setdiff1d(np.arange(len(files)), list(faults))
+    return split.take(kept) if faults else split, list(faults.values())
+
+
+def _tried(read: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns, or the message of the BadData that it raises."""
+    try:
+        return read(*arguments)
+    except BadData as error:
+        return str(error)
+
+
+def _listed(broken: Sequence[str], rows: int) -> str:
+    more = [f"  … and {len(broken) - LISTED:,} more"] if len(broken) > LISTED else []
+    lines = [f"  {message}" for message in broken[:LISTED]] + more
+    return "\n".join([f"{len(broken):,} of {rows:,} images cannot be read:", *lines])

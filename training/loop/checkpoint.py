@@ -22,8 +22,8 @@ except ImportError:  # Windows
 Identity: TypeAlias = Mapping[str, Any]
 RandomState: TypeAlias = dict[str, Any]
 FORMAT = 1
-LATER: Mapping[str, Any] = {"adam_beta2": 0.999}
-"""Settings that older files lack, and what they were before they could be set."""
+LATER: Mapping[str, Any] = {"adam_beta2": 0.999, "skip_broken": False}
+"""Settings that older files lack, with the values that they had before they could be set."""
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,11 @@ from training.data.dataset import Dataset
 from training.data.image_files import ImageFiles, made_ready
 from training.data.long_tail import profile_counts
 from training.data.order import Part
+from training.data.problems import check_held_out
 from training.data.sources import load as sources
 from training.data.splits import long_tailed, set_aside_validation
 from training.data.text import Vocabulary
-from training.faults import WrongUse
+from training.faults import BadData, WrongUse
 from training.learning.losses import Objective, make_loss
 from training.learning.samplers import Recorded, Sampler, make_sampler, recorded
 from training.loop.train import Plan
@@ -37,14 +38,27 @@ class Prepared:
 
 
 def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None = None) -> Prepared:
-    """Load the data, set validation aside, apply the profile, and make the loss and the sampler for what is left.
+    """Load the data, set validation aside, apply the profile, and make the loss and the sampler.
 
-    in_memory: of images in files; see made_ready. part: this process's share of the reading of files.
+    in_memory: of images in files (see made_ready). part: of the files, for this process to check.
     """
     data = prepare_data(recipe)
-    plan = recipe.plan(len(data.train))
-    counts = data.class_counts
-    objective = make_loss(recipe.loss, counts, loss_tau=recipe.loss_tau, **recipe.loss_options)
+    check_held_out(data)
+    _with_method(recipe, data)  # a wrong method is reported before the images are read
+    data = made_ready(
+        data,
+        in_memory=_kept(recipe, data, asked=in_memory),
+        part=part or Part(),
+        skip_broken=recipe.skip_broken,
+    )
+    return _with_method(recipe, data)
+
+
+def _with_method(recipe: Recipe, data: Dataset) -> Prepared:
+    """The data with the loss, the sampler and the plan that its training rows make."""
+    objective = make_loss(
+        recipe.loss, data.class_counts, loss_tau=recipe.loss_tau, **recipe.loss_options
+    )
     sampler = make_sampler(
         recipe.sampler,
         data.train.labels,
@@ -52,9 +66,8 @@ def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None 
         seed=recipe.seed,
         **recipe.sampler_options,
     )
-    remembered = recorded(objective, sampler)
-    data = made_ready(data, in_memory=_kept(recipe, data, asked=in_memory), part=part or Part())
-    return Prepared(data, objective, sampler, remembered, plan)
+    plan = recipe.plan(len(data.train))
+    return Prepared(data, objective, sampler, recorded(objective, sampler), plan)
 
 
 def prepare_data(recipe: Recipe) -> Dataset:
@@ -66,7 +79,13 @@ def prepare_data(recipe: Recipe) -> Dataset:
     )
     data = with_profile(recipe, data)
     if data.kind == "text":
-        return replace(data, vocabulary=Vocabulary.learnt(np.asarray(data.train.inputs)))
+        vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs))
+        if not vocabulary.size:
+            raise BadData(
+                f"{recipe.data}: no word is in two training texts, so there is nothing to learn "
+                "from; words are what stands between spaces"
+            )
+        return replace(data, vocabulary=vocabulary)
     return data
 
 

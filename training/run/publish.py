@@ -48,7 +48,9 @@ def publish(
         example = next(in_order(ready.data, rows, device=CPU))
         export(network, example, file, vocabulary=ready.data.vocabulary)
         check_agreement(
-            file, graph_inputs(ready.data, rows), logits_of(network, ready.data, rows, device=CPU)
+            file,
+            graph_inputs(rows, ready.data.image),
+            logits_of(network, ready.data, rows, device=CPU),
         )
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")

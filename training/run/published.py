@@ -18,13 +18,13 @@ from service.contract.prior import (
     parse_prior,
     resolve_prior,
 )
-from training.data.dataset import Dataset, ImageSpec, Split, counts_of
+from training.data.dataset import Dataset, ImageSpec, Known, Split, counts_of
 from training.data.feed import graph_inputs
 from training.data.image_files import ImageFiles
 from training.data.long_tail import shifted_rows
 from training.data.sources import load as sources
 from training.data.splits import set_aside_validation
-from training.faults import BadData, WrongUse
+from training.faults import BadData, WrongUse, say
 from training.run.export import open_session, run_session
 from training.scores.evaluate import score
 
@@ -69,21 +69,44 @@ class Published:
             return np.log(np.maximum(raw, PROBABILITY_FLOOR))
         return raw
 
-    def data(self, spec: str, *, split: str) -> tuple[Dataset, Split]:
-        """A split of a specification with this model's classes in this model's order."""
+    @property
+    def known(self) -> Known:
+        """What the model knows of its inputs, for readers of data."""
+        data = self.bundle.provenance.get("data") or {}
+        columns = data.get("columns") if self.bundle.input.kind == "tensor" else None
+        return Known(
+            tuple(self.bundle.class_names), tuple(columns) if columns else None, data.get("sha256")
+        )
+
+    def rows(self, spec: str, *, split: str | None) -> tuple[Dataset, Split]:
+        """Rows of a specification to score, with this model's classes in this model's order.
+
+        split: train, val or test. None takes the test rows; of other data than the model was
+        trained on that bring no test rows of their own, all rows.
+        """
         settings = self.bundle.provenance.get("settings") or {}
         seed = self.bundle.provenance.get("seed") or 0
-        data = sources.load(spec, seed=seed)
-        if split == "val":
+        data = sources.load(spec, seed=seed, known=self.known)
+        for note in data.notes:
+            say(f"{spec}: {note}")
+        own = data.origin.get("sha256") in (None, self.known.sha256)
+        if split is None and data.whole is not None and not own:
+            say(f"{spec}: scoring all {len(data.whole):,} rows, as no split is named")
+            return data, self._own_classes(spec, data, data.whole)
+        if split == "val" and data.labelled:
             data = set_aside_validation(
                 data, per_class=settings.get("validation_per_class"), seed=seed
             )
-        found = {"train": data.train, "val": data.val, "test": data.test}.get(split)
-        if found is None:
-            raise WrongUse(f"{spec} has no {split} split")
+        found = {"train": data.train, "val": data.val, "test": data.test}[split or "test"]
+        if found is None and split is None and not own:
+            found = data.val or data.train
+        if found is None or not len(found):
+            raise WrongUse(f"{spec}: has no {split or 'test'} rows{_offered(data)}")
         return data, self._own_classes(spec, data, found)
 
     def _own_classes(self, spec: str, data: Dataset, split: Split) -> Split:
+        if not data.labelled:
+            return split
         position = {name: index for index, name in enumerate(self.bundle.class_names)}
         unknown = [name for name in data.class_names if name not in position]
         if unknown:
@@ -99,7 +122,7 @@ class Published:
         image = self._image(data)
         if image is not None and isinstance(split.inputs, ImageFiles):
             split = Split(replace(split.inputs, spec=image), split.labels)
-        for batch in graph_inputs(replace(data, image=image), split):
+        for batch in graph_inputs(split, image):
             own, wanted = batch.shape[1:], spec.shape[1:]
             if len(own) != len(wanted) or any(
                 size not in (None, found) for size, found in zip(wanted, own, strict=True)
@@ -130,18 +153,23 @@ def evaluate(
     folder: Path,
     spec: str,
     *,
-    split: str = "test",
+    split: str | None = None,
     tau: float | None = None,
     target: str = "uniform",
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Scores of a published model on a split: the contract's S with the model, split, target and tau named.
+    """Score a published model on a split. The answer names the model, split, target and tau.
 
-    target: uniform; training (the model's own counts); a JSON file holding a target or a whole prior; or
-    forward-K / backward-K, the split resampled to a long tail of ratio K and adjusted to that known target.
+    split: see Published.rows. target: `uniform`; `training` (the model's own counts); a JSON file
+    with a target or a whole prior; `forward-K` or `backward-K`, the split resampled to a long tail
+    of ratio K and adjusted to that known target.
     """
     model = Published.open(folder)
-    data, rows = model.data(spec, split=split)
+    data, rows = model.rows(spec, split=split)
+    if not data.labelled:
+        raise WrongUse(
+            f"{spec}: has no labels, so it cannot be scored; `training estimate` takes it"
+        )
     used = model.bundle.tau if tau is None else _checked_tau(tau)
     rows, log_target, log_source = _target(model, rows, target)
     if log_source is None:
@@ -162,11 +190,20 @@ def evaluate(
     return {
         "bundle": str(folder),
         "data": spec,
-        "split": split,
+        "split": split or "test",
         "target": target,
         "tau": used,
         **scores,
     }
+
+
+def _offered(data: Dataset) -> str:
+    """The splits that the data do have, as a hint."""
+    splits = {"train": data.train, "val": data.val, "test": data.test}
+    there = [
+        f"--split {name}" for name, split in splits.items() if split is not None and len(split)
+    ]
+    return f"; it has {', '.join(there)}" if there else ""
 
 
 def _checked_tau(tau: float) -> float:

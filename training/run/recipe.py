@@ -58,6 +58,7 @@ class Recipe:
     color: str | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
+    skip_broken: bool = False
     network: str = "mlp"
     loss: str = "erm"
     loss_tau: float = 1.0

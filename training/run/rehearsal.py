@@ -122,7 +122,7 @@ def _try_publishing(
         with torch.no_grad():
             expected = network(inputs).float().numpy()
         export(network, inputs, file, vocabulary=ready.data.vocabulary)
-        check_agreement(file, graph_inputs(ready.data, rows), expected)
+        check_agreement(file, graph_inputs(rows, ready.data.image), expected)
     except Fault:
         raise
     except OSError as error:

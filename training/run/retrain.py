@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from training.learning.samplers import make_sampler
+from training.loop.schedule import learning_rate
 from training.scores.posthoc import Labels, LastLayer
 
 BATCH = 128
-FEWEST_STEPS = 500  # small data are seen more often than `epochs` times
+FEWEST_STEPS = 500  # small data get more than `epochs` epochs
 
 
 def retrain_classifier(
@@ -92,11 +93,13 @@ def _descend(
     per_epoch = -(-len(targets) // BATCH)
     rounds = max(epochs, -(-FEWEST_STEPS // per_epoch))
     optimiser = torch.optim.SGD(parameters, lr=lr, momentum=0.9, weight_decay=weight_decay)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, rounds * per_epoch)
+    step = 0
     for epoch in range(rounds):
         for rows in torch.split(torch.from_numpy(sampler.epoch_indices(epoch, rounds)), BATCH):
+            rate = learning_rate(step, base=lr, steps=rounds * per_epoch, schedule="cosine")
+            optimiser.param_groups[0]["lr"] = rate
             optimiser.zero_grad()
             loss = F.cross_entropy(forward(inputs[rows]), targets[rows])
             loss.backward()  # type: ignore[no-untyped-call]  # torch leaves it untyped
             optimiser.step()
-            schedule.step()
+            step += 1

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from torch import nn
 
 from training.data.feed import Place, make_feed
-from training.faults import Fault, RunFailed
+from training.data.problems import problems
+from training.faults import Fault, RunFailed, say
 from training.learning.networks import Standardise, build
 from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.processes import Processes
@@ -81,6 +82,9 @@ def run(
     """Train, calibrate and publish. Returns None in all processes but the first."""
     started = time.monotonic()
     ready = prepare(recipe, in_memory=running.in_memory, part=processes.part)
+    if processes.first and running.models is not None:
+        for problem in problems(ready.data):
+            say(f"warning: {problem}")
     network = make_network(recipe, ready)
     with undrawn():
         check_afterwards(recipe, ready, network)

@@ -77,11 +77,6 @@ def legend_beside(axes: Axes, **where: Any) -> None:
     legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), **where)
 
 
-def colour_of(name: str, names: Sequence[str]) -> str:
-    """The colour of a series, the same in every chart that lists the same names in the same order."""
-    return PALETTE[list(names).index(name) % len(PALETTE)]
-
-
 def band(axes: Axes, x: Sequence[float], middle: Vector, spread: Vector, *, colour: str) -> None:
     """A pale band of middle +- spread."""
     axes.fill_between(x, middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0)

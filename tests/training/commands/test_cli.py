@@ -16,7 +16,7 @@ import pytest
         (("--data", "fashion-mnist:absent"), "apt install dataset-fashion-mnist"),
         (("--data", "digits", "--network", "vast"), "unknown network 'vast'"),
         (("--data", "digits", "--network", "absent_module:net"), "absent_module"),
-        (("--data", "digits", "--loss", "vast"), "no loss 'vast'"),
+        (("--data", "digits", "--loss", "vast"), "--loss is 'vast'; expected one of erm"),
         (("--data", "digits", "--loss", "logit-adjusted", "--sampler", "balanced"), "divide"),
         (("--data", "digits", "--epochs", 1, "--steps", 1), "two lengths"),
         (("--data", "digits", "--adam-beta2", 1), "--adam-beta2 is 1.0; expected at least 0"),

@@ -32,5 +32,6 @@ def names_digest(root: Path, paths: Iterable[str]) -> str:
     total = hashlib.sha256()
     for path in paths:
         name = Path(path)
-        total.update(f"{name.relative_to(root)}\0{name.stat().st_size}\n".encode())
+        below = name.relative_to(root) if name.is_relative_to(root) else name
+        total.update(f"{below}\0{name.stat().st_size}\n".encode())
     return total.hexdigest()

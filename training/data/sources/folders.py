@@ -1,5 +1,6 @@
 """Images in a folder a class, or named by list files."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,34 +8,73 @@ from typing import Any
 import numpy as np
 
 from training.data import pixels
-from training.data.dataset import Dataset, check_labels
+from training.data.dataset import Dataset, Known, check_labels
 from training.data.sources.digest import files_digest
 from training.data.sources.listing import ImageOptions, existing_folder, image_dataset
-from training.faults import BadData, WrongUse, say
+from training.faults import BadData, WrongUse
 
 UNREAD_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg")
+LEFT_OUT = ("__MACOSX",)
+"""Folders that tools leave behind; hidden ones (.ipynb_checkpoints) are left out as well."""
+PARTS = {
+    "train": ("train", "training", "training_set", "train_set"),
+    "val": ("val", "valid", "validation", "validation_set", "val_set", "dev"),
+    "test": ("test", "testing", "test_set"),
+}
+"""Names of the folders of each split, in any case."""
 
 
-def load_folder(spec: str, folder: str, *, seed: int, options: ImageOptions) -> Dataset:
-    """DIR/<class>/… or DIR/{train,val,test}/<class>/…; without a test folder a fifth of each class is drawn for it."""
+def load_folder(
+    spec: str, folder: str, *, seed: int, options: ImageOptions, known: Known | None = None
+) -> Dataset:
+    """DIR/<class>/… or DIR/{train,val,test}/<class>/…
+
+    Without a test folder beside train, or without either, a fifth of each class is drawn for test.
+    known: of a published model that is to score the images.
+    """
     home = existing_folder(folder)
-    parted = (home / "train").is_dir()
-    if parted:
-        listing = {
-            name: _class_folders(home / name)
-            for name in ("train", "val", "test")
-            if (home / name).is_dir()
-        }
-    else:
-        listing = {"train": _class_folders(home)}
-    names = tuple(entry.name for entry in _subfolders(home / "train" if parted else home))
-    if not names:
+    parts, notes = _parts(home)
+    if parts and "train" not in parts and known is None:
+        raise BadData(f"{home}: has {', '.join(parts.values())} but no train folder")
+    listing = {
+        name: _class_folders(home / part, notes) for name, part in (parts or {"train": "."}).items()
+    }
+    names = tuple(entry.name for entry in _subfolders(home / parts.get("train", ".")))
+    if known is not None:
+        names = known.class_names
+    if not names or not any(paths for paths, _ in listing.values()):
         raise BadData(
-            f"{home}: holds no class folders; expected {home}/<class>/<image> or {home}/train/<class>/<image>"
+            f"{home}: holds no class folders with images; expected {home}/<class>/<image> or "
+            f"{home}/train/<class>/<image>"
         )
     return image_dataset(
-        spec, listing, names, options=options, root=home, seed=seed, draw_test=not parted
+        spec,
+        listing,
+        names,
+        options=options,
+        root=home,
+        seed=seed,
+        draw_test=not parts,
+        notes=tuple(notes),
     )
+
+
+def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
+    """The folder of each split, where the class folders lie below such folders; and notes."""
+    found: dict[str, str] = {}
+    others: list[str] = []
+    for entry in _subfolders(home):
+        name = next((part for part, names in PARTS.items() if entry.name.lower() in names), None)
+        if name is None or not _subfolders(entry):
+            others.append(entry.name)
+        elif name in found:
+            raise BadData(f"{home}: {found[name]} and {entry.name} both look like the {name} split")
+        else:
+            found[name] = entry.name
+    if not found or (others and "train" not in found):
+        return {}, []
+    left = [f"folders beside {', '.join(found.values())} are left out: {', '.join(others[:10])}"]
+    return {name: found[name] for name in PARTS if name in found}, left if others else []
 
 
 def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
@@ -49,7 +89,12 @@ def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
     home = existing_folder(root)
     splits = ("train", "val", "test") if len(files) == 3 else ("train", "test")
     listing = {split: _read_list(file, home) for split, file in zip(splits, files, strict=True)}
-    names = _names_of(*listing["train"])
+    first = _first_label([labels for _, labels in listing.values()])
+    listing = {
+        split: (paths, [label - first for label in labels])
+        for split, (paths, labels) in listing.items()
+    }
+    names = _names_of(*listing["train"], first=first)
     for split, file in zip(splits, files, strict=True):
         check_labels(
             np.array(listing[split][1]), names, where=str(file), first_row=1, row_word="line"
@@ -60,37 +105,57 @@ def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
 
 
 def _subfolders(folder: Path) -> list[Path]:
-    return sorted(
-        entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")
-    )
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _left_out(entry))
 
 
-def _class_folders(folder: Path) -> tuple[list[str], list[Any]]:
+def _left_out(entry: Path) -> bool:
+    return entry.name.startswith(".") or entry.name in LEFT_OUT
+
+
+def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]]:
+    """Paths and labels of the images below each class folder; notes on what is left out."""
     paths: list[str] = []
     labels: list[Any] = []
-    passed_over = 0
+    others = dangling = 0
     for entry in _subfolders(folder):
-        for path in sorted(entry.rglob("*")):
+        for path in _files(entry):
             suffix = path.suffix.lower()
-            if path.name.startswith(".") or not path.is_file():
-                continue
-            if suffix in UNREAD_SUFFIXES:
+            if not path.is_file():
+                dangling += 1
+            elif suffix in UNREAD_SUFFIXES:
                 raise BadData(f"{path}: is {suffix[1:]}; JPEG, PNG and WebP are read (and served)")
-            if suffix not in pixels.SUFFIXES:
-                passed_over += 1
-                continue
-            paths.append(str(path))
-            labels.append(entry.name)
-    if passed_over:
-        say(f"{folder}: {passed_over} files that are no images are passed over")
+            elif suffix in pixels.SUFFIXES:
+                paths.append(str(path))
+                labels.append(entry.name)
+            else:
+                others += 1
+    if others:
+        notes.append(f"{folder}: {others} files that are no images are left out")
+    if dangling:
+        notes.append(f"{folder}: {dangling} links to files that are not there are left out")
     return paths, labels
+
+
+def _files(folder: Path) -> list[Path]:
+    """All files below a folder in order, through links, without what is hidden."""
+    found: list[Path] = []
+    entered: set[str] = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        real = os.path.realpath(place)
+        if real in entered:  # a link back up
+            folders.clear()
+            continue
+        entered.add(real)
+        folders[:] = [name for name in folders if not _left_out(Path(name))]
+        found.extend(Path(place) / name for name in names if not name.startswith("."))
+    return sorted(found)
 
 
 def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
     paths: list[str] = []
     labels: list[Any] = []
     try:
-        lines = file.read_text(encoding="utf-8").rstrip().splitlines()
+        lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except OSError as error:
         raise WrongUse(f"{file}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -111,7 +176,14 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
     return paths, labels
 
 
-def _names_of(paths: Sequence[str], labels: Sequence[int]) -> tuple[str, ...]:
+def _first_label(lists: Sequence[Sequence[int]]) -> int:
+    """1 where the labels of the training list are 1 … C and no list has a 0, else 0."""
+    own = set(lists[0])
+    from_one = own == set(range(1, len(own) + 1)) and len(own) > 1
+    return int(from_one and not any(0 in labels for labels in lists))
+
+
+def _names_of(paths: Sequence[str], labels: Sequence[int], *, first: int) -> tuple[str, ...]:
     count = max(labels) + 1
     if count > max(10 * len(labels), 1000):
         raise BadData(
@@ -123,4 +195,4 @@ def _names_of(paths: Sequence[str], labels: Sequence[int]) -> tuple[str, ...]:
     named = {label: next(iter(names)) for label, names in folders.items() if len(names) == 1}
     if len(named) == len(folders) == len(set(named.values())) == count:
         return tuple(named[label] for label in range(count))
-    return tuple(str(label) for label in range(count))
+    return tuple(str(label + first) for label in range(count))

@@ -1,4 +1,4 @@
-"""Images named by the JSON of iNaturalist's competition of 2018."""
+"""Images named by the JSON of an iNaturalist competition."""
 
 import json
 from pathlib import Path
@@ -10,26 +10,58 @@ from training.data.sources.listing import ImageOptions, existing_folder, image_d
 from training.faults import BadData, WrongUse
 
 
-def load(spec: str, folder: str, *, options: ImageOptions) -> Dataset:
-    """The 2018 competition's train2018.json and val2018.json beside the images; its val is our test split."""
+def load(spec: str, place: str, *, options: ImageOptions) -> Dataset:
+    """DIR[?train=FILE&val=FILE]: train*.json and val*.json beside the images; val is the test split.
+
+    Categories without a training image are left out, so that a part of a download can be used.
+    """
+    folder, _, query = place.partition("?")
+    chosen = dict(part.partition("=")[::2] for part in query.split("&") if part)
     home = existing_folder(folder)
-    files = {split: _one_json(home, stem) for split, stem in (("train", "train"), ("test", "val"))}
+    files = {
+        split: _one_json(home, stem, chosen.get(stem))
+        for split, stem in (("train", "train"), ("test", "val"))
+    }
     documents = {split: _read_json(file) for split, file in files.items()}
     categories = _categories(files["train"], documents["train"])
-    index = {identifier: position for position, identifier in enumerate(categories)}
-    listing = {split: _annotated(files[split], documents[split], index, home) for split in files}
-    data = image_dataset(spec, listing, tuple(categories.values()), options=options, root=home)
+    used = {each.get("category_id") for each in _objects(documents["train"]["annotations"])}
+    if used & set(categories):
+        kept = {key: name for key, name in categories.items() if key in used}
+    else:
+        kept = categories
+    notes: tuple[str, ...] = ()
+    if len(kept) < len(categories):
+        absent = f"{len(categories) - len(kept)} of {len(categories)} categories"
+        notes = (f"{absent} have no training image and are left out",)
+    left_out = set(categories) - set(kept)
+    index = {identifier: position for position, identifier in enumerate(kept)}
+    listing = {
+        split: _annotated(files[split], documents[split], index, home, left_out) for split in files
+    }
+    data = image_dataset(
+        spec, listing, tuple(kept.values()), options=options, root=home, notes=notes
+    )
     data.origin["sha256"] = files_digest(files.values())
     return data
 
 
-def _one_json(home: Path, stem: str) -> Path:
-    found = sorted(
-        path for path in [*home.glob(f"{stem}*.json"), *home.glob(f"annotations/{stem}*.json")]
-    )
-    if len(found) != 1:
-        listed = ", ".join(path.name for path in found) or "none"
-        raise WrongUse(f"{home}: expected one {stem}2018.json, found {listed}")
+def _objects(values: list[Any]) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)]
+
+
+def _one_json(home: Path, stem: str, chosen: str | None) -> Path:
+    if chosen is not None:
+        if not (home / chosen).is_file():
+            raise WrongUse(f"{home / chosen}: no such file")
+        return home / chosen
+    found = sorted([*home.glob(f"{stem}*.json"), *home.glob(f"annotations/{stem}*.json")])
+    if not found:
+        raise WrongUse(f"{home}: expected {stem}2018.json, {stem}.json or another {stem}*.json")
+    if len(found) > 1:
+        listed = ", ".join(str(path.relative_to(home)) for path in found)
+        raise WrongUse(
+            f"{home}: has {listed}; choose one: inaturalist:{home}?{stem}={found[0].name}"
+        )
     return found[0]
 
 
@@ -46,7 +78,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _categories(file: Path, document: dict[str, Any]) -> dict[int, str]:
-    """Id -> name, by id; names that are there twice get their id."""
+    """Names by id, in the order of ids; a name that is there twice gets its id added."""
     found = document.get("categories")
     if not isinstance(found, list) or not found:
         raise BadData(f"{file}: has no list 'categories'")
@@ -64,7 +96,7 @@ def _categories(file: Path, document: dict[str, Any]) -> dict[int, str]:
 
 
 def _annotated(
-    file: Path, document: dict[str, Any], index: dict[int, int], home: Path
+    file: Path, document: dict[str, Any], index: dict[int, int], home: Path, left_out: set[int]
 ) -> tuple[list[str], list[Any]]:
     files = {
         image.get("id"): image.get("file_name")
@@ -80,6 +112,8 @@ def _annotated(
         name, category = files.get(annotation.get("image_id")), annotation.get("category_id")
         if not name:
             raise BadData(f"{where}: image_id {annotation.get('image_id')} is not among the images")
+        if category in left_out:
+            continue
         if category not in index:
             raise BadData(f"{where}: category_id {category} is not among the categories")
         path = home / name

@@ -1,5 +1,6 @@
 """Paths and labels of images in files to a data set, and how such images become the tensor."""
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -57,9 +58,14 @@ def image_dataset(
     root: Path,
     seed: int = 0,
     draw_test: bool = False,
+    notes: tuple[str, ...] = (),
 ) -> Dataset:
-    """The data set of images in files; draw_test: a share of each class becomes the test split."""
-    image = _image_spec(listing["train"][0], options)
+    """The data set of images in files.
+
+    listing: of the splits, with labels that are names or indices into names. draw_test: a share of
+    each class becomes the test split. notes: see Dataset.
+    """
+    image = _image_spec(next(paths for paths, _ in listing.values() if paths), options)
     splits = {
         name: Split(
             ImageFiles.of(paths, image),
@@ -67,10 +73,13 @@ def image_dataset(
         )
         for name, (paths, labels) in listing.items()
     }
-    train, test = splits["train"], splits.get("test")
+    nothing = next(iter(splits.values())).take(np.empty(0, np.int64))
+    train, test = splits.get("train", nothing), splits.get("test")
+    whole = train if draw_test else None
     if draw_test:
         kept, drawn = stratified(train.labels, share=TEST_SHARE, seed=seed)
-        train, test = train.take(kept), train.take(drawn)
+        test = train.take(drawn) if drawn.size else None
+        train = train.take(kept)
     return Dataset(
         spec=spec,
         kind="image",
@@ -79,7 +88,9 @@ def image_dataset(
         val=splits.get("val"),
         test=test,
         image=image,
+        whole=whole,
         reproducible_split=False,
+        notes=notes,
         origin={
             "sha256": names_digest(root, [path for paths, _ in listing.values() for path in paths])
         },
@@ -105,8 +116,11 @@ def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, in
     if options.size is not None:
         return (options.size, options.size), round(options.size * 256 / 224)
     spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
-    sizes = {pixels.size_of(paths[row]) for row in spread}
-    size = next(iter(sizes))
+    sizes = set()
+    for row in spread:
+        with contextlib.suppress(BadData):  # broken files are reported later, all at once
+            sizes.add(pixels.size_of(paths[row]))
+    size = next(iter(sizes)) if sizes else pixels.size_of(paths[0])
     if len(sizes) == 1 and max(size) <= SMALL_SIDE:
         return size, "stretch"
     return (224, 224), 256

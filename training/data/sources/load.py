@@ -1,9 +1,9 @@
-"""Data specifications to data sets: `load` is the only door."""
+"""Data specifications to data sets; other rooms read data through `load` alone."""
 
 from collections.abc import Callable
 from dataclasses import replace
 
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, Known
 from training.data.sources import cifar, digits, fashion, folders, inaturalist, npz, table
 from training.data.sources.listing import ImageOptions
 from training.faults import WrongUse
@@ -17,16 +17,20 @@ FORMS = {
     "list": "list:TRAIN.txt,VAL.txt,TEST.txt@ROOT",
     "inaturalist": "inaturalist:DIR",
     "npz": "npz:FILE",
-    "table": "table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN]",
+    "table": table.FORM,
 }
 FREE = ("digits", "fashion-mnist")  # need no place
 IN_FILES = ("images", "list", "inaturalist")
 
 
-def load(spec: str, *, seed: int, options: ImageOptions | None = None) -> Dataset:
-    """Read what a specification names. Raises WrongUse for a bad specification, BadData for bad contents.
+def load(
+    spec: str, *, seed: int, options: ImageOptions | None = None, known: Known | None = None
+) -> Dataset:
+    """Read what a specification names.
 
-    seed: of the split, for data that brings no test rows of its own. options: of images.
+    seed: of the split, for data that brings no test rows of its own. options: of images. known: of
+    a published model that is to score the rows: then training rows and labels may be missing.
+    Raises WrongUse for a bad specification, BadData for bad contents.
     """
     kind, _, place = spec.partition(":")
     if kind not in FORMS:
@@ -36,20 +40,24 @@ def load(spec: str, *, seed: int, options: ImageOptions | None = None) -> Datase
     options = options or ImageOptions()
     if kind not in IN_FILES and options.decoding:
         raise WrongUse(f"{spec}: --image-size, --resize and --color are for {', '.join(IN_FILES)}")
-    data = _load(kind, spec, place, seed=seed, options=options)
+    data = _load(kind, spec, place, seed=seed, options=options, known=known)
+    if known is None:
+        data.check_trainable()
     return replace(data, image=options.normalising(data.image, spec))
 
 
-def _load(kind: str, spec: str, place: str, *, seed: int, options: ImageOptions) -> Dataset:
+def _load(
+    kind: str, spec: str, place: str, *, seed: int, options: ImageOptions, known: Known | None
+) -> Dataset:
     loaders: dict[str, Callable[[], Dataset]] = {
         "digits": lambda: digits.load(spec),
         "fashion-mnist": lambda: fashion.load(spec, place or None),
         "cifar10": lambda: cifar.load(spec, kind, place),
         "cifar100": lambda: cifar.load(spec, kind, place),
-        "images": lambda: folders.load_folder(spec, place, seed=seed, options=options),
+        "images": lambda: folders.load_folder(spec, place, seed=seed, options=options, known=known),
         "list": lambda: folders.load_lists(spec, place, options=options),
         "inaturalist": lambda: inaturalist.load(spec, place, options=options),
-        "npz": lambda: npz.load(spec, place),
-        "table": lambda: table.load(spec, place, seed=seed),
+        "npz": lambda: npz.load(spec, place, known=known),
+        "table": lambda: table.load(spec, place, seed=seed, known=known),
     }
     return loaders[kind]()

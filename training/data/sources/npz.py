@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset, ImageSpec, Split, check_labels
+from training.data.dataset import Dataset, ImageSpec, Known, Split, check_labels
 from training.data.pixels import channel_statistics
 from training.data.sources.digest import files_digest
 from training.faults import BadData, WrongUse
@@ -16,35 +16,54 @@ from training.faults import BadData, WrongUse
 MEMBERS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "class_names")
 
 
-def load(spec: str, file: str) -> Dataset:
-    """Float rows become tensors; uint8 of shape [N, H, W] or [N, H, W, 1 or 3] become images; strings become text."""
+def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
+    """Floats are tensors; uint8 [N, H, W] or [N, H, W, 1 or 3] are images; strings are texts.
+
+    known: of a published model that is to score the rows: then x_test suffices.
+    """
     path = Path(file)
     if not path.is_file():
         raise WrongUse(f"{path}: no such file")
     arrays = _read(path)
-    for name in ("x_train", "y_train", "x_test", "y_test"):
-        if name not in arrays:
+    needed = ("x_train", "y_train", "x_test", "y_test") if known is None else ("x_test",)
+    for name in needed:
+        if name not in arrays and not (known is not None and "x_train" in arrays):
             raise BadData(
-                f"{path}: has no {name}; expected x_train, y_train, x_test, y_test (and x_val, y_val, class_names)"
+                f"{path}: has no {name}; expected x_train, y_train, x_test, y_test "
+                "(and x_val, y_val, class_names)"
             )
-    if ("x_val" in arrays) != ("y_val" in arrays):
-        raise BadData(f"{path}: x_val and y_val go together")
-    names = _class_names(path, arrays)
-    kind = _kind(path, arrays["x_train"])
-    splits: dict[str, Split] = {}
     for split in ("train", "val", "test"):
-        if f"x_{split}" in arrays:
-            splits[split] = _split(path, split, arrays, names, kind=kind)
-    train = splits["train"]
+        if f"y_{split}" in arrays and f"x_{split}" not in arrays:
+            raise BadData(f"{path}: x_{split} and y_{split} go together")
+        if known is None and f"x_{split}" in arrays and f"y_{split}" not in arrays:
+            raise BadData(f"{path}: x_{split} and y_{split} go together")
+    arrays = {name: _labels(path, name, array) for name, array in arrays.items()}
+    labelled = [array for name, array in arrays.items() if name.startswith("y_")]
+    if known is not None and labelled and "class_names" not in arrays:
+        arrays |= {n: _written(a) for n, a in arrays.items() if n.startswith("y_")}
+        arrays.setdefault("y_train", np.concatenate([_written(a) for a in labelled]))
+    elif "class_names" not in arrays and labelled and _are_names(arrays["y_train"]):
+        arrays |= {n: _written(a) for n, a in arrays.items() if n.startswith("y_")}
+    names = _class_names(path, arrays) if labelled or known is None else known.class_names
+    reference = arrays["x_train"] if "x_train" in arrays else arrays["x_test"]
+    kind, notes = _kind(path, reference)
+    splits = {
+        split: _split(path, split, arrays, names, kind=kind)
+        for split in ("train", "val", "test")
+        if f"x_{split}" in arrays
+    }
+    some = next(iter(splits.values()))
     return Dataset(
         spec=spec,
         kind=kind,
         class_names=names,
-        train=train,
+        train=splits.get("train", some.take(np.empty(0, np.int64))),
         val=splits.get("val"),
-        test=splits["test"],
-        image=_image_spec(train.inputs) if kind == "image" else None,
+        test=splits.get("test"),
+        image=_image_spec(some.inputs) if kind == "image" else None,
+        labelled=bool(labelled),
         reproducible_split=False,
+        notes=notes,
         origin={"file": path.name, "sha256": files_digest([path])},
     )
 
@@ -65,55 +84,122 @@ def _member(path: Path, archive: Mapping[str, NDArray[Any]], name: str) -> NDArr
     try:
         return archive[name]
     except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise BadData(f"{path}, {name}: {error} (arrays of Python objects are not read)") from error
+        cure = ""
+        if "Object arrays" in str(error) or "pickle" in str(error):
+            cure = " (an array of Python objects: save it with .astype(str), or as numbers)"
+        raise BadData(f"{path}, {name}: {error}{cure}") from error
+
+
+def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    """Label arrays as [n]: a column [n, 1] is flattened, bytes and booleans become names."""
+    if not name.startswith("y_"):
+        return array
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.dtype.kind == "S":
+        try:
+            return np.char.decode(array, "utf-8")
+        except UnicodeDecodeError as error:
+            raise BadData(f"{path}, {name}: labels are bytes that are not UTF-8: {error}") from None
+    return array.astype(str) if array.dtype.kind == "b" else array
 
 
 def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
+    """The given names, or those that the labels imply: 0 … C - 1, or any other values as names."""
     labels = arrays["y_train"]
     if "class_names" in arrays:
-        names = tuple(str(name) for name in arrays["class_names"].ravel())
+        given = arrays["class_names"].ravel()
+        if given.dtype.kind == "S":
+            given = np.char.decode(given, "utf-8")
+        names = tuple(str(name) for name in given)
         repeated = sorted({name for name in names if names.count(name) > 1 or not name})
         if repeated:
             raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or there twice")
         return names
     if labels.dtype.kind in "US":
-        return tuple(str(name) for name in np.unique(labels))
+        written = sorted({str(name) for name in labels})
+        if all(name.lstrip("-").isdecimal() for name in written):
+            written.sort(key=int)
+        return tuple(written)
     if labels.dtype.kind not in "iuf" or not labels.size:
         raise BadData(
-            f"{path}, y_train: labels are {labels.dtype}, {labels.size} rows; expected whole numbers or names"
+            f"{path}, y_train: labels are {labels.dtype}, {labels.size} rows; "
+            "expected whole numbers or names"
+        )
+    lowest, highest = float(labels.min()), float(labels.max())
+    if lowest == highest == 0:
+        raise BadData(f"{path}, y_train: every label is {lowest:g}; expected at least 2 classes")
+    if not (np.isfinite(labels).all() and highest < 1e6):
+        raise BadData(
+            f"{path}, y_train: the highest label is {highest:g}; expected classes numbered from 0"
         )
     highest = max(
         float(a.max())
         for n, a in arrays.items()
         if n.startswith("y_") and a.size and a.dtype.kind in "iuf"
     )
-    if not 0 < highest < 1e6:
-        raise BadData(
-            f"{path}, y_train: the highest label is {highest:g}; expected 1 or more classes numbered from 0"
-        )
     return tuple(str(index) for index in range(int(highest) + 1))
 
 
-def _kind(path: Path, inputs: NDArray[Any]) -> Any:
+def _are_names(labels: NDArray[Any]) -> bool:
+    """Whether whole numbers are names: from 1 on without a gap, or some negative and no 0."""
+    if labels.dtype.kind not in "if" or not labels.size or not np.isfinite(labels).all():
+        return False
+    own = np.unique(labels)
+    from_one = own[0] == 1 and len(own) == own[-1] > 1
+    return bool((own == np.floor(own)).all()) and bool(from_one or (own[0] < 0 and 0 not in own))
+
+
+def _written(labels: NDArray[Any]) -> NDArray[Any]:
+    """Labels as names: whole numbers without a fraction."""
+    if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
+        labels = labels.astype(np.int64)
+    return labels.astype(str)
+
+
+def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
+    """The kind of the inputs, and what is odd about them."""
     if inputs.dtype.kind == "U" and inputs.ndim == 1:
-        return "text"
+        return "text", ()
+    if inputs.dtype.kind == "S":
+        raise BadData(f"{path}, x_train: texts are bytes; decode them: np.char.decode(x, 'utf-8')")
     if inputs.dtype.kind not in "iufb":
         raise BadData(
-            f"{path}, x_train: is {inputs.dtype} of shape {list(inputs.shape)}; expected numbers, or one string a row"
+            f"{path}, x_train: is {inputs.dtype} of shape {list(inputs.shape)}; "
+            "expected numbers, or one string a row"
         )
     if inputs.ndim < 2:
         raise BadData(f"{path}, x_train: shape {list(inputs.shape)}; expected [rows, …]")
+    if inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[3] == 4:
+        raise BadData(
+            f"{path}, x_train: uint8 of shape {list(inputs.shape)} looks like RGBA images; "
+            "keep three channels: x[..., :3]"
+        )
     grey = inputs.ndim == 3
     coloured = inputs.ndim == 4 and inputs.shape[3] in (1, 3)
-    return "image" if inputs.dtype == np.uint8 and (grey or coloured) else "tensor"
+    if inputs.dtype == np.uint8 and (grey or coloured):
+        return "image", ()
+    if coloured and inputs.shape[1] not in (1, 3) and min(inputs.shape[1:3]) >= 8:
+        note = (
+            f"x_train of shape {list(inputs.shape)} looks like images with channels last; networks "
+            "for images take [rows, channels, height, width] (x.transpose(0, 3, 1, 2)) or uint8"
+        )
+        return "tensor", (note,)
+    return "tensor", ()
 
 
 def _split(
-    path: Path, split: str, arrays: Mapping[str, NDArray[Any]], names: tuple[str, ...], *, kind: str
+    path: Path,
+    split: str,
+    arrays: Mapping[str, NDArray[Any]],
+    names: tuple[str, ...],
+    *,
+    kind: str,
 ) -> Split:
-    inputs, labels = arrays[f"x_{split}"], arrays[f"y_{split}"]
+    inputs = arrays[f"x_{split}"]
+    labels = arrays.get(f"y_{split}", np.zeros(len(inputs), np.int64))
     where = f"{path}, x_{split}"
-    reference = arrays["x_train"]
+    reference = arrays.get("x_train", inputs)
     if inputs.ndim != reference.ndim or inputs.shape[1:] != reference.shape[1:]:
         raise BadData(
             f"{where}: rows have shape {list(inputs.shape[1:])}; those of x_train {list(reference.shape[1:])}"

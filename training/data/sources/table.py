@@ -1,174 +1,241 @@
 """Tables, CSV or Parquet: a label column, and numbers or one column of text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qsl
+from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset, Split, check_labels
+from training.data.dataset import Dataset, Known, Split
 from training.data.sources.digest import files_digest
+from training.data.sources.table_file import (
+    INDEX_NAMES,
+    TableFile,
+    column_names,
+    numbers,
+    read_table,
+)
 from training.data.splits import stratified
 from training.faults import BadData, WrongUse
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
-PARAMETERS = ("label", "text", "split")
+FORM = (
+    "table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN][&without=COLUMN]"
+    "[&encoding=NAME]"
+)
+MANY_VALUES = 0.5
+"""A label column with more distinct values than this share of its rows is no class list."""
 
 
 @dataclass(frozen=True)
-class _Table:
+class _Wanted:
+    """A specification, parsed."""
+
     path: Path
-    columns: "pa.Table"
+    label: str | None
+    text: str | None
+    split: str | None
+    without: tuple[str, ...]
+    encoding: str
 
-    def where(self, row: int) -> str:
-        """A row as people find it: counted from 0, and the line of a CSV file."""
-        line = f" (line {row + 2})" if self.path.suffix.lower() != ".parquet" else ""
-        return f"{self.path}, row {row}{line}"
-
-    def values(self, name: str) -> NDArray[Any]:
-        """A column as an array without gaps. Raises BadData naming the first row that has no value."""
-        column = self.columns.column(name)
-        if column.null_count:
-            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
-            raise BadData(
-                f"{self.where(row)}, column '{name}': has no value ({column.null_count} rows like it)"
-            )
-        if hasattr(column.type, "value_type") and hasattr(
-            column.type, "index_type"
-        ):  # a dictionary, pandas' category
-            column = column.cast(column.type.value_type)
-        return np.asarray(column.to_numpy())
+    @property
+    def special(self) -> tuple[str, ...]:
+        """The columns that are no numbers."""
+        return tuple(name for name in (self.label, self.text, self.split) if name)
 
 
-def load(spec: str, place: str, *, seed: int) -> Dataset:
-    """FILE.csv|parquet?label=COL[&text=COL][&split=COL]; without a split column a fifth of each class is drawn for test."""
-    path, wanted = _parsed(spec, place)
-    table = _read(path)
-    for parameter, column in wanted.items():
-        if column not in table.columns.column_names:
-            listed = ", ".join(table.columns.column_names[:20])
-            raise WrongUse(f"{path}: has no column '{column}' (for {parameter}); it has {listed}")
-    rows = _split_rows(table, wanted.get("split"))
-    labels = _labels(table, wanted["label"])
-    text = wanted.get("text")
-    names = _class_names(labels, rows["train"])
-    features = [name for name in table.columns.column_names if name not in wanted.values()]
-    inputs = _texts(table, text) if text else _numbers(table, features)
-    checked = _checked(table, labels, names)
-    whole = Split(inputs, checked)
-    if "split" not in wanted:
-        rows["train"], rows["test"] = stratified(checked, share=TEST_SHARE, seed=seed)
+def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dataset:
+    """Read a table; without a split column a fifth of each class is drawn for test.
+
+    known: of a published model that the rows are for. Its columns are taken by name, its classes
+    are the only ones, and neither labels nor training rows are needed.
+    """
+    wanted = _parsed(spec, place, label_needed=known is None)
+    wanted = _existing(wanted, label_needed=known is None)
+    table = read_table(wanted.path, texts=wanted.special, encoding=wanted.encoding)
+    notes: list[str] = []
+    features = _features(table, wanted, known, notes)
+    inputs = _texts(table, wanted.text) if wanted.text else _numbers(table, features, notes)
+    rows = _split_rows(table, wanted.split, train_needed=known is None)
+    written = None if wanted.label is None else _labels(table, wanted.label)
+    names = known.class_names if known else _class_names(written, rows["train"], table, wanted)
+    labels = _indices(table, written, names, known)
+    whole = Split(inputs, labels)
+    drawn = wanted.split is None
+    if drawn and written is not None:
+        rows["train"], rows["test"] = stratified(labels, share=TEST_SHARE, seed=seed)
     return Dataset(
         spec=spec,
-        kind="text" if text else "tensor",
+        kind="text" if wanted.text else "tensor",
         class_names=names,
-        train=whole.take(rows["train"]),
+        train=whole.take(rows.get("train", np.empty(0, np.int64))),
         val=whole.take(rows["val"]) if "val" in rows else None,
-        test=whole.take(rows["test"]) if "test" in rows else None,
+        test=whole.take(rows["test"]) if len(rows.get("test", ())) else None,
+        whole=whole if drawn else None,
+        labelled=written is not None,
         reproducible_split=False,
+        notes=(*notes, *_alike(names)),
         origin={
-            "file": path.name,
-            "sha256": files_digest([path]),
-            "columns": [text] if text else features,
+            "file": wanted.path.name,
+            "sha256": files_digest([wanted.path]),
+            "columns": [wanted.text] if wanted.text else features,
         },
     )
 
 
-def _parsed(spec: str, place: str) -> tuple[Path, dict[str, str]]:
+def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
     file, _, query = place.partition("?")
-    pairs = parse_qsl(query, keep_blank_values=True)
-    wanted = dict(pairs)
-    unknown = [name for name in wanted if name not in PARAMETERS]
-    if unknown or len(pairs) != len(wanted) or not wanted.get("label"):
-        raise WrongUse(
-            f"{spec}: expected table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN]"
-        )
+    pairs = [part.partition("=")[::2] for part in query.split("&") if part]
+    once = {key: value for key, value in pairs if key != "without"}
+    repeated = len(once) != sum(key != "without" for key, _ in pairs)
+    unknown = set(once) - {"label", "text", "split", "encoding"}
+    if unknown or repeated or (label_needed and not once.get("label")):
+        raise WrongUse(f"{spec}: expected {FORM}")
     path = Path(file)
     if not path.is_file():
         raise WrongUse(f"{path}: no such file")
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise WrongUse(f"{path}: expected a name that ends in .csv or .parquet")
-    if len(set(wanted.values())) != len(wanted):
+    columns = {key: unquote(value) for key, value in once.items() if value}
+    encoding = columns.pop("encoding", "utf-8")
+    if len(set(columns.values())) != len(columns):
         raise WrongUse(f"{spec}: label, text and split are different columns")
-    return path, wanted
+    without = tuple(unquote(value) for key, value in pairs if key == "without")
+    return _Wanted(
+        path, columns.get("label"), columns.get("text"), columns.get("split"), without, encoding
+    )
 
 
-def _read(path: Path) -> _Table:
-    import pyarrow as pa
-    from pyarrow import csv, parquet
-
-    try:
-        if path.suffix.lower() == ".parquet":
-            found = parquet.read_table(path)
+def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
+    """The specification with the columns' own names: a + may stand for a space, as in a URL."""
+    names = column_names(wanted.path, encoding=wanted.encoding)
+    found: dict[str, Any] = {}
+    for part in ("label", "text", "split"):
+        name = getattr(wanted, part)
+        if name is None or name in names:
+            continue
+        if name.replace("+", " ") in names:
+            found[part] = name.replace("+", " ")
+        elif part == "label" and not label_needed:
+            found[part] = None
         else:
-            found = csv.read_csv(
-                path,
-                # in order, so that an error can count the rows
-                read_options=csv.ReadOptions(use_threads=False),
-                parse_options=csv.ParseOptions(newlines_in_values=True),
+            listed = ", ".join(names[:20])
+            raise WrongUse(f"{wanted.path}: has no column '{name}' (for {part}); it has {listed}")
+    absent = [name for name in wanted.without if name not in names]
+    if absent and label_needed:
+        raise WrongUse(f"{wanted.path}: has no column '{absent[0]}' (for without)")
+    return replace(wanted, **found)
+
+
+def _features(
+    table: TableFile, wanted: _Wanted, known: Known | None, notes: list[str]
+) -> list[str]:
+    """The columns that are the inputs: the model's own by name, or all that are nothing else."""
+    if wanted.text:
+        return [wanted.text]
+    free = [n for n in table.names if n not in wanted.special and n not in wanted.without]
+    if known is not None and known.columns is not None:
+        missing = [name for name in known.columns if name not in table.names]
+        extra = [name for name in free if name not in known.columns]
+        if missing:
+            more = f"; columns the model does not know: {', '.join(extra[:10])}" if extra else ""
+            raise WrongUse(
+                f"{table.path}: lacks {len(missing)} of the model's {len(known.columns)} columns: "
+                f"{', '.join(missing[:10])}{more}"
             )
-    except (pa.ArrowException, OSError) as error:
-        raise BadData(f"{path}: cannot be read: {error}") from error
-    repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
-    if repeated:
-        raise BadData(f"{path}: has two columns named '{repeated[0]}'")
-    if not found.num_rows:
-        raise BadData(f"{path}: has no rows")
-    return _Table(path, found)
+        if extra:
+            notes.append(f"columns the model does not use are left out: {', '.join(extra[:10])}")
+        return list(known.columns)
+    index = [name for name in free if name in INDEX_NAMES and _counts_rows(table, name)]
+    notes.extend(
+        f"column '{name}' numbers the rows, as pandas' index does; it is left out" for name in index
+    )
+    return [name for name in free if name not in index]
 
 
-def _split_rows(table: _Table, column: str | None) -> dict[str, NDArray[np.int64]]:
+def _counts_rows(table: TableFile, name: str) -> bool:
+    values = np.asarray(table.columns.column(name).to_numpy())
+    return values.dtype.kind in "iu" and bool(
+        np.array_equal(np.sort(values), np.arange(len(table)))
+    )
+
+
+def _split_rows(
+    table: TableFile, column: str | None, *, train_needed: bool
+) -> dict[str, NDArray[np.int64]]:
     """Rows of each split; all are training rows while no column says otherwise."""
     if column is None:
-        return {"train": np.arange(table.columns.num_rows)}
+        return {"train": np.arange(len(table))}
     values = np.array([str(value) for value in table.values(column)])
     wrong = np.flatnonzero(~np.isin(values, SPLITS))
     if wrong.size:
         raise BadData(
-            f"{table.where(int(wrong[0]))}, column '{column}': '{values[wrong[0]]}'; expected {', '.join(SPLITS)}"
+            f"{table.where(int(wrong[0]))}, column '{column}': '{values[wrong[0]]}'; "
+            f"expected {', '.join(SPLITS)}"
         )
     rows = {name: np.flatnonzero(values == name) for name in SPLITS if (values == name).any()}
-    if "train" not in rows:
+    if train_needed and "train" not in rows:
         raise BadData(f"{table.path}, column '{column}': no row says train")
     return rows
 
 
-def _labels(table: _Table, column: str) -> NDArray[Any]:
+def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
+    """The labels as they are written; whole numbers that are stored as fractions lose their .0."""
     values = table.values(column)
-    empty = np.flatnonzero(values == "") if values.dtype == object else np.empty(0, np.int64)
-    if empty.size:
-        raise BadData(f"{table.where(int(empty[0]))}, column '{column}': has no value ''")
-    if values.dtype.kind == "f":
-        if not (values == np.floor(values)).all():
-            row = int(np.flatnonzero(values != np.floor(values))[0])
-            raise BadData(
-                f"{table.where(row)}, column '{column}': {values[row]} is no class; expected names or whole numbers"
-            )
+    if values.dtype.kind == "f" and (values == np.floor(values)).all():
         values = values.astype(np.int64)
-    return values
+    written = np.array([str(value) for value in values], dtype=object)
+    empty = np.flatnonzero(written == "")
+    if empty.size:
+        raise BadData(
+            f"{table.where(int(empty[0]))}, column '{column}': has no value '' "
+            f"({empty.size} rows like it)"
+        )
+    return written
 
 
-def _class_names(labels: NDArray[Any], train: NDArray[np.int64]) -> tuple[str, ...]:
-    """The classes of the training rows, numbers in their order, names in alphabetical order."""
-    return tuple(str(name) for name in np.unique(labels[train]))
+def _class_names(
+    written: NDArray[np.object_] | None, train: NDArray[np.int64], table: TableFile, wanted: _Wanted
+) -> tuple[str, ...]:
+    """The classes of the training rows: whole numbers in their order, names alphabetically."""
+    assert written is not None  # a label column was demanded
+    names = sorted(set(written[train]))
+    if len(names) > max(2, MANY_VALUES * len(train)) and len(names) == len(train):
+        raise BadData(
+            f"{table.path}, column '{wanted.label}': each of the {len(names)} rows has a class of "
+            "its own, so nothing can be learnt or held out; is this the right label column?"
+        )
+    if all(name.lstrip("-").isdecimal() and str(int(name)) == name for name in names):
+        names.sort(key=int)
+    return tuple(names)
 
 
-def _checked(table: _Table, labels: NDArray[Any], names: tuple[str, ...]) -> NDArray[np.int64]:
-    try:
-        return check_labels(labels.astype(str).astype(object), names, where="")
-    except BadData:
-        known = np.isin(labels.astype(str), names)
-        row = int(np.flatnonzero(~known)[0])
-        raise BadData(f"{table.where(row)}: class '{labels[row]}' has no training row") from None
+def _indices(
+    table: TableFile,
+    written: NDArray[np.object_] | None,
+    names: tuple[str, ...],
+    known: Known | None,
+) -> NDArray[np.int64]:
+    if written is None:
+        return np.zeros(len(table), np.int64)
+    index = {name: position for position, name in enumerate(names)}
+    found = np.fromiter((index.get(name, -1) for name in written), np.int64, len(written))
+    wrong = np.flatnonzero(found < 0)
+    if wrong.size and known is not None:
+        raise WrongUse(
+            f"{table.path}: class '{written[wrong[0]]}' is not one of the model's "
+            f"({len(set(written[wrong]))} like it)"
+        )
+    if wrong.size:
+        row = int(wrong[0])
+        raise BadData(f"{table.where(row)}: class '{written[row]}' has no training row")
+    return found
 
 
-def _texts(table: _Table, column: str) -> NDArray[np.object_]:
+def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     values = table.values(column)
     row = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if row is not None:
@@ -178,34 +245,30 @@ def _texts(table: _Table, column: str) -> NDArray[np.object_]:
     return texts
 
 
-def _numbers(table: _Table, columns: list[str]) -> NDArray[np.float32]:
+def _numbers(table: TableFile, columns: list[str], notes: list[str]) -> NDArray[np.float32]:
     if not columns:
         raise BadData(f"{table.path}: has no column of numbers beside the label")
-    return np.stack([_column(table, name) for name in columns], axis=1)
+    parts = []
+    for name in columns:
+        wide = numbers(table, name)
+        narrow = wide.astype(np.float32)
+        if wide.shape[1] == 1:
+            distinct, kept = len(np.unique(wide)), len(np.unique(narrow))
+            if kept < 0.99 * distinct:
+                notes.append(
+                    f"column '{name}': float32 keeps {kept:,} of {distinct:,} distinct values; "
+                    "subtract a constant (the smallest value, for one) before training and serving"
+                )
+        parts.append(narrow)
+    return np.concatenate(parts, axis=1)
 
 
-def _column(table: _Table, name: str) -> NDArray[np.float32]:
-    values = table.values(name)
-    row = None
-    if values.dtype.kind not in "iufb":
-        row = next((row for row, value in enumerate(values) if not _is_number(value)), None)
-    if row is not None:
-        raise BadData(
-            f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is no number "
-            "(every column but label, text and split must be; leave others out)"
-        )
-    numbers = values.astype(np.float32)
-    bad = np.flatnonzero(~np.isfinite(numbers))
-    if bad.size:
-        raise BadData(
-            f"{table.where(int(bad[0]))}, column '{name}': {values[bad[0]]} ({bad.size} rows like it)"
-        )
-    return numbers
-
-
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
+def _alike(names: tuple[str, ...]) -> list[str]:
+    """Notes on classes that differ by spaces around them or by upper and lower case alone."""
+    seen: dict[str, str] = {}
+    notes = []
+    for name in names:
+        other = seen.setdefault(name.strip().casefold(), name)
+        if other != name:
+            notes.append(f"classes {other!r} and {name!r} differ by spaces or case alone")
+    return notes

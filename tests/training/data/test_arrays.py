@@ -1,0 +1,68 @@
+"""Labels and inputs of .npz files in the forms that people save."""
+
+import numpy as np
+import pytest
+
+from training.data.dataset import Known
+from training.data.sources import load as data
+from training.faults import BadData
+
+
+def write(path, labels, *, x=None, **more):
+    labels = np.asarray(labels)
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(len(labels), 4)) if x is None else x
+    np.savez(path, x_train=inputs, y_train=labels, x_test=inputs, y_test=labels, **more)
+    return f"npz:{path}"
+
+
+@pytest.mark.parametrize(
+    ("labels", "names"),
+    [
+        ([1, 2, 3] * 4, ("1", "2", "3")),
+        ([-1, 1] * 6, ("-1", "1")),
+        ([-1.0, 1.0] * 6, ("-1", "1")),
+        ([True, False] * 6, ("False", "True")),
+        ([[0], [1], [2]] * 4, ("0", "1", "2")),
+        ([b"cat", b"dog"] * 6, ("cat", "dog")),
+        (["10", "9", "8"] * 4, ("8", "9", "10")),
+    ],
+)
+def test_labels_are_taken_as_a_table_takes_them(tmp_path, labels, names):
+    found = data.load(write(tmp_path / "own.npz", labels), seed=0)
+    assert found.class_names == names
+    assert [found.class_names[i] for i in found.train.labels[:2]] == [
+        str(np.asarray(label).ravel()[0].astype(str)).removesuffix(".0")
+        for label in np.asarray(labels)[:2]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"labels": np.array(["cat", "dog"] * 6, object)}, "save it with .astype"),
+        ({"labels": [0] * 12}, "every label is 0; expected at least 2 classes"),
+        ({"labels": [1, 2] * 6, "class_names": ["cat", "dog"]}, "start at 1: subtract 1"),
+        ({"labels": [0, 1] * 6, "x": np.zeros((12, 9, 9, 4), np.uint8)}, "looks like RGBA"),
+        ({"labels": [0, 1] * 6, "x": np.array([b"text"] * 12)}, "np.char.decode"),
+    ],
+)
+def test_what_cannot_be_taken_is_refused_with_the_cure(tmp_path, changed, said):
+    with pytest.raises(BadData, match=said):
+        data.load(write(tmp_path / "own.npz", **changed), seed=0)
+
+
+def test_images_with_channels_last_are_told(tmp_path):
+    spec = write(tmp_path / "own.npz", [0, 1] * 6, x=np.zeros((12, 16, 16, 3)))
+    assert "channels last" in data.load(spec, seed=0).notes[0]
+
+
+def test_test_rows_alone_suffice_for_a_model_with_labels_or_without(tmp_path):
+    model = Known(class_names=("cat", "dog"))
+    x = np.zeros((5, 4))
+    np.savez(tmp_path / "bare.npz", x_test=x)
+    bare = data.load(f"npz:{tmp_path / 'bare.npz'}", seed=0, known=model)
+    assert not bare.labelled
+    np.savez(tmp_path / "one.npz", x_test=x, y_test=["dog"] * 5)
+    one = data.load(f"npz:{tmp_path / 'one.npz'}", seed=0, known=model)
+    assert (len(one.test), one.class_names) == (5, ("dog",))

@@ -1,0 +1,180 @@
+"""Tables as people have them: columns by name, labels as written, and what is wrong said by name."""
+
+import csv
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from training.data.dataset import Known
+from training.data.problems import check_held_out, problems
+from training.data.sources import load as data
+from training.faults import BadData, WrongUse
+
+KINDS = ("cat", "dog", "eel")
+
+
+def write(path, columns, *, encoding="utf-8", newline="\n"):
+    with path.open("w", newline="", encoding=encoding) as file:
+        writer = csv.writer(file, lineterminator=newline)
+        writer.writerow(columns)
+        writer.writerows(zip(*columns.values(), strict=True))
+    return path
+
+
+def columns(n=30, **more):
+    rng = np.random.default_rng(0)
+    return {
+        "a": rng.normal(size=n).round(4).tolist(),
+        "b": rng.normal(size=n).round(4).tolist(),
+        "kind": [KINDS[i % 3] for i in range(n)],
+    } | more
+
+
+def load(path, query="label=kind", **options):
+    return data.load(f"table:{path}?{query}", seed=0, **options)
+
+
+def known(**more):
+    return Known(class_names=KINDS, columns=("a", "b"), **more)
+
+
+def test_columns_are_taken_by_name_whatever_their_order(tmp_path):
+    made = columns()
+    plain = load(write(tmp_path / "one.csv", made), known=known())
+    turned = dict(reversed(made.items()))
+    other = load(write(tmp_path / "two.csv", turned), known=known())
+    assert np.array_equal(plain.whole.inputs, other.whole.inputs)
+    assert np.array_equal(plain.whole.labels, other.whole.labels)
+
+
+def test_missing_and_extra_columns_are_named(tmp_path):
+    made = columns()
+    made["bee"] = made.pop("b")
+    with pytest.raises(WrongUse, match=r"lacks 1 of the model's 2 columns: b; .*not know: bee"):
+        load(write(tmp_path / "renamed.csv", made), known=known())
+    found = load(write(tmp_path / "more.csv", columns(more=range(30))), known=known())
+    assert found.notes == ("columns the model does not use are left out: more",)
+    assert found.whole.inputs.shape == (30, 2)
+
+
+@pytest.mark.parametrize(
+    "labels", [("001", "010", "100"), ("1.1", "1.2", "2.0"), ("C", "C++", "c#"), ("NA", "no", "t")]
+)
+def test_labels_are_kept_as_they_are_written(tmp_path, labels):
+    path = write(tmp_path / "own.csv", columns(kind=[labels[i % 3] for i in range(30)]))
+    assert load(path).class_names == tuple(sorted(labels))
+
+
+def test_a_column_whose_name_has_a_plus_is_found_as_written(tmp_path):
+    path = write(tmp_path / "own.csv", columns() | {"C++": ["x", "y"] * 15})
+    assert load(path, "label=C++&without=kind").class_names == ("x", "y")
+    path = write(tmp_path / "two.csv", columns() | {"of row": ["x", "y"] * 15})
+    assert load(path, "label=of+row&without=kind").class_names == ("x", "y")
+
+
+def test_rows_without_labels_or_of_one_split_alone_are_read_for_a_model(tmp_path):
+    made = columns()
+    del made["kind"]
+    bare = load(write(tmp_path / "bare.csv", made), known=known())
+    assert not bare.labelled
+    assert len(bare.whole) == 30
+    tested = write(tmp_path / "tested.csv", columns(part=["test"] * 30))
+    found = load(tested, "label=kind&split=part", known=known())
+    assert (len(found.train), len(found.test)) == (0, 30)
+    one_class = write(tmp_path / "one.csv", columns(kind=["dog"] * 30))
+    assert set(load(one_class, known=known()).whole.labels) == {1}
+    with pytest.raises(WrongUse, match="class 'fox' is not one of the model's"):
+        load(write(tmp_path / "fox.csv", columns(kind=["fox"] * 30)), known=known())
+
+
+def test_a_file_in_another_encoding_is_refused_with_the_line_and_read_when_it_is_named(tmp_path):
+    names = ("café", "thé", "eau")
+    made = columns(kind=[names[(i + 2) % 3] for i in range(30)])
+    path = write(tmp_path / "own.csv", made, encoding="latin-1")
+    with pytest.raises(BadData, match=r"line 3: byte 0xe9 is not utf-8; .*encoding=latin-1"):
+        load(path)
+    assert load(path, "label=kind&encoding=latin-1").class_names == ("café", "eau", "thé")
+
+
+def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(tmp_path):
+    made = dict(reversed(columns().items()))
+    path = write(tmp_path / "own.csv", made, encoding="utf-8-sig", newline="\r\n")
+    assert load(path).class_names == KINDS
+
+
+def test_the_line_of_a_fault_counts_line_breaks_within_cells(tmp_path):
+    made = columns(kind=["two\nlines"] * 30)
+    made["a"][3] = "tall"
+    with pytest.raises(BadData, match=r"row 3 \(line 8\), column 'a': 'tall' is no number"):
+        load(write(tmp_path / "own.csv", made))
+
+
+def test_the_index_that_pandas_writes_is_left_out_and_said_so(tmp_path):
+    index = write(tmp_path / "own.csv", {"": range(30)} | columns())
+    found = load(index)
+    assert found.origin["columns"] == ["a", "b"]
+    assert "column '' numbers the rows" in found.notes[0]
+    path = tmp_path / "own.parquet"
+    parquet.write_table(pa.table(columns() | {"__index_level_0__": range(30)}), path)
+    assert load(path).origin["columns"] == ["a", "b"]
+
+
+def test_lists_of_numbers_are_as_many_inputs(tmp_path):
+    path = tmp_path / "own.parquet"
+    lists = [[float(i), float(i % 7), 1.5] for i in range(30)]
+    parquet.write_table(pa.table(columns(vector=lists)), path)
+    found = load(path)
+    assert found.origin["columns"] == ["a", "b", "vector"]
+    assert found.whole.inputs.shape == (30, 5)
+    parquet.write_table(pa.table(columns(vector=[*lists[:-1], [1.0]])), path)
+    with pytest.raises(BadData, match="row 29, column 'vector': a list of 1; expected 3"):
+        load(path)
+
+
+@pytest.mark.parametrize("unit", ["ns", "us"])
+def test_times_are_refused_whatever_their_unit_and_can_be_left_out(tmp_path, unit):
+    when = np.arange(30).astype(f"datetime64[{unit}]")
+    path = tmp_path / "own.parquet"
+    parquet.write_table(pa.table(columns(when=when)), path)
+    with pytest.raises(BadData, match=r"column 'when': holds dates or times; .*&without=when"):
+        load(path)
+    assert load(path, "label=kind&without=when").origin["columns"] == ["a", "b"]
+
+
+def test_numbers_that_float32_merges_are_told(tmp_path):
+    found = load(write(tmp_path / "own.csv", columns(time=[1_700_000_000 + i for i in range(30)])))
+    assert "column 'time': float32 keeps" in found.notes[0]
+
+
+def test_what_is_odd_about_rows_and_columns_is_told(tmp_path):
+    made = columns(60)
+    split = ["train"] * 40 + ["test"] * 20
+    for name in ("a", "b", "kind"):  # the last ten rows of the test split are training rows
+        made[name][50:] = made[name][:10]
+    order = [KINDS.index(kind) + 0.001 * i for i, kind in enumerate(made["kind"])]
+    made |= {"same": made["a"], "flat": [7] * 60, "leak": order, "part": split}
+    made["leak"][50:] = made["leak"][:10]
+    told = "\n".join(problems(load(write(tmp_path / "own.csv", made), "label=kind&split=part")))
+    assert "columns with one value in all training rows: 'flat'" in told
+    assert "columns 'a' and 'same' are equal" in told
+    assert "tell the class of every training row alone: 'leak'" in told
+    assert "10 of 20 test rows are in the training rows as well" in told
+
+
+def test_classes_that_look_alike_and_those_that_cannot_be_tested_are_told(tmp_path):
+    made = columns(kind=["cat", "cat ", "dog"] * 9 + ["Dog"] * 2 + ["eel"])
+    told = "\n".join(problems(load(write(tmp_path / "own.csv", made))))
+    assert "'cat' and 'cat ' differ by spaces" in told
+    assert "with one training row, so never in a drawn validation split: 'Dog', 'eel'" in told
+    assert "without a test row, so left out of every test score: 'eel'" in told
+
+
+def test_a_label_column_without_a_repeated_value_is_refused(tmp_path):
+    path = write(tmp_path / "own.csv", columns(kind=[f"row {i}" for i in range(30)]))
+    with pytest.raises(BadData, match="is this the right label column"):
+        load(path)
+    pairs = write(tmp_path / "two.csv", columns(2, kind=["cat", "dog"]))
+    with pytest.raises(BadData, match="nothing can be held out"):
+        check_held_out(load(pairs))

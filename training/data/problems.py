@@ -1,0 +1,124 @@
+"""What is likely to be wrong with data that can be read: each problem as a sentence for the user."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.data.dataset import Dataset, Split
+from training.data.image_files import ImageFiles
+from training.faults import BadData
+
+MAX_ROWS = 200_000  # of a column that is sorted or a split that is hashed; more are sampled
+LEAK_ROWS = 30  # with fewer, a column may tell the classes apart by chance
+LISTED = 5
+
+
+def check_held_out(data: Dataset) -> None:
+    """Raise BadData when no row can be held out, so that neither T, tau nor an error is known."""
+    if data.val is None and data.test is None and int(data.class_counts.max()) == 1:
+        raise BadData(
+            f"{data.spec}: each of its {data.num_classes} classes has a single row, so nothing can "
+            "be held out; is this the right label? Otherwise give validation and test rows"
+        )
+
+
+def problems(data: Dataset) -> list[str]:
+    """All problems of a data set, those that its reader has noted first."""
+    return [
+        *data.notes,
+        *_small_classes(data),
+        *_columns(data),
+        *_shared_rows(data),
+    ]
+
+
+def _small_classes(data: Dataset) -> Iterator[str]:
+    if data.val is not None:
+        held = np.bincount(data.val.labels, minlength=data.num_classes)
+        absent = [data.class_names[index] for index in np.flatnonzero(held == 0)]
+        if absent:
+            yield f"without a validation row, so without a say in T and tau: {_listed(absent)}"
+    else:
+        alone = [data.class_names[index] for index in np.flatnonzero(data.class_counts == 1)]
+        if alone:
+            yield f"with one training row, so never in a drawn validation split: {_listed(alone)}"
+    if data.test is not None:
+        tested = np.bincount(data.test.labels, minlength=data.num_classes)
+        absent = [data.class_names[index] for index in np.flatnonzero(tested == 0)]
+        if absent:
+            yield f"without a test row, so left out of every test score: {_listed(absent)}"
+
+
+def _columns(data: Dataset) -> Iterator[str]:
+    """Columns of numbers that are constant, equal to another one, or tell the class alone."""
+    columns = data.origin.get("columns")
+    rows = np.asarray(data.train.inputs[:MAX_ROWS]) if data.kind == "tensor" else np.empty((0, 0))
+    if not columns or rows.ndim != 2 or rows.shape[1] != len(columns):
+        return
+    labels = data.train.labels[: len(rows)]
+    constant = [n for n, column in zip(columns, rows.T, strict=True) if np.ptp(column) == 0]
+    if constant:
+        yield f"columns with one value in all training rows: {_listed(constant)}"
+    seen: dict[bytes, str] = {}
+    for name, column in zip(columns, rows.T, strict=True):
+        other = seen.setdefault(np.ascontiguousarray(column).tobytes(), name)
+        if other != name and name not in constant:
+            yield f"columns '{other}' and '{name}' are equal in all training rows"
+    leaking = [
+        name
+        for name, column in zip(columns, rows.T, strict=True)
+        if name not in constant and _tells_the_class(column, labels)
+    ]
+    if leaking:
+        yield (
+            f"columns that tell the class of every training row alone: {_listed(leaking)}; "
+            "are they known when the model is used?"
+        )
+
+
+def _tells_the_class(column: NDArray[Any], labels: NDArray[np.int64]) -> bool:
+    """Whether the column's sorted values fall into one interval a class."""
+    if len(labels) < LEAK_ROWS:
+        return False
+    order = np.lexsort((labels, column))
+    values, sorted_labels = column[order], labels[order]
+    changes = np.flatnonzero(np.diff(sorted_labels))
+    classes = len(np.unique(labels))
+    return len(changes) == classes - 1 and bool((values[changes] < values[changes + 1]).all())
+
+
+def _shared_rows(data: Dataset) -> Iterator[str]:
+    """Counts of rows that are in the training rows and in another split as well."""
+    splits = {"val": data.val, "test": data.test}
+    train = set(_digests(data.train)) if any(split is not None for split in splits.values()) else ()
+    for name, split in splits.items():
+        if split is None:
+            continue
+        shared = sum(digest in train for digest in _digests(split))
+        if shared:
+            yield (
+                f"{shared:,} of {min(len(split), MAX_ROWS):,} {name} rows are in the training rows "
+                "as well: scores on them say little about new rows"
+            )
+
+
+def _digests(split: Split) -> Iterator[bytes]:
+    """One digest for each row; images in files are compared by content."""
+    inputs = split.inputs
+    if isinstance(inputs, ImageFiles):
+        for path in inputs.paths[:MAX_ROWS]:
+            with open(path, "rb") as file:  # noqa: PTH123 - paths are strings
+                yield hashlib.file_digest(file, "blake2b").digest()
+        return
+    for start in range(0, min(len(split), MAX_ROWS), 1024):
+        for row in np.asarray(inputs[start : start + 1024]):
+            data = row.encode() if isinstance(row, str) else np.ascontiguousarray(row).tobytes()
+            yield hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(f"'{name}'" for name in names[:LISTED]) + more

@@ -1,0 +1,209 @@
+"""CSV and Parquet files as columns without gaps, with the place of each row for messages."""
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from training.faults import BadData
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
+"""What pandas calls a column that is the index of its rows."""
+
+
+@dataclass(frozen=True)
+class TableFile:
+    """The columns of a file as Arrow has read them."""
+
+    path: Path
+    columns: "pa.Table"
+    encoding: str = "utf-8"
+
+    def __len__(self) -> int:
+        return int(self.columns.num_rows)
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the columns, in the order of the file."""
+        return list(self.columns.column_names)
+
+    def where(self, row: int) -> str:
+        """A row as people find it: counted from 0, and in a CSV file by its line."""
+        if self.path.suffix.lower() == ".parquet":
+            return f"{self.path}, row {row}"
+        return f"{self.path}, row {row} (line {self._line_of(row)})"
+
+    def values(self, name: str) -> NDArray[Any]:
+        """A column as an array. Raises BadData with the first row that has no value."""
+        column = self.columns.column(name)
+        if column.null_count:
+            row = int(np.flatnonzero(column.is_null().to_numpy())[0])
+            raise BadData(
+                f"{self.where(row)}, column '{name}': has no value ({column.null_count} rows like it)"
+            )
+        if _is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        return np.asarray(column.to_numpy())
+
+    def _line_of(self, row: int) -> int:
+        """The line on which a row begins: a quoted cell may hold line breaks."""
+        with self.path.open(encoding=self.encoding, errors="replace", newline="") as file:
+            reader = csv.reader(file)
+            for _ in range(row + 1):
+                next(reader, None)
+            return reader.line_num + 1
+
+
+def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
+    """The names of a file's columns. Raises BadData when they cannot be read."""
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            return list(parquet.read_schema(path).names)
+        # a byte order mark is no part of the first name
+        with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
+            return next(csv.reader(file), [])
+    except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
+        _check_encoding(path, encoding)
+        raise BadData(f"{path}: cannot be read: {error}") from error
+
+
+def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> TableFile:
+    """Read a file. texts: columns that are read as they are written, so that 001 stays 001.
+
+    Raises BadData when the file cannot be read, has no rows, or names a column twice.
+    """
+    import pyarrow as pa
+    from pyarrow import csv as arrow_csv
+    from pyarrow import parquet
+
+    try:
+        if path.suffix.lower() == ".parquet":
+            found = parquet.read_table(path)
+        else:
+            found = arrow_csv.read_csv(
+                path,
+                # in order, so that an error can count the rows
+                read_options=arrow_csv.ReadOptions(use_threads=False, encoding=encoding),
+                parse_options=arrow_csv.ParseOptions(newlines_in_values=True),
+                convert_options=arrow_csv.ConvertOptions(
+                    column_types=dict.fromkeys(texts, pa.string())
+                ),
+            )
+    except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
+        _check_encoding(path, encoding)
+        raise BadData(f"{path}: cannot be read: {error}") from error
+    if any(pa.types.is_binary(kind) for kind in found.schema.types):
+        _check_encoding(path, encoding)
+    repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
+    if repeated:
+        raise BadData(f"{path}: has two columns named '{repeated[0]}'")
+    if not found.num_rows:
+        raise BadData(f"{path}: has no rows")
+    return TableFile(path, found, encoding)
+
+
+def numbers(table: TableFile, name: str) -> NDArray[np.float64]:
+    """A column of numbers [n, 1], or of lists of equally many numbers [n, width], in float64.
+
+    Raises BadData with the first cell that is no number, or that float32 cannot hold.
+    """
+    kind = table.columns.column(name).type
+    refused = _refused(kind)
+    if refused:
+        raise BadData(
+            f"{table.path}, column '{name}': holds {refused}; give it as a number, "
+            f"or leave it out with &without={name}"
+        )
+    values = table.values(name)
+    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray | list):
+        found = _lists(table, name, values)
+    else:
+        row = None
+        if values.dtype.kind not in "iufb":
+            row = next((row for row, value in enumerate(values) if not _is_number(value)), None)
+        if row is not None:
+            raise BadData(
+                f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is no number "
+                f"(leave the column out with &without={name}, or name it with &text=)"
+            )
+        found = values.astype(np.float64)[:, None]
+    bad = np.flatnonzero(~(np.abs(found) <= np.finfo(np.float32).max).all(axis=1))
+    if bad.size:
+        row = int(bad[0])
+        cell = found[row][~(np.abs(found[row]) <= np.finfo(np.float32).max)][0]
+        reason = " does not fit into float32" if np.isfinite(cell) else " is no finite number"
+        raise BadData(
+            f"{table.where(row)}, column '{name}': {cell:g}{reason} ({bad.size} rows like it)"
+        )
+    return found
+
+
+def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    width = len(values[0])
+    wrong = next((row for row, one in enumerate(values) if len(one) != width), None)
+    if wrong is not None:
+        raise BadData(
+            f"{table.where(wrong)}, column '{name}': a list of {len(values[wrong])}; "
+            f"expected {width} numbers as in row 0"
+        )
+    try:
+        return np.stack([np.asarray(one, np.float64) for one in values])
+    except (TypeError, ValueError) as error:
+        raise BadData(
+            f"{table.path}, column '{name}': holds lists of no numbers: {error}"
+        ) from None
+
+
+def _refused(kind: Any) -> str | None:
+    """What a column holds that is no number, whatever its unit."""
+    import pyarrow as pa
+
+    if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
+        return "dates or times"
+    if pa.types.is_temporal(kind):
+        return "times or durations"
+    return None
+
+
+def _is_dictionary(kind: Any) -> bool:
+    """Whether a column is dictionary-encoded, as a category of pandas is."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_dictionary(kind))
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
+def _check_encoding(path: Path, encoding: str) -> None:
+    """Raise BadData with the first line that is not in the encoding; of CSV files."""
+    if path.suffix.lower() == ".parquet":
+        return
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for line in file:
+                number += 1
+                line.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise BadData(
+            f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not {encoding}; "
+            "save the file as UTF-8, or add &encoding=latin-1 to the specification"
+        ) from None
+    except LookupError:
+        raise BadData(f"{path}: there is no encoding '{encoding}'") from None
