@@ -8,7 +8,7 @@ import sys
 
 import httpx
 
-SUMMER = {"t-shirt": 40, "sandal": 30, "shirt": 5}
+SUMMER = {"t-shirt": 60, "sandal": 30, "shirt": 3}
 WINTER = {"coat": 30, "pullover": 30, "ankle boot": 20}
 """Expected share of the classes that stand out; all others count 2 each."""
 

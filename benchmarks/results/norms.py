@@ -107,7 +107,7 @@ examples keep its many other steps small; a short one makes those whole. Norms r
 independent”{": which of them it is depends on rate and β₂" if mixed else ""}. With ten classes a correlation nearer to 0 than {SURE:.2f} cannot be told from none (5 %, two-sided); {far}
 of {len(compared)} of the compared Adam are at or below it. {"“Hidden layer” is the network `cnn`, which has one of 64 before its last layer." if hidden else ""}
 
-Post-hoc adjustment lowers the mean error in {len(helped["post_hoc"])} of {len(everywhere)} trainings, weight normalisation with τ = 1 in {len(helped["weight_norm"])}{_listed(helped["weight_norm"])}.
+Post-hoc adjustment lowers the mean error in {len(helped["post_hoc"])} of {len(everywhere)} trainings. Weight normalisation with τ = 1 does so in {len(helped["weight_norm"])}{_listed(helped["weight_norm"])}.
 """
 
 

@@ -48,7 +48,7 @@ def synthetic(document: Mapping[str, Any]) -> str:
         f"deviation over trials, {sample}. Bayes' is {percent(document['bayes'], digits=3)} %.\n\n"
         + markdown_table(header, rows)
         + f"\nPost-hoc adjustment by τ, %: {taus}. Weight normalisation of two weight vectors that start at random: {percent(norms[0.0])} at 0, "
-        f"{percent(norms[3.0])} at 3; {percent(negative['rare'], digits=0)} % of the rare class's points have a\n"
+        f"{percent(norms[3.0])} at 3. Of the rare class's points, {percent(negative['rare'], digits=0)} % have a\n"
         "negative logit for their own class, which no positive divisor can make the largest.\n\n"
         + pictures
     )
