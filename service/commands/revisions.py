@@ -8,7 +8,7 @@ import getpass
 import json
 import math
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
@@ -136,8 +136,8 @@ def _changes(field: str, before: PriorBody, after: PriorBody) -> Iterator[str]:
     if not isinstance(old, (dict, list)) or not isinstance(new, (dict, list)):
         yield f"{field}: {_short(old)} -> {_short(new)}"
         return
-    shares = _shares(old), _shares(new)
-    keys = sorted(set(shares[0]) | set(shares[1]))
+    keys = sorted({str(key) for vector in (old, new) for key in _keys(vector)})
+    shares = _shares(old, keys, before.others), _shares(new, keys, after.others)
     pairs = [(key, shares[0].get(key, 0.0), shares[1].get(key, 0.0)) for key in keys]
     pairs = [(key, a, b) for key, a, b in pairs if not math.isclose(a, b, rel_tol=1e-9)]
     pairs.sort(key=lambda pair: -abs(_log(pair[2]) - _log(pair[1])))
@@ -218,10 +218,19 @@ def _entry(store: SqlPriorStore, model: str, name: str, revision: int) -> Stored
     return None if entry.deleted else entry
 
 
-def _shares(vector: VectorSpec) -> dict[str, float]:
-    """The entries over their sum, by class name or, for a list, by index."""
+def _keys(vector: VectorSpec) -> Iterable[object]:
+    """Class names or, of a list, indexes."""
+    return vector if isinstance(vector, dict) else range(len(vector))
+
+
+def _shares(vector: VectorSpec, keys: Iterable[str], others: float | None) -> dict[str, float]:
+    """The entries over their sum, by class name or, for a list, by index.
+
+    others: the value of each of the `keys` that an object does not name.
+    """
     items = vector.items() if isinstance(vector, dict) else enumerate(vector)
-    values = {str(key): value for key, value in items}
+    unnamed = dict.fromkeys(keys, others) if others is not None and isinstance(vector, dict) else {}
+    values = {**unnamed, **{str(key): value for key, value in items}}
     total = math.fsum(values.values()) or 1.0
     return {key: value / total for key, value in values.items()}
 

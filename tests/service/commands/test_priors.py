@@ -10,7 +10,8 @@ from dataclasses import replace
 import pytest
 
 from service.__main__ import main
-from service.contract.prior import parse_prior
+from service.commands.revisions import _changes
+from service.contract.prior import PriorBody, parse_prior
 from service.keys import parse_keys
 from service.priors.store import open_store
 from tests.support.eventually import eventually_async
@@ -181,6 +182,14 @@ def test_diff_names_the_classes_whose_share_differs(store_url, capsys):
     assert "revision 0: nothing stored" in capsys.readouterr().out
     assert priors_command(store_url, "diff", "--model", "pets", "--old", "3", "--new", "3") == 0
     assert "no difference" in capsys.readouterr().out
+
+
+def test_diff_counts_the_classes_that_a_prior_names_together():
+    before = PriorBody(target={"cat": 1}, others=2)
+    after = PriorBody(target={"cat": 1, "dog": 2, "fox": 5})
+    lines = list(_changes("target", before, after))
+    assert lines[0] == "target: 3 of 3 classes differ in their share"
+    assert any("0.4 -> 0.25" in line for line in lines)
 
 
 def test_rollback_goes_back_one_step_or_to_any_revision_while_services_follow(store_url, capsys):
