@@ -83,6 +83,8 @@ class FramedProtocol(HttpToolsProtocol):
                     return
                 self._read_without_upgrade()
                 continue
+            except httptools.HttpParserCallbackError:
+                raise  # a fault of this service; the loop logs it and closes the connection
             except httptools.HttpParserError as error:
                 self.refuse("malformed", f"the bytes received are not an HTTP/1.1 request: {error}")
             break

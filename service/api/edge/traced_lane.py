@@ -36,7 +36,8 @@ class TracedLane(ScoringLane):
         """Take a request in a context with its span."""
         context = copy_context()
         context.run(self._start_span, "POST", head.headers)
-        context.run(
+        # In a copy: `_count` enters the context itself, and a context cannot be entered twice.
+        context.copy().run(
             partial(
                 super().begin,
                 match,

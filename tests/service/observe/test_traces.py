@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -244,3 +245,18 @@ def test_traces_that_cannot_be_made_end_the_start_with_what_is_missing(models, t
         )  # fmt: skip
         assert done.returncode == status
         assert re.search(rf"{mark} +traces ", done.stdout)
+
+
+def test_a_traced_request_that_is_refused_as_soon_as_it_is_read_is_answered(models, collector):
+    """It comes whole in one segment, so that it is refused within the call that reads it."""
+    wrong = b'{"instances": [[1.0]]}'
+    request = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n%b" % (
+        len(wrong),
+        wrong,
+    )
+    with running(models, traces=True, environment=collector.environment) as server:
+        host, port = server.url.removeprefix("http://").split(":")
+        for _ in range(2):  # the second time its header block is known
+            with socket.create_connection((host, int(port)), timeout=20) as client:
+                client.sendall(request)
+                assert client.recv(12) == b"HTTP/1.1 422"
