@@ -1,7 +1,8 @@
-"""What this process may use of the machine, and what it gives back."""
+"""What this process may use of the machine: processors, memory and disk space."""
 
 import contextlib
 import ctypes
+import errno
 import gc
 import os
 from dataclasses import dataclass
@@ -13,26 +14,29 @@ _M_ARENA_MAX = -8  # of malloc.h
 
 @dataclass(frozen=True)
 class Processors:
-    """How many processors there are, may be used, and why."""
+    """How many processors the machine has, how many this process may use, and why."""
 
     machine: int
     affinity: int
-    """Those that the process may run on."""
+    """Processors that the process may run on."""
     quota: float | None
-    """Processors' worth of time a period that the control group allows; None without a limit."""
+    """Processors' worth of time that the control group allows; None without a limit."""
     quota_source: str
-    """The file that says so; empty without a limit."""
+    """The file that sets the quota; empty without a limit."""
 
     @property
     def usable(self) -> int:
-        """Threads that can run at the same time, at least 1."""
+        """Number of threads that can run at the same time, at least 1."""
         if self.quota is None:
             return self.affinity
         return max(1, min(self.affinity, round(self.quota)))
 
 
 def processors(root: Path = _ROOT) -> Processors:
-    """What the machine, the process's affinity and its control group (version 1 or 2) say. `root` holds /proc and /sys."""
+    """Read the machine, the process's affinity and its control group (version 1 or 2).
+
+    `root` is the folder that holds proc and sys.
+    """
     machine = os.cpu_count() or 1
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else machine
     found = [
@@ -43,31 +47,19 @@ def processors(root: Path = _ROOT) -> Processors:
 
 
 def available_threads() -> int:
-    """Threads that this process can run at the same time."""
+    """Return how many threads of this process can run at the same time."""
     return processors().usable
 
 
-def memory_limit_bytes(root: Path = _ROOT) -> int | None:
-    """What the control group allows; None without a limit."""
-    limits = [
-        int(text)
-        for folder in _group_folders(root)
-        for name in ("memory.max", "memory.limit_in_bytes")
-        if (text := _text(folder / name)).isdigit()
-    ]
-    real = [limit for limit in limits if limit < 2**60]  # version 1 says "none" with a huge number
-    return min(real, default=None)
-
-
 def _quota_files(root: Path) -> list[Path]:
-    """Each file that may limit us: that of our own control group and those of the groups around it."""
+    """Return each file that may limit this process: its control group's and its parents'."""
     return [
         folder / name for folder in _group_folders(root) for name in ("cpu.max", "cpu.cfs_quota_us")
     ]
 
 
 def _group_folders(root: Path) -> list[Path]:
-    """The folders of our control group in every hierarchy, up to its top."""
+    """Return the folders of this control group in every hierarchy, up to the top."""
     mount = root / "sys/fs/cgroup"
     found: dict[Path, None] = {}
     for line in _text(root / "proc/self/cgroup").splitlines():
@@ -78,7 +70,7 @@ def _group_folders(root: Path) -> list[Path]:
             else [mount, mount / "unified"]
         )
         parts = Path(path.lstrip("/")).parts
-        if ".." in parts:  # a group outside what this container sees
+        if ".." in parts:  # a group outside what the container can see
             parts = ()
         for top in tops:
             for length in range(len(parts), -1, -1):
@@ -104,19 +96,36 @@ def _text(file: Path) -> str:
         return ""
 
 
-def bound_heaps() -> None:
-    """Let all threads allocate from two heaps; to be called before there are threads.
+def allocate(descriptor: int, offset: int, size: int) -> None:
+    """Extend a file by `size` bytes from its end at `offset`, with disk space behind each of them.
 
-    glibc opens up to eight a processor, each of which keeps freed pages that only its own threads can use again.
+    A file that is merely made longer has no space behind it: writing to a mapping of it ends the
+    process with SIGBUS when the disk is full. Raises OSError, with the file as it was.
     """
-    if "MALLOC_ARENA_MAX" in os.environ:  # whoever started the process has chosen
+    try:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(descriptor, offset, size)
+        elif os.pwrite(descriptor, bytes(size), offset) != size:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.ftruncate(descriptor, offset)
+        raise
+
+
+def bound_heaps() -> None:
+    """Let all threads allocate from two heaps. Call it before there are threads.
+
+    glibc opens up to eight heaps a processor, and each keeps freed pages for its own threads.
+    """
+    if "MALLOC_ARENA_MAX" in os.environ:  # the environment has chosen
         return
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 2)
 
 
 def return_memory() -> None:
-    """Give freed pages back to the system: glibc keeps them otherwise."""
+    """Give freed pages back to the system, since glibc keeps them."""
     gc.collect()
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,7 +1,8 @@
-"""Prometheus text and OpenMetrics of the workers' tallies, made so that a scrape does not hold up predictions.
+"""Renders the workers' tallies as Prometheus text or OpenMetrics without delaying predictions.
 
-The text of a slice of cells is kept from scrape to scrape and made again, in one formatting, only when a number in it has
-changed. After each slice the thread pauses: a scrape is spread thin over a tenth of a second rather than felt for ten milliseconds.
+The text of a slice of cells is kept between scrapes, and formatted again only when a number in it
+has changed. The thread pauses after each slice: a scrape is spread over a tenth of a second
+rather than holding the interpreter for ten milliseconds.
 """
 
 import json
@@ -19,28 +20,31 @@ from service.observe.run_folder import Gauge
 from service.observe.tally import Cells, Series, TallyReader
 
 NAMES = "__names__"
-"""Label of a block whose cells are the values of another label: ["class", "cat", "dog", …] as JSON."""
+"""Label of a block with a cell for each value of another label: ["class", "cat", …] as JSON."""
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _BLOCK_BYTES = 2**16
-"""What is sent at once: tens of microseconds of a processor, on either side."""
+"""Size of the blocks that are sent: each costs tens of microseconds on either side."""
 _SLICE = 512
-"""Lines that are made at once: about 30 µs."""
+"""Lines that are formatted together, in about 30 µs."""
 _EXACT = 2.0**53
 PAUSE_SECONDS = 0.002
-"""Between slices, and between blocks that are sent. Less than a turn of the scheduler would not let a busy machine's others run."""
+"""Pause between slices, and between sent blocks.
+
+A shorter pause than a turn of the scheduler would not let other threads of a busy machine run.
+"""
 
 VectorGauge = tuple[str, dict[str, str], Cells]
-"""A family, its labels with NAMES among them, and a value for each of those names."""
+"""A family, its labels with NAMES among them, and a value for each name."""
 
 Exemplar = tuple[str, float, float]
-"""A request id, the value that was observed, and when (time.time())."""
+"""A request id, the observed value, and when (time.time())."""
 
 
 @dataclass(frozen=True)
 class Families:
-    """What there is to show: help by family, without `_total`; the bounds of each histogram."""
+    """The families to show, without `_total`, with their help and histogram bounds."""
 
     counters: Mapping[str, str]
     histograms: Mapping[str, tuple[str, Sequence[float]]]
@@ -49,7 +53,7 @@ class Families:
 
 
 class Exposition:
-    """Renders what the folders hold. One scrape at a time; call it in a thread."""
+    """Renders the numbers in the workers' folders, one scrape at a time."""
 
     def __init__(self, families: Families) -> None:
         self._families = families
@@ -58,7 +62,7 @@ class Exposition:
         self._gauge_vectors: dict[Series, _Vector] = {}
         self._lock = threading.Lock()
         self._process = CollectorRegistry()
-        """process_* of the worker that answers the scrape."""
+        """The process_* metrics of the worker that answers the scrape."""
         self._process.register(ProcessCollector(registry=None))
 
     def render(
@@ -68,15 +72,18 @@ class Exposition:
         exemplars: Mapping[tuple[str, Series], Mapping[int, Exemplar]],
         *,
         vector_gauges: Iterable[VectorGauge] = (),
+        in_memory: Iterable[tuple[Series, Cells]] = (),
         accept: str,
     ) -> tuple[list[bytes], str]:
-        """The body, in blocks, and the content type of a scrape: OpenMetrics where it is accepted, else Prometheus text.
+        """Return the body of a scrape, in blocks, and its content type. Call it in a thread.
 
-        exemplars: (family, labels) → bucket → the last request seen there; OpenMetrics only.
+        exemplars: (family, labels) → bucket → the last request in it; for OpenMetrics only.
+        in_memory: blocks of this process that no file holds.
+        accept: the scraper's Accept header; OpenMetrics where it is accepted, else Prometheus text.
         """
         wide = "application/openmetrics-text" in accept
         with self._lock:
-            totals = self._reader.merged(folders)
+            totals = self._reader.merged(folders, in_memory=in_memory)
             parts = [
                 *self._counters(totals, wide=wide),
                 *self._histograms(totals, exemplars if wide else {}),
@@ -113,7 +120,8 @@ class Exposition:
                     line = f"{name}_bucket{_labels({**labels, 'le': edge})} {_number(count)}"
                     yield f"{line}{_exemplar(seen.get(i))}\n".encode()
                 shown = _labels(labels)
-                yield f"{name}_count{shown} {_number(running[-1])}\n{name}_sum{shown} {_number(values[-1])}\n".encode()
+                yield f"{name}_count{shown} {_number(running[-1])}\n".encode()
+                yield f"{name}_sum{shown} {_number(values[-1])}\n".encode()
 
     def _gauges(self, gauges: Iterable[Gauge]) -> Iterator[bytes]:
         found: dict[Series, list[float]] = {}
@@ -138,7 +146,7 @@ class Exposition:
 
 
 class _Vector:
-    """The lines of one block of numbers, kept between scrapes."""
+    """The lines of one block of numbers. Unchanged slices keep their text between scrapes."""
 
     def __init__(self, name: str, labels: dict[str, str]) -> None:
         packed = labels.pop(NAMES, None)
@@ -152,7 +160,7 @@ class _Vector:
         self._slices: list[bytes] = [b""] * -(-length // _SLICE)
 
     def lines(self, values: Cells) -> list[bytes]:
-        """The block as bytes, in slices."""
+        """Return the block's lines, in slices."""
         changed = np.flatnonzero(values != self._values)
         for at in np.unique(changed // _SLICE).tolist():
             fresh = values[at * _SLICE : (at + 1) * _SLICE]
@@ -169,7 +177,7 @@ class _Vector:
         return self._slices
 
     def _template(self, at: int, *, whole: bool) -> bytes:
-        """The lines of a slice with %d, else %b, in the place of each number: one formatting is quicker than many."""
+        """Make the format of a slice, with %d or %b for each number, to be filled at once."""
         shown = _labels(self._labels)
         if not self._label:
             heads = [f"{self._name}{shown}"]
@@ -183,7 +191,7 @@ class _Vector:
 
 
 def _blocks(parts: Iterable[bytes]) -> Iterator[bytes]:
-    """The same bytes in blocks of some size; what is large already is not copied again."""
+    """Join small parts into blocks; large parts are not copied."""
     held: list[bytes] = []
     size = 0
     for part in parts:

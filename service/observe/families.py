@@ -1,4 +1,4 @@
-"""Every metric by name, with its help: what there is to count and to tell."""
+"""The name and help text of every metric."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 COUNTERS = {
     "priordial_predictions": "Answers by predicted class, with and without the adjustment",
-    "priordial_group_predictions": "Answers by the group (many, medium, few) of the predicted class",
+    "priordial_group_predictions": "Answers by group (many, medium, few) of the predicted class",
     "priordial_decisions_changed": "Answers whose class the adjustment changed",
     "priordial_requests": "HTTP requests by route template and status",
     "priordial_rejected": "Requests that were not scored, by reason",
@@ -39,9 +39,9 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "priordial_model_info": ("1 for each model version that is served, with its provider", max),
     "priordial_build_info": ("1, with the version of the service", max),
 }
-"""Family → its help, and what makes one value of those of several workers."""
+"""Family → its help, and the function that combines the values of several workers."""
 VECTOR_GAUGES = {
-    "priordial_target_prior": "The target of each prior by class, as the worker that was scraped serves it",
-    "priordial_group_target_prior": "The target of each prior by the group (many, medium, few) of the class",
+    "priordial_target_prior": "The target of each prior by class, as the scraped worker serves it",
+    "priordial_group_target_prior": "The target of each prior by group (many, medium, few)",
 }
-"""Told by the worker that is scraped alone: what many classes have would be too much to pass around every second."""
+"""Shown by the scraped worker alone: they are too large to be shared every second."""

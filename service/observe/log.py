@@ -1,11 +1,13 @@
-"""What the service tells of itself on stderr: a line a request, JSON for machines or text for a terminal.
+"""The log on stderr: a line for each request and each event, as JSON or as text.
 
-No line holds an input, a body, an error's text (it may quote an input) or an API key; a key's name is told.
+A request's line never holds an input, a body, an error's text (it may quote an input) or an API
+key. It holds the key's name.
 """
 
 import asyncio
 import atexit
 import logging
+import os
 import queue
 import sys
 import threading
@@ -13,52 +15,74 @@ import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import repeat
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import orjson
 
+from service.exit_codes import FAILED
+
 Line: TypeAlias = dict[str, Any]
 
 ANONYMOUS = "anonymous"
-"""In the place of a key's name where none is asked for."""
+"""Stands for the key's name where the service asks for no key."""
 
 FLUSH_SECONDS = 0.05
 BLOCK_LINES = 64
-"""Lines that are encoded together: one after the other they take half the time, and so few keep no request waiting."""
+"""Lines that are encoded together: that halves the time of each, and delays no request."""
 BLOCKS_TOGETHER = 4
-"""Blocks that are handed to the thread together: waking it costs the event loop more than they did."""
+"""Blocks that the thread gets together: waking it costs the loop more than encoding them."""
 MAX_WAITING = 50
-"""Times as many that wait for a slow reader of stderr; further lines are dropped and counted."""
+"""Deliveries that may wait for a slow reader of stderr; further lines are dropped and counted."""
 
 
 def configure(log_format: str) -> None:
-    """Send the process's log to stderr. log_format: text, json, or auto, which is text on a terminal."""
+    """Send the process's log to stderr. `log_format`: text, json, or auto (text on a terminal)."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if is_json(log_format) else logging.Formatter(_TEXT))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
 
 
 def is_json(log_format: str) -> bool:
-    """What the setting means here."""
-    return log_format == "json" or (log_format == "auto" and not sys.stderr.isatty())
+    """Whether the log of this process is JSON under this setting."""
+    terminal = sys.stderr is not None and sys.stderr.isatty()
+    return log_format == "json" or (log_format == "auto" and not terminal)
+
+
+def refuse(reason: str) -> int:
+    """Say in one line on stderr why the process does not start. Returns its exit status."""
+    if sys.stderr is not None:
+        sys.stderr.write(f"priordial: {reason}\n")
+    return FAILED
 
 
 def request_log(log_format: str) -> "RequestLog":
-    """The request log of this process."""
+    """Open the request log of this process."""
     encode = as_json if is_json(log_format) else as_text
-    return RequestLog(sys.stderr.buffer, encode=encode)
+    return RequestLog(_stderr(), encode=encode)
+
+
+def _stderr() -> BinaryIO:
+    """Return stderr for bytes, also where the program around us has replaced or closed it."""
+    found: BinaryIO | None = getattr(sys.stderr, "buffer", None)
+    if found is not None:
+        return found
+    try:
+        return os.fdopen(os.dup(2), "wb")
+    except OSError:
+        return Path(os.devnull).open("wb")
 
 
 class Encode(Protocol):
-    """How a line is written."""
+    """Encodes a line."""
 
     def __call__(self, line: Line, at: float, *, event: str = "request") -> bytes:
-        """The line's bytes. at: time.time() when the request was answered."""
+        """Return the line's bytes. `at`: time.time() when the request was answered."""
         ...
 
 
 class RequestLog:
-    """Call it with requests' lines. They leave in blocks through a thread, so that no request waits for the log."""
+    """Takes the lines of requests and writes them from a thread, so that no request waits."""
 
     def __init__(self, stream: BinaryIO, *, encode: Encode) -> None:
         self._stream, self._encode = stream, encode
@@ -70,7 +94,7 @@ class RequestLog:
         self._thread: threading.Thread | None = None
 
     def __call__(self, lines: list[Line]) -> None:
-        """Take the lines of answered requests, which are the log's from now on. On the event loop only."""
+        """Log answered requests. The log keeps the dictionaries. Call it on the event loop."""
         if not self._timer_runs:
             self._timer_runs = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
@@ -82,7 +106,7 @@ class RequestLog:
                 self._hand_on()
 
     def flush(self) -> None:
-        """Hand on what was taken."""
+        """Give all lines so far to the thread."""
         self._timer_runs = False
         self._encode_taken()
         if self._encoded:
@@ -109,7 +133,7 @@ class RequestLog:
             self._dropped = 0
 
     def close(self, *, seconds: float = 1.0) -> None:
-        """Write what is left, unless nobody reads."""
+        """Write the remaining lines, for at most `seconds` where nobody reads stderr."""
         self.flush()
         if self._thread is None:
             return
@@ -131,7 +155,7 @@ class RequestLog:
 
 
 def as_json(line: Line, at: float, *, event: str = "request") -> bytes:
-    """One JSON object, seconds to the microsecond. See Encode."""
+    """Encode a line as a JSON object, with seconds to the microsecond."""
     for name in _SECONDS:
         if name in line:
             line[name] = int(1e6 * line[name] + 0.5) / 1e6
@@ -152,9 +176,12 @@ def _utc(second: int) -> bytes:
 
 
 def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
-    """The same for people: what happened first, the request id last."""
+    """Encode a line as text for people: what happened first, the request id last."""
     if event == "dropped":
-        return b"%d request lines were dropped: stderr is not read fast enough\n" % line["lines"]
+        return (
+            b"%d request lines were dropped, because stderr is not read fast enough\n"
+            % line["lines"]
+        )
     parts = [
         datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S"),
         f"{line['status']} {line.get('method', ''):<5}{line['route']}",
@@ -177,10 +204,10 @@ def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
 
 
 class JsonFormatter(logging.Formatter):
-    """Log records as the request log's objects: the message, who says it, the trace of an error."""
+    """Formats log records as JSON: the message, the logger's name, an error's traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line of JSON."""
+        """Return one line of JSON."""
         found: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC),
             "level": record.levelname.lower(),

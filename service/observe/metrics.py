@@ -1,8 +1,10 @@
-"""Every metric by name, recorded by those who know, rendered here.
+"""Collects the metrics of a worker, and renders those of all workers for a scrape.
 
-Counters and histograms live in a Tally, so that a scrape of any worker sees them all; gauges are asked for when scraped.
+Counters and histograms live in a `Tally`, which a scrape of any worker reads. Gauges are computed
+at each scrape.
 """
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -11,32 +13,32 @@ from typing import Any, NamedTuple, Protocol
 from service.contract.bundle import Bundle
 from service.observe.exposition import Exemplar, Exposition, Families, VectorGauge
 from service.observe.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
-from service.observe.histogram import Histogram
 from service.observe.model_metrics import ModelMetrics
-from service.observe.run_folder import Gauge, RunFolder
+from service.observe.run_folder import Gauge, RunFolder, VersionTallies
 from service.observe.statistics import StatisticsReader, VersionStatistics
-from service.observe.tally import Cells, Series, Tally
-from service.observe.version_tallies import VersionTallies
+from service.observe.tally import Cells, Histogram, Series, Tally
+
+logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 _MAX_EXEMPLAR = 118
-"""Of OpenMetrics: 128 characters for the names and values of an exemplar's labels, `request_id` among them."""
+"""Longest request id: OpenMetrics allows 128 characters for an exemplar's names and values."""
 
 
 class IsRequest(Protocol):
-    """What is asked of a request that is counted: the time.perf_counter() when it came, and its id."""
+    """A request that can be counted."""
 
     @property
     def begun(self) -> float:
-        """See the class."""
+        """time.perf_counter() when the request came."""
 
     @property
     def request_id(self) -> str:
-        """See the class."""
+        """The id that the request brought or was given."""
 
 
 class Arrived(NamedTuple):
-    """A request of which no more is known."""
+    """A request of which only the time and the id are known."""
 
     begun: float
     request_id: str
@@ -54,6 +56,12 @@ class Metrics:
         max_batch_rows: int,
         version: str,
     ) -> None:
+        """Metrics that this worker counts in `tally` and shares through `run_folder`.
+
+        max_class_series: per-class series of a model; the other classes are summed.
+        max_batch_rows: the service's largest batch, which sizes the statistics of every version.
+        version: of the service, for `priordial_build_info`.
+        """
         self._tally, self._run_folder = tally, run_folder
         self._versions = VersionTallies(run_folder)
         self._statistics = StatisticsReader(run_folder)
@@ -66,9 +74,15 @@ class Metrics:
         self._vector_gauges: Callable[[], Iterable[VectorGauge]] = tuple
         self._exposition = Exposition(Families(COUNTERS, HISTOGRAMS, GAUGES, VECTOR_GAUGES))
         self._stopped = threading.Event()
+        self._publish_fault: str | None = None
+
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the folder of the run; None while all is well. Health shows it."""
+        return self._tally.fault or self._versions.fault or self._publish_fault
 
     def model(self, bundle: Bundle) -> ModelMetrics:
-        """The recorder of a model version, until `forget`."""
+        """Return the recorder of a model version, which counts until `forget`."""
         of_version = self._versions.use(bundle)
         statistics = VersionStatistics(
             of_version, bundle, max_batch_rows=self._max_batch_rows, worker=self._run_folder.slot
@@ -82,37 +96,37 @@ class Metrics:
         )
 
     def forget(self, bundle: Bundle) -> None:
-        """A version whose recorder was asked for is served no more."""
+        """End a recorder: its version is retired."""
         self._versions.leave(bundle)
 
     def statistics(self, versions: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
-        """What Triton calls the statistics of (model, version), of all workers together; for a thread."""
-        return self._statistics.read(versions)
+        """Sum Triton's statistics of (model, version) over all workers. Call it in a thread."""
+        return self._statistics.read(versions, in_memory=self._versions.in_memory())
 
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
-        """Ask `source` at every scrape."""
+        """Call `source` at every scrape, in the scrape's thread."""
         self._gauges.append(source)
 
     def show_vectors(self, source: Callable[[], Iterable[VectorGauge]]) -> None:
-        """Ask `source` at every scrape, in its thread."""
+        """Call `source` for the gauges by class at every scrape, in the scrape's thread."""
         self._vector_gauges = source
 
     def publish_gauges(self) -> None:
-        """Let other workers show this one's gauges, from now until `stop`."""
+        """Show this worker's gauges to the others every second until `stop`."""
         threading.Thread(target=self._publish, name="gauges", daemon=True).start()
 
     def stop(self) -> None:
-        """Stop publishing; what was counted stays in the run folder."""
+        """Stop publishing; the counts stay in the run folder."""
         self._stopped.set()
         self._tally.close()
         self._versions.close()
 
     def worker_replaced(self, reason: str) -> None:
-        """Count that this worker took the place of another."""
+        """Count that this worker replaced another, which ended for `reason`."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
     def requests(self, route: str, status: int, arrived: Iterable[IsRequest]) -> list[float]:
-        """Count requests of a route template that have their answers now; the seconds that each took."""
+        """Count answered requests of a route template. Returns the seconds that each took."""
         found = self._requests.get((route, status))
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)
@@ -136,7 +150,7 @@ class Metrics:
         return count, Histogram.of(self._tally, family, {"route": route}), exemplars
 
     def exposition(self, accept: str) -> tuple[list[bytes], str]:
-        """The body, in blocks, and the content type of a scrape; for a thread. See Exposition."""
+        """Return a scrape's body, in blocks, and its content type. Call it in a thread."""
         gauges = [*self._own_gauges(), *self._run_folder.gauges_of_others()]
         exemplars = {key: dict(seen) for key, seen in list(self._exemplars.items())}
         for name, labels, bucket, request_id, value, at in self._run_folder.exemplars_of_others():
@@ -149,6 +163,7 @@ class Metrics:
             gauges,
             exemplars,
             vector_gauges=self._vector_gauges(),
+            in_memory=[*self._tally.in_memory(), *self._versions.in_memory()],
             accept=accept,
         )
 
@@ -157,11 +172,23 @@ class Metrics:
 
     def _publish(self) -> None:
         while True:
-            self._run_folder.publish_gauges(self._own_gauges())
-            self._run_folder.publish_exemplars(
-                (name, dict(series[1]), bucket, *seen)
-                for (name, series), buckets in list(self._exemplars.items())
-                for bucket, seen in dict(buckets).items()
-            )
+            try:
+                self._publish_once()
+            except OSError as error:
+                if self._publish_fault is None:
+                    logger.warning("gauges cannot be shown to the other workers: %s", error)
+                self._publish_fault = (
+                    f"other workers do not see this worker's gauges: {error.strerror or error}"
+                )
+            else:
+                self._publish_fault = None
             if self._stopped.wait(PUBLISH_SECONDS):
                 return
+
+    def _publish_once(self) -> None:
+        self._run_folder.publish_gauges(self._own_gauges())
+        self._run_folder.publish_exemplars(
+            (name, dict(series[1]), bucket, *seen)
+            for (name, series), buckets in list(self._exemplars.items())
+            for bucket, seen in dict(buckets).items()
+        )

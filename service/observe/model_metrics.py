@@ -1,4 +1,4 @@
-"""What is counted for one model version: once a batch, vectorised."""
+"""The counts of one model version, added once a batch with NumPy."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -10,16 +10,15 @@ from service.batching.work import BatchFacts
 from service.contract.bundle import Bundle
 from service.contract.scores import group_of
 from service.observe.exposition import NAMES, VectorGauge
-from service.observe.histogram import Histogram
 from service.observe.statistics import VersionStatistics
-from service.observe.tally import Cells, Tally
+from service.observe.tally import Cells, Histogram, Tally
 
 DECISIONS = ("adjusted", "unadjusted")
 OTHER = "__other__"
 
 
 class ModelMetrics:
-    """What is counted for one model version, once a batch and vectorised."""
+    """Counts the batches, predictions, taus and refusals of one model version."""
 
     def __init__(
         self,
@@ -30,6 +29,10 @@ class ModelMetrics:
         statistics: VersionStatistics,
         max_class_series: int,
     ) -> None:
+        """Count by model in `tally`, and by version in `of_version`.
+
+        max_class_series: classes with a series of their own, the most frequent first.
+        """
         labels = {"model": bundle.name, "version": str(bundle.version)}
         by_model = {"model": bundle.name}
         classes = len(bundle.class_names)
@@ -71,7 +74,7 @@ class ModelMetrics:
         self._rejected: dict[str, Cells] = {}
 
     def batch(self, facts: BatchFacts) -> None:
-        """Count one graph call; of its rows only those that answer traffic count as predictions."""
+        """Count one graph call. Only rows that answer traffic count as predictions."""
         outputs = facts.outputs
         adjusted, unadjusted = outputs.top_index[:, 0], outputs.unadjusted_index
         if facts.answered is not None:
@@ -87,7 +90,7 @@ class ModelMetrics:
         self._statistics.batch(facts, queue_seconds=queued)
 
     def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
-        """What is told of a prior's target [C], by class and by group."""
+        """Yield the gauges of a prior's target [C], by class and by group."""
         labels = {**self._by_model, "prior": prior}
         for name, names, cell, series in (
             ("priordial_target_prior", self._class_names, self._class_cell, self.class_series),
@@ -105,7 +108,7 @@ class ModelMetrics:
             )
 
     def rejected(self, reason: str) -> None:
-        """Count a request that was not scored: overloaded, deadline, abandoned, failed or invalid."""
+        """Count a request without a score: overloaded, deadline, abandoned, failed or invalid."""
         cells = self._rejected.get(reason)
         if cells is None:
             labels = {**self._by_model, "reason": reason}
@@ -118,7 +121,7 @@ _FEW_CELLS = 256
 
 
 def _count(cells: Cells, at: NDArray[np.int64]) -> None:
-    """Add 1 at each position, as often as it occurs; for a few cells a histogram is quicker than scattered additions."""
+    """Add 1 at each position, as often as it occurs. Few cells are faster as a histogram."""
     if len(cells) <= _FEW_CELLS:
         cells += np.bincount(at, minlength=len(cells))
     else:
@@ -126,7 +129,7 @@ def _count(cells: Cells, at: NDArray[np.int64]) -> None:
 
 
 def _by_frequency(bundle: Bundle) -> NDArray[np.int64]:
-    """[C] rank of each class, the most frequent first; output order where counts are unknown."""
+    """Return the rank [C] of each class by frequency; output order where counts are unknown."""
     classes = len(bundle.class_names)
     if bundle.class_counts is None:
         return np.arange(classes)

@@ -1,30 +1,119 @@
-"""The folder that the workers of one run share: a sub-folder a slot, with its tally and its gauges.
+"""The folder that the workers of a run share: a sub-folder a slot, for counts and gauges.
 
-A slot is taken by one worker at a time. The worker that replaces a dead one goes on in the same sub-folder, so counts are
-kept and files do not pile up.
+One worker at a time has a slot. The worker that replaces a dead one goes on in its sub-folder, so
+counts are kept and files do not pile up. Every process of a run holds a lock in the folder; the
+next start removes the folders of runs that nobody holds any more.
 """
 
 import contextlib
+import fcntl
 import json
+import logging
+import os
+import shutil
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from service.contract.bundle import Bundle
+from service.observe.tally import Cells, Series, Tally
+
+logger = logging.getLogger(__name__)
+
+_RUN_PREFIX = "priordial-run-"
+_LOCK = "lock"
 _PREFIX = "worker-"
 _GAUGES = "gauges.json"
 _EXEMPLARS = "exemplars.json"
+_ABANDONED_SECONDS = 60.0
+"""An empty folder of a run is left alone for this long: its process may be about to lock it."""
+KEPT = 8
+"""Retired versions whose counts are still shown.
+
+A scrape that comes after the last answer of a version must find that answer counted.
+"""
 
 Gauge = tuple[str, dict[str, str], float]
 """A family's name, labels and a value."""
 
 SeenExemplar = tuple[str, dict[str, str], int, str, float, float]
-"""A histogram's name and labels, the bucket, the request's id, the value that was observed, and when."""
+"""A histogram's name and labels, the bucket, the request's id, the observed value, and when."""
+
+
+@contextlib.contextmanager
+def new_run() -> Iterator[Path]:
+    """Make and lock the folder of a run; remove it at the end, and those of dead runs at once.
+
+    Without room for a folder the run goes on, with its metrics in memory.
+    """
+    root, lock = Path(tempfile.gettempprefix()) / "no-folder" / "none", None
+    try:
+        parent = Path(tempfile.gettempdir())
+        sweep(parent)
+        root, lock = _made(parent)
+    except OSError as error:
+        logger.warning(
+            "no folder for metrics can be made, so each worker shows only its own: %s; "
+            "set TMPDIR to a folder that can be written, and restart",
+            error,
+        )
+    try:
+        yield root
+    finally:
+        if lock is not None:
+            shutil.rmtree(root, ignore_errors=True)
+            os.close(lock)
+
+
+def hold(root: Path) -> int | None:
+    """Mark the run as alive for as long as this process lives. Returns the lock's descriptor."""
+    try:
+        lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        return None
+    fcntl.flock(lock, fcntl.LOCK_SH)
+    return lock
+
+
+def sweep(parent: Path) -> None:
+    """Remove this user's folders of runs that no process holds, such as after a kill -9."""
+    for folder in parent.glob(f"{_RUN_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            found = folder.lstat()
+            if folder.is_symlink() or found.st_uid != os.getuid():
+                continue
+            if (folder / _LOCK).exists():
+                _remove_dead(folder)
+            elif time.time() - found.st_mtime > _ABANDONED_SECONDS:
+                folder.rmdir()  # fails, as it should, unless it is empty
+
+
+def _made(parent: Path) -> tuple[Path, int]:
+    while True:
+        root = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=parent))
+        lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(lock), (root / _LOCK).stat()):
+                return root, lock
+        os.close(lock)  # another start removed the folder before it was locked
+
+
+def _remove_dead(folder: Path) -> None:
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: the run is alive
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(lock)
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """One worker's view of the folder: its own slot, and all of them."""
+    """The run's folder as one worker sees it: its own slot, and those of all workers."""
 
     root: Path
     slot: int = 0
@@ -35,44 +124,45 @@ class RunFolder:
         return self.root / f"{_PREFIX}{self.slot}"
 
     def all(self) -> list[Path]:
-        """The sub-folders of every worker that there is or was."""
+        """Return the sub-folders of all workers, past workers included."""
         return sorted(self.root.glob(f"{_PREFIX}*"))
 
     def version(self, model: str, version: int) -> Path:
-        """The sub-folder of what this worker counts of a model version; no name of a model has an @."""
+        """Return this worker's sub-folder of a model version; no model's name has an @."""
         return self.own / f"{model}@{version}"
 
     def versions(self) -> list[Path]:
-        """Those that there are."""
+        """Return this worker's sub-folders of model versions."""
         return sorted(self.own.glob("*@*"))
 
     def tallies(self) -> list[Path]:
-        """Every folder in which any worker counts."""
+        """Return every folder in which any worker counts."""
         return [*self.all(), *self.version_tallies()]
 
     def version_tallies(self) -> list[Path]:
-        """Those in which any worker counts of a model version."""
+        """Return the folders in which any worker counts for a model version."""
         return sorted(self.root.glob(f"{_PREFIX}*/*@*"))
 
     def publish_gauges(self, gauges: Iterable[Gauge]) -> None:
-        """Let the other workers know this one's gauges."""
+        """Show this worker's gauges to the other workers. Raises OSError."""
         self._publish(_GAUGES, list(gauges))
 
     def publish_exemplars(self, exemplars: Iterable[SeenExemplar]) -> None:
-        """Let the other workers know the last requests that this one saw."""
+        """Show the last requests of this worker to the other workers. Raises OSError."""
         self._publish(_EXEMPLARS, list(exemplars))
 
     def forget_gauges(self) -> None:
-        """The worker of this slot is gone, and its gauges with it; its counts stay."""
+        """Remove the gauges of this slot, whose worker has ended; its counts stay."""
         for name in (_GAUGES, _EXEMPLARS):
-            (self.own / name).unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                (self.own / name).unlink(missing_ok=True)
 
     def gauges_of_others(self) -> Iterator[Gauge]:
-        """What the other live workers published last."""
+        """Yield what the other live workers published last."""
         yield from self._of_others(_GAUGES)
 
     def exemplars_of_others(self) -> Iterator[SeenExemplar]:
-        """The last requests that the other live workers saw."""
+        """Yield the last requests of the other live workers."""
         yield from self._of_others(_EXEMPLARS)
 
     def _publish(self, name: str, found: list[Any]) -> None:
@@ -83,5 +173,60 @@ class RunFolder:
     def _of_others(self, name: str) -> Iterator[Any]:
         for folder in self.all():
             if folder != self.own:
-                with contextlib.suppress(OSError):  # it has just gone
+                with contextlib.suppress(OSError, ValueError):  # it has just gone
                     yield from json.loads((folder / name).read_bytes())
+
+
+class VersionTallies:
+    """A tally for each model version of one worker, used from the event loop.
+
+    The counts of a retired version can so be removed without touching the others.
+    """
+
+    def __init__(self, run_folder: RunFolder) -> None:
+        self._run_folder = run_folder
+        self._used: dict[Path, tuple[Tally, int]] = {}
+        self._unused: dict[Path, Tally | None] = dict.fromkeys(run_folder.versions())
+        """Folders that nobody counts in, the oldest first. At the start: the last worker's."""
+
+    @property
+    def fault(self) -> str | None:
+        """Why some counts are in memory only; None while all are in files."""
+        return next((tally.fault for tally, _ in self._used.values() if tally.fault), None)
+
+    def use(self, bundle: Bundle) -> Tally:
+        """Return the tally of a version, with what was counted before, until `leave`.
+
+        Call it again for a version that is loaded again before the old one has retired.
+        """
+        folder = self._run_folder.version(bundle.name, bundle.version)
+        before = self._unused.pop(folder, None)
+        tally, users = self._used.get(folder) or (Tally(folder), 0)
+        for (family, labels), cells in before.in_memory() if before is not None else ():
+            tally.cells(family, dict(labels), len(cells))[:] += cells
+        self._used[folder] = tally, users + 1
+        return tally
+
+    def leave(self, bundle: Bundle) -> None:
+        """End one use. Counts of an unused version go when KEPT others have become unused."""
+        folder = self._run_folder.version(bundle.name, bundle.version)
+        tally, users = self._used.pop(folder)
+        if users > 1:
+            self._used[folder] = tally, users - 1
+            return
+        tally.close()
+        self._unused[folder] = tally
+        while len(self._unused) > KEPT:
+            oldest = next(iter(self._unused))
+            del self._unused[oldest]
+            shutil.rmtree(oldest, ignore_errors=True)
+
+    def in_memory(self) -> list[tuple[Series, Cells]]:
+        """Return the blocks that no file holds."""
+        tallies = [*(tally for tally, _ in self._used.values()), *self._unused.values()]
+        return [block for tally in tallies if tally is not None for block in tally.in_memory()]
+
+    def close(self) -> None:
+        """Close the files; the numbers stay on disk."""
+        for tally, _ in self._used.values():
+            tally.close()

@@ -1,7 +1,8 @@
-"""OpenTelemetry traces. Only a service that was asked for them imports this module, and with it OpenTelemetry's SDK.
+"""OpenTelemetry traces. This module, and with it the SDK, is imported only with `--traces`.
 
-A span for each request, below it one for its wait in the queue and one for each graph call that held rows of it; a span for
-each graph call itself, linked to its requests. None holds an input, a body, an error's text or a key.
+Each request has a span. Its children are its wait in the queue, and each graph call that held rows
+of it. Each graph call has a span of its own, linked to its requests. No span holds an input, a
+body, an error's text or a key.
 """
 
 import asyncio
@@ -33,9 +34,9 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 LogRequests = Callable[[list[dict[str, Any]]], None]
 
 FLUSH_SECONDS = 5.0
-"""How long the end of the process may wait for a collector."""
+"""How long the process may wait for the collector when it ends."""
 UNTRACED = ("/health/", "/metrics", "/v2/health/")
-"""Probes and scrapes say nothing of requests."""
+"""Probes and scrapes have no spans."""
 _FROM_LOG = ("model", "version", "tau", "prior", "revision", "rows")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
 
@@ -43,19 +44,22 @@ _span: ContextVar[Span | None] = ContextVar("priordial_request_span", default=No
 
 
 class UnknownProtocol(ValueError):
-    """OTEL_EXPORTER_OTLP_PROTOCOL names another than http/protobuf."""
+    """OTEL_EXPORTER_OTLP_PROTOCOL names another protocol than http/protobuf."""
 
 
 class Traces:
-    """Makes spans and sends them to the OTLP endpoint that the OTEL_* environment names."""
+    """Makes spans and sends them to the OTLP endpoint in the OTEL_* environment variables.
+
+    A collector that cannot be reached loses spans and adds log lines. It never fails a request.
+    """
 
     def __init__(self, *, version: str) -> None:
-        """Raises UnknownProtocol. A collector that is not there costs spans and lines in the log, never a request."""
+        """Traces that name this version of the service. Raises UnknownProtocol."""
         _check_protocol(os.environ)
         resource = _resource(version)
         self._processor = BatchSpanProcessor(OTLPSpanExporter())
         requests = TracerProvider(resource=resource, shutdown_on_exit=False)
-        # A graph call is told when one of its requests is, whatever the sampler would say of it.
+        # A graph call is recorded when one of its requests is, whatever a sampler would decide.
         batches = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
         for provider in (requests, batches):
             provider.add_span_processor(self._processor)
@@ -64,10 +68,10 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
 
     def cold(self, app: Asgi) -> Asgi:
-        """The other routes likewise: an application each of whose requests has a task of its own."""
+        """Wrap an ASGI application, whose requests run in a task each, with request spans."""
 
         async def traced(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-            _span.set(None)  # what made this task may have been a request itself
+            _span.set(None)  # a task made by another request has inherited its span
             if scope["type"] == "http" and not scope["path"].startswith(UNTRACED):
                 self.begin(scope["method"][:20], scope["headers"])
             await app(scope, receive, send)
@@ -75,7 +79,10 @@ class Traces:
         return traced
 
     def log(self, log_requests: LogRequests) -> LogRequests:
-        """`log_requests` for one request at a time, whose span ends with what the line tells, and whose line tells the trace's id."""
+        """Wrap `log_requests`: end the request's span with the line's facts, add its trace id.
+
+        The wrapper takes the line of one request at a time.
+        """
 
         def traced(lines: list[dict[str, Any]]) -> None:
             (line,) = lines
@@ -90,35 +97,35 @@ class Traces:
         return traced
 
     def begin(self, name: str, headers: Sequence[tuple[bytes, bytes]]) -> None:
-        """A request's span in this context, a child of the caller's where a traceparent came; logging it ends it."""
+        """Begin a request's span in this context, below the caller's span in `traceparent`."""
         parent = self._propagator.extract(_trace_headers(headers))
         _span.set(self._requests.start_span(name, context=parent, kind=SpanKind.SERVER))
 
     def of_model(self, bundle: Bundle) -> "ModelTracer":
-        """What the queue of a model version tells."""
+        """Return the tracer of a model version's queue."""
         attributes = {"priordial.model": bundle.name, "priordial.version": bundle.version}
         return ModelTracer(self._requests, self._batches, attributes)
 
     async def close(self) -> None:
-        """Send what is left, unless the collector takes too long."""
+        """Send the remaining spans, for at most FLUSH_SECONDS."""
         closing = threading.Thread(target=self._processor.shutdown, daemon=True)
         closing.start()
         await asyncio.to_thread(closing.join, FLUSH_SECONDS)
 
 
 class ModelTracer:
-    """See batcher.Tracer."""
+    """Traces the queue and the graph calls of one model version."""
 
     def __init__(self, requests: Any, batches: Any, attributes: Mapping[str, Any]) -> None:
         self._requests, self._batches, self._attributes = requests, batches, attributes
 
     def current(self) -> Span | None:
-        """The span of the request that is being served, where it is recorded."""
+        """Return the span of the current request, None where it is not recorded."""
         span = _span.get()
         return span if span is not None and span.is_recording() else None
 
     def graph_call(self, parts: Sequence[TracedPart], seconds: float, *, failed: bool) -> None:
-        """The spans of one graph call that has just ended."""
+        """Record the spans of a graph call that has just ended and took `seconds`."""
         traced = [part for part in parts if part.span is not None]
         if not traced:
             return
@@ -183,7 +190,7 @@ def _trace_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _resource(version: str) -> Resource:
-    """OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, and what they leave out."""
+    """Complete OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES with our defaults."""
     given = Resource.create()
     own: dict[str, str | int] = {"service.version": version, "process.pid": os.getpid()}
     if str(given.attributes["service.name"]).startswith("unknown_service"):
@@ -194,6 +201,4 @@ def _resource(version: str) -> Resource:
 def _check_protocol(environment: Mapping[str, str]) -> None:
     for name in _PROTOCOLS:
         if environment.get(name, "http/protobuf") != "http/protobuf":
-            raise UnknownProtocol(
-                f"{name} is '{environment[name]}'; traces are sent as http/protobuf only"
-            )
+            raise UnknownProtocol(f"{name} is '{environment[name]}'; expected http/protobuf")

@@ -1,4 +1,4 @@
-"""Triton's statistics of a model version: counted once a batch, told as its statistics extension has them."""
+"""Triton's statistics of a model version: counted once a batch, shown in Triton's form."""
 
 import threading
 import time
@@ -9,19 +9,18 @@ import numpy as np
 
 from service.batching.work import BatchFacts
 from service.contract.bundle import Bundle
-from service.observe.histogram import one_by_one
 from service.observe.run_folder import RunFolder
-from service.observe.tally import Cells, Series, Tally, TallyReader
+from service.observe.tally import Cells, Series, Tally, TallyReader, one_by_one
 
 _BATCHES, _REQUESTS, _LAST = "statistics_batches", "statistics_requests", "statistics_last"
 _BEGUN, _REFUSED, _REFUSED_ROWS, _FAILED, _QUEUE_SECONDS, _INFER_SECONDS = range(6)
 
 
 class VersionStatistics:
-    """What one worker counts of a version. Used from the event loop."""
+    """Counts for a version in one worker, made on the event loop."""
 
     def __init__(self, tally: Tally, bundle: Bundle, *, max_batch_rows: int, worker: int) -> None:
-        """max_batch_rows is of the service, so that all workers count in blocks of one length."""
+        """`max_batch_rows` is the service's, so that the blocks of all workers have one length."""
         labels = _labels(bundle.name, bundle.version)
         self._largest = (bundle.input.shape[0] if bundle.input.shape else None) or max_batch_rows
         self._batches = one_by_one(tally.cells(_BATCHES, labels, 2 * (self._largest + 1)))
@@ -30,7 +29,7 @@ class VersionStatistics:
         self._last = one_by_one(tally.cells(_LAST, by_worker))
 
     def batch(self, facts: BatchFacts, *, queue_seconds: float) -> None:
-        """Count a graph call; queue_seconds is the sum of the facts' own."""
+        """Count a graph call. `queue_seconds` is the sum over its requests."""
         rows, seconds = facts.rows, facts.seconds
         batches, requests = self._batches, self._requests
         batches[rows] += 1
@@ -49,20 +48,28 @@ class VersionStatistics:
 
 
 class StatisticsReader:
-    """Reads what all workers have counted of the versions; for threads."""
+    """Sums what all workers have counted for model versions. Call it in a thread."""
 
     def __init__(self, run_folder: RunFolder) -> None:
         self._run_folder, self._reader = run_folder, TallyReader()
         self._lock = threading.Lock()
 
-    def read(self, wanted: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
-        """A `model_stat` of the protocol for each (model, version)."""
+    def read(
+        self,
+        wanted: Iterable[tuple[str, int]],
+        *,
+        in_memory: Iterable[tuple[Series, Cells]] = (),
+    ) -> list[dict[str, Any]]:
+        """Return the protocol's `model_stat` of each (model, version).
+
+        in_memory: blocks of this process that no file holds.
+        """
         with self._lock:
-            totals = self._reader.merged(self._run_folder.version_tallies())
-        return [_told(totals, *each) for each in wanted]
+            totals = self._reader.merged(self._run_folder.version_tallies(), in_memory=in_memory)
+        return [_model_stat(totals, *each) for each in wanted]
 
 
-def _told(totals: Mapping[Series, Cells], model: str, version: int) -> dict[str, Any]:
+def _model_stat(totals: Mapping[Series, Cells], model: str, version: int) -> dict[str, Any]:
     labels = _labels(model, version)
     batches = totals.get(_series(_BATCHES, labels), np.zeros(2))
     counts, seconds = batches.reshape(2, -1)

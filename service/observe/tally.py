@@ -1,102 +1,194 @@
-"""Numbers that survive their process: named blocks of float64 in a memory-mapped file, one file a worker.
+"""Counters and histograms that outlive their process: float64 cells in one mapped file a worker.
 
-A worker adds to its own file without a lock or a system call; whoever is scraped sums the files of all workers, those that
-were killed included. A worker that takes the place of another goes on in its file. `cells.jsonl` beside the data says what
-each block is.
+A worker adds to its own file without a lock or a system call. Whoever is scraped sums the files of
+all workers, those of killed workers included. A worker that replaces another goes on in its file.
+`cells.jsonl` beside the data names each block. Disk space is allocated before it is mapped: a
+mapping without space behind it would end the process at the first write.
 """
 
 import json
 import mmap
-from collections.abc import Iterable, Iterator, Mapping
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, MutableSequence, Sequence
+from io import FileIO
 from pathlib import Path
-from typing import TypeAlias
+from typing import TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.machine import allocate
+from service.observe.families import HISTOGRAMS
 
 Cells: TypeAlias = NDArray[np.float64]
 Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]
 """A family's name and its sorted labels."""
 
 _CHUNK_CELLS = 8 * mmap.PAGESIZE // 8
+_FEW = 32
+"""Up to this many values, counting one by one is faster than a NumPy call."""
 
 
 class Tally:
-    """The numbers of one worker, in a folder of its own; those that are there already are added to."""
+    """The numbers of one worker. Blocks that a previous worker left in the folder are added to."""
 
     def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        self._data = (folder / "cells.bin").open("a+b")
-        self._index = (folder / "cells.jsonl").open("a+", encoding="utf-8")
+        """Make the folder if needed. Without room there, the numbers are kept in memory."""
+        self.fault: str | None = None
+        """Why some numbers are in memory only: other workers cannot see them."""
+        self._folder = folder
+        self._data: FileIO | None = None
+        self._index: FileIO | None = None
         self._blocks: dict[Series, Cells] = {}
+        self._in_memory: dict[Series, Cells] = {}
         self._size_bytes = 0
         self._free: Cells = np.empty(0)
         self._free_offset = 0
-        self._take_over()
+        try:
+            folder.mkdir(parents=folder.parent.parent.is_dir(), exist_ok=True)
+            self._data = (folder / "cells.bin").open("a+b", buffering=0)
+            self._index = (folder / "cells.jsonl").open("a+b", buffering=0)
+            self._take_over(self._data, self._index)
+        except OSError as error:
+            self._note(error)
+            self.close()
 
     def cells(self, family: str, labels: Mapping[str, str], length: int = 1) -> Cells:
-        """The block of a series, float64 [length], zeros when it is new. Add to it in place."""
+        """Return the block of a series, float64 [length], zeros when new. Add to it in place."""
         series = (family, tuple(sorted(labels.items())))
         found = self._blocks.get(series)
         if found is None:
-            found, offset = self._allocate(length)
-            line = {"family": family, "labels": dict(series[1]), "offset": offset, "length": length}
-            self._index.write(json.dumps(line) + "\n")
-            self._index.flush()
-            self._blocks[series] = found
+            found = self._blocks[series] = self._new_block(series, length)
         return found
+
+    def in_memory(self) -> list[tuple[Series, Cells]]:
+        """Return the blocks that no file holds."""
+        return list(self._in_memory.items())
 
     def close(self) -> None:
         """Close the files; the numbers stay on disk."""
-        self._index.close()
-        self._data.close()
+        for file in (self._index, self._data):
+            if file is not None:
+                file.close()
+        self._index = self._data = None
 
-    def _take_over(self) -> None:
-        """Go on with the blocks of a worker that ended here, and drop the line that it did not finish."""
-        self._size_bytes = self._data.seek(0, 2)
-        self._index.seek(0)
-        text = self._index.read()
-        whole = text[: text.rfind("\n") + 1]
+    def _new_block(self, series: Series, length: int) -> Cells:
+        if self._data is not None and self._index is not None:
+            try:
+                return self._write_block(self._data, self._index, series, length)
+            except OSError as error:
+                self._note(error)
+        block = self._in_memory[series] = np.zeros(length)
+        return block
+
+    def _note(self, error: OSError) -> None:
+        self.fault = (
+            f"metrics are kept in memory only, because {self._folder} cannot be written: "
+            f"{error.strerror or error}; make room there and restart"
+        )
+
+    def _take_over(self, data: FileIO, index: FileIO) -> None:
+        """Adopt the blocks of the worker before, and drop an index line that it did not finish."""
+        self._size_bytes = data.seek(0, os.SEEK_END)
+        index.seek(0)
+        text = index.read()
+        whole = text[: text.rfind(b"\n") + 1]
         if whole != text:
-            self._index.truncate(len(whole.encode()))
+            index.truncate(len(whole))
         if not whole:
             return
-        cells = np.frombuffer(mmap.mmap(self._data.fileno(), self._size_bytes), np.float64)
-        for series, start, stop in _blocks(whole.splitlines()):
+        cells = np.frombuffer(mmap.mmap(data.fileno(), self._size_bytes), np.float64)
+        for series, start, stop in _blocks(whole.decode().splitlines()):
             self._blocks[series] = cells[start // 8 : stop // 8]
 
-    def _allocate(self, length: int) -> tuple[Cells, int]:
+    def _write_block(self, data: FileIO, index: FileIO, series: Series, length: int) -> Cells:
         if length > len(self._free):
-            self._extend(max(length, _CHUNK_CELLS))
+            self._extend(data, max(length, _CHUNK_CELLS))
+        _append_line(
+            index,
+            {
+                "family": series[0],
+                "labels": dict(series[1]),
+                "offset": self._free_offset,
+                "length": length,
+            },
+        )
         block, self._free = self._free[:length], self._free[length:]
-        offset = self._free_offset
         self._free_offset += 8 * length
-        return block, offset
+        return block
 
-    def _extend(self, length: int) -> None:
+    def _extend(self, data: FileIO, length: int) -> None:
         size = -(-8 * length // mmap.PAGESIZE) * mmap.PAGESIZE
-        self._data.truncate(self._size_bytes + size)
-        view = mmap.mmap(self._data.fileno(), size, offset=self._size_bytes)
+        allocate(data.fileno(), self._size_bytes, size)
+        view = mmap.mmap(data.fileno(), size, offset=self._size_bytes)
         self._free = np.frombuffer(view, np.float64)
         self._free_offset = self._size_bytes
         self._size_bytes += size
 
 
 class TallyReader:
-    """Sums over several workers' folders. What a folder holds is read once; after that only what was added to it."""
+    """Sums the folders of several workers. Each call reads only what was added since the last."""
 
     def __init__(self) -> None:
         self._folders: dict[Path, _Folder] = {}
 
-    def merged(self, folders: Iterable[Path]) -> dict[Series, Cells]:
-        """The sum of each series as it is now."""
+    def merged(
+        self, folders: Iterable[Path], *, in_memory: Iterable[tuple[Series, Cells]] = ()
+    ) -> dict[Series, Cells]:
+        """Return the sum of each series now. `in_memory`: blocks of this process in no file."""
         wanted = list(folders)
         self._folders = {path: self._folders.get(path) or _Folder(path) for path in wanted}
         total: dict[Series, Cells] = {}
         for path in wanted:
-            for series, values in self._folders[path].read():
-                total[series] = total[series] + values if series in total else values
+            _add(total, self._folders[path].read())
+        _add(total, ((series, cells.copy()) for series, cells in in_memory))
         return total
+
+
+class Histogram:
+    """A histogram in cells of a tally: one cell a bucket (the last is +Inf), then the sum."""
+
+    def __init__(self, cells: Cells, bounds: Sequence[float]) -> None:
+        self._cells, self._bounds, self._edges = cells, bounds, np.array(bounds)
+        self._one = one_by_one(cells)
+
+    @classmethod
+    def of(cls, tally: Tally, family: str, labels: dict[str, str]) -> "Histogram":
+        """Return the histogram of a family in HISTOGRAMS."""
+        bounds = HISTOGRAMS[family][1]
+        return cls(tally.cells(family, labels, len(bounds) + 2), bounds)
+
+    def observe(self, value: float, times: int = 1) -> int:
+        """Count a value and return the number of its bucket."""
+        cells = self._one
+        bucket = bisect_left(self._bounds, value)
+        cells[bucket] += times
+        cells[-1] += value * times
+        return bucket
+
+    def observe_all(self, values: Sequence[float] | NDArray[np.floating]) -> float:
+        """Count several values and return their sum."""
+        if len(values) > _FEW:
+            return self.observe_array(np.array(values))
+        cells, bounds, total = self._one, self._bounds, sum(values)
+        for value in values:
+            cells[bisect_left(bounds, value)] += 1
+        cells[-1] += total
+        return total
+
+    def observe_array(self, values: NDArray[np.floating]) -> float:
+        """Count values [n] and return their sum."""
+        total = float(values.sum(dtype=np.float64))
+        buckets = np.searchsorted(self._edges, values)
+        self._cells[:-1] += np.bincount(buckets, minlength=len(self._bounds) + 1)
+        self._cells[-1] += total
+        return total
+
+
+def one_by_one(cells: Cells) -> MutableSequence[float]:
+    """View the same memory for access to single numbers, in half the time of an array's."""
+    return cast(MutableSequence[float], cells.data)
 
 
 class _Folder:
@@ -109,16 +201,18 @@ class _Folder:
         self._data: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def read(self) -> Iterator[tuple[Series, Cells]]:
-        """Every series; a line that is still being written is left out."""
+        """Yield every series, but for a line that is still being written."""
         try:
-            self._look_again()
-        except (OSError, ValueError):  # a folder that appears or goes while it is read
-            return
+            self._read_on()
+        except FileNotFoundError:  # the folder appears or is removed while it is read
+            self._blocks, self._read_bytes = [], 0
+        except (OSError, ValueError):  # no descriptor is left, say: show what is mapped already
+            pass
         for series, start, stop in self._blocks:
             if stop <= len(self._data):
                 yield series, np.frombuffer(self._data[start:stop].tobytes(), np.float64)
 
-    def _look_again(self) -> None:
+    def _read_on(self) -> None:
         index = self._path / "cells.jsonl"
         if index.stat().st_size < self._read_bytes:  # an unfinished line was dropped
             self._blocks, self._read_bytes = [], 0
@@ -133,8 +227,27 @@ class _Folder:
             self._data = np.memmap(self._path / "cells.bin", np.uint8, "r")
 
 
+def _add(total: dict[Series, Cells], found: Iterable[tuple[Series, Cells]]) -> None:
+    for series, values in found:
+        total[series] = total[series] + values if series in total else values
+
+
+def _append_line(index: FileIO, line: Mapping[str, object]) -> None:
+    """Append a whole line or nothing. Raises OSError."""
+    text = json.dumps(line).encode() + b"\n"
+    size = index.seek(0, os.SEEK_END)
+    try:
+        written = index.write(text)
+    except OSError:
+        index.truncate(size)
+        raise
+    if written != len(text):  # the disk was full in the middle of the line
+        index.truncate(size)
+        raise OSError(None, "no space left")
+
+
 def _blocks(lines: Iterable[str]) -> Iterator[tuple[Series, int, int]]:
-    """(series, first byte, byte after the last) of each line of cells.jsonl."""
+    """Yield (series, first byte, byte after the last) of each line of cells.jsonl."""
     for line in lines:
         item = json.loads(line)
         series = (item["family"], tuple(sorted(item["labels"].items())))

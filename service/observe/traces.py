@@ -1,4 +1,4 @@
-"""Traces where they are asked for: the one way to open_telemetry.py, so that without them nothing of OpenTelemetry's SDK is loaded."""
+"""Opens traces. OpenTelemetry's SDK is imported only when `--traces` is on."""
 
 from typing import TYPE_CHECKING
 
@@ -7,11 +7,11 @@ if TYPE_CHECKING:
 
 
 class TracesUnavailable(RuntimeError):
-    """Traces were asked for and cannot be made; the message says what is missing."""
+    """`--traces` is on and cannot work; the message says what is missing."""
 
 
 def open_traces(version: str) -> "Traces":
-    """Traces that say which version of the service made them. Raises TracesUnavailable."""
+    """Open traces that name this version of the service. Raises TracesUnavailable."""
     try:
         from service.observe.spans import Traces
     except ImportError as error:

@@ -23,6 +23,10 @@ class UnknownModel(LookupError):
     """No such model or version is loaded; the message lists those that are."""
 
 
+class OtherWorkerFailed(RuntimeError):
+    """A model was loaded or unloaded in this worker, but not in another one."""
+
+
 class ModelFailed(ValueError):
     """A model that could not be loaded; the message says why."""
 

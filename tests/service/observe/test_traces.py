@@ -237,7 +237,7 @@ def test_traces_that_cannot_be_made_end_the_start_with_what_is_missing(models, t
     protocol = {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}
     with starting(models, traces=True, environment=protocol) as server:
         assert server.exit() == 1
-        assert "http/protobuf only" in server.log.strip().splitlines()[-1]
+        assert "expected http/protobuf" in server.log.strip().splitlines()[-1]
     for environment, status, mark in (({}, 0, "ok"), (protocol, 1, "BAD")):
         done = subprocess.run(
             [sys.executable, "-m", "service", "doctor", "--traces", "--models", models, "--store", f"sqlite:///{tmp_path}/p.db"],

@@ -1,0 +1,33 @@
+"""Finds the name that somebody most likely meant."""
+
+import difflib
+from collections.abc import Iterable
+from pathlib import Path
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """Return "; did you mean 'NAME'?" for the nearest known name, or "" when none is near.
+
+    >>> did_you_mean("fasion", ["digits", "fashion"])
+    "; did you mean 'fashion'?"
+    """
+    by_lower = {name.lower(): name for name in known}
+    found = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
+    return f"; did you mean '{by_lower[found[0]]}'?" if found else ""
+
+
+def nearest_path(missing: Path) -> str:
+    """Return "; did you mean '/path'?" for a path whose first missing part has a near namesake."""
+    for parent, child in zip(missing.parents, (missing, *missing.parents), strict=False):
+        if parent.is_dir():
+            try:
+                names = [each.name for each in parent.iterdir()]
+            except OSError:
+                return ""
+            found = did_you_mean(child.name, names)
+            if not found:
+                return ""
+            rest = missing.relative_to(child)
+            name = found.split("'")[1]
+            return f"; did you mean '{parent / name / rest}'?"
+    return ""
