@@ -1,18 +1,28 @@
-"""Flags and PRIORDIAL_* environment variables → one frozen Settings. Read in app.py and nowhere else."""
+"""Reads flags and PRIORDIAL_* environment variables into one frozen Settings."""
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from service.nearest import did_you_mean, nearest_path
+
 _MODELS = Path("models")
 PROVIDERS = ("auto", "cpu", "cuda")
+_PREFIX = "PRIORDIAL_"
+_NOT_SETTINGS = re.compile(r"PRIORDIAL_(TEST_\w+|LEAVE_NOTHING_OUT|URL)")
+"""Variables of the tests and of clients, which the service does not read."""
+_SERVICE_LINK = re.compile(
+    r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
+)
+"""Variables that Kubernetes sets in every container for a Service named `priordial`."""
 
 
 class InvalidSetting(ValueError):
-    """A flag or environment variable with a wrong value."""
+    """A flag or environment variable is unknown or has a wrong value."""
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
@@ -21,16 +31,14 @@ def _setting(default: Any, text: str, **more: Any) -> Any:
 
 @dataclass(frozen=True)
 class Settings:
-    """Everything that can be set; a flag `--max-batch-rows` is also PRIORDIAL_MAX_BATCH_ROWS."""
+    """All settings. `max_batch_rows` is `--max-batch-rows` and PRIORDIAL_MAX_BATCH_ROWS."""
 
     models: Path = _setting(_MODELS, "folder of published models")  # noqa: RUF009 - it is dataclasses.field
     host: str = _setting(
-        "127.0.0.1", "address to listen on; another than loopback needs keys or --allow-anonymous"
+        "127.0.0.1", "address to listen on; other than loopback needs keys or --allow-anonymous"
     )
     port: int = _setting(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
-    metrics_port: int = _setting(
-        0, "port of its own for /metrics beside --port; 0: none", low=0, high=65535
-    )
+    metrics_port: int = _setting(0, "a separate port for /metrics; 0: none", low=0, high=65535)
     workers: int = _setting(1, "processes that share the port", low=1, high=256)
     store: str = _setting(
         "sqlite:///priordial.db", "where priors are kept: sqlite:///FILE or postgresql://…"
@@ -47,7 +55,10 @@ class Settings:
         False, "let the GPU round the inputs of matrix products and convolutions to TensorFloat-32"
     )
     default_model: str | None = _setting(
-        None, "the model of /predict and /priors; else the only one there is"
+        None, "the model of /predict and /priors; without it, the only one there is"
+    )
+    allow_no_models: bool = _setting(
+        False, "be ready without any model; models are loaded later, by call or SIGHUP"
     )
     keep_versions: int = _setting(
         2, "newest versions of each model that are loaded", low=1, high=100
@@ -61,7 +72,7 @@ class Settings:
     )
     max_queue_ms: int = _setting(
         300,
-        "refuse with 429 what would wait longer, by the measured cost of the model; 0: no limit",
+        "requests that would wait longer, by the model's measured cost, get 429; 0: no limit",
         low=0,
         high=10**7,
     )
@@ -78,7 +89,9 @@ class Settings:
         high=86_400,
     )
     root_path: str = _setting(
-        "", "path prefix that a proxy in front removes, such as /priordial, for links in /docs"
+        "",
+        "path prefix that a proxy in front removes, such as /priordial, for links in /docs",
+        may_be_empty=True,
     )
     inline_us: int = _setting(
         100, "batches that take no longer than this (µs) run on the event loop", low=0, high=10**6
@@ -87,17 +100,17 @@ class Settings:
         30_000, "deadline of a request that sets none", low=1, high=86_400_000
     )
     read_seconds: float = _setting(
-        60.0, "a request that has not come whole after this long is refused", low=0.1, high=86_400
+        60.0, "a request that is not complete after this long is refused", low=0.1, high=86_400
     )
     hang_seconds: float = _setting(
         60.0,
-        "a graph call, or other work, that takes longer ends the process",
+        "a graph call or other work that takes longer ends the process",
         low=0.1,
         high=86_400,
     )
     load_seconds: float = _setting(
         600.0,
-        "a model that takes longer to be opened, or to be warmed up, is given up; what served goes on",
+        "a model that takes longer to open, or to warm up, is given up; the others serve on",
         low=0.1,
         high=86_400,
     )
@@ -106,7 +119,7 @@ class Settings:
         1000, "per-class metric series of a model; the other classes are summed", low=1, high=10**6
     )
     drain_seconds: float = _setting(
-        0.0, "serve on for so long after SIGTERM, already not ready", low=0, high=3600
+        0.0, "serve on for this long after SIGTERM, already not ready", low=0, high=3600
     )
     keys: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
         None, "file of API keys, one a line as `python -m service key` prints them"
@@ -131,12 +144,12 @@ class Settings:
     )
     recent_rows: int = _setting(
         4096,
-        "recent answers of a model whose logits are kept for previews and estimates; 0: none",
+        "recent answers of a model whose logits are kept, for previews and estimates; 0: none",
         low=0,
         high=10**6,
     )
     recent_mib: int = _setting(
-        16, "MiB of logits that are kept of a model for them", low=1, high=10**4
+        16, "MiB of recent logits that are kept for a model", low=1, high=10**4
     )
     allow_anonymous: bool = _setting(
         False, "serve without keys on an address that others can reach"
@@ -145,7 +158,7 @@ class Settings:
         "auto", "text, json, or auto: text on a terminal", choices=("auto", "text", "json")
     )
     traces: bool = _setting(
-        False, "send OpenTelemetry traces to where the standard OTEL_* environment variables say"
+        False, "send OpenTelemetry traces to the collector in the OTEL_* environment variables"
     )
 
     measure_loop_turns: bool = _setting(
@@ -154,12 +167,15 @@ class Settings:
     )
 
     def __post_init__(self) -> None:
-        """Refuse values out of range, naming the flag. Raises InvalidSetting."""
+        """Refuse values out of range. Raises InvalidSetting, which names the flag."""
         for item in dataclasses.fields(self):
             value, meta = getattr(self, item.name), item.metadata
             flag = flag_of(item.name)
             if "choices" in meta and value not in meta["choices"]:
-                raise InvalidSetting(f"{flag} is '{value}'; expected {', '.join(meta['choices'])}")
+                raise InvalidSetting(
+                    f"{flag} is '{value}'; expected {', '.join(meta['choices'])}"
+                    f"{did_you_mean(value, meta['choices'])}"
+                )
             if "low" in meta and not meta["low"] <= value <= meta["high"]:
                 raise InvalidSetting(f"{flag} is {value}; expected {meta['low']} to {meta['high']}")
         if self.webhook and not self.webhook.startswith(("http://", "https://")):
@@ -171,17 +187,22 @@ class Settings:
 
 
 def flag_of(name: str) -> str:
-    """max_batch_rows → --max-batch-rows."""
+    """Return the flag of a setting: max_batch_rows → --max-batch-rows."""
     return "--" + name.replace("_", "-")
 
 
+def flags() -> list[str]:
+    """Return the flags of all settings."""
+    return [flag_of(item.name) for item in dataclasses.fields(Settings)]
+
+
 def variable_of(name: str) -> str:
-    """max_batch_rows → PRIORDIAL_MAX_BATCH_ROWS."""
-    return "PRIORDIAL_" + name.upper()
+    """Return the variable of a setting: max_batch_rows → PRIORDIAL_MAX_BATCH_ROWS."""
+    return _PREFIX + name.upper()
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """One flag a setting; what is not given stays absent, so that the environment can speak."""
+    """Declare a flag for each setting. Flags that are not given stay absent from the result."""
     for item in dataclasses.fields(Settings):
         shown = f"{item.metadata['help']} ({variable_of(item.name)}; default {item.default})"
         kind: dict[str, Any] = (
@@ -197,19 +218,60 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:
-    """Flags win over the environment, which wins over the defaults. Raises InvalidSetting."""
+    """Read all settings: flags override the environment, which overrides the defaults.
+
+    Raises InvalidSetting.
+    """
+    environment = _own_variables(environment)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(Settings):
         raw = flags.get(item.name, environment.get(variable_of(item.name)))
         if raw is not None:
             name = flag_of(item.name) if item.name in flags else variable_of(item.name)
-            values[item.name] = _parsed(raw, item.type, name)
+            may_be_empty = item.metadata.get("may_be_empty", False)
+            values[item.name] = raw if raw == "" and may_be_empty else _parsed(raw, item.type, name)
     return Settings(**values)
+
+
+def check_paths(settings: Settings) -> None:
+    """Raise InvalidSetting when a file or folder that a setting names does not exist."""
+    models, keys = settings.models, settings.keys
+    if models.exists() and not models.is_dir():
+        raise InvalidSetting(f"--models is '{models}'; expected a folder of published models")
+    if not models.exists() and not settings.allow_no_models:
+        raise InvalidSetting(
+            f"--models is '{models}'; there is no such folder{nearest_path(models)} "
+            "(--allow-no-models starts without it)"
+        )
+    if keys is not None and not keys.exists():
+        raise InvalidSetting(f"--keys is '{keys}'; there is no such file{nearest_path(keys)}")
+
+
+def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that name settings. Raises InvalidSetting for unknown PRIORDIAL_*."""
+    known = {variable_of(item.name) for item in dataclasses.fields(Settings)}
+    linked = "KUBERNETES_SERVICE_HOST" in environment
+    found = {}
+    for name, value in environment.items():
+        if not name.startswith(_PREFIX) or _NOT_SETTINGS.fullmatch(name):
+            continue
+        if linked and _SERVICE_LINK.fullmatch(name) and (name not in known or "://" in value):
+            continue
+        if name == "PRIORDIAL_KEY" and value.startswith("priordial_"):
+            continue  # a client's key, as the examples call it
+        if name not in known:
+            bare = {known_name.removeprefix(_PREFIX) for known_name in known}
+            near = did_you_mean(name.removeprefix(_PREFIX), bare).replace("'", f"'{_PREFIX}", 1)
+            raise InvalidSetting(f"{name} is not a setting{near}")
+        found[name] = value
+    return found
 
 
 def _parsed(raw: Any, kind: Any, name: str) -> Any:
     if not isinstance(raw, str):
         return raw
+    if not raw.strip():
+        raise InvalidSetting(f"{name} is empty; give it a value, or leave it out for its default")
     if kind is bool:
         if raw.lower() not in ("0", "1", "true", "false"):
             raise InvalidSetting(f"{name} is '{raw}'; expected 1 or 0")
@@ -223,7 +285,7 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
 
 
 def describe() -> Sequence[tuple[str, str, str, str]]:
-    """(flag, variable, default, help) of every setting, for the documents and their test."""
+    """Return (flag, variable, default, help) of every setting, for the documents."""
     return [
         (flag_of(i.name), variable_of(i.name), str(i.default), i.metadata["help"])
         for i in dataclasses.fields(Settings)

@@ -69,6 +69,11 @@ class Access:
         """Whether the service asks for no key."""
         return not self._keys and self._file is None
 
+    @property
+    def keys(self) -> Sequence[Key]:
+        """The keys that are valid now."""
+        return self._keys
+
     def check(self, headers: Headers, role: str) -> str:
         """Return the name of the caller's key, which has this role. Raises Problem."""
         if not self._keys and self._file is None:  # every request comes here: no further call

@@ -105,6 +105,7 @@ def kinds() -> Mapping[type[Exception], str]:
         work.BatcherFailed: "unavailable",
         repository.UnknownModel: "unknown-model",
         repository.ModelFailed: "invalid",
+        repository.OtherWorkerFailed: "unavailable",
     }
 
 

@@ -55,7 +55,7 @@ class HotProtocol(FramedProtocol):
                 path, query, head, body = known
                 match = lane.match(path.decode())
                 if match is not None:
-                    self.headers = []  # tells `slow_clients` that another request has begun
+                    self.headers = []  # tells SlowClients that another request has begun
                     self._begin(match, query, head, body, keep_alive=True)
                     return
         self._whole = None

@@ -21,6 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
+from service.nearest import nearest_path
 from service.priors.revisions import StoreUnavailable
 from service.priors.store.schema import SCHEMA, meta, migrate, schema_number
 from service.priors.store.trouble import typed_trouble
@@ -115,8 +116,11 @@ class SqliteFile:
 
     def connect(self) -> sqlite3.Connection:
         """A connection whose commits are on disk when they return."""
-        if self.may_create:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.may_create and not self.path.parent.is_dir():
+            folder = self.path.parent
+            raise StoreUnavailable(
+                "away", f"there is no folder '{folder}' for the store's file{nearest_path(folder)}"
+            )
         connection = sqlite3.connect(
             f"file:{quote(str(self.path))}?mode={'rwc' if self.may_create else 'rw'}",
             uri=True,

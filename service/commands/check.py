@@ -1,0 +1,110 @@
+"""`python -m service check`: would `serve` start with these settings, and serve what is meant?"""
+
+from collections.abc import Iterator
+
+from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
+from service.commands import findings
+from service.commands.findings import Finding
+from service.contract.bundle import Bundle
+from service.keys import InvalidKeys, parse_keys
+from service.nearest import did_you_mean
+from service.priors.revisions import PriorDoesNotFit, StoreUnavailable
+from service.priors.snapshot import resolve_stored
+from service.priors.store import InvalidStoreUrl, open_store
+from service.settings import InvalidSetting, Settings, check_paths
+
+
+def run(settings: Settings) -> int:
+    """Print the findings. Returns DONE when all is well, else FAILED."""
+    return findings.show(check(settings))
+
+
+def check(settings: Settings) -> Iterator[Finding]:
+    """Check everything that a start depends on, without binding a port."""
+    yield True, "settings", "each is known and in its range"
+    yield _paths(settings)
+    yield from _access(settings)
+    store = findings.store(settings.store, optional=settings.store_optional)
+    yield store
+    bundles = []
+    for finding, bundle in findings.models(settings):
+        yield finding
+        if bundle is not None:
+            bundles.append(bundle)
+    if settings.default_model is not None:
+        yield _default_model(settings, settings.default_model)
+    if store[0]:
+        yield from _priors(settings, bundles)
+
+
+def _paths(settings: Settings) -> Finding:
+    try:
+        check_paths(settings)
+    except InvalidSetting as error:
+        return False, "files and folders", str(error)
+    return True, "files and folders", f"models are read from '{settings.models.resolve()}'"
+
+
+def _access(settings: Settings) -> Iterator[Finding]:
+    try:
+        access = Access(parse_keys(settings.api_keys), file=settings.keys)
+    except InvalidKeys as error:
+        yield False, "keys", str(error)
+        return
+    if access.open_to_all:
+        yield None, "keys", "there are none: everybody who reaches the port may do everything"
+    else:
+        roles = ", ".join(sorted({role for key in access.keys for role in key.roles}))
+        yield True, "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
+    try:
+        check_exposure(
+            settings.host,
+            has_keys=not access.open_to_all,
+            allow_anonymous=settings.allow_anonymous,
+        )
+    except ExposedWithoutKeys as error:
+        yield False, "access", str(error)
+
+
+def _default_model(settings: Settings, name: str) -> Finding:
+    names = findings.model_names(settings.models)
+    if name in names:
+        return True, "default model", name
+    near = did_you_mean(name, names)
+    return False, "default model", f"there is no model '{name}' in '{settings.models}'{near}"
+
+
+def _priors(settings: Settings, bundles: list[Bundle]) -> Iterator[Finding]:
+    """Resolve the newest revision of each stored prior for the model that it belongs to."""
+    by_name = {bundle.name: bundle for bundle in bundles}
+    try:
+        store = open_store(settings.store)
+        store.open(create=False)
+        try:
+            entries = store.heads().entries
+        finally:
+            store.close()
+    except (InvalidStoreUrl, StoreUnavailable) as error:
+        yield False, "priors", str(error)
+        return
+    newest = {}
+    for entry in sorted(entries, key=lambda entry: entry.change):
+        newest[entry.model, entry.name] = entry
+    fitting = 0
+    for (model, name), entry in newest.items():
+        if entry.deleted:
+            continue
+        subject = f"prior {model}/{name}@{entry.revision}"
+        bundle = by_name.get(model)
+        if entry.damaged:
+            yield False, subject, "is damaged in the store; the revision before it is served"
+        elif bundle is None:
+            yield None, subject, f"its model '{model}' is not among the models"
+        else:
+            try:
+                resolve_stored(bundle, entry, bundle.class_digest)
+            except PriorDoesNotFit as error:
+                yield False, subject, str(error)
+            else:
+                fitting += 1
+    yield True, "priors", f"{fitting} of {len(newest)} stored priors fit their models"

@@ -1,0 +1,81 @@
+"""What `check` and `doctor` look at, and how they print what they find."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from service.contract.bundle import Bundle, load_bundle, versions
+from service.exit_codes import DONE, FAILED
+from service.graph import providers, session
+from service.priors.revisions import StoreUnavailable
+from service.priors.store import InvalidStoreUrl, open_store
+from service.settings import Settings
+
+Finding = tuple[bool | None, str, str]
+"""(good, bad or neither; the subject; what was found)."""
+
+_MARKS = {True: "ok  ", False: "BAD ", None: "    "}
+
+
+def show(findings: Iterable[Finding]) -> int:
+    """Print findings as they come. Returns FAILED when one is bad."""
+    good = True
+    for verdict, subject, found in findings:
+        good = good and verdict is not False
+        sys.stdout.write(f"{_MARKS[verdict]} {subject:<24} {found}\n")
+        sys.stdout.flush()
+    return DONE if good else FAILED
+
+
+def store(url: str, *, optional: bool) -> Finding:
+    """Connect to the store, as `serve` does at its start."""
+    try:
+        opened = open_store(url)
+    except InvalidStoreUrl as error:
+        return False, "prior store", str(error)
+    try:
+        opened.open()
+    except StoreUnavailable as error:
+        return (None if optional else False), "prior store", f"cannot be used: {error}"
+    finally:
+        opened.close()
+    return True, "prior store", "reachable, and its tables are as expected"
+
+
+def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
+    """Open the newest version of each model on the provider that would serve it.
+
+    Yields each finding, with the bundle of a model that opens.
+    """
+    device = providers.Device(
+        settings.device_id, memory_mib=settings.gpu_memory_mib, tf32=settings.tf32
+    )
+    try:
+        provider = providers.resolve_provider(settings.provider, device)
+    except providers.ProviderUnavailable as error:
+        yield (False, "models", f"not opened: {error}"), None
+        return
+    names = model_names(settings.models)
+    if not names:
+        fine = None if settings.allow_no_models else False
+        text = f"there is none in '{settings.models}' (--allow-no-models starts without one)"
+        yield (fine, "models", text), None
+    for name in names:
+        version = versions(settings.models / name)[-1]
+        folder = settings.models / name / str(version)
+        try:
+            bundle = load_bundle(folder)
+            opened = session.open_graph(
+                folder, bundle, provider=provider, intra_op_threads=1, device=device
+            )
+        except (ValueError, providers.ProviderUnavailable) as error:
+            yield (False, f"model {name}/{version}", str(error)), None
+            continue
+        classes = len(bundle.class_names)
+        found = f"{classes} classes, opens on {opened.provider}"
+        yield (True, f"model {name}/{version}", found), bundle
+
+
+def model_names(folder: Path) -> list[str]:
+    """Return the names of the models in a folder."""
+    return sorted(each.name for each in folder.glob("*") if versions(each))

@@ -1,0 +1,86 @@
+"""Every mistake in a setting is refused, naming what came and the nearest right name."""
+
+import pytest
+
+from service.settings import InvalidSetting, Settings, check_paths, read_settings
+
+
+@pytest.mark.parametrize(
+    ("name", "near"),
+    [
+        ("PRIORDIAL_PROT", "PRIORDIAL_PORT"),
+        ("PRIORDIAL_MODLES", "PRIORDIAL_MODELS"),
+        ("PRIORDIAL_KEY", "PRIORDIAL_KEYS"),
+        ("PRIORDIAL_MAX_BATCH_ROW", "PRIORDIAL_MAX_BATCH_ROWS"),
+    ],
+)
+def test_an_unknown_variable_is_refused_with_the_nearest_right_name(name, near):
+    with pytest.raises(InvalidSetting, match=rf"{name} is not a setting; did you mean '{near}'\?"):
+        read_settings({}, {name: "/x"})
+
+
+def test_a_variable_that_is_like_no_other_is_refused_without_a_guess():
+    with pytest.raises(InvalidSetting, match=r"PRIORDIAL_ZZZZZZ is not a setting$"):
+        read_settings({}, {"PRIORDIAL_ZZZZZZ": "1"})
+
+
+def test_variables_of_other_programs_and_of_clients_are_left_alone():
+    environment = {"PATH": "/bin", "PRIORDIAL_KEY": "priordial_secret", "PRIORDIAL_TEST_X": "1"}
+    assert read_settings({}, environment) == Settings()
+
+
+def test_variables_that_kubernetes_makes_for_a_service_of_this_name_are_left_alone():
+    links = {
+        "KUBERNETES_SERVICE_HOST": "10.0.0.1",
+        "PRIORDIAL_SERVICE_HOST": "10.0.0.2",
+        "PRIORDIAL_SERVICE_PORT": "8000",
+        "PRIORDIAL_SERVICE_PORT_HTTP": "8000",
+        "PRIORDIAL_PORT": "tcp://10.0.0.2:8000",
+        "PRIORDIAL_PORT_8000_TCP": "tcp://10.0.0.2:8000",
+        "PRIORDIAL_PORT_8000_TCP_ADDR": "10.0.0.2",
+        "PRIORDIAL_GRAFANA_PORT_3000_TCP_PROTO": "tcp",
+    }
+    assert read_settings({}, links) == Settings()
+    assert read_settings({}, {**links, "PRIORDIAL_PORT": "9000"}).port == 9000
+    with pytest.raises(InvalidSetting, match="PRIORDIAL_SERVICE_HOST"):
+        read_settings({}, {"PRIORDIAL_SERVICE_HOST": "10.0.0.2"})
+
+
+@pytest.mark.parametrize("name", ["KEYS", "MODELS", "DEFAULT_MODEL", "API_KEYS", "HOST", "PORT"])
+def test_an_empty_value_is_refused_rather_than_taken_for_something(name):
+    with pytest.raises(InvalidSetting, match=f"PRIORDIAL_{name} is empty"):
+        read_settings({}, {f"PRIORDIAL_{name}": ""})
+
+
+def test_a_choice_that_is_misspelt_is_refused_with_the_nearest():
+    with pytest.raises(InvalidSetting, match=r"expected auto, cpu.*did you mean 'cuda'\?"):
+        read_settings({"provider": "cudda"}, {})
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-1", "x"])
+def test_a_number_that_is_none_or_out_of_range_is_refused(value):
+    with pytest.raises(InvalidSetting, match="drain-seconds"):
+        read_settings({"drain_seconds": value}, {})
+
+
+def test_a_models_folder_that_is_not_there_is_refused_with_the_nearest(tmp_path):
+    (tmp_path / "models").mkdir()
+    near = tmp_path / "models"
+    with pytest.raises(InvalidSetting, match=rf"no such folder; did you mean '{near}'\?"):
+        check_paths(Settings(models=tmp_path / "modles"))
+    check_paths(Settings(models=tmp_path / "modles", allow_no_models=True))
+
+
+def test_the_nearest_path_keeps_what_follows_the_misspelt_part(tmp_path):
+    (tmp_path / "models").mkdir()
+    with pytest.raises(InvalidSetting, match=rf"did you mean '{tmp_path}/models/shop'\?"):
+        check_paths(Settings(models=tmp_path / "modls" / "shop"))
+
+
+def test_a_models_folder_that_is_a_file_and_a_missing_list_of_keys_are_refused(tmp_path):
+    file = tmp_path / "keys.txt"
+    file.write_text("")
+    with pytest.raises(InvalidSetting, match="expected a folder"):
+        check_paths(Settings(models=file, allow_no_models=True))
+    with pytest.raises(InvalidSetting, match=rf"no such file; did you mean '{file}'\?"):
+        check_paths(Settings(models=tmp_path, keys=tmp_path / "key.txt"))
