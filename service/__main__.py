@@ -1,12 +1,10 @@
 """`python -m service`: serve, and the other verbs."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence
 
-from service.contract.extras import missing_extra
-from service.settings import InvalidSetting, Settings, add_flags, read_settings
+from service.server.startup import prepare_process
 
 PROVIDERS = """providers:
   auto      CUDA where it works, else the CPU; logged once
@@ -16,23 +14,33 @@ PROVIDERS = """providers:
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m service") -> int:
-    """Run one verb. Returns 0 done, 1 failed, 2 wrong use.
+    """Run one verb. Returns the exit status, one of service.exit_codes.
 
     prog: the command's name in its help and its errors.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if given[:1] == ["serve"]:
+        prepare_process()  # before the imports below, which take a second
+    from service.contract.extras import missing_extra
+    from service.exit_codes import FAILED
+
     try:
-        return _run(arguments, prog)
+        return _run(given, prog)
     except ModuleNotFoundError as error:
         advice = missing_extra(error, first="serve")
         if advice is None:
             raise
         print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - a command speaks
-        return 1
+        return FAILED
 
 
-def _run(arguments: Sequence[str] | None, prog: str) -> int:
+def _run(given: Sequence[str], prog: str) -> int:
+    import argparse
+
     from service.commands import priors as prior_commands
     from service.commands.importing import flags as import_flags
+    from service.nearest import did_you_mean
+    from service.settings import InvalidSetting, Settings, add_flags, flags, read_settings
 
     parser = argparse.ArgumentParser(
         prog=prog, description="Serve classifiers with adjustable class priors."
@@ -49,26 +57,33 @@ def _run(arguments: Sequence[str] | None, prog: str) -> int:
         verbs.add_parser("import", help="publish an ONNX classifier that was trained elsewhere")
     )
     prior_commands.add_verbs(verbs)
-    add_flags(verbs.add_parser("doctor", help="say what works on this machine, and why not"))
-    given = vars(parser.parse_args(arguments))
-    if given["verb"] in prior_commands.VERBS:
-        return prior_commands.run(given, os.environ, default_store=Settings().store)
-    verb = given.pop("verb")
+    add_flags(
+        verbs.add_parser("check", help="check settings, keys, store, models and priors; no serving")
+    )
+    add_flags(verbs.add_parser("doctor", help="show what works on this machine, and why not"))
+    parsed, unknown = parser.parse_known_args(given)
+    if unknown:
+        near = did_you_mean(unknown[0].split("=")[0], flags())
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+    values = vars(parsed)
+    if values["verb"] in prior_commands.VERBS:
+        return prior_commands.run(values, os.environ, default_store=Settings().store)
+    verb = values.pop("verb")
     if verb == "import":
         from service.commands.importing.importer import run
 
-        return run(argparse.Namespace(**given))
+        return run(argparse.Namespace(**values))
     try:
-        settings = read_settings(given, os.environ)
+        settings = read_settings(values, os.environ)
     except InvalidSetting as error:
         parser.error(str(error))
-    if verb == "doctor":
-        from service.commands import doctor
+    if verb == "serve":
+        from service.server.serve import serve
 
-        return doctor.run(settings)
-    from service.server.serve import serve
+        return serve(settings)
+    from service.commands import check, doctor
 
-    return serve(settings)
+    return check.run(settings) if verb == "check" else doctor.run(settings)
 
 
 if __name__ == "__main__":

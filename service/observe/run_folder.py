@@ -49,7 +49,7 @@ def new_run() -> Iterator[Path]:
 
     Without room for a folder the run goes on, with its metrics in memory.
     """
-    root, lock = Path(tempfile.gettempprefix()) / "no-folder" / "none", None
+    root, lock = Path(os.devnull) / "no-folder", None  # where no folder can be made
     try:
         parent = Path(tempfile.gettempdir())
         sweep(parent)

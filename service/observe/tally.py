@@ -46,7 +46,7 @@ class Tally:
         self._free: Cells = np.empty(0)
         self._free_offset = 0
         try:
-            folder.mkdir(parents=folder.parent.parent.is_dir(), exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             self._data = (folder / "cells.bin").open("a+b", buffering=0)
             self._index = (folder / "cells.jsonl").open("a+b", buffering=0)
             self._take_over(self._data, self._index)
@@ -85,7 +85,7 @@ class Tally:
     def _note(self, error: OSError) -> None:
         self.fault = (
             f"metrics are kept in memory only, because {self._folder} cannot be written: "
-            f"{error.strerror or error}; make room there and restart"
+            f"{error.strerror or error}; make room there, or set TMPDIR, and restart"
         )
 
     def _take_over(self, data: FileIO, index: FileIO) -> None:

@@ -1,12 +1,13 @@
-"""The composition root: builds every object and connects them; decides nothing."""
+"""Builds every object of the service and connects them; decides nothing itself."""
 
 import asyncio
+import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from service.api import console, health, models, web, whoami
 from service.api.adjust import Adjust
-from service.api.edge.access import Access, check_exposure
+from service.api.edge.access import Access
 from service.api.edge.asgi import Edge
 from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Route
@@ -24,6 +25,7 @@ from service.contract.bundle import Bundle
 from service.graph import providers
 from service.keys import parse_keys
 from service.machine import available_threads
+from service.nearest import did_you_mean
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
 from service.observe.port import MetricsPort
@@ -40,17 +42,20 @@ from service.repository.repository import Repository, UnknownModel
 from service.server.gauges import Gauges
 from service.server.loop_turns import LoopTurns
 from service.server.watchdog import Watchdog
-from service.settings import Settings
+from service.settings import InvalidSetting, Settings, check_paths
 
 VERSION = "0.1.0"
 
 
 class NothingToServe(RuntimeError):
-    """There are models, and none of them can be served; the log says why for each."""
+    """There are models and none can be served; the log says why for each."""
 
 
 class Service:
-    """Everything that serves, built from settings. Make it, `start` it on a running loop, serve `asgi`, `stop` it."""
+    """Everything that serves, built from settings.
+
+    Construct it and `start` it on a running loop. Serve `asgi`, then `drain` and `stop`.
+    """
 
     def __init__(
         self,
@@ -60,17 +65,18 @@ class Service:
         unloaded: Sequence[str] = (),
         replaces: str = "",
         everywhere: Callable[[str, str], Awaitable[None]] | None = None,
+        owns_process: bool = True,
     ) -> None:
-        """With several workers: `unloaded` names models that stay out, `replaces` says why the worker before this one
-        ended, and `everywhere` has all workers load or unload a model.
+        """Build the service. Its counts go to `run_folder`.
+
+        unloaded: models that an operator has unloaded, not to be loaded at the start.
+        replaces: how the worker before this one ended, where there was one.
+        everywhere: has all workers load or unload a model, where there are several.
+        owns_process: whether the process may be ended when it hangs.
         """
+        check_paths(settings)
         self.settings = settings
         self.access = Access(parse_keys(settings.api_keys), file=settings.keys)
-        check_exposure(
-            settings.host,
-            has_keys=not self.access.open_to_all,
-            allow_anonymous=settings.allow_anonymous,
-        )
         providers.check_runtime()
         self.traces = open_traces(VERSION) if settings.traces else None
         self.device = providers.Device(
@@ -101,7 +107,11 @@ class Service:
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.drift = Drift(self.priors, self._newest)
         self.metrics_port: MetricsPort | None = None
-        self.watchdog = Watchdog(self._busy, hang_seconds=settings.hang_seconds)
+        self.watchdog = Watchdog(
+            self._busy,
+            hang_seconds=settings.hang_seconds,
+            end=os._exit if owns_process else None,
+        )
         self.webhook: Webhook | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
@@ -111,21 +121,25 @@ class Service:
 
     @property
     def started(self) -> bool:
-        """Whether models and priors are there."""
+        """Whether models and priors are loaded."""
         return self.start_done.is_set()
 
     def drain(self) -> None:
-        """Not ready from now on, and each answer closes its connection, so that clients go elsewhere."""
+        """Turn readiness red and close each connection with its next answer: clients go elsewhere."""
         self.draining = self.asgi.draining = True
-        self.repository.end_loading("the service is ending")
+        self.repository.end_loading("the service is shutting down")
 
     async def start(self) -> None:
-        """Read priors, load and warm every model. Raises StoreUnavailable or NothingToServe."""
+        """Read priors, load and warm every model.
+
+        Raises StoreUnavailable, NothingToServe, PortTaken, or InvalidSetting for --default-model.
+        """
         await self.priors.start(optional=self.settings.store_optional)
         await self.repository.load_all()
         if self.repository.faults and not self.repository.all():
             first = next(iter(self.repository.faults.values()))
             raise NothingToServe(f"no model can be served: {first}")
+        self._check_default_model()
         gauges = Gauges(
             self.repository, self.priors, max_class_series=self.settings.max_class_series
         )
@@ -152,7 +166,7 @@ class Service:
         self.start_done.set()
 
     async def stop(self) -> None:
-        """Finish what was admitted, then let go of everything."""
+        """Finish the admitted requests, then release everything."""
         self.drift.stop()
         if self.metrics_port is not None:
             self.metrics_port.close()
@@ -260,13 +274,13 @@ class Service:
             return None
 
     def _serving(self) -> list[Bundle]:
-        """The newest version of each model, the default one first."""
+        """Return the newest version of each model, the default model first."""
         newest = [model.bundle for model in self.repository.newest()]
         first = self.repository.default_name() if len(newest) == 1 else self.settings.default_model
         return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
 
     def _busy(self) -> Iterable[tuple[str, float | None]]:
-        """What the watchdog watches, and since when it is at the same piece of work."""
+        """Yield what the watchdog watches, and since when it is at the same piece of work."""
         yield "work in the pool", self.pool.busy_since
         for batcher in self._batchers():
             yield f"a graph call of {batcher.name}", batcher.busy_since
@@ -281,15 +295,36 @@ class Service:
     def _why_not_ready(self) -> str | None:
         if self.draining:
             return "draining"
-        return None if self.started else "models are being loaded"
+        if not self.started:
+            return "models are being loaded"
+        if not self.repository.all() and not self.settings.allow_no_models:
+            return (
+                f"no model is served from '{self.settings.models}': publish one there and load it "
+                "(SIGHUP, or POST /v2/repository/models/NAME/load)"
+            )
+        return None
 
     def _why_degraded(self) -> str | None:
         state = self.priors.store_state
-        told = [f"the load of {what} hangs" for what in self.repository.loads.hanging()]
+        reasons = [f"the load of {what} hangs" for what in self.repository.loads.hanging()]
         if state.degraded:
-            told += [f"prior store {state.kind}", state.detail, *state.faults]
-        return "; ".join(filter(None, told)) or None
+            reasons += [f"prior store {state.kind}", state.detail, *state.faults]
+        default = self.settings.default_model
+        if default is not None and default not in self.repository.all():
+            reasons.append(f"the default model '{default}' is not served (GET /models says why)")
+        reasons.append(self.metrics.fault or "")
+        return "; ".join(filter(None, reasons)) or None
+
+    def _check_default_model(self) -> None:
+        """Raise InvalidSetting when --default-model is the name of no model."""
+        default, names = self.settings.default_model, self.repository.names_on_disk()
+        if default is None or default in names or self.settings.allow_no_models:
+            return
+        raise InvalidSetting(
+            f"--default-model is '{default}'; {self.settings.models} holds "
+            f"{', '.join(names) or 'no model'}{did_you_mean(default, names)}"
+        )
 
     def _newest(self) -> list[tuple[Bundle, LogitReservoir]]:
-        """The newest version of each model, with its recent logits."""
+        """Return the newest version of each model, with its recent logits."""
         return [(model.bundle, model.recent) for model in self.repository.newest()]

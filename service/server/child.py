@@ -1,12 +1,14 @@
 """A worker as its supervisor sees it: a child process and the line to it."""
 
 import asyncio
-import json
+import logging
 import socket
 import sys
 from typing import Any
 
-from service.server.link import MAX_LINE_BYTES, Place, encoded
+from service.server.link import Place, encoded, next_message
+
+logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
@@ -24,61 +26,69 @@ class WorkerProcess:
         self.ready_at: float | None = None
         """time.monotonic() when it began to serve."""
         self.refused: str | None = None
-        """Why it will not serve, in its own words."""
+        """Why it refuses to serve, in its own words."""
         self._orders: dict[int, asyncio.Future[str | None]] = {}
 
     @classmethod
     async def start(cls, place: Place) -> "WorkerProcess":
-        """Start `python -m service.server.worker` and tell it its place."""
+        """Start `python -m service.server.worker` and send it its place. Raises OSError.
+
+        RuntimeError is raised where the system has no thread left to wait for the process.
+        """
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "service.server.worker", str(theirs.fileno()),
-                pass_fds=(theirs.fileno(), place.listener),
-                process_group=0,  # Ctrl-C in a terminal is for the supervisor, which tells the workers once
-            )  # fmt: skip
-        reader, writer = await asyncio.open_connection(sock=ours, limit=MAX_LINE_BYTES)
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable, "-m", "service.server.worker", str(theirs.fileno()),
+                    pass_fds=(theirs.fileno(), place.listener),
+                    process_group=0,  # Ctrl-C in a terminal goes to the supervisor, which ends the workers
+                )  # fmt: skip
+            reader, writer = await asyncio.open_connection(sock=ours)
+        except BaseException:
+            ours.close()  # a process that has started finds its line closed, and ends
+            raise
         writer.write(place.encoded())
         return cls(place.slot, process, reader, writer)
 
     def send(self, message: dict[str, Any]) -> None:
-        """Say something; nothing happens when it has ended."""
+        """Send a message, unless the worker has ended."""
         if not self._writer.is_closing():
             self._writer.write(encoded(message))
 
     def order(
         self, number: int, verb: str, model: str, *, yours: int | None
     ) -> "asyncio.Future[str | None]":
-        """Have it do something. The future is why it could not; None when it could, or when it has ended."""
+        """Order it to load or unload a model. The future is why it could not, None if it could.
+
+        yours: the number of the worker's own request, where it is the one that asked.
+        """
         answer = self._orders[number] = asyncio.get_running_loop().create_future()
         self.send({"order": number, "verb": verb, "model": model, "yours": yours})
         return answer
 
     def done(self, number: int, error: str | None) -> None:
-        """It has carried out an order."""
-        self._orders.pop(number).set_result(error)
+        """Note that it has carried out an order."""
+        answer = self._orders.pop(number, None)
+        if answer is not None:
+            answer.set_result(error)
 
     async def next_message(self) -> dict[str, Any] | None:
-        """What it says next; None when it has hung up."""
-        try:
-            line = await self._reader.readline()
-        except ConnectionError:
-            return None
-        if not line.endswith(b"\n"):
-            return None
-        message: dict[str, Any] = json.loads(line)
-        return message
+        """Return its next message; None when it has closed the line."""
+        return await next_message(self._reader)
 
     async def wait(self) -> int:
-        """Its exit status, negative for a signal, once it has ended. Orders that it owed count as done."""
+        """Return its exit status, negative for a signal, once it has ended.
+
+        Its open orders count as done: its replacement starts from how things are then.
+        """
         status = await self._process.wait()
         self._writer.close()
         for answer in self._orders.values():
-            answer.set_result(None)  # whoever takes its place starts from how things are now
+            answer.set_result(None)
         self._orders.clear()
         return status
 
     def signal(self, number: int) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send it a signal, unless it has ended."""
         if self._process.returncode is None:
             self._process.send_signal(number)

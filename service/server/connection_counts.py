@@ -1,27 +1,50 @@
 """How many connections each of the processes that share a port has."""
 
+import logging
 import mmap
 from pathlib import Path
+
+from service.machine import allocate
+
+logger = logging.getLogger(__name__)
 
 _ABSENT = 2**31 - 1
 
 
 class ConnectionCounts:
-    """Numbers in a file that all of the processes map; one a slot."""
+    """Numbers in a file that all workers map; one a slot."""
 
     def __init__(self, folder: Path, slots: int) -> None:
+        """Raises OSError when the folder has no room for the file."""
+        size = 4 * slots
         with (folder / "connections").open("a+b") as file:
-            file.truncate(4 * slots)
-            self._counts = memoryview(mmap.mmap(file.fileno(), 4 * slots)).cast("i")
+            there = file.seek(0, 2)
+            if there < size:
+                allocate(file.fileno(), there, size - there)
+            self._counts = memoryview(mmap.mmap(file.fileno(), size)).cast("i")
 
     def set(self, slot: int, connections: int) -> None:
-        """Tell the others."""
+        """Show the number of a slot to the other workers."""
         self._counts[slot] = connections
 
     def absent(self, slot: int) -> None:
-        """Nobody serves in this slot."""
+        """Note that nobody serves in this slot."""
         self._counts[slot] = _ABSENT
 
     def fewest(self) -> int:
-        """The smallest count of a process that serves."""
+        """Return the smallest number of a worker that serves."""
         return min(self._counts)
+
+
+def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
+    """Open the counts of a run. None without room for them: connections are then shared by chance."""
+    try:
+        return ConnectionCounts(folder, slots)
+    except OSError as error:
+        logger.warning(
+            "connections are shared unevenly between workers, because %s cannot be written: %s; "
+            "make room there and restart",
+            folder,
+            error.strerror or error,
+        )
+        return None

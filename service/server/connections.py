@@ -1,15 +1,19 @@
-"""Accepts connections: of a socket that several processes share, so that each has about as many as the others.
+"""Accepts connections evenly from a socket that workers share, and closes those of slow clients.
 
-A burst of connections would go to one process nearly whole, and stay there for as long as they are kept alive. So a process
-that is not alone accepts one a turn of its loop, and leaves it to the others for a moment when it has more than they have. A
-process that hangs or dies is sent nothing that another could not take. One that is alone accepts all that wait: the loop's own
-server takes one a turn, and a turn is long when its batches are, so that the last of a burst waited a tenth of a second.
+Left alone, one process would accept nearly all of a burst of connections, and keep them for as
+long as they live. So a process that is not alone accepts one connection in a turn of its loop, and
+leaves the next to the others for a moment while it has more than they have. A connection never
+waits for a process that hangs or has died: another accepts it.
+
+A process that is alone accepts all that wait. The loop's own server accepts one in a turn, and a
+turn is as long as a batch: the last of a burst would wait for a tenth of a second.
 """
 
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import uvicorn
 
@@ -20,11 +24,15 @@ logger = logging.getLogger(__name__)
 _LEFT_TO_OTHERS_SECONDS = 0.003
 _NO_DESCRIPTORS_SECONDS = 1.0
 _AT_ONCE = 256
-"""Connections that a process which is alone accepts in one turn of its loop."""
+"""Connections that a process without others accepts in one turn of its loop."""
 
 
 class FairServer(uvicorn.Server):
-    """A uvicorn server on a bound socket. With `counts`, other processes accept from it too."""
+    """A uvicorn server on a bound socket, which other processes may share.
+
+    `counts` holds the connections of each process, and `slot` is this one's place in it. Without
+    `counts` the process accepts as if it were alone.
+    """
 
     def __init__(
         self, config: uvicorn.Config, counts: ConnectionCounts | None = None, slot: int = 0
@@ -34,7 +42,7 @@ class FairServer(uvicorn.Server):
         self._acceptors: list[_Acceptor] = []
 
     def appear(self) -> None:
-        """Tell the others that this process is about to accept: from now on they leave its share to it."""
+        """Show the others that this process is about to accept, so that they leave it its share."""
         self._count()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -54,12 +62,12 @@ class FairServer(uvicorn.Server):
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Uvicorn's, every tenth of a second; connections may have ended since."""
+        """Count the connections, some of which may have ended, every tenth of a second."""
         self._count()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Uvicorn's; the others need not leave anything to this process any more."""
+        """Shut down, and show the others that they need not leave anything to this process."""
         if self._counts is not None:
             self._counts.absent(self._slot)
         await super().shutdown(sockets)
@@ -85,7 +93,11 @@ class _Acceptor:
         protocol: Callable[[], asyncio.Protocol],
         should_leave_it: Callable[[], bool] | None,
     ) -> None:
-        """should_leave_it tells whether another process should rather take the next; None where there is no other."""
+        """Accept from now on.
+
+        protocol: makes the protocol of a connection.
+        should_leave_it: whether another process should take the next connection; None when alone.
+        """
         self._listener, self._protocol, self._should_leave_it = listener, protocol, should_leave_it
         self._loop = asyncio.get_running_loop()
         self._tasks: set[asyncio.Task[object]] = set()
@@ -95,16 +107,16 @@ class _Acceptor:
 
     @property
     def connecting(self) -> int:
-        """Connections that are accepted and not yet made."""
+        """The number of connections that are accepted and have no protocol yet."""
         return len(self._tasks)
 
     def close(self) -> None:
-        """Accept no more."""
+        """Stop accepting."""
         self._closed = True
         self._loop.remove_reader(self._listener)
 
     async def wait_closed(self) -> None:
-        """Return when what was accepted is connected."""
+        """Return when each accepted connection has its protocol."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _watch(self) -> None:
@@ -128,13 +140,17 @@ class _Acceptor:
             self._accept()
 
     def _accept(self) -> bool:
-        """Accept one connection; whether there was one."""
+        """Accept one connection. Returns whether there was one."""
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
             return False  # none waits, another process was faster, or the client has gone
         except OSError as error:
-            logger.error("cannot accept a connection: %s", error.strerror)  # noqa: TRY400 - no fault of ours
+            logger.error(  # noqa: TRY400 - no fault of ours
+                "cannot accept a connection: %s; trying again every %g s",
+                error.strerror,
+                _NO_DESCRIPTORS_SECONDS,
+            )
             self._loop.remove_reader(self._listener)
             self._loop.call_later(_NO_DESCRIPTORS_SECONDS, self._watch)
             return False
@@ -145,3 +161,32 @@ class _Acceptor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return True
+
+
+class SlowClients:
+    """Closes connections whose client does not begin a request, or does not end its headers.
+
+    uvicorn waits for headers for ever. Bodies have a limit of their own where they are read
+    (`api/edge/bodies.py`), and idle connections have uvicorn's `timeout_keep_alive`. Every
+    `seconds` all connections are checked: one that has not moved since the last check is closed.
+    """
+
+    def __init__(self, connections: Callable[[], Iterable[Any]], *, seconds: float) -> None:
+        """`connections` returns uvicorn's protocols. A new request gives each a new `headers`."""
+        self._connections, self._seconds = connections, seconds
+        self._waiting: dict[Any, Any] = {}
+
+    def start(self) -> None:
+        """Check from now on, on the running loop."""
+        asyncio.get_running_loop().call_later(self._seconds, self._check)
+
+    def _check(self) -> None:
+        before, self._waiting = self._waiting, {}
+        for connection in list(self._connections()):
+            if connection.cycle is not None and not connection.cycle.response_complete:
+                continue
+            if connection in before and before[connection] is connection.headers:
+                connection.transport.close()
+            else:
+                self._waiting[connection] = connection.headers
+        self.start()

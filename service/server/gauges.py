@@ -1,4 +1,4 @@
-"""What is told of models and priors when the service is scraped, in the scrape's thread."""
+"""The gauges of models and priors, computed at each scrape in the scrape's thread."""
 
 from collections.abc import Iterable, Iterator
 
@@ -14,14 +14,14 @@ TRAINING = "training"
 
 
 class Gauges:
-    """Reads the models and priors in force; changes nothing."""
+    """Reads the models and the priors in force."""
 
     def __init__(self, repository: Repository, priors: Priors, *, max_class_series: int) -> None:
         self._repository, self._priors = repository, priors
         self._max_class_series = max_class_series
 
     def numbers(self) -> Iterator[Gauge]:
-        """One number each: revisions, whether targets are expected, rows that wait, what is loaded."""
+        """Yield single numbers: revisions, expected targets, queued rows, loaded models."""
         for name, by_version in self._repository.all().items():
             newest = next(iter(by_version.values()))
             for prior in self._names(name):
@@ -43,7 +43,7 @@ class Gauges:
                 yield "priordial_model_info", provider, 1.0
 
     def vectors(self) -> Iterator[VectorGauge]:
-        """A number a class: the targets of priors for the newest version of each model."""
+        """Yield a number a class: the targets of priors for the newest version of each model."""
         for newest in self._repository.newest():
             for name in (*self._shown(newest), TRAINING):
                 try:
@@ -56,7 +56,7 @@ class Gauges:
         return {DEFAULT: None, **dict.fromkeys(self._priors.names(model))}
 
     def _shown(self, model: ServedModel) -> Iterable[str]:
-        """`default`, and further stored priors, the first by name, as long as their series are few."""
+        """Return `default` and the first stored priors by name, within the limit of series."""
         room = 1 + self._max_class_series // model.metrics.class_series
         return list(self._names(model.bundle.name))[:room]
 

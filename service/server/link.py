@@ -1,30 +1,40 @@
-"""The line between a worker and its supervisor: one JSON object a line over a socket pair.
+"""The line between a worker and its supervisor: JSON objects over a socket pair, framed by length.
 
     supervisor → worker   the Place, once; {"order": n, "verb": …, "model": …}; {"told": n, "errors": […]}
-    worker → supervisor   {"ready": true}; {"refused": why}; {"tell": n, "verb": …, "model": …}; {"done": n, "error": why | null}
+    worker → supervisor   {"ready": true}; {"refused": why}; {"tell": n, "verb": …, "model": …};
+                          {"done": n, "error": why | null}
 
-A worker tells its supervisor to load or unload a model; the supervisor orders it of every worker, the teller included, in
-the same order of all. A load may take long: an order that comes meanwhile is carried out meanwhile. The end of the line is the end of the other side.
+A worker asks its supervisor to load or unload a model ("tell"). The supervisor orders it of every
+worker, the asking one included, and reports back ("told"). All workers get all orders in the same
+sequence. A load may take long, so orders are carried out side by side. A closed line means that
+the other side has ended.
 """
 
 import asyncio
 import contextlib
 import json
+import logging
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-MAX_LINE_BYTES = 2**20
+from service.repository.repository import OtherWorkerFailed
 
+logger = logging.getLogger(__name__)
 
-class OtherWorkerFailed(RuntimeError):
-    """A model was loaded or unloaded here, and could not be in another worker."""
+MAX_FRAME_BYTES = 2**20
+"""A longer message is dropped by its reader; writers cut what they quote, so none gets there."""
+_MAX_REASON = 4000
+_MAX_REASONS = 8
+_LENGTH = struct.Struct("!I")
+_SKIP_BYTES = 2**16
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a worker stands: what its supervisor tells it before anything else."""
+    """What a supervisor tells a worker before anything else."""
 
     slot: int
     run_folder: str
@@ -32,33 +42,79 @@ class Place:
     """File descriptor of the bound socket that all workers share."""
     settings: dict[str, Any]
     unloaded: list[str]
-    """Models that are not to be loaded, because somebody unloaded them."""
+    """Models that an operator has unloaded, which the worker must not load."""
     replaces: str = ""
-    """Why the worker before this one ended: killed, hung or failed; empty for the first."""
+    """How the worker before this one ended: killed, hung or failed; empty for the first."""
 
     def encoded(self) -> bytes:
-        """As a line."""
+        """Return the frame of this place."""
         return encoded(asdict(self))
 
     @classmethod
     def read(cls, line: socket.socket) -> "Place":
-        """Read the first line, blocking. Raises EOFError when the supervisor is gone."""
-        got = bytearray()
-        while not got.endswith(b"\n"):
-            byte = line.recv(1)
-            if not byte:
-                raise EOFError("the supervisor is gone")
-            got += byte
-        return cls(**json.loads(got))
+        """Read the first frame, blocking. Raises EOFError when the supervisor has ended."""
+        (length,) = _LENGTH.unpack(_received(line, _LENGTH.size))
+        return cls(**json.loads(_received(line, length)))
 
 
 def encoded(message: dict[str, Any]) -> bytes:
-    """A message as a line."""
-    return json.dumps(message).encode() + b"\n"
+    """Return the frame of a message."""
+    body = json.dumps(message).encode()
+    return _LENGTH.pack(len(body)) + body
+
+
+def cut(reason: str) -> str:
+    """Shorten a reason for the line: a report of faults may quote a whole file."""
+    if len(reason) <= _MAX_REASON:
+        return reason
+    return f"{reason[:_MAX_REASON]}… (and {len(reason) - _MAX_REASON} more characters)"
+
+
+def cut_all(reasons: list[str]) -> list[str]:
+    """Shorten a list of reasons for the line."""
+    kept = [cut(reason) for reason in reasons[:_MAX_REASONS]]
+    rest = len(reasons) - len(kept)
+    return [*kept, f"and {rest} more"] if rest else kept
+
+
+async def next_message(reader: asyncio.StreamReader) -> dict[str, Any] | None:
+    """Read a message; None at the end of the line. What cannot be read is logged and dropped."""
+    while True:
+        try:
+            (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
+            if length > MAX_FRAME_BYTES:
+                logger.error("a message of %d bytes was dropped: it is too long", length)
+                await _skip(reader, length)
+                continue
+            body = await reader.readexactly(length)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        try:
+            message = json.loads(body)
+        except ValueError:
+            message = None
+        if isinstance(message, dict):
+            return message
+        logger.error("a message of %d bytes was dropped: it is not a JSON object", length)
+
+
+async def _skip(reader: asyncio.StreamReader, length: int) -> None:
+    while length:
+        length -= len(await reader.readexactly(min(length, _SKIP_BYTES)))
+
+
+def _received(line: socket.socket, length: int) -> bytes:
+    got = bytearray()
+    while len(got) < length:
+        part = line.recv(length - len(got))
+        if not part:
+            raise EOFError("the supervisor has ended")
+        got += part
+    return bytes(got)
 
 
 Do = Callable[[str, str], Awaitable[None]]
-"""Carry out a verb ("load" or "unload") on a model in this process."""
+"""Carries out a verb ("load" or "unload") on a model in this process."""
 
 
 class Link:
@@ -73,21 +129,21 @@ class Link:
 
     @classmethod
     async def open(cls, line: socket.socket) -> "Link":
-        """Over a connected socket."""
-        reader, writer = await asyncio.open_connection(sock=line, limit=MAX_LINE_BYTES)
+        """Make a link over a connected socket."""
+        reader, writer = await asyncio.open_connection(sock=line)
         return cls(reader, writer)
 
     def ready(self) -> None:
-        """Tell that this worker serves."""
+        """Report that this worker serves."""
         self._send({"ready": True})
 
     async def refuse(self, reason: str) -> None:
-        """Tell why this worker will not start."""
-        self._send({"refused": reason})
+        """Report why this worker will not start."""
+        self._send({"refused": cut(reason)})
         await self._writer.drain()
 
     async def everywhere(self, verb: str, model: str) -> None:
-        """Have all workers do it. Raises what this worker met, or OtherWorkerFailed."""
+        """Have all workers do it. Raises this worker's own error, or OtherWorkerFailed."""
         self._tells += 1
         number = self._tells
         answer = self._told[number] = asyncio.get_running_loop().create_future()
@@ -97,36 +153,37 @@ class Link:
         if own is not None:
             raise own
         if errors:
-            raise OtherWorkerFailed("; ".join(errors))
+            raise OtherWorkerFailed(
+                f"this worker could {verb} '{model[:80]}' and another could not; "
+                f"try again, or restart the service: {'; '.join(errors)}"
+            )
 
     def follow(self, do: Do, *, when_alone: Callable[[], None]) -> None:
-        """Carry out orders from now on; `when_alone` is called when the supervisor is gone."""
+        """Carry out orders from now on. `when_alone` is called when the supervisor has ended."""
         self._keep(self._follow(do, when_alone))
 
     def close(self) -> None:
-        """Stop following and hang up."""
+        """Stop following and close the line."""
         for task in self._tasks:
             task.cancel()
         self._writer.close()
 
     async def _follow(self, do: Do, when_alone: Callable[[], None]) -> None:
-        with contextlib.suppress(ConnectionError):
-            while line := await self._reader.readline():
-                message = json.loads(line)
-                if "order" in message:
-                    self._keep(self._carry_out(do, message))
-                else:
-                    self._told.pop(message["told"]).set_result(message["errors"])
+        while (message := await next_message(self._reader)) is not None:
+            if "order" in message:
+                self._keep(self._carry_out(do, message))
+            elif (answer := self._told.pop(message.get("told", 0), None)) is not None:
+                answer.set_result(message["errors"])
         for answer in self._told.values():
-            answer.set_exception(OtherWorkerFailed("the supervisor is gone"))
+            answer.set_exception(OtherWorkerFailed("the supervisor has ended; try again"))
         when_alone()
 
     async def _carry_out(self, do: Do, order: dict[str, Any]) -> None:
         reason = None
         try:
             await do(order["verb"], order["model"])
-        except Exception as error:  # noqa: BLE001 - whatever it was, whoever asked must hear of it
-            reason = str(error) or type(error).__name__
+        except Exception as error:  # noqa: BLE001 - the worker that asked for it must get the reason
+            reason = cut(str(error) or type(error).__name__)
             if order["yours"] is not None:
                 self._own_errors[order["yours"]] = error
         self._send({"done": order["order"], "error": reason})
@@ -137,4 +194,5 @@ class Link:
         task.add_done_callback(self._tasks.discard)
 
     def _send(self, message: dict[str, Any]) -> None:
-        self._writer.write(encoded(message))
+        with contextlib.suppress(ConnectionError):
+            self._writer.write(encoded(message))

@@ -1,4 +1,4 @@
-"""One serving process: the event loop, signals, and the way out."""
+"""One serving process: its event loop, its signals, and how it ends."""
 
 import asyncio
 import contextlib
@@ -8,7 +8,6 @@ import os
 import signal
 import socket
 import sys
-import tempfile
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -17,24 +16,26 @@ import uvicorn
 import uvloop
 
 from service import threads
-from service.api.edge.access import ExposedWithoutKeys
+from service.api.edge.access import ExposedWithoutKeys, check_exposure
 from service.api.edge.protocol import HotProtocol
+from service.exit_codes import DONE, FAILED
 from service.graph.providers import ProviderUnavailable
 from service.keys import InvalidKeys
 from service.machine import bound_heaps
-from service.observe import log as request_log
+from service.observe import log
+from service.observe.log import refuse
 from service.observe.port import PortTaken
-from service.observe.run_folder import RunFolder
-from service.observe.stderr import refuse
+from service.observe.run_folder import RunFolder, hold, new_run
 from service.observe.traces import TracesUnavailable
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
 from service.server.app import NothingToServe, Service
-from service.server.connection_counts import ConnectionCounts
-from service.server.connections import FairServer
+from service.server.connection_counts import open_counts
+from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
-from service.server.slow_clients import SlowClients
-from service.settings import Settings
+from service.server.serve import url_of
+from service.server.startup import on_signals
+from service.settings import InvalidSetting, Settings
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +45,7 @@ WILL_NOT_START = (
     StoreUnavailable,
     InvalidStoreUrl,
     InvalidKeys,
+    InvalidSetting,
     ExposedWithoutKeys,
     NothingToServe,
     TracesUnavailable,
@@ -58,13 +60,13 @@ FINISH_SECONDS = 30
 def serve_alone(settings: Settings, listener: socket.socket) -> int:
     """Serve as the only process until it is told to end. Returns the exit status."""
     bound_heaps()
-    with tempfile.TemporaryDirectory(prefix="priordial-run-") as folder:
+    with new_run() as folder:
         try:
-            uvloop.run(_alone(settings, listener, RunFolder(Path(folder))))
+            uvloop.run(_alone(settings, listener, RunFolder(folder)))
         except WILL_NOT_START as error:
             status = refuse(str(error))
         else:
-            status = 0
+            status = DONE
     return _left(status)
 
 
@@ -75,7 +77,8 @@ async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFol
 def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int:
     """Serve as one of several processes until it is told to end. Returns the exit status."""
     bound_heaps()
-    request_log.configure(settings.log_format)
+    log.configure(settings.log_format)
+    hold(Path(place.run_folder))
     listener = socket.socket(fileno=place.listener)
     run_folder = RunFolder(Path(place.run_folder), place.slot)
 
@@ -85,10 +88,10 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
             await _Serving(settings, listener, run_folder, place=place, link=link).run()
         except WILL_NOT_START as error:
             await link.refuse(str(error))
-            return 1
+            return FAILED
         finally:
             link.close()
-        return 0
+        return DONE
 
     return _left(uvloop.run(go()))
 
@@ -106,7 +109,7 @@ def _left(status: int) -> int:
 
 
 class _Serving:
-    """The service, the HTTP server before it, and what ends them."""
+    """The service and the HTTP server in front of it, until a signal or the supervisor ends them."""
 
     def __init__(
         self,
@@ -117,6 +120,10 @@ class _Serving:
         place: Place | None = None,
         link: Link | None = None,
     ) -> None:
+        """Build everything. One of several workers has a `place` and the `link` to its supervisor.
+
+        Raises one of WILL_NOT_START.
+        """
         self._listener, self._link = listener, link
         self._drain_seconds = settings.drain_seconds
         self._service = Service(
@@ -125,6 +132,11 @@ class _Serving:
             unloaded=place.unloaded if place else (),
             replaces=place.replaces if place else "",
             everywhere=link.everywhere if link else None,
+        )
+        check_exposure(
+            settings.host,
+            has_keys=not self._service.access.open_to_all,
+            allow_anonymous=settings.allow_anonymous,
         )
         config = uvicorn.Config(
             self._service.asgi,
@@ -138,12 +150,12 @@ class _Serving:
             timeout_graceful_shutdown=FINISH_SECONDS,
             http=HotProtocol,
             interface="asgi3",
-            proxy_headers=False,  # the address of the client is of no use here
+            proxy_headers=False,  # nothing here uses the client's address
         )
         if place is None:
             self._server = FairServer(config)
         else:
-            counts = ConnectionCounts(run_folder.root, settings.workers)
+            counts = open_counts(run_folder.root, settings.workers)
             self._server = FairServer(config, counts, place.slot)
         self._server.capture_signals = contextlib.nullcontext  # type: ignore[method-assign,assignment]
         self._slow_clients = SlowClients(
@@ -151,26 +163,29 @@ class _Serving:
             seconds=settings.read_seconds,
         )
         self._tasks: set[asyncio.Task[None]] = set()
-        self._times_told = 0
+        self._signals_to_end = 0
 
     async def run(self) -> None:
         """Serve until told to end. Raises one of WILL_NOT_START."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leave)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
-        starting = loop.create_task(self._service.start())
+        on_signals(
+            {
+                signal.SIGTERM: self._leave,
+                signal.SIGINT: self._leave,
+                signal.SIGHUP: self._reload,
+            }
+        )
+        starting = asyncio.get_running_loop().create_task(self._service.start())
         self._stop_starting = starting.cancel
         if self._link is not None:
             self._link.follow(self._carry_out, when_alone=self._leave_now)
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
-                if self._times_told:  # whatever was awaited as it was cancelled may have finished, and with it the start
+                if self._signals_to_end:  # the start may finish in spite of being cancelled
                     return
                 self._server.config.load()
                 tune_interpreter()
-                self._listener.listen(BACKLOG)  # whoever reads that it is ready may connect at once
+                self._listener.listen(BACKLOG)  # before "ready" is logged: clients may wait for it
                 self._server.appear()
                 self._say_ready()
                 self._slow_clients.start()
@@ -182,27 +197,29 @@ class _Serving:
         if self._link is not None:
             self._link.ready()
             return
-        host, port = self._listener.getsockname()[:2]
-        logger.info("ready on http://%s:%d", host, port)
+        logger.info("ready on %s", url_of(self._listener))
 
-    # -- the way out
+    # -- the end
 
     def _leave(self) -> None:
-        """Not ready at once; serve on for the drain delay; then finish. Told again: without the delay. A third time: at once."""
-        self._times_told += 1
+        """End. First signal: not ready, serve on for the drain delay, then finish what is admitted.
+
+        Second signal: without the rest of the delay. Third: without finishing.
+        """
+        self._signals_to_end += 1
         if not self._service.started:
             self._stop_starting()
-        elif self._times_told == 1:
+        elif self._signals_to_end == 1:
             self._service.drain()
             self._soon(self._drain())
         else:
             self._server.should_exit = True
-            self._server.force_exit = self._times_told > 2
+            self._server.force_exit = self._signals_to_end > 2
 
     def _leave_now(self) -> None:
-        logger.error("the supervisor is gone")
+        logger.error("the supervisor has ended: this worker finishes its requests and ends")
         self._service.drain()
-        self._times_told = max(self._times_told, 1)
+        self._signals_to_end = max(self._signals_to_end, 1)
         self._leave()
 
     async def _drain(self) -> None:
@@ -213,7 +230,7 @@ class _Serving:
     # -- models
 
     async def _carry_out(self, verb: str, model: str) -> None:
-        """An order of the supervisor, once the service has started."""
+        """Carry out an order of the supervisor, once the service has started."""
         await self._service.start_done.wait()
         repository = self._service.repository
         await (repository.load_here(model) if verb == "load" else repository.unload_here(model))
@@ -222,9 +239,7 @@ class _Serving:
         self._soon(self._load_all())
 
     async def _load_all(self) -> None:
-        await (
-            self._service.start_done.wait()
-        )  # what the start has passed over by now is looked for again
+        await self._service.start_done.wait()  # the start may have scanned the folder already
         await self._service.repository.load_all()
 
     def _soon(self, work: Coroutine[Any, Any, None]) -> None:
@@ -234,10 +249,11 @@ class _Serving:
 
 
 def tune_interpreter() -> None:
-    """Keep requests from waiting for the garbage collector, and a graph's thread from waiting for the event loop.
+    """Tune the collector and the interpreter's lock for serving. For processes of our own only.
 
-    What the start made is left alone by the collector, which looks less often. A thread that comes back from the graph asks
-    for the interpreter; by default the loop may keep it for 5 ms, in which a session could have run its next batch.
+    The collector leaves alone what the start has made, and runs less often. A thread that comes
+    back from the graph asks for the interpreter. By default the loop may keep it for 5 ms, in
+    which the session could have run its next batch.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()

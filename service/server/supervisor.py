@@ -1,7 +1,7 @@
-"""The parent of several serving processes: starts them, starts them again, tells them to end. It loads no model.
+"""The parent of several serving processes: starts them, replaces them, tells them to end.
 
-All workers accept from one bound socket that the parent holds too, so that connections which wait to be accepted outlive
-a worker that dies: another takes them.
+It loads no model. All workers accept from one bound socket that the parent holds too, so
+connections that wait to be accepted outlive a worker that dies: another worker takes them.
 """
 
 import asyncio
@@ -9,66 +9,86 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import shutil
 import signal
 import socket
-import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.observe.run_folder import RunFolder
-from service.observe.stderr import refuse
+from service.exit_codes import DONE, FAILED, HUNG
+from service.observe.log import refuse
+from service.observe.run_folder import RunFolder, new_run
 from service.server.child import WorkerProcess
-from service.server.connection_counts import ConnectionCounts
-from service.server.link import Place
+from service.server.connection_counts import open_counts
+from service.server.link import Place, cut_all
+from service.server.serve import url_of
+from service.server.startup import on_signals
 from service.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-GRACE_SECONDS = 40.0
-"""How much longer than the drain delay a worker may take to end before it is killed."""
+GRACE_SECONDS = 40
+"""Time beyond the drain delay that a worker has to end before it is killed."""
 STEADY_SECONDS = 30.0
-"""A worker that served for so long is replaced at once when it ends; else each replacement waits longer."""
+"""A worker that served for this long is replaced at once; others after growing pauses."""
 FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.1, 30.0
 MAX_FAILED_STARTS = 3
-_EXIT_HUNG = 70  # what the watchdog ends a worker with
 
 
 class WillNotStart(RuntimeError):
     """No worker can serve with these settings; the message says why."""
 
 
+@dataclass(frozen=True)
+class _Ending:
+    """How a worker ended, or why it could not be started."""
+
+    reason: str
+    status: int = FAILED
+    refused: bool = False
+    served_seconds: float | None = None
+    """How long it served; None when it never did."""
+    process: str = "no process"
+
+    @property
+    def replaces(self) -> str:
+        """The word for it in `priordial_worker_restarts_total`."""
+        return {HUNG: "hung"}.get(self.status, "killed" if self.status < 0 else "failed")
+
+
 def supervise(settings: Settings, listener: socket.socket) -> int:
-    """Serve with settings.workers processes until SIGTERM or SIGINT. Returns the exit status."""
-    folder = Path(tempfile.mkdtemp(prefix="priordial-run-"))
-    try:
-        return asyncio.run(_Supervisor(settings, listener, folder).run())
-    except WillNotStart as error:
-        return refuse(str(error))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT. Returns the exit status."""
+    with new_run() as folder:
+        try:
+            return asyncio.run(_Supervisor(settings, listener, folder).run())
+        except WillNotStart as error:
+            return refuse(str(error))
 
 
 class _Supervisor:
     def __init__(self, settings: Settings, listener: socket.socket, folder: Path) -> None:
         self._settings, self._listener, self._folder = settings, listener, folder
-        self._counts = ConnectionCounts(folder, settings.workers)
+        self._counts = open_counts(folder, settings.workers)
         self._workers: dict[int, WorkerProcess] = {}
         self._unloaded: set[str] = set()
         self._numbers = itertools.count(1)
         self._newest_order: dict[str, int] = {}
-        """By model: a load may take long, and an order that comes meanwhile does not wait for it."""
+        """By model. A load may take long, and a later order does not wait for it."""
         self._announced = False
         self._leaving = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Keep a worker in each slot. 0 when all ended as they were told to. Raises WillNotStart."""
+        """Keep a worker in each slot. DONE when all ended in order. Raises WillNotStart."""
+        on_signals(
+            {
+                signal.SIGTERM: self._leave,
+                signal.SIGINT: self._leave,
+                signal.SIGHUP: self._reload,
+            }
+        )
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._leave)
-        loop.add_signal_handler(signal.SIGHUP, self._reload)
         slots = [loop.create_task(self._keep(slot)) for slot in range(self._settings.workers)]
         await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
         if not self._leaving.is_set():  # one will not start
@@ -83,34 +103,61 @@ class _Supervisor:
     # -- a slot
 
     async def _keep(self, slot: int) -> int:
-        """Have a worker in the slot until it is time to leave. 0 when the last one ended well."""
+        """Have a worker in the slot until it is time to leave. DONE when the last one ended well."""
         replaces, delay, failed_starts = "", 0.0, 0
         while not self._leaving.is_set():
-            worker = await self._start(slot, replaces)
-            status = await self._attend(worker)
+            ending = await self._serve(slot, replaces)
+            served = ending.served_seconds
             if self._leaving.is_set():
-                return 0 if status == 0 or worker.ready_at is None else 1
-            reason = worker.refused or _words(status)
-            failed_starts = 0 if worker.ready_at is not None else failed_starts + 1
-            if not self._announced and (worker.refused or failed_starts == MAX_FAILED_STARTS):
-                raise WillNotStart(reason)
-            steady = (
-                worker.ready_at is not None and time.monotonic() - worker.ready_at > STEADY_SECONDS
-            )
+                return DONE if ending.status == DONE or served is None else FAILED
+            failed_starts = 0 if served is not None else failed_starts + 1
+            if not self._announced and (ending.refused or failed_starts == MAX_FAILED_STARTS):
+                raise WillNotStart(ending.reason)
+            steady = served is not None and served > STEADY_SECONDS
             delay = 0.0 if steady else min(MAX_DELAY_SECONDS, max(FIRST_DELAY_SECONDS, 2 * delay))
             logger.error(
-                "worker %d (process %d) has ended: %s; the next one starts in %g s",
+                "worker %d (%s) has ended: %s; the next one starts in %g s",
                 slot,
-                worker.pid,
-                reason,
+                ending.process,
+                ending.reason,
                 delay,
             )
-            replaces = {_EXIT_HUNG: "hung"}.get(status, "killed" if status < 0 else "failed")
+            replaces = ending.replaces if ending.process != "no process" else replaces
             await self._pause(delay)
-        return 0
+        return DONE
+
+    async def _serve(self, slot: int, replaces: str) -> _Ending:
+        """Run one worker to its end. Whatever goes wrong with it costs its own slot only."""
+        try:
+            worker = await self._start(slot, replaces)
+        except (OSError, RuntimeError) as error:  # no descriptor, process, thread or interpreter
+            return _Ending(f"it could not be started: {error}")
+        try:
+            status = await self._attend(worker)
+        except Exception as error:
+            logger.exception("worker %d (process %d) is killed: a fault here", slot, worker.pid)
+            worker.signal(signal.SIGKILL)
+            await worker.wait()
+            status = FAILED
+            worker.refused = None
+            reason = f"the supervisor failed: {error}"
+        else:
+            reason = worker.refused or _words(status)
+        finally:
+            self._workers.pop(slot, None)
+            self._set_absent(slot)
+        RunFolder(self._folder, slot).forget_gauges()
+        ready_at = worker.ready_at
+        return _Ending(
+            reason,
+            status=status,
+            refused=worker.refused is not None,
+            served_seconds=None if ready_at is None else time.monotonic() - ready_at,
+            process=f"process {worker.pid}",
+        )
 
     async def _start(self, slot: int, replaces: str) -> WorkerProcess:
-        self._counts.absent(slot)
+        self._set_absent(slot)
         place = Place(
             slot=slot,
             run_folder=str(self._folder),
@@ -125,7 +172,7 @@ class _Supervisor:
         return worker
 
     async def _attend(self, worker: WorkerProcess) -> int:
-        """Listen to a worker until it ends; its exit status."""
+        """Listen to a worker until it ends, and return its exit status."""
         while (message := await worker.next_message()) is not None:
             if "ready" in message:
                 worker.ready_at = time.monotonic()
@@ -134,22 +181,21 @@ class _Supervisor:
                 worker.refused = message["refused"]
             elif "done" in message:
                 worker.done(message["done"], message["error"])
-            else:
+            elif "tell" in message:
                 self._soon(self._tell(worker, message["tell"], message["verb"], message["model"]))
-        status = await worker.wait()
-        del self._workers[worker.slot]
-        self._counts.absent(worker.slot)
-        RunFolder(self._folder, worker.slot).forget_gauges()
-        return status
+        return await worker.wait()
+
+    def _set_absent(self, slot: int) -> None:
+        if self._counts is not None:
+            self._counts.absent(slot)
 
     def _announce(self) -> None:
-        """Say once, as a single process does, that the service is there."""
+        """Log once, as a single process does, that the service is ready."""
         ready = [worker for worker in self._workers.values() if worker.ready_at is not None]
         if self._announced or len(ready) < self._settings.workers:
             return
         self._announced = True
-        host, port = self._listener.getsockname()[:2]
-        logger.info("ready on http://%s:%d with %d workers", host, port, len(ready))
+        logger.info("ready on %s with %d workers", url_of(self._listener), len(ready))
 
     async def _pause(self, seconds: float) -> None:
         """Wait, unless it is time to leave."""
@@ -157,10 +203,14 @@ class _Supervisor:
             async with asyncio.timeout(seconds):
                 await self._leaving.wait()
 
-    # -- what one worker wants of all
+    # -- orders that one worker gives to all
 
     async def _tell(self, teller: WorkerProcess, number: int, verb: str, model: str) -> None:
-        """Order it of every worker and report to the teller. All hear all orders alike, so that all end up alike."""
+        """Order it of every worker and report to the teller.
+
+        All workers get all orders in the same sequence, so all end up in the same state. A worker
+        that is still starting carries the order out before it serves; nobody waits for that.
+        """
         order = self._newest_order[model] = next(self._numbers)
         was_unloaded = model in self._unloaded
         (self._unloaded.discard if verb == "load" else self._unloaded.add)(model)
@@ -169,43 +219,44 @@ class _Supervisor:
             worker.order(order, verb, model, yours=number if worker is teller else None)
             for worker in workers
         ]
-        # A worker that still starts carries it out before it serves; nobody waits for that.
         errors = [
-            await answer
+            (worker.slot, await answer)
             for worker, answer in zip(workers, answers, strict=True)
             if worker.ready_at is not None
         ]
-        found = [error for error in errors if error is not None]
+        found = [f"worker {slot}: {error}" for slot, error in errors if error is not None]
         if self._newest_order.get(model) == order:
             del self._newest_order[model]
             if verb == "unload" and found and not was_unloaded:
                 self._unloaded.discard(model)
-        teller.send({"told": number, "errors": found})
+        teller.send({"told": number, "errors": cut_all(found)})
 
     # -- signals
 
     def _leave(self) -> None:
-        """Asked once: end gently. Asked again: the workers hear it again, and hurry."""
+        """End gently at the first signal. The workers hear each further signal too, and hurry."""
         if not self._leaving.is_set():
             self._leaving.set()
-            self._soon(self._kill_what_stays())
+            self._soon(self._kill_those_that_stay())
         for worker in self._workers.values():
             worker.signal(signal.SIGTERM)
 
-    async def _kill_what_stays(self) -> None:
-        await asyncio.sleep(self._settings.drain_seconds + GRACE_SECONDS)
+    async def _kill_those_that_stay(self) -> None:
+        # in short sleeps: time in which the whole machine was stopped does not count
+        for _ in range(round(self._settings.drain_seconds) + GRACE_SECONDS):
+            await asyncio.sleep(1)
         for worker in self._workers.values():
             logger.error(
-                "worker %d (process %d) does not end and is killed", worker.slot, worker.pid
+                "worker %d (process %d) has not ended %d s after the drain delay and is killed",
+                worker.slot,
+                worker.pid,
+                GRACE_SECONDS,
             )
             worker.signal(signal.SIGKILL)
 
     def _reload(self) -> None:
         for worker in self._workers.values():
-            if (
-                worker.ready_at is not None
-            ):  # one that starts reads the folder anyway, and would die of the signal
-                worker.signal(signal.SIGHUP)
+            worker.signal(signal.SIGHUP)
 
     def _soon(self, work: Any) -> None:
         task = asyncio.get_running_loop().create_task(work)
@@ -214,10 +265,11 @@ class _Supervisor:
 
 
 def _plain(settings: Settings) -> dict[str, Any]:
-    """As JSON takes it and read_settings gives it back."""
+    """Return the settings that differ from their defaults, for JSON and `read_settings`."""
     return {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(settings).items()
+        if value != getattr(Settings, name)
     }
 
 
@@ -227,4 +279,4 @@ def _words(status: int) -> str:
             return f"killed by {signal.Signals(-status).name}"
         except ValueError:
             return f"killed by signal {-status}"
-    return "it hung" if status == _EXIT_HUNG else f"exit status {status}"
+    return "it hung" if status == HUNG else f"exit status {status}"

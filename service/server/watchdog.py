@@ -9,16 +9,22 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
+from service.exit_codes import HUNG
+
 logger = logging.getLogger(__name__)
 
-EXIT_HUNG = 70
-_GRACE_SECONDS = 2.0
+GRACE_SECONDS = 2.0
+"""Time between a hang is seen and the process ends: a probe can see liveness red meanwhile."""
+_LATE_SECONDS = 1.0
 
 
 class Watchdog:
-    """Logs the stacks and ends the process when the loop, a graph call or work in the pool makes no progress for hang_seconds.
+    """Ends the process when the loop, a graph call or pool work makes no progress for too long.
 
-    A session that hangs inside native code cannot be stopped from Python: the supervisor must restart the process.
+    Native code that hangs cannot be stopped from Python, so a supervisor must start the process
+    again. Stacks are logged first. When the watchdog itself was stopped, with the whole process
+    (SIGSTOP, a paused container, a migrated machine), nothing else could make progress either:
+    everything gets `hang_seconds` anew.
     """
 
     def __init__(
@@ -26,11 +32,17 @@ class Watchdog:
         busy: Callable[[], Iterable[tuple[str, float | None]]],
         *,
         hang_seconds: float,
-        end: Callable[[int], object] = os._exit,
+        end: Callable[[int], object] | None = os._exit,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """busy() gives what may hang: its name, and time.monotonic() when its running work began, None while it is idle."""
+        """Watch from `start` on.
+
+        busy: yields the name of each kind of work, and the clock's time when it began (None: idle).
+        end: called with the exit status; None leaves the process alone and turns liveness red.
+        """
         self._busy, self._hang_seconds, self._end = busy, hang_seconds, end
-        self._beat = time.monotonic()
+        self._clock = clock
+        self._beat = self._awake_since = self._seen = clock()
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.hung: str | None = None
@@ -39,6 +51,7 @@ class Watchdog:
     def start(self) -> None:
         """Beat on the running loop and watch from a thread."""
         self._loop = asyncio.get_running_loop()
+        self._seen = self._clock()
         self._tick()
         threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
 
@@ -48,8 +61,17 @@ class Watchdog:
         if self._timer is not None:
             self._timer.cancel()
 
+    def look(self) -> str | None:
+        """Return what hangs now, and note when the watchdog itself was stopped since it looked."""
+        now = self._clock()
+        late = now - self._seen - self._interval
+        if late > min(_LATE_SECONDS, self._hang_seconds / 2):
+            self._awake_since = now
+        self._seen = now
+        return self._what_hangs(now)
+
     def _tick(self) -> None:
-        self._beat = time.monotonic()
+        self._beat = self._clock()
         self._timer = self._loop.call_later(self._interval, self._tick)
 
     @property
@@ -58,22 +80,41 @@ class Watchdog:
 
     def _watch(self) -> None:
         while not self._stopped.wait(self._interval):
-            self.hung = self._what_hangs(time.monotonic())
-            if self.hung is not None:
-                logger.critical(
-                    "%s; the process ends so that its supervisor starts it again", self.hung
-                )
-                faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-                if not self._stopped.wait(
-                    _GRACE_SECONDS
-                ):  # long enough for a probe to see liveness red
-                    self._end(EXIT_HUNG)
+            hung = self.look()
+            if hung is None:
+                if self.hung is not None:
+                    logger.warning("there is progress again; before: %s", self.hung)
+                self.hung = None
+                continue
+            if self.hung is None:
+                self._report(hung)
+            self.hung = hung
+            if self._end is not None and self._still_hangs():
+                self._end(HUNG)
                 return
 
+    def _report(self, hung: str) -> None:
+        ends = "" if self._end is None else f"; the process ends in {GRACE_SECONDS:g} s (status 70)"
+        logger.critical("%s (--hang-seconds %g)%s", hung, self._hang_seconds, ends)
+        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+
+    def _still_hangs(self) -> bool:
+        """Whether something still hangs after the grace, which passes in short waits."""
+        for _ in range(max(1, round(GRACE_SECONDS / self._interval))):
+            if self._stopped.wait(self._interval):
+                return False
+            if self.look() is None:
+                return False
+        return True
+
     def _what_hangs(self, now: float) -> str | None:
-        if now - self._beat > self._hang_seconds + self._interval:
-            return f"the event loop has made no progress for {now - self._beat:.1f} s"
+        idle = now - max(self._beat, self._awake_since)
+        if idle > self._hang_seconds + self._interval:
+            return f"the event loop has made no progress for {idle:.1f} s"
         for name, since in self._busy():
-            if since is not None and now - since > self._hang_seconds:
-                return f"{name} has run for {now - since:.1f} s"
+            if since is None:
+                continue
+            taken = now - max(since, self._awake_since)
+            if taken > self._hang_seconds:
+                return f"{name} has run for {taken:.1f} s"
         return None

@@ -1,22 +1,26 @@
-"""`python -m service.server.worker FD`: one of several serving processes, started by the supervisor at the other end of FD."""
+"""`python -m service.server.worker FD`: a serving process, started by the supervisor behind FD."""
 
 import socket
 import sys
-from contextlib import suppress
 
-from service.server.link import Place
-from service.settings import read_settings
+from service.server.startup import prepare_process
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until told to end. Exit 0 told to, 1 refused to start, 70 hung."""
-    line = socket.socket(fileno=int(arguments[0]))
-    with suppress(EOFError):
-        place = Place.read(line)
-        from service.server.serving import serve_in_place
+    """Serve until told to end. Returns the exit status, one of service.exit_codes."""
+    prepare_process()
+    from service.exit_codes import DONE
+    from service.server.link import Place
 
-        return serve_in_place(read_settings(place.settings, {}), place, line)
-    return 0
+    line = socket.socket(fileno=int(arguments[0]))
+    try:
+        place = Place.read(line)
+    except EOFError:
+        return DONE
+    from service.server.serving import serve_in_place
+    from service.settings import read_settings
+
+    return serve_in_place(read_settings(place.settings, {}), place, line)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,13 @@ def test_no_container_is_root_or_writes_to_its_image_or_lacks_a_health_check(com
         assert all(port.startswith("127.0.0.1:") for port in service["ports"]) if "ports" in service else True  # fmt: skip
 
 
+def test_no_container_takes_all_memory_processes_or_disk_of_its_host(compose):
+    for name, service in compose["services"].items():
+        assert re.fullmatch(r"[1-9]\d*[mg]", service["mem_limit"]), name
+        assert 0 < service["pids_limit"] <= 1024, name
+        assert all(re.search(r":size=\d+m\b", mount) for mount in service["tmpfs"]), name
+
+
 def test_there_is_a_profile_for_processors_and_one_for_nvidia(compose):
     profiles = {n: s.get("profiles") for n, s in compose["services"].items()}
     assert profiles == {"service": ["cpu"], "service-nvidia": ["nvidia"], "db": None, "prometheus": None, "grafana": None}  # fmt: skip

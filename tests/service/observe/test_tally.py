@@ -94,7 +94,8 @@ def test_what_is_mapped_is_still_shown_when_files_cannot_be_opened(tmp_path, tal
 
 
 def test_a_scrape_shows_numbers_that_are_in_memory_only(tmp_path):
-    folder = RunFolder(tmp_path / "no" / "such" / "run")
+    (tmp_path / "file").write_text("not a folder")
+    folder = RunFolder(tmp_path / "file" / "run")
     made = Metrics(Tally(folder.own), folder, max_class_series=10, max_batch_rows=8, version="1")
     made.requests("/predict", 200, [Arrived(0.0, "a"), Arrived(0.0, "b")])
     body = b"".join(made.exposition("")[0]).decode()

@@ -1,0 +1,125 @@
+"""The service as an ASGI application, for servers other than our own."""
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from service.api.edge.access import is_loopback
+from service.api.edge.errors import PROBLEM_JSON, Problem
+from service.observe.run_folder import RunFolder, new_run
+from service.server.app import Service
+from service.settings import Settings, read_settings
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class Application:
+    """The whole service behind the ASGI interface: uvicorn, granian, hypercorn or Ray can serve it.
+
+    The server's lifespan starts and stops it. Where there is no lifespan (a mounted application),
+    await `start` and `stop`. It handles no signals, binds no port but `--metrics-port`, and changes
+    nothing of the process: not the collector, the interpreter's switch interval, the allocator or
+    the logging. A hang turns liveness red and does not end the process.
+
+    The settings `host`, `port`, `workers` and `drain_seconds` belong to the server and are not
+    used. Without keys, only requests that arrive on a loopback address or a Unix socket are
+    answered, unless `allow_anonymous` is set. With several processes, each has models of its own.
+    """
+
+    def __init__(self, settings: Settings | None = None) -> None:
+        """Raises InvalidSetting for wrong environment variables; the rest fails in `start`."""
+        self.settings = read_settings({}, os.environ) if settings is None else settings
+        self._service: Service | None = None
+        self._resources = contextlib.ExitStack()
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection, as ASGI defines it."""
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+        elif scope["type"] == "http":
+            problem = self._refusal(scope)
+            if problem is not None:
+                await _answer(problem, send)
+            else:
+                assert self._service is not None
+                await self._service.asgi(scope, receive, send)
+        else:  # a WebSocket, which the service has not
+            await send({"type": "websocket.close", "code": 1003})
+
+    async def start(self) -> None:
+        """Load models and priors. Raises what ends the start of `serve`, after cleaning up."""
+        try:
+            root = self._resources.enter_context(new_run())
+            service = Service(self.settings, RunFolder(root), owns_process=False)
+            try:
+                await service.start()
+            except BaseException:
+                await service.stop()
+                raise
+        except BaseException:
+            self._resources.close()
+            raise
+        self._service = service
+
+    def drain(self) -> None:
+        """Turn readiness red and close connections with their next answer; requests are answered.
+
+        Call it before `stop` when a balancer needs time to send clients elsewhere.
+        """
+        if self._service is not None:
+            self._service.drain()
+
+    async def stop(self) -> None:
+        """Finish the admitted requests and release everything. `start` may be called again."""
+        service, self._service = self._service, None
+        if service is not None:
+            service.drain()
+            await service.stop()
+        self._resources.close()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        while True:
+            message = await receive()
+            if message["type"] == "lifespan.startup":
+                try:
+                    await self.start()
+                except Exception as error:  # noqa: BLE001 - the server shows it and ends
+                    await send({"type": "lifespan.startup.failed", "message": str(error)})
+                    return
+                await send({"type": "lifespan.startup.complete"})
+            else:
+                await self.stop()
+                await send({"type": "lifespan.shutdown.complete"})
+                return
+
+    def _refusal(self, scope: Message) -> Problem | None:
+        if self._service is None:
+            return Problem(
+                "unavailable",
+                "the service has not been started: the server must run the application's lifespan",
+                headers={"Retry-After": "1"},
+            )
+        if self.settings.allow_anonymous or not self._service.access.open_to_all:
+            return None
+        host, port = scope.get("server") or ("an unknown address", 0)
+        if port is None or is_loopback(host):  # a Unix socket has no port
+            return None
+        return Problem(
+            "forbidden",
+            f"the service has no keys and is reached on {host}, which is not loopback; set "
+            "PRIORDIAL_KEYS (`python -m service key` makes keys) or PRIORDIAL_ALLOW_ANONYMOUS=1",
+        )
+
+
+async def _answer(problem: Problem, send: Send) -> None:
+    body = problem.body()
+    headers = [
+        (b"content-type", PROBLEM_JSON.encode()),
+        (b"content-length", b"%d" % len(body)),
+        *((name.lower().encode(), value.encode()) for name, value in problem.headers.items()),
+    ]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

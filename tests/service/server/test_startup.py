@@ -1,0 +1,114 @@
+"""Signals are handled from the first line on, and closed standard streams do no harm."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.server import READY, children, running, starting
+from tests.support.small_models import publish_model
+
+ROOT = Path(__file__).parents[3]
+WAITS = """
+import sys, threading
+from service.server.startup import prepare_process
+prepare_process()
+print("prepared", flush=True)
+threading.Event().wait(60)
+"""
+
+
+@pytest.fixture
+def models(tmp_path):
+    publish_model(tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def prepared():
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout.readline() == "prepared\n"
+    yield process
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
+def test_a_signal_that_comes_early_ends_nothing(prepared, number):
+    for _ in range(20):
+        prepared.send_signal(number)
+    prepared.send_signal(signal.SIGUSR1)
+    assert "most recent call first" in prepared.stderr.readline()
+    assert prepared.poll() is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_start_that_is_told_to_end_ends_at_once_and_in_order(prepared, number):
+    prepared.send_signal(number)
+    assert prepared.wait(30) == 0
+    assert "Traceback" not in prepared.stderr.read()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_storm_of_signals_ends_nothing_before_and_after_the_start(models, workers):
+    with starting(models, workers=workers) as server:
+        eventually(lambda: _handles_signals(server.process.pid))
+        storm([server.process.pid])
+        server.wait_for(READY)
+        storm([server.process.pid, *children(server.process.pid)])
+        for _ in range(3):
+            server.process.send_signal(signal.SIGTERM)
+        assert server.exit() == 0
+
+
+def storm(pids):
+    for _ in range(20):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+            for pid in pids:
+                os.kill(pid, number)
+
+
+def _handles_signals(pid):
+    """Whether the process is past its first line; before it, the interpreter itself starts."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:"))[7:], 16)
+    return bool(caught >> (signal.SIGUSR1 - 1) & 1)
+
+
+@pytest.mark.parametrize("closed", ["<&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_service_whose_standard_streams_are_closed_serves(models, tmp_path, closed):
+    script = f'exec "$@" {closed}'
+    with running(models) as other:  # a free port that nobody else is given meanwhile
+        port = int(other.url.rsplit(":", 1)[1])
+    command = [
+        "sh", "-c", script, "sh", sys.executable, "-m", "service", "serve",
+        "--models", str(models), "--port", str(port), "--store", f"sqlite:///{tmp_path}/p.db",
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PRIORDIAL_")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+    try:
+
+        def ready():
+            assert process.poll() is None, "it has ended without a word"
+            try:
+                return httpx.get(f"http://127.0.0.1:{port}/health/ready").status_code == 200
+            except httpx.HTTPError:
+                return False
+
+        assert eventually(ready, seconds=60)
+        process.terminate()
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait()
