@@ -21,6 +21,14 @@ _SERVICE_LINK = re.compile(
 """Variables that Kubernetes sets in every container for a Service named `priordial`."""
 
 
+_PLATFORMS = {
+    "port": ("AIP_HTTP_PORT", "SAGEMAKER_BIND_TO_PORT"),
+    "predict_route": ("AIP_PREDICT_ROUTE",),
+    "health_route": ("AIP_HEALTH_ROUTE",),
+}
+"""Variables that Vertex AI and SageMaker set in a container; PRIORDIAL_* and flags win over them."""
+
+
 class InvalidSetting(ValueError):
     """A flag or environment variable is unknown or has a wrong value."""
 
@@ -47,6 +55,12 @@ class Settings:
         False, "start with the built-in priors when the store cannot be reached"
     )
     provider: str = _setting("auto", "where graphs run: auto, cpu or cuda", choices=PROVIDERS)
+    predict_route: str = _setting(
+        "", "one more path for the default model's /predict, such as Vertex AI's AIP_PREDICT_ROUTE"
+    )
+    health_route: str = _setting(
+        "", "one more path that answers 200 when ready, such as Vertex AI's AIP_HEALTH_ROUTE"
+    )
     device_id: int = _setting(0, "number of the GPU that graphs run on", low=0, high=255)
     gpu_memory_mib: int = _setting(
         0, "MiB of the GPU that one model may take; 0: no limit", low=0, high=10**7
@@ -184,6 +198,12 @@ class Settings:
             raise InvalidSetting(
                 "--webhook needs a key for its signatures: set PRIORDIAL_WEBHOOK_SECRET"
             )
+        for name in ("predict_route", "health_route"):
+            path = getattr(self, name)
+            if path and not re.fullmatch(r"/[A-Za-z0-9._~/-]{1,200}", path):
+                raise InvalidSetting(
+                    f"{flag_of(name)} is '{path[:80]}'; expected a path such as /score"
+                )
 
 
 def flag_of(name: str) -> str:
@@ -225,9 +245,11 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
     environment = _own_variables(environment)
     values: dict[str, Any] = {}
     for item in dataclasses.fields(Settings):
-        raw = flags.get(item.name, environment.get(variable_of(item.name)))
+        raw, name = flags.get(item.name), flag_of(item.name)
+        for variable in (variable_of(item.name), *_PLATFORMS.get(item.name, ())):
+            if raw is None and variable in environment:
+                raw, name = environment[variable], variable
         if raw is not None:
-            name = flag_of(item.name) if item.name in flags else variable_of(item.name)
             may_be_empty = item.metadata.get("may_be_empty", False)
             values[item.name] = raw if raw == "" and may_be_empty else _parsed(raw, item.type, name)
     return Settings(**values)

@@ -5,8 +5,9 @@ import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
-from service.api import console, health, models, web, whoami
+from service.api import console, dialect_probes, health, models, web, whoami
 from service.api.adjust import Adjust
+from service.api.dialects import V1, Invocations
 from service.api.edge.access import Access
 from service.api.edge.asgi import Edge
 from service.api.edge.lane import ScoringLane
@@ -211,6 +212,9 @@ class Service:
                 ),
                 oip.router(repository=self.repository, health=probes, version=VERSION),
                 oip_repository.router(repository=self.repository, access=self.access),
+                dialect_probes.router(
+                    repository=self.repository, health=probes, health_route=settings.health_route
+                ),
                 models.router(self.repository, self.access),
                 whoami.router(self.access),
                 priors.router(
@@ -232,14 +236,20 @@ class Service:
             "pool": self.pool,
             "timeout_seconds": settings.timeout_ms / 1000,
         }
+        by_default, by_name = (
+            Predict(self.repository, self.classifier, default=default, **scoring)
+            for default in (True, False)
+        )
         hot: list[Route] = [
-            *(
-                Predict(self.repository, self.classifier, default=default, **scoring)
-                for default in (True, False)
-            ),
+            by_default,
+            by_name,
             Adjust(self.repository, self.classifier, **scoring),
             Infer(self.repository, self.classifier, **scoring),
+            V1(by_name, self.repository.find, template="/v1/models/{model}:predict"),
+            Invocations(by_default, self.repository.find, template="/invocations"),
         ]
+        if path := settings.predict_route:
+            hot.append(Invocations(by_default, self.repository.find, template=path))
         log = self.request_log
         common: dict[str, Any] = {
             "metrics": self.metrics,

@@ -69,11 +69,11 @@ class Request:
             request_id = request_id_of(head.by_name) if given else f"{_random_bits(128):032x}"
         self.request_id = request_id
 
-    def with_body(self, body: bytes | bytearray) -> "Request":
-        """The request with its body, which was read after the headers."""
+    def with_body(self, body: bytes | bytearray, *, query: bytes | None = None) -> "Request":
+        """The request with its body, which was read after the headers, and perhaps another query."""
         return Request(
             self.method,
-            self.query,
+            self.query if query is None else query,
             self.head,
             body,
             connection=self.connection,

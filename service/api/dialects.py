@@ -1,0 +1,197 @@
+"""The scoring routes of other servers, onto /predict: their paths and the forms of their bodies.
+
+| server | scores at | a body is |
+| --- | --- | --- |
+| TensorFlow Serving, KServe V1 | /v1/models/{model}[/versions/{version}]:predict | instances, or inputs; signature_name |
+| SageMaker | /invocations | whatever /predict takes |
+| MLflow | /invocations | dataframe_split, dataframe_records, instances or inputs; params |
+| Vertex AI | the route that it names, /predict by default | instances, parameters |
+
+The answer is that of /predict, whose `predictions` have one entry for each instance, as all of these expect.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import orjson
+
+from service.api.content import JSON_TYPES
+from service.api.edge.request import Answer, Later, Request
+from service.api.predict import Predict
+from service.batching.queue import Entry, Reply
+from service.contract.bundle import Bundle
+from service.repository.served import ServedModel
+from service.wire.faults import InvalidInput, Malformed
+from service.wire.json_text import parse_json_object
+from service.wire.shown import short
+
+_V1 = re.compile(r"/v1/models/([^/:]+)(?:/versions/([0-9]{1,9}))?:predict")
+_ROWS = ("instances", "inputs", "dataframe_split", "dataframe_records")
+_MEMBERS = (*_ROWS, "params", "parameters", "signature_name")
+_ATTRIBUTES = b"x-amzn-sagemaker-custom-attributes"
+Find = Callable[[str | None, int | None], ServedModel]
+"""Finds a model by name and version; None for the default one."""
+
+
+class Dialect:
+    """A scoring route of another server: it translates the body, and /predict does the rest."""
+
+    oip = False
+
+    def __init__(self, predict: Predict, find: Find, *, template: str) -> None:
+        """Make a route on top of /predict; `template` names its path, also in metrics and the log."""
+        self._predict, self._find, self.template = predict, find, template
+
+    def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
+        """Queue the rows of a request, as /predict does."""
+        query, body = request.query, request.body
+        if "version" in path:
+            query = _joined(b"version=" + path["version"].encode(), query)
+        attributes = request.headers.get(_ATTRIBUTES)
+        if attributes is not None:  # SageMaker passes this header on, and no query string
+            query = _joined(query, attributes.strip().replace(b",", b"&"))
+        if request.content_type in JSON_TYPES:
+            version = int(path["version"]) if "version" in path else None
+            model = self._find(path.get("model"), version)
+            body = _translated(body, model.bundle)
+        return self._predict.begin(request.with_body(body, query=query), path, reply)
+
+    def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
+        """The answers of /predict."""
+        return self._predict.encode(entries)
+
+
+class V1(Dialect):
+    """The first protocol of TensorFlow Serving and KServe."""
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """The model, and the version where the path names one."""
+        if not path.startswith("/v1/models/"):
+            return None
+        found = _V1.fullmatch(path)
+        if found is None:
+            return None
+        model, version = found.groups()
+        return {"model": model} if version is None else {"model": model, "version": version}
+
+
+class Invocations(Dialect):
+    """The one path of SageMaker, MLflow or Vertex AI, for the default model."""
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """An empty object: the path has no parameters."""
+        return {} if path == self.template else None
+
+
+def _joined(one: bytes, other: bytes) -> bytes:
+    return one + b"&" + other if one and other else one or other
+
+
+def _translated(body: bytes | bytearray, bundle: Bundle) -> bytes:
+    """A JSON body of another server as one of /predict. Raises Malformed or InvalidInput."""
+    document = parse_json_object(body, _MEMBERS)
+    rows = [name for name in _ROWS if name in document]
+    if len(rows) != 1:
+        raise Malformed(
+            f"the body has {' and '.join(rows) or 'no rows'}; expected one of {', '.join(_ROWS)}"
+        )
+    made: dict[str, Any] = {"instances": _instances(rows[0], document[rows[0]], bundle)}
+    parameters = {**_object(document, "params"), **_object(document, "parameters")}
+    if parameters:
+        made["parameters"] = parameters
+    return orjson.dumps(made)
+
+
+def _object(document: dict[str, Any], name: str) -> dict[str, Any]:
+    found = document.get(name)
+    if found is None:
+        return {}
+    if not isinstance(found, dict):
+        raise Malformed(f"{name} is {short(found)}; expected an object")
+    return found
+
+
+def _instances(name: str, given: Any, bundle: Bundle) -> Any:
+    """Rows as /predict takes them."""
+    if name == "dataframe_split":
+        return _split_frame(given, bundle)
+    if name == "dataframe_records":
+        return _records(given, bundle)
+    if name == "inputs" and isinstance(given, dict):
+        return _columns(given, bundle)
+    return given
+
+
+def _split_frame(given: Any, bundle: Bundle) -> Any:
+    """{"columns": […], "data": [[…], …]}: rows by column name, or plain rows without names."""
+    if not isinstance(given, dict) or not isinstance(given.get("data"), list):
+        raise Malformed(
+            f"dataframe_split is {short(given)}; expected an object with columns and data"
+        )
+    unknown = sorted(set(given) - {"columns", "data", "index"})
+    if unknown:
+        raise Malformed(f"dataframe_split has an unknown member '{unknown[0][:60]}'")
+    columns, data = given.get("columns"), given["data"]
+    if columns is None or _are_positions(columns):
+        return data
+    if not isinstance(columns, list) or len({str(name) for name in columns}) != len(columns):
+        raise Malformed(
+            f"the columns of dataframe_split are {short(columns)}; expected different names"
+        )
+    for row, values in enumerate(data):
+        if not isinstance(values, list) or len(values) != len(columns):
+            raise Malformed(
+                f"row {row} of dataframe_split is {short(values)}; expected {len(columns)} values"
+            )
+    names = [str(name) for name in columns]
+    return _ordered([dict(zip(names, values, strict=True)) for values in data], bundle)
+
+
+def _are_positions(columns: Any) -> bool:
+    """Whether pandas numbered the columns, since the frame had no names."""
+    return isinstance(columns, list) and [str(name) for name in columns] == [
+        str(at) for at in range(len(columns))
+    ]
+
+
+def _records(given: Any, bundle: Bundle) -> Any:
+    if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
+        raise Malformed(f"dataframe_records is {short(given)}; expected a list of objects")
+    return _ordered(given, bundle)
+
+
+def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
+    """Named tensors: the only one, or columns turned into rows by name."""
+    if len(given) == 1:
+        return next(iter(given.values()))
+    lengths = {name: len(v) if isinstance(v, list) else None for name, v in given.items()}
+    if None in lengths.values() or len(set(lengths.values())) != 1:
+        shown = ", ".join(f"{name[:40]}: {count}" for name, count in list(lengths.items())[:8])
+        raise Malformed(f"inputs have columns of different lengths ({shown})")
+    rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
+    return _ordered(rows, bundle)
+
+
+def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
+    """Rows by column name in the order of the table that the model was trained on.
+
+    Raises InvalidInput when the model names no columns, or others: values in the wrong order would
+    give wrong answers without a word.
+    """
+    data = bundle.provenance.get("data")
+    names = data.get("columns") if isinstance(data, dict) else None
+    if not isinstance(names, list) or not names:
+        raise InvalidInput(
+            f"model '{bundle.name}' does not say the names of its columns, so rows cannot be put in "
+            "order by name; send rows without names, as instances"
+        )
+    found = []
+    for number, row in enumerate(rows):
+        wrong = [name for name in names if name not in row] or [n for n in row if n not in names]
+        if wrong:
+            lacks = "lacks" if wrong[0] not in row else "has an unknown"
+            raise InvalidInput(f"row {number} {lacks} column '{str(wrong[0])[:60]}'")
+        values = [row[name] for name in names]
+        found.append(values[0] if bundle.input.kind == "text" else values)
+    return found

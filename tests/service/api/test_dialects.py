@@ -1,0 +1,153 @@
+"""Clients of other servers get the answers of /predict at their own paths."""
+
+import io
+
+import httpx
+import numpy as np
+import pytest
+
+from service.settings import InvalidSetting, read_settings
+from tests.support.server import running
+from tests.support.small_models import FEATURES, inputs, publish_model
+
+COLUMNS = [f"c{i}" for i in range(FEATURES)]
+ROWS = inputs(3).tolist()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    models = tmp_path_factory.mktemp("models")
+    publish_model(models, "linear", provenance={"data": {"columns": COLUMNS}})
+    publish_model(models, "linear", provenance={"data": {"columns": COLUMNS}})
+    publish_model(models, "nameless")
+    with running(
+        models, default_model="linear", predict_route="/score/here", health_route="/health/vertex"
+    ) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with httpx.Client(base_url=server.url, timeout=30) as found:
+        yield found
+
+
+def frame(order=COLUMNS, rows=ROWS):
+    at = [COLUMNS.index(name) for name in order]
+    return {"columns": list(order), "data": [[row[i] for i in at] for row in rows]}
+
+
+BODIES = {
+    "instances": {"instances": ROWS},
+    "signature": {"instances": ROWS, "signature_name": "serving_default"},
+    "inputs": {"inputs": ROWS},
+    "named tensor": {"inputs": {"x": ROWS}},
+    "columns": {"inputs": {name: [row[i] for row in ROWS] for i, name in enumerate(COLUMNS)}},
+    "split": {"dataframe_split": frame()},
+    "reordered": {"dataframe_split": frame(COLUMNS[::-1])},
+    "numbered": {"dataframe_split": {"columns": list(range(FEATURES)), "data": ROWS}},
+    "records": {"dataframe_records": [dict(zip(COLUMNS, row, strict=True)) for row in ROWS]},
+}
+
+
+@pytest.mark.parametrize("path", ["/v1/models/linear:predict", "/invocations", "/score/here"])
+@pytest.mark.parametrize("form", list(BODIES))
+def test_every_form_of_a_body_has_the_answer_of_predict(client, path, form):
+    expected = client.post("/predict", json={"instances": ROWS}).json()
+    answer = client.post(path, json=BODIES[form])
+    assert answer.status_code == 200, answer.text
+    assert answer.json() == expected
+
+
+def test_parameters_reach_the_adjustment_from_query_body_and_sagemaker_s_header(client):
+    expected = client.post("/predict?tau=0.5&prior=training", json={"instances": ROWS}).json()
+    for answer in (
+        client.post("/v1/models/linear:predict?tau=0.5&prior=training", json={"instances": ROWS}),
+        client.post(
+            "/invocations",
+            json={"instances": ROWS, "params": {"tau": 0.5, "prior": "training"}},
+        ),
+        client.post(
+            "/invocations",
+            json={"instances": ROWS},
+            headers={"X-Amzn-SageMaker-Custom-Attributes": "tau=0.5,prior=training"},
+        ),
+    ):
+        assert answer.json() == expected
+
+
+def test_a_version_in_the_path_is_the_version_that_answers(client):
+    answer = client.post("/v1/models/linear/versions/1:predict", json={"instances": ROWS})
+    assert answer.json()["version"] == 1
+    assert client.post("/v1/models/linear:predict", json={"instances": ROWS}).json()["version"] == 2
+
+
+def test_an_npy_body_is_taken_at_invocations(client):
+    buffer = io.BytesIO()
+    np.save(buffer, np.array(ROWS, np.float32))
+    answer = client.post(
+        "/invocations", content=buffer.getvalue(), headers={"content-type": "application/x-npy"}
+    )
+    assert len(answer.json()["predictions"]) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "says"),
+    [
+        ("/v1/models/none:predict", {"instances": ROWS}, 404, "none"),
+        ("/v1/models/linear/versions/9:predict", {"instances": ROWS}, 404, "9"),
+        ("/invocations", {"instances": ROWS, "inputs": ROWS}, 400, "instances and inputs"),
+        ("/invocations", {}, 400, "no rows"),
+        ("/invocations", {"rows": ROWS}, 400, "unknown member 'rows'"),
+        ("/invocations", {"dataframe_split": frame(COLUMNS[1:])}, 422, "lacks column 'c0'"),
+        (
+            "/invocations",
+            {"dataframe_records": [dict.fromkeys([*COLUMNS, "age"], 1.0)]},
+            422,
+            "unknown column 'age'",
+        ),
+        ("/invocations", {"dataframe_split": {"columns": COLUMNS, "data": [[1]]}}, 400, "row 0"),
+        ("/v1/models/nameless:predict", {"dataframe_split": frame()}, 422, "by name"),
+        ("/invocations", {"inputs": {"a": [1], "b": [1, 2]}}, 400, "different lengths"),
+    ],
+)
+def test_a_body_that_does_not_fit_is_refused_and_says_why(client, path, body, status, says):
+    answer = client.post(path, json=body)
+    assert answer.status_code == status, answer.text
+    assert says in answer.json()["detail"]
+
+
+def test_status_and_health_are_told_as_each_client_reads_them(client):
+    assert client.get("/v1/models").json() == {"models": ["linear", "nameless"]}
+    told = client.get("/v1/models/linear").json()
+    assert told["ready"] is True
+    assert {each["version"] for each in told["model_version_status"]} == {"1", "2"}
+    assert all(each["state"] == "AVAILABLE" for each in told["model_version_status"])
+    one = client.get("/v1/models/linear/versions/1").json()
+    assert [each["version"] for each in one["model_version_status"]] == ["1"]
+    assert client.get("/v1/models/none").status_code == 404
+    for path in ("/ping", "/health/vertex"):
+        assert client.get(path).status_code == 200
+
+
+def test_requests_are_counted_under_the_template_of_their_route(client):
+    client.post("/v1/models/linear:predict", json={"instances": ROWS})
+    text = client.get("/metrics").text
+    assert 'route="/v1/models/{model}:predict"' in text
+    assert 'route="/invocations"' in text
+
+
+def test_the_variables_of_vertex_ai_and_sagemaker_are_settings_that_ours_win_over():
+    vertex = {
+        "AIP_HTTP_PORT": "8080",
+        "AIP_PREDICT_ROUTE": "/v1/endpoints/7-predict",
+        "AIP_HEALTH_ROUTE": "/v1/endpoints/7",
+    }
+    found = read_settings({}, vertex)
+    assert (found.port, found.health_route) == (8080, "/v1/endpoints/7")
+    assert found.predict_route == "/v1/endpoints/7-predict"
+    assert read_settings({"port": "1"}, vertex).port == 1
+    assert read_settings({}, vertex | {"PRIORDIAL_PORT": "2"}).port == 2
+    assert read_settings({}, {"SAGEMAKER_BIND_TO_PORT": "9"}).port == 9
+    with pytest.raises(InvalidSetting, match="--predict-route"):
+        read_settings({"predict_route": "no path"}, {})
