@@ -270,10 +270,11 @@ def check_paths(settings: Settings) -> None:
 
 
 def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that name settings. Raises InvalidSetting for unknown PRIORDIAL_*."""
+    """Return the variables that are read. Raises InvalidSetting for unknown PRIORDIAL_*."""
     known = {variable_of(item.name) for item in dataclasses.fields(Settings)}
     linked = "KUBERNETES_SERVICE_HOST" in environment
-    found = {}
+    platforms = {name for names in _PLATFORMS.values() for name in names}
+    found = {name: value for name, value in environment.items() if name in platforms}
     for name, value in environment.items():
         if not name.startswith(_PREFIX) or _NOT_SETTINGS.fullmatch(name):
             continue
