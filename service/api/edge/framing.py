@@ -36,6 +36,7 @@ _HALF_CLOSED_SECONDS = 0.1
 """After this long a client that closed its sending side is asked whether it still reads."""
 _PROBE_SECONDS = 0.05
 _TCP_CLOSE = 7
+_ANY = {"http_version": "1.1"}
 
 
 class FramedProtocol(HttpToolsProtocol):
@@ -45,6 +46,8 @@ class FramedProtocol(HttpToolsProtocol):
     """Whether the parser has read a part of a request."""
     _in_head = False
     """Whether that part ends within the request line or the headers."""
+    _handed_over = False
+    """Whether uvicorn has the request that is being read, or the last one that was."""
     _dropped = False
     """Whether the rest of the message that is being read is ignored."""
     _ended = False
@@ -60,7 +63,7 @@ class FramedProtocol(HttpToolsProtocol):
     """The answer that follows those that are still due, and closes the connection."""
     _half_closed = False
     _answering: Any = None
-    """uvicorn's cycle of the request that is being answered, where uvicorn answers it."""
+    """The cycle of the request that is being answered."""
     _resting_since = 0.0
     """loop.time() when the last answer was given."""
 
@@ -100,7 +103,7 @@ class FramedProtocol(HttpToolsProtocol):
         """The client sends nothing more; it may still read. Returns whether the connection stays open."""
         if self._ended and not self.is_answering():
             return False
-        if self.mid_message and not self._dropped and not self._leave_unfinished():
+        if self.mid_message and self._handed_over and not self._leave_unfinished():
             return False
         if not self.is_answering():
             return False
@@ -126,7 +129,12 @@ class FramedProtocol(HttpToolsProtocol):
 
     def is_answering(self) -> bool:
         """Whether the client waits for an answer."""
-        return bool(self.pipeline) or (self.cycle is not None and not self.cycle.response_complete)
+        cycle, answering = self.cycle, self._answering
+        return (
+            bool(self.pipeline)
+            or (cycle is not None and not cycle.response_complete)
+            or (answering is not None and not answering.response_complete)
+        )
 
     # -- from the parser
 
@@ -134,7 +142,7 @@ class FramedProtocol(HttpToolsProtocol):
         """Parser: a request begins. uvicorn's scope is made for those that need one."""
         self.mid_message = self._in_head = True
         self._dropped = self._ended or self.transport.is_closing()
-        self._head_bytes = 0
+        self._head_bytes, self._handed_over = 0, False
         self.url = b""
         self.headers = []  # a new list for each request; `slow_clients` compares by identity
         self.expect_100_continue = False
@@ -224,6 +232,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers += headers
         super().on_headers_complete()
+        self._handed_over = True
         if not self.pipeline or self.pipeline[0][0] is not self.cycle:
             self._answering = self.cycle
 
@@ -234,9 +243,9 @@ class FramedProtocol(HttpToolsProtocol):
         if self._ended:
             return
         problem = Problem(kind, detail)
-        was_read = self.mid_message and not self._in_head and not self._dropped
+        unfinished = self.mid_message and self._handed_over
         self._ended = self._dropped = True
-        if was_read and not self._leave_unfinished():
+        if unfinished and not self._leave_unfinished():
             if self.cycle.response_complete:
                 self.transport.close()
                 return
@@ -380,8 +389,6 @@ class FramedProtocol(HttpToolsProtocol):
 
     def _leave_unfinished(self) -> bool:
         """Take the request whose body is incomplete out of the pipeline. Returns False where it is not in it."""
-        if self._in_head or self.cycle is None:
-            return True
         if self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()
             self.cycle.response_complete = True
@@ -393,9 +400,8 @@ class FramedProtocol(HttpToolsProtocol):
         if self.transport.is_closing() or not self.is_answering():
             return
         answering = self._answering
-        if answering is not None and (
-            answering.response_started or answering.scope["http_version"] != "1.1"
-        ):
+        started = getattr(answering, "response_started", False)
+        if started or getattr(answering, "scope", _ANY)["http_version"] != "1.1":
             return
         self.transport.write(_PROCESSING)
         self.loop.call_later(_PROBE_SECONDS, self._close_if_refused)

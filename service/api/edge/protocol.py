@@ -107,12 +107,6 @@ class HotProtocol(FramedProtocol):
         if hot and body:
             super().take_body(body)
 
-    def forget_open_requests(self) -> None:
-        """Mark the requests that wait for an answer as abandoned."""
-        super().forget_open_requests()
-        if self._hot_cycle is not None and not self._hot_cycle.response_complete:
-            self._hot_cycle.disconnected = True
-
     def refuse(self, kind: str, detail: str) -> None:
         """Answer what cannot be read with a problem, and close the connection."""
         if self._match is not None:  # its body is wrong, and nothing has begun for it
@@ -127,16 +121,16 @@ class HotProtocol(FramedProtocol):
         if cycle is None:
             cycle = self._hot_cycle = _HotCycle()
         cycle.response_complete, cycle.keep_alive = False, keep_alive
-        self.cycle = cycle  # type: ignore[assignment]
+        self.cycle = self._answering = cycle  # type: ignore[assignment]
         lane: ScoringLane = self.app.lane
         lane.begin(match, head, query=query, body=body, connection=cycle, send=self._respond)
 
     def _hot_match(self) -> Match | None:
-        parser, cycle = self.parser, self.cycle
+        parser = self.parser
         if (
             parser.get_method() != b"POST"
             or self.expect_100_continue
-            or (cycle is not None and not cycle.response_complete)
+            or self.is_answering()
             or self.flow.write_paused
             or parser.get_http_version() != "1.1"
         ):

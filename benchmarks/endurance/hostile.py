@@ -1,0 +1,393 @@
+"""A hostile client: fuzzed requests over every way of framing, bombs, clients that leave or stall, no descriptors left.
+
+    python benchmarks/endurance/hostile.py [--requests 20000] [--seconds 600] [--seed 1] [--connections 8] [--out FILE.json]
+
+It starts a service of its own on loopback and stops after so many requests or seconds. Each request goes out whole on
+a fresh connection, again with its header block known, chunked, as HTTP/1.0, three times in a row, and cut at random:
+the answers must be equal. Altered streams go out in different cuts: as many answers must come back. Between them a
+good request is asked again and again, and its answer must stay the same. Exit status 1 for a 5xx, a difference, a
+smuggled request, a wrong answer, a loop held for more than 50 ms, or memory that is not back within 10 MiB.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import random
+import resource
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import urlopen
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from benchmarks.endurance import hostile_inputs as inputs
+from benchmarks.rig.processes import Process, service
+from tests.support.small_models import FEATURES, publish_trio
+
+MAX_TURN_SECONDS, MAX_GROWTH_MIB = 0.05, 10.0
+_ANSWER_SECONDS = 60.0
+_RESET = struct.pack("ii", 1, 0)
+_GOOD = inputs.Request(
+    b"POST", b"/models/linear/predict?tau=1", [(b"Content-Type", inputs.JSON)],
+    json.dumps({"instances": [[0.5] * FEATURES]}).encode(),
+)  # fmt: skip
+
+
+class Answer(NamedTuple):
+    """One answer. status 0: the connection ended within it or without it."""
+
+    status: int
+    content_type: bytes
+    body: bytes
+
+
+@dataclass
+class Found:
+    """The result of a run."""
+
+    inputs: int = 0
+    statuses: Counter[int] = field(default_factory=Counter)
+    failures_5xx: list[str] = field(default_factory=list)
+    differences: list[str] = field(default_factory=list)
+    smuggled: list[str] = field(default_factory=list)
+    wrong_answers: list[str] = field(default_factory=list)
+    longest_turn_seconds: float = 0.0
+    slowest_input: str = ""
+    memory_before_mib: float = 0.0
+    memory_after_mib: float = 0.0
+    memory_peak_mib: float = 0.0
+    seconds: float = 0.0
+
+    def faults(self) -> list[str]:
+        """What must not be, in words."""
+        lists = {"5xx": self.failures_5xx, "difference": self.differences, "smuggled": self.smuggled, "wrong answer": self.wrong_answers}  # fmt: skip
+        return [f"{name}: {each}" for name, found in lists.items() for each in found[:20]]
+
+
+class Hostile:
+    """Sends to one service, which must run without keys and with `--measure-loop-turns`."""
+
+    def __init__(self, server: Process, *, seed: int, connections: int) -> None:
+        parts = urlsplit(server.url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        self.server, self.found = server, Found()
+        self._address = parts.hostname, parts.port
+        self._rng, self._connections = random.Random(seed), connections
+        self._expected: Answer | None = None
+
+    # -- parts
+
+    async def fuzz(self, count: int, deadline: float) -> None:
+        """Send requests over every way of framing, and altered streams in different cuts."""
+
+        async def one_connection() -> None:
+            while self.found.inputs < count and time.monotonic() < deadline:
+                if self._rng.random() < 0.7:
+                    await self._every_way(inputs.request(self._rng))
+                else:
+                    await self._every_cut(inputs.framing(self._rng))
+                if self._rng.random() < 0.05:
+                    await self.check_good()
+
+        await asyncio.gather(*(one_connection() for _ in range(self._connections)))
+
+    async def bombs(self, deadline: float) -> None:
+        """Send each body that would become large, alone."""
+        for name, request in inputs.bombs().items():
+            if time.monotonic() > deadline:
+                break
+            turn = self.longest_turn()
+            answers = await self.exchange([request.whole()])
+            self._record(name.encode(), answers)
+            now = self.longest_turn()
+            if now > turn:
+                self.found.slowest_input = f"{name}: {now:.3f} s"
+            await self.check_good()
+
+    async def leave(self, count: int) -> None:
+        """Leave within, right after, and long before the end of requests, by FIN and by RST."""
+        for _ in range(count):
+            data = inputs.request(self._rng).whole() * self._rng.randint(1, 3)
+            writer = await self._connect()
+            writer[1].write(data[: self._rng.randint(1, len(data))])
+            if self._rng.random() < 0.5:
+                await asyncio.sleep(self._rng.random() * 0.005)
+            if self._rng.random() < 0.5:
+                writer[1].transport.abort()
+            else:
+                writer[1].close()
+            self.found.inputs += 1
+        await self.check_good()
+
+    async def stall(self, count: int) -> None:
+        """Hold connections that send a byte now and then, while good requests are answered."""
+        whole = _GOOD.whole()
+        held = [await self._connect() for _ in range(count)]
+        for step in range(10):
+            for _, writer in held:
+                writer.write(whole[step : step + 1])
+            await self.check_good()
+        for _, writer in held:
+            writer.transport.abort()
+        self.found.inputs += count
+
+    async def exhaust_descriptors(self, limit: int = 64) -> None:
+        """Allow the service few descriptors, take them all, let them go: it must answer again."""
+        pid = self.server.popen.pid
+        before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        open_now = len(os.listdir(f"/proc/{pid}/fd"))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + limit, before[1]))
+        held = []
+        with contextlib.suppress(OSError):
+            for _ in range(2 * limit):
+                held.append(await self._connect())  # noqa: PERF401 - those made before an error count
+        await asyncio.sleep(0.1)
+        for _, writer in held:
+            writer.transport.abort()
+        await self.check_good()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, before)
+        self.found.inputs += len(held)
+
+    async def check_good(self) -> None:
+        """Ask the good request: its answer must be what it was at first."""
+        (answer,) = await self.exchange([_GOOD.whole()]) or [Answer(0, b"", b"")]
+        if self._expected is None and answer.status == 200:
+            self._expected = answer
+        if answer != self._expected:
+            self.found.wrong_answers.append(f"{answer.status} {answer.body[:200]!r}")
+
+    # -- ways
+
+    async def _every_way(self, request: inputs.Request) -> None:
+        whole = request.whole()
+        ways = {
+            "whole": self.exchange([whole]),
+            "known": self._again(whole),
+            "chunked": self.exchange([request.chunked(self._rng)]),
+            "HTTP/1.0": self.exchange([request.whole(b"HTTP/1.0")]),
+            "pipelined": self.exchange([whole * 3]),
+            "cut": self.exchange(self._cut(whole)),
+        }
+        expected: Sequence[Answer] | None = None
+        for name, way in ways.items():
+            answers = await way
+            self._record(whole, answers)
+            if expected is None:
+                expected = answers
+            elif answers != expected * (3 if name == "pipelined" else 1):
+                self.found.differences.append(
+                    f"{name}: {_shown(answers)} for {_shown(expected)} to {whole[:500]!r}"
+                )
+
+    async def _every_cut(self, stream: bytes) -> None:
+        lists = [
+            await self.exchange(parts)
+            for parts in (
+                [stream],
+                self._cut(stream),
+                [stream[: len(stream) // 2], stream[len(stream) // 2 :]],
+            )  # fmt: skip
+        ]
+        for answers in lists:
+            self._record(stream, answers)
+        shortest = min(lists, key=len)
+        for answers in lists:
+            # A request that ends early may be refused before or after the end of the stream is seen.
+            more = answers[len(shortest) :]
+            if (
+                answers[: len(shortest)] != shortest
+                or len(more) > 1
+                or any(each.status == 200 for each in more)
+            ):
+                self.found.differences.append(f"{_shown(answers)} for {_shown(shortest)} to {stream[:800]!r}")  # fmt: skip
+                break
+
+    def _cut(self, data: bytes) -> list[bytes]:
+        places = sorted(self._rng.sample(range(1, len(data)), min(4, len(data) - 1))) if len(data) > 1 else []  # fmt: skip
+        return [data[a:b] for a, b in pairwise([0, *places, len(data)])]
+
+    # -- connections
+
+    async def exchange(self, parts: Sequence[bytes]) -> list[Answer]:
+        """Send the parts on a connection of their own, close its sending side, read every answer."""
+        reader, writer = await self._connect()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                for number, part in enumerate(parts):
+                    if number:
+                        await asyncio.sleep(0.0005)
+                    writer.write(part)
+                    await writer.drain()
+                writer.write_eof()
+                return _answers(await reader.read())
+        except TimeoutError:
+            return [Answer(0, b"", b"no answer")]
+        except OSError as error:
+            return [Answer(0, b"", str(error).encode())]
+        finally:
+            writer.transport.abort()
+
+    async def _again(self, whole: bytes) -> list[Answer]:
+        """The second answer of a connection to the same bytes: their header block is known by then."""
+        reader, writer = await self._connect()
+        try:
+            async with asyncio.timeout(_ANSWER_SECONDS):
+                writer.write(whole)
+                head = await reader.readuntil(b"\r\n\r\n")
+                await reader.readexactly(_length(head))
+                if b"connection: close" in head.lower():
+                    return await self.exchange([whole])
+                writer.write(whole)
+                writer.write_eof()
+                return _answers(await reader.read())
+        except (OSError, EOFError, TimeoutError):
+            return await self.exchange([whole])
+        finally:
+            writer.transport.abort()
+
+    async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        reader, writer = await asyncio.open_connection(*self._address, limit=2**26)
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        return reader, writer
+
+    # -- results
+
+    def longest_turn(self) -> float:
+        """The longest time for which the service's loop was held so far."""
+        with urlopen(f"{self.server.url}/metrics") as page:
+            lines = page.read().decode().splitlines()
+        return next(float(line.split()[1]) for line in lines if line.startswith("priordial_loop_turn_seconds "))  # fmt: skip
+
+    def memory_mib(self, name: str = "VmRSS") -> float:
+        """Resident memory of the service, or with VmHWM its peak."""
+        status = Path(f"/proc/{self.server.popen.pid}/status").read_text()
+        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))  # fmt: skip
+
+    def _record(self, sent: bytes, answers: Sequence[Answer]) -> None:
+        self.found.inputs += 1
+        for answer in answers:
+            self.found.statuses[answer.status] += 1
+            if answer.status >= 500 or answer.status == 0:
+                self.found.failures_5xx.append(f"{answer.status} {answer.body[:200]!r} to {sent[:300]!r}")  # fmt: skip
+            if b"smuggled" in answer.content_type:
+                self.found.smuggled.append(f"{sent[:300]!r}")
+
+
+def _answers(data: bytes) -> list[Answer]:
+    found, at = [], 0
+    while at < len(data):
+        end = data.find(b"\r\n\r\n", at)
+        if end < 0:
+            return [*found, Answer(0, b"", b"a head was cut")]
+        head = data[at : end + 4]
+        at = end + 4
+        status = int(head[9:12])
+        if status < 200:
+            continue
+        length = _length(head)
+        if at + length > len(data):
+            return [*found, Answer(0, b"", b"a body was cut")]
+        request_id = b" smuggled" if b"x-request-id: smuggled" in head else b""
+        content_type = next((line[14:] for line in head.split(b"\r\n") if line.startswith(b"content-type: ")), b"")  # fmt: skip
+        found.append(Answer(status, content_type + request_id, data[at : at + length]))
+        at += length
+    return found
+
+
+def _length(head: bytes) -> int:
+    return next((int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")), 0)  # fmt: skip
+
+
+def _shown(answers: Sequence[Answer]) -> str:
+    return ", ".join(f"{each.status} {each.body[:120]!r}" for each in answers) or "nothing"
+
+
+async def attack(hostile: Hostile, *, requests: int, seconds: float) -> Found:
+    """Run every part; how much of each follows from the number of requests."""
+    begun = time.monotonic()
+    deadline, few = begun + seconds, max(20, requests // 100)
+    await hostile.check_good()
+    await hostile.fuzz(max(100, requests // 10), deadline)
+    hostile.found.memory_before_mib = hostile.memory_mib()
+    parts: list[Callable[[], Awaitable[None]]] = [
+        lambda: hostile.bombs(deadline),
+        lambda: hostile.leave(few),
+        lambda: hostile.stall(min(few, 200)),
+        hostile.exhaust_descriptors,
+        lambda: hostile.fuzz(requests, deadline),
+    ]
+    for part in parts:
+        await part()
+    found = hostile.found
+    found.longest_turn_seconds = hostile.longest_turn()
+    found.memory_after_mib = hostile.memory_mib()
+    found.memory_peak_mib = hostile.memory_mib("VmHWM")
+    found.seconds = time.monotonic() - begun
+    return found
+
+
+def run(*, requests: int, seconds: float, seed: int, connections: int = 8) -> Found:
+    """Start a service with small models and attack it."""
+    with tempfile.TemporaryDirectory(prefix="priordial-hostile-") as folder:
+        models = Path(folder) / "models"
+        publish_trio(models)
+        flags = ("--default-model", "linear", "--measure-loop-turns", "--read-seconds", "20")
+        with service(models, *flags) as server:
+            hostile = Hostile(server, seed=seed, connections=connections)
+            return asyncio.run(attack(hostile, requests=requests, seconds=seconds))
+
+
+def report(found: Found) -> str:
+    """The result in lines."""
+    lines = [
+        f"inputs tried        {found.inputs:,} in {found.seconds:.0f} s",
+        f"answers             {dict(sorted(found.statuses.items()))}",
+        f"5xx or no answer    {len(found.failures_5xx)}",
+        f"differences         {len(found.differences)}",
+        f"smuggled            {len(found.smuggled)}",
+        f"wrong answers       {len(found.wrong_answers)}",
+        f"longest loop turn   {found.longest_turn_seconds:.3f} s {found.slowest_input}",
+        f"memory in MiB       {found.memory_before_mib:.0f} before, {found.memory_peak_mib:.0f} at most, "
+        f"{found.memory_after_mib:.0f} after",
+    ]
+    return "\n".join([*lines, *found.faults()])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--requests", type=int, default=20_000)
+    parser.add_argument("--seconds", type=float, default=600.0)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--connections", type=int, default=8)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    found = run(
+        requests=given.requests,
+        seconds=given.seconds,
+        seed=given.seed,
+        connections=given.connections,
+    )
+    print(report(found))
+    if given.out:
+        given.out.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+    held = found.longest_turn_seconds > MAX_TURN_SECONDS
+    grown = found.memory_after_mib - found.memory_before_mib > MAX_GROWTH_MIB
+    return 1 if found.faults() or held or grown else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
