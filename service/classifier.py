@@ -16,7 +16,7 @@ from service.priors.priors import Priors
 from service.priors.revisions import PriorRevision
 from service.priors.rule import source_warnings
 from service.repository.served import ServedModel
-from service.wire.arrays import InvalidParameter
+from service.wire.faults import InvalidParameter
 from service.wire.parameters import Parameters
 
 DEFAULT_TOP_K = 5

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import contextlib
 import json
-import os
 import random
 import resource
 import socket
@@ -148,7 +147,7 @@ class Hostile:
         """Allow the service few descriptors, take them all, let them go: it must answer again."""
         pid = self.server.popen.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        open_now = len(os.listdir(f"/proc/{pid}/fd"))
+        open_now = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + limit, before[1]))
         held = []
         with contextlib.suppress(OSError):
@@ -199,7 +198,7 @@ class Hostile:
                 [stream],
                 self._cut(stream),
                 [stream[: len(stream) // 2], stream[len(stream) // 2 :]],
-            )  # fmt: skip
+            )
         ]
         for answers in lists:
             self._record(stream, answers)
@@ -361,9 +360,9 @@ def report(found: Found) -> str:
         f"smuggled            {len(found.smuggled)}",
         f"wrong answers       {len(found.wrong_answers)}",
         f"longest loop turn   {found.longest_turn_seconds:.3f} s {found.slowest_input}",
-        f"memory in MiB       {found.memory_before_mib:.0f} before, {found.memory_peak_mib:.0f} at most, "
-        f"{found.memory_after_mib:.0f} after",
     ]
+    memory = found.memory_before_mib, found.memory_peak_mib, found.memory_after_mib
+    lines.append("memory in MiB       {:.0f} before, {:.0f} at most, {:.0f} after".format(*memory))
     return "\n".join([*lines, *found.faults()])
 
 

@@ -1,13 +1,13 @@
 """POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import JSON_TYPES, Content, instances_of
+from service.api.content import JSON_TYPES, Content, in_pool, instances_of, is_large
 from service.api.edge.errors import Problem
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
@@ -19,18 +19,16 @@ from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.priors.rule import Ranking, Rule, rank
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
-from service.wire.arrays import (
-    InvalidInput,
-    Malformed,
-    array_of,
-    may_hold_strings,
-    parse_json_object,
-    short,
-)
+from service.wire.arrays import array_of, may_hold_strings
+from service.wire.faults import InvalidInput, Malformed
+from service.wire.json_rows import numbers_of_json
+from service.wire.json_text import parse_json_object
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import ClassJson, rows_json
+from service.wire.shown import short
 
 MAX_SETTINGS = 100
+_MEMBERS = ("instances", "logits", "settings", "parameters")
 MAX_CELLS = 20_000_000
 """Rows × classes × settings of one request: about a second of one core."""
 _CHEAP_CELLS = 20_000
@@ -53,6 +51,17 @@ class Asked(NamedTuple):
     top_k: int
 
 
+class _Read(NamedTuple):
+    """A parsed request. values: the logits or the model's input tensor; None where images become it."""
+
+    model: ServedModel
+    common: Parameters
+    wanted: Sequence[Parameters]
+    values: NDArray[Any] | None
+    content: Content | None
+    are_logits: bool
+
+
 class Adjust:
     """The route."""
 
@@ -70,7 +79,7 @@ class Adjust:
         """Make the route.
 
         repository, classifier: where models and priors are found.
-        pool: decodes images, and applies the formula where that takes long.
+        pool: decodes images, reads large bodies, and applies the formula where that takes long.
         timeout_seconds: the deadline of a request that sets none.
         """
         self._repository, self._classifier = repository, classifier
@@ -91,51 +100,99 @@ class Adjust:
         if kind not in JSON_TYPES:
             raise Problem(
                 "unsupported-media-type",
-                f"content type '{kind[:80]}' is not taken here; expected application/json",
+                f"content type '{kind[:80]}' is not accepted here; expected application/json",
             )
-        document = parse_json_object(
-            request.body, ("instances", "logits", "settings", "parameters")
+        if is_large(request):
+            return self._large(request, path["model"], reply)
+        return self._begin(request, self._read(request, path["model"]), reply)
+
+    async def _large(self, request: Request, name: str, reply: Reply) -> Answer | None:
+        """Read a large body in the pool."""
+        model = self._repository.find(name, query_parameters(request.query).version)
+        with model.held():
+            read = await in_pool(
+                self._pool,
+                partial(self._read, request, name),
+                request=request,
+                model=model,
+                size=len(request.body),
+                deadline=request.deadline(self._timeout_seconds),
+            )
+        found = self._begin(request, read, reply)
+        return found if found is None or isinstance(found, Answer) else await found
+
+    def _read(self, request: Request, name: str) -> "_Read":
+        """Parse a body. Raises the errors of the status table."""
+        body, query = request.body, query_parameters(request.query)
+        document, values = self._numbers(request, name, query) or (
+            parse_json_object(body, _MEMBERS),
+            None,
         )
-        common = query_parameters(request.query).merged(body_parameters(document.get("parameters")))
+        common = query.merged(body_parameters(document.get("parameters")))
         wanted = _settings(document, common)
-        model = self._repository.find(path["model"], common.version)
-        top_k = check_top_k(common.top_k, len(model.bundle.class_names))
+        model = self._repository.find(name, common.version)
+        content = None
+        if values is None and "logits" in document:
+            given = document["logits"]
+            if not isinstance(given, list) or not given:
+                raise InvalidInput(f"logits are {short(given)}; expected a list of rows")
+            spec = _logits_spec(len(model.bundle.class_names))
+            values = array_of(given, spec, are_numbers=not may_hold_strings(body, b"logits"))
+        elif values is None:
+            instances = instances_of(document)
+            if isinstance(instances[0], dict):
+                content = Content.of_instances(instances)
+            else:
+                are_numbers = not may_hold_strings(body)
+                values = array_of(instances, model.bundle.input, are_numbers=are_numbers)
+        return _Read(model, common, wanted, values, content, "logits" in document)
+
+    def _numbers(
+        self, request: Request, name: str, query: Parameters
+    ) -> tuple[dict[str, Any], NDArray[Any]] | None:
+        """The members and the numbers of a large body, read in slices."""
+        if not is_large(request) or b"version" in request.body:
+            return None
+        model = self._repository.find(name, query.version)
+        logits = b'"logits"' in request.body
+        return numbers_of_json(
+            request.body,
+            _logits_spec(len(model.bundle.class_names)) if logits else model.bundle.input,
+            member="logits" if logits else "instances",
+            allowed=_MEMBERS,
+            max_rows=MAX_CELLS if logits else model.batcher.max_request_rows,
+        )
+
+    def _begin(self, request: Request, read: "_Read", reply: Reply) -> Answer | Later | None:
+        model = read.model
+        top_k = check_top_k(read.common.top_k, len(model.bundle.class_names))
         deadline = request.deadline(self._timeout_seconds)
         try:
             revisions = [
-                self._classifier.revision_at_hand(model.bundle, each.prior) for each in wanted
+                self._classifier.revision_at_hand(model.bundle, each.prior) for each in read.wanted
             ]
         except RevisionNotInMemory:
-            return self._fetched(
-                wanted,
-                request=request,
-                model=model,
-                document=document,
-                top_k=top_k,
-                deadline=deadline,
-                reply=reply,
-            )
-        asked = Asked(request, model, self._chosen(model, wanted, revisions), top_k)
-        return self._scored(asked, document, deadline, reply)
+            return self._fetched(request, read, top_k, deadline=deadline, reply=reply)
+        asked = Asked(request, model, self._chosen(model, read.wanted, revisions), top_k)
+        return self._scored(asked, read, deadline, reply)
 
     async def _fetched(
         self,
-        wanted: Sequence[Parameters],
-        *,
         request: Request,
-        model: ServedModel,
-        document: dict[str, Any],
+        read: "_Read",
         top_k: int,
+        *,
         deadline: Deadline,
         reply: Reply,
     ) -> Answer | None:
         """Read priors from the store first."""
+        model = read.model
         with model.held():
             revisions = [
-                await self._classifier.revision_of(model.bundle, each.prior) for each in wanted
+                await self._classifier.revision_of(model.bundle, each.prior) for each in read.wanted
             ]
-            asked = Asked(request, model, self._chosen(model, wanted, revisions), top_k)
-            found = self._scored(asked, document, deadline, reply)
+            asked = Asked(request, model, self._chosen(model, read.wanted, revisions), top_k)
+            found = self._scored(asked, read, deadline, reply)
             return found if found is None or isinstance(found, Answer) else await found
 
     def _chosen(
@@ -149,28 +206,19 @@ class Adjust:
         return settings
 
     def _scored(
-        self, asked: Asked, document: dict[str, Any], deadline: Deadline, reply: Reply
+        self, asked: Asked, read: "_Read", deadline: Deadline, reply: Reply
     ) -> Answer | Later | None:
         """Queue the instances, or answer given logits."""
-        body, bundle = asked.request.body, asked.model.bundle
-        member = b"logits" if "logits" in document else b"instances"
-        are_numbers = not may_hold_strings(body, member)
-        if "logits" in document:
-            given = document["logits"]
-            if not isinstance(given, list) or not given:
-                raise InvalidInput(f"logits are {short(given)}; expected a list of rows")
-            spec = _logits_spec(len(bundle.class_names))
-            logits = array_of(given, spec, are_numbers=are_numbers)
-            if _check_cells(asked, len(logits)) <= _CHEAP_CELLS:
-                return _answer(asked, logits)
-            return self._worked_out(asked, logits, deadline)
-        instances = instances_of(document)
-        if isinstance(instances[0], dict):
-            return self._decoded(asked, Content.of_instances(instances), deadline)
-        inputs = array_of(instances, bundle.input, are_numbers=are_numbers)
-        if _check_cells(asked, len(inputs)) > _CHEAP_CELLS:
-            return self._later(asked, inputs, deadline)
-        work = self._work(asked, inputs, deadline)
+        if read.content is not None:
+            return self._decoded(asked, read.content, deadline)
+        values = read.values
+        assert values is not None
+        is_cheap = _check_cells(asked, len(values)) <= _CHEAP_CELLS
+        if read.are_logits:
+            return _answer(asked, values) if is_cheap else self._worked_out(asked, values, deadline)
+        if not is_cheap:
+            return self._later(asked, values, deadline)
+        work = self._work(asked, values, deadline)
         asked.model.batcher.put(Entry(work, caller=asked.request, reply=reply, ask=asked))
         return None
 

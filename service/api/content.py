@@ -1,8 +1,8 @@
 """The body of a request to /predict or /adjust, in any of its forms, up to the model's input tensor."""
 
 import functools
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from numpy.typing import NDArray
 
@@ -11,12 +11,19 @@ from service.api.edge.request import Request
 from service.batching.pool import Pool
 from service.batching.work import Abandoned, Deadline, DeadlinePassed, Overloaded
 from service.repository.served import ServedModel
-from service.wire.arrays import InvalidInput, Malformed
+from service.wire.faults import InvalidInput, Malformed
 from service.wire.forms import parse_form
 from service.wire.parameters import NO_PARAMETERS, Parameters, text_parameters
 
+T = TypeVar("T")
+
 NPY = "application/x-npy"
+_ARRAY_TYPES = frozenset({NPY, "application/octet-stream"})
 JSON_TYPES = frozenset({"application/json", "text/json", ""})
+LARGE_BYTES = 128 * 1024
+"""A longer body of JSON or a longer form is read in a thread: reading it would hold the event loop."""
+LARGE_ARRAY_BYTES = 2**20
+"""The same for a body whose arrays are there as bytes."""
 DEAR_BYTES = 4096
 """Reading a longer body costs more than to look first whether there is room for its rows."""
 
@@ -83,16 +90,39 @@ async def decoded(
     # It needs Pillow, which was imported when a model that takes images was loaded.
     from service.wire import images
 
+    return await in_pool(
+        pool,
+        functools.partial(images.image_array, encoded, model.bundle.input),
+        request=request,
+        model=model,
+        size=sum(map(len, encoded)),
+        deadline=deadline,
+    )
+
+
+async def in_pool(
+    pool: Pool,
+    call: Callable[[], T],
+    *,
+    request: Request,
+    model: ServedModel,
+    size: int,
+    deadline: Deadline,
+) -> T:
+    """The result of `call()`, which reads `size` bytes of a request. The pool's refusals are counted."""
     try:
-        return await pool.run(
-            functools.partial(images.image_array, encoded, model.bundle.input),
-            size=sum(map(len, encoded)),
-            deadline=deadline,
-            caller=request,
-        )
+        return await pool.run(call, size=size, deadline=deadline, caller=request)
     except (Overloaded, DeadlinePassed, Abandoned) as error:
         model.batcher.refused(error)
         raise
+
+
+def is_large(request: Request) -> bool:
+    """Whether a request's body is read in the pool."""
+    length = len(request.body)
+    return length > LARGE_BYTES and (
+        length > LARGE_ARRAY_BYTES or request.content_type not in _ARRAY_TYPES
+    )
 
 
 def instances_of(document: dict[str, Any]) -> list[Any]:

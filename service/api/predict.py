@@ -4,13 +4,21 @@ A request waits in its model's batcher; requests that were scored together are a
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import DEAR_BYTES, JSON_TYPES, NPY, Content, instances_of
+from service.api.content import (
+    DEAR_BYTES,
+    JSON_TYPES,
+    NPY,
+    Content,
+    in_pool,
+    instances_of,
+    is_large,
+)
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
@@ -19,7 +27,9 @@ from service.classifier import Classifier, ranked, warnings_of
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
-from service.wire.arrays import array_of, fitted, may_hold_strings, parse_json_object
+from service.wire.arrays import array_of, fitted, may_hold_strings
+from service.wire.json_rows import numbers_of_json
+from service.wire.json_text import parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json
@@ -33,6 +43,15 @@ class Asked(NamedTuple):
     request: Request
     model: ServedModel
     revision: PriorRevision
+
+
+class _Read(NamedTuple):
+    """A parsed request: the model's input tensor, or encoded images that become it."""
+
+    model: ServedModel
+    parameters: Parameters
+    inputs: NDArray[Any] | None
+    content: Content | None
 
 
 class Predict:
@@ -53,7 +72,7 @@ class Predict:
 
         repository, classifier: where models and priors are found.
         default: whether it is the route of the default model, /predict.
-        pool: decodes images.
+        pool: decodes images and reads large bodies.
         timeout_seconds: the deadline of a request that sets none.
         """
         self._repository, self._classifier = repository, classifier
@@ -72,27 +91,51 @@ class Predict:
     # -- from a request to the queue
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Later | None:
-        """Parse a request and queue its rows."""
-        parameters = query_parameters(request.query)
-        body, kind, name = request.body, request.content_type, path.get("model")
-        if len(body) > DEAR_BYTES and b"version" not in body:
+        """Parse a request and queue its rows; a large body is parsed in the pool."""
+        parameters, name = query_parameters(request.query), path.get("model")
+        if len(request.body) > DEAR_BYTES and b"version" not in request.body:
             self._repository.find(name, parameters.version).batcher.check_room()
-        content: Content | None = None
+        if is_large(request):
+            return self._large(request, parameters, name, reply)
+        return self._queue(request, self._read(request, parameters, name), reply)
+
+    async def _large(
+        self, request: Request, parameters: Parameters, name: str | None, reply: Reply
+    ) -> None:
+        model = self._repository.find(name, parameters.version)
+        with model.held():
+            read = await in_pool(
+                self._pool,
+                partial(self._read, request, parameters, name),
+                request=request,
+                model=model,
+                size=len(request.body),
+                deadline=request.deadline(self._timeout_seconds),
+            )
+        later = self._queue(request, read, reply)
+        if later is not None:
+            await later
+
+    def _read(self, request: Request, parameters: Parameters, name: str | None) -> "_Read":
+        """Parse a body. Raises the errors of the status table."""
+        body, kind, content = request.body, request.content_type, None
         inputs: NDArray[Any] | None = None
         if kind in JSON_TYPES:
-            document = parse_json_object(body, _MEMBERS)
+            model = self._repository.find(name, parameters.version)
+            sliced = self._numbers(body, model) if is_large(request) else None
+            document, inputs = sliced or (parse_json_object(body, _MEMBERS), None)
             if "parameters" in document:
                 parameters = parameters.merged(body_parameters(document["parameters"]))
-            instances = document.get("instances")
-            if not instances or not isinstance(instances, list):
-                instances = instances_of(document)  # raises, and says why
-            model = self._repository.find(name, parameters.version)
-            if isinstance(instances[0], dict):
-                content = Content.of_instances(instances)
-            else:
-                inputs = array_of(
-                    instances, model.bundle.input, are_numbers=not may_hold_strings(body)
-                )
+                model = self._repository.find(name, parameters.version)
+            if inputs is None:
+                instances = document.get("instances")
+                if not instances or not isinstance(instances, list):
+                    instances = instances_of(document)  # raises, and says why
+                if isinstance(instances[0], dict):
+                    content = Content.of_instances(instances)
+                else:
+                    are_numbers = not may_hold_strings(body)
+                    inputs = array_of(instances, model.bundle.input, are_numbers=are_numbers)
         elif kind == NPY and body:
             model = self._repository.find(name, parameters.version)
             inputs = fitted(parse_npy(body), model.bundle.input)
@@ -100,49 +143,62 @@ class Predict:
             content = Content.of(request)
             parameters = parameters.merged(content.parameters)
             model = self._repository.find(name, parameters.version)
-        deadline = request.deadline(self._timeout_seconds)
-        if inputs is not None:
+        return _Read(model, parameters, inputs, content)
+
+    @staticmethod
+    def _numbers(
+        body: bytes | bytearray, model: ServedModel
+    ) -> tuple[dict[str, Any], NDArray[Any]] | None:
+        """The members and the instances of a large body of numbers, read in slices."""
+        if b"version" in body:  # another version may take another shape
+            return None
+        return numbers_of_json(
+            body,
+            model.bundle.input,
+            member="instances",
+            allowed=_MEMBERS,
+            max_rows=model.batcher.max_request_rows,
+        )
+
+    def _queue(self, request: Request, read: "_Read", reply: Reply) -> Later | None:
+        model, deadline = read.model, request.deadline(self._timeout_seconds)
+        if read.inputs is not None:
             try:
-                revision = self._classifier.revision_at_hand(model.bundle, parameters.prior)
+                revision = self._classifier.revision_at_hand(model.bundle, read.parameters.prior)
             except RevisionNotInMemory:
                 pass
             else:
-                work = self._classifier.admit(
-                    model, inputs, parameters, revision, deadline=deadline
-                )
-                asked = Asked(request, model, revision)
-                model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
+                self._put(request, read, read.inputs, revision, deadline=deadline, reply=reply)
                 return None
-        return self._later(
-            inputs if content is None else content,
-            request=request,
-            model=model,
-            parameters=parameters,
-            deadline=deadline,
-            reply=reply,
-        )
+        return self._later(request, read, deadline=deadline, reply=reply)
 
     async def _later(
+        self, request: Request, read: "_Read", *, deadline: Deadline, reply: Reply
+    ) -> None:
+        """Queue a request whose images must be decoded, or whose prior must be read from the store."""
+        model = read.model
+        with model.held():
+            inputs = read.inputs
+            if inputs is None:
+                assert read.content is not None
+                inputs = await read.content.decoded_images(request, model, self._pool, deadline)
+            revision = await self._classifier.revision_of(model.bundle, read.parameters.prior)
+            self._put(request, read, inputs, revision, deadline=deadline, reply=reply)
+
+    def _put(
         self,
-        given: Content | NDArray[Any] | None,
-        *,
         request: Request,
-        model: ServedModel,
-        parameters: Parameters,
+        read: "_Read",
+        inputs: NDArray[Any],
+        revision: PriorRevision,
+        *,
         deadline: Deadline,
         reply: Reply,
     ) -> None:
-        """Queue a request whose images must be decoded, or whose prior must be read from the store."""
-        with model.held():
-            if isinstance(given, Content):
-                inputs = await given.decoded_images(request, model, self._pool, deadline)
-            else:
-                assert given is not None
-                inputs = given
-            revision = await self._classifier.revision_of(model.bundle, parameters.prior)
-            work = self._classifier.admit(model, inputs, parameters, revision, deadline=deadline)
-            asked = Asked(request, model, revision)
-            model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
+        model = read.model
+        work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
+        asked = Asked(request, model, revision)
+        model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
 
     # -- from the queue to the answers
 

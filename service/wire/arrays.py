@@ -9,30 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
-from service.wire.faults import InvalidImage, InvalidInput, InvalidParameter, Malformed, TooLarge
-from service.wire.json_text import parse_json, parse_json_object
+from service.wire.faults import InvalidInput, TooLarge
 from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
 from service.wire.shown import shape_words, short
-
-__all__ = [
-    "InvalidImage",
-    "InvalidInput",
-    "InvalidParameter",
-    "Malformed",
-    "array_of",
-    "cast",
-    "example_input",
-    "fitted",
-    "is_finite",
-    "may_hold_strings",
-    "not_finite",
-    "parse_json",
-    "parse_json_object",
-    "rows_not_finite",
-    "short",
-    "text_array",
-    "texts_per_row",
-]
 
 Array = NDArray[Any]
 MAX_TEXT_CHARACTERS = 20_000

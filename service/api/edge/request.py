@@ -8,7 +8,8 @@ from typing import Any, NamedTuple, Protocol, TypeAlias
 from service.api.edge.known_headers import Head
 from service.batching.queue import Entry, Reply
 from service.batching.work import Connection, Deadline
-from service.wire.arrays import Malformed
+from service.wire.digits import whole_number
+from service.wire.faults import Malformed
 
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000
@@ -94,12 +95,13 @@ class Request:
             return Deadline(now + default_seconds)
         wanted = [] if own_seconds is None else [own_seconds]
         if given is not None:
-            if not given.isdigit() or len(given) > 20 or not 0 < int(given) <= MAX_TIMEOUT_MS:
+            milliseconds = whole_number(given, below=MAX_TIMEOUT_MS + 1)
+            if not milliseconds:
                 shown = given[:40].decode("latin-1")
                 raise Malformed(
                     f"X-Request-Timeout-Ms is '{shown}'; expected a whole number from 1 to {MAX_TIMEOUT_MS}"
                 )
-            wanted.append(int(given) / 1000)
+            wanted.append(milliseconds / 1000)
         else:
             wanted.append(default_seconds)
         waited = time.perf_counter() - self.begun

@@ -1,12 +1,14 @@
 """POST /v2/models/{model}[/versions/{version}]/infer: the Open Inference Protocol V2, JSON and binary tensors both ways."""
 
+import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.api.content import DEAR_BYTES, decoded
+from service.api.content import DEAR_BYTES, decoded, in_pool, is_large
 from service.api.edge.request import Answer, Later, Request
 from service.api.oip.answer import classes_of, encoded, is_full
 from service.api.oip.request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
@@ -18,7 +20,9 @@ from service.contract.bundle import Bundle
 from service.priors.revisions import RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
 from service.repository.served import ServedModel
-from service.wire.arrays import InvalidInput, Malformed, fitted, text_array, texts_per_row
+from service.wire.arrays import fitted, text_array, texts_per_row
+from service.wire.digits import whole_number
+from service.wire.faults import InvalidInput, Malformed
 from service.wire.parameters import Parameters, prior_of_text, query_parameters
 from service.wire.tensors import BY_DTYPE, Tensor
 
@@ -39,6 +43,19 @@ class Asked(NamedTuple):
     """How many classes each ranked output has, by the output's name."""
 
 
+class _Read(NamedTuple):
+    """A parsed request. inputs: the model's input tensor; None where images become it."""
+
+    model: ServedModel
+    infer: InferRequest
+    parameters: Parameters
+    rows: "_Rows"
+    priors: list[str | dict[str, Any] | None]
+    prior_of_row: NDArray[np.int64] | None
+    taus: float | NDArray[np.float32] | None
+    inputs: NDArray[Any] | None
+
+
 class Infer:
     """The route."""
 
@@ -56,7 +73,7 @@ class Infer:
         """Make the route.
 
         repository, classifier: where models and priors are found.
-        pool: decodes images.
+        pool: decodes images and reads large bodies.
         timeout_seconds: the deadline of a request that sets none.
         """
         self._repository, self._classifier = repository, classifier
@@ -74,73 +91,81 @@ class Infer:
     # -- from a request to the queue
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Later | None:
-        """Parse a request and queue its rows."""
-        parameters = query_parameters(request.query)
-        header_length = request.headers.get(HEADER_LENGTH)
-        version = version_of(path["version"]) if path["version"] else parameters.version
-        model: ServedModel | None = None
+        """Parse a request and queue its rows; a large body is parsed in the pool."""
+        query, name = query_parameters(request.query), path["model"]
+        version = version_of(path["version"]) if path["version"] else query.version
         if len(request.body) > DEAR_BYTES:
-            model = self._repository.find(path["model"], version)
-            model.batcher.check_room()
+            self._repository.find(name, version).batcher.check_room()
+        if is_large(request):
+            return self._large(request, name, version, query=query, reply=reply)
+        return self._begin(request, self._read(request, name, version, query), reply)
+
+    async def _large(
+        self,
+        request: Request,
+        name: str,
+        version: int | None,
+        *,
+        query: Parameters,
+        reply: Reply,
+    ) -> None:
+        model = self._repository.find(name, version)
+        with model.held():
+            read = await in_pool(
+                self._pool,
+                partial(self._read, request, name, version, query),
+                request=request,
+                model=model,
+                size=len(request.body),
+                deadline=request.deadline(self._timeout_seconds),
+            )
+        later = self._begin(request, read, reply)
+        if later is not None:
+            await later
+
+    def _read(self, request: Request, name: str, version: int | None, query: Parameters) -> "_Read":
+        """Parse a body. Raises the errors of the status table."""
+        header_length = request.headers.get(HEADER_LENGTH)
         if header_length == b"0":
-            model = model or self._repository.find(path["model"], version)
+            model = self._repository.find(name, version)
             infer = raw_request(request.body, model.bundle.input)
         else:
             infer = parse_infer(request.body, header_length)
-            model = model or self._repository.find(path["model"], version)
-        parameters = parameters.merged(infer.parameters)
-        deadline = request.deadline(self._timeout_seconds, infer.timeout_seconds)
+            model = self._repository.find(name, version)
+        parameters = query.merged(infer.parameters)
         rows = _Rows(infer, model.bundle)
         priors, prior_of_row = rows.priors(parameters.prior)
-        settings: RowSettings | None = None
+        taus = rows.taus(parameters.tau)
+        inputs = None if rows.are_images else rows.inputs()
+        return _Read(model, infer, parameters, rows, priors, prior_of_row, taus, inputs)
+
+    def _begin(self, request: Request, read: "_Read", reply: Reply) -> Later | None:
+        model, classifier = read.model, self._classifier
+        deadline = request.deadline(self._timeout_seconds, read.infer.timeout_seconds)
+        if read.inputs is None:
+            return self._later(request, read, deadline=deadline, reply=reply)
         try:
-            revisions = [self._classifier.revision_at_hand(model.bundle, prior) for prior in priors]
+            revisions = [classifier.revision_at_hand(model.bundle, each) for each in read.priors]
         except RevisionNotInMemory:
-            pass
-        else:
-            settings = self._classifier.settings_of(
-                model.bundle, rows.taus(parameters.tau), revisions, prior_of_row
-            )
-        if settings is None or rows.are_images:
-            return self._later(
-                rows,
-                request=request,
-                model=model,
-                infer=infer,
-                parameters=parameters,
-                deadline=deadline,
-                reply=reply,
-            )
-        asked = self._asked(request, model, infer, settings, parameters)
-        self._queue(asked, rows.inputs(), deadline, reply)
+            return self._later(request, read, deadline=deadline, reply=reply)
+        settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
+        asked = self._asked(request, model, read.infer, settings, read.parameters)
+        self._queue(asked, read.inputs, deadline, reply)
         return None
 
     async def _later(
-        self,
-        rows: "_Rows",
-        *,
-        request: Request,
-        model: ServedModel,
-        infer: InferRequest,
-        parameters: Parameters,
-        deadline: Deadline,
-        reply: Reply,
+        self, request: Request, read: "_Read", *, deadline: Deadline, reply: Reply
     ) -> None:
         """Queue a request whose priors must be read from the store, or whose images must be decoded."""
+        model, classifier = read.model, self._classifier
         with model.held():
-            priors, prior_of_row = rows.priors(parameters.prior)
-            revisions = [
-                await self._classifier.revision_of(model.bundle, prior) for prior in priors
-            ]
-            settings = self._classifier.settings_of(
-                model.bundle, rows.taus(parameters.tau), revisions, prior_of_row
-            )
-            asked = self._asked(request, model, infer, settings, parameters)
-            if rows.are_images:
-                images: list[bytes | str] = list(rows.own.values)
+            revisions = [await classifier.revision_of(model.bundle, each) for each in read.priors]
+            settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
+            asked = self._asked(request, model, read.infer, settings, read.parameters)
+            inputs = read.inputs
+            if inputs is None:
+                images: list[bytes | str] = list(read.rows.own.values)
                 inputs = await decoded(request, model, images, self._pool, deadline)
-            else:
-                inputs = rows.inputs()
             self._queue(asked, inputs, deadline, reply)
 
     def _asked(
@@ -261,13 +286,14 @@ class _Rows:
 
 def version_of(text: str) -> int:
     """A version in a path. Raises UnknownModel."""
-    if not (text.isascii() and text.isdigit() and len(text) < 10):
+    number = whole_number(text, below=10**9)
+    if number is None:
         raise UnknownModel(f"'{text[:40]}' is not a version; versions are numbers")
-    return int(text)
+    return number
 
 
 def _check_column(tensor: Tensor, width: int) -> None:
-    rest = int(np.prod(tensor.shape[1:]))
+    rest = math.prod(tensor.shape[1:])
     if rest != width or not tensor.shape[0]:
         raise InvalidInput(
             f"input '{tensor.name}' has shape {list(tensor.shape)}; expected [batch, {width}], batch at least 1"

@@ -1,5 +1,6 @@
 """The body of an Open Inference Protocol V2 inference request → values, before anything is known of the model."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
@@ -8,15 +9,12 @@ from typing import Any
 import numpy as np
 
 from service.contract.bundle import InputSpec
-from service.wire.arrays import (
-    InvalidInput,
-    InvalidParameter,
-    Malformed,
-    parse_json_object,
-    short,
-    texts_per_row,
-)
+from service.wire.arrays import texts_per_row
+from service.wire.digits import whole_number
+from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
+from service.wire.json_text import parse_json_object
 from service.wire.parameters import Parameters, body_parameters, prior_of_text
+from service.wire.shown import short
 from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe
 
 HEADER_LENGTH = b"inference-header-content-length"
@@ -51,11 +49,13 @@ def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRe
     """Read a JSON body, or JSON of header_length bytes with binary tensors behind it. Raises Malformed or InvalidInput."""
     length = len(body)
     if header_length is not None:
-        if not header_length.isdigit() or int(header_length) > length:
+        given = whole_number(header_length, below=length + 1)
+        if given is None:
             raise Malformed(
-                f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; the body has {length} bytes"
+                f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; "
+                f"the body has {length} bytes"
             )
-        length = int(header_length)
+        length = given
     header = bytes(body[:length])
     # A client that sends binary tensors repeats its header; numbers in JSON differ from request to request.
     is_repeated = length < len(body) and length <= _MAX_KEPT
@@ -81,7 +81,8 @@ class _Header:
     timeout_seconds: float | None
 
 
-_MAX_KEPT = 4096
+_MAX_KEPT = 2048
+MAX_INPUTS = 64
 
 
 def _read_header(header: bytes) -> _Header:
@@ -89,6 +90,8 @@ def _read_header(header: bytes) -> _Header:
     entries = document.get("inputs")
     if not isinstance(entries, list) or not entries:
         raise Malformed("the request has no inputs")
+    if len(entries) > MAX_INPUTS:
+        raise TooLarge(f"the request has {len(entries)} inputs; at most {MAX_INPUTS} are accepted")
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise Malformed(f"id is {short(identity)}; expected a string")
@@ -102,7 +105,7 @@ def _read_header(header: bytes) -> _Header:
     )
 
 
-_kept_header = lru_cache(maxsize=1024)(_read_header)
+_kept_header = lru_cache(maxsize=256)(_read_header)
 
 
 def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
@@ -115,7 +118,7 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
     dtype = DATATYPES[BY_DTYPE[spec.dtype]]
     free = [at for at, n in enumerate(spec.shape) if at and n is None]
     shape = [1, *(1 if n is None else n for n in spec.shape[1:])]
-    size = int(np.prod(shape)) * dtype.itemsize
+    size = math.prod(shape) * dtype.itemsize
     if spec.kind == "text" or (spec.kind == "image" and len(body) != size):
         if spec.kind == "text" and texts_per_row(spec) != 1:
             raise Malformed("a raw request can only hold one text; the model takes several")

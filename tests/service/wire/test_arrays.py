@@ -14,18 +14,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from service.contract.bundle import InputSpec
-from service.wire.arrays import (
-    MAX_TEXT_CHARACTERS,
-    InvalidInput,
-    InvalidParameter,
-    Malformed,
-    array_of,
-    example_input,
-    fitted,
-    parse_json,
-    parse_json_object,
-)
+from service.wire.arrays import MAX_TEXT_CHARACTERS, array_of, example_input, fitted
+from service.wire.faults import InvalidInput, InvalidParameter, Malformed
 from service.wire.forms import parse_form
+from service.wire.json_text import parse_json, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 
