@@ -147,7 +147,7 @@ class Hostile:
         """Allow the service few descriptors, take them all, let them go: it must answer again."""
         pid = self.server.popen.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
-        open_now = sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+        open_now = self._descriptors()
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (open_now + limit, before[1]))
         held = []
         with contextlib.suppress(OSError):
@@ -275,6 +275,9 @@ class Hostile:
         """Resident memory of the service, or with VmHWM its peak."""
         status = Path(f"/proc/{self.server.popen.pid}/status").read_text()
         return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))  # fmt: skip
+
+    def _descriptors(self) -> int:
+        return sum(1 for _ in Path(f"/proc/{self.server.popen.pid}/fd").iterdir())
 
     def _record(self, sent: bytes, answers: Sequence[Answer]) -> None:
         self.found.inputs += 1
