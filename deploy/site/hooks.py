@@ -27,6 +27,7 @@ COMMANDS = (
     ("",),
     ("serve",),
     ("import",),
+    ("check",),
     ("doctor",),
     ("key",),
     ("priors",),

@@ -84,7 +84,7 @@ def _exists(path, tracked):
     folders = {"/".join(name.split("/")[:i]) for name in tracked for i in range(1, 6)}
     parts = path.split("/")
     return any(pattern.fullmatch(name) for name in names | folders) or (
-        "/".join(parts[:-1]) in names  # an attribute of a module
+        "/".join(parts[:-1]) in names | folders  # an attribute of a module or package
     )
 
 
