@@ -16,7 +16,7 @@ class Fault(Exception):
 
 
 class WrongUse(Fault, ValueError):
-    """A command that cannot be carried out: an unknown name, contradicting flags, a missing path."""
+    """A command with an unknown name, contradicting flags or a missing path."""
 
     exit_code = 2
 

@@ -1,4 +1,6 @@
-"""The parts of docs/results.md that judge: what was expected, and what an independent implementation found."""
+"""The parts of docs/results.md that judge: what was expected, and what an independent
+implementation found.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -14,7 +16,9 @@ from training.studies.page import markdown_table
 
 
 def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) -> str:
-    """What the paper and the independent figures make one expect, seed by seed, and whether it is so."""
+    """What the paper and the independent figures make one expect, seed by seed, and whether it is
+    so.
+    """
     rows = []
     for document in documents:
         least = 9 if document["settings"]["imbalance_ratio"] >= 1000 else 2
@@ -36,11 +40,12 @@ def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) ->
 
 
 def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list[str]]:
-    """The same expectations of the network that has a hidden layer before its last one."""
+    """The expectations for the network that has a hidden layer before its last one."""
     return [
         _check(
             document,
-            f"the same with a hidden layer of 64: {'SGD > 0.7' if name.startswith('SGD') else 'Adam < 0'}",
+            "the same with a hidden layer of 64: "
+            f"{'SGD > 0.7' if name.startswith('SGD') else 'Adam < 0'}",
             [row["spearman"] for row in found],
             (lambda r: r > 0.7) if name.startswith("SGD") else (lambda r: r < 0),
             digits=2,
@@ -50,7 +55,7 @@ def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list
 
 
 def _less_under_adam(document: Document, sgd: list[float], adam: list[float]) -> list[str]:
-    """The difference of the rank correlations, with the 95 % interval of its mean over the seeds."""
+    """Differences of the rank correlations, with the 95 % interval of their mean."""
     less = [own - other for own, other in zip(sgd, adam, strict=True)]
     text = "‖w_y‖ and n_y, rank correlation lower under Adam than under SGD"
     row = _check(document, text, less, lambda r: r > 0, digits=2)
@@ -78,7 +83,9 @@ def _check(
 
 
 def beside_reference(documents: Sequence[Document]) -> str:
-    """Ours less the independent implementation's, where it has figures, and how far one run of ours may lie away."""
+    """Ours less the independent implementation's, where it has figures, and how far one run of ours
+    may lie away.
+    """
     rows = []
     for document in documents:
         theirs = REFERENCE.get(key(document), {})
@@ -99,17 +106,21 @@ def beside_reference(documents: Sequence[Document]) -> str:
         "chance alone, 95 %", "against ERM, theirs", "against ERM, ours", "more than chance?",
     )  # fmt: skip
     return (
-        f"Balanced error in percent of {REFERENCE_SOURCE}, which is not ours. Networks, augmentation and lengths differ, so the order and the gains over ERM\n"
-        "should agree, not the digits. How much their runs vary is not known. “Chance alone” is how far one more run of *ours* may lie from the mean, from the\n"
-        "standard deviation of a setting's methods, pooled. Their weight normalisation does not say its τ, so it stands beside both of ours.\n\n"
-        + markdown_table(header, rows)
+        f"Balanced error in percent of {REFERENCE_SOURCE}, which is not ours. Networks, "
+        "augmentation and lengths differ, so the order and the gains over ERM\n"
+        "should agree, not the digits. How much their runs vary is not known. “Chance alone” is "
+        "how far one more run of *ours* may lie from the mean, from the\n"
+        "standard deviation of a setting's methods, pooled. Their weight normalisation does not "
+        "say its τ, so it stands beside both of ours.\n\n" + markdown_table(header, rows)
     )
 
 
 def reach_of_a_run(document: Document, names: Mapping[str, float]) -> float | None:
-    """Half of the 95 % prediction interval, points, of one more run beside the mean of a document's seeds.
+    """Half of the 95 % prediction interval, points, of one more run beside the mean of a document's
+    seeds.
 
-    The sd is pooled over the methods in names: that of three seeds alone is too unsure. None for one seed.
+    The sd is pooled over the methods in names: that of three seeds alone is too unsure. None for
+    one seed.
     """
     spreads = [document["methods"][name]["summary"]["balanced_error"] for name in names
                if name in document["methods"]]  # fmt: skip

@@ -1,4 +1,6 @@
-"""The part of docs/results.md on the norms of the last layer, by optimiser, rate and β₂, from the file of benchmarks.results.variants."""
+"""The part of docs/results.md on the norms of the last layer, by optimiser, rate and β₂, from the
+file of benchmarks.results.variants.
+"""
 
 from collections.abc import Mapping, Sequence
 
@@ -36,18 +38,24 @@ def norms_under_adam(documents: Sequence[Document], rows: Sequence[Row]) -> str:
         for name, found in trainings.items()
     ]
     return (
-        "Rank correlation (Spearman) of the last layer's ‖w_y‖ with n_y. Over all settings and seeds, with what two treatments change in the\n"
+        "Rank correlation (Spearman) of the last layer's ‖w_y‖ with n_y. Over all settings and "
+        "seeds, with what two treatments change in the\n"
         "balanced error on test:\n\n"
-        + markdown_table(OVER_ALL, [[name, *_over_all(found)] for name, found in everywhere.items()])
+        + markdown_table(
+            OVER_ALL, [[name, *_over_all(found)] for name, found in everywhere.items()]
+        )
         + _in_words(documents[0], everywhere)
         + _of_the_choice([trainings for _, trainings in by_setting])
-        + "\nBy setting, with the slope b between the logarithms of norm and count, and balanced errors on test but where it is said;\n"
+        + "\nBy setting, with the slope b between the logarithms of norm and count, and balanced "
+        "errors on test but where it is said;\n"
         "mean ± standard deviation over the seeds:\n\n" + markdown_table(HEADER, lines)
-    )  # fmt: skip
+    )
 
 
 def _trainings(document: Document, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Name → its seeds: the compared SGD and Adam, then Adam at other settings, then the network with a hidden layer."""
+    """Name → its seeds: the compared SGD and Adam, then Adam at other settings, then the network
+    with a hidden layer.
+    """
     settings = document["settings"]
     hidden = variants_of(rows, HIDDEN_LAYER, *key(document))
     return {
@@ -100,14 +108,21 @@ def _in_words(document: Document, everywhere: Mapping[str, Sequence[Row]]) -> st
     far = sum(row["spearman"] <= SURE for row in compared)
     mixed = 0 < len(always) < len(under_adam)
     hidden = any("hidden layer" in name for name in everywhere)
+    which = ": which of them it is depends on rate and β₂" if mixed else ""
+    network = "“Hidden layer” is the network `cnn`, which has one of 64 before its last layer."
+    by_norm = helped["weight_norm"]
     return f"""
-Under SGD a class's weights grow by the sum of its gradients, so by its examples. Adam divides each step by the size of the gradients that it remembers, for about
-1 / (1 − β₂) steps: {own:,} in the comparison (of {steps:,} in a run), {_memory(Recipe.adam_beta2):,} with the default of {Recipe.adam_beta2:g}. With the long memory, the large gradients of a rare class's few own
-examples keep its many other steps small; a short one makes those whole. Norms run against the counts in every run of: {"; ".join(always) or "none"}. The paper says “anti-correlated or
-independent”{": which of them it is depends on rate and β₂" if mixed else ""}. With ten classes a correlation nearer to 0 than {SURE:.2f} cannot be told from none (5 %, two-sided); {far}
-of {len(compared)} of the compared Adam are at or below it. {"“Hidden layer” is the network `cnn`, which has one of 64 before its last layer." if hidden else ""}
+Under SGD, a class's weights grow by the sum of its gradients, and so with its examples. Adam
+divides each step by the size of recent gradients, over about 1 / (1 − β₂) steps: {own:,} in the
+comparison (of {steps:,} in a run), {_memory(Recipe.adam_beta2):,} with the default of
+{Recipe.adam_beta2:g}. With the long memory, the large gradients of a rare class's few examples
+keep its many other steps small. A short memory does not. Norms run against the counts in every run
+of: {"; ".join(always) or "none"}. The paper says “anti-correlated or independent”{which}. With ten
+classes, a correlation nearer to 0 than {SURE:.2f} cannot be told from none (5 %, two-sided); {far}
+of {len(compared)} of the compared Adam runs are at or below it. {network if hidden else ""}
 
-Post-hoc adjustment lowers the mean error in {len(helped["post_hoc"])} of {len(everywhere)} trainings. Weight normalisation with τ = 1 does so in {len(helped["weight_norm"])}{_listed(helped["weight_norm"])}.
+Post-hoc adjustment lowers the mean error in {len(helped["post_hoc"])} of {len(everywhere)}
+trainings. Weight normalisation with τ = 1 does so in {len(by_norm)}{_listed(by_norm)}.
 """
 
 
@@ -141,8 +156,9 @@ def _of_the_choice(by_setting: Sequence[Mapping[str, Sequence[Row]]]) -> str:
         for score in ("on_validation", "post_hoc")
     )
     return f"""
-Rate and β₂ of the comparison were chosen on these settings and seeds with the norms in view, so their sign is no independent test of the claim.
-Of the other rates and β₂, {best} has the lowest error on validation: {val[1]} %, setting by setting, and the comparison's {val[0]}.
+Rate and β₂ of the comparison were chosen on these settings and seeds with the norms in view, so
+their sign is no independent test of the claim. Of the other rates and β₂, {best} has the lowest
+error on validation: {val[1]} %, setting by setting, and the comparison's {val[0]}.
 Post-hoc adjusted, on test: {test[1]} there, {test[0]} in the comparison.
 """
 

@@ -1,4 +1,6 @@
-"""Other people's numbers that docs/results.md sets ours beside: balanced errors in percent, each with its source."""
+"""Other people's numbers that docs/results.md sets ours beside: balanced errors in percent, each
+with its source.
+"""
 
 PAPER_SOURCE = "Menon et al., ICLR 2021, Table 3; mean of 5 trials"
 PAPER_DATA = ("CIFAR-10-LT", "CIFAR-100-LT", "ImageNet-LT", "iNaturalist 2018")
@@ -34,4 +36,7 @@ REFERENCE: dict[tuple[int, float], dict[str, float]] = {
         "sampler-balanced": 22.4,
     },
 }
-"""By (largest class, imbalance ratio), Fashion-MNIST-LT, exponential profile. It has one weight normalisation, of unnamed τ."""
+"""By (largest class, imbalance ratio), Fashion-MNIST-LT, exponential profile.
+
+It has one weight normalisation, of unnamed τ.
+"""

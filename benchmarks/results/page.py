@@ -1,10 +1,13 @@
-r"""docs/results.md and its figures, from the results.json of finished comparisons: no number of ours is typed by hand.
+r"""docs/results.md and its figures, from the results.json of finished comparisons.
+
+No number of ours is typed by hand.
 
     python -m benchmarks.results.page runs/exp100-5000 runs/exp1000-5000 runs/exp100-500 \
         --variants runs/variants.json --synthetic runs/synthetic
 
-Each folder is the --out of a `training compare`; the others are the file of `benchmarks.results.variants` and the --out of a
-`training synthetic`. Writes DOCS/results.md and DOCS/results/*.svg.
+Each folder is the --out of a `training compare`. The others are the file of
+`benchmarks.results.variants` and the --out of a `training synthetic`. Writes DOCS/results.md and
+DOCS/results/*.svg.
 """
 
 import argparse
@@ -34,7 +37,17 @@ FIGURES = {
     "reliability": "Reliability at a uniform target",
 }
 """Those of the first folder; of the others, all but the last."""
-COMMON = ("network", "steps", "batch", "optimiser", "lr", "weight_decay", "schedule", "augment", "precision")  # fmt: skip
+COMMON = (
+    "network",
+    "steps",
+    "batch",
+    "optimiser",
+    "lr",
+    "weight_decay",
+    "schedule",
+    "augment",
+    "precision",
+)
 
 
 def main() -> None:
@@ -103,10 +116,12 @@ def page(
 
 INTRODUCTION = """# Results
 
-Written by `python -m benchmarks.results.page` from the results of `training compare`, `training synthetic` and `python -m benchmarks.results.variants`; edit that, not this page.
+Written by `python -m benchmarks.results.page` from the results of `training compare`,
+`training synthetic` and `python -m benchmarks.results.variants`. Edit that, not this page.
 
-Every method of [methods](methods.md), trained and scored here on long-tailed Fashion-MNIST. CIFAR-LT, ImageNet-LT and iNaturalist could not be had; the
-paper's own numbers for them stand at the end, marked as the paper's.
+Every method of [methods](methods.md), trained and scored here on long-tailed Fashion-MNIST.
+CIFAR-LT, ImageNet-LT and iNaturalist could not be had. The paper's own numbers for them stand at
+the end, marked as the paper's.
 """
 
 
@@ -123,16 +138,28 @@ def runs(documents: Sequence[Document]) -> str:
         sizes = [f"{n[split]:,}" for split in ("train", "val", "test")]
         listed = ", ".join(f"{count:,}" for count in counts)
         rows.append([title(document), *sizes, str(len(document["seeds"])), listed])
-    header = ("setting", "training examples", "validation", "test", "seeds", "training examples by class")  # fmt: skip
+    header = (
+        "setting",
+        "training examples",
+        "validation",
+        "test",
+        "seeds",
+        "training examples by class",
+    )
     shared = {key: documents[0]["settings"][key] for key in COMMON}
     adam = documents[0]["settings"][ADAM_RUN]
     told = ", ".join(f"{key} {value}" for key, value in shared.items())
     commands = "".join(f"    {command(document)}\n" for document in documents)
-    commands += "    python -m benchmarks.results.variants runs/variants.json --compared runs/exp100-5000 runs/exp1000-5000\n"
+    commands += (
+        "    python -m benchmarks.results.variants runs/variants.json "
+        "--compared runs/exp100-5000 runs/exp1000-5000\n"
+    )
     return (
         markdown_table(header, rows)
-        + f"\nExponential profile; validation is balanced and set aside before the profile is applied. Every run: {told}.\n"
-        f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. Temperature and every τ but 1 are chosen on validation. The median run "
+        + "\nExponential profile; validation is balanced and set aside before the profile is "
+        f"applied. Every run: {told}.\n"
+        f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. "
+        "Temperature and every τ but 1 are chosen on validation. The median run "
         f"took {seconds(documents):.0f} s on one thread, beside other work.\n\n{commands}"
     )
 
@@ -142,7 +169,8 @@ def command(document: Document) -> str:
     settings = document["settings"]
     return (
         f"training compare --recipe fashion-compare --methods all --seeds {len(document['seeds'])}"
-        f" --imbalance-ratio {settings['imbalance_ratio']:g} --max-per-class {settings['max_per_class']}"
+        f" --imbalance-ratio {settings['imbalance_ratio']:g} --max-per-class "
+        f"{settings['max_per_class']}"
         f" --threads 1 --out runs/{slug(document)}"
     )
 
@@ -159,7 +187,9 @@ def seconds(documents: Sequence[Document]) -> float:
 
 
 def overview(documents: Sequence[Document]) -> str:
-    """Methods by settings: mean and sd of the balanced error, and the difference to ERM; the best mean in bold."""
+    """Methods by settings: mean and sd of the balanced error, and the difference to ERM; the best
+    mean in bold.
+    """
     best = [min(mean(document, name) for name in document["methods"]) for document in documents]
     rows = []
     for name, method in documents[0]["methods"].items():
@@ -173,8 +203,10 @@ def overview(documents: Sequence[Document]) -> str:
         rows.append(cells)
     return (
         markdown_table(["method", "what", *(title(d) for d in documents)], rows)
-        + f"\nPercent, mean ± standard deviation over the seeds ({ns(documents)}), {documents[0]['data']['n']['test']:,} test examples; in brackets the "
-        "difference to ERM in points, paired by seed (its interval is in the tables below). The best mean of a setting is bold.\n"
+        + f"\nPercent, mean ± standard deviation over the seeds ({ns(documents)}), "
+        f"{documents[0]['data']['n']['test']:,} test examples; in brackets the "
+        "difference to ERM in points, paired by seed (its interval is in the tables below). The "
+        "best mean of a setting is bold.\n"
     )
 
 
@@ -187,8 +219,11 @@ def details(document: Document, *, every: bool) -> str:
         for name in shown
     )
     return (
-        f"### {title(document)[0].upper()}{title(document)[1:]}\n\n{markdown_table(HEADER, table_rows(document))}\n"
-        f"{sample(document)}. “Served” is after the temperature of the validation split and the whole adjustment to a uniform target.\n\n{pictures}"
+        "### "
+        f"{title(document)[0].upper()}{title(document)[1:]}\n\n"
+        f"{markdown_table(HEADER, table_rows(document))}\n"
+        f"{sample(document)}. “Served” is after the temperature of the validation split and the "
+        f"whole adjustment to a uniform target.\n\n{pictures}"
     )
 
 

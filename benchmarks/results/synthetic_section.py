@@ -1,4 +1,6 @@
-"""The part of docs/results.md on the synthetic experiment, from the folder of a `training synthetic`."""
+"""The part of docs/results.md on the synthetic experiment, from the folder of a `training
+synthetic`.
+"""
 
 import json
 from collections.abc import Mapping
@@ -44,11 +46,14 @@ def synthetic(document: Mapping[str, Any]) -> str:
     )
     return (
         "    training synthetic --out runs/synthetic\n\n"
-        "Two Gaussians around (1, 1) and (−1, −1), 5 % positive, affine classifiers. Errors are exact, of the learnt half-space; mean ± standard\n"
+        "Two Gaussians around (1, 1) and (−1, −1), 5 % positive, affine classifiers. Errors are "
+        "exact, of the learnt half-space; mean ± standard\n"
         f"deviation over trials, {sample}. Bayes' is {percent(document['bayes'], digits=3)} %.\n\n"
         + markdown_table(header, rows)
-        + f"\nPost-hoc adjustment by τ, %: {taus}. Weight normalisation of two weight vectors that start at random: {percent(norms[0.0])} at 0, "
-        f"{percent(norms[3.0])} at 3. Of the rare class's points, {percent(negative['rare'], digits=0)} % have a\n"
+        + f"\nPost-hoc adjustment by τ, %: {taus}. Weight normalisation of two weight vectors "
+        f"that start at random: {percent(norms[0.0])} at 0, "
+        f"{percent(norms[3.0])} at 3. Of the rare class's points, "
+        f"{percent(negative['rare'], digits=0)} % have a\n"
         "negative logit for their own class, which no positive divisor can make the largest.\n\n"
         + pictures
     )

@@ -1,4 +1,6 @@
-"""What benchmarks.results.variants trains: what each variant changes in the recipe of the comparison, and which runs that is tried in."""
+"""What benchmarks.results.variants trains: what each variant changes in the recipe of the
+comparison, and which runs that is tried in.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -42,8 +44,12 @@ def adam_name(rate: float, beta2: float) -> str:
     return f"Adam, rate {rate:g}, β₂ {beta2:g}"
 
 
-def with_adam(group: str, rate: float, beta2: float, others: Mapping[str, Any] | None = None) -> Variant:  # fmt: skip
-    """Cross-entropy as `erm-adam` of the comparison, but for its rate and β₂, and with other changes."""
+def with_adam(
+    group: str, rate: float, beta2: float, others: Mapping[str, Any] | None = None
+) -> Variant:
+    """Cross-entropy as `erm-adam` of the comparison, but for its rate and β₂, and with other
+    changes.
+    """
     changes = {**(others or {}), **RUNS[ADAM_RUN], "lr": rate, "adam_beta2": beta2}
     return Variant(group, adam_name(rate, beta2), changes, EVERYWHERE)
 
@@ -71,4 +77,6 @@ VARIANTS = (
     Variant("balanced", "in float32", {"loss": "balanced", "precision": "fp32"}, runs_in(STEEP)),
     Variant("balanced", "at a tenth of the rate", {"loss": "balanced", "lr": 0.01}, runs_in(STEEP)),
 )
-"""Of `adam`, each differs from the comparison's rate or β₂, or from another of the group, in one thing."""
+"""Of `adam`, each differs from the comparison's rate or β₂, or from another of the group, in one
+thing.
+"""

@@ -1,4 +1,6 @@
-"""The parts of docs/results.md that explain other people's figures, from the file of benchmarks.results.variants."""
+"""The parts of docs/results.md that explain other people's figures, from the file of
+benchmarks.results.variants.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -71,7 +73,9 @@ def _cells(document: Document, method: str) -> list[str]:
 
 
 def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
-    """What the table of other ways says of each difference to the independent figures; nothing of what it lacks."""
+    """What the table of other ways says of each difference to the independent figures; nothing of
+    what it lacks.
+    """
     told = []
     for document in documents:
         theirs = REFERENCE.get(key(document), {})
@@ -86,7 +90,9 @@ def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
             *_of_sampling(document, theirs, found["sampler"]),
         ]
         if sentences:
-            told.append(f"- {title(document)[0].upper()}{title(document)[1:]}: {' '.join(sentences)}\n")  # fmt: skip
+            told.append(
+                f"- {title(document)[0].upper()}{title(document)[1:]}: {' '.join(sentences)}\n"
+            )
     return "\n" + "".join(told) if told else ""
 
 
@@ -104,10 +110,22 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
     chosen, erm = 100 * mean(document, "weight-norm τ chosen"), 100 * mean(document, "erm")
     split = "τ from a long-tailed validation split, by"
     return [
-        f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} ({fixed[nearest]:.1f}).",
-        f"Keeping the bias changes its error at τ = 1 by {found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points.",
-        f"τ chosen on a long-tailed validation split, not on the balanced one: {found[f'{split} balanced error'] - chosen:+.1f} points;",
-        f"chosen there by plain error, it leaves {erm - found[f'{split} error']:.1f} of the {erm - chosen:.1f} points below ERM.",
+        (
+            f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} "
+            f"({fixed[nearest]:.1f})."
+        ),
+        (
+            "Keeping the bias changes its error at τ = 1 by "
+            f"{found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points."
+        ),
+        (
+            "τ chosen on a long-tailed validation split, not on the balanced one: "
+            f"{found[f'{split} balanced error'] - chosen:+.1f} points;"
+        ),
+        (
+            f"chosen there by plain error, it leaves {erm - found[f'{split} error']:.1f} of the "
+            f"{erm - chosen:.1f} points below ERM."
+        ),
     ]
 
 
@@ -117,7 +135,9 @@ def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
         return []
     errors = {"as compared": 100 * mean(document, "ldam"), **found}
     nearest = min(errors, key=lambda name: abs(errors[name] - theirs["ldam"]))
-    return [f"LDAM is nearest to their {theirs['ldam']:.1f} % {_with(nearest)} ({errors[nearest]:.1f})."]  # fmt: skip
+    return [
+        f"LDAM is nearest to their {theirs['ldam']:.1f} % {_with(nearest)} ({errors[nearest]:.1f})."
+    ]
 
 
 def _with(name: str) -> str:
@@ -131,7 +151,12 @@ def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]
     ours = 100 * mean(document, "sampler-balanced")
     worse, of = found["without flips"] - ours, theirs["sampler-balanced"] - ours
     why = ": a repeated example that is never changed is learnt by heart" if worse > 0 else ""
-    return [f"Balanced sampling without flips changes by {worse:+.1f} points; theirs differs from ours by {of:+.1f}{why}."]  # fmt: skip
+    return [
+        (
+            f"Balanced sampling without flips changes by {worse:+.1f} points; "
+            f"theirs differs from ours by {of:+.1f}{why}."
+        )
+    ]
 
 
 def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
@@ -150,8 +175,10 @@ def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
             for name, own in variants_of(rows, "balanced", largest, ratio).items()
         ]
         told += (
-            f"\n`balanced` fails at {title(document)}: one example of the rarest class weighs as much as {weight:.0f} average ones, and a step\n"
-            "for it undoes many others at this learning rate. Sampling the classes equally often asks for the same mix and does not fail.\n"
+            f"\n`balanced` fails at {title(document)}: one example of the rarest class weighs as "
+            f"much as {weight:.0f} average ones, and a step\n"
+            "for it undoes many others at this learning rate. Sampling the classes equally often "
+            "asks for the same mix and does not fail.\n"
             + (
                 f"It is the step, not the formula or the precision: {', '.join(others)}.\n"
                 if others

@@ -1,10 +1,12 @@
-"""What hangs on a setting that the comparison holds still: Adam's rate and memory, LDAM's margin, how weight normalisation is done …
+"""What hangs on a setting that the comparison holds still: Adam's rate and memory, LDAM's margin,
+how weight normalisation is done …
 
-    python -m benchmarks.results.variants runs/variants.json --compared runs/exp100-5000 runs/exp1000-5000
+    python -m benchmarks.results.variants runs/variants.json --compared runs/exp100-5000 …
 
-Trains the variants of benchmarks/results/variant_list.py on long-tailed Fashion-MNIST with the recipe of the comparison, three
-seeds each, and adds every run's scores to the file when it is over: the same command goes on where it stopped.
-`--only adam` trains one group, `--most 8` so many runs. --compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
+Trains the variants of benchmarks/results/variant_list.py on long-tailed Fashion-MNIST with the
+recipe of the comparison, three seeds each, and adds every run's scores to the file when it is over:
+the same command goes on where it stopped. `--only adam` trains one group, `--most 8` so many runs.
+--compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
 `benchmarks.results.page` makes tables of docs/results.md of the file. About 30 s of one core a run.
 """
 
@@ -98,7 +100,9 @@ def trained(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores(outcome: Outcome) -> dict[str, Any]:
-    """Balanced errors as trained, after post-hoc adjustment and after weight normalisation; how norms follow counts."""
+    """Balanced errors as trained, after post-hoc adjustment and after weight normalisation; how
+    norms follow counts.
+    """
     test = outcome.test
     found: dict[str, Any] = {
         "balanced_error": plain_error(test),
@@ -127,7 +131,9 @@ def plain_error(part: Part) -> float:
 
 
 def normalised(folder: Path) -> list[dict[str, Any]]:
-    """Rows of weight normalisation done in other ways, of the ERM runs in the folder of a comparison."""
+    """Rows of weight normalisation done in other ways, of the ERM runs in the folder of a
+    comparison.
+    """
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     rows = []
     paths = {seed: outcome_path(folder, "erm", seed) for seed in SEEDS}

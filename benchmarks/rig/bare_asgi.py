@@ -1,4 +1,6 @@
-"""The HTTP limit: an ASGI application that reads the body and answers, on uvicorn as the service runs it."""
+"""The HTTP limit: an ASGI application that reads the body and answers, on uvicorn as the service
+runs it.
+"""
 
 import socket
 import sys

@@ -47,11 +47,16 @@ class BenchModel:
                 "class_counts": self.counts(),
                 "loss_tau": 0.0,
                 "temperature": 1.0,
-                "input": {"name": "x", "kind": "tensor", "shape": [None, *self.shape], "dtype": "float32"},
+                "input": {
+                    "name": "x",
+                    "kind": "tensor",
+                    "shape": [None, *self.shape],
+                    "dtype": "float32",
+                },
                 "output": {"name": "logits", "kind": "logits"},
             },
             write_files=lambda folder: onnx.save(self.graph(), folder / "model.onnx"),
-        )  # fmt: skip
+        )
 
 
 class _Graph:

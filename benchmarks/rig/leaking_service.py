@@ -1,4 +1,6 @@
-"""`python -m benchmarks.rig.leaking_service serve …`: the service, keeping a copy of each body that a hot route answers; a control for soak.py."""
+"""`python -m benchmarks.rig.leaking_service serve …`: the service, keeping a copy of each body that
+a hot route answers; a control for soak.py.
+"""
 
 import sys
 from collections.abc import Sequence

@@ -1,4 +1,6 @@
-"""Requests that arrive when they are due, whether or not the ones before them were answered: what a crowd does."""
+"""Requests that arrive when they are due, whether or not the ones before them were answered: what a
+crowd does.
+"""
 
 import asyncio
 import time
@@ -11,7 +13,10 @@ TICK_SECONDS = 1e-3
 
 @dataclass
 class Arrivals:
-    """What became of one stretch of requests. Seconds of an answer run from the moment at which its request was due."""
+    """What became of one stretch of requests.
+
+    Seconds of an answer run from the moment at which its request was due.
+    """
 
     due: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -32,7 +37,9 @@ class Arrivals:
 
 
 class Crowd:
-    """Connections to one server; each carries one request at a time, and there are as many as need be."""
+    """Connections to one server; each carries one request at a time, and there are as many as need
+    be.
+    """
 
     def __init__(self, host: str, port: int, request: bytes) -> None:
         self._host, self._port, self._request = host, port, request
@@ -46,7 +53,10 @@ class Crowd:
             await asyncio.gather(*(self._connect() for _ in range(min(50, connections - start))))
 
     async def arrive(self, *, per_second: float, seconds: float, most: int = 4000) -> Arrivals:
-        """Requests at an even rate, then wait for the answers. Never more than `most` connections."""
+        """Requests at an even rate, then wait for the answers.
+
+        Never more than `most` connections.
+        """
         found = Arrivals()
         begun, sent = time.perf_counter(), 0
         total = int(per_second * seconds)
@@ -68,7 +78,9 @@ class Crowd:
         return found
 
     async def hold(self, *, clients: int, seconds: float) -> float:
-        """Answers a second when that many clients send their next request as soon as the last was answered."""
+        """Answers a second when that many clients send their next request as soon as the last was
+        answered.
+        """
         found, end = Arrivals(), time.perf_counter() + seconds
         begun = time.perf_counter()
 

@@ -1,4 +1,7 @@
-"""The service with graphs as they are: no head runs, the answers are empty. What the head costs is the difference."""
+"""The service with graphs as they are: no head runs, the answers are empty.
+
+What the head costs is the difference.
+"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Processes under load, for the benchmarks: start them, drive them with wrk, read what they cost."""
+"""Processes under load: start them, drive them with wrk, read the resources they used."""
 
 import contextlib
 import json
@@ -36,7 +36,9 @@ class Process:
 
 @contextlib.contextmanager
 def process(*command: str) -> Iterator[Process]:
-    """A Python script or module, up to its line "ready on URL"; its log goes to a file, as in production."""
+    """A Python script or module, up to its line "ready on URL"; its log goes to a file, as in
+    production.
+    """
     with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:
         log = Path(folder) / "log"
         with log.open("w") as stderr:
@@ -99,11 +101,24 @@ def wrk(
     before = server.cpu_seconds()
     done = subprocess.run(
         [
-            "wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--timeout", "30s", "-s", str(HERE / "load.lua"),
-            server.url + path, "--", str(file), settings, *(part for item in headers.items() for part in item),
+            "wrk",
+            "-t1",
+            f"-c{connections}",
+            f"-d{seconds:g}s",
+            "--timeout",
+            "30s",
+            "-s",
+            str(HERE / "load.lua"),
+            server.url + path,
+            "--",
+            str(file),
+            settings,
+            *(part for item in headers.items() for part in item),
         ],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     cpu_seconds = server.cpu_seconds() - before
     found = json.loads(
         next(line for line in done.stdout.splitlines() if line.startswith("JSON "))[5:]

@@ -1,11 +1,14 @@
 """What data and the loss cost a training step, as ratios within one run. Run by hand:
 
-    python -m benchmarks.speed.training_step [--rounds 12] [--seconds 0.4] [--only CASE …] [--out runs/benchmarks/training.json]
+    python -m benchmarks.speed.training_step [--rounds 12] [--seconds 0.4] [--only CASE …]
+        [--out runs/benchmarks/training.json]
 
-data: steps a second of the whole step (order of the rows, gathering, augmentation, forward, backward, optimiser) over those of the
-same step on one batch that stays where it is. loss: seconds of a step with the logit-adjusted loss over one with cross-entropy, at
-1,000 classes. The two sides of a ratio share a network and take turns, in blocks of steps; a figure is the median of the rounds' ratios,
-with their quartiles. torch has one thread, so `jpegs`, whose images are decoded by another process, needs a second core.
+data: steps a second of the whole step (order of the rows, gathering, augmentation, forward,
+backward, optimiser) over those of the same step on one batch that stays where it is. loss: seconds
+of a step with the logit-adjusted loss over one with cross-entropy, at 1,000 classes. The two sides
+of a ratio share a network and take turns, in blocks of steps; a figure is the median of the rounds'
+ratios, with their quartiles. torch has one thread, so `jpegs`, whose images are decoded by another
+process, needs a second core.
 """
 
 import argparse
@@ -97,8 +100,12 @@ def dataset(kind: str, inputs, classes: int, **more) -> Dataset:
 
 def spec_of(side: int, channels: int) -> ImageSpec:
     return ImageSpec(
-        (side, side), "RGB" if channels == 3 else "L", "stretch", (0.5,) * channels, (0.25,) * channels
-    )  # fmt: skip
+        (side, side),
+        "RGB" if channels == 3 else "L",
+        "stretch",
+        (0.5,) * channels,
+        (0.25,) * channels,
+    )
 
 
 def pictures(side: int, channels: int, rows: int) -> Dataset:
@@ -145,9 +152,12 @@ CASES: dict[str, Callable[[Path], Case]] = {
 LOSS_CASES: dict[str, Callable[[Path], Case]] = {
     "mlp": lambda _: case("mlp", numbers(64, 1_000, 20_000), "mlp", "none"),
     "cnn": lambda _: case(
-        "cnn", dataset("image", pictures(32, 3, 8_000).train.inputs, 1_000, image=spec_of(32, 3)), "cnn", "none"
+        "cnn",
+        dataset("image", pictures(32, 3, 8_000).train.inputs, 1_000, image=spec_of(32, 3)),
+        "cnn",
+        "none",
     ),
-}  # fmt: skip
+}
 
 
 def data_rounds(found: Case, rounds: int, seconds: float) -> list[tuple[float, float]]:
@@ -214,7 +224,7 @@ def _timed(steps: int, step: Callable[[], object]) -> float:
 def summary(
     kind: str, found: Case, results: list[tuple[float, float]], *, at_least: bool
 ) -> dict[str, object]:
-    """at_least: the ratio is of speeds and should be high; else it is of seconds and should be low."""
+    """at_least: a ratio of speeds, to be high; otherwise one of seconds, to be low."""
     ratios = [first / second if at_least else second / first for first, second in results]
     low, ratio, high = statistics.quantiles(ratios, n=4)
     goal = WHOLE_STEP if at_least else ADJUSTED
@@ -238,7 +248,8 @@ def line(row: dict) -> str:
     low, high = row["quartiles"]
     sign = "≥" if row["kind"] == "data" else "≤"
     return (
-        f"{row['kind']:5} {row['case']:8} {row['base_ms']:8.2f} {row['ms']:8.2f} {row['ratio']:6.3f} "
+        f"{row['kind']:5} {row['case']:8} {row['base_ms']:8.2f} {row['ms']:8.2f} "
+        f"{row['ratio']:6.3f} "
         f"{low:6.3f}–{high:.3f}  {'met ' if row['met'] else 'MISSED'} {sign} {row['goal']}"
     )
 

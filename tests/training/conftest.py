@@ -21,7 +21,9 @@ def tail_counts():
 
 @pytest.fixture(scope="session")
 def own_npz(tmp_path_factory):
-    """A user's own arrays: a dozen classes around points of a plane, features on wild scales, no validation split."""
+    """A user's own arrays: a dozen classes around points of a plane, features on wild scales, no
+    validation split.
+    """
     rng = np.random.default_rng(7)
     centres = rng.normal(size=(CLASSES, FEATURES)) * 2.5
     scales = 10.0 ** np.arange(FEATURES) - 3

@@ -1,4 +1,7 @@
-"""The `training` command: verbs, flags, exit codes. Results go to stdout, everything else to stderr."""
+"""The `training` command: verbs, flags, exit codes.
+
+Results go to stdout, everything else to stderr.
+"""
 
 import argparse
 import functools

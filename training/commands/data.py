@@ -49,7 +49,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def columns(data: Dataset) -> list[dict[str, Any]]:
-    """Name, range and number of distinct values of each column of a table, over its training rows."""
+    """Name, range and number of distinct values of each column, over the training rows."""
     names = data.origin.get("columns")
     rows = np.asarray(data.train.inputs)
     if not names or rows.ndim != 2 or rows.shape[1] != len(names):

@@ -1,4 +1,4 @@
-"""The verbs of the `training` command that show evidence: `evaluate`, `synthetic` and `estimate`."""
+"""The verbs `evaluate`, `synthetic` and `estimate` of the `training` command."""
 
 import argparse
 from collections.abc import Callable
@@ -84,7 +84,7 @@ def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _held_out(model: Any, options: argparse.Namespace, *, labelled: bool) -> Any:
-    """The labelled rows that calibrate: the validation rows, or all rows of data new to the model."""
+    """Labelled rows for calibration: the validation rows, or all rows of new data."""
     if options.held_out is None:
         if not labelled:
             raise WrongUse(

@@ -1,4 +1,4 @@
-"""Flags that several verbs share: the data, how a network is optimised; and the recipe that they make."""
+"""Flags that several verbs share, and the recipe that they make."""
 
 import argparse
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:  # importing it takes torch, and --help should not wait for to
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """What shapes every run of a comparison: the data, the network and how it is optimised."""
+    """Flags of every run of a comparison: the data, the network and its optimisation."""
     parser.add_argument(
         "--recipe", metavar="NAME|FILE.toml", help="settings to start from, without its loss"
     )
@@ -19,14 +19,17 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(options: argparse.Namespace) -> "Recipe":
-    """The recipe that the flags make, over --recipe where the verb has it."""
+    """The recipe that the flags describe, on top of --recipe where the verb has it."""
     from training.run import recipe_file
 
     return recipe_file.make(getattr(options, "recipe", None), _given(options, recipe_file.FIELDS))
 
 
 def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """What is read, and what becomes of it before training. required: the specification is an argument of its own."""
+    """Flags for the data and its preparation.
+
+    required: the specification is a positional argument.
+    """
     group = parser.add_argument_group("data")
     if required:
         group.add_argument("data", metavar="SPEC", help="what to read")
@@ -50,17 +53,18 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument(
         "--validation-per-class",
         type=int,
-        help="rows to set aside; 0: none, so temperature and tau stay 1 (default: a tenth of each class, a fifth of small data)",
+        help="validation rows to set aside; with 0, temperature and tau stay 1 "
+        "(default: a tenth of each class, a fifth of small data)",
     )
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
-    """The seed of one run; a comparison has --seeds in its place."""
+    """The seed of one run; a comparison has --seeds instead."""
     parser.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
-    """How image files become numbers."""
+    """Flags for the conversion of image files."""
     group = parser.add_argument_group("images in files")
     group.add_argument(
         "--image-size",
@@ -85,7 +89,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimisation_flags(group: Any) -> None:
-    """How a network is optimised."""
+    """Flags for the optimisation."""
     group.add_argument("--epochs", type=float, help="length (default 20, and at least 1,500 steps)")
     group.add_argument("--steps", type=int, help="length, instead of epochs")
     group.add_argument("--batch", type=int, help="rows a step, over all processes (default 128)")
@@ -99,7 +103,8 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--adam-beta2",
         type=float,
-        help="of adamw: how long squared gradients are remembered, about 1 / (1 - beta2) steps (default 0.999)",
+        help="of adamw: squared gradients are averaged over about 1 / (1 - beta2) steps "
+        "(default 0.999)",
     )
     group.add_argument("--weight-decay", type=float, help="default 5e-4")
     group.add_argument(
@@ -139,7 +144,7 @@ def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
 
 
 def name_and_number(text: str) -> tuple[str, float]:
-    """NAME=VALUE of an option."""
+    """Parse the NAME=VALUE of an option."""
     name, _, value = text.partition("=")
     return name, float(value)
 

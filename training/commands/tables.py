@@ -1,4 +1,4 @@
-"""Results as people read them: what the command prints without --json."""
+"""Results as text, as the command prints them without --json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ MAX_CLASSES = 20
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """Lines of text for the answer of fit, evaluate or data."""
+    """The lines of text for the result of a verb."""
     if "splits" in result:
         return _data_table(result)
     if "bayes" in result:
@@ -42,12 +42,14 @@ def _score_table(result: Mapping[str, Any]) -> str:
     lines: list[str] = []
     if "temperature" in result:
         lines.append(
-            f"temperature {result['temperature']:.3f}, tau {result['tau']['chosen']:g}, {result['seconds']:.0f} s"
+            f"temperature {result['temperature']:.3f}, tau {result['tau']['chosen']:g}, "
+            f"{result['seconds']:.0f} s"
         )
     norm_tau = result.get("last_layer", {}).get("norm_tau")
     if norm_tau is not None:
         lines.append(
-            f"weights normalised at tau {norm_tau:g}: loss_tau {result['loss_tau']:.2f}, approximate"
+            f"weights normalised at tau {norm_tau:g}: loss_tau {result['loss_tau']:.2f}, "
+            "approximate"
         )
     scores = {name: result[name] for name in ("validation", "test") if result.get(name)}
     if "balanced_error" in result:

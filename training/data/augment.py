@@ -1,4 +1,4 @@
-"""Vectorised augmentation of a batch of images: pad, crop and flip, by numbers drawn for the batch as a whole."""
+"""Augmentation of whole batches of images: pad, crop and flip."""
 
 from dataclasses import dataclass
 
@@ -13,9 +13,10 @@ AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop-flip")
 
 @dataclass(frozen=True)
 class Augmentation:
-    """none; flip: mirror half of the images; crop-flip: also shift by up to `pad` pixels, black coming in.
+    """The augmentation of training images.
 
-    resized-crop-flip is for images in files, which are cropped while they are decoded (see pixels.random_crop).
+    none; flip: mirror half of the images; crop-flip: also shift by up to `pad` pixels, filled with
+    black. resized-crop-flip crops images in files while they are decoded (pixels.random_crop).
     """
 
     name: str = "none"
@@ -29,13 +30,14 @@ class Augmentation:
 
     @property
     def on_batches(self) -> bool:
-        """Whether whole batches are changed (rather than nothing, or each image as it is decoded)."""
+        """Whether whole batches are augmented, rather than each image while it is decoded."""
         return self.name in ("flip", "crop-flip")
 
     def draw(self, rows: int, *, seed: int) -> Tensor:
-        """Numbers for a batch, int64 [rows, 3]: mirror (0 or 1), row offset, column offset.
+        """Random numbers for a batch, int64 [rows, 3]: mirror (0 or 1), row and column offset.
 
-        Drawn for the whole batch whatever part of it a process handles, so that the parts add up to the whole.
+        They are drawn for the whole batch, whichever part of it a process handles, so that several
+        processes together compute the batch of one.
         """
         generator = torch.Generator().manual_seed(seed)
         mirror = torch.randint(0, 2, (rows, 1), generator=generator)
@@ -43,7 +45,7 @@ class Augmentation:
         return torch.cat([mirror, offsets], dim=1)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Images [B, channels, H, W] of any type, changed as drawn [B, 3] says: each pixel is fetched once."""
+        """Augment images [B, channels, H, W] of any type as `drawn` [B, 3] says."""
         batch, channels, height, width = images.shape
         mirror = drawn[:, :1].bool()
         column = torch.arange(width, device=images.device)

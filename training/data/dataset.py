@@ -1,4 +1,4 @@
-"""A data set: splits of inputs with labels, the classes' names, and how an input becomes a tensor."""
+"""A data set: splits of inputs with labels, and the names of the classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -130,7 +130,7 @@ class Dataset:
         return counts_of(self.train.labels, len(self.class_names))
 
     def with_splits(self, *, train: Split, val: Split | None) -> "Dataset":
-        """The same data with other training and validation rows."""
+        """A copy with other training and validation rows."""
         return replace(self, train=train, val=val)
 
 
@@ -158,7 +158,8 @@ def check_labels(
         for row, name in enumerate(labels):
             if str(name) not in index:
                 raise BadData(
-                    f"{where}, {row_word} {row + first_row}: '{name}' is not a class of the training data"
+                    f"{where}, {row_word} {row + first_row}: '{name}' is not a class of the "
+                    "training data"
                 )
         return np.fromiter((index[str(name)] for name in labels), np.int64, len(labels))
     if (
@@ -172,7 +173,8 @@ def check_labels(
     wrong = np.flatnonzero((labels < 0) | (labels >= len(class_names)))
     if wrong.size:
         raise BadData(
-            f"{where}, {row_word} {wrong[0] + first_row}: label {labels[wrong[0]]} is out of range; "
+            f"{where}, {row_word} {wrong[0] + first_row}: label {labels[wrong[0]]} is out of "
+            "range; "
             f"expected 0 to {len(class_names) - 1}"
             + (
                 " (labels seem to start at 1: subtract 1)"

@@ -1,4 +1,4 @@
-"""Splits to batches on a device: what a step of training takes, and the rows of a split in order."""
+"""Batches on a device: those of training steps, and the rows of a split in order."""
 
 import itertools
 import signal
@@ -25,22 +25,23 @@ Rows: TypeAlias = NDArray[np.int64]
 Batch: TypeAlias = tuple[Tensor, Tensor]
 Order: TypeAlias = Iterable[tuple[int, Rows]]
 EVALUATION_ROWS = 256
-# for several steps at once, as between the steps of a small network everything would be cold, and cost thrice as much
+# for several steps at once, as between the steps of a small network everything would be cold, and
+# cost thrice as much
 GATHERED_BYTES = 2**21  # of rows in memory
 GATHERED_TEXTS = 1024
 
 
 class Feed(Protocol):
-    """Gives the batches that an order asks for."""
+    """Produces the batches of an order."""
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """For each (step, rows of the whole batch): this process's part of it, augmented, on the device."""
+        """For each (step, rows of the whole batch), this process's augmented part on the device."""
         ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a feed delivers to: a device, one of several processes, and the seed of what is drawn there."""
+    """The destination of a feed: a device, one of several processes, and the seed for its draws."""
 
     device: torch.device
     part: Part
@@ -49,7 +50,7 @@ class Place:
 
 
 def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
-    """The feed for a data set's training rows."""
+    """The feed for the training rows of a data set."""
     if data.vocabulary is not None:
         return TextFeed(data.train, data.vocabulary, place)
     if isinstance(data.train.inputs, ImageFiles):
@@ -58,7 +59,7 @@ def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
 
 
 class ArrayFeed:
-    """Batches of rows that lie in memory: gathered, augmented and normalised a whole batch at a time."""
+    """Batches of rows in memory, augmented and normalised a whole batch at a time."""
 
     def __init__(
         self, split: Split, image: ImageSpec | None, augmentation: Augmentation, place: Place
@@ -72,7 +73,7 @@ class ArrayFeed:
         self._place = place
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """As Feed says."""
+        """This process's part of each batch, as Feed.batches says."""
         for group in _groups(order, rows=GATHERED_BYTES // max(1, self._inputs[:1].nbytes)):
             parts = [rows[self._place.part.of(len(rows))] for _, rows in group]
             mine = torch.from_numpy(np.concatenate(parts)).to(self._place.device)
@@ -89,7 +90,7 @@ class ArrayFeed:
 
 
 class TextFeed:
-    """Batches of texts as word numbers, padded to the longest of the batch."""
+    """Batches of texts as word numbers, padded to the longest text of the batch."""
 
     def __init__(self, split: Split, vocabulary: Vocabulary, place: Place) -> None:
         self._encoded = Encoded.of(list(np.asarray(split.inputs)), vocabulary)
@@ -97,7 +98,7 @@ class TextFeed:
         self._place = place
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """As Feed says."""
+        """This process's part of each batch, as Feed.batches says."""
         device = self._place.device
         for group in _groups(order, rows=GATHERED_TEXTS):
             mine = [rows[self._place.part.of(len(rows))] for _, rows in group]
@@ -107,7 +108,7 @@ class TextFeed:
 
 
 class FileFeed:
-    """Batches of images in files: decoded (and randomly cropped) by worker processes ahead of their step."""
+    """Batches of images in files, decoded and cropped ahead of time by worker processes."""
 
     def __init__(
         self, files: ImageFiles, labels: Rows, augmentation: Augmentation, place: Place
@@ -119,7 +120,7 @@ class FileFeed:
         self._place = place
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """As Feed says."""
+        """This process's part of each batch, as Feed.batches says."""
         device = self._place.device
         for_loader, for_here = itertools.tee(order)  # the loader runs ahead of the steps
         loader: DataLoader[Any] = DataLoader(
@@ -138,7 +139,7 @@ class FileFeed:
 
 
 class Finish:
-    """What happens to a whole batch on the device: augmentation, then pixels [B, channels, H, W] to network inputs."""
+    """Turns a batch of pixels [B, channels, H, W] on the device into augmented network inputs."""
 
     def __init__(self, image: ImageSpec | None, augmentation: Augmentation, place: Place) -> None:
         self._augmentation = augmentation if image is not None and augmentation.on_batches else None
@@ -151,10 +152,11 @@ class Finish:
             self._scale = (1 / (255 * std), -mean / std)
 
     def drawn(self, step: int, *, rows: int) -> Tensor | None:
-        """What augmentation needs of chance for this process's part of a batch of so many rows."""
+        """The random numbers for this process's part of a batch of `rows` rows."""
         if self._augmentation is None:
             return None
-        # drawn for the whole batch, so that the parts of several processes add up to the batch of one
+        # drawn for the whole batch, so that the parts of several processes add up to the batch of
+        # one
         numbers = self._augmentation.draw(rows, seed=step_seed(self._place.seed, step))
         return numbers[self._place.part.of(rows)].to(self._place.device)
 
@@ -170,7 +172,7 @@ class Finish:
 
 
 def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[Tensor]:
-    """The inputs of a split as the network takes them, in order, EVALUATION_ROWS at a time, never augmented."""
+    """The inputs of a split for the network, unaugmented, in order, EVALUATION_ROWS at a time."""
     for batch in graph_inputs(split, data.image):
         numbers = data.vocabulary.encode(list(batch)) if data.vocabulary is not None else batch
         yield torch.from_numpy(numbers).to(device)
@@ -201,14 +203,16 @@ def _groups(order: Order, *, rows: int) -> Iterator[list[tuple[int, Rows]]]:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """A seed of its own for each step of a run."""
+    """A seed for each step of a run."""
     return int(
         np.random.SeedSequence([seed, 2, step]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )
 
 
 class _Decoder(TorchDataset[Any]):
-    """(row, step, position in the batch) -> pixels uint8 [H, W, channels] and label, in a worker process."""
+    """(row, step, position in the batch) -> pixels uint8 [H, W, channels] and label, in a worker
+    process.
+    """
 
     def __init__(self, files: ImageFiles, labels: Rows, *, crops: bool, seed: int) -> None:
         self._files = files
@@ -227,7 +231,7 @@ class _Decoder(TorchDataset[Any]):
 
 
 class _Asking:
-    """The order in the loader's terms: for each step, what each row of this process's part needs."""
+    """Turns the order of a run into the batches that a DataLoader asks for."""
 
     def __init__(self, order: Order, part: Part) -> None:
         self._order = order

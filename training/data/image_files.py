@@ -1,4 +1,4 @@
-"""Images in files as the inputs of a split: decoded when rows are asked for, checked before a run starts."""
+"""Images in files as inputs: checked before a run starts, decoded when rows are asked for."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -24,14 +24,17 @@ THREADS = max(1, min(32, (os.cpu_count() or 1)))  # Pillow decodes outside the i
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Rows that are files. Indexing selects rows; np.asarray decodes them to [n, H, W, channels]."""
+    """Rows that are files.
+
+    Indexing selects rows; np.asarray decodes them to [n, H, W, channels].
+    """
 
     paths: NDArray[np.object_]
     spec: ImageSpec
 
     @classmethod
     def of(cls, paths: Sequence[str], spec: ImageSpec) -> "ImageFiles":
-        """Of a list of paths."""
+        """The rows for a list of paths."""
         found = np.empty(len(paths), dtype=object)
         found[:] = paths
         return cls(found, spec)
@@ -55,18 +58,18 @@ class ImageFiles:
 
     @property
     def decoded_bytes(self) -> int:
-        """Size of all rows when they are decoded."""
+        """Size of all rows in memory once decoded."""
         return len(self) * self.spec.size[0] * self.spec.size[1] * self.spec.channels
 
 
 def made_ready(
     data: Dataset, *, in_memory: bool | None, part: Part, skip_broken: bool = False
 ) -> Dataset:
-    """The data with every image known to be readable.
+    """The data with every image known to be readable. Raises BadData with all that are not.
 
-    in_memory: decode all now and keep the pixels; None: when they fit MEMORY_BYTES. Otherwise each
-    process decodes its part once to see that it can, and training streams them. skip_broken: leave
-    unreadable images out, up to MAX_BROKEN_SHARE. Raises BadData with all that cannot be read.
+    in_memory: decode all images now and keep the pixels; None does so when they fit into
+    MEMORY_BYTES. Otherwise each process decodes its part once as a check, and training decodes them
+    again. skip_broken: leave unreadable images out, up to MAX_BROKEN_SHARE.
     """
     splits = {"train": data.train, "val": data.val, "test": data.test}
     own = {

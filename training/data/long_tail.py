@@ -1,4 +1,4 @@
-"""Long-tailed class counts (Cao et al., 2019), the many/medium/few groups, and shifted test sets (LADE)."""
+"""Long-tailed class counts (Cao et al., 2019) and shifted test sets (LADE)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ def profile_counts(
     """
     if imbalance_ratio < 1:
         raise WrongUse(
-            f"imbalance ratio {imbalance_ratio:g}; expected the largest class over the smallest, at least 1"
+            f"imbalance ratio {imbalance_ratio:g}; expected the largest class over the smallest, "
+            "at least 1"
         )
     if name == "exp":
         share = imbalance_ratio ** (-np.arange(num_classes) / (num_classes - 1))
@@ -33,7 +34,8 @@ def profile_counts(
     counts = np.floor(max_per_class * share + 1e-9).astype(np.int64)
     if counts.min() < 1:
         raise WrongUse(
-            f"imbalance ratio {imbalance_ratio:g} with {max_per_class} rows in the largest class leaves a class empty"
+            f"imbalance ratio {imbalance_ratio:g} with {max_per_class} rows in the largest class "
+            "leaves a class empty"
         )
     return counts
 
@@ -41,10 +43,11 @@ def profile_counts(
 def shifted_counts(
     direction: str, *, ratio: float, class_counts: Labels, available: Labels
 ) -> Labels:
-    """Test rows of each class for LADE's forward-k and backward-k: a long tail of ratio k over the test set.
+    """Test rows of each class for LADE's forward-k and backward-k: a long tail of ratio k.
 
-    Classes are ranked by their training counts (ties by index); forward keeps that order, backward reverses it.
-    The largest class gets as many rows as every class could give; each class keeps at least one.
+    Classes are ranked by their training counts (ties by index); forward keeps that order, backward
+    reverses it. The largest class gets as many rows as every class could give; each class keeps at
+    least one.
     """
     if direction not in ("forward", "backward"):
         raise WrongUse(f"unknown shift '{direction}'; expected forward or backward")

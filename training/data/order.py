@@ -1,4 +1,4 @@
-"""Which rows each step takes: the sampler's epochs end to end, cut into full batches."""
+"""The rows of each step: the sampler's epochs end to end, cut into full batches."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,13 +10,16 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Part:
-    """The share of each batch that one of several processes handles: rows rank · B/world … (rank + 1) · B/world."""
+    """The share of each batch that one of several processes handles.
+
+    Of B rows, these are rank · B/world … (rank + 1) · B/world.
+    """
 
     rank: int = 0
     world: int = 1
 
     def of(self, rows: int) -> slice:
-        """The slice of a batch of so many rows (a multiple of world)."""
+        """The slice of a batch of `rows` rows (a multiple of world)."""
         each = rows // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
@@ -39,8 +42,8 @@ def batches(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """(step, rows [batch_rows]) from first_step to steps - 1.
 
-    Every batch is full: one that an epoch's end falls into is filled from the next epoch. So the position in the
-    data is a function of the step, and a run can start again at any step.
+    Every batch is full: one that an epoch's end falls into is filled from the next epoch. The
+    position in the data is therefore a function of the step, and a run can start at any step.
     """
     total_epochs = -(-steps * batch_rows // rows)
     position = first_step * batch_rows

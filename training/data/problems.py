@@ -1,4 +1,4 @@
-"""What is likely to be wrong with data that can be read: each problem as a sentence for the user."""
+"""Finds what is likely to be wrong with readable data, as sentences for the user."""
 
 import hashlib
 from collections.abc import Iterator, Sequence

@@ -1,4 +1,4 @@
-"""Draws rows: stratified splits, and a long-tailed training set out of a balanced one."""
+"""Stratified splits, and a long-tailed training set drawn from a balanced one."""
 
 import math
 
@@ -20,10 +20,10 @@ SPLIT_SEED = 20200714  # of the splits that must not change with the run's seed
 def stratified(
     labels: Labels, *, per_class: int | None = None, share: float = 0.1, keep: int = 1, seed: int
 ) -> tuple[Rows, Rows]:
-    """Rows (kept, drawn), each in ascending order: per_class rows of each class, or a share of each class.
+    """Rows (kept, drawn) in ascending order: per_class rows of each class, or a share of each.
 
-    Each class with more than `keep` rows gives at least one and keeps at least `keep`; so a class of two rows
-    gives one, and a class of one row none.
+    Each class with more than `keep` rows gives at least one and keeps at least `keep`: a class of
+    two rows gives one, and a class of one row none.
     """
     generator = np.random.default_rng(seed)
     drawn: list[Rows] = []
@@ -40,15 +40,17 @@ def stratified(
 
 
 def set_aside_validation(data: Dataset, *, per_class: int | None, seed: int) -> Dataset:
-    """The data with a validation split: its own, or one carved out of the training rows.
+    """The data with a validation split: its own, or one drawn from the training rows.
 
-    per_class: rows a class; None takes the data set's own rule; 0 leaves the data without validation.
+    per_class: rows of each class; None follows the data set's own rule; 0 leaves the data without
+    validation.
     """
     if per_class == 0:
         return data.with_splits(train=data.train, val=None)
     if data.val is not None and per_class is not None:
         raise WrongUse(
-            f"{data.spec} has a validation split of its own; --validation-per-class has nothing to do"
+            f"{data.spec} has a validation split of its own; --validation-per-class has nothing "
+            "to do"
         )
     if data.val is not None:
         return data
@@ -65,13 +67,17 @@ def set_aside_validation(data: Dataset, *, per_class: int | None, seed: int) -> 
 
 
 def long_tailed(split: Split, class_counts: Labels, *, seed: int) -> Split:
-    """class_counts[y] rows of each class y, drawn by the seed, in ascending order. Raises WrongUse if too few are there."""
+    """class_counts[y] rows of each class y, drawn by the seed, in ascending order.
+
+    Raises WrongUse when a class has too few rows.
+    """
     available = counts_of(split.labels, len(class_counts))
     short = np.flatnonzero(class_counts > available)
     if short.size:
         worst = int(short[0])
         raise WrongUse(
-            f"the profile asks for {class_counts[worst]} training rows of class {worst}; {available[worst]} are left "
+            f"the profile asks for {class_counts[worst]} training rows of class {worst}; "
+            f"{available[worst]} are left "
             "beside validation and test (lower --max-per-class or --validation-per-class)"
         )
     generator = np.random.default_rng([seed, 1])

@@ -1,8 +1,9 @@
-"""Words to numbers: a vocabulary learnt from training texts, in the form that standard ONNX operators can repeat.
+"""Words to numbers, by a vocabulary that standard ONNX operators can apply as well.
 
-A word is what stands between spaces, A … Z in lower case: StringSplit and StringNormalizer (in the locale "C", the one
-that is everywhere) do no more than that. So a word with punctuation around it is a key of its own, which shares the
-number of the bare word: "good," and "good" are the same word in the graph, too.
+Words are separated by spaces, with A … Z in lower case: StringSplit and StringNormalizer (in the
+locale "C", which is always there) do no more. A word with punctuation around it is therefore a key
+of its own with the number of the bare word: "good," and "good" are the same word, in the graph as
+well.
 """
 
 import string
@@ -25,20 +26,20 @@ def words(text: str) -> list[str]:
 
 
 def bare(word: str) -> str:
-    """A word without the punctuation around it; the word itself where nothing else is left."""
+    """A word without the punctuation around it; the word itself if it is all punctuation."""
     return word.strip(_AROUND) or word
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """keys: word as it stands in a text -> its number, 1 … size. Other words are 0 and take no part."""
+    """keys: each spelling of a word -> its number, 1 … size. Other words are 0 and are ignored."""
 
     keys: dict[str, int]
     size: int
 
     @classmethod
     def learnt(cls, texts: Iterable[str], *, max_words: int = MAX_WORDS) -> "Vocabulary":
-        """Of training texts: the max_words most frequent words by the number of texts they stand in."""
+        """From training texts: the max_words words that are in the most texts."""
         seen: Counter[str] = Counter()
         spelt: dict[str, set[str]] = {}
         count = 0
@@ -66,14 +67,17 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Many texts as word numbers, end to end: those of text i are numbers[starts[i] : starts[i + 1]]."""
+    """Many texts as word numbers, end to end.
+
+    Those of text i are numbers[starts[i] : starts[i + 1]].
+    """
 
     numbers: NDArray[np.int32]
     starts: NDArray[np.int64]
 
     @classmethod
     def of(cls, texts: Sequence[str], vocabulary: Vocabulary) -> "Encoded":
-        """Of texts; words that are not in the vocabulary leave no trace."""
+        """Encode texts; words that are not in the vocabulary are dropped."""
         keys = vocabulary.keys
         found = [[number for word in words(text) if (number := keys.get(word))] for text in texts]
         starts = np.concatenate([[0], np.cumsum([len(one) for one in found], dtype=np.int64)])

@@ -275,8 +275,9 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "equalised-random": {"gamma": Option(0.9, high=1), "rare_below": Option(0.005, high=1)},
     "focal": {"gamma": Option(2.0, high=100)},
 }
-"""The options of each loss: `gamma` of focal is its exponent, that of equalised-random a probability;
-`rare_below` is a label frequency; `drw` is 1 (re-weight from `drw_start` on) or 0."""
+"""The options of each loss: `gamma` of focal is its exponent, that of equalised-random a
+probability; `rare_below` is a label frequency; `drw` is 1 (re-weight from `drw_start` on) or 0.
+"""
 
 
 def class_balanced_weights(counts: Vector, *, beta: float = 0.9999) -> Vector:
@@ -293,7 +294,7 @@ def _frequencies(counts: Vector) -> Vector:
 
 
 def _mean_one(weights: Vector, counts: Vector) -> Vector:
-    """Weights scaled to a mean of 1 over the training examples, so that the rate keeps its meaning."""
+    """Weights scaled to a mean of 1 over the training examples, for the learning rate's sake."""
     scaled: Vector = weights / np.dot(_frequencies(counts), weights)
     return scaled
 

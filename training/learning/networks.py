@@ -1,4 +1,4 @@
-"""The networks by name, any importable factory, and the part that makes raw inputs fit for them."""
+"""The networks by name, importable factories, and the standardisation of numbers."""
 
 import importlib
 import inspect
@@ -20,9 +20,9 @@ from training.learning.resnet import released_resnet32, resnet32
 
 
 class Standardise(nn.Module):
-    """(x - mean) / deviation of each input number, learnt from the training rows and kept inside the graph.
+    """(x - mean) / deviation of each number, fitted to the training rows and kept in the graph.
 
-    So a published model takes the numbers as the user has them. A constant input is only centred.
+    A published model therefore takes unscaled numbers. A constant input is only centred.
     """
 
     mean: Tensor
@@ -35,10 +35,11 @@ class Standardise(nn.Module):
 
     @classmethod
     def fitted(cls, rows: NDArray[np.float32]) -> "Standardise":
-        """Of training rows [N, …]."""
+        """Fit to training rows [N, …]."""
         wide = rows.astype(np.float64)
         deviation = wide.std(axis=0)
-        # an input that varies by rounding alone is constant; dividing by its deviation would blow up noise
+        # an input that varies by rounding alone is constant; dividing by its deviation would blow
+        # up noise
         varies = deviation > 1e-6 * np.maximum(np.abs(wide.mean(axis=0)), 1e-30)
         return cls(
             wide.mean(axis=0).astype(np.float32),
@@ -56,7 +57,8 @@ class CosineLinear(nn.Module):
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
-        # of length 1, as the authors have it: a step turns a vector by its size over the length squared
+        # of length 1, as the authors have it: a step turns a vector by its size over the length
+        # squared
         directions = torch.empty(num_classes, features).uniform_(-1, 1)
         self.weight = nn.Parameter(functional.normalize(directions, dim=-1))
 
@@ -68,10 +70,10 @@ class CosineLinear(nn.Module):
 
 
 class Logits(nn.Module):
-    """A user's network, of whose outputs the logits are taken.
+    """A user's network, reduced to its logits.
 
-    Models of Hugging Face return an object or a dict with `logits`; torchvision's networks with
-    auxiliary heads return a named tuple with `logits` while they train. Tensors pass through.
+    Hugging Face models return an object or a dict with `logits`. torchvision's networks with
+    auxiliary heads return a named tuple with `logits` while they train. Tensors are passed through.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -105,13 +107,16 @@ def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Three convolutions of 16, 32 and 48 channels with batch normalisation, pooled to 3 × 3, and a hidden layer of 64."""
+    """Three convolutions (16, 32, 48 channels) with batch normalisation, and a hidden layer of 64.
+
+    The features are pooled to 3 × 3 before the hidden layer.
+    """
     layers, features = _convolutions(input_shape)
     return nn.Sequential(*layers, nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, num_classes))
 
 
 def cnn_direct(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """The convolutions of cnn with the classifier directly on their normalised features, as residual networks have it."""
+    """The convolutions of `cnn`, with the classifier directly on their normalised features."""
     layers, features = _convolutions(input_shape)
     return nn.Sequential(*layers, nn.Linear(features, num_classes))
 
@@ -120,7 +125,8 @@ def _convolutions(input_shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
     """Layers to [B, features], and the number of features."""
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
         raise WrongUse(
-            f"network cnn takes images of at least 8 × 8 pixels; an input here is {list(input_shape)}"
+            "network cnn takes images of at least 8 × 8 pixels; an input here is "
+            f"{list(input_shape)}"
         )
     layers: list[nn.Module] = []
     widths = (input_shape[0], 16, 32, 48)
@@ -139,7 +145,10 @@ def _convolutions(input_shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
 
 
 class MeanOfWords(nn.Module):
-    """Word numbers [B, words], 0 where there is none, -> the mean of the words' vectors [B, width]; 0 without words."""
+    """The mean of the vectors [B, width] of the words with numbers [B, words].
+
+    The number 0 stands for no word; a text without words has mean 0.
+    """
 
     def __init__(self, size: int, width: int) -> None:
         super().__init__()
@@ -181,11 +190,11 @@ def build(
     vocabulary_size: int | None = None,
     head: str = "linear",
 ) -> nn.Module:
-    """A fresh network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
+    """A new network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
 
-    name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module.
-    vocabulary_size: of texts, which come as word numbers [B, words]. head: "cosine" puts a CosineLinear in place of
-    the last linear layer. Raises WrongUse.
+    name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module. vocabulary_size:
+    for texts, which come as word numbers [B, words]. head: "cosine" replaces the last linear layer
+    by a CosineLinear. Raises WrongUse.
     """
     if (name == "text") != (vocabulary_size is not None):
         raise WrongUse(
@@ -211,7 +220,7 @@ _TEXT_HINT = ("; use --network text", "")
 
 
 def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Module:
-    """By keyword where the factory takes it so: torchvision's and timm's take other things first."""
+    """Call the factory, by keyword if it can: torchvision and timm take other things first."""
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except ValueError:

@@ -1,4 +1,4 @@
-"""ResNet-32 for 32 × 32 images: He et al.'s, which the paper names, and the one its released code builds."""
+"""ResNet-32 for 32 × 32 images: of He et al., as the paper says, and of its released code."""
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +9,7 @@ BLOCKS = 5
 
 
 class ResNet(nn.Sequential):
-    """stem, three stages of five blocks, mean over the picture, linear layer: [B, channels, H, W] -> [B, C]."""
+    """Stem, three stages of five blocks, mean, linear layer: [B, channels, H, W] -> [B, C]."""
 
 
 def resnet32(num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
@@ -30,8 +30,10 @@ def resnet32(num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn
 
 
 def released_resnet32(num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
-    """As in the code released with the paper: 1 × 1, 3 × 3, 1 × 1 blocks of one width, a stem that widens the picture
-    by 4 pixels, convolutions in the shortcuts, one more batch normalisation at the end.
+    """The ResNet-32 of the code released with the paper.
+
+    Its blocks are 1 × 1, 3 × 3, 1 × 1 of one width; the stem widens the picture by 4 pixels; the
+    shortcuts have convolutions; a batch normalisation follows at the end.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape[0], 16, 3, padding=3, bias=False),

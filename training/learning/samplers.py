@@ -138,7 +138,8 @@ def recorded(objective: Objective, sampler: Sampler) -> Recorded:
         return Recorded(objective.recorded_loss_tau, objective.source_prior)
     if objective.recorded_loss_tau > 0 or objective.later is not None:
         raise InvalidObjective(
-            f"sampler '{sampler.name}' and loss '{objective.name}' both divide out the label frequencies; "
+            f"sampler '{sampler.name}' and loss '{objective.name}' both divide out the label "
+            "frequencies; "
             "use sampler 'uniform', or loss 'erm'"
         )
     approximate = "approximate" in (objective.source_prior, sampler.source_prior)
@@ -146,7 +147,8 @@ def recorded(objective: Objective, sampler: Sampler) -> Recorded:
 
 
 def divided_share(label_frequencies: Vector, class_prior: Vector) -> float:
-    """The loss_tau in 0 … 1 for which label_frequencies ** (1 - loss_tau) is closest to class_prior.
+    """The loss_tau in 0 … 1 for which label_frequencies ** (1 - loss_tau) is closest to
+    class_prior.
 
     By least squares of one logarithm on the other; 0 when all frequencies are equal.
     """

@@ -1,4 +1,4 @@
-"""Checkpoints: everything that an interrupted run needs to go on as if nothing had happened, written atomically."""
+"""Checkpoints of a run: written atomically, and complete enough to continue exactly."""
 
 import contextlib
 import os
@@ -28,7 +28,10 @@ LATER: Mapping[str, Any] = {"adam_beta2": 0.999, "skip_broken": False}
 
 @dataclass(frozen=True)
 class RunState:
-    """What training changes. The order of the data, the augmentation and the rate follow from the step alone."""
+    """The state that training changes.
+
+    The order of the data, the augmentation and the learning rate follow from the step alone.
+    """
 
     network: nn.Module
     optimiser: torch.optim.Optimizer
@@ -37,13 +40,17 @@ class RunState:
 
 @dataclass(frozen=True)
 class CheckpointFile:
-    """One run's checkpoint at `path`. identity: the settings that must be the same for a run to be the same run."""
+    """One run's checkpoint at `path`.
+
+    identity: the settings that must be equal for a checkpoint to be continued.
+    """
 
     path: Path
     identity: Identity
 
     def save(self, state: RunState, *, step: int, random_states: Sequence[RandomState]) -> None:
-        """Write the state after `step` steps; the file is the old one or the new one whole, even if power fails.
+        """Write the state after `step` steps. After a power failure the file is the old or the new
+        one.
 
         random_states: of each process, in order of rank.
         """
@@ -65,9 +72,10 @@ class CheckpointFile:
         staging.replace(self.path)
 
     def load(self, state: RunState, *, device: torch.device, rank: int = 0) -> int:
-        """Put the saved state in place and return its step; 0 when there is no checkpoint.
+        """Restore the saved state and return its step; 0 when there is no checkpoint.
 
-        Raises WrongUse when the checkpoint is of another run, RunFailed when it cannot be read.
+        Raises WrongUse when the checkpoint belongs to another run, RunFailed when it cannot be
+        read.
         """
         if not self.path.exists():
             return 0
@@ -155,7 +163,7 @@ def _locked_file(path: Path) -> TextIO:
 
 
 def filled(settings: Mapping[str, Any], *, like: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings as an older file has them, with what those of `like` were that it lacks."""
+    """The settings of an older file, with the former values of settings that it lacks."""
     return {key: value for key, value in LATER.items() if key in like} | dict(settings)
 
 
@@ -173,7 +181,7 @@ def random_state() -> RandomState:
 
 
 def restore_random(state: RandomState) -> None:
-    """Put a random_state back."""
+    """Restore the state of every generator."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002 - see above
@@ -184,7 +192,7 @@ def restore_random(state: RandomState) -> None:
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Put the state of every generator back afterwards, as if nothing had been drawn."""
+    """Restore the state of every generator at the end, as if nothing had been drawn."""
     before = random_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the step in hand is finished and a checkpoint is written."""
+"""Ctrl-C and SIGTERM while training: the current step finishes and a checkpoint is written."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,11 +8,11 @@ from training.faults import Fault
 
 
 class Interrupted(Fault):
-    """The run was asked to stop, and did; the message says how to go on."""
+    """The run has stopped because it was asked to; the message says how to continue it."""
 
 
 class StopSignal:
-    """Notes the first SIGINT or SIGTERM within the `with`; a second SIGINT stops at once, as Python does."""
+    """Records the first SIGINT or SIGTERM within the `with`; a second SIGINT stops at once."""
 
     def __init__(self) -> None:
         self.requested = False

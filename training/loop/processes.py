@@ -1,4 +1,4 @@
-"""One process or several (torchrun): the same run, its batches shared out."""
+"""One process, or several started by torchrun, that train one network together."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ WAIT = timedelta(hours=6)  # the others wait while the first evaluates and expor
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `world` of them. The first (rank 0) alone writes files and shows progress."""
+    """This process among `world` of them. The first alone writes files and shows progress."""
 
     device: torch.device
     rank: int = 0
@@ -28,7 +28,10 @@ class Processes:
 
     @classmethod
     def join(cls, device: str) -> "Processes":
-        """As torchrun's environment says, or one process alone. device: auto, cpu, cuda or cuda:N."""
+        """Join the processes that torchrun has started, or run alone.
+
+        device: auto, cpu, cuda or cuda:N.
+        """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = _device(device)
         if world == 1:
@@ -41,16 +44,16 @@ class Processes:
 
     @property
     def part(self) -> Part:
-        """The share of each batch that is this process's."""
+        """This process's share of each batch."""
         return Part(self.rank, self.world)
 
     @property
     def first(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process writes files and shows progress."""
         return self.rank == 0
 
     def spread(self, network: nn.Module) -> nn.Module:
-        """The network with its gradients averaged over the processes as they are computed."""
+        """Wrap the network so that gradients are averaged over the processes."""
         if self.world == 1:
             return network
         if self.device.type == "cuda":
@@ -67,7 +70,7 @@ class Processes:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """A value of each process, in order of rank, for the first; its own for another."""
+        """In the first process, the value of every process in order of rank; elsewhere its own."""
         if self.world == 1:
             return [value]
         found: list[Any] | None = [None] * self.world if self.first else None
@@ -75,25 +78,28 @@ class Processes:
         return found or [value]
 
     def seed(self, seed: int) -> None:
-        """Let each process draw differently from here on; the first as a process alone would."""
+        """Give every process but the first a random state of its own."""
         if not self.first:
             torch.manual_seed(
                 int(np.random.SeedSequence([seed, 4, self.rank]).generate_state(1)[0])
             )
 
     def wait(self) -> None:
-        """Wait for the others: one that leaves while others still talk may take them along."""
+        """Wait for the other processes, since one that exits early may abort the others."""
         if self.world > 1:
             distributed.barrier()
 
     def leave(self) -> None:
-        """Take leave of the others."""
+        """Leave the process group."""
         if self.world > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
 
 
 def end_now(status: int) -> NoReturn:
-    """End a process without tearing torch down: one of several has ended in an abort then, on a busy machine and after all was done."""
+    """Exit without torch's teardown.
+
+    On a busy machine the teardown has aborted one of several processes after all work was done.
+    """
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()

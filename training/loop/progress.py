@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on stderr, a line a step in a log, and TensorBoard if asked for."""
+"""Progress of a run: a bar on stderr, a log with a line a step, and TensorBoard if asked for."""
 
 import json
 import sys
@@ -16,15 +16,17 @@ SMOOTHING = 0.05  # of the loss that the bar shows
 
 
 def stage(text: str, *, quiet: bool) -> None:
-    """Say on stderr what a run does next, unless it is to be quiet."""
+    """Print what the run does next, unless it is quiet."""
     if not quiet:
         say(text)
 
 
 class Progress:
-    """Takes each step's loss as a tensor and looks at the values every `flush_steps` steps.
+    """Collects the loss of each step and reads the values every `flush_steps` steps.
 
-    Looking makes the CPU wait for the device, so on a GPU it is not done at each step.
+    Reading makes the CPU wait for the device, so on a GPU it is not done at each step. steps: of
+    the whole run. first_step: where it starts or continues. batch_rows: for the rate shown. log: a
+    file with a line for each step. tensorboard: a folder. quiet: show no bar.
     """
 
     def __init__(
@@ -76,13 +78,13 @@ class Progress:
                 self._board.close()
 
     def step(self, step: int, *, loss: Tensor, rate: float) -> None:
-        """Note one finished step."""
+        """Record one finished step."""
         self._waiting.append((step, rate, loss))
         if len(self._waiting) >= self._flush_steps:
             self.flush()
 
     def flush(self) -> None:
-        """Show and write what waits. Raises RunFailed when a loss is not finite."""
+        """Show and write the collected steps. Raises RunFailed when a loss is not finite."""
         for step, rate, tensor in self._waiting:
             loss = float(tensor)
             if self._log is not None:
@@ -92,7 +94,8 @@ class Progress:
                 self._board.add_scalar("train/rate", rate, step)
             if not abs(loss) < float("inf"):
                 raise RunFailed(
-                    f"the loss is {loss} at step {step}: lower --lr, lengthen --warmup, or use --precision fp32"
+                    f"the loss is {loss} at step {step}: lower --lr, lengthen --warmup, or use "
+                    "--precision fp32"
                 )
             self._smooth = (
                 loss if self._smooth is None else self._smooth + SMOOTHING * (loss - self._smooth)
@@ -108,7 +111,7 @@ class Progress:
 
 
 def _opened_log(path: Path | None, first_step: int) -> Any:
-    """The log, cut back to the steps before first_step: those after the checkpoint are run again."""
+    """The log, cut back to the steps before first_step, as later ones are run again."""
     if path is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)

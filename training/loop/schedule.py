@@ -9,7 +9,7 @@ SCHEDULES = ("steps", "cosine", "constant")
 
 
 def in_steps(points: Sequence[float], *, steps: int, name: str) -> tuple[int, ...]:
-    """Points of a run as steps: numbers below 1 are shares of the run, others are steps. Raises WrongUse."""
+    """Points of a run in steps: numbers below 1 are shares of the run. Raises WrongUse."""
     turned = []
     for point in points:
         if not 0 <= point <= steps:
@@ -30,10 +30,10 @@ def learning_rate(
     milestones: Sequence[int] = (),
     drop: float = 0.1,
 ) -> float:
-    """The rate of step 0 … steps - 1.
+    """The learning rate of step 0 … steps - 1.
 
-    Warm-up is linear over the first `warmup` steps. "steps" multiplies by drop at each milestone; "cosine" falls
-    from base at the end of the warm-up to 0 at the end of the run.
+    Warm-up is linear over the first `warmup` steps. "steps" multiplies by drop at each milestone;
+    "cosine" falls from base at the end of the warm-up to 0 at the end of the run.
     """
     if step < warmup:
         return base * (step + 1) / warmup

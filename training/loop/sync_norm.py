@@ -1,7 +1,7 @@
-"""Batch normalisation over the whole batch when several processes share it, on any device.
+"""Batch normalisation over a batch that several processes share, on any device.
 
-torch's own SyncBatchNorm knows GPUs only; this one adds up over gloo, too, so that a run on two processes is
-the run of one.
+torch's own SyncBatchNorm supports GPUs only. This one also works over gloo, so that a run on two
+processes computes what one process computes.
 """
 
 from typing import Any
@@ -13,7 +13,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. Each process's loss depends on it, so their gradients are summed on the way back."""
+    """The sum over all processes.
+
+    Each process's loss depends on it, so their gradients are summed on the way back.
+    """
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -31,7 +34,7 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Takes the place of a BatchNorm layer and shares its parameters and statistics."""
+    """Replaces a BatchNorm layer, and shares its parameters and statistics."""
 
     def __init__(self, own: _BatchNorm, world: int) -> None:
         super().__init__(
@@ -51,7 +54,7 @@ class SharedBatchNorm(_BatchNorm):
         del input
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, channels, …] -> the same, by the mean and variance over the batch of all processes while training."""
+        """Normalise [B, channels, …]; in training, by mean and variance over all processes."""
         if not self.training and self.running_mean is not None:
             return functional.batch_norm(
                 inputs,
@@ -94,7 +97,7 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def share_batch_norms(network: nn.Module, *, world: int) -> nn.Module:
-    """Put a SharedBatchNorm in the place of every batch normalisation of the network, in place where it is inside."""
+    """Replace every batch normalisation of the network by a SharedBatchNorm, in place."""
     if isinstance(network, _BatchNorm) and not isinstance(network, SharedBatchNorm):
         return SharedBatchNorm(network, world)
     for name, child in network.named_children():

@@ -1,4 +1,4 @@
-"""The training loop: forward, backward, step, from wherever the checkpoint left off."""
+"""The training loop: forward, backward, step, starting from the checkpoint."""
 
 import time
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ PRECISIONS = ("fp32", "fp64", *AUTOCAST)
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is optimised. All lengths are in steps; a step takes batch_rows rows over all processes."""
+    """How a network is optimised. Lengths are in steps; a step takes batch_rows rows in all."""
 
     steps: int
     batch_rows: int
@@ -97,7 +97,7 @@ class Keeping:
             yield
 
     def due(self, done: int, *, seconds: float) -> bool:
-        """Whether a checkpoint is due after so many steps, and so many seconds after the last one."""
+        """Whether a checkpoint is due after `done` steps, `seconds` after the last one."""
         if self.checkpoint_steps is not None:
             return done % self.checkpoint_steps == 0
         return seconds > self.checkpoint_seconds
@@ -114,14 +114,16 @@ def train(
     keeping: Keeping,
     processes: Processes,
 ) -> None:
-    """Train the network in place, on its device. rows: of the training split.
+    """Train the network in place, on its device.
 
-    Raises Interrupted after writing a checkpoint, RunFailed when the loss is not finite.
+    rows: in the training split. Raises Interrupted after writing a checkpoint, RunFailed when the
+    loss is not finite.
     """
     device = processes.device
     if plan.batch_rows % (processes.world * plan.accumulate):
         raise WrongUse(
-            f"--batch {plan.batch_rows} cannot be parted into {processes.world} processes × --accumulate {plan.accumulate}"
+            f"--batch {plan.batch_rows} cannot be parted into {processes.world} processes × "
+            f"--accumulate {plan.accumulate}"
         )
     network.train()
     if plan.precision == "fp64":
@@ -174,7 +176,7 @@ def training_step(
     state: RunState,
     plan: Plan,
 ) -> Tensor:
-    """One step of the optimiser over a batch, in `accumulate` pieces. Returns the mean loss, detached."""
+    """One step of the optimiser over a batch, in `accumulate` pieces. Returns the mean loss."""
     if plan.precision == "fp64" and inputs.is_floating_point():
         inputs = inputs.double()
     state.optimiser.zero_grad(set_to_none=True)
@@ -195,7 +197,7 @@ def training_step(
 def logits_of(
     network: nn.Module, data: Dataset, split: Split, *, device: torch.device
 ) -> NDArray[np.float32]:
-    """The network's raw outputs [N, C] for the rows of a split, in order, in float32 and evaluation mode."""
+    """The network's logits [N, C] for the rows of a split, in float32 and evaluation mode."""
     network.eval()
     parts = [
         network(inputs).float().cpu().numpy() for inputs in in_order(data, split, device=device)
@@ -204,7 +206,10 @@ def logits_of(
 
 
 def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW. Without decay_norms neither biases nor normalisation layers are decayed."""
+    """SGD with momentum, or AdamW.
+
+    Without decay_norms, neither biases nor normalisation layers are decayed.
+    """
     groups = [
         {"params": decayed, "weight_decay": plan.weight_decay * decays}
         for decays, decayed in (
@@ -249,7 +254,8 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[No
 def _agree(
     loss: Tensor, processes: Processes, *, stopping: bool, due: bool
 ) -> tuple[Tensor, bool, bool]:
-    """The loss over all processes, whether any was asked to stop, and whether any finds a checkpoint due.
+    """The loss over all processes, whether any was asked to stop, and whether any finds a
+    checkpoint due.
 
     All stop, and save, after the same step.
     """
@@ -283,4 +289,7 @@ def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) ->
 def _how_to_go_on(keeping: Keeping, done: int, steps: int) -> str:
     if keeping.checkpoint is None:
         return f"stopped after {done} of {steps} steps"
-    return f"stopped after {done} of {steps} steps; {keeping.checkpoint.path} is written, {keeping.going_on}"
+    return (
+        f"stopped after {done} of {steps} steps; {keeping.checkpoint.path} is written, "
+        f"{keeping.going_on}"
+    )

@@ -1,4 +1,4 @@
-"""What becomes of a network's last layer when training is over (Kang et al., ICLR 2020), so that it can be published."""
+"""Changes to the last layer after training (Kang et al., ICLR 2020)."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from training.scores.posthoc import Curve, best_tau, norm_curve
 
 @dataclass(frozen=True)
 class Changed:
-    """The network with another last layer, and what its model must remember."""
+    """The network with its new last layer, and the facts that its model states."""
 
     network: nn.Module
     recorded: Recorded
@@ -30,7 +30,7 @@ class Changed:
 
 
 def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> None:
-    """Raise WrongUse unless recipe.afterwards means something for this method and this network, not yet trained."""
+    """Raise WrongUse unless recipe.afterwards fits the method and the untrained network."""
     kind, tau = recipe.afterwards, recipe.norm_tau
     if tau is not None and kind != "weight-norm":
         raise WrongUse("--norm-tau belongs to --afterwards weight-norm")
@@ -45,8 +45,10 @@ def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> Non
         )
     if kind == "weight-norm" and ready.recorded.loss_tau != 0:
         raise WrongUse(
-            f"--afterwards weight-norm: loss '{recipe.loss}' with sampler '{recipe.sampler}' has divided out the label "
-            "frequencies already, and normalising would do it twice; use loss 'erm' and sampler 'uniform'"
+            f"--afterwards weight-norm: loss '{recipe.loss}' with sampler '{recipe.sampler}' has "
+            "divided out the label "
+            "frequencies already, and normalising would do it twice; use loss 'erm' and sampler "
+            "'uniform'"
         )
     if kind == "weight-norm" and tau is None and ready.data.val is None:
         raise WrongUse(
@@ -62,10 +64,11 @@ def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> Non
 def change_last_layer(
     recipe: Recipe, ready: Prepared, network: nn.Module, *, device: torch.device
 ) -> Changed:
-    """The trained network as recipe.afterwards has it. Nothing is added to its graph: weights and bias are replaced.
+    """The trained network with its last layer changed as recipe.afterwards says.
 
-    cRT and LWS are trained under class-balanced sampling: recorded loss_tau 1. How much of the label frequencies weight
-    normalisation has divided out is not known beforehand, and is measured on validation (1 without a validation split).
+    Nothing is added to the graph: weights and bias are replaced. cRT and LWS are trained with
+    class-balanced sampling, which is recorded as loss_tau 1. How much of the label frequencies
+    weight normalisation divides out is measured on validation (1 without a validation split).
     """
     if recipe.afterwards == "nothing":
         return Changed(network, ready.recorded)

@@ -21,7 +21,7 @@ FEWEST_ROWS = 30  # fewer could put the temperature anywhere
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation split decided; without one, temperature 1 and tau 1."""
+    """The result of calibration; without a validation split, temperature 1 and tau 1."""
 
     temperature: float = 1.0
     tau: float = 1.0
@@ -49,7 +49,8 @@ def calibrate(
     temperature = 1.0
     if len(labels) < FEWEST_ROWS:
         say(
-            f"only {len(labels)} validation rows: no temperature is fitted, and the chosen tau means little"
+            f"only {len(labels)} validation rows: no temperature is fitted, and the chosen tau "
+            "means little"
         )
     else:
         temperature = fit_temperature(

@@ -1,4 +1,4 @@
-"""Network to plain ONNX, kept only if onnxruntime agrees with the network on real rows."""
+"""Networks to plain ONNX files, checked in onnxruntime against the network on real rows."""
 
 import contextlib
 import io
@@ -34,8 +34,8 @@ def export(
 ) -> None:
     """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis.
 
-    example: a few real inputs, as the network takes them. vocabulary: of a network that takes word numbers
-    [B, words]; the written graph takes the texts themselves.
+    example: a few real inputs, as the network takes them. vocabulary: of a network that takes word
+    numbers [B, words]; the written graph takes the texts themselves.
     """
     network = network.eval()
     rows = (
@@ -65,10 +65,10 @@ def export(
 
 
 def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -> None:
-    """Replace the graph's only input, word numbers [B, words], by texts: a string tensor [B] called `name`.
+    """Replace the graph's only input, word numbers [B, words], by texts: strings [B] called `name`.
 
-    StringNormalizer lowers A … Z, StringSplit parts at spaces and pads with empty strings, LabelEncoder gives each
-    word its number; what is no word of the vocabulary becomes 0, which the network leaves out.
+    StringNormalizer lowers A … Z, StringSplit splits at spaces and pads with empty strings,
+    LabelEncoder maps each word to its number; unknown words become 0, which the network ignores.
     """
     graph = model.graph
     old = graph.input[0].name
@@ -99,7 +99,7 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
 
 
 def plain(model: onnx.ModelProto) -> None:
-    """Take out what the exporter noted for its own use: traces with paths of this machine, in nodes and values."""
+    """Remove what the exporter noted for its own use, such as traces with local paths."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "priordial", "", ""
     del model.metadata_props[:]
@@ -116,7 +116,7 @@ def plain(model: onnx.ModelProto) -> None:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """One file; weights beyond protobuf's 2 GB go beside it into model.onnx.data."""
+    """Write one file; weights beyond protobuf's 2 GB go into model.onnx.data beside it."""
     large = model.ByteSize() > MAX_PROTOBUF_BYTES
     onnx.save_model(
         model,
@@ -128,7 +128,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    """The model on the CPU. threads: 0 leaves the number to onnxruntime."""
+    """Open the model on the CPU. threads: 0 leaves the number to onnxruntime."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -138,31 +138,36 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
 def run_session(
     session: onnxruntime.InferenceSession, batches: Iterator[Any], *, output: str = OUTPUT
 ) -> NDArray[np.float32]:
-    """The named output [N, C] for batches of inputs, one after the other."""
+    """The named output [N, C] for batches of inputs."""
     name = session.get_inputs()[0].name
     parts = [session.run([output], {name: np.asarray(batch)})[0] for batch in batches]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
 
 def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.float32]) -> float:
-    """The largest difference between the file's logits and the network's [N, C]. Raises RunFailed when it is not small."""
+    """The largest difference between the file's logits and the network's [N, C].
+
+    Raises RunFailed when it is not small.
+    """
     found = run_session(open_session(path), batches)
     if found.shape != expected.shape:
         raise RunFailed(
-            f"the exported model gives logits of shape {list(found.shape)}; the network {list(expected.shape)}"
+            f"the exported model gives logits of shape {list(found.shape)}; the network "
+            f"{list(expected.shape)}"
         )
     difference = float(np.abs(found.astype(np.float64) - expected).max())
     limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not difference <= limit:  # NaN compares false
         raise RunFailed(
-            f"the exported model differs from the network by {difference:.3g}; at most {limit:.3g} is allowed"
+            f"the exported model differs from the network by {difference:.3g}; at most "
+            f"{limit:.3g} is allowed"
         )
     return difference
 
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter reports its passes on stdout and warns of its own deprecations; stdout is for the result."""
+    """Silence the exporter: it reports its passes on stdout and warns of its own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

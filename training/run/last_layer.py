@@ -1,4 +1,4 @@
-"""The last linear layer of a network: found, read, replaced; and the features that it sees."""
+"""The last linear layer of a network: finding, reading and replacing it; and its inputs."""
 
 import copy
 
@@ -14,7 +14,10 @@ from training.scores.posthoc import LastLayer
 
 
 def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
-    """(path, layer) of the last linear layer. Raises WrongUse when there is none (a cosine head is not one)."""
+    """(path, layer) of the last linear layer.
+
+    Raises WrongUse when there is none (a cosine head is not one).
+    """
     found = [(p, layer) for p, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not found:
         raise WrongUse("the network has no linear layer at its end that could be read or replaced")
@@ -33,9 +36,9 @@ def last_layer(network: nn.Module) -> LastLayer:
 def features_of(
     network: nn.Module, data: Dataset, split: Split, *, device: torch.device
 ) -> NDArray[np.float32]:
-    """What the last linear layer is given [N, D] for the rows of a split, in order, in evaluation mode.
+    """The inputs of the last linear layer [N, D] for the rows of a split, in evaluation mode.
 
-    Raises WrongUse when that layer is not the network's end, so that the features do not make its logits.
+    Raises WrongUse when that layer is not the end of the network.
     """
     network.eval()
     _, head = head_of(network)
@@ -55,7 +58,7 @@ def features_of(
 
 
 def with_last_layer(network: nn.Module, layer: LastLayer) -> nn.Module:
-    """A copy of the network with other weights in its last linear layer: nothing else is added to the graph."""
+    """A copy of the network with other weights in its last linear layer."""
     changed = copy.deepcopy(network)
     path, head = head_of(changed)
     replacement = nn.Linear(head.in_features, head.out_features, device=head.weight.device)

@@ -1,4 +1,4 @@
-"""A recipe to what a run starts from: data, loss, sampler and plan, all checked."""
+"""Turns a recipe into data, loss, sampler and plan, all checked."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -71,7 +71,7 @@ def _with_method(recipe: Recipe, data: Dataset) -> Prepared:
 
 
 def prepare_data(recipe: Recipe) -> Dataset:
-    """The data that a recipe trains on: validation is set aside before the profile is applied."""
+    """The data of a recipe; validation is set aside before the profile is applied."""
     data = set_aside_validation(
         sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options),
         per_class=recipe.validation_per_class,
@@ -90,7 +90,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
 
 
 def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
-    """The data with its training rows made long-tailed, if the recipe says so."""
+    """The data with long-tailed training rows, if the recipe has a profile."""
     if recipe.profile is None:
         return data
     counts = profile_counts(
@@ -103,7 +103,7 @@ def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
 
 
 def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
-    """The settings that make a run this run and no other."""
+    """The settings that a checkpoint must share with a run that continues from it."""
     return recipe.learnt_from() | {
         "data_sha256": ready.data.origin.get("sha256"),
         "total_steps": ready.plan.steps,
@@ -111,7 +111,7 @@ def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
 
 
 def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
-    """Whether images are decoded once for all; random crops need the file each time."""
+    """Whether images are decoded once; random crops need the file each time."""
     if recipe.augment == "none":
         return asked
     if data.image is None:
@@ -120,6 +120,7 @@ def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
         return asked
     if asked or not isinstance(data.train.inputs, ImageFiles):
         raise WrongUse(
-            "--augment resized-crop-flip takes crops while it decodes: it needs images in files, not in memory"
+            "--augment resized-crop-flip takes crops while it decodes: it needs images in files, "
+            "not in memory"
         )
     return False

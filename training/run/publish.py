@@ -1,4 +1,4 @@
-"""A trained network to a published folder: export, check against the network, model.json, report.json."""
+"""Publishes a trained network: export, check against the network, model.json, report.json."""
 
 import json
 from collections.abc import Mapping
@@ -38,7 +38,10 @@ def publish(
     models: Path,
     samples: int,
 ) -> Path:
-    """Write models/<name>/<next version> and return it. Raises RunFailed when onnxruntime disagrees with the network."""
+    """Write models/<name>/<next version> and return it.
+
+    Raises RunFailed when onnxruntime disagrees with the network.
+    """
     network = network.cpu().eval()
     rows = _check_rows(ready.data)
     document = report(ready, calibration=calibration, logits=logits, scores=scores, samples=samples)
@@ -66,7 +69,7 @@ def publish(
 def manifest_fields(
     recipe: Recipe, ready: Prepared, *, calibration: Calibration, scores: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """The fields of model.json but for name, version and files."""
+    """The fields of model.json except name, version and files."""
     data = ready.data
     tau = calibration.tau if recipe.publish_tau == "chosen" else 1.0
     return {
@@ -131,7 +134,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def _short(score: Mapping[str, Any]) -> dict[str, Any]:
-    """N and the main scores as trained and after adjustment."""
+    """`n` and the main scores, as trained and after adjustment."""
     kept = ("error", "balanced_error", "ece", "nll")
     return {
         "n": score["n"],
@@ -148,7 +151,7 @@ def _splits(data: Dataset) -> dict[str, Split]:
 
 
 def _check_rows(data: Dataset) -> Split:
-    """Real rows for the check of the export, spread over a split that the network was not trained on, if there is one."""
+    """Rows for the check of the export, spread over a split not trained on, if there is one."""
     split = data.test or data.val or data.train
     spread = np.unique(np.linspace(0, len(split) - 1, CHECKED_ROWS).astype(np.int64))
     return split.take(spread)

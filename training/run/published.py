@@ -1,4 +1,4 @@
-"""A published model read back: its logits through onnxruntime, and its scores on any split."""
+"""Published models: their logits through onnxruntime, and their scores on any split."""
 
 import json
 from collections.abc import Iterator
@@ -50,18 +50,18 @@ class Published:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self.bundle.class_names)
 
     def log_source_prior(self) -> Vector | None:
-        """Log sigma [C]; None when the model does not say what it was trained on."""
+        """`log sigma` [C]; None when the model does not state its training counts."""
         counts = self.bundle.class_counts
         if counts is None:
             return np.zeros(self.num_classes) if self.bundle.loss_tau == 1 else None
         return log_source_prior(counts, loss_tau=self.bundle.loss_tau)
 
     def logits(self, data: Dataset, split: Split, *, threads: int = 0) -> NDArray[np.float32]:
-        """Raw logits [N, C] of a split, in order; the log of the output where the model gives probabilities."""
+        """Raw logits [N, C] of a split, in order; the log of the output if it is probabilities."""
         session = open_session(self.folder / "model.onnx", threads=threads)
         output = self.bundle.output
         raw = run_session(session, self._inputs(data, split), output=output.name)
@@ -250,7 +250,8 @@ def _shifted(
         k = 0.0
     if not k >= 1:
         raise WrongUse(
-            f"--target {direction}-{ratio}: expected {direction}-K with K of at least 1, as in {direction}-25"
+            f"--target {direction}-{ratio}: expected {direction}-K with K of at least 1, as in "
+            f"{direction}-25"
         )
     if model.bundle.class_counts is None:
         raise WrongUse(f"--target {direction}-{ratio}: the model does not say its class_counts")
@@ -265,7 +266,8 @@ def _read_prior(path: Path, *, flag: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise WrongUse(
-            f"{flag} {path}: {error.strerror}; expected uniform, training, forward-K, backward-K or a JSON file"
+            f"{flag} {path}: {error.strerror}; expected uniform, training, forward-K, backward-K "
+            "or a JSON file"
         ) from error
     except ValueError as error:
         raise WrongUse(f"{flag} {path}: is not JSON: {error}") from error

@@ -1,4 +1,4 @@
-"""Everything that shapes a model: the settings of one run."""
+"""The settings of one run, checked."""
 
 import math
 from collections.abc import Mapping
@@ -131,7 +131,7 @@ class Recipe:
 
     @property
     def augmentation(self) -> Augmentation:
-        """What is done to training images."""
+        """The augmentation of training images."""
         return Augmentation(self.augment, self.pad)
 
     def plan(self, rows: int) -> Plan:

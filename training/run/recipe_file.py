@@ -1,4 +1,4 @@
-"""Recipes as TOML files, those of the package by name and a user's own by path, and flags on top of them."""
+"""Recipes from TOML files, by name or path, with flags on top."""
 
 import re
 import tomllib
@@ -22,7 +22,7 @@ NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def names() -> list[str]:
-    """The recipes that come with the package."""
+    """The names of the recipes in the package."""
     folder = resources.files("training") / "recipes"
     return sorted(
         entry.name.removesuffix(".toml")
@@ -32,7 +32,10 @@ def names() -> list[str]:
 
 
 def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
-    """A recipe's file with the given settings over it. Raises WrongUse for unknown names, fields or types."""
+    """The recipe of a file with the given settings on top.
+
+    Raises WrongUse for unknown names, fields or types.
+    """
     settings: dict[str, Any] = {}
     if recipe is not None:
         settings = read(recipe)
@@ -58,7 +61,7 @@ def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
 
 
 def read(recipe: str) -> dict[str, Any]:
-    """The settings of a recipe's file, checked."""
+    """The checked settings of a recipe file."""
     if recipe.endswith(".toml"):
         where = recipe
         try:
@@ -70,7 +73,8 @@ def read(recipe: str) -> dict[str, Any]:
         file = resources.files("training") / "recipes" / where
         if not file.is_file():
             raise WrongUse(
-                f"unknown recipe '{recipe}'; expected {', '.join(names())}, or a path that ends in .toml"
+                f"unknown recipe '{recipe}'; expected {', '.join(names())}, or a path that ends "
+                "in .toml"
             )
         text = file.read_text(encoding="utf-8")
     try:

@@ -1,4 +1,4 @@
-"""report.json: what a run has measured, for the console and for programs."""
+"""report.json: the measurements of a run, for the console and for programs."""
 
 import base64
 import io
@@ -26,7 +26,7 @@ def report(
     scores: Mapping[str, Any],
     samples: int,
 ) -> dict[str, Any]:
-    """The document. models/README.md tells its members."""
+    """The document; models/README.md describes its members."""
     data = ready.data
     counts = [int(count) for count in data.class_counts]
     choice = calibration.choice
@@ -90,7 +90,7 @@ def _outcome(
 
 
 def _samples(data: Dataset, split: Split, wanted: int) -> list[dict[str, Any]]:
-    """A few test inputs with their labels, one a class in turn, for a page to try."""
+    """A few test inputs with their labels, from each class in turn."""
     first = [np.flatnonzero(split.labels == index) for index in range(data.num_classes)]
     turns = max((len(rows) for rows in first), default=0)
     rows = [

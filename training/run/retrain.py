@@ -1,4 +1,4 @@
-"""The classifier trained again on frozen features, with class-balanced sampling (Kang et al., ICLR 2020)."""
+"""Trains the classifier again on frozen features, with class-balanced sampling (Kang 2020)."""
 
 from collections.abc import Callable
 
@@ -26,9 +26,9 @@ def retrain_classifier(
     lr: float = 0.1,
     weight_decay: float = 5e-4,
 ) -> LastLayer:
-    """cRT: a fresh linear layer, SGD with momentum and a cosine rate. Recorded loss_tau 1, as balanced sampling is.
+    """cRT: a new linear layer, trained by SGD with momentum and a cosine rate.
 
-    features [N, D], frozen; labels [N].
+    The recorded loss_tau is 1, as for balanced sampling. features [N, D], frozen; labels [N].
     """
     generator = torch.Generator().manual_seed(seed)
     size = features.shape[1]
@@ -57,9 +57,10 @@ def learn_scales(
     epochs: int = 10,
     lr: float = 0.1,
 ) -> LastLayer:
-    """LWS: s_y * (w_y . x + b_y) with only the scales s learnt, from 1. Recorded loss_tau 1, approximate.
+    """LWS: s_y * (w_y . x + b_y), with only the scales s learnt, from 1.
 
-    Approximate, because scales alone cannot make the logits a posterior under a uniform prior.
+    The recorded loss_tau is 1, approximate: scales alone cannot make the logits a posterior under a
+    uniform prior.
     """
     weight = torch.from_numpy(layer.weight).float()
     bias = torch.from_numpy(layer.bias).float()

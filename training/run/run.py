@@ -103,7 +103,7 @@ def run(
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
-    """The recipe's network for this data, drawn from the seed; numbers are standardised inside it."""
+    """The recipe's network for this data, drawn from the seed; it standardises numbers itself."""
     torch.manual_seed(recipe.seed)
     data = ready.data
     if data.image is not None:
@@ -253,7 +253,8 @@ def _trained(keeping: Keeping) -> Iterator[None]:
         if keeping.checkpoint is None or not keeping.checkpoint.path.exists():
             raise
         raise RunFailed(
-            f"{error}\nThe trained network is kept in {keeping.checkpoint.path}: once this is mended, "
+            f"{error}\nThe trained network is kept in {keeping.checkpoint.path}: once this is "
+            "mended, "
             "the same command with --resume goes on after the training"
         ) from error
 

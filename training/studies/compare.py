@@ -1,4 +1,4 @@
-"""`training compare`: methods x seeds on one data set, resumable, to results.json, a table and a report."""
+"""`training compare`: methods × seeds on one data set, with results, a table and a report."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -44,11 +44,13 @@ def compare(
     say: Callable[[str], None],
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Train what is still missing, score everything, write the report. Returns the object of results.json.
+    """Train what is missing, score everything, write the report. Returns the object of
+    results.json.
 
-    recipe: its loss and sampler are the methods' business. A finished run is a file in out/runs and is never
-    trained again; a run that was interrupted goes on from its checkpoint. So seeds and methods can be added later.
-    Raises WrongUse when `out` holds a comparison with other settings.
+    The loss and the sampler of the recipe are replaced by those of the methods. A finished run is a
+    file in out/runs and is never trained again; an interrupted run continues from its checkpoint.
+    Seeds and methods can be added later. Raises WrongUse when `out` holds a comparison with other
+    settings.
     """
     out.mkdir(parents=True, exist_ok=True)
     remember_settings(recipe, out)
@@ -92,7 +94,7 @@ def finish_run(
     processes: Processes,
     quiet: bool,
 ) -> Outcome | None:
-    """Train one run, from its checkpoint if there is one, and keep what the comparison needs of it."""
+    """Train one run, from its checkpoint if there is one, and return its outcome."""
     try:
         return outcome_of(
             replace(recipe_of(recipe, run), seed=seed, name=f"{run}-{seed}"),
@@ -106,7 +108,7 @@ def finish_run(
 
 
 def recipe_of(recipe: Recipe, run: str) -> Recipe:
-    """The comparison's recipe with what a run changes in it."""
+    """The comparison's recipe with the changes of a run."""
     own = replace(recipe, **RUNS[run])
     return own if own.optimiser == recipe.optimiser else replace(own, lr=recipe.lr * ADAM_RATE)
 
@@ -119,7 +121,8 @@ def outcome_of(
     processes: Processes,
     quiet: bool = True,
 ) -> Outcome | None:
-    """Train a recipe, from its checkpoint if there is one. Returns None in all processes but the first.
+    """Train a recipe, from its checkpoint if there is one. Returns None in all processes but the
+    first.
 
     The outcome has the logits, the last layer and, with keep_features, the features.
     """
@@ -163,17 +166,17 @@ def _outcome(finished: Finished, device: torch.device, *, keep_features: bool) -
 
 
 def outcome_path(out: Path, run: str, seed: int) -> Path:
-    """Where a finished run lies."""
+    """The file of a finished run."""
     return out / "runs" / f"{run}-seed{seed}.npz"
 
 
 def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
-    """Where a run that is under way keeps its checkpoint."""
+    """The checkpoint of an unfinished run."""
     return folder / f"{run}-seed{seed}.pt"
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """What must be the same for all runs of a comparison; under erm-adam, what those runs have in its place."""
+    """The settings that all runs of a comparison share, and under erm-adam those of its runs."""
     fields = json.loads(json.dumps(asdict(recipe)))
     varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
     shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
@@ -182,9 +185,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def remember_settings(recipe: Recipe, out: Path) -> None:
-    """Write settings.json, or raise WrongUse when another comparison's lies there.
+    """Write settings.json. Raises WrongUse when that of another comparison is there.
 
-    Those of erm-adam may change while no such run is there, finished or begun; an older file does not tell them.
+    The settings of erm-adam may change as long as no such run exists; older files lack them.
     """
     path = out / "settings.json"
     settings = settings_of(recipe)

@@ -1,4 +1,4 @@
-"""What the figures of a comparison show of one seed: tau sweeps, weight norms, reliability, shifted test sets."""
+"""The data of a comparison's figures for one seed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ ADJUSTMENTS = ("none", "balanced", "true target", "estimated target")
 
 
 def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The figures' data of one seed, for what the runs at hand allow."""
+    """The figures' data of one seed, as far as the given runs allow."""
     found: dict[str, Any] = {"norms": norms(outcomes), "reliability": {}}
     erm = outcomes.get("erm")
     for name, run in (("erm", "erm"), ("adam", "erm-adam")):
@@ -39,7 +39,10 @@ def _every_class(part: Part, outcome: Outcome) -> bool:
 
 
 def tau_curves(outcome: Outcome) -> dict[str, Any]:
-    """[[tau, balanced error]] of both sweeps on test and validation, and the oracle: the best tau *on test*."""
+    """[[tau, balanced error]] of both sweeps on test and validation, and the oracle.
+
+    The oracle is the best tau *on test*.
+    """
     found: dict[str, Any] = {}
     for split, part in (("test", outcome.test), ("val", outcome.val)):
         if part is None:
@@ -62,7 +65,7 @@ def tau_curves(outcome: Outcome) -> dict[str, Any]:
 
 
 def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Norms of the last layer's rows by optimiser, their rank correlation with the training counts, and norm_slope."""
+    """Norms of the last layer's rows by optimiser, with their rank correlation and norm_slope."""
     found = {}
     for name, run in (("SGD", "erm"), ("Adam", "erm-adam")):
         outcome = outcomes.get(run)
@@ -78,10 +81,11 @@ def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def norm_slope(norms: ArrayLike, class_counts: ArrayLike) -> float | None:
-    """B of norms ~ class_counts ** b, by least squares between the logarithms: 0 when they do not follow the counts.
+    """The exponent b of norms ~ class_counts ** b, by least squares of the logarithms.
 
-    None when all counts are equal. Unlike a rank correlation it tells how much there is to follow: weight
-    normalisation with tau undoes a factor of counts ** (b tau).
+    It is 0 when norms do not follow the counts, and None when all counts are equal. Unlike a rank
+    correlation it says how strongly they follow: weight normalisation with tau undoes a factor of
+    counts ** (b tau).
     """
     x: Vector = np.log(np.asarray(class_counts, np.float64))
     x = x - x.mean()
@@ -91,7 +95,10 @@ def norm_slope(norms: ArrayLike, class_counts: ArrayLike) -> float | None:
 
 
 def reliabilities(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Reliability diagrams on the test split at a uniform target: as trained, and adjusted, without and with T."""
+    """Reliability diagrams on the test split at a uniform target.
+
+    They show the run as trained and adjusted, without and with temperature.
+    """
     found = {}
     for run in ("erm", "logit-adjusted"):
         outcome = outcomes.get(run)
@@ -122,10 +129,10 @@ def _reliability(outcome: Outcome, *, tau: float, temperature: float) -> dict[st
 
 
 def shifted_errors(erm: Outcome) -> dict[str, Any]:
-    """Error on LADE's shifted test sets, forward-k and backward-k, under each of ADJUSTMENTS; and what EM estimates.
+    """Error on LADE's shifted test sets under each of ADJUSTMENTS, and EM's estimates.
 
-    {"forward-50": {"n", "none", …, "estimate_distance"}, …, "uniform": {…}}; the distance is the total variation.
-    Both are None for an estimate that was refused.
+    {"forward-50": {"n", "none", …, "estimate_distance"}, …, "uniform": {…}}; the distance is the
+    total variation. Both are None for a refused estimate.
     """
     assert erm.val is not None
     temperature = _temperature(erm, erm.val)

@@ -1,4 +1,4 @@
-"""Figures as SVG text with live letters: one look for every chart of the reports. No display is needed."""
+"""Figures as SVG text in one style; no display is needed."""
 
 import io
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib's stubs know its keys by name; mypy doe
 def charts(
     columns: int = 1, *, width: float = WIDTH, height: float = HEIGHT
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes beside each other. width, height: inches."""
+    """A figure with axes side by side. width, height: inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -47,7 +47,7 @@ def charts(
 
 
 def svg(figure: Figure, *, title: str) -> str:
-    """The figure as an <svg> element with a title for readers who do not see it."""
+    """The figure as an <svg> element with a title for screen readers."""
     out = io.StringIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(
@@ -73,7 +73,7 @@ def legend(axes: Axes, **where: Any) -> None:
 
 
 def legend_beside(axes: Axes, **where: Any) -> None:
-    """The legend to the right of the chart, where no line or bar can run through it."""
+    """The legend to the right of the chart."""
     legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), **where)
 
 

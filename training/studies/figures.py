@@ -35,7 +35,9 @@ SHOWN = (
 MAX_CLASSES = 20
 DECILES = 10
 TAU_SHOWN = 2.0
-"""The sweeps are drawn up to here: beyond it post-hoc adjustment overshoots so far that the minimum is lost to the eye."""
+"""The sweeps are drawn up to here: beyond it post-hoc adjustment overshoots so far that the minimum
+is lost to the eye.
+"""
 FEWEST_IN_BIN = 5e-4
 """Share of the examples: the accuracy of a bin with fewer is that of a handful."""
 
@@ -73,7 +75,10 @@ def overview(document: Document) -> str:
 
 
 def tau_sweep(document: Document) -> str:
-    """The paper's Fig. 3: balanced error against tau, for post-hoc adjustment and weight normalisation."""
+    """The paper's Fig.
+
+    3: balanced error against tau, for post-hoc adjustment and weight normalisation.
+    """
     optimisers = [
         (key, title)
         for key, title in (("tau_erm", "SGD"), ("tau_adam", "Adam"))
@@ -105,7 +110,10 @@ def _sweep(axes: Axes, curves: Sequence[Any], *, name: str, colour: str, dash: s
 
 
 def by_class(document: Document) -> str:
-    """The paper's Fig. 4: error by class in order of frequency; by decile where there are many classes."""
+    """The paper's Fig.
+
+    4: error by class in order of frequency; by decile where there are many classes.
+    """
     order, labels = frequency_order(document)
     figure, (axes,) = charts(width=8.2, height=4.0)
     for index, name in enumerate(shown(document)):
@@ -162,7 +170,10 @@ def by_group(document: Document) -> str:
 
 
 def weight_norms(document: Document) -> str:
-    """The paper's Fig. 1: norms of the classes' weight vectors against class frequency, by optimiser."""
+    """The paper's Fig.
+
+    1: norms of the classes' weight vectors against class frequency, by optimiser.
+    """
     order, labels = frequency_order(document)
     names = [n for n in ("SGD", "Adam") if all(n in one["norms"] for one in document["curves"])]
     figure, axes = charts(len(names), width=4.3 * len(names), height=3.9)
@@ -177,12 +188,15 @@ def weight_norms(document: Document) -> str:
         )
         chart.set_xticks(range(len(order)), labels, rotation=60, ha="right", fontsize=7.5)
         chart.set_ylim(bottom=0)
-        title = f"{name}: rank correlation {_told(document, name, 'spearman')}\n‖w_y‖ ∝ n_y^b, b = {_told(document, name, 'slope')}"
+        title = (
+            f"{name}: rank correlation {_stated(document, name, 'spearman')}\n"
+            f"‖w_y‖ ∝ n_y^b, b = {_stated(document, name, 'slope')}"
+        )
         label_axes(chart, x=unit, y="‖w_y‖ (no unit)", title=title)
     return svg(figure, title="Norms of the last layer's weights against class frequency")
 
 
-def _told(document: Document, name: str, key: str) -> str:
+def _stated(document: Document, name: str, key: str) -> str:
     """'mean ± sd' over the seeds of a number of the norms."""
     values = np.array([one["norms"][name][key] for one in document["curves"]], float)
     known = values[~np.isnan(values)]
@@ -248,7 +262,9 @@ def shown(document: Document) -> list[str]:
 
 
 def frequency_order(document: Document) -> tuple[list[list[int]], list[str]]:
-    """Groups of class indices, most frequent first, with their labels: single classes, or deciles of many."""
+    """Groups of class indices, most frequent first, with their labels: single classes, or deciles
+    of many.
+    """
     data = document["data"]
     counts = np.array(data["class_counts"])
     order = np.argsort(-counts, kind="stable")

@@ -1,4 +1,4 @@
-"""The methods that are compared: which run each needs, and what is done with that run afterwards."""
+"""The compared methods: the run that each needs, and what is done with it afterwards."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,13 +38,17 @@ RUNS: dict[str, Mapping[str, Any]] = {
     "sampler-deferred": {"sampler": "deferred"},
     ADAM_RUN: {"optimiser": "adamw", "weight_decay": 0.0, "adam_beta2": 0.95},
 }
-"""What each training run changes in the recipe of the comparison. AdamW without decay is the paper's Adam.
+"""What each training run changes in the recipe of the comparison. AdamW without decay is the
+paper's Adam.
 
-Its beta2 is 0.95, since 0.999 averages squared gradients over some 1,000 steps, and the runs have 1,200.
+Its beta2 is 0.95, since 0.999 averages squared gradients over some 1,000 steps, and the runs have
+1,200.
 """
 
 ADAM_RATE = 0.1
-"""Of the recipe's learning rate, for the Adam run: AdamW takes a smaller one than SGD, docs/results.md has others."""
+"""Of the recipe's learning rate, for the Adam run: AdamW takes a smaller one than SGD,
+docs/results.md has others.
+"""
 
 
 @dataclass(frozen=True)
@@ -87,9 +91,9 @@ METHODS: tuple[Method, ...] = (
 
 
 def choose(names: str) -> tuple[Method, ...]:
-    """The methods of `--methods`: `all`, or names with commas; spaces and τ may be left out (`post-hoc`, `weight-norm`).
+    """The methods of `--methods`: `all`, or names separated by commas.
 
-    Raises WrongUse for a name that fits none.
+    Spaces and τ may be left out (`post-hoc`, `weight-norm`). Raises WrongUse for an unknown name.
     """
     if names == "all":
         return METHODS

@@ -1,4 +1,7 @@
-"""The numbers of a comparison, from the outcomes of its runs. NumPy from logits on (cRT and LWS fit a last layer)."""
+"""The numbers of a comparison, computed from the outcomes of its runs.
+
+Everything from the logits on is NumPy; cRT and LWS fit a last layer.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,14 +29,26 @@ from training.studies.outcomes import Outcome, Part
 
 Scores: TypeAlias = dict[str, Any]
 SUMMARISED = (
-    "error", "balanced_error", "many", "medium", "few",
-    "nll", "ece", "brier", "calibrated_nll", "calibrated_ece", "tau", "norm_tau", "temperature", "seconds",
-)  # fmt: skip
+    "error",
+    "balanced_error",
+    "many",
+    "medium",
+    "few",
+    "nll",
+    "ece",
+    "brier",
+    "calibrated_nll",
+    "calibrated_ece",
+    "tau",
+    "norm_tau",
+    "temperature",
+    "seconds",
+)
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's classifier on both splits: logits as its graph would give them, and how they are adjusted."""
+    """A method's logits on both splits, and how they are adjusted."""
 
     test: Vector
     val: Vector | None
@@ -49,7 +64,7 @@ def results_of(
     seeds: Sequence[int],
     load: Callable[[str, int], Outcome],
 ) -> dict[str, Any]:
-    """Scores of every method and seed, their summary, and the data of the figures: JSON but for file and settings."""
+    """Scores of every method and seed, their summary, and the data of the figures, for JSON."""
     scored: dict[str, dict[str, Scores]] = {method.name: {} for method in methods}
     curves: list[dict[str, Any]] = []
     for seed in seeds:
@@ -76,10 +91,11 @@ def results_of(
 
 
 def score_method(method: Method, outcome: Outcome, *, seed: int) -> Scores:
-    """A method's scores on the test split: errors as the method decides, and probabilities at a uniform target.
+    """A method's scores on the test split.
 
-    `nll`, `ece`, `brier` are those of the method's own probabilities; the calibrated ones are after the temperature that
-    the validation split gives, adjusted fully to a uniform target: what a service would answer.
+    Errors are of the method's own decisions. `nll`, `ece` and `brier` are of its own probabilities;
+    the calibrated ones are after temperature and a full adjustment to a uniform target, as a
+    service would answer.
     """
     given = answer(method, outcome, seed=seed)
     test = outcome.test
@@ -123,7 +139,7 @@ def score_method(method: Method, outcome: Outcome, *, seed: int) -> Scores:
 
 
 def answer(method: Method, outcome: Outcome, *, seed: int) -> Answer:
-    """What a method makes of its run."""
+    """The answer of a method, given its run."""
     if method.afterwards in ("nothing", "tau-one", "tau-chosen"):
         fixed = {"nothing": 0.0, "tau-one": 1.0}.get(method.afterwards)
         return _of_logits(outcome, tau=chosen_tau(outcome) if fixed is None else fixed)
@@ -182,7 +198,7 @@ def summary(scores: Sequence[Scores] | Any) -> dict[str, Any]:
 
 
 def paired(own: Mapping[str, Scores], erm: Mapping[str, Scores] | None) -> dict[str, Any] | None:
-    """Balanced error less ERM's, seed by seed: mean, 95 % t interval (null for one seed), n."""
+    """Balanced error minus ERM's, seed by seed: mean, 95 % t interval (null for one seed), n."""
     if erm is None:
         return None
     differences = np.array([own[s]["balanced_error"] - erm[s]["balanced_error"] for s in own])
@@ -220,7 +236,8 @@ def _of_logits(outcome: Outcome, *, tau: float) -> Answer:
 def _of_layer(outcome: Outcome, layer: LastLayer, *, balanced: bool = False) -> Answer:
     """Of a changed last layer, which decides by its own logits.
 
-    balanced: it was trained under a uniform prior; else what it has divided out is measured, as `fit` does.
+    balanced: it was trained under a uniform prior; else what it has divided out is measured, as
+    `fit` does.
     """
     assert outcome.test.features is not None
     val = outcome.val

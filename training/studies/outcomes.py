@@ -1,4 +1,4 @@
-"""What is left of a training run when it is over: its logits, features and last layer, in one file."""
+"""The outcome of a training run: its logits, features and last layer, in one file."""
 
 import json
 import os
@@ -27,7 +27,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run. Everything that the comparison says of it is computed from this."""
+    """A finished run; all numbers of the comparison are computed from it."""
 
     class_counts: Labels
     recorded_loss_tau: float
@@ -70,7 +70,7 @@ class Outcome:
 
     @classmethod
     def load(cls, path: Path) -> "Outcome":
-        """Read a file that save has written."""
+        """Read a file written by `save`."""
         with np.load(path, allow_pickle=False) as file:
             found = dict(file)
 

@@ -1,4 +1,4 @@
-"""A report as one self-contained HTML file: no script, no font, no picture from elsewhere."""
+"""Reports as self-contained HTML files, without scripts or external resources."""
 
 import html
 from collections.abc import Iterable, Sequence
@@ -17,14 +17,19 @@ figure svg { width: 100%; height: auto; max-width: var(--w, 820px); display: blo
 figcaption { color: #475467; font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
 figcaption b { color: #1d2939; }
 .scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums; margin: .75rem 0; }
-caption { caption-side: top; white-space: normal; max-width: 95ch; text-align: left; color: #475467; padding-bottom: .4rem; }
-th, td { padding: .3rem .42rem; text-align: right; border-bottom: 1px solid #eaecf0; white-space: nowrap; }
+table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums;
+  margin: .75rem 0; }
+caption { caption-side: top; white-space: normal; max-width: 95ch; text-align: left;
+  color: #475467; padding-bottom: .4rem; }
+th, td { padding: .3rem .42rem; text-align: right; border-bottom: 1px solid #eaecf0;
+  white-space: nowrap; }
 .text { text-align: left; }
-thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; white-space: normal; vertical-align: bottom; }
+thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; white-space: normal;
+  vertical-align: bottom; }
 tr.best td { background: #ecfdf3; }
 code { background: #f2f4f7; padding: .1rem .3rem; border-radius: 3px; font-size: .88em; }
-pre { background: #f2f4f7; padding: .75rem 1rem; border-radius: 6px; overflow-x: auto; font-size: .85rem; }
+pre { background: #f2f4f7; padding: .75rem 1rem; border-radius: 6px; overflow-x: auto;
+  font-size: .85rem; }
 pre code { padding: 0; background: none; }
 @media print { body { margin: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
 """
@@ -53,10 +58,11 @@ def command(text: str) -> Block:
 
 
 def figure(svg: str, caption: str, *, name: str = "", width: int = 820) -> Block:
-    """A chart with its caption; the name comes first, in bold."""
+    """A chart with its caption, which begins with the name in bold."""
     bold = f"<b>{html.escape(name)}</b> " if name else ""
     return Block(
-        f'<figure style="--w:{width}px">{svg}<figcaption>{bold}{_inline(caption)}</figcaption></figure>'
+        f'<figure style="--w:{width}px">{svg}'
+        f"<figcaption>{bold}{_inline(caption)}</figcaption></figure>"
     )
 
 
@@ -67,7 +73,7 @@ def table(
     caption: str = "",
     best: int | None = None,
 ) -> Block:
-    """A table: columns of numbers to the right, of words to the left; row `best` is tinted."""
+    """A table: numbers are aligned right, words left; row `best` is tinted."""
     rows = list(rows)
     kinds = ["" if number else " class=text" for number in _are_numbers(header, rows)]
     head = "".join(
@@ -81,7 +87,8 @@ def table(
     )
     over = f"<caption>{_inline(caption)}</caption>" if caption else ""
     return Block(
-        f'<div class="scroll"><table>{over}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+        f'<div class="scroll"><table>{over}<thead><tr>{head}</tr></thead>'
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 
@@ -92,12 +99,13 @@ def page(title: str, lead: str, blocks: Iterable[Block]) -> str:
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{html.escape(title)}</title><style>{_CSS}</style></head>\n"
-        f'<body><h1>{html.escape(title)}</h1><p class="lead">{_inline(lead)}</p>\n{body}\n</body></html>\n'
+        f'<body><h1>{html.escape(title)}</h1><p class="lead">{_inline(lead)}</p>\n'
+        f"{body}\n</body></html>\n"
     )
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """The same kind of table as Markdown."""
+    """A table as Markdown."""
     rows = list(rows)
     rules = ["---:" if number else "---" for number in _are_numbers(header, rows)]
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join(rules)} |"]
@@ -111,7 +119,7 @@ def percent(value: float | None, *, digits: int = 1) -> str:
 
 
 def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
-    """Fractions as 'mean ± sd' in percent; the sd needs two values."""
+    """Fractions as 'mean ± sd' in percent; one value has no sd."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return percent(mean, digits=digits)
@@ -120,7 +128,9 @@ def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
 
 
 def _are_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Whether each column holds numbers (or the dash of one that is missing); the first holds names."""
+    """Whether each column holds numbers (or the dash of one that is missing); the first holds
+    names.
+    """
     starts = tuple("0123456789+-–*")
     return [
         column > 0 and all(row[column].startswith(starts) for row in rows)

@@ -1,4 +1,4 @@
-"""A comparison as files for readers: table.md, the figures as SVG, and report.html with everything in it."""
+"""A comparison as files: table.md, the figures as SVG, and report.html with both."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -23,7 +23,7 @@ HEADER = (
 
 
 def write(document: Document, out: Path) -> None:
-    """Write all of them into the folder."""
+    """Write all files into the folder."""
     drawn = draw(document)
     (out / "figures").mkdir(exist_ok=True)
     for name, text in drawn.items():
@@ -50,7 +50,7 @@ def draw(document: Document) -> dict[str, str]:
 
 
 def table_rows(document: Document) -> list[list[str]]:
-    """A row a method, in HEADER's order; percentages as mean ± sd over the seeds."""
+    """One row for each method, in HEADER's order; percentages as mean ± sd over the seeds."""
     return [_row(name, method) for name, method in document["methods"].items()]
 
 
@@ -74,12 +74,14 @@ def sample(document: Document) -> str:
 
 
 def basis(document: Document) -> str:
-    """What the numbers rest on, in one line."""
+    """The data and settings behind the numbers, in one line."""
     n, seeds = document["data"]["n"], document["seeds"]
     sizes = ", ".join(f"{name} {size:,}" for name, size in n.items())
     return (
-        f"{sample(document)} ({', '.join(map(str, seeds))}); examples: {sizes}. Mean ± standard deviation over the seeds; "
-        "the difference to ERM is paired by seed, with a 95 % t interval. Temperature and τ are chosen on validation."
+        f"{sample(document)} ({', '.join(map(str, seeds))}); examples: {sizes}. Mean ± standard "
+        "deviation over the seeds; "
+        "the difference to ERM is paired by seed, with a 95 % t interval. Temperature and τ are "
+        "chosen on validation."
     )
 
 
@@ -135,8 +137,10 @@ def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) 
         page.heading("Balanced error of every method"),
         page.table(HEADER, rows, caption=basis(document), best=best),
         page.paragraph(
-            "“Served” is after the temperature of the validation split and the whole adjustment to a uniform target: what a "
-            "service would answer. The other ECE and NLL are of the method's own probabilities. Both are on the test split at "
+            "“Served” is after the temperature of the validation split and the whole adjustment "
+            "to a uniform target: what a "
+            "service would answer. The other ECE and NLL are of the method's own probabilities. "
+            "Both are on the test split at "
             "a uniform target, 15 bins. The best mean is tinted."
         ),
     ]
@@ -154,7 +158,8 @@ def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) 
         _settings(document),
     ]
     lead = (
-        f"{data['spec']}, {len(counts)} classes, {ratio}, {data['n']['train']:,} training examples; "
+        f"{data['spec']}, {len(counts)} classes, {ratio}, {data['n']['train']:,} training "
+        "examples; "
         f"network {document['settings']['network']}; {n}; {test}."
     )
     return page.page("Comparison of methods for long-tailed data", lead, blocks)
@@ -172,8 +177,10 @@ def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:
         "tau": (
             "Balanced error against τ (paper, Fig. 3).",
             (
-                f"Post-hoc logit adjustment and weight normalisation of the ERM run: test (solid, band: ± sd, {n}, {test}) and "
-                "validation (dotted), on which τ is chosen. Drawn up to τ = 2; `results.json` has 0 … 4."
+                "Post-hoc logit adjustment and weight normalisation of the ERM run: test (solid, "
+                f"band: ± sd, {n}, {test}) and "
+                "validation (dotted), on which τ is chosen. Drawn up to τ = 2; `results.json` has "
+                "0 … 4."
             ),
         ),
         "classes": (
@@ -187,20 +194,28 @@ def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:
         "norms": (
             "Weight norms (paper, Fig. 1).",
             (
-                f"‖w_y‖ of the last layer of the ERM runs, mean ± sd, {n}; Spearman's rank correlation with the training counts n_y, "
+                f"‖w_y‖ of the last layer of the ERM runs, mean ± sd, {n}; Spearman's rank "
+                "correlation with the training counts n_y, "
                 "and the slope b between the logarithms of both: 0 when norms do not follow counts."
             ),
         ),
         "reliability": (
             "Reliability (uniform target).",
-            f"15 bins of confidence, pooled over {n}, {test}, weighted to a uniform class mix; bars: share of the examples. Bins with less than 0.05 % of the examples have no point.",
+            (
+                f"15 bins of confidence, pooled over {n}, {test}, weighted to a uniform class mix; "
+                "bars: share of the examples. Bins with less than 0.05 % of the examples have no "
+                "point."
+            ),
         ),
         "shifted": (
             "Shifted test sets (LADE's protocol).",
             (
-                "The ERM model, calibrated, on the test split resampled to a long tail in the training order (forward) or "
-                f"against it (backward), error with no adjustment, to a uniform target, to the true class mix and to the one that "
-                f"expectation maximisation estimates from the unlabelled test inputs. Mean, band ± sd, {n}."
+                "The ERM model, calibrated, on the test split resampled to a long tail in the "
+                "training order (forward) or "
+                "against it (backward), error with no adjustment, to a uniform target, to the "
+                "true class mix and to the one that "
+                "expectation maximisation estimates from the unlabelled test inputs. Mean, band "
+                f"± sd, {n}."
             ),
         ),
     }
@@ -220,7 +235,8 @@ def _oracle(document: Document) -> page.Block:
     return page.table(
         ["sweep", "balanced error, %", "τ of each seed"],
         rows,
-        caption="The best τ chosen on the test split itself, as the paper's τ* is: a bound, not a result. "
+        caption="The best τ chosen on the test split itself, as the paper's τ* is: "
+        "a bound, not a result. "
         f"Mean ± sd, {sample(document)}.",
     )
 

@@ -1,8 +1,9 @@
-"""The paper's synthetic experiment (Fig. 2): two Gaussians, an affine classifier, and errors known exactly.
+"""The paper's synthetic experiment (Fig. 2): two Gaussians, an affine classifier, and errors known
+exactly.
 
-x | y ~ N(y (1, 1), I) for y = -1, +1 and P(y = +1) = 5 %. A classifier is a half-space, w . x + b > 0, so its
-balanced error has a closed form and no test set is drawn; Bayes' is Phi(-sqrt 2) = 7.865 %. Every loss is the one
-that training uses, fitted over (w, b) in float64.
+x | y ~ N(y (1, 1), I) for y = -1, +1 and P(y = +1) = 5 %. A classifier is a half-space, w . x + b >
+0, so its balanced error has a closed form and no test set is drawn; Bayes' is Phi(-sqrt 2) = 7.865
+%. Every loss is the one that training uses, fitted over (w, b) in float64.
 """
 
 import math
@@ -34,13 +35,15 @@ FITTED: dict[str, tuple[str, float]] = {
 STARTS = 20
 """Random starts of the two weight vectors, a trial."""
 _POSTERIOR = np.array([2.0, 2.0, math.log(RARE / (1 - RARE))])
-"""The half-space of the true posterior, where every fit starts: all but focal are convex, so only time depends on it."""
+"""The half-space of the true posterior, where every fit starts: all but focal are convex, so only
+time depends on it.
+"""
 TAUS = tuple(round(0.05 * step, 2) for step in range(61))
 
 
 @dataclass(frozen=True)
 class Results:
-    """What `training synthetic` prints and draws; errors are analytic balanced errors, fractions."""
+    """The results of the experiment. Errors are analytic balanced errors, as fractions."""
 
     n_train: int
     trials: int
@@ -51,13 +54,16 @@ class Results:
     tau_sweep: Vector
     """[len(TAUS), trials] of post-hoc adjustment of ERM."""
     norm_sweep: Vector
-    """[len(TAUS), trials] of weight normalisation of ERM with two weight vectors, mean over STARTS."""
+    """[len(TAUS), trials] of weight normalisation of ERM with two weight vectors, mean over STARTS.
+    """
     negative_share: Vector
-    """[trials, 2] share of each class's points whose own logit is negative, for those weight vectors."""
+    """[trials, 2] share of each class's points whose own logit is negative, for those weight
+    vectors.
+    """
 
 
 def run(*, n_train: int = 10_000, trials: int = 100, seed: int = 0) -> Results:
-    """Fit every loss on each trial's own training set. One thread: the arrays are too small for two."""
+    """Fit every loss on each trial's own training set, in one thread, as the arrays are small."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -121,7 +127,10 @@ def fit_half_space(objective: Objective, x: Vector, labels: NDArray[np.int64]) -
 
 
 def exact_balanced_error(half_space: Vector) -> Vector:
-    """Of w . x + b > 0, (w, b) [..., 3]: the mean of Phi(-(sum w + b) / |w|) and Phi(-(sum w - b) / |w|) [...]."""
+    """The balanced error of half-spaces w . x + b > 0, given as (w, b) [..., 3].
+
+    It is the mean of Phi(-(sum w + b) / |w|) and Phi(-(sum w - b) / |w|).
+    """
     w, b = half_space[..., :2], half_space[..., 2]
     length = np.linalg.norm(w, axis=-1)
     rare, common = -(w.sum(axis=-1) + b) / length, -(w.sum(axis=-1) - b) / length
@@ -136,10 +145,11 @@ def adjusted(half_space: Vector, counts: NDArray[np.integer], *, tau: float) -> 
 
 
 def two_weight_vectors(erm: Vector, rng: np.random.Generator, starts: int) -> Vector:
-    """[starts, 2, 3] rows (w_y, b_y): what gradient descent on ERM makes of random pairs of weight vectors.
+    """The rows (w_y, b_y) [starts, 2, 3] that gradient descent on ERM reaches from random pairs.
 
-    The two gradients are opposite, so descent moves the difference of the rows to the ERM solution and leaves their
-    mean where it started: here standard normal, the bias being the weight of a constant feature.
+    The two gradients are opposite, so descent moves the difference of the rows to the ERM solution
+    and leaves their mean at its start: here standard normal, with the bias as the weight of a
+    constant feature.
     """
     mean = rng.normal(size=(starts, 2, 3)).mean(axis=1, keepdims=True)
     pairs: Vector = np.concatenate([mean - erm / 2, mean + erm / 2], axis=1)
@@ -147,14 +157,20 @@ def two_weight_vectors(erm: Vector, rng: np.random.Generator, starts: int) -> Ve
 
 
 def normalised(pairs: Vector, *, tau: float) -> Vector:
-    """[starts, 3] half-spaces of weight normalisation: each row of pairs [starts, 2, 3] over its norm ** tau."""
+    """Half-spaces [starts, 3] after weight normalisation of pairs [starts, 2, 3].
+
+    Each row is divided by its norm ** tau.
+    """
     scaled = pairs / np.linalg.norm(pairs, axis=2, keepdims=True) ** tau
     difference: Vector = scaled[:, 1] - scaled[:, 0]
     return difference
 
 
 def negative_share(pairs: Vector) -> Vector:
-    """[starts, 2] share of each class's points whose own logit is negative: no positive divisor can make it win."""
+    """The share of each class's points whose own logit is negative [starts, 2].
+
+    No positive divisor can make such a class win.
+    """
     means = np.array([-1, 1]) * pairs[:, :, :2].sum(axis=2) + pairs[:, :, 2]
     share: Vector = norm.cdf(-means / np.linalg.norm(pairs[:, :, :2], axis=2))
     return share

@@ -1,4 +1,6 @@
-"""The synthetic experiment as a page: the paper's Figure 2, and its claim about weight normalisation."""
+"""The synthetic experiment as a page: the paper's Figure 2, and its claim about weight
+normalisation.
+"""
 
 import json
 from pathlib import Path
@@ -98,7 +100,10 @@ def separators_figure(results: Results) -> str:
 
 
 def tau_figure(results: Results) -> str:
-    """Fig. 2 right: balanced error against tau, for post-hoc adjustment and weight normalisation."""
+    """Fig.
+
+    2 right: balanced error against tau, for post-hoc adjustment and weight normalisation.
+    """
     figure, (axes,) = charts(width=6.4, height=3.8)
     series = (
         ("post-hoc logit adjustment", results.tau_sweep, PALETTE[1]),
@@ -129,35 +134,44 @@ def _report(results: Results, figures: dict[str, str]) -> str:
     drift = results.norm_sweep.mean(axis=1)
     return page.page(
         "Synthetic experiment",
-        f"x | y ~ N(y·(1, 1), I), P(y = +1) = {RARE:.0%}; affine classifiers; {n}. Errors are exact: the balanced error of "
+        f"x | y ~ N(y·(1, 1), I), P(y = +1) = {RARE:.0%}; affine classifiers; {n}. Errors are "
+        "exact: the balanced error of "
         "a half-space has a closed form, so no test set adds noise.",
         [
             page.heading("Balanced error by loss"),
             page.table(header, rows, caption=f"mean ± sd; {n}"),
             page.figure(
                 figures["errors"],
-                f"Balanced error over {results.trials} trials (box: quartiles, whiskers: 1.5 IQR). A loss that is consistent "
-                "for the balanced error reaches Bayes' 7.865 %; margins that depend on one of the two classes do not.",
+                f"Balanced error over {results.trials} trials (box: quartiles, whiskers: 1.5 "
+                "IQR). A loss that is consistent "
+                "for the balanced error reaches Bayes' 7.865 %; margins that depend on one of the "
+                "two classes do not.",
                 name="Figure 2, left.",
             ),
             page.figure(
                 figures["separators"],
-                f"Mean separator of each loss over {results.trials} trials, on {DRAWN_POINTS:,} points of one draw. Bayes' passes "
-                "through the origin; post-hoc adjustment and the logit-adjusted loss lie on one another.",
+                f"Mean separator of each loss over {results.trials} trials, on {DRAWN_POINTS:,} "
+                "points of one draw. Bayes' passes "
+                "through the origin; post-hoc adjustment and the logit-adjusted loss lie on one "
+                "another.",
                 name="Figure 2, middle.",
                 width=640,
             ),
             page.figure(
                 figures["tau"],
-                f"ERM adjusted afterwards (band: ± sd over {results.trials} trials; weight normalisation: mean of {STARTS} "
+                f"ERM adjusted afterwards (band: ± sd over {results.trials} trials; weight "
+                f"normalisation: mean of {STARTS} "
                 "random starts a trial).",
                 name="Figure 2, right.",
             ),
             page.heading("Why weight normalisation does not help here"),
             page.paragraph(
-                "A positive divisor changes no sign. With one separator (f₊ = −f₋) weight normalisation equals ERM at every τ; "
-                f"with two weight vectors that started at random, {rare:.0%} of the points of the rare class (and "
-                f"{common:.0%} of the common one's) have a negative logit for their own class, and the balanced error goes "
+                "A positive divisor changes no sign. With one separator (f₊ = −f₋) weight "
+                "normalisation equals ERM at every τ; "
+                f"with two weight vectors that started at random, {rare:.0%} of the points of the "
+                "rare class (and "
+                f"{common:.0%} of the common one's) have a negative logit for their own class, "
+                "and the balanced error goes "
                 f"from {drift[0]:.1%} at τ = 0 to {drift[-1]:.1%} at τ = {TAUS[-1]:g}."
             ),
         ],

@@ -1,4 +1,4 @@
-"""Tables as people have them: columns by name, labels as written, and what is wrong said by name."""
+"""Tables as people have them: columns by name, labels as written, faults named."""
 
 import csv
 

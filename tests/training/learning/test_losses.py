@@ -1,4 +1,4 @@
-"""Losses: every named one is the pairwise margin loss, stable, and remembers what it divides out."""
+"""Every named loss is the pairwise margin loss, stable, and records what it divides out."""
 
 import math
 
@@ -181,7 +181,7 @@ def test_deferred_reweighting_begins_at_its_share_of_the_run():
 
 
 def test_class_balanced_weights_agree_with_the_published_ones():
-    """CIFAR-10-LT, ratio 100, beta 0.9999: 0.0506 for the largest class and 3.993 for the smallest."""
+    """CIFAR-10-LT, ratio 100, beta 0.9999: 0.0506 for the largest class, 3.993 for the smallest."""
     counts = np.array([5000, 2997, 1796, 1077, 645, 387, 232, 139, 83, 50], float)
     weights = class_balanced_weights(counts)
     assert weights.sum() == pytest.approx(10)

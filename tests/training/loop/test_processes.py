@@ -79,7 +79,8 @@ def both(pictures, own_npz, tmp_path_factory):
         ("mlp fp32", STEPS, 1e-6),
         ("linear fp32", STEPS, 1e-6),
         ("mlp in pieces", STEPS, 1e-12),
-        # batch normalisation makes the rounding of a sum in two halves a few times larger at each step
+        # batch normalisation makes the rounding of a sum in two halves a few times larger at each
+        # step
         ("cnn fp32", 3, 1e-6),
         ("cnn fp64", STEPS, 1e-11),
     ],
@@ -138,7 +139,7 @@ def test_two_processes_that_were_killed_go_on_as_if_nothing_had_happened(own_npz
 
 
 def wavering(num_classes):
-    """A network that draws at each step, so that a resumed run needs every process's own generator."""
+    """A network with dropout: a resumed run needs the generator of every process."""
     from torch import nn
 
     return nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Dropout(0.5), nn.Linear(64, num_classes))

@@ -13,10 +13,31 @@ ROOT = Path(__file__).parents[3]
 
 def arguments(npz, tmp_path, name, *flags):
     return [
-        sys.executable, "-m", "training", "fit", "--data", f"npz:{npz}", "--network", "mlp", "--steps", "400",
-        "--batch", "16", "--threads", "1", "--name", name, "--models", str(tmp_path / "models"),
-        "--runs", str(tmp_path / "runs"), "--checkpoint-steps", "50", "--json", *flags,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "training",
+        "fit",
+        "--data",
+        f"npz:{npz}",
+        "--network",
+        "mlp",
+        "--steps",
+        "400",
+        "--batch",
+        "16",
+        "--threads",
+        "1",
+        "--name",
+        name,
+        "--models",
+        str(tmp_path / "models"),
+        "--runs",
+        str(tmp_path / "runs"),
+        "--checkpoint-steps",
+        "50",
+        "--json",
+        *flags,
+    ]
 
 
 def stop_at(line_count, npz, tmp_path, name, number):

@@ -1,4 +1,6 @@
-"""What may become of the last layer: refused with a reason where it means nothing; what it has divided out is measured."""
+"""What may become of the last layer: refused with a reason where it means nothing; what it has
+divided out is measured.
+"""
 
 import numpy as np
 import pytest

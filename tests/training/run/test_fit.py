@@ -47,8 +47,17 @@ def test_a_fit_answers_with_the_members_of_the_contract(fitted):
     assert {"bundle", "loss", "temperature", "tau", "validation", "test", "seconds"} <= set(fitted)
     assert {"chosen", "validation_curve"} <= set(fitted["tau"])
     expected = {
-        "n", "error", "balanced_error", "many", "medium", "few", "ece", "nll", "per_class", "at_tau",
-    }  # fmt: skip
+        "n",
+        "error",
+        "balanced_error",
+        "many",
+        "medium",
+        "few",
+        "ece",
+        "nll",
+        "per_class",
+        "at_tau",
+    }
     for split in ("validation", "test"):
         assert expected <= set(fitted[split])
         assert {"0", "1", "chosen"} <= set(fitted[split]["at_tau"])

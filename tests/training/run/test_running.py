@@ -1,4 +1,6 @@
-"""How a run is carried out: precision, streaming, a user's own network, and what it shows meanwhile."""
+"""How a run is carried out: precision, streaming, a user's own network, and what it shows
+meanwhile.
+"""
 
 import json
 import sys
@@ -181,9 +183,26 @@ def own_module(tmp_path, monkeypatch):
 
 def fit(command, tmp_path, folders, network, *flags):
     return command(
-        "fit", "--name", "own", "--data", f"images:{folders}", "--network", network, "--steps", 6, "--batch", 8,
-        "--models", tmp_path / "models", "--runs", tmp_path / "runs", "--threads", 1, "--json", *flags,
-    )  # fmt: skip
+        "fit",
+        "--name",
+        "own",
+        "--data",
+        f"images:{folders}",
+        "--network",
+        network,
+        "--steps",
+        6,
+        "--batch",
+        8,
+        "--models",
+        tmp_path / "models",
+        "--runs",
+        tmp_path / "runs",
+        "--threads",
+        1,
+        "--json",
+        *flags,
+    )
 
 
 def test_a_network_of_the_users_own_module_is_trained_on_a_folder_of_jpegs(

@@ -1,4 +1,4 @@
-"""Digits, Fashion-MNIST's files and a user's npz: read right, or refused with the file and the row."""
+"""Digits, Fashion-MNIST and a user's npz: read right, or refused with file and row."""
 
 import gzip
 import struct

@@ -204,7 +204,9 @@ def test_every_axis_of_every_figure_says_what_it_counts(done, monkeypatch):
 
 
 def test_weight_normalisation_is_served_by_what_it_has_left_undone(done):
-    """Its calibrated likelihood is that of the measured source prior: no worse than adjusting wholly, or not at all."""
+    """Its calibrated likelihood is that of the measured source prior: no worse than adjusting
+    wholly, or not at all.
+    """
     out, document = done
     outcome = Outcome.load(module.outcome_path(out, "erm", 0))
     method = next(m for m in METHODS if m.name == "weight-norm τ chosen")

@@ -63,7 +63,9 @@ def test_with_an_affine_model_the_logit_adjusted_loss_and_post_hoc_adjustment_ar
 
 
 def test_the_same_holds_for_an_affine_softmax_of_many_classes():
-    """CE(Wx + b + log pi) is CE(Wx + b') with b' = b + log pi, so the minimum is the ERM one with b moved."""
+    """CE(Wx + b + log pi) is CE(Wx + b') with b' = b + log pi, so the minimum is the ERM one with b
+    moved.
+    """
     rng = np.random.default_rng(0)
     labels = torch.from_numpy(rng.choice(4, 600, p=[0.7, 0.2, 0.07, 0.03]))
     x = torch.from_numpy(rng.normal(size=(600, 3))) + torch.eye(4, 3)[labels]

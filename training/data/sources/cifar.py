@@ -21,9 +21,23 @@ IMAGE = ImageSpec(
 )
 PIXELS = 3 * 32 * 32
 FORMS = {
-    "cifar10": ("cifar-10-batches-py", [f"data_batch_{n}" for n in range(1, 6)], ["test_batch"], "batches.meta", b"labels", b"label_names"),
-    "cifar100": ("cifar-100-python", ["train"], ["test"], "meta", b"fine_labels", b"fine_label_names"),
-}  # fmt: skip
+    "cifar10": (
+        "cifar-10-batches-py",
+        [f"data_batch_{n}" for n in range(1, 6)],
+        ["test_batch"],
+        "batches.meta",
+        b"labels",
+        b"label_names",
+    ),
+    "cifar100": (
+        "cifar-100-python",
+        ["train"],
+        ["test"],
+        "meta",
+        b"fine_labels",
+        b"fine_label_names",
+    ),
+}
 
 
 def load(spec: str, kind: str, folder: str) -> Dataset:
@@ -37,8 +51,9 @@ def load(spec: str, kind: str, folder: str) -> Dataset:
     missing = [name for name in (*train, *test, meta) if not (home / name).is_file()]
     if missing:
         raise WrongUse(
-            f"{home}: {', '.join(missing)} missing; expected the files of the python version ({inner}.tar.gz, "
-            "from the CIFAR page of the University of Toronto), unpacked"
+            f"{home}: {', '.join(missing)} missing; expected the unpacked python version "
+            f"({inner}.tar.gz "
+            "from the CIFAR page of the University of Toronto)"
         )
     names = _names(home / meta, names_key)
     return Dataset(
@@ -98,7 +113,7 @@ def _read(path: Path) -> dict[bytes, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Builds arrays and plain values and nothing else: a pickle from elsewhere could otherwise run any code."""
+    """Unpickles arrays and plain values and nothing else, as a pickle could run any code."""
 
     _ALLOWED: ClassVar = {
         ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),

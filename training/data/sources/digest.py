@@ -1,4 +1,4 @@
-"""sha256 of what a run was trained on, so that a provenance can name it."""
+"""sha256 of the data of a run, for the provenance of its model."""
 
 import hashlib
 from collections.abc import Iterable
@@ -28,7 +28,10 @@ def arrays_digest(*arrays: NDArray[Any]) -> str:
 
 
 def names_digest(root: Path, paths: Iterable[str]) -> str:
-    """One digest of many files by their names below root and their sizes (their contents would take minutes)."""
+    """One digest of many files by their names below root and their sizes.
+
+    Reading their contents would take minutes.
+    """
     total = hashlib.sha256()
     for path in paths:
         name = Path(path)

@@ -1,4 +1,4 @@
-"""scikit-learn's bundled handwritten digits: 1,797 rows of 8 × 8 grey values 0 … 16, as 64 numbers."""
+"""scikit-learn's handwritten digits: 1,797 rows of 8 × 8 grey values 0 … 16."""
 
 import numpy as np
 

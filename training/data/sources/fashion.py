@@ -15,8 +15,17 @@ from training.faults import BadData, WrongUse
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 CLASS_NAMES = (
-    "t-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot",
-)  # fmt: skip
+    "t-shirt",
+    "trouser",
+    "pullover",
+    "dress",
+    "coat",
+    "sandal",
+    "shirt",
+    "sneaker",
+    "bag",
+    "ankle boot",
+)
 FILES = {
     ("train", "images"): "train-images-idx3-ubyte",
     ("train", "labels"): "train-labels-idx1-ubyte",
@@ -27,7 +36,7 @@ IMAGE = ImageSpec(size=(28, 28), color="L", resize="stretch", mean=(0.286,), std
 
 
 def load(spec: str, folder: str | None) -> Dataset:
-    """Fashion-MNIST from Debian's package, or from a folder that holds the four files, gzipped or not."""
+    """Fashion-MNIST from Debian's package, or from a folder with the four files, gzipped or not."""
     home = Path(folder) if folder else DEBIAN_FOLDER
     paths = {key: _find(home, name) for key, name in FILES.items()}
     splits = {
@@ -50,8 +59,10 @@ def _find(home: Path, name: str) -> Path:
         if candidate.is_file():
             return candidate
     raise WrongUse(
-        f"Fashion-MNIST: {home / name}[.gz] is not there. Install Debian's package (apt install dataset-fashion-mnist), "
-        f"or name a folder that holds {', '.join(FILES.values())}, gzipped or not: --data fashion-mnist:FOLDER"
+        f"Fashion-MNIST: {home / name}[.gz] is not there. Install Debian's package (apt install "
+        "dataset-fashion-mnist), "
+        f"or name a folder that holds {', '.join(FILES.values())}, gzipped or not: --data "
+        "fashion-mnist:FOLDER"
     )
 
 
@@ -66,7 +77,10 @@ def _split(images_path: Path, labels_path: Path) -> Split:
 
 
 def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
-    """An idx file of unsigned bytes, gzipped or not. Raises BadData when it is not one of that rank or is cut short."""
+    """Read an idx file of unsigned bytes, gzipped or not.
+
+    Raises BadData when it has another rank or is cut short.
+    """
     try:
         with path.open("rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"

@@ -78,9 +78,11 @@ def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
-    """TRAIN.txt,VAL.txt,TEST.txt@ROOT (or TRAIN.txt,TEST.txt@ROOT): lines `path label`, paths below ROOT.
+    """TRAIN.txt,VAL.txt,TEST.txt@ROOT (or TRAIN.txt,TEST.txt@ROOT): lines `path label`, paths below
+    ROOT.
 
-    A class is named after its training images' folder where that is one folder a class, else by its number.
+    A class is named after its training images' folder where that is one folder a class, else by its
+    number.
     """
     lists, at, root = place.rpartition("@")
     files = [Path(name) for name in lists.split(",") if name]
@@ -164,7 +166,8 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.lstrip("-").isdigit():
             raise BadData(
-                f"{file}, line {number}: '{line[:80]}'; expected `path label` with a whole number as the label"
+                f"{file}, line {number}: '{line[:80]}'; expected `path label` with a whole number "
+                "as the label"
             )
         found = root / path.strip()
         if not found.is_file():
@@ -187,7 +190,8 @@ def _names_of(paths: Sequence[str], labels: Sequence[int], *, first: int) -> tup
     count = max(labels) + 1
     if count > max(10 * len(labels), 1000):
         raise BadData(
-            f"the highest label is {count - 1}, of {len(labels)} training images; expected classes numbered from 0"
+            f"the highest label is {count - 1}, of {len(labels)} training images; expected "
+            "classes numbered from 0"
         )
     folders: dict[int, set[str]] = {}
     for path, label in zip(paths, labels, strict=True):

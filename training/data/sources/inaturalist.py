@@ -11,7 +11,8 @@ from training.faults import BadData, WrongUse
 
 
 def load(spec: str, place: str, *, options: ImageOptions) -> Dataset:
-    """DIR[?train=FILE&val=FILE]: train*.json and val*.json beside the images; val is the test split.
+    """DIR[?train=FILE&val=FILE]: train*.json and val*.json beside the images; val is the test
+    split.
 
     Categories without a training image are left out, so that a part of a download can be used.
     """

@@ -1,4 +1,4 @@
-"""Paths and labels of images in files to a data set, and how such images become the tensor."""
+"""Data sets of images in files, and how such images become the tensor."""
 
 import contextlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Resize: TypeAlias = Literal["stretch", "crop"] | int
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images become the tensor; None leaves it to the data (docs/training.md tells how)."""
+    """How images become the tensor; None leaves it to the data, as docs/training.md says."""
 
     size: int | None = None
     resize: Resize | None = None
@@ -36,11 +36,11 @@ class ImageOptions:
 
     @property
     def decoding(self) -> bool:
-        """Whether anything is asked for that only images in files leave open."""
+        """Whether an option was given that only images in files have."""
         return any(value is not None for value in (self.size, self.resize, self.color))
 
     def normalising(self, image: ImageSpec | None, spec: str) -> ImageSpec | None:
-        """The image specification with the mean and deviation that were asked for."""
+        """The image specification with the given mean and deviation."""
         for name, values in (("--image-mean", self.mean), ("--image-std", self.std)):
             if values is not None and (image is None or len(values) != image.channels):
                 raise WrongUse(f"{spec}: {name} takes one number a channel of images")
@@ -112,7 +112,9 @@ def _image_spec(paths: Sequence[str], options: ImageOptions) -> ImageSpec:
 
 
 def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, int], Resize]:
-    """Height and width, and the resizing that goes with them: small images that are alike stay as they are."""
+    """Height and width, and the resizing that goes with them: small images that are alike stay as
+    they are.
+    """
     if options.size is not None:
         return (options.size, options.size), round(options.size * 256 / 224)
     spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))

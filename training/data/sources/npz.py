@@ -1,4 +1,6 @@
-"""A user's own arrays: x_train, y_train, [x_val, y_val], x_test, y_test, [class_names] in one .npz file."""
+"""A user's own arrays: x_train, y_train, [x_val, y_val], x_test, y_test, [class_names] in one .npz
+file.
+"""
 
 import zipfile
 from collections.abc import Mapping
@@ -202,7 +204,8 @@ def _split(
     reference = arrays.get("x_train", inputs)
     if inputs.ndim != reference.ndim or inputs.shape[1:] != reference.shape[1:]:
         raise BadData(
-            f"{where}: rows have shape {list(inputs.shape[1:])}; those of x_train {list(reference.shape[1:])}"
+            f"{where}: rows have shape {list(inputs.shape[1:])}; those of x_train "
+            f"{list(reference.shape[1:])}"
         )
     if len(inputs) != len(labels):
         raise BadData(f"{path}: x_{split} has {len(inputs)} rows, y_{split} {len(labels)}")

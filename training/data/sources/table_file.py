@@ -46,7 +46,8 @@ class TableFile:
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise BadData(
-                f"{self.where(row)}, column '{name}': has no value ({column.null_count} rows like it)"
+                f"{self.where(row)}, column '{name}': has no value ({column.null_count} rows like "
+                "it)"
             )
         if _is_dictionary(column.type):
             column = column.cast(column.type.value_type)
