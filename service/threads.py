@@ -1,7 +1,7 @@
 """A bounded set of daemon threads for blocking calls, whose callers can stop waiting.
 
-Python cannot end a thread. A call that hangs keeps its thread, so `Threads.write_off` starts another
-one in its place, and daemon threads let the process exit while a call still hangs.
+Python cannot end a thread. A call that hangs keeps its thread, so `Threads.write_off` starts
+another one in its place, and daemon threads let the process exit while a call still hangs.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Job(Generic[T]):
         self.abandoned = False
         """Nobody waits for the answer; a call that has not begun never will."""
         self.working_since: float | None = None
-        """`time.monotonic()` when the call began or resumed; None before, after and while paused."""
+        """`time.monotonic()` when the call began or resumed; None while it is not running."""
 
     @property
     def started(self) -> bool:
@@ -147,7 +147,7 @@ class Threads:
         size: int = 0,
         ended: Callable[[], object] | None = None,
     ) -> Job[T]:
-        """Queue a call. `ended` runs on the event loop when the call has returned, even if abandoned.
+        """Queue a call. `ended` runs on the event loop when the call has returned, in any case.
 
         Raises TooManyWait.
         """
@@ -155,7 +155,7 @@ class Threads:
         with self._changed:
             if self._max_bytes is not None and self.bytes and self.bytes + size > self._max_bytes:
                 raise TooManyWait(
-                    f"{self.bytes} bytes wait or are being worked on; the limit is {self._max_bytes}"
+                    f"{self.bytes} bytes wait or are in work; the limit is {self._max_bytes}"
                 )
             if self._max_calls is not None and len(self._waiting) >= self._max_calls:
                 raise TooManyWait(f"{len(self._waiting)} calls are waiting, which is the limit")
@@ -165,7 +165,10 @@ class Threads:
         return job
 
     async def run(self, call: Callable[[], T], *, seconds: float, size: int = 0) -> T:
-        """The result of `call()`, or what it raises. Raises GivenUp after `seconds`, and TooManyWait."""
+        """The result of `call()`, or what it raises.
+
+        Raises GivenUp after `seconds`, and TooManyWait.
+        """
         job = self.submit(call, size=size)
         try:
             await asyncio.wait({job.answer}, timeout=min(seconds, threading.TIMEOUT_MAX))

@@ -1,7 +1,7 @@
 """`priors list|show|diff|rollback`: look at a store's priors and return to an older revision.
 
-These verbs work on the store itself, so they also work while no service answers. Services that follow
-the store serve a change within a second or two.
+These verbs work on the store itself, so they also work while no service answers. Services that
+follow the store serve a change within a second or two.
 """
 
 import getpass

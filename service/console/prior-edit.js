@@ -4,8 +4,9 @@ import { html, useMemo, useState } from "./vendor/preact.js";
 import { Problem, getJson, sendJson } from "./api.js";
 import { groupOf } from "./formula.js";
 import { Differences } from "./prior-history.js";
-import { fine, useClasses } from "./prior-view.js";
+import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
+import { Weights } from "./weights.js";
 import { NeedsKey } from "./who.js";
 import { Failed, Group, Loading, percent, when, whole } from "./widgets.js";
 
@@ -74,7 +75,9 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
         onChange=${() => byClass(m === "classes" ? started() : m)} /><span>${words}</span></label>`)}
       <${Estimate} path=${path} take=${(candidate) => change({ target: candidate.target, expected: candidate.expected, note: candidate.note })} />
     </fieldset>
-    ${mode === "classes" && html`<${ByClass} bundle=${bundle} target=${draft.target} others=${draft.others ?? 0} change=${byClass} />`}
+    ${mode === "classes" && html`<${Weights} bundle=${bundle} values=${draft.target} others=${draft.others ?? 0} what="Weight" change=${byClass}
+      hint="Counts or shares: only ratios matter. 0 means that the class cannot occur." />`}
+    ${bundle.loss_tau !== 1 && html`<${Frequencies} bundle=${bundle} draft=${draft} change=${change} />`}
     <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> The target is the mix that traffic is expected to have: drift is measured against it</label>
     <p><label>Why <input type="text" class="long" maxlength="2000" value=${draft.note} onInput=${(e) => change({ note: e.target.value })} placeholder="a note for the history" /></label></p>
     <${AsJson} draft=${draft} setDraft=${(d) => { setDraft(d); setError(null); }} />
@@ -102,25 +105,17 @@ async function drasticness(path, draft) {
   return many || warnings.length ? { changed: found.decisions_changed ?? undefined, rows: found.rows, warnings } : null;
 }
 
-function ByClass({ bundle, target: named, others, change }) {
-  const { rows, controls, pager } = useClasses(bundle);
-  const names = bundle.class_names;
-  const target = useMemo(() => Object.fromEntries(names.map((n, i) => [n, (Array.isArray(named) ? named[i] : named[n]) ?? others])), [named, others]);
-  const [sum, widest] = useMemo(() => names.reduce(([total, most], n) => [total + (target[n] ?? 0), Math.max(most, target[n] ?? 0)], [0, 0]), [target]);
-  const set = (name, text) => {
-    const value = Number(text);
-    if (text !== "" && value >= 0 && Number.isFinite(value)) change({ ...target, [name]: value });
-  };
-  return html`${controls}<table class="before-after edit"><caption class="sr">Target of each class; only ratios matter</caption>
-    <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bar</span></th><th scope="col">Weight</th><th scope="col">Share</th></tr></thead>
-    <tbody>${rows.map((i) => {
-      const share = sum > 0 ? (target[names[i]] ?? 0) / sum : 0;
-      return html`<tr key=${i}><th scope="row"><span class="name">${names[i]}</span> <${Group} name=${groupOf(bundle.class_counts?.[i])} /></th>
-        <td class="bars"><i class="is" style=${{ width: `${widest > 0 ? (100 * (target[names[i]] ?? 0)) / widest : 0}%` }}></i></td>
-        <td class="number"><input type="number" min="0" step="any" value=${target[names[i]] ?? 0} aria-label=${`Weight of ${names[i]}`} onInput=${(e) => set(names[i], e.target.value)} /></td>
-        <td class="number">${share === 0 ? "never" : fine(share)}</td></tr>`;
-    })}</tbody></table>${pager}
-    <p class="quiet">Counts or shares: only ratios matter. 0 means that the class cannot occur.</p>`;
+/** How often each class occurs in training: the model's own counts, or numbers of one's own. */
+function Frequencies({ bundle, draft, change }) {
+  const own = draft.label_frequencies !== null;
+  const begin = () => Object.fromEntries(bundle.class_names.map((n, i) => [n, bundle.class_counts?.[i] ?? 1]));
+  return html`<details class="frequencies" open=${own || !bundle.class_counts}><summary>Label frequencies: how often each class occurs in training</summary>
+    ${!bundle.class_counts && !own && html`<p class="note">This model was published without counts. Until label frequencies are given, its answers cannot be adjusted.</p>`}
+    <fieldset class="chips"><legend class="sr">Label frequencies</legend>
+      <label class="chip"><input type="radio" name="frequencies" checked=${!own} onChange=${() => change({ label_frequencies: null })} /><span>${bundle.class_counts ? "the model's own counts" : "unknown"}</span></label>
+      <label class="chip"><input type="radio" name="frequencies" checked=${own} onChange=${() => !own && change({ label_frequencies: begin() })} /><span>own numbers</span></label></fieldset>
+    ${own && html`<${Weights} bundle=${bundle} values=${draft.label_frequencies} others=${draft.others ?? 0} what="Frequency" change=${(label_frequencies) => change({ label_frequencies })}
+      hint="Counts of training examples, or shares: only ratios matter. Each must be greater than 0." />`}</details>`;
 }
 
 function Estimate({ path, take }) {
@@ -153,7 +148,7 @@ function AsJson({ draft, setDraft }) {
       setProblem(`Not used yet: ${error.message}`);
     }
   };
-  return html`<details class="json"><summary>The same as JSON, with label frequencies and smoothing</summary>
+  return html`<details class="json"><summary>The same as JSON, with smoothing</summary>
     <textarea rows="8" aria-label="The prior as JSON" spellcheck=${false} value=${text ?? JSON.stringify(draft, null, 1)} onInput=${(e) => edit(e.target.value)} onBlur=${() => !problem && setText(null)}></textarea>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}</details>`;
 }

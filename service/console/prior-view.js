@@ -1,4 +1,4 @@
-// A prior's vectors: source against target, as bars and as a table that finds one class among thousands.
+// A prior's vectors: source against target, in a table that can be searched, sorted and filtered by group.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
@@ -7,21 +7,36 @@ import { Group, Pager, percent, whole } from "./widgets.js";
 
 const PAGE = 20;
 
-/** Classes that match a search, the most frequent in training first, a page of them. */
-export function useClasses(bundle) {
+/**
+ * A page of the classes that match a search and a group, in a chosen order, with the controls for it.
+ * value(i): what "sort by value" sorts by, in descending order, when the order is chosen; words: its name.
+ */
+export function useClasses(bundle, { value, words } = {}) {
   const [search, setSearch] = useState("");
   const [page, setPage] = useState(0);
+  const [sort, setSort] = useState("training");
+  const [group, setGroup] = useState("");
   const names = bundle.class_names;
-  const order = useMemo(() => {
-    const counts = bundle.class_counts;
-    return names.map((_, i) => i).sort((a, b) => (counts ? counts[b] - counts[a] : 0) || a - b);
-  }, [bundle]);
+  const counts = bundle.class_counts;
+  const order = useMemo(() => names.map((_, i) => i).sort((a, b) => (counts ? counts[b] - counts[a] : 0) || a - b), [bundle]);
+  const sorted = useMemo(() => {
+    if (sort === "name") return [...order].sort((a, b) => names[a].localeCompare(names[b]));
+    if (sort === "value") return [...order].sort((a, b) => value(b) - value(a));
+    return order; // rows keep their places while values are edited: `value` is no dependency
+  }, [order, sort]);
   const wanted = search.trim().toLowerCase();
-  const found = useMemo(() => (wanted ? order.filter((i) => names[i].toLowerCase().includes(wanted)) : order), [order, wanted]);
+  const found = useMemo(
+    () => (wanted || group ? sorted.filter((i) => names[i].toLowerCase().includes(wanted) && (!group || groupOf(counts[i]) === group)) : sorted),
+    [sorted, wanted, group],
+  );
   const pages = Math.max(1, Math.ceil(found.length / PAGE));
   const here = Math.min(page, pages - 1);
+  const from = (set) => (e) => { set(e.target.value); setPage(0); };
   const controls = html`${names.length > PAGE &&
-    html`<p class="line"><input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${(e) => { setSearch(e.target.value); setPage(0); }} />
+    html`<p class="line"><input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${from(setSearch)} />
+      <label class="line tight">order <select value=${sort} onChange=${from(setSort)}><option value="training">${counts ? "most frequent in training" : "as the model has them"}</option>
+        ${value && html`<option value="value">${words}</option>`}<option value="name">by name</option></select></label>
+      ${counts && html`<label class="line tight">group <select value=${group} onChange=${from(setGroup)}><option value="">all</option>${["many", "medium", "few"].map((g) => html`<option value=${g}>${g}</option>`)}</select></label>`}
       <span class="quiet">${whole(found.length)} of ${whole(names.length)} classes</span></p>`}`;
   const pager = pages > 1 ? html`<${Pager} page=${here} pages=${pages} go=${setPage} />` : null;
   return { order, rows: found.slice(here * PAGE, (here + 1) * PAGE), controls, pager };
@@ -36,9 +51,9 @@ export function fine(p) {
 }
 
 export function Vectors({ bundle, prior }) {
-  const { order, rows, controls, pager } = useClasses(bundle);
   const names = bundle.class_names;
-  if (!prior.target) return html`<p class="note">This revision belongs to another class list, so it has no vectors for this model and is not applied.</p>`;
+  const { order, rows, controls, pager } = useClasses(bundle, { value: (i) => prior.target?.[names[i]] ?? 0, words: "largest target" });
+  if (!prior.target) return html`<p class="note">This revision belongs to another class list. It has no vectors for this model and is not applied.</p>`;
   const source = prior.source_prior;
   const widest = Math.max(...names.map((n) => Math.max(prior.target[n], source?.[n] ?? 0)));
   return html`
@@ -54,7 +69,7 @@ export function Vectors({ bundle, prior }) {
           <td class="number quiet wide">${s === null || t === 0 ? "–" : signed(Math.log(t / s))}</td></tr>`;
       })}</tbody></table>
     ${pager}
-    <p class="quiet"><i class="key bg-was"></i>source: what the logits assume, divided out. <i class="key bg-accent"></i>target: what the answers aim at, multiplied in.<span class="wide"> The shift is added to the logits at τ = 1.</span></p>`;
+    <p class="quiet"><i class="key bg-was"></i>source: the mix that the logits assume; it is divided out. <i class="key bg-accent"></i>target: the mix that the answers aim at; it is multiplied in.<span class="wide"> The shift is added to the logits at τ = 1.</span></p>`;
 }
 
 const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;

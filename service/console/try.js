@@ -6,6 +6,7 @@ import { Chart } from "./chart.js";
 import { DIAL_MAX, Dial } from "./dial.js";
 import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf } from "./formula.js";
 import { Sources, fromSample } from "./inputs.js";
+import { Labelled } from "./labelled.js";
 import { CopyAs } from "./snippets.js";
 import { Target, uniform } from "./targets.js";
 import { Empty, Failed, Group, Loading, percent, useLoaded } from "./widgets.js";
@@ -81,11 +82,17 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
     const fresh = some.filter((input) => !asked.current.has(input.id));
     if (!fresh.length) return;
     fresh.forEach((input) => asked.current.add(input.id));
-    const note = (values) => setScores((old) => ({ ...old, ...Object.fromEntries(fresh.map((input, i) => [input.id, values(i)])) }));
-    score(model, classes, fresh).then(
-      (found) => note((i) => found[i]),
-      (error) => note(() => ({ error })),
-    );
+    const most = Math.max(1, Math.floor(AT_ONCE / classes));
+    const next = (from) => {
+      const some = fresh.slice(from, from + most);
+      if (!some.length) return;
+      const note = (values) => setScores((old) => ({ ...old, ...Object.fromEntries(some.map((input, i) => [input.id, values(i)])) }));
+      score(model, classes, some).then(
+        (found) => note((i) => found[i]),
+        (error) => note(() => ({ error })),
+      ).then(() => next(from + most));
+    };
+    next(0);
   };
   const together = samples.length * classes <= AT_ONCE;
   useEffect(() => request(together ? samples : samples.slice(0, 1)), []);
@@ -125,7 +132,7 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
     <section class="card" aria-label="Input">
       <h2>Input</h2>
       <${Gallery} inputs=${inputs} at=${at} pick=${pick} answers=${answers} names=${bundle.class_names} />
-      <${Sources} input=${bundle.input} samples=${samples} add=${add} />
+      <${Sources} input=${bundle.input} samples=${samples} names=${bundle.class_names} add=${add} />
       ${answers && html`<${Score} inputs=${inputs} answers=${answers} names=${bundle.class_names} />`}
     </section>
     <section class="card answer" aria-label="Answer">
@@ -133,6 +140,7 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
       ${input && scored?.error && html`<${Failed} error=${scored.error} again=${again} />`}
       ${input && (!scored || !rule) && html`<${Loading} what="the answer" />`}
       ${scored?.logits && rule && html`<${Answer} ...${{ model, bundle, input, scored, rule, tau, setTau, choice, choose, chosen, stored }} />`}
+      ${rule && answers && html`<${Labelled} ...${{ inputs, scores, answers, rule, tau, setTau, names: bundle.class_names }} />`}
     </section>
   </div>`;
 }
@@ -215,7 +223,7 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
             <span class="quiet">${percent(after[is])}, was ${percent(scored.before[is])}</span>`}</p>
       ${input.label !== undefined && html`<p class="quiet">The truth: <b>${input.label}</b></p>`}
     </div>
-    ${rule.unknown && html`<p class="note">The model's label frequencies are unknown, so nothing can be adjusted: store a prior with label frequencies first.</p>`}
+    ${rule.unknown && html`<p class="note">The model's label frequencies are unknown, so its answers cannot be adjusted. <a href=${`#/priors?model=${encodeURIComponent(model)}&name=default&tab=edit`}>Give label frequencies</a> first.</p>`}
     ${rule.impossible && html`<p class="note">Every class is impossible: raise one of the sliders.</p>`}
     <${Dial} tau=${tau} setTau=${setTau} stops=${stops} flips=${turns} />
     <p class="quiet flips">${turns.length

@@ -1,4 +1,4 @@
-"""A prior as people write it (counts or probabilities, by name or position) turned into checked vectors.
+"""Priors: from what people write (counts or probabilities, by name or position) to checked vectors.
 
 A prior is a pair: label frequencies (what is divided out) and a target (what is multiplied in).
 """
@@ -49,8 +49,8 @@ class PriorBody(BaseModel):
 class Prior:
     """A checked prior of one class list. All vectors are float64 [C]; offset = log sigma - log rho.
 
-    label_frequencies and log_source are None when the model's are unknown and none were given; offset
-    is then None too, and only tau = 0 can be served.
+    label_frequencies and log_source are None when the model's are unknown and none were given;
+    offset is then None too, and only tau = 0 can be served.
     """
 
     label_frequencies: Vector | None
@@ -62,7 +62,7 @@ class Prior:
 
     @property
     def offset(self) -> Vector | None:
-        """The row of the prior table: what tau times is subtracted from logits / T."""
+        """The row of the prior table: tau times it is subtracted from logits / T."""
         return None if self.log_source is None else self.log_source - self.log_target
 
 
@@ -82,7 +82,7 @@ def parse_prior(body: object) -> PriorBody:
 
 
 def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
-    """(field, message) of each fault, in words that name what came."""
+    """(field, message) of each fault; the message names the value that came."""
     found: dict[str, str] = {}
     for item in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
@@ -111,7 +111,8 @@ def resolve_prior(
         raise InvalidPrior(errors)
     if target is None:
         raise UnknownLabelFrequencies(
-            "target 'training' needs label frequencies, and neither this prior nor the model has any"
+            "target 'training' needs label frequencies, and neither this prior nor the model "
+            "has any: give label_frequencies"
         )
     source_known = frequencies is not None or loss_tau == 1
     basis = frequencies if frequencies is not None else np.ones(len(class_names))
@@ -203,12 +204,8 @@ def _vector(
         errors.extend((f"{name}.{key}", f"unknown class '{_clip(key)}'") for key in unknown)
         missing = [key for key in class_names if key not in spec]
         if missing and others is None and not unknown:
-            errors.append(
-                (
-                    name,
-                    f"{len(missing)} classes are not named (the first is '{missing[0]}'); name all or give 'others'",
-                )
-            )
+            first = f"{len(missing)} classes are not named (the first is '{missing[0]}')"
+            errors.append((name, f"{first}; name all, or give 'others' for the rest"))
         by_name = {key: spec.get(key, others if others is not None else 0.0) for key in class_names}
     errors.extend(
         (f"{name}.{key}", f"'{key}' has {_noun(name)} {value:g}; expected a number of at least 0")
@@ -221,7 +218,7 @@ def _vector(
 
 
 def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:
-    """What pydantic's union errors would say in three ways at once, said once for each wrong entry."""
+    """One error for each wrong entry; pydantic's union would report each in three ways."""
     entries: Sequence[tuple[object, object]]
     if isinstance(value, dict):
         entries = list(value.items())

@@ -1,4 +1,4 @@
-"""Warnings about a prior before and after it is stored: how extreme its target is, whom it affects."""
+"""Warnings about a prior: how extreme its target is, and how many recent answers it changes."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,7 @@ class TooManyFlips(ValueError):
 
 
 def effective_classes(target: Vector) -> float:
-    """The exponential of the entropy of a target [C]: C if it is uniform, 1 if one class has all."""
+    """The exponential of a target's entropy: C if it is uniform, 1 if one class has everything."""
     possible = target[target > 0]
     return float(np.exp(-(possible * np.log(possible)).sum()))
 

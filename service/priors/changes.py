@@ -1,4 +1,4 @@
-"""Changes of a stored prior as values: replace it, add counts, return to an older revision, delete it.
+"""Changes of a stored prior, as values: replace, add counts, return to a revision, delete.
 
 The store applies a change inside its transaction to the newest entry of the prior (deletions
 included, None when there never was one) and stores the draft that comes back, or nothing for None.
@@ -32,7 +32,7 @@ class Condition:
     if_none_match: Revisions | None = None
 
     def check(self, name: str, current: StoredRevision | None) -> None:
-        """Raise StaleRevision unless both hold. For If-Match, an unstored `default` has revision 0."""
+        """Raise StaleRevision unless both hold. If-Match "0" means an unstored `default`."""
         stored = None if current is None or current.deleted else current.revision
         shown = stored if stored is not None else (0 if name == DEFAULT else None)
         if self.if_match is not None and not (
@@ -131,7 +131,7 @@ class ReturnTo:
 
 @dataclass(frozen=True)
 class Delete:
-    """Take the prior out of use; `if_stored`: one that was taken out already stays so without an error."""
+    """Take the prior out of use; with `if_stored`, doing so twice is no error."""
 
     name: str
     condition: Condition = UNCONDITIONAL
@@ -211,7 +211,8 @@ def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str
         )
     if current.class_digest != class_digest:
         raise PriorDoesNotFit(
-            f"revision {current.revision} of '{name}' belongs to another class list than the model's"
+            f"revision {current.revision} of '{name}' belongs to another class list than "
+            "the model's; PUT a whole prior"
         )
     return current.body
 

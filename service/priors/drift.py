@@ -1,13 +1,15 @@
 """How far recent answers have moved from what a prior expects, measured in a thread of its own.
 
-For each prior in use: the Jensen-Shannon divergence of the mean adjusted probability of recent rows, at the model's default
-tau, from the prior's target where that is `expected`, else from the same mean over the model's first rows (its baseline).
+For each prior in use, this is the Jensen-Shannon divergence of the mean adjusted probability of
+recent rows, at the model's default tau. It is measured from the prior's target where that is
+`expected`, and otherwise from the same mean over the model's first rows, its baseline.
 """
 
 import logging
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,30 +26,35 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 5.0
 MIN_ROWS = 100
-"""Fewer say nothing of a mix."""
+"""Recent rows without which nothing is measured."""
 BASELINE_CELLS = 250_000
-"""Logits of the first rows that are kept of a model: 1 MB."""
+"""Logits of a model's first rows that are kept: 1 MB."""
 MAX_PRIORS = 50
-"""Priors of a model that are watched, the first by name."""
-_CHUNK_CELLS = 50_000  # so that no step keeps others waiting
+"""Priors of a model that are measured, the first ones by name."""
+_CHUNK_CELLS = 50_000  # a step holds the GIL for a short time only
 
 Logits = NDArray[np.float32]
 
 
 @dataclass
 class Watched:
-    """A model version, its recent logits, and the first ones once there were enough."""
+    """A model version, its recent logits, and its baseline once there were enough rows."""
 
     bundle: Bundle
     recent: LogitReservoir
     baseline: Logits | None = None
 
 
-Gauge = tuple[str, dict[str, str], float]
+class Divergence(NamedTuple):
+    """A prior's divergence, in nats from 0 to log 2."""
+
+    model: str
+    prior: str
+    value: float
 
 
 class Drift:
-    """Looks at every model now and then; `gauges` tells what it saw last."""
+    """Measures every model now and then; `measured` has the latest values."""
 
     def __init__(
         self, priors: Priors, models: Callable[[], Iterable[tuple[Bundle, LogitReservoir]]]
@@ -55,32 +62,28 @@ class Drift:
         """`models` lists the newest version of each model."""
         self._priors, self._models = priors, models
         self._watched: dict[int, Watched] = {}
-        self._seen: list[Gauge] = []
+        self.measured: Sequence[Divergence] = ()
         self._stopped = threading.Event()
 
     def start(self) -> None:
-        """Look every few seconds until `stop`."""
+        """Measure every few seconds until `stop`."""
         threading.Thread(target=self._run, name="drift", daemon=True).start()
 
     def stop(self) -> None:
-        """Look no more."""
+        """Measure no more."""
         self._stopped.set()
-
-    def gauges(self) -> list[Gauge]:
-        """What was seen last, for the metrics."""
-        return self._seen
 
     def look(self) -> None:
         """Measure every model once."""
-        found: list[Gauge] = []
+        found: list[Divergence] = []
         watched = {}
         for bundle, recent in self._models():
             one = self._watched.get(id(bundle)) or Watched(bundle, recent)
             watched[id(bundle)] = one
             found += self._look_at(one)
-        self._watched, self._seen = watched, found
+        self._watched, self.measured = watched, found
 
-    def _look_at(self, one: Watched) -> Iterable[Gauge]:
+    def _look_at(self, one: Watched) -> Iterable[Divergence]:
         logits = one.recent.sample().logits
         if len(logits) < MIN_ROWS:
             return
@@ -95,24 +98,26 @@ class Drift:
                 prior = self._priors.resolved(bundle, name, entry).prior
             except (PriorDoesNotFit, InvalidPrior, UnknownLabelFrequencies):
                 continue
-            labels = {"model": bundle.name, "prior": name}
             value = divergence(
                 logits, one.baseline, prior=prior, tau=bundle.tau, temperature=bundle.temperature
             )
-            yield "priordial_prior_divergence", labels, value
+            yield Divergence(bundle.name, name, value)
 
     def _run(self) -> None:
         while not self._stopped.wait(EVERY_SECONDS):
             try:
                 self.look()
             except Exception:
-                logger.exception("drift could not be measured")
+                logger.exception("drift could not be measured; trying again in %g s", EVERY_SECONDS)
 
 
 def divergence(
     recent: Logits, baseline: Logits, *, prior: Prior, tau: float, temperature: float
 ) -> float:
-    """Nats from 0 to log 2 between recent logits [n, C] and the prior's expected target, else the baseline [m, C]."""
+    """Divergence of recent logits [n, C] from the prior's expected target, or the baseline [m, C].
+
+    In nats, from 0 to log 2.
+    """
     rule = Rule(prior, tau)
 
     def mean(logits: Logits) -> Vector:

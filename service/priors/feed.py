@@ -1,4 +1,4 @@
-"""Follows the store of priors from a thread of its own: new entries, whether it can be reached, who serves what."""
+"""Follows the store of priors, in a thread of its own: new entries, and whether it answers."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ from service.priors.revisions import StoredRevision, StoreTrouble, StoreUnavaila
 log = logging.getLogger(__name__)
 
 STALLED_SECONDS = 1.5
-"""A store that has not answered the poll for so long counts as slow."""
+"""Time without an answer to the poll after which a store counts as slow."""
 REPORT_SECONDS = 5.0
 REPORT_AGAIN_SECONDS = 1.0
 RECHECK_SECONDS = 1.0
@@ -23,7 +23,7 @@ RECHECK_SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Changes:
-    """The entries of the store after some change number, damaged ones included, and the number they reach to."""
+    """The entries after some change, damaged ones included, and the number of the last change."""
 
     number: int
     entries: tuple[StoredRevision, ...]
@@ -31,7 +31,7 @@ class Changes:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """What one worker process says of itself: it serves all entries up to `change`, but for `damaged`."""
+    """A worker process: it serves all entries up to `change`, except the `damaged` ones."""
 
     worker: str
     replica: str
@@ -42,7 +42,7 @@ class WorkerReport:
 
 
 class FeedStore(Protocol):
-    """What the feed needs of a store; every call may block and may raise StoreUnavailable."""
+    """The part of a store that the feed uses; calls may block and may raise StoreUnavailable."""
 
     def open(self) -> None:
         """Connect and bring the schema up to date."""
@@ -65,7 +65,7 @@ class FeedStore(Protocol):
 
 @dataclass(frozen=True)
 class StoreState:
-    """How the store does. Anything but `ok`, and any fault, is for readiness to call degraded."""
+    """State of the store. Any kind but `ok`, and any fault, makes readiness `degraded`."""
 
     kind: Literal["ok"] | StoreTrouble
     detail: str = ""
@@ -73,12 +73,12 @@ class StoreState:
 
     @property
     def degraded(self) -> bool:
-        """Whether something is to be told."""
+        """Whether readiness should say `degraded`."""
         return self.kind != "ok" or bool(self.faults)
 
 
 class Feed:
-    """One daemon thread that polls the change number of the store and hands new entries to the event loop."""
+    """A daemon thread that polls the store's change number and hands new entries to the loop."""
 
     def __init__(
         self,
@@ -89,7 +89,10 @@ class Feed:
         prepare: Callable[[Sequence[StoredRevision]], None],
         deliver: Callable[[Sequence[StoredRevision]], None],
     ) -> None:
-        """New entries go to `prepare` in the thread, then to `deliver` on the loop."""
+        """New entries go to `prepare` in the thread, then to `deliver` on the event loop.
+
+        worker: who this process is to others. poll_seconds: pause between two polls.
+        """
         self._store = store
         self._me = worker
         self._poll_seconds = poll_seconds
@@ -105,10 +108,10 @@ class Feed:
         self._reported: tuple[int, tuple[tuple[str, str, int], ...]] | None = None
         self._reported_at = self._rechecked_at = 0.0
         self.change = -1
-        """Number of the last change that was handed over; -1 before the first reading."""
+        """Number of the last change that was delivered; -1 before the first reading."""
 
     async def start(self, *, seconds: float) -> StoreUnavailable | None:
-        """Begin to follow; what is wrong when the first reading has not succeeded within `seconds`."""
+        """Begin to follow. Returns the trouble if the first reading fails within `seconds`."""
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -124,7 +127,7 @@ class Feed:
         return None
 
     async def stop(self, *, seconds: float) -> None:
-        """Let the thread end; it may be hanging in the store, so nobody waits longer than `seconds`."""
+        """Let the thread end. It may hang in the store, so this waits for at most `seconds`."""
         self._stopping = True
         self._woken.set()
         with suppress(TimeoutError):
@@ -132,18 +135,18 @@ class Feed:
                 await self._ended.wait()
 
     def wake(self) -> None:
-        """Look at the store now."""
+        """Poll the store now."""
         self._woken.set()
 
     def write_failed(self, error: StoreUnavailable | None) -> None:
-        """Told after each write: its trouble, or None when it worked."""
+        """Note the outcome of a write: its trouble, None if it succeeded."""
         self._write_trouble = error
 
     @property
     def state(self) -> StoreState:
-        """How the store does now."""
+        """The state of the store now."""
         faults = tuple(
-            f"revision {entry.revision} of prior '{entry.name}' of model '{entry.model}' is damaged in the store"
+            f"revision {entry.revision} of prior '{entry.name}' of model '{entry.model}' is damaged"
             for entry in list(self._damaged.values())
         )
         silent = time.monotonic() - self._answered_at
@@ -180,7 +183,7 @@ class Feed:
                 self._note_trouble(error)
                 self._woken.wait(max(self._poll_seconds, 0.25))
             except Exception:
-                log.exception("the feed of priors failed and goes on")
+                log.exception("following the store of priors failed; trying again")
                 self._note_trouble(StoreUnavailable("away", "an unexpected failure; see the log"))
                 self._woken.wait(1.0)
             else:
@@ -195,8 +198,8 @@ class Feed:
         if changes.number < self.change:
             raise StoreUnavailable(
                 "behind",
-                f"it holds changes up to {changes.number}, and this worker has served change {self.change}: an older "
-                "copy was put in its place; restart every worker to accept it",
+                f"it holds changes up to {changes.number}, but this worker has served change "
+                f"{self.change}: an older copy has replaced it; restart every worker to accept it",
             )
         self._answered_at = time.monotonic()
         self._hand_over(changes)
@@ -229,7 +232,7 @@ class Feed:
         self._on_loop(arrive)
 
     def _recheck(self) -> None:
-        """Damaged entries may have been repaired in place."""
+        """Read damaged entries again: they may have been repaired in place."""
         self._rechecked_at = time.monotonic()
         good = tuple(entry for entry in self._store.heads().entries if not entry.damaged)
         self._forget_damage(good)
@@ -237,7 +240,7 @@ class Feed:
         self._on_loop(lambda: self._deliver(good))
 
     def _forget_damage(self, good: Sequence[StoredRevision]) -> None:
-        """What was repaired or has been replaced by a newer revision needs no more mention."""
+        """Drop damaged entries that were repaired or replaced by a newer revision."""
         for entry in good:
             for change, damaged in list(self._damaged.items()):
                 same = (entry.model, entry.name) == (damaged.model, damaged.name)
@@ -276,7 +279,7 @@ class Feed:
             self._first.set_exception(error)
 
     def _on_loop(self, call: Callable[[], object]) -> None:
-        """Run on the event loop and wait for it, so that a reading never overtakes the one before."""
+        """Run a call on the event loop and wait for it, so that readings keep their order."""
         done = threading.Event()
 
         def run() -> None:

@@ -101,7 +101,7 @@ class Priors:
             self._calls = StoreCalls(store, self._feed, answer_seconds=answer_seconds)
 
     async def start(self, *, optional: bool = False, seconds: float = 5.0) -> None:
-        """Read the store and follow it. Raises StoreUnavailable when that fails, unless the store is optional."""
+        """Read the store and follow it. Raises StoreUnavailable unless the store is `optional`."""
         if self._feed is None or self._calls is None:
             return
         self._calls.start()
@@ -111,7 +111,7 @@ class Priors:
             raise error
 
     async def stop(self) -> None:
-        """Stop following; what was read stays in force."""
+        """Stop following; the priors read so far stay in force."""
         if self._calls is not None:
             self._calls.stop()
         if self._feed is not None:
@@ -119,7 +119,7 @@ class Priors:
 
     @property
     def store_state(self) -> StoreState:
-        """How the store does now; `none` when there is none."""
+        """The state of the store; its kind is `none` without a store."""
         return StoreState("none", "no store was given") if self._feed is None else self._feed.state
 
     # ---- choosing
@@ -134,8 +134,8 @@ class Priors:
     ) -> PriorRevision:
         """The prior that a request gets now. A name of None is `default`.
 
-        Raises UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies, RevisionNotHere (when `at_least` has not arrived)
-        and RevisionNotInMemory (when `at` is an older one: await fetch).
+        Raises UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies, RevisionNotHere (`at_least`
+        has not arrived yet) and RevisionNotInMemory (`at` is an older revision: await `fetch`).
         """
         if at is None and at_least is None:
             chosen = self._chosen.get((id(bundle), name))
@@ -152,7 +152,10 @@ class Priors:
         return self._recent(bundle, name or DEFAULT, at_least)
 
     def in_force(self, bundle: Bundle, name: str) -> PriorRevision:
-        """What `select` gives by name alone, worked out afresh: for threads beside the event loop, too. Raises as it does."""
+        """The prior that `select` gives by name alone, without its cache: for any thread.
+
+        Raises as `select` does.
+        """
         if name in BUILT_IN:
             return self._built_in(bundle, name)
         held = self._in_force.get((bundle.name, name))
@@ -173,13 +176,16 @@ class Priors:
         return self._resolve_entry(bundle, newest)  # says why it does not fit
 
     def forget(self, bundle: Bundle) -> None:
-        """Let go of a model version that is served no more."""
+        """Drop what is held for a model version that is no longer served."""
         self._chosen = {k: v for k, v in self._chosen.items() if v[0] is not bundle}
         self._digests.pop(id(bundle), None)
         self._resolved.forget(bundle)
 
     def inline(self, bundle: Bundle, body: object) -> PriorRevision:
-        """A prior that came with its request, checked. Raises InvalidPrior or UnknownLabelFrequencies."""
+        """Check a prior that a request gives inline.
+
+        Raises InvalidPrior or UnknownLabelFrequencies.
+        """
         key = (id(bundle), None, content_key(body))
         found = self._resolved.get(key)
         if found is None:
@@ -188,7 +194,10 @@ class Priors:
         return found
 
     def resolved(self, bundle: Bundle, name: str, entry: StoredRevision | None) -> PriorRevision:
-        """The vectors of an entry, or of a built-in or an unstored default. Raises PriorDoesNotFit and the like."""
+        """The vectors of an entry; None stands for a built-in or an unstored `default`.
+
+        Raises PriorDoesNotFit and the like.
+        """
         return self._built_in(bundle, name) if entry is None else self._resolve_entry(bundle, entry)
 
     def newest(self, model: str, name: str) -> StoredRevision | None:
@@ -203,13 +212,13 @@ class Priors:
         )
 
     def misfits(self, bundle: Bundle) -> list[StoredRevision]:
-        """The newest entries that do not fit the model's class list and are not applied to it."""
+        """Newest entries that are not applied because their class list is not the model's."""
         digest = self._digest(bundle)
         entries = [self.newest(bundle.name, name) for name in self.names(bundle.name)]
         return [entry for entry in entries if entry is not None and entry.class_digest != digest]
 
     def at_hand(self, bundle: Bundle, wanted: str | dict[str, Any] | None) -> PriorRevision:
-        """The prior that a request names (`name`, `name@7`, `name@>=8`), gives inline, or leaves out.
+        """The prior of a request: named (`name`, `name@7`, `name@>=8`), inline, or the default.
 
         Raises as `select` and `inline` do, and InvalidReference.
         """
@@ -231,7 +240,10 @@ class Priors:
             return await self.fetch(bundle, reference.name, reference.at)
 
     async def fetch(self, bundle: Bundle, name: str | None, at: int) -> PriorRevision:
-        """An older revision, from memory or the store. Raises as select does, and StoreUnavailable."""
+        """An older revision, from memory or the store.
+
+        Raises as `select` does, and StoreUnavailable.
+        """
         name = name or DEFAULT
         try:
             return self._pinned(bundle, name, at)
@@ -254,7 +266,10 @@ class Priors:
         by: str,
         condition: Condition = UNCONDITIONAL,
     ) -> Written:
-        """Store a new revision, unless it equals the one in force. Raises InvalidPrior, StaleRevision and the like."""
+        """Store a new revision, unless it equals the one in force.
+
+        Raises InvalidPrior, StaleRevision and the like.
+        """
         check_prior_name(name)
         digest = self._digest(bundle)
         await asyncio.to_thread(_check_resolves, bundle, body)
@@ -314,7 +329,10 @@ class Priors:
     # ---- reading history
 
     async def entry(self, model: str, name: str, revision: int) -> StoredRevision:
-        """One entry of the history, deletions included. Raises UnknownPrior; StoreUnavailable when it is damaged."""
+        """One entry of the history, which may be a deletion.
+
+        Raises UnknownPrior, and StoreUnavailable for a damaged entry.
+        """
         newest = self.newest(model, name)
         if newest is not None and newest.revision == revision:
             return newest
@@ -326,13 +344,13 @@ class Priors:
     async def history(
         self, model: str, name: str, *, before: int | None, limit: int
     ) -> list[StoredRevision]:
-        """Entries without their bodies, newest first; empty when there never was such a prior."""
+        """Entries without their bodies, newest first; empty if the prior was never stored."""
         return await self._need_store().read(
             lambda store: store.history(model, name, before=before, limit=limit)
         )
 
     async def served(self, model: str, name: str) -> list[Served]:
-        """Which revision each worker of each replica serves, as they last told the store."""
+        """The revision that each worker of each replica serves, by its last report."""
         return await self._need_store().read(lambda store: store.served(model, name))
 
     # ---- inside
@@ -360,15 +378,17 @@ class Priors:
             if self._feed is not None:
                 self._feed.wake()
             raise RevisionNotHere(
-                f"this worker serves revision {newest} of prior '{name}'; asked for at least {at_least}"
+                f"this worker still serves revision {newest} of prior '{name}'; the request asks "
+                f"for at least {at_least}"
             )
         chosen = self.select(bundle, name)
         if chosen.revision < at_least:
             if name in BUILT_IN or newest == 0 or (held is not None and held.newest.deleted):
                 raise UnknownPrior(f"prior '{name}' has no revision {at_least} or later in use")
             raise PriorDoesNotFit(
-                f"revision {newest} of prior '{name}' belongs to another class list than version {bundle.version} of "
-                f"model '{bundle.name}'; the newest that fits is revision {chosen.revision}"
+                f"revision {newest} of prior '{name}' belongs to another class list than version "
+                f"{bundle.version} of model '{bundle.name}'; the newest that fits is revision "
+                f"{chosen.revision}"
             )
         return chosen
 
@@ -389,7 +409,7 @@ class Priors:
         return found
 
     def _digest(self, bundle: Bundle) -> str:
-        """The digest of a bundle's class list, worked out once a bundle."""
+        """The digest of a bundle's class list, computed once for each bundle."""
         found = self._digests.get(id(bundle))
         if found is None:
             if len(self._digests) >= _MAX_BUNDLES:
@@ -398,7 +418,7 @@ class Priors:
         return found[1]
 
     def _prepare(self, entries: Sequence[StoredRevision]) -> None:
-        """In the feed's thread: resolve for the models in use, so that the event loop finds it done."""
+        """Resolve entries for the models in use, in the feed's thread instead of on the loop."""
         for bundle, digest in list(self._digests.values()):
             for entry in entries:
                 if (

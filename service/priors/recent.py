@@ -1,4 +1,4 @@
-"""A bounded sample of recent logits: what a preview and an estimate of the class prior look at. Never the inputs."""
+"""A bounded sample of recent logits, for previews and estimates. Inputs are never kept."""
 
 import mmap
 import random
@@ -19,7 +19,7 @@ WINDOW_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Sample:
-    """Logits [n, C] that stand for the recent traffic in equal parts, and when the oldest and newest were seen."""
+    """Logits [n, C], each row for an equal part of recent traffic; when the first and last came."""
 
     logits: Rows
     since: datetime | None
@@ -27,10 +27,12 @@ class Sample:
 
 
 class LogitReservoir:
-    """The logits of one model version. Full, it renews itself about once in `window_seconds`, however busy it is.
+    """Recent logits of one model version.
 
-    Until it is full every row is kept. Then rows are let in at a fixed rate, each with the number of rows that it stands
-    for, so that a busy minute counts for more than a quiet one. `add` never waits and costs a few microseconds.
+    Until the reservoir is full, every row is kept. Then rows are admitted at a fixed rate, so that
+    its contents turn over about once in `window_seconds`. Each row is weighted with the number of
+    rows that it represents: a busy minute counts for more than a quiet one. `add` never waits and
+    costs a few microseconds.
     """
 
     def __init__(
@@ -42,7 +44,11 @@ class LogitReservoir:
         window_seconds: float = WINDOW_SECONDS,
         seed: int | None = None,
     ) -> None:
-        """max_rows = 0 switches it off; else at least one row is kept, whatever max_bytes says."""
+        """max_rows = 0 switches it off; otherwise at least one row is kept, whatever max_bytes is.
+
+        max_rows, max_bytes: bounds of what is kept. window_seconds: time in which a full reservoir
+        turns over. seed: of the choice of rows within a batch.
+        """
         self.capacity = (
             0 if max_rows == 0 else max(1, min(max_rows, max_bytes // (4 * num_classes)))
         )
@@ -58,15 +64,15 @@ class LogitReservoir:
         self._rng = random.Random(seed)  # noqa: S311 - a sample, no secret; np.random alone takes 2 MiB
 
     def wants_rows(self) -> bool:
-        """Whether rows that are offered now would be let in, so that nobody fetches logits for nothing."""
+        """Whether rows would be admitted now; if not, their logits need not be fetched."""
         return self.capacity > 0 and self._admitted() > 0
 
     def pass_over(self, rows: int) -> None:
-        """Count rows whose logits were not fetched; those that come in next stand for them too."""
+        """Count rows whose logits were not fetched; the next admitted rows represent them too."""
         self._unrepresented += rows
 
     def add(self, logits: Rows) -> None:
-        """Offer the logits [n, C] of a batch; they are copied, or passed over."""
+        """Offer the logits [n, C] of a batch; some are copied, the others counted."""
         n = len(logits)
         if self.capacity == 0 or n == 0:
             return
@@ -88,7 +94,7 @@ class LogitReservoir:
             self._lock.release()
 
     def sample(self) -> Sample:
-        """A copy of what is held, thinned so that each row stands for the same number of rows."""
+        """A copy of the logits, thinned so that each row represents equally many rows."""
         with self._lock:
             held = slice(0, self._held)
             logits, weights = self._rows[held].copy(), self._weights[held].copy()
@@ -100,7 +106,7 @@ class LogitReservoir:
         return Sample(logits[chosen], since, until)
 
     def _admitted(self) -> int:
-        """How many rows may come in now."""
+        """The number of rows that would be admitted now."""
         if self._held < self.capacity:
             return self.capacity - self._held
         now = time.monotonic()
@@ -111,9 +117,9 @@ class LogitReservoir:
 
 
 def _pages(rows: int, columns: int) -> Rows:
-    """float32 [rows, columns] in pages of its own, which come when they are written and go with the array.
+    """float32 [rows, columns] in pages of its own, allocated when written, freed with the array.
 
-    An allocator would hand out used pages instead, and keep these when a model version goes.
+    An ordinary allocator would keep the pages when a model version is unloaded.
     """
     if rows == 0:
         return np.empty((0, columns), np.float32)
@@ -121,7 +127,10 @@ def _pages(rows: int, columns: int) -> Rows:
 
 
 def _in_equal_parts(weights: NDArray[np.float64], rng: random.Random) -> NDArray[np.int64]:
-    """Indices of a systematic sample by weight, as large as the effective number of rows: all, once, for equal weights."""
+    """Indices of a systematic sample by weight, as many as there are effective rows.
+
+    Equal weights give every index once.
+    """
     effective = max(1, int(weights.sum() ** 2 / (weights**2).sum() + 1e-6))
     ends = np.cumsum(weights)
     points = (rng.random() + np.arange(effective)) * (ends[-1] / effective)

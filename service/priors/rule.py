@@ -26,7 +26,7 @@ class Rule:
     tau: float
 
     def adjust(self, logits: NDArray[Any], *, temperature: float) -> Vector:
-        """Adjusted logits [n, C]; `logits / temperature` when tau is 0 or the source prior is unknown."""
+        """Adjusted logits [n, C]; as trained when tau is 0 or the source prior is unknown."""
         log_source = self.prior.log_source
         if self.tau == 0 or log_source is None:
             return as_trained(logits, temperature=temperature)
@@ -63,7 +63,7 @@ def rank(logits: NDArray[Any], rule: Rule | None, *, temperature: float, top_k: 
 
 
 def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Columns [n, k] of the k largest values of each row, largest first; ties go to the lower one."""
+    """Columns [n, k] of each row's k largest values, largest first; ties go to the lower one."""
     columns = values.shape[1]
     if 4 * k >= columns:
         return np.argsort(-values, axis=1, kind="stable")[:, :k]
@@ -93,7 +93,7 @@ def mean_probability(
 
 
 def chunks(logits: NDArray[Any], *, cells: int = CHUNK_CELLS) -> Iterator[NDArray[Any]]:
-    """The rows of logits [n, C] in order, at most `cells` numbers (but at least one row) at a time."""
+    """The rows of logits [n, C] in order, at most `cells` numbers, or one row, at a time."""
     step = max(1, cells // logits.shape[1])
     for start in range(0, len(logits), step):
         yield logits[start : start + step]

@@ -21,7 +21,6 @@ from service.contract.prior import (
 )
 from service.priors.revisions import (
     BUILT_IN,
-    DEFAULT,
     PriorDoesNotFit,
     PriorRevision,
     StoredRevision,
@@ -30,12 +29,12 @@ from service.priors.revisions import (
 
 @dataclass(frozen=True)
 class InForce:
-    """What is known of one named prior: its newest entry, and for each class list the newest one that fits."""
+    """One named prior: its newest entry, and the newest one that fits each class list."""
 
     newest: StoredRevision
     fitting: Mapping[str, StoredRevision]
     deleted_at: int = 0
-    """Revision of the last deletion; entries before it are history."""
+    """Revision of the last deletion; earlier entries are history only."""
 
 
 Snapshot: TypeAlias = Mapping[tuple[str, str], InForce]
@@ -43,7 +42,10 @@ EMPTY: Snapshot = MappingProxyType({})
 
 
 def advance(snapshot: Snapshot, entries: Iterable[StoredRevision]) -> Snapshot:
-    """The snapshot after these entries, in whatever order they come; damaged ones change nothing, none goes back."""
+    """The snapshot after these entries, in any order.
+
+    Damaged entries change nothing, and no prior goes back to an older revision.
+    """
     fresh = dict(snapshot)
     for entry in sorted(entries, key=lambda entry: entry.revision):
         if entry.damaged:
@@ -91,8 +93,8 @@ def resolve_stored(bundle: Bundle, entry: StoredRevision, class_digest: str) -> 
         return resolve(bundle, entry.name, entry.revision, entry.body, (entry.name, entry.revision))
     except (InvalidPrior, UnknownLabelFrequencies) as error:
         raise PriorDoesNotFit(
-            f"revision {entry.revision} of prior '{entry.name}' does not fit version {bundle.version} "
-            f"of model '{bundle.name}': {error}"
+            f"revision {entry.revision} of prior '{entry.name}' does not fit version "
+            f"{bundle.version} of model '{bundle.name}': {error}"
         ) from error
 
 
@@ -124,9 +126,10 @@ def content_key(body: object) -> bytes:
 
 @dataclass
 class ByteBoundedCache:
-    """Resolved priors, least recently used ones forgotten beyond max_bytes; safe from several threads.
+    """Resolved priors, bounded by max_bytes: the least recently used go first. Thread-safe.
 
-    Keys begin with the id of a bundle; the bundle is held beside the value, so that its id cannot be used again.
+    Keys begin with the id of a bundle. The bundle is held beside the value, so that no other
+    object can get the same id.
     """
 
     max_bytes: int
@@ -135,7 +138,7 @@ class ByteBoundedCache:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def get(self, key: Hashable) -> PriorRevision | None:
-        """What is held under the key."""
+        """The prior under the key, if it is held."""
         with self._lock:
             found = self._held.get(key)
             if found is None:
@@ -144,7 +147,7 @@ class ByteBoundedCache:
             return found[1]
 
     def put(self, key: Hashable, bundle: Bundle, revision: PriorRevision) -> None:
-        """Hold it; the newest entry always stays."""
+        """Hold a prior; the newest entry is never dropped."""
         with self._lock:
             old = self._held.pop(key, None)
             self._held[key] = (bundle, revision)
@@ -158,13 +161,11 @@ class ByteBoundedCache:
                 self._bytes -= _ENTRY_BYTES + dropped.nbytes
 
     def forget(self, bundle: Bundle) -> None:
-        """Let go of all that was resolved for a bundle."""
+        """Drop everything that was resolved for a bundle."""
         with self._lock:
             for key in [key for key, (held, _) in self._held.items() if held is bundle]:
                 self._bytes -= _ENTRY_BYTES + self._held.pop(key)[1].nbytes
 
 
 _ENTRY_BYTES = 2000
-"""What an entry costs beside its vectors, roughly."""
-
-assert DEFAULT not in BUILT_IN
+"""Rough memory of an entry without its vectors."""

@@ -65,7 +65,10 @@ class StoreCalls:
         return await self._run(self._reads, call)
 
     async def write(self, call: Callable[[PriorStore], T]) -> T:
-        """The result of a call that writes; the feed learns its trouble. Raises StoreUnavailable."""
+        """The result of a call that writes; the feed learns of trouble.
+
+        Raises StoreUnavailable.
+        """
         try:
             written = await self._run(self._writes, call)
         except StoreUnavailable as error:

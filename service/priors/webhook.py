@@ -1,7 +1,7 @@
 """Announces every change of a prior to `--webhook`: signed, retried, and never in a request's way.
 
-A receiver checks that `X-Priordial-Signature` is `sha256=` and the hexadecimal HMAC-SHA256, keyed with
-`--webhook-secret`, of the timestamp header, a full stop and the body.
+A receiver checks that `X-Priordial-Signature` is `sha256=` and the hexadecimal HMAC-SHA256 of the
+timestamp header, a full stop and the body, with `--webhook-secret` as the key.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ _WORTH_RETRYING = {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.
 
 @dataclass(frozen=True)
 class Changed:
-    """A change that was stored: what was done, the entry, and the share of recent answers it changed."""
+    """A stored change: the action, the entry, and the share of recent answers that it changed."""
 
     action: str
     entry: StoredRevision

@@ -142,11 +142,13 @@ class Service:
             raise NothingToServe(f"no model can be served: {first}")
         self._check_default_model()
         gauges = Gauges(
-            self.repository, self.priors, max_class_series=self.settings.max_class_series
+            self.repository,
+            self.priors,
+            self.drift,
+            max_class_series=self.settings.max_class_series,
         )
         self.metrics.add_gauges(gauges.numbers)
         self.metrics.show_vectors(gauges.vectors)
-        self.metrics.add_gauges(self.drift.gauges)
         self.drift.start()
         if self.settings.metrics_port:
             self.metrics_port = MetricsPort(

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from service.contract.prior import UnknownLabelFrequencies
 from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge
+from service.priors.drift import Drift
 from service.priors.priors import Priors
 from service.priors.revisions import DEFAULT, PriorDoesNotFit, UnknownPrior
 from service.repository.repository import Repository
@@ -16,12 +17,17 @@ TRAINING = "training"
 class Gauges:
     """Reads the models and the priors in force."""
 
-    def __init__(self, repository: Repository, priors: Priors, *, max_class_series: int) -> None:
-        self._repository, self._priors = repository, priors
+    def __init__(
+        self, repository: Repository, priors: Priors, drift: Drift, *, max_class_series: int
+    ) -> None:
+        self._repository, self._priors, self._drift = repository, priors, drift
         self._max_class_series = max_class_series
 
     def numbers(self) -> Iterator[Gauge]:
-        """Yield single numbers: revisions, expected targets, queued rows, loaded models."""
+        """Revisions, expected targets, queued rows, loaded models and divergences of priors."""
+        for found in self._drift.measured:
+            labels = {"model": found.model, "prior": found.prior}
+            yield "priordial_prior_divergence", labels, found.value
         for name, by_version in self._repository.all().items():
             newest = next(iter(by_version.values()))
             for prior in self._names(name):
@@ -31,11 +37,11 @@ class Gauges:
                 yield "priordial_prior_revision", labels, float(revision)
             for prior in self._shown(newest):
                 try:
-                    found = self._priors.in_force(newest.bundle, prior).prior
+                    expected = self._priors.in_force(newest.bundle, prior).prior.expected
                 except _NOT_IN_FORCE:
                     continue
                 labels = {"model": name, "prior": prior}
-                yield "priordial_target_expected", labels, float(found.expected)
+                yield "priordial_target_expected", labels, float(expected)
             for model in by_version.values():
                 version = {"model": name, "version": str(model.bundle.version)}
                 yield "priordial_queued_rows", version, float(model.batcher.queued_rows)
@@ -56,7 +62,7 @@ class Gauges:
         return {DEFAULT: None, **dict.fromkeys(self._priors.names(model))}
 
     def _shown(self, model: ServedModel) -> Iterable[str]:
-        """Return `default` and the first stored priors by name, within the limit of series."""
+        """`default` and the first other stored priors by name, as many as there is room for."""
         room = 1 + self._max_class_series // model.metrics.class_series
         return list(self._names(model.bundle.name))[:room]
 

@@ -101,7 +101,7 @@ class Insight:
         return Response(view.model_dump_json(), media_type="application/json")
 
     async def estimate(self, request: Request, name: Name) -> Response:
-        """The class prior of recent traffic, with intervals: a candidate, never applied by itself."""
+        """Estimate the class prior of recent traffic, with intervals. Nothing applies it."""
         bundle = self._bundle(request)
         reservoir = self._reservoir(bundle)
         current = self._in_force(bundle, name)

@@ -16,7 +16,10 @@ def etag(revision: int) -> str:
 
 
 def condition_of(request: Request, *, required: bool = False) -> Condition:
-    """What If-Match and If-None-Match ask for. Raises Problem: 400, or 428 when one is required and there is none."""
+    """The condition in If-Match and If-None-Match.
+
+    Raises Problem: 400 for a header that cannot be read, 428 when one is required and absent.
+    """
     condition = Condition(
         if_match=_revisions(request.headers.getlist("if-match"), "If-Match", strong=True),
         if_none_match=_revisions(
@@ -26,7 +29,7 @@ def condition_of(request: Request, *, required: bool = False) -> Condition:
     if required and condition == Condition():
         raise Problem(
             "precondition-required",
-            'say which revision this is to replace: If-Match: "7", or If-None-Match: * to create',
+            'name the revision that this replaces: If-Match: "7", or If-None-Match: * to create',
         )
     return condition
 
@@ -38,7 +41,10 @@ def not_modified(request: Request, revision: int) -> bool:
 
 
 def _revisions(values: list[str], header: str, *, strong: bool) -> Revisions | None:
-    """The revisions named by a header; tags that are no revision match none, nor does a weak one where strong is asked."""
+    """The revisions that a header names.
+
+    A tag that is no revision matches none; with `strong`, nor does a weak tag.
+    """
     if not values:
         return None
     text = ",".join(values).strip()
@@ -49,7 +55,7 @@ def _revisions(values: list[str], header: str, *, strong: bool) -> Revisions | N
         match = _TAG.fullmatch(part)
         if match is None:
             raise Problem(
-                "malformed", f'{header} cannot be read; expected "7", a list of such, or *'
+                "malformed", f'{header} cannot be read; expected "7", a list of such tags, or *'
             )
         digits = match[2] if match[3] is None else match[3]
         if re.fullmatch(r"[0-9]{1,16}", digits) and not (strong and match[1]):

@@ -1,4 +1,4 @@
-"""The routes of priors, under /priors for the default model and under /models/{model}/priors for each."""
+"""The routes of priors: /priors for the default model, /models/{model}/priors for each model."""
 
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -95,10 +95,23 @@ def router(
         problems=change,
     )
     add("DELETE", "/priors/{name}", prior.delete, role="operate", answer=None, problems=change)
-    add("GET", "/priors/{name}/revisions", prior.revisions, role="observe", answer=views.RevisionPage,
-        problems=("unavailable",))  # fmt: skip
-    add("POST", "/priors/{name}/rollback", prior.rollback, role="operate", answer=views.PriorView, body=openapi.ROLLBACK,
-        problems=change)  # fmt: skip
+    add(
+        "GET",
+        "/priors/{name}/revisions",
+        prior.revisions,
+        role="observe",
+        answer=views.RevisionPage,
+        problems=("unavailable",),
+    )
+    add(
+        "POST",
+        "/priors/{name}/rollback",
+        prior.rollback,
+        role="operate",
+        answer=views.PriorView,
+        body=openapi.ROLLBACK,
+        problems=change,
+    )
     add(
         "GET",
         "/priors/{name}/replicas",
@@ -107,10 +120,30 @@ def router(
         answer=views.Replicas,
         problems=("unavailable",),
     )
-    add("POST", "/priors/{name}/preview", insight.preview, role="observe", answer=views.PreviewView, body=openapi.PREVIEW,
-        problems=("malformed", "conflict", "too-large", "unsupported-media-type", "overloaded", "unavailable"))  # fmt: skip
-    add("GET", "/priors/{name}/estimate", insight.estimate, role="observe", answer=views.EstimateView,
-        problems=("conflict", "overloaded"))  # fmt: skip
+    add(
+        "POST",
+        "/priors/{name}/preview",
+        insight.preview,
+        role="observe",
+        answer=views.PreviewView,
+        body=openapi.PREVIEW,
+        problems=(
+            "malformed",
+            "conflict",
+            "too-large",
+            "unsupported-media-type",
+            "overloaded",
+            "unavailable",
+        ),
+    )
+    add(
+        "GET",
+        "/priors/{name}/estimate",
+        insight.estimate,
+        role="observe",
+        answer=views.EstimateView,
+        problems=("conflict", "overloaded"),
+    )
     return routes
 
 

@@ -21,7 +21,7 @@ class _View(BaseModel):
 
 
 class PriorLine(_View):
-    """One prior in a list; `fits` is false when it belongs to another class list: it is not applied."""
+    """One prior in a list; one whose `fits` is false has another class list and is not applied."""
 
     name: str
     revision: int

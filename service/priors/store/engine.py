@@ -1,4 +1,4 @@
-"""Connections to SQLite and PostgreSQL: durable, bounded in time, never to another database unseen."""
+"""Connections to SQLite and PostgreSQL: durable, bounded in time; always to the same database."""
 
 import importlib.util
 import sqlite3
@@ -29,7 +29,7 @@ from service.priors.store.trouble import typed_trouble
 BUSY_SECONDS = 1.5
 CHANNEL = "priordial_priors"
 _LAST_WORDS = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
-"""SQLSTATEs with which PostgreSQL ends a connection: shutdown, crash, not yet there, idle too long."""
+"""SQLSTATEs with which PostgreSQL ends a connection: shutdown, crash, starting up, idle."""
 
 
 class InvalidStoreUrl(ValueError):
@@ -97,7 +97,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
-        """A transaction that may write; committed unless it was rolled back or an error leaves it."""
+        """A transaction that may write; committed unless it was rolled back or raised an error."""
         with self.engine.connect() as bare:
             connection = bare.execution_options(writes=True)
             with connection.begin() as transaction:

@@ -31,7 +31,7 @@ class Follower:
         """SQLite's data_version before the change number was last read, and that number."""
 
     def heads(self) -> Changes:
-        """The newest entry of each prior and class list; for a damaged one also the last readable."""
+        """The newest entry of each prior and class list; if damaged, also the last readable one."""
         with self._following() as connection:
             number = self._number(connection)
             newest = select(func.max(history.c.change)).group_by(

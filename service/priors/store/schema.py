@@ -1,7 +1,8 @@
-"""The tables and how they come to be, once, however many workers start at the same time.
+"""The tables, and their creation: once, however many workers start at the same time.
 
-`priordial_meta` has one row. Every write begins by raising its `change`, which makes writers wait for one another on both
-engines; so changes are committed in the order of their numbers and a reader that sees one has seen all before it.
+`priordial_meta` has one row. Every write begins by raising its `change`, which makes writers
+wait for one another on both engines. Changes are therefore committed in the order of their
+numbers, and a reader that sees one has seen all before it.
 """
 
 import uuid

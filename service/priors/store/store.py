@@ -167,7 +167,7 @@ class SqlPriorStore:
             return entries_of(connection, wanted)
 
     def restore(self, entries: Iterable[StoredRevision]) -> int:
-        """Write entries as they are, all or none; returns how many. Their priors must be unknown here."""
+        """Write entries of unknown priors as they are, all or none; returns the number."""
         written = 0
         with typed_trouble(), self.database.transaction() as connection:
             for entry in entries:
@@ -179,7 +179,7 @@ class SqlPriorStore:
         return written
 
     def _next_change(self, connection: Connection, *, after: int) -> int:
-        """The number of this transaction's change; other writers wait until the transaction ends."""
+        """The number of this transaction's change; other writers wait until it is committed."""
         raised = (
             update(meta).values(change=meta.c.change + 1).returning(meta.c.change, meta.c.store_id)
         )

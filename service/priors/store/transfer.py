@@ -63,7 +63,8 @@ class Document(BaseModel):
             key = (entry.model, entry.name)
             if entry.revision != last[key] + 1:
                 raise ValueError(
-                    f"prior '{entry.name}' of model '{entry.model}' goes from revision {last[key]} to {entry.revision}"
+                    f"prior '{entry.name}' of model '{entry.model}' goes from revision "
+                    f"{last[key]} to {entry.revision}"
                 )
             last[key] = entry.revision
         return self
@@ -83,7 +84,10 @@ class Imported:
 def export_document(
     store: SqlPriorStore, *, model: str | None = None
 ) -> tuple[Document, list[StoredRevision]]:
-    """The history of all priors or of one model's, and the damaged entries, whose priors are left out."""
+    """The history of all priors or of one model's; also the damaged entries.
+
+    Priors with a damaged entry are left out.
+    """
     entries = store.everything(model)
     damaged = [entry for entry in entries if entry.damaged]
     without = {(entry.model, entry.name) for entry in damaged}
@@ -104,10 +108,10 @@ def parse_document(text: str | bytes) -> Document:
 
 
 def import_document(store: SqlPriorStore, document: Document) -> Imported:
-    """Take over what the store has not got. Importing the same document twice changes nothing.
+    """Add what the store lacks. Importing the same document twice changes nothing more.
 
-    A prior that the store does not know gets its whole history, as it was written. One that it knows keeps its own
-    history, and gets the newest state of the document as a new revision unless it has that already.
+    A prior that the store does not know gets its whole history, as it was written. A known prior
+    keeps its own history, and gets the document's newest state as a new revision unless it has it.
     """
     histories: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in document.entries:

@@ -61,7 +61,7 @@ def chromium():
 
 @pytest.fixture
 def open_page(chromium, served):
-    """Open a page of the console; a console error, a warning, or a request to another host fails the test."""
+    """Open a page of the console; errors, warnings and requests to other hosts fail the test."""
     contexts, troubles, allowed = [], [], []
 
     def opened(path="/", *, width=1440, scheme="light", base=None, context=None):

@@ -1,4 +1,4 @@
-"""`python -m tests.service.console.picture`: write docs/console.png, the picture of the console in the README."""
+"""`python -m tests.service.console.picture`: write docs/console.png for the README."""
 
 from pathlib import Path
 

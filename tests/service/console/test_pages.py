@@ -1,4 +1,4 @@
-"""Every page in both themes, on a phone and on a desk: it shows what it is about, and anybody can use it."""
+"""Every page, in both themes, on a phone and on a desk, shows its subject and is accessible."""
 
 import httpx
 import numpy as np
@@ -20,9 +20,11 @@ PAGES = {
     "model-wide": ("#/model?model=wide", "text=without a validation curve"),
 }
 
-OUT_OF_VIEW = """[...document.querySelectorAll("main button, main a, main input, main select, main textarea, header a, header button")]
+CONTROLS = "main :is(button, a, input, select, textarea), header :is(a, button, summary)"
+OUT_OF_VIEW = f"""[...document.querySelectorAll("{CONTROLS}")]
     .map((e) => [e, e.getBoundingClientRect()])
-    .filter(([e, r]) => r.width > 1 && !e.classList.contains("skip") && (r.left < 0 || r.right > innerWidth))
+    .filter(([e, r]) => r.width > 1 && !e.classList.contains("skip"))
+    .filter(([e, r]) => r.left < 0 || r.right > innerWidth)
     .map(([e]) => e.outerHTML.slice(0, 120))"""
 """Controls that would need the window, or a part of it, to be scrolled sideways."""
 

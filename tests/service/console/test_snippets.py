@@ -1,4 +1,4 @@
-"""What is copied does what the page does when it is pasted, with the key that the page does not show."""
+"""A copied snippet does what the page does; its key comes from the environment."""
 
 import json
 import os

@@ -98,7 +98,10 @@ def test_many_classes_over_many_readings_do_not_fill_the_tab(open_page):
         """async () => {
             const { keep } = await import('/console/scrape.js');
             let readings = [];
-            for (let at = 0; at <= 300; at += 2) readings = keep(readings, { at, answered: at, classes: { cat: at }, targets: { cat: 1 } }, 100, 60);
+            for (let at = 0; at <= 300; at += 2) {
+                const next = { at, answered: at, classes: { cat: at }, targets: { cat: 1 } };
+                readings = keep(readings, next, 100, 60);
+            }
             return readings;
         }"""
     )

@@ -1,4 +1,4 @@
-"""The store and two replicas against a model of them: a list of revisions, and readers that never go back."""
+"""The store and two replicas against a model: a list of revisions; readers never go back."""
 
 import asyncio
 import tempfile
@@ -38,7 +38,7 @@ def offset_of(target):
 
 
 class Replicas(RuleBasedStateMachine):
-    """Two replicas of one store. The model: name → targets of its revisions, None for a deletion."""
+    """Two replicas of one store. Model: name → targets of its revisions, None if deleted."""
 
     make_url = staticmethod(lambda: "")
 

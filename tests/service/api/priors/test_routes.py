@@ -22,7 +22,7 @@ ROUTE = "/models/pets/priors"
 
 @contextlib.asynccontextmanager
 async def serving(url, *bundles, reservoir=None, keys=(), **options):
-    """A client of an application that has only the routes of priors. The first bundle is the default model."""
+    """A client of an application with the routes of priors; the first bundle is the default."""
     models = {bundle.name: bundle for bundle in bundles}
 
     def find(name):

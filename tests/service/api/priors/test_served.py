@@ -1,4 +1,4 @@
-"""Priors in a serving process: the revision that an answer reports is the revision that it was made with."""
+"""Priors in a serving process: answers report the revision that they were made with."""
 
 import asyncio
 import re
@@ -46,7 +46,10 @@ class Connection:
         return self
 
     async def post(self, path, body):
-        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
         self.writer.write(head.encode() + body)
         answer = await self.reader.readuntil(b"\r\n\r\n")
         assert answer.startswith(b"HTTP/1.1 200"), answer

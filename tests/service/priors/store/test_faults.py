@@ -1,4 +1,4 @@
-"""What goes wrong with a store, on the real engines: predictions go on, writes are refused, recovery needs no restart."""
+"""Faults of a store, on the real engines: predictions go on, recovery needs no restart."""
 
 import asyncio
 import contextlib
@@ -39,7 +39,7 @@ async def write_is_refused(priors, *kinds):
 
 
 async def write_until_refused(priors, *, at_most):
-    """Large notes until the store takes no more; the newest revision that it took, and the refusal."""
+    """Large notes until the store is full; the newest revision stored, and the refusal."""
     revision = 0
     for i in range(at_most):
         try:
@@ -63,7 +63,7 @@ async def write_when_possible(priors, prior):
 
 
 async def goes_on_and_recovers(priors, trouble, recover, *kinds, at_first=()):
-    """The promises: begin with revision 1 in force, meet trouble, serve on, refuse, recover, write again.
+    """Begin with revision 1 in force, meet trouble, serve on, refuse, recover, write again.
 
     `at_first`: kinds of trouble that may come before.
     """
@@ -180,7 +180,7 @@ def test_a_read_only_postgres(postgres):
     def set_read_only(value):
         with psycopg.connect(postgres.url("postgres"), autocommit=True) as connection:
             connection.execute(f"ALTER DATABASE {name} SET default_transaction_read_only = {value}")
-            connection.execute(  # and wait for their end, so that no write meets a backend that is on its way out
+            connection.execute(  # and wait for their end: no write may meet a dying backend
                 "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE datname = %s",
                 [name],
             )
