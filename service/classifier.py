@@ -1,4 +1,4 @@
-"""Chooses the tau and prior of a request, once, when it is admitted; and what its answer says about them."""
+"""Chooses the tau and prior of a request, once, and says what its answer tells about them."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -23,7 +23,11 @@ DEFAULT_TOP_K = 5
 
 
 class RowSettings(NamedTuple):
-    """The tau (one for all rows, or [n]) and the priors of a request; prior_of_row [n] counts in `revisions`, None is the first."""
+    """The tau and priors of the rows of a request.
+
+    tau: one for all rows, or [n]. prior_of_row: [n] the place of each row's prior in `revisions`;
+    None: all rows have the first.
+    """
 
     tau: float | NDArray[np.float32]
     revisions: tuple[PriorRevision, ...]
@@ -31,7 +35,7 @@ class RowSettings(NamedTuple):
 
 
 class Classifier:
-    """Chooses the prior and tau of a request, once, and gives the work that a model's batcher takes."""
+    """Chooses the prior and tau of a request, and makes the work that a batcher takes."""
 
     def __init__(self, priors: Priors, *, tau_cap: float) -> None:
         self._tau_cap = tau_cap
@@ -51,8 +55,8 @@ class Classifier:
     ) -> Work:
         """The work of scoring inputs [n, …] with one tau and one prior, for the model's batcher.
 
-        It holds a slot of the model's prior table, which the batcher releases. With `full`, all logits and probabilities
-        come too. Raises the errors of the parameters.
+        It holds a slot of the model's prior table, which the batcher releases. With `full`, all
+        logits and probabilities come too. Raises the errors of the parameters.
         """
         bundle = model.bundle
         top_k = parameters.top_k
@@ -78,7 +82,7 @@ class Classifier:
         deadline: Deadline = NO_DEADLINE,
         full: bool = False,
     ) -> Work:
-        """The work of scoring inputs [n, …], each row with the tau and prior that `settings` gives it."""
+        """The work of scoring inputs [n, …], each row with its own tau and prior."""
         table = model.table
         slots = [table.acquire(each.key, each.offset) for each in settings.revisions]
         rows = settings.prior_of_row
@@ -95,8 +99,8 @@ class Classifier:
     ) -> RowSettings:
         """The tau and priors of the rows of a request.
 
-        tau is one for all rows, one for each [n], or None for the model's default; without prior_of_row all rows have the
-        first prior. Raises InvalidTau and UnknownLabelFrequencies.
+        tau is one for all rows, one for each [n], or None for the model's default; without
+        prior_of_row all rows have the first prior. Raises InvalidTau and UnknownLabelFrequencies.
         """
         chosen = (
             check_taus(tau, cap=self._tau_cap)
@@ -116,7 +120,7 @@ class Classifier:
 
 
 def check_taus(taus: NDArray[np.float32], *, cap: float) -> NDArray[np.float32]:
-    """Return taus [n]. Raises InvalidTau naming the first row that is neither 0 nor within the range of check_tau."""
+    """Return taus [n]. Raises InvalidTau, which names the first row with a wrong tau."""
     fine = (taus == 0) | ((taus >= np.float32(MIN_TAU)) & (taus <= np.float32(cap)))
     if not fine.all():
         row = int(np.flatnonzero(~fine)[0])
@@ -141,8 +145,9 @@ def check_adjustable(bundle: Bundle, revision: PriorRevision, tau: float) -> Non
     """Raise UnknownLabelFrequencies when tau asks for an adjustment by an unknown source prior."""
     if tau and revision.offset is None:
         raise UnknownLabelFrequencies(
-            f"model '{bundle.name}' has no class_counts, so tau = {tau:g} cannot be applied: PUT label_frequencies to "
-            f"/models/{bundle.name}/priors/{revision.name or 'default'}, give them inline, or ask for tau=0"
+            f"model '{bundle.name}' has no class_counts, so tau = {tau:g} cannot be applied: PUT "
+            f"label_frequencies to /models/{bundle.name}/priors/{revision.name or 'default'}, "
+            "give them inline, or ask for tau=0"
         )
 
 
@@ -154,7 +159,10 @@ def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[st
 def ranked(
     outputs: GraphOutputs, rows: slice | list[int], top_k: int
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """(class indices, probabilities) of rows [n], each [n, top_k], best first; ties go to the lower index."""
+    """(class indices, probabilities) of rows, each [n, top_k], best first.
+
+    Ties go to the lower index.
+    """
     if top_k <= outputs.top_index.shape[1]:
         return outputs.top_index[rows, :top_k], outputs.top_probability[rows, :top_k]
     assert outputs.adjusted_logits is not None

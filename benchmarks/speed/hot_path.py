@@ -1,17 +1,20 @@
-"""What a request costs inside the service: CPU time without HTTP, or the Python calls that it makes.
+"""What a request costs inside the service: CPU time without HTTP, or the Python calls it makes.
 
-    python benchmarks/speed/hot_path.py [--model tiny] [--clients 64] [--body npy|json|oip] [--profile]
+    python benchmarks/speed/hot_path.py [--model tiny] [--clients 64] [--body npy|json|oip]
     python benchmarks/speed/hot_path.py --calls [--model tiny] [--body json] [--query tau=0.5]
 
-CPU time is the steadiest figure on a machine that is not quiet: compare two states of the code by it.
+CPU time is the steadiest figure on a busy machine: use it to compare two states of the code.
 
-`--calls` sends one request over a real connection, the tenth of its connection, when its header block is known and all
-caches are warm. It counts, with `sys.setprofile` on the event loop's thread, every Python function that is called from
-the connection's `data_received` until nothing of the request is left to do: parsing, access, choice of the prior, queue,
-graph call (of a model that runs on the loop), encoding, metrics, log line and the write of the response. Calls of C
-functions are not counted, comprehensions are: in Python 3.11 each is a function. Only functions and modules of `service/`
-make up the totals; what NumPy, onnxruntime and the loop call in Python is listed. The modules that record the batch and
-the request (`service/observe`, the sample of recent logits) are told apart from those that the request passes through.
+`--calls` sends one request over a real connection: the tenth of that connection, when its header
+block is known and all caches are warm. `sys.setprofile` on the event loop's thread counts every
+Python function called from the connection's `data_received` until the request is finished. That
+includes parsing, access, choice of the prior, queue, encoding, metrics, log line and the write of
+the response. It includes the graph call where the model runs on the loop, as tiny does.
+
+C functions are not counted. Comprehensions are, since each is a function in Python 3.11. The totals
+hold the functions and modules of `service/`; Python code of NumPy, onnxruntime and the loop is
+listed only. Modules that record the batch and the request (`service/observe`, the sample of recent
+logits) are counted separately from those that the request passes through.
 """
 
 import argparse

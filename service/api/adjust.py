@@ -1,4 +1,7 @@
-"""POST /models/{model}/adjust: score once, or take logits, and answer for many settings of tau and prior."""
+"""POST /models/{model}/adjust: answer once for many settings of tau and prior.
+
+The rows are scored once, or their logits come with the request.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache, partial
@@ -30,9 +33,9 @@ from service.wire.shown import short
 MAX_SETTINGS = 100
 _MEMBERS = ("instances", "logits", "settings", "parameters")
 MAX_CELLS = 20_000_000
-"""Rows × classes × settings of one request: about a second of one core."""
+"""Rows × classes × settings of one request: about one second of one core."""
 _CHEAP_CELLS = 20_000
-"""Up to here the event loop does it faster than a thread would be told."""
+"""Up to here the event loop computes faster than it hands work to a thread."""
 
 
 class Setting(NamedTuple):
@@ -95,7 +98,7 @@ class Adjust:
     # -- from a request to the queue
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
-        """Read every setting's prior, then queue the instances; given logits are answered at once."""
+        """Read each setting's prior, then queue the instances; answer given logits at once."""
         kind = request.content_type
         if kind not in JSON_TYPES:
             raise Problem(
@@ -266,14 +269,14 @@ class Adjust:
 
 
 def _check_cells(asked: Asked, rows: int) -> int:
-    """Numbers to work out. Raises Problem(too-large) when they are more than a request may ask for."""
+    """The numbers to compute. Raises Problem(too-large) for more than one request may ask for."""
     classes, settings = len(asked.model.bundle.class_names), len(asked.settings)
     cells = rows * classes * settings
     if cells > MAX_CELLS:
         raise Problem(
             "too-large",
-            f"{rows} rows of {classes} classes under {settings} settings are {cells} numbers; at most {MAX_CELLS} are "
-            "worked out at once",
+            f"{rows} rows of {classes} classes under {settings} settings are {cells} numbers; at "
+            f"most {MAX_CELLS} are computed at once; send fewer rows or settings",
         )
     return cells
 
@@ -296,7 +299,7 @@ def _answer(asked: Asked, logits: NDArray[Any]) -> Answer:
 
 
 def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
-    """The settings as they are written; what one leaves out comes from the request's own parameters."""
+    """The settings of a request; its own parameters fill in what a setting leaves out."""
     if ("instances" in document) == ("logits" in document):
         raise Malformed("the body must have either 'instances' or 'logits'")
     found = document.get("settings")

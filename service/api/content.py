@@ -1,4 +1,4 @@
-"""The body of a request to /predict or /adjust, in any of its forms, up to the model's input tensor."""
+"""The bodies of /predict and /adjust that hold images, up to the model's input tensor."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -25,7 +25,7 @@ LARGE_BYTES = 128 * 1024
 LARGE_ARRAY_BYTES = 2**20
 """The same for a body whose arrays are there as bytes."""
 DEAR_BYTES = 4096
-"""Reading a longer body costs more than to look first whether there is room for its rows."""
+"""For a longer body it pays to check first whether the queue has room for its rows."""
 
 
 class Content:
@@ -38,7 +38,10 @@ class Content:
 
     @classmethod
     def of(cls, request: Request) -> "Content":
-        """Read a body that is an image or a form of images. Raises Malformed or Problem(unsupported-media-type)."""
+        """Read a body that is an image or a form of images.
+
+        Raises Malformed or Problem(unsupported-media-type).
+        """
         kind, body = request.content_type, request.body
         if not body:
             raise Malformed("the body is empty")
@@ -51,8 +54,8 @@ class Content:
             return cls(form.files, text_parameters(form.fields))
         raise Problem(
             "unsupported-media-type",
-            f"content type '{kind[:80]}' is not taken; expected application/json, application/x-npy, image/* or "
-            "multipart/form-data",
+            f"content type '{kind[:80]}' is not taken; expected application/json, "
+            "application/x-npy, image/* or multipart/form-data",
         )
 
     @classmethod
@@ -86,7 +89,10 @@ async def decoded(
     pool: Pool,
     deadline: Deadline,
 ) -> NDArray[Any]:
-    """The model's input tensor of encoded images. Raises InvalidImage, and the pool's errors, which are counted."""
+    """The model's input tensor of encoded images.
+
+    Raises InvalidImage, and the errors of the pool, which are counted as refusals.
+    """
     # It needs Pillow, which was imported when a model that takes images was loaded.
     from service.wire import images
 

@@ -1,8 +1,8 @@
-"""Many callers, one graph call: bounded, without a timer, and no request is left without an answer.
+"""Many callers, one graph call: bounded, without a timer, and every request gets an answer.
 
-A batch is whatever queued while the last one ran. Cheap batches run on the event loop when it has read what came; others
-run in the one thread that owns the session. Requests share a batch when their inputs have one shape: tau, prior and top_k
-are chosen for each row.
+A batch is whatever queued while the last one ran. Cheap batches run on the event loop once it has
+read the requests that came; others run in the one thread that owns the session. Requests share a
+batch when the rows of their inputs have one shape: tau, prior and top_k are chosen for each row.
 """
 
 import asyncio
@@ -46,7 +46,7 @@ class Batcher:
         """Make the queue of a model version on the running event loop.
 
         run_graph: scores a batch; called by one thread at a time.
-        table: the priors that queued rows refer to; a request's slots are released when it is finished.
+        table: the priors of queued rows; a request's slots are released when it is finished.
         record: where batches and refusals are counted.
         cost_seconds: the expected time of a batch of so many rows.
         max_batch_rows: rows of the largest batch.
@@ -74,9 +74,9 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
         self._turns = self._seen_rows = 0
-        """Turns of the loop since a batch was scheduled, and the rows queued in the last of them."""
+        """Turns of the loop since a batch was scheduled, and the rows queued in the last turn."""
         self._in_flight: deque[Batch] = deque()
-        """The batch that runs, and at most one in the thread's inbox, which takes further rows until it begins."""
+        """The batch that runs, and at most one in the thread's inbox, filled until it begins."""
         self._results: deque[tuple[GraphThread, list[Outcome] | BaseException, float]] = deque()
         """What the thread reported and the loop has not taken yet."""
         self._finished: list[Entry] = []
@@ -90,10 +90,10 @@ class Batcher:
         """Why the batching loop failed, until it is restarted; else None."""
 
     def put(self, entry: Entry) -> None:
-        """Queue a request. It gets its reply from a later turn of the loop, with its scores or an error.
+        """Queue a request. A later turn of the loop calls its reply, with its scores or an error.
 
-        Raises Overloaded, RequestTooLarge or DeadlinePassed at once; the request is then counted as refused, and its
-        slots of the prior table are released.
+        Raises Overloaded, RequestTooLarge or DeadlinePassed at once. Such a request is counted as
+        refused, and its slots of the prior table are released.
         """
         if self._results:  # a turn of the loop may be long: the session must not wait for its end
             self._take_results()
@@ -128,7 +128,10 @@ class Batcher:
         return future
 
     def check_room(self) -> None:
-        """Raise Overloaded, and count the refusal, when not one more row may be queued: before a body is parsed."""
+        """Check before a body is parsed that one more row may be queued.
+
+        Raises Overloaded, which is counted as a refusal.
+        """
         ahead = self._in_flight[1].rows if len(self._in_flight) > 1 else 0
         try:
             self._queue.check_room(1, ahead=ahead)
@@ -173,10 +176,10 @@ class Batcher:
         self._loop.call_soon(self._turn)
 
     def _turn(self) -> None:
-        """Start a batch, but let a cheap one wait while the loop still reads requests: a few turns, without a timer.
+        """Start a batch, but let a cheap one wait a few turns while the loop still reads requests.
 
-        Clients that were answered together ask again together, but not within one turn of the loop. If they were run
-        apart they would be answered apart, and would stay in batches of half the size.
+        Clients that were answered together ask again together, but not within one turn of the
+        loop. If they ran apart they would be answered apart, and stay in batches of half the size.
         """
         rows = self._queue.rows
         self._turns += 1
@@ -198,7 +201,7 @@ class Batcher:
             return False
 
     def _start(self) -> None:
-        """Start the next batch, here when it is cheap, else in the thread; or prepare the one after it."""
+        """Start the next batch here if it is cheap, else in the thread; or fill the one after."""
         in_flight, queue = self._in_flight, self._queue
         dropped: list[Dropped] = []
         try:
@@ -284,9 +287,10 @@ class Batcher:
         self._reply()
 
     def _take_results(self) -> None:
-        """Take what the thread has finished, and hand it the next batch first: the session never waits for answers.
+        """Take the batches that the thread has finished, and hand it the next one first.
 
-        The replies follow in `_collect`, which the thread has scheduled.
+        So the session never waits for answers to be encoded. The replies follow in `_collect`,
+        which the thread has scheduled.
         """
         while self._results:
             thread, result, seconds = self._results.popleft()

@@ -1,4 +1,4 @@
-"""From a graph call to the replies: batches are recorded, cut into each request's rows, and answered together."""
+"""From a graph call to the replies: a batch is recorded, cut into requests, and answered."""
 
 import logging
 from collections.abc import Iterable
@@ -27,7 +27,10 @@ class Delivery:
         """Queued and running requests that are no traffic."""
 
     def finished(self, outcomes: list[Outcome], seconds: float) -> list[Entry]:
-        """Record what ran and cut it into each request's rows; the entries that are finished with it, for `reply`."""
+        """Record batches that ran and cut them into requests.
+
+        Returns the entries that are finished, for `reply`.
+        """
         done: list[Entry] = []
         for pieces, result in outcomes:
             if self._tracer is not None:
@@ -40,14 +43,14 @@ class Delivery:
         return done
 
     def dropped(self, dropped: Iterable[Dropped]) -> list[Entry]:
-        """Take pieces whose rows are not scored; the entries that are finished with it, for `reply`."""
+        """End requests whose pieces are not scored. Returns the finished entries, for `reply`."""
         done: list[Entry] = []
         for piece, reason in dropped:
             self._fail(piece, reason, done)
         return done
 
     def reply(self, done: list[Entry]) -> None:
-        """Give finished entries to those who asked: one call for all entries with the same reply."""
+        """Call the replies of finished entries, once for all entries with the same reply."""
         groups: dict[Reply, list[Entry]] = {}
         for entry in done:
             if entry.timer is not None:
@@ -156,7 +159,7 @@ class Delivery:
         self._settle(piece)
 
     def _settle(self, piece: Piece) -> None:
-        """Count a piece off; with the last one the request's slots of the prior table are released."""
+        """Count a piece off; with the last one the request's slots of the table are released."""
         if piece.settled:
             return
         piece.settled = True
@@ -175,7 +178,7 @@ class Delivery:
 
 
 def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
-    """See BatchFacts.refused; a request that has its error already is not counted again."""
+    """BatchFacts.refused: a request that has its error already is not counted again."""
     refused: list[int] = []
     start = 0
     for piece in pieces:
@@ -186,7 +189,7 @@ def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
 
 
 def _answered_rows(pieces: list[Piece], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """See BatchFacts.answered; all rows of a request in this batch are refused when one of them is bad."""
+    """BatchFacts.answered: a request with one bad row has none of its rows counted."""
     flags: list[bool] = []
     for piece in pieces:
         start = len(flags)

@@ -1,4 +1,4 @@
-"""Threads for CPU work that would hold up the event loop: decoding images, many settings of `/adjust`."""
+"""Threads for CPU work that would hold up the event loop: images, many settings of `/adjust`."""
 
 import time
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""The rows that wait for one model: bounded, first come first served, cut into pieces that fit a batch."""
+"""The rows that wait for one model: bounded, first come first served, cut to fit a batch."""
 
 import threading
 import time
@@ -22,11 +22,17 @@ FLOOD_SECONDS = 1.0
 """Flood mode ends when no request has been refused for so long."""
 
 Reply: TypeAlias = "Callable[[list[Entry]], None]"
-"""Takes entries that finished together, each with its scores or its error. Called on the event loop, once an entry."""
+"""Takes entries that finished together, each with its scores or its error, on the event loop.
+
+Every entry is given to its reply once.
+"""
 
 
 class Entry:
-    """A queued request and, once it is finished, its scores: rows `start` to `stop` of `outputs`, or its `error`."""
+    """A queued request, and once it is finished its scores or its `error`.
+
+    The scores are rows `start` to `stop` of `outputs`.
+    """
 
     __slots__ = (
         "_parts",
@@ -78,7 +84,7 @@ class Entry:
         return self.stop >= 0 or self.error is not None
 
     def why_drop(self, now: float) -> Exception | None:
-        """Why its rows need not be scored any more at `now`, a time of time.monotonic(); None when they must be."""
+        """Why its rows need not be scored at `now` (time.monotonic()); None when they must be."""
         if self.error is not None:
             return self.error
         if self.caller.connection.disconnected:
@@ -93,7 +99,7 @@ class Entry:
         self._parts.append((first, outputs, start, stop))
 
     def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
-        """Take the scores; of a request in several pieces they are joined, and the last piece's are given."""
+        """Take the scores of the last piece, and join them to those of the others."""
         if self._parts is not None:
             self._parts.sort(key=lambda part: part[0])
             parts = [outputs.rows(start, stop) for _, outputs, start, stop in self._parts]
@@ -145,8 +151,8 @@ class Batch:
 class Queue:
     """The queue of one batcher, with its limits. Used from the event loop only.
 
-    `ahead` is always the number of rows in the batch that was handed to the graph's thread and has not begun: with the
-    rows queued here they are the rows that wait.
+    `ahead` is always the number of rows in the thread's inbox, in a batch that has not begun. These
+    and the rows queued here are the rows that wait.
     """
 
     def __init__(
@@ -165,7 +171,7 @@ class Queue:
         max_rows: rows of the largest request, which is taken when no other waits.
         max_bytes: bytes of all queued inputs together.
         max_waiting_rows: rows that may wait when a request arrives; None is max_rows.
-        max_flood_rows: the same while a flood lasts, so that admitted requests wait less; None is max_waiting_rows.
+        max_flood_rows: the same in flood mode, where requests wait less; None: max_waiting_rows.
         clock: the time, as time.monotonic() tells it.
         """
         self.max_rows, self._max_bytes, self._clock = max_rows, max_bytes, clock
@@ -196,7 +202,8 @@ class Queue:
             self.check_room(rows, ahead=ahead)
         if self.bytes + size > self._max_bytes:
             raise Overloaded(
-                f"the queue holds {self.bytes} bytes of at most {self._max_bytes}; send the request again later"
+                f"the queue holds {self.bytes} bytes and at most {self._max_bytes} are taken; "
+                "send the request again later"
             )
         if work.deadline.at <= now:
             raise DeadlinePassed(work.deadline.message(now))
@@ -228,7 +235,7 @@ class Queue:
             )
 
     def fill(self, batch: Batch, dropped: list[Dropped]) -> None:
-        """Move the first pieces that fit to a batch; those whose rows need not be scored any more go to `dropped`."""
+        """Move the first pieces that fit to a batch, or to `dropped` if they need not be scored."""
         queue, limit = self.pieces, self._max_batch_rows
         pieces, rows, shape = batch.pieces, batch.rows, batch.shape
         now = self._clock()

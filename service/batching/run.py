@@ -1,4 +1,4 @@
-"""Running one batch, on the event loop or in the model's thread; when it fails, only the guilty rows fail."""
+"""Runs one batch, on the event loop or in the model's thread; only the rows at fault fail."""
 
 import queue
 import threading
@@ -16,7 +16,7 @@ from service.graph.session import GraphOutputs
 from service.wire.arrays import is_finite, not_finite, rows_not_finite
 
 MAX_GRAPH_TOP_K = 64
-"""Up to here TopK in the graph costs the same; callers that want more rank adjusted_logits themselves."""
+"""The graph ranks up to this many classes; a caller that wants more ranks adjusted_logits."""
 
 Outcome: TypeAlias = tuple[list[Piece], GraphOutputs | Exception]
 """Pieces that ran together, and their outputs; or pieces of one request, and why it fails."""
@@ -56,7 +56,7 @@ class BatchRun:
         self._clock = clock
 
     def run_wanted(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run a batch that waited in a thread's inbox, without the rows that need not be scored any more."""
+        """Run a batch that waited in the thread's inbox, without rows that need not be scored."""
         now = self._clock()
         dropped: list[Outcome] = []
         wanted: list[Piece] = []
@@ -71,7 +71,7 @@ class BatchRun:
         return dropped + (self.run(wanted) if wanted else [])
 
     def run(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run a batch; when it fails, run its halves, so that only the guilty row fails."""
+        """Run a batch; when it fails, run its halves, so that only the row at fault fails."""
         try:
             inputs = _joined(pieces)
             if not is_finite(inputs):
@@ -84,7 +84,7 @@ class BatchRun:
             return [(pieces, self._row_by_row(pieces[0]))]
 
     def _run_finite(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run the pieces whose numbers are finite; those that hold NaN or infinity fail without a graph call."""
+        """Run the pieces whose numbers are finite; the others fail without a graph call."""
         outcomes: list[Outcome] = []
         fine: list[Piece] = []
         for piece in pieces:
@@ -97,7 +97,10 @@ class BatchRun:
         return outcomes + (self.run(fine) if fine else [])
 
     def _row_by_row(self, piece: Piece) -> GraphOutputs | UnscorableRows:
-        """Run each row of a failing piece alone: an error that names the rows that fail, or the answer if none does."""
+        """Run each row of a failing piece alone.
+
+        Returns an error that names the rows that fail, or the scores if none does.
+        """
         rows: list[int] = []
         parts: list[GraphOutputs] = []
         reason = ""
@@ -121,7 +124,7 @@ class BatchRun:
             taus.append(work.tau)
             slots.append(work.slot)
             top_k, full = max(top_k, work.top_k), full or work.full
-        # The generation first: a row written in between is then copied to the device once more, never missed.
+        # The generation first: a row written in between is copied again, never missed.
         generation = self._table.generation
         return self._run_graph(
             inputs,
@@ -141,7 +144,7 @@ class GraphThread:
     def __init__(
         self, name: str, run: Callable[[list[Piece]], list[Outcome]], report: "Report"
     ) -> None:
-        """`report` is called in this thread with the outcomes of a batch and the seconds that it took."""
+        """`report` is called in this thread with the outcomes of a batch and its seconds."""
         self.inbox: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
         self._run, self._report = run, report
         threading.Thread(target=self._work, name=f"graph-{name}", daemon=True).start()
@@ -177,7 +180,7 @@ def _joined(pieces: list[Piece]) -> Array:
 
 
 def _by_row(values: list[Any], pieces: list[Piece], rows: int, dtype: Any) -> Array:
-    """[rows] a value for each row; each piece's request has one value, or one for each of its rows."""
+    """[rows] a value for each row; a request has one for all its rows, or one for each."""
     if np.ndarray not in map(type, values):
         column = np.array(values, dtype)
         if len(pieces) == rows:

@@ -1,4 +1,4 @@
-"""What a batcher is given, what it reports about a batch, and the errors that keep a request from being scored."""
+"""The work that a batcher is given, what it reports about a batch, and its errors."""
 
 import sys
 from collections.abc import Sequence
@@ -52,8 +52,9 @@ class RowsNotFinite(UnscorableRows):
 class Deadline(NamedTuple):
     """The moment when a caller stops waiting, as a time of `time.monotonic()`.
 
-    A request without a deadline of its own gets the service's, which is soft: rows whose graph call has begun are still
-    answered. A deadline that the caller set is hard: it ends the wait even while the graph runs.
+    A request without a deadline of its own gets the service's, which is soft: rows whose graph call
+    has begun are still answered. A deadline that the caller set is hard: it ends the wait even
+    while the graph runs.
     """
 
     at: float = float("inf")
@@ -94,8 +95,8 @@ class Caller(Protocol):
 class Work(NamedTuple):
     """The rows of one request and how to score them.
 
-    inputs [n, …]; `tau` and `slot` are scalars or [n]. The slots of the prior table in `held_slots` are released when
-    the request is finished or refused.
+    inputs [n, …]; `tau` and `slot` are scalars or [n]. The slots of the prior table in `held_slots`
+    are released when the request is finished or refused.
     """
 
     inputs: Array
@@ -119,7 +120,10 @@ class BatchFacts(NamedTuple):
     queue_seconds: Sequence[float] = ()
     """Waiting time of each request whose first rows are in the batch."""
     answered: NDArray[np.bool_] | None = None
-    """[rows] whether a row answers traffic: not of a refused request, nor of an exploration. None: all rows do."""
+    """[rows] whether a row answers traffic; rows of refused requests and explorations do not.
+
+    None: all rows do.
+    """
     requests: int = 1
     """Requests that have rows in the batch."""
     refused: Sequence[int] = ()
@@ -138,12 +142,15 @@ class Record(Protocol):
         """Count a request that was not scored, by the reason."""
 
     def wants_logits(self) -> bool:
-        """Whether the next batch should give its logits too. Called in the thread that runs the batch."""
+        """Whether the next batch should give its logits too. Called where the batch runs."""
         ...
 
 
 class TracedPart(NamedTuple):
-    """Rows of a request in a graph call, for traces; `admitted` (time.monotonic()) where they are its first rows."""
+    """Rows of a request in a graph call, for traces.
+
+    `admitted` is time.monotonic() when the request was queued, if they are its first rows.
+    """
 
     span: Any
     rows: int

@@ -1,4 +1,4 @@
-"""What is recorded of a model version's batches and refusals: its metrics, and the logits of its recent traffic."""
+"""Records a model version's batches and refusals: metrics, and a sample of recent logits."""
 
 from service.batching.work import Abandoned, BatchFacts, DeadlinePassed, Overloaded
 from service.observe.model_metrics import ModelMetrics

@@ -76,7 +76,7 @@ def _nan_offset(revision: Any) -> Any:
 STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "decode body": (predict, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
     "decode image": (images, "image_array", lambda encoded, *_: IMAGE in encoded[0], None),
-    "prior lookup": (Priors, "select", lambda _self, _bundle, name, **_: name == PRIOR, _nan_offset),
+    "prior lookup": (Priors, "select", lambda _self, _bundle, name=None, **_: name == PRIOR, _nan_offset),
     "build batch": (batch_run, "_by_row", lambda values, *_: _has(values, BUILD),
                     lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column)),
     "run session": (Graph, "run", lambda *_, tau, **__: _has([tau], RUN), None),

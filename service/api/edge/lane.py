@@ -1,7 +1,8 @@
-"""The way of requests that score, around FastAPI: matched, checked, counted, logged and answered here.
+"""The lane of requests that score: they are matched, checked, counted, logged and answered here.
 
-A FastAPI route costs more than a small model. What carries a request here, the short way of protocol.py or ASGI, gives it
-a `send`; what answers it is the reply in its queue entry, which comes back to `_reply` with all that were scored with it.
+They go around FastAPI, whose routes cost more than a small model. The connection, through
+`protocol` or ASGI, gives each request a `send`. The route puts the request into a queue with the
+lane's reply, and `_reply` gets it back together with the others of its batch.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ logger = logging.getLogger(__name__)
 _MAX_PATHS = 1024
 _facts_of = attrgetter("facts")
 CLIENT_LEFT = 499
-"""Counted and logged where the client left before its request was whole, or before it was scored."""
+"""The status that is counted and logged when the client left before it was answered."""
 
 
 class ScoringLane:
@@ -81,7 +82,7 @@ class ScoringLane:
         connection: Connection,
         send: Send,
     ) -> None:
-        """Take a POST whose body is there: `send` is called with its response, now or later."""
+        """Take a POST with its body; `send` is called with the response, now or later."""
         begun, key = time.perf_counter(), None
         try:
             if not head.accepts_json:
@@ -112,7 +113,10 @@ class ScoringLane:
         connection: Connection,
         begun: float,
     ) -> Response | None:
-        """The response to a request whose body is still to be read, from `receive`; None when the client left."""
+        """Read the body of a request from `receive` and return the response.
+
+        None when the client left.
+        """
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         send = self._send_to(answered)
         request = Request(method, query, head, b"", connection=connection, send=send, begun=begun)
@@ -155,7 +159,7 @@ class ScoringLane:
     # -- from a request to the queue
 
     def _begin(self, match: Match, request: Request) -> None:
-        """Have the route queue a request, answer it, or do what it must wait for."""
+        """Have the route queue a request, answer it, or start the work that must come first."""
         try:
             found = match.route.begin(request, match.path, match.reply)
         except Exception as error:  # noqa: BLE001 - see begin
@@ -175,7 +179,7 @@ class ScoringLane:
         self._begin(match, request.with_body(body))
 
     def _run(self, route: Route, request: Request, later: Later) -> None:
-        """Run what a request must wait for in a task."""
+        """Run the rest of a request in a task."""
         task = asyncio.get_running_loop().create_task(self._waited(route, request, later))
         self._tasks.add(task)  # the loop itself keeps no task alive
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""A request of a route that scores, what answers it, and how such a route is written."""
+"""Requests of the routes that score, their answers, and the protocol of such a route."""
 
 import random
 import time
@@ -17,14 +17,17 @@ _MAX_REQUEST_ID = 128
 _random_bits = random.Random().getrandbits  # noqa: S311 - it names a request and guards nothing
 
 Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
-"""An answer or a problem, ready for the wire: status, content type, body, request id and further headers."""
+"""An answer or a problem as it is sent: status, content type, body, request id, further headers."""
 
 Send: TypeAlias = Callable[[Response | None], None]
 """Sends the response to a request; None where the client has left."""
 
 
 class Request:
-    """A request to score rows: its bytes, the key that sent it, and where its response goes. Nothing changes it."""
+    """A request to score rows: its bytes, the name of its key, and where its response goes.
+
+    It is never changed.
+    """
 
     __slots__ = (
         "begun",
@@ -85,9 +88,10 @@ class Request:
         )
 
     def deadline(self, default_seconds: float, own_seconds: float | None = None) -> Deadline:
-        """When the caller stops waiting: the service's default, or what a header or the body (own_seconds) asks for.
+        """When the caller stops waiting.
 
-        Raises Malformed.
+        default_seconds: the service's default. own_seconds: what the body asks for. The header
+        X-Request-Timeout-Ms counts too; the earliest applies. Raises Malformed.
         """
         given = self.headers.get(TIMEOUT_HEADER)
         now = time.monotonic()
@@ -99,7 +103,8 @@ class Request:
             if not milliseconds:
                 shown = given[:40].decode("latin-1")
                 raise Malformed(
-                    f"X-Request-Timeout-Ms is '{shown}'; expected a whole number from 1 to {MAX_TIMEOUT_MS}"
+                    f"X-Request-Timeout-Ms is '{shown}'; expected a whole number from 1 to "
+                    f"{MAX_TIMEOUT_MS}"
                 )
             wanted.append(milliseconds / 1000)
         else:
@@ -119,11 +124,11 @@ class Answer(NamedTuple):
 
 
 Later: TypeAlias = Coroutine[Any, Any, Answer | None]
-"""The rest of what a request needs, where it has to wait: its answer, or None once it is queued."""
+"""The rest of the work of a request: gives its answer, or None once it is queued."""
 
 
 class Route(Protocol):
-    """A route that scores. Requests are queued one by one and answered as many as were scored together."""
+    """A route that scores. Requests are queued one by one and answered a batch at a time."""
 
     template: str
     """Its path, for metrics and the log."""
@@ -134,10 +139,11 @@ class Route(Protocol):
         """The path's parameters, or None when the path is another route's."""
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
-        """Queue the work of a request, in an entry with this reply and the request as its caller: None.
+        """Queue a request, in an entry with this reply and the request as its caller.
 
-        A request that needs no scoring has its answer at once; one that must wait before it can be queued gives the
-        coroutine that does. Raises the errors of the status table, and so may the coroutine.
+        Returns None when it is queued, the answer of a request that needs no scoring, or a
+        coroutine for a request that must wait before it can be queued. Raises the errors of the
+        status table, and so may the coroutine.
         """
 
     def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:

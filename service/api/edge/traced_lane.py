@@ -1,4 +1,4 @@
-"""The lane of a service that makes traces: each request has a context of its own, which holds its span."""
+"""The lane of a service that makes traces: each request has its own context, with its span."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -19,7 +19,7 @@ class TracedLane(ScoringLane):
     def __init__(
         self, routes: Sequence[Route], *, start_span: Callable[[str, Pairs], None], **common: Any
     ) -> None:
-        """`start_span` takes the method and the headers, and starts a span in the current context."""
+        """`start_span` takes method and headers, and starts a span in the current context."""
         super().__init__(routes, **common)
         self._start_span = start_span
 

@@ -1,4 +1,4 @@
-"""Scores → the body of an Open Inference Protocol V2 answer."""
+"""The body of an Open Inference Protocol V2 answer, made from scores."""
 
 from typing import Any, TypeAlias
 
@@ -18,7 +18,10 @@ Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 
 
 def classes_of(outputs: list[Requested], top_k: int, bundle: Bundle) -> dict[str, int]:
-    """How many classes each ranked output has, by output name; more classes than there are is all, as in Triton."""
+    """The number of classes of each ranked output, by the output's name.
+
+    A number above the model's stands for all classes, which is what Triton does.
+    """
     found = {}
     for each in outputs:
         if each.classes is not None:
@@ -38,7 +41,7 @@ def is_full(output: Requested, k: dict[str, int]) -> bool:
 def encoded(
     asked: InferRequest, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
 ) -> Encoded:
-    """JSON, or JSON with binary outputs behind it where any output is wanted in binary: (body, media type, headers)."""
+    """(body, media type, headers) of an answer: JSON, with the binary outputs behind it."""
     described, tensors = [], []
     for output in asked.outputs:
         values, shape, datatype = _values(output, bundle, scored, k)
@@ -62,7 +65,7 @@ def encoded(
 
 
 def _told(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
-    """What the answer was made with; the protocol allows strings, numbers and booleans only."""
+    """The tau and priors of an answer; the protocol allows strings, numbers and booleans only."""
     told: dict[str, Any] = {}
     if isinstance(settings.tau, float):
         told["tau"] = settings.tau

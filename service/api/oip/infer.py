@@ -1,4 +1,7 @@
-"""POST /v2/models/{model}[/versions/{version}]/infer: the Open Inference Protocol V2, JSON and binary tensors both ways."""
+"""POST /v2/models/{model}[/versions/{version}]/infer of the Open Inference Protocol V2.
+
+Tensors come and go as JSON or as binary data.
+"""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +30,7 @@ from service.wire.parameters import Parameters, prior_of_text, query_parameters
 from service.wire.tensors import BY_DTYPE, Tensor
 
 MAX_ROW_PRIORS = 64
-"""Different priors in one request: each takes a row of the model's table while it is used."""
+"""Different priors in one request: each holds a row of the model's table."""
 _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
@@ -156,7 +159,7 @@ class Infer:
     async def _later(
         self, request: Request, read: "_Read", *, deadline: Deadline, reply: Reply
     ) -> None:
-        """Queue a request whose priors must be read from the store, or whose images must be decoded."""
+        """Queue a request that must wait for priors from the store or for decoded images."""
         model, classifier = read.model, self._classifier
         with model.held():
             revisions = [await classifier.revision_of(model.bundle, each) for each in read.priors]
@@ -211,7 +214,7 @@ class Infer:
 
 
 class _Rows:
-    """The inputs of a request: the model's own, and a tau and a prior for each row where they are given."""
+    """The inputs of a request: the model's own, and optionally tau and prior of each row."""
 
     def __init__(self, asked: InferRequest, bundle: Bundle) -> None:
         name = bundle.input.name
@@ -219,7 +222,8 @@ class _Rows:
         for key in self._extra:
             if key not in {_TAU, _PRIOR}:
                 raise InvalidInput(
-                    f"the model has no input '{key[:60]}'; it takes {name}, and {_TAU} and {_PRIOR} for each row"
+                    f"the model has no input '{key[:60]}'; it takes {name}, and optionally {_TAU} "
+                    f"and {_PRIOR} for each row"
                 )
         if name not in asked.inputs:
             raise InvalidInput(f"input '{name}' is missing")
@@ -262,7 +266,7 @@ class _Rows:
         number = {text: at for at, text in enumerate(dict.fromkeys(texts))}
         if len(number) > MAX_ROW_PRIORS:
             raise InvalidInput(
-                f"the rows name {len(number)} different priors; at most {MAX_ROW_PRIORS} go into one request"
+                f"the rows name {len(number)} different priors; expected at most {MAX_ROW_PRIORS}"
             )
         return [prior_of_text(text) for text in number], np.array(
             [number[t] for t in texts], np.int64
@@ -296,7 +300,8 @@ def _check_column(tensor: Tensor, width: int) -> None:
     rest = math.prod(tensor.shape[1:])
     if rest != width or not tensor.shape[0]:
         raise InvalidInput(
-            f"input '{tensor.name}' has shape {list(tensor.shape)}; expected [batch, {width}], batch at least 1"
+            f"input '{tensor.name}' has shape {list(tensor.shape)}; expected [batch, {width}] with "
+            "a batch of at least 1"
         )
 
 

@@ -1,4 +1,4 @@
-"""The Open Inference Protocol V2 but for inference, repository and statistics: server and model metadata, health."""
+"""Server metadata, model metadata and health of the Open Inference Protocol V2."""
 
 from typing import Any
 
@@ -114,7 +114,10 @@ def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
 
 
 def _config(model: ServedModel) -> dict[str, Any]:
-    """In the words of Triton's model_config.proto: shapes without the batch, types with a prefix, STRING for BYTES."""
+    """A model's configuration as Triton's model_config.proto has it.
+
+    Shapes leave out the batch, types have a prefix, and BYTES is STRING.
+    """
     about = _metadata(model.bundle, [model.bundle.version])
     return {
         "name": about["name"],

@@ -28,7 +28,7 @@ def router(*, repository: Repository, access: Access) -> APIRouter:
         openapi_extra=_body("ready", {"type": "boolean"}),
     )
     async def index(request: Request) -> list[dict[str, str]]:
-        """Every version that is in the repository, with its state; {"ready": true} leaves out those that do not serve."""
+        """Every version with its state; {"ready": true} selects those that serve."""
         only_ready = await _member(request, "ready", bool)
         return [item for item in _index(repository) if not only_ready or item["state"] == "READY"]
 
@@ -63,7 +63,7 @@ def _index(repository: Repository) -> Iterator[dict[str, str]]:
 
 
 async def _refuse_overrides(request: Request) -> None:
-    """Triton's clients can send a configuration or files along; a published version is never edited."""
+    """Refuse a configuration or files, which Triton's clients can send: versions are immutable."""
     for name in await _member(request, "parameters", dict):
         if name != "unload_dependents":
             raise Problem(
@@ -73,7 +73,10 @@ async def _refuse_overrides(request: Request) -> None:
 
 
 async def _member(request: Request, name: str, kind: type) -> Any:
-    """The one member that a body may have, false or empty without it. The body may be empty, and of any content type."""
+    """The one member that a body may have; false or empty without it.
+
+    The body may be empty, and of any content type.
+    """
     raw = await request.body()
     body = decode_json(raw) if raw else {}
     if not isinstance(body, dict) or set(body) - {name}:

@@ -1,4 +1,4 @@
-"""The body of an Open Inference Protocol V2 inference request → values, before anything is known of the model."""
+"""Reads the body of an Open Inference Protocol V2 inference request, whatever the model is."""
 
 import math
 from collections.abc import Mapping
@@ -46,18 +46,21 @@ class InferRequest:
 
 
 def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRequest:
-    """Read a JSON body, or JSON of header_length bytes with binary tensors behind it. Raises Malformed or InvalidInput."""
+    """Read a JSON body, or JSON of header_length bytes with binary tensors behind it.
+
+    Raises Malformed or InvalidInput.
+    """
     length = len(body)
     if header_length is not None:
         given = whole_number(header_length, below=length + 1)
         if given is None:
             raise Malformed(
                 f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; "
-                f"the body has {length} bytes"
+                f"expected a number of bytes up to the body's {length}"
             )
         length = given
     header = bytes(body[:length])
-    # A client that sends binary tensors repeats its header; numbers in JSON differ from request to request.
+    # Clients that send binary tensors repeat their header; one with numbers in it never returns.
     is_repeated = length < len(body) and length <= _MAX_KEPT
     found = _kept_header(header) if is_repeated else _read_header(header)
     inputs: dict[str, Tensor] = {}
@@ -109,10 +112,10 @@ _kept_header = lru_cache(maxsize=256)(_read_header)
 
 
 def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
-    """A body that is one row of the model's input and nothing else (Inference-Header-Content-Length: 0).
+    """Read a body that is one row of the model's input (Inference-Header-Content-Length: 0).
 
-    Outputs come back binary. For text the body is the text, for images an encoded image or the tensor. Raises
-    Malformed when the shape does not tell how to read it.
+    Outputs are answered in binary. The body of a text model is the text, that of an image model an
+    encoded image or the tensor. Raises Malformed when the shape leaves open how to read it.
     """
     outputs = [Requested("probabilities", binary=True)]
     dtype = DATATYPES[BY_DTYPE[spec.dtype]]
@@ -128,7 +131,8 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
         shape[free[0]] = len(body) // size
     elif free or len(body) != size:
         raise Malformed(
-            f"a raw request of {len(body)} bytes does not fill one row of {spec.dtype} {spec.shape[1:]}"
+            f"a raw request of {len(body)} bytes does not fill one row of {spec.dtype} "
+            f"{spec.shape[1:]}"
         )
     values = np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
     tensor = Tensor(spec.name, BY_DTYPE[spec.dtype], tuple(shape), values)
@@ -147,7 +151,8 @@ def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
             "triton_"
         ):
             raise Malformed(
-                f"unknown parameter '{name[:60]}'; expected tau, prior, top_k, timeout or binary_data_output"
+                f"unknown parameter '{name[:60]}'; expected tau, prior, top_k, timeout or "
+                "binary_data_output"
             )
     if isinstance(own.get("prior"), str):
         own["prior"] = prior_of_text(own["prior"])

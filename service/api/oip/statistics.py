@@ -1,4 +1,4 @@
-"""Triton's statistics extension, and a plain word about those of its extensions that are not served."""
+"""Triton's statistics extension, and clear refusals of its extensions that are not served."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,7 +15,7 @@ from service.repository.repository import Repository
 _SHARED_MEMORY = (
     "shared memory is not supported: send tensors in the body, where they are not copied again"
 )
-_TRACES = "trace settings are not supported: traces are switched on with --traces and the OTEL_* variables"
+_TRACES = "trace settings are not supported: use --traces and the OTEL_* variables"
 NOT_SERVED = {
     "/systemsharedmemory/{rest:path}": _SHARED_MEMORY,
     "/cudasharedmemory/{rest:path}": _SHARED_MEMORY,
@@ -26,7 +26,10 @@ NOT_SERVED = {
 
 
 def router(*, repository: Repository, metrics: Metrics, access: Access) -> APIRouter:
-    """GET /v2/models/stats, /v2/models/{model}[/versions/{version}]/stats. Comes before the other routes of /v2/models."""
+    """GET /v2/models/stats and /v2/models/{model}[/versions/{version}]/stats.
+
+    It must be included before the other routes of /v2/models.
+    """
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     observing: dict[str, Any] = {
         "dependencies": [Depends(access.require("observe"))],
@@ -44,13 +47,13 @@ def router(*, repository: Repository, metrics: Metrics, access: Access) -> APIRo
 
     @routes.get("/models/{model}/stats", **observing)
     async def of_model(model: str) -> dict[str, Any]:
-        """The same of every version of a model."""
+        """The statistics of every version of a model."""
         repository.find(model)
         return await told([(model, version) for version in repository.all()[model]])
 
     @routes.get("/models/{model}/versions/{version}/stats", **observing)
     async def of_version(model: str, version: str) -> dict[str, Any]:
-        """The same of one version."""
+        """The statistics of one version."""
         return await told([(model, repository.find(model, version_of(version)).bundle.version)])
 
     for path, reason in NOT_SERVED.items():
@@ -81,7 +84,8 @@ def _of(**properties: Any) -> dict[str, Any]:
 
 _DURATION = _of(count=_COUNT, ns=_COUNT)
 _INFERENCE = (
-    "success", "fail", "queue", "compute_input", "compute_infer", "compute_output", "cache_hit", "cache_miss",
+    "success", "fail", "queue", "compute_input", "compute_infer", "compute_output",
+    "cache_hit", "cache_miss",
 )  # fmt: skip
 _BATCH = _of(
     batch_size=_COUNT,

@@ -25,7 +25,7 @@ from service.graph.session import GraphOutputs
 
 
 class FakeGraph:
-    """Echoes: class index = first feature, probability = tau. Told to hold, fail or answer NaN by the input."""
+    """Echoes: class index = first feature, probability = tau. An input may make it fail."""
 
     def __init__(self):
         self.calls = []
@@ -207,7 +207,7 @@ def test_what_is_to_happen_after_a_batch_happens_when_all_of_it_is_delivered_and
 
 
 def test_it_waits_for_the_outer_batch_when_another_is_delivered_within():
-    """A reply may queue again at once; what comes of it is answered later, never within that reply."""
+    """A reply may queue again at once; that request is answered later, never within the reply."""
     order, all_replied = [], asyncio.Event()
 
     async def go():
@@ -589,7 +589,7 @@ def test_a_hanging_graph_call_is_visible_from_another_thread():
 
 
 async def one_running_and_one_at_hand():
-    """A graph that is held, its batcher of 4 rows a batch, and two requests: one in the graph, one in the thread's inbox."""
+    """A held graph, its batcher of 4 rows a batch, and two requests: one runs, one is next."""
     graph = FakeGraph()
     batcher = make(graph, max_batch_rows=4)
     graph.gate.clear()
@@ -669,7 +669,7 @@ def test_a_loop_that_breaks_with_a_batch_ahead_fails_the_callers_of_both():
 
 
 def test_the_next_batch_starts_while_the_loop_is_still_busy_with_arrivals():
-    """Under a flood a turn of the loop is long: whoever arrives in it hands the session its next batch."""
+    """In a flood a turn of the loop is long: a request that arrives starts the next batch."""
 
     async def go():
         graph = FakeGraph()

@@ -1,4 +1,4 @@
-"""As many connections as a fleet has, all at once, under the default bounds of the queue: each has its answer, right or a refusal."""
+"""A fleet's connections, all at once, under the default bounds: each is answered or refused."""
 
 import asyncio
 import collections
@@ -44,7 +44,8 @@ def wanted(model):
 def requests_of(model):
     for row in ROWS[model]:
         body = json.dumps({"instances": [row.tolist()]}).encode()
-        head = f"POST /models/{model}/predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(body)}\r\n\r\n"
+        head = f"POST /models/{model}/predict HTTP/1.1\r\nhost: x\r\n"
+        head += f"content-length: {len(body)}\r\n\r\n"
         yield head.encode() + body
 
 
@@ -58,7 +59,7 @@ async def answer(reader):
 
 
 async def at_once(address, requests):
-    """What each connection is answered: all are open before the first request goes, and all go in one turn of the loop."""
+    """The answer on each connection: all are open first, and all send in one turn of the loop."""
     host, port = address
     lines = await asyncio.gather(*(asyncio.open_connection(host, port) for _ in requests))
     try:
@@ -74,7 +75,7 @@ async def at_once(address, requests):
 
 
 def check(model, answers):
-    """How many got which status; every answer is that of its own row, every refusal says when to come back."""
+    """Answers by status; every answer is of its own row, every refusal says when to come back."""
     truth = wanted(model)
     for (status, headers, document), chances in zip(answers, truth, strict=True):
         if status == 429:

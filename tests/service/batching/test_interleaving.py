@@ -1,4 +1,4 @@
-"""Whatever is asked at the same time, each answer is the one that its request gets alone, which is the formula's."""
+"""Whatever else is asked at the time, each answer is the one its request gets alone."""
 
 import asyncio
 import dataclasses
@@ -84,11 +84,12 @@ def flat(document):
 
 
 def test_the_comparison_sees_what_is_wrong(url):
-    """A test of the tests: the answer to another request, and one that was made with another tau, are faults."""
+    """A test of the test: the answer to another request, or with another tau, is a fault."""
 
     async def go():
         connection = Connection(url)
-        some = [ask for ask in itertools.islice(asks(seed=3), 200) if ask.scores is not None and ask.leaves is None]  # fmt: skip
+        first = itertools.islice(asks(seed=3), 200)
+        some = [ask for ask in first if ask.scores is not None and ask.leaves is None]
         answers = [await connection.send(ask) for ask in some]
         await connection.close()
         return some, answers

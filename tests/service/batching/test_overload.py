@@ -1,4 +1,4 @@
-"""More than can be done: who is refused hears of it at once, who left costs nothing, who was admitted is answered."""
+"""Overload: refusals come at once, clients that left cost nothing, admitted ones are answered."""
 
 import contextlib
 import json
@@ -40,10 +40,10 @@ def until_queued(url, rows):
 
 @contextlib.contextmanager
 def busy(models, *, queued=1, rounds=LONG, **settings):
-    """(server, answers to come): two long requests, of which one runs and one waits, and short ones that wait behind them.
+    """(server, answers to come): two long requests, one running, and short ones behind them.
 
-    Batches of one row: requests that arrive together would else run together. The service's own deadline is far away, so
-    that a busy machine fails none of them.
+    A batch has one row, since requests that arrive together would else run together. The service's
+    own deadline is far away, so that a busy machine fails none of them.
     """
     settings.setdefault("timeout_ms", 600_000)
     with (

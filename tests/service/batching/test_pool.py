@@ -1,4 +1,4 @@
-"""Work beside the event loop is bounded, ends for its caller at the deadline, and can be seen to hang."""
+"""Work in the pool is bounded, ends for its caller at the deadline, and shows when it hangs."""
 
 import asyncio
 import threading

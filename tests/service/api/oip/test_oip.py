@@ -446,7 +446,7 @@ def request(*entries, **more):
         (404, request(entry(), parameters={"prior": "x"}), "there is no prior 'x'"),
         (400, request(entry(), parameters={"prior": "{"}), "the inline prior is not JSON"),
         (422, request(entry(), parameters={"prior": '{"target": [0]}'}), "has 1 entries"),
-        (422, request(entry(name="y")), "the model has no input 'y'; it takes x, and tau and prior for each row"),
+        (422, request(entry(name="y")), "the model has no input 'y'; it takes x, and optionally tau and prior for each row"),
         (422, request(entry(name="tau", shape=[1, 1], data=[1])), "input 'x' is missing"),
         (422, request(entry(datatype="FP64")), "input 'x' is FP64; the model takes FP32"),
         (422, request(entry(datatype="BYTES", data=["a"] * 6)), "input 'x' is BYTES; the model takes FP32"),
@@ -495,7 +495,7 @@ def test_too_many_different_priors_in_one_request_are_refused(http):
         entry(name="prior", shape=[rows], datatype="BYTES", data=priors),
     )
     answer = http.post("/v2/models/linear/infer", json=body)
-    assert (answer.status_code, "65 different priors; at most 64" in answer.json()["error"]) == (422, True)  # fmt: skip
+    assert (answer.status_code, "65 different priors; expected at most 64" in answer.json()["error"]) == (422, True)  # fmt: skip
 
 
 def test_unknown_label_frequencies_concern_only_rows_with_a_tau(client):
