@@ -55,6 +55,7 @@ class MetricsPort:
             def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name there
                 """Log nothing: scrapes come every few seconds."""
 
+        host = host.strip("[]")
         try:
             self._server = _Server((host, port), Handler)
         except OSError as error:

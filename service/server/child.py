@@ -41,7 +41,7 @@ class WorkerProcess:
                 process = await asyncio.create_subprocess_exec(
                     sys.executable, "-m", "service.server.worker", str(theirs.fileno()),
                     pass_fds=(theirs.fileno(), place.listener),
-                    process_group=0,  # Ctrl-C in a terminal goes to the supervisor, which ends the workers
+                    process_group=0,  # Ctrl-C in a terminal is for the supervisor only
                 )  # fmt: skip
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:

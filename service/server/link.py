@@ -1,6 +1,7 @@
 """The line between a worker and its supervisor: JSON objects over a socket pair, framed by length.
 
-    supervisor → worker   the Place, once; {"order": n, "verb": …, "model": …}; {"told": n, "errors": […]}
+    supervisor → worker   the Place, once; {"order": n, "verb": …, "model": …};
+                          {"told": n, "errors": […]}
     worker → supervisor   {"ready": true}; {"refused": why}; {"tell": n, "verb": …, "model": …};
                           {"done": n, "error": why | null}
 

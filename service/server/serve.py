@@ -32,7 +32,7 @@ def serve(settings: Settings) -> int:
 
 def _bind(settings: Settings) -> socket.socket:
     """Bind a socket. It does not listen yet: connections are refused until a worker is ready."""
-    host = settings.host.removeprefix("[").removesuffix("]")
+    host = settings.host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

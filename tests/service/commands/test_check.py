@@ -1,0 +1,116 @@
+"""`check` finds what would stop a start, or serve something else than what is meant; it serves nothing."""
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from service.commands import check
+from service.contract.bundle import load_bundle
+from service.contract.prior import parse_prior
+from service.keys import make_key
+from service.settings import Settings
+from tests.support.priors import following
+from tests.support.small_models import publish_model
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture
+def models(tmp_path):
+    publish_model(tmp_path / "models")
+    return tmp_path / "models"
+
+
+@pytest.fixture
+def settings(models, tmp_path):
+    """Makes settings that are right but for the given ones."""
+
+    def make(**given):
+        store = f"sqlite:///{tmp_path}/priors.db"
+        return Settings(**{"models": models, "store": store, "provider": "cpu", **given})
+
+    return make
+
+
+def faults(settings):
+    """Subject → text of what is bad."""
+    return {subject: text for good, subject, text in check.check(settings) if good is False}
+
+
+def test_right_settings_pass_and_each_subject_has_a_line(settings, capsys):
+    assert check.run(settings(default_model="linear")) == 0
+    told = capsys.readouterr().out
+    for subject in ("settings", "files and folders", "prior store", "model linear/1", "default model", "priors"):  # fmt: skip
+        assert f"ok   {subject}" in told
+
+
+def test_a_missing_models_folder_and_a_folder_without_models_are_found(settings, tmp_path):
+    missing = faults(settings(models=tmp_path / "modls"))
+    assert f"did you mean '{tmp_path}/models'?" in missing["files and folders"]
+    (tmp_path / "empty").mkdir()
+    assert "there is none in" in faults(settings(models=tmp_path / "empty"))["models"]
+    assert faults(settings(models=tmp_path / "empty", allow_no_models=True)) == {}
+
+
+def test_an_unknown_default_model_is_found_with_the_nearest_name(settings):
+    found = faults(settings(default_model="liner"))
+    assert "did you mean 'linear'?" in found["default model"]
+
+
+def test_a_damaged_model_is_found(settings, models):
+    (models / "linear" / "1" / "model.onnx").write_bytes(b"damaged")
+    assert "sha256" in faults(settings())["model linear/1"]
+
+
+def test_keys_are_read_and_an_open_address_without_them_is_found(settings, tmp_path):
+    assert "without keys" in faults(settings(host="0.0.0.0"))["access"]
+    assert faults(settings(host="0.0.0.0", allow_anonymous=True)) == {}
+    listed = tmp_path / "keys"
+    listed.write_text(make_key("ops", ["operate"])[1].line())
+    assert faults(settings(host="0.0.0.0", keys=listed)) == {}
+    listed.write_text("ops operate hunter2")
+    found = faults(settings(keys=listed))
+    assert "line 1" in found["keys"]
+    assert "hunter2" not in found["keys"]
+
+
+@pytest.mark.parametrize(
+    ("store", "words"),
+    [("mysql://somewhere", "mysql"), ("sqlite:///{}/priros/p.db", "there is no folder")],
+)
+def test_a_store_that_cannot_be_used_is_found(settings, tmp_path, store, words):
+    assert words in faults(settings(store=store.format(tmp_path)))["prior store"]
+    assert not (tmp_path / "priros").exists(), "nothing is made by the way"
+
+
+def test_a_stored_prior_that_does_not_fit_its_model_is_found(settings, models):
+    made = settings()
+
+    async def put(bundle):
+        async with following(made.store) as priors:
+            body = parse_prior({"target": {"class-0": 1}, "others": 1})
+            await priors.put(bundle, "shop", body, by="me")
+
+    asyncio.run(put(load_bundle(models / "linear" / "1")))
+    assert faults(made) == {}
+    publish_model(models, class_names=[f"other-{i}" for i in range(5)])
+    assert "another class list" in faults(made)["prior linear/shop@1"]
+
+
+def test_the_verb_exits_1_for_a_fault_and_2_for_an_unknown_flag(models, tmp_path):
+    def run(*flags):
+        command = [sys.executable, "-m", "service", "check", "--models", str(models), *flags]
+        store = f"sqlite:///{tmp_path}/p.db"
+        return subprocess.run(
+            [*command, "--store", store, "--provider", "cpu"],
+            capture_output=True, text=True, cwd=ROOT, check=False,
+        )  # fmt: skip
+
+    assert run().returncode == 0
+    assert run("--default-model", "nope").returncode == 1
+    misspelt = run("--defualt-model", "linear")
+    assert misspelt.returncode == 2
+    assert "did you mean '--default-model'?" in misspelt.stderr

@@ -1,0 +1,87 @@
+"""An operator's mistake is refused at the start, or turns readiness red; it is never served in silence."""
+
+import signal
+import socket
+
+import httpx
+import pytest
+
+from tests.support.eventually import eventually
+from tests.support.server import running, starting
+from tests.support.small_models import publish_model
+
+
+@pytest.fixture
+def models(tmp_path):
+    publish_model(tmp_path / "models")
+    return tmp_path / "models"
+
+
+def readiness(url):
+    answer = httpx.get(f"{url}/health/ready")
+    return answer.status_code, answer.json()
+
+
+@pytest.mark.parametrize(
+    ("settings", "status", "words"),
+    [
+        ({"default_model": "liner"}, 1, "--default-model is 'liner'.*did you mean 'linear'"),
+        ({"models": "{}/modles"}, 1, "no such folder; did you mean '{}/models'"),
+        ({"keys": "{}/nowhere"}, 1, "there is no such file"),
+        ({"store": "sqlite:///{}/deep/nowhere/p.db"}, 1, "there is no folder '{}/deep/nowhere'"),
+        ({"host": ""}, 2, "--host is empty"),
+        ({"provider": "gpu"}, 2, "expected auto, cpu"),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_mistake_stops_the_start_naming_what_came(models, settings, status, words, workers):
+    folder = str(models.parent)
+    given = {name: value.replace("{}", folder) for name, value in settings.items()}
+    with starting(given.pop("models", models), workers=workers, **given) as server:
+        assert server.exit() == status
+        server.wait_for(words.replace("{}", folder))
+        assert "Traceback" not in server.log
+
+
+def test_an_unknown_variable_stops_the_start(models):
+    with starting(models, environment={"PRIORDIAL_PROT": "9"}) as server:
+        assert server.exit() == 2
+        server.wait_for("PRIORDIAL_PROT is not a setting; did you mean 'PRIORDIAL_PORT'")
+
+
+def test_a_folder_without_models_is_not_ready_until_one_is_loaded(tmp_path):
+    folder = tmp_path / "mount"
+    folder.mkdir()
+    with running(folder) as server:
+        status, body = readiness(server.url)
+        assert status == 503
+        assert f"no model is served from '{folder}'" in body["reason"]
+        assert httpx.get(f"{server.url}/health/live").status_code == 200
+        publish_model(folder)
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: readiness(server.url)[0] == 200)
+        assert server.terminate() == 0
+
+
+def test_a_service_that_may_have_no_models_is_ready_without_any(tmp_path):
+    with running(tmp_path / "nowhere", allow_no_models=True, default_model="later") as server:
+        status, body = readiness(server.url)
+        assert (status, body["status"]) == (200, "degraded")
+        assert "the default model 'later' is not served" in body["reason"]
+        assert server.terminate() == 0
+
+
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_an_ipv6_address_serves_both_ports(models, host):
+    with socket.socket(socket.AF_INET6) as taken:
+        try:
+            taken.bind(("::1", 0))
+        except OSError:
+            pytest.skip("optional: this machine has no IPv6")
+        port = taken.getsockname()[1]
+    with running(models, host=host, metrics_port=port) as server:
+        assert server.url.startswith("http://[::1]:")
+        assert readiness(server.url)[0] == 200
+        scrape = httpx.get(f"http://[::1]:{port}/metrics")
+        assert "priordial_build_info" in scrape.text
+        assert server.terminate() == 0
