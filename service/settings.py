@@ -26,7 +26,7 @@ _PLATFORMS = {
     "predict_route": ("AIP_PREDICT_ROUTE",),
     "health_route": ("AIP_HEALTH_ROUTE",),
 }
-"""Variables that Vertex AI and SageMaker set in a container; PRIORDIAL_* and flags win over them."""
+"""Variables that Vertex AI and SageMaker set; PRIORDIAL_* and flags override them."""
 
 
 class InvalidSetting(ValueError):
@@ -98,7 +98,7 @@ class Settings:
     max_url_kib: int = _setting(32, "longest URL of a request in KiB", low=1, high=63)
     keep_alive_seconds: float = _setting(
         75.0,
-        "close a connection that has been idle for this long; more than the proxy in front keeps it",
+        "close a connection that has been idle this long; more than the proxy in front keeps it",
         low=0.1,
         high=86_400,
     )
@@ -146,7 +146,7 @@ class Settings:
     )
     max_flip_share: float = _setting(
         1.0,
-        "refuse a prior that would change a larger share of recent answers, unless ?force=1; 1: never",
+        "refuse a prior that would change a larger share of answers, unless ?force=1; 1: never",
         low=0.0,
         high=1.0,
     )

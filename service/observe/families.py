@@ -33,7 +33,7 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
         max,
     ),
     "priordial_loop_turn_seconds": (
-        "Longest time since the start in which the event loop served nobody else; with --measure-loop-turns",
+        "Longest time that the event loop was held since the start; with --measure-loop-turns",
         max,
     ),
     "priordial_model_info": ("1 for each model version that is served, with its provider", max),

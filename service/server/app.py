@@ -126,7 +126,7 @@ class Service:
         return self.start_done.is_set()
 
     def drain(self) -> None:
-        """Turn readiness red and close each connection with its next answer: clients go elsewhere."""
+        """Turn readiness red, and close each connection with its next answer."""
         self.draining = self.asgi.draining = True
         self.repository.end_loading("the service is shutting down")
 

@@ -37,7 +37,7 @@ class ConnectionCounts:
 
 
 def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
-    """Open the counts of a run; None without room for them. Connections are then shared unevenly."""
+    """Open the counts of a run. None without room: connections are then shared unevenly."""
     try:
         return ConnectionCounts(folder, slots)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Measures how long the event loop is held: a debugging aid, switched on by `--measure-loop-turns`."""
+"""Measures how long the event loop is held: a debugging aid (`--measure-loop-turns`)."""
 
 import asyncio
 import time

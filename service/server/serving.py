@@ -109,7 +109,7 @@ def _left(status: int) -> int:
 
 
 class _Serving:
-    """The service and the HTTP server in front of it, until a signal or the supervisor ends them."""
+    """The service and its HTTP server, until a signal or the supervisor ends them."""
 
     def __init__(
         self,

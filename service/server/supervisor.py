@@ -103,7 +103,7 @@ class _Supervisor:
     # -- a slot
 
     async def _keep(self, slot: int) -> int:
-        """Have a worker in the slot until it is time to leave. DONE when the last one ended well."""
+        """Have a worker in the slot until it is time to leave. DONE when it ended well."""
         replaces, delay, failed_starts = "", 0.0, 0
         while not self._leaving.is_set():
             ending = await self._serve(slot, replaces)
