@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from service.commands import revisions
+from service.contract.next_steps import to_use_keys
 from service.contract.prior import InvalidPrior
 from service.keys import ROLES, InvalidKeys, make_key
 from service.priors.revisions import PriorConflict, StoreUnavailable, UnknownPrior
@@ -136,6 +137,7 @@ def _key(given: Mapping[str, Any]) -> None:
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write(key.line() + "\n")
     _tell(f"{given['append']} has its hash; the key itself is shown this once")
+    sys.stderr.write(to_use_keys(given["append"]))
 
 
 def _tell(line: str) -> None:

@@ -9,8 +9,10 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
+from service.contract.next_steps import to_serve
 from training.commands import compare as comparing
 from training.commands import evidence, score
 from training.commands import fit as fitting
@@ -67,6 +69,7 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
 
     print(table(result), file=sys.stderr)  # noqa: T201 - for people
     if "bundle" in result:
+        print(to_serve(Path(result["bundle"])), end="", file=sys.stderr)  # noqa: T201 - for people
         print(result["bundle"])  # noqa: T201 - for scripts
 
 

@@ -27,6 +27,7 @@ from service.contract.bundle import (
     parse_bundle,
     sha256_of,
 )
+from service.contract.next_steps import to_serve
 from service.contract.publication import publish
 from service.graph import session as graph
 from service.graph.foreign import UnsupportedGraph
@@ -59,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stderr.write(f"priordial: {error}\n")
         return 1
     sys.stderr.write("".join(f"{note}\n" for note in notes))
+    sys.stderr.write(to_serve(folder))
     sys.stdout.write(f"{folder}\n")
     return 0
 
