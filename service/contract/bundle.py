@@ -6,9 +6,18 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
-from service.contract.adjustment import MAX_TAU, MIN_TAU
+from service.contract.adjustment import MAX_TAU, MIN_TAU, Vector
+from service.contract.estimation import Estimation
 from service.contract.prior import pydantic_errors
 
 MODEL_FILE = "model.onnx"
@@ -133,7 +142,9 @@ class Bundle(_Strict):
     output: OutputSpec
     max_batch_rows: Annotated[int, Field(ge=1)] | None = None
     files: dict[str, str]
+    estimation: Estimation | None = None
     provenance: dict[str, Any] = {}
+    _adjusts_with_block: bool = PrivateAttr(default=True)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -149,7 +160,9 @@ class Bundle(_Strict):
             raise ValueError(
                 f"class_counts has {len(self.class_counts)} entries for {len(self.class_names)} class_names"
             )
-        unknown_source = self.class_counts is None and self.loss_tau != 1
+        unknown_source = (
+            self.class_counts is None and self.loss_tau != 1 and self.estimation is None
+        )
         if self.default_tau is None:
             object.__setattr__(self, "default_tau", 0.0 if unknown_source else 1.0)
         elif self.default_tau and unknown_source:
@@ -160,12 +173,44 @@ class Bundle(_Strict):
             raise ValueError(f"default_tau must be 0 or at least {MIN_TAU:g}")
         if MODEL_FILE not in self.files:
             raise ValueError(f"files must name {MODEL_FILE}")
+        self._check_estimation()
         return self
+
+    def _check_estimation(self) -> None:
+        block = self.estimation
+        if block is None:
+            return
+        if block.num_classes != len(self.class_names):
+            raise ValueError(
+                f"estimation has {block.num_classes} entries for {len(self.class_names)} class_names"
+            )
+        if block.temperature != self.temperature:
+            raise ValueError(
+                f"estimation.temperature is {block.temperature:g}; expected temperature, "
+                f"{self.temperature:g}"
+            )
 
     @property
     def class_digest(self) -> str:
         """Identifies the class list and its order."""
         return class_digest(self.class_names)
+
+    @property
+    def calibrated_log_source(self) -> Vector | None:
+        """[C] log of the measured source prior less the bias; None without an estimation block.
+
+        Also None where the block has not seen every class, or is not to be used for adjusting.
+        """
+        block = self.estimation
+        if block is None or not block.calibrates_every_class or not self._adjusts_with_block:
+            return None
+        return block.log_source
+
+    def without_calibrated_source(self) -> Self:
+        """The same model, to be adjusted with its class_counts instead of the estimation block."""
+        plain = self.model_copy()
+        plain._adjusts_with_block = False  # noqa: SLF001 - of its own class
+        return plain
 
     @property
     def tau(self) -> float:

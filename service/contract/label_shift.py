@@ -1,22 +1,28 @@
-"""The class prior of unlabelled data, from a classifier's posteriors: expectation maximisation, with intervals.
+"""The class prior of unlabelled data, from a classifier's logits: expectation maximisation.
 
-Saerens, Latinne and Decaestecker, *Adjusting the outputs of a classifier to new a priori probabilities* (2002):
-rho <- mean over examples of normalise(p(.|x) * rho / sigma), from rho = sigma. It climbs the likelihood of the
-unlabelled data, which is concave in rho; it is as right as the posteriors are calibrated.
+Saerens, Latinne and Decaestecker, *Adjusting the outputs of a classifier to new a priori
+probabilities* (2002): rho <- mean over examples of normalise(p(.|x) * rho / sigma). It climbs the
+likelihood of the unlabelled data, which is concave in rho; it is as right as the posteriors are
+calibrated. Intervals come from the observed information of that likelihood, and from the
+replicates of the calibration that the `estimation` block of a model holds.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from service.contract.adjustment import Vector
-from service.contract.scores import bootstrap_rng
+from service.contract.estimation import Replicates
 
-TOLERANCE = 1e-6
+TOLERANCE = 1e-7
 MAX_ITERATIONS = 2000
-_CHUNK_CELLS = 4_000_000  # of [n, resamples]: 32 MB
+MAX_CLASSES_WITH_COVARIANCE = 2000
+"""With more classes their variances are estimated one by one, as if independent."""
+MAX_CONDITION = 100.0
+_Z = 1.959964
+_REPLICATE_SPREAD = (2.093 / _Z) ** 2  # a variance from 20 replicates: t with 19 degrees of freedom
+_CHUNK_CELLS = 4_000_000  # of [n, C]: 32 MB of float64 at a time
 
 
 class NotConverged(ValueError):
@@ -30,14 +36,16 @@ class PriorEstimate:
     prior: Vector
     """[C], sums to 1."""
     low: Vector
-    """[C] lower ends of 95 % bootstrap intervals, class by class."""
+    """[C] lower ends of 95 % intervals, class by class."""
     high: Vector
     """[C] upper ends."""
     n: int
     """Unlabelled examples."""
     effective_n: float
     """The number of *labelled* examples whose class frequencies would be as sure:
-    sum of rho (1 - rho) over the sum of the bootstrap variances, at most n."""
+    sum of rho (1 - rho) over the sum of the variances, at most n."""
+    covariance: Vector
+    """[C, C] of the estimate; [C], the variances alone, beyond MAX_CLASSES_WITH_COVARIANCE."""
 
 
 def em_prior(posteriors: ArrayLike, *, source_prior: ArrayLike) -> Vector:
@@ -45,53 +53,167 @@ def em_prior(posteriors: ArrayLike, *, source_prior: ArrayLike) -> Vector:
 
     posteriors: [n, C], rows sum to 1, posteriors under source_prior [C] > 0. Raises NotConverged.
     """
-    p = np.asarray(posteriors, np.float64)
-    source = np.asarray(source_prior, np.float64)[:, None]
-    return _climb(p, source, np.full((len(p), 1), 1 / len(p)))[:, 0]
+    source = np.asarray(source_prior, np.float64)
+    source = source / source.sum()
+    return climb(np.asarray(posteriors, np.float64) / source, start=source)
 
 
-def estimate_prior(
-    posteriors: ArrayLike, *, source_prior: ArrayLike, resamples: int = 200, seed: int = 0
-) -> PriorEstimate:
-    """em_prior with intervals from drawing the unlabelled examples again. Raises NotConverged."""
-    p = np.asarray(posteriors, np.float64)
-    source = np.asarray(source_prior, np.float64)[:, None]
-    draws = [_climb(p, source, weights) for weights in bootstrap_weights(len(p), resamples, seed)]
-    prior = em_prior(p, source_prior=source_prior)
-    return with_intervals(prior, np.concatenate(draws, axis=1).T, n=len(p))
+def likelihood_ratios(logits: ArrayLike, *, temperature: float, log_source: ArrayLike) -> Vector:
+    """[n, C] p(x | y) of each row up to a factor per row, the largest of a row being 1."""
+    scores = np.asarray(logits, np.float64) / temperature - np.asarray(log_source, np.float64)
+    scores -= scores.max(axis=1, keepdims=True)
+    ratios: Vector = np.exp(scores, out=scores)
+    return ratios
 
 
-def with_intervals(prior: Vector, resampled: Vector, *, n: int) -> PriorEstimate:
-    """The estimate of a prior [C] and of its resamples [resamples, C]."""
-    low, high = np.quantile(resampled, [0.025, 0.975], axis=0)
-    variance = float(resampled.var(axis=0, ddof=1).sum())
-    spread = float((prior * (1 - prior)).sum())
-    effective = n if spread >= n * variance else spread / variance
-    return PriorEstimate(prior, low, high, n, float(effective))
+def climb(
+    ratios: Vector, *, start: Vector, toward: Vector | None = None, strength: float = 0.0
+) -> Vector:
+    """The prior [C] that makes the rows likeliest, from likelihood ratios [n, C]. Raises NotConverged.
 
+    start: [C] > 0 where a class may have mass. With `toward` [C], the estimate has `strength`
+    made-up rows of that prior beside the real ones: the mode of the posterior under a Dirichlet
+    prior. Every third step extrapolates (SQUAREM; Varadhan and Roland 2008), and is taken back
+    where it lowers the likelihood.
+    """
+    extra = np.zeros_like(start) if toward is None else strength * toward
+    total = len(ratios) + extra.sum()
+    counted = extra > 0
 
-def bootstrap_weights(n: int, resamples: int, seed: int) -> Iterator[Vector]:
-    """Weights [n, some], columns summing to 1, of `resamples` draws of n examples with replacement."""
-    rng = bootstrap_rng(seed)
-    step = max(1, _CHUNK_CELLS // n)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        yield rng.multinomial(n, np.full(n, 1 / n), size=size).T / n
+    def step(prior: Vector) -> tuple[Vector, float]:
+        mixed = ratios @ prior
+        moved: Vector = (prior * (ratios.T @ (1 / mixed)) + extra) / total
+        likelihood = float(np.log(mixed).sum() + extra[counted] @ np.log(prior[counted]))
+        return moved, likelihood
 
-
-def _climb(posteriors: Vector, source: Vector, weights: Vector) -> Vector:
-    """[C, R] priors for weights [n, R] of the examples; source is [C, 1] or [C, R]."""
-    prior: Vector = np.repeat(source / source.sum(axis=0), weights.shape[1] // source.shape[1], 1)
-    for _ in range(MAX_ITERATIONS):
-        ratio = prior / source
-        mixed = posteriors @ ratio
-        moved: Vector = ratio * (posteriors.T @ (weights / mixed))
-        change = np.abs(moved - prior).max()
-        prior = moved
+    prior = start / start.sum()
+    for _ in range(MAX_ITERATIONS // 3):
+        first, likelihood = step(prior)
+        change = float(np.abs(first - prior).max())
         if change < TOLERANCE:
-            settled: Vector = prior / prior.sum(axis=0)
+            settled: Vector = first / first.sum()
             return settled
+        second, _ = step(first)
+        moved, bend = first - prior, second - 2 * first + prior
+        length = max(1.0, float(np.linalg.norm(moved)) / max(float(np.linalg.norm(bend)), 1e-300))
+        leap = prior + 2 * length * moved + length**2 * bend
+        prior = second
+        if (leap >= 0).all() and (leap[second > 0] > 0).all():
+            landed, reached = step(leap)
+            prior = landed if reached >= likelihood else second
     raise NotConverged(
         f"the estimate still moved by {change:.1e} after {MAX_ITERATIONS} iterations; "
         "the posteriors hardly tell the classes apart"
     )
+
+
+def estimate_prior(
+    logits: ArrayLike,
+    *,
+    temperature: float,
+    log_source: ArrayLike,
+    replicates: Replicates | None = None,
+) -> PriorEstimate:
+    """The likeliest prior of rows of logits [n, C], n > 0, with intervals. Raises NotConverged.
+
+    temperature and log_source [C] are the calibration; `replicates` say how sure it is. The
+    intervals hold the noise of the rows, by the observed information, and that of the calibration,
+    by one Newton step to the estimate that each replicate would give.
+    """
+    f, source = np.asarray(logits, np.float64), np.asarray(log_source, np.float64)
+    ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
+    prior = climb(ratios, start=np.exp(source - source.max()))
+    relative = ratios / (ratios @ prior)[:, None]
+    if len(prior) > MAX_CLASSES_WITH_COVARIANCE:
+        variances = 1 / np.maximum((relative**2).sum(axis=0), 1e-300)
+        return _with_intervals(prior, np.minimum(variances, 0.25), n=len(f))
+    inverse = _inverse_information(relative, prior)
+    covariance = inverse
+    if replicates is not None:
+        own = relative.sum(axis=0)
+        moves = np.stack(
+            [
+                inverse @ (_score(f, prior, heat, np.asarray(log_prior)) - own)
+                for heat, log_prior in zip(
+                    replicates.temperature, replicates.log_source, strict=True
+                )
+            ]
+        )
+        covariance = covariance + _REPLICATE_SPREAD * (moves.T @ moves) / len(moves)
+    return _with_intervals(prior, covariance, n=len(f))
+
+
+def bbse_prior(confusion: ArrayLike, predicted: ArrayLike) -> Vector | None:
+    """The prior by black-box shift estimation (Lipton et al., ICML 2018), or None.
+
+    confusion: [predicted, class] rows of a labelled split; predicted: [C] rows of each predicted
+    class in the unlabelled data, with the same decisions. Solves rates @ prior = predicted shares,
+    leaving out classes that would become negative. None where the rates are ill-conditioned: an
+    error in them would grow more than MAX_CONDITION times.
+    """
+    cells, seen = np.asarray(confusion, np.float64), np.asarray(predicted, np.float64)
+    if condition_of(cells) > MAX_CONDITION:
+        return None
+    rates = cells / cells.sum(axis=0)
+    kept = np.arange(len(seen))
+    while True:
+        solution = np.linalg.lstsq(rates[:, kept], seen / seen.sum(), rcond=None)[0]
+        if (solution >= 0).all():
+            break
+        kept = kept[solution >= 0]
+    prior = np.zeros(len(seen))
+    prior[kept] = solution / solution.sum()
+    return prior
+
+
+def condition_of(confusion: ArrayLike) -> float:
+    """How much errors grow when the rates of a confusion matrix [predicted, class] are inverted.
+
+    Infinite when a class has no row.
+    """
+    cells = np.asarray(confusion, np.float64)
+    totals = cells.sum(axis=0)
+    return float(np.linalg.cond(cells / totals)) if (totals > 0).all() else float("inf")
+
+
+def _with_intervals(prior: Vector, covariance: Vector, *, n: int) -> PriorEstimate:
+    """The estimate with 95 % intervals of a covariance [C, C], or of variances [C]."""
+    variances = covariance if covariance.ndim == 1 else covariance.diagonal()
+    half = _Z * np.sqrt(variances)
+    spread, variance = float((prior * (1 - prior)).sum()), float(variances.sum())
+    effective = n if spread >= n * variance else spread / variance
+    return PriorEstimate(
+        prior,
+        np.maximum(prior - half, 0.0),
+        np.minimum(prior + half, 1.0),
+        n,
+        float(effective),
+        covariance,
+    )
+
+
+def _score(logits: Vector, prior: Vector, temperature: float, log_source: Vector) -> Vector:
+    """[C] gradient of the log likelihood of the rows at `prior`, under a calibration."""
+    total = np.zeros(len(prior))
+    rows = max(1, _CHUNK_CELLS // len(prior))
+    for start in range(0, len(logits), rows):
+        ratios = likelihood_ratios(
+            logits[start : start + rows], temperature=temperature, log_source=log_source
+        )
+        total += ratios.T @ (1 / (ratios @ prior))
+    return total
+
+
+def _inverse_information(relative: Vector, prior: Vector) -> Vector:
+    """[C, C] inverse of the observed information among priors that sum to 1.
+
+    relative: [n, C] gradients of the log likelihood of the rows. A small part of what a multinomial
+    of one row would say is added, so that classes that no row tells apart get a large variance
+    rather than a singular matrix.
+    """
+    information = relative.T @ relative
+    information[np.diag_indices_from(information)] += 0.01 / np.maximum(prior, 1e-4)
+    inverse = np.linalg.inv(information)
+    sums = inverse.sum(axis=1)
+    projected: Vector = inverse - np.outer(sums, sums) / sums.sum()
+    return projected

@@ -59,6 +59,8 @@ class Prior:
     log_target: Vector
     expected: bool = False
     warnings: tuple[str, ...] = field(default=())
+    calibrated: bool = False
+    """Whether log_source was measured on validation (and holds a bias per class)."""
 
     @property
     def offset(self) -> Vector | None:
@@ -102,8 +104,14 @@ def resolve_prior(
     class_names: Sequence[str],
     class_counts: Sequence[float] | None,
     loss_tau: float,
+    calibrated_log_source: Vector | None = None,
 ) -> Prior:
-    """Turn a body into vectors for a model. Raises InvalidPrior or UnknownLabelFrequencies."""
+    """Turn a body into vectors for a model. Raises InvalidPrior or UnknownLabelFrequencies.
+
+    calibrated_log_source: [C] the source prior that validation has measured (see
+    Bundle.calibrated_log_source). It replaces the one that class_counts imply, unless the body
+    names label frequencies of its own.
+    """
     errors: list[tuple[str, str]] = []
     frequencies = _label_frequencies(body, class_names, class_counts, errors)
     target = _target(body, class_names, frequencies, errors)
@@ -124,13 +132,19 @@ def resolve_prior(
                 "so its source prior is uniform"
             ),
         )
+    calibrated = calibrated_log_source is not None and body.label_frequencies is None
+    if calibrated:
+        log_source = calibrated_log_source
+    else:
+        log_source = log_source_prior(basis, loss_tau=loss_tau) if source_known else None
     return Prior(
         label_frequencies=None if frequencies is None else _normalised(frequencies),
         target=_normalised(target),
-        log_source=log_source_prior(basis, loss_tau=loss_tau) if source_known else None,
+        log_source=log_source,
         log_target=log_target_prior(target),
         expected=body.expected,
         warnings=warnings,
+        calibrated=calibrated,
     )
 
 

@@ -4,8 +4,9 @@ Every error is a fraction 0 … 1. Labels are integers [n]; classes without an e
 error of their own (NaN) and take no part in a mean over classes.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
@@ -141,68 +142,104 @@ def expected_calibration_error(
 
 
 class ErrorIntervals(NamedTuple):
-    """Intervals of the share of wrong answers and of its mean over the classes."""
+    """95 % intervals of the share of wrong answers and of its mean over the classes."""
 
     error: Interval
     balanced_error: Interval
 
 
-def bootstrap_interval(
-    statistic: Callable[[NDArray[np.intp]], float],
-    strata: Labels,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
+def proportion_interval(share: float, n: float, *, level: float = 0.95) -> Interval:
+    """Wilson's interval of a share observed among n examples, which need not be a whole number.
+
+    It has a width even when the share is 0 or 1 (Wilson 1927; Brown, Cai and DasGupta 2001).
+    """
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    scale = 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / scale
+    half = z / scale * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mean_error_interval(
+    errors: ArrayLike, totals: ArrayLike, *, shares: ArrayLike | None = None, level: float = 0.95
 ) -> Interval:
-    """Percentile interval of statistic(indices), drawing with replacement within each stratum.
+    """Interval of a mean over classes of the error within the class, also for classes of one row.
 
-    strata: [n] labels, so that every resample has the split's class counts and no class is lost.
+    errors, totals: [C] error and number of examples of each class; classes without examples are
+    left out. shares: [C] weights of the classes in the mean, equal by default.
+
+    The method has three steps. (1) m is the mean error in which each class weighs as much as it
+    adds to the variance, share^2 / n, and N is the number of examples that m rests on. (2) The
+    variance of class y is p(1 - p) / n, with its error p shrunk by one example towards m, so that
+    a class that is all right or all wrong keeps a variance. (3) Wilson's interval of m among N
+    examples gives the distance to either side, scaled to the standard deviation of the mean.
+    With equal totals this is Wilson's interval of the pooled error.
     """
-    rng = bootstrap_rng(seed)
-    members = [np.flatnonzero(strata == value) for value in np.unique(strata)]
-    values = [
-        statistic(np.concatenate([rng.choice(own, len(own)) for own in members]))
-        for _ in range(resamples)
-    ]
-    return percentile_interval(np.array(values), level=level)
+    n = np.asarray(totals, np.float64)
+    present = n > 0
+    n, p = n[present], np.asarray(errors, np.float64)[present]
+    share = np.ones(len(n)) if shares is None else np.asarray(shares, np.float64)[present]
+    share = share / share.sum()
+    weight = share**2 / n
+    typical = float(weight @ p / weight.sum())
+    rows = float(weight.sum() ** 2 / (weight**2 / n).sum())
+    variance = _shrunk_variance(p, n, prior=(rows * typical + 0.5) / (rows + 1))
+    deviation = math.sqrt(float(share**2 @ variance))
+    scale = deviation / math.sqrt(float(weight**2 @ variance)) * float(weight.sum())
+    low, high = proportion_interval(typical, rows, level=level)
+    mean = float(share @ p)
+    return max(0.0, mean - scale * (typical - low)), min(1.0, mean + scale * (high - typical))
 
 
-def error_intervals(
-    errors: Vector,
-    totals: ArrayLike,
-    *,
-    resamples: int = 1000,
-    level: float = 0.95,
-    seed: int = 0,
-) -> ErrorIntervals:
-    """bootstrap_interval of the error and of the balanced error, without drawing examples.
+def error_intervals(errors: Vector, totals: ArrayLike, *, level: float = 0.95) -> ErrorIntervals:
+    """Intervals of the error and of the balanced error from the errors [C] of the classes.
 
-    errors, totals: [C] error and number of examples of each class; classes without examples are left out.
-    Resampling the n_y examples of a class gives Binomial(n_y, error_y) wrong ones, whatever they are.
+    totals: [C] examples of each class. The error has Wilson's interval, the balanced error that of
+    mean_error_interval. Classes without examples are left out.
     """
-    counts = np.asarray(totals).astype(np.int64)
-    present = counts > 0
-    counts = counts[present]
-    size = (resamples, len(counts))
-    wrong = bootstrap_rng(seed).binomial(counts, errors[present], size)
+    n = np.asarray(totals, np.float64)
+    wrong = float(np.where(n > 0, errors * n, 0.0).sum())
     return ErrorIntervals(
-        error=percentile_interval(wrong.sum(axis=1) / counts.sum(), level=level),
-        balanced_error=percentile_interval((wrong / counts).mean(axis=1), level=level),
+        error=proportion_interval(wrong / float(n.sum()), float(n.sum()), level=level),
+        balanced_error=mean_error_interval(errors, n, level=level),
     )
 
 
+def paired_standard_errors(differences: Vector, labels: Labels, shares: Vector) -> Vector:
+    """[G] standard errors of weighted means of paired differences, also for classes of one row.
+
+    differences: [G, n], each -1, 0 or 1: what the answers of two rules differ by on each example.
+    shares: [C] weights of the classes in the mean. As in mean_error_interval, the share of
+    examples that differ is shrunk by one example towards that of the classes that matter most.
+    """
+    totals = class_totals(labels, len(shares))
+    members = [np.flatnonzero(labels == y) for y in np.flatnonzero((totals > 0) & (shares > 0))]
+    n = np.array([len(own) for own in members], np.float64)
+    share = np.array([shares[labels[own[0]]] for own in members])
+    differ = np.stack([np.abs(differences[:, own]).mean(axis=1) for own in members], axis=1)
+    mean = np.stack([differences[:, own].mean(axis=1) for own in members], axis=1)
+    weight = share**2 / n
+    rows = float(weight.sum() ** 2 / (weight**2 / n).sum())
+    typical = (rows * (differ @ weight) / weight.sum() + 0.5) / (rows + 1)
+    shrunk = (n * differ + typical[:, None]) / (n + 1)
+    variance = np.maximum(shrunk - (n * mean / (n + 1)) ** 2, 0.0) / n
+    errors: Vector = np.sqrt(variance @ share**2)
+    return errors
+
+
 def bootstrap_rng(seed: int) -> "np.random.Generator":  # in quotes, or it would be imported
-    """A stream of its own for resampling: examples that were themselves drawn from default_rng(seed) would
-    otherwise meet the very random numbers that made them.
+    """A random stream for resampling that shares no numbers with default_rng(seed).
+
+    Examples are often drawn from default_rng(seed) themselves, and must not meet those numbers.
     """
     return np.random.default_rng([seed, 0xB007])
 
 
-def percentile_interval(values: Vector, *, level: float = 0.95) -> Interval:
-    """The central `level` of the values [resamples]."""
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+def _shrunk_variance(errors: Vector, totals: Vector, *, prior: float) -> Vector:
+    """[C] p(1 - p) / n of each class, with p shrunk by one example towards `prior`."""
+    shrunk = (totals * errors + prior) / (totals + 1)
+    variance: Vector = shrunk * (1 - shrunk) / totals
+    return variance
 
 
 def _optional(weights: ArrayLike | None) -> Vector | None:

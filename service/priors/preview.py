@@ -12,7 +12,6 @@ from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_sh
 
 MIN_ROWS_TO_ESTIMATE = 100
 _EM_CELLS = 400_000
-_RESAMPLES = 40
 
 
 class TooLittleTraffic(ValueError):
@@ -90,10 +89,9 @@ def estimate(logits: NDArray[np.float32], *, temperature: float, prior: Prior) -
             f"{len(logits)} recent rows are kept; an estimate needs {MIN_ROWS_TO_ESTIMATE} or more"
         )
     assert prior.log_source is not None
-    posteriors = softmax(as_trained(_thinned(logits), temperature=temperature))
     try:
         return estimate_prior(
-            posteriors, source_prior=np.exp(prior.log_source), resamples=_RESAMPLES
+            _thinned(logits), temperature=temperature, log_source=prior.log_source
         )
     except NotConverged as error:
         raise TooLittleTraffic(str(error)) from error

@@ -75,6 +75,7 @@ def resolve(
         class_names=bundle.class_names,
         class_counts=bundle.class_counts,
         loss_tau=bundle.loss_tau,
+        calibrated_log_source=bundle.calibrated_log_source,
     )
     offset = None if prior.offset is None else prior.offset.astype(np.float32)
     if offset is not None:

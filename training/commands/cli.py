@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.next_steps import to_serve
+from training.commands import calibrate, evidence, score
 from training.commands import compare as comparing
-from training.commands import evidence, score
 from training.commands import fit as fitting
 from training.commands.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
 from training.faults import Fault, say
@@ -82,6 +82,7 @@ def _parser(prog: str) -> argparse.ArgumentParser:
     add_verb = functools.partial(_verb, verbs)
     fitting.add_verb(add_verb)
     evidence.add_verbs(add_verb)
+    calibrate.add_verb(add_verb)
     score.add_verb(add_verb)
     comparing.add_verb(add_verb)
     _add_data(add_verb)

@@ -35,9 +35,9 @@ def add_verbs(add_verb: AddVerb) -> None:
     estimate.add_argument(
         "--held-out",
         metavar="SPEC",
-        help="labelled data; its val split calibrates (default --data)",
+        help="labelled data whose val split calibrates the model (default: the model's own "
+        "estimation block, or --data where it has none)",
     )
-    estimate.add_argument("--seed", type=int, default=0, help="of the intervals (default 0)")
 
 
 def _add_evaluate(add_verb: AddVerb) -> None:
@@ -83,7 +83,7 @@ def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
     return synthetic.summary(results)
 
 
-def _held_out(model: Any, options: argparse.Namespace, *, labelled: bool) -> Any:
+def labelled_rows(model: Any, options: argparse.Namespace, *, labelled: bool) -> Any:
     """Labelled rows for calibration: the validation rows, or all rows of new data."""
     if options.held_out is None:
         if not labelled:
@@ -105,14 +105,22 @@ def _estimate(options: argparse.Namespace) -> dict[str, Any]:
     from training.scores.estimate import HeldOut, estimate
 
     model = Published.open(options.model)
-    log_source = model.log_source_prior()
-    if log_source is None:
-        raise WrongUse(f"{options.model} has no class_counts, so its source prior is unknown")
+    counts = model.bundle.class_counts
     data, unlabelled = model.rows(options.data, split=options.split)
-    held_data, held = _held_out(model, options, labelled=data.labelled)
-    held_logits = model.logits(held_data, held).astype(np.float64)
-    held_out = HeldOut(held_logits, held.labels, log_source)
-    found = estimate(model.logits(data, unlabelled), held_out, seed=options.seed)
+    calibration = model.bundle.estimation
+    if options.held_out is not None or calibration is None:
+        log_source = model.training_source_prior()
+        if log_source is None:
+            raise WrongUse(
+                f"{options.model} has no class_counts, so its source prior is unknown; measure it "
+                "with `training calibrate`"
+            )
+        held_data, held = labelled_rows(model, options, labelled=data.labelled)
+        held_out = HeldOut(
+            model.logits(held_data, held).astype(np.float64), held.labels, log_source
+        )
+        calibration = held_out.measured(class_frequencies=counts)
+    found = estimate(model.logits(data, unlabelled), calibration, class_frequencies=counts)
     return {
         "bundle": str(options.model),
         "data": options.data,

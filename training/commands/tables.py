@@ -1,6 +1,6 @@
 """Results as text, as the command prints them without --json."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 MAX_CLASSES = 20
@@ -8,19 +8,22 @@ MAX_CLASSES = 20
 
 def table(result: Mapping[str, Any]) -> str:
     """The lines of text for the result of a verb."""
-    if "splits" in result:
-        return _data_table(result)
-    if "bayes" in result:
-        return _synthetic_table(result)
-    if "curves" in result:
-        from training.studies.report import text_table
+    tables: dict[str, Callable[[Mapping[str, Any]], str]] = {
+        "splits": _data_table,
+        "bayes": _synthetic_table,
+        "curves": _comparison_table,
+        "resumed_blocks": _scored_table,
+        "methods": _estimate_table,
+        "calibration": _calibration_table,
+    }
+    found = next((each for member, each in tables.items() if member in result), _score_table)
+    return found(result)
 
-        return text_table(result)
-    if "resumed_blocks" in result:
-        return _scored_table(result)
-    if "methods" in result:
-        return _estimate_table(result)
-    return _score_table(result)
+
+def _comparison_table(result: Mapping[str, Any]) -> str:
+    from training.studies.report import text_table
+
+    return text_table(result)
 
 
 def _scored_table(result: Mapping[str, Any]) -> str:
@@ -35,6 +38,22 @@ def _scored_table(result: Mapping[str, Any]) -> str:
     ]
     if len(most) > MAX_CLASSES:
         lines.append(f"and {len(most) - MAX_CLASSES} classes more")
+    return "\n".join(lines)
+
+
+def _calibration_table(result: Mapping[str, Any]) -> str:
+    low, high = result["temperature_interval"]
+    bias = "with" if result["calibration"] == "bias" else "without"
+    lines = [
+        f"{result['bundle']}: {result['rows']} rows, {result['fewest_rows']} of the rarest class",
+        f"temperature {result['temperature']:.3f} ({low:.3f} … {high:.3f}), {bias} a bias per class",
+    ]
+    if result["temperature_note"] is not None:
+        lines.append(f"the temperature stays 1: {result['temperature_note']}")
+    test = result["self_test"]
+    if test is not None:
+        errors = ", ".join(f"{mix} {test[mix]:.2f}" for mix in ("training", "uniform", "reversed"))
+        lines.append(f"error of an estimate from {test['rows']} rows (L1): {errors}")
     return "\n".join(lines)
 
 
@@ -86,17 +105,18 @@ def _synthetic_table(result: Mapping[str, Any]) -> str:
 
 
 def _estimate_table(result: Mapping[str, Any]) -> str:
-    lines = [f"{result['n']} unlabelled, {result['n_held_out']} held out; share with 95 % interval"]
+    lines = [f"{result['n']} unlabelled rows, {result['n_held_out']} labelled for calibration"]
     for name, found in result["methods"].items():
-        lines.append(f"{name}: refused: {found['refused']}" if "refused" in found else f"{name}:")
-        for label, share, (low, high) in zip(
-            result["class_names"],
-            found.get("prior", []),
-            found.get("interval", []),
-            strict=False,
-        ):
-            lines.append(f"  {label:24}{share:8.4f}  {low:.4f} … {high:.4f}")
-    return "\n".join([*lines, f"recommended: {result['recommended']}"])
+        about = {"em": "share with 95 % interval", "bbse": "cross-check"}[name]
+        if "refused" in found:
+            lines.append(f"{name}: refused: {found['refused']}")
+            continue
+        lines.append(f"{name}: {about}")
+        spans = found.get("interval", [None] * len(found["prior"]))
+        for label, share, span in zip(result["class_names"], found["prior"], spans, strict=True):
+            ends = "" if span is None else f"  {span[0]:.4f} … {span[1]:.4f}"
+            lines.append(f"  {label:24}{share:8.4f}{ends}")
+    return "\n".join([*lines, f"verdict: {result['verdict']}: {result['reason']}"])
 
 
 def _score_line(name: str, n: int, at: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
-"""Temperature and tau of a run, fitted to its validation split and to nothing else."""
+"""Temperature, source prior and tau of a run, fitted to its validation split and nothing else."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,57 +8,99 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
+from service.contract.estimation import Estimation
 from training.data.dataset import Labels
 from training.faults import say
-from training.scores.calibrate import (
-    TauChoice,
-    choose_tau,
-    fit_temperature,
-    log_validation_prior_of,
-)
+from training.scores.calibrate import TauChoice, Temperature, choose_tau
+from training.scores.source import measure
 
-FEWEST_ROWS = 30  # fewer could put the temperature anywhere
+MAX_NAMED_CLASSES = 5
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The result of calibration; without a validation split, temperature 1 and tau 1."""
+    """What the validation split decided; without one, temperature 1 and tau 1."""
 
-    temperature: float = 1.0
+    fitted: Temperature | None = None
     tau: float = 1.0
     choice: TauChoice | None = None
+    estimation: Estimation | None = None
+    """The block of model.json."""
+
+    @property
+    def temperature(self) -> float:
+        """T, as model.json states it."""
+        return 1.0 if self.estimation is None else self.estimation.temperature
+
+    @property
+    def temperature_interval(self) -> list[float] | None:
+        """95 % likelihood interval of T."""
+        return None if self.fitted is None else list(self.fitted.interval)
+
+    def log_source_prior(self, implied: Vector) -> Vector:
+        """[C] what the service adjusts with: the measured source prior, or the one given here.
+
+        `implied` is the source prior that the training counts imply. It stays in use when the
+        split lacks a class.
+        """
+        block = self.estimation
+        if block is None or not block.calibrates_every_class:
+            return implied
+        return block.log_source
 
     def tau_object(self) -> dict[str, Any]:
         """The `tau` member of fit's answer."""
         return {
             "chosen": self.tau,
+            "lowest": None if self.choice is None else self.choice.lowest,
             "validation_curve": [list(point) for point in self.choice.curve] if self.choice else [],
             "interval": list(self.choice.interval) if self.choice else None,
         }
 
 
 def calibrate(
-    logits: NDArray[np.float32] | None, labels: Labels | None, *, log_source_prior: Vector
+    logits: NDArray[np.float32] | None,
+    labels: Labels | None,
+    *,
+    log_source_prior: Vector,
+    class_counts: Sequence[float] | NDArray[Any],
+    class_names: Sequence[str],
 ) -> Calibration:
-    """Fit the temperature, then choose tau for the balanced error.
+    """Measure the estimation block, then choose tau for the balanced error.
 
-    logits [n, C] and labels [n] are those of the validation split; without one, both stay 1. With
-    fewer than FEWEST_ROWS rows the temperature stays 1, and a line on stderr says so.
+    logits [n, C] and labels [n] are those of the validation split; without one, T and tau stay 1.
+    Lines on stderr say what the split could not tell.
     """
     if logits is None or labels is None:
         return Calibration()
-    temperature = 1.0
-    if len(labels) < FEWEST_ROWS:
+    block, fitted = measure(
+        logits, labels, log_source_prior=log_source_prior, class_frequencies=class_counts
+    )
+    _say_doubts(block, fitted, class_names)
+    calibration = Calibration(fitted, estimation=block)
+    choice = choose_tau(
+        logits,
+        labels,
+        log_source_prior=calibration.log_source_prior(log_source_prior),
+        temperature=block.temperature,
+    )
+    return Calibration(fitted, choice.chosen, choice, block)
+
+
+def _say_doubts(block: Estimation, fitted: Temperature, class_names: Sequence[str]) -> None:
+    if fitted.why_one is not None:
+        say(f"the temperature stays 1: {fitted.why_one}")
+    elif fitted.is_wide:
+        low, high = fitted.interval
         say(
-            f"only {len(labels)} validation rows: no temperature is fitted, and the chosen tau "
-            "means little"
+            f"the temperature {fitted.value:.2f} is uncertain: its 95 % interval is {low:.2f} … "
+            f"{high:.2f}; more validation rows would narrow it"
         )
-    else:
-        temperature = fit_temperature(
-            logits,
-            labels,
-            log_source_prior=log_source_prior,
-            log_validation_prior=log_validation_prior_of(labels, logits.shape[1]),
+    counts = block.validation.class_counts
+    absent = [name for name, count in zip(class_names, counts, strict=True) if count == 0]
+    if absent:
+        more = "" if len(absent) <= MAX_NAMED_CLASSES else " …"
+        say(
+            f"{len(absent)} of {len(counts)} classes have no validation row and no part in "
+            f"temperature, tau and validation scores: {', '.join(absent[:MAX_NAMED_CLASSES])}{more}"
         )
-    choice = choose_tau(logits, labels, log_source_prior=log_source_prior, temperature=temperature)
-    return Calibration(temperature, choice.chosen, choice)

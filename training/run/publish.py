@@ -66,21 +66,31 @@ def publish(
     )
 
 
+def served_tau(recipe: Recipe, calibration: Calibration) -> float:
+    """The tau that the published model uses when a request names none."""
+    return calibration.tau if recipe.publish_tau == "chosen" else 1.0
+
+
+def _estimation(calibration: Calibration) -> dict[str, Any]:
+    block = calibration.estimation
+    return {} if block is None else {"estimation": block.model_dump(mode="json", exclude_none=True)}
+
+
 def manifest_fields(
     recipe: Recipe, ready: Prepared, *, calibration: Calibration, scores: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of model.json except name, version and files."""
     data = ready.data
-    tau = calibration.tau if recipe.publish_tau == "chosen" else 1.0
     return {
         "description": recipe.description or _description(recipe),
         "class_names": list(data.class_names),
         "class_counts": [int(count) for count in data.class_counts],
         "loss_tau": ready.recorded.loss_tau,
         "temperature": calibration.temperature,
-        "default_tau": tau,
+        "default_tau": served_tau(recipe, calibration),
         "input": input_fields(data),
         "output": {"name": OUTPUT, "kind": "logits"},
+        **_estimation(calibration),
         "provenance": {
             "recipe": recipe.recipe or None,
             "settings": _settings(recipe),

@@ -54,7 +54,12 @@ class Published:
         return len(self.bundle.class_names)
 
     def log_source_prior(self) -> Vector | None:
-        """`log sigma` [C]; None when the model does not state its training counts."""
+        """[C] what the service adjusts with: the measured source prior, else that of training."""
+        measured = self.bundle.calibrated_log_source
+        return self.training_source_prior() if measured is None else measured
+
+    def training_source_prior(self) -> Vector | None:
+        """[C] log sigma as training implies it; None when the model does not state its counts."""
         counts = self.bundle.class_counts
         if counts is None:
             return np.zeros(self.num_classes) if self.bundle.loss_tau == 1 else None
@@ -236,6 +241,7 @@ def prior_of(bundle: Bundle, target: str, *, flag: str = "--target") -> Prior:
             class_names=bundle.class_names,
             class_counts=bundle.class_counts,
             loss_tau=bundle.loss_tau,
+            calibrated_log_source=bundle.calibrated_log_source,
         )
     except (InvalidPrior, UnknownLabelFrequencies) as error:
         raise WrongUse(f"{flag} {target}: {error}") from error

@@ -36,6 +36,7 @@ def report(
         "class_counts": counts,
         "groups": [group_of(count) for count in counts],
         "temperature": calibration.temperature,
+        "temperature_interval": calibration.temperature_interval,
         "tau": {
             "chosen": calibration.tau,
             "validation_curve": [list(point) for point in choice.curve] if choice else [],
@@ -48,9 +49,7 @@ def report(
     }
     if data.test is not None and "test" in logits:
         document["at_tau"] = {
-            name: _outcome(
-                ready, logits["test"], data.test, tau=tau, temperature=calibration.temperature
-            )
+            name: _outcome(ready, calibration, logits["test"], data.test, tau=tau)
             for name, tau in (("0", 0.0), ("1", 1.0), ("chosen", calibration.tau))
         }
         document["samples"] = _samples(data, data.test, samples)
@@ -58,18 +57,24 @@ def report(
 
 
 def _outcome(
-    ready: Prepared, logits: NDArray[np.float32], split: Split, *, tau: float, temperature: float
+    ready: Prepared,
+    calibration: Calibration,
+    logits: NDArray[np.float32],
+    split: Split,
+    *,
+    tau: float,
 ) -> dict[str, Any]:
     """Reliability and confusion of one tau on the test split, with a uniform target."""
     num_classes = ready.data.num_classes
     target = np.zeros(num_classes)
+    log_source = calibration.log_source_prior(ready.log_source_prior)
     probabilities = softmax(
         adjust_logits(
             logits,
-            log_source_prior=ready.log_source_prior,
+            log_source_prior=log_source,
             log_target_prior=target,
             tau=tau,
-            temperature=temperature,
+            temperature=calibration.temperature,
         )
     )
     bins = reliability(probabilities, split.labels, target_weights(split.labels, np.exp(target)))

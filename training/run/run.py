@@ -23,7 +23,7 @@ from training.loop.train import Keeping, logits_of, train
 from training.run.afterwards import Changed, change_last_layer, check_afterwards
 from training.run.calibration import Calibration, calibrate
 from training.run.prepare import Prepared, identity, prepare
-from training.run.publish import publish
+from training.run.publish import publish, served_tau
 from training.run.recipe import Recipe
 from training.run.rehearsal import rehearse
 from training.scores.evaluate import score
@@ -173,6 +173,7 @@ def answer(finished: Finished) -> dict[str, Any]:
             "validation_curve": [list(point) for point in changed.curve],
         },
         "temperature": calibration.temperature,
+        "temperature_interval": calibration.temperature_interval,
         "tau": calibration.tau_object(),
         "validation": finished.scores.get("val"),
         "test": finished.scores.get("test"),
@@ -223,9 +224,13 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
         finished.logits.get("val"),
         None if val is None else val.labels,
         log_source_prior=ready.log_source_prior,
+        class_counts=ready.data.class_counts,
+        class_names=ready.data.class_names,
     )
+    tau = served_tau(finished.recipe, calibration)
     scores = {
-        name: _score(ready, name, found, calibration) for name, found in finished.logits.items()
+        name: _score(ready, name, found, calibration, served=tau)
+        for name, found in finished.logits.items()
     }
     stage("exporting and checking the ONNX file", quiet=keeping.quiet)
     assert running.models is not None
@@ -260,15 +265,21 @@ def _trained(keeping: Keeping) -> Iterator[None]:
 
 
 def _score(
-    ready: Prepared, name: str, logits: NDArray[np.float32], calibration: Calibration
+    ready: Prepared,
+    name: str,
+    logits: NDArray[np.float32],
+    calibration: Calibration,
+    *,
+    served: float,
 ) -> dict[str, Any]:
     split = ready.data.val if name == "val" else ready.data.test
     assert split is not None
     return score(
         logits,
         split.labels,
-        log_source_prior=ready.log_source_prior,
+        log_source_prior=calibration.log_source_prior(ready.log_source_prior),
         temperature=calibration.temperature,
         chosen_tau=calibration.tau,
+        served_tau=served,
         train_class_counts=ready.data.class_counts,
     )

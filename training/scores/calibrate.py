@@ -1,38 +1,144 @@
-"""What is tuned on the validation split: the temperature, a bias per class, and tau. NumPy from logits on.
+"""Temperature, a bias per class and tau, chosen on the validation split. NumPy from logits on.
 
 None of these functions is given the test split.
 """
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq, minimize
 
-from service.contract.adjustment import (
-    Vector,
-    adjust_logits,
-    log_softmax,
-    softmax,
-)
+from service.contract.adjustment import Vector, adjust_logits, log_softmax
 from service.contract.adjustment import log_target_prior as log_target_prior_of
-from service.contract.scores import Interval, bootstrap_rng, class_totals, percentile_interval
+from service.contract.scores import (
+    Interval,
+    class_totals,
+    mean_error_interval,
+    paired_standard_errors,
+)
 from training.faults import BadData
 
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
-MIN_EXAMPLES_PER_CLASS = 20
-"""Of the validation split, for a bias per class: below it the bias is noise (its error is about 1 / sqrt(n_y))."""
+LOG_TEMPERATURE_SD = math.log(2)
+"""Prior of the temperature: log T ~ N(0, (log 2)^2). Two networks of three lie in 0.5 … 2."""
+WIDE_TEMPERATURE = 3.0
+"""An interval of T whose ends differ by this factor deserves a warning."""
+RIDGE = 4.0
+"""Prior precision of each bias, in validation rows: N(0, 1/4)."""
+LIKELIHOOD_DROP = 1.92
+"""Half the 95 % quantile of chi-square with one degree of freedom."""
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
+TAU_STANDARD_ERRORS = 2.0
+"""Tau leaves 1 only for a validation error that is lower by more than this many standard errors."""
+BEST_STANDARD_ERRORS = 1.645
+"""A tau belongs to the interval while it is worse than the best by no more than this many."""
 
 
 class CalibrationRefused(BadData):
-    """The validation split cannot carry what was asked to be fitted to it; the message says why."""
+    """The validation split is too small for what was to be fitted; the message says why."""
 
 
 def log_validation_prior_of(labels: NDArray[np.integer], num_classes: int) -> Vector:
-    """The log of pi_val [C] of a validation split: the log of its class frequencies, LOG_ZERO for absent classes."""
+    """The log of the class frequencies [C] of a validation split; LOG_ZERO for absent classes."""
     return log_target_prior_of(class_totals(labels, num_classes))
+
+
+@dataclass(frozen=True)
+class Temperature:
+    """A fitted temperature."""
+
+    value: float
+    interval: Interval
+    """95 % interval by the likelihood alone, within MIN_TEMPERATURE … MAX_TEMPERATURE."""
+    why_one: str | None = None
+    """Why `value` stays 1 although a split was given."""
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether the ends of the interval differ by more than WIDE_TEMPERATURE."""
+        low, high = self.interval
+        return high > WIDE_TEMPERATURE * low
+
+
+@dataclass(frozen=True)
+class SplitLikelihood:
+    """The negative log likelihood of a labelled split as a function of 1 / T and a bias per class.
+
+    It scores softmax(f / T + b + log pi_val - log sigma): softmax(f / T) is a posterior under the
+    source prior sigma, and the labels follow the split's own prior pi_val.
+    """
+
+    logits: Vector
+    """[n, C], the largest of each row being 0."""
+    labels: NDArray[np.integer]
+    offset: Vector
+    """[C] log pi_val - log sigma."""
+    weights: Vector
+    """[n], summing to the number of rows that the likelihood counts."""
+    own: float
+    """Weighted sum of the labels' logits."""
+    totals: Vector
+    """[C] weighted number of rows of each class."""
+
+    @classmethod
+    def of(
+        cls,
+        logits: ArrayLike,
+        labels: NDArray[np.integer],
+        *,
+        log_source_prior: ArrayLike,
+        log_validation_prior: ArrayLike,
+        weights: Vector | None = None,
+    ) -> Self:
+        """The likelihood of logits [n, C]; weights are 1 by default."""
+        f = np.asarray(logits, np.float64)
+        f = f - f.max(axis=1, keepdims=True)
+        w = np.ones(len(f)) if weights is None else weights
+        return cls(
+            logits=f,
+            labels=labels,
+            offset=np.asarray(log_validation_prior) - np.asarray(log_source_prior),
+            weights=w,
+            own=float(w @ f[np.arange(len(f)), labels]),
+            totals=class_totals(labels, f.shape[1], w),
+        )
+
+    def log_probabilities(self, inverse: float, bias: Vector | float = 0.0) -> Vector:
+        """[n, C] log p at 1 / T = inverse."""
+        return log_softmax(self.logits * inverse + bias + self.offset)
+
+    def value(self, inverse: float) -> float:
+        """Summed over the rows, in nats, without a bias."""
+        own = self.log_probabilities(inverse)[np.arange(len(self.labels)), self.labels]
+        return -float(self.weights @ own)
+
+    def slope(self, inverse: float) -> float:
+        """Derivative of `value`."""
+        p = np.exp(self.log_probabilities(inverse))
+        return float(self.weights @ np.einsum("nc,nc->n", p, self.logits)) - self.own
+
+    def penalised(self, parameters: Vector, ridge: float) -> tuple[float, Vector]:
+        """Value and gradient at (1 / T, bias [C]), with both priors."""
+        inverse, bias = float(parameters[0]), parameters[1:]
+        log_p = self.log_probabilities(inverse, bias)
+        p = np.exp(log_p)
+        own = log_p[np.arange(len(self.labels)), self.labels]
+        height, tilt = _log_prior(inverse)
+        value = -float(self.weights @ own) + height + ridge / 2 * float(bias @ bias)
+        slope = float(self.weights @ np.einsum("nc,nc->n", p, self.logits)) - self.own + tilt
+        return value, np.concatenate([[slope], self.weights @ p - self.totals + ridge * bias])
+
+
+def _log_prior(inverse: float) -> tuple[float, float]:
+    """The penalty of a temperature, (log T)^2 / (2 sd^2), and its derivative in 1 / T."""
+    log_inverse = math.log(inverse)
+    variance = LOG_TEMPERATURE_SD**2
+    return log_inverse**2 / (2 * variance), log_inverse / (variance * inverse)
 
 
 def fit_temperature(
@@ -42,35 +148,82 @@ def fit_temperature(
     log_source_prior: ArrayLike,
     log_validation_prior: ArrayLike,
 ) -> float:
-    """The T that minimises the mean NLL of softmax(f / T + log pi_val - log sigma), within 0.05 … 20.
+    """The temperature alone; see calibrate_temperature."""
+    return calibrate_temperature(
+        logits,
+        labels,
+        log_source_prior=log_source_prior,
+        log_validation_prior=log_validation_prior,
+    ).value
 
-    logits [n, C]. softmax(f / T) can only be scored against labels that follow the source prior sigma; the two
-    priors turn it into a posterior under the split's own class mix. In a = 1 / T the NLL is convex, so its
-    derivative, mean(E_p[f] - f_y), has one zero.
+
+def calibrate_temperature(
+    logits: ArrayLike,
+    labels: NDArray[np.integer],
+    *,
+    log_source_prior: ArrayLike,
+    log_validation_prior: ArrayLike,
+    weights: Vector | None = None,
+) -> Temperature:
+    """The most probable T for logits [n, C], under the prior log T ~ N(0, (log 2)^2).
+
+    T stays 1, with the reason, where the split cannot tell: where the 95 % interval of the
+    likelihood holds 1 and does not end before a bound. That happens when validation has no error
+    (each smaller T is likelier) and when it has one class (no T is likelier than another).
     """
-    f = np.asarray(logits, np.float64)
-    f = f - f.max(axis=1, keepdims=True)
-    offset = np.asarray(log_validation_prior) - np.asarray(log_source_prior)
-    own = f[np.arange(len(f)), labels].mean()
+    split = SplitLikelihood.of(
+        logits,
+        labels,
+        log_source_prior=log_source_prior,
+        log_validation_prior=log_validation_prior,
+        weights=weights,
+    )
+    least, most = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
+    best = _zero_of(split.slope, least, most)
+    ceiling = split.value(best) + LIKELIHOOD_DROP
 
-    def slope(inverse: float) -> float:
-        return float(np.einsum("nc,nc->n", softmax(f * inverse + offset), f).mean() - own)
+    def excess(inverse: float) -> float:
+        return split.value(inverse) - ceiling
 
-    low, high = 1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE
-    if slope(low) >= 0:
-        return MAX_TEMPERATURE
-    if slope(high) <= 0:
-        return MIN_TEMPERATURE
-    return float(1 / brentq(slope, low, high, xtol=1e-6))
+    low = 1 / (_zero_of(lambda a: -excess(-a), -most, -best) * -1)
+    high = 1 / _zero_of(lambda a: -excess(a), least, best)
+    interval = (low, high)
+    if low <= 1 <= high and (low <= MIN_TEMPERATURE or high >= MAX_TEMPERATURE):
+        return Temperature(1.0, interval, why_one=_why_one(split))
+    found = _zero_of(lambda a: split.slope(a) + _log_prior(a)[1], least, most)
+    return Temperature(1 / found, interval)
+
+
+def _zero_of(rising: Callable[[float], float], low: float, high: float) -> float:
+    """The zero of a function that rises from low to high; the end nearer to it if it has none."""
+    if rising(low) >= 0:
+        return low
+    if rising(high) <= 0:
+        return high
+    return float(brentq(rising, low, high, xtol=1e-7))
+
+
+def _why_one(split: SplitLikelihood) -> str:
+    if np.count_nonzero(split.totals) < 2:
+        return (
+            "the validation rows are all of one class, so no temperature is likelier than another"
+        )
+    right = split.log_probabilities(1.0).argmax(axis=1) == split.labels
+    if right.all():
+        return (
+            f"none of the {len(right)} validation rows is wrong, so they set no lower bound to it"
+        )
+    return f"the {len(right)} validation rows fit temperatures from one bound to 1 equally well"
 
 
 def fit_divided_share(
     logits: ArrayLike, labels: NDArray[np.integer], *, log_label_frequencies: ArrayLike
 ) -> float:
-    """The loss_tau in 0 … 1 under which these validation logits [n, C] are likeliest, with a temperature of their own.
+    """The loss_tau in 0 … 1 under which these validation logits [n, C] are likeliest.
 
-    For a classifier whose source prior no rule gives: the share s of the label frequencies pi that it has divided out,
-    by the NLL of softmax(f / T + log pi_val - (1 - s) log pi), which is convex in (1 / T, s).
+    For a classifier whose source prior follows from no rule: the share s of the label frequencies
+    pi that it has divided out, by the NLL of softmax(f / T + log pi_val - (1 - s) log pi), which is
+    convex in (1 / T, s). T is fitted along with it.
     """
     f = np.asarray(logits, np.float64)
     f = f - f.max(axis=1, keepdims=True)
@@ -110,61 +263,68 @@ def fit_bcts(
     *,
     log_source_prior: ArrayLike,
     log_validation_prior: ArrayLike,
+    weights: Vector | None = None,
+    ridge: float = RIDGE,
 ) -> BiasCorrected:
-    """Bias-corrected temperature scaling (Alexandari et al., ICML 2020), by the NLL that fit_temperature uses.
+    """Bias-corrected temperature scaling (Alexandari et al., ICML 2020), with a ridge on the bias.
 
-    Convex in (1 / T, bias). Raises CalibrationRefused when a class has fewer than MIN_EXAMPLES_PER_CLASS examples
-    in the split, or when the fit does not converge.
+    The most probable (1 / T, bias) under the prior of calibrate_temperature and N(0, 1 / ridge)
+    for each bias, so that a class of few rows keeps a small one. weights: [n], 1 by default.
+    Raises CalibrationRefused when the split lacks a class, or the fit does not converge.
     """
-    f = np.asarray(logits, np.float64)
-    f = f - f.max(axis=1, keepdims=True)
-    n, num_classes = f.shape
-    _refuse_small(labels, num_classes)
-    offset = np.asarray(log_validation_prior) - np.asarray(log_source_prior)
-    rows = np.arange(n)
-    shares = class_totals(labels, num_classes) / n
-    own = f[rows, labels].mean()
-
-    def nll(parameters: Vector) -> tuple[float, Vector]:
-        log_p = log_softmax(f * parameters[0] + parameters[1:] + offset)
-        p = np.exp(log_p)
-        gradient = np.concatenate([[np.einsum("nc,nc->n", p, f).mean() - own], p.mean(0) - shares])
-        return float(-log_p[rows, labels].mean()), gradient
-
-    start = np.zeros(num_classes + 1)
-    start[0] = 1 / fit_temperature(
-        f, labels, log_source_prior=log_source_prior, log_validation_prior=log_validation_prior
+    split = SplitLikelihood.of(
+        logits,
+        labels,
+        log_source_prior=log_source_prior,
+        log_validation_prior=log_validation_prior,
+        weights=weights,
     )
-    bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), *[(None, None)] * num_classes]
-    result = minimize(nll, start, jac=True, method="L-BFGS-B", bounds=bounds)
+    _refuse_absent(labels, len(split.totals))
+    start = np.zeros(len(split.totals) + 1)
+    start[0] = 1.0
+    bounds = [(1 / MAX_TEMPERATURE, 1 / MIN_TEMPERATURE), *[(None, None)] * len(split.totals)]
+    options: dict[str, Any] = {"maxiter": 500, "ftol": 1e-13, "gtol": 1e-6 * len(labels)}
+    result = minimize(
+        split.penalised,
+        start,
+        args=(ridge,),
+        jac=True,
+        method="L-BFGS-B",
+        bounds=bounds,
+        options=options,
+    )
     if not result.success:
-        raise CalibrationRefused(f"temperature with a bias per class: {result.message}")
+        raise CalibrationRefused(
+            f"the fit of a temperature with a bias per class did not converge: {result.message}"
+        )
     bias = result.x[1:]
     return BiasCorrected(float(1 / result.x[0]), bias - bias.mean())
 
 
-def _refuse_small(labels: NDArray[np.integer], num_classes: int) -> None:
-    totals = class_totals(labels, num_classes)
-    short = np.flatnonzero(totals < MIN_EXAMPLES_PER_CLASS)
-    if len(short):
-        fewest = int(short[totals[short].argmin()])
+def _refuse_absent(labels: NDArray[np.integer], num_classes: int) -> None:
+    absent = np.flatnonzero(class_totals(labels, num_classes) == 0)
+    if len(absent):
         raise CalibrationRefused(
-            f"a bias per class needs {MIN_EXAMPLES_PER_CLASS} validation examples of each class; "
-            f"{len(short)} of {num_classes} classes have fewer (class {fewest}: {totals[fewest]:g})"
+            "a bias per class needs a validation row of each class; "
+            f"{len(absent)} of {num_classes} classes have none (the first is class {absent[0]})"
         )
 
 
 @dataclass(frozen=True)
 class TauChoice:
-    """The tau with the lowest validation error, and how sure that is."""
+    """The tau that validation supports, and how sure that is."""
 
     chosen: float
+    """1, unless a tau has an error that is lower by more than TAU_STANDARD_ERRORS."""
+    lowest: float
+    """The tau of the lowest validation error; of equals, the one nearest 1."""
     curve: tuple[tuple[float, float], ...]
     """(tau, error) over the grid: the balanced error for a uniform target."""
     interval: Interval
-    """95 % bootstrap interval of the choice itself, examples drawn within their class."""
+    """From the smallest to the largest tau that is not clearly worse than the lowest: in at least
+    95 of 100 splits it holds the tau that is best for the classifier."""
     bands: tuple[Interval, ...]
-    """95 % bootstrap interval of the error at each tau of the curve."""
+    """95 % interval of the error at each tau of the curve."""
     n: int
     """Validation examples."""
 
@@ -177,21 +337,19 @@ def choose_tau(
     temperature: float = 1.0,
     log_target_prior: ArrayLike | None = None,
     grid: tuple[float, ...] = TAU_GRID,
-    resamples: int = 200,
-    seed: int = 0,
 ) -> TauChoice:
     """Choose tau on a validation split by the error under the target prior, uniform by default.
 
-    logits [n, C]. The error is the mean over classes of the error within the class, weighted by the target: with
-    a uniform target that is the balanced error, which a long-tailed split gives too, only less surely (the
-    interval shows how much). Classes absent from the split have no say. Of equal minima the one nearest 1 is taken.
+    logits [n, C]. The error is the mean over classes of the error within the class, weighted by
+    the target: with a uniform target that is the balanced error, which a long-tailed split gives
+    too, only less surely (the interval shows how much). Classes absent from the split do not count.
+    Differences between two tau are paired: both answer the same rows.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]
     target = np.zeros(num_classes) if log_target_prior is None else np.asarray(log_target_prior)
     totals = class_totals(labels, num_classes)
-    present = totals > 0
-    share = np.where(present, np.exp(target - target.max()), 0.0)
+    share = np.where(totals > 0, np.exp(target - target.max()), 0.0)
     share /= share.sum()
     wrong = np.empty((len(grid), len(f)))
     for row, tau in enumerate(grid):
@@ -204,31 +362,35 @@ def choose_tau(
         )
         wrong[row] = adjusted.argmax(axis=1) != labels
     curve = wrong @ (share / np.maximum(totals, 1))[labels]
-    resampled = _resampled_curves(wrong, labels, share, resamples=resamples, seed=seed)
-    choices = np.array([_lowest(one, grid) for one in resampled])
+    lowest = _lowest(curve, grid)
+    one = min(range(len(grid)), key=lambda row: abs(grid[row] - 1))
+    doubt = paired_standard_errors(wrong - wrong[one], labels, share)
+    leaves = curve[one] - curve[lowest] > TAU_STANDARD_ERRORS * doubt[lowest]
+    spread = paired_standard_errors(wrong - wrong[lowest], labels, share)
+    good = np.flatnonzero(curve - curve[lowest] <= BEST_STANDARD_ERRORS * spread)
     return TauChoice(
-        chosen=_lowest(curve, grid),
+        chosen=grid[lowest if leaves else one],
+        lowest=grid[lowest],
         curve=tuple(zip(grid, curve.tolist(), strict=True)),
-        interval=percentile_interval(choices),
-        bands=tuple(percentile_interval(column) for column in resampled.T),
+        interval=(grid[good[0]], grid[good[-1]]),
+        bands=tuple(_bands(wrong, labels, share)),
         n=len(f),
     )
 
 
-def _resampled_curves(
-    wrong: Vector, labels: NDArray[np.integer], share: Vector, *, resamples: int, seed: int
-) -> Vector:
-    """[resamples, G] curves, drawing the examples of each class with replacement; the same draw for every tau."""
-    rng = bootstrap_rng(seed)
-    curves = np.zeros((resamples, len(wrong)))
-    for label in np.flatnonzero(share):
-        own = np.flatnonzero(labels == label)
-        draws = rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=resamples)
-        curves += (share[label] / len(own)) * (draws @ wrong[:, own].T)
-    return curves
+def _bands(wrong: Vector, labels: NDArray[np.integer], share: Vector) -> list[Interval]:
+    totals = class_totals(labels, len(share))
+    return [
+        mean_error_interval(
+            class_totals(labels, len(share), row) / np.maximum(totals, 1),
+            np.where(share > 0, totals, 0.0),
+            shares=share,
+        )
+        for row in wrong
+    ]
 
 
-def _lowest(curve: Vector, grid: tuple[float, ...]) -> float:
-    """The tau of the lowest error; of equals (to rounding), the one nearest 1."""
-    tied = [tau for tau, value in zip(grid, curve, strict=True) if value <= curve.min() + 1e-12]
-    return min(tied, key=lambda tau: abs(tau - 1))
+def _lowest(curve: Vector, grid: tuple[float, ...]) -> int:
+    """Index of the lowest error; of equals (to rounding), of the tau nearest 1."""
+    tied = np.flatnonzero(curve <= curve.min() + 1e-12)
+    return int(min(tied, key=lambda row: abs(grid[row] - 1)))

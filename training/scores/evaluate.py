@@ -1,4 +1,4 @@
-"""Scores of a classifier from its logits, at several tau, as the reports print them. NumPy only."""
+"""Scores of a classifier from its logits, at several values of tau. NumPy only."""
 
 from typing import Any
 
@@ -29,21 +29,24 @@ def score(
     chosen_tau: float,
     train_class_counts: ArrayLike | None,
     log_target_prior: ArrayLike | None = None,
+    served_tau: float | None = None,
     intervals: bool = True,
 ) -> dict[str, Any]:
-    """Every score of one split: the S object of the contract, ready for JSON (None where there is no number).
+    """Every score of one split, ready for JSON (None where there is no number).
 
-    logits [n, C]; log_target_prior [C] is uniform by default. The top-level numbers are at chosen_tau; `at_tau` has
-    those at 0 (the model as trained), 1 and chosen. `error` is the share of the split's own examples; `nll`, `ece`
-    and `brier` are weighted so that the split's class mix is the target's, because adjusted probabilities promise
-    nothing about another mix. `many`, `medium`, `few` follow the training counts and are None without them.
+    logits [n, C]; log_target_prior [C] is uniform by default. The top-level numbers are at
+    served_tau, by default chosen_tau; `at_tau` has those at 0 (the model as trained), 1 and chosen.
+    `error` is the share of the split's own examples; `nll`, `ece` and `brier` are weighted so that
+    the split's class mix is the target's, because adjusted probabilities promise nothing about
+    another mix. `many`, `medium`, `few` follow the training counts and are None without them.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]
     target = np.zeros(num_classes) if log_target_prior is None else np.asarray(log_target_prior)
     weights = target_weights(labels, np.exp(target - target.max()))
+    served = chosen_tau if served_tau is None else served_tau
     at_tau: dict[str, dict[str, Any]] = {}
-    for name, tau in (("0", 0.0), ("1", 1.0), ("chosen", chosen_tau)):
+    for name, tau in (("0", 0.0), ("1", 1.0), ("chosen", chosen_tau), ("served", served)):
         adjusted = adjust_logits(
             f,
             log_source_prior=log_source_prior,
@@ -58,12 +61,12 @@ def score(
             train_class_counts=train_class_counts,
             intervals=intervals,
         )
-    chosen = {key: value for key, value in at_tau["chosen"].items() if key != "tau"}
+    top = {key: value for key, value in at_tau.pop("served").items() if key != "tau"}
     short = {
         name: {key: value for key, value in scores.items() if key != "per_class"}
         for name, scores in at_tau.items()
     }
-    return {"n": len(f), **chosen, "at_tau": short}
+    return {"n": len(f), **top, "at_tau": short}
 
 
 def score_adjusted(

@@ -12,8 +12,8 @@ from service.contract.label_shift import NotConverged, em_prior
 from service.contract.scores import class_totals, error, reliability, target_weights
 from training.data.long_tail import shifted_rows
 from training.scores.calibrate import TAU_GRID, fit_temperature, log_validation_prior_of
-from training.scores.estimate import HeldOut, posteriors
 from training.scores.posthoc import NORM_GRID, adjustment_curve, best_tau, norm_curve
+from training.scores.source import Measured, calibrate
 from training.studies.outcomes import Outcome, Part
 
 SHIFTS = (2, 5, 10, 25, 50)
@@ -136,6 +136,11 @@ def shifted_errors(erm: Outcome) -> dict[str, Any]:
     """
     assert erm.val is not None
     temperature = _temperature(erm, erm.val)
+    measured = calibrate(
+        np.asarray(erm.val.logits, np.float64),
+        erm.val.labels,
+        log_source_prior=erm.log_source_prior,
+    )
     found = {}
     for direction in ("backward", "forward"):
         for ratio in SHIFTS:
@@ -145,19 +150,19 @@ def shifted_errors(erm: Outcome) -> dict[str, Any]:
                 ratio=ratio,
                 class_counts=erm.class_counts,
             )
-            found[f"{direction}-{ratio}"] = _shifted(erm, erm.val, rows, temperature)
+            found[f"{direction}-{ratio}"] = _shifted(erm, measured, rows, temperature)
     every = np.arange(len(erm.test.labels))
-    return found | {"uniform": _shifted(erm, erm.val, every, temperature)}
+    return found | {"uniform": _shifted(erm, measured, every, temperature)}
 
 
-def _shifted(erm: Outcome, val: Part, rows: Any, temperature: float) -> dict[str, Any]:
+def _shifted(erm: Outcome, measured: Measured, rows: Any, temperature: float) -> dict[str, Any]:
     labels, logits = erm.test.labels[rows], erm.test.logits[rows]
     classes = len(erm.class_counts)
     true = class_totals(labels, classes) / len(labels)
-    held_out = HeldOut(np.asarray(val.logits, np.float64), val.labels, erm.log_source_prior)
-    p, p_val = posteriors(np.asarray(logits, np.float64), held_out)
     try:
-        estimated = em_prior(p, source_prior=p_val.mean(axis=0))
+        estimated = em_prior(
+            measured.posteriors(logits), source_prior=np.exp(measured.log_source_prior)
+        )
     except NotConverged:
         estimated = None
     targets: dict[str, tuple[float, Vector | None]] = {

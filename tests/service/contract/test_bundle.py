@@ -260,3 +260,46 @@ def test_a_model_name_is_one_that_a_folder_a_url_and_a_label_can_carry():
     for bad in ("", ".hidden", "a/b", "a b", "x" * 65, "é", "a\n"):
         with pytest.raises(ValueError, match="is not a model name"):
             check_model_name(bad)
+
+
+BLOCK = {
+    "version": 1,
+    "calibration": "bias",
+    "temperature": 1.5,
+    "bias": [0.1, -0.1],
+    "source_prior": [0.8, 0.2],
+    "validation": {"rows": 60, "class_counts": [30, 30]},
+}
+
+
+def test_a_bundle_without_an_estimation_block_is_adjusted_with_its_counts():
+    assert parsed().estimation is None
+    assert parsed().calibrated_log_source is None
+
+
+def test_an_estimation_block_gives_the_source_prior_that_is_adjusted_with():
+    found = parsed(temperature=1.5, estimation=BLOCK)
+    assert found.calibrated_log_source is found.estimation.log_source
+    plain = found.without_calibrated_source()
+    assert plain.calibrated_log_source is None
+    assert plain.estimation is found.estimation
+    assert found.calibrated_log_source is not None
+
+
+def test_a_block_that_lacks_a_class_is_not_adjusted_with():
+    lacking = BLOCK | {"validation": {"rows": 30, "class_counts": [30, 0]}}
+    assert parsed(temperature=1.5, estimation=lacking).calibrated_log_source is None
+
+
+def test_a_block_makes_unknown_counts_adjustable():
+    assert parsed(class_counts=None).tau == 0
+    assert parsed(class_counts=None, temperature=1.5, estimation=BLOCK).tau == 1
+
+
+def test_a_block_of_other_classes_or_another_temperature_is_refused():
+    with pytest.raises(InvalidBundle, match="estimation has 2 entries for 3 class_names"):
+        parsed(class_names=["a", "b", "c"], class_counts=None, temperature=1.5, estimation=BLOCK)
+    with pytest.raises(
+        InvalidBundle, match=r"estimation.temperature is 1.5; expected temperature, 1"
+    ):
+        parsed(estimation=BLOCK)

@@ -214,3 +214,23 @@ def test_no_body_fails_in_any_way_but_the_named_ones(body):
         resolve(body)
     except (InvalidPrior, UnknownLabelFrequencies) as error:
         json.dumps(getattr(error, "errors", []), allow_nan=False)
+
+
+def test_a_measured_source_replaces_that_of_the_counts_but_not_one_that_the_prior_names():
+    measured = np.log([0.8, 0.15, 0.05])
+
+    def source(body):
+        return resolve_prior(
+            parse_prior(body),
+            class_names=NAMES,
+            class_counts=COUNTS,
+            loss_tau=0.0,
+            calibrated_log_source=measured,
+        )
+
+    assert source({}).calibrated
+    assert source({}).log_source is measured
+    assert source({"target": "training"}).target == pytest.approx([0.9, 0.09, 0.01])
+    named = source({"label_frequencies": [900, 90, 10]})
+    assert not named.calibrated
+    assert np.exp(named.log_source) == pytest.approx([0.9, 0.09, 0.01])

@@ -1,6 +1,13 @@
 """`training synthetic` and `training estimate` as a user calls them."""
 
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
+
+from service.contract.bundle import load_bundle
 
 
 def test_synthetic_writes_a_report_and_finds_the_adjusted_losses_near_bayes(command, tmp_path):
@@ -28,3 +35,48 @@ def test_synthetic_refuses_too_few_trials(command, tmp_path):
     code, _, told = command("synthetic", "--out", tmp_path, "--trials", 1)
     assert code == 2
     assert "--trials" in told
+
+
+def test_calibrate_publishes_the_next_version_with_a_block_and_the_same_graph(command, tmp_path):
+    shutil.copytree("models/digits", tmp_path / "digits")
+    for extra in [*(tmp_path / "digits").iterdir()][1:]:
+        shutil.rmtree(extra)
+    first = next((tmp_path / "digits").iterdir())
+    code, result, _ = command("calibrate", first, "--data", "digits", "--json")
+    assert code == 0
+    folder = Path(result["bundle"])
+    assert int(folder.name) == int(first.name) + 1
+    before, after = load_bundle(first), load_bundle(folder)
+    assert after.files == before.files
+    assert after.estimation.temperature == after.temperature == result["temperature"]
+    assert after.provenance["calibrated"]["from_version"] == before.version
+    again = command("calibrate", first, "--data", "digits", "--json")[1]
+    assert load_bundle(Path(again["bundle"])).estimation == after.estimation
+
+
+def test_calibrate_measures_a_model_that_does_not_state_its_counts(command, tmp_path):
+    shutil.copytree("models/digits/1", tmp_path / "digits/1")
+    manifest = tmp_path / "digits/1/model.json"
+    fields = json.loads(manifest.read_text())
+    fields |= {"class_counts": None, "default_tau": 0}
+    manifest.write_text(json.dumps(fields | {"loss_tau": 0}))
+    code, result, _ = command("calibrate", tmp_path / "digits/1", "--data", "digits", "--json")
+    assert code == 0
+    bundle = load_bundle(Path(result["bundle"]))
+    assert bundle.class_counts is None
+    assert bundle.tau == 1
+    counts = np.array(load_bundle(Path("models/digits/1").resolve()).class_counts)
+    measured = np.argsort(bundle.calibrated_log_source)
+    assert np.corrcoef(bundle.calibrated_log_source, np.log(counts))[0, 1] > 0.7, measured
+
+
+def test_calibrate_refuses_rows_that_lack_a_class(command, tmp_path):
+    x = np.zeros((30, 64), np.float32)
+    x[:, 0] = np.arange(30)
+    y = np.arange(30) % 3
+    np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    code, _, told = command(
+        "calibrate", "models/digits/1", "--data", f"npz:{tmp_path / 'few.npz'}", "--split", "test"
+    )
+    assert code == 2
+    assert "7 of 10 classes have no row" in told

@@ -1,0 +1,159 @@
+"""What validation has measured of a model: the `estimation` block of model.json.
+
+Softmax of a network's logits is never quite a posterior under the source prior that its training
+implies. The block holds what a labelled split says of the difference: a temperature, a bias per
+class and the source prior that the split measures. With them the service adjusts better, and can
+estimate the class prior of its traffic and say how sure that estimate is.
+"""
+
+from functools import cached_property
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from service.contract.adjustment import Vector, log_normalise, softmax
+
+ENERGY_BINS = 10
+MAX_CONFUSION_CLASSES = 100
+"""A block holds the confusion matrix of up to this many classes."""
+
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
+
+
+class ValidationRows(_Strict):
+    """The labelled split that the block was measured on."""
+
+    rows: Annotated[int, Field(ge=1)]
+    class_counts: list[Count]
+
+    @property
+    def fewest(self) -> int:
+        """Rows of the class that has the fewest."""
+        return min(self.class_counts)
+
+
+class Sketch(_Strict):
+    """A histogram per class of one number per row, which tells whether traffic looks like the split.
+
+    `energy` is the log of the sum of the exponentials of the raw logits; `entropy`, for models whose
+    output is probabilities, is that of softmax(f / T).
+    """
+
+    statistic: Literal["energy", "entropy"]
+    edges: Annotated[list[float], Field(min_length=ENERGY_BINS - 1, max_length=ENERGY_BINS - 1)]
+    counts: list[Annotated[list[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
+
+
+class SelfTest(_Strict):
+    """How wrong estimates are on the split itself: calibrated on one half, tried on the other.
+
+    `training`, `uniform` and `reversed` are mean L1 distances of the estimate from the true mix,
+    of `rows` rows drawn to that mix. `misfit_99` is the 99 % quantile of the misfit (phi^2) of the
+    sketch over these streams, which are all true label shift.
+    """
+
+    rows: Annotated[int, Field(ge=1)]
+    training: Annotated[float, Field(ge=0, le=2)]
+    uniform: Annotated[float, Field(ge=0, le=2)]
+    reversed: Annotated[float, Field(ge=0, le=2)]
+    misfit_99: Annotated[float, Field(ge=0)]
+
+
+class Replicates(_Strict):
+    """The calibration again, measured on weighted copies of the split: how sure the block itself is.
+
+    temperature: [R]; log_source: [R][C], as Estimation.log_source.
+    """
+
+    temperature: Annotated[list[Positive], Field(min_length=2)]
+    log_source: list[list[float]]
+
+
+class Estimation(_Strict):
+    """The block. `calibration` names what was fitted: nothing, a temperature, or also a bias.
+
+    temperature: T, the same as the model's own.
+    temperature_interval: 95 % likelihood interval of T; null when T was not fitted.
+    bias: [C], mean 0, added to logits / T.
+    source_prior: [C] measured source prior sigma*, sums to 1.
+    """
+
+    version: Literal[1] = 1
+    calibration: Literal["none", "temperature", "bias"]
+    temperature: Positive
+    temperature_interval: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
+    bias: list[float]
+    source_prior: list[Positive]
+    validation: ValidationRows
+    sketch: Sketch | None = None
+    self_test: SelfTest | None = None
+    replicates: Replicates | None = None
+    confusion: list[list[Count]] | None = None
+    """[predicted][class] rows of the split, at tau 0."""
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        classes = len(self.bias)
+        lengths = {
+            "source_prior": [len(self.source_prior)],
+            "validation.class_counts": [len(self.validation.class_counts)],
+        }
+        if self.sketch is not None:
+            lengths["sketch.counts"] = [len(self.sketch.counts)]
+        if self.replicates is not None:
+            lengths["replicates.log_source"] = [len(row) for row in self.replicates.log_source]
+            if len(self.replicates.log_source) != len(self.replicates.temperature):
+                raise ValueError("replicates.log_source needs one row for each temperature")
+        if self.confusion is not None:
+            lengths["confusion"] = [len(self.confusion), *map(len, self.confusion)]
+        for name, found in lengths.items():
+            if any(length != classes for length in found):
+                raise ValueError(f"{name} needs {classes} entries, as many as bias has")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.bias)
+
+    @cached_property
+    def log_source(self) -> Vector:
+        """[C] the source prior to adjust with: log sigma* - bias.
+
+        adjust_logits with it gives logits / T + tau * (log rho - log sigma* + bias), so that
+        tau = 0 stays the model's own answer.
+        """
+        log_prior = log_normalise(np.log(np.asarray(self.source_prior)) - np.asarray(self.bias))
+        log_prior.setflags(write=False)
+        return log_prior
+
+    @property
+    def calibrates_every_class(self) -> bool:
+        """Whether the split has a row of each class."""
+        return self.validation.fewest > 0
+
+
+def sketched(
+    logits: ArrayLike, *, statistic: Literal["energy", "entropy"], temperature: float
+) -> Vector:
+    """[n] the number per row that a sketch counts, of raw logits [n, C]."""
+    f = np.asarray(logits, np.float64)
+    if statistic == "energy":
+        peak = f.max(axis=1)
+        energy: Vector = peak + np.log(np.exp(f - peak[:, None]).sum(axis=1))
+        return energy
+    p = softmax(f / temperature)
+    entropy: Vector = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+    return entropy
+
+
+def binned(values: Vector, edges: ArrayLike) -> NDArray[np.intp]:
+    """[n] index of each value's bin; a bin holds its lower edge."""
+    return np.searchsorted(np.asarray(edges), values, side="right")

@@ -1,0 +1,391 @@
+"""Whether an estimate of a class prior can be trusted, and whether adopting it is likely to help.
+
+Every estimate carries one verdict with the numbers behind it and what to do. `may_adopt` is the
+rule that decides without labels whether the estimate should become the target.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from service.contract.adjustment import Vector
+from service.contract.estimation import Estimation, Sketch, binned, sketched
+from service.contract.label_shift import (
+    NotConverged,
+    PriorEstimate,
+    bbse_prior,
+    climb,
+    estimate_prior,
+    likelihood_ratios,
+)
+
+Verdict = Literal[
+    "usable",
+    "too_little_traffic",
+    "too_many_classes",
+    "uncalibrated",
+    "ill_conditioned",
+    "suspect",
+    "not_explained",
+]
+
+ROWS_PER_CLASS = 10
+"""Unlabelled rows for each class, on average: with fewer, an estimate is its own noise."""
+FEWEST_ROWS = 50
+VALIDATION_ROWS_PER_CLASS = 20
+"""Of the rarest class of the split: with fewer, the intervals do not hold as often as they say."""
+SHRINKAGE = 5.0
+"""Made-up rows per class that pull the candidate toward the target in force."""
+REFUSED_BELOW, SUSPECT_BELOW = 0.001, 0.01
+SMALLEST_MISFIT = 0.01
+LARGEST_SELF_TEST = 0.1
+SMALLEST_GAIN = 0.003
+GAIN_DRAWS = 60
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """How well label shift explains the rows: a chi-square test of the sketch.
+
+    `p` is its tail probability; `phi2` the misfit per row, which does not grow with the rows.
+    """
+
+    p: float
+    phi2: float
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Share of the rows that would be answered right instead of wrong: mean, and 5 % quantile."""
+
+    mean: float
+    low: float
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """An estimate with its verdict."""
+
+    estimate: PriorEstimate
+    candidate: Vector
+    """[C] the estimate pulled toward the target in force: what adopting it would write."""
+    verdict: Verdict
+    reason: str
+    """What the verdict rests on, and what to do."""
+    step: float
+    """L1 distance of the candidate from the target in force."""
+    misfit: Misfit | None
+    self_test: float | None
+    """Mean L1 error of estimates on validation, at the mix that is nearest to this estimate."""
+    bbse_distance: float | None
+    """L1 distance from the estimate of the confusion matrix, a cross-check."""
+    gain: Gain
+
+    def evidence(self) -> dict[str, Any]:
+        """The numbers behind the verdict, ready for JSON."""
+        return {
+            "p": None if self.misfit is None else self.misfit.p,
+            "phi2": None if self.misfit is None else self.misfit.phi2,
+            "self_test": self.self_test,
+            "em_bbse_l1": self.bbse_distance,
+            "rows_per_class": self.estimate.n / len(self.candidate),
+            "step_l1": self.step,
+            "gain": {"mean": self.gain.mean, "low": self.gain.low},
+        }
+
+
+def assess(
+    logits: ArrayLike,
+    *,
+    temperature: float,
+    log_source: ArrayLike,
+    current: ArrayLike,
+    calibration: Estimation | None,
+    class_frequencies: ArrayLike | None,
+    capacity: int | None = None,
+) -> Assessment:
+    """Estimate the prior of rows of logits [n, C], n > 0, and judge the estimate.
+
+    temperature, log_source: what the rows are adjusted with. They are those of `calibration` where
+    the model has one; its replicates, sketch and self-test are used only then.
+    current: [C] the target in force, toward which the candidate is pulled.
+    class_frequencies: [C] of training, None when unknown. capacity: the most rows that can be held.
+    """
+    f = np.asarray(logits, np.float64)
+    source, target = np.asarray(log_source, np.float64), np.asarray(current, np.float64)
+    ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
+    replicates = None if calibration is None else calibration.replicates
+    settled = True
+    try:
+        estimate = estimate_prior(
+            f, temperature=temperature, log_source=source, replicates=replicates
+        )
+        candidate = climb(
+            ratios,
+            start=estimate.prior + target,
+            toward=target,
+            strength=SHRINKAGE * len(target),
+        )
+    except NotConverged:
+        settled = False
+        estimate, candidate = _nothing_known(len(f), target), target
+    misfit = bbse = self_test = None
+    if calibration is not None and settled:
+        misfit = misfit_of(f, estimate, calibration, temperature=temperature)
+        bbse = _distance_to_bbse(f, estimate, calibration)
+        self_test = nearest_self_test(estimate.prior, calibration, class_frequencies)
+    step = float(np.abs(candidate - target).sum())
+    verdict, reason = _judge(
+        n=len(f),
+        num_classes=len(target),
+        capacity=capacity,
+        settled=settled,
+        calibration=calibration,
+        misfit=misfit,
+        self_test=self_test,
+        step=step,
+    )
+    return Assessment(
+        estimate=estimate,
+        candidate=candidate,
+        verdict=verdict,
+        reason=reason,
+        step=step,
+        misfit=misfit,
+        self_test=self_test,
+        bbse_distance=bbse,
+        gain=gain_of(ratios, estimate, candidate=candidate, current=target),
+    )
+
+
+def may_adopt(found: Assessment) -> str | None:
+    """None when the candidate may be adopted; else the reason against it.
+
+    The verdict must be usable, the step larger than twice the error of the self-test, and the
+    5 % quantile of the gain more than SMALLEST_GAIN.
+    """
+    if found.verdict != "usable":
+        return f"the verdict is {found.verdict}: {found.reason}"
+    if found.self_test is not None and found.step <= 2 * found.self_test:
+        return (
+            f"the step (L1 {found.step:.3f}) is within the error of the calibration "
+            f"(twice the self-test: {2 * found.self_test:.3f}); the target in force can stay"
+        )
+    if found.gain.low <= SMALLEST_GAIN:
+        return (
+            f"the expected gain is at least {100 * found.gain.low:.2f} points of error with 95 % "
+            f"probability; more than {100 * SMALLEST_GAIN:.1f} are needed"
+        )
+    return None
+
+
+def misfit_of(
+    logits: Vector, estimate: PriorEstimate, calibration: Estimation, *, temperature: float
+) -> Misfit | None:
+    """Test whether the sketched classes, mixed by the estimate, explain the rows [n, C].
+
+    None where the model has no sketch, or the estimate no covariance matrix.
+    """
+    sketch = calibration.sketch
+    if sketch is None or estimate.covariance.ndim == 1:
+        return None
+    values = sketched(logits, statistic=sketch.statistic, temperature=temperature)
+    bins = len(sketch.edges) + 1
+    observed = np.bincount(binned(values, sketch.edges), minlength=bins) / len(logits)
+    counts, totals = _sketch_counts(sketch)
+    pooled = (counts / np.maximum(totals, 1)[:, None]).mean(axis=0)
+    shares = (counts + 4 * pooled) / (totals + 4)[:, None]
+    expected = estimate.prior @ shares
+    known = estimate.prior**2 / (totals + 4)
+    spread = (
+        (np.diag(expected) - np.outer(expected, expected)) / len(logits)
+        + np.diag(known @ shares)
+        - shares.T @ (known[:, None] * shares)
+        + shares.T @ estimate.covariance @ shares
+    )
+    difference = (observed - expected)[:-1]
+    statistic = float(difference @ np.linalg.solve(spread[:-1, :-1], difference))
+    return Misfit(
+        p=chi_square_tail(statistic, bins - 1),
+        phi2=max(0.0, statistic - (bins - 1)) / len(logits),
+    )
+
+
+def chi_square_tail(statistic: float, degrees: int) -> float:
+    """Probability that a chi-square of an odd number of degrees of freedom exceeds the statistic."""
+    half = statistic / 2
+    term, total = math.sqrt(statistic), 0.0
+    for order in range(1, degrees - 1, 2):
+        total += term
+        term *= statistic / (order + 2)
+    tail = math.erfc(math.sqrt(half)) + math.sqrt(2 / math.pi) * math.exp(-half) * total
+    return min(1.0, tail)
+
+
+def nearest_self_test(
+    prior: Vector, calibration: Estimation, class_frequencies: ArrayLike | None
+) -> float | None:
+    """The self-test at that of its three mixes which is nearest to the prior [C] in L1."""
+    test = calibration.self_test
+    if test is None:
+        return None
+    known = calibration.source_prior if class_frequencies is None else class_frequencies
+    mixes = target_mixes(known)
+    errors = {"training": test.training, "uniform": test.uniform, "reversed": test.reversed}
+    return errors[min(mixes, key=lambda name: float(np.abs(mixes[name] - prior).sum()))]
+
+
+def target_mixes(class_frequencies: ArrayLike) -> dict[str, Vector]:
+    """The class mixes of the self-test: training's, uniform, and training's with ranks reversed."""
+    training = np.asarray(class_frequencies, np.float64)
+    training = training / training.sum()
+    order = np.argsort(training, kind="stable")
+    turned = np.empty_like(training)
+    turned[order] = training[order[::-1]]
+    return {
+        "training": training,
+        "uniform": np.full(len(training), 1 / len(training)),
+        "reversed": turned,
+    }
+
+
+def gain_of(ratios: Vector, estimate: PriorEstimate, *, candidate: Vector, current: Vector) -> Gain:
+    """What deciding by the candidate instead of the current target would gain, with its doubt.
+
+    Priors are drawn from the estimate's covariance; each says how probable both decisions are.
+    """
+    before, after = (ratios * current).argmax(axis=1), (ratios * candidate).argmax(axis=1)
+    changed = np.flatnonzero(before != after)
+    if len(changed) == 0:
+        return Gain(0.0, 0.0)
+    some, rows = ratios[changed], np.arange(len(changed))
+    priors = np.vstack([estimate.prior, _draws(estimate)])
+    mixed = some @ priors.T
+    better = some[rows, after[changed], None] * priors.T[after[changed]]
+    worse = some[rows, before[changed], None] * priors.T[before[changed]]
+    gains = ((better - worse) / mixed).sum(axis=0) / len(ratios)
+    return Gain(float(gains[0]), float(np.quantile(gains[1:], 0.05)))
+
+
+def _draws(estimate: PriorEstimate) -> Vector:
+    """[GAIN_DRAWS, C] priors drawn from the estimate and its covariance; the same at every call."""
+    noise = np.random.default_rng(0).standard_normal((GAIN_DRAWS, len(estimate.prior)))
+    if estimate.covariance.ndim == 1:
+        moves = noise * np.sqrt(estimate.covariance)
+    else:
+        values, vectors = np.linalg.eigh(estimate.covariance)
+        moves = (noise * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    drawn = np.maximum(estimate.prior + moves, 0.0)
+    priors: Vector = drawn / drawn.sum(axis=1, keepdims=True)
+    return priors
+
+
+def _nothing_known(n: int, target: Vector) -> PriorEstimate:
+    """What stands for an estimate that did not settle: the target in force, and any prior possible."""
+    size = len(target)
+    return PriorEstimate(target, np.zeros(size), np.ones(size), n, 1.0, np.full(size, 0.25))
+
+
+def _sketch_counts(sketch: Sketch) -> tuple[Vector, Vector]:
+    counts = np.asarray(sketch.counts, np.float64)
+    return counts, counts.sum(axis=1)
+
+
+def _distance_to_bbse(
+    logits: Vector, estimate: PriorEstimate, calibration: Estimation
+) -> float | None:
+    if calibration.confusion is None:
+        return None
+    predicted = np.bincount(logits.argmax(axis=1), minlength=len(estimate.prior))
+    other = bbse_prior(calibration.confusion, predicted)
+    return None if other is None else float(np.abs(other - estimate.prior).sum())
+
+
+def _judge(
+    *,
+    n: int,
+    num_classes: int,
+    capacity: int | None,
+    settled: bool,
+    calibration: Estimation | None,
+    misfit: Misfit | None,
+    self_test: float | None,
+    step: float,
+) -> tuple[Verdict, str]:
+    """The first verdict that applies, gravest first, with its reason."""
+    found = (
+        _too_few_rows(n, num_classes, capacity)
+        or _not_calibrated(calibration)
+        or _unexplained(misfit, calibration)
+        or _ill_conditioned(self_test, step, settled=settled)
+    )
+    if found is not None:
+        return found
+    if misfit is not None and misfit.p < SUSPECT_BELOW and misfit.phi2 > SMALLEST_MISFIT / 2:
+        return "suspect", (
+            f"the rows fit a mix of the known classes badly (p = {misfit.p:.2g}); "
+            "estimate again on fresh rows before you act on it"
+        )
+    return "usable", "the rows look like a mix of the known classes"
+
+
+def _too_few_rows(n: int, num_classes: int, capacity: int | None) -> tuple[Verdict, str] | None:
+    wanted = max(FEWEST_ROWS, ROWS_PER_CLASS * num_classes)
+    if capacity is not None and capacity < wanted:
+        return "too_many_classes", (
+            f"{num_classes} classes need {wanted} rows, and at most {capacity} are kept; "
+            "estimate offline from a file, with `training estimate`"
+        )
+    if n < wanted:
+        return "too_little_traffic", (
+            f"{n} rows, and {num_classes} classes need {wanted}; wait for more traffic"
+        )
+    return None
+
+
+def _not_calibrated(calibration: Estimation | None) -> tuple[Verdict, str] | None:
+    if calibration is None:
+        return "uncalibrated", (
+            "the model has no `estimation` block, so nothing says how wrong this estimate is; "
+            "add one with `training calibrate models/NAME/VERSION --data …`"
+        )
+    fewest = calibration.validation.fewest
+    if fewest < VALIDATION_ROWS_PER_CLASS:
+        return "uncalibrated", (
+            f"the rarest class has {fewest} validation rows, and {VALIDATION_ROWS_PER_CLASS} are "
+            "needed for intervals that hold; calibrate again on more labelled rows"
+        )
+    return None
+
+
+def _unexplained(
+    misfit: Misfit | None, calibration: Estimation | None
+) -> tuple[Verdict, str] | None:
+    if misfit is None or misfit.p >= REFUSED_BELOW:
+        return None
+    test = None if calibration is None else calibration.self_test
+    if misfit.phi2 <= max(SMALLEST_MISFIT, 0.0 if test is None else test.misfit_99):
+        return None
+    return "not_explained", (
+        "no mix of the known classes explains these rows: look for new classes, "
+        "a broken source or changed inputs before you change a prior"
+    )
+
+
+def _ill_conditioned(
+    self_test: float | None, step: float, *, settled: bool
+) -> tuple[Verdict, str] | None:
+    if not settled:
+        return "ill_conditioned", (
+            "the model hardly tells some classes apart in this traffic, so the estimate did not "
+            "settle; keep the target in force"
+        )
+    if self_test is not None and 2 * self_test > max(step, 2 * LARGEST_SELF_TEST):
+        return "ill_conditioned", (
+            f"on validation, estimates near this mix are wrong by L1 {self_test:.2f}; "
+            "calibrate on more labelled rows, or keep the target in force"
+        )
+    return None

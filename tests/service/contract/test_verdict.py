@@ -1,0 +1,225 @@
+"""The verdict: a mix of the known classes is usable, everything else is named for what it is."""
+
+import numpy as np
+import pytest
+
+from service.contract.estimation import Estimation
+from service.contract.label_shift import PriorEstimate
+from service.contract.verdict import (
+    assess,
+    chi_square_tail,
+    gain_of,
+    may_adopt,
+    misfit_of,
+    nearest_self_test,
+    target_mixes,
+)
+
+SOURCE = np.array([0.7, 0.2, 0.1])
+UNIFORM = np.full(3, 1 / 3)
+CENTRES = 2.0 * np.eye(3)
+EDGES = [-1.0, 0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+def rows(n, prior, *, seed=0, junk=0.0):
+    """Exact logits under SOURCE of rows that follow `prior`; a share of them from elsewhere."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(3, n, p=prior)
+    x = rng.normal(size=(n, 3)) + CENTRES[labels]
+    strange = rng.random(n) < junk
+    x[strange] = rng.normal(size=(strange.sum(), 3)) - 3.0
+    return 2.0 * x + np.log(SOURCE), labels
+
+
+def block(*, n=6000, fewest=None, self_test=0.05, **changes):
+    logits, labels = rows(n, UNIFORM, seed=7)
+    energy = np.log(np.exp(logits).sum(axis=1))
+    cells = labels * 10 + np.searchsorted(EDGES, energy, side="right")
+    counts = np.bincount(labels, minlength=3).tolist()
+    if fewest is not None:
+        counts[2] = fewest
+    confusion = np.bincount(logits.argmax(1) * 3 + labels, minlength=9).reshape(3, 3)
+    fields = {
+        "calibration": "none",
+        "temperature": 1.0,
+        "bias": [0.0] * 3,
+        "source_prior": SOURCE.tolist(),
+        "validation": {"rows": n, "class_counts": counts},
+        "sketch": {
+            "statistic": "energy",
+            "edges": EDGES,
+            "counts": np.bincount(cells, minlength=30).reshape(3, 10).tolist(),
+        },
+        "self_test": {
+            "rows": 2000,
+            "training": self_test,
+            "uniform": self_test,
+            "reversed": self_test,
+            "misfit_99": 0.005,
+        },
+        "confusion": confusion.tolist(),
+    } | changes
+    return Estimation.model_validate(fields)
+
+
+def judged(logits, *, calibration="block", current=UNIFORM, capacity=4096, frequencies=SOURCE):
+    return assess(
+        logits,
+        temperature=1.0,
+        log_source=np.log(SOURCE),
+        current=current,
+        calibration=block() if calibration == "block" else calibration,
+        class_frequencies=frequencies,
+        capacity=capacity,
+    )
+
+
+@pytest.mark.parametrize("prior", [SOURCE, UNIFORM, [0.05, 0.15, 0.8], [0.5, 0.5, 0.0]])
+def test_any_mix_of_the_known_classes_is_usable(prior):
+    found = judged(rows(2000, prior)[0])
+    assert found.verdict == "usable"
+    assert found.estimate.prior == pytest.approx(prior, abs=0.05)
+    assert found.bbse_distance < 0.1
+    assert found.evidence()["rows_per_class"] == pytest.approx(2000 / 3)
+
+
+def test_true_label_shift_is_hardly_ever_called_unexplained():
+    rng = np.random.default_rng(0)
+    verdicts = [
+        judged(rows(800, rng.dirichlet(np.ones(3)), seed=seed)[0]).verdict for seed in range(60)
+    ]
+    assert verdicts.count("not_explained") <= 1
+    assert verdicts.count("usable") >= 56
+
+
+def test_rows_from_elsewhere_are_not_explained():
+    found = judged(rows(2000, UNIFORM, junk=0.2)[0])
+    assert found.verdict == "not_explained"
+    assert found.misfit.p < 0.001
+    assert "new classes" in found.reason
+    assert "not_explained" in may_adopt(found)
+
+
+def test_a_model_that_cannot_see_as_much_says_so_less_often():
+    strange = rows(2000, UNIFORM, junk=0.04)[0]
+    sharp = judged(strange)
+    dull = block().model_copy(
+        update={"self_test": block().self_test.model_copy(update={"misfit_99": 0.5})}
+    )
+    assert sharp.verdict == "not_explained"
+    assert judged(strange, calibration=dull).verdict == "suspect"
+
+
+def test_too_few_rows_are_named_with_how_many_are_needed():
+    found = judged(rows(49, UNIFORM)[0])
+    assert found.verdict == "too_little_traffic"
+    assert "49 rows, and 3 classes need 50" in found.reason
+
+
+def test_a_reservoir_that_cannot_hold_enough_rows_has_too_many_classes():
+    found = judged(rows(40, UNIFORM)[0], capacity=40)
+    assert found.verdict == "too_many_classes"
+    assert "at most 40 are kept" in found.reason
+
+
+def test_a_model_without_a_block_is_uncalibrated():
+    found = judged(rows(500, UNIFORM)[0], calibration=None)
+    assert found.verdict == "uncalibrated"
+    assert "training calibrate" in found.reason
+    assert found.misfit is found.self_test is found.bbse_distance is None
+    assert found.evidence()["p"] is None
+
+
+def test_a_split_with_few_rows_of_a_class_is_uncalibrated():
+    found = judged(rows(500, UNIFORM)[0], calibration=block(fewest=19))
+    assert found.verdict == "uncalibrated"
+    assert "has 19 validation rows, and 20 are needed" in found.reason
+
+
+def test_a_self_test_that_fails_makes_an_estimate_ill_conditioned_unless_the_step_is_larger():
+    bad = block(self_test=0.3)
+    assert judged(rows(2000, UNIFORM)[0], calibration=bad).verdict == "ill_conditioned"
+    far = judged(rows(2000, [0.02, 0.03, 0.95])[0], calibration=bad)
+    assert far.step > 0.6
+    assert far.verdict == "usable"
+
+
+def test_an_estimate_that_does_not_settle_keeps_the_target_in_force(monkeypatch):
+    monkeypatch.setattr("service.contract.label_shift.MAX_ITERATIONS", 3)
+    found = judged(rows(500, [0.1, 0.1, 0.8])[0])
+    assert found.verdict == "ill_conditioned"
+    assert found.candidate.tolist() == UNIFORM.tolist()
+    assert found.step == found.gain.mean == 0
+
+
+def test_without_sketch_self_test_and_confusion_nothing_is_tested():
+    bare = block().model_copy(update={"sketch": None, "self_test": None, "confusion": None})
+    found = judged(rows(500, UNIFORM, junk=0.3)[0], calibration=bare)
+    assert found.verdict == "usable"
+    assert found.misfit is found.self_test is found.bbse_distance is None
+    singular = block(confusion=[[1] * 3] * 3)
+    assert judged(rows(500, UNIFORM)[0], calibration=singular).bbse_distance is None
+
+
+def test_a_misfit_that_no_self_test_has_measured_is_judged_by_its_size_alone():
+    untested = block().model_copy(update={"self_test": None})
+    found = judged(rows(2000, UNIFORM, junk=0.2)[0], calibration=untested)
+    assert found.verdict == "not_explained"
+
+
+def test_the_candidate_lies_between_the_estimate_and_the_target_in_force():
+    found = judged(rows(100, [0.1, 0.1, 0.8])[0])
+    apart = np.abs(found.estimate.prior - UNIFORM).sum()
+    assert 0 < found.step < apart
+
+
+def test_a_real_shift_may_be_adopted_and_no_shift_may_not():
+    shifted = judged(rows(2000, [0.05, 0.15, 0.8])[0], current=SOURCE)
+    assert may_adopt(shifted) is None
+    assert shifted.gain.low > 0.003
+    same = judged(rows(2000, SOURCE)[0], current=SOURCE)
+    assert "within the error of the calibration" in may_adopt(same)
+    untested = block().model_copy(update={"self_test": None})
+    unsure = judged(rows(2000, SOURCE)[0], current=SOURCE, calibration=untested)
+    assert "points of error" in may_adopt(unsure)
+
+
+def test_the_gain_is_what_labels_would_show():
+    prior = np.array([0.05, 0.15, 0.8])
+    logits, labels = rows(4000, prior)
+    found = judged(logits, current=SOURCE)
+    ratios = np.exp(logits - np.log(SOURCE))
+    before = ((ratios * SOURCE).argmax(1) == labels).mean()
+    after = ((ratios * found.candidate).argmax(1) == labels).mean()
+    assert found.gain.mean == pytest.approx(after - before, abs=0.01)
+    assert found.gain.low <= found.gain.mean
+
+
+def test_variances_alone_also_give_a_gain_and_no_misfit():
+    prior = np.array([0.1, 0.2, 0.7])
+    alone = PriorEstimate(prior, prior, prior, 100, 50.0, np.full(3, 1e-3))
+    ratios = np.exp(rows(200, prior)[0] - np.log(SOURCE))
+    assert gain_of(ratios, alone, candidate=prior, current=SOURCE).mean > 0
+    assert misfit_of(rows(200, prior)[0], alone, block(), temperature=1.0) is None
+
+
+def test_the_tail_of_chi_square_is_that_of_the_tables():
+    assert chi_square_tail(16.919, 9) == pytest.approx(0.05, abs=1e-4)
+    assert chi_square_tail(3.841, 1) == pytest.approx(0.05, abs=1e-4)
+    assert chi_square_tail(0.0, 9) == 1
+    assert chi_square_tail(800.0, 9) < 1e-100
+
+
+def test_mixes_of_the_self_test_reverse_ranks_and_the_nearest_is_taken():
+    mixes = target_mixes([70, 20, 10])
+    assert mixes["reversed"] == pytest.approx([0.1, 0.2, 0.7])
+    tested = block().model_copy(
+        update={
+            "self_test": block().self_test.model_copy(
+                update={"training": 0.1, "uniform": 0.2, "reversed": 0.3}
+            )
+        }
+    )
+    for prior, error in ((SOURCE, 0.1), (UNIFORM, 0.2), (SOURCE[::-1], 0.3)):
+        assert nearest_self_test(prior, tested, [70, 20, 10]) == error
+        assert nearest_self_test(prior, tested, None) == error

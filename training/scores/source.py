@@ -1,0 +1,367 @@
+"""The `estimation` block of a model, measured on a labelled split: see service.contract.estimation.
+
+The split may have any class mix. Everything here is deterministic.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from service.contract.adjustment import (
+    Vector,
+    log_normalise,
+    log_softmax,
+    log_target_prior,
+    softmax,
+)
+from service.contract.estimation import (
+    ENERGY_BINS,
+    MAX_CONFUSION_CLASSES,
+    Estimation,
+    Replicates,
+    SelfTest,
+    Sketch,
+    ValidationRows,
+    binned,
+    sketched,
+)
+from service.contract.label_shift import NotConverged, estimate_prior
+from service.contract.scores import bootstrap_rng, class_totals
+from service.contract.verdict import misfit_of, target_mixes
+from training.scores.calibrate import (
+    LOG_TEMPERATURE_SD,
+    RIDGE,
+    Temperature,
+    calibrate_temperature,
+    fit_bcts,
+    log_validation_prior_of,
+)
+
+Labels = NDArray[np.integer]
+Kind = Literal["none", "temperature", "bias"]
+
+FOLDS = 5
+REPLICATES = 20
+MAX_CLASSES_WITH_REPLICATES = 1000
+SELF_TEST_ROWS = 2000
+SELF_TEST_DRAWS = 5
+_MOST_CELLS = 4_000_000  # of logits that are fitted several times
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Temperature, bias and source prior, as fitted."""
+
+    kind: Kind
+    temperature: Temperature
+    bias: Vector
+    """[C], mean 0."""
+    log_source_prior: Vector
+    """[C] log sigma*, normalised."""
+
+    @property
+    def log_source(self) -> Vector:
+        """[C] log sigma* - bias: what logits / T are adjusted with."""
+        return log_normalise(self.log_source_prior - self.bias)
+
+    def posteriors(self, logits: ArrayLike) -> Vector:
+        """[n, C] calibrated posteriors under the measured source prior."""
+        f = np.asarray(logits, np.float64)
+        return softmax(f / self.temperature.value + self.bias)
+
+
+def measure(
+    logits: ArrayLike,
+    labels: Labels,
+    *,
+    log_source_prior: ArrayLike,
+    class_frequencies: ArrayLike | None = None,
+    probabilities: bool = False,
+) -> tuple[Estimation, Temperature]:
+    """The block of a model, and its temperature, from labelled rows of logits [n, C].
+
+    log_source_prior: [C] log sigma, as training implies it. class_frequencies: [C] of training, by
+    default those that sigma implies. probabilities: whether the model gives these, not logits.
+    """
+    f, log_sigma = np.asarray(logits, np.float64), np.asarray(log_source_prior, np.float64)
+    classes = f.shape[1]
+    mix = np.exp(log_sigma) if class_frequencies is None else np.asarray(class_frequencies)
+    found = calibrate(f, labels, log_source_prior=log_sigma)
+    temperature = float(f"{found.temperature.value:.9g}")
+    block = Estimation(
+        calibration=found.kind,
+        temperature=temperature,
+        temperature_interval=_rounded(np.array(found.temperature.interval)),
+        bias=_rounded(found.bias),
+        source_prior=_rounded(np.exp(found.log_source_prior)),
+        validation=ValidationRows(
+            rows=len(f), class_counts=class_totals(labels, classes).astype(int).tolist()
+        ),
+        sketch=sketch(f, labels, temperature=temperature, probabilities=probabilities),
+        replicates=_replicates(f, labels, found, log_source_prior=log_sigma),
+        confusion=_confusion(f, labels) if classes <= MAX_CONFUSION_CLASSES else None,
+    )
+    test = self_test(f, labels, log_source_prior=log_sigma, class_frequencies=mix)
+    return block.model_copy(update={"self_test": test}), found.temperature
+
+
+def calibrate(f: Vector, labels: Labels, *, log_source_prior: Vector) -> Measured:
+    """A temperature, a bias per class where it helps, and the source prior that is then measured.
+
+    The bias is taken where folds of the split find its NLL lower by more than a standard error, at
+    the uniform target or at the source prior.
+    """
+    biased = _bias_helps(f, labels, log_source_prior)
+    return _fitted(f, labels, log_source_prior, biased=biased)
+
+
+def row_weights(labels: Labels, log_source_prior: Vector) -> Vector:
+    """[n] weights of the rows in a calibration, summing to the number that the likelihood counts.
+
+    Half the source prior and half uniform over the split's own mix, of mean 1 and at most 1, so
+    that no row of a rare class rules its bias; the sum is Kish's effective number of rows.
+    """
+    log_pi = log_validation_prior_of(labels, len(log_source_prior))
+    wanted = (np.exp(log_source_prior) + 1 / len(log_source_prior)) / 2
+    weights: Vector = (wanted / np.exp(log_pi.clip(-700)))[labels]
+    weights = np.minimum(weights / weights.mean(), 1.0)
+    scaled: Vector = weights * weights.sum() / (weights**2).sum()
+    return scaled
+
+
+def sketch(
+    logits: Vector, labels: Labels, *, temperature: float, probabilities: bool = False
+) -> Sketch | None:
+    """Histogram per class of the energy, or of the entropy where the model gives probabilities.
+
+    The edges are deciles, each class weighing the same. None when they coincide.
+    """
+    statistic: Literal["energy", "entropy"] = "entropy" if probabilities else "energy"
+    values = sketched(logits, statistic=statistic, temperature=temperature)
+    totals = class_totals(labels, logits.shape[1])
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum((1 / totals[labels])[order])
+    cuts = np.searchsorted(mass, mass[-1] * np.arange(1, ENERGY_BINS) / ENERGY_BINS)
+    edges = np.array(_rounded(values[order][cuts]))
+    if (np.diff(edges) <= 0).any():
+        return None
+    cells = labels * ENERGY_BINS + binned(values, edges)
+    counts = np.bincount(cells, minlength=len(totals) * ENERGY_BINS)
+    return Sketch(
+        statistic=statistic,
+        edges=edges.tolist(),
+        counts=counts.reshape(len(totals), ENERGY_BINS).tolist(),
+    )
+
+
+def self_test(
+    f: Vector, labels: Labels, *, log_source_prior: Vector, class_frequencies: ArrayLike
+) -> SelfTest | None:
+    """Calibrate on one half of each class, estimate streams of the other, and the reverse.
+
+    None when a class has fewer than two rows, so that a half would lack it.
+    """
+    if class_totals(labels, f.shape[1]).min() < 2:
+        return None
+    mixes = target_mixes(class_frequencies)
+    distances: dict[str, list[float]] = {name: [] for name in mixes}
+    misfits: list[float] = []
+    rng = bootstrap_rng(1)
+    mixes["random"] = rng.dirichlet(np.ones(f.shape[1]))
+    rows = min(SELF_TEST_ROWS, max(200, _MOST_CELLS // f.shape[1] // 4))
+    for own, other in _halves(labels):
+        found = calibrate(f[own], labels[own], log_source_prior=log_source_prior)
+        half = _plain(f[own], labels[own], found)
+        members = [other[labels[other] == y] for y in range(f.shape[1])]
+        for name, mix in mixes.items():
+            for _ in range(SELF_TEST_DRAWS):
+                drawn = rng.choice(len(mix), size=rows, p=mix)
+                stream = f[[members[y][rng.integers(len(members[y]))] for y in drawn]]
+                try:
+                    estimate = estimate_prior(
+                        stream, temperature=half.temperature, log_source=half.log_source
+                    )
+                except NotConverged:
+                    return None
+                if name in distances:
+                    distances[name].append(float(np.abs(estimate.prior - mix).sum()))
+                misfit = misfit_of(stream, estimate, half, temperature=half.temperature)
+                misfits.append(0.0 if misfit is None else misfit.phi2)
+    means = {name: float(f"{np.mean(values):.4g}") for name, values in distances.items()}
+    quantile = float(f"{np.quantile(misfits, 0.99):.4g}")
+    return SelfTest(rows=rows, **means, misfit_99=quantile)
+
+
+def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
+    """Every second row of each class, and the others; then the two exchanged."""
+    order = np.argsort(labels, kind="stable")
+    ranks = np.empty(len(labels), np.intp)
+    starts = np.searchsorted(labels[order], labels[order])
+    ranks[order] = np.arange(len(labels)) - starts
+    even, odd = np.flatnonzero(ranks % 2 == 0), np.flatnonzero(ranks % 2 == 1)
+    yield even, odd
+    yield odd, even
+
+
+def _plain(f: Vector, labels: Labels, found: Measured) -> Estimation:
+    """A block that holds the calibration and the sketch alone."""
+    temperature = found.temperature.value
+    return Estimation(
+        calibration=found.kind,
+        temperature=temperature,
+        bias=found.bias.tolist(),
+        source_prior=np.exp(found.log_source_prior).tolist(),
+        validation=ValidationRows(
+            rows=len(f), class_counts=class_totals(labels, f.shape[1]).astype(int).tolist()
+        ),
+        sketch=sketch(f, labels, temperature=temperature),
+    )
+
+
+def _fitted(f: Vector, labels: Labels, log_sigma: Vector, *, biased: bool) -> Measured:
+    classes = len(log_sigma)
+    weights = row_weights(labels, log_sigma)
+    mix = log_target_prior(class_totals(labels, classes, weights))
+    temperature = calibrate_temperature(
+        f, labels, log_source_prior=log_sigma, log_validation_prior=mix, weights=weights
+    )
+    kind: Kind = "none" if temperature.why_one is not None else "temperature"
+    bias = np.zeros(classes)
+    if biased:
+        joint = fit_bcts(
+            f, labels, log_source_prior=log_sigma, log_validation_prior=mix, weights=weights
+        )
+        kind, bias = "bias", joint.bias
+        temperature = replace(temperature, value=joint.temperature, why_one=None)
+    log_star = _measured_source(f, labels, log_sigma, inverse=1 / temperature.value, bias=bias)
+    return Measured(kind, temperature, bias, log_star)
+
+
+def _measured_source(
+    f: Vector,
+    labels: Labels,
+    log_sigma: Vector,
+    *,
+    inverse: float,
+    bias: Vector,
+    weights: Vector | None = None,
+) -> Vector:
+    """[C] log of sigma * mean posterior / split's prior, where the posterior is under that prior.
+
+    A class that the split lacks keeps sigma.
+    """
+    totals = class_totals(labels, len(log_sigma), weights)
+    present = totals > 0
+    shift = np.where(present, np.log(np.where(present, totals, 1.0)) - log_sigma, -1e30)
+    p = softmax(f * inverse + bias + shift)
+    mean = p.mean(axis=0) if weights is None else weights @ p / weights.sum()
+    ratio = np.where(present, mean / np.where(present, totals / totals.sum(), 1.0), 1.0)
+    return log_normalise(log_sigma + np.log(np.maximum(ratio, 1e-6)))
+
+
+def _bias_helps(f: Vector, labels: Labels, log_sigma: Vector) -> bool:
+    """Compare both calibrations by the NLL of rows that were not fitted."""
+    step = max(1, f.size // _MOST_CELLS)
+    some, own = f[::step], labels[::step]
+    fold = np.arange(len(own)) % FOLDS
+    targets = np.stack([np.zeros_like(log_sigma), log_sigma])
+    losses = {biased: np.zeros((2, len(own))) for biased in (False, True)}
+    for part in range(FOLDS):
+        inside, outside = fold != part, fold == part
+        if not outside.any() or class_totals(own[inside], len(log_sigma)).min() == 0:
+            return False
+        for biased, loss in losses.items():
+            found = _fitted(some[inside], own[inside], log_sigma, biased=biased)
+            scores = some[outside] / found.temperature.value - found.log_source
+            for row, target in enumerate(targets):
+                log_p = log_softmax(scores + target)
+                loss[row, outside] = -log_p[np.arange(outside.sum()), own[outside]]
+    weights = [_mix_weights(own, np.exp(target)) for target in targets]
+    return any(_better(losses[False][row], losses[True][row], weights[row]) for row in (0, 1))
+
+
+def _better(before: Vector, after: Vector, weights: Vector) -> bool:
+    """Whether the weighted mean loss falls by more than its standard error."""
+    gain = before - after
+    mean = float(np.average(gain, weights=weights))
+    error = np.sqrt(np.square(weights * (gain - mean)).sum()) / weights.sum()
+    return mean > float(error)
+
+
+def _mix_weights(labels: Labels, target: Vector) -> Vector:
+    totals = class_totals(labels, len(target))
+    weights: Vector = (target / np.maximum(totals, 1))[labels]
+    return weights
+
+
+def _replicates(
+    f: Vector, labels: Labels, found: Measured, *, log_source_prior: Vector
+) -> Replicates | None:
+    """The calibration on REPLICATES re-weighted copies of the split (Bayesian bootstrap by class).
+
+    Each row gets an exponential weight, scaled within its class. The parameters move by one Newton
+    step from the fit, whose Hessian is the same for all copies.
+    """
+    classes = len(log_source_prior)
+    if classes > MAX_CLASSES_WITH_REPLICATES:
+        return None
+    rng = bootstrap_rng(2)
+    base = row_weights(labels, log_source_prior)
+    mix = log_target_prior(class_totals(labels, classes, base))
+    inverse, bias = 1 / found.temperature.value, found.bias
+    p = softmax(f * inverse + bias + mix - log_source_prior)
+    gradients, hessian = _derivatives(f, labels, p, base, inverse, biased=found.kind == "bias")
+    totals = class_totals(labels, classes)
+    temperatures, sources = [], []
+    for _ in range(REPLICATES):
+        weights = rng.exponential(size=len(labels))
+        weights *= (totals / np.maximum(class_totals(labels, classes, weights), 1e-300))[labels]
+        move = np.zeros(classes + 1)
+        move[: len(hessian)] = -np.linalg.solve(hessian, gradients.T @ (weights - 1))
+        heat = float(np.clip(1 / max(inverse + move[0], 0.05), 0.05, 20.0))
+        moved = bias + move[1:]
+        log_star = _measured_source(
+            f, labels, log_source_prior, inverse=1 / heat, bias=moved, weights=weights
+        )
+        temperatures.append(float(f"{heat:.6g}"))
+        sources.append(_rounded(log_normalise(log_star - moved), digits=6))
+    return Replicates(temperature=temperatures, log_source=sources)
+
+
+def _derivatives(
+    f: Vector, labels: Labels, p: Vector, weights: Vector, inverse: float, *, biased: bool
+) -> tuple[Vector, Vector]:
+    """Gradient of each row's loss [n, P] and the Hessian [P, P] of the penalised sum, at the fit.
+
+    P is 1 / T, and the bias where one was fitted. A temperature that stays 1 is no surer than one
+    that was fitted, so it varies in the replicates as well.
+    """
+    rows = np.arange(len(f))
+    centred = f - np.einsum("nc,nc->n", p, f)[:, None]
+    slope = -weights * centred[rows, labels]
+    curvature = float(weights @ np.einsum("nc,nc->n", p, centred**2))
+    curvature += 1 / (LOG_TEMPERATURE_SD * inverse) ** 2
+    if not biased:
+        return slope[:, None], np.array([[curvature]])
+    tilt = weights[:, None] * p
+    tilt[rows, labels] -= weights
+    hessian = np.empty((f.shape[1] + 1, f.shape[1] + 1))
+    hessian[0, 0] = curvature
+    hessian[0, 1:] = hessian[1:, 0] = weights @ (p * centred)
+    hessian[1:, 1:] = np.diag(weights @ p + RIDGE) - (p * weights[:, None]).T @ p
+    return np.concatenate([slope[:, None], tilt], axis=1), hessian
+
+
+def _confusion(f: Vector, labels: Labels) -> list[list[int]]:
+    classes = f.shape[1]
+    cells = f.argmax(axis=1) * classes + labels
+    counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
+    return counts.tolist()
+
+
+def _rounded(values: Vector, *, digits: int = 9) -> list[float]:
+    """Numbers as they are written: so many digits that a block does not depend on the machine."""
+    return [float(f"{value:.{digits}g}") for value in values]
