@@ -1,11 +1,14 @@
 """Overload: refusals come at once, clients that left cost nothing, admitted ones are answered."""
 
 import contextlib
+import io
 import json
 import socket
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
+import numpy as np
 import pytest
 
 from tests.support.eventually import eventually
@@ -118,6 +121,58 @@ def test_work_of_clients_that_left_is_not_done_and_is_counted(models):
         route = {"route": "/models/{model}/predict"}
         assert found(server.url, "priordial_requests_total", status="499", **route) == 6
         assert found(server.url, "priordial_requests_total", status="504", **route) == 0
+
+
+def whole(path, body, *headers):
+    """The bytes of a POST."""
+    head = [f"POST {path} HTTP/1.1", "host: x", f"content-length: {len(body)}", *headers]
+    return "\r\n".join([*head, "", ""]).encode() + body
+
+
+def leavers():
+    """The bytes that a client sends before it leaves, and the requests in them, by name."""
+    rows = json.dumps({"instances": [[1.0, LONG]]}).encode()
+    tensor = {"name": "x", "datatype": "FP32", "shape": [1, 2], "data": [1.0, LONG]}
+    settings = {"instances": [[1.0, LONG]], "settings": [{"tau": 1}]}
+    predict = "/models/slow/predict"
+    return {
+        "long": (whole(predict, rows + b" " * 100_000), 1),
+        "very long": (whole(predict, rows + b" " * 600_000), 1),
+        "pipelined": (whole(predict, rows) * 3, 3),
+        "deflated": (whole(predict, zlib.compress(rows), "content-encoding: deflate"), 1),
+        "tensors": (whole("/v2/models/slow/infer", json.dumps({"inputs": [tensor]}).encode()), 1),
+        "settings": (whole("/models/slow/adjust", json.dumps(settings).encode()), 1),
+        "array": (whole(predict, npy(LONG), "content-type: application/x-npy"), 1),
+    }
+
+
+def npy(rounds):
+    file = io.BytesIO()
+    np.save(file, np.array([[1.0, rounds]], np.float32))
+    return file.getvalue()
+
+
+def test_a_client_that_leaves_is_noticed_whatever_it_has_sent(models):
+    sent = leavers()
+    queued = 1 + len(sent)  # of pipelined requests only the first is begun
+    with busy(models) as (server, admitted):
+        host, port = server.url.removeprefix("http://").split(":")
+        leaving = []
+        for request, _ in sent.values():
+            leaving.append(socket.create_connection((host, int(port)), timeout=60))
+            leaving[-1].sendall(request)
+        until_queued(server.url, queued)
+        for each in leaving:
+            each.close()
+        assert statuses(admitted) == [200, 200]
+        slow_ones = {"model": "slow"}
+        eventually(
+            lambda: (
+                found(server.url, "priordial_rejected_total", reason="abandoned", **slow_ones)
+                == len(sent)
+            )
+        )
+        assert found(server.url, "priordial_batch_rows_sum", **slow_ones) == 2
 
 
 def test_a_request_that_sets_no_deadline_has_the_services_own(models):

@@ -1,0 +1,329 @@
+"""No request is left without an answer, in whatever order requests, loop and thread take turns.
+
+The real batcher runs on a loop and a thread that the test steps by hand. A search visits every
+state that some order of the steps leads to. From each state it lets the loop and the thread finish,
+and then every request must have had its reply once, and nothing may be queued, running or held.
+"""
+
+import asyncio
+from collections import deque
+
+import numpy as np
+import pytest
+
+from service.batching import batcher as batching
+from service.batching.batcher import Batcher
+from service.batching.queue import Entry
+from service.batching.work import Deadline, Overloaded, Work
+from service.graph.prior_table import PriorTable
+from service.graph.session import GraphOutputs
+
+MAX_STATES = 60_000
+
+
+class Loop:
+    """An event loop whose callbacks run one at a time, when the test says so."""
+
+    def __init__(self):
+        self.ready = deque()
+        self.woken = deque()
+        """Callbacks of the thread; each reaches `ready` in a step of its own."""
+        self.timers = []
+
+    def call_soon(self, callback, *arguments):
+        self.ready.append((callback, arguments))
+
+    def call_soon_threadsafe(self, callback, *arguments):
+        self.woken.append((callback, arguments))
+
+    def call_later(self, _seconds, callback, *arguments):
+        timer = Timer(callback, arguments)
+        self.timers.append(timer)
+        return timer
+
+
+class Timer:
+    """A call that a deadline makes."""
+
+    def __init__(self, callback, arguments):
+        self.callback, self.arguments, self.is_over = callback, arguments, False
+
+    def cancel(self):
+        self.is_over = True
+
+    def fire(self):
+        self.is_over = True
+        self.callback(*self.arguments)
+
+
+class Thread:
+    """A graph thread that takes a batch in one step and reports it in another."""
+
+    def __init__(self, run, report):
+        self._run, self._report = run, report
+        self.inbox, self.running, self.is_over = self, None, False
+        self.batches = deque()
+
+    def put(self, batch):
+        self.batches.append(batch)
+
+    def take(self):
+        batch = self.batches.popleft()
+        if batch is None:
+            self.is_over = True
+            return
+        try:
+            self.running = self._run(batch.begin())
+        except Exception as error:  # noqa: BLE001 - the thread reports whatever it is
+            self.running, self.is_over = error, True
+
+    def report(self):
+        result, self.running = self.running, None
+        self._report(self, result, 0.001)
+
+
+class Client:
+    """Who asked, and may leave."""
+
+    def __init__(self):
+        self.connection, self.disconnected = self, False
+
+
+class Silent:
+    """A record that nobody reads."""
+
+    def batch(self, facts):
+        pass
+
+    def refused(self, error):
+        pass
+
+    def wants_logits(self):
+        return False
+
+
+def graph(inputs, *, tau, **_):
+    if (inputs == DEADLY).any():
+        raise MemoryError("the rows at fault")
+    ones = np.ones(len(inputs), np.float32)
+    return GraphOutputs(inputs[:, :1].astype(np.int64), tau[:, None], inputs[:, 0] * 0, ones)
+
+
+DEADLY = 666.0
+
+
+class World:
+    """A batcher and all that acts on it, after some steps."""
+
+    def __init__(self, scenario):
+        self.loop, self.threads, self.now = Loop(), [], 100.0
+        WORLD[:] = [self]
+        self.scenario, self.replies, self.entries, self.refused = scenario, {}, [], 0
+        self.table = PriorTable(4)
+        self.batcher = Batcher(
+            graph,
+            self.table,
+            record=Silent(),
+            cost_seconds=lambda rows: float(rows > scenario["inline_rows"]),
+            max_batch_rows=2,
+            max_queued_rows=8,
+            max_queued_bytes=10_000,
+            max_waiting_rows=scenario.get("max_waiting_rows"),
+            inline_seconds=0.5,
+            clock=lambda: self.now,
+        )
+        if scenario.get("thread_dies"):
+            whole = self.batcher._batch_run.run_wanted
+
+            def dying(pieces):
+                if any(piece.entry.ask == 1 for piece in pieces):
+                    raise MemoryError("the thread")
+                return whole(pieces)
+
+            self.batcher._batch_run.run_wanted = dying
+
+    def thread(self, _name, run, report):
+        self.threads.append(Thread(run, report))
+        return self.threads[-1]
+
+    # -- steps
+
+    def steps(self):
+        """The names of the steps that can be taken now."""
+        found = []
+        if len(self.entries) < len(self.scenario["requests"]):
+            found.append(("arrive",))
+        return found + self._inner_steps() + self._rude_steps()
+
+    def _inner_steps(self):
+        found = [("loop",)] if self.loop.ready else []
+        found += [("wake",)] if self.loop.woken else []
+        for at, thread in enumerate(self.threads):
+            if thread.running is not None:
+                found.append(("report", at))
+            elif thread.batches and not thread.is_over:
+                found.append(("take", at))
+        return found
+
+    def _rude_steps(self):
+        found = []
+        for at, entry in enumerate(self.entries):
+            if entry.work.deadline.is_hard and any(
+                timer.arguments == (entry,) and not timer.is_over for timer in self.loop.timers
+            ):
+                found.append(("expire", at))
+            if at in self.scenario.get("leaves", ()) and not entry.caller.disconnected:
+                found.append(("leave", at))
+        return found
+
+    def take(self, step):
+        name, *at = step
+        if name == "arrive":
+            self._arrive(len(self.entries))
+        elif name == "loop":
+            callback, arguments = self.loop.ready.popleft()
+            callback(*arguments)
+        elif name == "wake":
+            self.loop.ready.append(self.loop.woken.popleft())
+        elif name == "expire":
+            (timer,) = [t for t in self.loop.timers if t.arguments == (self.entries[at[0]],)]
+            timer.fire()
+        elif name == "leave":
+            self.entries[at[0]].caller.disconnected = True
+        else:
+            getattr(self.threads[at[0]], name)()
+
+    def _arrive(self, number):
+        rows, options = self.scenario["requests"][number]
+        inputs = np.full((rows, options.get("width", 2)), options.get("value", 1.0), np.float32)
+        deadline = Deadline(self.now + 1, is_hard=True) if options.get("hard") else Deadline()
+        slot = self.table.acquire(number, np.zeros(4))
+        work = Work(inputs, 1.0, slot, (slot,), 1, deadline=deadline)
+        entry = Entry(work, caller=Client(), reply=self._reply, ask=number)
+        self.entries.append(entry)
+        try:
+            self.batcher.put(entry)
+        except Overloaded as error:
+            self.replies.setdefault(number, []).append(error)
+            entry.error = error
+
+    def _reply(self, entries):
+        for entry in entries:
+            self.replies.setdefault(entry.ask, []).append(entry.error)
+        again = self.scenario.get("again")
+        if again and len(self.entries) < len(self.scenario["requests"]) + again:
+            self.scenario = {**self.scenario, "again": again - 1}
+            self.scenario["requests"] = [*self.scenario["requests"], (1, {})]
+            self._arrive(len(self.entries))
+
+    # -- what a state is, and what must hold when all is done
+
+    def key(self):
+        """Two worlds with one key go on alike."""
+        queue, own = self.batcher, lambda pieces: tuple((p.entry.ask, p.start) for p in pieces)
+        results = [
+            len(result) if isinstance(result, list) else str(result)
+            for _, result, _ in queue._results
+        ]
+        return (
+            tuple(
+                (e.pieces_left, e.stop, repr(e.error), e.caller.disconnected) for e in self.entries
+            ),
+            tuple(sorted((at, len(found)) for at, found in self.replies.items())),
+            own(queue._queue.pieces),
+            tuple((own(batch.pieces), batch._begun) for batch in queue._in_flight),
+            tuple((callback.__name__, len(more)) for callback, more in self.loop.ready),
+            len(self.loop.woken),
+            tuple(
+                (
+                    tuple(batch and own(batch.pieces) for batch in thread.batches),
+                    repr(thread.running)
+                    if isinstance(thread.running, Exception)
+                    else thread.running and tuple(own(pieces) for pieces, _ in thread.running),
+                    thread.is_over,
+                    thread is queue._thread,
+                )
+                for thread in self.threads
+            ),
+            tuple(results),
+            (queue._is_scheduled, queue._turns, queue._seen_rows, queue.failure),
+            tuple(entry.ask for entry in queue._finished),
+            tuple(timer.is_over for timer in self.loop.timers),
+            self.scenario.get("again"),
+        )
+
+    def finish(self):
+        """Let loop and thread do what they have to do, and nobody else anything."""
+        for _ in range(200):
+            steps = self._inner_steps()
+            if not steps:
+                return
+            self.take(steps[0])
+        raise AssertionError("it goes on for ever")
+
+    def check(self):
+        """Every request that arrived was answered once, and nothing of it is left."""
+        for entry in self.entries:
+            assert len(self.replies.get(entry.ask, ())) == 1, f"request {entry.ask}"
+            assert entry.done()
+        queue = self.batcher
+        assert not queue._in_flight
+        assert (queue.queued_rows, queue._queue.bytes, queue._finished) == (0, 0, [])
+        assert not any(self.table._holders)
+        assert queue.failure is None
+
+
+SCENARIOS = {
+    "in the thread": {"inline_rows": 0, "requests": [(1, {})] * 4},
+    "on the loop": {"inline_rows": 8, "requests": [(1, {})] * 4},
+    "some here, some there": {"inline_rows": 1, "requests": [(1, {}), (2, {}), (1, {}), (1, {})]},
+    "in several pieces": {"inline_rows": 0, "requests": [(1, {}), (5, {}), (1, {})]},
+    "of two shapes": {"inline_rows": 0, "requests": [(1, {}), (1, {"width": 3}), (1, {})]},
+    "with rows at fault": {"inline_rows": 1, "requests": [(1, {}), (2, {"value": DEADLY}), (1, {})]},
+    "and clients leave": {"inline_rows": 0, "requests": [(1, {}), (3, {}), (1, {})], "leaves": {0, 1}},
+    "and deadlines pass": {"inline_rows": 0, "requests": [(1, {"hard": 1}), (3, {"hard": 1}), (1, {})]},
+    "and the queue is full": {"inline_rows": 0, "requests": [(1, {})] * 4, "max_waiting_rows": 1},
+    "and the thread dies": {"inline_rows": 0, "requests": [(1, {})] * 4, "thread_dies": True},
+    "and an answer brings a request": {"inline_rows": 1, "requests": [(1, {}), (2, {})], "again": 2},
+}  # fmt: skip
+
+
+WORLD = []
+"""The world whose batcher is being stepped."""
+
+
+def _thread(*given):
+    return WORLD[0].thread(*given)
+
+
+def world_after(path, scenario):
+    world = World(dict(scenario))
+    for step in path:
+        world.take(step)
+    return world
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_every_request_is_answered_once_in_whatever_order_loop_and_thread_go_on(
+    name, monkeypatch, caplog
+):
+    caplog.set_level("CRITICAL")
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: WORLD[0].loop)
+    monkeypatch.setattr(batching, "GraphThread", _thread)
+    scenario = SCENARIOS[name]
+    seen, paths = set(), deque([()])
+    while paths:
+        path = paths.popleft()
+        world = world_after(path, scenario)
+        key = world.key()
+        if key in seen:
+            continue
+        seen.add(key)
+        assert len(seen) < MAX_STATES
+        paths.extend((*path, step) for step in world.steps())
+        world.finish()
+        try:
+            world.check()
+        except AssertionError as error:
+            raise AssertionError(f"after {path}: {error}") from error
+    assert len(seen) > 40
