@@ -127,5 +127,10 @@ def bound_heaps() -> None:
 def return_memory() -> None:
     """Give freed pages back to the system, since glibc keeps them."""
     gc.collect()
+    trim_heaps()
+
+
+def trim_heaps() -> None:
+    """Give freed pages of the heaps back to the system, without a garbage collection before."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)

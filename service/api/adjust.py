@@ -163,7 +163,11 @@ class Adjust:
             _logits_spec(len(model.bundle.class_names)) if logits else model.bundle.input,
             member="logits" if logits else "instances",
             allowed=_MEMBERS,
-            max_rows=MAX_CELLS if logits else model.batcher.max_request_rows,
+            max_rows=(
+                MAX_CELLS // len(model.bundle.class_names)
+                if logits
+                else model.batcher.max_request_rows
+            ),
         )
 
     def _begin(self, request: Request, read: "_Read", reply: Reply) -> Answer | Later | None:

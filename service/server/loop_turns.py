@@ -3,27 +3,30 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 from service.observe.run_folder import Gauge
 
 TICK_SECONDS = 0.002
+_SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 class LoopTurns:
     """Keeps the longest turn of the running loop: the time in which it served nobody else.
 
-    A tick that comes late shows a held loop. Time in which the machine ran other processes is left
-    out: a turn counts no more than the processor time that this process has used meanwhile.
+    A tick that comes late shows a held loop. Time in which the loop's thread could have run and the
+    machine ran something else is left out, and a turn counts no more than the processor time that
+    this process has used meanwhile.
     """
 
     def __init__(self) -> None:
         self.longest_seconds = 0.0
-        self._due = self._used = 0.0
+        self._due = self._used = self._waited = 0.0
 
-    def start(self) -> None:
-        """Measure from now on, on the running loop."""
+    def start(self, *, delay_seconds: float = 0.5) -> None:
+        """Measure on the running loop, from a moment after the start on."""
         self._loop = asyncio.get_running_loop()
-        self._plan()
+        self._loop.call_later(delay_seconds, self._plan)
 
     def gauges(self) -> Iterator[Gauge]:
         """The longest turn since the start."""
@@ -31,11 +34,20 @@ class LoopTurns:
 
     def _plan(self) -> None:
         self._due = time.monotonic() + TICK_SECONDS
-        self._used = time.process_time()
+        self._used, self._waited = time.process_time(), _waited_for_processor()
         self._loop.call_later(TICK_SECONDS, self._tick)
 
     def _tick(self) -> None:
         late = time.monotonic() - self._due
+        late -= _waited_for_processor() - self._waited
         used = time.process_time() - self._used
         self.longest_seconds = max(self.longest_seconds, min(late, used))
         self._plan()
+
+
+def _waited_for_processor() -> float:
+    """Seconds that the calling thread was ready to run and did not; 0 where the system does not say."""
+    try:
+        return int(_SCHEDSTAT.read_bytes().split()[1]) / 1e9
+    except OSError:
+        return 0.0

@@ -17,12 +17,14 @@ from numpy.typing import NDArray
 from service.contract.bundle import InputSpec
 from service.wire.arrays import Array, array_of
 from service.wire.faults import InvalidInput, Malformed, TooLarge
-from service.wire.json_text import check_decoded_size, parse_json_object
+from service.wire.json_text import parse_json_object
 from service.wire.shown import shape_words
 
 SLICE_BYTES = 128 * 1024
 _BLOCK_BYTES = 2**20
 _MAX_STRINGS = 100
+_MAX_ROW_VALUES = 1_000_000
+"""Values of one row where the model does not say how many it takes."""
 _OPENS, _CLOSES, _COMMA = b"["[0], b"]"[0], b","[0]
 _LIST = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[")
 
@@ -49,7 +51,7 @@ def numbers_of_json(
     document = parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
     if document.get(member) != [] or spec.kind == "text":
         return None
-    bounds = [begin, *commas.tolist(), end]
+    bounds = np.concatenate([[begin], commas, [end]])
     if len(bounds) == 2 and not bytes(body[begin + 1 : end]).strip(b" \t\r\n"):
         raise InvalidInput("there are no instances")
     arrays = list(_slices(body, bounds, spec, slice_bytes))
@@ -111,17 +113,17 @@ def _rows(
 
 
 def _slices(
-    body: bytes | bytearray, bounds: list[int], spec: InputSpec, slice_bytes: int
+    body: bytes | bytearray, bounds: NDArray[np.int64], spec: InputSpec, slice_bytes: int
 ) -> Iterator[Array]:
     """The arrays of consecutive rows. bounds: the list's bracket, the commas, the closing bracket."""
     row, last = 0, len(bounds) - 1
     while row < last:
-        stop = row + 1
-        while stop < last and bounds[stop + 1] - bounds[row] <= slice_bytes:
-            stop += 1
-        text = bytes(body[bounds[row] + 1 : bounds[stop]])
-        if stop == row + 1:
-            _check_row(text, row, spec)
+        fits = int(np.searchsorted(bounds, bounds[row] + slice_bytes, side="right")) - 1
+        stop = min(max(row + 1, fits), last)
+        begin, end = int(bounds[row]) + 1, int(bounds[stop])
+        if end - begin > slice_bytes:
+            _check_row(body, begin, end, row=row, spec=spec)
+        text = bytes(body[begin:end])
         yield _slice(text, stop - row, spec, first_row=row)
         row = stop
 
@@ -137,12 +139,15 @@ def _slice(text: bytes, rows: int, spec: InputSpec, *, first_row: int) -> Array:
     return array_of(instances, spec, are_numbers=are_numbers, first_row=first_row)
 
 
-def _check_row(text: bytes, row: int, spec: InputSpec) -> None:
-    """Refuse one row that holds more values than the model takes before it is decoded."""
-    if None not in spec.shape[1:] and text.count(b",") >= math.prod(
-        n for n in spec.shape[1:] if n is not None
-    ):
-        raise InvalidInput(
-            f"instance {row} holds more numbers than the model takes: {shape_words(spec.shape)}"
-        )
-    check_decoded_size(text)
+def _check_row(body: bytes | bytearray, begin: int, end: int, *, row: int, spec: InputSpec) -> None:
+    """Refuse one long row that holds more values than the model takes before it is decoded."""
+    free = None in spec.shape[1:]
+    most = _MAX_ROW_VALUES if free else math.prod(n for n in spec.shape[1:] if n is not None)
+    values = 1
+    for at in range(begin, end, _BLOCK_BYTES):
+        values += body.count(b",", at, min(at + _BLOCK_BYTES, end))
+        if values > most:
+            raise InvalidInput(
+                f"instance {row} holds more than {most} numbers; the model takes "
+                f"{shape_words(spec.shape)}"
+            )

@@ -3,14 +3,17 @@
 import re
 from collections.abc import Iterable
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from service.wire.digits import whole_number
-from service.wire.faults import InvalidParameter, Malformed
+from service.wire.faults import InvalidParameter, Malformed, TooLarge
 from service.wire.json_text import parse_json
 from service.wire.shown import short
 
+T = TypeVar("T")
+
+MAX_INLINE_PRIOR_VALUES = 100_000
 _MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version")
 _MAX_TAU_DIGITS = 20
@@ -126,7 +129,18 @@ def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
         found: dict[str, Any] = parse_json(text.encode())
     except (Malformed, UnicodeEncodeError) as error:
         raise Malformed(f"the inline prior is not JSON: {error}") from None
-    return found
+    return _bounded(found)
+
+
+def _bounded(prior: T) -> T:
+    """The prior, unless it is an inline prior of too many values. Raises TooLarge."""
+    for vector in prior.values() if isinstance(prior, dict) else ():
+        if isinstance(vector, (list, dict)) and len(vector) > MAX_INLINE_PRIOR_VALUES:
+            raise TooLarge(
+                f"the inline prior holds {len(vector)} values; at most {MAX_INLINE_PRIOR_VALUES} are "
+                "accepted in a request; store the prior and name it"
+            )
+    return prior
 
 
 def body_parameters(members: object) -> Parameters:
@@ -140,7 +154,7 @@ def body_parameters(members: object) -> Parameters:
             raise Malformed(
                 f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
             )
-    tau, prior = members.get("tau"), members.get("prior")
+    tau, prior = members.get("tau"), _bounded(members.get("prior"))
     if tau is not None and (isinstance(tau, bool) or not isinstance(tau, (int, float))):
         raise InvalidParameter(f"tau is {short(tau)}; expected a number")
     if prior is not None and not isinstance(prior, (str, dict)):

@@ -99,14 +99,14 @@ def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) ->
     return within
 
 
-def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes:
+def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | bytearray:
     """Decompress a gzip or deflate body, up to `limit` bytes. Raises Problem.
 
     A gzip body may have several members (RFC 1952 section 2.2), as `bgzip` and `cat` make them.
     """
     name = encoding.strip().lower().removeprefix(b"x-")
     if name in {b"", b"identity"}:
-        return bytes(body)
+        return body
     if name not in _WINDOW:
         shown = encoding[:40].decode("latin-1")
         raise Problem(
@@ -120,7 +120,7 @@ def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes:
         raise Problem("malformed", f"the body is not {name.decode()}: {error}") from None
 
 
-def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytes:
+def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
     """All members one after the other, read in pieces so that little is copied for each."""
     found, at, members = bytearray(), 0, 0
     reader = zlib.decompressobj(_WINDOW[name])
@@ -135,7 +135,7 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytes:
             continue
         members += 1
         if at == len(body):
-            return bytes(found)
+            return found
         if name != b"gzip" or members == _MAX_MEMBERS:
             break
         reader = zlib.decompressobj(_WINDOW[name])

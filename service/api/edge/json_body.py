@@ -13,6 +13,8 @@ from service.wire.faults import Malformed, TooLarge
 from service.wire.json_text import check_decoded_size
 
 MAX_BODY_BYTES = 16 * 2**20
+MAX_DECODED_BYTES = 16 * 2**20
+"""Estimated memory of a decoded body: a prior of 400,000 classes."""
 MAX_DEPTH = 32
 _INLINE_BYTES = 32 * 1024
 """A longer body is decoded in a thread, so that other requests go on."""
@@ -66,7 +68,7 @@ async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[
 def decode_json(body: bytes) -> Any:
     """Decode standard JSON without repeated members, deep nesting and NUL characters. Raises Problem."""
     try:
-        check_decoded_size(body)
+        check_decoded_size(body, MAX_DECODED_BYTES)
     except (Malformed, TooLarge) as error:
         raise problem_of(error) from None
     try:

@@ -20,11 +20,15 @@ from service.api.edge.known_headers import Head, KnownHeads
 from service.api.edge.request import Answer, Later, Match, Request, Response, Route, Send
 from service.batching.queue import Entry
 from service.batching.work import Abandoned, Connection
+from service.machine import trim_heaps
 from service.observe.metrics import Metrics
 
 logger = logging.getLogger(__name__)
 
 _MAX_PATHS = 1024
+_MAX_KEPT_PATH = 256
+_LARGE_BYTES = 2**20
+_TRIM_SECONDS = 1.0
 _facts_of = attrgetter("facts")
 CLIENT_LEFT = 499
 """The status that is counted and logged when the client left before it was answered."""
@@ -56,6 +60,7 @@ class ScoringLane:
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
         self._matched: dict[str, Match] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._trim: asyncio.TimerHandle | None = None
         self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:
@@ -66,9 +71,11 @@ class ScoringLane:
         for route, reply in self._routes:
             found = route.match(path)
             if found is not None:
-                if len(self._matched) >= _MAX_PATHS:
-                    self._matched.clear()
-                match = self._matched[path] = Match(route, found, reply)
+                match = Match(route, found, reply)
+                if len(path) <= _MAX_KEPT_PATH:
+                    if len(self._matched) >= _MAX_PATHS:
+                        self._matched.clear()
+                    self._matched[path] = match
                 return match
         return None
 
@@ -192,6 +199,13 @@ class ScoringLane:
         else:
             if answer is not None:
                 self._finish(route, [request], [answer])
+        if len(request.body) > _LARGE_BYTES and self._trim is None:
+            self._trim = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_heaps)
+
+    def _trim_heaps(self) -> None:
+        """Return the memory of large bodies to the system, which the allocator would keep."""
+        self._trim = None
+        asyncio.get_running_loop().run_in_executor(None, trim_heaps)
 
     # -- from the queue to the client
 
@@ -236,6 +250,9 @@ class ScoringLane:
         problem, oip = problem_of(error), route.oip
         if problem.kind == "internal":
             logger.error("request %s failed", request.request_id, exc_info=error)
+        # The traceback's frames refer to the request and to a future that refers to the error: without this,
+        # a large body would stay in memory until the next garbage collection.
+        error.__traceback__ = error.__context__ = None
         # The kind alone: the detail may quote an input, which no log line may hold.
         self._count(route, [request], problem.status, [{"problem": problem.kind}])
         response = (

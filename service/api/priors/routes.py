@@ -92,7 +92,7 @@ class PriorRoutes:
         """Store a new revision; none when the body equals the one in force."""
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
-        body = parse_prior(await read_json(request))
+        body = await asyncio.to_thread(parse_prior, await read_json(request))
         check_prior_name(name)
         candidate = await asyncio.to_thread(resolve, bundle, name, 0, body, None)
         flips = await self._insight.flips(bundle, name, candidate, force=force)

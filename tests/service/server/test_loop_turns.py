@@ -14,7 +14,9 @@ from tests.support.small_models import publish_model
 def test_a_callback_that_holds_the_loop_is_measured():
     async def main():
         turns = LoopTurns()
-        turns.start()
+        turns.start(delay_seconds=0)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
         end = time.process_time() + 0.2
         while time.process_time() < end:
             pass
