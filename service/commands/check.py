@@ -81,7 +81,7 @@ def _priors(settings: Settings, bundles: list[Bundle]) -> Iterator[Finding]:
         store = open_store(settings.store)
         store.open(create=False)
         try:
-            entries = store.heads().entries
+            entries = store.newest().entries
         finally:
             store.close()
     except (InvalidStoreUrl, StoreUnavailable) as error:

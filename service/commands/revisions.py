@@ -70,7 +70,7 @@ def run(given: Mapping[str, Any], url: str, environment: Mapping[str, str]) -> N
 def _newest(store: SqlPriorStore) -> dict[tuple[str, str], StoredRevision]:
     """The newest entry of each prior, deletions included, by model and name."""
     newest: dict[tuple[str, str], StoredRevision] = {}
-    for entry in store.heads().entries:
+    for entry in store.newest().entries:
         key = (entry.model, entry.name)
         if key not in newest or newest[key].revision < entry.revision:
             newest[key] = entry
@@ -164,7 +164,7 @@ def _rollback(
         change = ReturnTo(name, old, old.class_digest, note)
     written = store.write(model, name, change, by=f"cli:{getpass.getuser()}", after=-1)
     revision = written.entry.revision
-    if revision == newest.revision:
+    if not written.changed:
         sys.stdout.write(f"prior '{name}' of model '{model}' is as in revision {to} already\n")
         return None
     what = "nothing stored, the model's own rule" if old is None else f"the prior of revision {to}"
@@ -249,9 +249,9 @@ def _line(entry: StoredRevision) -> tuple[str, str, str, str]:
     return str(entry.revision), moment, entry.by, " ".join(entry.note.split())[:60]
 
 
-def _table(heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    lines: list[tuple[str, ...]] = [heads, *rows]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+def _table(titles: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    lines: list[tuple[str, ...]] = [titles, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(titles))]
     for line in lines:
         cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         sys.stdout.write("  ".join(cells).rstrip() + "\n")

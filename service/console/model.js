@@ -1,9 +1,10 @@
-// Model: how it was made, how good it is, and what the dial does to that.
+// Model: how it was made, how good it is at each tau, and what its adjustment does by default.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath } from "./api.js";
 import { Chart } from "./chart.js";
 import { groupOf } from "./formula.js";
+import { Vectors } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Failed, Group, Loading, Pager, percent, useLoaded, whole } from "./widgets.js";
 
@@ -11,7 +12,7 @@ const PAGE = 20;
 const CURVE_MAX = 2.5;
 const TAUS = [["0", "as trained"], ["1", "τ = 1"], ["chosen", "chosen τ"]];
 
-/** What a report tells at each tau, once: the chosen one may be one of the others. */
+/** The taus of a report, each once: the chosen one may equal another. */
 function taus(atTau) {
   const chosen = atTau.chosen?.tau;
   const same = TAUS.find(([t]) => t !== "chosen" && chosen !== undefined && atTau[t]?.tau === chosen)?.[0];
@@ -47,10 +48,8 @@ export function Model({ model }) {
       <${Facts} about=${about} />
     </div>
     <${Scores} report=${report} />
-    <div class="two">
-      <${Counts} bundle=${bundle} report=${report} />
-      <${Outcome} report=${report} names=${bundle.class_names} />
-    </div>
+    ${report.at_tau ? html`<div class="two"><${Counts} bundle=${bundle} report=${report} /><${Outcome} report=${report} names=${bundle.class_names} /></div>`
+      : html`<${ByDefault} bundle=${bundle} newest=${bundle.version === about.versions[0]} />${bundle.class_counts && html`<${Counts} bundle=${bundle} report=${report} />`}`}
     <${Provenance} bundle=${bundle} />
     <${CopyAs} what="this page's data" call=${() => ({ method: "GET", path: `${modelPath(model)}/report`, query: { version: bundle.version } })} />`;
 }
@@ -67,7 +66,7 @@ function Curve({ report, bundle }) {
   }, [report]);
   if (!curve.length)
     return html`<section class="card" aria-label="Validation"><h2>Balanced error over τ</h2>
-      <p class="quiet">This version was published without a validation curve, as imported models are. <code>python -m training evaluate models/${bundle.name}/${bundle.version} --data …</code> scores it.</p></section>`;
+      <p class="quiet">This version was published without a validation curve, as imported models are. Score it with <code>priordial train evaluate models/${bundle.name}/${bundle.version} --data …</code>.</p></section>`;
   const nearest = (tau) => curve.reduce((best, p) => (Math.abs(p[0] - tau) < Math.abs(best[0] - tau) ? p : best))[1];
   const { chosen, interval, n } = report.tau;
   const marks = chosen === null ? [] : [{ x: chosen, stroke: "alert" }];
@@ -91,6 +90,7 @@ function Facts({ about }) {
     ["Training examples", counts ? `${whole(counts.reduce((a, b) => a + b, 0))}, imbalance ${whole(Math.max(...counts) / Math.min(...counts))}` : "unknown"],
     ["Input", `${input.kind}${input.kind === "image" ? `, ${input.size.join(" × ")} ${input.color}` : ""}`],
     ["Tensor", shape],
+    ["Output", `${bundle.output.kind}, ${bundle.output.name}`],
     ["Default τ", bundle.default_tau],
     ["τ in the loss", bundle.loss_tau],
     ["Temperature", Number(bundle.temperature.toFixed(4))],
@@ -141,6 +141,18 @@ function Counts({ bundle, report }) {
     <p class="quiet">Bars are logarithmic.${errors ? ` Error at the chosen τ on ${report.test?.per_class ? `test, ${whole(report.test.n)}` : `validation, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
 }
 
+/** Without a report, as after an import: what the adjustment does to each class for requests that name no prior. */
+function ByDefault({ bundle, newest }) {
+  const found = useLoaded((signal) => getJson(`${modelPath(bundle.name)}/priors/default`, { signal }), [bundle]);
+  if (!newest) return null;
+  const edit = `#/priors?model=${encodeURIComponent(bundle.name)}&name=default&tab=edit`;
+  return html`<section class="card" aria-label="The adjustment"><h2>The adjustment that requests get by default</h2>
+    ${found.error ? html`<${Failed} error=${found.error} again=${found.again} />` : !found.value ? html`<${Loading} what="the prior" />`
+      : html`${!found.value.source_prior && html`<p class="note">The model's class counts are unknown, so nothing is adjusted. <a href=${edit}>Give label frequencies</a>, or import the model again with <code>--class-counts</code>.</p>`}
+        <p class="quiet">At τ = ${bundle.default_tau}, with the prior default (${found.value.revision ? `revision ${found.value.revision}` : "nothing stored: the model's own rule"}).</p>
+        <${Vectors} bundle=${bundle} prior=${found.value} />`}</section>`;
+}
+
 function Outcome({ report, names }) {
   const [at, setAt] = useState("1");
   const found = report.at_tau?.[at];
@@ -151,7 +163,6 @@ function Outcome({ report, names }) {
     const middle = accuracy.map((_, i) => (edges[i] + edges[i + 1]) / 2);
     return [middle.map((m) => 100 * m), accuracy.map((a) => (a === null ? null : 100 * a)), middle.map((m) => 100 * m)];
   }, [found]);
-  if (!report.at_tau) return html`<section class="card" aria-label="Reliability"><h2>Reliability and confusion</h2><p class="quiet">This version was published without them.</p></section>`;
   return html`<section class="card" aria-label="Reliability"><div class="line apart"><h2>Reliability and confusion</h2>
       <fieldset class="chips tight"><legend class="sr">At which τ</legend>${taus(report.at_tau).map(([t, words, chosen]) => html`<label class="chip"><input type="radio" name="outcome" checked=${at === t} onChange=${() => setAt(t)} /><span>${words}${chosen && t !== "chosen" ? ", chosen" : ""}</span></label>`)}</fieldset></div>
     ${examples > 0 && html`<p class="quiet">On the test split: ${whole(examples)} examples, with a uniform target.</p>`}

@@ -47,7 +47,7 @@ class FeedStore(Protocol):
     def open(self) -> None:
         """Connect and bring the schema up to date."""
 
-    def heads(self) -> Changes:
+    def newest(self) -> Changes:
         """The newest readable entries of every prior."""
 
     def since(self, change: int) -> Changes:
@@ -194,7 +194,7 @@ class Feed:
         if not self._opened:
             self._store.open()
             self._opened = True
-        changes = self._store.heads() if self.change < 0 else self._store.since(self.change)
+        changes = self._store.newest() if self.change < 0 else self._store.since(self.change)
         if changes.number < self.change:
             raise StoreUnavailable(
                 "behind",
@@ -234,7 +234,7 @@ class Feed:
     def _recheck(self) -> None:
         """Read damaged entries again: they may have been repaired in place."""
         self._rechecked_at = time.monotonic()
-        good = tuple(entry for entry in self._store.heads().entries if not entry.damaged)
+        good = tuple(entry for entry in self._store.newest().entries if not entry.damaged)
         self._forget_damage(good)
         self._prepare(good)
         self._on_loop(lambda: self._deliver(good))

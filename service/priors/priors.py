@@ -34,6 +34,7 @@ from service.priors.revisions import (
     UnknownPrior,
     Written,
     check_prior_name,
+    is_prior_name,
     parse_prior_reference,
     unknown_prior,
 )
@@ -336,21 +337,27 @@ class Priors:
         newest = self.newest(model, name)
         if newest is not None and newest.revision == revision:
             return newest
-        entry = await self._need_store().entry(model, name, revision)
+        entry = None
+        if is_prior_name(name):
+            entry = await self._need_store().entry(model, name, revision)
         if entry is None:
-            raise UnknownPrior(f"prior '{name}' has no revision {revision}")
+            raise UnknownPrior(f"prior '{name[:64]}' has no revision {revision}")
         return entry
 
     async def history(
         self, model: str, name: str, *, before: int | None, limit: int
     ) -> list[StoredRevision]:
         """Entries without their bodies, newest first; empty if the prior was never stored."""
+        if not is_prior_name(name):
+            return []
         return await self._need_store().read(
             lambda store: store.history(model, name, before=before, limit=limit)
         )
 
     async def served(self, model: str, name: str) -> list[Served]:
         """The revision that each worker of each replica serves, by its last report."""
+        if not is_prior_name(name):
+            return []
         return await self._need_store().read(lambda store: store.served(model, name))
 
     # ---- inside

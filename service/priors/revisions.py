@@ -95,10 +95,14 @@ class StoredRevision:
 
 @dataclass(frozen=True)
 class Written:
-    """The entry in force after a write; created when the name was not in use before."""
+    """The newest entry after a write; `created`: the name was not in use before it.
+
+    `changed` is false when the write had nothing to change.
+    """
 
     entry: StoredRevision
     created: bool
+    changed: bool = True
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,11 @@ def parse_prior_reference(text: str) -> PriorReference:
     )
 
 
+def is_prior_name(text: str) -> bool:
+    """Whether a prior can have this name; no other text may reach the store."""
+    return _NAME.fullmatch(text) is not None
+
+
 def check_prior_name(name: str) -> str:
     """Return the name of a prior that may be written.
 
@@ -179,7 +188,7 @@ def check_prior_name(name: str) -> str:
     """
     if name in BUILT_IN:
         raise PriorConflict(f"'{name}' is built in and cannot be written; choose another name")
-    if not _NAME.fullmatch(name):
+    if not is_prior_name(name):
         shown = name if len(name) <= 80 else name[:79] + "…"
         expected = "expected a-z, 0-9, '.', '_', '-', at most 64 characters"
         raise InvalidPrior([("name", f"'{shown}' is not a prior's name; {expected}")])

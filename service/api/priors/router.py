@@ -79,7 +79,8 @@ def router(
         "precondition-required",
         "unavailable",
     )
-    put: dict[str, Any] = {"linked": True, "also": 201, "body": openapi.PRIOR, "problems": change}
+    judged = (*change, "too-many-flips")
+    put: dict[str, Any] = {"linked": True, "also": 201, "body": openapi.PRIOR, "problems": judged}
     add("GET", "/priors", prior.all, role="observe", answer=views.PriorList)
     add("PUT", "/priors", prior.put_default, role="operate", answer=views.PriorView, **put)
     add("PUT", "/priors/{name}", prior.put, role="operate", answer=views.PriorView, **put)
@@ -92,7 +93,7 @@ def router(
         role="operate",
         answer=views.PriorView,
         body=openapi.PATCH,
-        problems=change,
+        problems=judged,
     )
     add("DELETE", "/priors/{name}", prior.delete, role="operate", answer=None, problems=change)
     add(

@@ -264,7 +264,8 @@ class PriorRoutes:
             revision=entry.revision,
             **{key: value for key, value in told.items() if value is not None},
         )
-        self._announce(Changed(action, entry, share))
+        if written.changed:
+            self._announce(Changed(action, entry, share))
         if entry.deleted:
             return self._nothing_stored(bundle, entry.name)
         status = 201 if action == "put" and written.created else 200

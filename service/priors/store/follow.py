@@ -30,7 +30,7 @@ class Follower:
         self._last_read: tuple[int, int] | None = None
         """SQLite's data_version before the change number was last read, and that number."""
 
-    def heads(self) -> Changes:
+    def newest(self) -> Changes:
         """The newest entry of each prior and class list; if damaged, also the last readable one."""
         with self._following() as connection:
             number = self._number(connection)
@@ -51,7 +51,7 @@ class Follower:
             if number - change <= MAX_STEPS:
                 entries = entries_of(connection, select(history).where(history.c.change > change))
                 return Changes(max([number, *(e.change for e in entries)]), tuple(entries))
-        return self.heads()
+        return self.newest()
 
     def wait(self, seconds: float, woken: threading.Event) -> None:
         """Return on a notification of PostgreSQL, when woken, or after `seconds`."""

@@ -34,14 +34,14 @@ def open_store(url: str) -> "SqlPriorStore":
 class SqlPriorStore:
     """One store; `open` it first. Every call may block and may raise StoreUnavailable.
 
-    `heads`, `since`, `wait` and `close` are for the one thread that follows the store.
+    `newest`, `since`, `wait` and `close` are for the one thread that follows the store.
     """
 
     def __init__(self, url: str) -> None:
         """Does not connect. Raises InvalidStoreUrl."""
         self.database = Database(url)
         self._follower = Follower(self.database)
-        self.heads: Callable[[], Changes] = self._follower.heads
+        self.newest: Callable[[], Changes] = self._follower.newest
         self.since: Callable[[int], Changes] = self._follower.since
         self.wait: Callable[[float, threading.Event], None] = self._follower.wait
 
@@ -87,7 +87,7 @@ class SqlPriorStore:
             if draft is None:
                 connection.rollback()
                 assert current is not None, "a write that stores nothing finds something"
-                return Written(current, created=False)
+                return Written(current, created=False, changed=False)
             revision = 1 if current is None else current.revision + 1
             entry = StoredRevision(
                 model=model,

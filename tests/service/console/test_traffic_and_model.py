@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from tests.support.server import running
-from tests.support.small_models import CLASSES, FEATURES, publish_model
+from tests.support.small_models import CLASSES, COUNTS, FEATURES, publish_model
 
 
 def test_the_traffic_page_counts_what_was_answered(open_page, tmp_path):
@@ -78,6 +78,26 @@ def test_the_model_page_shows_the_scores_of_its_report(open_page, served):
         error = report["test"]["at_tau"][tau]["balanced_error"]
         assert f"{100 * error:.1f} %" in text
     assert f"n = {report['test']['n']:,}" in text
+
+
+def test_a_model_without_a_report_shows_what_the_adjustment_does_by_default(
+    open_page, tmp_path, screenshots
+):
+    from service.contract.adjustment import log_source_prior
+
+    publish_model(tmp_path / "models")
+    publish_model(tmp_path / "models", "uncounted", class_counts=None)
+    with running(tmp_path / "models") as server:
+        page = open_page("/#/model?model=linear", base=server.url)
+        shown = page.get_by_label("The adjustment")
+        shown.locator(".before-after").wait_for()
+        page.screenshot(path=screenshots / "model-imported.png", full_page=True)
+        shift = -np.log(CLASSES) - log_source_prior(COUNTS, loss_tau=0)
+        told = shown.locator("tbody tr .number:last-child").all_inner_texts()
+        assert [float(t.replace("−", "-")) for t in told] == pytest.approx(shift, abs=0.006)
+        page.goto(f"{server.url}/#/model?model=uncounted")
+        page.wait_for_selector("text=class counts are unknown")
+        page.close()
 
 
 def test_a_chosen_tau_that_is_the_default_is_told_once(open_page, served):

@@ -260,6 +260,16 @@ def test_names_that_cannot_be_are_refused_and_built_ins_stay(sqlite_url):
         assert (await client.get("/models/cars/priors")).status_code == 404
 
 
+@pytest.mark.parametrize("name", ["a%00b", "A", "x" * 65, "%F0%9F%98%80", "a%20b"])
+def test_a_name_that_no_prior_can_have_is_unknown_wherever_it_is_read(store_url, name):
+    @scenario(store_url)
+    async def _(client):
+        for path in ("", "?revision=3", "/revisions", "/replicas"):
+            answer = await client.get(f"{ROUTE}/{name}{path}")
+            assert (answer.status_code, answer.json()["type"]) == (404, "/problems/unknown-prior")
+        assert (await client.delete(f"{ROUTE}/{name}")).status_code == 422
+
+
 def test_counts_are_added(store_url):
     @scenario(store_url)
     async def _(client):
@@ -524,7 +534,8 @@ def test_every_stored_change_is_announced(sqlite_url):
     @scenario(sqlite_url, announce=announced.append)
     async def _(client):
         await client.put("/priors", json=PRIOR)
-        await client.put("/priors", json={**PRIOR, "target": [1]})  # refused: nothing to announce
+        await client.put("/priors", json=PRIOR)  # nothing new
+        await client.put("/priors", json={**PRIOR, "target": [1]})  # refused
         await client.patch("/priors/default", json={"add": {"target": {"cat": 1}}})
         await client.post("/priors/default/rollback", json={"revision": 1})
         await client.delete("/priors/default")
