@@ -4,8 +4,10 @@ import hashlib
 import json
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -25,6 +27,12 @@ MANIFEST_FILE = "model.json"
 MAX_MANIFEST_BYTES = 64 * 2**20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
+
+RECORD = "record"
+"""The dtype of `input` for a graph of several inputs: a record a row, with a field for each."""
+
+PROBABILITY_FLOOR = float(np.finfo(np.float32).tiny)
+"""What the logarithm of a probability takes in place of 0: 1.1754944e-38."""
 
 TENSOR_DTYPES = (
     "float16",
@@ -48,60 +56,109 @@ class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
 
-class InputSpec(_Strict):
-    """The input of the graph. shape includes the batch, null where a dimension is free.
+Color: TypeAlias = Literal["RGB", "BGR", "L"]
+Resize: TypeAlias = (
+    Literal["stretch", "crop", "letterbox"]
+    | Annotated[int, Field(ge=1, le=16384)]
+    | Annotated[list[Annotated[int, Field(ge=1, le=16384)]], Field(min_length=2, max_length=2)]
+)
+Resample: TypeAlias = Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
 
-    For images, pixels become the tensor so: decode, convert to `color`, resize to `size` [height,
-    width] (`resize`: "stretch"; "crop" = scale the shorter side to fit, cut the centre; or a number
-    of pixels for the shorter side before the centre is cut), divide by 255, subtract `mean` and
-    divide by `std` per channel; for integer dtypes the pixels stay 0..255 and mean and std must be
-    null.
+
+_IMAGE_ONLY = (
+    "size", "color", "resize", "resample", "fill", "scale", "mean", "std", "layout",
+)  # fmt: skip
+
+
+class TokenizerSpec(_Strict):
+    """How texts become the tensors of a transformer.
+
+    file: a `tokenizer.json` of Hugging Face's tokenizers, beside the model. max_length: tokens kept
+    of a text; null: as the file says. inputs: the graph's inputs, and which of the tokenizer's
+    results each takes.
+    """
+
+    file: str
+    max_length: Annotated[int, Field(ge=1)] | None = None
+    inputs: dict[str, Literal["ids", "attention_mask", "type_ids"]]
+
+
+class InputSpec(_Strict):
+    """One input of the graph. `shape` includes the batch, null where a dimension is free.
+
+    `missing` says that NaN is an input like any other. An image becomes the tensor in these steps:
+    decode; convert to `color`; resize to `size` [height, width] as `resize` says, with the filter
+    `resample` (bilinear unless given); multiply by `scale` (1/255 unless given); subtract `mean`
+    and divide by `std` for each channel. For integer dtypes the pixels stay 0 … 255, and scale,
+    mean and std must be null. `service.contract.pixels` takes these steps. A text may become
+    tokens, as `tokenizer` says.
     """
 
     name: str
-    kind: Literal["tensor", "image", "text"]
+    kind: Literal["tensor", "image", "text", "columns"]
     shape: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)]
     dtype: str
+    missing: bool = False
     size: (
         Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
         | None
     ) = None
-    color: Literal["RGB", "L"] | None = None
-    resize: Literal["stretch", "crop"] | Annotated[int, Field(ge=1, le=16384)] | None = None
+    color: Color | None = None
+    resize: Resize | None = None
+    resample: Resample | None = None
+    fill: Annotated[int, Field(ge=0, le=255)] | None = None
+    scale: Annotated[float, Field(gt=0)] | None = None
     mean: list[float] | None = None
     std: list[Annotated[float, Field(gt=0)]] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
+    tokenizer: TokenizerSpec | None = None
+    _columns: tuple["InputSpec", ...] = PrivateAttr(())
+
+    @property
+    def columns(self) -> tuple["InputSpec", ...]:
+        """The inputs of a graph that has several, for kind "columns"; else none."""
+        return self._columns
 
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, dtype: str) -> str:
-        if dtype not in TENSOR_DTYPES:
+        if dtype not in {*TENSOR_DTYPES, RECORD}:
             raise ValueError(f"expected one of {', '.join(TENSOR_DTYPES)}")
         return dtype
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
-        image_only = (self.size, self.color, self.resize, self.layout)
-        if self.kind != "image":
-            if any(value is not None for value in (*image_only, self.mean, self.std)):
-                raise ValueError(
-                    f"size, color, resize, mean, std and layout belong to kind 'image', not '{self.kind}'"
-                )
-            if (self.kind == "text") != (self.dtype == "string"):
-                raise ValueError("kind 'text' and dtype 'string' go together")
+        if (self.kind == "columns") != (self.dtype == RECORD):
+            raise ValueError(f"kind 'columns' and dtype '{RECORD}' go together")
+        if self.missing and not self.dtype.startswith("float"):
+            raise ValueError(f"missing needs a float dtype, not '{self.dtype}'")
+        if self.tokenizer is not None and self.kind != "text":
+            raise ValueError(f"tokenizer belongs to kind 'text', not '{self.kind}'")
+        if self.kind == "image":
+            self._check_image()
             return self
-        if any(value is None for value in image_only):
+        for name in _IMAGE_ONLY:
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{', '.join(_IMAGE_ONLY)} belong to kind 'image', not '{self.kind}'"
+                )
+        if (self.kind == "text") != (self.dtype == "string"):
+            raise ValueError("kind 'text' and dtype 'string' go together")
+        return self
+
+    def _check_image(self) -> None:
+        if None in (self.size, self.color, self.resize, self.layout):
             raise ValueError("kind 'image' needs size, color, resize and layout")
-        channels = 3 if self.color == "RGB" else 1
+        channels = 1 if self.color == "L" else 3
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
                 raise ValueError(
-                    f"{name} has {len(values)} entries; color '{self.color}' has {channels} channels"
+                    f"{name} has {len(values)} entries; "
+                    f"color '{self.color}' has {channels} channels"
                 )
-        if not self.dtype.startswith("float") and (self.mean or self.std):
-            raise ValueError(f"mean and std need a float dtype, not '{self.dtype}'")
+        if not self.dtype.startswith("float") and (self.mean or self.std or self.scale):
+            raise ValueError(f"scale, mean and std need a float dtype, not '{self.dtype}'")
         self._check_image_shape(channels)
-        return self
 
     def _check_image_shape(self, channels: int) -> None:
         assert self.size is not None
@@ -116,17 +173,46 @@ class InputSpec(_Strict):
             )
 
 
+class Calibration(_Strict):
+    """Turns decision scores into logits: `scale` · score + `bias`, each [C]."""
+
+    scale: list[float]
+    bias: list[float]
+
+
 class OutputSpec(_Strict):
-    """The output of the graph that holds [batch, C] logits or probabilities."""
+    """The output of the graph that holds [batch, C] logits, probabilities or decision scores.
+
+    Scores are no log posteriors; `calibration` makes logits of them.
+    """
 
     name: str
-    kind: Literal["logits", "probabilities"]
+    kind: Literal["logits", "probabilities", "scores"]
+    calibration: Calibration | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.kind == "scores") != (self.calibration is not None):
+            raise ValueError("kind 'scores' and calibration go together")
+        return self
+
+    def logits(self, values: NDArray[Any]) -> NDArray[Any]:
+        """Logits [n, C] of the output's values [n, C]; a probability of 0 stays finite."""
+        if self.kind == "probabilities":
+            found: NDArray[Any] = np.log(np.maximum(values, PROBABILITY_FLOOR))
+            return found
+        if self.calibration is not None:
+            scale = np.asarray(self.calibration.scale, values.dtype)
+            return np.asarray(values * scale + np.asarray(self.calibration.bias, values.dtype))
+        return values
 
 
 class Bundle(_Strict):
     """model.json, as models/README.md describes it.
 
-    max_batch_rows: the largest batch that the graph may run; 1 where its rows influence each other.
+    inputs: those of a graph with several, for `input.kind` "columns"; instances are objects by
+    their names. max_batch_rows: the largest batch that the graph may run; 1 where its rows
+    influence each other.
     """
 
     format_version: Literal[1]
@@ -139,6 +225,7 @@ class Bundle(_Strict):
     temperature: Annotated[float, Field(gt=0)] = 1.0
     default_tau: Annotated[float, Field(ge=0, le=MAX_TAU)] | None = None
     input: InputSpec
+    inputs: Annotated[list[InputSpec], Field(min_length=2)] | None = None
     output: OutputSpec
     max_batch_rows: Annotated[int, Field(ge=1)] | None = None
     files: dict[str, str]
@@ -159,6 +246,14 @@ class Bundle(_Strict):
         if self.class_counts is not None and len(self.class_counts) != len(self.class_names):
             raise ValueError(
                 f"class_counts has {len(self.class_counts)} entries for {len(self.class_names)} class_names"
+            )
+        self._check_columns()
+        calibration = self.output.calibration
+        if calibration is not None and not (
+            len(calibration.scale) == len(calibration.bias) == len(self.class_names)
+        ):
+            raise ValueError(
+                f"output.calibration needs {len(self.class_names)} entries in scale and in bias"
             )
         unknown_source = (
             self.class_counts is None and self.loss_tau != 1 and self.estimation is None
@@ -189,6 +284,19 @@ class Bundle(_Strict):
                 f"estimation.temperature is {block.temperature:g}; expected temperature, "
                 f"{self.temperature:g}"
             )
+
+    def _check_columns(self) -> None:
+        if (self.input.kind == "columns") != (self.inputs is not None):
+            raise ValueError("input.kind 'columns' and inputs go together")
+        for column in self.inputs or []:
+            if column.kind not in {"tensor", "text"} or column.tokenizer is not None:
+                raise ValueError(
+                    f"inputs: '{column.name}' is {column.kind}; expected tensor or text"
+                )
+        names = [column.name for column in self.inputs or []]
+        if len(set(names)) != len(names):
+            raise ValueError(f"inputs has a name twice: {', '.join(names)}")
+        self.input._columns = tuple(self.inputs or ())  # noqa: SLF001 - its own room
 
     @property
     def class_digest(self) -> str:

@@ -35,6 +35,7 @@ EXTRAS = {
         "torch",
         "tqdm",
     ),
+    "tokenizers": ("tokenizers",),
     "torchvision": ("torchvision",),
     "tensorboard": ("tensorboard",),
 }

@@ -9,10 +9,12 @@ without image models never loads it.
 import io
 from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+from service.contract.bundle import Color, InputSpec, Resample, Resize
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -77,23 +79,50 @@ def open_header(file: BinaryIO) -> "Image":
     return image
 
 
-def decode_pixels(
-    image: "Image",
-    *,
-    size: Sequence[int],
-    color: Literal["RGB", "L"],
-    resize: Literal["stretch", "crop"] | int,
-) -> NDArray[np.uint8]:
-    """Pixels [height, width, channels] of an opened image, upright and at the model's size. Raises
-    BadImage.
+class PixelSpec(Protocol):
+    """The members of a model's input that say how an image becomes pixels.
 
-    size: [height, width]. resize: "stretch" changes the aspect ratio; "crop" scales the image until
-    it covers `size` and cuts the centre out; a number scales the shorter side to so many pixels
-    before the cut.
+    Size, color and resize are None for other inputs than images only.
     """
-    needed = max(*size, resize if isinstance(resize, int) else 0)
+
+    @property
+    def size(self) -> Sequence[int] | None:
+        """[height, width]."""
+
+    @property
+    def color(self) -> Color | None:
+        """The order of the channels."""
+
+    @property
+    def resize(self) -> Resize | None:
+        """How an image comes to `size`."""
+
+    @property
+    def resample(self) -> Resample | None:
+        """The filter; None is bilinear."""
+
+    @property
+    def fill(self) -> int | None:
+        """The grey level of letterbox's borders; None is 0."""
+
+
+def decode_pixels(image: "Image", spec: PixelSpec) -> NDArray[np.uint8]:
+    """Pixels [height, width, channels] of an opened image, upright and at the model's size.
+
+    `resize` "stretch" changes the aspect ratio; "crop" scales the image until it covers `size` and
+    cuts the centre out; "letterbox" scales it until it fits into `size` and adds borders. A number
+    scales the shorter side to so many pixels before the cut, and [height, width] stretches to
+    these. Raises BadImage.
+    """
+    resize = spec.resize
+    assert spec.size is not None
+    assert spec.color is not None
+    wanted = resize if isinstance(resize, list) else [resize] if isinstance(resize, int) else []
+    needed = max(*spec.size, *wanted)
+    color = "RGB" if spec.color == "BGR" else spec.color
     upright = decode_upright(image, color=color, needed=needed)
-    return as_array(_resized(upright, (size[1], size[0]), resize))
+    pixels = as_array(_resized(upright, spec))
+    return pixels[:, :, ::-1] if spec.color == "BGR" else pixels
 
 
 def decode_upright(image: "Image", *, color: Literal["RGB", "L"], needed: int) -> "Image":
@@ -119,17 +148,36 @@ def as_array(image: "Image") -> NDArray[np.uint8]:
 
 
 def normalise(
-    pixels: NDArray[np.uint8], *, mean: Sequence[float] | None, std: Sequence[float] | None
+    pixels: NDArray[np.uint8],
+    *,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    scale: float | None = None,
 ) -> NDArray[np.float32]:
-    """Pixels [..., channels] divided by 255, minus `mean`, divided by `std`; None leaves that step
-    out.
+    """Pixels [..., channels] times `scale`, minus `mean`, divided by `std`.
+
+    scale None divides by 255; mean and std None leave that step out.
     """
-    scaled = pixels.astype(np.float32) / np.float32(255)
+    scaled = pixels.astype(np.float32)
+    if scale is None:
+        scaled /= np.float32(255)
+    else:
+        scaled *= np.float32(scale)
     if mean is not None:
         scaled -= np.asarray(mean, np.float32)
     if std is not None:
         scaled /= np.asarray(std, np.float32)
     return scaled
+
+
+def as_tensor(pixels: NDArray[np.uint8], spec: InputSpec) -> NDArray[Any]:
+    """Pixels [..., height, width, channels] normalised, laid out and typed for the model."""
+    found: NDArray[Any] = pixels
+    if spec.dtype.startswith("float"):
+        found = normalise(pixels, mean=spec.mean, std=spec.std, scale=spec.scale)
+    if spec.layout == "NCHW":
+        found = channels_first(found)
+    return np.ascontiguousarray(found, spec.dtype)
 
 
 def channels_first(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -179,24 +227,39 @@ def _converted(image: "Image", color: str) -> "Image":
     return image.convert(color)
 
 
-def _resized(image: "Image", size: tuple[int, int], resize: str | int) -> "Image":
-    """Resize to `size` (width, height) as `decode_pixels` says."""
-    bilinear = load_decoders().Resampling.BILINEAR
-    width, height = size
+def _resized(image: "Image", spec: PixelSpec) -> "Image":
+    """Resize to `spec.size` as `decode_pixels` says."""
+    pillow = load_decoders()
+    resample = pillow.Resampling[(spec.resample or "bilinear").upper()]
+    assert spec.size is not None
+    assert spec.resize is not None
+    height, width = spec.size
+    resize = spec.resize
     if resize == "stretch":
-        return image if image.size == size else image.resize(size, bilinear)
-    if resize == "crop":
-        scale = max(width / image.width, height / image.height)
+        return _to(image, (width, height), resample)
+    if resize == "letterbox":
+        scale = min(width / image.width, height / image.height)
+        inner = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+        image = _to(image, inner, resample)
+        border = (spec.fill or 0,) * len(image.getbands())
+        canvas: Image = pillow.new(image.mode, (width, height), border)
+        canvas.paste(image, ((width - inner[0]) // 2, (height - inner[1]) // 2))
+        return canvas
+    if isinstance(resize, list):
+        scaled = (max(width, resize[1]), max(height, resize[0]))
     else:
-        assert isinstance(resize, int)
-        scale = resize / min(image.size)
-    scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
+        cover = max(width / image.width, height / image.height)
+        scale = cover if resize == "crop" else int(resize) / min(image.size)
+        scaled = (max(width, round(image.width * scale)), max(height, round(image.height * scale)))
     if scaled[0] * scaled[1] > MAX_PIXELS:
         raise BadImage(
             f"would have {scaled[0]} × {scaled[1]} pixels before it is cut to size; at most "
             f"{MAX_PIXELS} are allowed"
         )
-    if scaled != image.size:
-        image = image.resize(scaled, bilinear)
+    image = _to(image, scaled, resample)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
+
+
+def _to(image: "Image", size: tuple[int, int], resample: Any) -> "Image":
+    return image if image.size == size else image.resize(size, resample)

@@ -102,7 +102,8 @@ def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
     """Step back over a ZipMap and a final softmax of the class axis; return (tensor, kind).
 
     Identity nodes and casts between float types are stepped over. So is an Exp that makes
-    probabilities: its input holds their logarithms, before any of them underflow.
+    probabilities: its input holds their logarithms, before any of them underflow. Scores are taken
+    as they are.
     """
     producers = {name: node for node in graph.node for name in node.output}
     tensor = seen = value
@@ -110,6 +111,8 @@ def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
         seen = node.input[0]
         if node.op_type == "ZipMap":
             tensor = seen
+    if kind == "scores":
+        return tensor, kind
     if node is not None and node.op_type in ("Softmax", "LogSoftmax"):
         axis = next((a.i for a in node.attribute if a.name == "axis"), -1)
         if axis in (-1, 1):

@@ -7,10 +7,12 @@ never parses a foreign file.
 """
 
 import argparse
+import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
@@ -34,21 +36,31 @@ LOGITS, ADJUSTED_LOGITS, PROBABILITIES = FULL = tuple(
     PREFIX + name for name in ("logits", "adjusted_logits", "probabilities")
 )
 
+Calibration: TypeAlias = tuple[Sequence[float], Sequence[float]]
+"""[C] scale and [C] bias: logits = scale · score + bias."""
+
 _COMPOSE_SECONDS = 120
 _TINY = np.float32(np.finfo(np.float32).tiny)  # 1.1754944e-38: the floor of a probability's log
 
 
 def compose_file(
-    path: Path, *, output: str, kind: str, temperature: float, classes: int = 0
+    path: Path,
+    *,
+    output: str,
+    kind: str,
+    temperature: float,
+    classes: int = 0,
+    calibration: Calibration | None = None,
 ) -> bytes:
     """Compose in a process of its own; return the graph serialised, without its external weights.
 
-    output, kind, temperature, classes: see `compose`. Raises UnsupportedGraph.
+    output, kind, temperature, classes, calibration: see `compose`. Raises UnsupportedGraph.
     """
     arguments = [str(path), output, kind, repr(temperature), str(classes)]
     try:
         done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
             [sys.executable, "-m", "service.graph.head", *arguments],
+            input=b"" if calibration is None else json.dumps(calibration).encode(),
             capture_output=True, timeout=_COMPOSE_SECONDS, check=False,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -60,7 +72,13 @@ def compose_file(
 
 
 def compose(
-    model: "onnx.ModelProto", *, output: str, kind: str, temperature: float = 1.0, classes: int = 0
+    model: "onnx.ModelProto",
+    *,
+    output: str,
+    kind: str,
+    temperature: float = 1.0,
+    classes: int = 0,
+    calibration: Calibration | None = None,
 ) -> "onnx.ModelProto":
     """Add the head to a model in place and return it; weights are not touched.
 
@@ -81,7 +99,7 @@ def compose(
     declared = foreign_graph.declared_columns(graph, output)
     value, kind = foreign_graph.cut(graph, output, kind)
     head = _Head(Nodes(graph, opset))
-    head.scaled_logits(value, kind, temperature)
+    head.scaled_logits(value, kind, temperature, calibration)
     head.adjusted_logits()
     head.rankings(classes if declared in (classes, None) else 0)  # warm-up reports any other number
     head.outputs()
@@ -95,7 +113,9 @@ class _Head:
         self.nodes, self.add = nodes, nodes.node
         self.chooses = False
 
-    def scaled_logits(self, value: str, kind: str, temperature: float) -> None:
+    def scaled_logits(
+        self, value: str, kind: str, temperature: float, calibration: Calibration | None
+    ) -> None:
         """LOGITS = f in float32, and f / T. onnxruntime drops casts from float32 to itself."""
         from onnx import TensorProto
 
@@ -104,6 +124,11 @@ class _Head:
             floor = self.nodes.constant("tiny", np.array(_TINY))
             floored = self.add("Max", [wide, floor], PREFIX + "floored")
             self.add("Log", [floored], LOGITS)
+        elif calibration is not None:
+            wide = self.add("Cast", [value], PREFIX + "wide", to=TensorProto.FLOAT)
+            scale = self.nodes.constant("scale", np.array(calibration[0], np.float32))
+            bias = self.nodes.constant("bias", np.array(calibration[1], np.float32))
+            self.add("Add", [self.add("Mul", [wide, scale], PREFIX + "spread"), bias], LOGITS)
         else:
             self.add("Cast", [value], LOGITS, to=TensorProto.FLOAT)
         self.scaled = LOGITS
@@ -163,7 +188,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="service.graph.head")
     parser.add_argument("path", type=Path)
     parser.add_argument("output")
-    parser.add_argument("kind", choices=("logits", "probabilities"))
+    parser.add_argument("kind", choices=("logits", "probabilities", "scores"))
     parser.add_argument("temperature", type=float)
     parser.add_argument("classes", type=int)
     given = parser.parse_args(arguments)
@@ -175,7 +200,9 @@ def main(arguments: list[str]) -> int:
         wanted = {
             name: getattr(given, name) for name in ("output", "kind", "temperature", "classes")
         }
-        compose(model, **wanted)
+        text = sys.stdin.buffer.read()
+        calibration = json.loads(text) if text else None
+        compose(model, **wanted, calibration=calibration)
         sys.stdout.buffer.write(model.SerializeToString())
     except Exception as error:  # noqa: BLE001 - a foreign file may raise anything; report it in one line
         message = str(error).strip().splitlines() or [type(error).__name__]

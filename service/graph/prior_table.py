@@ -15,7 +15,7 @@ Rows = NDArray[np.float32]
 
 
 class PriorTable:
-    """float32 [capacity, C] with rows log σ − log ρ; slot 0 is all zeros, for answers at tau = 0."""
+    """float32 [capacity, C] with rows log σ − log ρ; slot 0 is all zeros, for tau = 0."""
 
     NO_PRIOR = 0
 

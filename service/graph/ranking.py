@@ -121,7 +121,7 @@ def block_width(classes: int) -> int:
 
 
 def most_by_blocks(classes: int) -> int:
-    """The largest k for which `blocks` pays: with more, its blocks hold a good part of all classes."""
+    """The largest k for which `blocks` pays: with more, it reads a good part of all classes."""
     return -(-classes // block_width(classes)) // 4
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.contract.bundle import Bundle
+from service.contract.bundle import Bundle, InputSpec, TokenizerSpec
+from service.contract.columns import fields
 from service.graph import head, ranking
 from service.graph.providers import (
     FIRST_DEVICE,
@@ -25,6 +26,7 @@ from service.graph.providers import (
     open_session,
     resolve_provider,
 )
+from service.graph.tokens import Tokens
 from service.machine import available_threads
 
 Array = NDArray[Any]
@@ -41,6 +43,9 @@ _ORT_TYPES = {
     "bool": "tensor(bool)",
     **{name: f"tensor({name})" for name in ("uint8", "int8", "int16", "int32", "int64")},
 }
+
+
+_DTYPES = {long: short for short, long in _ORT_TYPES.items()}
 
 
 class UnusableModel(ValueError):
@@ -99,15 +104,17 @@ class Graph:
         place: tuple[str, int] = ("cpu", 0),
         small: tuple[int, ort.InferenceSession] | None = None,
         large_rows: int | None = None,
+        tokens: Tokens | None = None,
     ) -> None:
         """Wrap an opened session.
 
-        bound: run through an IOBinding. place: device type and number of what it runs on.
-        small: rows and session of the smaller size class, and large_rows those of `session`; batches
-        are padded to the rows of their class. None: batches run at their own size.
+        bound: run through an IOBinding. place: device type and number of what it runs on. small:
+        rows and session of the smaller size class, and large_rows those of `session`; batches are
+        padded to the rows of their class. None: batches run at their own size. tokens: makes the
+        graph's inputs of texts.
         """
         self._session = session
-        self._input = bundle.input.name
+        self._feeds = tokens or _feeder(bundle)
         self._place = place
         self._bound = bound
         self._small, self._large_rows = small, large_rows
@@ -169,7 +176,7 @@ class Graph:
         if size is not None and rows != size:
             inputs, tau, prior_index = (_padded(a, size) for a in (inputs, tau, prior_index))
         feeds = {
-            self._input: inputs,
+            **self._feeds(inputs),
             head.TAU: tau,
             head.PRIOR_INDEX: prior_index,
             head.TOP_K: np.array([top_k], np.int64),
@@ -247,12 +254,14 @@ def open_graph(
     shape than the last one.
     Raises UnsupportedGraph, UnusableModel or ProviderUnavailable.
     """
+    scores = bundle.output.calibration
     composed = head.compose_file(
         folder / "model.onnx",
         output=bundle.output.name,
         kind=bundle.output.kind,
         temperature=bundle.temperature,
         classes=len(bundle.class_names),
+        calibration=None if scores is None else (scores.scale, scores.bias),
     )
     options = ort.SessionOptions()
     options.log_severity_level = 3
@@ -282,26 +291,57 @@ def open_graph(
     wrong = wrong_input(own, bundle) or wrong_columns(logits, bundle)
     if wrong:
         raise UnusableModel(f"{folder}: {wrong}")
+    tokens = None
+    if bundle.input.tokenizer is not None:
+        tokens = Tokens(folder, bundle.input.tokenizer, {i.name: _DTYPES[i.type] for i in own})
     bound = wanted != "cpu" if bound is None else bound
-    bindable = bundle.input.dtype != "string"  # strings stay on the host
+    bindable = all(spec.dtype != "string" for spec in _stated(bundle.input))  # strings stay here
     return Graph(
         session,
         bundle,
-        bound=bound and bindable,
+        bound=bound and (bindable or tokens is not None),
         place=("cpu", 0) if wanted == "cpu" else ("cuda", device.number),
         small=small,
         large_rows=None if small is None or size_classes is None else size_classes[1],
+        tokens=tokens,
     )
 
 
 def wrong_input(own: Sequence[Declared], bundle: Bundle) -> str | None:
     """How a graph's own inputs differ from model.json; None when they agree."""
-    stated, names = bundle.input, [item.name for item in own]
-    if names != [stated.name]:
-        return f"the graph's inputs are {names}; model.json says ['{stated.name}']"
-    if own[0].type != _ORT_TYPES[stated.dtype]:
-        return f"input '{stated.name}' is {own[0].type}; model.json says {stated.dtype}"
+    names = [item.name for item in own]
+    if bundle.input.tokenizer is not None:
+        return _wrong_tokens(own, bundle.input.tokenizer)
+    stated = {spec.name: _ORT_TYPES[spec.dtype] for spec in _stated(bundle.input)}
+    if sorted(names) != sorted(stated):
+        return f"the graph's inputs are {names}; model.json says {list(stated)}"
+    for item in own:
+        if item.type != stated[item.name]:
+            return f"input '{item.name}' is {item.type}; model.json says {stated[item.name]}"
     return None
+
+
+def _wrong_tokens(own: Sequence[Declared], tokenizer: TokenizerSpec) -> str | None:
+    names = [item.name for item in own]
+    if sorted(names) != sorted(tokenizer.inputs):
+        return f"the graph's inputs are {names}; the tokenizer feeds {list(tokenizer.inputs)}"
+    for item in own:
+        if item.type not in {"tensor(int32)", "tensor(int64)"}:
+            return f"input '{item.name}' is {item.type}; a tokenizer feeds int32 or int64"
+    return None
+
+
+def _stated(spec: InputSpec) -> Sequence[InputSpec]:
+    """The inputs of the graph that a model.json states."""
+    return spec.columns or (spec,)
+
+
+def _feeder(bundle: Bundle) -> Callable[[Array], dict[str, Array]]:
+    """A function from rows to the graph's own feeds."""
+    if bundle.input.columns:
+        return fields
+    name = bundle.input.name
+    return lambda inputs: {name: inputs}
 
 
 def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:
@@ -324,8 +364,10 @@ def _release_model_bytes(session: ort.InferenceSession) -> None:
     session._model_bytes = None  # noqa: SLF001 - there is no public way; a test watches for it
 
 
-def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array], dict[str, Any]]:
-    """Open a file without a head, on the CPU: a function from the input to all outputs by name.
+def open_plain(
+    path: Path, serialized: bytes | None = None
+) -> Callable[[dict[str, Array]], dict[str, Any]]:
+    """Open a file without a head, on the CPU: a function from its inputs to all outputs by name.
 
     serialized replaces the content of the file; external data lies beside the file either way.
     Raises UnusableModel when onnxruntime refuses the graph. The function raises whatever
@@ -339,9 +381,8 @@ def open_plain(path: Path, serialized: bytes | None = None) -> Callable[[Array],
         session = open_session(serialized or str(path), options, "cpu")
     except Exception as error:
         raise UnusableModel(f"{path}: onnxruntime refuses it: {first_line(error)}") from error
-    (name,) = [item.name for item in session.get_inputs()]
     names = [item.name for item in session.get_outputs()]
-    return lambda inputs: dict(zip(names, session.run(names, {name: inputs}), strict=True))
+    return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
 
 
 def _padded(values: Array, rows: int) -> Array:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
+from service.contract.columns import fields, records
 from service.graph.session import Graph
 
 Array = NDArray[Any]
@@ -31,6 +32,9 @@ def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
     free: the size of dimensions that the graph leaves free. The last kind is all zeros or empty
     strings.
     """
+    if spec.columns:
+        yield from _random_records(spec.columns, rows, free=free)
+        return
     rng = np.random.default_rng(0)
     size = 1 if spec.dtype == "string" else free
     shape = (rows, *(size if n is None else n for n in spec.shape[1:]))
@@ -45,6 +49,21 @@ def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
     else:
         yield rng.integers(0, 256 if spec.dtype == "uint8" else 10, shape).astype(spec.dtype)
     yield np.full(shape, "", object) if spec.dtype == "string" else np.zeros(shape, spec.dtype)
+
+
+def _random_records(columns: Sequence[InputSpec], rows: int, *, free: int) -> Iterator[Array]:
+    """Records with columns of each kind; masks are ones, token types and positions zeros."""
+    kinds = [list(random_rows(column, rows, free=free)) for column in columns]
+    for at in range(max(map(len, kinds))):
+        made = {}
+        for column, own in zip(columns, kinds, strict=True):
+            values = own[min(at, len(own) - 1)]
+            if "mask" in column.name:
+                values = np.ones_like(values)
+            elif "type" in column.name or "position" in column.name:
+                values = np.zeros_like(values)
+            made[column.name] = values
+        yield records(made)
 
 
 def influence(graph: Graph, spec: InputSpec, num_classes: int, *, free: int) -> float | None:
@@ -80,6 +99,9 @@ def _influence_on(graph: Graph, row: Array, alone: Array, num_classes: int) -> f
 
 def _neighbours(row: Array) -> list[Array]:
     """Rows that differ from `row` as much as their type allows: an empty one, and a large one."""
+    if row.dtype.names is not None:
+        of_columns = {name: _neighbours(column) for name, column in fields(row).items()}
+        return [records({name: n[i] for name, n in of_columns.items()}) for i in range(2)]
     if row.dtype == object:
         return [np.full(row.shape, "", object), np.full(row.shape, " ".join(_WORDS * 5), object)]
     if row.dtype == bool:

@@ -39,7 +39,7 @@ def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
                     f"the images up to number {row} have {total} pixels together; "
                     f"at most {MAX_REQUEST_PIXELS} are decoded"
                 )
-            arrays.append(_tensor(image, spec))
+            arrays.append(pixels.as_tensor(pixels.decode_pixels(image, spec), spec))
         except pixels.BadImage as error:
             raise InvalidImage(f"image {row} {error}") from None
     return np.stack(arrays)
@@ -63,18 +63,3 @@ def _check_tensor_size(count: int, spec: InputSpec) -> None:
             f"{count} images would need {needed} bytes as the model's input; at most "
             f"{MAX_TENSOR_BYTES} are accepted"
         )
-
-
-def _tensor(image: Any, spec: InputSpec) -> NDArray[Any]:
-    """One row of the model's input, of an image whose header has been read."""
-    assert spec.size is not None
-    assert spec.color is not None
-    assert spec.resize is not None
-    found: NDArray[Any] = pixels.decode_pixels(
-        image, size=spec.size, color=spec.color, resize=spec.resize
-    )
-    if spec.dtype.startswith("float"):
-        found = pixels.normalise(found, mean=spec.mean, std=spec.std)
-    if spec.layout == "NCHW":
-        found = pixels.channels_first(found)
-    return np.ascontiguousarray(found, spec.dtype)

@@ -325,6 +325,130 @@ def external_data(folder: Path) -> Foreign:
     return found
 
 
+# ---- outputs of other forms
+
+
+def with_ending(
+    folder: Path, nodes: list[onnx.NodeProto], declared: list[Any], *flags: str, **constants: Any
+) -> Foreign:
+    """linear_model with more nodes after its logits; the last one's output replaces them."""
+    model = linear_model(opset=17)
+    model.graph.node.extend(nodes)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()
+    )
+    del model.graph.output[:]
+    info = helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, declared)
+    model.graph.output.append(info)
+    found = linear(folder, model, rows())
+    return dataclasses.replace(found, flags=[*found.flags, *flags])
+
+
+@builder
+def axes_of_length_one_after_the_classes(folder: Path) -> Foreign:
+    to = helper.make_node("Unsqueeze", ["logits", "axes"], ["out"])
+    return with_ending(folder, [to], ["batch", CLASSES, 1, 1], axes=np.array([2, 3]))
+
+
+@builder
+def an_axis_of_length_one_before_the_classes(folder: Path) -> Foreign:
+    softmax_ = helper.make_node("Softmax", ["logits"], ["p"], axis=1)
+    to = helper.make_node("Unsqueeze", ["p", "axes"], ["out"])
+    return with_ending(folder, [softmax_, to], ["batch", 1, CLASSES], axes=np.array([1]))
+
+
+@builder
+def percent(folder: Path) -> Foreign:
+    nodes = [
+        helper.make_node("Softmax", ["logits"], ["p"], axis=1),
+        helper.make_node("Mul", ["p", "hundred"], ["percent"]),
+    ]
+    return with_ending(folder, nodes, ["batch", CLASSES], hundred=np.float32(100))
+
+
+@builder
+def bfloat16_output(folder: Path) -> Foreign:
+    cast = helper.make_node("Cast", ["logits"], ["out"], to=TensorProto.BFLOAT16)
+    found = with_ending(folder, [cast], ["batch", CLASSES])
+    model = onnx.load(found.path)
+    model.graph.output[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+    save(folder, model)
+    return dataclasses.replace(found, tolerance=0.02)
+
+
+@builder
+def a_batch_axis_that_only_looks_free(folder: Path) -> Foreign:
+    """A Reshape to [1, classes]: two rows at once fail."""
+    to = helper.make_node("Reshape", ["logits", "shape"], ["out"])
+    return with_ending(folder, [to], ["batch", CLASSES], shape=np.array([1, CLASSES]))
+
+
+@builder
+def a_batch_that_becomes_one_long_row(folder: Path) -> Foreign:
+    to = helper.make_node("Reshape", ["logits", "shape"], ["out"])
+    return with_ending(folder, [to], ["batch", CLASSES], shape=np.array([1, -1]))
+
+
+def one_column(folder: Path, ending: list[onnx.NodeProto], **constants: Any) -> Foreign:
+    """One logit a row; the second of two classes is its."""
+    w = np.random.default_rng(5).normal(size=(FEATURES, 1)).astype(np.float32)
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["logit"]), *ending]
+    held = {"w": w, **{name: np.asarray(value) for name, value in constants.items()}}
+    graph = helper.make_graph(
+        nodes,
+        "column",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", FEATURES])],
+        [helper.make_tensor_value_info(nodes[-1].output[0], TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(value, name) for name, value in held.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    x = rows() * 8  # so that some probabilities are 1 in float32
+    logits = x.astype(np.float64) @ w
+    return Foreign(
+        save(folder, model),
+        x.tolist(),
+        softmax(np.concatenate([np.zeros_like(logits), logits], axis=1)),
+        flags=named(folder, ["no", "yes"]),
+        class_names=["no", "yes"],
+    )
+
+
+@builder
+def one_logit_a_row(folder: Path) -> Foreign:
+    return one_column(folder, [])
+
+
+@builder
+def one_sigmoid_a_row(folder: Path) -> Foreign:
+    return one_column(folder, [helper.make_node("Sigmoid", ["logit"], ["probability"])])
+
+
+@builder
+def one_sigmoid_a_row_without_its_axis(folder: Path) -> Foreign:
+    ending = [
+        helper.make_node("Sigmoid", ["logit"], ["p"]),
+        helper.make_node("Squeeze", ["p", "axis"], ["probability"]),
+    ]
+    return one_column(folder, ending, axis=np.array([1]))
+
+
+@builder
+def zipmap_as_columns(folder: Path) -> Foreign:
+    from skl2onnx import to_onnx
+    from sklearn.linear_model import LogisticRegression
+
+    x, y = training_set()
+    estimator = LogisticRegression().fit(x, y)
+    model = to_onnx(estimator, x[:1], options={id(estimator): {"zipmap": "columns"}})
+    test = rows()
+    return Foreign(
+        save(folder, model),
+        test.tolist(),
+        estimator.predict_proba(test),
+        flags=named(folder, NAMES),
+    )
+
+
 def build_all(folder: Path) -> Iterator[tuple[str, Foreign]]:
     for name, build in BUILDERS.items():
         home = folder / name

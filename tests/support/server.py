@@ -116,11 +116,12 @@ def running(
     *,
     environment: dict[str, str] | None = None,
     program: tuple[str, ...] = ("service",),
+    start_seconds: float = 30,
     **settings: object,
 ) -> Iterator[Server]:
-    """The process once it is ready, with its `url`. See `starting`."""
+    """The process once it is ready, within `start_seconds`, with its `url`. See `starting`."""
     with starting(models, environment=environment, program=program, **settings) as server:
-        server.url = server.wait_for(READY)[1]
+        server.url = server.wait_for(READY, seconds=start_seconds)[1]
         yield server
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.bundle import Color, Resample, Resize
 from training.data.text import Vocabulary
 from training.faults import BadData
 
@@ -47,15 +48,18 @@ class ImageSpec:
     """How pixels become the tensor, in the bundle's words (service.contract.bundle.InputSpec)."""
 
     size: tuple[int, int]
-    color: Literal["RGB", "L"]
-    resize: Literal["stretch", "crop"] | int
+    color: Color
+    resize: Resize
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    resample: Resample | None = None
+    fill: int | None = None
+    scale: float | None = None
 
     @property
     def channels(self) -> int:
-        """3 for RGB, 1 for L."""
-        return 3 if self.color == "RGB" else 1
+        """1 for L, 3 for RGB and BGR."""
+        return 1 if self.color == "L" else 3
 
 
 @dataclass(frozen=True)

@@ -28,12 +28,7 @@ def decode(path: str | Path, spec: ImageSpec) -> NDArray[np.uint8]:
     file.
     """
     try:
-        return contract.decode_pixels(
-            contract.open_image(_bytes_of(path)),
-            size=spec.size,
-            color=spec.color,
-            resize=spec.resize,
-        )
+        return contract.decode_pixels(contract.open_image(_bytes_of(path)), spec)
     except contract.BadImage as error:
         raise BadData(f"{path}: {error}") from None
 
@@ -87,7 +82,7 @@ def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...
 
 def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
     """The network's tensor, float32 [N, channels, H, W], of uint8 images [N, H, W, channels]."""
-    scaled = contract.normalise(images, mean=spec.mean, std=spec.std)
+    scaled = contract.normalise(images, mean=spec.mean, std=spec.std, scale=spec.scale)
     return np.ascontiguousarray(contract.channels_first(scaled))
 
 

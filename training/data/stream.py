@@ -332,15 +332,7 @@ def _pixels(path: Path, rows: Rows, spec: InputSpec) -> Rows:
         raise WrongUse(
             f"{path}: an image is {images.dtype} {list(images.shape[1:])}; the model takes uint8 {wanted}"
         )
-    return _tensor(images, spec)
-
-
-def _tensor(images: NDArray[np.uint8], spec: InputSpec) -> Rows:
-    scaled: Rows = images
-    if spec.dtype.startswith("float"):
-        scaled = pixels.normalise(images, mean=spec.mean, std=spec.std)
-    laid = pixels.channels_first(scaled) if spec.layout == "NCHW" else scaled
-    return np.ascontiguousarray(laid, spec.dtype)
+    return pixels.as_tensor(images, spec)
 
 
 def _files(files: Sequence[Path]) -> Iterator[tuple[str, Callable[[], bytes]]]:
@@ -375,18 +367,14 @@ def _image_blocks(
     images: list[NDArray[np.uint8]] = []
 
     def done() -> Block:
-        return Block(start, _tensor(np.stack(images), spec), {}, tuple(names))
+        return Block(start, pixels.as_tensor(np.stack(images), spec), {}, tuple(names))
 
     for name, read in members:
         names.append(name)
         if not skip(number):
             try:
                 image = pixels.open_image(read())
-                images.append(
-                    pixels.decode_pixels(
-                        image, size=spec.size, color=spec.color, resize=spec.resize
-                    )
-                )
+                images.append(pixels.decode_pixels(image, spec))
             except pixels.BadImage as error:
                 raise BadData(f"{path}, {name}: {error}") from None
         if len(names) == reading.rows:

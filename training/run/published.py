@@ -28,8 +28,6 @@ from training.faults import BadData, WrongUse, say
 from training.run.export import open_session, run_session
 from training.scores.evaluate import score
 
-PROBABILITY_FLOOR = float(np.finfo(np.float32).tiny)  # a probability of 0 stays finite as a logit
-
 
 @dataclass(frozen=True)
 class Published:
@@ -69,10 +67,7 @@ class Published:
         """Raw logits [N, C] of a split, in order; the log of the output if it is probabilities."""
         session = open_session(self.folder / "model.onnx", threads=threads)
         output = self.bundle.output
-        raw = run_session(session, self._inputs(data, split), output=output.name)
-        if output.kind == "probabilities":
-            return np.log(np.maximum(raw, PROBABILITY_FLOOR))
-        return raw
+        return output.logits(run_session(session, self._inputs(data, split), output=output.name))
 
     @property
     def known(self) -> Known:
@@ -144,13 +139,16 @@ class Published:
         assert spec.size is not None
         assert spec.color is not None
         assert spec.resize is not None
-        channels = 3 if spec.color == "RGB" else 1
+        channels = 1 if spec.color == "L" else 3
         return ImageSpec(
             size=(spec.size[0], spec.size[1]),
             color=spec.color,
             resize=spec.resize,
             mean=tuple(spec.mean or [0.0] * channels),
             std=tuple(spec.std or [1.0] * channels),
+            resample=spec.resample,
+            fill=spec.fill,
+            scale=spec.scale,
         )
 
 

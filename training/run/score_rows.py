@@ -24,7 +24,7 @@ from service.contract.adjustment import adjust_logits, check_tau, softmax
 from training.data import stream
 from training.faults import RunFailed, WrongUse
 from training.run.export import open_session
-from training.run.published import PROBABILITY_FLOOR, Published, prior_of
+from training.run.published import Published, prior_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -185,9 +185,7 @@ class _Scorer:
             for start in range(0, len(inputs), 256)
         ]
         raw = np.concatenate(found).astype(np.float64)
-        if bundle.output.kind == "probabilities":
-            return np.log(np.maximum(raw, PROBABILITY_FLOOR))
-        return raw
+        return bundle.output.logits(raw)
 
 
 def _rows_of(values: NDArray[Any]) -> "pa.Array":

@@ -1,4 +1,4 @@
-"""The flags of `python -m service import`, apart from the importer so that other verbs need not load onnx."""
+"""The flags of the verb `import`, apart from the importer so that other verbs load no onnx."""
 
 import argparse
 from pathlib import Path
@@ -7,26 +7,65 @@ from pathlib import Path
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Every flag of the verb."""
     add = parser.add_argument
-    add("file", type=Path, metavar="FILE.onnx")
+    add(
+        "file",
+        type=Path,
+        metavar="FILE.onnx|DIR",
+        help="an ONNX file, or a folder of Hugging Face's Optimum",
+    )
     add("--name", required=True, help="the model's name in the repository")
+    add("--description", default="", help="free text for model.json")
+    add("--models", type=Path, default=Path("models"), help="the repository (default models)")
+    _add_class_flags(parser)
+    _add_output_flags(parser)
+    _add_image_flags(parser)
+
+
+def _add_class_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("classes").add_argument
     add(
         "--class-names",
         type=Path,
         metavar="F",
-        help="class names in output order, one a line or a JSON list; else those that the file itself holds",
+        help="class names in output order: one a line, a JSON list, or a JSON object from index to "
+        "name (id2label) or name to index (class_indices); else those that the file holds",
+    )
+    add(
+        "--deduplicate",
+        action="store_true",
+        help="add a number to names that come twice, as in 'crane (2)'",
     )
     add(
         "--class-counts",
         type=Path,
         metavar="F.json",
-        help="training examples of each class, a JSON list or an object by name; without it only tau = 0 works until label frequencies are given",
+        help="training examples of each class, a JSON list or an object by name; without it only "
+        "tau = 0 works until label frequencies are given",
     )
     add(
         "--loss-tau",
         type=float,
         default=0.0,
         metavar="…",
-        help="share of the label frequencies that training has divided out: 0 (default) for plain cross-entropy, 1 for balanced training",
+        help="share of the label frequencies that training has divided out: 0 (default) for plain "
+        "cross-entropy, 1 for balanced training",
+    )
+
+
+def _add_output_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument_group("what the model gives").add_argument
+    add("--output", metavar="NAME", help="the output to serve, where several could be meant")
+    add(
+        "--output-kind",
+        choices=("logits", "probabilities", "scores"),
+        help="what the output holds; else found by running random rows. Decision scores (SVM, "
+        "ridge, perceptron) need --calibrate",
+    )
+    add(
+        "--calibrate",
+        type=Path,
+        metavar="DATA.npz",
+        help="labelled rows x and y that decision scores are fitted to",
     )
     add(
         "--temperature",
@@ -35,19 +74,16 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="…",
         help="what calibrated logits are divided by (default 1)",
     )
-    add("--output", metavar="NAME", help="the output to serve, where several could be meant")
     add(
-        "--output-kind",
-        choices=("logits", "probabilities"),
-        help="what the output holds; else found by running random rows",
+        "--refuse-dependent-rows",
+        action="store_true",
+        help="refuse a model whose rows influence each other in a batch, instead of running its "
+        "rows one at a time",
     )
-    add("--description", default="", help="free text for model.json")
-    add("--models", type=Path, default=Path("models"), help="the repository (default models)")
-    _add_image_flags(parser)
 
 
 def _add_image_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for a model whose tensor is made of an encoded image; without --image it takes the tensor only."""
+    """Flags for a model whose tensor is made of an encoded image; without them it takes tensors."""
     group = parser.add_argument_group("models of images")
     add = group.add_argument
     add(
@@ -56,16 +92,43 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
         help="take JPEG, PNG and WebP images; they become the tensor as follows",
     )
     add(
+        "--preprocessing",
+        metavar="NAME",
+        help="a standard recipe: imagenet, torchvision, timm, inception, vit, clip, keras-tf, "
+        "keras-torch, keras-raw, caffe or 0..1; the flags below override it",
+    )
+    add(
         "--layout",
         choices=("NCHW", "NHWC"),
-        help="where the channels are, if the shape does not tell",
+        help="where the channels are, if the shape does not show it",
     )
-    add("--size", metavar="H,W", help="height and width, if the shape does not tell")
+    add("--size", metavar="H,W", help="height and width, if the shape does not show them")
+    add("--color", choices=("RGB", "BGR", "L"), help="order of the channels (default RGB)")
     add(
         "--resize",
-        default="stretch",
-        metavar="stretch|crop|N",
-        help="how images come to that size (default stretch); N scales the shorter side to N pixels, then cuts the centre",
+        metavar="stretch|crop|letterbox|N|H,W",
+        help="how images come to that size (default stretch): crop covers it and cuts the centre, "
+        "letterbox adds borders, N scales the shorter side to N pixels and H,W stretches to them "
+        "before the centre is cut",
     )
-    add("--mean", metavar="M[,M,M]", help="subtracted from each channel after division by 255")
+    add(
+        "--resample",
+        choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
+        help="the filter (default bilinear)",
+    )
+    add(
+        "--fill",
+        type=int,
+        metavar="0…255",
+        help="grey level of letterbox's borders (default 0)",
+    )
+    add(
+        "--scale",
+        metavar="0..1|0..255|FACTOR",
+        help="the range of the pixels before --mean and --std: divided by 255 (default), as "
+        "decoded, or multiplied by a factor",
+    )
+    add("--mean", metavar="M[,M,M]", help="subtracted from each channel")
     add("--std", metavar="S[,S,S]", help="each channel is divided by it")
+    add("--image-example", type=Path, metavar="FILE", help="an image whose class is known")
+    add("--expect", metavar="CLASS", help="its class; the import is refused unless it is likeliest")

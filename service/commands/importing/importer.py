@@ -1,7 +1,9 @@
-"""`python -m service import`: any ONNX classifier → a published model. It writes the model.json and copies the file in.
+"""`python -m service import`: publishes an ONNX classifier that was trained elsewhere.
 
-Nothing is believed that can be tried: the output and its kind are found by running random rows, and the model is published only
-if the graph with the service's head gives the same probabilities as the file itself.
+It writes the model.json, copies the file, and believes nothing that can be tried. Random rows show
+the output and its kind, whether the model is deterministic, and whether rows influence each other.
+The model is published only if the graph with the service's head gives the probabilities of the file
+itself.
 """
 
 import argparse
@@ -9,19 +11,31 @@ import contextlib
 import json
 import shutil
 import sys
-from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.commands.importing import inputs as foreign_inputs
-from service.commands.importing import onnx_file
-from service.commands.importing import outputs as foreign_outputs
+from service.commands.importing import calibrate, huggingface, onnx_file, outputs, rewrite
+from service.commands.importing.inputs import (
+    Run,
+    Trial,
+    check_repeats,
+    feeder,
+    input_fields,
+    takes_missing,
+    try_rows,
+)
+from service.commands.importing.names import read_counts, read_names, unique_names
+from service.commands.importing.notes import notes
+from service.commands.importing.refusal import ImportRefused
 from service.contract.adjustment import softmax
 from service.contract.bundle import (
     MODEL_FILE,
+    Bundle,
+    InputSpec,
     InvalidBundle,
     check_model_name,
     parse_bundle,
@@ -29,160 +43,307 @@ from service.contract.bundle import (
 )
 from service.contract.next_steps import to_serve
 from service.contract.publication import publish
-from service.graph import session as graph
 from service.graph.foreign import UnsupportedGraph
+from service.graph.providers import first_line
+from service.graph.session import Graph, UnusableModel, open_graph, open_plain
+from service.graph.tokens import TokenizerUnusable, Tokens
+from service.graph.trial import influence
 
 Array = NDArray[Any]
 _TOLERANCE = 1e-4
 _HALF_TOLERANCE = 5e-3
 
-
-class ImportRefused(ValueError):
-    """A file or an argument that no model can be made of; the message says why and what to do."""
-
-
 REFUSALS = (
     ImportRefused,
     InvalidBundle,
     UnsupportedGraph,
-    onnx_file.UnreadableModel,
-    foreign_outputs.NoSuchOutput,
-    graph.UnusableModel,
+    UnusableModel,
+    TokenizerUnusable,
     OSError,
 )
+
+
+@dataclass
+class Import:
+    """One import: what was read, what was found, and the fields of model.json."""
+
+    flags: argparse.Namespace
+    file: onnx_file.OnnxFile
+    folder: huggingface.Folder | None
+    fields: dict[str, Any]
+    spec: InputSpec
+    run: Run
+    trial: Trial
+    output: outputs.Output
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Import a file: the new folder on stdout, what was found on stderr. Exit 0 done, 1 refused."""
     try:
-        folder, notes = import_file(arguments)
+        folder, found = import_file(arguments)
     except REFUSALS as error:
         sys.stderr.write(f"priordial: {error}\n")
         return 1
-    sys.stderr.write("".join(f"{note}\n" for note in notes))
+    sys.stderr.write("".join(f"{note}\n" for note in found))
     sys.stderr.write(to_serve(folder))
     sys.stdout.write(f"{folder}\n")
     return 0
 
 
-def import_file(arguments: argparse.Namespace) -> tuple[Path, list[str]]:
-    """Publish a file as the next version of a model: (its folder, what was found). Raises one of REFUSALS."""
-    try:
-        check_model_name(arguments.name)
-    except ValueError as error:
-        raise ImportRefused(f"--name: {error}") from None
-    path: Path = arguments.file
-    file = onnx_file.read(path)
-    spec = foreign_inputs.input_spec(file.input, arguments)
-    runnable = None if file.runnable is None else file.runnable.SerializeToString()
-    rows, outputs = foreign_inputs.try_rows(graph.open_plain(path, runnable), spec)
-    given = None if arguments.class_names is None else read_names(arguments.class_names)
-    output = foreign_outputs.choose_output(
-        outputs,
-        wanted=arguments.output,
-        kind=arguments.output_kind,
-        classes=None if given is None else len(given),
-    )
-    names = _names_in(file, output) if given is None else given
-    counts = None if arguments.class_counts is None else read_counts(arguments.class_counts, names)
-    fields = {
-        "description": arguments.description,
-        "class_names": names,
-        "class_counts": counts,
-        "loss_tau": arguments.loss_tau,
-        "temperature": arguments.temperature,
-        "input": spec,
-        "output": {"name": output.name, "kind": output.kind},
-        "provenance": _provenance(file),
-    }
-    expected = foreign_outputs.probabilities(outputs[output.name], output.kind)
+def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
+    """Publish a file as the next version: (its folder, notes). Raises one of REFUSALS."""
+    _check_flags(flags)
+    found = _read(flags)
+    names = _class_names(found)
+    if found.output.kind != "scores":
+        outputs.check_labels(found.output, found.trial.outputs, _labels_of(found, names))
+    counts = None if flags.class_counts is None else read_counts(flags.class_counts, names)
+    fields = found.fields
+    fields.update(class_names=names, class_counts=counts)
+    _set_output(found, names)
+    if takes_missing(
+        found.run, found.trial, found.output.name, {n.op_type for n in found.file.model.graph.node}
+    ):
+        fields["input"]["missing"] = True
 
     def write_files(staging: Path) -> None:
-        _copy(file, staging)
-        _check(staging, fields, rows, expected)
+        _copy(found, staging)
+        _check(found, staging)
 
     try:
-        folder = publish(arguments.models, arguments.name, fields=fields, write_files=write_files)
+        folder = publish(flags.models, flags.name, fields=fields, write_files=write_files)
     except BaseException:
         with contextlib.suppress(OSError):
-            (arguments.models / arguments.name).rmdir()  # refused where it holds a version
+            (flags.models / flags.name).rmdir()  # refused where it holds a version
         raise
-    return folder, list(_notes(arguments, file, fields))
+    return folder, list(notes(flags, found.file, fields, found.trial, found.output))
 
 
-def read_names(path: Path) -> list[str]:
-    """Class names of a file: JSON when it begins with a bracket, else one a line. Raises ImportRefused."""
-    text = _text_of(path, "--class-names")
-    if text.lstrip().startswith("["):
-        found = _json_of(text, path, "--class-names")
-        if not all(isinstance(name, str) for name in found):
-            raise ImportRefused(f"--class-names {path}: expected a list of strings")
-        return list(found)
-    return text.rstrip().replace("\r\n", "\n").split("\n")
+def _check_flags(flags: argparse.Namespace) -> None:
+    calibrate.check_flags(flags)
+    if (flags.image_example is None) != (flags.expect is None):
+        raise ImportRefused("--image-example FILE and --expect CLASS go together")
+    try:
+        check_model_name(flags.name)
+    except ValueError as error:
+        raise ImportRefused(f"--name: {error}") from None
 
 
-def read_counts(path: Path, class_names: list[str]) -> list[float]:
-    """[C] counts of a JSON list or object. Raises ImportRefused naming the class that is wrong."""
-    where = f"--class-counts {path}"
-    found = _json_of(_text_of(path, "--class-counts"), path, "--class-counts")
-    if isinstance(found, list) and len(found) != len(class_names):
-        raise ImportRefused(f"{where}: {len(found)} counts for {len(class_names)} classes")
-    if isinstance(found, list):
-        found = dict(zip(class_names, found, strict=True))
-    if not isinstance(found, dict):
-        raise ImportRefused(f"{where}: expected a list or an object by class name")
-    known = set(class_names)
-    for name in found:
-        if name not in known:
-            raise ImportRefused(f"{where}: unknown class '{name}'")
-    for name in class_names:
-        count = found.get(name)
-        if count is None:
-            raise ImportRefused(f"{where}: class '{name}' has no count")
-        if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 < count < 1e300:
-            raise ImportRefused(f"{where}: '{name}' has count {count!r}; expected more than 0")
-    return [float(found[name]) for name in class_names]
+def _read(flags: argparse.Namespace) -> Import:
+    """Read the file or folder, run random rows and choose the output."""
+    folder = huggingface.read(flags.file, flags) if flags.file.is_dir() else None
+    file = onnx_file.read(flags.file if folder is None else folder.path)
+    tokenizer = None if folder is None else folder.tokenizer(file.inputs)
+    plain = open_plain(file.path, file.runnable())
+    if folder is None or tokenizer is None:
+        fields = input_fields(file.inputs, flags)
+        run = feeder([each.name for each in file.inputs], plain)
+    else:
+        text = {"name": "text", "kind": "text", "shape": [None], "dtype": "string"}
+        fields = {"input": {**text, "tokenizer": tokenizer.model_dump()}}
+        tokens = Tokens(folder.home, tokenizer, {each.name: each.dtype for each in file.inputs})
+
+        def run(rows: Array) -> dict[str, Any]:
+            return plain(tokens(rows))
+
+    spec = _spec_of(fields)
+    trial = try_rows(run, spec)
+    check_repeats(run, trial)
+    given = _given_names(flags, folder)
+    output = outputs.choose_output(
+        trial.outputs,
+        rows=len(trial.rows),
+        wanted=flags.output,
+        kind=flags.output_kind,
+        classes=None if given is None else len(given),
+    )
+    fields.update(
+        description=flags.description,
+        loss_tau=flags.loss_tau,
+        temperature=flags.temperature,
+        provenance=_provenance(file),
+        **({"class_names": given} if given is not None else {}),
+        **({"max_batch_rows": 1} if trial.one_at_a_time else {}),
+    )
+    return Import(flags, file, folder, fields, spec, run, trial, output)
 
 
-def _names_in(file: onnx_file.OnnxFile, output: foreign_outputs.Output) -> list[str]:
+def _given_names(flags: argparse.Namespace, folder: huggingface.Folder | None) -> list[str] | None:
+    if flags.class_names is not None:
+        return read_names(flags.class_names, deduplicate=flags.deduplicate)
+    if folder is None or folder.names is None:
+        return None
+    where = f"{folder.home / 'config.json'}: id2label"
+    return unique_names(folder.names, where=where, unit="entry", deduplicate=flags.deduplicate)
+
+
+def _class_names(found: Import) -> list[str]:
+    """Those given, else those that the file holds. Raises ImportRefused."""
+    if "class_names" in found.fields:
+        given: list[str] = found.fields["class_names"]
+        return given
+    output, file = found.output, found.file
     names = onnx_file.class_names(file.model, output.name)
     if names is None or len(names) != output.columns:
         held = "holds no names of them" if names is None else f"names {len(names)}"
         raise ImportRefused(
-            f"output '{output.name}' has {output.columns} classes and the file {held}: give --class-names"
+            f"output '{output.name}' has {output.columns} classes and the file {held}: "
+            "give --class-names"
         )
-    return names
+    where = f"{file.path}: the names in it"
+    return unique_names(names, where=where, unit="entry", deduplicate=found.flags.deduplicate)
 
 
-def _copy(file: onnx_file.OnnxFile, staging: Path) -> None:
-    if file.publishable is None:
-        shutil.copyfile(file.path, staging / MODEL_FILE)
+def _labels_of(found: Import, names: list[str]) -> list[str]:
+    """What the file's own label output says for each class."""
+    held = onnx_file.class_names(found.file.model, found.output.name)
+    return held if held is not None and len(held) == len(names) else names
+
+
+def _set_output(found: Import, names: list[str]) -> None:
+    """Write `output`, and add the nodes that make [batch, C] of the file's own form."""
+    output, file = found.output, found.file
+    name, kind = output.name, output.kind
+    if output.form == "flatten":
+        name = rewrite.flatten(file.model, name)
+    elif output.form == "columns":
+        name = rewrite.join_columns(file.model, output.members)
+    elif output.form == "column":
+        form = "probabilities" if kind == "probabilities" else "logits"
+        name, changed = rewrite.two_classes(file.model, name, form)
+        kind = kind if kind == "scores" else changed
+    if kind == "percent":
+        name, kind = rewrite.scale(file.model, name, 0.01), "probabilities"
+    file.changed = file.changed or name != output.name
+    found.fields["output"] = {"name": name, "kind": kind}
+    if kind == "scores":
+        _calibrate(found, names)
+
+
+def _calibrate(found: Import, names: list[str]) -> None:
+    """Fit the scores to labelled rows; the class counts become those of the rows."""
+    rows, labels = calibrate.labelled_rows(found.flags.calibrate, found.spec, names)
+    step = len(found.trial.rows) if found.trial.one_at_a_time or found.spec.shape[0] else len(rows)
+    if len(rows) % step:
+        raise ImportRefused(
+            f"--calibrate: {len(rows)} rows; the graph takes them {step} at a time: "
+            f"give a multiple of {step}"
+        )
+    scores = np.concatenate(
+        [
+            outputs.scores_of(found.output, found.run(rows[i : i + step]))
+            for i in range(0, len(rows), step)
+        ]
+    )
+    fitted = calibrate.fit(scores, labels)
+    found.fields["output"]["calibration"] = fitted.calibration()
+    found.fields["class_counts"] = fitted.class_counts
+    found.fields["provenance"]["calibration"] = {
+        "rows": len(labels), "nll": fitted.nll, "error": fitted.error,
+    }  # fmt: skip
+
+
+def _copy(found: Import, staging: Path) -> None:
+    file = found.file
+    if file.changed:
+        (staging / MODEL_FILE).write_bytes(file.model.SerializeToString())
     else:
-        (staging / MODEL_FILE).write_bytes(file.publishable.SerializeToString())
+        shutil.copyfile(file.path, staging / MODEL_FILE)
     for name in file.external_files:
         (staging / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file.path.parent / name, staging / name)
+    if found.fields["input"].get("tokenizer") is not None:
+        assert found.folder is not None
+        name = huggingface.TOKENIZER_FILE
+        shutil.copyfile(found.folder.home / name, staging / name)
 
 
-def _check(staging: Path, fields: dict[str, Any], rows: Array, expected: Array) -> None:
-    """Serve the copy once: its answer at tau = 0, T = 1 must be what the file itself says. Raises ImportRefused."""
+def _check(found: Import, staging: Path) -> None:
+    """Serve the copy once. Raises ImportRefused when it answers otherwise than the file.
+
+    Where rows of a batch influence each other, `max_batch_rows` becomes 1.
+    """
     document = {"format_version": 1, "name": "checked", "version": 1, "files": {MODEL_FILE: ""}}
-    bundle = parse_bundle(json.dumps({**document, **fields}))
-    outputs = graph.open_graph(staging, bundle, provider="cpu").run(
-        rows,
-        tau=np.zeros(len(rows), np.float32),
-        prior_index=np.zeros(len(rows), np.int64),
-        prior_table=np.zeros((1, len(bundle.class_names)), np.float32),
-        top_k=1,
-        full=True,
-    )
-    assert outputs.logits is not None
-    difference = float(np.abs(softmax(outputs.logits) - expected).max())
-    tolerance = _HALF_TOLERANCE if bundle.input.dtype == "float16" else _TOLERANCE
+    bundle = parse_bundle(json.dumps({**document, **found.fields}))
+    graph = open_graph(staging, bundle, provider="cpu")
+    served = _served(graph, found.trial.rows, bundle)
+    expected = _expected(found, bundle)
+    difference = float(np.abs(served - expected).max())
+    half = any(each.dtype == "float16" for each in bundle.input.columns or [bundle.input])
+    tolerance = _HALF_TOLERANCE if half else _TOLERANCE
     if not difference <= tolerance:
         raise ImportRefused(
-            f"with the adjustment head the graph differs from the file by {difference:.2g} in a probability (at most {tolerance:g} is "
-            "taken): is it deterministic, and is --output-kind right?"
+            f"with the adjustment head the graph differs from the file by {difference:.2g} in a "
+            f"probability; at most {tolerance:g} is taken: is --output-kind right?"
+        )
+    if bundle.max_batch_rows != 1 and graph.fixed_rows != 1:
+        _check_neighbours(found, graph, bundle)
+    if found.flags.image_example is not None:
+        _check_example(found, graph, bundle)
+
+
+def _served(graph: Graph, rows: Array, bundle: Bundle) -> Array:
+    """[n, C] probabilities at tau = 0. Raises ImportRefused where the graph does not run."""
+    try:
+        outputs_ = graph.run(
+            rows,
+            tau=np.zeros(len(rows), np.float32),
+            prior_index=np.zeros(len(rows), np.int64),
+            prior_table=np.zeros((1, len(bundle.class_names)), np.float32),
+            top_k=1,
+            full=True,
+        )
+    except Exception as error:
+        raise ImportRefused(
+            f"with the adjustment head the graph does not run: {first_line(error)}"
+        ) from error
+    assert outputs_.logits is not None
+    return softmax(outputs_.logits.astype(np.float64))
+
+
+def _expected(found: Import, bundle: Bundle) -> Array:
+    """[n, C] probabilities that the file itself gives for the rows that were tried."""
+    calibration = bundle.output.calibration
+    if calibration is None:
+        return found.output.probabilities()
+    return softmax(found.output.values * calibration.scale + calibration.bias)
+
+
+def _check_neighbours(found: Import, graph: Graph, bundle: Bundle) -> None:
+    share = influence(graph, bundle.input, len(bundle.class_names), free=found.trial.free)
+    if not share:
+        return
+    if found.flags.refuse_dependent_rows:
+        raise ImportRefused(
+            f"a row's answer depends on the other rows of its batch (a logit moves by {share:.2g} "
+            "of the largest): export the model in evaluation mode or quantise it statically, or "
+            "leave out --refuse-dependent-rows to run its rows one at a time"
+        )
+    found.fields["max_batch_rows"] = 1
+
+
+def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
+    """Score an image of a known class. Raises ImportRefused when another class is likelier."""
+    if bundle.input.kind != "image":
+        raise ImportRefused("--image-example needs a model of images: add --image")
+    from service.wire.faults import InvalidImage
+    from service.wire.images import image_array
+
+    flags, names = found.flags, bundle.class_names
+    if flags.expect not in names:
+        raise ImportRefused(f"--expect '{flags.expect}' is not a class of the model")
+    try:
+        rows = image_array([flags.image_example.read_bytes()], bundle.input)
+    except InvalidImage as error:
+        raise ImportRefused(f"--image-example {flags.image_example}: {error}") from None
+    (probabilities,) = _served(graph, rows, bundle)
+    best = names[int(probabilities.argmax())]
+    if best != flags.expect:
+        wanted = float(probabilities[names.index(flags.expect)])
+        raise ImportRefused(
+            f"--image-example {flags.image_example} is '{best}' with probability "
+            f"{float(probabilities.max()):.3f}, and '{flags.expect}' with {wanted:.3f}: check "
+            "--preprocessing, --color, --scale, --mean, --std, --resize and the class names"
         )
 
 
@@ -192,43 +353,15 @@ def _provenance(file: onnx_file.OnnxFile) -> dict[str, Any]:
         "imported_from": file.path.name,
         "sha256": sha256_of(file.path),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),
-        "opset": onnx_file.opset_of(model),
+        "opset": file.opset,
     }
 
 
-def _notes(
-    arguments: argparse.Namespace, file: onnx_file.OnnxFile, fields: dict[str, Any]
-) -> Iterator[str]:
-    spec, output, names = fields["input"], fields["output"], fields["class_names"]
-    shape = ["batch" if n is None else n for n in spec["shape"][:1]] + spec["shape"][1:]
-    words = ", ".join("any" if n is None else str(n) for n in shape)
-    yield f"input    {spec['name']}: {spec['kind']}, {spec['dtype']} [{words}]"
-    found = "" if arguments.output_kind else " (found by running random rows)"
-    yield f"output   {output['name']}: {output['kind']}{found}"
-    named = "" if arguments.class_names else ", named by the file"
-    yield f"classes  {len(names)}{named}: {', '.join(names[:5])}{', …' if len(names) > 5 else ''}"
-    if file.publishable is not None:
-        yield f"note     converted from opset {onnx_file.opset_of(file.model)}"
-    if spec["shape"][0] is not None:
-        yield f"note     the graph insists on batches of {spec['shape'][0]}: with a free batch axis it would be served faster"
-    if fields["class_counts"] is None and fields["loss_tau"] != 1:
-        yield (
-            "note     class counts are unknown: only tau = 0 works until label_frequencies are PUT to "
-            f"/models/{arguments.name}/priors/default or given with the request"
-        )
-
-
-def _text_of(path: Path, flag: str) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ImportRefused(f"{flag} {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise ImportRefused(f"{flag} {path}: not UTF-8 text") from None
-
-
-def _json_of(text: str, path: Path, flag: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ImportRefused(f"{flag} {path}: not JSON: {error}") from None
+def _spec_of(fields: dict[str, Any]) -> InputSpec:
+    """The input as the bundle will hold it, its columns included. Raises InvalidBundle."""
+    document = {
+        "format_version": 1, "name": "checked", "version": 1, "class_names": ["a", "b"],
+        "class_counts": None, "loss_tau": 0.0, "output": {"name": "o", "kind": "logits"},
+        "files": {MODEL_FILE: ""},
+    }  # fmt: skip
+    return parse_bundle(json.dumps({**document, **fields})).input

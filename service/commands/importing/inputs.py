@@ -1,135 +1,184 @@
-"""The input of a foreign model: its `input` in model.json, and random rows that it takes."""
+"""The inputs of a foreign model: what model.json says of them, and random rows that the model
+takes.
+"""
 
 import argparse
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.commands.importing.onnx_file import GraphInput, UnreadableModel, first_line
+from service.commands.importing.onnx_file import GraphInput, first_line
+from service.commands.importing.preprocessing import image_fields
+from service.commands.importing.refusal import ImportRefused
+from service.contract.bundle import RECORD, InputSpec
+from service.contract.columns import fields
+from service.graph.trial import random_rows
 
 Array = NDArray[Any]
-_FREE_SIZES = (8, 32, 224, 1)
+Run: TypeAlias = Callable[[Array], dict[str, Any]]
+FREE_SIZES = (8, 32, 224, 1)
 """Tried in turn for a dimension that the graph leaves free."""
-_WORDS = ("alpha", "lynx", "stone", "river", "a", "the", "of", "not", "7", "été")
+MISSING_OPERATORS = frozenset(
+    {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor", "Imputer", "IsNaN"}
+)
+"""Operators that know what to do with NaN."""
 
 
-def input_spec(found: GraphInput, arguments: argparse.Namespace) -> dict[str, Any]:
-    """The `input` member of model.json. Raises UnreadableModel for flags that do not fit the graph."""
-    spec: dict[str, Any] = {
-        "name": found.name,
-        "kind": "text" if found.dtype == "string" else "tensor",
-        "shape": found.shape,
-        "dtype": found.dtype,
-    }
-    if not arguments.image:
-        if arguments.mean or arguments.std or arguments.size or arguments.layout:
-            raise UnreadableModel("--mean, --std, --size and --layout go with --image")
-        return spec
-    if len(found.shape) != 4 or found.dtype == "string":
-        raise UnreadableModel(
-            f"--image needs an input of four dimensions; '{found.name}' is {found.dtype} {found.shape}"
-        )
-    layout = arguments.layout or (
-        "NHWC" if found.shape[1] not in {1, 3} and found.shape[3] in {1, 3} else "NCHW"
-    )
-    height, width, channels = (
-        found.shape[2:] + found.shape[1:2] if layout == "NCHW" else found.shape[1:]
-    )
-    if arguments.size:
-        height, width = (int(n) for n in _numbers(arguments.size, "--size", 2) or [])
-    if height is None or width is None:
-        raise UnreadableModel(
-            f"the graph leaves the image's size free {found.shape}: give --size H,W"
-        )
-    if channels not in {1, 3, None}:
-        raise UnreadableModel(f"the graph takes {channels} channels; images have 1 or 3")
-    channels = channels or 3
-    image = [channels, height, width] if layout == "NCHW" else [height, width, channels]
-    return {
-        **spec,
-        "kind": "image",
-        "shape": [found.shape[0], *image],
-        "size": [height, width],
-        "color": "RGB" if channels == 3 else "L",
-        "resize": arguments.resize
-        if arguments.resize in {"stretch", "crop"}
-        else _whole(arguments.resize),
-        "layout": layout,
-        "mean": _numbers(arguments.mean, "--mean", channels),
-        "std": _numbers(arguments.std, "--std", channels),
-    }
+@dataclass(frozen=True)
+class Trial:
+    """Rows that the model takes, and its outputs for them.
 
-
-def try_rows(
-    run: Callable[[Array], dict[str, Any]], spec: dict[str, Any]
-) -> tuple[Array, dict[str, Any]]:
-    """Random rows that the model takes, and its outputs for them. Raises UnreadableModel when it takes none.
-
-    Of several kinds of rows the first is taken whose outputs are all finite, else the first that runs at all.
+    rows: [n, …]. outputs: by name. free: the size of free dimensions in the rows. one_at_a_time:
+    the model takes a batch of one row only, although its graph declares a free batch axis; n is
+    then 1.
     """
-    runs: tuple[Array, dict[str, Any]] | None = None
+
+    rows: Array
+    outputs: dict[str, Any]
+    free: int
+    one_at_a_time: bool = False
+
+
+def input_fields(found: Sequence[GraphInput], flags: argparse.Namespace) -> dict[str, Any]:
+    """The members `input` and, for several inputs, `inputs` of model.json. Raises ImportRefused."""
+    if len(found) == 1:
+        spec = _plain(found[0])
+        return {"input": {**spec, **image_fields(found[0], flags)}}
+    if flags.image:
+        names = ", ".join(each.name for each in found)
+        raise ImportRefused(f"--image: the graph has {len(found)} inputs ({names}); expected one")
+    image_fields(found[0], flags)
+    firsts = {each.shape[0] for each in found}
+    if len(firsts) > 1:
+        shapes = ", ".join(f"{each.name} {each.shape}" for each in found)
+        raise ImportRefused(
+            f"the inputs have different batch axes ({shapes}): export the model with one batch "
+            "axis, first in every input"
+        )
+    record = {"name": "columns", "kind": "columns", "shape": [firsts.pop()], "dtype": RECORD}
+    return {"input": record, "inputs": [_plain(each) for each in found]}
+
+
+def feeder(names: Sequence[str], run: Callable[[dict[str, Array]], dict[str, Any]]) -> Run:
+    """A function from rows, records where there are several inputs, to all outputs by name."""
+    if len(names) == 1:
+        return lambda rows: run({names[0]: rows})
+    return lambda rows: run(fields(rows))
+
+
+def try_rows(run: Run, spec: InputSpec) -> Trial:
+    """Random rows that the model takes, and its outputs for them. Raises ImportRefused.
+
+    Of several kinds of rows the first is taken whose outputs are all finite, else the first that
+    runs at all. Where a batch does not run, or gives one row for many, a single row is tried.
+    """
+    runs: Trial | None = None
     why = ""
-    for rows in _candidates(spec):
-        try:
-            outputs = run(rows)
-        except Exception as error:  # noqa: BLE001 - whatever the runtime says of rows that do not suit the graph
-            why = why or first_line(error)
-            continue
-        if all(_finite(value) for value in outputs.values()):
-            return rows, outputs
-        runs = runs or (rows, outputs)
+    for free in FREE_SIZES if _is_free(spec) else (1,):
+        for rows in random_rows(spec, _batch(spec, free), free=free):
+            try:
+                trial = _tried(run, rows, free, fixed=spec.shape[0] is not None)
+            except Exception as error:  # noqa: BLE001 - whatever the runtime says of unsuitable rows
+                why = why or first_line(error)
+                continue
+            if all(_finite(value) for value in trial.outputs.values()):
+                return trial
+            runs = runs or trial
     if runs is None:
-        raise UnreadableModel(f"the model takes none of the random rows that were tried: {why}")
+        raise ImportRefused(f"the model takes none of the random rows that were tried: {why}")
     return runs
 
 
-def _candidates(spec: dict[str, Any]) -> Iterator[Array]:
-    shape = spec["shape"]
-    rng = np.random.default_rng(0)
-    free = any(n is None for n in shape[1:])
-    for size in _FREE_SIZES if free and spec["dtype"] != "string" else (1,):
-        row = [size if n is None else n for n in shape[1:]]
-        rows = shape[0] or (32 if np.prod(row) < 10_000 else 4)
-        yield from _random(rng, (rows, *row), spec["dtype"])
+def check_repeats(run: Run, trial: Trial) -> None:
+    """Run the same rows again. Raises ImportRefused when the answers differ."""
+    again = run(trial.rows)
+    for name, value in trial.outputs.items():
+        first, second = _numbers(value), _numbers(again[name])
+        if first is None or second is None or first.shape != second.shape:
+            continue
+        difference = np.abs(first - second)
+        largest = float(difference[np.isfinite(difference)].max(initial=0.0))
+        if largest > 1e-3 * max(1.0, float(np.abs(first[np.isfinite(first)]).max(initial=0.0))):
+            raise ImportRefused(
+                f"output '{name}' differs by {largest:.2g} between two runs on the same rows, so "
+                "the model is not deterministic: export it in evaluation mode (model.eval()), with "
+                "dropout and noise off"
+            )
 
 
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> Iterator[Array]:
-    if dtype == "string":
-        words = rng.choice(_WORDS, (int(np.prod(shape)), 5))
-        yield np.array([" ".join(row) for row in words], object).reshape(shape)
-    elif dtype == "bool":
-        yield rng.random(shape) < 0.5
-    elif dtype.startswith("float"):
-        yield rng.normal(size=shape).astype(dtype)
-        yield rng.random(shape).astype(dtype)
-    else:
-        yield rng.integers(0, 256 if dtype == "uint8" else 10, shape).astype(dtype)
-    yield np.full(shape, "", object) if dtype == "string" else np.zeros(shape, dtype)
+def takes_missing(run: Run, trial: Trial, output: str, operators: AbstractSet[str]) -> bool:
+    """Whether rows with NaN give finite numbers, by a node that is made for them.
+
+    operators: of the graph. An SVM gives finite numbers for NaN, too, but they mean nothing.
+    """
+    if not operators & MISSING_OPERATORS or trial.rows.dtype.kind != "f":
+        return False
+    rows = trial.rows.copy()
+    flat = rows.reshape(len(rows), -1)
+    flat[:, 0] = np.nan
+    if len(rows) > 1:
+        flat[-1] = np.nan
+    try:
+        found = run(rows)[output]
+    except Exception:  # noqa: BLE001 - a refusal is an answer
+        return False
+    return _finite(found)
+
+
+def _plain(found: GraphInput) -> dict[str, Any]:
+    kind = "text" if found.dtype == "string" else "tensor"
+    return {"name": found.name, "kind": kind, "shape": found.shape, "dtype": found.dtype}
+
+
+def _tried(run: Run, rows: Array, free: int, *, fixed: bool) -> Trial:
+    try:
+        outputs = run(rows)
+    except Exception:
+        if fixed or len(rows) == 1:
+            raise
+        return Trial(rows[:1], run(rows[:1]), free, one_at_a_time=True)
+    if fixed or any(_rows_of(value) == len(rows) for value in outputs.values()):
+        return Trial(rows, outputs, free)
+    try:
+        single = run(rows[:1])
+    except Exception:  # noqa: BLE001 - then the batch is all there is
+        return Trial(rows, outputs, free)
+    if any(_rows_of(value) == 1 for value in single.values()):
+        return Trial(rows[:1], single, free, one_at_a_time=True)
+    return Trial(rows, outputs, free)
+
+
+def _rows_of(value: Any) -> int | None:
+    if isinstance(value, list):
+        return len(value)
+    return len(value) if value.ndim else None
+
+
+def _is_free(spec: InputSpec) -> bool:
+    return any(None in each.shape[1:] and each.dtype != "string" for each in spec.columns or [spec])
+
+
+def _batch(spec: InputSpec, free: int) -> int:
+    """Rows to try at once: few where a row is large."""
+    sizes = [
+        np.prod([free if n is None else n for n in each.shape[1:]])
+        for each in spec.columns or [spec]
+    ]
+    return spec.shape[0] or (32 if sum(sizes) < 10_000 else 4)
+
+
+def _numbers(value: Any) -> NDArray[np.float64] | None:
+    if isinstance(value, list):  # ZipMap's
+        if not all(isinstance(row, dict) for row in value):
+            return None
+        return np.array([list(row.values()) for row in value], np.float64)
+    return value.astype(np.float64) if value.dtype.kind == "f" else None
 
 
 def _finite(value: Any) -> bool:
-    if isinstance(value, list):  # ZipMap's
-        return all(np.isfinite(list(row.values())).all() for row in value if isinstance(row, dict))
-    return value.dtype.kind != "f" or bool(np.isfinite(value).all())
-
-
-def _numbers(text: str | None, flag: str, count: int) -> list[float] | None:
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split(",")]
-    except ValueError:
-        values = []
-    if len(values) == 1:
-        values *= count
-    if len(values) != count:
-        raise UnreadableModel(f"{flag} is '{text}'; expected {count} numbers with commas between")
-    return values
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise UnreadableModel(f"--resize is '{text}'; expected stretch, crop or a number of pixels")
-    return int(text)
+    numbers = _numbers(value)
+    return numbers is None or bool(np.isfinite(numbers).all())

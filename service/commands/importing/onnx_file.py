@@ -1,19 +1,22 @@
-"""What a foreign ONNX file says of itself: its input, its outputs, the names of its classes. Imports onnx; never used while serving."""
+"""Reads what a foreign ONNX file says of itself: inputs, outputs, names of classes."""
 
 import ast
 import contextlib
+import copy
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import onnx
 from onnx import TensorProto, numpy_helper
 
+from service.commands.importing import rewrite
+from service.commands.importing.names import names_of_json
+from service.commands.importing.refusal import ImportRefused
 from service.graph import foreign as foreign_graph
 
-DTYPES = {
+DTYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
     TensorProto.FLOAT: "float32",
     TensorProto.DOUBLE: "float64",
@@ -25,64 +28,76 @@ DTYPES = {
     TensorProto.BOOL: "bool",
     TensorProto.STRING: "string",
 }
-_NAME_KEYS = ("class_names", "classes", "labels", "names", "id2label")
+_NAME_KEYS = ("class_names", "classes", "labels", "names", "id2label", "character")
+"""Keys of the metadata that hold class names; PaddlePaddle writes `character`, a name a line."""
 _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
-
-
-class UnreadableModel(ValueError):
-    """A file that is no ONNX classifier with one input; the message says what it is instead."""
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """The one input of a graph; shape includes the batch, None where a dimension is free."""
+    """An input of a graph; shape includes the batch, None where a dimension is free."""
 
     name: str
     dtype: str
     shape: list[int | None]
 
 
-@dataclass(frozen=True)
+@dataclass
 class OnnxFile:
-    """A model read without its external weights, whose files lie beside it."""
+    """A model read without its external weights, whose files lie beside it.
+
+    path: of the file. inputs: of the graph. external_files: that it names. opset: that the file
+    has, None for none. model: what is published, which may differ from the file. changed: whether
+    it does. mended: whether it names a locale that is not installed here, so that it runs only with
+    another.
+    """
 
     path: Path
-    input: GraphInput
+    inputs: list[GraphInput]
     external_files: list[str]
-    runnable: onnx.ModelProto | None
-    """What runs here where the file itself does not, since it names a locale that is not installed."""
-    publishable: onnx.ModelProto | None
-    """The model at an opset that the head takes, where the file has an older one."""
+    opset: int | None
     model: onnx.ModelProto
+    changed: bool
+    mended: bool
+
+    def runnable(self) -> bytes | None:
+        """What runs here in place of the file; None: the file itself."""
+        if not (self.changed or self.mended):
+            return None
+        model = copy.deepcopy(self.model)
+        foreign_graph.mend_locales(model)
+        found: bytes = model.SerializeToString()
+        return found
 
 
 def read(path: Path) -> OnnxFile:
-    """Read and check a file. Raises UnreadableModel or foreign_graph.UnsupportedGraph."""
+    """Read a file and bring it to an opset that the head takes. Raises ImportRefused,
+    UnsupportedGraph.
+    """
     try:
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise UnreadableModel(f"{path}: {error.strerror}") from None
+        raise ImportRefused(f"{path}: {error.strerror}") from None
     except Exception as error:  # noqa: BLE001 - protobuf raises errors of several families
-        raise UnreadableModel(f"{path} is not an ONNX file: {first_line(error)}") from None
+        raise ImportRefused(f"{path} is not an ONNX file: {first_line(error)}") from None
     if not model.graph.output:
-        raise UnreadableModel(f"{path} is not an ONNX file with a graph")
-    mended = foreign_graph.mend_locales(model)
+        raise ImportRefused(f"{path} is not an ONNX file with a graph")
+    external = foreign_graph.external_files(model, path.parent)
+    mended = foreign_graph.mend_locales(copy.deepcopy(model))
     opset = opset_of(model)
-    return OnnxFile(
-        path,
-        _input(model.graph),
-        foreign_graph.external_files(model, path.parent),
-        model if mended else None,
-        _converted(model, opset) if opset is not None and opset < foreign_graph.MIN_OPSET else None,
-        model,
-    )
+    old = opset is not None and opset < foreign_graph.MIN_OPSET
+    if old:
+        assert opset is not None
+        model = _converted(model, opset)
+    widened = rewrite.widen_bfloat16(model)
+    return OnnxFile(path, _inputs(model.graph), external, opset, model, old or widened, mended)
 
 
 def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
     """The names that the file gives to its classes, in output order; None when it gives none.
 
-    They stand in the metadata (a list or an object from index to name, as JSON or as Python writes it), in a ZipMap, or in the
-    branch that makes scikit-learn's label output.
+    They stand in the metadata, in a ZipMap, or in the branch that makes scikit-learn's label
+    output.
     """
     metadata = {item.key: item.value for item in model.metadata_props}
     for key in _NAME_KEYS:
@@ -100,7 +115,9 @@ def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
 
 
 def _upstream(value: str, producers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes that make a value, along first inputs, up to and including the one that holds class labels."""
+    """The nodes that make a value, along first inputs, up to and including the one that holds class
+    labels.
+    """
     for _ in range(8):
         node = producers.get(value)
         if node is None or not node.input:
@@ -123,46 +140,41 @@ def _labels_of(
 
 
 def _names_of_text(text: str) -> list[str] | None:
-    value: Any = None
+    """Names from a metadata entry: a list or an object as JSON or Python writes it, lines, or
+    commas.
+    """
     for parse in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            value = parse(text)
-            break
-    if isinstance(value, dict):
-        try:
-            by_index = {int(key): name for key, name in value.items()}
-        except (TypeError, ValueError):
-            return None
-        if sorted(by_index) != list(range(len(by_index))):
-            return None
-        value = [by_index[i] for i in range(len(by_index))]
-    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
-        return value
+            return names_of_json(parse(text))
+    for separator in ("\n", ","):
+        names = [name.strip() for name in text.strip().split(separator)]
+        if len(names) > 1 and all(names):
+            return names
     return None
 
 
-def _input(graph: onnx.GraphProto) -> GraphInput:
+def _inputs(graph: onnx.GraphProto) -> list[GraphInput]:
     constants = {item.name for item in graph.initializer}
-    inputs = [item for item in graph.input if item.name not in constants]
-    if len(inputs) != 1:
-        names = ", ".join(item.name for item in inputs) or "none"
-        raise UnreadableModel(
-            f"the graph has {len(inputs)} inputs ({names}); the service feeds exactly one tensor: join them in front of the model"
-        )
-    item = inputs[0]
+    inputs = [_input(item) for item in graph.input if item.name not in constants]
+    if not inputs:
+        raise ImportRefused("the graph has no input: export it with the batch as its input")
+    return inputs
+
+
+def _input(item: onnx.ValueInfoProto) -> GraphInput:
     if item.type.WhichOneof("value") != "tensor_type":
-        raise UnreadableModel(
-            f"input '{item.name}' is a {item.type.WhichOneof('value')}, not a tensor"
+        raise ImportRefused(
+            f"input '{item.name}' is a {item.type.WhichOneof('value')}; expected a tensor"
         )
     tensor = item.type.tensor_type
-    dtype = DTYPES.get(tensor.elem_type)
+    dtype = DTYPES.get(int(tensor.elem_type))
     if dtype is None:
-        kind = TensorProto.DataType.Name(tensor.elem_type).lower()
-        raise UnreadableModel(
+        kind = str(TensorProto.DataType.Name(tensor.elem_type)).lower()
+        raise ImportRefused(
             f"input '{item.name}' is {kind}; expected one of {', '.join(DTYPES.values())}"
         )
     if not tensor.HasField("shape") or not tensor.shape.dim:
-        raise UnreadableModel(
+        raise ImportRefused(
             f"input '{item.name}' has no shape with a batch axis: export the model with one"
         )
     shape = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
@@ -175,15 +187,18 @@ def opset_of(model: onnx.ModelProto) -> int | None:
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model at the head's opset: scikit-learn exports carry the oldest opset that their few plain nodes allow."""
+    """The model at the oldest opset that the head takes.
+
+    scikit-learn exports carry the oldest opset that their few plain nodes allow.
+    """
     from onnx import version_converter
 
     try:
         return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
     except Exception as error:  # noqa: BLE001 - the converter raises what it likes
         raise foreign_graph.UnsupportedGraph(
-            f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and it cannot be converted ({first_line(error)}): "
-            "export the model again with a newer opset"
+            f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and the conversion failed "
+            f"({first_line(error)}): export the model again with a newer opset"
         ) from None
 
 

@@ -3,12 +3,14 @@
 import io
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from service.contract import pixels
+from service.contract.bundle import InputSpec
 from service.contract.pixels import BadImage
 from tests.support.server import ROOT
 
@@ -26,8 +28,9 @@ def encoded(image, form="PNG", **options):
     return buffer.getvalue()
 
 
-def decoded(data, *, size=(4, 6), color="RGB", resize="stretch"):
-    return pixels.decode_pixels(pixels.open_image(data), size=size, color=color, resize=resize)
+def decoded(data, *, size=(4, 6), color="RGB", resize="stretch", resample=None, fill=None):
+    spec = SimpleNamespace(size=size, color=color, resize=resize, resample=resample, fill=fill)
+    return pixels.decode_pixels(pixels.open_image(data), spec)
 
 
 @pytest.mark.parametrize(("form", "options"), [("PNG", {}), ("WEBP", {"lossless": True})])
@@ -139,3 +142,58 @@ def test_a_long_thin_image_is_refused_before_it_is_scaled_up(resize):
         decoded(thin, resize=resize)
     assert decoded(thin).shape == (4, 6, 3)  # "stretch" makes no larger image
     assert decoded(encoded(Image.new("L", (10, 2000))), resize=resize).shape == (4, 6, 3)
+
+
+def test_bgr_is_rgb_in_the_other_order():
+    data = encoded(picture())
+    np.testing.assert_array_equal(decoded(data, color="BGR"), picture()[:, :, ::-1])
+
+
+def test_letterbox_keeps_the_whole_image_and_adds_borders():
+    found = decoded(encoded(np.full((4, 12, 3), 200, np.uint8)), size=(8, 12), resize="letterbox")
+    assert (found[2:6] == 200).all()
+    assert (found[:2] == 0).all()
+    assert (found[6:] == 0).all()
+    grey = np.full((12, 4), 200, np.uint8)
+    found = decoded(encoded(grey), size=(6, 6), color="L", resize="letterbox", fill=114)
+    assert (found[:, 2:4] == 200).all()
+    assert (found[:, [0, 1, 4, 5]] == 114).all()
+
+
+def test_two_numbers_stretch_the_image_before_its_centre_is_cut():
+    wide = np.zeros((4, 12, 3), np.uint8)
+    wide[:, 3:9] = 200
+    found = decoded(encoded(wide), size=(4, 4), resize=[4, 12])
+    assert (found == 200).all()
+    assert decoded(encoded(wide), size=(4, 4), resize=[2, 2]).shape == (4, 4, 3)
+
+
+@pytest.mark.parametrize(
+    "resample", ["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"]
+)
+def test_every_filter_is_pillows_own(resample):
+    small = Image.fromarray(picture(60, 40))
+    wanted = small.resize((6, 4), Image.Resampling[resample.upper()])
+    found = decoded(encoded(small), resample=resample)
+    np.testing.assert_array_equal(found, np.asarray(wanted))
+
+
+def test_a_scale_of_one_keeps_the_pixels_as_decoded():
+    found = pixels.normalise(picture(), mean=[1, 2, 3], std=None, scale=1.0)
+    np.testing.assert_array_equal(found, picture().astype(np.float32) - [1, 2, 3])
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC"])
+@pytest.mark.parametrize("dtype", ["uint8", "float32", "float16"])
+def test_the_tensor_has_the_models_type_and_layout(layout, dtype):
+    shape = [None, 3, 4, 6] if layout == "NCHW" else [None, 4, 6, 3]
+    spec = InputSpec(
+        name="x", kind="image", shape=shape, dtype=dtype, size=[4, 6], color="RGB",
+        resize="stretch", layout=layout,
+    )  # fmt: skip
+    found = pixels.as_tensor(picture(), spec)
+    assert (list(found.shape), found.dtype) == (shape[1:], dtype)
+    assert found.flags.c_contiguous
+    wanted = picture() / (1 if dtype == "uint8" else 255)
+    wanted = wanted.transpose(2, 0, 1) if layout == "NCHW" else wanted
+    np.testing.assert_allclose(found, wanted, atol=1e-3)

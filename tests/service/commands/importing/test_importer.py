@@ -8,6 +8,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from service.__main__ import main
+from service.contract.adjustment import softmax
 from service.contract.bundle import load_bundle, versions
 from tests.support import foreign_models
 from tests.support.foreign_models import BUILDERS, COUNTS, NAMES, named, save, write_counts
@@ -29,7 +30,7 @@ def server(foreign, tmp_path_factory):
             main(["import", str(item.path), "--name", name, "--models", str(models), *item.flags])
             == 0
         )
-    with running(models) as found:
+    with running(models, start_seconds=200) as found:
         yield found
 
 
@@ -55,6 +56,19 @@ def test_at_tau_zero_the_service_answers_what_the_models_own_library_does(server
     np.testing.assert_allclose(
         ask(server, name, item, tau=0), item.probabilities, atol=item.tolerance
     )
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_at_any_tau_the_service_answers_the_formula_in_float64(server, foreign, name):
+    item = foreign[name]
+    source = np.arange(1, item.probabilities.shape[1] + 1) ** 2
+    target = source[::-1].astype(float)
+    found = ask(server, name, item, tau=0.37,
+                prior={"label_frequencies": source.tolist(), "target": target.tolist()})  # fmt: skip
+    source, target = source / source.sum(), target / target.sum()
+    logits = np.log(np.maximum(item.probabilities.astype(np.float64), 1e-38))
+    wanted = softmax(logits + 0.37 * (np.log(target) - np.log(source)))
+    np.testing.assert_allclose(found, wanted, atol=3 * item.tolerance)
 
 
 @pytest.mark.parametrize("name", BUILDERS)
@@ -170,11 +184,11 @@ def drop_shape(model):
 
 
 def two_inputs(model):
-    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT64, ["batch"]))
+    model.graph.input.append(helper.make_tensor_value_info("mask", TensorProto.INT64, [7]))
 
 
 def odd_type(model):
-    model.graph.input[0].type.tensor_type.elem_type = TensorProto.BFLOAT16
+    model.graph.input[0].type.tensor_type.elem_type = TensorProto.COMPLEX64
 
 
 def no_batch_table(model):
@@ -215,8 +229,8 @@ def leaving_data(model):
     ("change", "told"),
     [
         (drop_shape, "input 'x' has no shape with a batch axis"),
-        (two_inputs, "2 inputs (x, mask)"),
-        (odd_type, "input 'x' is bfloat16; expected one of float16, float32"),
+        (two_inputs, "the inputs have different batch axes (x [None, 6], mask [7])"),
+        (odd_type, "input 'x' is complex64; expected one of float16, float32"),
         (no_batch_table, "no output holds floats [batch, 5]; for random rows the file gives best float32 []"),
         (two_meanings, "several outputs could be meant: logits, minus; choose one with --output"),
         (independent_scores, "'scores' lies between 0 and 1 and its rows do not sum to 1"),
@@ -267,7 +281,7 @@ def test_wrong_names_and_paths_are_told_apart(run, file, tmp_path):
     status, _, err = run(file, *named(tmp_path, NAMES))
     assert (status, "no output holds floats [batch, 3]" in err) == (1, True)
     status, _, err = run(file, *named(tmp_path, ["a", "b", "a", "c", "d"]))
-    assert (status, "class_names has 'a' twice" in err) == (1, True)
+    assert (status, "line 1 and 3: 'a'" in err) == (1, True)
     status, _, err = run(tmp_path / "missing.onnx")
     assert (status, "missing.onnx: No such file or directory" in err) == (1, True)
     (tmp_path / "text.onnx").write_text("not a model", encoding="utf-8")

@@ -1,0 +1,164 @@
+"""Fits decision scores to probabilities on labelled rows: one scale and a bias for each class.
+
+For two classes this is Platt scaling (Platt, 1999), for more it is vector scaling with one shared
+scale (Guo et al., 2017). The softmax of the result is a posterior under the class mix of the
+labelled rows, which therefore becomes the model's class counts.
+"""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.commands.importing.refusal import ImportRefused
+from service.contract.adjustment import softmax
+from service.contract.bundle import InputSpec
+from service.contract.columns import records
+
+Array = NDArray[Any]
+_STEPS = 100
+_RIDGE = 1e-6
+"""Keeps the common part of the biases, which changes no probability, at 0."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """scale · score + bias[c] are logits; class_counts: [C] labelled rows; nll: mean, after the
+    fit.
+    """
+
+    scale: float
+    bias: list[float]
+    class_counts: list[float]
+    nll: float
+    error: float
+
+    def calibration(self) -> dict[str, list[float]]:
+        """`output.calibration` of model.json."""
+        return {"scale": [self.scale] * len(self.bias), "bias": self.bias}
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raise ImportRefused unless `--output-kind scores` and `--calibrate` come together."""
+    if (flags.output_kind == "scores") != (flags.calibrate is not None):
+        raise ImportRefused(
+            "--output-kind scores and --calibrate DATA.npz go together: decision scores become "
+            "probabilities by a fit to labelled rows"
+        )
+
+
+def labelled_rows(path: Path, spec: InputSpec, class_names: list[str]) -> tuple[Array, Array]:
+    """Rows [n, …] and their class indices [n], from an .npz file. Raises ImportRefused.
+
+    The file holds `y`, class indices or names, and `x`, or for a model of several inputs an array
+    for each.
+    """
+    where = f"--calibrate {path}"
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            arrays = {name: held[name] for name in held.files}
+    except (OSError, ValueError) as error:
+        raise ImportRefused(f"{where}: cannot be read as an .npz file: {error}") from None
+    wanted = ["y", *([column.name for column in spec.columns] or ["x"])]
+    missing = [name for name in wanted if name not in arrays]
+    if missing:
+        raise ImportRefused(
+            f"{where}: no array '{missing[0]}'; it holds {', '.join(arrays) or 'none'}"
+        )
+    labels = _indices(arrays["y"], class_names, where)
+    if spec.columns:
+        rows = records({c.name: _column(arrays[c.name], c) for c in spec.columns})
+    else:
+        rows = _column(arrays["x"], spec)
+    if len(rows) != len(labels):
+        raise ImportRefused(f"{where}: {len(rows)} rows and {len(labels)} labels")
+    counts = np.bincount(labels, minlength=len(class_names))
+    if not counts.all():
+        name = class_names[int(counts.argmin())]
+        raise ImportRefused(f"{where}: class '{name}' has no row; every class needs some")
+    return rows, labels
+
+
+def fit(scores: NDArray[np.float64], labels: Array) -> Fitted:
+    """Newton's method on the negative log-likelihood of scores [n, C] with labels [n].
+
+    Targets are smoothed as Platt does, so that separable scores keep a finite scale.
+    """
+    n, classes = scores.shape
+    counts = np.bincount(labels, minlength=classes).astype(np.float64)
+    targets = np.empty((n, classes))
+    off = 1 / (counts[labels] + 2)
+    targets[:] = (off / (classes - 1))[:, np.newaxis]
+    targets[np.arange(n), labels] = 1 - off
+    spread = float(scores.std()) or 1.0
+    unit = scores / spread
+    theta = np.zeros(classes + 1)
+    theta[0] = 1.0
+    value = _nll(theta, unit, targets)
+    for _ in range(_STEPS):
+        step = _newton_step(theta, unit, targets)
+        size = 1.0
+        while (new := _nll(theta - size * step, unit, targets)) > value and size > 1e-8:
+            size /= 2
+        if value - new < 1e-12 * n:
+            break
+        theta, value = theta - size * step, new
+    logits = theta[0] * unit + theta[1:]
+    probabilities = softmax(logits)
+    return Fitted(
+        scale=float(theta[0] / spread),
+        bias=(theta[1:] - theta[1:].mean()).tolist(),
+        class_counts=counts.tolist(),
+        nll=float(-np.log(np.maximum(probabilities[np.arange(n), labels], 1e-300)).mean()),
+        error=float((logits.argmax(axis=1) != labels).mean()),
+    )
+
+
+def _nll(theta: Array, unit: Array, targets: Array) -> float:
+    logits = theta[0] * unit + theta[1:]
+    top = logits.max(axis=1, keepdims=True)
+    log_sum = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
+    loss = float((log_sum - (targets * logits).sum(axis=1)).sum())
+    return loss + 0.5 * _RIDGE * float(theta[1:] @ theta[1:])
+
+
+def _newton_step(theta: Array, unit: Array, targets: Array) -> Array:
+    p = softmax(theta[0] * unit + theta[1:])
+    gap = p - targets
+    mean = (p * unit).sum(axis=1, keepdims=True)
+    gradient = np.concatenate([[(gap * unit).sum()], gap.sum(axis=0) + _RIDGE * theta[1:]])
+    hessian = np.zeros((len(theta), len(theta)))
+    hessian[0, 0] = (p * unit**2).sum() - (mean**2).sum() + _RIDGE
+    hessian[0, 1:] = hessian[1:, 0] = (p * (unit - mean)).sum(axis=0)
+    hessian[1:, 1:] = np.diag(p.sum(axis=0) + _RIDGE) - p.T @ p
+    found: Array = np.linalg.lstsq(hessian, gradient, rcond=None)[0]
+    return found
+
+
+def _indices(labels: Array, class_names: list[str], where: str) -> Array:
+    if labels.dtype.kind in "US":
+        known = {name: index for index, name in enumerate(class_names)}
+        texts = [str(label) for label in labels.ravel().tolist()]
+        unknown = next((text for text in texts if text not in known), None)
+        if unknown is not None:
+            raise ImportRefused(f"{where}: label '{unknown}' is not a class of the model")
+        return np.array([known[text] for text in texts])
+    if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
+        raise ImportRefused(f"{where}: y is {labels.dtype}; expected class indices or names")
+    if labels.max(initial=0) >= len(class_names):
+        raise ImportRefused(
+            f"{where}: label {labels.max()}; the model has classes 0 to {len(class_names) - 1}"
+        )
+    return labels.ravel().astype(np.int64)
+
+
+def _column(values: Array, spec: InputSpec) -> Array:
+    shape = (-1, *(n if n is not None else m for n, m in zip(
+        spec.shape[1:], values.shape[1:] or (1,) * (len(spec.shape) - 1), strict=False
+    )))  # fmt: skip
+    if spec.dtype == "string":
+        return values.astype(str).astype(object).reshape(shape)
+    return values.astype(spec.dtype).reshape(shape)

@@ -1,0 +1,137 @@
+"""Class names and class counts from the files that people have of them."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from service.commands.importing.refusal import ImportRefused
+
+
+def read_names(path: Path, *, deduplicate: bool) -> list[str]:
+    """Class names in output order. Raises ImportRefused.
+
+    The file is JSON when it begins with a bracket: a list; an object from index to name (Hugging
+    Face's `id2label`, or a `config.json` that holds one); or an object from name to index (Keras'
+    `class_indices`, `label2id`). Any other file has one name a line. deduplicate: give a repeated
+    name a suffix.
+    """
+    where = f"--class-names {path}"
+    text = text_of(path, "--class-names")
+    if text.lstrip()[:1] in {"[", "{"}:
+        found = names_of_json(json_of(text, path, "--class-names"))
+        if found is None:
+            raise ImportRefused(
+                f"{where}: expected a list of strings, an object from index to name (id2label) "
+                "or an object from name to index (class_indices), with indices 0, 1, 2 …"
+            )
+        return unique_names(found, where=where, unit="entry", deduplicate=deduplicate)
+    lines = text.rstrip().replace("\r\n", "\n").split("\n")
+    return unique_names(lines, where=where, unit="line", deduplicate=deduplicate)
+
+
+def names_of_json(value: Any) -> list[str] | None:
+    """Names in output order from a decoded list or object; None when it is neither.
+
+    Of an object's keys and values, one side must be the indices 0 … C - 1. An object that holds
+    `id2label`, such as a Hugging Face config, stands for that.
+    """
+    if isinstance(value, dict) and isinstance(value.get("id2label"), dict):
+        value = value["id2label"]
+    if isinstance(value, dict):
+        by_key, by_value = _indexed(value.items()), _indexed((v, k) for k, v in value.items())
+        value = by_key if by_key is not None else by_value
+    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
+        return value
+    return None
+
+
+def unique_names(
+    names: Sequence[str], *, where: str, unit: str, deduplicate: bool = False
+) -> list[str]:
+    """The names, each once. Raises ImportRefused naming the places of an empty or repeated name.
+
+    where: the flag and the file; unit: what a place is called. Places count from 1.
+    """
+    places: dict[str, list[int]] = {}
+    for place, name in enumerate(names, 1):
+        if not name.strip():
+            raise ImportRefused(f"{where}: {unit} {place} is empty; expected a class name")
+        places.setdefault(name, []).append(place)
+    repeated = {name: at for name, at in places.items() if len(at) > 1}
+    if repeated and not deduplicate:
+        shown = "; ".join(
+            f"{unit} {' and '.join(map(str, at[:4]))}: '{name}'"
+            for name, at in list(repeated.items())[:3]
+        )
+        more = f"; and {len(repeated) - 3} more" if len(repeated) > 3 else ""
+        raise ImportRefused(
+            f"{where}: names must be unique, but these come twice: {shown}{more}. "
+            "Give them different names, or let --deduplicate add a number"
+        )
+    taken, found = set(names), []
+    for place, name in enumerate(names, 1):
+        at = places[name]
+        number = at.index(place) + 1
+        if number == 1:
+            found.append(name)
+            continue
+        while f"{name} ({number})" in taken:
+            number += 1
+        taken.add(f"{name} ({number})")
+        found.append(f"{name} ({number})")
+    return found
+
+
+def read_counts(path: Path, class_names: list[str]) -> list[float]:
+    """[C] counts of a JSON list or object. Raises ImportRefused naming the class that is wrong."""
+    where = f"--class-counts {path}"
+    found = json_of(text_of(path, "--class-counts"), path, "--class-counts")
+    if isinstance(found, list) and len(found) != len(class_names):
+        raise ImportRefused(f"{where}: {len(found)} counts for {len(class_names)} classes")
+    if isinstance(found, list):
+        found = dict(zip(class_names, found, strict=True))
+    if not isinstance(found, dict):
+        raise ImportRefused(f"{where}: expected a list or an object by class name")
+    known = set(class_names)
+    for name in found:
+        if name not in known:
+            raise ImportRefused(f"{where}: unknown class '{name}'")
+    for name in class_names:
+        count = found.get(name)
+        if count is None:
+            raise ImportRefused(f"{where}: class '{name}' has no count")
+        if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 < count < 1e300:
+            raise ImportRefused(f"{where}: '{name}' has count {count!r}; expected more than 0")
+    return [float(found[name]) for name in class_names]
+
+
+def text_of(path: Path, flag: str) -> str:
+    """The text of a file. Raises ImportRefused naming the flag."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ImportRefused(f"{flag} {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ImportRefused(f"{flag} {path}: not UTF-8 text; save it as UTF-8") from None
+
+
+def json_of(text: str, path: Path, flag: str) -> Any:
+    """Decoded JSON. Raises ImportRefused naming the flag."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ImportRefused(f"{flag} {path}: not JSON: {error}") from None
+
+
+def _indexed(pairs: Any) -> list[str] | None:
+    """The names of (index, name) pairs in order; None unless the indices are 0 … n - 1."""
+    by_index: dict[int, Any] = {}
+    for index, name in pairs:
+        try:
+            by_index[int(index)] = name
+        except (TypeError, ValueError):
+            return None
+    if sorted(by_index) != list(range(len(by_index))) or not by_index:
+        return None
+    return [by_index[i] for i in range(len(by_index))]

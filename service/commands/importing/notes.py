@@ -1,0 +1,83 @@
+"""What an import found and assumed, for the person who ran it."""
+
+import argparse
+from collections.abc import Iterator
+from typing import Any
+
+from service.commands.importing.inputs import Trial
+from service.commands.importing.onnx_file import OnnxFile
+from service.commands.importing.outputs import Output
+from service.commands.importing.preprocessing import assumptions
+
+_FORMS = {
+    "flatten": "its axes of length 1 were removed",
+    "column": "one column, for the second class",
+    "columns": "one output a class",
+}
+
+
+def notes(
+    flags: argparse.Namespace, file: OnnxFile, fields: dict[str, Any], trial: Trial, output: Output
+) -> Iterator[str]:
+    """The lines for stderr: inputs, output, classes, images, and whatever needs attention."""
+    for spec in fields.get("inputs") or [fields["input"]]:
+        shape = ["batch", *("any" if n is None else n for n in spec["shape"][1:])]
+        missing = ", missing values taken" if spec.get("missing") else ""
+        words = ", ".join(map(str, shape))
+        yield f"input    {spec['name']}: {spec['kind']}, {spec['dtype']} [{words}]{missing}"
+    yield from _output(flags, fields, output)
+    yield from _classes(flags, fields)
+    if fields["input"]["kind"] == "image":
+        yield from assumptions({**_IMAGE, **fields["input"]}, flags)
+    if file.opset is not None and file.opset < 13:
+        yield f"note     converted from opset {file.opset}"
+    yield from _batches(fields, trial)
+    if fields["class_counts"] is None and fields["loss_tau"] != 1:
+        yield (
+            "note     class counts are unknown: only tau = 0 works until label_frequencies are PUT "
+            f"to /models/{flags.name}/priors/default or given with the request"
+        )
+
+
+_IMAGE = {"resample": None, "scale": None, "mean": None, "std": None}
+
+
+def _output(flags: argparse.Namespace, fields: dict[str, Any], output: Output) -> Iterator[str]:
+    found = "" if flags.output_kind else " (found by running random rows)"
+    form = f"; {_FORMS[output.form]}" if output.form in _FORMS else ""
+    yield f"output   {output.name}: {output.kind}{found}{form}"
+    fit = fields["provenance"].get("calibration")
+    if fit is not None:
+        yield (
+            f"note     scores calibrated on {fit['rows']} rows: mean negative log-likelihood "
+            f"{fit['nll']:.3f}, error {fit['error']:.1%}; class counts are those of the rows"
+        )
+
+
+def _classes(flags: argparse.Namespace, fields: dict[str, Any]) -> Iterator[str]:
+    names = fields["class_names"]
+    source = ""
+    if flags.class_names is None:
+        source = ", named by config.json" if flags.file.is_dir() else ", named by the file"
+    more = ", …" if len(names) > 5 else ""
+    yield f"classes  {len(names)}{source}: {', '.join(names[:5])}{more}"
+
+
+def _batches(fields: dict[str, Any], trial: Trial) -> Iterator[str]:
+    fixed = fields["input"]["shape"][0]
+    if trial.one_at_a_time:
+        yield (
+            "note     the graph declares a free batch axis but takes one row only (a Reshape with a "
+            "fixed 1?): rows run one at a time. Export it with a dynamic batch to serve it faster"
+        )
+    elif fields.get("max_batch_rows") == 1:
+        yield (
+            "note     a row's answer depends on the other rows of its batch (dynamic quantisation, "
+            "batch norm in training mode?): rows run one at a time. Export it in evaluation mode or "
+            "quantise it statically to serve it faster"
+        )
+    elif fixed is not None and fixed > 1:
+        yield (
+            f"note     the graph takes batches of {fixed} only: with a free batch axis it would be "
+            "served faster"
+        )

@@ -1,0 +1,68 @@
+"""Texts → the tensors of a transformer, by a `tokenizer.json` of Hugging Face's tokenizers.
+
+A batch is padded to its longest text, and a text is truncated as the file or `max_length` says. It
+runs in the graph's own call, so that texts of different lengths share a batch.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.bundle import TokenizerSpec
+from service.contract.extras import missing_extra
+
+Array = NDArray[Any]
+DEFAULT_LENGTH = 512
+"""Tokens kept of a text where neither the file nor model.json says."""
+
+
+class TokenizerUnusable(ValueError):
+    """A tokenizer that cannot be opened; the message says why and what to do."""
+
+
+class Tokens:
+    """A tokenizer, and the inputs of a graph that its results feed."""
+
+    def __init__(self, folder: Path, spec: TokenizerSpec, dtypes: Mapping[str, str]) -> None:
+        """dtypes: of the graph's inputs, by name. Raises TokenizerUnusable."""
+        self._tokenizer = _open(folder / spec.file, spec.max_length)
+        self._inputs = {name: (part, np.dtype(dtypes[name])) for name, part in spec.inputs.items()}
+
+    def __call__(self, texts: Array) -> dict[str, Array]:
+        """int [n, longest] tensors by input name, of texts [n] or [n, 1]."""
+        encoded = self._tokenizer.encode_batch(texts.ravel().tolist())
+        return {
+            name: np.array([getattr(each, part) for each in encoded], dtype).reshape(
+                len(encoded), -1
+            )
+            for name, (part, dtype) in self._inputs.items()
+        }
+
+
+def _open(path: Path, max_length: int | None) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ModuleNotFoundError as error:
+        raise TokenizerUnusable(missing_extra(error, first="tokenizers") or str(error)) from None
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises plain exceptions
+        raise TokenizerUnusable(f"{path} cannot be read as a tokenizer: {error}") from None
+    if max_length is not None or tokenizer.truncation is None:
+        tokenizer.enable_truncation(max_length=max_length or DEFAULT_LENGTH)
+    padding = tokenizer.padding or {}
+    kept = {k: padding[k] for k in ("pad_id", "pad_token", "pad_type_id") if k in padding}
+    tokenizer.enable_padding(length=None, **(kept or _pad_token(tokenizer)))
+    return tokenizer
+
+
+def _pad_token(tokenizer: Any) -> dict[str, Any]:
+    """The padding of a file that names none: its usual token for it, else token 0."""
+    for token in ("[PAD]", "<pad>", "<|endoftext|>"):
+        found = tokenizer.token_to_id(token)
+        if found is not None:
+            return {"pad_id": found, "pad_token": token}
+    return {"pad_id": 0}

@@ -1,0 +1,191 @@
+"""Decision scores are recognised, refused with the remedy, and taken when they are calibrated."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_classification
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.svm import SVC, LinearSVC
+
+from service.commands.importing.calibrate import fit
+from service.commands.importing.outputs import check_labels, choose_output
+from service.commands.importing.refusal import ImportRefused
+from service.contract.adjustment import softmax
+from tests.support.foreign_models import NAMES, named, rows, save, training_set
+from tests.support.neighbour_models import NEIGHBOUR_MODELS
+from tests.support.small_models import CLASSES, linear_model
+
+CLASSIFIERS = {
+    "support vectors": SVC(probability=False),
+    "linear support vectors": LinearSVC(),
+    "ridge": RidgeClassifier(),
+}
+
+
+REFUSED = {"batch_norm_in_training_mode"}
+"""Its running mean changes from call to call, so that it may be refused as not deterministic."""
+
+
+def converted(folder, estimator, *, classes=3, **options):
+    from skl2onnx import to_onnx
+
+    x, y = training_set()
+    x, y = x[y < classes], y[y < classes]
+    estimator.fit(x, y)
+    if not isinstance(estimator, LinearSVC):  # whose converter writes a table in any case
+        options["zipmap"] = False
+    model = to_onnx(estimator, x[:1], options={id(estimator): options})
+    return save(folder, model), x, y
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_decision_scores_are_refused_in_one_line_with_the_remedy(
+    import_file, tmp_path, name, classes
+):
+    path, _, _ = converted(tmp_path, CLASSIFIERS[name], classes=classes)
+    status, _, err = import_file(path, *named(tmp_path, NAMES[:classes]))
+    assert status == 1
+    assert len(err.splitlines()) == 1
+    assert "--calibrate" in err
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_raw_scores_of_two_classes_are_right_at_the_temperature_that_the_refusal_names(
+    import_file, tmp_path
+):
+    estimator = LogisticRegression()
+    path, x, _ = converted(tmp_path, estimator, classes=2, raw_scores=True)
+    names = named(tmp_path, NAMES[:2])
+    status, _, err = import_file(path, *names)
+    assert (status, "--output-kind logits --temperature 2" in err) == (1, True)
+    status, bundle, _ = import_file(path, *names, "--output-kind", "logits", "--temperature", 2)
+    assert status == 0
+    assert (bundle.output.kind, bundle.temperature) == ("logits", 2)
+    scores = estimator.decision_function(x)
+    found = softmax(np.stack([-scores, scores], axis=1) / 2)
+    np.testing.assert_allclose(found, estimator.predict_proba(x), atol=1e-6)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_calibrated_scores_give_the_right_class_and_the_class_mix_of_the_rows(
+    import_file, tmp_path, name, classes
+):
+    path, x, y = converted(tmp_path, CLASSIFIERS[name], classes=classes)
+    np.savez(tmp_path / "rows.npz", x=x, y=np.array(NAMES)[y])
+    status, bundle, err = import_file(
+        path, *named(tmp_path, NAMES[:classes]),
+        "--output-kind", "scores", "--calibrate", tmp_path / "rows.npz",
+    )  # fmt: skip
+    assert status == 0, err
+    assert bundle.output.kind == "scores"
+    assert bundle.class_counts == np.bincount(y).tolist()
+    assert bundle.provenance["calibration"]["error"] < 0.2
+    assert bundle.tau == 1
+
+
+def test_the_fit_recovers_the_posterior_that_made_the_labels():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(20_000, 4)) * 2
+    truth = softmax(logits)
+    labels = (rng.random((len(truth), 1)) > truth.cumsum(axis=1)).sum(axis=1)
+    found = fit(logits / 3 - np.array([0.5, 0, -0.5, 1]), labels)
+    z = found.scale * (logits / 3 - np.array([0.5, 0, -0.5, 1])) + found.bias
+    np.testing.assert_allclose(softmax(z), truth, atol=0.03)
+    assert found.scale == pytest.approx(3, rel=0.05)
+
+
+def test_separable_scores_keep_a_finite_scale():
+    scores = np.repeat([[3.0, -3.0], [-3.0, 3.0]], 20, axis=0)
+    found = fit(scores, np.repeat([0, 1], 20))
+    assert 0 < found.scale < 10
+
+
+def test_scores_of_the_wrong_sign_are_turned_round():
+    x, y = make_classification(500, random_state=0)
+    margin = LogisticRegression().fit(x, y).decision_function(x)
+    found = fit(np.stack([margin, -margin], axis=1), y)
+    assert found.scale < 0
+    assert found.error < 0.2
+
+
+@pytest.mark.parametrize(
+    ("held", "told"),
+    [
+        ({"x": rows()}, "no array 'y'; it holds x"),
+        ({"x": rows(), "y": np.zeros(3, int)}, "9 rows and 3 labels"),
+        ({"x": rows(), "y": np.zeros(9, int)}, "class 'class-1' has no row"),
+        ({"x": rows(), "y": np.full(9, 7)}, "label 7; the model has classes 0 to 4"),
+        ({"x": rows(), "y": np.full(9, "lynx")}, "label 'lynx' is not a class"),
+        ({"x": rows(), "y": np.zeros(9)}, "y is float64; expected class indices or names"),
+    ],
+)
+def test_labelled_rows_that_do_not_fit_are_refused(import_file, tmp_path, held, told):
+    names = named(tmp_path, [f"class-{i}" for i in range(CLASSES)])
+    path = save(tmp_path, linear_model())
+    np.savez(tmp_path / "rows.npz", **held)
+    flags = ["--output-kind", "scores", "--calibrate", tmp_path / "rows.npz"]
+    status, _, err = import_file(path, *names, *flags)
+    assert (status, told in err) == (1, True), err
+    status, _, err = import_file(path, *names, *flags[:2])
+    assert (status, "go together" in err) == (1, True)
+
+
+def test_a_label_output_that_contradicts_the_scores_is_named():
+    scores = np.random.default_rng(0).normal(size=(32, 3))
+    outputs = {"scores": scores, "label": np.array(["a", "b", "c"])[scores.argmin(axis=1)]}
+    found = choose_output(outputs, rows=32, wanted=None, kind=None, classes=None)
+    with pytest.raises(ImportRefused, match=r"'label', the file's own label, differs .* for 100%"):
+        check_labels(found, outputs, ["a", "b", "c"])
+    outputs["label"] = scores.argmax(axis=1)
+    check_labels(found, outputs, ["x", "y", "z"])
+    outputs["label"] = np.arange(32)  # leaves of a tree, say
+    check_labels(found, outputs, ["x", "y", "z"])
+
+
+@pytest.mark.parametrize(
+    ("outputs", "told"),
+    [
+        ({"o": np.ones((8, 5))}, "for 32 rows the file gives o float64 [8, 5]"),
+        ({"o": np.ones((256, 5))}, "one answer a row instead of one a token"),
+        ({"o": np.ones(5)}, "Export the model with its logits or predict_proba"),
+        ({"label": np.ones(32, np.int64)}, "no output holds floats [batch, C > 1]"),
+    ],
+)
+def test_outputs_without_a_row_for_each_row_are_refused_with_what_to_do(outputs, told):
+    with pytest.raises(ImportRefused) as refused:
+        choose_output(outputs, rows=32, wanted=None, kind=None, classes=None)
+    assert told in str(refused.value)
+
+
+@pytest.mark.parametrize("name", sorted(set(NEIGHBOUR_MODELS) - REFUSED))
+def test_a_model_whose_rows_influence_each_other_is_published_for_batches_of_one(
+    import_file, tmp_path, name
+):
+    names = named(tmp_path, [f"class-{i}" for i in range(CLASSES)])
+    path = save(tmp_path, NEIGHBOUR_MODELS[name]())
+    status, bundle, err = import_file(path, *names)
+    assert status == 0, err
+    assert bundle.max_batch_rows == 1
+    assert "a row's answer depends on the other rows of its batch" in err
+    status, _, err = import_file(path, *names, "--refuse-dependent-rows")
+    assert (status, len(err.splitlines())) == (1, 1)
+
+
+def test_a_model_with_dropout_left_on_is_refused(import_file, tmp_path):
+    from onnx import helper, numpy_helper
+
+    model = linear_model()
+    model.graph.node[0].input[0] = "dropped"
+    model.graph.node.insert(0, helper.make_node("Dropout", ["x", "ratio", "on"], ["dropped"]))
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(np.float32(0.5), "ratio"),
+            numpy_helper.from_array(np.array(True), "on"),
+        ]
+    )
+    status, _, err = import_file(save(tmp_path, model), *named(tmp_path, list("abcde")))
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "not deterministic: export it in evaluation mode" in err
