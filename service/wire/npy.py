@@ -59,8 +59,10 @@ def _header(prefix: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
         with warnings.catch_warnings():
             warnings.simplefilter("error")  # NumPy warns of headers that it has to repair
             shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
-    except Exception as error:  # noqa: BLE001 - NumPy's reader raises errors of many classes
-        raise Malformed(f"the .npy header cannot be read: {str(error)[:200]}") from None
+    except Exception:  # noqa: BLE001 - NumPy's reader raises errors of many classes
+        raise Malformed(
+            "the .npy header cannot be read: expected a dictionary of descr, fortran_order and shape"
+        ) from None
     if dtype.names is not None or dtype.subdtype is not None or not _DTYPE.fullmatch(dtype.str):
         raise Malformed(
             f"the .npy file has dtype {str(dtype.str)!r}, which is refused; expected plain numbers or text"

@@ -245,6 +245,7 @@ class FramedProtocol(HttpToolsProtocol):
         problem = Problem(kind, detail)
         unfinished = self.mid_message and self._handed_over
         self._ended = self._dropped = True
+        self.mid_message = False
         if unfinished and not self._leave_unfinished():
             if self.cycle.response_complete:
                 self.transport.close()

@@ -91,7 +91,7 @@ def described(descr, shape="(2, 3)", order="False"):
         (npy(np.zeros(2, "<M8[s]")), "which is refused"),
         (npy(np.zeros(2, "<c16")), "which is refused"),
         (header(described("'<U0'", "(1000000000,)")), "no usable shape"),
-        (header(described("'<f3'")), "not a valid dtype"),
+        (header(described("'<f3'")), "cannot be read"),
         (header(described("'<f4'", "()"), bytes(4)), "no usable shape"),
         (header(described("'<f4'", "(-1, 3)")), "no usable shape"),
         (header(described("'<f4'", "(True, 3)")), "no usable shape"),

@@ -227,3 +227,12 @@ def test_refused_requests_are_counted_and_logged(server):
     assert statuses(server, b"rubbish\r\n\r\n") == [400]
     assert refused() == before + 1
     assert eventually(lambda: '"problem":"malformed"' in server.log)
+
+
+def test_a_wrong_chunk_behind_pipelined_requests_takes_no_answer_from_them(server):
+    wrong = LINE + COMMON + CHUNKED + b"\r\n2\r\n{}\r\nzz\r\n"
+    for parts in ([LIVE + LIVE + wrong], [LIVE, LIVE + wrong], [LIVE + LIVE + wrong[:-4], wrong[-4:]]):  # fmt: skip
+        assert statuses(server, *parts) == [200, 200, 400]
+    no_host = LINE + b"content-type: application/json\r\n\r\n"
+    assert statuses(server, LIVE + no_host) == [200, 400]
+    assert statuses(server, LIVE + LIVE + WHOLE[:-5]) == [200, 200]
