@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from service.contract import bundle, publication
@@ -38,6 +39,18 @@ FIELDS = {
     "output": {"name": "logits", "kind": "logits"},
 }
 WHOLE = {"format_version": 1, "name": "pets", "version": 1, **FIELDS, "files": {"model.onnx": "0"}}
+
+
+COLUMNS = {
+    "input": {"name": "columns", "kind": "columns", "shape": [None], "dtype": "record"},
+    "inputs": [
+        {"name": "age", "kind": "tensor", "shape": [None, 1], "dtype": "float32", "missing": True},
+        {"name": "sex", "kind": "text", "shape": [None, 1], "dtype": "string"},
+    ],
+}
+TEXT = {"name": "text", "kind": "text", "shape": [None], "dtype": "string"}
+TOKENIZER = {"file": "tokenizer.json", "max_length": 128, "inputs": {"input_ids": "ids"}}
+SCORES = {"name": "s", "kind": "scores", "calibration": {"scale": [2, 2], "bias": [0.5, -0.5]}}
 
 
 def parsed(**changes):
@@ -119,6 +132,25 @@ def test_nothing_is_published_when_writing_the_files_fails(tmp_path):
     with pytest.raises(RuntimeError, match="disk full"):
         published(tmp_path, write_files=fail)
     assert list((tmp_path / "pets").iterdir()) == []
+
+
+def test_a_model_may_have_several_inputs_texts_tokens_and_decision_scores():
+    found = parsed(**COLUMNS)
+    assert [column.name for column in found.input.columns] == ["age", "sex"]
+    assert parsed().input.columns == ()
+    assert parsed(input=TEXT | {"tokenizer": TOKENIZER}).input.tokenizer.max_length == 128
+    assert parsed(output=SCORES, max_batch_rows=1).max_batch_rows == 1
+
+
+def test_every_kind_of_output_becomes_logits():
+    values = np.array([[0.25, 0.75], [0, 1]], np.float32)
+    logits = parsed().output.logits(values)
+    np.testing.assert_array_equal(logits, values)
+    probabilities = parsed(output={"name": "p", "kind": "probabilities"}).output.logits(values)
+    assert np.isfinite(probabilities).all()
+    np.testing.assert_allclose(probabilities[0], np.log([0.25, 0.75]), rtol=1e-6)
+    scores = parsed(output=SCORES).output.logits(values)
+    np.testing.assert_allclose(scores, 2 * values + np.array([0.5, -0.5]))
 
 
 @pytest.mark.parametrize(
@@ -215,6 +247,19 @@ def test_the_default_tau_is_one_unless_the_source_prior_is_unknown(changes, tau)
         ({"input": image(shape=[None, 32, 24, 3])}, "does not fit"),
         ({"input": image(shape=[None, 3, 32])}, "does not fit"),
         ({"input": image(std=[0.2, 0.2, 0])}, "greater than 0"),
+        ({"input": TENSOR | {"dtype": "int64", "missing": True}}, "missing needs a float dtype"),
+        ({"input": TENSOR | {"tokenizer": TOKENIZER}}, "tokenizer belongs to kind 'text'"),
+        ({"input": TENSOR | {"dtype": "record"}}, "kind 'columns' and dtype 'record' go together"),
+        ({"input": COLUMNS["input"]}, r"input\.kind 'columns' and inputs go together"),
+        ({"inputs": COLUMNS["inputs"]}, r"input\.kind 'columns' and inputs go together"),
+        (COLUMNS | {"inputs": [COLUMNS["inputs"][0], image()]}, "'x' is image; expected tensor"),
+        (COLUMNS | {"inputs": COLUMNS["inputs"][:1] * 2}, "inputs has a name twice: age, age"),
+        ({"output": SCORES | {"kind": "logits"}}, "kind 'scores' and calibration go together"),
+        ({"output": {"name": "s", "kind": "scores"}}, "kind 'scores' and calibration go together"),
+        (
+            {"class_names": ["a", "b", "c"], "class_counts": None, "output": SCORES},
+            "needs 3 entries",
+        ),
     ],
 )
 def test_a_manifest_that_contradicts_itself_is_refused_with_the_reason(changes, message):

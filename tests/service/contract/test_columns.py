@@ -1,0 +1,32 @@
+"""Rows of several inputs are records, cut and joined like other rows."""
+
+import numpy as np
+
+from service.contract.bundle import InputSpec
+from service.contract.columns import empty_record, fields, records
+
+AGE = np.array([[41.0], [7.5]], np.float32)
+SEX = np.array([["f"], ["männlich und lang"]], object)
+
+
+def test_columns_come_back_from_records_as_they_were():
+    rows = records({"age": AGE, "sex": SEX})
+    assert rows.shape == (2,)
+    found = fields(np.concatenate([rows[1:], rows[:1]]))
+    np.testing.assert_array_equal(found["age"], AGE[::-1])
+    assert found["sex"].tolist() == SEX[::-1].tolist()
+    assert all(column.flags.c_contiguous for column in found.values())
+
+
+def test_an_empty_record_has_zeros_and_empty_strings_in_the_columns_shapes():
+    columns = [
+        InputSpec(name="age", kind="tensor", shape=[None, 1], dtype="float32"),
+        InputSpec(name="ids", kind="tensor", shape=[None, None], dtype="int64"),
+        InputSpec(name="sex", kind="text", shape=[None, 1], dtype="string"),
+    ]
+    found = fields(empty_record(columns, free=3))
+    assert {name: column.tolist() for name, column in found.items()} == {
+        "age": [[0.0]],
+        "ids": [[0, 0, 0]],
+        "sex": [[""]],
+    }
