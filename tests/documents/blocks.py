@@ -29,6 +29,8 @@ class Block:
     text: str
     not_run: str
     """Why the block is not run, from a comment `<!-- not run: … -->` right above it; else empty."""
+    numbers_vary: bool = False
+    """Whether any number will do, from a comment `<!-- numbers vary -->` right above the block."""
 
     @property
     def place(self) -> str:
@@ -55,7 +57,8 @@ def blocks_of(page: Path) -> list[Block]:
         elif fence is not None and line.startswith("```"):
             why = re.match(r"<!-- not run: (.+) -->$", above)
             text = "\n".join(lines[start : number - 1])
-            found.append(Block(page, start, fence, text, why[1] if why else ""))
+            vary = above == "<!-- numbers vary -->"
+            found.append(Block(page, start, fence, text, why[1] if why else "", vary))
             fence = None
     return found
 
@@ -78,13 +81,16 @@ def examples_of(block: Block) -> list[Example]:
     return [Example("\n".join(command), "\n".join(output)) for command, output in examples]
 
 
-def differences(expected: str, printed: str) -> str:
+def differences(expected: str, printed: str, *, numbers_vary: bool = False) -> str:
     """Why `printed` is not what a page says; empty when it is.
 
     Spaces and line breaks do not count. `…` stands for any text. Numbers with three or more
-    decimals may differ by 1e-4, since processors round differently.
+    decimals may differ by 1e-4, since processors round differently. With numbers_vary any
+    number is as good as another.
     """
     wanted, got = ("".join(text.split()) for text in (expected, printed))
+    if numbers_vary:
+        wanted, got = (re.sub(r"[\d.,]*\d", "0", text) for text in (wanted, got))
     parts = re.split(rf"(…|{NUMBER})", wanted)
     pattern = "".join(
         ".*?" if part == "…" else f"({NUMBER}|-?\\d+\\.\\d+)" if i % 2 else re.escape(part)
@@ -136,7 +142,7 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0 or language != "python", done.stdout

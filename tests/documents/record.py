@@ -24,7 +24,7 @@ def record(page: Path) -> int:
                     continue
                 for example in examples_of(block):
                     printed = desk.run(example, block.language)
-                    if not differences(example.expected, printed):
+                    if not differences(example.expected, printed, numbers_vary=block.numbers_vary):
                         continue
                     replaced += 1
                     if block.language == "python":
