@@ -29,7 +29,7 @@ async function fromFile(file) {
 
 const own = (name, instance, more = {}) => ({ id: `own-${++made}`, own: true, name, instance, short: String(instance).slice(0, 40), ...more });
 
-/** What can be made besides the samples, for this model's input. */
+/** The ways to give an input of one's own, by the kind of the model's input. */
 export function Sources({ input, samples, names, add }) {
   if (input.kind === "image") return html`<${Images} names=${names} add=${add} />`;
   if (input.kind === "text") return html`<${Words} add=${add} /><${Table} width=${1} text=${true} names=${names} add=${add} />`;

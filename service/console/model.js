@@ -60,7 +60,7 @@ function Curve({ report, bundle }) {
   const curve = all.slice(0, shown);
   const banded = all.length > 0 && report.tau.bands?.length === all.length;
   const data = useMemo(() => {
-    const columns = [curve.map(([t]) => t)]; // the band first: what comes later is drawn on top
+    const columns = [curve.map(([t]) => t)]; // the band first, so that the curve is drawn on top of it
     if (banded) for (const side of [0, 1]) columns.push(report.tau.bands.slice(0, shown).map((band) => 100 * band[side]));
     return [...columns, curve.map(([, e]) => 100 * e)];
   }, [report]);
@@ -105,7 +105,7 @@ const COLUMNS = [["balanced_error", "Balanced error"], ["error", "Error"], ["man
 function Scores({ report }) {
   const splits = [["test", "Test"], ["validation", "Validation"]].filter(([key]) => report[key]?.at_tau);
   if (!splits.length) return null;
-  const narrow = (column) => (column === "error" || column === "ece" ? "number wide" : "number"); // a phone shows what the product is about
+  const narrow = (column) => (column === "error" || column === "ece" ? "number wide" : "number"); // a phone shows the main columns only
   const interval = (s) => (s.balanced_error_interval ? ` (${s.balanced_error_interval.map((v) => (100 * v).toFixed(1)).join(" … ")})` : "");
   return html`<section class="card" aria-label="Scores"><h2>Scores</h2><div class="scroll" tabindex="0" role="region" aria-label="Table of scores"><table class="plain scores" role="table">
     <thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col" class="split">Split</th><th role="columnheader" scope="col">τ</th>${COLUMNS.map(([c, name]) => html`<th role="columnheader" scope="col" class=${narrow(c)}>${name}</th>`)}<th role="columnheader" scope="col" class="number wide">NLL</th></tr></thead>

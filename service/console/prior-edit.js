@@ -14,7 +14,7 @@ const MANY_FLIPS = 0.25; // share of recent answers from which saving asks again
 
 const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expected: false, note: "" };
 
-/** The body to begin with: what was written, without `others`, which is spelt out. */
+/** The draft to begin with: the prior as it was written, with `others` written out class by class. */
 function draftOf(prior, names) {
   const written = prior?.as_written;
   if (!written) return { ...BLANK };
@@ -92,13 +92,13 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
       <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
 }
 
-/** What makes a draft drastic: {changed, rows, warnings}; null when it is not, or when nobody can tell. */
+/** Why a draft is drastic: {changed, rows, warnings}; null if it is not, or if the service cannot say. */
 async function drasticness(path, draft) {
   let found;
   try {
     found = (await sendJson("POST", `${path}/preview`, draft)).body;
   } catch {
-    return null; // no right to look, no recent answers, a wrong draft: saving says what matters
+    return null; // the key lacks observe, no answers are kept, or the draft is wrong: saving reports it
   }
   const many = found.decisions_changed !== null && found.decisions_changed >= MANY_FLIPS;
   const warnings = found.warnings.filter((w) => w.startsWith("the target"));
@@ -153,7 +153,7 @@ function AsJson({ draft, setDraft }) {
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}</details>`;
 }
 
-/** What the draft would have changed in recent traffic. */
+/** The draft's effect on recent traffic. */
 function Preview({ path, draft, bundle }) {
   const [state, setState] = useState({});
   const ask = async () => {

@@ -67,7 +67,7 @@ function Compared({ bundle, path, name, pair }) {
       : html`<${Differences} bundle=${bundle} before=${found.value[0]} after=${found.value[1]} />`}`;
 }
 
-/** What differs between two views of a prior, the largest ratios first. */
+/** The differences between two views of a prior, the largest ratios first. */
 export function Differences({ bundle, before, after }) {
   const names = bundle.class_names;
   const rows = useMemo(() => {

@@ -1,4 +1,4 @@
-// Prometheus text as numbers, and what can be told from two scrapes.
+// Prometheus text as numbers, and rates and quantiles from two scrapes.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(\S+)/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
@@ -16,7 +16,7 @@ export function parse(text) {
   return samples;
 }
 
-/** What the Traffic page shows of one scrape for a model. Counters are totals since the service started. */
+/** The numbers of one scrape that the Traffic page shows for a model. Counters are totals since the start. */
 export function reading(samples, model, at) {
   const found = {
     at, requests: 0, failed: 0, refused: 0, answered: 0, changed: 0, rejected: {}, queued: 0,
@@ -48,13 +48,13 @@ export function reading(samples, model, at) {
   return found;
 }
 
-/** The readings and the next one, at most so many; what is told a class, which may be thousands of numbers, is kept for some seconds only. */
+/** The readings and the next one, at most `most`. Numbers by class, which may be thousands, are kept for some seconds only. */
 export function keep(readings, next, most, seconds) {
   const before = readings.map((r) => ({ ...r, targets: {}, classes: r.at < next.at - seconds ? null : r.classes }));
   return [...before, next].slice(-most);
 }
 
-/** b − a of counters; what fell was reset by a restart and counts from 0. */
+/** b − a of counters; one that fell was reset by a restart and counts from 0. */
 export const grown = (b, a) => (b >= a ? b - a : b);
 
 /** grown for each key. */

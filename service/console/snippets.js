@@ -1,4 +1,4 @@
-// What the page just did, as a command and as a program.
+// The page's requests as curl commands and Python programs.
 
 import { html } from "./vendor/preact.js";
 import { key } from "./api.js";

@@ -16,7 +16,7 @@ const KEPT = 450;
 const PAGE = 20;
 const MINUTE = 60;
 const kept = new Map();
-const first = new Map(); // what the page saw when it was opened, by model
+const first = new Map(); // the first reading of each model since the page was opened
 
 /** Readings of a model, newest last; polled while the page is open and can be seen. */
 function useReadings(model) {

@@ -37,7 +37,7 @@ const storedPriors = (model, signal) =>
     },
   );
 
-/** The report with the model's samples; without the role observe it is not to be had, and Try goes on without. */
+/** The report, which holds the model's samples; Try works without it if the key lacks the role observe. */
 const reportOf = (model, signal) =>
   getJson(`${modelPath(model)}/report`, { signal }).catch((error) => {
     if (error instanceof Problem && error.status === 403) return { forbidden: true };
@@ -64,7 +64,7 @@ export function Try({ model, me }) {
     <${Bench} key=${model} model=${model} reload=${loaded.again} ...${loaded.value} />`;
 }
 
-/** What requests that name no prior get. */
+/** The target of requests that name no prior. */
 const usual = (stored) => (stored.some((p) => p.name === "default") ? { kind: "stored", name: "default" } : { kind: "uniform" });
 
 function Bench({ model, bundle, samples, chosen, stored, reload }) {
@@ -112,11 +112,11 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
     failed.forEach((input) => asked.current.delete(input.id));
     setScores((old) => Object.fromEntries(Object.entries(old).filter(([, scored]) => !scored.error)));
     request(failed);
-    if (scores[at]?.error instanceof Problem) reload(); // what is stored may be seen now
+    if (scores[at]?.error instanceof Problem) reload(); // the stored priors may be visible now
   };
 
   const answers = useMemo(() => rule && answersOf(inputs, scores, rule, tau), [inputs, scores, rule, tau]);
-  // Begin with a sample whose answer the adjustment changes for the better: that is what the page is about.
+  // Begin with a sample whose answer the adjustment corrects, to show at once what the dial does.
   const begun = useRef(false);
   useEffect(() => {
     if (begun.current || !answers || !samples.every((s) => answers[s.id] || !together)) return;
@@ -235,7 +235,7 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
     <${CopyAs} what="this prediction" call=${() => callOf(model, bundle, input, choice, tau)} />`;
 }
 
-/** The request that gives what the page shows. */
+/** The request whose answer the page shows. */
 function callOf(model, bundle, input, choice, tau) {
   const path = `${modelPath(model)}/predict`;
   const named = { uniform: "uniform", training: "training", stored: choice.name }[choice.kind];

@@ -74,7 +74,7 @@ export function KeyForm({ used }) {
   </form>`;
 }
 
-/** In place of what a missing key, a wrong one, or a missing role has prevented. */
+/** Shown where a missing key, a wrong key or a missing role prevents an answer. */
 export function NeedsKey({ error, again }) {
   const me = useWhoAmI();
   const known = error.status === 403 && me.value;

@@ -40,7 +40,7 @@ export const Loading = ({ what }) => html`<p class="state" role="status"><span c
 
 export const Empty = ({ title, children }) => html`<div class="state"><h2>${title}</h2><div>${children}</div></div>`;
 
-/** What went wrong, and the way on: a key for a 401 or 403, another try for the rest. */
+/** An error, and the next step: another key after a 401 or 403, else a button to try again. */
 export function Failed({ error, again }) {
   if (error instanceof Problem && (error.status === 401 || error.status === 403))
     return html`<${NeedsKey} error=${error} again=${again} />`;
@@ -66,7 +66,7 @@ async function copied(text) {
   }
 }
 
-/** A button that copies text, and says so. */
+/** A button that copies text and confirms it. */
 export function Copy({ text, label }) {
   const [done, setDone] = useState("");
   const copy = async () => {
