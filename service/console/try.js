@@ -2,6 +2,7 @@
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { Problem, getJson, modelPath, sendJson } from "./api.js";
+import { Beside } from "./beside.js";
 import { Chart } from "./chart.js";
 import { DIAL_MAX, Dial } from "./dial.js";
 import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf } from "./formula.js";
@@ -232,7 +233,14 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
     <${Target} names=${names} counts=${bundle.class_counts} stored=${stored} choice=${choice} choose=${choose} share=${rule.share} />
     <${BeforeAfter} names=${names} counts=${bundle.class_counts} before=${scored.before} after=${after} />
     <${Curves} names=${names} logits=${scored.logits} rule=${rule} tau=${tau} setTau=${setTau} />
+    <${Beside} bundle=${bundle} input=${input} tau=${rule.unknown ? 0 : tau} prior=${priorOf(names, choice, rule)} />
     <${CopyAs} what="this prediction" call=${() => callOf(model, bundle, input, choice, tau)} />`;
+}
+
+/** The chosen target as a prior that any model with these classes takes. */
+function priorOf(names, choice, rule) {
+  if (choice.kind === "uniform" || choice.kind === "training") return choice.kind;
+  return { target: Object.fromEntries(names.map((name, i) => [name, Number(rule.share[i].toPrecision(6))])) };
 }
 
 /** The request whose answer the page shows. */

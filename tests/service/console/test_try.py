@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from service.contract.adjustment import adjust_logits, log_source_prior, log_target_prior, softmax
+from tests.service.console.conftest import serious
 
 
 @pytest.mark.parametrize("loss_tau", [0.0, 0.5, 1.0])
@@ -235,6 +236,7 @@ def test_labelled_rows_of_a_csv_give_the_balanced_error_and_the_confusion_at_eac
         cells = shown.locator(".confusion td").all_inner_texts()
         assert sum(int(cell) for cell in cells if cell) == 60
         page.screenshot(path=screenshots / "try-labelled.png", full_page=True)
+        assert serious(page) == []
         page.close()
 
 
@@ -277,3 +279,25 @@ def test_images_in_a_folder_for_each_class_are_labelled_by_it(open_page, served,
     page.locator("input[webkitdirectory]").set_input_files(tmp_path / "pictures")
     page.wait_for_selector(f"text=Your {len(samples)} labelled inputs")
     assert page.locator(".sample").count() == 2 * len(samples)
+
+
+def test_another_model_answers_the_same_input_beside_the_one_of_the_page(open_page, served):
+    page = open_page("/#/try?model=fashion")
+    page.wait_for_selector(".verdict")
+    page.get_by_text("Beside another model or version").click()
+    page.get_by_label("compare with").select_option("fashion-la/1")
+    shown = page.get_by_label("The other answer")
+    for tau in (0.0, 1.5):
+        page.get_by_label("τ as a number").fill(str(tau))
+        pressed = page.locator(".sample[aria-pressed=true]")
+        number = int(pressed.get_attribute("aria-label").split(":")[0].removeprefix("Sample ")) - 1
+        sample = httpx.get(f"{served.url}/models/fashion/report").json()["samples"][number]
+        body = {
+            "instances": [{"b64": sample["png"]}],
+            "parameters": {"tau": tau, "prior": "uniform", "top_k": 1},
+        }
+        url = f"{served.url}/models/fashion-la/predict"
+        best = httpx.post(url, json=body).json()["predictions"][0]
+        expected = f"answers {best['label']} ({100 * best['probability']:.1f} %)"
+        shown.get_by_text(expected).wait_for()
+    assert serious(page) == []
