@@ -71,15 +71,17 @@ class Request:
 def request(rng: random.Random) -> Request:
     """Any request: a body of any kind for any model, hostile headers now and then."""
     model = rng.choice(["linear", "linear", "image", "text", "none"])
-    make = rng.choice([_json, _json, _npy, _oip, _image, _form, _plain])
+    fitting = {"linear": [_json, _npy, _oip], "image": [_image, _form], "text": [_json, _oip]}
+    every = [_json, _npy, _oip, _image, _form, _plain]
+    make = rng.choice(fitting.get(model, every) if rng.random() < 0.6 else every)
     target, content_type, body, headers = make(rng, model)
-    if rng.random() < 0.25:
+    if rng.random() < 0.2:
         body = mutated(rng, body)
     if rng.random() < 0.15 and len(body) < 2**20:
         body, headers = _compressed(rng, body), [*headers, (b"Content-Encoding", b"gzip")]
     if content_type:
         headers = [*headers, (b"Content-Type", content_type)]
-    if rng.random() < 0.2:
+    if rng.random() < 0.15:
         headers = [*headers, rng.choice(_ODD_HEADERS)(rng)]
     method = (
         b"POST"
@@ -309,7 +311,7 @@ def _compressed(rng: random.Random, body: bytes) -> bytes:
 
 
 def _query(rng: random.Random) -> bytes:
-    if rng.random() < 0.6:
+    if rng.random() < 0.75:
         return b""
     return b"?" + b"&".join(
         rng.choice([b"tau=1", b"tau=0.5", b"tau=" + rng.choice(_DIGITS), b"top_k=" + rng.choice(_DIGITS), b"version=1", b"prior=uniform",
