@@ -10,6 +10,7 @@ from typing import Any
 from service.commands import revisions
 from service.contract.next_steps import to_use_keys
 from service.contract.prior import InvalidPrior
+from service.exit_codes import DONE, FAILED, WRONG_USE
 from service.keys import ROLES, InvalidKeys, make_key
 from service.priors.revisions import PriorConflict, StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
@@ -79,11 +80,11 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_sto
                 revisions.run(given, url, environment)
     except _WRONG_USE as error:
         _tell(f"error: {error}")
-        return 2
+        return WRONG_USE
     except (StoreUnavailable, OSError) as error:
         _tell(f"error: {error}")
-        return 1
-    return 0
+        return FAILED
+    return DONE
 
 
 def _export(given: Mapping[str, Any], url: str) -> None:

@@ -19,6 +19,7 @@ Key = tuple[str, int]
 
 AT_ONCE = (os.cpu_count() or 1) + 4
 """Loads that run at the same time; part of each waits for the disk or for another process."""
+_LATE_SECONDS = 1.0
 
 
 class LoadHangs(RuntimeError):
@@ -136,15 +137,22 @@ class Loads(Generic[T]):
         """Begin no more loads, and let idle threads end."""
         self._threads.close(drop=True)
 
-    def _watch(self, load: Load[T], job: Job[T], seconds: float) -> None:
-        """Look after the load until it ends: has it worked for `seconds`?"""
+    def _watch(self, load: Load[T], job: Job[T], seconds: float, due: float | None = None) -> None:
+        """Look after the load until it ends: has it worked for `seconds`?
+
+        `due`: the loop's time for which this call was planned. When it comes late, the whole
+        process was stopped (SIGSTOP, a paused container), and the load gets its time anew.
+        """
+        loop = asyncio.get_running_loop()
+        if due is not None and loop.time() - due > _LATE_SECONDS and job.working_since is not None:
+            job.resume()
         since = job.working_since
         left = seconds if since is None else since + seconds - time.monotonic()
         if left <= 0:
             self._give_up(load, job, seconds)
             return
-        loop = asyncio.get_running_loop()
-        load.timer = loop.call_later(left, self._watch, load, job, seconds)
+        due = loop.time() + left
+        load.timer = loop.call_at(due, self._watch, load, job, seconds, due)
 
     def _give_up(self, load: Load[T], job: Job[T], seconds: float) -> None:
         load.hangs = True

@@ -45,6 +45,8 @@ class Application:
                 await _answer(problem, send)
             else:
                 assert self._service is not None
+                if not scope.get("http_version", "1.1").startswith("1"):
+                    send = _without_connection(send)
                 await self._service.asgi(scope, receive, send)
         else:  # a WebSocket, which the service has not
             await send({"type": "websocket.close", "code": 1003})
@@ -112,6 +114,18 @@ class Application:
             f"the service has no keys and is reached on {host}, which is not loopback; set "
             "PRIORDIAL_KEYS (`python -m service key` makes keys) or PRIORDIAL_ALLOW_ANONYMOUS=1",
         )
+
+
+def _without_connection(send: Send) -> Send:
+    """Leave out the header `Connection`, which HTTP/2 and HTTP/3 forbid."""
+
+    async def sending(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            kept = [each for each in message["headers"] if each[0].lower() != b"connection"]
+            message = {**message, "headers": kept}
+        await send(message)
+
+    return sending
 
 
 async def _answer(problem: Problem, send: Send) -> None:

@@ -43,6 +43,7 @@ from service.contract.bundle import (
 )
 from service.contract.next_steps import to_serve
 from service.contract.publication import publish
+from service.exit_codes import DONE, FAILED
 from service.graph.foreign import UnsupportedGraph
 from service.graph.providers import first_line
 from service.graph.session import Graph, UnusableModel, open_graph, open_plain
@@ -83,11 +84,11 @@ def run(arguments: argparse.Namespace) -> int:
         folder, found = import_file(arguments)
     except REFUSALS as error:
         sys.stderr.write(f"priordial: {error}\n")
-        return 1
+        return FAILED
     sys.stderr.write("".join(f"{note}\n" for note in found))
     sys.stderr.write(to_serve(folder))
     sys.stdout.write(f"{folder}\n")
-    return 0
+    return DONE
 
 
 def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:

@@ -68,6 +68,21 @@ def test_a_load_that_hangs_is_given_up_with_its_stack_in_the_log(released, caplo
     assert "a version 1, which had timed out, has ended" in caplog.text
 
 
+def test_a_load_that_was_stopped_with_the_whole_process_has_its_time_anew(released):
+    async def go():
+        loads = Loads(seconds=BRIEF)
+        result = loads.begin(("linear", 1), released.wait)
+        threading.Event().wait(1.5 + BRIEF)  # the loop stands still, as under SIGSTOP
+        for _ in range(3):  # timers that are due run in the second turn
+            await asyncio.sleep(0)
+        assert loads.hanging() == []
+        released.set()
+        assert await result
+        loads.close()
+
+    asyncio.run(go())
+
+
 def test_a_load_that_runs_already_is_joined(released):
     async def go():
         loads = Loads(seconds=LONG)

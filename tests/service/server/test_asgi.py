@@ -121,8 +121,16 @@ def run(app, *requests, server=("127.0.0.1", 8000)):
     return asyncio.run(go())
 
 
-async def send(app, method, path, body=b"", *, headers=(), server=("127.0.0.1", 8000)):
+async def send(app, method, path, body=b"", **scope):
     """The status and the JSON of one request through the ASGI interface."""
+    sent = await messages_of(app, method, path, body, **scope)
+    content = b"".join(message.get("body", b"") for message in sent)
+    return sent[0]["status"], json.loads(content)
+
+
+async def messages_of(
+    app, method, path, body=b"", *, headers=(), server=("127.0.0.1", 8000), version="1.1"
+):
     messages = [{"type": "http.request", "body": body, "more_body": False}]
     sent = []
 
@@ -135,14 +143,13 @@ async def send(app, method, path, body=b"", *, headers=(), server=("127.0.0.1", 
         sent.append(message)
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method,
+        "type": "http", "asgi": {"version": "3.0"}, "http_version": version, "method": method,
         "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
         "root_path": "", "headers": [(b"host", b"x"), *headers], "server": server,
         "client": ("127.0.0.1", 1), "state": {},
     }  # fmt: skip
     await app(scope, receive, take)
-    content = b"".join(message.get("body", b"") for message in sent)
-    return sent[0]["status"], json.loads(content)
+    return sent
 
 
 def test_a_stopped_application_can_be_started_again(settings):
@@ -165,6 +172,24 @@ def test_an_application_that_drains_is_not_ready_and_still_answers(settings):
     (not_ready, reason), (answered, _) = asyncio.run(go())
     assert (not_ready, reason["reason"]) == (503, "draining")
     assert answered == 200
+
+
+@pytest.mark.parametrize(("version", "expected"), [("1.1", True), ("2", False), ("3", False)])
+def test_a_draining_application_closes_connections_where_the_protocol_allows_the_header(
+    settings, version, expected
+):
+    app = create_app(settings)
+
+    async def go():
+        await app.start()
+        app.drain()
+        sent = await messages_of(app, "GET", "/models", version=version)
+        await app.stop()
+        return dict(sent[0]["headers"])
+
+    headers = {name.lower() for name in asyncio.run(go())}
+    assert (b"connection" in headers) is expected
+    assert b"x-request-id" in headers
 
 
 def test_without_its_lifespan_it_says_what_is_missing(settings):
