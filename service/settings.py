@@ -47,6 +47,12 @@ class Settings:
     )
     port: int = _setting(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
     metrics_port: int = _setting(0, "a separate port for /metrics; 0: none", low=0, high=65535)
+    grpc_port: int = _setting(
+        0,
+        "port for the Open Inference Protocol over gRPC beside --port (extra grpc); 0: none",
+        low=0,
+        high=65535,
+    )
     workers: int = _setting(1, "processes that share the port", low=1, high=256)
     store: str = _setting(
         "sqlite:///priordial.db", "where priors are kept: sqlite:///FILE or postgresql://…"

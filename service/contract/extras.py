@@ -20,6 +20,7 @@ EXTRAS = {
     ),
     "postgres": ("psycopg",),
     "traces": ("opentelemetry",),
+    "grpc": ("grpc", "grpc_health", "grpc_reflection"),
     "training": (
         "matplotlib",
         "mpl_toolkits",

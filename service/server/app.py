@@ -3,7 +3,7 @@
 import asyncio
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from service.api import console, dialect_probes, health, models, web, whoami
 from service.api.adjust import Adjust
@@ -45,7 +45,12 @@ from service.server.loop_turns import LoopTurns
 from service.server.watchdog import Watchdog
 from service.settings import InvalidSetting, Settings, check_paths
 
+if TYPE_CHECKING:
+    from service.api.rpc.front import Front
+
 VERSION = "0.1.0"
+GRPC_STOP_SECONDS = 10.0
+"""How long gRPC calls that run at the end have; HTTP requests were drained before."""
 
 
 class NothingToServe(RuntimeError):
@@ -114,6 +119,7 @@ class Service:
             end=os._exit if owns_process else None,
         )
         self.webhook: Webhook | None = None
+        self.grpc: Front | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
         self.start_done = asyncio.Event()
@@ -157,6 +163,8 @@ class Service:
                 render=self.metrics.exposition,
                 allowed=self.access.status_for_observing,
             )
+        if self.settings.grpc_port:
+            await self._start_grpc()
         if self.settings.workers > 1:
             self.metrics.publish_gauges()
         if self.settings.webhook:
@@ -168,8 +176,22 @@ class Service:
         self.watchdog.start()
         self.start_done.set()
 
+    async def _start_grpc(self) -> None:
+        from service.api.rpc.front import Front
+
+        front = Front(
+            self.asgi,
+            ready=self._why_not_ready,
+            max_message_bytes=self.settings.max_body_mib * 2**20,
+            shares_port=self.settings.workers > 1,
+        )
+        await front.start(self.settings.host, self.settings.grpc_port)
+        self.grpc = front
+
     async def stop(self) -> None:
         """Finish the admitted requests, then release everything."""
+        if self.grpc is not None:
+            await self.grpc.stop(seconds=GRPC_STOP_SECONDS)
         self.drift.stop()
         if self.metrics_port is not None:
             self.metrics_port.close()

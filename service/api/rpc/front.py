@@ -1,0 +1,436 @@
+"""The Open Inference Protocol V2 over gRPC: every call goes through the routes of the HTTP protocol.
+
+Inference enters the scoring lane beside HTTP, so rows of both share batches, and keys, limits, deadlines,
+metrics, traces and the log are those of the HTTP route. Other calls ask the ASGI application.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from functools import partial
+from typing import Any, TypeAlias
+from urllib.parse import quote
+
+import grpc
+import orjson
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from service.api.edge.asgi import Edge
+from service.api.edge.known_headers import Head
+from service.api.edge.request import Response
+from service.api.oip.request import HEADER_LENGTH
+from service.api.rpc import messages
+from service.api.rpc import open_inference_pb2 as pb
+from service.api.rpc.gather import Gather
+from service.wire.faults import Malformed
+
+SERVICE = "inference.GRPCInferenceService"
+_FORWARDED = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
+"""Metadata that is passed on as headers."""
+_CODES = {
+    400: grpc.StatusCode.INVALID_ARGUMENT,
+    401: grpc.StatusCode.UNAUTHENTICATED,
+    403: grpc.StatusCode.PERMISSION_DENIED,
+    404: grpc.StatusCode.NOT_FOUND,
+    405: grpc.StatusCode.UNIMPLEMENTED,
+    409: grpc.StatusCode.FAILED_PRECONDITION,
+    412: grpc.StatusCode.FAILED_PRECONDITION,
+    413: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    422: grpc.StatusCode.INVALID_ARGUMENT,
+    429: grpc.StatusCode.RESOURCE_EXHAUSTED,
+    499: grpc.StatusCode.CANCELLED,
+    503: grpc.StatusCode.UNAVAILABLE,
+    504: grpc.StatusCode.DEADLINE_EXCEEDED,
+}
+_MAX_STREAM_IN_FLIGHT = 64
+"""Requests of one stream that are scored at a time; the next is read when one of them is answered."""
+Context: TypeAlias = Any
+"""grpc.aio.ServicerContext, which has no types."""
+
+
+class Refused(Exception):
+    """A call that is answered with a status instead of a message."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail)
+        self.code = _CODES.get(status, grpc.StatusCode.INTERNAL)
+
+
+class Call:
+    """What a call came through: it knows whether its client has left."""
+
+    __slots__ = ("disconnected",)
+
+    def __init__(self) -> None:
+        self.disconnected = False
+
+
+class Front:
+    """A gRPC server on the running event loop."""
+
+    def __init__(
+        self,
+        edge: Edge,
+        *,
+        ready: Callable[[], str | None],
+        max_message_bytes: int,
+        shares_port: bool,
+    ) -> None:
+        """Make a server on top of the HTTP edge.
+
+        ready: why requests should not be sent here; None while they should.
+        max_message_bytes: of a request, and of an answer.
+        shares_port: let the other workers of this service listen on the same port.
+        """
+        self._edge, self._ready, self._gather = edge, ready, Gather()
+        self._server = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", max_message_bytes),
+                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.so_reuseport", int(shares_port)),
+            ]
+        )
+        unary: dict[str, tuple[Callable[..., Awaitable[Any]], Any]] = {
+            "ServerLive": (self._server_live, pb.ServerLiveRequest),
+            "ServerReady": (self._server_ready, pb.ServerReadyRequest),
+            "ServerMetadata": (self._server_metadata, pb.ServerMetadataRequest),
+            "ModelReady": (self._model_ready, pb.ModelReadyRequest),
+            "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
+            "ModelConfig": (self._model_config, pb.ModelConfigRequest),
+            "ModelInfer": (self._model_infer, pb.ModelInferRequest),
+            "RepositoryIndex": (self._index, pb.RepositoryIndexRequest),
+            "RepositoryModelLoad": (self._load, pb.RepositoryModelLoadRequest),
+            "RepositoryModelUnload": (self._unload, pb.RepositoryModelUnloadRequest),
+        }
+        handlers: dict[str, Any] = {
+            name: grpc.unary_unary_rpc_method_handler(
+                _answering(method), kind.FromString, _serialized
+            )
+            for name, (method, kind) in unary.items()
+        }
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
+            self._stream, pb.ModelInferRequest.FromString, _serialized
+        )
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(SERVICE, handlers),)
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(_Health(ready), self._server)
+        names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+
+    async def start(self, host: str, port: int) -> int:
+        """Listen; returns the port. Raises OSError when it is taken."""
+        address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        try:
+            bound = self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise OSError(f"--grpc-port {port}: cannot listen on {address}: {error}") from None
+        await self._server.start()
+        return int(bound)
+
+    async def stop(self, *, seconds: float) -> None:
+        """Take no new call, and give those that run so many seconds."""
+        await self._server.stop(seconds)
+
+    # -- inference
+
+    async def _model_infer(self, request: Any, context: Context) -> pb.ModelInferResponse:
+        body, header_length = messages.http_body(request)
+        return await self._scored(request, body, header_length, _headers(context))
+
+    async def _scored(
+        self,
+        request: pb.ModelInferRequest,
+        body: bytes,
+        header_length: int,
+        headers: list[tuple[bytes, bytes]],
+    ) -> pb.ModelInferResponse:
+        """Queue a request in the scoring lane, and wait for its answer."""
+        path = _model_path(request.model_name, request.model_version) + "/infer"
+        lane = self._edge.lane
+        match = lane.match(path)
+        if match is None:
+            raise Refused(404, f"no model '{request.model_name[:80]}'")
+        head = Head([*headers, (HEADER_LENGTH, b"%d" % header_length)], len(body))
+        answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
+        call = Call()
+
+        def send(response: Response | None) -> None:
+            if not answered.done():
+                answered.set_result(response)
+
+        self._gather.add(
+            partial(lane.begin, match, head, query=b"", body=body, connection=call, send=send)
+        )
+        try:
+            response = await answered
+        finally:
+            call.disconnected = True
+        if response is None:
+            raise Refused(499, "the client has left")
+        status, _, content, _, more = response
+        if status != 200:
+            raise Refused(status, _detail(content))
+        return messages.response_of(content, int(dict(more)[HEADER_LENGTH]))
+
+    async def _stream(
+        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
+    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        """Answer the requests of a stream in order; one that fails has its error, and the stream goes on."""
+        headers = _headers(context)
+        running: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]
+        running = asyncio.Queue(_MAX_STREAM_IN_FLIGHT)
+
+        async def one(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+            try:
+                body, header_length = messages.http_body(request)
+                found = await self._scored(request, body, header_length, headers)
+            except (Refused, Malformed) as error:
+                failed = pb.ModelStreamInferResponse(error_message=str(error))
+                failed.infer_response.id = request.id
+                return failed
+            return pb.ModelStreamInferResponse(infer_response=found)
+
+        async def read() -> None:
+            try:
+                async for request in requests:
+                    await running.put(asyncio.create_task(one(request)))
+            finally:
+                await running.put(None)
+
+        reader = asyncio.create_task(read())
+        try:
+            while (task := await running.get()) is not None:
+                yield await task
+        finally:
+            reader.cancel()
+            while not running.empty():
+                left = running.get_nowait()
+                if left is not None:
+                    left.cancel()
+
+    # -- the other calls
+
+    async def _server_live(self, _request: Any, context: Context) -> pb.ServerLiveResponse:
+        status, _ = await self._ask("GET", "/v2/health/live", context)
+        return pb.ServerLiveResponse(live=status == 200)
+
+    async def _server_ready(self, _request: Any, context: Context) -> pb.ServerReadyResponse:
+        status, _ = await self._ask("GET", "/v2/health/ready", context)
+        return pb.ServerReadyResponse(ready=status == 200)
+
+    async def _server_metadata(self, _request: Any, context: Context) -> pb.ServerMetadataResponse:
+        found = await self._document("GET", "/v2", context)
+        return pb.ServerMetadataResponse(
+            name=found["name"], version=found["version"], extensions=found["extensions"]
+        )
+
+    async def _model_ready(self, request: Any, context: Context) -> pb.ModelReadyResponse:
+        path = _model_path(request.name, request.version) + "/ready"
+        status, _ = await self._ask("GET", path, context)
+        return pb.ModelReadyResponse(ready=status == 200)
+
+    async def _model_metadata(self, request: Any, context: Context) -> pb.ModelMetadataResponse:
+        found = await self._document("GET", _model_path(request.name, request.version), context)
+        answer = pb.ModelMetadataResponse(
+            name=found["name"], versions=found["versions"], platform=found["platform"]
+        )
+        for name in ("inputs", "outputs"):
+            for each in found[name]:
+                tensors = getattr(answer, name)
+                tensors.add(name=each["name"], datatype=each["datatype"], shape=each["shape"])
+        return answer
+
+    async def _model_config(self, request: Any, context: Context) -> pb.ModelConfigResponse:
+        path = _model_path(request.name, request.version) + "/config"
+        found = await self._document("GET", path, context)
+        answer = pb.ModelConfigResponse()
+        config = answer.config
+        config.name, config.platform = found["name"], found.get("platform", "")
+        config.backend = found.get("backend", "")
+        config.max_batch_size = found.get("max_batch_size", 0)
+        for name in ("input", "output"):
+            for each in found.get(name, ()):
+                getattr(config, name).add(
+                    name=each["name"],
+                    data_type=_TRITON_TYPES.get(each["data_type"], 0),
+                    dims=each["dims"],
+                )
+        return answer
+
+    async def _index(self, request: Any, context: Context) -> pb.RepositoryIndexResponse:
+        body = orjson.dumps({"ready": request.ready})
+        found = await self._document("POST", "/v2/repository/index", context, body)
+        answer = pb.RepositoryIndexResponse()
+        for each in found:
+            answer.models.add(
+                name=each["name"],
+                version=str(each.get("version", "")),
+                state=each.get("state", ""),
+                reason=each.get("reason", ""),
+            )
+        return answer
+
+    async def _load(self, request: Any, context: Context) -> pb.RepositoryModelLoadResponse:
+        await self._order(request.model_name, "load", context)
+        return pb.RepositoryModelLoadResponse()
+
+    async def _unload(self, request: Any, context: Context) -> pb.RepositoryModelUnloadResponse:
+        await self._order(request.model_name, "unload", context)
+        return pb.RepositoryModelUnloadResponse()
+
+    async def _order(self, model: str, verb: str, context: Context) -> None:
+        path = f"/v2/repository/models/{quote(model, safe='')}/{verb}"
+        status, content = await self._ask("POST", path, context, b"{}")
+        if status != 200:
+            raise Refused(status, _detail(content))
+
+    async def _document(self, method: str, path: str, context: Context, body: bytes = b"") -> Any:
+        status, content = await self._ask(method, path, context, body)
+        if status != 200:
+            raise Refused(status, _detail(content))
+        return orjson.loads(content)
+
+    async def _ask(
+        self, method: str, path: str, context: Context, body: bytes = b""
+    ) -> tuple[int, bytes]:
+        """Status and body of an HTTP request to this service, made without a connection."""
+        headers = [*_headers(context), (b"host", b"grpc"), (b"content-length", b"%d" % len(body))]
+        if body:
+            headers.append((b"content-type", b"application/json"))
+        scope = {
+            "type": "http",
+            "asgi": {"version": "3.0"},
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "root_path": "",
+            "headers": headers,
+            "client": None,
+            "server": None,
+        }
+        sent: list[bytes] = []
+        status = 500
+        is_read = False
+
+        async def receive() -> MutableMapping[str, Any]:
+            nonlocal is_read
+            if is_read:
+                await asyncio.get_running_loop().create_future()
+            is_read = True
+            return {"type": "http.request", "body": body, "more_body": False}
+
+        async def send(message: MutableMapping[str, Any]) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            else:
+                sent.append(message.get("body", b""))
+
+        await self._edge(scope, receive, send)
+        return status, b"".join(sent)
+
+
+class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
+    """grpc.health.v1: SERVING while the service is ready."""
+
+    def __init__(self, ready: Callable[[], str | None]) -> None:
+        self._ready = ready
+
+    def _status(self) -> health_pb2.HealthCheckResponse:
+        states = health_pb2.HealthCheckResponse
+        return states(status=states.SERVING if self._ready() is None else states.NOT_SERVING)
+
+    async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802 - gRPC's name
+        """The state of the service; NOT_FOUND for a name that is not served."""
+        if request.service not in ("", SERVICE):
+            await context.abort(
+                grpc.StatusCode.NOT_FOUND,
+                f"no service '{request.service[:80]}'; there is {SERVICE}",
+            )
+        return self._status()
+
+    async def Watch(self, request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: N802
+        """The state now, and again whenever it changes; it is compared once a second."""
+        unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+        last = None
+        while True:
+            found = self._status()
+            if request.service not in ("", SERVICE):
+                found = health_pb2.HealthCheckResponse(status=unknown)
+            if found != last:
+                yield found
+                last = found
+            await asyncio.sleep(1)
+
+
+def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler that ends the call with the status of what its method raises."""
+
+    async def handle(request: Any, context: Context) -> Any:
+        try:
+            return await method(request, context)
+        except Malformed as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except Refused as error:
+            await context.abort(error.code, str(error))
+
+    return handle
+
+
+def _serialized(message: Any) -> bytes:
+    found: bytes = message.SerializeToString()
+    return found
+
+
+def _headers(context: Context) -> list[tuple[bytes, bytes]]:
+    """Headers that say what the metadata and the deadline of a call say."""
+    found = []
+    for name, value in context.invocation_metadata() or ():
+        if name in _FORWARDED:
+            found.append((name.encode(), value if isinstance(value, bytes) else value.encode()))
+    remaining = context.time_remaining()
+    if remaining is not None:
+        milliseconds = max(1, min(int(remaining * 1000), 86_400_000))
+        found.append((b"x-request-timeout-ms", b"%d" % milliseconds))
+    return found
+
+
+def _model_path(name: str, version: str) -> str:
+    path = f"/v2/models/{quote(name, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
+
+
+def _detail(content: bytes) -> str:
+    """The words of a problem."""
+    try:
+        return str(orjson.loads(content)["detail"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return content[:200].decode("latin-1")
+
+
+_TRITON_TYPES = {
+    name: number
+    for number, name in enumerate(
+        [
+            "TYPE_INVALID",
+            "TYPE_BOOL",
+            "TYPE_UINT8",
+            "TYPE_UINT16",
+            "TYPE_UINT32",
+            "TYPE_UINT64",
+            "TYPE_INT8",
+            "TYPE_INT16",
+            "TYPE_INT32",
+            "TYPE_INT64",
+            "TYPE_FP16",
+            "TYPE_FP32",
+            "TYPE_FP64",
+            "TYPE_STRING",
+            "TYPE_BF16",
+        ]
+    )
+}

@@ -1,0 +1,194 @@
+"""Triton's own gRPC client, unmodified: the answers of the HTTP protocol, with its keys, deadlines and words."""
+
+import socket
+
+import grpc
+import httpx
+import numpy as np
+import pytest
+import tritonclient.grpc as triton
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from service.keys import make_key
+from tests.support.server import metric, running
+from tests.support.small_models import FEATURES, inputs, publish_trio
+
+
+def free_port():
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("models")
+    publish_trio(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def server(models):
+    port = free_port()
+    with running(models, default_model="linear", grpc_port=port) as found:
+        found.address = f"127.0.0.1:{port}"
+        yield found
+
+
+@pytest.fixture(scope="module")
+def client(server):
+    with triton.InferenceServerClient(server.address) as found:
+        yield found
+
+
+def tensor(rows, name="x"):
+    made = triton.InferInput(name, list(rows.shape), "FP32")
+    made.set_data_from_numpy(rows)
+    return made
+
+
+def over_http(server, rows, **parameters):
+    body = {
+        "inputs": [
+            {
+                "name": "x",
+                "datatype": "FP32",
+                "shape": list(rows.shape),
+                "data": rows.ravel().tolist(),
+            }
+        ],
+        "parameters": parameters,
+    }
+    answer = httpx.post(f"{server.url}/v2/models/linear/infer", json=body, timeout=30).json()
+    (output,) = answer["outputs"]
+    return np.array(output["data"], np.float32).reshape(output["shape"])
+
+
+def test_answers_equal_those_of_the_http_protocol_with_a_tau_and_a_prior(client, server):
+    rows = inputs(5)
+    for parameters in ({}, {"tau": 0.5}, {"tau": 0.25, "prior": "training"}):
+        found = client.infer("linear", [tensor(rows)], parameters=parameters, request_id="seven")
+        np.testing.assert_allclose(
+            found.as_numpy("probabilities"), over_http(server, rows, **parameters), atol=1e-6
+        )
+        assert found.get_response().id == "seven"
+        assert found.get_response().model_name == "linear"
+
+
+def test_outputs_that_are_asked_for_come_and_per_row_values_apply(client):
+    rows = inputs(3)
+    tau = triton.InferInput("tau", [3, 1], "FP32")
+    tau.set_data_from_numpy(np.array([[0], [0.5], [1]], np.float32))
+    prior = triton.InferInput("prior", [3, 1], "BYTES")
+    prior.set_data_from_numpy(np.array([["uniform"], ["training"], ["uniform"]], object))
+    wanted = [triton.InferRequestedOutput(name) for name in ("class_name", "class_index")]
+    wanted.append(triton.InferRequestedOutput("logits", class_count=2))
+    found = client.infer("linear", [tensor(rows), tau, prior], outputs=wanted)
+    assert found.as_numpy("class_name").shape == found.as_numpy("class_index").shape
+    assert found.as_numpy("logits").shape == (3, 2)
+
+
+def test_typed_contents_are_read_as_raw_ones_are(server, client):
+    from tritonclient.grpc import service_pb2 as pb
+    from tritonclient.grpc import service_pb2_grpc
+
+    rows = inputs(2)
+    request = pb.ModelInferRequest(model_name="linear")
+    made = request.inputs.add(name="x", datatype="FP32", shape=list(rows.shape))
+    made.contents.fp32_contents.extend(rows.ravel().tolist())
+    with grpc.insecure_channel(server.address) as channel:
+        answer = service_pb2_grpc.GRPCInferenceServiceStub(channel).ModelInfer(request, timeout=30)
+    found = np.frombuffer(answer.raw_output_contents[0], np.float32).reshape(2, -1)
+    np.testing.assert_array_equal(
+        found, client.infer("linear", [tensor(rows)]).as_numpy("probabilities")
+    )
+
+
+def test_health_metadata_configuration_and_the_repository_are_told(client, server):
+    assert client.is_server_live()
+    assert client.is_server_ready()
+    assert client.is_model_ready("linear")
+    assert not client.is_model_ready("none")
+    assert client.get_server_metadata().name == "priordial"
+    metadata = client.get_model_metadata("linear")
+    assert metadata.inputs[0].name == "x"
+    assert list(metadata.inputs[0].shape) == [-1, FEATURES]
+    assert client.get_model_config("linear").config.name == "linear"
+    names = {each.name for each in client.get_model_repository_index().models}
+    assert "linear" in names
+    with grpc.insecure_channel(server.address) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        serving = health_pb2.HealthCheckResponse.SERVING
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=10).status == serving
+        watched = health.Watch(health_pb2.HealthCheckRequest(), timeout=10)
+        assert next(watched).status == serving
+        watched.cancel()
+
+
+def test_a_model_is_unloaded_and_loaded_again(client):
+    client.unload_model("image")
+    assert not client.is_model_ready("image")
+    client.load_model("image")
+    assert client.is_model_ready("image")
+
+
+@pytest.mark.parametrize(
+    ("model", "made", "code", "says"),
+    [
+        ("none", lambda: tensor(inputs(1)), "NOT_FOUND", "none"),
+        ("linear", lambda: tensor(inputs(1, features=FEATURES + 1)), "INVALID_ARGUMENT", "shape"),
+        ("linear", lambda: tensor(inputs(1), "y"), "INVALID_ARGUMENT", "'y'"),
+    ],
+)
+def test_what_is_wrong_has_its_status_and_the_words_of_the_http_protocol(
+    client, model, made, code, says
+):
+    with pytest.raises(InferenceServerException) as refused:
+        client.infer(model, [made()])
+    assert refused.value.status() == f"StatusCode.{code}"
+    assert says in refused.value.message()
+
+
+def test_a_stream_answers_in_order_and_goes_on_after_an_error(client):
+    import queue
+
+    answers = queue.Queue()
+    client.start_stream(lambda result, error: answers.put((result, error)))
+    for number, rows in enumerate([inputs(1), inputs(1, features=FEATURES + 1), inputs(2)]):
+        client.async_stream_infer("linear", [tensor(rows)], request_id=str(number))
+    found = [answers.get(timeout=30) for _ in range(3)]
+    client.stop_stream()
+    assert found[0][0].get_response().id == "0"
+    assert found[1][1] is not None
+    assert found[2][0].get_response().id == "2"
+
+
+def test_rows_of_grpc_and_http_are_counted_alike(client, server):
+    def counted():
+        return metric(
+            httpx.get(f"{server.url}/metrics").text,
+            "priordial_requests_total",
+            route="/v2/models/{model}/infer",
+        )
+
+    before = counted()
+    client.infer("linear", [tensor(inputs(1))])
+    assert counted() == before + 1
+
+
+def test_a_call_needs_the_key_and_role_that_http_needs(models, tmp_path):
+    secret, key = make_key("client", ["predict"])
+    port = free_port()
+    with (
+        running(models, grpc_port=port, api_keys=key.line()) as _server,
+        triton.InferenceServerClient(f"127.0.0.1:{port}") as client,
+    ):
+        with pytest.raises(InferenceServerException) as refused:
+            client.infer("linear", [tensor(inputs(1))])
+        assert refused.value.status() == "StatusCode.UNAUTHENTICATED"
+        headers = {"authorization": f"Bearer {secret}"}
+        client.infer("linear", [tensor(inputs(1))], headers=headers)
+        with pytest.raises(InferenceServerException) as refused:
+            client.unload_model("linear", headers=headers)
+        assert refused.value.status() == "StatusCode.PERMISSION_DENIED"
