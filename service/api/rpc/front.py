@@ -12,6 +12,7 @@ from urllib.parse import quote
 
 import grpc
 import orjson
+from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -116,7 +117,9 @@ class Front:
         )
         health_pb2_grpc.add_HealthServicer_to_server(_Health(ready), self._server)
         names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
-        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), self._server)
+        reflection.enable_server_reflection(
+            (*names, reflection.SERVICE_NAME), self._server, pool=_Pool(pb.POOL)
+        )
 
     async def start(self, host: str, port: int) -> int:
         """Listen; returns the port. Raises OSError when it is taken."""
@@ -332,6 +335,22 @@ class Front:
 
         await self._edge(scope, receive, send)
         return status, b"".join(sent)
+
+
+class _Pool:
+    """The descriptors of this service, and those of every other, for reflection."""
+
+    def __init__(self, own: Any) -> None:
+        self._own = own
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def find(*wanted: Any) -> Any:
+            try:
+                return getattr(self._own, name)(*wanted)
+            except KeyError:
+                return getattr(descriptor_pool.Default(), name)(*wanted)
+
+        return find
 
 
 class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]

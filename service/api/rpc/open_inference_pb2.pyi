@@ -4,6 +4,7 @@ from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
+POOL: _descriptor.DescriptorPool
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class ServerLiveRequest(_message.Message):

@@ -192,3 +192,24 @@ def test_a_call_needs_the_key_and_role_that_http_needs(models, tmp_path):
         with pytest.raises(InferenceServerException) as refused:
             client.unload_model("linear", headers=headers)
         assert refused.value.status() == "StatusCode.PERMISSION_DENIED"
+
+
+def test_reflection_describes_the_service(server):
+    from google.protobuf import descriptor_pb2
+    from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+    with grpc.insecure_channel(server.address) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        asked = [
+            reflection_pb2.ServerReflectionRequest(list_services=""),
+            reflection_pb2.ServerReflectionRequest(
+                file_containing_symbol="inference.GRPCInferenceService"
+            ),
+        ]
+        listed, described = stub.ServerReflectionInfo(iter(asked), timeout=10)
+    names = {each.name for each in listed.list_services_response.service}
+    assert {"inference.GRPCInferenceService", "grpc.health.v1.Health"} <= names
+    found = descriptor_pb2.FileDescriptorProto.FromString(
+        described.file_descriptor_response.file_descriptor_proto[0]
+    )
+    assert "ModelInfer" in {method.name for method in found.service[0].method}
