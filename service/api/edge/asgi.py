@@ -1,12 +1,13 @@
 """The outermost ASGI application: scoring routes go to their lane, the rest to FastAPI; every request is counted and logged."""
 
+import asyncio
 import logging
 import re
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from service.api.edge.bodies import Message, Receive, limited
+from service.api.edge.bodies import Message, Receive, compressed, is_compressed, limited
 from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
 from service.api.edge.lane import ScoringLane
@@ -76,9 +77,10 @@ class Edge:
         self, match: Match, scope: Scope, receive: Receive, send: Send, begun: float
     ) -> None:
         """Answer a hot request that HotProtocol left to ASGI: its body is long or slow, or it is unusual."""
+        head = Head(scope["headers"], 0)
         found = await self.lane.answer(
             match,
-            Head(scope["headers"], 0),
+            head,
             method=scope["method"],
             query=scope["query_string"],
             receive=receive,
@@ -87,6 +89,8 @@ class Edge:
         )
         if found is None:
             return
+        if is_compressed(found, head):
+            found = await asyncio.to_thread(compressed, found)
         status, content_type, body, request_id, more = found
         headers = [
             *more,

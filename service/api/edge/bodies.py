@@ -1,11 +1,14 @@
 """Reads the body of a request within limits of size and time, and decompresses it within the limit of size."""
 
 import asyncio
+import gzip
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
 from service.api.edge.errors import Problem
+from service.api.edge.known_headers import Head
+from service.api.edge.request import Response
 from service.wire.digits import whole_number
 
 Message = MutableMapping[str, Any]
@@ -13,6 +16,8 @@ Receive = Callable[[], Awaitable[Message]]
 
 _PIECE_BYTES = 64 * 1024
 _MAX_MEMBERS = 10_000
+MIN_COMPRESSED_BYTES = 64 * 1024
+"""A shorter answer of a scoring route is not compressed: that would take longer than sending it."""
 _WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
 
 
@@ -142,6 +147,24 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
     raise Problem(
         "malformed",
         f"the body is not one whole {name.decode()} stream of at most {_MAX_MEMBERS} members",
+    )
+
+
+def compressed(response: Response) -> Response:
+    """A response with its JSON body in gzip. Takes about a millisecond for each 64 KiB."""
+    status, content_type, body, request_id, headers = response
+    packed = gzip.compress(body, compresslevel=1, mtime=0)
+    more = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
+    return status, content_type, packed, request_id, (*headers, *more)
+
+
+def is_compressed(response: Response | None, head: Head) -> bool:
+    """Whether a response is long enough to be compressed for this client."""
+    return (
+        response is not None
+        and head.accepts_gzip
+        and len(response[2]) >= MIN_COMPRESSED_BYTES
+        and response[1] == b"application/json"
     )
 
 

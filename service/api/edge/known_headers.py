@@ -25,7 +25,14 @@ _OF_THE_CONNECTION = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
 class Head:
     """The meaning of a header block."""
 
-    __slots__ = ("accepts_json", "by_name", "content_length", "content_type", "headers")
+    __slots__ = (
+        "accepts_gzip",
+        "accepts_json",
+        "by_name",
+        "content_length",
+        "content_type",
+        "headers",
+    )
 
     def __init__(self, headers: Pairs, content_length: int) -> None:
         """Take headers with lower-case names; they are never changed afterwards."""
@@ -39,6 +46,16 @@ class Head:
         accept = by_name.get(b"accept", b"*/*")
         self.accepts_json = any(served in accept for served in _SERVED_TYPES)
         """Whether the client accepts JSON, or JSON and tensors of the Open Inference Protocol."""
+        self.accepts_gzip = _accepts_gzip(by_name.get(b"accept-encoding", b""))
+
+
+def _accepts_gzip(header: bytes) -> bool:
+    """Whether an Accept-Encoding header names gzip with a weight above 0."""
+    for item in header.lower().split(b","):
+        name, _, weight = item.replace(b" ", b"").partition(b";")
+        if name in {b"gzip", b"x-gzip", b"*"}:
+            return not weight.startswith(b"q=0") or weight.strip(b"q=0.") != b""
+    return False
 
 
 def _joined(headers: Pairs) -> dict[bytes, bytes]:

@@ -5,6 +5,9 @@ known from an earlier request (`known_headers`), the parser is left out too. Eve
 (pipelined, chunked, HTTP/1.0, `Expect`, a slow reader), is answered by uvicorn through ASGI.
 """
 
+from functools import partial
+
+from service.api.edge.bodies import compressed, is_compressed
 from service.api.edge.framing import FramedProtocol, response_bytes
 from service.api.edge.known_headers import Head, Pairs
 from service.api.edge.lane import ScoringLane
@@ -123,7 +126,8 @@ class HotProtocol(FramedProtocol):
         cycle.response_complete, cycle.keep_alive = False, keep_alive
         self.cycle = self._answering = cycle  # type: ignore[assignment]
         lane: ScoringLane = self.app.lane
-        lane.begin(match, head, query=query, body=body, connection=cycle, send=self._respond)
+        send = partial(self._respond_to, head) if head.accepts_gzip else self._respond
+        lane.begin(match, head, query=query, body=body, connection=cycle, send=send)
 
     def _hot_match(self) -> Match | None:
         parser = self.parser
@@ -141,6 +145,14 @@ class HotProtocol(FramedProtocol):
         self._query = query
         lane: ScoringLane = self.app.lane
         return lane.match(path.decode("latin-1"))
+
+    def _respond_to(self, head: Head, response: Response | None) -> None:
+        """Send a response to a client that accepts gzip; a long one is compressed in a thread."""
+        if response is None or not is_compressed(response, head):
+            self._respond(response)
+            return
+        packing = self.loop.run_in_executor(None, compressed, response)
+        packing.add_done_callback(lambda done: self._respond(done.result()))
 
     def _respond(self, response: Response | None) -> None:
         cycle = self._hot_cycle

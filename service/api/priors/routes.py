@@ -136,7 +136,10 @@ class PriorRoutes:
         return await self._written(request, "rollback", bundle, written, to=revision)
 
     async def delete(self, request: Request, name: Name) -> Response:
-        """Take a prior out of use; its history stays."""
+        """Take a prior out of use: it is not listed, and reading it by name is 404 until it is stored again.
+
+        Its revisions stay in history: `?revision=`, `/revisions` and rollback still find them.
+        """
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
         written = await self._priors.remove(bundle, name, by=request.state.by, condition=condition)

@@ -1,0 +1,89 @@
+"""Behind a proxy that adds a path prefix, keeps connections, or wants compressed answers, everything works."""
+
+import gzip
+
+import httpx
+import pytest
+
+from tests.support.server import running
+from tests.support.small_models import inputs, publish_model
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    models = tmp_path_factory.mktemp("models")
+    publish_model(models)
+    with running(models, root_path="/ml/priors") as server:
+        yield server.url
+
+
+BODY = {"instances": inputs(1).tolist()}
+
+
+def test_the_documents_link_to_the_prefix_that_the_proxy_removes(url):
+    assert "/ml/priors/openapi.json" in httpx.get(f"{url}/docs").text
+    assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/ml/priors"}]
+
+
+def test_a_proxy_may_name_its_own_prefix(url):
+    prefix = {"x-forwarded-prefix": "/other/"}
+    assert "/other/openapi.json" in httpx.get(f"{url}/docs", headers=prefix).text
+    servers = httpx.get(f"{url}/openapi.json", headers=prefix).json()["servers"]
+    assert servers == [{"url": "/other"}]
+    assert httpx.get(f"{url}/openapi.json").json()["servers"] == [{"url": "/ml/priors"}]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["//evil.example", "https://evil.example", '/"><script>', "/a b", "/" + "a" * 300, "x", "/a/../b?c"]
+)  # fmt: skip
+def test_a_prefix_that_is_no_plain_path_is_ignored(url, prefix):
+    page = httpx.get(f"{url}/docs", headers={"x-forwarded-prefix": prefix}).text
+    assert "/ml/priors/openapi.json" in page
+    assert prefix not in page or prefix == "x"
+
+
+def test_a_proxy_that_keeps_the_prefix_is_served_too(url):
+    assert httpx.get(f"{url}/ml/priors/models").status_code == 200
+    assert httpx.post(f"{url}/ml/priors/predict", json=BODY).status_code == 200
+    assert httpx.post(f"{url}/predict", json=BODY).status_code == 200
+
+
+def test_problems_name_the_path_without_the_prefix(url):
+    for path in ("/nothing", "/ml/priors/nothing"):
+        assert httpx.get(url + path).json()["detail"] == "nothing is at /nothing"
+    assert "error" in httpx.get(f"{url}/v2/nothing").json()
+
+
+def test_long_answers_are_compressed_for_clients_that_accept_it_and_for_no_others(url):
+    with httpx.Client(base_url=url) as client:
+        plain = client.get("/openapi.json", headers={"accept-encoding": "identity"})
+        packed = client.get("/openapi.json", headers={"accept-encoding": "gzip"})
+        assert "content-encoding" not in plain.headers
+        assert packed.headers["content-encoding"] == "gzip"
+        assert packed.json() == plain.json()
+        assert int(packed.headers["content-length"]) < len(plain.content) / 3
+        live = client.get("/health/live", headers={"accept-encoding": "gzip"})
+        assert "content-encoding" not in live.headers
+
+
+def test_long_scoring_answers_are_compressed_on_request_over_both_ways(url):
+    many = {"instances": inputs(300).tolist()}
+    with httpx.Client(base_url=url) as client:
+        expected = client.post(
+            "/predict?top_k=5", json=many, headers={"accept-encoding": "identity"}
+        )
+        assert "content-encoding" not in expected.headers
+        for accept, packs in (("gzip", True), ("*", True), ("gzip;q=0.5", True), ("gzip;q=0", False), ("br", False)):  # fmt: skip
+            for more in ({}, {"expect": "100-continue"}):
+                answer = client.post("/predict?top_k=5", json=many, headers={"accept-encoding": accept, **more})  # fmt: skip
+                assert ("content-encoding" in answer.headers) == packs
+                assert answer.json() == expected.json()
+        assert "content-encoding" not in client.post("/predict", json=BODY).headers
+
+
+def test_a_body_of_several_gzip_members_is_read_whole(url):
+    body = httpx.Request("POST", url, json=BODY).content
+    packed = gzip.compress(body[:20]) + gzip.compress(body[20:])
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    answer = httpx.post(f"{url}/predict", content=packed, headers=headers)
+    assert answer.json() == httpx.post(f"{url}/predict", json=BODY).json()
