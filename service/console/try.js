@@ -190,7 +190,7 @@ function Gallery({ inputs, at, pick, answers, names }) {
   return html`<div class="samples" role="group" aria-label="Inputs">${inputs.map((input) => {
     const { words, mark, kind } = told(input);
     return html`<button key=${input.id} class=${`sample ${kind ?? ""}`} aria-pressed=${input.id === at} onClick=${() => pick(input)}
-        aria-label=${`${input.name}${input.label === undefined ? "" : `: ${input.label}`}${words}`}>
+        aria-label=${`${input.name}${input.short && !input.picture ? ` ${input.short}` : ""}${input.label === undefined ? "" : `: ${input.label}`}${words}`}>
       ${input.picture ? html`<img src=${input.picture} alt="" />` : html`<span class="excerpt">${input.short}</span>`}
       ${mark && html`<i class="tick" aria-hidden="true">${mark}</i>`}
     </button>`;
