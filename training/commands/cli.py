@@ -63,7 +63,8 @@ def _report(message: str, code: int) -> int:
 
 def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     if options.json:
-        print(json.dumps(result, ensure_ascii=False, allow_nan=False))  # noqa: T201 - the result
+        unicode = (sys.stdout.encoding or "").lower().startswith("utf")
+        print(json.dumps(result, ensure_ascii=not unicode, allow_nan=False))  # noqa: T201 - the result
         return
     from training.commands.tables import table
 

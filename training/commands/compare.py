@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from training.commands.choices import NETWORKS, listing, methods, recipes
-from training.commands.flags import add_run_flags, recipe_of
+from training.commands.flags import add_run_flags, at_least, recipe_of
 from training.faults import WrongUse
 
 
@@ -28,7 +28,7 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and report")
     add_run_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    parser.add_argument("--threads", type=int, help="of the CPU (default: torch decides)")
+    parser.add_argument("--threads", type=at_least(1), help="of the CPU (default: torch decides)")
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from training.commands.flags import at_least
 from training.faults import WrongUse
 
 AddVerb = Callable[..., argparse.ArgumentParser]
@@ -56,7 +57,7 @@ def _add_evaluate(add_verb: AddVerb) -> None:
         help="uniform, training, FILE.json, forward-K or backward-K (default uniform)",
     )
     parser.add_argument(
-        "--threads", type=int, default=0, help="of the CPU (default: onnxruntime decides)"
+        "--threads", type=at_least(0), default=0, help="of the CPU (default: onnxruntime decides)"
     )
 
 

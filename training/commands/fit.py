@@ -11,6 +11,7 @@ from training.commands.flags import (
     add_image_flags,
     add_optimisation_flags,
     add_seed_flag,
+    at_least,
     name_and_number,
     recipe_of,
 )
@@ -101,10 +102,13 @@ def _add_running_flags(running: Any) -> None:
         "--checkpoint-seconds", type=float, default=20.0, help="between checkpoints (default 20)"
     )
     running.add_argument(
-        "--checkpoint-steps", type=int, help="between checkpoints, instead of seconds"
+        "--checkpoint-steps", type=at_least(1), help="between checkpoints, instead of seconds"
     )
     running.add_argument(
-        "--workers", type=int, default=2, help="processes that decode images (default 2; 0: none)"
+        "--workers",
+        type=at_least(0),
+        default=2,
+        help="processes that decode images (default 2; 0: none)",
     )
     running.add_argument(
         "--in-memory",
@@ -114,13 +118,13 @@ def _add_running_flags(running: Any) -> None:
     running.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)"
     )
-    running.add_argument("--threads", type=int, help="of the CPU (default: torch decides)")
+    running.add_argument("--threads", type=at_least(1), help="of the CPU (default: torch decides)")
     running.add_argument(
         "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's files there"
     )
     running.add_argument(
         "--samples",
-        type=int,
+        type=at_least(0),
         default=12,
         help="test inputs that report.json shows (default 12; 0: none)",
     )

@@ -1,6 +1,7 @@
 """Flags that several verbs share, and the recipe that they make."""
 
 import argparse
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing it takes torch, and --help should not wait for torch
@@ -141,6 +142,18 @@ def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
         if name in given:
             given[name] = dict(given[name])
     return given
+
+
+def at_least(lowest: int) -> Callable[[str], int]:
+    """Parses a whole number of at least `lowest`; argparse reports another one with its flag."""
+
+    def number(text: str) -> int:
+        value = int(text)
+        if value < lowest:
+            raise argparse.ArgumentTypeError(f"expected a number of at least {lowest}")
+        return value
+
+    return number
 
 
 def name_and_number(text: str) -> tuple[str, float]:

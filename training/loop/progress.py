@@ -1,6 +1,8 @@
 """Progress of a run: a bar on stderr, a log with a line a step, and TensorBoard if asked for."""
 
 import json
+import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,6 +15,9 @@ from tqdm import tqdm
 from training.faults import RunFailed, WrongUse, say
 
 SMOOTHING = 0.05  # of the loss that the bar shows
+DIVERGED = 1e9  # a loss that no run comes back from
+LINE_SECONDS = 10.0
+"""Between lines of progress where stderr is no terminal, as in the log of a cluster."""
 
 
 def stage(text: str, *, quiet: bool) -> None:
@@ -40,15 +45,21 @@ class Progress:
         flush_steps: int,
         quiet: bool,
     ) -> None:
+        terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=steps,
             initial=first_step,
             unit="step",
             file=sys.stderr,
-            disable=quiet,
-            dynamic_ncols=True,
+            disable=quiet or not terminal,
+            # a terminal without a size, as in some containers, counts as 80 columns wide
+            dynamic_ncols=_has_width(),
+            ncols=None if _has_width() else 80,
             mininterval=0.5,
         )
+        self._steps = steps
+        self._at = first_step
+        self._line_due = math.inf if quiet or terminal else 0.0
         self._batch_rows = batch_rows
         self._flush_steps = flush_steps
         self._waiting: list[tuple[int, float, Tensor]] = []
@@ -92,10 +103,10 @@ class Progress:
             if self._board is not None:
                 self._board.add_scalar("train/loss", loss, step)
                 self._board.add_scalar("train/rate", rate, step)
-            if not abs(loss) < float("inf"):
+            if not abs(loss) < DIVERGED:  # NaN compares false
                 raise RunFailed(
-                    f"the loss is {loss} at step {step}: lower --lr, lengthen --warmup, or use "
-                    "--precision fp32"
+                    f"the loss is {loss:g} at step {step}, with a learning rate of {rate:g}: "
+                    "lower --lr, lengthen --warmup, or use --precision fp32"
                 )
             self._smooth = (
                 loss if self._smooth is None else self._smooth + SMOOTHING * (loss - self._smooth)
@@ -105,9 +116,29 @@ class Progress:
             rows = self._batch_rows * self._done / (time.monotonic() - self._started)
             self._bar.set_postfix_str(f"loss {self._smooth:.3f}, {rows:,.0f} rows/s", refresh=False)
             self._bar.update(len(self._waiting))
+            self._at += len(self._waiting)
+            self._show_line(rows)
         if self._log is not None:
             self._log.flush()
         self._waiting.clear()
+
+    def _show_line(self, rows_a_second: float) -> None:
+        """Print a line now and then where there is no bar."""
+        now = time.monotonic()
+        if now < self._line_due:
+            return
+        self._line_due = now + LINE_SECONDS
+        say(
+            f"step {self._at:,} of {self._steps:,}, loss {self._smooth:.3f}, "
+            f"{rows_a_second:,.0f} rows/s"
+        )
+
+
+def _has_width() -> bool:
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError, AttributeError):  # no terminal, or a stream without a number
+        return False
 
 
 def _opened_log(path: Path | None, first_step: int) -> Any:

@@ -1,10 +1,14 @@
 """The command's exit codes and messages: 0 done, 2 wrong use, 1 failed."""
 
+import io
+import json
 import subprocess
 import sys
 
 import numpy as np
 import pytest
+
+from training.commands.cli import main
 
 
 @pytest.mark.parametrize(
@@ -147,3 +151,24 @@ def test_numbers_of_another_shape_than_the_models_are_refused(command, own_npz, 
     code, _, err = command("fit", "--data", f"npz:{path}", "--models", tmp_path)
     assert code == 1
     assert "x_test" in err
+
+
+@pytest.mark.parametrize(
+    "flag", [("--checkpoint-steps", 0), ("--threads", 0), ("--workers", -1), ("--samples", -1)]
+)
+def test_a_count_that_cannot_be_is_refused_with_its_flag(capsys, flag):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--data", "digits", *map(str, flag)])
+    assert stopped.value.code == 2
+    assert f"argument {flag[0]}: expected a number of at least" in capsys.readouterr().err
+
+
+def test_names_beyond_ascii_are_escaped_for_a_stream_that_is(own_npz, tmp_path, monkeypatch):
+    with np.load(own_npz) as file:
+        arrays = {**file, "class_names": [f"кот {index}" for index in range(12)]}
+    np.savez(tmp_path / "own.npz", **arrays)
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    assert main(["data", f"npz:{tmp_path / 'own.npz'}", "--json"]) == 0
+    plain.seek(0)
+    assert json.loads(plain.read())["class_names"][1] == "кот 1"

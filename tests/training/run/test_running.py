@@ -15,7 +15,7 @@ from tests.support import data_files as files
 from training.data.augment import Augmentation
 from training.data.feed import Place, make_feed
 from training.data.order import Part, batches
-from training.faults import WrongUse
+from training.faults import RunFailed, WrongUse
 from training.learning.losses import make_loss
 from training.learning.resnet import released_resnet32, resnet32
 from training.learning.samplers import make_sampler
@@ -247,7 +247,8 @@ def test_torchvisions_resnet_18_is_trained_on_a_folder_of_jpegs(command, tmp_pat
     assert result["test"]["n"] == 8
 
 
-def test_the_bar_shows_loss_rows_a_second_and_the_time_left(capsys):
+def test_the_bar_shows_loss_rows_a_second_and_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     settings = {"first_step": 0, "batch_rows": 8, "log": None, "tensorboard": None}
     with Progress(steps=20, flush_steps=1, quiet=False, **settings) as progress:
         for step in range(10):
@@ -258,3 +259,26 @@ def test_the_bar_shows_loss_rows_a_second_and_the_time_left(capsys):
     assert "loss 0.500" in shown
     assert "rows/s" in shown
     assert "<00:" in shown  # tqdm: elapsed<left
+
+
+def test_without_a_terminal_progress_is_lines_rather_than_a_bar(capsys):
+    settings = {"first_step": 4, "batch_rows": 8, "log": None, "tensorboard": None}
+    with Progress(steps=20, flush_steps=1, quiet=False, **settings) as progress:
+        for step in range(4, 14):
+            progress.step(step, loss=torch.tensor(0.5), rate=0.1)
+    shown = capsys.readouterr().err
+    assert "\r" not in shown
+    assert shown.startswith("training: step 5 of 20, loss 0.500, ")
+    with Progress(steps=20, flush_steps=1, quiet=True, **settings) as progress:
+        progress.step(4, loss=torch.tensor(0.5), rate=0.1)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("loss", [float("nan"), float("inf"), 1e12])
+def test_a_loss_that_is_lost_stops_with_its_step_and_its_rate(loss):
+    settings = {"first_step": 0, "batch_rows": 8, "log": None, "tensorboard": None}
+    with (
+        pytest.raises(RunFailed, match=r"at step 3, with a learning rate of 0\.1: lower --lr"),
+        Progress(steps=20, flush_steps=1, quiet=True, **settings) as progress,
+    ):
+        progress.step(3, loss=torch.tensor(loss), rate=0.1)
