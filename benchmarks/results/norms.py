@@ -9,9 +9,9 @@ import numpy as np
 from benchmarks.results.text import Document, key, spread, title
 from benchmarks.results.variant_list import ADAM, HIDDEN_LAYER, adam_name
 from benchmarks.results.variant_tables import Row, summary, variants_of
+from training.pages.page import markdown_table
 from training.run.recipe import Recipe
 from training.studies.methods import ADAM_RUN
-from training.studies.page import markdown_table
 
 SURE = -0.65
 """Of ten classes: a rank correlation nearer to 0 cannot be told from none, 5 % and two-sided."""

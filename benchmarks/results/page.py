@@ -24,8 +24,8 @@ from benchmarks.results.other_figures import PAPER, PAPER_DATA, PAPER_SOURCE
 from benchmarks.results.synthetic_section import copy_figures, read, synthetic
 from benchmarks.results.text import Document, mean, ns, slug, spread, title
 from benchmarks.results.variant_tables import Row, concluded, on_weights, other_ways
+from training.pages.page import markdown_table
 from training.studies.methods import ADAM_RUN
-from training.studies.page import markdown_table
 from training.studies.report import HEADER, draw, sample, table_rows
 
 FIGURES = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from training.studies.page import markdown_table, percent
+from training.pages.page import markdown_table, percent
 
 EXPECTED = {
     "erm": 18.1,

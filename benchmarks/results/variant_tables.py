@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.results.other_figures import REFERENCE
 from benchmarks.results.text import Document, key, mean, spread, title
-from training.studies.page import markdown_table
+from training.pages.page import markdown_table
 
 Row = Mapping[str, Any]
 

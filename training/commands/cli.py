@@ -7,6 +7,7 @@ import argparse
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
     prog: the command's name in its help and its errors.
     """
     parser = _parser(prog)
-    options = parser.parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser.parse_args(given)
+    options.command = shlex.join([prog, *given])
     verb: Verb = options.run
     try:
         result = verb(options)

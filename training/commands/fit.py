@@ -158,6 +158,7 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
         samples=options.samples,
         workers=options.workers,
         in_memory=options.in_memory,
+        command=options.command,
     )
     stage(f"reading {recipe.data}", quiet=options.quiet)
     processes = Processes.join(options.device)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from service.contract.publication import publish as publish_folder
 from training.data.dataset import Dataset, Split
 from training.data.feed import graph_inputs, in_order
 from training.loop.train import logits_of
+from training.pages.run_page import run_page
 from training.run.calibration import Calibration
 from training.run.export import INPUT, OUTPUT, check_agreement, export
 from training.run.prepare import Prepared
@@ -37,6 +39,7 @@ def publish(
     scores: Mapping[str, Any],
     models: Path,
     samples: int,
+    command: str = "",
 ) -> Path:
     """Write models/<name>/<next version> and return it.
 
@@ -57,6 +60,13 @@ def publish(
         )
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")
+        html = run_page(
+            document,
+            _facts(recipe, ready, command=command),
+            title=f"Model {recipe.name}",
+            lead=recipe.description or _description(recipe),
+        )
+        (folder / "report.html").write_text(html, encoding="utf-8")
 
     return publish_folder(
         models,
@@ -74,6 +84,28 @@ def served_tau(recipe: Recipe, calibration: Calibration) -> float:
 def _estimation(calibration: Calibration) -> dict[str, Any]:
     block = calibration.estimation
     return {} if block is None else {"estimation": block.model_dump(mode="json", exclude_none=True)}
+
+
+def _facts(recipe: Recipe, ready: Prepared, *, command: str) -> dict[str, str]:
+    """How the model was made, for its page."""
+    data = ready.data
+    rows = ", ".join(f"{name} {len(split):,}" for name, split in _splits(data).items())
+    facts = {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": f"`{command}`" if command else "–",
+        "recipe": recipe.recipe or "–",
+        "data": f"{recipe.data}; {data.num_classes:,} classes; rows: {rows}",
+        "data, sha256": str(data.origin.get("sha256", "–")),
+        "network": recipe.network,
+        "loss": f"{recipe.loss}, sampler {recipe.sampler}, afterwards {recipe.afterwards}",
+        "optimisation": (
+            f"{recipe.optimiser}, rate {recipe.lr:g}, {ready.plan.steps:,} steps of "
+            f"{recipe.batch:,} rows, seed {recipe.seed}"
+        ),
+        "loss_tau": f"{ready.recorded.loss_tau:g}, source prior {ready.recorded.source_prior}",
+        "code": code_revision() or "–",
+    }
+    return facts | {"libraries": ", ".join(map(" ".join, library_versions().items()))}
 
 
 def manifest_fields(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from service.contract.adjustment import adjust_logits, softmax
 from service.contract.scores import group_of, reliability, target_weights
 from training.data.dataset import Dataset, Split
+from training.data.problems import problems
 from training.run.calibration import Calibration
 from training.run.prepare import Prepared
 
@@ -46,6 +47,7 @@ def report(
         },
         "validation": scores.get("val"),
         "test": scores.get("test"),
+        "problems": problems(data),
     }
     if data.test is not None and "test" in logits:
         document["at_tau"] = {

@@ -39,6 +39,7 @@ class Running:
     samples: test inputs that report.json shows.
     workers: processes that decode images.
     in_memory: whether images are decoded once and kept; None: when they are small enough.
+    command: the command line, for the report.
     """
 
     models: Path | None = Path("models")
@@ -47,6 +48,7 @@ class Running:
     samples: int = 12
     workers: int = 2
     in_memory: bool | None = None
+    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,8 @@ def run(
     with keeping.begun(processes):
         stage("trying the network, its export and the folders", quiet=keeping.quiet)
         with undrawn():
-            rehearse(recipe, ready, network, models=running.models)
+            models = running.models if processes.first else None
+            rehearse(recipe, ready, network, models=models)
         stage(f"training {ready.plan.steps:,} steps", quiet=keeping.quiet)
         train_network(recipe, ready, network, keeping, processes, workers=running.workers)
         if not processes.first:
@@ -243,6 +246,7 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
         scores=scores,
         models=running.models,
         samples=running.samples,
+        command=running.command,
     )
     if keeping.checkpoint is not None:
         keeping.checkpoint.remove()

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 
 from service.contract.adjustment import Vector
 from service.contract.scores import GROUPS, group_of
-from training.studies.curves import ADJUSTMENTS, SHIFTS
-from training.studies.drawing import (
+from training.pages.drawing import (
     DASHES,
     GREY,
     PALETTE,
@@ -20,6 +19,7 @@ from training.studies.drawing import (
     legend_beside,
     svg,
 )
+from training.studies.curves import ADJUSTMENTS, SHIFTS
 
 Document: TypeAlias = Mapping[str, Any]
 

@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from training.studies import figures, page
+from training.pages import page
+from training.studies import figures
 from training.studies.figures import Document
 
 HEADER = (

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from service.contract.adjustment import Vector
-from training.studies import page
-from training.studies.drawing import GREY, LIGHT, PALETTE, band, charts, label_axes, legend, svg
+from training.pages import page
+from training.pages.drawing import GREY, LIGHT, PALETTE, band, charts, label_axes, legend, svg
 from training.studies.synthetic import BAYES, RARE, STARTS, TAUS, Results, draw, summary
 
 FIGURE_METHODS = ("erm", "adaptive", "equalised", "logit-adjusted", "post-hoc")

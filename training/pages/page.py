@@ -5,30 +5,38 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _CSS = """
-:root { color-scheme: light; }
-body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; color: #1d2939;
-  max-width: 1240px; margin: 2.5rem auto 5rem; padding: 0 1.25rem; background: #fff; }
+:root { color-scheme: light dark; --ink: #1d2939; --soft: #475467; --line: #eaecf0;
+  --strong: #98a2b3; --paper: #fff; --tint: #ecfdf3; --code: #f2f4f7; }
+@media (prefers-color-scheme: dark) {
+  :root { --ink: #e4e7ec; --soft: #98a2b3; --line: #344054; --strong: #667085; --paper: #101828;
+    --tint: #05372a; --code: #1d2939; }
+  figure svg { filter: invert(1) hue-rotate(180deg); }
+}
+body { font: 15px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif;
+  color: var(--ink); background: var(--paper);
+  max-width: 1240px; margin: 2.5rem auto 5rem; padding: 0 1.25rem; }
 h1 { font-size: 1.75rem; line-height: 1.2; margin: 0 0 .3rem; }
-h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: 1rem; border-top: 1px solid #eaecf0; }
-.lead { color: #475467; margin: 0 0 1.2rem; max-width: 75ch; }
+h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: 1rem;
+  border-top: 1px solid var(--line); }
+.lead { color: var(--soft); margin: 0 0 1.2rem; max-width: 75ch; }
 p { max-width: 80ch; }
 figure { margin: 1.25rem 0 1.75rem; }
 figure svg { width: 100%; height: auto; max-width: var(--w, 820px); display: block; }
-figcaption { color: #475467; font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
-figcaption b { color: #1d2939; }
+figcaption { color: var(--soft); font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
+figcaption b { color: var(--ink); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .84rem; font-variant-numeric: tabular-nums;
   margin: .75rem 0; }
 caption { caption-side: top; white-space: normal; max-width: 95ch; text-align: left;
-  color: #475467; padding-bottom: .4rem; }
-th, td { padding: .3rem .42rem; text-align: right; border-bottom: 1px solid #eaecf0;
+  color: var(--soft); padding-bottom: .4rem; }
+th, td { padding: .3rem .42rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 .text { text-align: left; }
-thead th { border-bottom: 1px solid #98a2b3; font-weight: 600; white-space: normal;
+thead th { border-bottom: 1px solid var(--strong); font-weight: 600; white-space: normal;
   vertical-align: bottom; }
-tr.best td { background: #ecfdf3; }
-code { background: #f2f4f7; padding: .1rem .3rem; border-radius: 3px; font-size: .88em; }
-pre { background: #f2f4f7; padding: .75rem 1rem; border-radius: 6px; overflow-x: auto;
+tr.best td { background: var(--tint); }
+code { background: var(--code); padding: .1rem .3rem; border-radius: 3px; font-size: .88em; }
+pre { background: var(--code); padding: .75rem 1rem; border-radius: 6px; overflow-x: auto;
   font-size: .85rem; }
 pre code { padding: 0; background: none; }
 @media print { body { margin: 0; } h2 { break-after: avoid; } figure { break-inside: avoid; } }
