@@ -1,12 +1,15 @@
-"""A hostile client: fuzzed requests over every way of framing, bombs, clients that leave or stall, no descriptors left.
+"""A hostile client: fuzzed requests over every way of framing, bombs, clients that leave or stall,
+no descriptors left.
 
-    python benchmarks/endurance/hostile.py [--requests 20000] [--seconds 600] [--seed 1] [--connections 8] [--out FILE.json]
+python benchmarks/endurance/hostile.py [--requests 20000] [--seconds 600] [--seed 1] [--connections
+8] [--out FILE.json]
 
-It starts a service of its own on loopback and stops after so many requests or seconds. Each request goes out whole on
-a fresh connection, again with its header block known, chunked, as HTTP/1.0, three times in a row, and cut at random:
-the answers must be equal. Altered streams go out in different cuts: as many answers must come back. Between them a
-good request is asked again and again, and its answer must stay the same. Exit status 1 for a 5xx, a difference, a
-smuggled request, a wrong answer, a loop held for more than 50 ms, or memory that is not back within 10 MiB.
+It starts a service of its own on loopback and stops after so many requests or seconds. Each request
+goes out whole on a fresh connection, again with its header block known, chunked, as HTTP/1.0, three
+times in a row, and cut at random: the answers must be equal. Altered streams go out in different
+cuts: as many answers must come back. Between them a good request is asked again and again, and its
+answer must stay the same. Exit status 1 for a 5xx, a difference, a smuggled request, a wrong
+answer, a loop held for more than 50 ms, or memory that is not back within 10 MiB.
 """
 
 import argparse
@@ -39,9 +42,11 @@ MAX_TURN_SECONDS, MAX_GROWTH_MIB = 0.05, 10.0
 _ANSWER_SECONDS = 60.0
 _RESET = struct.pack("ii", 1, 0)
 _GOOD = inputs.Request(
-    b"POST", b"/models/linear/predict?tau=1", [(b"Content-Type", inputs.JSON)],
+    b"POST",
+    b"/models/linear/predict?tau=1",
+    [(b"Content-Type", inputs.JSON)],
     json.dumps({"instances": [[0.5] * FEATURES]}).encode(),
-)  # fmt: skip
+)
 
 
 class Answer(NamedTuple):
@@ -71,7 +76,12 @@ class Found:
 
     def faults(self) -> list[str]:
         """What must not be, in words."""
-        lists = {"5xx": self.failures_5xx, "difference": self.differences, "smuggled": self.smuggled, "wrong answer": self.wrong_answers}  # fmt: skip
+        lists = {
+            "5xx": self.failures_5xx,
+            "difference": self.differences,
+            "smuggled": self.smuggled,
+            "wrong answer": self.wrong_answers,
+        }
         return [f"{name}: {each}" for name, found in lists.items() for each in found[:20]]
 
 
@@ -204,24 +214,30 @@ class Hostile:
             self._record(stream, answers)
         shortest = min(lists, key=len)
         for answers in lists:
-            # A request that ends early may be refused before or after the end of the stream is seen.
+            # What ends early may be refused before or after the end of the stream is seen.
             more = answers[len(shortest) :]
             if (
                 answers[: len(shortest)] != shortest
                 or len(more) > 1
                 or any(each.status == 200 for each in more)
             ):
-                self.found.differences.append(f"{_shown(answers)} for {_shown(shortest)} to {stream[:800]!r}")  # fmt: skip
+                self.found.differences.append(
+                    f"{_shown(answers)} for {_shown(shortest)} to {stream[:800]!r}"
+                )
                 break
 
     def _cut(self, data: bytes) -> list[bytes]:
-        places = sorted(self._rng.sample(range(1, len(data)), min(4, len(data) - 1))) if len(data) > 1 else []  # fmt: skip
+        places = (
+            sorted(self._rng.sample(range(1, len(data)), min(4, len(data) - 1)))
+            if len(data) > 1
+            else []
+        )
         return [data[a:b] for a, b in pairwise([0, *places, len(data)])]
 
     # -- connections
 
     async def exchange(self, parts: Sequence[bytes]) -> list[Answer]:
-        """Send the parts on a connection of their own, close its sending side, read every answer."""
+        """Send the parts on a new connection, close its sending side, and read every answer."""
         reader, writer = await self._connect()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -240,7 +256,7 @@ class Hostile:
             writer.transport.abort()
 
     async def _again(self, whole: bytes) -> list[Answer]:
-        """The second answer of a connection to the same bytes: their header block is known by then."""
+        """The second answer to the same bytes of one connection, which knows their header block."""
         reader, writer = await self._connect()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -269,12 +285,18 @@ class Hostile:
         """The longest time for which the service's loop was held so far."""
         with urlopen(f"{self.server.url}/metrics") as page:
             lines = page.read().decode().splitlines()
-        return next(float(line.split()[1]) for line in lines if line.startswith("priordial_loop_turn_seconds "))  # fmt: skip
+        return next(
+            float(line.split()[1])
+            for line in lines
+            if line.startswith("priordial_loop_turn_seconds ")
+        )
 
     def memory_mib(self, name: str = "VmRSS") -> float:
         """Resident memory of the service, or with VmHWM its peak."""
         status = Path(f"/proc/{self.server.popen.pid}/status").read_text()
-        return next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name))  # fmt: skip
+        return next(
+            int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name)
+        )
 
     def _descriptors(self) -> int:
         return sum(1 for _ in Path(f"/proc/{self.server.popen.pid}/fd").iterdir())
@@ -284,7 +306,9 @@ class Hostile:
         for answer in answers:
             self.found.statuses[answer.status] += 1
             if answer.status >= 500 or answer.status == 0:
-                self.found.failures_5xx.append(f"{answer.status} {answer.body[:200]!r} to {sent[:300]!r}")  # fmt: skip
+                self.found.failures_5xx.append(
+                    f"{answer.status} {answer.body[:200]!r} to {sent[:300]!r}"
+                )
             if b"smuggled" in answer.content_type:
                 self.found.smuggled.append(f"{sent[:300]!r}")
 
@@ -304,14 +328,18 @@ def _answers(data: bytes) -> list[Answer]:
         if at + length > len(data):
             return [*found, Answer(0, b"", b"a body was cut")]
         request_id = b" smuggled" if b"x-request-id: smuggled" in head else b""
-        content_type = next((line[14:] for line in head.split(b"\r\n") if line.startswith(b"content-type: ")), b"")  # fmt: skip
+        content_type = next(
+            (line[14:] for line in head.split(b"\r\n") if line.startswith(b"content-type: ")), b""
+        )
         found.append(Answer(status, content_type + request_id, data[at : at + length]))
         at += length
     return found
 
 
 def _length(head: bytes) -> int:
-    return next((int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")), 0)  # fmt: skip
+    return next(
+        (int(line[16:]) for line in head.split(b"\r\n") if line.startswith(b"content-length: ")), 0
+    )
 
 
 def _shown(answers: Sequence[Answer]) -> str:

@@ -1,4 +1,6 @@
-"""Hostile input, drawn at random from a seed: requests that are nearly right, and bodies that would become large."""
+"""Hostile input, drawn at random from a seed: requests that are nearly right, and bodies that would
+become large.
+"""
 
 import base64
 import gzip
@@ -34,9 +36,26 @@ _DIGITS = (
     b"1_0",
 )
 _SCRAPS = (
-    b"\r\n", b"\n", b"\r", b" ", b"\t", b":", b"\0", b"\r\n\r\n", b"\r\n ", b"Content-Length: 3\r\n", b"\x80", b";a=b",
-    b"Transfer-Encoding: chunked\r\n", b"0\r\n\r\n", b"Upgrade: h2c\r\nConnection: Upgrade\r\n", b"HTTP/1.0", b"#", b"%00", b"Host: y\r\n",
-)  # fmt: skip
+    b"\r\n",
+    b"\n",
+    b"\r",
+    b" ",
+    b"\t",
+    b":",
+    b"\0",
+    b"\r\n\r\n",
+    b"\r\n ",
+    b"Content-Length: 3\r\n",
+    b"\x80",
+    b";a=b",
+    b"Transfer-Encoding: chunked\r\n",
+    b"0\r\n\r\n",
+    b"Upgrade: h2c\r\nConnection: Upgrade\r\n",
+    b"HTTP/1.0",
+    b"#",
+    b"%00",
+    b"Host: y\r\n",
+)
 
 
 @dataclass(frozen=True)
@@ -152,20 +171,50 @@ def bombs() -> dict[str, Request]:
         "row": _gz(b"/predict", many),
         "deep": _gz(b"/predict", deep),
         "many rows": _gz(b"/predict", wide),
-        "logits": _gz(b"/models/linear/adjust", b'{"settings":[{}],"logits":[' + b"[]," * 10**7 + b"[]]}"),
-        "prior": Request(b"PUT", b"/priors", [(b"Content-Type", JSON)], b'{"target":[' + b"1," * 10**6 + b"1]}"),
+        "logits": _gz(
+            b"/models/linear/adjust", b'{"settings":[{}],"logits":[' + b"[]," * 10**7 + b"[]]}"
+        ),
+        "prior": Request(
+            b"PUT", b"/priors", [(b"Content-Type", JSON)], b'{"target":[' + b"1," * 10**6 + b"1]}"
+        ),
         "zeros": _gz(b"/predict", bytes(64 * 2**20)),
-        "thin image": Request(b"POST", b"/models/image/predict", [(b"Content-Type", b"image/png")], thin),
-        "parts": Request(b"POST", b"/models/image/predict", [(b"Content-Type", FORM)], parts + b"--b--\r\n"),
-        "shape": Request(b"POST", infer % b"linear", [(b"Content-Type", JSON)], json.dumps({"inputs": [tensor]}).encode()),
+        "thin image": Request(
+            b"POST", b"/models/image/predict", [(b"Content-Type", b"image/png")], thin
+        ),
+        "parts": Request(
+            b"POST", b"/models/image/predict", [(b"Content-Type", FORM)], parts + b"--b--\r\n"
+        ),
+        "shape": Request(
+            b"POST",
+            infer % b"linear",
+            [(b"Content-Type", JSON)],
+            json.dumps({"inputs": [tensor]}).encode(),
+        ),
         "texts": Request(
-            b"POST", infer % b"text", [(b"Inference-Header-Content-Length", b"%d" % len(texts_head))],
+            b"POST",
+            infer % b"text",
+            [(b"Inference-Header-Content-Length", b"%d" % len(texts_head))],
             texts_head + bytes(4 * 10**6),
         ),
-        "data": _gz(infer % b"linear", b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,6],"data":[' + b"0," * 10**7 + b"0]}]}"),
-        "npy": Request(b"POST", b"/predict", [(b"Content-Type", NPY)], _npy_header("(0, 549755813888, 549755813888)")),
-        "inputs": Request(b"POST", infer % b"linear", [(b"Content-Type", JSON)], b'{"inputs":[' + b"{}," * 80_000 + b"{}]}"),
-    }  # fmt: skip
+        "data": _gz(
+            infer % b"linear",
+            b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,6],"data":['
+            + b"0," * 10**7
+            + b"0]}]}",
+        ),
+        "npy": Request(
+            b"POST",
+            b"/predict",
+            [(b"Content-Type", NPY)],
+            _npy_header("(0, 549755813888, 549755813888)"),
+        ),
+        "inputs": Request(
+            b"POST",
+            infer % b"linear",
+            [(b"Content-Type", JSON)],
+            b'{"inputs":[' + b"{}," * 80_000 + b"{}]}",
+        ),
+    }
 
 
 # ---- bodies
@@ -226,7 +275,7 @@ def _parameters(rng: random.Random) -> dict[str, Any]:
         found["top_k"] = rng.choice([1, 3, 0, -1, 99, 2**63, "1", None])
     if rng.random() < 0.2:
         found["version"] = rng.choice([1, 2, 0, 10**30, "1", None])
-    return found  # fmt: skip
+    return found
 
 
 def _json(rng: random.Random, model: str) -> _Made:
@@ -260,7 +309,7 @@ def _npy(rng: random.Random, model: str) -> _Made:
                 ["(9" + "9" * 4000 + ",)", "(1,)", "()", "(-1, 6)", "(" * 500, "(0, 549755813888)"]
             )
         )
-    return _path(model, "predict"), NPY, body, []  # fmt: skip
+    return _path(model, "predict"), NPY, body, []
 
 
 def _oip(rng: random.Random, model: str) -> _Made:
@@ -269,11 +318,15 @@ def _oip(rng: random.Random, model: str) -> _Made:
     tensor: dict[str, Any] = {
         "name": rng.choice([name, name, name, "y", ""]),
         "datatype": rng.choice(["FP32", "FP32", "BYTES", "INT64", "UINT8", "FP99", None]),
-        "shape": rng.choice([[rows, FEATURES]] * 3 + [[rows], [0, 2**39, 2**39], [2**40], [-1], [], "x", [rows, 1]]),
-    }  # fmt: skip
+        "shape": rng.choice(
+            [[rows, FEATURES]] * 3 + [[rows], [0, 2**39, 2**39], [2**40], [-1], [], "x", [rows, 1]]
+        ),
+    }
     document: dict[str, Any] = {"inputs": [tensor], "parameters": _parameters(rng)}
     if rng.random() < 0.3:
-        document["outputs"] = [{"name": rng.choice(["probabilities", "logits", "class_name", "none"])}]  # fmt: skip
+        document["outputs"] = [
+            {"name": rng.choice(["probabilities", "logits", "class_name", "none"])}
+        ]
     path = f"/v2/models/{model}/infer".encode()
     if rng.random() < 0.5:
         tensor["data"] = rng.choice([[0.5] * rows * FEATURES, ["a"] * rows, [], [[1]], 7])
@@ -293,48 +346,103 @@ def _image(rng: random.Random, model: str) -> _Made:
 def _form(rng: random.Random, model: str) -> _Made:
     parts = []
     for _ in range(rng.randint(0, 4)):
-        head = rng.choice([b'name="tau"', b'name="a"; filename="a.png"', b'name="prior"', b"name=b; filename*=utf-8''%ff"])  # fmt: skip
+        head = rng.choice(
+            [
+                b'name="tau"',
+                b'name="a"; filename="a.png"',
+                b'name="prior"',
+                b"name=b; filename*=utf-8''%ff",
+            ]
+        )
         data = rng.choice([_png(3, 3), b"0.5", b"\xff", SMUGGLED, b""])
         parts.append(b"--b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (head, data))
-    return _path(model, "predict"), FORM, b"".join(parts) + rng.choice([b"--b--\r\n", b"--b", b""]), []  # fmt: skip
+    return (
+        _path(model, "predict"),
+        FORM,
+        b"".join(parts) + rng.choice([b"--b--\r\n", b"--b", b""]),
+        [],
+    )
 
 
 def _plain(rng: random.Random, model: str) -> _Made:
-    path = rng.choice([b"/predict", b"/", b"/models", b"/v2", b"/v2/models/none/ready", b"/priors", b"/nothing", b"/models/%00", b"//predict", b"/predict/", b"/models/../predict"])  # fmt: skip
+    path = rng.choice(
+        [
+            b"/predict",
+            b"/",
+            b"/models",
+            b"/v2",
+            b"/v2/models/none/ready",
+            b"/priors",
+            b"/nothing",
+            b"/models/%00",
+            b"//predict",
+            b"/predict/",
+            b"/models/../predict",
+        ]
+    )
     del model
     return path, rng.choice([JSON, b"", b"text/plain"]), rng.choice([b"", SMUGGLED, b"{}"]), []
 
 
 def _compressed(rng: random.Random, body: bytes) -> bytes:
     half = len(body) // 2
-    return rng.choice([gzip.compress(body), gzip.compress(body[:half]) + gzip.compress(body[half:]), gzip.compress(body)[:-3], body])  # fmt: skip
+    return rng.choice(
+        [
+            gzip.compress(body),
+            gzip.compress(body[:half]) + gzip.compress(body[half:]),
+            gzip.compress(body)[:-3],
+            body,
+        ]
+    )
 
 
 def _query(rng: random.Random) -> bytes:
     if rng.random() < 0.75:
         return b""
     return b"?" + b"&".join(
-        rng.choice([b"tau=1", b"tau=0.5", b"tau=" + rng.choice(_DIGITS), b"top_k=" + rng.choice(_DIGITS), b"version=1", b"prior=uniform",
-                    b"prior=%7B%22target%22:%5B1,2,3,4,5%5D%7D", b"prior={", b"a", b"=", b"tau=%00", b"prior=%ff"])
+        rng.choice(
+            [
+                b"tau=1",
+                b"tau=0.5",
+                b"tau=" + rng.choice(_DIGITS),
+                b"top_k=" + rng.choice(_DIGITS),
+                b"version=1",
+                b"prior=uniform",
+                b"prior=%7B%22target%22:%5B1,2,3,4,5%5D%7D",
+                b"prior={",
+                b"a",
+                b"=",
+                b"tau=%00",
+                b"prior=%ff",
+            ]
+        )
         for _ in range(rng.randint(1, 3))
-    )  # fmt: skip
+    )
 
 
 _ODD_HEADERS: tuple[Callable[[random.Random], tuple[bytes, bytes]], ...] = (
     lambda rng: (b"X-Request-Timeout-Ms", rng.choice([b"60000", *_DIGITS[1:]])),
     lambda rng: (b"Accept", rng.choice([b"*/*", b"text/html", b"application/json;q=0", b"\xff"])),
     lambda rng: (b"X-Request-Id", rng.choice([b"a", b"a\tb", b"\xff", b"i" * 500])),
-    lambda rng: (b"Content-Encoding", rng.choice([b"gzip", b"br", b"gzip, gzip", b"identity", b"x" * 300])),
+    lambda rng: (
+        b"Content-Encoding",
+        rng.choice([b"gzip", b"br", b"gzip, gzip", b"identity", b"x" * 300]),
+    ),
     lambda _: (b"Expect", b"the best"),
-    lambda rng: (b"X-Forwarded-Prefix", rng.choice([b"/a", b"//evil", b"/" + b"a" * 300, b'"><script>'])),
+    lambda rng: (
+        b"X-Forwarded-Prefix",
+        rng.choice([b"/a", b"//evil", b"/" + b"a" * 300, b'"><script>']),
+    ),
     lambda rng: (b"Accept-Encoding", rng.choice([b"gzip", b"br", b"gzip;q=0", b"x"])),
     lambda rng: (b"X-Padding", b"a" * rng.choice([1, 2048, 60_000])),
-)  # fmt: skip
+)
 
 
 def _png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))  # fmt: skip
+        return (
+            struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     raw = zlib.compress((b"\0" + b"\x55" * width) * height, 9)
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)

@@ -55,7 +55,9 @@ class Asked(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A parsed request. values: the logits or the model's input tensor; None where images become it."""
+    """A parsed request. values: the logits or the model's input tensor; None where images become
+    it.
+    """
 
     model: ServedModel
     common: Parameters

@@ -1,4 +1,6 @@
-"""The console's files at `/` and `/console/…`: read once, served with headers that keep the page to this host."""
+"""The console's files at `/` and `/console/…`: read once, served with headers that keep the page to
+this host.
+"""
 
 import hashlib
 import mimetypes
@@ -11,8 +13,8 @@ from service.api.edge.errors import Problem
 FOLDER = Path(__file__).parents[1] / "console"
 
 _POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 SECURITY_HEADERS = {
     "content-security-policy": _POLICY,

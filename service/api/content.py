@@ -21,9 +21,9 @@ NPY = "application/x-npy"
 _ARRAY_TYPES = frozenset({NPY, "application/octet-stream"})
 JSON_TYPES = frozenset({"application/json", "text/json", ""})
 LARGE_BYTES = 128 * 1024
-"""A longer body of JSON or a longer form is read in a thread: reading it would hold the event loop."""
+"""A longer body of JSON, or a longer form, is read in a thread, since it would hold the loop."""
 LARGE_ARRAY_BYTES = 2**20
-"""The same for a body whose arrays are there as bytes."""
+"""The limit for a body whose arrays are there as bytes."""
 DEAR_BYTES = 4096
 """For a longer body it pays to check first whether the queue has room for its rows."""
 
@@ -115,7 +115,10 @@ async def in_pool(
     size: int,
     deadline: Deadline,
 ) -> T:
-    """The result of `call()`, which reads `size` bytes of a request. The pool's refusals are counted."""
+    """The result of `call()`, which reads `size` bytes of a request.
+
+    The pool's refusals are counted.
+    """
     try:
         return await pool.run(call, size=size, deadline=deadline, caller=request)
     except (Overloaded, DeadlinePassed, Abandoned) as error:

@@ -1,4 +1,4 @@
-"""Liveness, readiness and the scrape."""
+"""GET /health/live, /health/ready and /metrics."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -16,7 +16,7 @@ from service.observe.metrics import Metrics
 
 @dataclass
 class Health:
-    """What the probes ask; each callable answers None while all is well, else says what is wrong."""
+    """The answers to probes: each callable returns None while all is well, else the reason."""
 
     live: Callable[[], str | None]
     ready: Callable[[], str | None]
@@ -29,7 +29,7 @@ def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
 
     @routes.get("/health/live", tags=["health"], responses=_RED)
     async def live(response: Response) -> dict[str, Any]:
-        """Whether the process makes progress; it should be restarted when not."""
+        """Whether the process makes progress. Restart it where it does not."""
         reason = health.live()
         if reason is not None:
             response.status_code = 503
@@ -38,7 +38,7 @@ def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
 
     @routes.get("/health/ready", tags=["health"], responses=_RED)
     async def ready(response: Response) -> dict[str, Any]:
-        """Whether requests should be sent here; `degraded` says what does not work meanwhile."""
+        """Whether requests should be sent here. `degraded` names what does not work meanwhile."""
         reason = health.ready()
         if reason is not None:
             response.status_code = 503
@@ -67,11 +67,11 @@ def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
 
 
 async def _in_turns(blocks: list[bytes]) -> AsyncIterator[bytes]:
-    """A block at a time, with pauses: megabytes at once would keep predictions waiting."""
+    """Yield a block at a time, with pauses: megabytes at once would delay predictions."""
     for block in blocks:
         yield block
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-_RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
+_RED: dict[int | str, dict[str, Any]] = {503: {"description": "No, with the reason"}}
 _SCRAPE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}

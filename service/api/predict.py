@@ -175,7 +175,7 @@ class Predict:
     async def _later(
         self, request: Request, read: "_Read", *, deadline: Deadline, reply: Reply
     ) -> None:
-        """Queue a request whose images must be decoded, or whose prior must be read from the store."""
+        """Queue a request once its images are decoded and its prior is read from the store."""
         model = read.model
         with model.held():
             inputs = read.inputs

@@ -46,7 +46,7 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """Make a response of a problem; under /v2 in the form that the Open Inference Protocol defines."""
+    """Make a response of a problem; under /v2 in the Open Inference Protocol's form."""
     oip = _path(request).startswith("/v2")
     return Response(
         problem.body(oip=oip),

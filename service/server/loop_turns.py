@@ -46,7 +46,9 @@ class LoopTurns:
 
 
 def _waited_for_processor() -> float:
-    """Seconds that the calling thread was ready to run and did not; 0 where the system does not say."""
+    """Seconds that the calling thread was ready to run and did not; 0 where the system does not
+    say.
+    """
     try:
         return int(_SCHEDSTAT.read_bytes().split()[1]) / 1e9
     except OSError:

@@ -15,7 +15,9 @@ from service.wire.shown import shape_words, short
 
 Array = NDArray[Any]
 MAX_TEXT_CHARACTERS = 20_000
-"""Characters of one text: a graph that splits texts into words pads every row of a batch to the longest."""
+"""Characters of one text: a graph that splits texts into words pads every row of a batch to the
+longest.
+"""
 MAX_TENSOR_BYTES = 256 * 2**20
 """Largest tensor that is made of a request's values by a conversion."""
 
@@ -25,8 +27,8 @@ def array_of(
 ) -> Array:
     """JSON instances (already decoded) as the model's input tensor [B, …]. Raises InvalidInput.
 
-    are_numbers: the instances hold no string and no boolean, or the body is so short that its strings
-    cannot become a large array. first_row: the number of the first instance, for messages.
+    are_numbers: the instances hold no string and no boolean, or the body is so short that its
+    strings cannot become a large array. first_row: the number of the first instance, for messages.
     """
     if spec.kind == "text":
         return _text_instances(instances, spec)
@@ -74,7 +76,8 @@ def _array_of_checked(instances: Sequence[Any], spec: InputSpec) -> Array:
 
 
 def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
-    """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants more axes.
+    """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants
+    more axes.
 
     Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS.
     """
@@ -112,12 +115,14 @@ def _text_instances(instances: Sequence[Any], spec: InputSpec) -> Array:
 
 
 def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
-    """An array cast to the model's dtype and checked against its shape. Raises InvalidInput or TooLarge.
+    """An array cast to the model's dtype and checked against its shape. Raises InvalidInput or
+    TooLarge.
 
     Floats become the model's float type and integers may become floats. A float is never made an
     integer, and no number wraps around. NaN and infinity in an array that is cast are refused, and
-    so are those that the cast makes. In an array that already has the model's type the batcher finds
-    them, for all rows of a batch at once. first_row: the number of the first row, for messages.
+    so are those that the cast makes. In an array that already has the model's type the batcher
+    finds them, for all rows of a batch at once. first_row: the number of the first row, for
+    messages.
     """
     if spec.kind == "text":
         return _fitted_text(array, spec)
@@ -154,7 +159,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether all are finite. NaN and infinity carry over to the sum of squares, which is quicker."""
+    """Whether all are finite. NaN and infinity show in the sum of squares, which is quicker."""
     if array.dtype == np.float32 and math.isfinite(np.vdot(array, array)):
         return True
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
@@ -193,7 +198,10 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers as another type where that loses no more than precision. Raises InvalidInput or TooLarge."""
+    """Numbers as another type where that loses no more than precision.
+
+    Raises InvalidInput or TooLarge.
+    """
     source, target = array.dtype.kind, dtype.kind
     if (source == "b") != (target == "b") or (source == "f" and target in "iu"):
         raise InvalidInput(f"the input is {array.dtype}; the model takes {dtype}")

@@ -115,7 +115,10 @@ def _rows(
 def _slices(
     body: bytes | bytearray, bounds: NDArray[np.int64], spec: InputSpec, slice_bytes: int
 ) -> Iterator[Array]:
-    """The arrays of consecutive rows. bounds: the list's bracket, the commas, the closing bracket."""
+    """The arrays of consecutive rows.
+
+    bounds: where the list's bracket, the commas between rows and the closing bracket are.
+    """
     row, last = 0, len(bounds) - 1
     while row < last:
         fits = int(np.searchsorted(bounds, bounds[row] + slice_bytes, side="right")) - 1

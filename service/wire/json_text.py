@@ -9,7 +9,7 @@ from service.wire.faults import Malformed, TooLarge
 from service.wire.shown import short
 
 MAX_DECODED_BYTES = 48 * 2**20
-"""Estimated memory of a decoded document. Decoding this much holds the interpreter for about 30 ms."""
+"""Estimated memory of a decoded document; decoding it holds the interpreter for about 30 ms."""
 _UNCHECKED_BYTES = 16 * 1024
 """A shorter body cannot become large."""
 _WINDOW_BYTES = 2**20
@@ -19,7 +19,10 @@ _VALUE_BYTES, _LIST_BYTES, _OBJECT_BYTES = 40, 64, 240
 
 
 def parse_json(body: bytes | bytearray) -> Any:
-    """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels. Raises Malformed or TooLarge."""
+    """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels.
+
+    Raises Malformed or TooLarge.
+    """
     if not body:
         raise Malformed("the body is empty")
     check_decoded_size(body)
@@ -54,6 +57,6 @@ def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) 
             if body.count(b"[", 0, end) - body.count(b"]", 0, end) > _MAX_LEVELS:
                 raise Malformed(f"the body is not JSON of at most {_MAX_LEVELS} levels")
             raise TooLarge(
-                f"the JSON holds too many values: decoded it would need more than {limit} bytes, the most "
-                "that is accepted; send a .npy array or binary tensors, or fewer rows"
+                f"the JSON holds too many values: decoded it would need more than {limit} bytes, "
+                "the most that is accepted; send a .npy array or binary tensors, or fewer rows"
             )

@@ -10,7 +10,7 @@ _NUMBERS: set[type] = {int, float}
 
 
 class Ragged(ValueError):
-    """Lists of one level that differ in length, or lists beside values; the message says no more."""
+    """Lists of one level differ in length, or lists stand beside values."""
 
 
 def shape_of(nested: list[Any], *, max_levels: int = 32) -> tuple[tuple[int, ...], list[Any]]:
@@ -36,7 +36,7 @@ def only_numbers(values: Sequence[Any]) -> bool:
 
 
 def first_wrong(instances: Sequence[Any], *, first_row: int, wanted: Sequence[int | None]) -> str:
-    """Say which instance is not a full array of numbers in the shape `wanted` [batch, …], and why."""
+    """Say which instance is not an array of numbers in the shape `wanted` [batch, …], and why."""
     words = shape_words(wanted)
     for row, item in enumerate(instances, first_row):
         try:

@@ -52,7 +52,7 @@ def _data_begin(body: bytes | bytearray) -> int:
 
 @lru_cache(maxsize=256)  # of at most 4 KiB each; a client repeats its header with each request
 def _header(prefix: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
-    """(dtype, fortran_order, shape, bytes of data) of the bytes before the data. Raises Malformed."""
+    """Read dtype, fortran_order, shape and the number of data bytes. Raises Malformed."""
     file = io.BytesIO(prefix[8:])
     read = npy_format.read_array_header_1_0 if prefix[6] < 2 else npy_format.read_array_header_2_0
     try:
@@ -61,11 +61,13 @@ def _header(prefix: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
             shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
     except Exception:  # noqa: BLE001 - NumPy's reader raises errors of many classes
         raise Malformed(
-            "the .npy header cannot be read: expected a dictionary of descr, fortran_order and shape"
+            "the .npy header cannot be read: expected a dictionary of "
+            "descr, fortran_order and shape"
         ) from None
     if dtype.names is not None or dtype.subdtype is not None or not _DTYPE.fullmatch(dtype.str):
         raise Malformed(
-            f"the .npy file has dtype {str(dtype.str)!r}, which is refused; expected plain numbers or text"
+            f"the .npy file has dtype {str(dtype.str)!r}, which is refused; "
+            "expected plain numbers or text"
         )
     if not (
         0 < len(shape) <= _MAX_DIMENSIONS

@@ -1,4 +1,6 @@
-"""The settings of a request (tau, prior, top_k, version), from its query string, form fields or JSON body."""
+"""The settings of a request (tau, prior, top_k, version), from its query string, form fields or
+JSON body.
+"""
 
 import re
 from collections.abc import Iterable
@@ -137,14 +139,15 @@ def _bounded(prior: T) -> T:
     for vector in prior.values() if isinstance(prior, dict) else ():
         if isinstance(vector, (list, dict)) and len(vector) > MAX_INLINE_PRIOR_VALUES:
             raise TooLarge(
-                f"the inline prior holds {len(vector)} values; at most {MAX_INLINE_PRIOR_VALUES} are "
-                "accepted in a request; store the prior and name it"
+                f"the inline prior holds {len(vector)} values; "
+                f"at most {MAX_INLINE_PRIOR_VALUES} are accepted in a request; "
+                "store the prior and name it"
             )
     return prior
 
 
 def body_parameters(members: object) -> Parameters:
-    """Parameters of the `parameters` member of a JSON body. Raises InvalidParameter or Malformed."""
+    """Parameters of a JSON body's `parameters`. Raises InvalidParameter or Malformed."""
     if members is None:
         return NO_PARAMETERS
     if not isinstance(members, dict):

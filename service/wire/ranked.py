@@ -1,4 +1,6 @@
-"""The JSON of ranked rows, many at once: the part of a class is kept, numbers are written an array at a time."""
+"""The JSON of ranked rows, many at once: the part of a class is kept, numbers are written an array
+at a time.
+"""
 
 from collections.abc import Sequence
 from functools import lru_cache

@@ -1,4 +1,6 @@
-"""Tensors of the Open Inference Protocol V2: JSON or raw bytes ↔ NumPy, without a copy where bytes allow it."""
+"""Tensors of the Open Inference Protocol V2: JSON or raw bytes ↔ NumPy, without a copy where bytes
+allow it.
+"""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -53,7 +55,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An entry of `inputs`: its values came as JSON, or `size` bytes of binary data belong to it."""
+    """An entry of `inputs`, whose values are JSON or `size` bytes of binary data."""
 
     name: str
     datatype: str
@@ -91,7 +93,10 @@ class Described:
 
 
 def describe(entry: Any) -> Described:
-    """Check an entry of `inputs`, and read its values where they are JSON. Raises Malformed or InvalidInput."""
+    """Check an entry of `inputs`, and read its values where they are JSON.
+
+    Raises Malformed or InvalidInput.
+    """
     name, datatype, shape = _described(entry)
     size = _binary_size(entry, name)
     count = math.prod(shape)

@@ -126,7 +126,9 @@ class Access:
         return 200
 
     def require(self, role: str) -> Callable[[Request], Awaitable[None]]:
-        """Make a FastAPI dependency that checks the role and sets `request.state.by` to the key's name."""
+        """Make a FastAPI dependency that checks the role and sets `request.state.by` to the key's
+        name.
+        """
 
         async def checked(request: Request) -> None:
             request.state.by = self.check(request.scope["headers"], role)
@@ -189,9 +191,23 @@ def audit(request: Request, *, action: str, model: str, name: str, **more: objec
     request_id = request.scope.get("state", {}).get("request_id")
     facts = " ".join(f"{key}={value}" for key, value in more.items())
     audit_log.info(
-        "%s by %s: model=%s prior=%s %s", action, by, model, name, facts,
-        extra={"audit": {"action": action, "by": by, "model": model, "prior": name, "request_id": request_id, **more}},
-    )  # fmt: skip
+        "%s by %s: model=%s prior=%s %s",
+        action,
+        by,
+        model,
+        name,
+        facts,
+        extra={
+            "audit": {
+                "action": action,
+                "by": by,
+                "model": model,
+                "prior": name,
+                "request_id": request_id,
+                **more,
+            }
+        },
+    )
 
 
 class _Bucket:

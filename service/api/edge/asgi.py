@@ -1,4 +1,6 @@
-"""The outermost ASGI application: scoring routes go to their lane, the rest to FastAPI; every request is counted and logged."""
+"""The outermost ASGI application: scoring routes go to their lane, the rest to FastAPI; every
+request is counted and logged.
+"""
 
 import asyncio
 import logging
@@ -46,7 +48,8 @@ class Edge:
         app: the routes that do not score.
         lane: the routes that score.
         metrics, log_requests: where requests are counted, and where their log lines go.
-        max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `HotProtocol` applies the last two.
+        max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `HotProtocol`
+        applies the last two.
         read_seconds: how long a body may take to arrive.
         root_path: the path prefix that a proxy removes, such as "/priordial".
         """
@@ -76,7 +79,9 @@ class Edge:
     async def _hot(
         self, match: Match, scope: Scope, receive: Receive, send: Send, begun: float
     ) -> None:
-        """Answer a hot request that HotProtocol left to ASGI: its body is long or slow, or it is unusual."""
+        """Answer a hot request that HotProtocol left to ASGI: its body is long or slow, or it is
+        unusual.
+        """
         head = Head(scope["headers"], 0)
         found = await self.lane.answer(
             match,
@@ -146,7 +151,9 @@ class Edge:
         return request_id.encode()
 
     def _prefix(self, headers: dict[bytes, bytes]) -> str:
-        """The path prefix that clients of a proxy see: X-Forwarded-Prefix where it is well-formed, else the setting."""
+        """The path prefix that clients of a proxy see: X-Forwarded-Prefix where it is well-formed,
+        else the setting.
+        """
         given = (
             headers.get(b"x-forwarded-prefix", b"")[: _MAX_PREFIX + 1].decode("latin-1").rstrip("/")
         )
@@ -200,7 +207,8 @@ class _Unknown:
 
 
 def _connection_of(receive: Receive) -> Connection:
-    """Return what knows whether the client has left; of uvicorn it is the object that `receive` belongs to.
+    """Return what knows whether the client has left; of uvicorn it is the object that `receive`
+    belongs to.
 
     ASGI itself offers only `await receive()`, which would cost every request a task of its own.
     """

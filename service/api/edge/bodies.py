@@ -1,4 +1,6 @@
-"""Reads the body of a request within limits of size and time, and decompresses it within the limit of size."""
+"""Reads the body of a request within limits of size and time, and decompresses it within the limit
+of size.
+"""
 
 import asyncio
 import gzip

@@ -1,4 +1,4 @@
-"""Every error a caller can see: one status table, one body (application/problem+json, RFC 9457)."""
+"""Every error that a caller can see: one status table, one body (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -45,7 +45,7 @@ TITLES = {
 
 
 class Problem(Exception):
-    """An answer that is not the one that was asked for. `kind` is a key of TITLES."""
+    """A refusal or failure that is answered to the caller. `kind` is a key of `TITLES`."""
 
     def __init__(
         self,
@@ -63,7 +63,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def body(self, *, oip: bool = False) -> bytes:
-        """The JSON body; with oip, the Open Inference Protocol's `error` member beside the others."""
+        """Make the JSON body; `oip` adds the `error` member of the Open Inference Protocol."""
         members: dict[str, Any] = {
             "type": f"/problems/{self.kind}",
             "title": self.title,
@@ -78,7 +78,7 @@ class Problem(Exception):
 
 
 def kinds() -> Mapping[type[Exception], str]:
-    """The one status table: what each domain error is to a caller."""
+    """Return the status table: the kind of problem that each domain error is to a caller."""
     return {
         faults.Malformed: "malformed",
         faults.InvalidInput: "invalid",
@@ -114,7 +114,10 @@ _RETRY = {"overloaded", "unavailable"}
 
 
 def problem_of(error: Exception) -> Problem:
-    """Any error as a Problem; one that is not in the table is a fault of ours and tells nothing of itself."""
+    """Make a Problem of any error.
+
+    An error that is not in the table is a fault of the service: its answer reveals nothing of it.
+    """
     if isinstance(error, Problem):
         return error
     kind = next((_KINDS[each] for each in type(error).__mro__ if each in _KINDS), None)

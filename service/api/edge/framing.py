@@ -1,8 +1,10 @@
-"""One HTTP/1.1 connection: uvicorn's protocol, held to RFC 9110 and RFC 9112 and to bounds of its own.
+"""One HTTP/1.1 connection: uvicorn's protocol, held to RFC 9110 and RFC 9112 and to bounds of its
+own.
 
-The parser (llhttp) refuses bad chunk sizes, folded headers, bare CR and LF, and contradictory lengths. This module refuses
-what the parser leaves open, ignores trailers, answers requests that ask for an upgrade over HTTP/1.1, bounds the request
-target and the headers while they arrive, and answers a client that has closed only its sending side.
+The parser (llhttp) refuses bad chunk sizes, folded headers, bare CR and LF, and contradictory
+lengths. This module refuses what the parser leaves open, ignores trailers, answers requests that
+ask for an upgrade over HTTP/1.1, bounds the request target and the headers while they arrive, and
+answers a client that has closed only its sending side.
 """
 
 import http
@@ -30,7 +32,7 @@ _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _MAX_PIPELINED = 8
 """Requests that may wait behind one that is being answered before reading pauses."""
 _LINGER_SECONDS = 2.0
-"""How long a refused client may go on sending: closing at once could destroy the answer on its way."""
+"""How long a refused client may go on sending: closing at once could destroy the answer."""
 _MAX_DISCARDED_BYTES = 64 * 2**20
 _HALF_CLOSED_SECONDS = 0.1
 """After this long a client that closed its sending side is asked whether it still reads."""
@@ -40,7 +42,10 @@ _ANY = {"http_version": "1.1"}
 
 
 class FramedProtocol(HttpToolsProtocol):
-    """One connection. The application must be an Edge. Subclasses override the hooks `begin_message` and following."""
+    """One connection.
+
+    The application must be an Edge. Subclasses override the hooks `begin_message` and following.
+    """
 
     mid_message = False
     """Whether the parser has read a part of a request."""
@@ -100,7 +105,10 @@ class FramedProtocol(HttpToolsProtocol):
             self._check_idle_bytes()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends nothing more; it may still read. Returns whether the connection stays open."""
+        """The client sends nothing more; it may still read.
+
+        Returns whether the connection stays open.
+        """
         if self._ended and not self.is_answering():
             return False
         if self.mid_message and self._handed_over and not self._leave_unfinished():
@@ -112,7 +120,9 @@ class FramedProtocol(HttpToolsProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left: every request of the connection learns of it, the pipelined ones too."""
+        """The client has left: every request of the connection learns of it, the pipelined ones
+        too.
+        """
         self.forget_open_requests()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
@@ -239,7 +249,9 @@ class FramedProtocol(HttpToolsProtocol):
     # -- to the client
 
     def refuse(self, kind: str, detail: str) -> None:
-        """Answer what cannot be read with a problem, after the answers that are due, and close the connection."""
+        """Answer what cannot be read with a problem, after the answers that are due, and close the
+        connection.
+        """
         if self._ended:
             return
         problem = Problem(kind, detail)
@@ -282,7 +294,8 @@ class FramedProtocol(HttpToolsProtocol):
             self._check_rest_in(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection when it has rested for long enough; else wait for the remaining time.
+        """Close the connection when it has rested for long enough; else wait for the remaining
+        time.
 
         One timer checks when the last answer was given, in place of one timer for each request.
         """
@@ -319,23 +332,27 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _check_idle_bytes(self) -> None:
-        """Refuse a head or trailers that never end, before the parser has kept more of them than is allowed."""
+        """Refuse a head or trailers that never end, before the parser has kept more of them than is
+        allowed.
+        """
         limit: int = self.app.max_header_bytes + (self.app.max_url_bytes if self._in_head else 0)
         if self._idle_bytes <= limit:
             return
         if self._in_head:
             self.refuse(
                 "headers-too-large",
-                f"the request line and headers are longer than {limit} bytes, the most that is accepted",
+                f"the request line and headers are longer than {limit} bytes, "
+                "the most that is accepted",
             )
         else:
             self.refuse(
                 "malformed",
-                f"chunk extensions or trailers are longer than {limit} bytes, the most that is accepted",
+                f"chunk extensions or trailers are longer than {limit} bytes, "
+                "the most that is accepted",
             )
 
     def _fault(self) -> str | None:
-        """What is wrong with the head that was read. Makes the request target a path with a query."""
+        """Return the fault of a head, or None. Makes the request target a path with a query."""
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             return f"the request is HTTP/{version}; expected HTTP/1.1"
@@ -374,7 +391,8 @@ class FramedProtocol(HttpToolsProtocol):
         return None
 
     def _read_without_upgrade(self) -> None:
-        """Read the head that asked for another protocol again, without that wish (RFC 9110 section 7.8).
+        """Read the head that asked for another protocol again, without that wish (RFC 9110 section
+        7.8).
 
         llhttp would take the body for bytes of the other protocol.
         """
@@ -389,7 +407,10 @@ class FramedProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _leave_unfinished(self) -> bool:
-        """Take the request whose body is incomplete out of the pipeline. Returns False where it is not in it."""
+        """Take the request whose body is incomplete out of the pipeline.
+
+        Returns False where it is not in it.
+        """
         if self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()
             self.cycle.response_complete = True
@@ -397,7 +418,9 @@ class FramedProtocol(HttpToolsProtocol):
         return False
 
     def _probe(self) -> None:
-        """Find out whether a half-closed client still reads: one that does not refuses what is sent to it."""
+        """Find out whether a half-closed client still reads: one that does not refuses what is sent
+        to it.
+        """
         if self.transport.is_closing() or not self.is_answering():
             return
         answering = self._answering

@@ -66,7 +66,10 @@ async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[
 
 
 def decode_json(body: bytes) -> Any:
-    """Decode standard JSON without repeated members, deep nesting and NUL characters. Raises Problem."""
+    """Decode standard JSON without repeated members, deep nesting and NUL characters.
+
+    Raises Problem.
+    """
     try:
         check_decoded_size(body, MAX_DECODED_BYTES)
     except (Malformed, TooLarge) as error:

@@ -1,4 +1,5 @@
-"""Header blocks that were parsed before: a client repeats its block, and equal bytes have equal meaning.
+"""Header blocks that were parsed before: a client repeats its block, and equal bytes have equal
+meaning.
 
 Only a whole request with a plain request line is recognised. The HTTP parser reads everything else.
 """
@@ -19,7 +20,9 @@ _MAX_BLOCKS = 512
 _OF_ONE_REQUEST = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"x-b3-traceid"})
 """A block with one of these is not repeated by its client."""
 _OF_THE_CONNECTION = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-"""Blocks with one of these are left to the parser, and those with a `connection` other than keep-alive."""
+"""Blocks with one of these are left to the parser, and those with a `connection` other than
+keep-alive.
+"""
 
 
 class Head:
@@ -77,7 +80,9 @@ class KnownHeads:
         self._blocks: dict[bytes, Head] = {}
 
     def find(self, data: bytes) -> KnownRequest | None:
-        """Return the request in `data` if that is exactly one whole request with a known header block."""
+        """Return the request in `data` if that is exactly one whole request with a known header
+        block.
+        """
         line = _REQUEST_LINE.match(data)
         if line is None:
             return None

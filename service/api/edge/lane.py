@@ -250,8 +250,8 @@ class ScoringLane:
         problem, oip = problem_of(error), route.oip
         if problem.kind == "internal":
             logger.error("request %s failed", request.request_id, exc_info=error)
-        # The traceback's frames refer to the request and to a future that refers to the error: without this,
-        # a large body would stay in memory until the next garbage collection.
+        # The traceback's frames refer to the request, and to a future that refers to the error:
+        # without this, a large body would stay in memory until the next garbage collection.
         error.__traceback__ = error.__context__ = None
         # The kind alone: the detail may quote an input, which no log line may hold.
         self._count(route, [request], problem.status, [{"problem": problem.kind}])

@@ -1,8 +1,9 @@
 """uvicorn's HTTP protocol with a short way for hot requests: no ASGI scope, no task, one write.
 
-A request takes it when it is a POST of a hot route and came whole with the bytes that began it. Where its header block is
-known from an earlier request (`known_headers`), the parser is left out too. Every other request, and every unusual one
-(pipelined, chunked, HTTP/1.0, `Expect`, a slow reader), is answered by uvicorn through ASGI.
+A request takes it when it is a POST of a hot route and came whole with the bytes that began it.
+Where its header block is known from an earlier request (`known_headers`), the parser is left out
+too. Every other request, and every unusual one (pipelined, chunked, HTTP/1.0, `Expect`, a slow
+reader), is answered by uvicorn through ASGI.
 """
 
 from functools import partial
@@ -24,7 +25,9 @@ class _NoEvent:
 
 
 class _HotCycle:
-    """The part of uvicorn's request state that its protocol reads; one for all hot requests of a connection."""
+    """The part of uvicorn's request state that its protocol reads; one for all hot requests of a
+    connection.
+    """
 
     __slots__ = ("disconnected", "keep_alive", "response_complete")
 
@@ -39,7 +42,9 @@ class HotProtocol(FramedProtocol):
     """One connection. The application must be an Edge."""
 
     _match: Match | None = None
-    """The hot route of the request that is being read; None while none is, or once uvicorn answers it."""
+    """The hot route of the request that is being read; None while none is, or once uvicorn answers
+    it.
+    """
     _query = b""
     _body = b""
     _whole: Pairs | None = None
