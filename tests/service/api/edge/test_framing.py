@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.faulty_models import publish_slow
 from tests.support.server import metric, running
 from tests.support.small_models import inputs, publish_model
 
@@ -236,3 +237,18 @@ def test_a_wrong_chunk_behind_pipelined_requests_takes_no_answer_from_them(serve
     no_host = LINE + b"content-type: application/json\r\n\r\n"
     assert statuses(server, LIVE + no_host) == [200, 400]
     assert statuses(server, LIVE + LIVE + WHOLE[:-5]) == [200, 200]
+
+
+def test_a_half_closed_client_that_waits_long_is_asked_whether_it_reads_and_answered(tmp_path):
+    publish_slow(tmp_path)
+    body = json.dumps({"instances": [[1.0, 20_000.0]]}).encode()
+    head = b"POST /predict HTTP/1.%d\r\nhost: x\r\ncontent-length: %d\r\n\r\n"
+    with running(tmp_path, inline_us=0) as server:
+        for version, asked in ((1, True), (0, False)):  # HTTP/1.0 has no interim answers
+            with connected(server) as connection:
+                connection.sendall(head % (version, len(body)) + body)
+                connection.shutdown(socket.SHUT_WR)
+                answer = connection.makefile("rb").read()
+            assert answer.startswith(b"HTTP/1.1 102 Processing\r\n\r\n") == asked
+            assert b"HTTP/1.1 200 OK\r\n" in answer
+            assert answer.endswith(b"}]}")
