@@ -48,15 +48,15 @@ def rows_json(
     k = indices.shape[1]
     class_part = classes.__getitem__
     begins = list(map(class_part, indices.ravel().tolist()))
-    chances = _numbers(probabilities)
+    chances = number_texts(probabilities)
     columns = [begins[::k], chances[::k]]
     for at in range(k):
         columns += begins[at::k], chances[at::k]
-    columns += list(map(class_part, unadjusted.tolist())), _numbers(unadjusted_probabilities)
+    columns += list(map(class_part, unadjusted.tolist())), number_texts(unadjusted_probabilities)
     return list(map(_form(k).__mod__, zip(*columns, strict=True)))
 
 
-def _numbers(values: NDArray[Any]) -> list[bytes]:
+def number_texts(values: NDArray[Any]) -> list[bytes]:
     """Each number as JSON, in row-major order."""
     return orjson.dumps(values.ravel(), option=orjson.OPT_SERIALIZE_NUMPY)[1:-1].split(b",")
 

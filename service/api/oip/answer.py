@@ -1,6 +1,8 @@
 """The body of an Open Inference Protocol V2 answer, made from scores."""
 
-from typing import Any, TypeAlias
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import orjson
@@ -9,39 +11,129 @@ from numpy.typing import NDArray
 from service.api.oip.request import HEADER_LENGTH, InferRequest, Requested
 from service.batching.queue import Entry
 from service.batching.run import MAX_GRAPH_TOP_K
-from service.classifier import RowSettings, ranked, warnings_of
+from service.classifier import RowSettings, check_top_k, ranked, warnings_of
 from service.contract.bundle import Bundle
 from service.priors.rule import best
+from service.wire.ranked import number_texts
 from service.wire.tensors import encode_binary, encode_json
 
 Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
+"""Body, media type and headers."""
+
+_NUMBERS = {"class_index": "INT64", "class_probability": "FP32"}
+_MAX_PLANS = 16
 
 
-def classes_of(outputs: list[Requested], top_k: int, bundle: Bundle) -> dict[str, int]:
-    """The number of classes of each ranked output, by the output's name.
+class Plan(NamedTuple):
+    """What the outputs of a request need, for one model's number of classes and one top_k."""
 
-    A number above the model's stands for all classes, which is what Triton does.
-    """
-    found = {}
+    classes: dict[str, int]
+    """The number of classes of each ranked output, by the output's name."""
+    top_k: int
+    """Classes that the graph must rank."""
+    full: bool
+    """Whether the graph must give all classes of a row."""
+    columns: tuple[tuple[str, bool, int], ...] | None
+    """(name, whether binary, numbers a row) of each output; None unless all are plain numbers."""
+
+
+def plan_of(asked: InferRequest, top_k: int | None, num_classes: int) -> Plan:
+    """The plan of a request, which is kept with its header. Raises InvalidParameter."""
+    plan = asked.plans.get((top_k, num_classes))
+    if plan is None:
+        plan = _plan(asked.outputs, check_top_k(top_k, num_classes), num_classes)
+        if len(asked.plans) < _MAX_PLANS:
+            asked.plans[top_k, num_classes] = plan
+    return plan
+
+
+def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
+    """A number of classes above the model's stands for all of them, which is what Triton does."""
+    classes = {}
+    full, are_numbers = False, True
     for each in outputs:
         if each.classes is not None:
-            found[each.name] = min(each.classes, len(bundle.class_names))
+            classes[each.name] = min(each.classes, num_classes)
         elif each.name.startswith("class_"):
-            found[each.name] = top_k
-    return found
+            classes[each.name] = top_k
+        k = classes.get(each.name)
+        full = full or k is None or each.name.endswith("logits") or k > MAX_GRAPH_TOP_K
+        are_numbers = are_numbers and (k is None or each.name in _NUMBERS)
+    columns = None
+    if are_numbers:
+        columns = tuple((o.name, o.binary, classes.get(o.name, num_classes)) for o in outputs)
+    return Plan(classes, max(classes.values(), default=1), full, columns)
 
 
-def is_full(output: Requested, k: dict[str, int]) -> bool:
-    """Whether the output needs all classes of a row from the graph."""
-    return (
-        output.name not in k or output.name.endswith("logits") or k[output.name] > MAX_GRAPH_TOP_K
+def encoded_together(
+    entries: Sequence[Entry], columns: tuple[tuple[str, bool, int], ...]
+) -> list[Encoded]:
+    """The answers to requests with the same outputs, plain numbers, and one tau and prior each.
+
+    Each number of the batch is written once, and each answer takes its own.
+    """
+    outputs, begin, stop = entries[0].outputs, entries[0].start, entries[-1].stop
+    found = []
+    for name, is_binary, k in columns:
+        if name in _NUMBERS:
+            ranks = ranked(outputs, slice(begin, stop), k)
+            values: NDArray[Any] = ranks[0] if name == "class_index" else ranks[1]
+        else:
+            values = getattr(outputs, name)[begin:stop]
+        found.append(encode_binary(values) if is_binary else number_texts(values))
+    return [_joined(entry, columns, found, entry.start - begin) for entry in entries]
+
+
+def _joined(
+    entry: Entry,
+    columns: tuple[tuple[str, bool, int], ...],
+    found: Sequence[bytes | list[bytes]],
+    first: int,
+) -> Encoded:
+    """One answer; `first` is the place of its first row among the rows of `found`."""
+    asked, rows = entry.ask, entry.stop - entry.start
+    bundle, settings = asked.model.bundle, asked.settings
+    texts, tensors = [], []
+    for (name, _, k), values in zip(columns, found, strict=True):
+        if isinstance(values, bytes):
+            width = k * (8 if name == "class_index" else 4)
+            tensors.append(values[first * width : (first + rows) * width])
+        else:
+            texts.append(b",".join(values[first * k : (first + rows) * k]))
+    identity = asked.infer.id
+    header = _form(bundle.name, bundle.version, columns, rows) % (
+        b"" if identity is None else b',"id":' + orjson.dumps(identity),
+        orjson.dumps(_parameters(bundle, settings)),
+        *texts,
     )
+    if not tensors:
+        return header, b"application/json", ()
+    length = (HEADER_LENGTH, b"%d" % len(header))
+    return b"".join([header, *tensors]), b"application/octet-stream", (length,)
+
+
+@lru_cache(maxsize=256)
+def _form(model: str, version: int, columns: tuple[tuple[str, bool, int], ...], rows: int) -> bytes:
+    """The JSON of an answer as a bytes format: for the id, the parameters, the JSON outputs."""
+    parts = [orjson.dumps({"model_name": model, "model_version": str(version)})[:-1]]
+    parts[0] = parts[0].replace(b"%", b"%%") + b'%b,"parameters":%b,"outputs":['
+    described = []
+    for name, is_binary, k in columns:
+        datatype = _NUMBERS.get(name, "FP32")
+        entry: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [rows, k]}
+        if is_binary:
+            width = 8 if name == "class_index" else 4
+            entry["parameters"] = {"binary_data_size": rows * k * width}
+            described.append(orjson.dumps(entry))
+        else:
+            described.append(orjson.dumps(entry)[:-1] + b',"data":[%b]}')
+    return b"".join([*parts, b",".join(described), b"]}"])
 
 
 def encoded(
     asked: InferRequest, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
 ) -> Encoded:
-    """(body, media type, headers) of an answer: JSON, with the binary outputs behind it."""
+    """An answer with any outputs and settings: JSON, with the binary outputs behind it."""
     described, tensors = [], []
     for output in asked.outputs:
         values, shape, datatype = _values(output, bundle, scored, k)
@@ -55,7 +147,7 @@ def encoded(
     document: dict[str, Any] = {"model_name": bundle.name, "model_version": str(bundle.version)}
     if asked.id is not None:
         document["id"] = asked.id
-    document["parameters"] = _told(bundle, settings)
+    document["parameters"] = _parameters(bundle, settings)
     document["outputs"] = described
     header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
     if not tensors:
@@ -64,25 +156,40 @@ def encoded(
     return b"".join([header, *tensors]), b"application/octet-stream", (length,)
 
 
-def _told(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
+def _parameters(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
     """The tau and priors of an answer; the protocol allows strings, numbers and booleans only."""
-    told: dict[str, Any] = {}
+    tau, revision = settings.tau, settings.revisions[0]
+    if settings.prior_of_row is None and isinstance(tau, float):
+        found: dict[str, Any] = {
+            "tau": tau,
+            "prior": revision.name or "inline",
+            "prior_revision": revision.revision,
+        }
+        if warnings := warnings_of(bundle, revision, tau):
+            found["warnings"] = "; ".join(warnings)
+        return found
+    return _by_row(bundle, settings)
+
+
+def _by_row(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
+    """The parameters of an answer whose rows differ in tau or prior."""
+    found: dict[str, Any] = {}
     if isinstance(settings.tau, float):
-        told["tau"] = settings.tau
+        found["tau"] = settings.tau
     if settings.prior_of_row is None:
         revision = settings.revisions[0]
-        told["prior"] = revision.name or "inline"
-        told["prior_revision"] = revision.revision
+        found["prior"] = revision.name or "inline"
+        found["prior_revision"] = revision.revision
     else:
         names = (f"{each.name or 'inline'}@{each.revision}" for each in settings.revisions)
-        told["priors"] = ", ".join(names)
+        found["priors"] = ", ".join(names)
     largest = settings.tau if isinstance(settings.tau, float) else float(settings.tau.max())
     warnings = dict.fromkeys(
         text for each in settings.revisions for text in warnings_of(bundle, each, largest)
     )
     if warnings:
-        told["warnings"] = "; ".join(warnings)
-    return told
+        found["warnings"] = "; ".join(warnings)
+    return found
 
 
 def _values(

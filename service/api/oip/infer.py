@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from service.api.content import DEAR_BYTES, decoded, in_pool, is_large
 from service.api.edge.request import Answer, Later, Request
-from service.api.oip.answer import classes_of, encoded, is_full
+from service.api.oip.answer import Plan, encoded, encoded_together, plan_of
 from service.api.oip.request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
-from service.classifier import Classifier, RowSettings, check_top_k
+from service.classifier import Classifier, RowSettings
 from service.contract.bundle import Bundle
 from service.priors.revisions import RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
@@ -42,8 +42,7 @@ class Asked(NamedTuple):
     model: ServedModel
     infer: InferRequest
     settings: RowSettings
-    classes: dict[str, int]
-    """How many classes each ranked output has, by the output's name."""
+    plan: Plan
 
 
 class _Read(NamedTuple):
@@ -179,22 +178,18 @@ class Infer:
         settings: RowSettings,
         parameters: Parameters,
     ) -> Asked:
-        bundle = model.bundle
-        top_k = check_top_k(parameters.top_k, len(bundle.class_names))
-        return Asked(request, model, infer, settings, classes_of(infer.outputs, top_k, bundle))
+        plan = plan_of(infer, parameters.top_k, len(model.bundle.class_names))
+        return Asked(request, model, infer, settings, plan)
 
     def _queue(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline, reply: Reply) -> None:
-        classes = asked.classes
-        full = False
-        for output in asked.infer.outputs:
-            full = full or is_full(output, classes)
+        plan = asked.plan
         work = self._classifier.admit_rows(
             asked.model,
             inputs,
             asked.settings,
-            top_k=max(classes.values(), default=1),
+            top_k=plan.top_k,
             deadline=deadline,
-            full=full,
+            full=plan.full,
         )
         asked.model.batcher.put(Entry(work, caller=asked.request, reply=reply, ask=asked))
 
@@ -202,15 +197,32 @@ class Infer:
 
     def encode(self, entries: Sequence[Entry]) -> list[Answer]:
         """The answers to requests that were scored together."""
-        found = []
+        first: Asked = entries[0].ask
+        columns, outputs = first.plan.columns, entries[0].outputs
         for entry in entries:
-            asked: Asked = entry.ask
-            bundle = asked.model.bundle
-            body, content_type, headers = encoded(
-                asked.infer, bundle, asked.settings, entry, asked.classes
-            )
-            found.append(Answer(body, _facts(asked, entry), content_type, headers))
-        return found
+            settings = entry.ask.settings
+            if (
+                columns is None
+                or entry.ask.plan.columns != columns
+                or entry.outputs is not outputs
+                or settings.prior_of_row is not None
+                or not isinstance(settings.tau, float)
+            ):
+                return [_encoded(entry) for entry in entries]
+        answers = []
+        found = encoded_together(entries, columns) if columns else []
+        for entry, (body, content_type, headers) in zip(entries, found, strict=True):
+            answers.append(Answer(body, _facts(entry.ask, entry), content_type, headers))
+        return answers
+
+
+def _encoded(entry: Entry) -> Answer:
+    """The answer to one request, whatever its outputs and settings are."""
+    asked: Asked = entry.ask
+    body, content_type, headers = encoded(
+        asked.infer, asked.model.bundle, asked.settings, entry, asked.plan.classes
+    )
+    return Answer(body, _facts(asked, entry), content_type, headers)
 
 
 class _Rows:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +43,8 @@ class InferRequest:
     parameters: Parameters
     id: str | None = None
     timeout_seconds: float | None = None
+    plans: dict[tuple[int | None, int], Any] = field(default_factory=dict)
+    """What its outputs need, by (top_k, number of classes); shared by requests with one header."""
 
 
 def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRequest:
@@ -72,7 +74,9 @@ def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRe
         inputs[tensor.name] = tensor
     if offset != len(body):
         raise Malformed(f"{len(body) - offset} bytes follow the last input's binary data")
-    return InferRequest(inputs, found.outputs, found.parameters, found.id, found.timeout_seconds)
+    return InferRequest(
+        inputs, found.outputs, found.parameters, found.id, found.timeout_seconds, found.plans
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,7 @@ class _Header:
     parameters: Parameters
     id: str | None
     timeout_seconds: float | None
+    plans: dict[tuple[int | None, int], Any] = field(default_factory=dict)
 
 
 _MAX_KEPT = 2048
