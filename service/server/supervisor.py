@@ -49,7 +49,8 @@ class _Ending:
     refused: bool = False
     served_seconds: float | None = None
     """How long it served; None when it never did."""
-    process: str = "no process"
+    pid: int | None = None
+    """None where no process could be started."""
 
     @property
     def replaces(self) -> str:
@@ -112,17 +113,22 @@ class _Supervisor:
                 return DONE if ending.status == DONE or served is None else FAILED
             failed_starts = 0 if served is not None else failed_starts + 1
             if not self._announced and (ending.refused or failed_starts == MAX_FAILED_STARTS):
-                raise WillNotStart(ending.reason)
+                raise WillNotStart(
+                    ending.reason if ending.pid else f"worker {slot} {ending.reason}"
+                )
             steady = served is not None and served > STEADY_SECONDS
             delay = 0.0 if steady else min(MAX_DELAY_SECONDS, max(FIRST_DELAY_SECONDS, 2 * delay))
-            logger.error(
-                "worker %d (%s) has ended: %s; the next one starts in %g s",
-                slot,
-                ending.process,
-                ending.reason,
-                delay,
-            )
-            replaces = ending.replaces if ending.process != "no process" else replaces
+            if ending.pid is None:
+                logger.error("worker %d %s; trying again in %g s", slot, ending.reason, delay)
+            else:
+                replaces = ending.replaces
+                logger.error(
+                    "worker %d (process %d) has ended: %s; the next one starts in %g s",
+                    slot,
+                    ending.pid,
+                    ending.reason,
+                    delay,
+                )
             await self._pause(delay)
         return DONE
 
@@ -131,7 +137,7 @@ class _Supervisor:
         try:
             worker = await self._start(slot, replaces)
         except (OSError, RuntimeError) as error:  # no descriptor, process, thread or interpreter
-            return _Ending(f"it could not be started: {error}")
+            return _Ending(f"could not be started: {error}")
         try:
             status = await self._attend(worker)
         except Exception as error:
@@ -153,7 +159,7 @@ class _Supervisor:
             status=status,
             refused=worker.refused is not None,
             served_seconds=None if ready_at is None else time.monotonic() - ready_at,
-            process=f"process {worker.pid}",
+            pid=worker.pid,
         )
 
     async def _start(self, slot: int, replaces: str) -> WorkerProcess:
