@@ -5,7 +5,7 @@ import os
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from service.api.edge.access import is_loopback
+from service.api.edge.access import check_exposure, is_loopback
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.observe.run_folder import RunFolder, new_run
 from service.server.app import Service
@@ -20,12 +20,12 @@ class Application:
     """The whole service behind the ASGI interface: uvicorn, granian, hypercorn or Ray can serve it.
 
     The server's lifespan starts and stops it. Where there is no lifespan (a mounted application),
-    await `start` and `stop`. It handles no signals, binds no port but `--metrics-port`, and changes
-    nothing of the process: not the collector, the interpreter's switch interval, the allocator or
-    the logging. A hang turns liveness red and does not end the process.
+    await `start` and `stop`. It handles no signals, binds no ports but `--metrics-port` and
+    `--grpc-port`, and changes nothing of the process: not the collector, the interpreter's switch
+    interval, the allocator or the logging. A hang turns liveness red and does not end the process.
 
-    The settings `host`, `port`, `workers` and `drain_seconds` belong to the server and are not
-    used. Without keys, only requests that arrive on a loopback address or a Unix socket are
+    `port`, `workers` and `drain_seconds` belong to the server and are not used, nor is `host` but
+    for those two ports. Without keys, only requests that arrive on a loopback address or a Unix socket are
     answered, unless `allow_anonymous` is set. With several processes, each has models of its own.
     """
 
@@ -56,6 +56,7 @@ class Application:
         try:
             root = self._resources.enter_context(new_run())
             service = Service(self.settings, RunFolder(root), owns_process=False)
+            self._check_own_ports(service)
             try:
                 await service.start()
             except BaseException:
@@ -96,6 +97,16 @@ class Application:
                 await self.stop()
                 await send({"type": "lifespan.shutdown.complete"})
                 return
+
+    def _check_own_ports(self, service: Service) -> None:
+        """Raise ExposedWithoutKeys for a port that the application itself binds."""
+        settings = self.settings
+        if settings.metrics_port or settings.grpc_port:
+            check_exposure(
+                settings.host,
+                has_keys=not service.access.open_to_all,
+                allow_anonymous=settings.allow_anonymous,
+            )
 
     def _refusal(self, scope: Message) -> Problem | None:
         if self._service is None:

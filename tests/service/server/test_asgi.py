@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import gc
 import json
 import logging
@@ -15,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.api.edge.access import ExposedWithoutKeys
 from service.keys import make_key
 from service.repository.repository import Repository
 from service.server import create_app
@@ -231,6 +233,13 @@ def test_keys_and_a_wish_for_none_open_the_service_to_others(settings, models, t
     everybody = create_app(Settings(**given, allow_anonymous=True))
     ((status, _),) = run(everybody, ("GET", "/models"), server=("10.0.0.5", 80))
     assert status == 200
+
+
+@pytest.mark.parametrize("port", ["metrics_port", "grpc_port"])
+def test_a_port_of_its_own_is_not_bound_for_others_without_keys(settings, port):
+    given = dataclasses.replace(settings, host="0.0.0.0", **{port: 1})
+    with pytest.raises(ExposedWithoutKeys):
+        asyncio.run(create_app(given).start())
 
 
 def test_it_changes_nothing_of_the_process(settings):
