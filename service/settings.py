@@ -162,6 +162,9 @@ class Settings:
     webhook_secret: str = _setting(
         "", "key of the webhook's HMAC signature; give it as a variable, not as a flag"
     )
+    no_calibrated_source: bool = _setting(
+        False, "adjust models with their class_counts, not with the source prior they measured"
+    )
     recent_rows: int = _setting(
         4096,
         "recent answers of a model whose logits are kept, for previews and estimates; 0: none",

@@ -63,6 +63,7 @@ def _summary(by_version: Any) -> dict[str, Any]:
         "default_tau": bundle.tau,
         "loss_tau": bundle.loss_tau,
         "temperature": bundle.temperature,
+        "source": "class_counts" if bundle.calibrated_log_source is None else "calibrated",
         "provider": newest.graph.provider,
     }
 

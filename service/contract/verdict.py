@@ -83,6 +83,8 @@ class Assessment:
     bbse_distance: float | None
     """L1 distance from the estimate of the confusion matrix, a cross-check."""
     gain: Gain
+    calibrated: bool = False
+    """Whether an estimation block was used."""
 
     def evidence(self) -> dict[str, Any]:
         """The numbers behind the verdict, ready for JSON."""
@@ -158,6 +160,7 @@ def assess(
         self_test=self_test,
         bbse_distance=bbse,
         gain=gain_of(ratios, estimate, candidate=candidate, current=target),
+        calibrated=calibration is not None,
     )
 
 

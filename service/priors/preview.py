@@ -6,16 +6,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, log_target_prior, softmax
-from service.contract.label_shift import NotConverged, PriorEstimate, em_prior, estimate_prior
+from service.contract.bundle import Bundle
+from service.contract.label_shift import NotConverged, em_prior
 from service.contract.prior import Prior
+from service.contract.verdict import Assessment, assess, may_adopt
 from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_shannon
 
-MIN_ROWS_TO_ESTIMATE = 100
+_FEWEST_EM_ROWS = 100
 _EM_CELLS = 400_000
+_ESTIMATE_CELLS = 2_000_000
 
 
 class TooLittleTraffic(ValueError):
     """There are too few recent logits for an answer."""
+
+
+class NotAdoptable(ValueError):
+    """An estimate that the rule for adopting refuses; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -78,23 +85,57 @@ def preview(
     return Preview(len(logits), changed / len(logits), *outcomes)
 
 
-def estimate(logits: NDArray[np.float32], *, temperature: float, prior: Prior) -> PriorEstimate:
-    """Estimate the class prior of the traffic, with intervals.
+def estimate(
+    logits: NDArray[np.float32], *, bundle: Bundle, prior: Prior, capacity: int
+) -> Assessment:
+    """Estimate the class prior of the traffic and judge the estimate.
 
-    Only the source prior of `prior` is used. Raises TooLittleTraffic for fewer than
-    MIN_ROWS_TO_ESTIMATE rows, and when the estimate does not converge.
+    The model's estimation block calibrates it, unless the prior names label frequencies of its own.
+    capacity: the most rows that can be kept. Raises TooLittleTraffic when no row is kept.
     """
-    if len(logits) < MIN_ROWS_TO_ESTIMATE:
+    if len(logits) == 0:
         raise TooLittleTraffic(
-            f"{len(logits)} recent rows are kept; an estimate needs {MIN_ROWS_TO_ESTIMATE} or more"
+            "no recent rows are kept, so there is nothing to estimate from: send traffic first"
         )
     assert prior.log_source is not None
-    try:
-        return estimate_prior(
-            _thinned(logits), temperature=temperature, log_source=prior.log_source
-        )
-    except NotConverged as error:
-        raise TooLittleTraffic(str(error)) from error
+    block = bundle.estimation
+    if block is not None and not block.calibrates_every_class:
+        block = None
+    if not prior.calibrated and bundle.calibrated_log_source is not None:
+        block = None  # the prior has its own label frequencies
+    most = max(1, _ESTIMATE_CELLS // logits.shape[1])
+    return assess(
+        logits[:: -(-len(logits) // most)],
+        temperature=bundle.temperature,
+        log_source=prior.log_source if block is None else block.log_source,
+        current=prior.target,
+        calibration=block,
+        class_frequencies=bundle.class_counts,
+        capacity=capacity,
+    )
+
+
+def check_adoptable(found: Assessment) -> None:
+    """Raise NotAdoptable, with the reason, unless the rule for adopting an estimate allows it."""
+    reason = may_adopt(found)
+    if reason is not None:
+        raise NotAdoptable(f"the estimate is not adopted: {reason}")
+
+
+def evidence_note(found: Assessment) -> str:
+    """What an adopted estimate rests on, for the note of its revision."""
+    parts = [
+        f"adopted estimate of {found.estimate.n} rows worth {found.estimate.effective_n:.0f}",
+        f"verdict {found.verdict}",
+        f"gain {100 * found.gain.mean:.2f} points (at least {100 * found.gain.low:.2f})",
+        f"step L1 {found.step:.3f}",
+    ]
+    if found.self_test is not None:
+        parts.append(f"self-test {found.self_test:.3f}")
+    if found.misfit is not None:
+        parts.append(f"misfit p {found.misfit.p:.2g}")
+    reason = may_adopt(found)
+    return "; ".join(parts if reason is None else [*parts, f"forced although {reason}"])
 
 
 class _Sums:
@@ -146,5 +187,5 @@ def _traffic_rule(logits: NDArray[np.float32], temperature: float, *priors: Prio
 
 def _thinned(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Every k-th row, few enough for expectation maximisation to finish within seconds."""
-    most = max(MIN_ROWS_TO_ESTIMATE, _EM_CELLS // logits.shape[1])
+    most = max(_FEWEST_EM_ROWS, _EM_CELLS // logits.shape[1])
     return logits[:: -(-len(logits) // most)]

@@ -54,6 +54,7 @@ class Loader:
     the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of the
     queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below this
     cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent logits.
+    calibrated_source: whether models with an estimation block are adjusted with it.
     metrics: where versions are counted. tracer_of: the tracer of a version; None: no traces.
     """
 
@@ -67,6 +68,7 @@ class Loader:
     inline_seconds: float
     recent_rows: int
     recent_bytes: int
+    calibrated_source: bool
     metrics: Metrics
     tracer_of: Callable[[Bundle], Tracer] | None = None
 
@@ -75,6 +77,8 @@ class Loader:
         model.
         """
         bundle = load_bundle(folder)
+        if not self.calibrated_source:
+            bundle = bundle.without_calibrated_source()
         if bundle.input.kind == "image":
             import_module("service.wire.images")  # imports Pillow now and not during a request
         graph = graphs.open_graph(

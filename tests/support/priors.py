@@ -1,6 +1,7 @@
 """Model descriptions without a graph, and Priors that follow a store."""
 
 import contextlib
+from typing import Any
 
 from service.contract.bundle import Bundle
 from service.priors.priors import Priors
@@ -15,6 +16,7 @@ def make_bundle(
     class_counts: tuple[float, ...] | None = (100.0, 50.0, 5.0),
     loss_tau: float = 0.0,
     temperature: float = 1.0,
+    estimation: dict[str, Any] | None = None,
 ) -> Bundle:
     return Bundle.model_validate(
         {
@@ -28,6 +30,7 @@ def make_bundle(
             "input": {"name": "x", "kind": "tensor", "shape": [None, 4], "dtype": "float32"},
             "output": {"name": "y", "kind": "logits"},
             "files": {"model.onnx": "0" * 64},
+            "estimation": estimation,
         }
     )
 

@@ -1,11 +1,12 @@
 """What a candidate prior would change in recent traffic, and which prior the traffic suggests."""
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import Path, Request, Response
+from fastapi import Path, Query, Request, Response
 
 from service.api.edge.errors import Problem
 from service.api.edge.json_body import read_json
@@ -13,15 +14,20 @@ from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.contract.verdict import Assessment
 from service.priors import caution
 from service.priors.preview import TooLittleTraffic, estimate, preview
 from service.priors.priors import Priors
-from service.priors.recent import LogitReservoir
+from service.priors.recent import LogitReservoir, Sample
 from service.priors.revisions import PriorRevision, UnknownPrior
 from service.priors.rule import Rule, source_warnings
 
 _MAX_WAITING = 4
 Name = Annotated[str, Path(description="A prior's name")]
+Window = Annotated[
+    str | None,
+    Query(description="which recent rows: `600s` for a time, `2000` for the newest; default all"),
+]
 
 
 class Flips(NamedTuple):
@@ -100,26 +106,49 @@ class Insight:
         )
         return Response(view.model_dump_json(), media_type="application/json")
 
-    async def estimate(self, request: Request, name: Name) -> Response:
-        """Estimate the class prior of recent traffic, with intervals. Nothing applies it."""
+    async def estimate(self, request: Request, name: Name, window: Window = None) -> Response:
+        """Estimate the class prior of recent traffic, with intervals and a verdict.
+
+        Nothing applies it. `candidate` is the estimate, pulled toward the target in force.
+        """
         bundle = self._bundle(request)
+        sample, found = await self.assess(bundle, name, window)
+        view = views.estimate_view(
+            bundle,
+            sample,
+            found,
+            base=self.base(bundle, name),
+            warnings=list(source_warnings(bundle)),
+        )
+        return Response(view.model_dump_json(), media_type="application/json")
+
+    async def assess(
+        self, bundle: Bundle, name: str, window: str | None
+    ) -> tuple[Sample, Assessment]:
+        """The estimate for a prior from recent rows, and the rows."""
+        limits = _window(window)
         reservoir = self._reservoir(bundle)
         current = self._in_force(bundle, name)
         if current.prior.log_source is None:
             raise UnknownLabelFrequencies(
                 "an estimate needs label frequencies, and neither the prior nor the model has any"
             )
-        sample = await asyncio.to_thread(reservoir.sample)
+        sample = await asyncio.to_thread(reservoir.sample, **limits)
         async with self._my_turn():
             found = await asyncio.to_thread(
-                estimate, sample.logits, temperature=bundle.temperature, prior=current.prior
+                estimate,
+                sample.logits,
+                bundle=bundle,
+                prior=current.prior,
+                capacity=reservoir.capacity,
             )
+        return sample, found
+
+    def base(self, bundle: Bundle, name: str) -> PriorBody:
+        """The stored body of the prior in force, whose target an estimate replaces."""
+        current = self._in_force(bundle, name)
         entry = self._priors.newest(bundle.name, current.name or name)
-        base = entry.body if entry is not None and entry.body is not None else PriorBody()
-        view = views.estimate_view(
-            bundle, sample, found, base=base, warnings=list(source_warnings(bundle))
-        )
-        return Response(view.model_dump_json(), media_type="application/json")
+        return entry.body if entry is not None and entry.body is not None else PriorBody()
 
     async def flips(
         self, bundle: Bundle, name: str, candidate: PriorRevision, *, force: bool
@@ -214,3 +243,17 @@ class Insight:
 def _default_tau(bundle: Bundle, revision: PriorRevision) -> float:
     """The tau of requests that name none; 0 where nothing can be adjusted."""
     return 0.0 if revision.offset is None else bundle.tau
+
+
+def _window(text: str | None) -> dict[str, Any]:
+    """The arguments of LogitReservoir.sample for a window. Raises Problem."""
+    if text is None:
+        return {}
+    found = re.fullmatch(r"([1-9][0-9]{0,8})(s?)", text)
+    if found is None:
+        raise Problem(
+            "malformed",
+            f"window is '{text[:20]}'; expected seconds, as in 600s, or rows, as in 2000",
+        )
+    number = int(found[1])
+    return {"max_age": float(number)} if found[2] else {"newest": number}

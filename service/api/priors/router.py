@@ -143,7 +143,15 @@ def router(
         insight.estimate,
         role="observe",
         answer=views.EstimateView,
-        problems=("conflict", "overloaded"),
+        problems=("malformed", "conflict", "overloaded"),
+    )
+    add(
+        "POST",
+        "/priors/{name}/estimate/adopt",
+        prior.adopt,
+        role="operate",
+        answer=views.PriorView,
+        problems=(*judged, "overloaded", "not-adoptable"),
     )
     return routes
 

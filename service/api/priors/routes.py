@@ -10,11 +10,12 @@ from pydantic import BaseModel
 from service.api.edge.access import audit
 from service.api.edge.json_body import read_json, read_object
 from service.api.priors import views
-from service.api.priors.insight import Flips, Insight
+from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, parse_prior
 from service.priors.changes import AddCounts
+from service.priors.preview import check_adoptable, evidence_note
 from service.priors.priors import Priors
 from service.priors.revisions import (
     BUILT_IN,
@@ -134,6 +135,33 @@ class PriorRoutes:
             bundle, name, revision, by=request.state.by, note=_note(body), condition=condition
         )
         return await self._written(request, "rollback", bundle, written, to=revision)
+
+    async def adopt(
+        self,
+        request: Request,
+        name: Name,
+        window: Window = None,
+        force: Force = False,  # noqa: FBT002
+    ) -> Response:
+        """Store the estimate of recent traffic as the target, where the rule allows it.
+
+        The verdict must be usable, the step larger than the error of the self-test, and the
+        expected gain sure. The note of the revision holds the evidence. `force` overrules.
+        """
+        bundle = self._bundle(request)
+        condition = condition_of(request, required=self._require_if_match)
+        check_prior_name(name)
+        _, found = await self._insight.assess(bundle, name, window)
+        if not force:
+            check_adoptable(found)
+        base, note = self._insight.base(bundle, name), evidence_note(found)
+        body = views.candidate_body(bundle, found, base=base, note=note)
+        candidate = await asyncio.to_thread(resolve, bundle, name, 0, body, None)
+        flips = await self._insight.flips(bundle, name, candidate, force=force)
+        written = await self._priors.put(
+            bundle, name, body, by=request.state.by, condition=condition
+        )
+        return await self._written(request, "adopt", bundle, written, flips=flips, force=force)
 
     async def delete(self, request: Request, name: Name) -> Response:
         """Take a prior out of use: it is not listed, and reading it by name is 404 until it is stored again.

@@ -7,8 +7,8 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import Bundle
-from service.contract.label_shift import PriorEstimate
 from service.contract.prior import PriorBody
+from service.contract.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
 from service.priors.recent import Sample
 from service.priors.revisions import PriorRevision, StoredRevision
@@ -146,7 +146,13 @@ class PreviewView(_View):
 
 
 class EstimateView(_View):
-    """The class prior of recent traffic with 95 % intervals; `candidate` can be PUT as it is."""
+    """The class prior of recent traffic with 95 % intervals, class by class.
+
+    `verdict` says whether it can be trusted, `reason` why and what to do, `evidence` holds the
+    numbers behind it. `candidate` is the estimate pulled toward the target in force, with few rows
+    more than with many; it can be PUT as it is. `calibrated` says whether the model's estimation
+    block was used.
+    """
 
     model: str
     version: int
@@ -154,6 +160,10 @@ class EstimateView(_View):
     effective_rows: float
     since: datetime | None
     until: datetime | None
+    verdict: Verdict
+    reason: str
+    evidence: dict[str, Any]
+    calibrated: bool
     target: ByClass
     low: ByClass
     high: ByClass
@@ -247,26 +257,34 @@ def preview_view(
 
 
 def estimate_view(
-    bundle: Bundle, sample: Sample, found: PriorEstimate, *, base: PriorBody, warnings: list[str]
+    bundle: Bundle, sample: Sample, found: Assessment, *, base: PriorBody, warnings: list[str]
 ) -> EstimateView:
-    """An estimate, and `base` with it as the target."""
-    names = bundle.class_names
-    target = dict(zip(names, found.prior.tolist(), strict=True))
-    note = f"estimated from {found.n} rows of recent traffic"
-    candidate = base.model_copy(update={"target": target, "expected": True, "note": note})
+    """An estimate, and `base` with its candidate as the target."""
+    names, estimate = bundle.class_names, found.estimate
+    note = f"estimated from {estimate.n} rows of recent traffic; verdict {found.verdict}"
     return EstimateView(
         model=bundle.name,
         version=bundle.version,
-        rows=found.n,
-        effective_rows=found.effective_n,
+        rows=estimate.n,
+        effective_rows=estimate.effective_n,
         since=sample.since,
         until=sample.until,
-        target=target,
-        low=dict(zip(names, found.low.tolist(), strict=True)),
-        high=dict(zip(names, found.high.tolist(), strict=True)),
+        verdict=found.verdict,
+        reason=found.reason,
+        evidence=found.evidence(),
+        calibrated=found.calibrated,
+        target=dict(zip(names, estimate.prior.tolist(), strict=True)),
+        low=dict(zip(names, estimate.low.tolist(), strict=True)),
+        high=dict(zip(names, estimate.high.tolist(), strict=True)),
         warnings=warnings,
-        candidate=candidate.model_dump(mode="json"),
+        candidate=candidate_body(bundle, found, base=base, note=note).model_dump(mode="json"),
     )
+
+
+def candidate_body(bundle: Bundle, found: Assessment, *, base: PriorBody, note: str) -> PriorBody:
+    """`base` with the candidate of an estimate as its target."""
+    target = dict(zip(bundle.class_names, found.candidate.tolist(), strict=True))
+    return base.model_copy(update={"target": target, "expected": True, "note": note})
 
 
 def _classes(bundle: Bundle, before: Outcome, after: Outcome) -> list[PreviewClass]:

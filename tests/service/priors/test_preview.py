@@ -3,8 +3,16 @@
 import numpy as np
 import pytest
 
+from service.contract.bundle import Bundle
 from service.contract.prior import PriorBody, resolve_prior
-from service.priors.preview import TooLittleTraffic, estimate, preview
+from service.priors.preview import (
+    NotAdoptable,
+    TooLittleTraffic,
+    check_adoptable,
+    estimate,
+    evidence_note,
+    preview,
+)
 from service.priors.rule import Rule, jensen_shannon
 
 NAMES = ["a", "b", "c"]
@@ -89,17 +97,85 @@ def test_the_divergence_is_zero_for_equals_and_log_two_for_strangers():
     assert jensen_shannon(p, q) == jensen_shannon(q, p)
 
 
+def bundle(**changes):
+    fields = {
+        "format_version": 1,
+        "name": "m",
+        "version": 1,
+        "class_names": NAMES,
+        "class_counts": [100, 50, 5],
+        "loss_tau": 0.0,
+        "input": {"name": "x", "kind": "tensor", "shape": [None, 3], "dtype": "float32"},
+        "output": {"name": "logits", "kind": "logits"},
+        "files": {"model.onnx": "0"},
+    }
+    return Bundle.model_validate(fields | changes)
+
+
+def calibrated(class_counts=(500, 500, 500)):
+    return bundle(
+        estimation={
+            "calibration": "none",
+            "temperature": 1.0,
+            "bias": [0.0] * 3,
+            "source_prior": [100 / 155, 50 / 155, 5 / 155],
+            "validation": {"rows": 1500, "class_counts": list(class_counts)},
+        }
+    )
+
+
+def estimated(logits, model, **body):
+    found = resolve_prior(
+        PriorBody(**body),
+        class_names=NAMES,
+        class_counts=model.class_counts,
+        loss_tau=0.0,
+        calibrated_log_source=model.calibrated_log_source,
+    )
+    return estimate(logits, bundle=model, prior=found, capacity=4096)
+
+
 def test_the_prior_of_the_traffic_is_found_whatever_the_target():
     truth = (0.1, 0.2, 0.7)
     _, logits = traffic(truth=truth)
-    found = estimate(logits, temperature=1.0, prior=prior([8.0, 1.0, 1.0]))
-    assert np.abs(found.prior - truth).max() < 0.04
+    found = estimated(logits, bundle(), target=[8.0, 1.0, 1.0])
+    assert np.abs(found.estimate.prior - truth).max() < 0.04
+    assert found.verdict == "uncalibrated"
 
 
 def test_too_little_traffic_is_told():
-    _, logits = traffic(n=99)
-    with pytest.raises(TooLittleTraffic, match="99"):
-        estimate(logits, temperature=1.0, prior=prior())
+    _, logits = traffic(n=40)
+    assert estimated(logits, calibrated()).verdict == "too_little_traffic"
+    with pytest.raises(TooLittleTraffic, match="send traffic first"):
+        estimated(logits[:0], calibrated())
+
+
+def test_the_block_calibrates_the_estimate_whether_or_not_decisions_use_it():
+    _, logits = traffic()
+    model = calibrated()
+    used, plain = estimated(logits, model), estimated(logits, model.without_calibrated_source())
+    assert used.verdict == plain.verdict == "usable"
+    assert np.array_equal(used.estimate.prior, plain.estimate.prior)
+
+
+def test_a_prior_with_its_own_frequencies_or_a_block_that_lacks_a_class_is_uncalibrated():
+    _, logits = traffic()
+    own = estimated(logits, calibrated(), label_frequencies=[1.0, 1.0, 1.0])
+    assert (own.verdict, own.calibrated) == ("uncalibrated", False)
+    assert estimated(logits, calibrated(class_counts=(500, 500, 0))).verdict == "uncalibrated"
+
+
+def test_only_an_estimate_that_helps_is_adopted_and_the_note_says_what_it_rests_on():
+    _, shifted = traffic(truth=(0.05, 0.15, 0.8))
+    found = estimated(shifted, calibrated(), target="training")
+    check_adoptable(found)
+    assert "verdict usable; gain" in evidence_note(found)
+    assert "forced" not in evidence_note(found)
+    _, same = traffic(truth=(100 / 155, 50 / 155, 5 / 155))
+    stays = estimated(same, calibrated(), target="training")
+    with pytest.raises(NotAdoptable, match="not adopted: the expected gain"):
+        check_adoptable(stays)
+    assert "forced although the expected gain" in evidence_note(stays)
 
 
 def test_a_balanced_error_is_missing_where_no_class_is_expected_once():

@@ -639,8 +639,53 @@ def test_an_estimate_finds_the_prior_of_the_traffic_and_can_be_put(sqlite_url):
             assert view["low"][name] <= view["target"][name] <= view["high"][name]
         assert 0 < view["effective_rows"] <= view["rows"] <= 3000
         assert (await client.get("/priors")).json()["priors"] == []
+        assert (view["verdict"], view["calibrated"]) == ("uncalibrated", False)
+        assert "training calibrate" in view["reason"]
         stored = await client.put("/priors", json=view["candidate"])
         assert (stored.status_code, stored.json()["expected"]) == (201, True)
+        few = (await client.get("/priors/default/estimate?window=29")).json()
+        assert (few["rows"], few["verdict"]) == (29, "too_little_traffic")
+        assert (await client.get("/priors/default/estimate?window=600s")).json()["rows"] == 3000
+        wrong = await client.get("/priors/default/estimate?window=soon")
+        assert (wrong.status_code, wrong.json()["type"]) == (400, "/problems/malformed")
+
+
+def test_an_estimate_is_adopted_only_where_the_rule_allows_it_and_with_its_evidence(sqlite_url):
+    rng = np.random.default_rng(2)
+    source = np.array([100, 50, 5]) / 155
+    block = {
+        "calibration": "none",
+        "temperature": 1.0,
+        "bias": [0.0] * 3,
+        "source_prior": source.tolist(),
+        "validation": {"rows": 1500, "class_counts": [500] * 3},
+    }
+
+    def rows(truth):
+        labels = rng.choice(3, size=3000, p=truth)
+        return 2 * (rng.normal(size=(3000, 3)) + 2 * np.eye(3)[labels]) + np.log(source)
+
+    shifted, same = reservoir_of(rows([0.05, 0.15, 0.8])), reservoir_of(rows(source))
+    bundle = make_bundle(estimation=block)
+
+    @scenario(sqlite_url, bundle, reservoir=shifted)
+    async def _(client):
+        await client.put("/priors", json={"target": "training"})
+        adopted = await client.post("/priors/default/estimate/adopt")
+        assert adopted.status_code == 200
+        view = adopted.json()
+        assert view["revision"] == 2
+        assert view["target"]["lynx"] == pytest.approx(0.8, abs=0.05)
+        assert "verdict usable" in view["note"]
+
+    @scenario(sqlite_url, bundle, reservoir=same)
+    async def _(client):
+        await client.put("/priors", json={"target": "training"})
+        refused = await client.post("/priors/default/estimate/adopt")
+        assert (refused.status_code, refused.json()["type"]) == (409, "/problems/not-adoptable")
+        forced = await client.post("/priors/default/estimate/adopt?force=1")
+        assert forced.status_code == 200
+        assert "forced although" in forced.json()["note"]
 
 
 def test_a_key_must_have_the_role(sqlite_url):
