@@ -145,7 +145,7 @@ class Adjust:
             values = array_of(given, spec, are_numbers=not may_hold_strings(body, b"logits"))
         elif values is None:
             instances = instances_of(document)
-            if isinstance(instances[0], dict):
+            if isinstance(instances[0], dict) and not model.bundle.input.columns:
                 content = Content.of_instances(instances)
             else:
                 are_numbers = not may_hold_strings(body)

@@ -11,6 +11,7 @@ from service.api.edge.request import Request
 from service.batching.pool import Pool
 from service.batching.work import Abandoned, Deadline, DeadlinePassed, Overloaded
 from service.repository.served import ServedModel
+from service.wire.columns import rows_of_columns
 from service.wire.faults import InvalidInput, Malformed
 from service.wire.forms import parse_form
 from service.wire.parameters import NO_PARAMETERS, Parameters, text_parameters
@@ -132,6 +133,19 @@ def is_large(request: Request) -> bool:
     return length > LARGE_BYTES and (
         length > LARGE_ARRAY_BYTES or request.content_type not in _ARRAY_TYPES
     )
+
+
+def instances_of_columns(document: dict[str, Any]) -> list[Any]:
+    """The rows of an `inputs` member, whose columns are lists by name.
+
+    Raises Malformed beside `instances`, or for columns that make no rows.
+    """
+    if "instances" in document:
+        raise Malformed("the body has 'instances' and 'inputs'; expected one of them")
+    rows = rows_of_columns(document["inputs"])
+    if not rows:
+        raise InvalidInput("there are no instances")
+    return rows
 
 
 def instances_of(document: dict[str, Any]) -> list[Any]:

@@ -163,7 +163,7 @@ def _records(given: Any, bundle: Bundle) -> Any:
 
 def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
     """Named tensors: the only one, or columns turned into rows by name."""
-    if len(given) == 1:
+    if len(given) == 1 and not bundle.input.columns:
         return next(iter(given.values()))
     lengths = {name: len(v) if isinstance(v, list) else None for name, v in given.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
@@ -179,6 +179,8 @@ def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
     Raises InvalidInput when the model names no columns, or others: values in the wrong order would
     give wrong answers without a word.
     """
+    if bundle.input.columns:
+        return rows
     data = bundle.provenance.get("data")
     names = data.get("columns") if isinstance(data, dict) else None
     if not isinstance(names, list) or not names:

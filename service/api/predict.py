@@ -17,6 +17,7 @@ from service.api.content import (
     Content,
     in_pool,
     instances_of,
+    instances_of_columns,
     is_large,
 )
 from service.api.edge.request import Answer, Later, Request
@@ -34,7 +35,7 @@ from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json
 
-_MEMBERS = ("instances", "parameters")
+_MEMBERS = ("instances", "inputs", "parameters")
 
 
 class Asked(NamedTuple):
@@ -129,9 +130,11 @@ class Predict:
                 model = self._repository.find(name, parameters.version)
             if inputs is None:
                 instances = document.get("instances")
+                if "inputs" in document:
+                    instances = instances_of_columns(document)
                 if not instances or not isinstance(instances, list):
                     instances = instances_of(document)  # raises, and says why
-                if isinstance(instances[0], dict):
+                if isinstance(instances[0], dict) and not model.bundle.input.columns:
                     content = Content.of_instances(instances)
                 else:
                     are_numbers = not may_hold_strings(body)

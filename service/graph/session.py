@@ -338,9 +338,9 @@ def _stated(spec: InputSpec) -> Sequence[InputSpec]:
 
 def _feeder(bundle: Bundle) -> Callable[[Array], dict[str, Array]]:
     """A function from rows to the graph's own feeds."""
-    if bundle.input.columns:
-        return fields
     name = bundle.input.name
+    if bundle.input.columns or bundle.input.missing:
+        return lambda inputs: {name: inputs} if inputs.dtype.names is None else fields(inputs)
     return lambda inputs: {name: inputs}
 
 

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
+from service.contract.columns import empty_record, records
+from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
 from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
 from service.wire.shown import shape_words, short
@@ -32,6 +34,10 @@ def array_of(
     """
     if spec.kind == "text":
         return _text_instances(instances, spec)
+    if spec.columns:
+        return record_rows(instances, spec, array_of=array_of, first_row=first_row)
+    if spec.missing:
+        instances = with_missing(list(instances))
     try:
         array = np.array(instances) if are_numbers else _array_of_checked(instances, spec)
     except ValueError as error:
@@ -126,6 +132,9 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     """
     if spec.kind == "text":
         return _fitted_text(array, spec)
+    if spec.columns:
+        names = ", ".join(column.name for column in spec.columns)
+        raise InvalidInput(f"the input is one array; the model takes the columns {names}")
     wanted = spec.shape
     shape = array.shape
     if [*shape[1:]] != wanted[1:] and (
@@ -141,6 +150,8 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     if shape[0] == 0:
         raise InvalidInput("there are no instances")
     dtype = _dtype(spec.dtype)
+    if spec.missing:
+        return _fitted_with_missing(array, spec, first_row)
     if array.dtype == dtype:
         flags = array.flags  # bytes of a body lie at any address, and the runtime needs alignment
         return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
@@ -151,6 +162,15 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     if not is_finite(fit):
         raise InvalidInput(f"instance {first_row + rows_not_finite(fit)[0]} {not_finite(dtype)}")
     return fit
+
+
+def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array:
+    """Records of one field, in which nobody looks for NaN: the graph takes it for a missing value."""
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
+    found = cast(array, _dtype(spec.dtype))
+    check_finite_or_missing(found, first_row=first_row)
+    return records({spec.name: found})
 
 
 @lru_cache(maxsize=64)
@@ -227,6 +247,8 @@ def example_input(spec: InputSpec, *, free: int = 1) -> Array:
 
     free: the size of each free dimension.
     """
+    if spec.columns:
+        return empty_record(spec.columns, free=free)
     if spec.kind == "text":
         return text_array([""] * texts_per_row(spec), spec)
     return np.zeros((1, *(free if n is None else n for n in spec.shape[1:])), spec.dtype)

@@ -49,7 +49,7 @@ def numbers_of_json(
     quote = body.find(b'"', begin)
     end, commas = _rows(body, begin, len(body) if quote < 0 else quote, max_rows)
     document = parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
-    if document.get(member) != [] or spec.kind == "text":
+    if document.get(member) != [] or spec.kind in {"text", "columns"}:
         return None
     bounds = np.concatenate([[begin], commas, [end]])
     if len(bounds) == 2 and not bytes(body[begin + 1 : end]).strip(b" \t\r\n"):

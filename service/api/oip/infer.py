@@ -19,7 +19,8 @@ from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
 from service.classifier import Classifier, RowSettings
-from service.contract.bundle import Bundle
+from service.contract.bundle import Bundle, InputSpec
+from service.contract.columns import records
 from service.priors.revisions import RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
 from service.repository.served import ServedModel
@@ -229,17 +230,20 @@ class _Rows:
     """The inputs of a request: the model's own, and optionally tau and prior of each row."""
 
     def __init__(self, asked: InferRequest, bundle: Bundle) -> None:
-        name = bundle.input.name
-        self._extra = {key: tensor for key, tensor in asked.inputs.items() if key != name}
+        specs = bundle.input.columns or (bundle.input,)
+        names = [spec.name for spec in specs]
+        self._extra = {key: tensor for key, tensor in asked.inputs.items() if key not in names}
         for key in self._extra:
             if key not in {_TAU, _PRIOR}:
                 raise InvalidInput(
-                    f"the model has no input '{key[:60]}'; it takes {name}, and optionally {_TAU} "
-                    f"and {_PRIOR} for each row"
+                    f"the model has no input '{key[:60]}'; it takes {', '.join(names)}, and "
+                    f"optionally {_TAU} and {_PRIOR} for each row"
                 )
-        if name not in asked.inputs:
-            raise InvalidInput(f"input '{name}' is missing")
-        self.own, self._spec = asked.inputs[name], bundle.input
+        for name in names:
+            if name not in asked.inputs:
+                raise InvalidInput(f"input '{name}' is missing")
+        self.own, self._spec = asked.inputs[names[0]], bundle.input
+        self._tensors = [asked.inputs[name] for name in names]
         self._count = self.own.shape[0]
         self.are_images = bundle.input.kind == "image" and self.own.datatype == "BYTES"
         if self.are_images:
@@ -247,7 +251,21 @@ class _Rows:
 
     def inputs(self) -> NDArray[Any]:
         """The model's input, where it need not be decoded first."""
-        tensor, spec = self.own, self._spec
+        if not self._spec.columns:
+            return self._array(self.own, self._spec)
+        arrays = {}
+        for tensor, spec in zip(self._tensors, self._spec.columns, strict=True):
+            found = self._array(tensor, spec)
+            arrays[spec.name] = found if found.dtype.names is None else found[spec.name]
+            if tensor.shape[0] != self._count:
+                raise InvalidInput(
+                    f"input '{spec.name}' has {tensor.shape[0]} rows; "
+                    f"'{self.own.name}' has {self._count}"
+                )
+        return records(arrays)
+
+    @staticmethod
+    def _array(tensor: Tensor, spec: InputSpec) -> NDArray[Any]:
         expected = BY_DTYPE[spec.dtype]
         if tensor.datatype != expected:
             also = " or encoded images as BYTES" if spec.kind == "image" else ""

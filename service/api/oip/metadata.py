@@ -85,9 +85,11 @@ def _ready(model: ServedModel) -> dict[str, Any]:
 def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
     classes = len(bundle.class_names)
     optional = {"optional": True}
-    own = _tensor(bundle.input.name, BY_DTYPE[bundle.input.dtype], _shape(bundle.input))
+    specs = bundle.input.columns or (bundle.input,)
+    own = [_tensor(spec.name, BY_DTYPE[spec.dtype], _shape(spec)) for spec in specs]
     if bundle.input.kind == "image":
-        own["parameters"] = {"also": "BYTES [-1, 1]: encoded JPEG, PNG or WebP images"}
+        own[0]["parameters"] = {"also": "BYTES [-1, 1]: encoded JPEG, PNG or WebP images"}
+    names = {spec.name for spec in specs}
     per_row = [
         _tensor("tau", "FP32", [-1, 1], optional),
         _tensor("prior", "BYTES", [-1, 1], optional),
@@ -96,7 +98,7 @@ def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
         "name": bundle.name,
         "versions": [str(each) for each in versions],
         "platform": "onnx_onnxv1",
-        "inputs": [own, *(each for each in per_row if each["name"] != bundle.input.name)],
+        "inputs": [*own, *(each for each in per_row if each["name"] not in names)],
         "outputs": [
             _tensor("probabilities", "FP32", [-1, classes]),
             _tensor("adjusted_logits", "FP32", [-1, classes], optional),

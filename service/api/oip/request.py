@@ -122,6 +122,8 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
     Outputs are answered in binary. The body of a text model is the text, that of an image model an
     encoded image or the tensor. Raises Malformed when the shape leaves open how to read it.
     """
+    if spec.columns:
+        raise Malformed("a raw request holds one input; the model takes several")
     outputs = [Requested("probabilities", binary=True)]
     dtype = DATATYPES[BY_DTYPE[spec.dtype]]
     free = [at for at, n in enumerate(spec.shape) if at and n is None]

@@ -80,14 +80,19 @@ class EncodedImage(_Closed):
 
 
 Instances: TypeAlias = Annotated[
-    list[list[Anything] | float | str | EncodedImage], Field(min_length=1)
+    list[list[Anything] | float | str | EncodedImage | dict[str, Anything]], Field(min_length=1)
 ]
 
 
 class PredictRequest(_Closed):
-    """Rows to classify."""
+    """Rows to classify: instances, or for a model of several inputs its columns by name."""
 
-    instances: Instances
+    model_config = ConfigDict(
+        json_schema_extra={"oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}]}
+    )
+
+    instances: Instances = []
+    inputs: Annotated[dict[str, list[Anything]], Field(min_length=1)] = {}
     parameters: Parameters = Parameters()
 
 
