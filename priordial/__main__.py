@@ -22,6 +22,9 @@ GROUPS = {
         "train": "train, calibrate, compare and publish; the same as the command `training`",
         "score": "answer files of unlabelled rows, as the service would",
     },
+    "set up a shell": {
+        "completion": "print a script that completes verbs and flags in bash, zsh or fish",
+    },
 }
 """Every verb with its line of help, by group."""
 
@@ -65,11 +68,13 @@ def help_text() -> str:
     """The verbs in groups, with a line for each."""
     lines = [USAGE, "", "Serve any ONNX classifier and change its class prior while it runs."]
     for group, verbs in GROUPS.items():
-        lines += ["", f"{group}:", *(f"  {verb:<8} {text}" for verb, text in verbs.items())]
+        lines += ["", f"{group}:", *(f"  {verb:<10} {text}" for verb, text in verbs.items())]
     return "\n".join(lines)
 
 
 def _run(given: list[str]) -> int:
+    if given[0] == "completion":
+        return _completion(given[1:])
     if given[0] in TRAINING:
         from training.__main__ import run
 
@@ -79,6 +84,23 @@ def _run(given: list[str]) -> int:
     from service.__main__ import main as serve
 
     return serve(given, prog="priordial")
+
+
+def _completion(given: list[str]) -> int:
+    from priordial.completion import SHELLS, script, subcommands
+    from service.__main__ import make_parser as service_parser
+    from training.commands.cli import make_parser as training_parser
+
+    if len(given) != 1 or given[0] not in SHELLS:
+        _print(f"usage: priordial completion {'|'.join(SHELLS)}", to_stderr=True)
+        return 2
+    training = training_parser("priordial train")
+    parsers = subcommands(service_parser("priordial")) | {
+        "train": training,
+        "score": subcommands(training)["score"],
+    }
+    _print(script(given[0], parsers))
+    return 0
 
 
 def _unknown(verb: str) -> str:

@@ -3,6 +3,10 @@
 import os
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
 
 from service.server.startup import prepare_process
 
@@ -34,13 +38,13 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m servi
         return FAILED
 
 
-def _run(given: Sequence[str], prog: str) -> int:
+def make_parser(prog: str) -> "argparse.ArgumentParser":
+    """Make the parser of every verb. prog: the command's name."""
     import argparse
 
     from service.commands import priors as prior_commands
     from service.commands.importing import flags as import_flags
-    from service.nearest import did_you_mean
-    from service.settings import InvalidSetting, Settings, add_flags, flags, read_settings
+    from service.settings import add_flags
 
     parser = argparse.ArgumentParser(
         prog=prog, description="Serve classifiers with adjustable class priors."
@@ -61,6 +65,17 @@ def _run(given: Sequence[str], prog: str) -> int:
         verbs.add_parser("check", help="check settings, keys, store, models and priors; no serving")
     )
     add_flags(verbs.add_parser("doctor", help="show what works on this machine, and why not"))
+    return parser
+
+
+def _run(given: Sequence[str], prog: str) -> int:
+    import argparse
+
+    from service.commands import priors as prior_commands
+    from service.nearest import did_you_mean
+    from service.settings import InvalidSetting, Settings, flags, read_settings
+
+    parser = make_parser(prog)
     parsed, unknown = parser.parse_known_args(given)
     if unknown:
         near = did_you_mean(unknown[0].split("=")[0], flags())

@@ -28,7 +28,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
 
     prog: the command's name in its help and its errors.
     """
-    parser = _parser(prog)
+    parser = make_parser(prog)
     given = sys.argv[1:] if arguments is None else list(arguments)
     options = parser.parse_args(given)
     options.command = shlex.join([prog, *given])
@@ -77,7 +77,8 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
         print(result["bundle"])  # noqa: T201 - for scripts
 
 
-def _parser(prog: str) -> argparse.ArgumentParser:
+def make_parser(prog: str) -> argparse.ArgumentParser:
+    """Make the parser of every verb. prog: the command's name."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Train, calibrate and publish classifiers for long-tailed data.",

@@ -1,0 +1,77 @@
+"""Completion scripts of the command `priordial` for bash, zsh and fish."""
+
+import argparse
+import shlex
+from collections.abc import Iterator
+
+SHELLS = ("bash", "zsh", "fish")
+USE = {
+    "bash": "source <(priordial completion bash)",
+    "zsh": "source <(priordial completion zsh)",
+    "fish": "priordial completion fish | source",
+}
+"""How each shell reads its script."""
+
+
+def script(shell: str, parsers: dict[str, argparse.ArgumentParser]) -> str:
+    """The script of one of SHELLS. parsers: each verb with its parser."""
+    words = dict(_words(parsers))
+    text = _fish(words) if shell == "fish" else _bash(words)
+    head = f"# {USE[shell]}\n"
+    return head + ("autoload -U bashcompinit && bashcompinit\n" if shell == "zsh" else "") + text
+
+
+def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parsers of the verbs below a parser."""
+    found: dict[str, argparse.ArgumentParser] = {}
+    for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list them
+        if isinstance(action.choices, dict):
+            found |= action.choices
+    return found
+
+
+def _words(parsers: dict[str, argparse.ArgumentParser]) -> Iterator[tuple[str, list[str]]]:
+    """What may follow a command: its verbs and flags, by the words typed so far."""
+    yield "", sorted([*parsers, "--help", "--version"])
+    for name, parser in parsers.items():
+        below = subcommands(parser)
+        yield name, [*sorted(below), *_flags(parser)]
+        for verb, one in below.items():
+            yield f"{name} {verb}", _flags(one)
+
+
+def _flags(parser: argparse.ArgumentParser) -> list[str]:
+    options = (action.option_strings for action in parser._actions)  # noqa: SLF001
+    return sorted({flag for flags in options for flag in flags if flag.startswith("--")})
+
+
+def _bash(words: dict[str, list[str]]) -> str:
+    """The longest command comes first: `train fit` before `train`."""
+    cases = "".join(
+        f"    {shlex.quote(command)}{'*' if command else ''}) words={shlex.quote(' '.join(found))};;\n"
+        for command, found in sorted(words.items(), key=lambda item: -item[0].count(" "))
+        if command
+    )
+    return (
+        "_priordial() {\n"
+        '  local current="${COMP_WORDS[COMP_CWORD]}" words typed\n'
+        '  typed="${COMP_WORDS[*]:1:COMP_CWORD-1} "\n'
+        '  case "$typed" in\n'
+        f"{cases}"
+        f"    *) words={shlex.quote(' '.join(words['']))};;\n"
+        "  esac\n"
+        '  COMPREPLY=($(compgen -W "$words" -- "$current"))\n'
+        "}\n"
+        "complete -o default -F _priordial priordial\n"
+    )
+
+
+def _fish(words: dict[str, list[str]]) -> str:
+    lines = []
+    for command, found in words.items():
+        seen = [f"__fish_seen_subcommand_from {verb}" for verb in command.split()]
+        condition = "; and ".join(seen) or "__fish_use_subcommand"
+        for word in found:
+            what = f"-l {word[2:]}" if word.startswith("--") else f"-a {word}"
+            lines.append(f"complete -c priordial -n '{condition}' {what}\n")
+    return "".join(lines)
