@@ -36,7 +36,7 @@ class Server:
         with self._changed:
             return "".join(self._lines)
 
-    def wait_for(self, pattern: str | re.Pattern[str], *, seconds: float = 30) -> re.Match[str]:
+    def wait_for(self, pattern: str | re.Pattern[str], *, seconds: float = 120) -> re.Match[str]:
         """Wait until a line of the log matches; AssertionError with the log when none does."""
         found: re.Match[str] | None = None
 
@@ -50,13 +50,13 @@ class Server:
         assert found is not None, f"the log has no {pattern!r}:\n{self.log}"
         return found
 
-    def exit(self, *, seconds: float = 30) -> int:
+    def exit(self, *, seconds: float = 60) -> int:
         """Wait for the process to end by itself, and for the last line of its log; its exit status."""
         status = self.process.wait(seconds)
         self._reader.join(seconds)
         return status
 
-    def terminate(self, *, seconds: float = 30) -> int:
+    def terminate(self, *, seconds: float = 60) -> int:
         """SIGTERM; its exit status."""
         self.process.terminate()
         return self.exit(seconds=seconds)
