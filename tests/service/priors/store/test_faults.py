@@ -327,7 +327,8 @@ def test_a_locked_file_under_sqlite(sqlite_url, tmp_path):
             following(sqlite_url, answer_seconds=0.3) as priors,
             following(sqlite_url) as other,
         ):
-            await priors.put(PETS, "default", body(1), by="me")
+            await other.put(PETS, "default", body(1), by="me")  # it has more time
+            await eventually_async(lambda: priors.select(PETS).revision == 1)
             with contextlib.closing(
                 sqlite3.connect(tmp_path / "priors.db", isolation_level=None)
             ) as holder:
