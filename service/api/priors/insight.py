@@ -19,7 +19,7 @@ from service.priors import caution
 from service.priors.preview import TooLittleTraffic, estimate, preview
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir, Sample
-from service.priors.revisions import PriorRevision, UnknownPrior
+from service.priors.revisions import PriorDoesNotFit, PriorRevision, UnknownPrior
 from service.priors.rule import Rule, source_warnings
 
 _MAX_WAITING = 4
@@ -161,9 +161,12 @@ class Insight:
         reservoir = self._find_reservoir(bundle)
         if reservoir is None or reservoir.capacity == 0:
             return Flips(None, warnings)
+        try:
+            in_force = self._in_force(bundle, name)
+        except PriorDoesNotFit:  # what is to be replaced decides nothing for this model
+            in_force = self._priors.select(bundle)
         before, after = (
-            Rule(each.prior, _default_tau(bundle, each))
-            for each in (self._in_force(bundle, name), candidate)
+            Rule(each.prior, _default_tau(bundle, each)) for each in (in_force, candidate)
         )
 
         def compute() -> tuple[float, int] | None:

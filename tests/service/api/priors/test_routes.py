@@ -11,9 +11,11 @@ from service.api.edge.access import Access
 from service.api.priors.router import router
 from service.api.web import application
 from service.contract.adjustment import softmax
+from service.contract.prior import parse_prior
 from service.keys import make_key
 from service.priors.recent import LogitReservoir
 from service.repository.repository import UnknownModel
+from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle
 
 PRIOR = {"target": {"cat": 1, "dog": 2, "lynx": 3}}
@@ -526,6 +528,24 @@ def test_a_write_that_changes_too_many_answers_is_refused_unless_forced(sqlite_u
         # the way back is never refused
         back = await client.post("/priors/default/rollback", json={"revision": 0})
         assert back.status_code == 200
+
+
+def test_a_prior_of_another_class_list_can_be_replaced_while_recent_answers_are_kept(sqlite_url):
+    wider = make_bundle(name="zoo", class_names=("cat", "dog", "lynx"))
+    older = make_bundle(name="zoo", class_names=("cat", "dog"), class_counts=(2.0, 1.0))
+
+    async def main():
+        async with following(sqlite_url) as priors:
+            await priors.put(older, "winter", parse_prior({"target": [1, 2]}), by="me")
+        logits = np.random.default_rng(0).normal(size=(200, 3))
+        async with serving(sqlite_url, wider, reservoir=reservoir_of(logits)) as client:
+            await eventually_async(lambda: client.priors.names("zoo") == ["winter"])
+            assert (await client.get("/models/zoo/priors/winter")).json()["fits"] is False
+            answer = await client.put("/models/zoo/priors/winter", json={"target": [1, 2, 3]})
+            assert (answer.status_code, answer.json()["fits"]) == (200, True)
+            assert answer.json()["decisions_changed"] is not None
+
+    asyncio.run(main())
 
 
 def test_every_stored_change_is_announced(sqlite_url):
