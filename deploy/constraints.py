@@ -11,7 +11,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("service", "cpu", "gpu", "postgres", "traces", "grpc", "training", "tensorboard")
 LEFT_OUT = re.compile(r"(nvidia-|cuda-|triton==)")
-HEADER = "# Versions that the project is tested with. Made by `make constraints`; pyproject.toml holds the ranges.\n"
+HEADER = (
+    "# Versions that the project is tested with. Made by `make constraints`; pyproject.toml "
+    "holds the ranges.\n"
+)
 
 
 def main() -> int:

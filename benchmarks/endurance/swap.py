@@ -1,12 +1,15 @@
-"""Swap a model many times under load: no failed request, no answer of a mixture of versions, memory flat.
+"""Swap a model many times under load: no failed request, no answer of a mixture of versions, memory
+flat.
 
     python -m benchmarks.endurance.swap [--swaps 100] [--connections 8] [--out FILE.json]
 
-Each version has weights of its own. While connections ask without pause, version after version is published (written beside the others
-and renamed into place) and loaded, in turn through POST /v2/repository/models/…/load and by SIGHUP; older folders
-are deleted. Each answer is compared with NumPy for the version that it names; on one connection the versions never go back. Flat: the
-median memory in the last fifth of the swaps is at most 8 MiB above that in the second fifth; --recent-rows 0 leaves out the kept logits, up to
-16 MiB of each version, which come and go with the load. Exit status 1 when a promise was broken.
+Each version has weights of its own. While connections ask without pause, version after version is
+published (written beside the others and renamed into place) and loaded, in turn through POST
+/v2/repository/models/…/load and by SIGHUP; older folders are deleted. Each answer is compared with
+NumPy for the version that it names; on one connection the versions never go back. Flat: the median
+memory in the last fifth of the swaps is at most 8 MiB above that in the second fifth; --recent-rows
+0 leaves out the kept logits, up to 16 MiB of each version, which come and go with the load. Exit
+status 1 when a promise was broken.
 """
 
 import argparse
@@ -65,11 +68,14 @@ def main() -> int:
         with service(models, "--recent-rows", str(given.recent_rows)) as server:
             found = uvloop.run(run(server, models, given))
     print(
-        f"{found['swaps']} swaps in {found['seconds']:.0f} s, {found['answers']} answers: {found['failed']} failed, "
-        f"{found['wrong']} not of the version that they name, {found['back']} of an older version than the one before"
+        f"{found['swaps']} swaps in {found['seconds']:.0f} s, {found['answers']} answers: "
+        f"{found['failed']} failed, "
+        f"{found['wrong']} not of the version that they name, {found['back']} of an older version "
+        "than the one before"
     )
     print(
-        f"a swap takes {found['swap_ms']:.0f} ms (median, until an answer names the version); memory {found['early_mib']:.1f} MiB in "
+        f"a swap takes {found['swap_ms']:.0f} ms (median, until an answer names the version); "
+        f"memory {found['early_mib']:.1f} MiB in "
         f"the second fifth, {found['late_mib']:.1f} in the last"
     )
     print("\n".join(found["failures"]))

@@ -1,9 +1,11 @@
-"""Requests of every kind, drawn from a seed: sizes, tau, priors, top_k, models, bodies, deadlines, clients that leave, and faults.
+"""Requests of every kind, drawn from a seed: sizes, tau, priors, top_k, models, bodies, deadlines,
+clients that leave, and faults.
 
     for ask in itertools.islice(asks(seed=1), 2000): …
 
-publish_models and put_priors (mixed_subjects) prepare the service; fault_of (mixed_answers) compares an answer with the formula; `drive`
-(mixed_client) sends many at once. Each seed gives the same requests every time.
+publish_models and put_priors (mixed_subjects) prepare the service; fault_of (mixed_answers)
+compares an answer with the formula; `drive` (mixed_client) sends many at once. Each seed gives the
+same requests every time.
 """
 
 import base64
@@ -35,7 +37,9 @@ _BINARY = {
 
 @dataclass
 class Ask:
-    """A request, and what its answer should be. scores are None where an error is due: one of `statuses`."""
+    """A request, and what its answer should be. scores are None where an error is due: one of
+    `statuses`.
+    """
 
     path: str
     headers: dict[str, str]
@@ -169,7 +173,9 @@ def _oip(rng: np.random.Generator, subject: Subject, rows: Any) -> Ask:
             Setting(float(tau), **{**few[at], "given": few[at]["given"] or "default"})
             for tau, at in zip(taus, of_row, strict=True)
         ]
-        texts = [g if isinstance(g := each.given, str) else orjson.dumps(g).decode() for each in settings]  # fmt: skip
+        texts = [
+            g if isinstance(g := each.given, str) else orjson.dumps(g).decode() for each in settings
+        ]
         tensors += [("tau", "FP32", taus), ("prior", "BYTES", texts)]
         parameters = {}
     top_k = int(rng.integers(1, subject.classes + 1))

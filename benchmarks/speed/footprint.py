@@ -2,11 +2,12 @@
 
     python -m benchmarks.speed.footprint [--starts 5] [--out runs/benchmarks/footprint.json]
 
-One process, one intra-op thread, a fresh store: with the three models of bench_models (TINY, WIDE, CONV), and with the models that
-are shipped. Seconds run from the moment before the process is made to the first 200 of /health/ready, which is asked for every
-5 ms; resident memory is read then, and again after requests to each model; `own` is the part that no other process
-could share (what was written to). Figures are medians over the starts, with the largest beside them. Exit status 1 when the three models
-take more than 140 MiB or 2 s.
+One process, one intra-op thread, a fresh store: with the three models of bench_models (TINY, WIDE,
+CONV), and with the models that are shipped. Seconds run from the moment before the process is made
+to the first 200 of /health/ready, which is asked for every 5 ms; resident memory is read then, and
+again after requests to each model; `own` is the part that no other process could share (what was
+written to). Figures are medians over the starts, with the largest beside them. Exit status 1 when
+the three models take more than 140 MiB or 2 s.
 """
 
 import argparse
@@ -80,9 +81,21 @@ def start(models: Path, bodies: dict[str, bytes]) -> dict[str, float]:
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryDirectory(prefix="priordial-footprint-") as folder:
         command = [
-            sys.executable, "-m", "service", "serve", "--models", str(models), "--port", str(port),
-            "--store", f"sqlite:///{folder}/priors.db", "--provider", "cpu", "--intra-op-threads", "1",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "service",
+            "serve",
+            "--models",
+            str(models),
+            "--port",
+            str(port),
+            "--store",
+            f"sqlite:///{folder}/priors.db",
+            "--provider",
+            "cpu",
+            "--intra-op-threads",
+            "1",
+        ]
         begun = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         try:
@@ -107,7 +120,9 @@ def start(models: Path, bodies: dict[str, bytes]) -> dict[str, float]:
 
 
 def memory_mib(pid: int) -> tuple[float, float]:
-    """Resident memory, and the part of it that is no file's: clean pages of libraries serve every process that maps them."""
+    """Resident memory, and the part of it that is no file's: clean pages of libraries serve every
+    process that maps them.
+    """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}
     return kib["Rss"] / 1024, kib["Private_Dirty"] / 1024

@@ -1,14 +1,19 @@
-"""What the adjustment head costs on a large class list, beside the plain model: one graph call, one thread.
+"""What the adjustment head costs on a large class list, beside the plain model: one graph call, one
+thread.
 
-    python -m benchmarks.speed.large_head [--classes 10 8142 100000] [--rows 1 16 64] [--top-k 5] [--features 256] [--out FILE.json]
+    python -m benchmarks.speed.large_head [--classes 10 8142 100000] [--rows 1 16 64]
+        [--top-k 5] [--features 256] [--out FILE.json]
 
-A linear layer of that many classes is about the cheapest model that they can have, so the head's share is the largest that it can be. `plain`
-is session.run of the model as it is; `whole` and `blocks` what a prediction asks of the composed graph (top k, the answer at tau 0 and
-their probabilities: no array of all classes leaves the graph), the best classes found in either way (service/graph/ranking.py); `small` the same
-with the head of a small class list, which all had before there was a choice; `numpy` takes both arrays of logits out of the graph and finds the
-classes there, without the probabilities (argpartition, argmax); `logits` is blocks with the logits for previews; `all` with all
-probabilities and logits, as a client may ask. `ruled` and `ruled small` are blocks and small under priors that rule out 9 of 10 classes. µs, the
-best of the rounds, which take turns; `difference` is the largest of a probability from float64.
+A linear layer of that many classes is about the cheapest model that they can have, so the head's
+share is the largest that it can be. `plain` is session.run of the model as it is; `whole` and
+`blocks` what a prediction asks of the composed graph (top k, the answer at tau 0 and their
+probabilities: no array of all classes leaves the graph), the best classes found in either way
+(service/graph/ranking.py); `small` the same with the head of a small class list, which all had
+before there was a choice; `numpy` takes both arrays of logits out of the graph and finds the
+classes there, without the probabilities (argpartition, argmax); `logits` is blocks with the logits
+for previews; `all` with all probabilities and logits, as a client may ask. `ruled` and `ruled
+small` are blocks and small under priors that rule out 9 of 10 classes. µs, the best of the rounds,
+which take turns; `difference` is the largest of a probability from float64.
 """
 
 import argparse

@@ -1,9 +1,11 @@
-"""Import and serve a model of more than 2 GB, whose weights lie in a file of their own. Run by hand:
+"""Import and serve a model of more than 2 GB, whose weights lie in a file of their own. Run by
+hand:
 
     python -m benchmarks.speed.large_model [--gib 2.2]
 
-A network x → relu(x·A)·B, with A of that size, is written with external data, imported with `python -m service import`, served,
-and its answers are compared with NumPy's. Everything is written to a temporary folder and deleted.
+A network x → relu(x·A)·B, with A of that size, is written with external data, imported with `python
+-m service import`, served, and its answers are compared with NumPy's. Everything is written to a
+temporary folder and deleted.
 """
 
 import argparse
@@ -37,14 +39,42 @@ def main() -> None:
         print(f"weights            {size / 2**30:6.2f} GiB")
         begun = time.perf_counter()
         subprocess.run(
-            [sys.executable, "-m", "service", "import", folder / "large.onnx", "--name", "large",
-             "--class-names", folder / "names.txt", "--models", folder / "models"], check=True)  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "service",
+                "import",
+                folder / "large.onnx",
+                "--name",
+                "large",
+                "--class-names",
+                folder / "names.txt",
+                "--models",
+                folder / "models",
+            ],
+            check=True,
+        )
         print(f"import             {time.perf_counter() - begun:6.1f} s")
         (folder / "weights.bin").unlink()
         begun = time.perf_counter()
         process = subprocess.Popen(
-            [sys.executable, "-m", "service", "serve", "--models", folder / "models", "--port", "0",
-             "--store", f"sqlite:///{folder}/p.db", "--max-batch-rows", "4"], stderr=subprocess.PIPE, text=True)  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "service",
+                "serve",
+                "--models",
+                folder / "models",
+                "--port",
+                "0",
+                "--store",
+                f"sqlite:///{folder}/p.db",
+                "--max-batch-rows",
+                "4",
+            ],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
         try:
             url = next(m[1] for line in process.stderr if (m := READY.search(line)))
             print(f"ready after        {time.perf_counter() - begun:6.1f} s")
@@ -75,8 +105,11 @@ def write(folder: Path, hidden: int, x: np.ndarray) -> np.ndarray:
             file.write(block.tobytes())
             logits += np.maximum(x @ block.T, 0) @ b[start : start + BLOCK].astype(np.float64)
     weights = TensorProto(
-        name="A", data_type=TensorProto.FLOAT, dims=[hidden, FEATURES], data_location=TensorProto.EXTERNAL
-    )  # fmt: skip
+        name="A",
+        data_type=TensorProto.FLOAT,
+        dims=[hidden, FEATURES],
+        data_location=TensorProto.EXTERNAL,
+    )
     entry = weights.external_data.add()
     entry.key, entry.value = "location", "weights.bin"
     graph = helper.make_graph(

@@ -1,13 +1,16 @@
-"""How fast the service is, beside what limits it: bare HTTP, and the bare graph. One run, interleaved.
+"""How fast the service is, beside what limits it: bare HTTP, and the bare graph. One run,
+interleaved.
 
-    python benchmarks/speed/limits.py [--rounds 3] [--seconds 2] [--out runs/benchmarks/serving.json]
+    python benchmarks/speed/limits.py [--rounds 3] [--seconds 2]
+        [--out runs/benchmarks/serving.json]
 
-For each model, body and number of connections: bare ASGI on uvicorn that reads the same body (HTTP limit), session.run of the
-plain graph at its best batch size (compute limit), and the service by its defaults, with one body; the service asked for one tau
-and prior, and for a tau and a prior of its own with each request, both with the same many rows; for WIDE also the service without
-a head. One worker, one intra-op thread, metrics and validation on.
-Figures are medians over the rounds; ratios are medians of the rounds' ratios, so that a machine whose speed wanders does
-not spoil them. The limit that applies is the smaller of HTTP and compute.
+For each model, body and number of connections: bare ASGI on uvicorn that reads the same body (HTTP
+limit), session.run of the plain graph at its best batch size (compute limit), and the service by
+its defaults, with one body; the service asked for one tau and prior, and for a tau and a prior of
+its own with each request, both with the same many rows; for WIDE also the service without a head.
+One worker, one intra-op thread, metrics and validation on. Figures are medians over the rounds;
+ratios are medians of the rounds' ratios, so that a machine whose speed wanders does not spoil them.
+The limit that applies is the smaller of HTTP and compute.
 """
 
 import argparse
@@ -195,8 +198,10 @@ def summary(rounds: list[dict]) -> dict[str, float]:
 
 
 HEADER = (
-    f"{'model':5} {'body':5} {'conns':>5} {'requests/s':>10} {'p50 ms':>7} {'p99 ms':>7} {'p99/p50':>7} {'cpu µs':>7} "
-    f"{'http/s':>8} {'of http':>7} {'rows/s':>9} {'of comp.':>8} {'mixed ×':>7} {'asked ×':>7} {'of plain':>8} {'errors':>6}"
+    f"{'model':5} {'body':5} {'conns':>5} {'requests/s':>10} {'p50 ms':>7} {'p99 ms':>7} "
+    f"{'p99/p50':>7} {'cpu µs':>7} "
+    f"{'http/s':>8} {'of http':>7} {'rows/s':>9} {'of comp.':>8} {'mixed ×':>7} {'asked ×':>7} "
+    f"{'of plain':>8} {'errors':>6}"
 )
 
 
@@ -205,9 +210,12 @@ def _line(row: dict) -> str:
         return f"{row[name]:.2f}" if name in row else "–"
 
     return (
-        f"{row['model']:5} {row['body']:5} {row['connections']:5} {row['per_second']:10.0f} {row['p50_ms']:7.2f} "
-        f"{row['p99_ms']:7.2f} {row['p99_ms'] / row['p50_ms']:7.2f} {row['cpu_us']:7.0f} {row['http_per_second']:8.0f} "
-        f"{ratio('of_http'):>7} {row['compute_per_second']:9.0f} {ratio('of_compute'):>8} {ratio('mixed_cost'):>7} "
+        f"{row['model']:5} {row['body']:5} {row['connections']:5} {row['per_second']:10.0f} "
+        f"{row['p50_ms']:7.2f} "
+        f"{row['p99_ms']:7.2f} {row['p99_ms'] / row['p50_ms']:7.2f} {row['cpu_us']:7.0f} "
+        f"{row['http_per_second']:8.0f} "
+        f"{ratio('of_http'):>7} {row['compute_per_second']:9.0f} {ratio('of_compute'):>8} "
+        f"{ratio('mixed_cost'):>7} "
         f"{ratio('asked_cost'):>7} "
         f"{ratio('of_plain'):>8} {row['refused']:6}"
     )
@@ -223,7 +231,8 @@ def goals(rows: list[dict]) -> list[str]:
             got = value(by[key])
             met = got >= limit if at_least else got <= limit
             found.append(
-                f"{'met ' if met else 'MISSED'} {name}: {got:.2f} (goal {'≥' if at_least else '≤'} {limit})"
+                f"{'met ' if met else 'MISSED'} {name}: {got:.2f} (goal "
+                f"{'≥' if at_least else '≤'} {limit})"
             )
 
     judge(

@@ -1,13 +1,16 @@
 """What a crowd of ten times the capacity does to those who are accepted, and to the memory.
 
-    python -m benchmarks.speed.overload [--times 10] [--seconds 60] [--model conv] [--rows 4] [--flag=--max-queued-rows=64] [--out FILE.json]
+    python -m benchmarks.speed.overload [--times 10] [--seconds 60] [--model conv] [--rows 4]
+        [--flag=--max-queued-rows=64] [--out FILE.json]
 
-The service (one process, one intra-op thread) is driven by one process on the same machine: first 16 clients that wait for their answers
-(its capacity), then arrivals at an even rate that wait for nobody: at 0.8 of the capacity (calm), at `times` the
-capacity, and at 0.8 again (recovery). An answer's time runs from the moment at which its request was due, so a generator that falls
-behind makes the figures worse, never better; how far it was behind is printed. Recovered: from the first tenth of a second after
-the crowd that has no refusal and a p90 within the calm p99. Memory: at 5 s of the crowd and at its end.
-Exit status 1 when a request was neither answered nor refused with Retry-After, or recovery took over a second.
+The service (one process, one intra-op thread) is driven by one process on the same machine: first
+16 clients that wait for their answers (its capacity), then arrivals at an even rate that wait for
+nobody: at 0.8 of the capacity (calm), at `times` the capacity, and at 0.8 again (recovery). An
+answer's time runs from the moment at which its request was due, so a generator that falls behind
+makes the figures worse, never better; how far it was behind is printed. Recovered: from the first
+tenth of a second after the crowd that has no refusal and a p90 within the calm p99. Memory: at 5 s
+of the crowd and at its end. Exit status 1 when a request was neither answered nor refused with
+Retry-After, or recovery took over a second.
 """
 
 import argparse
@@ -61,7 +64,10 @@ def main() -> int:
 async def measure(server: Process, path: str, body: bytes, given: argparse.Namespace) -> dict:
     """All stretches, one after the other."""
     url = urlsplit(server.url)
-    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/x-npy\r\ncontent-length: {len(body)}\r\n\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: "
+        f"application/x-npy\r\ncontent-length: {len(body)}\r\n\r\n"
+    )
     crowd = Crowd(url.hostname, url.port, head.encode() + body)
     await crowd.open(64)
     await crowd.hold(clients=16, seconds=1)
@@ -113,7 +119,9 @@ def figures(found: Arrivals) -> dict[str, float]:
 
 
 def recovered(after: Arrivals, *, within_ms: float) -> float:
-    """Seconds from the end of the crowd to the start of the first window that is as calm as before; NaN when none is."""
+    """Seconds from the end of the crowd to the start of the first window that is as calm as before;
+    NaN when none is.
+    """
     due = np.array(after.due) - min(after.due)
     seconds, status = np.array(after.seconds), np.array(after.status)
     for start in np.arange(0, due.max() - WINDOW, WINDOW):
@@ -127,10 +135,17 @@ def recovered(after: Arrivals, *, within_ms: float) -> float:
 def table(found: dict) -> str:
     """For people."""
     columns = {
-        "arrived_per_second": "arrived/s", "accepted_per_second": "accepted/s", "refused": "429", "other": "other",
-        "broken": "broken", "accepted_p50_ms": "p50 ms", "accepted_p99_ms": "p99 ms", "refused_p50_ms": "429 p50",
-        "refused_p99_ms": "429 p99", "generator_late_p99_ms": "late p99",
-    }  # fmt: skip
+        "arrived_per_second": "arrived/s",
+        "accepted_per_second": "accepted/s",
+        "refused": "429",
+        "other": "other",
+        "broken": "broken",
+        "accepted_p50_ms": "p50 ms",
+        "accepted_p99_ms": "p99 ms",
+        "refused_p50_ms": "429 p50",
+        "refused_p99_ms": "429 p99",
+        "generator_late_p99_ms": "late p99",
+    }
     lines = [f"capacity {found['capacity_per_second']:.0f} requests/s"]
     lines.append(f"{'':10s}" + "".join(f"{title:>12s}" for title in columns.values()))
     for name, each in found["stretches"].items():

@@ -1,9 +1,10 @@
 """Seconds from an acknowledged PUT to the last of several workers serving it. Run by hand:
 
-    python -m benchmarks.speed.propagation [--engine sqlite|postgresql|both] [--workers 4] [--puts 100]
+    python -m benchmarks.speed.propagation [--engine sqlite|postgresql|both] [--workers 4]
+        [--puts 100]
 
-One connection is kept to each worker; each asks for a prediction again and again and notes when it first gets a revision. Limit of the
-median and of the maximum: 1 s and 2 s. Exit status 1 beyond.
+One connection is kept to each worker; each asks for a prediction again and again and notes when it
+first gets a revision. Limit of the median and of the maximum: 1 s and 2 s. Exit status 1 beyond.
 """
 
 import argparse
@@ -46,7 +47,8 @@ def main() -> int:
             store = f"sqlite:///{folder}/priors.db"
             if engine == "postgresql":
                 store = stack.enter_context(servers())().new_database()
-            # one process a worker, each on a port of its own, so that every one of them can be asked
+            # one process a worker, each on a port of its own, so that every one of them can be
+            # asked
             urls = [
                 stack.enter_context(running(folder / "models", store=store)).url
                 for _ in range(given.workers)
@@ -54,8 +56,10 @@ def main() -> int:
             seconds = measure(urls, given.puts)
         median, worst = float(np.median(seconds)), max(seconds)
         late |= median > 1 or worst > 2
-        print(f"{engine}: {given.workers} workers, {given.puts} PUTs: median {1e3 * median:.0f} ms, "
-              f"p99 {1e3 * np.quantile(seconds, 0.99):.0f} ms, maximum {1e3 * worst:.0f} ms")  # fmt: skip
+        print(
+            f"{engine}: {given.workers} workers, {given.puts} PUTs: median {1e3 * median:.0f} ms, "
+            f"p99 {1e3 * np.quantile(seconds, 0.99):.0f} ms, maximum {1e3 * worst:.0f} ms"
+        )
     return int(late)
 
 

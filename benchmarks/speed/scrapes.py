@@ -1,11 +1,14 @@
-"""What a scrape costs predictions at 10,000 classes: p99 with a scrape every second over p99 without, in one run.
+"""What a scrape costs predictions at 10,000 classes: p99 with a scrape every second over p99
+without, in one run.
 
-    python benchmarks/speed/scrapes.py [--seconds 3] [--rounds 10] [--connections 4] [--port-of-its-own] [--elsewhere] [--nice 19]
+    python benchmarks/speed/scrapes.py [--seconds 3] [--rounds 10] [--connections 4]
+        [--port-of-its-own] [--elsewhere] [--nice 19]
 
-Each round has a phase with scrapes and one without, in turn first; the ratio is the median of the rounds' ratios, with their
-quartiles. The limit is 1.1. The scraper stands for a Prometheus on another machine, so it takes the processor that the others
-leave (--nice 0: as much as they). With --elsewhere a third phase scrapes the same bytes from a process that only holds them: what
-the scraper itself takes from a machine that it shares with client and service.
+Each round has a phase with scrapes and one without, in turn first; the ratio is the median of the
+rounds' ratios, with their quartiles. The limit is 1.1. The scraper stands for a Prometheus on
+another machine, so it takes the processor that the others leave (--nice 0: as much as they). With
+--elsewhere a third phase scrapes the same bytes from a process that only holds them: what the
+scraper itself takes from a machine that it shares with client and service.
 """
 
 import argparse
@@ -61,7 +64,10 @@ def requests(host):
     for _ in range(BODIES):
         rows = rng.normal(0, 3, (4, FEATURES)).round(4).tolist()
         body = json.dumps({"instances": rows, "parameters": {"top_k": 1}}).encode()
-        head = f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        head = (
+            f"POST /predict HTTP/1.1\r\nHost: {host}\r\nContent-Type: "
+            f"application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+        )
         yield head.encode() + body
 
 
@@ -96,7 +102,8 @@ def phase(url, scraped, options):
         command = [sys.executable, "-c", SCRAPER, scraped, str(options.nice)]
         scraper = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert scraper.stdout is not None
-        scraper.stdout.readline()  # its own start is no scrape: it would cost the phase more than all of them
+        # its own start is no scrape: it would cost the phase more than all of them
+        scraper.stdout.readline()
     try:
         latencies = asyncio.run(load(url, options.seconds, options.connections))
     finally:

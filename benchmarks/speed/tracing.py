@@ -2,10 +2,11 @@
 
     python benchmarks/speed/tracing.py [--model tiny] [--clients 64] [--rounds 60] [--json FILE]
 
-Services of one process take turns, as benchmarks/speed/hot_path.py measures them, without HTTP: `off` is the default; `cut out` is
-the same with the comparisons that ask for a tracer taken out of the queue's source, which shows what they cost; `on` traces
-every request to a collector in another process, `sampled` one in a hundred. A ratio is the median of the rounds' ratios to
-`off`, with their quartiles. The exporter's own thread counts, whatever it still has to send included.
+Services of one process take turns, as benchmarks/speed/hot_path.py measures them, without HTTP:
+`off` is the default; `cut out` is the same with the comparisons that ask for a tracer taken out of
+the queue's source, which shows what they cost; `on` traces every request to a collector in another
+process, `sampled` one in a hundred. A ratio is the median of the rounds' ratios to `off`, with
+their quartiles. The exporter's own thread counts, whatever it still has to send included.
 """
 
 import argparse

@@ -121,7 +121,10 @@ def _metrics() -> str:
         [
             "# Metrics",
             "",
-            "As `/metrics` exports them. [Watching the service](../metrics.md) explains labels and use.",
+            (
+                "As `/metrics` exports them. [Watching the service](../metrics.md) explains labels "
+                "and use."
+            ),
             "",
             "| metric | kind | help |",
             "| --- | --- | --- |",

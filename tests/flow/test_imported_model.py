@@ -1,4 +1,6 @@
-"""A foreign classifier, imported into the repository, is scored and used for estimates as our own models are."""
+"""A foreign classifier, imported into the repository, is scored and used for estimates as our own
+models are.
+"""
 
 import contextlib
 import io
@@ -18,7 +20,9 @@ NAMES = [f"kind {index}" for index in range(CLASSES)]
 
 @pytest.fixture(scope="module", params=["logits", "probabilities"])
 def imported(request, tmp_path_factory):
-    """(model folder, npz of data whose labels follow the model's posteriors, raw outputs and labels of its test rows)."""
+    """(model folder, npz of data whose labels follow the model's posteriors, raw outputs and labels
+    of its test rows).
+    """
     home = tmp_path_factory.mktemp(request.param)
     file = home / "foreign.onnx"
     ending = "Softmax" if request.param == "probabilities" else None
@@ -30,19 +34,33 @@ def imported(request, tmp_path_factory):
     labels = np.array([rng.choice(CLASSES, p=row) for row in posteriors])
     data = home / "own.npz"
     np.savez(
-        data, x_train=x[:1500], y_train=labels[:1500], x_val=x[1500:2500], y_val=labels[1500:2500],
-        x_test=x[2500:], y_test=labels[2500:], class_names=NAMES,
-    )  # fmt: skip
+        data,
+        x_train=x[:1500],
+        y_train=labels[:1500],
+        x_val=x[1500:2500],
+        y_val=labels[1500:2500],
+        x_test=x[2500:],
+        y_test=labels[2500:],
+        class_names=NAMES,
+    )
     (home / "names.txt").write_text("\n".join(NAMES) + "\n", encoding="utf-8")
     counts = np.bincount(labels, minlength=CLASSES).tolist()
     (home / "counts.json").write_text(json.dumps(counts), encoding="utf-8")
     with contextlib.redirect_stdout(io.StringIO()):
         status = service(
             [
-                "import", str(file), "--name", "foreign", "--models", str(home / "models"),
-                "--class-names", str(home / "names.txt"), "--class-counts", str(home / "counts.json"),
+                "import",
+                str(file),
+                "--name",
+                "foreign",
+                "--models",
+                str(home / "models"),
+                "--class-names",
+                str(home / "names.txt"),
+                "--class-counts",
+                str(home / "counts.json"),
             ]
-        )  # fmt: skip
+        )
     assert status == 0
     return home / "models" / "foreign" / "1", data, raw[2500:], labels[2500:]
 

@@ -52,9 +52,25 @@ def served(home, specs):
     networks = {"reviews": "text", "trees": "mlp", "pictures": "cnn"}
     for name, spec in specs.items():
         arguments = (
-            "fit", "--name", name, "--data", spec, "--network", networks[name], "--steps", 40, "--batch", 32,
-            "--models", home / "models", "--runs", home / "runs", "--quiet", "--threads", 1,
-        )  # fmt: skip
+            "fit",
+            "--name",
+            name,
+            "--data",
+            spec,
+            "--network",
+            networks[name],
+            "--steps",
+            40,
+            "--batch",
+            32,
+            "--models",
+            home / "models",
+            "--runs",
+            home / "runs",
+            "--quiet",
+            "--threads",
+            1,
+        )
         assert main([str(argument) for argument in arguments]) == 0
     with running(home / "models") as server:
         yield server
@@ -85,8 +101,16 @@ def test_a_model_of_each_kind_answers_as_training_evaluates_it(home, specs, serv
     test = data.load(specs[name], seed=0).test
     found = probabilities(served, name, json.dumps({"instances": instances(test)}))
     code = main(
-        ["evaluate", str(home / "models" / name / "1"), "--data", specs[name], "--tau", "1", "--json"]
-    )  # fmt: skip
+        [
+            "evaluate",
+            str(home / "models" / name / "1"),
+            "--data",
+            specs[name],
+            "--tau",
+            "1",
+            "--json",
+        ]
+    )
     scores = json.loads(capsys.readouterr().out)
     assert (code, scores["n"]) == (0, len(test))
     wrong = found.argmax(axis=1) != test.labels

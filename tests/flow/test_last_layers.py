@@ -1,4 +1,6 @@
-"""Weight normalisation, cRT and LWS: from `training fit --afterwards` to what the service answers."""
+"""Weight normalisation, cRT and LWS: from `training fit --afterwards` to what the service
+answers.
+"""
 
 import contextlib
 import io

@@ -1,4 +1,6 @@
-"""The whole way: data → training → published model → service → adjusted answers, each step as a user takes it."""
+"""The whole way: data → training → published model → service → adjusted answers, each step as a
+user takes it.
+"""
 
 import io
 import json
@@ -21,8 +23,11 @@ def training(*arguments):
     """`training ARGUMENTS --json` in a process of its own."""
     done = subprocess.run(
         [sys.executable, "-m", "training", *map(str, arguments), "--json"],
-        cwd=ROOT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -52,9 +57,20 @@ def models(tmp_path_factory, own_data):
     folder = tmp_path_factory.mktemp("models")
     for name, loss in (("own", "erm"), ("own-la", "logit-adjusted")):
         training(
-            "fit", "--name", name, "--data", f"npz:{own_data}", "--network", "linear", "--loss", loss,
-            "--steps", 200, "--models", folder,
-        )  # fmt: skip
+            "fit",
+            "--name",
+            name,
+            "--data",
+            f"npz:{own_data}",
+            "--network",
+            "linear",
+            "--loss",
+            loss,
+            "--steps",
+            200,
+            "--models",
+            folder,
+        )
     return folder
 
 
@@ -181,8 +197,10 @@ def test_a_new_prior_counts_at_once_and_survives_a_kill(models, test_rows, tmp_p
 
 def test_serving_needs_no_torch(models):
     code = (
-        "import sys; from service.server.app import Service; from service.server.serve import serve; "
-        "heavy = {'torch', 'training', 'onnx', 'scipy', 'sklearn', 'PIL', 'numpy.random'} & set(sys.modules); sys.exit(', '.join(heavy) or 0)"
+        "import sys; from service.server.app import Service; from service.server.serve import "
+        "serve; "
+        "heavy = {'torch', 'training', 'onnx', 'scipy', 'sklearn', 'PIL', 'numpy.random'} & "
+        "set(sys.modules); sys.exit(', '.join(heavy) or 0)"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -26,7 +26,9 @@ def write_class_folders(root, counts, *, names=("ant", "bee", "cat"), suffix="jp
 
 
 def write_imagenet_lt(root, train=(12, 6, 2), val=(2, 2, 2), test=(3, 3, 3)):
-    """TRAIN.txt, VAL.txt, TEST.txt of `path label` lines beside train/, val/, test/; returns the specification."""
+    """TRAIN.txt, VAL.txt, TEST.txt of `path label` lines beside train/, val/, test/; returns the
+    specification.
+    """
     rng = np.random.default_rng(2)
     lists = []
     for split, counts in (("train", train), ("val", val), ("test", test)):
@@ -108,7 +110,9 @@ FILLERS = ("the", "It", "was", "a", "film,", "and")
 
 
 def texts(counts, seed=6):
-    """(texts, labels): each text has a word of its class, once with a capital, once with a full stop."""
+    """(texts, labels): each text has a word of its class, once with a capital, once with a full
+    stop.
+    """
     rng = np.random.default_rng(seed)
     found, labels = [], []
     for label, count in enumerate(counts):

@@ -1,4 +1,6 @@
-"""`python -m service` whose start goes on when it is cancelled, as it may when what it awaits ends at that moment. For tests."""
+"""`python -m service` whose start goes on when it is cancelled, as it may when what it awaits ends
+at that moment. For tests.
+"""
 
 import asyncio
 import sys

@@ -1,4 +1,6 @@
-"""Real ONNX classifiers that fail: one turns some inputs into NaN, one raises for some, one takes as long as it is told."""
+"""Real ONNX classifiers that fail: one turns some inputs into NaN, one raises for some, one takes
+as long as it is told.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -42,7 +44,9 @@ def root_model(features: int) -> onnx.ModelProto:
 
 
 def lookup_model() -> onnx.ModelProto:
-    """int64 "x" [batch, 1] → a row of LOOKUP_LOGITS; the runtime raises for an index that is not in the table."""
+    """int64 "x" [batch, 1] → a row of LOOKUP_LOGITS; the runtime raises for an index that is not in
+    the table.
+    """
     return _model(
         [
             helper.make_node("Squeeze", ["x", "one"], ["index"]),
@@ -56,7 +60,9 @@ def lookup_model() -> onnx.ModelProto:
 
 
 def slow_model() -> onnx.ModelProto:
-    """float32 "x" [batch, 2] → logits of the first column, after as many rounds of a loop as the second column's largest."""
+    """float32 "x" [batch, 2] → logits of the first column, after as many rounds of a loop as the
+    second column's largest.
+    """
     body = helper.make_graph(
         [
             helper.make_node("Identity", ["go"], ["on"]),
@@ -116,7 +122,9 @@ def publish_lookup(models: Path) -> None:
 
 
 def publish_endless(models: Path, name: str = "endless") -> None:
-    """The model "endless", or the next version of another that has the inputs of "slow". Its warm-up does not end."""
+    """The model "endless", or the next version of another that has the inputs of "slow". Its
+    warm-up does not end.
+    """
     publish_steady(models, name, rounds=1e9)
 
 

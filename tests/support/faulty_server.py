@@ -1,8 +1,10 @@
-"""`python -m service` with a fault in every stage of a request: raise, hang or nan. For tests; it is no part of the service.
+"""`python -m service` with a fault in every stage of a request: raise, hang or nan. For tests; it
+is no part of the service.
 
     python -m tests.support.faulty_server raise serve --models …
 
-A stage goes wrong for those requests only that carry its mark: a tau, a prior's name, a request id, a model's name or bytes.
+A stage goes wrong for those requests only that carry its mark: a tau, a prior's name, a request id,
+a model's name or bytes.
 """
 
 import dataclasses
@@ -76,17 +78,41 @@ def _nan_offset(revision: Any) -> Any:
 STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "decode body": (predict, "parse_json_object", lambda body, *_: BODY in body, _nan_instances),
     "decode image": (images, "image_array", lambda encoded, *_: IMAGE in encoded[0], None),
-    "prior lookup": (Priors, "select", lambda _self, _bundle, name=None, **_: name == PRIOR, _nan_offset),
-    "build batch": (batch_run, "_by_row", lambda values, *_: _has(values, BUILD),
-                    lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column)),
+    "prior lookup": (
+        Priors,
+        "select",
+        lambda _self, _bundle, name=None, **_: name == PRIOR,
+        _nan_offset,
+    ),
+    "build batch": (
+        batch_run,
+        "_by_row",
+        lambda values, *_: _has(values, BUILD),
+        lambda column: np.where(column == np.float32(BUILD), np.float32("nan"), column),
+    ),
     "run session": (Graph, "run", lambda *_, tau, **__: _has([tau], RUN), None),
     "slice": (Entry, "scored", lambda entry, *_: _has([entry.work.tau], SLICE), None),
     "encode": (predict, "_answer", lambda entry, *_: entry.work.tau == ENCODE, None),
-    "record batch": (ModelMetrics, "batch", lambda self, _: self._by_model["model"] == UNRECORDED, None),
-    "record request": (Metrics, "requests", lambda *given: any(each.request_id == COUNTED for each in given[-1]), None),
+    "record batch": (
+        ModelMetrics,
+        "batch",
+        lambda self, _: self._by_model["model"] == UNRECORDED,
+        None,
+    ),
+    "record request": (
+        Metrics,
+        "requests",
+        lambda *given: any(each.request_id == COUNTED for each in given[-1]),
+        None,
+    ),
     "log": (RequestLog, "__call__", lambda _self, lines: lines[0]["request_id"] == LOGGED, None),
-    "batching loop": (Queue, "fill", lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self.pieces), None),
-}  # fmt: skip
+    "batching loop": (
+        Queue,
+        "fill",
+        lambda self, *_: any(_has([p.entry.work.tau], LOOP) for p in self.pieces),
+        None,
+    ),
+}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -1,4 +1,6 @@
-"""ONNX classifiers that the project did not train, of every kind, each with rows and what its own library says of them."""
+"""ONNX classifiers that the project did not train, of every kind, each with rows and what its own
+library says of them.
+"""
 
 import dataclasses
 import json
@@ -23,7 +25,9 @@ KINDS = ["fruit", "mineral", "fruit", "mineral", "other", "mineral", "other"]
 
 @dataclasses.dataclass
 class Foreign:
-    """A file, the flags that import it, instances as JSON takes them, and [n, C] probabilities of its own library."""
+    """A file, the flags that import it, instances as JSON takes them, and [n, C] probabilities of
+    its own library.
+    """
 
     path: Path
     instances: list[Any]
@@ -263,7 +267,9 @@ def tokens_of_any_length(folder: Path) -> Foreign:
 
 @builder
 def pictures_of_any_size(folder: Path) -> Foreign:
-    """float32 [batch, 2, any, any]: a 3 × 3 convolution, the mean over the picture; nothing smaller than 3 × 3 is taken."""
+    """float32 [batch, 2, any, any]: a 3 × 3 convolution, the mean over the picture; nothing smaller
+    than 3 × 3 is taken.
+    """
     kernel = np.random.default_rng(0).normal(size=(CLASSES, 2, 3, 3)).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["maps"]),

@@ -75,7 +75,9 @@ class Postgres:
         return self.url(name)
 
     def new_schema(self) -> str:
-        """The URL of an empty corner of a database that others share: made at once, where a database takes a while."""
+        """The URL of an empty corner of a database that others share: made at once, where a
+        database takes a while.
+        """
         name = f"priors_{next(_numbers)}"
         with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE SCHEMA {name}")

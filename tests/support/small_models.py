@@ -32,7 +32,9 @@ def linear_model(
     cast_input: bool = False,
     seed: int = 0,
 ) -> onnx.ModelProto:
-    """Inputs "x" [batch, features] → "logits" [batch, classes], with an optional Softmax or LogSoftmax at the end."""
+    """Inputs "x" [batch, features] → "logits" [batch, classes], with an optional Softmax or
+    LogSoftmax at the end.
+    """
     w, b = weights(features, classes, seed)
     kind = np.float16 if dtype == TensorProto.FLOAT16 else np.float32
     nodes, source = [], "x"
@@ -88,7 +90,9 @@ def inputs(rows: int, *, features: int = FEATURES, seed: int = 1):
 
 
 def text_model() -> onnx.ModelProto:
-    """Strings "words" [batch, 1] → "logits" [batch, 3], one row of TEXT_LOGITS a known word; others get the first row."""
+    """Strings "words" [batch, 1] → "logits" [batch, 3], one row of TEXT_LOGITS a known word; others
+    get the first row.
+    """
     nodes = [
         helper.make_node(
             "LabelEncoder",
@@ -126,7 +130,9 @@ TEXT_FIELDS: dict[str, Any] = {
 
 
 def image_model() -> onnx.ModelProto:
-    """uint8 "pixels" [batch, 2, 3, 3] (NHWC) → "logits" [batch, 3]: the mean of each colour over 255."""
+    """uint8 "pixels" [batch, 2, 3, 3] (NHWC) → "logits" [batch, 3]: the mean of each colour over
+    255.
+    """
     nodes = [
         helper.make_node("Cast", ["pixels"], ["wide"], to=TensorProto.FLOAT),
         helper.make_node("ReduceMean", ["wide", "axes"], ["mean"], keepdims=0),

@@ -1,4 +1,5 @@
-"""Trains as `training fit` does, and logs the losses, without publishing: several runs in one start of the processes.
+"""Trains as `training fit` does, and logs the losses, without publishing: several runs in one start
+of the processes.
 
 torchrun … -m tests.support.train_only HOME '{"NAME": {settings of a recipe}, …}'
 """

@@ -1,7 +1,8 @@
 """Unlabelled rows from files that need not fit in memory, block by block, as a model takes them.
 
-Parquet, CSV and JSON lines give columns; `.npz` and `.npy` give arrays; folders of images and tar shards give
-image files. A block is addressed by its file and its position, so that a run can skip blocks it has finished.
+Parquet, CSV and JSON lines give columns; `.npz` and `.npy` give arrays; folders of images and tar
+shards give image files. A block is addressed by its file and its position, so that a run can skip
+blocks it has finished.
 """
 
 import tarfile
@@ -62,9 +63,9 @@ class Block:
 class Reading:
     """How rows are read.
 
-    columns: of features, in the model's order; None takes every column that is not in `keep` or `leave_out`.
-    keep: columns carried through to the answer. leave_out: columns that are neither, such as a label.
-    array: the member of an .npz file. rows: in a block.
+    columns: of features, in the model's order; None takes every column that is not in `keep` or
+    `leave_out`. keep: columns carried through to the answer. leave_out: columns that are neither,
+    such as a label. array: the member of an .npz file. rows: in a block.
     """
 
     spec: InputSpec
@@ -187,7 +188,8 @@ def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Ro
     if reading.spec.kind == "text":
         if len(names) != 1:
             raise WrongUse(
-                f"{path}: the model takes one text; name its column with --columns, one of {_listed(table)}"
+                f"{path}: the model takes one text; name its column with --columns, one of "
+                f"{_listed(table)}"
             )
         return _texts(path, table.column(names[0]), start, names[0])
     if len(names) == 1 and hasattr(table.column(names[0]).type, "value_type"):
@@ -215,7 +217,8 @@ def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> 
     lengths = {None if each is None else len(each) for each in column}
     if len(lengths) != 1 or None in lengths:
         raise BadData(
-            f"{path}, rows from {start}, column '{name}': lists of different lengths, or missing ones"
+            f"{path}, rows from {start}, column '{name}': lists of different lengths, or missing "
+            "ones"
         )
     (length,) = lengths
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -242,7 +245,9 @@ def _numbers(path: Path, column: Any, start: int, name: str) -> Rows:
 
 
 def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
-    """Rows in the model's shape and type; a flat row is reshaped where only one shape is possible."""
+    """Rows in the model's shape and type; a flat row is reshaped where only one shape is
+    possible.
+    """
     wanted = reading.spec.shape[1:]
     if all(size is not None for size in wanted):
         sizes = [int(size) for size in wanted if size is not None]
@@ -330,7 +335,8 @@ def _pixels(path: Path, rows: Rows, spec: InputSpec) -> Rows:
     wanted = [*(spec.size or []), channels]
     if images.dtype != np.uint8 or list(images.shape[1:]) != wanted:
         raise WrongUse(
-            f"{path}: an image is {images.dtype} {list(images.shape[1:])}; the model takes uint8 {wanted}"
+            f"{path}: an image is {images.dtype} {list(images.shape[1:])}; the model takes uint8 "
+            f"{wanted}"
         )
     return pixels.as_tensor(images, spec)
 

@@ -1,8 +1,9 @@
 """Scores files of unlabelled rows with a published model, as the service would answer them.
 
-Rows are read block by block, so that a file may be larger than memory. The answers to a block are written to a
-part file under a temporary name and renamed into place: a run that is killed loses at most the blocks in its
-hands, and a second run of the same command does the others only. At the end the parts become one file.
+Rows are read block by block, so that a file may be larger than memory. The answers to a block are
+written to a part file under a temporary name and renamed into place: a run that is killed loses at
+most the blocks in its hands, and a second run of the same command does the others only. At the end
+the parts become one file.
 """
 
 import hashlib
@@ -39,8 +40,8 @@ class Scoring:
     """What to answer for each row.
 
     tau: of the adjustment; None takes the model's own. prior: uniform, training, or a JSON file.
-    top_k: best classes a row, 0 for none beside the first. probabilities: write all C of them as well.
-    threads: of one graph call; 0 leaves the number to onnxruntime.
+    top_k: best classes a row, 0 for none beside the first. probabilities: write all C of them as
+    well. threads: of one graph call; 0 leaves the number to onnxruntime.
     """
 
     model: Path
@@ -66,8 +67,8 @@ def score_rows(
 ) -> dict[str, Any]:
     """Score every row that `place` names and write the answers to `out`, a Parquet file.
 
-    columns: of features, in the model's order; None takes those the model was trained on, where model.json
-    names them, else all that are neither kept nor left out. Returns counts and settings.
+    columns: of features, in the model's order; None takes those the model was trained on, where
+    model.json names them, else all that are neither kept nor left out. Returns counts and settings.
     Raises WrongUse, BadData; RunFailed when the answers cannot be written.
     """
     scorer = _Scorer(scoring)
@@ -123,13 +124,16 @@ class _Scorer:
         self.prior = prior_of(bundle, scoring.prior, flag="--prior")
         if self.tau and self.prior.log_source is None:
             raise WrongUse(
-                f"{scoring.model} does not say its class_counts, so only --tau 0 can be scored, or a "
+                f"{scoring.model} does not say its class_counts, so only --tau 0 can be scored, "
+                "or a "
                 "--prior file with label_frequencies"
             )
         self._session = open_session(scoring.model / "model.onnx", threads=scoring.threads)
 
     def trained_columns(self) -> tuple[str, ...] | None:
-        """The columns of the table that the model was trained on, where its model.json names them."""
+        """The columns of the table that the model was trained on, where its model.json names
+        them.
+        """
         data = self.model.bundle.provenance.get("data")
         found = data.get("columns") if isinstance(data, dict) else None
         return tuple(found) if isinstance(found, list) and found else None
@@ -262,7 +266,8 @@ def _identity(
 
 
 def _begin(parts: Path, identity: dict[str, Any]) -> int:
-    """Make the folder of parts, or find the one of a stopped run. Returns the number of finished blocks.
+    """Make the folder of parts, or find the one of a stopped run. Returns the number of finished
+    blocks.
 
     Raises WrongUse when a stopped run had other settings.
     """
@@ -287,7 +292,9 @@ def _begin(parts: Path, identity: dict[str, Any]) -> int:
 
 
 def _join(parts: Path, out: Path) -> tuple[Counter[int], int, int]:
-    """Write the parts to one file in order. Returns predictions by class, changed decisions and rows."""
+    """Write the parts to one file in order. Returns predictions by class, changed decisions and
+    rows.
+    """
     from pyarrow import parquet
 
     counts: Counter[int] = Counter()

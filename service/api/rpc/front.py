@@ -1,7 +1,9 @@
-"""The Open Inference Protocol V2 over gRPC: every call goes through the routes of the HTTP protocol.
+"""The Open Inference Protocol V2 over gRPC: every call goes through the routes of the HTTP
+protocol.
 
-Inference enters the scoring lane beside HTTP, so rows of both share batches, and keys, limits, deadlines,
-metrics, traces and the log are those of the HTTP route. Other calls ask the ASGI application.
+Inference enters the scoring lane beside HTTP, so rows of both share batches, and keys, limits,
+deadlines, metrics, traces and the log are those of the HTTP route. Other calls ask the ASGI
+application.
 """
 
 import asyncio
@@ -44,7 +46,8 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _MAX_STREAM_IN_FLIGHT = 64
-"""Requests of one stream that are scored at a time; the next is read when one of them is answered."""
+"""Requests of one stream that are scored at a time; the next is read when one of them is answered.
+"""
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which has no types."""
 
@@ -179,7 +182,9 @@ class Front:
     async def _stream(
         self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
     ) -> AsyncIterator[pb.ModelStreamInferResponse]:
-        """Answer the requests of a stream in order; one that fails has its error, and the stream goes on."""
+        """Answer the requests of a stream in order; one that fails has its error, and the stream
+        goes on.
+        """
         headers = _headers(context)
         running: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]
         running = asyncio.Queue(_MAX_STREAM_IN_FLIGHT)

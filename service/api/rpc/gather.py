@@ -1,7 +1,8 @@
 """Gathers calls that arrive one at a time, so that those of concurrent clients are scored together.
 
-gRPC for Python hands the event loop one call a turn, and the batcher takes a turn without a new row as the end
-of a burst. So calls wait here until as many as last time have come, or until none has come for a moment.
+gRPC for Python hands the event loop one call a turn, and the batcher takes a turn without a new row
+as the end of a burst. So calls wait here until as many as last time have come, or until none has
+come for a moment.
 """
 
 import asyncio

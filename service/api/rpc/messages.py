@@ -1,7 +1,7 @@
 """Inference messages of gRPC as bodies of the Open Inference Protocol over HTTP, and back.
 
-Both carry the same tensors: raw contents are the binary data of the HTTP form, and typed contents its
-JSON data. So one parser and one encoder serve both, and an answer is the same over either.
+Both carry the same tensors: raw contents are the binary data of the HTTP form, and typed contents
+its JSON data. So one parser and one encoder serve both, and an answer is the same over either.
 """
 
 from collections.abc import Mapping

@@ -21,10 +21,21 @@ from tests.support.server import running
 from tests.support.small_models import inputs, publish_model
 
 SCORED = {
-    "request_id": "abc", "method": "POST", "route": "/predict", "status": 200, "seconds": 0.0012345678,
-    "model": "linear", "version": 2, "prior": "default", "revision": 7, "tau": 1.0, "rows": 3,
-    "queue_seconds": 0.0001, "inference_seconds": 0.0005, "key": "shop",
-}  # fmt: skip
+    "request_id": "abc",
+    "method": "POST",
+    "route": "/predict",
+    "status": 200,
+    "seconds": 0.0012345678,
+    "model": "linear",
+    "version": 2,
+    "prior": "default",
+    "revision": 7,
+    "tau": 1.0,
+    "rows": 3,
+    "queue_seconds": 0.0001,
+    "inference_seconds": 0.0005,
+    "key": "shop",
+}
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +94,17 @@ def test_the_log_never_shows_an_input_or_a_key(models):
 
 def test_a_terminal_gets_the_same_facts_as_text():
     text = as_text(SCORED, 0.0).decode()
-    told = ["200 POST", "/predict", "1.23 ms", "linear/2", "default@7", "τ 1", "3 rows", "shop", "abc"]  # fmt: skip
+    told = [
+        "200 POST",
+        "/predict",
+        "1.23 ms",
+        "linear/2",
+        "default@7",
+        "τ 1",
+        "3 rows",
+        "shop",
+        "abc",
+    ]
     for fact in told:
         assert fact in text
     assert text.count("\n") == 1

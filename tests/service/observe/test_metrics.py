@@ -121,10 +121,20 @@ def test_a_scrape_counts_each_class_group_and_change_once(scrape, metrics, tmp_p
             for i, name in enumerate('ab"\\\n'):
                 found = value(samples, "priordial_predictions_total", **labels, **{"class": name})
                 assert found == totals[row, i]
-            groups = {"many": totals[row, :2].sum(), "medium": totals[row, 2:4].sum(), "few": totals[row, 4]}  # fmt: skip
+            groups = {
+                "many": totals[row, :2].sum(),
+                "medium": totals[row, 2:4].sum(),
+                "few": totals[row, 4],
+            }
             for group, wanted in groups.items():
-                assert value(samples, "priordial_group_predictions_total", **labels, group=group) == wanted  # fmt: skip
-        assert value(samples, "priordial_decisions_changed_total", model="linear", version="1") == changed  # fmt: skip
+                assert (
+                    value(samples, "priordial_group_predictions_total", **labels, group=group)
+                    == wanted
+                )
+        assert (
+            value(samples, "priordial_decisions_changed_total", model="linear", version="1")
+            == changed
+        )
 
 
 def test_many_classes_are_told_exactly_whatever_changed_since_the_last_scrape(tmp_path, made):
@@ -206,7 +216,10 @@ def test_the_revision_in_force_is_a_gauge(models):
         for revision in (1, 2):
             httpx.put(path, json={"target": [revision, 1, 1, 1, 1]}).raise_for_status()
             samples = parsed(httpx.get(f"{server.url}/metrics").content, "text")
-            assert value(samples, "priordial_prior_revision", model="linear", prior="default") == revision  # fmt: skip
+            assert (
+                value(samples, "priordial_prior_revision", model="linear", prior="default")
+                == revision
+            )
 
 
 def test_metrics_can_have_a_port_of_their_own_and_need_the_role_to_observe(models):
@@ -319,7 +332,9 @@ def test_the_series_of_targets_are_bounded_and_what_is_left_out_is_summed(models
         samples = parsed(http.get("/metrics").content, "text")
         shown = told(samples, "priordial_target_prior", "class", prior="default")
         assert shown == pytest.approx({"class-0": 0.1, "class-1": 0.2, OTHER: 0.7})
-        priors = {dict(labels)["prior"] for name, labels in samples if name == "priordial_target_prior"}  # fmt: skip
+        priors = {
+            dict(labels)["prior"] for name, labels in samples if name == "priordial_target_prior"
+        }
         assert priors == {"default", "training"}
 
 
@@ -343,5 +358,12 @@ def test_the_tau_of_every_row_is_counted(models):
         http.post("/v2/models/linear/infer", json=per_row).raise_for_status()
         samples = parsed(http.get("/metrics").content, "text")
         buckets = told(samples, "priordial_tau_bucket", "le", model="linear")
-        assert [buckets[le] for le in ("0.0", "0.25", "0.5", "1.5", "2.0", "+Inf")] == [4, 4, 10, 10, 15, 15]  # fmt: skip
+        assert [buckets[le] for le in ("0.0", "0.25", "0.5", "1.5", "2.0", "+Inf")] == [
+            4,
+            4,
+            10,
+            10,
+            15,
+            15,
+        ]
         assert value(samples, "priordial_tau_sum", model="linear") == pytest.approx(13)

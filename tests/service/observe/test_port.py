@@ -37,7 +37,9 @@ def test_a_scrape_gets_the_blocks_and_others_get_nothing(port):
 def test_connections_beyond_the_limit_are_closed_and_later_ones_are_served(port):
     with contextlib.ExitStack() as stack:
         address = ("127.0.0.1", port.port)
-        idle = [stack.enter_context(socket.create_connection(address)) for _ in range(MAX_CONNECTIONS)]  # fmt: skip
+        idle = [
+            stack.enter_context(socket.create_connection(address)) for _ in range(MAX_CONNECTIONS)
+        ]
         for each in idle:  # each has its thread when it has its answer
             each.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
             assert each.recv(100)

@@ -1,4 +1,6 @@
-"""A real Prometheus scrapes two workers while one is killed: what it holds is what the client counted, exactly."""
+"""A real Prometheus scrapes two workers while one is killed: what it holds is what the client
+counted, exactly.
+"""
 
 import collections
 import io
@@ -86,7 +88,10 @@ class Client:
             while time.monotonic() < until:
                 model = str(rng.choice(MODELS))
                 rows = rng.normal(size=(int(rng.integers(1, 9)), FEATURES)).astype(np.float32)
-                given = {"tau": float(rng.choice([0, 0.5, 1, 2])), "prior": str(rng.choice(["uniform", "training"]))}  # fmt: skip
+                given = {
+                    "tau": float(rng.choice([0, 0.5, 1, 2])),
+                    "prior": str(rng.choice(["uniform", "training"])),
+                }
                 if rng.random() < 0.5:
                     body = {"instances": rows.tolist(), "parameters": given}
                     answer = http.post(f"/models/{model}/predict", json=body)
@@ -94,9 +99,11 @@ class Client:
                     file = io.BytesIO()
                     np.save(file, rows)
                     answer = http.post(
-                        f"/models/{model}/predict", params=given, content=file.getvalue(),
+                        f"/models/{model}/predict",
+                        params=given,
+                        content=file.getvalue(),
                         headers={"Content-Type": "application/x-npy"},
-                    )  # fmt: skip
+                    )
                 assert answer.status_code == 200
                 self._count(model, answer.json()["predictions"])
                 if rng.random() < 0.1:  # neither refused nor exploring requests are predictions
@@ -125,7 +132,9 @@ def scraped(api):
 def test_prometheus_holds_what_the_client_counted_in_a_minute_through_a_workers_restart(
     tmp_path, prometheus
 ):
-    """The longest test of all: a minute of traffic, so that what is scraped is scraped many times."""
+    """The longest test of all: a minute of traffic, so that what is scraped is scraped many
+    times.
+    """
     for seed, model in enumerate(MODELS):
         publish_model(tmp_path / "models", model, model=linear_model(seed=seed))
     with running(tmp_path / "models", workers=2, log_format="json") as server:

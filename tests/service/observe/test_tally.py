@@ -1,4 +1,6 @@
-"""Numbers outlive their process; without room on the disk they are kept in memory, and it is told."""
+"""Numbers outlive their process; without room on the disk they are kept in memory, and it is
+told.
+"""
 
 import contextlib
 import resource
@@ -70,8 +72,10 @@ def test_an_index_line_that_does_not_fit_leaves_no_half_line(tmp_path, tally_in)
     tally.cells("third", LABELS)[0] = 3
     found = TallyReader().merged([folder], in_memory=tally.in_memory())
     assert {name: cells.tolist() for (name, _), cells in found.items()} == {
-        "first": [7], "second": [5], "third": [3],
-    }  # fmt: skip
+        "first": [7],
+        "second": [5],
+        "third": [3],
+    }
 
 
 def test_a_folder_that_cannot_be_made_costs_only_its_files(tmp_path, tally_in):

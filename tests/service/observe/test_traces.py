@@ -1,4 +1,6 @@
-"""Traces: a real OTLP receiver on loopback gets the spans of requests, their waits, their inference and their batches."""
+"""Traces: a real OTLP receiver on loopback gets the spans of requests, their waits, their inference
+and their batches.
+"""
 
 import functools
 import os
@@ -25,7 +27,9 @@ SECRET = 0.123456789
 
 
 class Collector:
-    """What an OpenTelemetry collector is to the service: it takes POST /v1/traces and keeps the spans."""
+    """What an OpenTelemetry collector is to the service: it takes POST /v1/traces and keeps the
+    spans.
+    """
 
     def __init__(self):
         self.spans, self.resources, self.raw = [], [], b""
@@ -227,7 +231,8 @@ assert not found, found
 def test_traces_that_cannot_be_made_end_the_start_with_what_is_missing(models, tmp_path):
     code = (
         "import sys; sys.modules['opentelemetry.sdk'] = None; from service.__main__ import main; "
-        f"sys.exit(main(['serve', '--traces', '--port', '0', '--models', {str(models)!r}, '--store', 'sqlite:///{tmp_path}/p.db']))"
+        f"sys.exit(main(['serve', '--traces', '--port', '0', '--models', {str(models)!r}, "
+        f"'--store', 'sqlite:///{tmp_path}/p.db']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
@@ -240,9 +245,23 @@ def test_traces_that_cannot_be_made_end_the_start_with_what_is_missing(models, t
         assert "expected http/protobuf" in server.log.strip().splitlines()[-1]
     for environment, status, mark in (({}, 0, "ok"), (protocol, 1, "BAD")):
         done = subprocess.run(
-            [sys.executable, "-m", "service", "doctor", "--traces", "--models", models, "--store", f"sqlite:///{tmp_path}/p.db"],
-            cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+            [
+                sys.executable,
+                "-m",
+                "service",
+                "doctor",
+                "--traces",
+                "--models",
+                models,
+                "--store",
+                f"sqlite:///{tmp_path}/p.db",
+            ],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         assert done.returncode == status
         assert re.search(rf"{mark} +traces ", done.stdout)
 

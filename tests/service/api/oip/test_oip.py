@@ -115,7 +115,11 @@ def test_the_server_and_its_models_describe_themselves(client):
         "model_repository",
     } <= set(about["extensions"])
     found = client.get_model_metadata("linear")
-    assert (found["name"], found["versions"], found["platform"]) == ("linear", ["2", "1"], "onnx_onnxv1")  # fmt: skip
+    assert (found["name"], found["versions"], found["platform"]) == (
+        "linear",
+        ["2", "1"],
+        "onnx_onnxv1",
+    )
     assert [(i["name"], i["datatype"], i["shape"]) for i in found["inputs"]] == [
         ("x", "FP32", [-1, FEATURES]),
         ("tau", "FP32", [-1, 1]),
@@ -130,14 +134,22 @@ def test_the_server_and_its_models_describe_themselves(client):
 
 def test_a_model_has_a_configuration_as_tritons_clients_know_it(client):
     found = client.get_model_config("linear", "1")
-    assert (found["name"], found["platform"], found["backend"]) == ("linear", "onnxruntime_onnx", "onnxruntime")  # fmt: skip
+    assert (found["name"], found["platform"], found["backend"]) == (
+        "linear",
+        "onnxruntime_onnx",
+        "onnxruntime",
+    )
     assert found["version_policy"] == {"specific": {"versions": [1]}}
     assert found["input"] == [
         {"name": "x", "data_type": "TYPE_FP32", "dims": [FEATURES]},
         {"name": "tau", "data_type": "TYPE_FP32", "dims": [1], "optional": True},
         {"name": "prior", "data_type": "TYPE_STRING", "dims": [1], "optional": True},
     ]
-    assert found["output"][0] == {"name": "probabilities", "data_type": "TYPE_FP32", "dims": [CLASSES]}  # fmt: skip
+    assert found["output"][0] == {
+        "name": "probabilities",
+        "data_type": "TYPE_FP32",
+        "dims": [CLASSES],
+    }
     assert [each["name"] for each in found["output"]] == ALL
     rows = found["max_batch_size"]
     assert client.infer("linear", [x_of(inputs(rows))]).as_numpy("probabilities").shape[0] == rows
@@ -196,7 +208,11 @@ def test_every_output_equals_the_formula(client, binary):
     )
     logits, adjusted, probabilities = formula(x, 0.5, target=COUNTS)
     response = answer.get_response()
-    assert (response["id"], response["model_name"], response["model_version"]) == ("mine", "linear", "2")  # fmt: skip
+    assert (response["id"], response["model_name"], response["model_version"]) == (
+        "mine",
+        "linear",
+        "2",
+    )
     assert response["parameters"] == {"tau": 0.5, "prior": "training", "prior_revision": 0}
     np.testing.assert_allclose(answer.as_numpy("probabilities"), probabilities, atol=1e-5)
     np.testing.assert_allclose(answer.as_numpy("adjusted_logits"), adjusted, atol=1e-4)
@@ -223,7 +239,9 @@ def test_probabilities_are_the_default_and_binary_ones_at_that(client, http):
     }
     plain = http.post("/v2/models/linear/infer", json=body).json()
     assert [(o["name"], o["shape"]) for o in plain["outputs"]] == [("probabilities", [2, CLASSES])]
-    np.testing.assert_allclose(np.reshape(plain["outputs"][0]["data"], (2, CLASSES)), formula(x, 1)[2], atol=1e-5)  # fmt: skip
+    np.testing.assert_allclose(
+        np.reshape(plain["outputs"][0]["data"], (2, CLASSES)), formula(x, 1)[2], atol=1e-5
+    )
 
 
 def test_a_version_can_be_pinned(client):
@@ -284,14 +302,29 @@ def test_requests_with_different_settings_share_batches(server, client, http):
     x = inputs(1)
     with InferenceServerClient(server.url.removeprefix("http://"), concurrency=32) as many:
         sent = [
-            (tau, many.async_infer("many", [x_of(x)], parameters={
-                "tau": tau, "prior": json.dumps({"label_frequencies": list(range(1, 101))})}))
+            (
+                tau,
+                many.async_infer(
+                    "many",
+                    [x_of(x)],
+                    parameters={
+                        "tau": tau,
+                        "prior": json.dumps({"label_frequencies": list(range(1, 101))}),
+                    },
+                ),
+            )
             for tau in np.linspace(0, 3, 200)
-        ]  # fmt: skip
+        ]
         for tau, pending in sent:
             found = pending.get_result().as_numpy("probabilities")
-            alone = client.infer("many", [x_of(x)], parameters={
-                "tau": tau, "prior": json.dumps({"label_frequencies": list(range(1, 101))})})  # fmt: skip
+            alone = client.infer(
+                "many",
+                [x_of(x)],
+                parameters={
+                    "tau": tau,
+                    "prior": json.dumps({"label_frequencies": list(range(1, 101))}),
+                },
+            )
             np.testing.assert_allclose(found, alone.as_numpy("probabilities"), atol=1e-5)
     assert re.search(r'priordial_batch_rows_count\{model="many"\}', http.get("/metrics").text)
 
@@ -339,7 +372,11 @@ def test_a_model_of_images_takes_tensors_and_encoded_images(client):
 def test_classification_tells_value_index_and_label(client, binary):
     x = inputs(3)
     logits, adjusted, probabilities = formula(x, 1)
-    for name, values in [("probabilities", probabilities), ("adjusted_logits", adjusted), ("logits", logits)]:  # fmt: skip
+    for name, values in [
+        ("probabilities", probabilities),
+        ("adjusted_logits", adjusted),
+        ("logits", logits),
+    ]:
         answer = client.infer("linear", [x_of(x)], outputs=want(name, binary=binary, class_count=2))
         assert answer.get_output(name)["datatype"] == "BYTES"
         for row, line in zip(values, answer.as_numpy(name), strict=True):
@@ -365,8 +402,11 @@ def test_more_classes_than_the_graph_ranks_are_ranked_all_the_same(client):
 def test_compressed_requests_are_read(client, http, algorithm):
     x = inputs(2)
     answer = client.infer(
-        "linear", [x_of(x)], request_compression_algorithm=algorithm, response_compression_algorithm=algorithm
-    )  # fmt: skip
+        "linear",
+        [x_of(x)],
+        request_compression_algorithm=algorithm,
+        response_compression_algorithm=algorithm,
+    )
     np.testing.assert_allclose(answer.as_numpy("probabilities"), formula(x, 1)[2], atol=1e-5)
     bomb = (gzip if algorithm == "gzip" else zlib).compress(bytes(3 * 2**20))
     refused = http.post("/predict", content=bomb, headers={"content-encoding": algorithm})
@@ -385,7 +425,11 @@ def test_a_raw_request_is_one_row_and_is_answered_in_binary(http):
     assert json.loads(answer.content[:length])["parameters"]["tau"] == 0.5
     found = np.frombuffer(answer.content[length:], np.float32)
     np.testing.assert_allclose(found, formula(x, 0.5)[2][0], atol=1e-5)
-    for model, body in [("text", "ö".encode()), ("image", png(picture(0))), ("image", picture(0).tobytes())]:  # fmt: skip
+    for model, body in [
+        ("text", "ö".encode()),
+        ("image", png(picture(0))),
+        ("image", picture(0).tobytes()),
+    ]:
         assert http.post(f"/v2/models/{model}/infer", content=body, headers=raw).status_code == 200
     refused = http.post("/v2/models/linear/infer", content=x.tobytes()[:-1], headers=raw)
     assert refused.status_code == 400
@@ -432,9 +476,21 @@ def request(*entries, **more):
         (400, request(entry(shape=[-1, 6])), "no usable shape"),
         (400, request(entry(shape=[True, 6])), "no usable shape"),
         (400, request(entry(data=None)), "neither 'data' nor 'binary_data_size'"),
-        (400, request(entry(parameters={"binary_data_size": 4})), "has both 'data' and 'binary_data_size'"),
-        (400, request(entry(data=None, parameters={"binary_data_size": 24})), "24 bytes of binary data; 0 are left"),
-        (400, request(entry(parameters={"shared_memory_region": "a"})), "shared memory, which is not supported"),
+        (
+            400,
+            request(entry(parameters={"binary_data_size": 4})),
+            ("has both 'data' and 'binary_data_size'"),
+        ),
+        (
+            400,
+            request(entry(data=None, parameters={"binary_data_size": 24})),
+            ("24 bytes of binary data; 0 are left"),
+        ),
+        (
+            400,
+            request(entry(parameters={"shared_memory_region": "a"})),
+            ("shared memory, which is not supported"),
+        ),
         (400, request(entry(), entry()), "input 'x' is given twice"),
         (400, request(entry(), id=7), "id is 7; expected a string"),
         (400, request(entry(), parameters={"taU": 1}), "unknown parameter 'taU'"),
@@ -442,15 +498,31 @@ def request(*entries, **more):
         (422, request(entry(), parameters={"tau": "1"}), "tau is '1'; expected a number"),
         (422, request(entry(), parameters={"tau": -1}), "tau is -1.0"),
         (422, request(entry(), parameters={"timeout": -1}), "timeout is -1"),
-        (422, request(entry(), parameters={"binary_data_output": 1}), "binary_data_output is 1; expected true or false"),
+        (
+            422,
+            request(entry(), parameters={"binary_data_output": 1}),
+            ("binary_data_output is 1; expected true or false"),
+        ),
         (404, request(entry(), parameters={"prior": "x"}), "there is no prior 'x'"),
         (400, request(entry(), parameters={"prior": "{"}), "the inline prior is not JSON"),
         (422, request(entry(), parameters={"prior": '{"target": [0]}'}), "has 1 entries"),
-        (422, request(entry(name="y")), "the model has no input 'y'; it takes x, and optionally tau and prior for each row"),
+        (
+            422,
+            request(entry(name="y")),
+            ("the model has no input 'y'; it takes x, and optionally tau and prior for each row"),
+        ),
         (422, request(entry(name="tau", shape=[1, 1], data=[1])), "input 'x' is missing"),
         (422, request(entry(datatype="FP64")), "input 'x' is FP64; the model takes FP32"),
-        (422, request(entry(datatype="BYTES", data=["a"] * 6)), "input 'x' is BYTES; the model takes FP32"),
-        (422, request(entry(shape=[1, 7], data=[0] * 7)), "the input has shape [1, 7]; the model takes [batch, 6]"),
+        (
+            422,
+            request(entry(datatype="BYTES", data=["a"] * 6)),
+            ("input 'x' is BYTES; the model takes FP32"),
+        ),
+        (
+            422,
+            request(entry(shape=[1, 7], data=[0] * 7)),
+            ("the input has shape [1, 7]; the model takes [batch, 6]"),
+        ),
         (422, request(entry(shape=[2, 6])), "has 6 elements; its shape [2, 6] says 12"),
         (422, request(entry(data=[[[0]] * 6])), "nested deeper than its shape"),
         (422, request(entry(data=[0, 0, 0, 0, 0, "a"])), "holds 'a', which is not FP32"),
@@ -459,22 +531,72 @@ def request(*entries, **more):
         (422, request(entry(data=[0, 0, 0, 0, 0, 1e39])), "instance 0 holds NaN or infinity"),
         (422, request(entry(shape=[0, 6], data=[])), "there are no instances"),
         (400, request(entry(data=7)), "data is 7; expected a list"),
-        (422, request(entry(), outputs=[{"name": "scores"}]), "there is no output 'scores'; there are probabilities"),
-        (400, request(entry(), outputs={"name": "logits"}), "outputs are an object; expected a list"),
-        (400, request(entry(), outputs=[{"name": "logits"}] * 2), "output 'logits' is asked for twice"),
-        (422, request(entry(), outputs=[{"name": "logits", "parameters": {"classification": 0}}]), "classification is 0"),
-        (422, request(entry(), outputs=[{"name": "class_name", "parameters": {"classification": 1}}]), "not with 'class_name'"),
-        (400, request(entry(), outputs=[{"name": "logits", "parameters": {"shared_memory_region": "a"}}]), "shared memory"),
+        (
+            422,
+            request(entry(), outputs=[{"name": "scores"}]),
+            ("there is no output 'scores'; there are probabilities"),
+        ),
+        (
+            400,
+            request(entry(), outputs={"name": "logits"}),
+            ("outputs are an object; expected a list"),
+        ),
+        (
+            400,
+            request(entry(), outputs=[{"name": "logits"}] * 2),
+            ("output 'logits' is asked for twice"),
+        ),
+        (
+            422,
+            request(entry(), outputs=[{"name": "logits", "parameters": {"classification": 0}}]),
+            "classification is 0",
+        ),
+        (
+            422,
+            request(entry(), outputs=[{"name": "class_name", "parameters": {"classification": 1}}]),
+            "not with 'class_name'",
+        ),
+        (
+            400,
+            request(
+                entry(), outputs=[{"name": "logits", "parameters": {"shared_memory_region": "a"}}]
+            ),
+            "shared memory",
+        ),
         (422, request(entry(), parameters={"top_k": 6}), "top_k is 6; expected 1 to 5"),
-        (400, request(entry(), entry(name="tau", shape=[1, 1], data=[1]), parameters={"tau": 1}), "tau is given twice"),
-        (422, request(entry(), entry(name="tau", shape=[2, 1], data=[1, 1])), "input 'tau' has 2 rows; the request has 1"),
-        (422, request(entry(), entry(name="tau", shape=[1, 2], data=[1, 1])), "shape [1, 2]; expected [batch, 1]"),
+        (
+            400,
+            request(entry(), entry(name="tau", shape=[1, 1], data=[1]), parameters={"tau": 1}),
+            "tau is given twice",
+        ),
+        (
+            422,
+            request(entry(), entry(name="tau", shape=[2, 1], data=[1, 1])),
+            ("input 'tau' has 2 rows; the request has 1"),
+        ),
+        (
+            422,
+            request(entry(), entry(name="tau", shape=[1, 2], data=[1, 1])),
+            ("shape [1, 2]; expected [batch, 1]"),
+        ),
         (422, request(entry(), entry(name="tau", shape=[1], data=[-0.5])), "row 0: tau is -0.5"),
-        (422, request(entry(), entry(name="tau", shape=[1], datatype="FP64", data=[1])), "input 'tau' is FP64; expected FP32"),
-        (422, request(entry(), entry(name="prior", shape=[1], data=[1])), "input 'prior' is FP32; expected BYTES"),
-        (404, request(entry(), entry(name="prior", shape=[1], datatype="BYTES", data=["x"])), "there is no prior 'x'"),
+        (
+            422,
+            request(entry(), entry(name="tau", shape=[1], datatype="FP64", data=[1])),
+            ("input 'tau' is FP64; expected FP32"),
+        ),
+        (
+            422,
+            request(entry(), entry(name="prior", shape=[1], data=[1])),
+            ("input 'prior' is FP32; expected BYTES"),
+        ),
+        (
+            404,
+            request(entry(), entry(name="prior", shape=[1], datatype="BYTES", data=["x"])),
+            "there is no prior 'x'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told_as_a_problem_with_an_error_member(http, status, body, told):
     answer = http.post("/v2/models/linear/infer", json=body)
     problem = answer.json()
@@ -495,7 +617,10 @@ def test_too_many_different_priors_in_one_request_are_refused(http):
         entry(name="prior", shape=[rows], datatype="BYTES", data=priors),
     )
     answer = http.post("/v2/models/linear/infer", json=body)
-    assert (answer.status_code, "65 different priors; expected at most 64" in answer.json()["error"]) == (422, True)  # fmt: skip
+    assert (
+        answer.status_code,
+        "65 different priors; expected at most 64" in answer.json()["error"],
+    ) == (422, True)
 
 
 def test_unknown_label_frequencies_concern_only_rows_with_a_tau(client):
@@ -505,7 +630,9 @@ def test_unknown_label_frequencies_concern_only_rows_with_a_tau(client):
     for tau, fine in ((0.0, True), (1.0, False)):
         taus = tensor("tau", np.array([[tau], [1.0]], np.float32), "FP32")
         if fine:
-            assert client.infer("unknown", [x_of(x), taus, priors]).as_numpy("probabilities").shape == (2, 5)  # fmt: skip
+            assert client.infer("unknown", [x_of(x), taus, priors]).as_numpy(
+                "probabilities"
+            ).shape == (2, 5)
             continue
         with pytest.raises(InferenceServerException, match="no class_counts") as refused:
             client.infer("unknown", [x_of(x), taus, priors])

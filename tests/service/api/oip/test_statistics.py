@@ -1,4 +1,6 @@
-"""Triton's statistics extension as tritonclient asks for it: what was scored, by version, whichever worker is asked."""
+"""Triton's statistics extension as tritonclient asks for it: what was scored, by version, whichever
+worker is asked.
+"""
 
 import asyncio
 import hashlib
@@ -221,15 +223,24 @@ def test_statistics_ask_for_the_key_that_metrics_ask_for(models, tmp_path):
     ("call", "told"),
     [
         (lambda client: client.get_system_shared_memory_status(), "shared memory is not supported"),
-        (lambda client: client.register_system_shared_memory("a", "/a", 1), "shared memory is not supported"),
+        (
+            lambda client: client.register_system_shared_memory("a", "/a", 1),
+            ("shared memory is not supported"),
+        ),
         (lambda client: client.unregister_system_shared_memory(), "shared memory is not supported"),
-        (lambda client: client.get_cuda_shared_memory_status("a"), "shared memory is not supported"),
+        (
+            lambda client: client.get_cuda_shared_memory_status("a"),
+            "shared memory is not supported",
+        ),
         (lambda client: client.get_trace_settings(), "--traces"),
-        (lambda client: client.update_trace_settings("linear", {"trace_level": ["OFF"]}), "--traces"),
+        (
+            lambda client: client.update_trace_settings("linear", {"trace_level": ["OFF"]}),
+            "--traces",
+        ),
         (lambda client: client.get_log_settings(), "--log-format"),
         (lambda client: client.update_log_settings({"log_info": True}), "--log-format"),
     ],
-)  # fmt: skip
+)
 def test_an_extension_that_is_not_served_says_so(client, call, told):
     with pytest.raises(InferenceServerException, match=told) as refused:
         call(client)
