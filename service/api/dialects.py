@@ -2,7 +2,7 @@
 
 | server | scores at |
 | --- | --- |
-| TensorFlow Serving, KServe V1 | /v1/models/{model}:predict, /v1/models/{model}/versions/{n}:predict |
+| TensorFlow Serving, KServe V1 | /v1/models/{model}[/versions/{version}]:predict |
 | SageMaker, MLflow | /invocations |
 | Vertex AI | the route that it names, /predict by default |
 
