@@ -206,6 +206,11 @@ class Priors:
         held = self._in_force.get((model, name))
         return None if held is None or held.newest.deleted else held.newest
 
+    def last(self, model: str, name: str) -> StoredRevision | None:
+        """The newest entry of a prior, which may be a deletion; None if it was never stored."""
+        held = self._in_force.get((model, name))
+        return None if held is None else held.newest
+
     def names(self, model: str) -> list[str]:
         """Stored priors of a model that are in use, sorted."""
         return sorted(

@@ -196,8 +196,10 @@ class PriorRoutes:
     async def replicas(self, request: Request, name: Name) -> Response:
         """The revision that each worker of each replica serves, by its last report."""
         bundle = self._bundle(request)
-        entry = await self._entry(bundle, name, None)
-        newest = 0 if entry is None else entry.revision
+        last = None if name in BUILT_IN else self._priors.last(bundle.name, name)
+        if last is None:
+            self._priors.select(bundle, name)  # raises for an unknown name, naming the known ones
+        newest = 0 if last is None else last.revision
         served = [] if name in BUILT_IN else await self._priors.served(bundle.name, name)
         lines = [
             views.ReplicaLine(
@@ -209,7 +211,7 @@ class PriorRoutes:
             )
             for s in served
         ]
-        agree = all(line.revision == newest for line in lines) if entry is not None else True
+        agree = all(line.revision == newest for line in lines)
         return _json(
             views.Replicas(
                 model=bundle.name, name=name, revision=newest, agree=agree, replicas=lines

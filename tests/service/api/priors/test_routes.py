@@ -469,17 +469,26 @@ def test_frequencies_without_effect_are_warned_of(sqlite_url):
 
 
 def test_each_worker_is_listed_with_what_it_serves(store_url):
-    @scenario(store_url)
-    async def _(client):
-        await client.put("/priors", json=PRIOR)
-        deadline = asyncio.get_running_loop().time() + 10
+    async def served(client, name, revision):
+        """Wait until the one worker has reported the revision, which may be a deletion."""
+        deadline = asyncio.get_running_loop().time() + 20
         while True:
-            answer = (await client.get("/priors/default/replicas")).json()
-            assert answer["revision"] == 1
+            answer = (await client.get(f"/priors/{name}/replicas")).json()
+            assert answer["revision"] == revision
             if answer["agree"] and len(answer["replicas"]) == 1:
-                break
+                return
             assert asyncio.get_running_loop().time() < deadline
             await asyncio.sleep(0.05)
+
+    @scenario(store_url)
+    async def _(client):
+        await served(client, "default", 0)
+        for name in ("default", "winter"):
+            await client.put(f"/priors/{name}", json=PRIOR)
+            await served(client, name, 1)
+            await client.post(f"/priors/{name}/rollback", json={"revision": 0})
+            await served(client, name, 2)
+        assert (await client.get("/priors/never/replicas")).status_code == 404
 
 
 def reservoir_of(logits):
