@@ -11,6 +11,7 @@ GROUPS = {
     "serve a model": {
         "serve": "serve the models of a repository",
         "import": "publish an ONNX classifier that was trained elsewhere",
+        "export": "write the adjusted model as one plain ONNX file",
         "check": "check settings, keys, store, models and priors without serving",
         "doctor": "say what works on this machine, and why the rest does not",
     },

@@ -42,6 +42,7 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     """Make the parser of every verb. prog: the command's name."""
     import argparse
 
+    from service.commands import export_flags
     from service.commands import priors as prior_commands
     from service.commands.importing import flags as import_flags
     from service.settings import add_flags
@@ -59,6 +60,9 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     add_flags(serving)
     import_flags.add_flags(
         verbs.add_parser("import", help="publish an ONNX classifier that was trained elsewhere")
+    )
+    export_flags.add_flags(
+        verbs.add_parser("export", help="write the adjusted model as one plain ONNX file")
     )
     prior_commands.add_verbs(verbs)
     add_flags(
@@ -84,6 +88,11 @@ def _run(given: Sequence[str], prog: str) -> int:
     if values["verb"] in prior_commands.VERBS:
         return prior_commands.run(values, os.environ, default_store=Settings().store)
     verb = values.pop("verb")
+    if verb == "export":
+        store = values["store"] or os.environ.get("PRIORDIAL_STORE") or Settings().store
+        from service.commands import export
+
+        return export.run(argparse.Namespace(**values), store=store)
     if verb == "import":
         from service.commands.importing.importer import run
 

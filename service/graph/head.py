@@ -99,11 +99,39 @@ def compose(
     declared = foreign_graph.declared_columns(graph, output)
     value, kind = foreign_graph.cut(graph, output, kind)
     head = _Head(Nodes(graph, opset))
-    head.scaled_logits(value, kind, temperature, calibration)
+    head.scaled = scaled_logits(head.nodes, value, kind, temperature, calibration)
     head.adjusted_logits()
     head.rankings(classes if declared in (classes, None) else 0)  # warm-up reports any other number
     head.outputs()
     return model
+
+
+def scaled_logits(
+    nodes: Nodes, value: str, kind: str, temperature: float, calibration: Calibration | None
+) -> str:
+    """Add LOGITS = f in float32, and f / T, whose name is returned.
+
+    onnxruntime drops casts from float32 to itself.
+    """
+    from onnx import TensorProto
+
+    add = nodes.node
+    if kind == "probabilities":
+        wide = add("Cast", [value], PREFIX + "wide", to=TensorProto.FLOAT)
+        floor = nodes.constant("tiny", np.array(_TINY))
+        floored = add("Max", [wide, floor], PREFIX + "floored")
+        add("Log", [floored], LOGITS)
+    elif calibration is not None:
+        wide = add("Cast", [value], PREFIX + "wide", to=TensorProto.FLOAT)
+        scale = nodes.constant("scale", np.array(calibration[0], np.float32))
+        bias = nodes.constant("bias", np.array(calibration[1], np.float32))
+        add("Add", [add("Mul", [wide, scale], PREFIX + "spread"), bias], LOGITS)
+    else:
+        add("Cast", [value], LOGITS, to=TensorProto.FLOAT)
+    if temperature == 1.0:
+        return LOGITS
+    divisor = nodes.constant("temperature", np.array(temperature, np.float32))
+    return add("Div", [LOGITS, divisor], PREFIX + "scaled_logits")
 
 
 class _Head:
@@ -111,30 +139,8 @@ class _Head:
 
     def __init__(self, nodes: Nodes) -> None:
         self.nodes, self.add = nodes, nodes.node
-        self.chooses = False
-
-    def scaled_logits(
-        self, value: str, kind: str, temperature: float, calibration: Calibration | None
-    ) -> None:
-        """LOGITS = f in float32, and f / T. onnxruntime drops casts from float32 to itself."""
-        from onnx import TensorProto
-
-        if kind == "probabilities":
-            wide = self.add("Cast", [value], PREFIX + "wide", to=TensorProto.FLOAT)
-            floor = self.nodes.constant("tiny", np.array(_TINY))
-            floored = self.add("Max", [wide, floor], PREFIX + "floored")
-            self.add("Log", [floored], LOGITS)
-        elif calibration is not None:
-            wide = self.add("Cast", [value], PREFIX + "wide", to=TensorProto.FLOAT)
-            scale = self.nodes.constant("scale", np.array(calibration[0], np.float32))
-            bias = self.nodes.constant("bias", np.array(calibration[1], np.float32))
-            self.add("Add", [self.add("Mul", [wide, scale], PREFIX + "spread"), bias], LOGITS)
-        else:
-            self.add("Cast", [value], LOGITS, to=TensorProto.FLOAT)
         self.scaled = LOGITS
-        if temperature != 1.0:
-            divisor = self.nodes.constant("temperature", np.array(temperature, np.float32))
-            self.scaled = self.add("Div", [LOGITS, divisor], PREFIX + "scaled_logits")
+        self.chooses = False
 
     def adjusted_logits(self) -> None:
         rows = self.add("Gather", [PRIOR_TABLE, PRIOR_INDEX], PREFIX + "rows", axis=0)

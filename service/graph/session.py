@@ -114,7 +114,8 @@ class Graph:
         graph's inputs of texts.
         """
         self._session = session
-        self._feeds = tokens or _feeder(bundle)
+        self.feeds = tokens or _feeder(bundle)
+        """Makes the graph's own inputs, by name, of rows."""
         self._place = place
         self._bound = bound
         self._small, self._large_rows = small, large_rows
@@ -176,7 +177,7 @@ class Graph:
         if size is not None and rows != size:
             inputs, tau, prior_index = (_padded(a, size) for a in (inputs, tau, prior_index))
         feeds = {
-            **self._feeds(inputs),
+            **self.feeds(inputs),
             head.TAU: tau,
             head.PRIOR_INDEX: prior_index,
             head.TOP_K: np.array([top_k], np.int64),

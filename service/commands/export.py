@@ -1,0 +1,301 @@
+"""`python -m service export`: the adjusted model as one plain ONNX file, for any runtime.
+
+The file answers with the bits that the service answers. Beside it lie `config.pbtxt` and `labels.txt` for
+Triton, and the files of external data that the model has.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from service.contract.adjustment import InvalidTau, check_tau
+from service.contract.bundle import (
+    MODEL_FILE,
+    Bundle,
+    InvalidBundle,
+    is_version,
+    load_bundle,
+    versions,
+)
+from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.exit_codes import DONE, FAILED, WRONG_USE
+from service.graph import baked, foreign
+from service.graph.session import UnusableModel, open_graph, open_plain
+from service.graph.trial import random_rows
+from service.priors.revisions import (
+    BUILT_IN,
+    DEFAULT,
+    InvalidReference,
+    PriorDoesNotFit,
+    PriorReference,
+    PriorRevision,
+    StoreUnavailable,
+    UnknownPrior,
+    parse_prior_reference,
+)
+from service.priors.snapshot import (
+    EMPTY,
+    advance,
+    resolve,
+    resolve_built_in,
+    resolve_inline,
+    resolve_stored,
+)
+from service.priors.store import open_store
+from service.priors.store.engine import InvalidStoreUrl
+
+CONFIG_FILE, LABELS_FILE = "config.pbtxt", "labels.txt"
+MAX_BATCH_SIZE = 64
+_WRONG_USE = (InvalidTau, InvalidReference, InvalidStoreUrl, InvalidPrior, UnknownPrior)
+_FAILED = (
+    InvalidBundle, PriorDoesNotFit, StoreUnavailable, UnknownLabelFrequencies, UnusableModel,
+    foreign.UnsupportedGraph, OSError,
+)  # fmt: skip
+_TRITON = {
+    "float16": "FP16", "float32": "FP32", "float64": "FP64", "string": "STRING", "bool": "BOOL",
+    "uint8": "UINT8", "int8": "INT8", "int16": "INT16", "int32": "INT32", "int64": "INT64",
+}  # fmt: skip
+
+
+class NotExported(ValueError):
+    """A model or a target that no file can be made of; the message says why."""
+
+
+def run(flags: argparse.Namespace, *, store: str) -> int:
+    """Write the file: its path on stdout, what it holds on stderr. 0 done, 1 failed, 2 wrong use."""
+    try:
+        notes = export(flags, store=store)
+    except (NotExported, *_WRONG_USE) as error:
+        sys.stderr.write(f"priordial: {error}\n")
+        return WRONG_USE
+    except _FAILED as error:
+        sys.stderr.write(f"priordial: {error}\n")
+        return FAILED
+    sys.stderr.write("".join(f"{note}\n" for note in notes))
+    sys.stdout.write(f"{flags.out}\n")
+    return DONE
+
+
+def export(flags: argparse.Namespace, *, store: str) -> list[str]:
+    """Write the file, what Triton wants beside it, and the external data. Returns notes."""
+    folder = _folder(flags.model)
+    bundle = load_bundle(folder)
+    tau = check_tau(bundle.tau if flags.tau is None else flags.tau)
+    revision = prior_of(bundle, flags.prior, store=store)
+    if revision.offset is None and (tau or flags.inputs):
+        raise NotExported(
+            f"the label frequencies of '{bundle.name}' are unknown, so only --tau 0 without "
+            "--inputs can be exported; name a prior with label_frequencies"
+        )
+    offset = np.zeros(len(bundle.class_names), np.float32)
+    if revision.offset is not None and (tau or flags.inputs):
+        offset = np.asarray(revision.offset, np.float32)
+    if flags.inputs and not np.isfinite(offset).all():
+        raise NotExported(
+            "the prior gives a class probability 0, whose shift is infinite: leave out --inputs, or "
+            "give the class a small probability"
+        )
+    content, names, external = _composed(folder, bundle, offset, tau, as_inputs=flags.inputs)
+    out = flags.out
+    out.parent.mkdir(parents=True, exist_ok=True)
+    _write(out, content)
+    for name in external:
+        (out.parent / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(folder / name, out.parent / name)
+    _check(folder, bundle, out, offset=offset, tau=tau, names=names)
+    config = triton_config(bundle, out, names, as_inputs=flags.inputs)
+    _write(out.parent / CONFIG_FILE, config.encode())
+    _write(out.parent / LABELS_FILE, ("\n".join(bundle.class_names) + "\n").encode())
+    return list(_notes(bundle, revision, tau, names, external, as_inputs=flags.inputs))
+
+
+def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
+    """The prior that `--prior` names. Raises the errors of priors and of the store."""
+    if Path(text).suffix == ".json":
+        try:
+            body = json.loads(Path(text).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise NotExported(f"--prior {text}: not JSON: {error}") from None
+        return resolve_inline(bundle, body)
+    reference = parse_prior_reference(text)
+    if reference.name in BUILT_IN:
+        return resolve_built_in(bundle, reference.name)
+    found = _stored(bundle, reference, store) if _exists(store) else None
+    if found is not None:
+        return found
+    if reference.name == DEFAULT and reference.at is None:
+        return resolve(bundle, DEFAULT, 0, PriorBody(), (DEFAULT, 0))
+    raise UnknownPrior(
+        f"no prior '{text}' of model '{bundle.name}' in the store {store}; "
+        f"`priors list` shows those there are"
+    )
+
+
+def _stored(bundle: Bundle, reference: PriorReference, url: str) -> PriorRevision | None:
+    with closing(open_store(url)) as held:
+        held.open(create=False)
+        if reference.at is not None:
+            entry = held.read(bundle.name, reference.name, reference.at)
+        else:
+            state = advance(EMPTY, held.newest().entries).get((bundle.name, reference.name))
+            entry = None if state is None else state.fitting.get(bundle.class_digest)
+    return None if entry is None else resolve_stored(bundle, entry, bundle.class_digest)
+
+
+def _exists(url: str) -> bool:
+    """False for a SQLite file that nobody has made yet: nothing is stored in it."""
+    prefix = "sqlite:///"
+    return not url.startswith(prefix) or Path(url.removeprefix(prefix)).exists()
+
+
+def _folder(path: Path) -> Path:
+    """The version's folder: the newest of a model, unless the path names one."""
+    if is_version(path.name) and not versions(path):
+        return path.resolve()
+    found = versions(path)
+    if not found:
+        raise NotExported(f"{path}: no model folder; expected models/NAME or models/NAME/VERSION")
+    return (path / str(found[-1])).resolve()
+
+
+def _composed(
+    folder: Path, bundle: Bundle, offset: Any, tau: float, *, as_inputs: bool
+) -> tuple[bytes, baked.Names, list[str]]:
+    import onnx
+
+    model = onnx.load(folder / MODEL_FILE, load_external_data=False)
+    external = foreign.external_files(model, folder)
+    scores = bundle.output.calibration
+    names = baked.bake(
+        model,
+        output=bundle.output.name,
+        kind=bundle.output.kind,
+        temperature=bundle.temperature,
+        calibration=None if scores is None else (scores.scale, scores.bias),
+        shift=offset,
+        tau=tau,
+        as_inputs=as_inputs,
+    )
+    held = {item.key: item for item in model.metadata_props}
+    entry = held.get("class_names") or model.metadata_props.add()
+    entry.key, entry.value = "class_names", json.dumps(bundle.class_names, ensure_ascii=False)
+    return model.SerializeToString(), names, external
+
+
+def _check(
+    folder: Path, bundle: Bundle, out: Path, *, offset: Any, tau: float, names: baked.Names
+) -> None:
+    """Compare the file with the service's own graph, bit by bit, on random rows."""
+    graph = open_graph(folder, bundle, provider="cpu")
+    rows = next(random_rows(bundle.input, bundle.input.shape[0] or 8, free=8))
+    size = bundle.max_batch_rows or len(rows)
+    plain = open_plain(out)
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        n = len(part)
+        try:
+            served = graph.run(
+                part,
+                tau=np.full(n, tau, np.float32),
+                prior_index=np.zeros(n, np.int64),
+                prior_table=offset[np.newaxis],
+                top_k=1,
+                full=True,
+            )
+        except Exception:  # noqa: BLE001 - rows of a free size that the graph does not take
+            return
+        found = plain(graph.feeds(part))
+        wanted = (
+            (names.probabilities, served.probabilities),
+            (names.adjusted_logits, served.adjusted_logits),
+            (names.class_index, served.top_index),
+            (names.class_probability, served.top_probability),
+        )
+        for name, values in wanted:
+            if values is None or not np.array_equal(found[name], values, equal_nan=True):
+                raise UnusableModel(f"{out}: '{name}' differs from the service's answer")
+
+
+def triton_config(bundle: Bundle, out: Path, names: baked.Names, *, as_inputs: bool) -> str:
+    """Triton's config.pbtxt: batches where the graph lets them vary, and the optional inputs."""
+    specs = bundle.input.columns or (bundle.input,)
+    batched = not as_inputs and bundle.input.shape[0] is None and bundle.max_batch_rows != 1
+    skip = 1 if batched else 0
+    classes = len(bundle.class_names)
+    batch = [] if batched else [-1]
+    inputs = [
+        _tensor(spec.name, _TRITON[spec.dtype], [-1 if n is None else n for n in spec.shape[skip:]])
+        for spec in specs
+    ]
+    if as_inputs:
+        inputs += [
+            _tensor(names.tau, "FP32", [1], "optional: true"),
+            _tensor(names.shift, "FP32", [classes], "optional: true"),
+        ]
+    outputs = [
+        _tensor(names.probabilities, "FP32", [*batch, classes], f'label_filename: "{LABELS_FILE}"'),
+        _tensor(names.adjusted_logits, "FP32", [*batch, classes]),
+        _tensor(names.class_index, "INT64", [*batch, 1]),
+        _tensor(names.class_probability, "FP32", [*batch, 1]),
+    ]
+    lines = [
+        f'name: "{bundle.name}"',
+        'platform: "onnxruntime_onnx"',
+        f'default_model_filename: "{out.name}"',
+        f"max_batch_size: {(bundle.max_batch_rows or MAX_BATCH_SIZE) if batched else 0}",
+        "input [\n" + ",\n".join(inputs) + "\n]",
+        "output [\n" + ",\n".join(outputs) + "\n]",
+        *(["dynamic_batching { }"] if batched else []),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _tensor(name: str, datatype: str, dims: Sequence[int], more: str = "") -> str:
+    parts = [
+        f'name: "{name}"',
+        f"data_type: TYPE_{datatype}",
+        f"dims: [ {', '.join(map(str, dims))} ]",
+    ]
+    return "  { " + "  ".join([*parts, *([more] if more else [])]) + " }"
+
+
+def _notes(
+    bundle: Bundle,
+    revision: PriorRevision,
+    tau: float,
+    names: baked.Names,
+    external: Sequence[str],
+    *,
+    as_inputs: bool,
+) -> list[str]:
+    prior = "an inline prior" if revision.name is None else f"{revision.name}@{revision.revision}"
+    outputs = (
+        names.probabilities, names.adjusted_logits, names.class_index, names.class_probability,
+    )  # fmt: skip
+    notes = [
+        f"model    {bundle.name} version {bundle.version}, {len(bundle.class_names)} classes",
+        f"prior    {prior}, tau {tau:g}" + (" (defaults of the inputs)" if as_inputs else ""),
+        f"outputs  {', '.join(outputs)}: equal to the service's, bit by bit",
+        f"beside   {', '.join([CONFIG_FILE, LABELS_FILE, *external])}",
+    ]
+    if as_inputs:
+        notes.append(f"inputs   {names.tau} [1], {names.shift} [classes]: log source − log target")
+    if bundle.input.tokenizer is not None:
+        notes.append("note     the file takes tokens; texts are tokenised by whoever calls it")
+    if bundle.input.kind == "image":
+        notes.append("note     the file takes tensors; images are prepared by whoever calls it")
+    return notes
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write beside the file, then rename, so that nobody reads half of it."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    partial.replace(path)

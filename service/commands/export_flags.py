@@ -1,0 +1,24 @@
+"""The flags of the verb `export`, apart from it so that other verbs load no onnxruntime."""
+
+import argparse
+from pathlib import Path
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Every flag of the verb."""
+    add = parser.add_argument
+    add("model", type=Path, metavar="models/M[/VERSION]", help="a model of a repository")
+    add("--out", type=Path, required=True, metavar="FILE.onnx", help="the file to write")
+    add(
+        "--prior",
+        default="default",
+        metavar="NAME[@REVISION]|FILE.json",
+        help="a stored prior, training, uniform, or a JSON file of a prior (default: default)",
+    )
+    add("--tau", type=float, help="strength of the adjustment (default: the model's default_tau)")
+    add(
+        "--inputs",
+        action="store_true",
+        help="make tau and the prior's row optional inputs, with these values as defaults",
+    )
+    add("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")

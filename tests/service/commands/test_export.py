@@ -1,0 +1,180 @@
+"""The exported file answers what the service answers, bit by bit, in any runtime."""
+
+import json
+
+import httpx
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from service.__main__ import main
+from service.contract.adjustment import softmax
+from tests.support.foreign_models import external_data, named
+from tests.support.server import running
+from tests.support.small_models import (
+    CLASSES,
+    FEATURES,
+    inputs,
+    linear_model,
+    publish_model,
+    weights,
+)
+from tests.support.table_models import CLASSES as ANSWERS
+from tests.support.table_models import ROWS, table_model, table_probabilities
+
+PRIOR = {"label_frequencies": [50, 20, 10, 5, 1], "target": [1, 2, 3, 4, 5]}
+
+
+@pytest.fixture
+def export(tmp_path, capsys):
+    def call(*arguments, out="out/model.onnx"):
+        status = main(["export", *map(str, arguments), "--out", str(tmp_path / out)])
+        return status, tmp_path / out, capsys.readouterr().err
+
+    return call
+
+
+def run(path, **feeds):
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [item.name for item in session.get_outputs()]
+    return dict(zip(names, session.run(None, feeds), strict=True))
+
+
+def write(folder, prior):
+    (folder / "prior.json").write_text(json.dumps(prior), encoding="utf-8")
+    return folder / "prior.json"
+
+
+@pytest.mark.parametrize("tau", [0, 0.37, 1, 2])
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_file_holds_the_formula(tmp_path, export, tau, temperature):
+    folder = publish_model(tmp_path / "models", temperature=temperature).parent
+    status, path, err = export(folder, "--prior", write(tmp_path, PRIOR), "--tau", tau)
+    assert status == 0, err
+    x = inputs(9)
+    found = run(path, x=x)
+    w, b = weights()
+    source, target = (np.array(PRIOR[k]) / sum(PRIOR[k]) for k in ("label_frequencies", "target"))
+    logits = (x.astype(np.float64) @ w + b) / temperature
+    wanted = softmax(logits + tau * (np.log(target) - np.log(source)))
+    np.testing.assert_allclose(found["probabilities"], wanted, atol=1e-6)
+    np.testing.assert_array_equal(found["class_index"][:, 0], wanted.argmax(axis=1))
+    np.testing.assert_allclose(found["class_probability"][:, 0], wanted.max(axis=1), atol=1e-6)
+    onnx.checker.check_model(onnx.load(path), full_check=True)
+
+
+def test_the_file_equals_the_service_bit_by_bit_under_a_stored_prior(tmp_path, export):
+    models, store = tmp_path / "models", f"sqlite:///{tmp_path}/priors.db"
+    publish_model(models)
+    x = inputs(7)
+    with running(models, store=store) as server:
+        for prior in ({"target": [5, 4, 3, 2, 1]}, PRIOR):
+            assert httpx.put(f"{server.url}/priors/night", json=prior).status_code < 300
+        tensor = {
+            "name": "x",
+            "datatype": "FP32",
+            "shape": [7, FEATURES],
+            "data": x.ravel().tolist(),
+        }
+        wanted = {}
+        for reference in ("night", "night@1", "training", "default"):
+            parameters = {"tau": 0.7, "prior": reference}
+            body = {"inputs": [tensor], "parameters": parameters}
+            answer = httpx.post(f"{server.url}/v2/models/linear/infer", json=body)
+            wanted[reference] = answer.json()["outputs"][0]["data"]
+    for reference, values in wanted.items():
+        arguments = (models / "linear", "--prior", reference, "--tau", 0.7, "--store", store)
+        status, path, err = export(*arguments)
+        assert status == 0, err
+        found = run(path, x=x)["probabilities"]
+        assert found.ravel().tolist() == np.array(values, np.float32).tolist()
+    status, _, err = export(models / "linear", "--prior", "noon", "--store", store)
+    assert (status, "no prior 'noon' of model 'linear'" in err) == (2, True)
+
+
+def test_tau_and_the_shift_may_be_inputs_with_defaults(tmp_path, export):
+    folder = publish_model(tmp_path / "models").parent
+    prior = write(tmp_path, PRIOR)
+    _, fixed, _ = export(folder, "--prior", prior, "--tau", 1, out="fixed.onnx")
+    status, path, err = export(folder, "--prior", prior, "--tau", 1, "--inputs")
+    assert status == 0, err
+    assert "tau [1], log_prior_shift [classes]" in err
+    x = inputs(4)
+    wanted = run(fixed, x=x)["probabilities"]
+    np.testing.assert_array_equal(run(path, x=x)["probabilities"], wanted)
+    w, b = weights()
+    plain = run(path, x=x, tau=np.zeros(1, np.float32))["probabilities"]
+    np.testing.assert_allclose(plain, softmax(x.astype(np.float64) @ w + b), atol=1e-6)
+    shifted = run(path, x=x, log_prior_shift=np.zeros(CLASSES, np.float32))["probabilities"]
+    np.testing.assert_array_equal(shifted, plain)
+
+
+def test_triton_gets_its_configuration_and_the_labels(tmp_path, export):
+    folder = publish_model(tmp_path / "models").parent
+    _, path, _ = export(folder, "--prior", "training")
+    config = (path.parent / "config.pbtxt").read_text(encoding="utf-8")
+    assert "max_batch_size: 64" in config
+    assert f'name: "x"  data_type: TYPE_FP32  dims: [ {FEATURES} ]' in config
+    assert f'name: "probabilities"  data_type: TYPE_FP32  dims: [ {CLASSES} ]' in config
+    labels = (path.parent / "labels.txt").read_text(encoding="utf-8").splitlines()
+    assert labels == [f"class-{i}" for i in range(CLASSES)]
+    export(folder, "--prior", "training", "--inputs")
+    config = (path.parent / "config.pbtxt").read_text(encoding="utf-8")
+    assert "max_batch_size: 0" in config
+    assert 'name: "tau"  data_type: TYPE_FP32  dims: [ 1 ]  optional: true' in config
+
+
+def test_external_data_goes_along(tmp_path, export):
+    item = external_data(tmp_path)
+    models = str(tmp_path / "models")
+    assert main(["import", str(item.path), "--name", "big", "--models", models, *item.flags]) == 0
+    status, path, err = export(tmp_path / "models" / "big" / "1", "--tau", 0)
+    assert status == 0, err
+    found = run(path, x=np.array(item.instances, np.float32))["probabilities"]
+    np.testing.assert_allclose(found, item.probabilities, atol=1e-6)
+
+
+def test_a_model_of_several_inputs_keeps_them(tmp_path, export):
+    path = tmp_path / "table.onnx"
+    path.write_bytes(table_model().SerializeToString())
+    arguments = ["--name", "table", "--models", str(tmp_path / "models"), *named(tmp_path, ANSWERS)]
+    assert main(["import", str(path), *arguments]) == 0
+    status, out, err = export(tmp_path / "models" / "table", "--tau", 0)
+    assert status == 0, err
+    feeds = {
+        "age": np.array([[row["age"]] for row in ROWS], np.float32),
+        "fare": np.array([[row["fare"]] for row in ROWS], np.float32),
+        "sex": np.array([[row["sex"]] for row in ROWS], object),
+    }
+    np.testing.assert_allclose(run(out, **feeds)["probabilities"], table_probabilities(), atol=1e-6)
+
+
+def test_a_name_that_the_model_has_itself_is_not_taken(tmp_path, export):
+    model = linear_model()
+    for node in model.graph.node:
+        node.input[0] = "tau"
+    model.graph.input[0].name = "tau"
+    spec = {"name": "tau", "kind": "tensor", "shape": [None, FEATURES], "dtype": "float32"}
+    folder = publish_model(tmp_path / "models", model=model, input=spec).parent
+    status, path, err = export(folder, "--prior", "training", "--inputs")
+    assert status == 0, err
+    assert [i.name for i in onnx.load(path).graph.input] == ["tau", "tau_2", "log_prior_shift"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "told"),
+    [
+        (("--tau", 0.5), 2, "the label frequencies of 'linear' are unknown"),
+        (("--tau", -1), 2, "tau"),
+        (("--prior", "a@b@c"), 2, "is not a prior"),
+        (("--prior", "missing.json"), 1, "missing.json"),
+    ],
+)
+def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, export, arguments, status, told):
+    folder = publish_model(tmp_path / "models", class_counts=None).parent
+    store = ("--store", f"sqlite:///{tmp_path}/none.db")
+    found, path, err = export(folder, *arguments, *store)
+    assert (found, told in err, len(err.splitlines())) == (status, True, 1), err
+    assert not path.exists()
+    assert export(tmp_path / "nowhere")[0] == 2
