@@ -33,7 +33,7 @@ from service.server.app import NothingToServe, Service
 from service.server.connection_counts import open_counts
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
-from service.server.serve import url_of
+from service.server.listener import url_of
 from service.server.startup import on_signals
 from service.settings import InvalidSetting, Settings
 

@@ -22,7 +22,7 @@ from service.observe.run_folder import RunFolder, new_run
 from service.server.child import WorkerProcess
 from service.server.connection_counts import open_counts
 from service.server.link import Place, cut_all
-from service.server.serve import url_of
+from service.server.listener import url_of
 from service.server.startup import on_signals
 from service.settings import Settings
 

@@ -1,0 +1,26 @@
+"""The socket that all workers of a service share, and its URL."""
+
+import contextlib
+import socket
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Bind a socket. It does not listen yet: connections are refused until a worker is ready.
+
+    Raises OSError.
+    """
+    host = host.strip("[]")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if family == socket.AF_INET6:
+        with contextlib.suppress(OSError):  # `::` serves IPv4 too, where the system allows it
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+    listener.bind((host, port))
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    """Return the URL of a bound socket."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
