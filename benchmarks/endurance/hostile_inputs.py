@@ -144,7 +144,7 @@ def bombs() -> dict[str, Request]:
     many = b'{"instances":[[' + b"0," * 30_000_000 + b"0]]}"
     wide = json.dumps({"instances": np.zeros((60_000, FEATURES)).tolist()}).encode()
     deep = b'{"instances":' + b"[" * 10**6
-    thin = _png(1, 3_000_000)
+    thin = _png(2, 60_000)
     tensor: dict[str, Any] = {
         "name": "x",
         "datatype": "FP32",

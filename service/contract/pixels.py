@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
 """Pixels of the largest image that is decoded, so that a small file cannot become gigabytes."""
+MAX_SIDE = 65_535
+"""Pixels of the longest side that is decoded: every row costs memory of its own."""
 
 _PNG_END = b"IEND\xaeB`\x82"
 _EXIF_ORIENTATION = 0x0112
@@ -72,6 +74,10 @@ def open_header(file: BinaryIO) -> "Image":
         raise BadImage("is not a JPEG, PNG or WebP image") from None
     except Exception as error:  # noqa: BLE001 - decoders raise errors of any class for damaged bytes
         raise BadImage(f"cannot be read: {error}") from None
+    if max(image.size) > MAX_SIDE:
+        raise BadImage(
+            f"has {image.width} × {image.height} pixels; a side may have at most {MAX_SIDE}"
+        )
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(
             f"has {image.width} × {image.height} pixels; at most {MAX_PIXELS} are decoded"
@@ -220,7 +226,7 @@ def _converted(image: "Image", color: str) -> "Image":
     if image.mode == "I" or image.mode.startswith("I;16"):
         image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
     if "A" in image.getbands() or "transparency" in image.info:
-        over = image.convert("RGBA")
+        over = image if image.mode == "RGBA" else image.convert("RGBA")
         white = pillow.new("RGBA", over.size, "white")
         white.alpha_composite(over)
         image = white

@@ -53,6 +53,7 @@ TABLE = {
     "one text": [arrays.MAX_TEXT_CHARACTERS],
     "parts of a form": [forms.MAX_PARTS],
     "an image": [pixels.MAX_PIXELS],
+    "a side of an image": [pixels.MAX_SIDE],
     "images of one request": [images.MAX_REQUEST_PIXELS],
     "settings of `/adjust`": [adjust.MAX_SETTINGS, adjust.MAX_CELLS],
     "a deadline": [f"({SETTINGS.timeout_ms // 1000} s)", f"({SETTINGS.tau_cap:g})"],

@@ -136,12 +136,18 @@ def test_the_contract_is_imported_without_pillow():
 
 @pytest.mark.parametrize("resize", ["crop", 6])
 def test_a_long_thin_image_is_refused_before_it_is_scaled_up(resize):
-    thin = encoded(Image.new("L", (1, 3_000_000)))
+    thin = encoded(Image.new("L", (3, 65_535)))
     assert len(thin) < 10_000
     with pytest.raises(BadImage, match="before it is cut to size; at most 50000000"):
-        decoded(thin, resize=resize)
+        decoded(thin, size=(40, 60), resize=60 if resize == 6 else resize)
     assert decoded(thin).shape == (4, 6, 3)  # "stretch" makes no larger image
     assert decoded(encoded(Image.new("L", (10, 2000))), resize=resize).shape == (4, 6, 3)
+
+
+def test_a_side_of_an_image_is_bounded_whatever_the_other_one_is():
+    for size in ((1, 65_536), (65_536, 1)):
+        with pytest.raises(BadImage, match="a side may have at most 65535"):
+            decoded(encoded(Image.new("L", size)))
 
 
 def test_bgr_is_rgb_in_the_other_order():
