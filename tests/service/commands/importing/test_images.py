@@ -1,0 +1,196 @@
+"""A model of images gets the pixels that its library feeds it, by flag, by recipe or from a folder."""
+
+import argparse
+import io
+import json
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from service.commands.importing.huggingface import image_flags
+from service.commands.importing.onnx_file import GraphInput
+from service.commands.importing.preprocessing import PREPROCESSING, image_fields
+from service.commands.importing.refusal import ImportRefused
+from service.wire.images import image_array
+from tests.support.foreign_models import named, save
+
+COLOURS = ["red", "green", "blue"]
+FLAGS = {
+    "image": True, "preprocessing": None, "layout": None, "size": None, "color": None, "resize": None,
+    "resample": None, "fill": None, "scale": None, "mean": None, "std": None,
+}  # fmt: skip
+INPUT = GraphInput("pixels", "float32", [None, 3, 224, 224])
+
+
+def fields(found=INPUT, **flags):
+    return image_fields(found, argparse.Namespace(**{**FLAGS, **flags}))
+
+
+def colour_model(dtype=TensorProto.FLOAT):
+    """pixels [batch, 3, 8, 8] → logits: the mean of each channel."""
+    nodes = [
+        helper.make_node("Cast", ["pixels"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceMean", ["wide"], ["logits"], axes=[2, 3], keepdims=0),
+    ]
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        nodes,
+        "colours",
+        [value("pixels", dtype, ["batch", 3, 8, 8])],
+        [value("logits", TensorProto.FLOAT, ["batch", 3])],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def picture(colour, size=(12, 10)):
+    buffer = io.BytesIO()
+    Image.new("RGB", size, colour).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [
+        ("imagenet", {"resize": 256, "mean": [0.485, 0.456, 0.406], "color": "RGB", "scale": None}),
+        ("timm", {"resize": 256, "resample": "bicubic"}),
+        ("inception", {"mean": [0.5] * 3, "std": [0.5] * 3, "resize": 256}),
+        ("keras-raw", {"scale": 1.0, "mean": None, "std": None, "resize": "stretch"}),
+        ("caffe", {"scale": 1.0, "color": "BGR", "mean": [103.939, 116.779, 123.68], "std": None}),
+        ("clip", {"resample": "bicubic", "mean": [0.48145466, 0.4578275, 0.40821073]}),
+    ],
+)
+def test_a_recipe_is_known_by_its_name(name, wanted):
+    found = fields(preprocessing=name)
+    assert {key: found[key] for key in wanted} == wanted
+
+
+def test_flags_override_a_recipe():
+    found = fields(preprocessing="imagenet", mean="0.1", resize="letterbox", color="BGR")
+    assert (found["mean"], found["resize"], found["color"]) == ([0.1] * 3, "letterbox", "BGR")
+    assert found["std"] == [0.229, 0.224, 0.225]
+
+
+def test_a_recipe_of_colours_is_averaged_for_grey_models():
+    grey = GraphInput("pixels", "float32", [None, 28, 28, 1])
+    found = fields(grey, preprocessing="imagenet")
+    assert (found["color"], found["layout"], found["size"]) == ("L", "NHWC", [28, 28])
+    assert found["mean"] == pytest.approx([0.449])
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"preprocessing": "imagnet"}, "expected one of imagenet"),
+        ({"resize": "zoom"}, "expected stretch, crop, letterbox, N or H,W"),
+        ({"resize": "1,2,3"}, "expected stretch, crop, letterbox, N or H,W"),
+        ({"scale": "big"}, r"expected 0\.\.1, 0\.\.255 or the number"),
+        ({"mean": "1,2"}, "expected 3 numbers"),
+        ({"color": "L"}, "--color is L; the graph takes 3 channels"),
+        ({"image": False, "scale": "0..255"}, "--scale go with --image"),
+    ],
+)
+def test_a_wrong_image_flag_is_refused_with_what_is_expected(flags, told):
+    with pytest.raises(ImportRefused, match=told):
+        fields(**flags)
+
+
+@pytest.mark.parametrize("name", PREPROCESSING)
+def test_every_recipe_makes_a_model_that_is_published(import_file, tmp_path, name):
+    path = save(tmp_path, colour_model())
+    status, bundle, err = import_file(path, *named(tmp_path, COLOURS), "--preprocessing", name)
+    assert status == 0, err
+    rows = image_array([picture("red")], bundle.input)
+    assert rows.shape == (1, 3, 8, 8)
+    for step in ("color", "resize", "range", "normalise", "layout"):
+        assert f"image    {step}" in err
+
+
+def test_what_was_assumed_is_told_with_the_flag_that_changes_it(import_file, tmp_path):
+    path = save(tmp_path, colour_model())
+    _, _, err = import_file(path, *named(tmp_path, COLOURS), "--image")
+    assert "0 … 1 (divided by 255)" in err
+    assert "stretched to 8 × 8 (bilinear)" in err
+    assert "--image-example FILE --expect CLASS" in err
+
+
+def test_pixels_of_0_to_255_reach_a_model_that_scales_them_itself(import_file, tmp_path):
+    path = save(tmp_path, colour_model())
+    _, bundle, _ = import_file(path, *named(tmp_path, COLOURS), "--image", "--scale", "0..255")
+    rows = image_array([picture((200, 100, 0))], bundle.input)
+    np.testing.assert_array_equal(rows[0].mean(axis=(1, 2)), [200, 100, 0])
+
+
+def test_an_example_of_a_known_class_holds_the_preprocessing_to_account(import_file, tmp_path):
+    path, names = save(tmp_path, colour_model()), named(tmp_path, COLOURS)
+    example = tmp_path / "sky.png"
+    example.write_bytes(picture("blue"))
+    arguments = (path, *names, "--image", "--image-example", example, "--expect")
+    assert import_file(*arguments, "blue")[0] == 0
+    status, _, err = import_file(*arguments, "blue", "--color", "BGR")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "is 'red' with probability" in err
+    assert "--preprocessing, --color" in err
+    status, _, err = import_file(*arguments, "purple")
+    assert (status, "'purple' is not a class" in err) == (1, True)
+    status, _, err = import_file(*arguments[:-1])
+    assert (status, "go together" in err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("config", "wanted"),
+    [
+        (
+            {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
+             "resample": 2, "do_normalize": True, "rescale_factor": 1 / 255},
+            {"size": "224,224", "resize": "stretch", "resample": "bilinear", "scale": "0..1",
+             "mean": "0.5,0.5,0.5"},
+        ),
+        (
+            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224},
+             "do_center_crop": True, "resample": 3},
+            {"size": "224,224", "resize": "256", "resample": "bicubic"},
+        ),
+        ({"size": 256, "crop_size": 224, "do_center_crop": True}, {"size": "224,224", "resize": "256"}),
+        ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, {"size": "224,224", "resize": "256"}),
+        ({"size": 224, "do_rescale": False, "do_normalize": False}, {"scale": "1.0", "size": "224,224"}),
+        ({"size": 256, "do_flip_channel_order": True}, {"color": "BGR"}),
+    ],
+)  # fmt: skip
+def test_a_preprocessor_config_stands_for_flags(config, wanted):
+    found = image_flags(config)
+    assert {key: found.get(key) for key in wanted} == wanted
+    assert found["image"]
+
+
+def test_a_folder_of_an_image_model_brings_its_preprocessing_and_its_names(import_file, tmp_path):
+    home = tmp_path / "export"
+    home.mkdir()
+    (home / "model.onnx").write_bytes(colour_model().SerializeToString())
+    labels = {str(i): name for i, name in enumerate(COLOURS)}
+    (home / "config.json").write_text(json.dumps({"id2label": labels}), encoding="utf-8")
+    config = {
+        "size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True,
+        "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "resample": 3,
+    }  # fmt: skip
+    (home / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
+    status, bundle, err = import_file(home)
+    assert status == 0, err
+    spec = bundle.input
+    assert bundle.class_names == COLOURS
+    assert (spec.size, spec.resize, spec.resample) == ([8, 8], 10, "bicubic")
+    assert (spec.mean, spec.std) == ([0.1, 0.2, 0.3], [0.5] * 3)
+    status, _, err = import_file(tmp_path)
+    assert (status, "is a folder without model.onnx" in err) == (1, True)
+
+
+def test_a_folder_whose_tokenizer_cannot_feed_the_graph_is_refused(import_file, tmp_path):
+    home = tmp_path / "export"
+    home.mkdir()
+    model = colour_model()
+    model.graph.initializer.append(numpy_helper.from_array(np.zeros(1, np.float32), "unused"))
+    (home / "model.onnx").write_bytes(model.SerializeToString())
+    (home / "tokenizer.json").write_text("{}", encoding="utf-8")
+    status, _, err = import_file(home)
+    assert (status, "the graph also has 'pixels'" in err) == (1, True)
