@@ -141,12 +141,12 @@ class Service:
 
         Raises StoreUnavailable, NothingToServe, PortTaken, or InvalidSetting for --default-model.
         """
+        self._check_default_model()
         await self.priors.start(optional=self.settings.store_optional)
         await self.repository.load_all()
         if self.repository.faults and not self.repository.all():
             first = next(iter(self.repository.faults.values()))
             raise NothingToServe(f"no model can be served: {first}")
-        self._check_default_model()
         gauges = Gauges(
             self.repository,
             self.priors,
