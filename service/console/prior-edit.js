@@ -118,20 +118,27 @@ function Frequencies({ bundle, draft, change }) {
       hint="Counts of training examples, or shares: only ratios matter. Each must be greater than 0." />`}</details>`;
 }
 
+/** The mix that recent traffic suggests, as a draft; one that the service does not call usable only on request. */
 function Estimate({ path, take }) {
   const [said, setSaid] = useState(null);
+  const use = (found) => {
+    take(found.candidate);
+    setSaid({ words: `Estimated from ${whole(found.rows)} recent answers (worth ${whole(found.effective_rows)}). It is a draft: nothing is saved yet.`, warnings: found.warnings });
+  };
   const ask = async () => {
     setSaid({ busy: true });
     try {
       const found = await getJson(`${path}/estimate`);
-      take(found.candidate);
-      setSaid({ words: `Estimated from ${whole(found.rows)} recent answers (worth ${whole(found.effective_rows)}). It is a draft: nothing is saved yet.`, warnings: found.warnings });
+      if (found.verdict === "usable") use(found);
+      else setSaid({ doubt: found });
     } catch (error) {
       setSaid({ bad: error.message });
     }
   };
   return html`<button type="button" class="small" disabled=${said?.busy} onClick=${ask}>Estimate from traffic</button>
-    ${said?.words && html`<span class="quiet" role="status">${said.words} ${said.warnings.join(" ")}</span>`}${said?.bad && html`<span class="wrong" role="alert">${said.bad}</span>`}`;
+    ${said?.words && html`<span class="quiet" role="status">${said.words} ${said.warnings.join(" ")}</span>`}${said?.bad && html`<span class="wrong" role="alert">${said.bad}</span>`}
+    ${said?.doubt && html`<div class="note" role="alert"><p>This estimate is not usable (${said.doubt.verdict.replaceAll("_", " ")}): ${said.doubt.reason}</p>
+      <p class="line"><button type="button" class="small" onClick=${() => use(said.doubt)}>Use it as a draft all the same</button><button type="button" class="small" onClick=${() => setSaid(null)}>Leave it</button></p></div>`}`;
 }
 
 function AsJson({ draft, setDraft }) {

@@ -33,7 +33,8 @@ class LogitReservoir:
     Until the reservoir is full, every row is kept. Then a row is admitted with the probability
     capacity / T, where T is the number of rows seen, each counting less with its age, and takes the
     place of a kept row at random. A row's chance of being kept falls by a factor e in
-    `window_seconds`, busy minutes count by their rows, and every kept row can be used. `add` never waits and costs a few microseconds.
+    `window_seconds`, busy minutes count by their rows, and every kept row can be used. `add` never
+    waits and costs a few microseconds.
     """
 
     def __init__(

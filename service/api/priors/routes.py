@@ -164,9 +164,9 @@ class PriorRoutes:
         return await self._written(request, "adopt", bundle, written, flips=flips, force=force)
 
     async def delete(self, request: Request, name: Name) -> Response:
-        """Take a prior out of use: it is not listed, and reading it by name is 404 until it is stored again.
+        """Take a prior out of use: it is not listed, and reading it by name is 404.
 
-        Its revisions stay in history: `?revision=`, `/revisions` and rollback still find them.
+        It can be stored again. Its revisions stay in history: `?revision=`, `/revisions` and rollback still find them.
         """
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)

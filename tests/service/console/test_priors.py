@@ -105,6 +105,21 @@ def test_a_preview_tells_what_would_change_and_stores_nothing(open_page, traffic
     assert httpx.get(f"{traffic.url}/models/fashion/priors/{name}").json()["revision"] == 1
 
 
+def test_an_estimate_that_is_not_usable_says_why_before_it_becomes_a_draft(
+    open_page, traffic, name
+):
+    found = httpx.get(f"{traffic.url}/models/fashion/priors/{name}/estimate").json()
+    assert found["verdict"] != "usable", "a few samples are too little traffic, or no label shift"
+    page = edit(open_page, name)
+    page.get_by_role("button", name="Estimate from traffic").click()
+    page.wait_for_selector("text=This estimate is not usable")
+    assert found["reason"][:20] in page.locator(".note", has_text="not usable").inner_text()
+    assert page.get_by_label("uniform", exact=True).is_checked()
+    page.get_by_role("button", name="Use it as a draft all the same").click()
+    page.wait_for_selector("text=It is a draft: nothing is saved yet")
+    assert page.get_by_label("class by class").is_checked()
+
+
 def test_a_wrong_prior_is_named_field_by_field_and_stays_in_the_editor(open_page, name):
     page = edit(open_page, name)
     page.get_by_text("The same as JSON").click()
