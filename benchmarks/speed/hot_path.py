@@ -215,13 +215,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--body", default="npy")
+    parser.add_argument("--body", help="npy, json or oip; by default npy, of --calls json")
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--calls", action="store_true", help="count the calls of one request")
     parser.add_argument("--query", default="tau=0.5", help="query string of that request")
     arguments = parser.parse_args()
+    arguments.body = arguments.body or ("json" if arguments.calls else "npy")
     with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:
         uvloop.run(measure(arguments, Path(folder)))
 

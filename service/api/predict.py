@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from service.api.content import (
     DEAR_BYTES,
     JSON_TYPES,
+    LARGE_BYTES,
     NPY,
     Content,
     in_pool,
@@ -24,7 +25,7 @@ from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
-from service.classifier import Classifier, ranked, warnings_of
+from service.classifier import Classifier, ranked
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
@@ -96,7 +97,7 @@ class Predict:
         parameters, name = query_parameters(request.query), path.get("model")
         if len(request.body) > DEAR_BYTES and b"version" not in request.body:
             self._repository.find(name, parameters.version).batcher.check_room()
-        if is_large(request):
+        if len(request.body) > LARGE_BYTES and is_large(request):
             return self._large(request, parameters, name, reply)
         return self._queue(request, self._read(request, parameters, name), reply)
 
@@ -123,7 +124,7 @@ class Predict:
         inputs: NDArray[Any] | None = None
         if kind in JSON_TYPES:
             model = self._repository.find(name, parameters.version)
-            sliced = self._numbers(body, model) if is_large(request) else None
+            sliced = self._numbers(body, model) if len(body) > LARGE_BYTES else None
             document, inputs = sliced or (parse_json_object(body, _MEMBERS), None)
             if "parameters" in document:
                 parameters = parameters.merged(body_parameters(document["parameters"]))
@@ -163,45 +164,43 @@ class Predict:
             max_rows=model.batcher.max_request_rows,
         )
 
-    def _queue(self, request: Request, read: "_Read", reply: Reply) -> Later | None:
-        model, deadline = read.model, request.deadline(self._timeout_seconds)
-        if read.inputs is not None:
-            try:
+    def _queue(
+        self,
+        request: Request,
+        read: "_Read",
+        reply: Reply,
+        *,
+        revision: PriorRevision | None = None,
+        deadline: Deadline | None = None,
+    ) -> Later | None:
+        """Queue a request, or return what it must wait for first."""
+        model, inputs = read.model, read.inputs
+        if deadline is None:
+            deadline = request.deadline(self._timeout_seconds)
+        if inputs is not None and revision is None:
+            try:  # noqa: SIM105 - suppress() would make three calls for each request
                 revision = self._classifier.revision_at_hand(model.bundle, read.parameters.prior)
             except RevisionNotInMemory:
                 pass
-            else:
-                self._put(request, read, read.inputs, revision, deadline=deadline, reply=reply)
-                return None
-        return self._later(request, read, deadline=deadline, reply=reply)
+        if inputs is None or revision is None:
+            return self._later(request, read, deadline=deadline, reply=reply)
+        work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
+        asked = Asked(request, model, revision)
+        model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
+        return None
 
     async def _later(
         self, request: Request, read: "_Read", *, deadline: Deadline, reply: Reply
     ) -> None:
-        """Queue a request once its images are decoded and its prior is read from the store."""
+        """Queue a request that must wait for decoded images or for a prior from the store."""
         model = read.model
         with model.held():
-            inputs = read.inputs
-            if inputs is None:
+            if read.inputs is None:
                 assert read.content is not None
                 inputs = await read.content.decoded_images(request, model, self._pool, deadline)
+                read = read._replace(inputs=inputs)
             revision = await self._classifier.revision_of(model.bundle, read.parameters.prior)
-            self._put(request, read, inputs, revision, deadline=deadline, reply=reply)
-
-    def _put(
-        self,
-        request: Request,
-        read: "_Read",
-        inputs: NDArray[Any],
-        revision: PriorRevision,
-        *,
-        deadline: Deadline,
-        reply: Reply,
-    ) -> None:
-        model = read.model
-        work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
-        asked = Asked(request, model, revision)
-        model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
+            self._queue(request, read, reply, revision=revision, deadline=deadline)
 
     # -- from the queue to the answers
 
@@ -256,7 +255,9 @@ def _answer(entry: Entry, predictions: bytes, rows: int) -> Answer:
     asked: Asked = entry.ask
     bundle, revision, tau = asked.model.bundle, asked.revision, entry.work.tau
     assert isinstance(tau, float)
-    warnings = warnings_of(bundle, revision, tau)
+    warnings = revision.prior.warnings
+    if tau:
+        warnings += asked.model.source_warnings
     body = b"%b%b%b%b]%b}" % (
         _model_json(bundle.name, bundle.version),
         orjson.dumps(tau),

@@ -183,22 +183,23 @@ class Batcher:
         """
         rows = self._queue.rows
         self._turns += 1
-        grows = self._seen_rows < rows < self._max_batch_rows
-        if grows and self._turns < MAX_TURNS and not self._in_flight and self._is_cheap(rows):
+        try:
+            waits = (
+                self._seen_rows < rows < self._max_batch_rows
+                and self._turns < MAX_TURNS
+                and not self._in_flight
+                and self._cost(rows) <= self._inline_seconds
+            )
+        except Exception as error:  # noqa: BLE001 - see _start
+            self._crashed(error)
+            waits = False
+        if waits:
             self._seen_rows = rows
             self._loop.call_soon(self._turn)
             return
         self._is_scheduled = False
         self._start()
         self._reply()
-
-    def _is_cheap(self, rows: int) -> bool:
-        """Whether a batch may run on the event loop."""
-        try:
-            return self._cost(rows) <= self._inline_seconds
-        except Exception as error:  # noqa: BLE001 - see _start
-            self._crashed(error)
-            return False
 
     def _start(self) -> None:
         """Start the next batch here if it is cheap, else in the thread; or fill the one after."""

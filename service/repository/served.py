@@ -11,6 +11,7 @@ from service.graph.prior_table import PriorTable
 from service.graph.session import Graph
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir
+from service.priors.rule import source_warnings
 from service.wire.ranked import ClassJson
 
 
@@ -31,11 +32,13 @@ class ServedModel:
     recent: LogitReservoir
     report: dict[str, object] = field(default_factory=dict)
     class_json: ClassJson = field(init=False)
+    source_warnings: tuple[str, ...] = field(init=False)
     _holders: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.class_json = ClassJson(self.bundle.class_names)
+        self.source_warnings = source_warnings(self.bundle)
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -155,6 +155,10 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     if array.dtype == dtype:
         flags = array.flags  # bytes of a body lie at any address, and the runtime needs alignment
         return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
+    if array.dtype == np.float64 and dtype == np.float32:
+        flat = array.ravel()
+        if flat.dot(flat) < _SAFE_SQUARES:  # false for NaN, too
+            return array.astype(dtype, order="C")
     if array.dtype.kind in "biuf":
         fit = cast(array, dtype)
     else:
@@ -173,6 +177,11 @@ def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array
     return records({spec.name: found})
 
 
+_SAFE_SQUARES = 1e76
+"""No number whose square is smaller is NaN, infinite, or infinite as float32. The sum of all squares
+says so for a whole array, in a tenth of the time of `cast` and `is_finite`."""
+
+
 @lru_cache(maxsize=64)
 def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
@@ -180,8 +189,10 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 def is_finite(array: Array) -> bool:
     """Whether all are finite. NaN and infinity show in the sum of squares, which is quicker."""
-    if array.dtype == np.float32 and math.isfinite(np.vdot(array, array)):
-        return True
+    if array.dtype == np.float32:
+        flat = array.ravel()
+        if math.isfinite(flat.dot(flat)):
+            return True
     return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 

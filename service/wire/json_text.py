@@ -25,7 +25,8 @@ def parse_json(body: bytes | bytearray) -> Any:
     """
     if not body:
         raise Malformed("the body is empty")
-    check_decoded_size(body)
+    if len(body) > _UNCHECKED_BYTES:
+        check_decoded_size(body)
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:

@@ -104,10 +104,17 @@ class ScoringLane:
         request = Request(
             "POST", query, head, body, connection=connection, send=send, begun=begun, key=key
         )
+        route = match.route
         if b"content-encoding" in head.by_name:
-            self._run(match.route, request, self._inflated(match, request))
-        else:
-            self._begin(match, request)
+            self._run(route, request, self._inflated(match, request))
+            return
+        try:
+            found = route.begin(request, match.path, match.reply)
+        except Exception as error:  # noqa: BLE001 - see above
+            self._fail(route, request, error)
+            return
+        if found is not None:
+            self._go_on(route, request, found)
 
     async def answer(
         self,
@@ -172,12 +179,15 @@ class ScoringLane:
         except Exception as error:  # noqa: BLE001 - see begin
             self._fail(match.route, request, error)
             return
-        if found is None:
-            return
+        if found is not None:
+            self._go_on(match.route, request, found)
+
+    def _go_on(self, route: Route, request: Request, found: Answer | Later) -> None:
+        """Send the answer that a route gave at once, or run the rest of its work."""
         if isinstance(found, Answer):
-            self._finish(match.route, [request], [found])
+            self._finish(route, [request], [found])
         else:
-            self._run(match.route, request, found)
+            self._run(route, request, found)
 
     async def _inflated(self, match: Match, request: Request) -> None:
         body = await asyncio.to_thread(

@@ -109,7 +109,7 @@ def test_a_json_body_that_is_wrong(refused, status, body, told):
         (404, {"version": 7}, "model 'linear' has no version 7 loaded; there is 1"),
         (404, {"prior": "nowhere"}, "there is no prior 'nowhere'; there are default, uniform, training"),
         (404, {"prior": "default@7"}, "prior 'default' has no revision 7"),
-        (503, {"prior": "default@>=7"}, "asked for at least 7"),
+        (503, {"prior": "default@>=7"}, "asks for at least 7"),
         (422, {"prior": "UPPER case"}, "'UPPER case' is not a prior"),
         (422, {"prior": 7}, "prior is 7; expected a name or an object"),
         (422, {"prior": {"target": [1, 1, 1, 1]}}, "has 4 entries; the model has 5 classes"),
