@@ -34,7 +34,7 @@ def array_of(
     """
     if spec.kind == "text":
         return _text_instances(instances, spec)
-    if spec.columns:
+    if spec.kind == "columns":
         return record_rows(instances, spec, array_of=array_of, first_row=first_row)
     if spec.missing:
         instances = with_missing(list(instances))
@@ -132,7 +132,7 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     """
     if spec.kind == "text":
         return _fitted_text(array, spec)
-    if spec.columns:
+    if spec.kind == "columns":
         names = ", ".join(column.name for column in spec.columns)
         raise InvalidInput(f"the input is one array; the model takes the columns {names}")
     wanted = spec.shape
@@ -159,10 +159,14 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
         flat = array.ravel()
         if flat.dot(flat) < _SAFE_SQUARES:  # false for NaN, too
             return array.astype(dtype, order="C")
-    if array.dtype.kind in "biuf":
-        fit = cast(array, dtype)
-    else:
-        raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
+    return _cast_finite(array, dtype, first_row=first_row)
+
+
+def _cast_finite(array: Array, dtype: np.dtype[Any], *, first_row: int) -> Array:
+    """`cast`, which must leave every number finite."""
+    if array.dtype.kind not in "biuf":
+        raise InvalidInput(f"the input is text; the model takes {dtype}")
+    fit = cast(array, dtype)
     if not is_finite(fit):
         raise InvalidInput(f"instance {first_row + rows_not_finite(fit)[0]} {not_finite(dtype)}")
     return fit
