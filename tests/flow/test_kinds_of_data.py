@@ -38,10 +38,15 @@ def specs(home):
     heights = 10 * rng.normal(size=102) + np.repeat([0, 15, 30], [60, 30, 12])
     widths = 0.01 * rng.normal(size=102)
     write_table(home / "trees.csv", {"height": heights, "tree": kinds, "width": widths})
+    letters = ("好天", "坏雨", "平常")
+    said = ["".join(rng.permutation([*letters[i % 3], *"今日我看"])) for i in range(102)]
+    moods = [("good", "bad", "usual")[i % 3] for i in range(102)]
+    write_table(home / "sentences.csv", {"sentence": said, "mood": moods})
     files.write_class_folders(home / "pictures", (40, 20), names=("ant", "bee"))
     files.write_class_folders(home / "pictures", (10,), names=("cat",), suffix="png")
     return {
         "reviews": f"table:{home / 'reviews.csv'}?label=label&text=review",
+        "sentences": f"table:{home / 'sentences.csv'}?label=mood&text=sentence",
         "trees": f"table:{home / 'trees.csv'}?label=tree",
         "pictures": f"images:{home / 'pictures'}",
     }
@@ -49,7 +54,7 @@ def specs(home):
 
 @pytest.fixture(scope="module")
 def served(home, specs):
-    networks = {"reviews": "text", "trees": "mlp", "pictures": "cnn"}
+    networks = {"reviews": "text", "sentences": "text", "trees": "mlp", "pictures": "cnn"}
     for name, spec in specs.items():
         arguments = (
             "fit",
@@ -70,6 +75,7 @@ def served(home, specs):
             "--quiet",
             "--threads",
             1,
+            *(["--tokens", "characters"] if name == "sentences" else []),
         )
         assert main([str(argument) for argument in arguments]) == 0
     with running(home / "models") as server:
@@ -96,7 +102,7 @@ def probabilities(server, name, body, **request):
     return found
 
 
-@pytest.mark.parametrize("name", ["reviews", "trees", "pictures"])
+@pytest.mark.parametrize("name", ["reviews", "sentences", "trees", "pictures"])
 def test_a_model_of_each_kind_answers_as_training_evaluates_it(home, specs, served, capsys, name):
     test = data.load(specs[name], seed=0).test
     found = probabilities(served, name, json.dumps({"instances": instances(test)}))

@@ -57,6 +57,11 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
         help="validation rows to set aside; with 0, temperature and tau stay 1 "
         "(default: a tenth of each class, a fifth of small data)",
     )
+    group.add_argument(
+        "--tokens",
+        choices=("words", "characters"),
+        help="of texts: words between spaces, or runs of 1 to 3 characters (default words)",
+    )
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:

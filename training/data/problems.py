@@ -9,11 +9,14 @@ from numpy.typing import NDArray
 
 from training.data.dataset import Dataset, Split
 from training.data.image_files import ImageFiles
+from training.data.text import words
 from training.faults import BadData
 
 MAX_ROWS = 200_000  # of a column that is sorted or a split that is hashed; more are sampled
 LEAK_ROWS = 30  # with fewer, a column may tell the classes apart by chance
 LISTED = 5
+MAX_TEXTS = 2_000
+LONG_WORD = 16  # characters; languages with spaces have 4 to 8
 
 
 def check_held_out(data: Dataset) -> None:
@@ -32,6 +35,7 @@ def problems(data: Dataset) -> list[str]:
         *_small_classes(data),
         *_columns(data),
         *_shared_rows(data),
+        *_unspaced(data),
     ]
 
 
@@ -103,6 +107,19 @@ def _shared_rows(data: Dataset) -> Iterator[str]:
                 f"{shared:,} of {min(len(split), MAX_ROWS):,} {name} rows are in the training rows "
                 "as well: scores on them say little about new rows"
             )
+
+
+def _unspaced(data: Dataset) -> Iterator[str]:
+    """Whether texts are hardly divided by spaces, so that their words are whole sentences."""
+    if data.kind != "text" or (data.vocabulary and data.vocabulary.tokens != "words"):
+        return
+    sample = [str(text) for text in np.asarray(data.train.inputs[:MAX_TEXTS])]
+    count, length = sum(len(words(text)) for text in sample), sum(map(len, sample))
+    if count and length > LONG_WORD * count:
+        yield (
+            f"texts have {length / count:.0f} characters a word: for a language without spaces "
+            "use --tokens characters"
+        )
 
 
 def _digests(split: Split) -> Iterator[bytes]:

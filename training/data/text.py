@@ -1,19 +1,27 @@
-"""Words to numbers, by a vocabulary that standard ONNX operators can apply as well.
+"""Tokens of texts to numbers, by a vocabulary that an ONNX graph can apply as well.
 
 Words are separated by spaces, with A … Z in lower case: StringSplit and StringNormalizer (in the
 locale "C", which is always there) do no more. A word with punctuation around it is therefore a key
 of its own with the number of the bare word: "good," and "good" are the same word, in the graph as
 well.
+
+Tokens may instead be runs of one to three characters, with A … Z in lower case, for languages
+without spaces. The graph then needs onnxruntime's own Tokenizer.
 """
 
 import string
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+Tokens: TypeAlias = Literal["words", "characters"]
+TOKENS: tuple[Tokens, ...] = ("words", "characters")
+LONGEST_RUN = 3
+"""Of characters, in one token."""
 MAX_WORDS = 50_000
 MANY_TEXTS = 1_000  # from here on a word must stand in two texts to count
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
@@ -25,40 +33,60 @@ def words(text: str) -> list[str]:
     return [word for word in text.translate(_LOWER).split(" ") if word]
 
 
+def runs(text: str) -> list[str]:
+    """All runs of 1 to LONGEST_RUN characters of a text, as the exported graph sees them."""
+    lower = text.translate(_LOWER)
+    return [
+        lower[start : start + length]
+        for length in range(1, LONGEST_RUN + 1)
+        for start in range(len(lower) - length + 1)
+    ]
+
+
 def bare(word: str) -> str:
     """A word without the punctuation around it; the word itself if it is all punctuation."""
     return word.strip(_AROUND) or word
 
 
+def tokens_of(tokens: Tokens) -> Callable[[str], list[str]]:
+    """The function that splits a text into such tokens."""
+    return words if tokens == "words" else runs
+
+
 @dataclass(frozen=True)
 class Vocabulary:
-    """keys: each spelling of a word -> its number, 1 … size. Other words are 0 and are ignored."""
+    """keys: each spelling of a token -> its number, 1 … size. Other tokens are 0 and ignored."""
 
     keys: dict[str, int]
     size: int
+    tokens: Tokens = "words"
 
     @classmethod
-    def learnt(cls, texts: Iterable[str], *, max_words: int = MAX_WORDS) -> "Vocabulary":
-        """From training texts: the max_words words that are in the most texts."""
+    def learnt(
+        cls, texts: Iterable[str], *, tokens: Tokens = "words", max_words: int = MAX_WORDS
+    ) -> "Vocabulary":
+        """From training texts: the max_words tokens that are in the most texts."""
+        spelling = bare if tokens == "words" else str
+        split = tokens_of(tokens)
         seen: Counter[str] = Counter()
         spelt: dict[str, set[str]] = {}
         count = 0
         for text in texts:
             count += 1
-            found = set(words(text))
-            seen.update({bare(word) for word in found})
+            found = set(split(text))
+            seen.update({spelling(word) for word in found})
             for word in found:
-                spelt.setdefault(bare(word), {bare(word)}).add(word)
+                spelt.setdefault(spelling(word), {spelling(word)}).add(word)
         fewest = 2 if count >= MANY_TEXTS else 1
         ranked = sorted(
             (word for word, n in seen.items() if n >= fewest), key=lambda word: (-seen[word], word)
         )
         keys = {
-            spelling: number
+            spelt_so: number
             for number, word in enumerate(ranked[:max_words], 1)
-            for spelling in sorted(spelt[word])
+            for spelt_so in sorted(spelt[word])
         }
-        return cls(keys, min(len(ranked), max_words))
+        return cls(keys, min(len(ranked), max_words), tokens)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Word numbers [len(texts), longest], padded with 0; at least one column."""
@@ -77,9 +105,9 @@ class Encoded:
 
     @classmethod
     def of(cls, texts: Sequence[str], vocabulary: Vocabulary) -> "Encoded":
-        """Encode texts; words that are not in the vocabulary are dropped."""
-        keys = vocabulary.keys
-        found = [[number for word in words(text) if (number := keys.get(word))] for text in texts]
+        """Encode texts; tokens that are not in the vocabulary are dropped."""
+        keys, split = vocabulary.keys, tokens_of(vocabulary.tokens)
+        found = [[number for word in split(text) if (number := keys.get(word))] for text in texts]
         starts = np.concatenate([[0], np.cumsum([len(one) for one in found], dtype=np.int64)])
         numbers = np.fromiter(
             (number for one in found for number in one), np.int32, int(starts[-1])

@@ -22,7 +22,7 @@ except ImportError:  # Windows
 Identity: TypeAlias = Mapping[str, Any]
 RandomState: TypeAlias = dict[str, Any]
 FORMAT = 1
-LATER: Mapping[str, Any] = {"adam_beta2": 0.999, "skip_broken": False}
+LATER: Mapping[str, Any] = {"adam_beta2": 0.999, "skip_broken": False, "tokens": "words"}
 """Settings that older files lack, with the values that they had before they could be set."""
 
 

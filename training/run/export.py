@@ -4,7 +4,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,10 @@ import onnx
 import onnxruntime
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from training.data.text import Vocabulary
+from training.data.text import LONGEST_RUN, Vocabulary
 from training.faults import RunFailed
 
 OPSET = 20
@@ -25,6 +25,7 @@ INPUT = "input"
 OUTPUT = "logits"
 MAX_PROTOBUF_BYTES = 2**31 - 2**20
 ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 4
+ORT_DOMAIN = "com.microsoft"
 LOCALE = "C"  # the default, en_US, is missing in most containers: the graph would not load
 TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
 
@@ -65,10 +66,10 @@ def export(
 
 
 def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -> None:
-    """Replace the graph's only input, word numbers [B, words], by texts: strings [B] called `name`.
+    """Replace the graph's only input, token numbers [B, tokens], by texts: strings [B].
 
-    StringNormalizer lowers A … Z, StringSplit splits at spaces and pads with empty strings,
-    LabelEncoder maps each word to its number; unknown words become 0, which the network ignores.
+    StringNormalizer lowers A … Z; the tokens are split off, padded with empty strings; LabelEncoder
+    maps each to its number. Unknown tokens become 0, which the network ignores.
     """
     graph = model.graph
     old = graph.input[0].name
@@ -80,22 +81,75 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
     front = [
         helper.make_node(
             "StringNormalizer", [name], [f"{name}/lower"], case_change_action="LOWER", locale=LOCALE
-        ),
-        helper.make_node("StringSplit", [f"{name}/lower"], [f"{name}/words", f"{name}/lengths"]),
-        helper.make_node(
-            "LabelEncoder",
-            [f"{name}/words"],
-            [numbers],
-            domain=ML_DOMAIN,
-            keys_strings=list(vocabulary.keys),
-            values_int64s=list(vocabulary.keys.values()),
-            default_int64=0,
-        ),
+        )
     ]
+    if vocabulary.tokens == "words":
+        split = [f"{name}/words", f"{name}/lengths"]
+        front += [
+            helper.make_node("StringSplit", [f"{name}/lower"], split),
+            _numbering(vocabulary.keys, f"{name}/words", numbers),
+        ]
+    else:
+        front += _character_runs(graph, vocabulary, name=name, numbers=numbers)
+        model.opset_import.append(helper.make_opsetid(ORT_DOMAIN, 1))
     for position, node in enumerate(front):
         graph.node.insert(position, node)
     graph.input[0].CopyFrom(helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]))
     model.opset_import.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))
+
+
+def _character_runs(
+    graph: onnx.GraphProto, vocabulary: Vocabulary, *, name: str, numbers: str
+) -> list[onnx.NodeProto]:
+    """Nodes from lowered texts to the numbers of their runs of characters.
+
+    A run of two is the concatenation of the characters but the last with those but the first. Each
+    length has an encoder of its own, so that a run shortened by padding is not taken for another.
+    """
+    nodes = [
+        helper.make_node(
+            "Tokenizer",
+            [f"{name}/lower"],
+            [f"{name}/run1"],
+            domain=ORT_DOMAIN,
+            mark=0,
+            mincharnum=1,
+            pad_value="",
+            separators=[""],  # none between the characters
+        )
+    ]
+    far = np.iinfo(np.int64).max
+    for label, value in (("one", 1), ("zero", 0), ("minus", -1), ("far", far)):
+        graph.initializer.append(numpy_helper.from_array(np.array([value]), f"{name}/{label}"))
+    one, zero, minus, end = (f"{name}/{label}" for label in ("one", "zero", "minus", "far"))
+    later = f"{name}/run1"
+    for length in range(2, LONGEST_RUN + 1):
+        before, now = f"{name}/run{length - 1}", f"{name}/run{length}"
+        shifted, cut = f"{name}/shifted{length}", f"{name}/cut{length}"
+        nodes += [
+            helper.make_node("Slice", [later, one, end, one], [shifted]),
+            helper.make_node("Slice", [before, zero, minus, one], [cut]),
+            helper.make_node("StringConcat", [cut, shifted], [now]),
+        ]
+        later = shifted
+    encoded = []
+    for length in range(1, LONGEST_RUN + 1):
+        keys = {key: number for key, number in vocabulary.keys.items() if len(key) == length}
+        encoded.append(f"{numbers}{length}")
+        nodes.append(_numbering(keys or {"": 0}, f"{name}/run{length}", encoded[-1]))
+    return [*nodes, helper.make_node("Concat", encoded, [numbers], axis=1)]
+
+
+def _numbering(keys: Mapping[str, int], tokens: str, numbers: str) -> onnx.NodeProto:
+    return helper.make_node(
+        "LabelEncoder",
+        [tokens],
+        [numbers],
+        domain=ML_DOMAIN,
+        keys_strings=list(keys),
+        values_int64s=list(keys.values()),
+        default_int64=0,
+    )
 
 
 def plain(model: onnx.ModelProto) -> None:

@@ -13,7 +13,7 @@ from training.data.order import Part
 from training.data.problems import check_held_out
 from training.data.sources import load as sources
 from training.data.splits import long_tailed, set_aside_validation
-from training.data.text import Vocabulary
+from training.data.text import Tokens, Vocabulary
 from training.faults import BadData, WrongUse
 from training.learning.losses import Objective, make_loss
 from training.learning.samplers import Recorded, Sampler, make_sampler, recorded
@@ -79,11 +79,12 @@ def prepare_data(recipe: Recipe) -> Dataset:
     )
     data = with_profile(recipe, data)
     if data.kind == "text":
-        vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs))
+        tokens: Tokens = recipe.tokens  # type: ignore[assignment]  # checked by Recipe
+        vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs), tokens=tokens)
         if not vocabulary.size:
             raise BadData(
                 f"{recipe.data}: no word is in two training texts, so there is nothing to learn "
-                "from; words are what stands between spaces"
+                "from; words are separated by spaces, and --tokens characters needs none"
             )
         return replace(data, vocabulary=vocabulary)
     return data

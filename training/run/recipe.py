@@ -9,6 +9,7 @@ from training.data.augment import AUGMENTATIONS, Augmentation
 from training.data.long_tail import PROFILES
 from training.data.order import steps_of
 from training.data.sources.listing import ImageOptions
+from training.data.text import TOKENS
 from training.faults import WrongUse
 from training.learning.losses import LOSSES
 from training.learning.samplers import SAMPLERS
@@ -23,6 +24,7 @@ PUBLISHED_TAUS = ("one", "chosen")
 AFTERWARDS = ("nothing", "weight-norm", "crt", "lws")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "profile": PROFILES,
+    "tokens": TOKENS,
     "loss": LOSSES,
     "sampler": SAMPLERS,
     "optimiser": OPTIMISERS,
@@ -59,6 +61,7 @@ class Recipe:
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
     skip_broken: bool = False
+    tokens: str = "words"
     network: str = "mlp"
     loss: str = "erm"
     loss_tau: float = 1.0

@@ -4,8 +4,11 @@ import numpy as np
 import pytest
 
 from training.data.dataset import Known
+from training.data.problems import problems
 from training.data.sources import load as data
 from training.faults import BadData
+from training.run.prepare import prepare_data
+from training.run.recipe_file import make
 
 
 def write(path, labels, *, x=None, **more):
@@ -66,3 +69,19 @@ def test_test_rows_alone_suffice_for_a_model_with_labels_or_without(tmp_path):
     np.savez(tmp_path / "one.npz", x_test=x, y_test=["dog"] * 5)
     one = data.load(f"npz:{tmp_path / 'one.npz'}", seed=0, known=model)
     assert (len(one.test), one.class_names) == (5, ("dog",))
+
+
+def test_texts_without_spaces_are_told_of_the_flag_for_characters(tmp_path):
+    texts = np.array(["今天天气很好我们去公园散步吧明天也一样"[i % 3 :] for i in range(12)])
+    spec = write(tmp_path / "own.npz", ["good", "bad"] * 6, x=texts)
+    found = prepare_data(make(None, {"data": spec, "network": "text"}))
+    assert any("use --tokens characters" in told for told in problems(found))
+    recipe = make(None, {"data": spec, "network": "text", "tokens": "characters"})
+    assert not any("--tokens" in told for told in problems(prepare_data(recipe)))
+
+
+def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
+    texts = np.array([f"第{i}句话" for i in range(1500)])
+    spec = write(tmp_path / "own.npz", ["good", "bad"] * 750, x=texts)
+    with pytest.raises(BadData, match=r"no word is in two training texts.*--tokens characters"):
+        prepare_data(make(None, {"data": spec, "network": "text"}))

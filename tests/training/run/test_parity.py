@@ -62,6 +62,28 @@ def test_a_text_graph_answers_strings_as_the_network_answers_their_words(tmp_pat
     assert np.allclose(alone, expected, atol=1e-5)
 
 
+def test_a_graph_of_characters_answers_strings_as_the_network_answers_their_runs(tmp_path):
+    texts = ["今天天气很好", "今天很坏", "Good day", "好", "b", "ab", "bb a"]
+    vocabulary = Vocabulary.learnt(texts, tokens="characters")
+    torch.manual_seed(0)
+    network = build("text", num_classes=3, input_shape=(), vocabulary_size=vocabulary.size).eval()
+    odd = ["", " ", "天", "GOOD", "b\nb", "\t", "é天x" * 50]
+    asked = np.array([*texts, *odd], dtype=object)
+    numbers = torch.from_numpy(vocabulary.encode(list(asked)))
+    with torch.no_grad():
+        expected = network(numbers).numpy()
+    path = tmp_path / "model.onnx"
+    export(network, numbers, path, vocabulary=vocabulary)
+    check_agreement(path, iter([asked]), expected)
+    check_agreement(path, iter([asked[i : i + 1] for i in range(len(asked))]), expected)
+
+
+def test_runs_of_characters_are_all_those_of_one_to_three():
+    vocabulary = Vocabulary.learnt(["ABAB"], tokens="characters")
+    assert set(vocabulary.keys) == {"a", "b", "ab", "ba", "aba", "bab"}
+    assert np.count_nonzero(vocabulary.encode(["abX"])) == 3  # a, b, ab
+
+
 def test_punctuation_and_capitals_do_not_make_another_word():
     vocabulary = Vocabulary.learnt(["Good, good. GOOD!", "good bad"])
     numbers = vocabulary.encode(["good", "Good,", "GOOD!", "unheard"])[:, 0].tolist()
