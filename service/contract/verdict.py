@@ -210,7 +210,9 @@ def misfit_of(
         + shares.T @ estimate.covariance @ shares
     )
     difference = (observed - expected)[:-1]
-    statistic = float(difference @ np.linalg.solve(spread[:-1, :-1], difference))
+    # a pseudo-inverse, as a bin that no class ever falls into leaves the matrix singular
+    inverse = np.linalg.pinv(spread[:-1, :-1], hermitian=True)
+    statistic = float(difference @ inverse @ difference)
     return Misfit(
         p=chi_square_tail(statistic, bins - 1),
         phi2=max(0.0, statistic - (bins - 1)) / len(logits),
