@@ -76,7 +76,7 @@ def _run(given: Sequence[str], prog: str) -> int:
     import argparse
 
     from service.commands import priors as prior_commands
-    from service.nearest import did_you_mean
+    from service.contract.nearest import did_you_mean
     from service.settings import InvalidSetting, Settings, flags, read_settings
 
     parser = make_parser(prog)

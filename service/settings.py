@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.nearest import did_you_mean, nearest_path
+from service.contract.nearest import did_you_mean, nearest_path
 
 _MODELS = Path("models")
 PROVIDERS = ("auto", "cpu", "cuda")

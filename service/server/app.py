@@ -23,10 +23,10 @@ from service.batching.batcher import Batcher
 from service.batching.pool import Pool
 from service.classifier import Classifier
 from service.contract.bundle import Bundle
+from service.contract.nearest import did_you_mean
 from service.graph import providers
 from service.keys import parse_keys
 from service.machine import available_threads
-from service.nearest import did_you_mean
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
 from service.observe.port import MetricsPort

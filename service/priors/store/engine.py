@@ -21,7 +21,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.pool import NullPool
 
-from service.nearest import nearest_path
+from service.contract.nearest import nearest_path
 from service.priors.revisions import StoreUnavailable
 from service.priors.store.schema import SCHEMA, meta, migrate, schema_number
 from service.priors.store.trouble import typed_trouble

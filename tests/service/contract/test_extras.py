@@ -10,6 +10,9 @@ from service.contract.extras import EXTRAS, missing_extra
 
 ROOT = Path(__file__).parents[3]
 IMPORT_NAMES = {
+    "grpcio": "grpc",
+    "grpcio-health-checking": "grpc_health",
+    "grpcio-reflection": "grpc_reflection",
     "opentelemetry-exporter-otlp-proto-http": "opentelemetry",
     "opentelemetry-sdk": "opentelemetry",
     "pillow": "PIL",

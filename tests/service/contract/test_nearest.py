@@ -1,0 +1,32 @@
+"""A name that was mistyped is answered with the one that was meant, where one is near."""
+
+from pathlib import Path
+
+from service.contract.nearest import did_you_mean, nearest_path
+
+
+def test_the_nearest_known_name_is_offered_whatever_its_case():
+    assert did_you_mean("FASION", ["digits", "Fashion"]) == "; did you mean 'Fashion'?"
+    assert did_you_mean("weather", ["digits", "fashion"]) == ""
+
+
+def test_a_path_is_mended_at_its_first_missing_part(tmp_path):
+    (tmp_path / "models" / "fashion").mkdir(parents=True)
+    offered = nearest_path(tmp_path / "model" / "fashion")
+    assert offered == f"; did you mean '{tmp_path / 'models' / 'fashion'}'?"
+    assert nearest_path(tmp_path / "weather" / "fashion") == ""
+
+
+def test_nothing_is_offered_where_no_part_of_a_path_exists_or_its_folder_cannot_be_read(
+    tmp_path, monkeypatch
+):
+    assert nearest_path(Path("nothing/of/it/exists")) == ""
+    monkeypatch.setattr(Path, "is_dir", lambda _self: False)
+    assert nearest_path(tmp_path / "a") == ""
+    monkeypatch.setattr(Path, "is_dir", lambda _self: True)
+
+    def refused(_self):
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "iterdir", refused)
+    assert nearest_path(tmp_path / "b") == ""
