@@ -52,7 +52,7 @@ def batches(
     for step in range(first_step, steps):
         while len(waiting) < batch_rows:
             epoch += 1
-            # the last batch may reach into an epoch that the sampler was not told of
+            # the last batch may reach into an epoch after the planned ones
             following = sampler.epoch_indices(epoch, max(total_epochs, epoch + 1))
             waiting = np.concatenate([waiting, following])
         yield step, waiting[:batch_rows]

@@ -122,7 +122,7 @@ def train(
     device = processes.device
     if plan.batch_rows % (processes.world * plan.accumulate):
         raise WrongUse(
-            f"--batch {plan.batch_rows} cannot be parted into {processes.world} processes × "
+            f"--batch {plan.batch_rows} cannot be divided by {processes.world} processes × "
             f"--accumulate {plan.accumulate}"
         )
     network.train()

@@ -107,7 +107,7 @@ def _tau(document: Document) -> list[page.Block]:
     return [
         page.figure(
             svg(figure, title="Balanced error on validation against tau"),
-            f"Balanced error on validation against τ, with its band ({document['tau']['n']:,} rows).",
+            f"Balanced error on validation against τ, with its band; {document['tau']['n']:,} rows.",
             name="Choice of τ.",
         )
     ]

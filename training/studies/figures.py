@@ -31,7 +31,7 @@ SHOWN = (
     "ldam-drw",
     "sampler-balanced",
 )
-"""The methods of the figures by class and group: more lines than these cannot be told apart."""
+"""The methods of the figures by class and group: more lines would be hard to distinguish."""
 MAX_CLASSES = 20
 DECILES = 10
 TAU_SHOWN = 2.0

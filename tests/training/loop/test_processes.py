@@ -151,4 +151,4 @@ def test_a_batch_that_cannot_be_parted_is_refused(own_npz, command, tmp_path):
         "--models", tmp_path / "models", "--runs", tmp_path / "runs",
     )  # fmt: skip
     assert code == 2
-    assert "--batch 16 cannot be parted" in err
+    assert "--batch 16 cannot be divided" in err
