@@ -6,6 +6,7 @@ next start removes the folders of runs that nobody holds any more.
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import logging
@@ -74,7 +75,8 @@ def hold(root: Path) -> int | None:
         lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         return None
-    fcntl.flock(lock, fcntl.LOCK_SH)
+    with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep it either
+        fcntl.flock(lock, fcntl.LOCK_SH)
     return lock
 
 
@@ -94,8 +96,10 @@ def sweep(parent: Path) -> None:
 def _made(parent: Path) -> tuple[Path, int]:
     while True:
         root = Path(tempfile.mkdtemp(prefix=_RUN_PREFIX, dir=parent))
-        lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        lock = hold(root)
+        if lock is None:
+            shutil.rmtree(root, ignore_errors=True)
+            raise OSError(errno.ENOSPC, f"nothing can be written to {root}")
         with contextlib.suppress(FileNotFoundError):
             if os.path.samestat(os.fstat(lock), (root / _LOCK).stat()):
                 return root, lock
