@@ -33,6 +33,8 @@ from service.contract.scores import bootstrap_rng, class_totals
 from service.contract.verdict import misfit_of, target_mixes
 from training.scores.calibrate import (
     LOG_TEMPERATURE_SD,
+    MAX_TEMPERATURE,
+    MIN_TEMPERATURE,
     RIDGE,
     Temperature,
     calibrate_temperature,
@@ -90,6 +92,8 @@ def measure(
     classes = f.shape[1]
     mix = np.exp(log_sigma) if class_frequencies is None else np.asarray(class_frequencies)
     found = calibrate(f, labels, log_source_prior=log_sigma)
+    if found.kind == "bias":
+        found = replace(found, temperature=_with_joint_interval(f, labels, found, log_sigma))
     temperature = float(f"{found.temperature.value:.9g}")
     block = Estimation(
         calibration=found.kind,
@@ -353,6 +357,21 @@ def _derivatives(
     hessian[0, 1:] = hessian[1:, 0] = weights @ (p * centred)
     hessian[1:, 1:] = np.diag(weights @ p + RIDGE) - (p * weights[:, None]).T @ p
     return np.concatenate([slope[:, None], tilt], axis=1), hessian
+
+
+def _with_joint_interval(
+    f: Vector, labels: Labels, found: Measured, log_sigma: Vector
+) -> Temperature:
+    """The temperature with the interval that it has beside a bias: 1 / T is close to normal."""
+    weights = row_weights(labels, log_sigma)
+    mix = log_target_prior(class_totals(labels, len(log_sigma), weights))
+    inverse = 1 / found.temperature.value
+    p = softmax(f * inverse + found.bias + mix - log_sigma)
+    _, hessian = _derivatives(f, labels, p, weights, inverse, biased=True)
+    half = 1.96 * float(np.sqrt(np.linalg.inv(hessian)[0, 0]))
+    low = max(1 / (inverse + half), MIN_TEMPERATURE)
+    high = min(1 / max(inverse - half, 1e-9), MAX_TEMPERATURE)
+    return replace(found.temperature, interval=(low, high))
 
 
 def _confusion(f: Vector, labels: Labels) -> list[list[int]]:

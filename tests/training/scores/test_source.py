@@ -46,6 +46,8 @@ def test_the_log_source_holds_a_bias_whatever_the_mix_of_the_split(counts):
     block = block_of(counts, bias=bias, temperature=1.5)
     assert block.calibration == "bias"
     assert block.temperature == pytest.approx(1.5, rel=0.07)
+    low, high = block.temperature_interval
+    assert low < block.temperature < high < 1.2 * low
     assert block.log_source == pytest.approx(log_normalise(np.log(PRIOR) - bias), abs=0.2)
 
 
