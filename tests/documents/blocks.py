@@ -13,6 +13,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 ADDRESS = "127.0.0.1:8000"
 """The address of the service in the pages; examples are run against the port of a test server."""
+GRPC_ADDRESS = "127.0.0.1:8001"
+"""The address of its gRPC front in the pages."""
 RUN = ("console", "python")
 """Languages of the blocks that are run."""
 NUMBER = r"-?\d+\.\d{3,}(?:e[-+]?\d+)?"
@@ -115,6 +117,7 @@ class Desk:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.address = ADDRESS
+        self.grpc_address = GRPC_ADDRESS
         for name in ("models", "examples"):
             if not (folder / name).exists():
                 shutil.copytree(ROOT / name, folder / name)
@@ -127,6 +130,7 @@ class Desk:
     def run(self, example: Example, language: str) -> str:
         """What a command prints on stdout and stderr, with the address of the pages."""
         command = example.command.replace(ADDRESS, self.address)
+        command = command.replace(GRPC_ADDRESS, self.grpc_address)
         kept = {k: v for k, v in os.environ.items() if not k.startswith("PRIORDIAL_")}
         done = subprocess.run(
             [sys.executable, "-c", command] if language == "python" else ["bash", "-c", command],

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.documents.blocks import ROOT
-from tests.documents.test_examples import make_desk
-from tests.support.server import running
+from tests.documents.test_examples import make_desk, served
 
 NOTEBOOKS = sorted((ROOT / "examples").glob("*.ipynb"))
 MARK = "\x1e"
@@ -46,7 +45,7 @@ def main() -> None:
     """Write into every notebook what its cells print."""
     with tempfile.TemporaryDirectory() as name:
         desk = make_desk(Path(name))
-        with running(desk.folder / "models", default_model="fashion") as server:
+        with served(desk) as server:
             for path in NOTEBOOKS:
                 notebook = json.loads(path.read_text(encoding="utf-8"))
                 printed = run(notebook, folder=desk.folder, url=server.url)

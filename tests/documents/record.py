@@ -6,8 +6,7 @@ import tempfile
 from pathlib import Path
 
 from tests.documents.blocks import RUN, Desk, blocks_of, differences, examples_of, wrapped
-from tests.documents.test_examples import make_desk
-from tests.support.server import running
+from tests.documents.test_examples import make_desk, served
 
 
 def record(page: Path) -> int:
@@ -15,9 +14,7 @@ def record(page: Path) -> int:
     replaced = 0
     with tempfile.TemporaryDirectory() as folder:
         desk: Desk = make_desk(Path(folder))
-        store = f"sqlite:///{folder}/priordial.db"
-        with running(desk.folder / "models", default_model="fashion", store=store) as server:
-            desk.address = server.url.removeprefix("http://")
+        with served(desk):
             text = page.read_text(encoding="utf-8")
             for block in blocks_of(page):
                 if block.language not in RUN or block.not_run:

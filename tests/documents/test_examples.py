@@ -1,13 +1,15 @@
 """Every command in README.md and docs/ is run, and prints what the page says."""
 
+import contextlib
 import shutil
+import socket
 import subprocess
 import sys
 
 import pytest
 
 from tests.documents.blocks import ROOT, RUN, Desk, blocks_of, differences, examples_of
-from tests.support.server import running
+from tests.support.server import READY, starting
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 PAGES_WITH_EXAMPLES = [
@@ -43,6 +45,23 @@ def make_desk(folder):
     return desk
 
 
+@contextlib.contextmanager
+def served(desk):
+    """The service that a page speaks to, with a new store in the folder of the desk."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        grpc_port = free.getsockname()[1]
+    desk.grpc_address = f"127.0.0.1:{grpc_port}"
+    with starting(
+        desk.folder / "models",
+        default_model="fashion",
+        store=f"sqlite:///{desk.folder}/priordial.db",
+        grpc_port=grpc_port,
+    ) as server:
+        server.url = server.wait_for(READY, seconds=120)[1]
+        desk.address = server.url.removeprefix("http://")
+        yield server
+
+
 @pytest.fixture(scope="module")
 def checkout(tmp_path_factory):
     return make_desk(tmp_path_factory.mktemp("checkout")).folder
@@ -57,12 +76,7 @@ def desk(checkout, tmp_path):
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_example_of_the_page_prints_what_the_page_says(page, desk):
     drifted = []
-    with running(
-        desk.folder / "models",
-        default_model="fashion",
-        store=f"sqlite:///{desk.folder}/priordial.db",
-    ) as server:
-        desk.address = server.url.removeprefix("http://")
+    with served(desk):
         for block in blocks_of(page):
             if block.language not in RUN or block.not_run:
                 continue

@@ -6,20 +6,19 @@ import pytest
 
 from tests.documents.blocks import differences
 from tests.documents.notebooks import NOTEBOOKS, code_cells, run, stored
-from tests.documents.test_examples import make_desk
-from tests.support.server import running
+from tests.documents.test_examples import make_desk, served
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory):
+def answering(tmp_path_factory):
     desk = make_desk(tmp_path_factory.mktemp("notebooks"))
-    with running(desk.folder / "models", default_model="fashion") as server:
+    with served(desk) as server:
         yield desk.folder, server.url
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_cell_prints_what_the_notebook_holds(path, served):
-    folder, url = served
+def test_every_cell_prints_what_the_notebook_holds(path, answering):
+    folder, url = answering
     notebook = json.loads(path.read_text(encoding="utf-8"))
     printed = run(notebook, folder=folder, url=url)
     for cell, text in zip(code_cells(notebook), printed, strict=True):
