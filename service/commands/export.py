@@ -1,7 +1,7 @@
 """`python -m service export`: the adjusted model as one plain ONNX file, for any runtime.
 
-The file answers with the bits that the service answers. Beside it lie `config.pbtxt` and `labels.txt` for
-Triton, and the files of external data that the model has.
+The file answers with the bits that the service answers. Beside it lie `config.pbtxt` and
+`labels.txt` for Triton, and the files of external data that the model has.
 """
 
 import argparse

@@ -1,7 +1,8 @@
 """Composes the adjustment of one prior and one tau onto a graph: a plain ONNX file for any runtime.
 
-The nodes are those of the head that the service composes, in the same order and precision, so that both give
-equal bits. The prior's row and tau are constants, or inputs with these constants as defaults.
+The nodes are those of the head that the service composes, in the same order and precision, so that
+both give equal bits. The prior's row and tau are constants, or inputs with these constants as
+defaults.
 """
 
 from dataclasses import dataclass
@@ -46,11 +47,12 @@ def bake(
 ) -> Names:
     """Add the adjustment to a model in place and return the names of what was added.
 
-    output, kind, temperature, calibration: see `head.compose`. shift: [C] log σ − log ρ. tau: its strength.
-    as_inputs: make tau [1] and the shift [C] inputs, with these values as defaults.
+    output, kind, temperature, calibration: see `head.compose`. shift: [C] log σ − log ρ. tau: its
+    strength. as_inputs: make tau [1] and the shift [C] inputs, with these values as defaults.
 
-    Outputs: probabilities and adjusted_logits float32 [B, C], class_index int64 [B, 1] and class_probability
-    float32 [B, 1] of the best class. They replace the graph's own. Raises UnsupportedGraph.
+    Outputs: probabilities and adjusted_logits float32 [B, C], class_index int64 [B, 1] and
+    class_probability float32 [B, 1] of the best class. They replace the graph's own. Raises
+    UnsupportedGraph.
     """
     from onnx import TensorProto, helper
 

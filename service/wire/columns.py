@@ -1,7 +1,7 @@
 """JSON rows of a model with several inputs → records with a field for each input.
 
-A row is an object by column name, or a list in the order of the model's inputs. A fault names the row
-and the column.
+A row is an object by column name, or a list in the order of the model's inputs. A fault names the
+row and the column.
 """
 
 import difflib

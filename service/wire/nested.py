@@ -47,7 +47,14 @@ def first_wrong(instances: Sequence[Any], *, first_row: int, wanted: Sequence[in
         if boolean is not None:
             return f"instance {row} holds {str(boolean).lower()}; expected numbers"
         if not only_numbers(values):
-            return f"instance {row} is {short(item)}; expected numbers in the shape {words}"
+            if not isinstance(item, list):
+                return f"instance {row} is {short(item)}; expected numbers in the shape {words}"
+            wrong = next(at for at, value in enumerate(values) if type(value) not in _NUMBERS)
+            place = f" in column {wrong}" if len(shape) == 1 else ""
+            return (
+                f"instance {row} holds {short(values[wrong])}{place}; "
+                f"expected numbers in the shape {words}"
+            )
         if len(shape) != len(wanted) - 1 or any(
             want is not None and want != got for want, got in zip(wanted[1:], shape, strict=True)
         ):

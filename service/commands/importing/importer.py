@@ -102,8 +102,8 @@ def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
     fields = found.fields
     fields.update(class_names=names, class_counts=counts)
     _set_output(found, names)
-    if takes_missing(
-        found.run, found.trial, found.output.name, {n.op_type for n in found.file.model.graph.node}
+    if onnx_file.handles_missing(found.file.model) and takes_missing(
+        found.run, found.trial, found.output.name
     ):
         fields["input"]["missing"] = True
 

@@ -4,7 +4,6 @@ takes.
 
 import argparse
 from collections.abc import Callable, Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -22,10 +21,6 @@ Array = NDArray[Any]
 Run: TypeAlias = Callable[[Array], dict[str, Any]]
 FREE_SIZES = (8, 32, 224, 1)
 """Tried in turn for a dimension that the graph leaves free."""
-MISSING_OPERATORS = frozenset(
-    {"TreeEnsemble", "TreeEnsembleClassifier", "TreeEnsembleRegressor", "Imputer", "IsNaN"}
-)
-"""Operators that know what to do with NaN."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +105,9 @@ def check_repeats(run: Run, trial: Trial) -> None:
             )
 
 
-def takes_missing(run: Run, trial: Trial, output: str, operators: AbstractSet[str]) -> bool:
-    """Whether rows with NaN give finite numbers, by a node that is made for them.
-
-    operators: of the graph. An SVM gives finite numbers for NaN, too, but they mean nothing.
-    """
-    if not operators & MISSING_OPERATORS or trial.rows.dtype.kind != "f":
+def takes_missing(run: Run, trial: Trial, output: str) -> bool:
+    """Whether rows with NaN in them give finite numbers."""
+    if trial.rows.dtype.kind != "f":
         return False
     rows = trial.rows.copy()
     flat = rows.reshape(len(rows), -1)

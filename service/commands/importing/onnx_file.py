@@ -93,6 +93,23 @@ def read(path: Path) -> OnnxFile:
     return OnnxFile(path, _inputs(model.graph), external, opset, model, old or widened, mended)
 
 
+def handles_missing(model: onnx.ModelProto) -> bool:
+    """Whether a node of the graph is made for NaN: an imputer, IsNaN, or trees that learnt where it
+    goes.
+
+    An SVM gives finite numbers for NaN as well, and so do trees without a direction for it, but
+    they mean nothing.
+    """
+    for node in model.graph.node:
+        if node.op_type in {"Imputer", "IsNaN"}:
+            return True
+        if node.op_type.startswith("TreeEnsemble"):
+            for attribute in node.attribute:
+                if attribute.name == "nodes_missing_value_tracks_true" and any(attribute.ints):
+                    return True
+    return False
+
+
 def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
     """The names that the file gives to its classes, in output order; None when it gives none.
 

@@ -83,7 +83,7 @@ JSON = {"content-type": "application/json"}
         (422, b'{"instances": {}}', "instances must be a list"),
         (422, b'{"instances": null}', "instances must be a list"),
         (422, b'{"instances": [[1, 2]]}', "the input has shape [1, 2]; the model takes [batch, 6]"),
-        (422, b'{"instances": [[0,0,0,0,0,"x"]]}', "instance 0 is a list; expected numbers"),
+        (422, b'{"instances": [[0,0,0,0,0,"x"]]}', "instance 0 holds 'x' in column 5; expected numbers"),
         (422, b'{"instances": [[0,0,0,0,0,1e39]]}', "instance 0 holds NaN or infinity"),
         (422, b'{"instances": [{"b64": "aGk="}]}', "model 'linear' takes tensor input, not images"),
         (400, b'{"instances": [[0]], "extra": 1}', "unknown member 'extra'"),

@@ -189,3 +189,32 @@ def test_a_model_with_dropout_left_on_is_refused(import_file, tmp_path):
     status, _, err = import_file(save(tmp_path, model), *named(tmp_path, list("abcde")))
     assert (status, len(err.splitlines())) == (1, 1)
     assert "not deterministic: export it in evaluation mode" in err
+
+
+@pytest.mark.parametrize(
+    ("tracks", "taken"), [([1, 0, 0], True), ([0, 0, 0], False)], ids=["learnt", "not learnt"]
+)
+def test_trees_take_missing_values_only_where_they_learnt_a_direction(
+    import_file, tmp_path, tracks, taken
+):
+    from onnx import TensorProto, helper
+
+    node = helper.make_node(
+        "TreeEnsembleClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml",
+        nodes_treeids=[0, 0, 0], nodes_nodeids=[0, 1, 2], nodes_featureids=[0, 0, 0],
+        nodes_values=[0.0, 0.0, 0.0], nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_truenodeids=[1, 0, 0], nodes_falsenodeids=[2, 0, 0],
+        nodes_missing_value_tracks_true=tracks, class_treeids=[0] * 6,
+        class_nodeids=[1, 1, 1, 2, 2, 2], class_ids=[0, 1, 2, 0, 1, 2],
+        class_weights=[0.8, 0.1, 0.1, 0.1, 0.2, 0.7], classlabels_int64s=[0, 1, 2], post_transform="NONE",
+    )  # fmt: skip
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [node], "tree", [value("x", TensorProto.FLOAT, ["batch", 2])],
+        [value("label", TensorProto.INT64, ["batch"]), value("scores", TensorProto.FLOAT, ["batch", 2])],
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    path = save(tmp_path, helper.make_model(graph, opset_imports=opsets, ir_version=8))
+    status, bundle, err = import_file(path)
+    assert status == 0, err
+    assert bundle.input.missing is taken
