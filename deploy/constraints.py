@@ -9,7 +9,17 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-EXTRAS = ("service", "cpu", "gpu", "postgres", "traces", "grpc", "tokenizers", "training", "tensorboard")
+EXTRAS = (
+    "service",
+    "cpu",
+    "gpu",
+    "postgres",
+    "traces",
+    "grpc",
+    "tokenizers",
+    "training",
+    "tensorboard",
+)
 LEFT_OUT = re.compile(r"(nvidia-|cuda-|triton==)")
 HEADER = (
     "# Versions that the project is tested with. Made by `make constraints`; pyproject.toml "

@@ -69,7 +69,7 @@ class NotExported(ValueError):
 
 
 def run(flags: argparse.Namespace, *, store: str) -> int:
-    """Write the file: its path on stdout, what it holds on stderr. 0 done, 1 failed, 2 wrong use."""
+    """Write the file: its path on stdout, notes on stderr. 0 done, 1 failed, 2 wrong use."""
     try:
         notes = export(flags, store=store)
     except (NotExported, *_WRONG_USE) as error:
@@ -99,8 +99,8 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
         offset = np.asarray(revision.offset, np.float32)
     if flags.inputs and not np.isfinite(offset).all():
         raise NotExported(
-            "the prior gives a class probability 0, whose shift is infinite: leave out --inputs, or "
-            "give the class a small probability"
+            "the prior gives a class probability 0, whose shift is infinite: leave out --inputs, "
+            "or give the class a small probability"
         )
     content, names, external = _composed(folder, bundle, offset, tau, as_inputs=flags.inputs)
     out = flags.out

@@ -245,7 +245,8 @@ class Bundle(_Strict):
             seen.add(name)
         if self.class_counts is not None and len(self.class_counts) != len(self.class_names):
             raise ValueError(
-                f"class_counts has {len(self.class_counts)} entries for {len(self.class_names)} class_names"
+                f"class_counts has {len(self.class_counts)} entries for "
+                f"{len(self.class_names)} class_names"
             )
         self._check_columns()
         calibration = self.output.calibration
@@ -277,7 +278,8 @@ class Bundle(_Strict):
             return
         if block.num_classes != len(self.class_names):
             raise ValueError(
-                f"estimation has {block.num_classes} entries for {len(self.class_names)} class_names"
+                f"estimation has {block.num_classes} entries for "
+                f"{len(self.class_names)} class_names"
             )
         if block.temperature != self.temperature:
             raise ValueError(
@@ -379,7 +381,8 @@ def load_bundle(folder: Path) -> Bundle:
         raise InvalidBundle(f"{manifest}: {error.strerror}") from error
     if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
         raise InvalidBundle(
-            f"{manifest}: says {bundle.name} version {bundle.version}, but lies in {folder.parent.name}/{folder.name}"
+            f"{manifest}: says {bundle.name} version {bundle.version}, but lies in "
+            f"{folder.parent.name}/{folder.name}"
         )
     for name, digest in bundle.files.items():
         if sha256_of(inside(folder, name)) != digest.lower():

@@ -23,8 +23,8 @@ def check_names(model: "onnx.ModelProto", prefix: str) -> None:
     for name in _names(model.graph):
         if name.startswith(prefix):
             raise UnsupportedGraph(
-                f"the graph has a tensor '{name}'; names that begin with '{prefix}' are reserved for "
-                "the service: rename it"
+                f"the graph has a tensor '{name}'; names that begin with '{prefix}' are reserved "
+                "for the service: rename it"
             )
 
 

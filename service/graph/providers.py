@@ -76,9 +76,11 @@ def check_runtime() -> None:
         found.append(name)
     if len(found) > 1:
         raise ProviderUnavailable(
-            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the other. "
+            "onnxruntime and onnxruntime-gpu are both installed, and each overwrites files of the "
+            "other. "
             "Run: "
-            "pip uninstall -y onnxruntime onnxruntime-gpu && pip install 'priordial[service,gpu]' (or [service,cpu])"
+            "pip uninstall -y onnxruntime onnxruntime-gpu && "
+            "pip install 'priordial[service,gpu]' (or [service,cpu])"
         )
 
 

@@ -285,7 +285,8 @@ def open_graph(
     _release_model_bytes(session)
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
-            f"{folder}: asked for {wanted}, but onnxruntime opened it on {session.get_providers()[0]}"
+            f"{folder}: asked for {wanted}, but onnxruntime opened it on "
+            f"{session.get_providers()[0]}"
         )
     own = [item for item in session.get_inputs() if not item.name.startswith(ranking.PREFIX)]
     (logits,) = [item for item in session.get_outputs() if item.name == head.LOGITS]

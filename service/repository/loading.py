@@ -50,10 +50,10 @@ FREE_SIZES = (1, 8, 32, 224)
 class Loader:
     """How every model version of this process is opened and served.
 
-    provider, device, intra_op_threads: for the session. max_batch_rows: rows of the largest batch, unless
-    the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of the
-    queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below this
-    cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent logits.
+    provider, device, intra_op_threads: for the session. max_batch_rows: rows of the largest batch,
+    unless the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of
+    the queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below
+    this cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent logits.
     calibrated_source: whether models with an estimation block are adjusted with it.
     metrics: where versions are counted. tracer_of: the tracer of a version; None: no traces.
     """

@@ -101,7 +101,7 @@ class Loads(Generic[T]):
     """The loads of one process, at most AT_ONCE at a time. Used from the event loop."""
 
     def __init__(self, *, seconds: float) -> None:
-        """A load may work for `seconds`; time in the queue or waiting for a `Turn` does not count."""
+        """A load may work for `seconds`; time in the queue or for a `Turn` does not count."""
         self._seconds = seconds
         self._known: dict[Key, Load[T]] = {}
         self._threads = Threads("load", count=AT_ONCE)
@@ -158,7 +158,8 @@ class Loads(Generic[T]):
         load.hangs = True
         reason = f"its load timed out after {seconds:g} s (--load-seconds)"
         logger.error(
-            "%s is not served: %s; its thread goes on and ends only with the process. It is at:\n%s",
+            "%s is not served: %s; "
+            "its thread goes on and ends only with the process. It is at:\n%s",
             load.what, reason, job.stack(),
         )  # fmt: skip
         load.leave()

@@ -140,7 +140,7 @@ class Repository:
         return [name for name in self.names_on_disk() if name not in self._unloaded]
 
     async def load_all(self) -> None:
-        """Load new versions and retire those whose folder is gone; unloaded models stay unloaded."""
+        """Load new versions and retire those whose folder is gone; unloaded models stay so."""
         await asyncio.gather(*(self._refreshed(name) for name in self._wanted()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
             self._swap(name, {})
@@ -161,7 +161,8 @@ class Repository:
         """
         if not self._is_on_disk(name):
             raise UnknownModel(
-                f"no model '{name[:80]}' in the repository; there is {', '.join(self.names_on_disk()) or 'none'}"
+                f"no model '{name[:80]}' in the repository; there is "
+                f"{', '.join(self.names_on_disk()) or 'none'}"
             )
         self._unloaded.discard(name)
         stopped = await self._refreshed(name)
@@ -276,4 +277,6 @@ def _still_serving(versions: Mapping[int, ServedModel]) -> str:
     if not versions:
         return "no version of it serves"
     numbers = ", ".join(map(str, sorted(versions)))
-    return f"version{'s' if len(versions) > 1 else ''} {numbers} keep{'s' if len(versions) == 1 else ''} serving"
+    if len(versions) == 1:
+        return f"version {numbers} keeps serving"
+    return f"versions {numbers} keep serving"

@@ -42,7 +42,7 @@ class ServedModel:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Keep the model loaded while a request uses it and is not queued yet: `with model.held():`."""
+        """Keep the model loaded for a request that is not queued yet: `with model.held():`."""
         self._holders += 1
         try:
             yield

@@ -184,7 +184,8 @@ def _scoring() -> dict[str, Any]:
         ),
         **{
             path: _post(
-                path, "Infer (Open Inference Protocol V2)", _INFER, [*names, *json_only, length], infer, inferred
+                path, "Infer (Open Inference Protocol V2)", _INFER,
+                [*names, *json_only, length], infer, inferred,
             )
             for path, names in (
                 ("/v2/models/{model}/infer", [_MODEL]),
@@ -260,7 +261,8 @@ _ADJUST = (
     "of tau and prior. What a setting leaves out comes from the parameters of the request."
 )
 _INFER = (
-    "Inputs: the model's own, and optionally tau FP32 [batch, 1] and prior BYTES [batch, 1] for each "
-    "row. Outputs: probabilities (default), adjusted_logits, logits, class_index, class_probability, "
-    "class_name. Binary tensors and the classification extension work as in Triton."
+    "Inputs: the model's own, and optionally tau FP32 [batch, 1] and prior BYTES [batch, 1] for "
+    "each row. Outputs: probabilities (default), adjusted_logits, logits, class_index, "
+    "class_probability, class_name. Binary tensors and the classification extension work as in "
+    "Triton."
 )

@@ -67,14 +67,14 @@ def _batches(fields: dict[str, Any], trial: Trial) -> Iterator[str]:
     fixed = fields["input"]["shape"][0]
     if trial.one_at_a_time:
         yield (
-            "note     the graph declares a free batch axis but takes one row only (a Reshape with a "
-            "fixed 1?): rows run one at a time. Export it with a dynamic batch to serve it faster"
+            "note     the graph declares a free batch axis but takes one row only (a Reshape with "
+            "a fixed 1?): rows run one at a time. Export it with a dynamic batch to serve it faster"
         )
     elif fields.get("max_batch_rows") == 1:
         yield (
             "note     a row's answer depends on the other rows of its batch (dynamic quantisation, "
-            "batch norm in training mode?): rows run one at a time. Export it in evaluation mode or "
-            "quantise it statically to serve it faster"
+            "batch norm in training mode?): rows run one at a time. Export it in evaluation mode "
+            "or quantise it statically to serve it faster"
         )
     elif fixed is not None and fixed > 1:
         yield (

@@ -214,8 +214,8 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
         return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
     except Exception as error:  # noqa: BLE001 - the converter raises what it likes
         raise foreign_graph.UnsupportedGraph(
-            f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and the conversion failed "
-            f"({first_line(error)}): export the model again with a newer opset"
+            f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and the conversion "
+            f"failed ({first_line(error)}): export the model again with a newer opset"
         ) from None
 
 

@@ -218,9 +218,9 @@ def _kind_of(name: str, table: _Table, given: str | None) -> str:
         return "percent"
     if between:
         raise ImportRefused(
-            f"output '{name}' lies between 0 and 1 and its rows do not sum to 1: independent scores "
-            "of each class are no posterior. Give --output-kind where they are logits or "
-            f"probabilities all the same, or {CALIBRATE_ADVICE}"
+            f"output '{name}' lies between 0 and 1 and its rows do not sum to 1: "
+            "independent scores of each class are no posterior. Give --output-kind where they are "
+            f"logits or probabilities all the same, or {CALIBRATE_ADVICE}"
         )
     if values.shape[1] == 2 and np.allclose(values[:, 0], -values[:, 1], rtol=1e-5, atol=1e-7):
         raise ImportRefused(
