@@ -140,6 +140,7 @@ def test_a_request_gets_the_prior_that_it_names(models):
 
 def test_predictions_go_on_and_readiness_tells_when_the_store_is_lost(models, tmp_path):
     file = tmp_path / "store" / "priors.db"
+    file.parent.mkdir()
     body = {"instances": inputs(1).tolist()}
     with (
         running(models, store=f"sqlite:///{file}") as server,
