@@ -43,13 +43,13 @@ def numbers_of_json(
     None where the body is not simple: strings in the list, escapes, or more than one list of that
     name. max_rows: how many rows one request may have. Raises Malformed, InvalidInput or TooLarge.
     """
-    begin = _list_begin(body, member)
+    begin = None if spec.kind in {"text", "columns"} else _list_begin(body, member)
     if begin is None:
         return None
     quote = body.find(b'"', begin)
     end, commas = _rows(body, begin, len(body) if quote < 0 else quote, max_rows)
     document = parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
-    if document.get(member) != [] or spec.kind in {"text", "columns"}:
+    if document.get(member) != []:
         return None
     bounds = np.concatenate([[begin], commas, [end]])
     if len(bounds) == 2 and not bytes(body[begin + 1 : end]).strip(b" \t\r\n"):
