@@ -141,8 +141,8 @@ class Service:
 
         Raises StoreUnavailable, NothingToServe, PortTaken, or InvalidSetting for --default-model.
         """
-        self._check_default_model()
         await self.priors.start(optional=self.settings.store_optional)
+        self._check_default_model()
         await self.repository.load_all()
         if self.repository.faults and not self.repository.all():
             first = next(iter(self.repository.faults.values()))
