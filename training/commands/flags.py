@@ -163,8 +163,13 @@ def at_least(lowest: int) -> Callable[[str], int]:
 
 def name_and_number(text: str) -> tuple[str, float]:
     """Parse the NAME=VALUE of an option."""
-    name, _, value = text.partition("=")
-    return name, float(value)
+    name, equals, value = text.partition("=")
+    try:
+        if not (name and equals):
+            raise ValueError
+        return name, float(value)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"'{text}': expected NAME=NUMBER, as in gamma=2") from None
 
 
 def _resize(text: str) -> str | int:

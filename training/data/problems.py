@@ -45,6 +45,15 @@ def _small_classes(data: Dataset) -> Iterator[str]:
         absent = [data.class_names[index] for index in np.flatnonzero(held == 0)]
         if absent:
             yield f"without a validation row, so without a say in T and tau: {_listed(absent)}"
+        thin = [
+            data.class_names[index]
+            for index in np.flatnonzero((data.class_counts == 1) & (held > 1))
+        ]
+        if thin:
+            yield (
+                f"with one training row and more in validation: {_listed(thin)}; "
+                "lower --validation-per-class"
+            )
     else:
         alone = [data.class_names[index] for index in np.flatnonzero(data.class_counts == 1)]
         if alone:

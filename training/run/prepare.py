@@ -78,6 +78,8 @@ def prepare_data(recipe: Recipe) -> Dataset:
         seed=recipe.seed,
     )
     data = with_profile(recipe, data)
+    if recipe.tokens != "words" and data.kind != "text":
+        raise WrongUse(f"--tokens {recipe.tokens}: {recipe.data} holds no texts")
     if data.kind == "text":
         tokens: Tokens = recipe.tokens  # type: ignore[assignment]  # checked by Recipe
         vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs), tokens=tokens)

@@ -5,6 +5,7 @@ A network that cannot be trained, exported or published so costs seconds rather 
 
 import contextlib
 import copy
+import re
 import shutil
 import uuid
 from pathlib import Path
@@ -22,6 +23,7 @@ from training.run.recipe import Recipe
 
 ROWS = 2
 CPU = torch.device("cpu")
+ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PROBABILITY_ROUNDING = 1e-4
 """Rows that sum to 1 within this, without a negative number, are probabilities."""
 
@@ -52,10 +54,14 @@ def _forward(recipe: Recipe, network: nn.Module, inputs: Tensor) -> Tensor:
             f"network {recipe.network}: fails on an input of shape {list(inputs.shape)}: "
             f"{_short(error)}"
         ) from error
+    return _logits(outputs, recipe)
+
+
+def _logits(outputs: object, recipe: Recipe, *, when: str = "") -> Tensor:
     if not isinstance(outputs, Tensor):
         raise WrongUse(
-            f"network {recipe.network}: returns {_described(outputs)}; expected the logits alone, "
-            "a tensor [batch, classes] (wrap the network in a module that returns them)"
+            f"network {recipe.network}: returns {_described(outputs)}{when}; expected the logits "
+            "alone, a tensor [batch, classes] (wrap the network in a module that returns them)"
         )
     return outputs
 
@@ -93,8 +99,10 @@ def _try_step(
     piece = min(len(inputs), max(1, recipe.batch // recipe.accumulate))
     labels = torch.from_numpy(rows.labels[:piece])
     try:
-        loss = ready.objective(network.train()(inputs[:piece]), labels)
-        loss.backward()
+        logits = _logits(network.train()(inputs[:piece]), recipe, when=" while it trains")
+        ready.objective(logits, labels).backward()
+    except Fault:
+        raise
     except Exception as error:
         hint = " (--batch over --accumulate leaves one row at a time)" if piece == 1 else ""
         rows_word = "one row" if piece == 1 else f"{piece} rows"
@@ -152,6 +160,8 @@ def _described(outputs: object) -> str:
 
 def _short(error: BaseException) -> str:
     """The kind of an error and the first line of its message that says something."""
-    lines = [line.strip() for line in str(error).splitlines()]
+    while error.__cause__ is not None:  # exporters wrap the error that tells the reason
+        error = error.__cause__
+    lines = [ANSI.sub("", line).strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(("#", "="))), "")
     return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__

@@ -172,3 +172,17 @@ def test_names_beyond_ascii_are_escaped_for_a_stream_that_is(own_npz, tmp_path, 
     assert main(["data", f"npz:{tmp_path / 'own.npz'}", "--json"]) == 0
     plain.seek(0)
     assert json.loads(plain.read())["class_names"][1] == "кот 1"
+
+
+@pytest.mark.parametrize("given", ["gamma", "gamma=x", "=2"])
+def test_an_option_without_a_number_is_refused_with_its_form(capsys, given):
+    with pytest.raises(SystemExit) as stopped:
+        main(["fit", "--data", "digits", "--loss-option", given])
+    assert stopped.value.code == 2
+    assert "expected NAME=NUMBER, as in gamma=2" in capsys.readouterr().err
+
+
+def test_tokens_for_rows_of_numbers_are_refused(command):
+    code, _, err = command("fit", "--data", "digits", "--tokens", "characters")
+    assert code == 2
+    assert "--tokens characters: digits holds no texts" in err

@@ -25,6 +25,7 @@ ODD = "tests.support.odd_networks"
     ("factory", "said"),
     [
         ("two", "returns a tuple of 2; expected the logits alone"),
+        ("late", "returns a tuple of 2 while it trains; expected the logits alone"),
         ("named", "returns a dict with scores; expected the logits alone"),
         ("thousand", r"returns shape \[2, 1000\] for 2 rows; expected \[2, 12\]"),
         ("one", r"returns shape \[2, 1\] for 2 rows; expected \[2, 12\]"),

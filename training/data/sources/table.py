@@ -123,7 +123,12 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
             found[part] = None
         else:
             listed = ", ".join(names[:20])
-            raise WrongUse(f"{wanted.path}: has no column '{name}' (for {part}); it has {listed}")
+            hint = ""
+            if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
+                hint = "; the columns of a CSV file are separated by commas"
+            raise WrongUse(
+                f"{wanted.path}: has no column '{name}' (for {part}); it has {listed}{hint}"
+            )
     absent = [name for name in wanted.without if name not in names]
     if absent and label_needed:
         raise WrongUse(f"{wanted.path}: has no column '{absent[0]}' (for without)")
