@@ -2,7 +2,8 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Depends
+import orjson
+from fastapi import APIRouter, Depends, Response
 
 from service.api.edge.access import Access
 from service.repository.repository import Repository
@@ -35,11 +36,13 @@ def router(repository: Repository, access: Access) -> APIRouter:
     @routes.get(
         "/models/{model}/report",
         responses=_UNKNOWN,
+        response_model=dict[str, Any],
         dependencies=[Depends(access.require("observe"))],
     )
-    async def report(model: str, version: int | None = None) -> dict[str, Any]:
+    async def report(model: str, version: int | None = None) -> Response:
         """The report.json that was published with the model; an empty object when there is none."""
-        return repository.find(model, version).report
+        found = repository.find(model, version).report
+        return Response(orjson.dumps(found), media_type="application/json")
 
     return routes
 

@@ -212,6 +212,7 @@ def _report(folder: Path) -> dict[str, Any]:
         return {}
     try:
         found = orjson.loads(path.read_bytes())
-    except ValueError:
+        orjson.dumps(found)  # refuses what is nested too deeply to be shown
+    except (ValueError, TypeError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -61,3 +61,13 @@ def test_without_keys_everybody_is_anonymous_and_may_do_everything(tmp_path):
             "name": "anonymous", "roles": ["observe", "operate", "predict"], "missing": [], "keys_required": False,
         }  # fmt: skip
         assert httpx.get(f"{server.url}/models/linear/report").status_code == 200
+
+
+def test_a_report_that_is_nested_very_deeply_is_left_out_or_shown_and_never_fails(tmp_path):
+    for name, levels in (("deep", 900), ("shallow", 200)):
+        folder = publish_model(tmp_path, name)
+        nested = '{"a":' * levels + "1" + "}" * levels
+        (folder / "report.json").write_text(nested, encoding="ascii")
+    with running(tmp_path) as server:
+        assert httpx.get(f"{server.url}/models/deep/report").json() == {}
+        assert httpx.get(f"{server.url}/models/shallow/report").text.count("a") == 200
