@@ -96,6 +96,13 @@ def _exists(room, name):
     return not attribute and hasattr(importlib.import_module(package), module)
 
 
+def test_every_decision_says_what_because_instead_of_and_when_to_revisit():
+    text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
+    for entry in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:
+        parts = re.findall(r"^(What|Because|Instead of|Revisit when):", entry, re.MULTILINE)
+        assert parts == ["What", "Because", "Instead of", "Revisit when"], entry.splitlines()[0]
+
+
 def test_every_module_of_the_code_map_exists():
     named = set(re.findall(r"`((?:service|training|tests|docs)/[\w/]+\.\w+)`", ARCHITECTURE))
     assert named
