@@ -39,6 +39,10 @@ from service.wire.ranked import rows_json
 _MEMBERS = ("instances", "inputs", "parameters")
 
 
+_new = tuple.__new__
+"""Makes a NamedTuple in a third of the time of its constructor, three times a request."""
+
+
 class Asked(NamedTuple):
     """What the answer to a queued request needs to know."""
 
@@ -147,7 +151,7 @@ class Predict:
             content = Content.of(request)
             parameters = parameters.merged(content.parameters)
             model = self._repository.find(name, parameters.version)
-        return _Read(model, parameters, inputs, content)
+        return _new(_Read, (model, parameters, inputs, content))
 
     @staticmethod
     def _numbers(
@@ -185,7 +189,7 @@ class Predict:
         if inputs is None or revision is None:
             return self._later(request, read, deadline=deadline, reply=reply)
         work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
-        asked = Asked(request, model, revision)
+        asked = _new(Asked, (request, model, revision))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
         return None
 
@@ -275,7 +279,7 @@ def _answer(entry: Entry, predictions: bytes, rows: int) -> Answer:
         "queue_seconds": entry.begun - entry.admitted,
         "inference_seconds": entry.inference_seconds,
     }
-    return Answer(body, facts)
+    return _new(Answer, (body, facts, b"application/json", ()))
 
 
 @lru_cache(maxsize=256)

@@ -66,7 +66,7 @@ class Deadline(NamedTuple):
             raise DeadlinePassed(self.message(now))
 
     def message(self, now: float) -> str:
-        """What a caller is told whose deadline is over at `now`."""
+        """The text of the error for a caller whose deadline is over at `now`."""
         late = 1000 * max(0.0, now - self.at)
         return f"the deadline passed {late:.0f} ms ago, before the request was answered"
 

@@ -36,25 +36,29 @@ def router(*, repository: Repository, metrics: Metrics, access: Access) -> APIRo
         "responses": {200: {"content": {"application/json": {"schema": _SCHEMA}}}, **_ERRORS},
     }
 
-    async def told(versions: Sequence[tuple[str, int]]) -> dict[str, Any]:
+    async def statistics_of(versions: Sequence[tuple[str, int]]) -> dict[str, Any]:
         return {"model_stats": await run_in_threadpool(metrics.statistics, versions)}
 
     @routes.get("/models/stats", **observing)
     async def every() -> dict[str, Any]:
         """The statistics of every version of every model that serves, of all workers together."""
         loaded = repository.all()
-        return await told([(name, version) for name in sorted(loaded) for version in loaded[name]])
+        return await statistics_of(
+            [(name, version) for name in sorted(loaded) for version in loaded[name]]
+        )
 
     @routes.get("/models/{model}/stats", **observing)
     async def of_model(model: str) -> dict[str, Any]:
         """The statistics of every version of a model."""
         repository.find(model)
-        return await told([(model, version) for version in repository.all()[model]])
+        return await statistics_of([(model, version) for version in repository.all()[model]])
 
     @routes.get("/models/{model}/versions/{version}/stats", **observing)
     async def of_version(model: str, version: str) -> dict[str, Any]:
         """The statistics of one version."""
-        return await told([(model, repository.find(model, version_of(version)).bundle.version)])
+        return await statistics_of(
+            [(model, repository.find(model, version_of(version)).bundle.version)]
+        )
 
     for path, reason in NOT_SERVED.items():
         routes.add_api_route(
