@@ -32,7 +32,7 @@ from training.run.recipe_file import make
 from training.scores.posthoc import NORM_GRID, LastLayer, adjustment_curve, best_tau, norm_curve
 from training.studies.compare import outcome_of, outcome_path
 from training.studies.curves import norm_slope
-from training.studies.outcomes import Outcome, Part
+from training.studies.outcomes import Outcome, SplitOutputs
 
 
 def main() -> None:
@@ -125,7 +125,7 @@ def scores(outcome: Outcome) -> dict[str, Any]:
     return found
 
 
-def plain_error(part: Part) -> float:
+def plain_error(part: SplitOutputs) -> float:
     """Balanced error of the largest logit."""
     return balanced_error(part.logits.argmax(axis=1), part.labels, part.logits.shape[1])
 

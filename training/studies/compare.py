@@ -28,7 +28,7 @@ from training.studies.methods import (
     runs_of,
 )
 from training.studies.numbers import results_of
-from training.studies.outcomes import Outcome, Part
+from training.studies.outcomes import Outcome, SplitOutputs
 
 KEEP_FEATURES = frozenset(m.run for m in METHODS if m.afterwards in ON_FEATURES)
 FREE_SETTINGS = ("seed", *FREE)
@@ -97,7 +97,7 @@ def finish_run(
     """Train one run, from its checkpoint if there is one, and return its outcome."""
     try:
         return outcome_of(
-            replace(recipe_of(recipe, run), seed=seed, name=f"{run}-{seed}"),
+            replace(recipe_for(recipe, run), seed=seed, name=f"{run}-{seed}"),
             checkpoint=checkpoint_path(folder, run, seed),
             keep_features=run in KEEP_FEATURES,
             processes=processes,
@@ -107,7 +107,7 @@ def finish_run(
         raise Interrupted(f"{run}, seed {seed}: {stopped}") from None
 
 
-def recipe_of(recipe: Recipe, run: str) -> Recipe:
+def recipe_for(recipe: Recipe, run: str) -> Recipe:
     """The comparison's recipe with the changes of a run."""
     own = replace(recipe, **RUNS[run])
     return own if own.optimiser == recipe.optimiser else replace(own, lr=recipe.lr * ADAM_RATE)
@@ -149,7 +149,7 @@ def _outcome(finished: Finished, device: torch.device, *, keep_features: bool) -
         if keep_features and split is not None
     }
     parts = {
-        name: Part(splits[name].labels, logits, features.get(name))  # type: ignore[union-attr]  # logits are of splits that exist
+        name: SplitOutputs(splits[name].labels, logits, features.get(name))  # type: ignore[union-attr]  # logits are of splits that exist
         for name, logits in finished.logits.items()
     }
     return Outcome(
@@ -180,7 +180,7 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     fields = json.loads(json.dumps(asdict(recipe)))
     varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
     shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
-    adam = asdict(recipe_of(recipe, ADAM_RUN))
+    adam = asdict(recipe_for(recipe, ADAM_RUN))
     return shared | {ADAM_RUN: {key: adam[key] for key in ("lr", *RUNS[ADAM_RUN])}}
 
 

@@ -14,7 +14,7 @@ from training.data.long_tail import shifted_rows
 from training.scores.calibrate import TAU_GRID, fit_temperature, log_validation_prior_of
 from training.scores.posthoc import NORM_GRID, adjustment_curve, best_tau, norm_curve
 from training.scores.source import Measured, calibrate
-from training.studies.outcomes import Outcome, Part
+from training.studies.outcomes import Outcome, SplitOutputs
 
 SHIFTS = (2, 5, 10, 25, 50)
 ADJUSTMENTS = ("none", "balanced", "true target", "estimated target")
@@ -34,7 +34,7 @@ def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
     return found
 
 
-def _every_class(part: Part, outcome: Outcome) -> bool:
+def _every_class(part: SplitOutputs, outcome: Outcome) -> bool:
     return len(np.unique(part.labels)) == len(outcome.class_counts)
 
 
@@ -198,7 +198,7 @@ def _probabilities(
     )
 
 
-def _temperature(outcome: Outcome, val: Part) -> float:
+def _temperature(outcome: Outcome, val: SplitOutputs) -> float:
     return fit_temperature(
         val.logits,
         val.labels,

@@ -25,7 +25,7 @@ from training.scores.evaluate import score_adjusted
 from training.scores.posthoc import LastLayer, best_tau, norm_curve
 from training.studies.curves import curves_of
 from training.studies.methods import Method
-from training.studies.outcomes import Outcome, Part
+from training.studies.outcomes import Outcome, SplitOutputs
 
 Scores: TypeAlias = dict[str, Any]
 SUMMARISED = (
@@ -173,7 +173,7 @@ def chosen_norm_tau(outcome: Outcome) -> float:
     return best_tau(norm_curve(_layer(outcome), outcome.val.features, outcome.val.labels))
 
 
-def temperature_of(given: Answer, val: Part) -> float:
+def temperature_of(given: Answer, val: SplitOutputs) -> float:
     """The temperature of a method's logits, from the validation split."""
     assert given.val is not None
     return fit_temperature(

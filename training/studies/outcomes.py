@@ -17,7 +17,7 @@ Labels = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Part:
+class SplitOutputs:
     """One split of a run: labels [n], logits [n, C], and features [n, D] where they were kept."""
 
     labels: Labels
@@ -33,8 +33,8 @@ class Outcome:
     recorded_loss_tau: float
     source_prior: str
     seconds: float
-    test: Part
-    val: Part | None = None
+    test: SplitOutputs
+    val: SplitOutputs | None = None
     train_labels: Labels | None = None
     train_features: Array | None = None
     layer: LastLayer | None = None
@@ -74,10 +74,10 @@ class Outcome:
         with np.load(path, allow_pickle=False) as file:
             found = dict(file)
 
-        def part(name: str) -> Part | None:
+        def part(name: str) -> SplitOutputs | None:
             if f"{name}_labels" not in found:
                 return None
-            return Part(
+            return SplitOutputs(
                 found[f"{name}_labels"], found[f"{name}_logits"], found.get(f"{name}_features")
             )
 

@@ -247,7 +247,7 @@ def test_the_adam_run_decays_nothing_and_takes_its_own_rate_and_memory(tmp_path,
 
 def test_only_the_adam_run_leaves_the_recipes_memory_of_squared_gradients():
     recipe = replace(RECIPE, adam_beta2=0.9)
-    kept = {run for run in RUNS if module.recipe_of(recipe, run).adam_beta2 == 0.9}
+    kept = {run for run in RUNS if module.recipe_for(recipe, run).adam_beta2 == 0.9}
     assert set(RUNS) - kept == {"erm-adam"}
 
 
