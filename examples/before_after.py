@@ -1,4 +1,4 @@
-"""Draws docs/before-after.svg: errors of the shipped model before and after it is told the class mix.
+"""Draws docs/before-after.svg: errors of the shipped model, before and after the adjustment.
 
 The numbers are those of models/fashion/1/report.json, on 1,000 test images of each class.
 """
@@ -45,7 +45,8 @@ def picture(report: dict) -> str:
         '<text class="title" x="10" y="22">'
         "Wrong answers of one model, before and after it is told the class mix</text>"
         '<rect class="before" x="10" y="32" width="12" height="12"/>'
-        '<text class="small" x="28" y="42">before: as trained on 5,000 t-shirts, 232 shirts, …</text>'
+        '<text class="small" x="28" y="42">'
+        "before: as trained on 5,000 t-shirts, 232 shirts, …</text>"
         '<rect class="after" x="360" y="32" width="12" height="12"/>'
         '<text class="small" x="378" y="42">after: told that all classes are equally likely</text>'
     )

@@ -1,6 +1,7 @@
 """Writes faults.csv: sensor readings of machines, nearly all sound, a few with a fault.
 
-The numbers are drawn from a seed. 2,000 rows are sound, 200 have a worn bearing and 40 a broken gear.
+The numbers are drawn from a seed: 2,000 rows of sound machines, 200 of worn bearings and 40 of
+broken gears.
 """
 
 from pathlib import Path

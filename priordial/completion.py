@@ -48,7 +48,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 def _bash(words: dict[str, list[str]]) -> str:
     """The longest command comes first: `train fit` before `train`."""
     cases = "".join(
-        f"    {shlex.quote(command)}{'*' if command else ''}) words={shlex.quote(' '.join(found))};;\n"
+        f"    {shlex.quote(command)}*) words={shlex.quote(' '.join(found))};;\n"
         for command, found in sorted(words.items(), key=lambda item: -item[0].count(" "))
         if command
     )
