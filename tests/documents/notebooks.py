@@ -1,4 +1,4 @@
-"""Runs the cells of the notebooks in examples/: `python -m tests.documents.notebooks` records what they print."""
+"""Runs the cells of notebooks; `python -m tests.documents.notebooks` records what they print."""
 
 import json
 import subprocess

@@ -1,4 +1,4 @@
-"""Writes what the examples of pages print into the pages: `python -m tests.documents.record PAGE …`."""
+"""Records what examples print: `python -m tests.documents.record PAGE …` writes it into pages."""
 
 import re
 import sys

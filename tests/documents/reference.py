@@ -1,4 +1,4 @@
-"""The tables of README and docs that are generated from code: `python -m tests.documents.reference` writes them."""
+"""Tables made from code: `python -m tests.documents.reference` writes them into the documents."""
 
 import re
 from pathlib import Path

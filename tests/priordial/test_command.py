@@ -1,4 +1,4 @@
-"""The command `priordial` starts every verb, and says what to install where a library is missing."""
+"""The command `priordial` starts every verb, and says what to install for a missing library."""
 
 import re
 import subprocess

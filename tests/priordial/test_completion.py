@@ -30,7 +30,8 @@ def _script(capsys, shell):
 def test_bash_completes_what_was_typed(capsys, typed, expected):
     script = _script(capsys, "bash")
     words = " ".join(["priordial", *typed])
-    program = f"{script}\nCOMP_WORDS=({words}); COMP_CWORD={len(typed)}; _priordial; echo ${{COMPREPLY[@]}}"
+    typing = f"COMP_WORDS=({words}); COMP_CWORD={len(typed)}; _priordial; echo ${{COMPREPLY[@]}}"
+    program = f"{script}\n{typing}"
     done = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
 
