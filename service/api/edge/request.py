@@ -74,7 +74,7 @@ class Request:
         self.request_id = request_id
 
     def with_body(self, body: bytes | bytearray, *, query: bytes | None = None) -> "Request":
-        """The request with its body, which was read after the headers, and perhaps another query."""
+        """The request with a body that was read later, and optionally with another query."""
         return Request(
             self.method,
             self.query if query is None else query,

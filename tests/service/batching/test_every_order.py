@@ -279,13 +279,27 @@ SCENARIOS = {
     "some here, some there": {"inline_rows": 1, "requests": [(1, {}), (2, {}), (1, {}), (1, {})]},
     "in several pieces": {"inline_rows": 0, "requests": [(1, {}), (5, {}), (1, {})]},
     "of two shapes": {"inline_rows": 0, "requests": [(1, {}), (1, {"width": 3}), (1, {})]},
-    "with rows at fault": {"inline_rows": 1, "requests": [(1, {}), (2, {"value": DEADLY}), (1, {})]},
-    "and clients leave": {"inline_rows": 0, "requests": [(1, {}), (3, {}), (1, {})], "leaves": {0, 1}},
-    "and deadlines pass": {"inline_rows": 0, "requests": [(1, {"hard": 1}), (3, {"hard": 1}), (1, {})]},
+    "with rows at fault": {
+        "inline_rows": 1,
+        "requests": [(1, {}), (2, {"value": DEADLY}), (1, {})],
+    },
+    "and clients leave": {
+        "inline_rows": 0,
+        "requests": [(1, {}), (3, {}), (1, {})],
+        "leaves": {0, 1},
+    },
+    "and deadlines pass": {
+        "inline_rows": 0,
+        "requests": [(1, {"hard": 1}), (3, {"hard": 1}), (1, {})],
+    },
     "and the queue is full": {"inline_rows": 0, "requests": [(1, {})] * 4, "max_waiting_rows": 1},
     "and the thread dies": {"inline_rows": 0, "requests": [(1, {})] * 4, "thread_dies": True},
-    "and an answer brings a request": {"inline_rows": 1, "requests": [(1, {}), (2, {})], "again": 2},
-}  # fmt: skip
+    "and an answer brings a request": {
+        "inline_rows": 1,
+        "requests": [(1, {}), (2, {})],
+        "again": 2,
+    },
+}
 
 
 WORLD = []
