@@ -138,8 +138,30 @@ def _peers(logits: Vector, labels: Any, block: Estimation) -> dict[str, Callable
         return {}
     import quapy
     from quapy.method.aggregative import EMQ, PACC, KDEyML
+    from sklearn.base import BaseEstimator
 
     quapy.environ["N_JOBS"] = 1
+
+    class Posteriors(BaseEstimator):  # type: ignore[misc]
+        """The calibrated model as a fitted classifier, whose inputs are logits."""
+
+        classes_ = np.arange(logits.shape[1])
+
+        def fit(self, f: Vector, y: Any) -> "Posteriors":
+            """Nothing to learn: the model is calibrated already."""
+            del f, y
+            return self
+
+        def __sklearn_is_fitted__(self) -> bool:
+            return True
+
+        def predict_proba(self, f: Vector) -> Vector:
+            """[n, C]."""
+            return posteriors(f)
+
+        def predict(self, f: Vector) -> Any:
+            """[n] the likeliest class of each row."""
+            return posteriors(f).argmax(axis=1)
 
     def posteriors(f: Vector) -> Vector:
         return softmax(f / block.temperature + np.asarray(block.bias))
@@ -148,20 +170,10 @@ def _peers(logits: Vector, labels: Any, block: Estimation) -> dict[str, Callable
         "QuaPy EMQ": lambda f: np.asarray(EMQ.EM(np.asarray(block.source_prior), posteriors(f))[0])
     }
     for name, kind in (("QuaPy PACC", PACC), ("QuaPy KDEyML", KDEyML)):
-        method = kind(_Posteriors(posteriors, np.arange(logits.shape[1])), fit_classifier=False)
+        method = kind(Posteriors(), fit_classifier=False, val_split=None)
         method.fit(logits, labels)
         found[name] = lambda f, method=method: np.asarray(method.predict(f))  # type: ignore[misc]
     return found
-
-
-class _Posteriors:
-    """A fitted classifier of scikit-learn's form, whose inputs are logits."""
-
-    def __init__(self, posteriors: Callable[[Vector], Vector], classes: Any) -> None:
-        self.predict_proba, self.classes_ = posteriors, classes
-
-    def predict(self, logits: Vector) -> Any:
-        return self.predict_proba(logits).argmax(axis=1)
 
 
 if __name__ == "__main__":

@@ -2,11 +2,11 @@
 
     z = f / T + tau * (log rho - log sigma)        p = softmax(z)
 
-f are a network's logits, T its temperature, sigma the source prior (the prior under which softmax(f)
-is a posterior) and rho the target prior (the class prior of the place of use). With a uniform rho and
-tau = 1 this is post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9); with any rho it is Bayes' rule
-for label shift (Saerens et al., 2002). The ONNX head of the service and the torch losses are other forms
-of this module and are tested against it.
+f are a network's logits, T its temperature, sigma the source prior (the prior under which
+softmax(f) is a posterior) and rho the target prior (the class prior of the place of use). With a
+uniform rho and tau = 1 this is post-hoc logit adjustment (Menon et al., ICLR 2021, eq. 9); with any
+rho it is Bayes' rule for label shift (Saerens et al., 2002). The ONNX head of the service and the
+torch losses are other forms of this module and are tested against it.
 """
 
 from typing import TypeAlias
@@ -21,8 +21,8 @@ MAX_TAU = 10.0
 """Default cap of tau; a service may set another."""
 
 LOG_ZERO = -1e30
-"""Stands for log 0 of a target prior: finite, so that 0 * LOG_ZERO is 0 and not NaN, and so low that
-exp(tau * LOG_ZERO) is exactly 0 for every tau >= MIN_TAU, in float32 too."""
+"""Stands for log 0 of a target prior: finite, so that 0 * LOG_ZERO is 0 and not NaN, and so low
+that exp(tau * LOG_ZERO) is exactly 0 for every tau >= MIN_TAU, in float32 too."""
 
 
 class InvalidTau(ValueError):
@@ -39,7 +39,7 @@ def check_tau(tau: float, *, cap: float = MAX_TAU) -> float:
 
 
 def log_normalise(log_weights: ArrayLike) -> Vector:
-    """Subtract the log of the sum of exp, so that the exponentials sum to 1 ([..., C] -> [..., C])."""
+    """Subtract the log of the sum of exp: the exponentials then sum to 1 ([..., C] -> [..., C])."""
     weights = np.asarray(log_weights, np.float64)
     peak = weights.max(axis=-1, keepdims=True)
     total: Vector = weights - (peak + np.log(np.exp(weights - peak).sum(axis=-1, keepdims=True)))
@@ -69,7 +69,7 @@ def log_source_prior(label_frequencies: ArrayLike, *, loss_tau: float) -> Vector
 
 
 def log_target_prior(target: ArrayLike) -> Vector:
-    """The log of rho [C], of counts or probabilities, each >= 0 and finite; LOG_ZERO where an entry is 0."""
+    """The log of rho [C], of finite counts or probabilities >= 0; LOG_ZERO where an entry is 0."""
     weights = np.asarray(target, np.float64)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (weights > 0).any()):
         raise ValueError("a target prior must be finite, at least 0, and not all zeros")
@@ -87,9 +87,10 @@ def adjust_logits(
     tau: ArrayLike,
     temperature: float = 1.0,
 ) -> Vector:
-    """Adjusted logits z [..., C] of logits [..., C]; the priors are [C] or broadcast, tau is a scalar or [..., 1].
+    """Adjusted logits z [..., C] of logits [..., C].
 
-    tau = 0 gives logits / temperature exactly. softmax(z) are the adjusted probabilities.
+    The priors are [C] or broadcast; tau is a scalar or [..., 1]. tau = 0 gives
+    logits / temperature exactly. softmax(z) are the adjusted probabilities.
     """
     offset = np.asarray(log_target_prior, np.float64) - np.asarray(log_source_prior, np.float64)
     adjusted: Vector = np.asarray(logits, np.float64) / temperature + np.asarray(tau) * offset

@@ -40,10 +40,10 @@ class ValidationRows(_Strict):
 
 
 class Sketch(_Strict):
-    """A histogram per class of one number per row, which tells whether traffic looks like the split.
+    """A histogram per class of one number per row: whether traffic looks like the split.
 
-    `energy` is the log of the sum of the exponentials of the raw logits; `entropy`, for models whose
-    output is probabilities, is that of softmax(f / T).
+    `energy` is the log of the sum of the exponentials of the raw logits; `entropy`, for models
+    whose output is probabilities, is that of softmax(f / T).
     """
 
     statistic: Literal["energy", "entropy"]
@@ -67,7 +67,7 @@ class SelfTest(_Strict):
 
 
 class Replicates(_Strict):
-    """The calibration again, measured on weighted copies of the split: how sure the block itself is.
+    """The calibration measured on weighted copies of the split: how sure the block itself is.
 
     temperature: [R]; log_source: [R][C], as Estimation.log_source.
     """

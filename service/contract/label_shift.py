@@ -69,12 +69,12 @@ def likelihood_ratios(logits: ArrayLike, *, temperature: float, log_source: Arra
 def climb(
     ratios: Vector, *, start: Vector, toward: Vector | None = None, strength: float = 0.0
 ) -> Vector:
-    """The prior [C] that makes the rows likeliest, from likelihood ratios [n, C]. Raises NotConverged.
+    """The prior [C] that makes the rows likeliest, from their likelihood ratios [n, C].
 
     start: [C] > 0 where a class may have mass. With `toward` [C], the estimate has `strength`
     made-up rows of that prior beside the real ones: the mode of the posterior under a Dirichlet
     prior. Every third step extrapolates (SQUAREM; Varadhan and Roland 2008), and is taken back
-    where it lowers the likelihood.
+    where it lowers the likelihood. Raises NotConverged.
     """
     extra = np.zeros_like(start) if toward is None else strength * toward
     total = len(ratios) + extra.sum()

@@ -1,7 +1,7 @@
 """How good predictions are: errors by class and group, calibration, and intervals. NumPy only.
 
-Every error is a fraction 0 … 1. Labels are integers [n]; classes without an example in the split have no
-error of their own (NaN) and take no part in a mean over classes.
+Every error is a fraction 0 … 1. Labels are integers [n]; classes without an example in the split
+have no error of their own (NaN) and take no part in a mean over classes.
 """
 
 import math
@@ -68,7 +68,7 @@ def group_errors(errors: Vector, class_counts: ArrayLike) -> dict[str, float]:
 def target_weights(labels: Labels, target: ArrayLike) -> Vector:
     """[n] weights of mean 1 under which the split's class mix is the target's [C].
 
-    Mass that the target puts on classes absent from the split cannot be represented and is shared out.
+    Mass that the target puts on classes absent from the split goes to the other classes.
     Raises ValueError when the target has no mass on any class of the split.
     """
     wanted = np.asarray(target, np.float64)
@@ -90,7 +90,7 @@ def negative_log_likelihood(
 
 
 def brier(probabilities: Vector, labels: Labels, weights: ArrayLike | None = None) -> float:
-    """Mean squared distance of p [n, C] from the one-hot label, summed over classes: 0 … 2 (Brier 1950)."""
+    """Mean over rows of the squared distance of p [n, C] from the one-hot label: 0 … 2."""
     own = probabilities[np.arange(len(labels)), labels]
     distances = np.square(probabilities).sum(axis=1) - 2 * own + 1
     return float(np.average(distances, weights=_optional(weights)))
@@ -109,7 +109,7 @@ class Reliability:
 
     @property
     def ece(self) -> float:
-        """Expected calibration error: mean over examples of |accuracy - confidence| of their bin."""
+        """Expected calibration error: mean over examples of their bin's |accuracy - confidence|."""
         filled = self.share > 0
         gaps = np.abs(self.accuracy - self.confidence)[filled]
         return float(np.dot(self.share[filled], gaps))

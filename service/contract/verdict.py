@@ -220,7 +220,7 @@ def misfit_of(
 
 
 def chi_square_tail(statistic: float, degrees: int) -> float:
-    """Probability that a chi-square of an odd number of degrees of freedom exceeds the statistic."""
+    """Probability that chi-square with an odd number of degrees exceeds the statistic."""
     half = statistic / 2
     term, total = math.sqrt(statistic), 0.0
     for order in range(1, degrees - 1, 2):
@@ -289,7 +289,7 @@ def _draws(estimate: PriorEstimate) -> Vector:
 
 
 def _nothing_known(n: int, target: Vector) -> PriorEstimate:
-    """What stands for an estimate that did not settle: the target in force, and any prior possible."""
+    """The estimate when none was reached: the target in force, with intervals of 0 … 1."""
     size = len(target)
     return PriorEstimate(target, np.zeros(size), np.ones(size), n, 1.0, np.full(size, 0.25))
 

@@ -48,8 +48,8 @@ class HeldOut:
         absent = np.flatnonzero(class_totals(self.labels, self.num_classes) == 0)
         if len(absent):
             raise EstimateRefused(
-                f"{len(absent)} of {self.num_classes} classes (the first is class {absent[0]}) have "
-                "no held-out example, so nothing says how the model answers them"
+                f"{len(absent)} of {self.num_classes} classes (the first is class {absent[0]}) "
+                "have no held-out example, so nothing says how the model answers them"
             )
         return measure(
             self.logits,

@@ -79,7 +79,7 @@ def score_adjusted(
 ) -> dict[str, Any]:
     """The scores of answers as they are given: argmax and softmax of adjusted_logits [n, C].
 
-    weights: [n], mean 1, for the scores of probabilities; uniform weights leave the split's own class mix.
+    weights: [n], mean 1, for the scores of probabilities; equal ones leave the split's own mix.
     """
     num_classes = adjusted_logits.shape[1]
     predicted = adjusted_logits.argmax(axis=1)

@@ -1,4 +1,4 @@
-"""What can be done with a trained classifier's logits and last layer: tau sweeps and weight normalisation. NumPy only."""
+"""Tau sweeps and weight normalisation, from a trained classifier's logits and last layer."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -37,9 +37,9 @@ class LastLayer:
         return lengths
 
     def normalised(self, tau: float) -> "LastLayer":
-        """Weight normalisation: w_y / |w_y| ** tau, the bias dropped (Kang et al., ICLR 2020, tau-normalisation).
+        """Weight normalisation: w_y / |w_y| ** tau, no bias (Kang et al., ICLR 2020).
 
-        A layer like any other, so that it exports as one: the norms are folded into the weights. A class whose
+        The norms are folded into the weights, so that it exports as any other layer. A class whose
         weights are all 0 keeps them.
         """
         norms = np.where(self.norms > 0, self.norms, 1.0)
@@ -54,7 +54,7 @@ class LastLayer:
 def adjustment_curve(
     logits: ArrayLike, labels: Labels, *, log_source_prior: ArrayLike, grid: tuple[float, ...]
 ) -> Curve:
-    """(tau, balanced error) of post-hoc logit adjustment, argmax f - tau * log sigma (Menon et al., eq. 9)."""
+    """(tau, balanced error) of logit adjustment, argmax f - tau * log sigma (Menon, eq. 9)."""
     f = np.asarray(logits, np.float64)
     uniform = np.zeros(f.shape[1])
 

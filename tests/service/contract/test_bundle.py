@@ -1,4 +1,4 @@
-"""The model folder: what model.json may say, that files are what it says, and atomic publication."""
+"""The model folder: what model.json may say, that files match it, and atomic publication."""
 
 import json
 

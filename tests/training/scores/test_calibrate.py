@@ -1,4 +1,4 @@
-"""Calibration: what is true of made-up data is found again, and what a split cannot carry is refused."""
+"""Calibration: the truth of made-up data is found, and what a split is too small for refused."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ UNIFORM = np.full(4, -np.log(4))
 
 
 def posterior_model(n_per_class, *, temperature=1.0, bias=0.0, seed=0):
-    """Logits [n, 4] of a classifier that knows the truth under PRIOR, then distorted; and labels."""
+    """Logits [n, 4] of a classifier that is right under PRIOR, then distorted; and labels."""
     rng = np.random.default_rng(seed)
     labels = np.repeat(np.arange(4), n_per_class)
     x = rng.normal(size=(len(labels), 4)) + 1.5 * np.eye(4)[labels]

@@ -1,4 +1,4 @@
-"""Label shift: the prior of unlabelled data is found, and what the data cannot support is refused."""
+"""Label shift: the prior of unlabelled data is found, and what data cannot support refused."""
 
 import json
 
@@ -161,7 +161,8 @@ def test_an_ill_conditioned_matrix_is_refused_also_when_every_class_is_sometimes
     mixed = np.eye(CLASSES, dtype=int) + 50
     found = estimate(draw(500, TARGET)[0], block.model_copy(update={"confusion": mixed.tolist()}))
     assert found["methods"]["bbse"]["refused"] == (
-        f"the confusion matrix is ill-conditioned ({label_shift.condition_of(mixed):.3g}, at most 100)"
+        f"the confusion matrix is ill-conditioned ({label_shift.condition_of(mixed):.3g}, "
+        "at most 100)"
     )
 
 
