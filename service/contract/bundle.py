@@ -360,12 +360,27 @@ def versions(model_folder: Path) -> list[int]:
 def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     """Validate the text of a model.json. Raises InvalidBundle naming every wrong field."""
     try:
+        json.loads(text, object_pairs_hook=_each_once)
+    except InvalidBundle as error:
+        raise InvalidBundle(f"{where}: {error}") from None
+    except (ValueError, RecursionError):
+        pass  # pydantic says where the fault is
+    try:
         return Bundle.model_validate_json(text)
     except ValidationError as error:
         faults = "; ".join(
             f"{name}: {message}" if name else message for name, message in pydantic_errors(error)
         )
         raise InvalidBundle(f"{where}: {faults}") from None
+
+
+def _each_once(members: list[tuple[str, Any]]) -> None:
+    """Raise InvalidBundle when an object names a member twice, since either could be meant."""
+    seen: set[str] = set()
+    for name, _ in members:
+        if name in seen:
+            raise InvalidBundle(f"'{name}' is there twice")
+        seen.add(name)
 
 
 def load_bundle(folder: Path) -> Bundle:

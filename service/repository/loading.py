@@ -53,8 +53,8 @@ class Loader:
     provider, device, intra_op_threads: for the session. max_batch_rows: rows of the largest batch,
     unless the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of
     the queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below
-    this cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent logits.
-    calibrated_source: whether models with an estimation block are adjusted with it.
+    this cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent
+    logits. calibrated_source: whether models with an estimation block are adjusted with it.
     metrics: where versions are counted. tracer_of: the tracer of a version; None: no traces.
     """
 
@@ -207,12 +207,22 @@ def _interpolated(cost: dict[int, float], largest: int) -> list[float]:
 
 
 def _report(folder: Path) -> dict[str, Any]:
+    """The object of report.json; empty where there is none that can be read and written again."""
     path = folder / "report.json"
-    if not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
+    if not path.is_file():
         return {}
-    try:
-        found = orjson.loads(path.read_bytes())
-        orjson.dumps(found)  # refuses what is nested too deeply to be shown
-    except (ValueError, TypeError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    why = ""
+    if path.stat().st_size > MAX_REPORT_BYTES:
+        why = f"it is larger than {MAX_REPORT_BYTES} bytes"
+    else:
+        try:
+            found = orjson.loads(path.read_bytes())
+            orjson.dumps(found)  # fails where it could not be answered either
+        except (ValueError, TypeError) as error:  # the latter for what is nested too deeply
+            why = str(error)
+        else:
+            if isinstance(found, dict):
+                return found
+            why = "it is no JSON object"
+    logger.warning("%s is not shown: %s", path, why)
+    return {}

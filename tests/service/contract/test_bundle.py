@@ -348,3 +348,16 @@ def test_a_block_of_other_classes_or_another_temperature_is_refused():
         InvalidBundle, match=r"estimation.temperature is 1.5; expected temperature, 1"
     ):
         parsed(estimation=BLOCK)
+
+
+@pytest.mark.parametrize(
+    "text", ['{"name": "a", "name": "b"}', '{"input": {"name": "x", "name": "y"}}']
+)
+def test_a_member_that_comes_twice_is_refused_by_its_name(text):
+    with pytest.raises(InvalidBundle, match=r"model\.json: 'name' is there twice"):
+        parse_bundle(text)
+
+
+def test_text_that_is_nested_too_deeply_is_refused():
+    with pytest.raises(InvalidBundle, match=r"model\.json"):
+        parse_bundle('{"provenance": ' + "[" * 100_000 + "]" * 100_000 + "}")

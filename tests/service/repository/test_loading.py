@@ -80,3 +80,16 @@ def test_a_session_keeps_no_second_copy_of_the_weights(tmp_path):
     graph = open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=1)
     kept = [v for v in vars(graph._session).values() if isinstance(v, bytes | bytearray)]
     assert sum(map(len, kept)) == 0
+
+
+def test_a_report_that_could_not_be_answered_is_left_out_with_a_line_in_the_log(tmp_path, caplog):
+    path = tmp_path / "report.json"
+    assert loading._report(tmp_path) == {}
+    path.write_text('{"a": [[1]]}', encoding="utf-8")
+    assert loading._report(tmp_path) == {"a": [[1]]}
+    assert caplog.text == ""
+    for text in ('{"a":' + "[" * 900 + "]" * 900 + "}", "[1]", "{", '{"a": NaN}'):
+        caplog.clear()
+        path.write_text(text, encoding="utf-8")
+        assert loading._report(tmp_path) == {}
+        assert "report.json is not shown" in caplog.text
