@@ -67,9 +67,9 @@ def collector():
 
 
 def batcher_without_comparisons():
-    """The queue, compiled from its source without the places where a tracer is asked for."""
+    """The queue, compiled from its source without the place where a tracer is asked for."""
     source = inspect.getsource(batcher)
-    assert source.count(ASKED) == 2, "the queue asks for its tracer in another way"
+    assert source.count(ASKED) == 1, "the queue asks for its tracer in another way"
     module = types.ModuleType("batcher_without_tracer")
     sys.modules[module.__name__] = module  # dataclasses look their module up
     exec(compile(source.replace(ASKED, "if False:"), batcher.__file__, "exec"), module.__dict__)
@@ -113,10 +113,8 @@ async def measure(options, folder, endpoint):
             service = services[name]
             begun = time.process_time()
             await clients(service, "npy", model, **load)
-            if (
-                service.observe.traces is not None
-            ):  # what is left to send would burden who comes next
-                service.observe.traces._processor.force_flush()  # noqa: SLF001 - there is no other need to wait for it
+            if service.traces is not None:  # what is left to send would burden who comes next
+                service.traces._processor.force_flush()  # noqa: SLF001 - there is no other need to wait for it
             seconds = time.process_time() - begun
             if number:  # the first warms
                 found[name].append(1e6 * seconds / options.requests)
