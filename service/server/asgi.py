@@ -25,8 +25,9 @@ class Application:
     interval, the allocator or the logging. A hang turns liveness red and does not end the process.
 
     `port`, `workers` and `drain_seconds` belong to the server and are not used, nor is `host` but
-    for those two ports. Without keys, only requests that arrive on a loopback address or a Unix socket are
-    answered, unless `allow_anonymous` is set. With several processes, each has models of its own.
+    for those two ports. Without keys, only requests that arrive on a loopback address or a Unix
+    socket are answered, unless `allow_anonymous` is set. With several processes, each has models
+    of its own.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
