@@ -74,11 +74,6 @@ class Entry:
         self._parts: list[tuple[int, GraphOutputs, int, int]] | None = None
         """Results of a request in several pieces: (first row, outputs, start, stop)."""
 
-    @property
-    def queue_seconds(self) -> float:
-        """How long its first rows waited."""
-        return self.begun - self.admitted
-
     def done(self) -> bool:
         """Whether it has its scores or an error."""
         return self.stop >= 0 or self.error is not None
