@@ -77,7 +77,7 @@ def test_no_edit_of_a_body_makes_slices_accept_what_the_whole_refuses(data):
 
 def test_a_row_is_named_by_its_number_in_the_body():
     rows = [[1, 2]] * 50 + [[1, None]] + [[1, 2]] * 50
-    with pytest.raises(InvalidInput, match="instance 50 is a list; expected numbers"):
+    with pytest.raises(InvalidInput, match="instance 50 holds null in column 1; expected numbers"):
         in_slices(json.dumps({"instances": rows}).encode())
     with pytest.raises(InvalidInput, match="instance 7 holds NaN or infinity"):
         in_slices(json.dumps({"instances": [[1, 2]] * 7 + [[1, 1e39]]}).encode())
