@@ -1,9 +1,13 @@
-"""What the whole suite shares: tests that were left out are named at the end, and CI fails for them."""
+"""What the whole suite shares: tests that were left out are named at the end, and CI fails for
+them.
+"""
 
 import os
 
 OPTIONAL = "optional: "
-"""A skip whose reason starts so never fails CI: it needs what no package registry of the project installs."""
+"""A skip whose reason starts so never fails CI: it needs what no package registry of the project
+installs.
+"""
 
 
 def _left_out(reporter):

@@ -1,4 +1,6 @@
-"""`make test-gpu`: the tests that compare served answers with the formula, on CUDA. Without a GPU it says so and fails."""
+"""`make test-gpu`: the tests that compare served answers with the formula, on CUDA. Without a GPU
+it says so and fails.
+"""
 
 import os
 import sys

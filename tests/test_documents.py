@@ -1,4 +1,6 @@
-"""What users rely on has a line in the documents, and the documents speak of nothing that is not there."""
+"""What users rely on has a line in the documents, and the documents speak of nothing that is not
+there.
+"""
 
 import collections
 import dataclasses

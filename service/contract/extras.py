@@ -40,7 +40,9 @@ EXTRAS = {
     "torchvision": ("torchvision",),
     "tensorboard": ("tensorboard",),
 }
-"""Each extra with the import names of the libraries that it installs, those of the package itself included."""
+"""Each extra with the import names of the libraries that it installs, those of the package itself
+included.
+"""
 
 
 def missing_extra(error: ImportError, *, first: str) -> str | None:

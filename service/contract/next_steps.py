@@ -14,7 +14,9 @@ def program() -> str:
 
 
 def to_serve(folder: Path) -> str:
-    """Two lines for people: how a running service loads a published folder, and how to start one."""
+    """Two lines for people: how a running service loads a published folder, and how to start
+    one.
+    """
     models, model = folder.parent.parent, folder.parent.name
     return (
         f"next     load it: curl -X POST 127.0.0.1:8000/v2/repository/models/{model}/load\n"

@@ -173,7 +173,9 @@ def _cast_finite(array: Array, dtype: np.dtype[Any], *, first_row: int) -> Array
 
 
 def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array:
-    """Records of one field, in which nobody looks for NaN: the graph takes it for a missing value."""
+    """Records of one field, in which nobody looks for NaN: the graph takes it for a missing
+    value.
+    """
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
     found = cast(array, _dtype(spec.dtype))
@@ -182,8 +184,9 @@ def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array
 
 
 _SAFE_SQUARES = 1e76
-"""No number whose square is smaller is NaN, infinite, or infinite as float32. The sum of all squares
-says so for a whole array, in a tenth of the time of `cast` and `is_finite`."""
+"""No number whose square is smaller is NaN, infinite, or infinite as float32. The sum of all
+squares says so for a whole array, in a tenth of the time of `cast` and `is_finite`.
+"""
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,6 @@
-"""The table of limits in docs/security.md has every limit of the code, with its value and a status that exists."""
+"""The table of limits in docs/security.md has every limit of the code, with its value and a status
+that exists.
+"""
 
 import importlib
 import pkgutil

@@ -1,4 +1,6 @@
-"""Blocking calls beside the event loop are bounded, can be walked away from, and can be written off."""
+"""Blocking calls beside the event loop are bounded, can be walked away from, and can be written
+off.
+"""
 
 import asyncio
 import threading

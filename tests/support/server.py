@@ -17,7 +17,9 @@ ROOT = Path(__file__).parents[2]
 
 
 class Server:
-    """`python -m service serve` on a free port: its base URL, its process and what it has logged so far."""
+    """`python -m service serve` on a free port: its base URL, its process and what it has logged so
+    far.
+    """
 
     def __init__(self, command: list[str], environment: dict[str, str]) -> None:
         self.process = subprocess.Popen(
@@ -51,7 +53,9 @@ class Server:
         return found
 
     def exit(self, *, seconds: float = 60) -> int:
-        """Wait for the process to end by itself, and for the last line of its log; its exit status."""
+        """Wait for the process to end by itself, and for the last line of its log; its exit
+        status.
+        """
         status = self.process.wait(seconds)
         self._reader.join(seconds)
         return status
@@ -82,8 +86,9 @@ def starting(
 ) -> Iterator[Server]:
     """The process as soon as it is started; killed at the end if it still runs.
 
-    settings are flags: drain_seconds=1 is --drain-seconds 1, store_optional=True is --store-optional. Without a port it takes
-    a free one, without a store a new one. program is what stands after `python -m`.
+    settings are flags: drain_seconds=1 is --drain-seconds 1, store_optional=True is
+    --store-optional. Without a port it takes a free one, without a store a new one. program is what
+    stands after `python -m`.
     """
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("PRIORDIAL_")}
     with tempfile.TemporaryDirectory(prefix="priordial-test-") as folder:

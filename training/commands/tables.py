@@ -46,7 +46,10 @@ def _calibration_table(result: Mapping[str, Any]) -> str:
     bias = "with" if result["calibration"] == "bias" else "without"
     lines = [
         f"{result['bundle']}: {result['rows']} rows, {result['fewest_rows']} of the rarest class",
-        f"temperature {result['temperature']:.3f} ({low:.3f} … {high:.3f}), {bias} a bias per class",
+        (
+            f"temperature {result['temperature']:.3f} ({low:.3f} … {high:.3f}), {bias} a bias per "
+            "class"
+        ),
     ]
     if result["temperature_note"] is not None:
         lines.append(f"the temperature stays 1: {result['temperature_note']}")

@@ -52,7 +52,9 @@ def random_crop(path: str | Path, spec: ImageSpec, *, seed: tuple[int, ...]) -> 
 
 
 def check(path: str | Path) -> None:
-    """Decode the whole file, coarsely where the format allows it. Raises BadData naming the file."""
+    """Decode the whole file, coarsely where the format allows it. Raises BadData naming the
+    file.
+    """
     _upright(path, "RGB", 1)
 
 

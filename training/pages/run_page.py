@@ -12,9 +12,18 @@ from training.pages.drawing import GREY, LIGHT, PALETTE, band, charts, label_axe
 Document = Mapping[str, Any]
 SPLITS = {"validation": "validation", "test": "test"}
 SCORES = (
-    "split", "τ", "n", "error, %", "balanced error, %", "95 %", "many, %", "medium, %", "few, %",
-    "ECE, %", "NLL, nats",
-)  # fmt: skip
+    "split",
+    "τ",
+    "n",
+    "error, %",
+    "balanced error, %",
+    "95 %",
+    "many, %",
+    "medium, %",
+    "few, %",
+    "ECE, %",
+    "NLL, nats",
+)
 MAX_CLASS_ROWS = 100
 SMALLEST_SHARE = 5e-4
 """Bins of a reliability diagram with a smaller share of the rows have no point."""
@@ -107,7 +116,8 @@ def _tau(document: Document) -> list[page.Block]:
     return [
         page.figure(
             svg(figure, title="Balanced error on validation against tau"),
-            f"Balanced error on validation against τ, with its band; {document['tau']['n']:,} rows.",
+            f"Balanced error on validation against τ, with its band; {document['tau']['n']:,} "
+            "rows.",
             name="Choice of τ.",
         )
     ]

@@ -166,7 +166,8 @@ class PriorRoutes:
     async def delete(self, request: Request, name: Name) -> Response:
         """Take a prior out of use: it is not listed, and reading it by name is 404.
 
-        It can be stored again. Its revisions stay in history: `?revision=`, `/revisions` and rollback still find them.
+        It can be stored again. Its revisions stay in history: `?revision=`, `/revisions` and
+        rollback still find them.
         """
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)

@@ -85,7 +85,9 @@ def test_logits_give_what_their_instances_give(client):
         for rows in ({"instances": x.tolist()}, {"logits": (x @ w + b).tolist()})
     )
     for one, other in zip(from_rows, from_logits, strict=True):
-        np.testing.assert_allclose(chances(one["predictions"]), chances(other["predictions"]), atol=1e-5)  # fmt: skip
+        np.testing.assert_allclose(
+            chances(one["predictions"]), chances(other["predictions"]), atol=1e-5
+        )
 
 
 def scored_batches(client):
@@ -123,31 +125,50 @@ def test_unknown_label_frequencies_allow_tau_zero_and_inline_ones(client):
     assert [r["predictions"][0]["label"] for r in results] == ["class-0", "class-0"]
     body["settings"].append({"tau": 1})
     refused = client.post("/models/unknown/adjust", json=body)
-    assert (refused.status_code, refused.json()["type"]) == (409, "/problems/unknown-label-frequencies")  # fmt: skip
+    assert (refused.status_code, refused.json()["type"]) == (
+        409,
+        "/problems/unknown-label-frequencies",
+    )
 
 
 @pytest.mark.parametrize(
     ("status", "body", "told"),
     [
         (400, {"settings": [{}]}, "either 'instances' or 'logits'"),
-        (400, {"logits": [[0] * 5], "instances": [[0] * 6], "settings": [{}]}, "either 'instances' or 'logits'"),
+        (
+            400,
+            {"logits": [[0] * 5], "instances": [[0] * 6], "settings": [{}]},
+            "either 'instances' or 'logits'",
+        ),
         (400, {"logits": [[0] * 5]}, "settings are null; expected a list"),
-        (400, {"logits": [[0] * 5], "settings": []}, "settings are a list; expected a list of objects"),
-        (400, {"logits": [[0] * 5], "settings": [7]}, "setting 0 is not an object with tau, prior or both"),
+        (
+            400,
+            {"logits": [[0] * 5], "settings": []},
+            "settings are a list; expected a list of objects",
+        ),
+        (
+            400,
+            {"logits": [[0] * 5], "settings": [7]},
+            "setting 0 is not an object with tau, prior or both",
+        ),
         (400, {"logits": [[0] * 5], "settings": [{}, {"top_k": 1}]}, "setting 1 is not an object"),
         (422, {"logits": [[0] * 5], "settings": [{}] * 101}, "there are 101 settings; at most 100"),
         (422, {"logits": [[0] * 5], "settings": [{"tau": -1}]}, "tau is -1.0"),
         (422, {"logits": [[0] * 5], "settings": [{"tau": False}]}, "tau is false"),
         (404, {"logits": [[0] * 5], "settings": [{"prior": "x"}]}, "there is no prior 'x'"),
         (422, {"logits": [[0] * 4], "settings": [{}]}, "shape [1, 4]; the model takes [batch, 5]"),
-        (422, {"logits": [[0, 0, 0, 0, 1e39]], "settings": [{}]}, "instance 0 holds NaN or infinity"),
+        (
+            422,
+            {"logits": [[0, 0, 0, 0, 1e39]], "settings": [{}]},
+            "instance 0 holds NaN or infinity",
+        ),
         (422, {"logits": [[0, 0, 0, 0, True]], "settings": [{}]}, "instance 0 holds true"),
         (422, {"logits": [], "settings": [{}]}, "logits are a list; expected a list of rows"),
         (422, {"instances": [], "settings": [{}]}, "there are no instances"),
         (422, {"instances": [[1]], "settings": [{}]}, "the input has shape [1, 1]"),
         (400, {"logits": [[0] * 5], "settings": [{}], "x": 1}, "unknown member 'x'"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_told(client, status, body, told):
     answer = client.post("/models/linear/adjust", json=body)
     assert answer.status_code == status, answer.text
@@ -159,7 +180,10 @@ def test_more_work_than_a_request_may_make_is_refused(client):
     body = {"instances": inputs(200).tolist(), "settings": [inline] + [{"tau": 0}] * 99}
     answer = client.post("/models/wide/adjust", json=body)
     assert answer.status_code == 413, answer.text
-    assert "200 rows of 2000 classes under 100 settings are 40000000 numbers" in answer.json()["detail"]  # fmt: skip
+    assert (
+        "200 rows of 2000 classes under 100 settings are 40000000 numbers"
+        in answer.json()["detail"]
+    )
     body["settings"] = body["settings"][:3]
     assert client.post("/models/wide/adjust", json=body).status_code == 200
 
@@ -170,7 +194,10 @@ def test_only_json_and_only_post(client):
     )
     assert (answer.status_code, answer.json()["type"]) == (415, "/problems/unsupported-media-type")
     assert client.get("/models/linear/adjust").status_code == 405
-    assert client.post("/models/none/adjust", json={"logits": [[1]], "settings": [{}]}).status_code == 404  # fmt: skip
+    assert (
+        client.post("/models/none/adjust", json={"logits": [[1]], "settings": [{}]}).status_code
+        == 404
+    )
 
 
 @given(

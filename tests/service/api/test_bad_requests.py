@@ -83,14 +83,18 @@ JSON = {"content-type": "application/json"}
         (422, b'{"instances": {}}', "instances must be a list"),
         (422, b'{"instances": null}', "instances must be a list"),
         (422, b'{"instances": [[1, 2]]}', "the input has shape [1, 2]; the model takes [batch, 6]"),
-        (422, b'{"instances": [[0,0,0,0,0,"x"]]}', "instance 0 holds 'x' in column 5; expected numbers"),
+        (
+            422,
+            b'{"instances": [[0,0,0,0,0,"x"]]}',
+            "instance 0 holds 'x' in column 5; expected numbers",
+        ),
         (422, b'{"instances": [[0,0,0,0,0,1e39]]}', "instance 0 holds NaN or infinity"),
         (422, b'{"instances": [{"b64": "aGk="}]}', "model 'linear' takes tensor input, not images"),
         (400, b'{"instances": [[0]], "extra": 1}', "unknown member 'extra'"),
         (400, b'{"instances": [[0]], "parameters": {"taU": 1}}', "unknown parameter 'taU'"),
         (422, b'{"instances": [[0]], "parameters": [1]}', "parameters must be an object"),
     ],
-)  # fmt: skip
+)
 def test_a_json_body_that_is_wrong(refused, status, body, told):
     refused("/predict", status, told, content=body, headers=JSON)
 
@@ -107,20 +111,28 @@ def test_a_json_body_that_is_wrong(refused, status, body, told):
         (422, {"top_k": CLASSES + 1}, "top_k is 6; expected 1 to 5"),
         (422, {"top_k": 1.5}, "top_k is 1.5; expected an integer"),
         (404, {"version": 7}, "model 'linear' has no version 7 loaded; there is 1"),
-        (404, {"prior": "nowhere"}, "there is no prior 'nowhere'; there are default, uniform, training"),
+        (
+            404,
+            {"prior": "nowhere"},
+            "there is no prior 'nowhere'; there are default, uniform, training",
+        ),
         (404, {"prior": "default@7"}, "prior 'default' has no revision 7"),
         (503, {"prior": "default@>=7"}, "asks for at least 7"),
         (422, {"prior": "UPPER case"}, "'UPPER case' is not a prior"),
         (422, {"prior": 7}, "prior is 7; expected a name or an object"),
         (422, {"prior": {"target": [1, 1, 1, 1]}}, "has 4 entries; the model has 5 classes"),
         (422, {"prior": {"label_frequencies": [1, 0, 1, 1, 1]}}, "'class-1' has label frequency 0"),
-        (422, {"prior": {"label_frequencies": [1, -1, 1, 1, 1]}}, "'class-1' has label frequency -1"),
+        (
+            422,
+            {"prior": {"label_frequencies": [1, -1, 1, 1, 1]}},
+            "'class-1' has label frequency -1",
+        ),
         (422, {"prior": {"target": {"lynx": 1}}}, "unknown class 'lynx'"),
         (422, {"prior": {"target": [0, 0, 0, 0, 0]}}, "all entries are 0"),
         (422, {"prior": {"target": [True, 1, 1, 1, 1]}}, "expected a number of at least 0"),
         (422, {"prior": {"targets": "uniform"}}, "targets: unknown member"),
     ],
-)  # fmt: skip
+)
 def test_parameters_in_the_body_that_are_wrong(refused, status, parameters, told):
     answer = refused("/predict", status, told, json={**GOOD, "parameters": parameters})
     assert ("retry-after" in answer.headers) == (status == 503)
@@ -257,9 +269,15 @@ def test_every_kind_of_body_gives_the_same_answer(client):
     x = inputs(3)
     answers = [
         client.post("/predict?top_k=5", json={"instances": x.tolist()}),
-        client.post("/predict?top_k=5", content=npy(x), headers={"content-type": "application/x-npy"}),
-        client.post("/predict?top_k=5", content=npy(np.asfortranarray(x.astype(">f8"))), headers={"content-type": "application/x-npy"}),
-    ]  # fmt: skip
+        client.post(
+            "/predict?top_k=5", content=npy(x), headers={"content-type": "application/x-npy"}
+        ),
+        client.post(
+            "/predict?top_k=5",
+            content=npy(np.asfortranarray(x.astype(">f8"))),
+            headers={"content-type": "application/x-npy"},
+        ),
+    ]
     for answer in answers[1:]:
         assert answer.json() == answers[0].json()
 
@@ -296,16 +314,40 @@ def test_text_comes_as_strings(client):
 
 @settings(max_examples=150, deadline=None)
 @given(
-    body=st.binary(max_size=60) | st.recursive(
-        st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
-        lambda inner: st.lists(inner, max_size=4) | st.dictionaries(
-            st.sampled_from(["instances", "parameters", "tau", "prior", "top_k", "b64", "target"]), inner, max_size=3),
+    body=st.binary(max_size=60)
+    | st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.floats(allow_nan=False, allow_infinity=False)
+        | st.text(max_size=4),
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(
+                    ["instances", "parameters", "tau", "prior", "top_k", "b64", "target"]
+                ),
+                inner,
+                max_size=3,
+            )
+        ),
         max_leaves=8,
     ).map(lambda value: json.dumps(value).encode()),
-    kind=st.sampled_from(["application/json", "application/x-npy", "image/png", "multipart/form-data; boundary=b", "", "\xff"]),
+    kind=st.sampled_from(
+        [
+            "application/json",
+            "application/x-npy",
+            "image/png",
+            "multipart/form-data; boundary=b",
+            "",
+            "\xff",
+        ]
+    ),
     model=st.sampled_from(["linear", "text", "image", "none", "%00", "ü"]),
-    query=st.sampled_from(["", "?tau=0", "?tau=1&top_k=2", "?prior=uniform", "?prior=%7B%7D", "?%", "?tau=1e400"]),
-)  # fmt: skip
+    query=st.sampled_from(
+        ["", "?tau=0", "?tau=1&top_k=2", "?prior=uniform", "?prior=%7B%7D", "?%", "?tau=1e400"]
+    ),
+)
 def test_no_request_whatever_makes_the_service_fail(client, body, kind, model, query):
     answer = client.post(
         f"/models/{model}/predict{query}",

@@ -1,4 +1,6 @@
-"""Models of several inputs, of missing values and of tokens are asked by name, list, column and tensor."""
+"""Models of several inputs, of missing values and of tokens are asked by name, list, column and
+tensor.
+"""
 
 import asyncio
 import io
@@ -74,8 +76,14 @@ def table_of(answer):
 
 
 @pytest.mark.parametrize(
-    "body", [{"instances": ROWS}, {"instances": LISTS}, {"inputs": COLUMNS}, {"instances": [ROWS[0], LISTS[1], ROWS[2]]}]
-)  # fmt: skip
+    "body",
+    [
+        {"instances": ROWS},
+        {"instances": LISTS},
+        {"inputs": COLUMNS},
+        {"instances": [ROWS[0], LISTS[1], ROWS[2]]},
+    ],
+)
 def test_rows_come_as_objects_lists_and_columns(url, body):
     np.testing.assert_allclose(table_of(post(url, "table", body)), table_probabilities(), atol=1e-6)
 
@@ -114,14 +122,20 @@ def test_rows_of_many_callers_share_batches_and_keep_their_own_answers(url):
         ({"instances": [{"agee": 1, "fare": 2, "sex": "f"}]}, "did you mean 'age'?"),
         ({"instances": [{**ROWS[0], "age": None}]}, "column 'age': instance 0"),
         ({"instances": [ROWS[0], {**ROWS[0], "age": "old"}]}, "column 'age': instance 1"),
-        ({"instances": [{**ROWS[0], "sex": 1}]}, "column 'sex': instance 0 holds 1; expected a string"),
-        ({"instances": [[1, 2]]}, "instance 0 is a list; expected an object or a list of age, fare, sex"),
+        (
+            {"instances": [{**ROWS[0], "sex": 1}]},
+            "column 'sex': instance 0 holds 1; expected a string",
+        ),
+        (
+            {"instances": [[1, 2]]},
+            "instance 0 is a list; expected an object or a list of age, fare, sex",
+        ),
         ({"inputs": {"age": [1], "fare": [1, 2], "sex": ["f"]}}, "columns of different lengths"),
         ({"inputs": {"age": 1}}, "column 'age' is 1; expected a list"),
         ({"inputs": []}, "inputs is a list; expected an object"),
         ({"inputs": COLUMNS, "instances": ROWS}, "'instances' and 'inputs'; expected one"),
     ],
-)  # fmt: skip
+)
 def test_a_fault_names_its_row_and_its_column(url, body, told):
     answer = post(url, "table", body)
     assert answer.status_code in {400, 422}
@@ -132,9 +146,10 @@ def test_an_array_is_refused_with_the_names_of_the_columns(url):
     buffer = io.BytesIO()
     np.save(buffer, np.zeros((2, 3), np.float32))
     answer = httpx.post(
-        f"{url}/models/table/predict", content=buffer.getvalue(),
+        f"{url}/models/table/predict",
+        content=buffer.getvalue(),
         headers={"content-type": "application/x-npy"},
-    )  # fmt: skip
+    )
     assert (answer.status_code, "the columns age, fare, sex" in answer.json()["detail"]) == (
         422,
         True,
@@ -170,9 +185,10 @@ def test_every_description_of_a_model_of_columns_is_answered(url):
     ):
         assert httpx.get(url + path, timeout=30).status_code == 200
     raw = httpx.post(
-        f"{url}/v2/models/table/infer", content=b"1234",
+        f"{url}/v2/models/table/infer",
+        content=b"1234",
         headers={"Inference-Header-Content-Length": "0"},
-    )  # fmt: skip
+    )
     assert raw.status_code == 400
 
 
@@ -188,19 +204,23 @@ def test_missing_values_come_as_null_as_nan_in_arrays_and_as_tensors(url):
     buffer = io.BytesIO()
     np.save(buffer, rows)
     answer = httpx.post(
-        f"{url}/models/missing/predict?tau=0&top_k=3", content=buffer.getvalue(),
+        f"{url}/models/missing/predict?tau=0&top_k=3",
+        content=buffer.getvalue(),
         headers={"content-type": "application/x-npy"},
-    )  # fmt: skip
+    )
     np.testing.assert_allclose(table_of(answer), wanted, atol=1e-6)
     tensor = {
-        "name": "x", "datatype": "FP32", "shape": [3, 2],
+        "name": "x",
+        "datatype": "FP32",
+        "shape": [3, 2],
         "parameters": {"binary_data_size": rows.nbytes},
-    }  # fmt: skip
+    }
     header = json.dumps({"inputs": [tensor], "parameters": {"tau": 0}}).encode()
     answer = httpx.post(
-        f"{url}/v2/models/missing/infer", content=header + rows.tobytes(),
+        f"{url}/v2/models/missing/infer",
+        content=header + rows.tobytes(),
         headers={"Inference-Header-Content-Length": str(len(header))},
-    )  # fmt: skip
+    )
     found = np.array(answer.json()["outputs"][0]["data"]).reshape(3, 3)
     np.testing.assert_allclose(found, wanted, atol=1e-6)
 
@@ -209,9 +229,10 @@ def test_infinity_is_no_missing_value(url):
     buffer = io.BytesIO()
     np.save(buffer, np.array([[1, 2], [1, np.inf]], np.float32))
     answer = httpx.post(
-        f"{url}/models/missing/predict", content=buffer.getvalue(),
+        f"{url}/models/missing/predict",
+        content=buffer.getvalue(),
         headers={"content-type": "application/x-npy"},
-    )  # fmt: skip
+    )
     assert (answer.status_code, "instance 1 holds infinity" in answer.json()["detail"]) == (
         422,
         True,

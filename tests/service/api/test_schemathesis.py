@@ -1,4 +1,6 @@
-"""Thousands of requests made from /openapi.json: no 500, no answer that it does not tell of, no rubbish accepted."""
+"""Thousands of requests made from /openapi.json: no 500, no answer that it does not tell of, no
+rubbish accepted.
+"""
 
 import subprocess
 import sys
@@ -17,13 +19,29 @@ def test_every_route_keeps_to_its_own_description(tmp_path):
         done = subprocess.run(
             [
                 Path(sys.executable).parent / "schemathesis",
-                "--config-file", ROOT / "tests/service/api/schemathesis.toml",
-                "run", f"{server.url}/openapi.json",
-                "--checks", "all", "--phases", "examples,coverage,fuzzing,stateful", "--max-examples", "8",
-                "--seed", "1", "--exclude-path-regex", UNLOAD, "--warnings", "off", "--no-color",
+                "--config-file",
+                ROOT / "tests/service/api/schemathesis.toml",
+                "run",
+                f"{server.url}/openapi.json",
+                "--checks",
+                "all",
+                "--phases",
+                "examples,coverage,fuzzing,stateful",
+                "--max-examples",
+                "8",
+                "--seed",
+                "1",
+                "--exclude-path-regex",
+                UNLOAD,
+                "--warnings",
+                "off",
+                "--no-color",
             ],
-            capture_output=True, text=True, check=False, cwd=tmp_path,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=False,
+            cwd=tmp_path,
+        )
         assert done.returncode == 0, done.stdout[-6000:] + done.stderr
         assert server.process.poll() is None
         assert "Traceback" not in server.log

@@ -12,8 +12,10 @@ from tests.support.small_models import publish_model
 def served(tmp_path_factory):
     models = tmp_path_factory.mktemp("models")
     publish_model(models)
-    made = {name: make_key(name, roles) for name, roles in
-            {"asks": ["predict"], "sees": ["observe"], "runs": ["operate"]}.items()}  # fmt: skip
+    made = {
+        name: make_key(name, roles)
+        for name, roles in {"asks": ["predict"], "sees": ["observe"], "runs": ["operate"]}.items()
+    }
     lines = ";".join(key.line() for _, key in made.values())
     with running(models, api_keys=lines) as server:
         yield server.url, {name: secret for name, (secret, _) in made.items()}
@@ -35,8 +37,11 @@ def get(served, path, name=None):
 )
 def test_a_key_is_told_its_name_its_roles_and_those_it_lacks(served, name, roles, missing):
     assert get(served, "/whoami", name).json() == {
-        "name": name, "roles": roles, "missing": missing, "keys_required": True,
-    }  # fmt: skip
+        "name": name,
+        "roles": roles,
+        "missing": missing,
+        "keys_required": True,
+    }
 
 
 def test_a_key_that_is_not_accepted_is_told_why(served):
@@ -58,8 +63,11 @@ def test_without_keys_everybody_is_anonymous_and_may_do_everything(tmp_path):
     publish_model(tmp_path)
     with running(tmp_path) as server:
         assert httpx.get(f"{server.url}/whoami").json() == {
-            "name": "anonymous", "roles": ["observe", "operate", "predict"], "missing": [], "keys_required": False,
-        }  # fmt: skip
+            "name": "anonymous",
+            "roles": ["observe", "operate", "predict"],
+            "missing": [],
+            "keys_required": False,
+        }
         assert httpx.get(f"{server.url}/models/linear/report").status_code == 200
 
 

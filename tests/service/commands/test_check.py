@@ -1,4 +1,6 @@
-"""`check` finds what would stop a start, or serve something else than what is meant; it serves nothing."""
+"""`check` finds what would stop a start, or serve something else than what is meant; it serves
+nothing.
+"""
 
 import asyncio
 import subprocess
@@ -43,7 +45,14 @@ def faults(settings):
 def test_right_settings_pass_and_each_subject_has_a_line(settings, capsys):
     assert check.run(settings(default_model="linear")) == 0
     told = capsys.readouterr().out
-    for subject in ("settings", "files and folders", "prior store", "model linear/1", "default model", "priors"):  # fmt: skip
+    for subject in (
+        "settings",
+        "files and folders",
+        "prior store",
+        "model linear/1",
+        "default model",
+        "priors",
+    ):
         assert f"ok   {subject}" in told
 
 
@@ -106,8 +115,11 @@ def test_the_verb_exits_1_for_a_fault_and_2_for_an_unknown_flag(models, tmp_path
         store = f"sqlite:///{tmp_path}/p.db"
         return subprocess.run(
             [*command, "--store", store, "--provider", "cpu"],
-            capture_output=True, text=True, cwd=ROOT, check=False,
-        )  # fmt: skip
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            check=False,
+        )
 
     assert run().returncode == 0
     assert run("--default-model", "nope").returncode == 1

@@ -137,9 +137,14 @@ def test_an_io_binding_gives_the_same_answers_and_follows_the_tables_generation(
         table = table_of((COUNTS, target))
         one = run(plain, x, np.ones(8), np.zeros(8), table)
         two = bound.run(
-            x, tau=np.ones(8, np.float32), prior_index=np.zeros(8, np.int64), prior_table=table, top_k=5,
-            generation=generation, full=True,
-        )  # fmt: skip
+            x,
+            tau=np.ones(8, np.float32),
+            prior_index=np.zeros(8, np.int64),
+            prior_table=table,
+            top_k=5,
+            generation=generation,
+            full=True,
+        )
         np.testing.assert_array_equal(one.probabilities, two.probabilities)
 
 

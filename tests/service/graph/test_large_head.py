@@ -1,4 +1,6 @@
-"""A class list of 100,000: as exact as a short one, and nothing of all classes leaves the graph unless it is asked for."""
+"""A class list of 100,000: as exact as a short one, and nothing of all classes leaves the graph
+unless it is asked for.
+"""
 
 from types import SimpleNamespace
 

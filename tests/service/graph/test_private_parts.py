@@ -15,7 +15,9 @@ from tests.support.small_models import publish_model
 
 
 def test_a_session_still_keeps_the_bytes_of_its_model_where_they_are_released(tmp_path):
-    """Else `_release_model_bytes` sets an attribute that nobody reads, and memory doubles unseen."""
+    """Else `_release_model_bytes` sets an attribute that nobody reads, and memory doubles
+    unseen.
+    """
     folder = publish_model(tmp_path)
     content = (folder / "model.onnx").read_bytes()
     opened = ort.InferenceSession(content, providers=["CPUExecutionProvider"])

@@ -28,7 +28,9 @@ def models(tmp_path):
 
 @pytest.fixture
 def gpu_package_without_gpu(monkeypatch):
-    """What onnxruntime-gpu does on a machine without a GPU: it lists CUDA and silently opens a CPU session."""
+    """What onnxruntime-gpu does on a machine without a GPU: it lists CUDA and silently opens a CPU
+    session.
+    """
     opened = onnxruntime.InferenceSession
 
     def silently_on_the_cpu(model, options, **_asked):

@@ -1,4 +1,6 @@
-"""Of many classes the best are found whole or by blocks: the same classes, the same probabilities, whichever is chosen at warm-up."""
+"""Of many classes the best are found whole or by blocks: the same classes, the same probabilities,
+whichever is chosen at warm-up.
+"""
 
 import itertools
 
@@ -49,7 +51,9 @@ def opened(folder, classes, **changes):
 
 @pytest.fixture(scope="module")
 def graphs(tmp_path_factory):
-    """Echoes of an even and of a prime number of classes, of an old opset, with a temperature, and through an IOBinding."""
+    """Echoes of an even and of a prime number of classes, of an old opset, with a temperature, and
+    through an IOBinding.
+    """
     folder = tmp_path_factory.mktemp("models")
     return {
         "even": opened(folder, EVEN),

@@ -1,4 +1,6 @@
-"""A model that does not come to be loaded is given up and told; what serves goes on, and nobody waits behind it."""
+"""A model that does not come to be loaded is given up and told; what serves goes on, and nobody
+waits behind it.
+"""
 
 import asyncio
 import contextlib
@@ -200,7 +202,9 @@ async def service_of(tmp_path, **settings):
 
 @pytest.fixture
 def blocked(tmp_path, monkeypatch, released):
-    """Sessions of version 2 are not opened before `released`; the event that tells that one is being opened."""
+    """Sessions of version 2 are not opened before `released`; the event that tells that one is
+    being opened.
+    """
     opening, open_graph = threading.Event(), loading.graphs.open_graph
 
     def open_slowly(folder, *arguments, **more):

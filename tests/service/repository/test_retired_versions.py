@@ -33,7 +33,9 @@ def versions_told(metrics):
 
 
 def test_everything_of_a_retired_version_is_gone(tmp_path):
-    """Threads, sessions, logits, priors, series: held by anything at all, one of them would still be alive."""
+    """Threads, sessions, logits, priors, series: held by anything at all, one of them would still
+    be alive.
+    """
     models = tmp_path / "models"
     publish_version(models, 1)
     gone: list[tuple[str, weakref.ref]] = []
@@ -50,7 +52,15 @@ def test_everything_of_a_retired_version_is_gone(tmp_path):
         for version in range(2, SWAPS + 2):
             await score(service)
             model = service.repository.find()
-            each = (model, model.graph, model.batcher, model.table, model.recent, model.metrics, model.bundle)  # fmt: skip
+            each = (
+                model,
+                model.graph,
+                model.batcher,
+                model.table,
+                model.recent,
+                model.metrics,
+                model.bundle,
+            )
             gone.extend((f"{type(o).__name__} of {version - 1}", weakref.ref(o)) for o in each)
             del model, each
             service.metrics.exposition("text/plain")
@@ -151,7 +161,9 @@ def test_what_a_worker_that_ended_has_counted_is_kept_and_then_bounded_alike(tmp
 
 
 def test_the_memory_of_recent_logits_comes_with_the_rows_and_goes_with_the_reservoir():
-    """Pages of their own: those of an allocator would stay in use, or be torn up, when a version goes."""
+    """Pages of their own: those of an allocator would stay in use, or be torn up, when a version
+    goes.
+    """
     reservoir = LogitReservoir(1000, max_rows=1000, max_bytes=2**22)
     base = reservoir._rows
     while isinstance(base, np.ndarray):

@@ -1,4 +1,6 @@
-"""Models change while they are asked: no request fails, no answer mixes versions, and a bad version changes nothing."""
+"""Models change while they are asked: no request fails, no answer mixes versions, and a bad version
+changes nothing.
+"""
 
 import hashlib
 import itertools
@@ -219,7 +221,9 @@ def test_requests_that_were_admitted_are_answered_by_the_model_that_is_unloaded(
             return metric(text, "priordial_queued_rows", model="slow") == 1
 
         def running_and_queued():
-            """A request that runs and one that waits for it; None when it was too late to see that."""
+            """A request that runs and one that waits for it; None when it was too late to see
+            that.
+            """
             runs = pool.submit(ask, 8000.0)
             waits = pool.submit(ask, 8000.0)
             while not waits.done():
@@ -236,7 +240,9 @@ def test_requests_that_were_admitted_are_answered_by_the_model_that_is_unloaded(
 
 
 def test_an_unloaded_model_gives_its_memory_back(models):
-    """Of a real process, in which what the start made is frozen and no cycle of it would be collected."""
+    """Of a real process, in which what the start made is frozen and no cycle of it would be
+    collected.
+    """
     width = 3000
 
     def resident():

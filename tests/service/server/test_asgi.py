@@ -1,4 +1,6 @@
-"""The service behind any ASGI server: it starts, answers, drains and stops, and leaves the process alone."""
+"""The service behind any ASGI server: it starts, answers, drains and stops, and leaves the process
+alone.
+"""
 
 import asyncio
 import contextlib
@@ -145,11 +147,20 @@ async def messages_of(
         sent.append(message)
 
     scope = {
-        "type": "http", "asgi": {"version": "3.0"}, "http_version": version, "method": method,
-        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
-        "root_path": "", "headers": [(b"host", b"x"), *headers], "server": server,
-        "client": ("127.0.0.1", 1), "state": {},
-    }  # fmt: skip
+        "type": "http",
+        "asgi": {"version": "3.0"},
+        "http_version": version,
+        "method": method,
+        "scheme": "http",
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "headers": [(b"host", b"x"), *headers],
+        "server": server,
+        "client": ("127.0.0.1", 1),
+        "state": {},
+    }
     await app(scope, receive, take)
     return sent
 
@@ -244,9 +255,18 @@ def test_a_port_of_its_own_is_not_bound_for_others_without_keys(settings, port):
 
 def test_it_changes_nothing_of_the_process(settings):
     def state():
-        handlers = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)]  # fmt: skip
+        handlers = [
+            signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        ]
         root = logging.getLogger()
-        return handlers, sys.getswitchinterval(), gc.get_threshold(), gc.get_freeze_count(), root.handlers[:], root.level  # fmt: skip
+        return (
+            handlers,
+            sys.getswitchinterval(),
+            gc.get_threshold(),
+            gc.get_freeze_count(),
+            root.handlers[:],
+            root.level,
+        )
 
     before = state()
     run(create_app(settings), ("GET", "/models"))

@@ -49,7 +49,10 @@ def test_onnxruntime_keeps_no_record_for_its_maker(tmp_path):
     with running(tmp_path / "models") as server:
         found = psutil.Process(server.process.pid).open_files()
         assert [file.path for file in found if "onnxruntime" in file.path] == []
-    told = "import training.run.export, psutil; print(*(f.path for f in psutil.Process().open_files()))"
+    told = (
+        "import training.run.export, psutil; print(*(f.path for f in "
+        "psutil.Process().open_files()))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
     )

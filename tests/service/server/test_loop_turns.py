@@ -34,4 +34,6 @@ def test_the_metric_is_there_where_it_is_asked_for_and_only_there(tmp_path):
         assert f"{name} " in text
         assert metric(text, name) >= 0
     with running(tmp_path) as server:
-        assert f"{name} " not in httpx.get(f"{server.url}/metrics").text.replace(f"# TYPE {name} ", "").replace(f"# HELP {name} ", "")  # fmt: skip
+        assert f"{name} " not in httpx.get(f"{server.url}/metrics").text.replace(
+            f"# TYPE {name} ", ""
+        ).replace(f"# HELP {name} ", "")

@@ -1,4 +1,6 @@
-"""A faulty machine costs a worker, or a part of the metrics; the service goes on and says what is wrong."""
+"""A faulty machine costs a worker, or a part of the metrics; the service goes on and says what is
+wrong.
+"""
 
 import contextlib
 import os

@@ -1,4 +1,6 @@
-"""An operator's mistake is refused at the start, or turns readiness red; it is never served in silence."""
+"""An operator's mistake is refused at the start, or turns readiness red; it is never served in
+silence.
+"""
 
 import signal
 import socket
@@ -32,7 +34,7 @@ def readiness(url):
         ({"host": ""}, 2, "--host is empty"),
         ({"provider": "gpu"}, 2, "expected auto, cpu"),
     ],
-)  # fmt: skip
+)
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_mistake_stops_the_start_naming_what_came(models, settings, status, words, workers):
     folder = str(models.parent)

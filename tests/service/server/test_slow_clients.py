@@ -1,4 +1,6 @@
-"""Clients that do not send are let go and hold up nobody; clients of a service that drains are told to go elsewhere."""
+"""Clients that do not send are let go and hold up nobody; clients of a service that drains are told
+to go elsewhere.
+"""
 
 import contextlib
 import json
@@ -109,14 +111,18 @@ def test_slow_clients_hold_up_nobody(url):
 
 def test_a_slow_request_is_counted_as_408(url):
     text = httpx.get(f"{url}/metrics").text
-    found = re.search(r'priordial_requests_total\{route="/models/\{model\}/predict",status="408"\} (\S+)', text)  # fmt: skip
+    found = re.search(
+        r'priordial_requests_total\{route="/models/\{model\}/predict",status="408"\} (\S+)', text
+    )
     assert found
     assert float(found[1]) >= 1
 
 
 def test_answers_of_a_service_that_drains_close_their_connections(models):
     with running(models, drain_seconds=600) as server, contextlib.ExitStack() as stack:
-        kept = {name: stack.enter_context(connected(server.url)) for name in ["whole", "split", "cold"]}  # fmt: skip
+        kept = {
+            name: stack.enter_context(connected(server.url)) for name in ["whole", "split", "cold"]
+        }
         for each in kept.values():
             each.sendall(head(PATHS["hot"]) + BODY)
             assert b"connection: close" not in each.recv(65536).lower()

@@ -1,4 +1,6 @@
-"""Every stage of a request made to raise, to hang and to give NaN: who is guilty fails, its neighbours do not, and what dies comes back."""
+"""Every stage of a request made to raise, to hang and to give NaN: who is guilty fails, its
+neighbours do not, and what dies comes back.
+"""
 
 import asyncio
 import json
@@ -35,8 +37,12 @@ def fault(*, model="linear", content=None, headers=JSON, **parameters):
 
 
 GUILTY = {
-    "decode body": fault(content=b'{"instances": [[1, 2, 3, 4, 5, 6]], "parameters": {"prior": "guilty body"}}'),
-    "decode image": fault(model="image", content=faulty.IMAGE, headers={"content-type": "image/png"}),
+    "decode body": fault(
+        content=b'{"instances": [[1, 2, 3, 4, 5, 6]], "parameters": {"prior": "guilty body"}}'
+    ),
+    "decode image": fault(
+        model="image", content=faulty.IMAGE, headers={"content-type": "image/png"}
+    ),
     "prior lookup": fault(prior=faulty.PRIOR),
     "build batch": fault(tau=faulty.BUILD),
     "run session": fault(tau=faulty.RUN),
@@ -46,7 +52,7 @@ GUILTY = {
     "record request": fault(headers={**JSON, "x-request-id": faulty.COUNTED}),
     "log": fault(headers={**JSON, "x-request-id": faulty.LOGGED}),
     "batching loop": fault(tau=faulty.LOOP),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +198,15 @@ def test_a_network_that_fails_for_a_row_fails_the_requests_that_hold_it(bad_mode
             assert counted == 3
 
 
-HANGS_THE_LOOP = ["decode body", "prior lookup", "slice", "encode", "record batch", "record request", "log"]  # fmt: skip
+HANGS_THE_LOOP = [
+    "decode body",
+    "prior lookup",
+    "slice",
+    "encode",
+    "record batch",
+    "record request",
+    "log",
+]
 STACK = r"Current thread|Thread 0x"
 
 
@@ -214,8 +228,11 @@ def test_a_loop_that_hangs_is_seen_its_stacks_are_logged_and_the_process_ends(mo
 
 HANGS_BESIDE = {
     "pool": (GUILTY["decode image"], "work in the pool has run for"),
-    "graph": (fault(model="slow", rows=[[1.0, FOREVER]]), "a graph call of slow version 1 has run for"),
-}  # fmt: skip
+    "graph": (
+        fault(model="slow", rows=[[1.0, FOREVER]]),
+        "a graph call of slow version 1 has run for",
+    ),
+}
 
 
 @pytest.mark.parametrize("what", HANGS_BESIDE)

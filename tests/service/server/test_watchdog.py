@@ -79,7 +79,9 @@ def test_stops_in_a_row_do_not_add_up(watch, clock):
 
 
 def watched(busy, *, end):
-    """Run a watchdog with a limit of a fifth of a second on a loop that lives; its `hung` at last."""
+    """Run a watchdog with a limit of a fifth of a second on a loop that lives; its `hung` at
+    last.
+    """
 
     async def go():
         watchdog = Watchdog(busy, hang_seconds=0.2, end=end)

@@ -1,4 +1,6 @@
-"""Several processes share the port, the metrics and the models; one that ends is replaced and nothing else notices."""
+"""Several processes share the port, the metrics and the models; one that ends is replaced and
+nothing else notices.
+"""
 
 import contextlib
 import os
@@ -99,14 +101,17 @@ def test_clients_of_the_other_worker_notice_nothing_when_one_is_killed(models):
     failures = []
 
     def ask(url):
-        """A new connection each time; only one that the killed worker held may fail, and it is tried again."""
+        """A new connection each time; only one that the killed worker held may fail, and it is
+        tried again.
+        """
         while not stop.is_set():
             answer = httpx.post(f"{url}/predict", json=BODY, timeout=30)
             if answer.status_code != 200:
                 failures.append(answer.text)
 
     with running(models, workers=2) as server, ThreadPoolExecutor(4) as pool:
-        # Workers accept only what they can serve, so connections made while one is dead go to the other.
+        # Workers accept only what they can serve, so connections made while one is dead go to the
+        # other.
         victim = children(server.process.pid)[0]
         os.kill(victim, signal.SIGKILL)
         server.wait_for(rf"\(process {victim}\) has ended")

@@ -1,4 +1,6 @@
-"""Bytes become exactly the array that was meant, or an error that names the fault; never anything else."""
+"""Bytes become exactly the array that was meant, or an error that names the fault; never anything
+else.
+"""
 
 import contextlib
 import functools
@@ -43,12 +45,14 @@ def npy(array, version=None):
 @settings(max_examples=200, deadline=None)
 @given(
     array=arrays.arrays(
-        st.sampled_from(["<f2", "<f4", ">f4", "<f8", "|u1", "<i2", ">i4", "<i8", "|b1", "<U5", "|S4"]),
+        st.sampled_from(
+            ["<f2", "<f4", ">f4", "<f8", "|u1", "<i2", ">i4", "<i8", "|b1", "<U5", "|S4"]
+        ),
         arrays.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=4),
     ),
     fortran=st.booleans(),
     version=st.sampled_from([(1, 0), (2, 0), (3, 0)]),
-)  # fmt: skip
+)
 def test_what_numpy_saves_is_read_back(array, fortran, version):
     array = np.asfortranarray(array) if fortran else array
     found = parse_npy(npy(array, version))
@@ -107,7 +111,7 @@ def described(descr, shape="(2, 3)", order="False"):
         (header("{}"), "cannot be read"),
         (b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + bytes(10**6), "at most 4096"),
     ],
-)  # fmt: skip
+)
 def test_a_npy_file_that_is_no_plain_array_is_refused_for_what_it_is(body, told):
     with pytest.raises(Malformed) as refused:
         parse_npy(body)
@@ -168,14 +172,19 @@ def test_instances_that_do_not_fit_are_refused_by_row_and_reason(instances, dtyp
     st.lists(
         st.recursive(
             st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
-            lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=2), inner, max_size=2),
+            lambda inner: (
+                st.lists(inner, max_size=4)
+                | st.dictionaries(st.text(max_size=2), inner, max_size=2)
+            ),
             max_leaves=12,
         ),
         min_size=1,
         max_size=5,
     ),
-    st.sampled_from([spec(), spec("int64"), spec("uint8", (None, None)), spec("float16", (None, 1, None)), TEXT]),
-)  # fmt: skip
+    st.sampled_from(
+        [spec(), spec("int64"), spec("uint8", (None, None)), spec("float16", (None, 1, None)), TEXT]
+    ),
+)
 def test_any_json_becomes_a_fitting_array_or_a_named_error(instances, wanted):
     try:
         found = array_of(instances, wanted, are_numbers=False)
@@ -242,8 +251,18 @@ def test_text_is_refused_by_a_model_of_numbers():
 
 @pytest.mark.parametrize(
     "body",
-    [b"", b"{", b"[" * 10**6, b'{"a":' * 10**5, b"nan", b'{"x": NaN}', b'{"x": 1e999}', b"\xff", b'"\xed\xa0\x80"'],
-)  # fmt: skip
+    [
+        b"",
+        b"{",
+        b"[" * 10**6,
+        b'{"a":' * 10**5,
+        b"nan",
+        b'{"x": NaN}',
+        b'{"x": 1e999}',
+        b"\xff",
+        b'"\xed\xa0\x80"',
+    ],
+)
 def test_what_is_not_strict_json_is_malformed(body):
     with pytest.raises(Malformed):
         parse_json(body)
@@ -256,9 +275,25 @@ def test_unknown_members_are_named():
 
 @pytest.mark.parametrize(
     "query",
-    [b"tau=nan", b"tau=inf", b"tau=false", b"tau=", b"tau=1_0", "tau=١".encode(), b"tau=%D9%A1", b"tau=0x1", b"top_k=1.5",
-     b"top_k=-1", b"version=abc", b"tauu=1", b"tau=1&tau=2", b"tau", b"prior={", b"&".join([b"tau=1"] * 50)],
-)  # fmt: skip
+    [
+        b"tau=nan",
+        b"tau=inf",
+        b"tau=false",
+        b"tau=",
+        b"tau=1_0",
+        "tau=١".encode(),
+        b"tau=%D9%A1",
+        b"tau=0x1",
+        b"top_k=1.5",
+        b"top_k=-1",
+        b"version=abc",
+        b"tauu=1",
+        b"tau=1&tau=2",
+        b"tau",
+        b"prior={",
+        b"&".join([b"tau=1"] * 50),
+    ],
+)
 def test_a_query_that_is_wrong_is_refused(query):
     with pytest.raises(REFUSED):
         query_parameters(query)
@@ -270,7 +305,11 @@ def test_a_query_may_hold_an_inline_prior_and_say_a_thing_twice_alike():
 
 
 def test_a_tau_may_stand_anywhere_in_a_query_and_beside_anything():
-    settings = {b"tau=0.7": {"tau": 0.7}, b"prior=tau%3D2": {"prior": "tau=2"}, b"top_k=3": {"top_k": 3}}  # fmt: skip
+    settings = {
+        b"tau=0.7": {"tau": 0.7},
+        b"prior=tau%3D2": {"prior": "tau=2"},
+        b"top_k=3": {"top_k": 3},
+    }
     for count in range(1, 4):
         for chosen in itertools.permutations(settings, count):
             wanted = functools.reduce(operator.or_, (settings[each] for each in chosen))
@@ -281,10 +320,19 @@ def test_a_tau_may_stand_anywhere_in_a_query_and_beside_anything():
 @pytest.mark.parametrize(
     "members",
     [
-        {"tau": False}, {"tau": "1"}, {"tau": []}, {"prior": 7}, {"prior": ["a"]}, {"top_k": 2.0}, {"top_k": True},
-        {"version": "1"}, {"tao": 1}, [], "tau",
+        {"tau": False},
+        {"tau": "1"},
+        {"tau": []},
+        {"prior": 7},
+        {"prior": ["a"]},
+        {"top_k": 2.0},
+        {"top_k": True},
+        {"version": "1"},
+        {"tao": 1},
+        [],
+        "tau",
     ],
-)  # fmt: skip
+)
 def test_parameters_of_a_wrong_type_are_refused(members):
     with pytest.raises(REFUSED):
         body_parameters(members)

@@ -1,4 +1,6 @@
-"""What a small body says costs no more memory than its limit: the refusal comes before the allocation."""
+"""What a small body says costs no more memory than its limit: the refusal comes before the
+allocation.
+"""
 
 import json
 import tracemalloc
@@ -117,8 +119,22 @@ def test_only_short_queries_are_kept():
 
 @pytest.mark.parametrize(
     ("text", "number"),
-    [("7", 7), ("007", 7), ("0", 0), ("99", 99), ("100", None), ("", None), ("+7", None), ("1_0", None), ("٧", None),
-     ("9" * 5000, None), ("0" * 5000, 0), (b"7", 7), (b"9" * 5000, None), (b"\xb2", None)],
-)  # fmt: skip
+    [
+        ("7", 7),
+        ("007", 7),
+        ("0", 0),
+        ("99", 99),
+        ("100", None),
+        ("", None),
+        ("+7", None),
+        ("1_0", None),
+        ("٧", None),
+        ("9" * 5000, None),
+        ("0" * 5000, 0),
+        (b"7", 7),
+        (b"9" * 5000, None),
+        (b"\xb2", None),
+    ],
+)
 def test_a_whole_number_has_ascii_digits_and_a_bound(text, number):
     assert digits.whole_number(text, below=100) == number

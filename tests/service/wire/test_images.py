@@ -1,4 +1,6 @@
-"""An image becomes the tensor that its model.json describes, whatever its file is like, or is refused by number."""
+"""An image becomes the tensor that its model.json describes, whatever its file is like, or is
+refused by number.
+"""
 
 import base64
 import io
@@ -24,8 +26,16 @@ def spec(size=(4, 6), color="RGB", resize="stretch", layout="NHWC", dtype="uint8
     channels = 3 if color == "RGB" else 1
     shape = [None, channels, *size] if layout == "NCHW" else [None, *size, channels]
     return InputSpec(
-        name="x", kind="image", shape=shape, dtype=dtype, size=list(size), color=color, resize=resize, layout=layout, **more
-    )  # fmt: skip
+        name="x",
+        kind="image",
+        shape=shape,
+        dtype=dtype,
+        size=list(size),
+        color=color,
+        resize=resize,
+        layout=layout,
+        **more,
+    )
 
 
 def picture(width=6, height=4):
@@ -84,10 +94,15 @@ def test_stretch_ignores_the_aspect_and_crop_keeps_the_centre():
 def test_a_picture_is_turned_upright_by_its_exif_orientation(form, orientation):
     upright = np.kron(picture(6, 4), np.ones((16, 16, 1), np.uint8))
     lying = {
-        1: lambda a: a, 2: np.fliplr, 3: lambda a: np.rot90(a, 2), 4: np.flipud,
-        5: lambda a: a.transpose(1, 0, 2), 6: lambda a: np.rot90(a, 1),
-        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2), 8: lambda a: np.rot90(a, -1),
-    }[orientation](upright)  # fmt: skip
+        1: lambda a: a,
+        2: np.fliplr,
+        3: lambda a: np.rot90(a, 2),
+        4: np.flipud,
+        5: lambda a: a.transpose(1, 0, 2),
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: np.rot90(a, 2).transpose(1, 0, 2),
+        8: lambda a: np.rot90(a, -1),
+    }[orientation](upright)
     exif = Image.Exif()
     exif[0x0112] = orientation
     lossless = {"lossless": True} if form == "WEBP" else {}
@@ -179,7 +194,7 @@ def png(width, height, body=b""):
         ("ü", "instance 1: b64 is not valid base64"),
         ("", "image 1 is empty"),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_whole_image_is_refused_by_its_number(data, told):
     with pytest.raises(InvalidImage) as refused:
         image_array([encoded(picture()), data], spec())
@@ -222,7 +237,10 @@ import sys
 from service.contract.bundle import InputSpec
 from service.wire.images import image_array
 before = set(sys.modules)
-spec = InputSpec(name="x", kind="image", shape=[None, 4, 6, 3], dtype="uint8", size=[4, 6], color="RGB", resize="stretch", layout="NHWC")
+spec = InputSpec(
+    name="x", kind="image", shape=[None, 4, 6, 3], dtype="uint8", size=[4, 6], color="RGB",
+    resize="stretch", layout="NHWC",
+)
 image_array([sys.stdin.buffer.read()], spec)
 print(*sorted(name for name in set(sys.modules) - before if name.startswith("PIL.")))
 """
@@ -231,9 +249,12 @@ print(*sorted(name for name in set(sys.modules) - before if name.startswith("PIL
 @pytest.mark.parametrize("form", images.FORMATS)
 def test_the_first_picture_finds_its_decoder_imported(form):
     done = subprocess.run(
-        [sys.executable, "-c", IMPORTED_BY_A_PICTURE], cwd=ROOT, input=encoded(picture(), form),
-        capture_output=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-c", IMPORTED_BY_A_PICTURE],
+        cwd=ROOT,
+        input=encoded(picture(), form),
+        capture_output=True,
+        check=True,
+    )
     assert done.stdout.split() == []
 
 

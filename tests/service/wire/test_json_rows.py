@@ -43,7 +43,9 @@ def outcome(read, body, spec):
 
 NUMBER = st.integers(-9, 9) | st.floats(-9, 9, allow_nan=False, width=16)
 ROWS = st.lists(st.lists(NUMBER, min_size=2, max_size=2), max_size=9)
-ODD = st.recursive(NUMBER | st.booleans() | st.none(), lambda each: st.lists(each, max_size=3), max_leaves=9)  # fmt: skip
+ODD = st.recursive(
+    NUMBER | st.booleans() | st.none(), lambda each: st.lists(each, max_size=3), max_leaves=9
+)
 SETTINGS = st.none() | st.fixed_dictionaries({"tau": NUMBER, "prior": st.just({"target": [1, 2]})})
 
 
@@ -67,7 +69,11 @@ def test_no_edit_of_a_body_makes_slices_accept_what_the_whole_refuses(data):
     body = bytearray(b'{"instances": [[1, 2], [3.5, -4], [5, 6e1]], "parameters": {"tau": 1}}')
     for _ in range(data.draw(st.integers(1, 3))):
         at = data.draw(st.integers(0, len(body) - 1))
-        new = data.draw(st.sampled_from([b"", b",", b"[", b"]", b"{", b"}", b'"', b"1", b"-", b" ", b":", b"\\", b"e"]))  # fmt: skip
+        new = data.draw(
+            st.sampled_from(
+                [b"", b",", b"[", b"]", b"{", b"}", b'"', b"1", b"-", b" ", b":", b"\\", b"e"]
+            )
+        )
         body[at : at + data.draw(st.integers(0, 2))] = new
     body = bytes(body)
     found = outcome(in_slices, body, SPEC)
@@ -96,9 +102,17 @@ def test_rows_and_values_that_are_too_many_are_refused_before_they_are_decoded()
 
 @pytest.mark.parametrize(
     "body",
-    [b'{"instances": ["a"]}', b'{"inst\\u0061nces": [[1, 2]]}', b'{"instances": 1}', b'{"other": [1]}', b"[]", b'"',
-     b'{"parameters": {"instances": [[1, 2]]}}', b'{"instances": [[1, 2]], "instances": [[1, 2]]}'],
-)  # fmt: skip
+    [
+        b'{"instances": ["a"]}',
+        b'{"inst\\u0061nces": [[1, 2]]}',
+        b'{"instances": 1}',
+        b'{"other": [1]}',
+        b"[]",
+        b'"',
+        b'{"parameters": {"instances": [[1, 2]]}}',
+        b'{"instances": [[1, 2]], "instances": [[1, 2]]}',
+    ],
+)
 def test_a_body_that_is_not_simple_is_left_to_be_decoded_whole(body):
     assert outcome(in_slices, body, SPEC) in (None, Malformed)
 

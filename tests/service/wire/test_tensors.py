@@ -91,10 +91,20 @@ def test_a_tensor_of_too_many_texts_is_refused_before_they_are_read():
 @pytest.mark.parametrize(
     ("name", "data"),
     [
-        ("UINT8", [256]), ("UINT8", [-1]), ("INT8", [1.5]), ("INT64", [2**63]), ("INT32", [True]), ("BOOL", [2]),
-        ("BOOL", [1.0]), ("FP32", ["1"]), ("BYTES", [1]), ("FP16", [10**400]), ("INT64", [10**30]), ("FP32", [{}]),
+        ("UINT8", [256]),
+        ("UINT8", [-1]),
+        ("INT8", [1.5]),
+        ("INT64", [2**63]),
+        ("INT32", [True]),
+        ("BOOL", [2]),
+        ("BOOL", [1.0]),
+        ("FP32", ["1"]),
+        ("BYTES", [1]),
+        ("FP16", [10**400]),
+        ("INT64", [10**30]),
+        ("FP32", [{}]),
     ],
-)  # fmt: skip
+)
 def test_a_value_that_is_not_of_the_type_is_refused(name, data):
     with pytest.raises(InvalidInput):
         describe({"name": "x", "datatype": name, "shape": [1], "data": data})

@@ -1,4 +1,6 @@
-"""`training score`: answers for files, equal to the formula, whatever the format and however often it is stopped."""
+"""`training score`: answers for files, equal to the formula, whatever the format and however often
+it is stopped.
+"""
 
 import io
 import json

@@ -1,4 +1,6 @@
-"""What goes over a connection is read as RFC 9110 and RFC 9112 say, within bounds, and each request is answered once."""
+"""What goes over a connection is read as RFC 9110 and RFC 9112 say, within bounds, and each request
+is answered once.
+"""
 
 import json
 import socket
@@ -35,7 +37,9 @@ def connected(server):
 
 
 def answered(server, *parts, leave_open=False):
-    """Send the parts; (status, headers, body) of each answer until the service closes, which a half-close brings about."""
+    """Send the parts; (status, headers, body) of each answer until the service closes, which a
+    half-close brings about.
+    """
     with connected(server) as connection:
         for part in parts:
             connection.sendall(part)
@@ -84,7 +88,11 @@ def test_a_request_that_asks_for_another_protocol_is_answered_over_http_1_1_with
         % protocol
     )
     head, expected = LINE + COMMON + wish + LENGTH + b"\r\n", answered(server, WHOLE)[0][2]
-    for parts in ([head + BODY + WHOLE], [head, BODY + WHOLE], [head[:-30], head[-30:], BODY, WHOLE]):  # fmt: skip
+    for parts in (
+        [head + BODY + WHOLE],
+        [head, BODY + WHOLE],
+        [head[:-30], head[-30:], BODY, WHOLE],
+    ):
         found = answered(server, *parts)
         assert [status for status, _, _ in found] == [200, 200]
         assert found[0][2] == expected
@@ -107,7 +115,10 @@ def test_trailers_are_dropped(server):
     ("head", "told"),
     [
         (LINE + COMMON + b"transfer-encoding: gzip, chunked\r\n", "expected chunked alone"),
-        (LINE + COMMON + b"transfer-encoding: chunked\r\ntransfer-encoding: gzip\r\n", "Transfer-Encoding"),
+        (
+            LINE + COMMON + b"transfer-encoding: chunked\r\ntransfer-encoding: gzip\r\n",
+            "Transfer-Encoding",
+        ),
         (LINE + COMMON + b"transfer-encoding: identity\r\n", "Transfer-Encoding"),
         (LINE + COMMON + CHUNKED + LENGTH, "Content-Length"),
         (LINE + COMMON + LENGTH + LENGTH, "Content-Length"),
@@ -123,13 +134,16 @@ def test_trailers_are_dropped(server):
         (LINE + COMMON + b"host: y\r\n" + LENGTH, "2 Host headers"),
         (LINE + b"host: a b\r\n" + LENGTH, "Host is"),
         (b"POST /predict HTTP/2.0\r\nhost: x\r\n" + LENGTH, "HTTP/2.0"),
-        (b"POST /predict HTTP/1.0\r\nhost: x\r\n" + CHUNKED, "HTTP/1.0 request has Transfer-Encoding"),
+        (
+            b"POST /predict HTTP/1.0\r\nhost: x\r\n" + CHUNKED,
+            "HTTP/1.0 request has Transfer-Encoding",
+        ),
         (b"POST /predict#a HTTP/1.1\r\nhost: x\r\n" + LENGTH, "fragment"),
         (b"POST predict HTTP/1.1\r\nhost: x\r\n" + LENGTH, "HTTP/1.1 request"),
         (b"CONNECT a:1 HTTP/1.1\r\nhost: x\r\n" + LENGTH, "CONNECT"),
         (b"GET /\r\n", "HTTP/0.9"),
     ],
-)  # fmt: skip
+)
 def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, head, told):
     for parts in ([head + b"\r\n" + BODY + WHOLE], [head, b"\r\n" + BODY, WHOLE]):
         ((status, headers, body),) = answered(server, *parts)
@@ -140,9 +154,15 @@ def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, he
 
 @pytest.mark.parametrize(
     "body",
-    [b"zz\r\n{}\r\n0\r\n\r\n", b"0x2\r\n{}\r\n0\r\n\r\n", b"-2\r\n{}\r\n0\r\n\r\n", b"2\n{}\n0\n\n",
-     b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n", b"2\r\n{}x\r\n0\r\n\r\n"],
-)  # fmt: skip
+    [
+        b"zz\r\n{}\r\n0\r\n\r\n",
+        b"0x2\r\n{}\r\n0\r\n\r\n",
+        b"-2\r\n{}\r\n0\r\n\r\n",
+        b"2\n{}\n0\n\n",
+        b"fffffffffffffffff\r\n{}\r\n0\r\n\r\n",
+        b"2\r\n{}x\r\n0\r\n\r\n",
+    ],
+)
 def test_a_chunk_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, body):
     head = LINE + COMMON + CHUNKED + b"\r\n"
     assert statuses(server, head + body + WHOLE) == [400]
@@ -156,11 +176,15 @@ def test_a_refusal_follows_the_answers_that_are_due(server):
 def test_what_follows_the_last_request_of_a_connection_is_not_answered(server):
     closing = LINE + COMMON + b"connection: close\r\n" + LENGTH + b"\r\n" + BODY
     old = WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0")
-    before = metric(httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="/predict")  # fmt: skip
+    before = metric(
+        httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="/predict"
+    )
     for last in (closing, old):
         assert statuses(server, last + WHOLE) == [200]
         assert statuses(server, last, WHOLE) == [200]
-    after = metric(httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="/predict")  # fmt: skip
+    after = metric(
+        httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="/predict"
+    )
     assert after - before == 4
 
 
@@ -183,7 +207,12 @@ def test_a_url_and_headers_are_refused_while_they_arrive(server, parts, status):
 
 
 def test_a_half_closed_connection_is_answered(server):
-    for request in (WHOLE, LIVE, WHOLE + WHOLE + LIVE, LINE + COMMON + CHUNKED + b"\r\n" + chunked(BODY)):  # fmt: skip
+    for request in (
+        WHOLE,
+        LIVE,
+        WHOLE + WHOLE + LIVE,
+        LINE + COMMON + CHUNKED + b"\r\n" + chunked(BODY),
+    ):
         assert set(statuses(server, request)) == {200}
     assert statuses(server, WHOLE + WHOLE[:-5]) == [200]
 
@@ -195,7 +224,15 @@ def test_an_absolute_request_target_is_its_path(server):
 
 def test_head_is_answered_wherever_get_is_and_has_no_body(server):
     with httpx.Client(base_url=server.url) as client:
-        for path in ("/health/live", "/health/ready", "/models", "/metrics", "/", "/openapi.json", "/v2"):  # fmt: skip
+        for path in (
+            "/health/live",
+            "/health/ready",
+            "/models",
+            "/metrics",
+            "/",
+            "/openapi.json",
+            "/v2",
+        ):
             head, get = client.head(path), client.get(path)
             assert (head.status_code, head.content) == (get.status_code, b"")
             assert head.headers["content-type"] == get.headers["content-type"]
@@ -222,7 +259,12 @@ def test_a_client_that_leaves_with_pipelined_requests_open_leaves_no_traceback(s
 
 def test_refused_requests_are_counted_and_logged(server):
     def refused():
-        return metric(httpx.get(f"{server.url}/metrics").text, "priordial_requests_total", route="other", status="400")  # fmt: skip
+        return metric(
+            httpx.get(f"{server.url}/metrics").text,
+            "priordial_requests_total",
+            route="other",
+            status="400",
+        )
 
     before = refused()
     assert statuses(server, b"rubbish\r\n\r\n") == [400]
@@ -232,7 +274,11 @@ def test_refused_requests_are_counted_and_logged(server):
 
 def test_a_wrong_chunk_behind_pipelined_requests_takes_no_answer_from_them(server):
     wrong = LINE + COMMON + CHUNKED + b"\r\n2\r\n{}\r\nzz\r\n"
-    for parts in ([LIVE + LIVE + wrong], [LIVE, LIVE + wrong], [LIVE + LIVE + wrong[:-4], wrong[-4:]]):  # fmt: skip
+    for parts in (
+        [LIVE + LIVE + wrong],
+        [LIVE, LIVE + wrong],
+        [LIVE + LIVE + wrong[:-4], wrong[-4:]],
+    ):
         assert statuses(server, *parts) == [200, 200, 400]
     no_host = LINE + b"content-type: application/json\r\n\r\n"
     assert statuses(server, LIVE + no_host) == [200, 400]

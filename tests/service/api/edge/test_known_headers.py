@@ -55,11 +55,19 @@ def test_a_known_block_serves_other_paths_queries_and_bodies_of_the_same_length(
 @pytest.mark.parametrize(
     "data",
     [
-        WHOLE + b"x", WHOLE[:-1], WHOLE + WHOLE, WHOLE.replace(b"1.1", b"1.0"), WHOLE.replace(b"POST", b"PUT"),
-        WHOLE.replace(b"/predict", b"/pre%64ict"), WHOLE.replace(b"?tau", b"#tau"), WHOLE.replace(b"?tau", b" tau"),
-        WHOLE.replace(b"host: x", b"host: y"), b"\r\n" + WHOLE, b"",
+        WHOLE + b"x",
+        WHOLE[:-1],
+        WHOLE + WHOLE,
+        WHOLE.replace(b"1.1", b"1.0"),
+        WHOLE.replace(b"POST", b"PUT"),
+        WHOLE.replace(b"/predict", b"/pre%64ict"),
+        WHOLE.replace(b"?tau", b"#tau"),
+        WHOLE.replace(b"?tau", b" tau"),
+        WHOLE.replace(b"host: x", b"host: y"),
+        b"\r\n" + WHOLE,
+        b"",
     ],
-)  # fmt: skip
+)
 def test_anything_else_is_left_to_the_parser(data):
     assert learned().find(data) is None
 
@@ -67,10 +75,16 @@ def test_anything_else_is_left_to_the_parser(data):
 @pytest.mark.parametrize(
     "line",
     [
-        b"x-request-id: 1", b"traceparent: 00-0-0-00", b"expect: 100-continue", b"transfer-encoding: chunked",
-        b"upgrade: h2c", b"connection: close", b"content-length: 2", b"x-long: " + b"x" * 3000,
+        b"x-request-id: 1",
+        b"traceparent: 00-0-0-00",
+        b"expect: 100-continue",
+        b"transfer-encoding: chunked",
+        b"upgrade: h2c",
+        b"connection: close",
+        b"content-length: 2",
+        b"x-long: " + b"x" * 3000,
     ],
-)  # fmt: skip
+)
 def test_a_block_that_does_not_come_again_or_says_more_than_its_request_is_not_kept(line):
     data = WHOLE.replace(HEAD, HEAD + line + b"\r\n")
     heads = KnownHeads()
@@ -90,8 +104,11 @@ def test_a_few_blocks_are_kept_however_many_come():
 @given(
     at=st.integers(0, len(WHOLE)),
     cut=st.integers(0, 4),
-    put=st.one_of(st.binary(max_size=4), st.sampled_from([b"\r\n", b"\n", b" ", b"\t", b"\r\n\r\n", b"?", b"#", b"%"])),
-)  # fmt: skip
+    put=st.one_of(
+        st.binary(max_size=4),
+        st.sampled_from([b"\r\n", b"\n", b" ", b"\t", b"\r\n\r\n", b"?", b"#", b"%"]),
+    ),
+)
 @example(at=19, cut=0, put=b"\x7f")
 @example(at=0, cut=0, put=b"\r\n")
 def test_what_is_found_is_what_the_parser_would_have_read(at, cut, put):

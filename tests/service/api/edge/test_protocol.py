@@ -1,4 +1,6 @@
-"""The short way of a hot request, and everything unusual that must not take it, over raw sockets."""
+"""The short way of a hot request, and everything unusual that must not take it, over raw
+sockets.
+"""
 
 import contextlib
 import json
@@ -80,7 +82,10 @@ def test_expect_continue_and_chunked_bodies_go_uvicorns_way(address):
     with sent(address, request(BODY, "expect: 100-continue")) as connection:
         file = connection.makefile("rb")
         assert file.readline() == b"HTTP/1.1 100 Continue\r\n"
-    chunked = b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    chunked = (
+        b"POST /predict HTTP/1.1\r\nhost: x\r\ncontent-type: "
+        b"application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
     parts = b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in (BODY[:5], BODY[5:])) + b"0\r\n\r\n"
     with sent(address, chunked + parts) as connection:
         assert answers(connection, 1)[0][0].endswith("200 OK")

@@ -1,4 +1,6 @@
-"""Behind a proxy that adds a path prefix, keeps connections, or wants compressed answers, everything works."""
+"""Behind a proxy that adds a path prefix, keeps connections, or wants compressed answers,
+everything works.
+"""
 
 import gzip
 
@@ -34,8 +36,17 @@ def test_a_proxy_may_name_its_own_prefix(url):
 
 
 @pytest.mark.parametrize(
-    "prefix", ["//evil.example", "https://evil.example", '/"><script>', "/a b", "/" + "a" * 300, "x", "/a/../b?c"]
-)  # fmt: skip
+    "prefix",
+    [
+        "//evil.example",
+        "https://evil.example",
+        '/"><script>',
+        "/a b",
+        "/" + "a" * 300,
+        "x",
+        "/a/../b?c",
+    ],
+)
 def test_a_prefix_that_is_no_plain_path_is_ignored(url, prefix):
     page = httpx.get(f"{url}/docs", headers={"x-forwarded-prefix": prefix}).text
     assert "/ml/priors/openapi.json" in page
@@ -73,9 +84,17 @@ def test_long_scoring_answers_are_compressed_on_request_over_both_ways(url):
             "/predict?top_k=5", json=many, headers={"accept-encoding": "identity"}
         )
         assert "content-encoding" not in expected.headers
-        for accept, packs in (("gzip", True), ("*", True), ("gzip;q=0.5", True), ("gzip;q=0", False), ("br", False)):  # fmt: skip
+        for accept, packs in (
+            ("gzip", True),
+            ("*", True),
+            ("gzip;q=0.5", True),
+            ("gzip;q=0", False),
+            ("br", False),
+        ):
             for more in ({}, {"expect": "100-continue"}):
-                answer = client.post("/predict?top_k=5", json=many, headers={"accept-encoding": accept, **more})  # fmt: skip
+                answer = client.post(
+                    "/predict?top_k=5", json=many, headers={"accept-encoding": accept, **more}
+                )
                 assert ("content-encoding" in answer.headers) == packs
                 assert answer.json() == expected.json()
         assert "content-encoding" not in client.post("/predict", json=BODY).headers

@@ -54,17 +54,42 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(document):
 @pytest.mark.parametrize(
     ("path", "bodies"),
     [
-        ("/predict", {"application/json", "application/x-npy", "image/jpeg", "image/png", "image/webp", "multipart/form-data"}),
-        ("/models/{model}/predict", {"application/json", "application/x-npy", "image/jpeg", "image/png", "image/webp", "multipart/form-data"}),
+        (
+            "/predict",
+            {
+                "application/json",
+                "application/x-npy",
+                "image/jpeg",
+                "image/png",
+                "image/webp",
+                "multipart/form-data",
+            },
+        ),
+        (
+            "/models/{model}/predict",
+            {
+                "application/json",
+                "application/x-npy",
+                "image/jpeg",
+                "image/png",
+                "image/webp",
+                "multipart/form-data",
+            },
+        ),
         ("/models/{model}/adjust", {"application/json"}),
         ("/v2/models/{model}/infer", {"application/json", "application/octet-stream"}),
-        ("/v2/models/{model}/versions/{version}/infer", {"application/json", "application/octet-stream"}),
+        (
+            "/v2/models/{model}/versions/{version}/infer",
+            {"application/json", "application/octet-stream"},
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_scoring_route_tells_its_bodies_parameters_and_errors(document, path, bodies):
     operation = document["paths"][path]["post"]
     assert set(operation["requestBody"]["content"]) == bodies
-    assert {"200", "400", "404", "409", "413", "415", "422", "429", "503", "504"} <= set(operation["responses"])  # fmt: skip
+    assert {"200", "400", "404", "409", "413", "415", "422", "429", "503", "504"} <= set(
+        operation["responses"]
+    )
     names = {each["name"] for each in operation["parameters"]}
     assert {"tau", "prior", "top_k", "X-Request-Timeout-Ms"} <= names
     assert ("model" in names) == ("{model}" in path)
@@ -110,8 +135,18 @@ TENSOR = {"name": "x", "shape": [2, FEATURES], "datatype": "FP32", "data": ROWS.
     ("status", "template", "model", "request_"),
     [
         (200, "/predict", "", {"json": JSON}),
-        (200, "/predict", "", {"content": npy(ROWS), "headers": {"content-type": "application/x-npy"}}),
-        (200, "/predict", "", {"json": {**JSON, "parameters": {"prior": {"target": [1, 2, 3, 4, 5]}}}}),
+        (
+            200,
+            "/predict",
+            "",
+            {"content": npy(ROWS), "headers": {"content-type": "application/x-npy"}},
+        ),
+        (
+            200,
+            "/predict",
+            "",
+            {"json": {**JSON, "parameters": {"prior": {"target": [1, 2, 3, 4, 5]}}}},
+        ),
         (200, "/models/{model}/predict", "text", {"json": {"instances": ["a"]}}),
         (400, "/predict", "", {"content": b"{"}),
         (404, "/models/{model}/predict", "none", {"json": JSON}),
@@ -120,18 +155,41 @@ TENSOR = {"name": "x", "shape": [2, FEATURES], "datatype": "FP32", "data": ROWS.
         (409, "/models/{model}/predict", "unknown", {"json": JSON, "params": {"tau": 1}}),
         (413, "/predict", "", {"content": bytes(2**20 + 1)}),
         (415, "/predict", "", {"content": b"x", "headers": {"content-type": "text/csv"}}),
-        (422, "/predict", "", {"json": {**JSON, "parameters": {"prior": {"target": [-1, 2, 3, 4, 5]}}}}),
+        (
+            422,
+            "/predict",
+            "",
+            {"json": {**JSON, "parameters": {"prior": {"target": [-1, 2, 3, 4, 5]}}}},
+        ),
         (503, "/predict", "", {"json": JSON, "params": {"prior": "default@>=9"}}),
-        (504, "/predict", "", {"json": {"instances": np.zeros((2000, FEATURES)).tolist()}, "headers": {"x-request-timeout-ms": "1"}}),
+        (
+            504,
+            "/predict",
+            "",
+            {
+                "json": {"instances": np.zeros((2000, FEATURES)).tolist()},
+                "headers": {"x-request-timeout-ms": "1"},
+            },
+        ),
         (200, "/models/{model}/adjust", "linear", {"json": {**JSON, "settings": [{}, {"tau": 0}]}}),
         (400, "/models/{model}/adjust", "linear", {"json": JSON}),
         (200, "/v2/models/{model}/infer", "linear", {"json": {"inputs": [TENSOR], "id": "a"}}),
-        (200, "/v2/models/{model}/infer", "linear", {"json": {"inputs": [TENSOR], "parameters": {"binary_data_output": True}}}),
+        (
+            200,
+            "/v2/models/{model}/infer",
+            "linear",
+            {"json": {"inputs": [TENSOR], "parameters": {"binary_data_output": True}}},
+        ),
         (400, "/v2/models/{model}/infer", "linear", {"json": {"inputs": []}}),
         (404, "/v2/models/{model}/infer", "none", {"json": {"inputs": [TENSOR]}}),
-        (422, "/v2/models/{model}/infer", "linear", {"json": {"inputs": [{**TENSOR, "datatype": "FP64"}]}}),
+        (
+            422,
+            "/v2/models/{model}/infer",
+            "linear",
+            {"json": {"inputs": [{**TENSOR, "datatype": "FP64"}]}},
+        ),
     ],
-)  # fmt: skip
+)
 def test_a_real_answer_is_what_the_document_says(
     client, document, *, status, template, model, request_
 ):

@@ -1,4 +1,6 @@
-"""Triton's own gRPC client, unmodified: the answers of the HTTP protocol, with its keys, deadlines and words."""
+"""Triton's own gRPC client, unmodified: the answers of the HTTP protocol, with its keys, deadlines
+and words.
+"""
 
 import socket
 

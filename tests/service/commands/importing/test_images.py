@@ -1,4 +1,6 @@
-"""A model of images gets the pixels that its library feeds it, by flag, by recipe or from a folder."""
+"""A model of images gets the pixels that its library feeds it, by flag, by recipe or from a
+folder.
+"""
 
 import argparse
 import io
@@ -18,9 +20,18 @@ from tests.support.foreign_models import named, save
 
 COLOURS = ["red", "green", "blue"]
 FLAGS = {
-    "image": True, "preprocessing": None, "layout": None, "size": None, "color": None, "resize": None,
-    "resample": None, "fill": None, "scale": None, "mean": None, "std": None,
-}  # fmt: skip
+    "image": True,
+    "preprocessing": None,
+    "layout": None,
+    "size": None,
+    "color": None,
+    "resize": None,
+    "resample": None,
+    "fill": None,
+    "scale": None,
+    "mean": None,
+    "std": None,
+}
 INPUT = GraphInput("pixels", "float32", [None, 3, 224, 224])
 
 
@@ -142,22 +153,43 @@ def test_an_example_of_a_known_class_holds_the_preprocessing_to_account(import_f
     ("config", "wanted"),
     [
         (
-            {"size": {"height": 224, "width": 224}, "image_mean": [0.5] * 3, "image_std": [0.5] * 3,
-             "resample": 2, "do_normalize": True, "rescale_factor": 1 / 255},
-            {"size": "224,224", "resize": "stretch", "resample": "bilinear", "scale": "0..1",
-             "mean": "0.5,0.5,0.5"},
+            {
+                "size": {"height": 224, "width": 224},
+                "image_mean": [0.5] * 3,
+                "image_std": [0.5] * 3,
+                "resample": 2,
+                "do_normalize": True,
+                "rescale_factor": 1 / 255,
+            },
+            {
+                "size": "224,224",
+                "resize": "stretch",
+                "resample": "bilinear",
+                "scale": "0..1",
+                "mean": "0.5,0.5,0.5",
+            },
         ),
         (
-            {"size": {"shortest_edge": 256}, "crop_size": {"height": 224, "width": 224},
-             "do_center_crop": True, "resample": 3},
+            {
+                "size": {"shortest_edge": 256},
+                "crop_size": {"height": 224, "width": 224},
+                "do_center_crop": True,
+                "resample": 3,
+            },
             {"size": "224,224", "resize": "256", "resample": "bicubic"},
         ),
-        ({"size": 256, "crop_size": 224, "do_center_crop": True}, {"size": "224,224", "resize": "256"}),
+        (
+            {"size": 256, "crop_size": 224, "do_center_crop": True},
+            {"size": "224,224", "resize": "256"},
+        ),
         ({"size": {"shortest_edge": 224}, "crop_pct": 0.875}, {"size": "224,224", "resize": "256"}),
-        ({"size": 224, "do_rescale": False, "do_normalize": False}, {"scale": "1.0", "size": "224,224"}),
+        (
+            {"size": 224, "do_rescale": False, "do_normalize": False},
+            {"scale": "1.0", "size": "224,224"},
+        ),
         ({"size": 256, "do_flip_channel_order": True}, {"color": "BGR"}),
     ],
-)  # fmt: skip
+)
 def test_a_preprocessor_config_stands_for_flags(config, wanted):
     found = image_flags(config)
     assert {key: found.get(key) for key in wanted} == wanted
@@ -171,9 +203,13 @@ def test_a_folder_of_an_image_model_brings_its_preprocessing_and_its_names(impor
     labels = {str(i): name for i, name in enumerate(COLOURS)}
     (home / "config.json").write_text(json.dumps({"id2label": labels}), encoding="utf-8")
     config = {
-        "size": {"shortest_edge": 10}, "crop_size": {"height": 8, "width": 8}, "do_center_crop": True,
-        "image_mean": [0.1, 0.2, 0.3], "image_std": [0.5] * 3, "resample": 3,
-    }  # fmt: skip
+        "size": {"shortest_edge": 10},
+        "crop_size": {"height": 8, "width": 8},
+        "do_center_crop": True,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.5] * 3,
+        "resample": 3,
+    }
     (home / "preprocessor_config.json").write_text(json.dumps(config), encoding="utf-8")
     status, bundle, err = import_file(home)
     assert status == 0, err

@@ -63,8 +63,13 @@ def test_at_any_tau_the_service_answers_the_formula_in_float64(server, foreign, 
     item = foreign[name]
     source = np.arange(1, item.probabilities.shape[1] + 1) ** 2
     target = source[::-1].astype(float)
-    found = ask(server, name, item, tau=0.37,
-                prior={"label_frequencies": source.tolist(), "target": target.tolist()})  # fmt: skip
+    found = ask(
+        server,
+        name,
+        item,
+        tau=0.37,
+        prior={"label_frequencies": source.tolist(), "target": target.tolist()},
+    )
     source, target = source / source.sum(), target / target.sum()
     logits = np.log(np.maximum(item.probabilities.astype(np.float64), 1e-38))
     wanted = softmax(logits + 0.37 * (np.log(target) - np.log(source)))
@@ -77,8 +82,13 @@ def test_at_tau_one_the_service_answers_bayes_rule_for_another_class_prior(serve
     source = np.arange(1, item.probabilities.shape[1] + 1) ** 2
     target = source[::-1].astype(float)
     target[0] = 0
-    found = ask(server, name, item, tau=1,
-                prior={"label_frequencies": source.tolist(), "target": target.tolist()})  # fmt: skip
+    found = ask(
+        server,
+        name,
+        item,
+        tau=1,
+        prior={"label_frequencies": source.tolist(), "target": target.tolist()},
+    )
     wanted = item.probabilities * (target / source)
     wanted /= wanted.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=3 * item.tolerance)
@@ -169,7 +179,13 @@ def test_a_model_of_images_takes_encoded_images(run, names, tmp_path):
     status, folder, _ = run(path, *names, *flags)
     assert status == 0
     spec = load_bundle(tmp_path / folder).input
-    assert (spec.kind, spec.size, spec.color, spec.layout, spec.resize) == ("image", [2, 2], "RGB", "NCHW", 256)  # fmt: skip
+    assert (spec.kind, spec.size, spec.color, spec.layout, spec.resize) == (
+        "image",
+        [2, 2],
+        "RGB",
+        "NCHW",
+        256,
+    )
     assert (spec.mean, spec.std) == ([0.5, 0.5, 0.5], [0.2, 0.3, 0.4])
     status, _, told = run(path, *names, "--mean", "0.5")
     assert status == 1
@@ -231,14 +247,17 @@ def leaving_data(model):
         (drop_shape, "input 'x' has no shape with a batch axis"),
         (two_inputs, "the inputs have different batch axes (x [None, 6], mask [7])"),
         (odd_type, "input 'x' is complex64; expected one of float16, float32"),
-        (no_batch_table, "no output holds floats [batch, 5]; for random rows the file gives best float32 []"),
+        (
+            no_batch_table,
+            "no output holds floats [batch, 5]; for random rows the file gives best float32 []",
+        ),
         (two_meanings, "several outputs could be meant: logits, minus; choose one with --output"),
         (independent_scores, "'scores' lies between 0 and 1 and its rows do not sum to 1"),
         (broken_node, "onnxruntime refuses it"),
         (reserved_name, "names that begin with 'adjustment.' are reserved"),
         (leaving_data, "external data '../../outside.bin' of 'w' leaves the folder"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
     run, names, tmp_path, change, told
 ):
@@ -266,7 +285,7 @@ def test_a_file_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
         ("7", "expected a list or an object"),
         ("{", "not JSON"),
     ],
-)  # fmt: skip
+)
 def test_wrong_counts_are_refused_by_class(run, tmp_path, text, told):
     file, names = save(tmp_path, linear_model()), named(tmp_path, [f"class-{i}" for i in range(5)])
     (tmp_path / "counts.json").write_text(text, encoding="utf-8")
@@ -277,7 +296,10 @@ def test_wrong_counts_are_refused_by_class(run, tmp_path, text, told):
 
 def test_wrong_names_and_paths_are_told_apart(run, file, tmp_path):
     status, _, err = run(file)
-    assert (status, "has 5 classes and the file holds no names of them: give --class-names" in err) == (1, True)  # fmt: skip
+    assert (
+        status,
+        "has 5 classes and the file holds no names of them: give --class-names" in err,
+    ) == (1, True)
     status, _, err = run(file, *named(tmp_path, NAMES))
     assert (status, "no output holds floats [batch, 3]" in err) == (1, True)
     status, _, err = run(file, *named(tmp_path, ["a", "b", "a", "c", "d"]))

@@ -1,4 +1,6 @@
-"""Class names are read from the files that people have of them, and faults are named by their place."""
+"""Class names are read from the files that people have of them, and faults are named by their
+place.
+"""
 
 import json
 
@@ -15,12 +17,16 @@ ABC = ["a", "b", "c"]
 @pytest.mark.parametrize(
     "text",
     [
-        "a\nb\nc\n", "a\r\nb\r\nc\r\n", "\ufeffa\nb\nc\n\n\n", json.dumps(ABC),
-        json.dumps({"0": "a", "1": "b", "2": "c"}), json.dumps({"2": "c", "0": "a", "1": "b"}, indent=2),
+        "a\nb\nc\n",
+        "a\r\nb\r\nc\r\n",
+        "\ufeffa\nb\nc\n\n\n",
+        json.dumps(ABC),
+        json.dumps({"0": "a", "1": "b", "2": "c"}),
+        json.dumps({"2": "c", "0": "a", "1": "b"}, indent=2),
         json.dumps({"a": 0, "c": 2, "b": 1}),
         json.dumps({"model_type": "bert", "id2label": {"0": "a", "1": "b", "2": "c"}}),
     ],
-)  # fmt: skip
+)
 def test_names_come_as_lines_lists_and_objects_either_way_round(tmp_path, text):
     path = tmp_path / "names"
     path.write_bytes(text.encode())
@@ -51,8 +57,11 @@ def test_names_that_come_twice_are_named_with_their_lines(tmp_path):
     assert "--deduplicate" in str(refused.value)
     found = read_names(path, deduplicate=True)
     assert (found[134], found[517], found[638], found[639]) == (
-        "crane", "crane (2)", "maillot", "maillot (2)",
-    )  # fmt: skip
+        "crane",
+        "crane (2)",
+        "maillot",
+        "maillot (2)",
+    )
     assert len(set(found)) == 1000
 
 

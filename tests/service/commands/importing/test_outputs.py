@@ -76,9 +76,13 @@ def test_calibrated_scores_give_the_right_class_and_the_class_mix_of_the_rows(
     path, x, y = converted(tmp_path, CLASSIFIERS[name], classes=classes)
     np.savez(tmp_path / "rows.npz", x=x, y=np.array(NAMES)[y])
     status, bundle, err = import_file(
-        path, *named(tmp_path, NAMES[:classes]),
-        "--output-kind", "scores", "--calibrate", tmp_path / "rows.npz",
-    )  # fmt: skip
+        path,
+        *named(tmp_path, NAMES[:classes]),
+        "--output-kind",
+        "scores",
+        "--calibrate",
+        tmp_path / "rows.npz",
+    )
     assert status == 0, err
     assert bundle.output.kind == "scores"
     assert bundle.class_counts == np.bincount(y).tolist()
@@ -200,19 +204,35 @@ def test_trees_take_missing_values_only_where_they_learnt_a_direction(
     from onnx import TensorProto, helper
 
     node = helper.make_node(
-        "TreeEnsembleClassifier", ["x"], ["label", "scores"], domain="ai.onnx.ml",
-        nodes_treeids=[0, 0, 0], nodes_nodeids=[0, 1, 2], nodes_featureids=[0, 0, 0],
-        nodes_values=[0.0, 0.0, 0.0], nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
-        nodes_truenodeids=[1, 0, 0], nodes_falsenodeids=[2, 0, 0],
-        nodes_missing_value_tracks_true=tracks, class_treeids=[0] * 6,
-        class_nodeids=[1, 1, 1, 2, 2, 2], class_ids=[0, 1, 2, 0, 1, 2],
-        class_weights=[0.8, 0.1, 0.1, 0.1, 0.2, 0.7], classlabels_int64s=[0, 1, 2], post_transform="NONE",
-    )  # fmt: skip
+        "TreeEnsembleClassifier",
+        ["x"],
+        ["label", "scores"],
+        domain="ai.onnx.ml",
+        nodes_treeids=[0, 0, 0],
+        nodes_nodeids=[0, 1, 2],
+        nodes_featureids=[0, 0, 0],
+        nodes_values=[0.0, 0.0, 0.0],
+        nodes_modes=["BRANCH_LEQ", "LEAF", "LEAF"],
+        nodes_truenodeids=[1, 0, 0],
+        nodes_falsenodeids=[2, 0, 0],
+        nodes_missing_value_tracks_true=tracks,
+        class_treeids=[0] * 6,
+        class_nodeids=[1, 1, 1, 2, 2, 2],
+        class_ids=[0, 1, 2, 0, 1, 2],
+        class_weights=[0.8, 0.1, 0.1, 0.1, 0.2, 0.7],
+        classlabels_int64s=[0, 1, 2],
+        post_transform="NONE",
+    )
     value = helper.make_tensor_value_info
     graph = helper.make_graph(
-        [node], "tree", [value("x", TensorProto.FLOAT, ["batch", 2])],
-        [value("label", TensorProto.INT64, ["batch"]), value("scores", TensorProto.FLOAT, ["batch", 2])],
-    )  # fmt: skip
+        [node],
+        "tree",
+        [value("x", TensorProto.FLOAT, ["batch", 2])],
+        [
+            value("label", TensorProto.INT64, ["batch"]),
+            value("scores", TensorProto.FLOAT, ["batch", 2]),
+        ],
+    )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
     path = save(tmp_path, helper.make_model(graph, opset_imports=opsets, ir_version=8))
     status, bundle, err = import_file(path)
