@@ -260,7 +260,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.mid_message = False
         if unfinished and not self._leave_unfinished():
             if self.cycle.response_complete:
-                self.transport.close()
+                self._end_writing()
                 return
             self.forget_open_requests()
             self.cycle.response_complete = True
@@ -317,6 +317,11 @@ class FramedProtocol(HttpToolsProtocol):
         refusal, self._refusal = self._refusal, b""
         if refusal and not self.transport.is_closing():
             self.transport.write(refusal)
+            self._end_writing()
+
+    def _end_writing(self) -> None:
+        """Close the sending side now and the connection later: its client can read the answer."""
+        if not self.transport.is_closing():
             self.transport.write_eof()
             self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
