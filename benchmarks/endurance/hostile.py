@@ -214,11 +214,13 @@ class Hostile:
             self._record(stream, answers)
         shortest = min(lists, key=len)
         for answers in lists:
-            # What ends early may be refused before or after the end of the stream is seen.
-            more = answers[len(shortest) :]
+            # A last request whose body is wrong or cut may be refused for its path, for its body
+            # or not at all, whichever is seen first.
+            sure = len(shortest) - (bool(shortest) and shortest[-1].status != 200)
+            more = answers[sure:]
             if (
-                answers[: len(shortest)] != shortest
-                or len(more) > 1
+                answers[:sure] != shortest[:sure]
+                or len(answers) > len(shortest) + 1
                 or any(each.status == 200 for each in more)
             ):
                 self.found.differences.append(
