@@ -31,10 +31,10 @@ TABLE = {
     "requests that wait on one connection": [framing._MAX_PIPELINED],
     "members of a gzip body": [bodies._MAX_MEMBERS],
     "JSON of a scoring request": [f"{json_text.MAX_DECODED_BYTES // MIB} MiB"],
-    "nesting of JSON": [json_text._MAX_LEVELS, json_body.MAX_DEPTH],
+    "nesting of JSON": [json_text._MAX_LEVELS, json_text.MAX_STORABLE_LEVELS],
     "a prior's body": [
         f"{json_body.MAX_BODY_BYTES // MIB} MiB",
-        f"decoded {json_body.MAX_DECODED_BYTES // MIB} MiB",
+        f"decoded {json_text.MAX_STORABLE_BYTES // MIB} MiB",
     ],
     "values of an inline prior": [parameters.MAX_INLINE_PRIOR_VALUES],
     "parameters in a query": [parameters._MAX_FIELDS],

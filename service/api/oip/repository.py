@@ -7,8 +7,8 @@ from fastapi import APIRouter, Depends, Request, Response
 
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
-from service.api.edge.json_body import decode_json
 from service.repository.repository import Repository
+from service.wire.json_text import parse_storable
 
 
 def router(*, repository: Repository, access: Access) -> APIRouter:
@@ -78,7 +78,7 @@ async def _member(request: Request, name: str, kind: type) -> Any:
     The body may be empty, and of any content type.
     """
     raw = await request.body()
-    body = decode_json(raw) if raw else {}
+    body = parse_storable(raw) if raw else {}
     if not isinstance(body, dict) or set(body) - {name}:
         raise Problem("malformed", f"expected an object with '{name}' or nothing")
     value = body.get(name, kind())

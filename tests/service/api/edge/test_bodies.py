@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from service.api.edge.bodies import inflated
 from service.api.edge.errors import Problem
-from service.api.edge.json_body import decode_json
+from service.wire.faults import TooLarge
+from service.wire.json_text import parse_storable
 
 LIMIT = 10**6
 
@@ -59,6 +60,5 @@ def test_a_bomb_costs_no_more_than_its_limit():
 
 
 def test_json_of_a_prior_is_measured_before_it_is_decoded():
-    with pytest.raises(Problem) as refused:
-        decode_json(b"[" + b"[]," * 5 * 10**6 + b"[]]")
-    assert refused.value.kind == "too-large"
+    with pytest.raises(TooLarge, match="more than 16777216 bytes"):
+        parse_storable(b"[" + b"[]," * 5 * 10**6 + b"[]]")
