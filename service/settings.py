@@ -162,8 +162,10 @@ class Settings:
     webhook_secret: str = _setting(
         "", "key of the webhook's HMAC signature; give it as a variable, not as a flag"
     )
-    no_calibrated_source: bool = _setting(
-        False, "adjust models with their class_counts, not with the source prior they measured"
+    calibrated_source: bool = _setting(
+        True,
+        "adjust a model with the source prior that it measured; --no-calibrated-source takes its "
+        "class_counts",
     )
     recent_rows: int = _setting(
         4096,

@@ -219,7 +219,7 @@ class Service:
             inline_seconds=settings.inline_us * 1e-6,
             recent_rows=settings.recent_rows,
             recent_bytes=settings.recent_mib * 2**20,
-            calibrated_source=not settings.no_calibrated_source,
+            calibrated_source=settings.calibrated_source,
             metrics=self.metrics,
             tracer_of=None if self.traces is None else self.traces.of_model,
         )

@@ -138,7 +138,12 @@ def test_what_is_served_is_the_changed_layer_with_the_recorded_prior(answers, tr
     ready, _, features = trained
     x = np.asarray(ready.data.test.inputs, np.float32)
     models = Path(answers["crt"]["bundle"]).parents[1]
-    with running(models, default_model="crt", store=f"sqlite:///{tmp_path}/priors.db") as server:
+    with running(
+        models,
+        default_model="crt",
+        store=f"sqlite:///{tmp_path}/priors.db",
+        calibrated_source=False,
+    ) as server:
         for name in MODELS:
             bundle = load_bundle(Path(answers[name]["bundle"]))
             logits = expected_layer(name, answers, trained).logits(features["test"])

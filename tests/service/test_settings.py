@@ -1,8 +1,18 @@
 """Every mistake in a setting is refused, naming what came and the nearest right name."""
 
+import argparse
+import dataclasses
+
 import pytest
 
-from service.settings import InvalidSetting, Settings, check_paths, read_settings
+from service.settings import (
+    InvalidSetting,
+    Settings,
+    add_flags,
+    check_paths,
+    flag_of,
+    read_settings,
+)
 
 
 @pytest.mark.parametrize(
@@ -84,3 +94,14 @@ def test_a_models_folder_that_is_a_file_and_a_missing_list_of_keys_are_refused(t
         check_paths(Settings(models=file, allow_no_models=True))
     with pytest.raises(InvalidSetting, match=rf"no such file; did you mean '{file}'\?"):
         check_paths(Settings(models=tmp_path, keys=tmp_path / "key.txt"))
+
+
+def test_every_switch_can_be_turned_on_and_off_by_its_flag():
+    parser = argparse.ArgumentParser()
+    add_flags(parser)
+    for item in dataclasses.fields(Settings):
+        if item.type is bool:
+            flag = flag_of(item.name)
+            for given, value in ((flag, True), (flag.replace("--", "--no-", 1), False)):
+                found = read_settings(vars(parser.parse_args([given])), {})
+                assert getattr(found, item.name) is value, given

@@ -325,7 +325,7 @@ def test_a_warm_up_that_does_not_end_is_told_to_the_client_and_the_process_serve
         assert index["slow", "1"]["state"] == "READY"
         assert index["slow", "2"]["state"] == "UNAVAILABLE"
         assert "--load-seconds" in index["slow", "2"]["reason"]
-        assert "in warm_up" in server.log  # the stack tells where
+        assert "in influence" in server.log  # the stack shows where
         body = {"instances": [[1.0, 1.0]]}
         old = httpx.post(f"{server.url}/models/slow/predict", json=body).json()
         assert old["version"] == 1
