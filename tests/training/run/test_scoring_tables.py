@@ -1,6 +1,8 @@
 """A model of a table is scored by the names of its columns, on all rows that are new to it."""
 
 import csv
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -90,11 +92,24 @@ def test_test_rows_alone_are_scored(home, new, tmp_path, command):
     assert "has no val rows; it has --split test" in err
 
 
+def without_calibration(model, tmp_path):
+    """A copy of a model as it was published before models carried their calibration."""
+    folder = tmp_path / "older" / "own" / "1"
+    shutil.copytree(model, folder)
+    manifest = json.loads((folder / "model.json").read_text())
+    del manifest["estimation"]
+    (folder / "model.json").write_text(json.dumps(manifest))
+    return folder
+
+
 def test_rows_without_labels_are_estimated_with_labelled_ones_held_out(home, tmp_path, command):
     rows, _ = drawn((100, 250, 150), seed=4)
     bare = write(tmp_path / "bare.csv", rows)
     model = home / "models/own/1"
-    code, _, err = command("estimate", model, "--data", bare)
+    code, found, _ = command("estimate", model, "--data", bare, "--json")
+    assert code == 0, "the model carries its own calibration"
+    assert found["n"] == 500
+    code, _, err = command("estimate", without_calibration(model, tmp_path), "--data", bare)
     assert code == 2
     assert "give --held-out" in err
     held, labels = drawn((60, 60, 60), seed=5)
