@@ -17,7 +17,7 @@ from service.graph import session as graph
 
 def _run_plain(self, inputs, *, top_k, full=False, **_adjustment):
     rows = len(inputs)
-    feeds = {self._input: inputs, **_UNUSED}
+    feeds = {**self.feeds(inputs), **_UNUSED}
     if self.has_choice:
         feeds[head.BY_BLOCKS] = np.array(False)
     logits = self._session.run([head.LOGITS], feeds, self._options)[0]
