@@ -109,12 +109,14 @@ class Watchdog:
 
     def _what_hangs(self, now: float) -> str | None:
         idle = now - max(self._beat, self._awake_since)
+        stands = f"the event loop has made no progress for {idle:.1f} s"
         if idle > self._hang_seconds + self._interval:
-            return f"the event loop has made no progress for {idle:.1f} s"
+            return stands
         for name, since in self._busy():
             if since is None:
                 continue
             taken = now - max(since, self._awake_since)
             if taken > self._hang_seconds:
-                return f"{name} has run for {taken:.1f} s"
+                # work on the loop itself holds the loop as long: then the loop is what stands
+                return stands if idle > self._hang_seconds else f"{name} has run for {taken:.1f} s"
         return None

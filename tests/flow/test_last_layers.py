@@ -73,7 +73,7 @@ def answers(own_data, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def trained(own_data):
-    """The same network trained here: (what was prepared, its last layer, {split: features})."""
+    """The published network, trained here: what was prepared, its last layer, features by split."""
     recipe = Recipe(data=f"npz:{own_data}", name="own", **SETTINGS)
     ready, here = prepare(recipe), Processes(torch.device("cpu"))
     network = fit_network(recipe, ready, keeping=Keeping(quiet=True), processes=here)

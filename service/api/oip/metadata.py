@@ -61,7 +61,7 @@ def router(*, repository: Repository, health: Health, version: str) -> APIRouter
 
     @routes.get("/models/{model}/versions/{version}/config")
     async def version_config(model: str, version: str) -> dict[str, Any]:
-        """The same of a version."""
+        """What Triton calls the configuration of one version of a model."""
         return _config(repository.find(model, version_of(version)))
 
     @routes.get("/models/{model}/ready", responses=_RED)

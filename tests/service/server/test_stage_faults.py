@@ -221,8 +221,7 @@ def test_a_loop_that_hangs_is_seen_its_stacks_are_logged_and_the_process_ends(mo
             HANGS_THE_LOOP, pool.map(hang, HANGS_THE_LOOP), strict=True
         ):
             assert status == 70, (stage, log)
-            # a stage that runs the graph on the loop may be seen as a graph call first
-            assert re.search("the event loop has made no progress|has run for", log), (stage, log)
+            assert "the event loop has made no progress" in log, (stage, log)
             assert re.search(STACK, log)
             assert re.search(r'faulty_server.py", line \d+ in broken', log)  # the stack tells where
 
