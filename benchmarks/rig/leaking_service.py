@@ -1,5 +1,5 @@
 """`python -m benchmarks.rig.leaking_service serve …`: the service, keeping a copy of each body that
-a hot route answers; a control for soak.py.
+a scoring route answers; a control for soak.py.
 """
 
 import sys

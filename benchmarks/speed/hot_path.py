@@ -35,7 +35,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.rig.bench_models import MODELS
 from benchmarks.speed.limits import PRIORS, bodies
 from service.api.edge.known_headers import Head
-from service.api.edge.protocol import HotProtocol
+from service.api.edge.protocol import ScoringProtocol
 from service.observe import log as request_log
 from service.observe.run_folder import RunFolder
 from service.server.app import Service
@@ -55,7 +55,7 @@ class Connection:
 async def clients(
     service: Service, kind: str, model, *, clients: int, requests: int, mixed: bool
 ) -> None:
-    """Send requests as HotProtocol does: each client sends its next one when it has its answer."""
+    """Send requests as ScoringProtocol does; a client sends its next one when it is answered."""
     path, body, headers = bodies(model)[kind]
     raw = [(k.encode(), v.encode()) for k, v in headers.items()]
     raw += [(b"host", b"127.0.0.1:8000"), (b"content-length", b"%d" % len(body))]
@@ -112,7 +112,7 @@ async def walk(service: Service, model, kind: str, query: str) -> Walk:
     state = uvicorn.server.ServerState()
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: HotProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
+        lambda: ScoringProtocol(config=config, server_state=state, app_state={}), "127.0.0.1", 0
     )
     path, body, headers = bodies(model)[kind]
     lines = [f"POST {path}{query and '?' + query} HTTP/1.1", "host: x"]

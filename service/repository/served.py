@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from service.batching.batcher import Batcher
 from service.contract.bundle import Bundle
@@ -21,7 +22,8 @@ class ServedModel:
 
     bundle: its model.json. graph: its open session. table: the priors that its requests use.
     batcher: its queue. metrics: its counters. recent: a sample of recent logits. report: its
-    report.json, or an empty object.
+    report.json, or an empty object. infer_forms: parsed headers of recent requests of the Open
+    Inference Protocol, by their bytes; that route bounds them.
     """
 
     bundle: Bundle
@@ -31,6 +33,7 @@ class ServedModel:
     metrics: ModelMetrics
     recent: LogitReservoir
     report: dict[str, object] = field(default_factory=dict)
+    infer_forms: dict[bytes, Any] = field(default_factory=dict)
     class_json: ClassJson = field(init=False)
     source_warnings: tuple[str, ...] = field(init=False)
     _holders: int = 0

@@ -265,7 +265,7 @@ class Service:
             Predict(self.repository, self.classifier, default=default, **scoring)
             for default in (True, False)
         )
-        hot: list[Route] = [
+        routes: list[Route] = [
             by_default,
             by_name,
             Adjust(self.repository, self.classifier, **scoring),
@@ -274,7 +274,7 @@ class Service:
             Invocations(by_default, self.repository.find, template="/invocations"),
         ]
         if path := settings.predict_route:
-            hot.append(Invocations(by_default, self.repository.find, template=path))
+            routes.append(Invocations(by_default, self.repository.find, template=path))
         log = self.request_log
         common: dict[str, Any] = {
             "metrics": self.metrics,
@@ -288,10 +288,12 @@ class Service:
             "root_path": settings.root_path,
         }
         if self.traces is None:
-            return Edge(app, lane=ScoringLane(hot, access=self.access, **common), **common, **edge)
+            return Edge(
+                app, lane=ScoringLane(routes, access=self.access, **common), **common, **edge
+            )
         from service.api.edge.traced_lane import TracedLane
 
-        lane = TracedLane(hot, start_span=self.traces.begin, access=self.access, **common)
+        lane = TracedLane(routes, start_span=self.traces.begin, access=self.access, **common)
         return Edge(self.traces.cold(app), lane=lane, **common, **edge)
 
     def _announce(self, changed: Changed) -> None:

@@ -17,7 +17,7 @@ import uvloop
 
 from service import threads
 from service.api.edge.access import ExposedWithoutKeys, check_exposure
-from service.api.edge.protocol import HotProtocol
+from service.api.edge.protocol import ScoringProtocol
 from service.exit_codes import DONE, FAILED
 from service.graph.providers import ProviderUnavailable
 from service.keys import InvalidKeys
@@ -148,7 +148,7 @@ class _Serving:
             backlog=BACKLOG,
             timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
             timeout_graceful_shutdown=FINISH_SECONDS,
-            http=HotProtocol,
+            http=ScoringProtocol,
             interface="asgi3",
             proxy_headers=False,  # nothing here uses the client's address
         )

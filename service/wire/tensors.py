@@ -74,10 +74,7 @@ class Described:
             return Tensor(self.name, self.datatype, self.shape, self.values), offset
         end = offset + self.size
         if end > len(body):
-            raise Malformed(
-                f"input '{self.name[:60]}' has {self.size} bytes of binary data; "
-                f"{len(body) - offset} are left"
-            )
+            raise self._too_short(len(body) - offset)
         values: Array | list[bytes]
         if self.datatype == "BYTES":
             if self.count > MAX_BYTES_ELEMENTS:
@@ -90,6 +87,29 @@ class Described:
             dtype = _LITTLE[self.datatype]
             values = np.frombuffer(body, dtype, self.count, offset).reshape(self.shape)
         return Tensor(self.name, self.datatype, self.shape, values), end
+
+    def only_values(self, body: bytes | bytearray, offset: int) -> Array:
+        """The numbers of a binary tensor that is all of the body from offset on. Raises Malformed.
+
+        The datatype is not BYTES.
+        """
+        given = len(body) - offset
+        if given != self.size:
+            assert self.size is not None
+            if given < self.size:
+                raise self._too_short(given)
+            raise surplus(given - self.size)
+        return np.frombuffer(body, _LITTLE[self.datatype], self.count, offset).reshape(self.shape)
+
+    def _too_short(self, left: int) -> Malformed:
+        return Malformed(
+            f"input '{self.name[:60]}' has {self.size} bytes of binary data; {left} are left"
+        )
+
+
+def surplus(count: int) -> Malformed:
+    """The error of a body with bytes behind its last tensor."""
+    return Malformed(f"{count} bytes follow the last input's binary data")
 
 
 def describe(entry: Any) -> Described:

@@ -13,7 +13,7 @@ import service.wire
 from service.api import adjust
 from service.api.edge import bodies, framing, json_body, known_headers, lane
 from service.api.edge.errors import TITLES
-from service.api.oip import infer, request
+from service.api.oip import answer, infer, request
 from service.contract import pixels
 from service.priors import priors
 from service.settings import Settings
@@ -63,6 +63,10 @@ TABLE = {
     "header blocks that are kept": [
         known_headers._MAX_BLOCKS,
         f"{known_headers._MAX_BLOCK_BYTES // 1024} KiB",
+    ],
+    "headers of binary inference requests": [
+        answer.MAX_KEPT_HEADERS,
+        answer.MAX_KEPT_HEADER_BYTES,
     ],
     "queries, paths and .npy headers": [
         parameters._MAX_CACHED_QUERY_BYTES,

@@ -48,7 +48,7 @@ class Edge:
         app: the routes that do not score.
         lane: the routes that score.
         metrics, log_requests: where requests are counted, and where their log lines go.
-        max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `HotProtocol`
+        max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `ScoringProtocol`
         applies the last two.
         read_seconds: how long a body may take to arrive.
         root_path: the path prefix that a proxy removes, such as "/priordial".
@@ -73,14 +73,15 @@ class Edge:
             scope["raw_path"] = scope["raw_path"][len(root) :]
         match = self.lane.match(scope["path"])
         if match is not None:
-            return self._hot(match, scope, receive, send, begun)
+            return self._scoring(match, scope, receive, send, begun)
         return self._cold(scope, receive, send, begun)
 
-    async def _hot(
+    async def _scoring(
         self, match: Match, scope: Scope, receive: Receive, send: Send, begun: float
     ) -> None:
-        """Answer a hot request that HotProtocol left to ASGI: its body is long or slow, or it is
-        unusual.
+        """Answer a scoring request that ScoringProtocol left to ASGI.
+
+        Its body is long or slow, or the request is unusual.
         """
         head = Head(scope["headers"], 0)
         found = await self.lane.answer(

@@ -1,6 +1,6 @@
-"""uvicorn's HTTP protocol with a short way for hot requests: no ASGI scope, no task, one write.
+"""uvicorn's HTTP protocol with a short way for scoring requests: no ASGI scope, no task, one write.
 
-A request takes it when it is a POST of a hot route and came whole with the bytes that began it.
+A request takes it when it is a POST of a scoring route and came whole with the bytes that began it.
 Where its header block is known from an earlier request (`known_headers`), the parser is left out
 too. Every other request, and every unusual one (pipelined, chunked, HTTP/1.0, `Expect`, a slow
 reader), is answered by uvicorn through ASGI.
@@ -18,15 +18,16 @@ _NO_KEY = (401, 403)
 
 
 class _NoEvent:
-    """Nothing waits for a hot request's messages."""
+    """Nothing waits for a scoring request's messages."""
 
     def set(self) -> None:
         """Do nothing."""
 
 
-class _HotCycle:
-    """The part of uvicorn's request state that its protocol reads; one for all hot requests of a
-    connection.
+class _ScoringCycle:
+    """The part of uvicorn's request state that its protocol reads.
+
+    A connection has one for all its scoring requests.
     """
 
     __slots__ = ("disconnected", "keep_alive", "response_complete")
@@ -38,18 +39,19 @@ class _HotCycle:
         self.keep_alive = True
 
 
-class HotProtocol(FramedProtocol):
+class ScoringProtocol(FramedProtocol):
     """One connection. The application must be an Edge."""
 
     _match: Match | None = None
-    """The hot route of the request that is being read; None while none is, or once uvicorn answers
-    it.
+    """The scoring route of the request that is being read.
+
+    None while no such request is read, and once uvicorn answers it.
     """
     _query = b""
     _body = b""
     _whole: Pairs | None = None
-    """The headers of a hot request that came whole with the bytes that are being read."""
-    _hot_cycle: _HotCycle | None = None
+    """The headers of a scoring request that came whole with the bytes that are being read."""
+    _scoring_cycle: _ScoringCycle | None = None
 
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
@@ -82,7 +84,7 @@ class HotProtocol(FramedProtocol):
 
     def begin_message(self) -> None:
         """The head of a request is there and good."""
-        self._match = self._hot_match()
+        self._match = self._scoring_match()
         if self._match is None:
             self.hand_over()
         else:
@@ -110,9 +112,9 @@ class HotProtocol(FramedProtocol):
     def hand_over(self) -> None:
         """Have uvicorn answer the request, as far as it is there."""
         body, self._body = self._body, b""
-        hot, self._match = self._match is not None, None
+        is_scoring, self._match = self._match is not None, None
         super().hand_over()
-        if hot and body:
+        if is_scoring and body:
             super().take_body(body)
 
     def refuse(self, kind: str, detail: str) -> None:
@@ -124,17 +126,17 @@ class HotProtocol(FramedProtocol):
     def _begin(
         self, match: Match, query: bytes, head: Head, body: bytes, *, keep_alive: bool
     ) -> None:
-        """Answer a whole hot request."""
-        cycle = self._hot_cycle
+        """Answer a whole scoring request."""
+        cycle = self._scoring_cycle
         if cycle is None:
-            cycle = self._hot_cycle = _HotCycle()
+            cycle = self._scoring_cycle = _ScoringCycle()
         cycle.response_complete, cycle.keep_alive = False, keep_alive
         self.cycle = self._answering = cycle  # type: ignore[assignment]
         lane: ScoringLane = self.app.lane
         send = partial(self._respond_to, head) if head.accepts_gzip else self._respond
         lane.begin(match, head, query=query, body=body, connection=cycle, send=send)
 
-    def _hot_match(self) -> Match | None:
+    def _scoring_match(self) -> Match | None:
         parser = self.parser
         if (
             parser.get_method() != b"POST"
@@ -160,7 +162,7 @@ class HotProtocol(FramedProtocol):
         packing.add_done_callback(lambda done: self._respond(done.result()))
 
     def _respond(self, response: Response | None) -> None:
-        cycle = self._hot_cycle
+        cycle = self._scoring_cycle
         assert cycle is not None
         cycle.response_complete = True
         cycle.keep_alive = cycle.keep_alive and not self.app.draining

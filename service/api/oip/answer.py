@@ -8,20 +8,25 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.oip.request import HEADER_LENGTH, InferRequest, Requested
+from service.api.oip.request import HEADER_LENGTH, InferHeader, Requested, read_header
 from service.batching.queue import Entry
 from service.batching.run import MAX_GRAPH_TOP_K
 from service.classifier import RowSettings, check_top_k, ranked, warnings_of
 from service.contract.bundle import Bundle
 from service.priors.rule import best
+from service.repository.served import ServedModel
 from service.wire.ranked import number_texts
-from service.wire.tensors import encode_binary, encode_json
+from service.wire.tensors import BY_DTYPE, Described, encode_binary, encode_json
 
 Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 """Body, media type and headers."""
 
 _NUMBERS = {"class_index": "INT64", "class_probability": "FP32"}
 _MAX_PLANS = 16
+MAX_KEPT_HEADERS = 256
+"""Headers of binary requests that a model keeps in their parsed form."""
+MAX_KEPT_HEADER_BYTES = 2048
+"""The longest header of a binary request that a model keeps."""
 
 
 class Plan(NamedTuple):
@@ -37,14 +42,50 @@ class Plan(NamedTuple):
     """(name, whether binary, numbers a row) of each output; None unless all are plain numbers."""
 
 
-def plan_of(asked: InferRequest, top_k: int | None, num_classes: int) -> Plan:
-    """The plan of a request, which is kept with its header. Raises InvalidParameter."""
-    plan = asked.plans.get((top_k, num_classes))
-    if plan is None:
-        plan = _plan(asked.outputs, check_top_k(top_k, num_classes), num_classes)
-        if len(asked.plans) < _MAX_PLANS:
-            asked.plans[top_k, num_classes] = plan
-    return plan
+class Form:
+    """What a header asks of one model: all of a request but its binary data.
+
+    A client that sends binary tensors repeats its header, so a model keeps its recent forms.
+    """
+
+    __slots__ = ("_num_classes", "_plans", "header", "tensor")
+
+    def __init__(self, header: InferHeader, bundle: Bundle) -> None:
+        self.header, self._num_classes = header, len(bundle.class_names)
+        self._plans: dict[int | None, Plan] = {}
+        self.tensor: Described | None = None
+        """The one binary tensor of the request, where it is the model's input as it stands."""
+        spec = bundle.input
+        if spec.kind in {"tensor", "image"} and len(header.inputs) == 1:
+            only = header.inputs[0]
+            fits = only.name == spec.name and only.datatype == BY_DTYPE[spec.dtype]
+            self.tensor = only if fits and only.size is not None else None
+
+    def plan(self, top_k: int | None) -> Plan:
+        """What the outputs need where the request asks for top_k. Raises InvalidParameter."""
+        plan = self._plans.get(top_k)
+        if plan is None:
+            k = check_top_k(top_k, self._num_classes)
+            plan = _plan(self.header.outputs, k, self._num_classes)
+            if len(self._plans) < _MAX_PLANS:
+                self._plans[top_k] = plan
+        return plan
+
+
+def form_of(model: ServedModel, text: bytes, *, is_repeated: bool) -> Form:
+    """The form of a header; it is kept where binary data follows the header. Raises as
+    `request.read_header` does.
+    """
+    if not is_repeated or len(text) > MAX_KEPT_HEADER_BYTES:
+        return Form(read_header(text), model.bundle)
+    forms = model.infer_forms
+    form: Form | None = forms.get(text)
+    if form is None:
+        form = Form(read_header(text), model.bundle)
+        if len(forms) >= MAX_KEPT_HEADERS:
+            forms.clear()
+        forms[text] = form
+    return form
 
 
 def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
@@ -100,7 +141,7 @@ def _joined(
             tensors.append(values[first * width : (first + rows) * width])
         else:
             texts.append(b",".join(values[first * k : (first + rows) * k]))
-    identity = asked.infer.id
+    identity = asked.header.id
     header = _form(bundle.name, bundle.version, columns, rows) % (
         b"" if identity is None else b',"id":' + orjson.dumps(identity),
         orjson.dumps(_parameters(bundle, settings)),
@@ -131,7 +172,7 @@ def _form(model: str, version: int, columns: tuple[tuple[str, bool, int], ...], 
 
 
 def encoded(
-    asked: InferRequest, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
+    asked: InferHeader, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
 ) -> Encoded:
     """An answer with any outputs and settings: JSON, with the binary outputs behind it."""
     described, tensors = [], []

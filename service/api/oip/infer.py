@@ -4,7 +4,7 @@ Tensors come and go as JSON or as binary data.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 
 from service.api.content import DEAR_BYTES, decoded, in_pool, is_large
 from service.api.edge.request import Answer, Later, Request
-from service.api.oip.answer import Plan, encoded, encoded_together, plan_of
-from service.api.oip.request import HEADER_LENGTH, InferRequest, parse_infer, raw_request
+from service.api.oip.answer import Form, Plan, encoded, encoded_together, form_of
+from service.api.oip.request import HEADER_LENGTH, InferHeader, header_of, raw_request, read_inputs
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
 from service.classifier import Classifier, RowSettings
 from service.contract.bundle import Bundle, InputSpec
 from service.contract.columns import records
-from service.priors.revisions import RevisionNotInMemory
+from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
 from service.repository.served import ServedModel
 from service.wire.arrays import fitted, text_array, texts_per_row
@@ -41,22 +41,22 @@ class Asked(NamedTuple):
 
     request: Request
     model: ServedModel
-    infer: InferRequest
+    header: InferHeader
     settings: RowSettings
     plan: Plan
 
 
 class _Read(NamedTuple):
-    """A parsed request. inputs: the model's input tensor; None where images become it."""
+    """A parsed request. inputs: the model's input tensor; None where `images` become it."""
 
     model: ServedModel
-    infer: InferRequest
+    form: Form
     parameters: Parameters
-    rows: "_Rows"
     priors: list[str | dict[str, Any] | None]
     prior_of_row: NDArray[np.int64] | None
     taus: float | NDArray[np.float32] | None
     inputs: NDArray[Any] | None
+    images: list[bytes | str]
 
 
 class Infer:
@@ -128,32 +128,41 @@ class Infer:
 
     def _read(self, request: Request, name: str, version: int | None, query: Parameters) -> "_Read":
         """Parse a body. Raises the errors of the status table."""
-        header_length = request.headers.get(HEADER_LENGTH)
+        body, header_length = request.body, request.headers.get(HEADER_LENGTH)
+        model = self._repository.find(name, version)
         if header_length == b"0":
-            model = self._repository.find(name, version)
-            infer = raw_request(request.body, model.bundle.input)
+            header, tensor = raw_request(body, model.bundle.input)
+            form, inputs = Form(header, model.bundle), {tensor.name: tensor}
         else:
-            infer = parse_infer(request.body, header_length)
-            model = self._repository.find(name, version)
-        parameters = query.merged(infer.parameters)
-        rows = _Rows(infer, model.bundle)
+            text = header_of(body, header_length)
+            form = form_of(model, text, is_repeated=len(text) < len(body))
+            only = form.tensor
+            if only is not None:
+                values = only.only_values(body, len(text))
+                parameters = query.merged(form.header.parameters)
+                prior, tau = parameters.prior, parameters.tau
+                found = fitted(values, model.bundle.input)
+                return _Read(model, form, parameters, [prior], None, tau, found, [])
+            inputs = read_inputs(form.header, body, len(text))
+        parameters = query.merged(form.header.parameters)
+        rows = _Rows(inputs, model.bundle)
         priors, prior_of_row = rows.priors(parameters.prior)
         taus = rows.taus(parameters.tau)
-        inputs = None if rows.are_images else rows.inputs()
-        return _Read(model, infer, parameters, rows, priors, prior_of_row, taus, inputs)
+        if rows.are_images:
+            images: list[bytes | str] = list(rows.own.values)
+            return _Read(model, form, parameters, priors, prior_of_row, taus, None, images)
+        return _Read(model, form, parameters, priors, prior_of_row, taus, rows.inputs(), [])
 
     def _begin(self, request: Request, read: "_Read", reply: Reply) -> Later | None:
         model, classifier = read.model, self._classifier
-        deadline = request.deadline(self._timeout_seconds, read.infer.timeout_seconds)
+        deadline = request.deadline(self._timeout_seconds, read.form.header.timeout_seconds)
         if read.inputs is None:
             return self._later(request, read, deadline=deadline, reply=reply)
         try:
             revisions = [classifier.revision_at_hand(model.bundle, each) for each in read.priors]
         except RevisionNotInMemory:
             return self._later(request, read, deadline=deadline, reply=reply)
-        settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
-        asked = self._asked(request, model, read.infer, settings, read.parameters)
-        self._queue(asked, read.inputs, deadline, reply)
+        self._queue(request, read, read.inputs, revisions, deadline=deadline, reply=reply)
         return None
 
     async def _later(
@@ -163,36 +172,30 @@ class Infer:
         model, classifier = read.model, self._classifier
         with model.held():
             revisions = [await classifier.revision_of(model.bundle, each) for each in read.priors]
-            settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
-            asked = self._asked(request, model, read.infer, settings, read.parameters)
             inputs = read.inputs
             if inputs is None:
-                images: list[bytes | str] = list(read.rows.own.values)
-                inputs = await decoded(request, model, images, self._pool, deadline)
-            self._queue(asked, inputs, deadline, reply)
+                inputs = await decoded(request, model, read.images, self._pool, deadline)
+            self._queue(request, read, inputs, revisions, deadline=deadline, reply=reply)
 
-    def _asked(
+    def _queue(
         self,
         request: Request,
-        model: ServedModel,
-        infer: InferRequest,
-        settings: RowSettings,
-        parameters: Parameters,
-    ) -> Asked:
-        plan = plan_of(infer, parameters.top_k, len(model.bundle.class_names))
-        return Asked(request, model, infer, settings, plan)
-
-    def _queue(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline, reply: Reply) -> None:
-        plan = asked.plan
-        work = self._classifier.admit_rows(
-            asked.model,
-            inputs,
-            asked.settings,
-            top_k=plan.top_k,
-            deadline=deadline,
-            full=plan.full,
+        read: "_Read",
+        inputs: NDArray[Any],
+        revisions: list[PriorRevision],
+        *,
+        deadline: Deadline,
+        reply: Reply,
+    ) -> None:
+        """Queue the rows of a request. Raises the errors of the status table."""
+        model, classifier = read.model, self._classifier
+        settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
+        plan = read.form.plan(read.parameters.top_k)
+        work = classifier.admit_rows(
+            model, inputs, settings, top_k=plan.top_k, deadline=deadline, full=plan.full
         )
-        asked.model.batcher.put(Entry(work, caller=asked.request, reply=reply, ask=asked))
+        asked = Asked(request, model, read.form.header, settings, plan)
+        model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
 
     # -- from the queue to the answers
 
@@ -221,7 +224,7 @@ def _encoded(entry: Entry) -> Answer:
     """The answer to one request, whatever its outputs and settings are."""
     asked: Asked = entry.ask
     body, content_type, headers = encoded(
-        asked.infer, asked.model.bundle, asked.settings, entry, asked.plan.classes
+        asked.header, asked.model.bundle, asked.settings, entry, asked.plan.classes
     )
     return Answer(body, _facts(asked, entry), content_type, headers)
 
@@ -229,10 +232,10 @@ def _encoded(entry: Entry) -> Answer:
 class _Rows:
     """The inputs of a request: the model's own, and optionally tau and prior of each row."""
 
-    def __init__(self, asked: InferRequest, bundle: Bundle) -> None:
+    def __init__(self, inputs: Mapping[str, Tensor], bundle: Bundle) -> None:
         specs = bundle.input.columns or (bundle.input,)
         names = [spec.name for spec in specs]
-        self._extra = {key: tensor for key, tensor in asked.inputs.items() if key not in names}
+        self._extra = {key: tensor for key, tensor in inputs.items() if key not in names}
         for key in self._extra:
             if key not in {_TAU, _PRIOR}:
                 raise InvalidInput(
@@ -240,10 +243,10 @@ class _Rows:
                     f"optionally {_TAU} and {_PRIOR} for each row"
                 )
         for name in names:
-            if name not in asked.inputs:
+            if name not in inputs:
                 raise InvalidInput(f"input '{name}' is missing")
-        self.own, self._spec = asked.inputs[names[0]], bundle.input
-        self._tensors = [asked.inputs[name] for name in names]
+        self.own, self._spec = inputs[names[0]], bundle.input
+        self._tensors = [inputs[name] for name in names]
         self._count = self.own.shape[0]
         self.are_images = bundle.input.kind == "image" and self.own.datatype == "BYTES"
         if self.are_images:

@@ -2,8 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from functools import lru_cache
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,9 +12,9 @@ from service.wire.arrays import texts_per_row
 from service.wire.digits import whole_number
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
 from service.wire.json_text import parse_json_object
-from service.wire.parameters import Parameters, body_parameters, prior_of_text
+from service.wire.parameters import NO_PARAMETERS, Parameters, body_parameters, prior_of_text
 from service.wire.shown import short
-from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe
+from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe, surplus
 
 HEADER_LENGTH = b"inference-header-content-length"
 CLASSES_OF = ("probabilities", "adjusted_logits", "logits")
@@ -35,22 +34,23 @@ class Requested:
 
 
 @dataclass(frozen=True, slots=True)
-class InferRequest:
-    """A whole request. timeout_seconds is Triton's `timeout` parameter."""
+class InferHeader:
+    """The JSON of a request: all but its binary data.
 
-    inputs: Mapping[str, Tensor]
+    timeout_seconds is Triton's `timeout` parameter.
+    """
+
+    inputs: list[Described]
     outputs: list[Requested]
     parameters: Parameters
     id: str | None = None
     timeout_seconds: float | None = None
-    plans: dict[tuple[int | None, int], Any] = field(default_factory=dict)
-    """What its outputs need, by (top_k, number of classes); shared by requests with one header."""
 
 
-def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRequest:
-    """Read a JSON body, or JSON of header_length bytes with binary tensors behind it.
+def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes:
+    """The JSON at the start of a body, as long as its HTTP header says; else the whole body.
 
-    Raises Malformed or InvalidInput.
+    Raises Malformed.
     """
     length = len(body)
     if header_length is not None:
@@ -61,40 +61,34 @@ def parse_infer(body: bytes | bytearray, header_length: bytes | None) -> InferRe
                 f"expected a number of bytes up to the body's {length}"
             )
         length = given
-    header = bytes(body[:length])
-    # Clients that send binary tensors repeat their header; one with numbers in it never returns.
-    is_repeated = length < len(body) and length <= _MAX_KEPT
-    found = _kept_header(header) if is_repeated else _read_header(header)
+    return bytes(body[:length])
+
+
+def read_inputs(
+    header: InferHeader, body: bytes | bytearray, header_bytes: int
+) -> dict[str, Tensor]:
+    """The inputs of a request, by name. Raises Malformed.
+
+    header_bytes: where the binary data begins.
+    """
     inputs: dict[str, Tensor] = {}
-    offset = length
-    for each in found.inputs:
+    offset = header_bytes
+    for each in header.inputs:
         tensor, offset = each.read(body, offset)
         if tensor.name in inputs:
             raise Malformed(f"input '{tensor.name[:60]}' is given twice")
         inputs[tensor.name] = tensor
     if offset != len(body):
-        raise Malformed(f"{len(body) - offset} bytes follow the last input's binary data")
-    return InferRequest(
-        inputs, found.outputs, found.parameters, found.id, found.timeout_seconds, found.plans
-    )
+        raise surplus(len(body) - offset)
+    return inputs
 
 
-@dataclass(frozen=True, slots=True)
-class _Header:
-    inputs: list[Described]
-    outputs: list[Requested]
-    parameters: Parameters
-    id: str | None
-    timeout_seconds: float | None
-    plans: dict[tuple[int | None, int], Any] = field(default_factory=dict)
-
-
-_MAX_KEPT = 2048
 MAX_INPUTS = 64
 
 
-def _read_header(header: bytes) -> _Header:
-    document = parse_json_object(header, ("inputs", "outputs", "parameters", "id"))
+def read_header(text: bytes) -> InferHeader:
+    """Read the JSON of a request. Raises Malformed, InvalidInput, InvalidParameter or TooLarge."""
+    document = parse_json_object(text, ("inputs", "outputs", "parameters", "id"))
     entries = document.get("inputs")
     if not isinstance(entries, list) or not entries:
         raise Malformed("the request has no inputs")
@@ -104,7 +98,7 @@ def _read_header(header: bytes) -> _Header:
     if identity is not None and not isinstance(identity, str):
         raise Malformed(f"id is {short(identity)}; expected a string")
     parameters, timeout_seconds, binary = _parameters(document.get("parameters"))
-    return _Header(
+    return InferHeader(
         [describe(entry) for entry in entries],
         _outputs(document.get("outputs"), binary=binary),
         parameters,
@@ -113,10 +107,7 @@ def _read_header(header: bytes) -> _Header:
     )
 
 
-_kept_header = lru_cache(maxsize=256)(_read_header)
-
-
-def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
+def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, Tensor]:
     """Read a body that is one row of the model's input (Inference-Header-Content-Length: 0).
 
     Outputs are answered in binary. The body of a text model is the text, that of an image model an
@@ -133,7 +124,7 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
         if spec.kind == "text" and texts_per_row(spec) != 1:
             raise Malformed("a raw request can only hold one text; the model takes several")
         tensor = Tensor(spec.name, "BYTES", (1,), [bytes(body)])
-        return InferRequest({spec.name: tensor}, outputs, Parameters())
+        return InferHeader([], outputs, NO_PARAMETERS), tensor
     if len(free) == 1 and size and len(body) % size == 0:
         shape[free[0]] = len(body) // size
     elif free or len(body) != size:
@@ -143,13 +134,13 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> InferRequest:
         )
     values = np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
     tensor = Tensor(spec.name, BY_DTYPE[spec.dtype], tuple(shape), values)
-    return InferRequest({spec.name: tensor}, outputs, Parameters())
+    return InferHeader([], outputs, NO_PARAMETERS), tensor
 
 
 def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
     """(tau, prior and top_k; seconds; whether outputs are binary unless they say otherwise)."""
     if members is None:
-        return Parameters(), None, False
+        return NO_PARAMETERS, None, False
     if not isinstance(members, dict):
         raise Malformed(f"parameters must be an object; got {short(members)}")
     own = {name: members[name] for name in _OWN if name in members}

@@ -15,7 +15,7 @@ from tests.support.small_models import inputs, publish_model
 
 BODY = json.dumps({"instances": inputs(1).tolist()}).encode()
 PATHS = {
-    "hot": "POST /models/linear/predict",
+    "scoring": "POST /models/linear/predict",
     "protocol": "POST /v2/models/linear/infer",
     "cold": "PUT /models/linear/priors/shop",
 }
@@ -71,7 +71,7 @@ def test_a_body_that_does_not_come_is_408_and_the_connection_is_closed(url, path
 def test_a_body_that_trickles_has_no_more_time_than_one_that_stops(url):
     with connected(url) as slow:
         slow.settimeout(0.05)
-        slow.sendall(head(PATHS["hot"], length=10_000))
+        slow.sendall(head(PATHS["scoring"], length=10_000))
         answer = b""
         for _ in range(10_000):
             try:
@@ -83,7 +83,7 @@ def test_a_body_that_trickles_has_no_more_time_than_one_that_stops(url):
     assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-@pytest.mark.parametrize("sent", [b"", b"POST /models/lin", head(PATHS["hot"])[:-30]])
+@pytest.mark.parametrize("sent", [b"", b"POST /models/lin", head(PATHS["scoring"])[:-30]])
 def test_headers_that_do_not_come_close_the_connection(url, sent):
     with connected(url) as slow:
         slow.sendall(sent)
@@ -92,7 +92,7 @@ def test_headers_that_do_not_come_close_the_connection(url, sent):
 
 def test_the_second_request_of_a_connection_has_no_more_time_than_the_first(url):
     with connected(url) as slow:
-        slow.sendall(head(PATHS["hot"]) + BODY + head(PATHS["hot"])[:-30])
+        slow.sendall(head(PATHS["scoring"]) + BODY + head(PATHS["scoring"])[:-30])
         answer = until_closed(slow)
     assert answer.startswith(b"HTTP/1.1 200 ")
     assert answer.count(b"HTTP/1.1") == 1
@@ -102,7 +102,9 @@ def test_slow_clients_hold_up_nobody(url):
     with contextlib.ExitStack() as stack:
         slow = [stack.enter_context(connected(url)) for _ in range(200)]
         for number, each in enumerate(slow):
-            each.sendall(head(PATHS["hot"])[:-30] if number % 2 else head(PATHS["hot"]) + BODY[:20])
+            each.sendall(
+                head(PATHS["scoring"])[:-30] if number % 2 else head(PATHS["scoring"]) + BODY[:20]
+            )
         for _ in range(20):
             assert httpx.post(f"{url}/models/linear/predict", content=BODY).status_code == 200
         for each in slow:
@@ -124,12 +126,12 @@ def test_answers_of_a_service_that_drains_close_their_connections(models):
             name: stack.enter_context(connected(server.url)) for name in ["whole", "split", "cold"]
         }
         for each in kept.values():
-            each.sendall(head(PATHS["hot"]) + BODY)
+            each.sendall(head(PATHS["scoring"]) + BODY)
             assert b"connection: close" not in each.recv(65536).lower()
         server.process.terminate()
         server.wait_for("draining for 600 s")
-        kept["whole"].sendall(head(PATHS["hot"]) + BODY)
-        kept["split"].sendall(head(PATHS["hot"], "expect: 100-continue"))
+        kept["whole"].sendall(head(PATHS["scoring"]) + BODY)
+        kept["split"].sendall(head(PATHS["scoring"], "expect: 100-continue"))
         kept["split"].sendall(BODY)
         kept["cold"].sendall(b"GET /models HTTP/1.1\r\nhost: x\r\n\r\n")
         for each in kept.values():

@@ -1,4 +1,4 @@
-"""The short way of a hot request, and everything unusual that must not take it, over raw
+"""The short way of a scoring request, and everything unusual that must not take it, over raw
 sockets.
 """
 
