@@ -8,9 +8,10 @@ replicates of the calibration that the `estimation` block of a model holds.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from service.contract.adjustment import Vector
 from service.contract.estimation import Replicates
@@ -58,12 +59,18 @@ def em_prior(posteriors: ArrayLike, *, source_prior: ArrayLike) -> Vector:
     return climb(np.asarray(posteriors, np.float64) / source, start=source)
 
 
-def likelihood_ratios(logits: ArrayLike, *, temperature: float, log_source: ArrayLike) -> Vector:
+def likelihood_ratios(
+    logits: ArrayLike,
+    *,
+    temperature: float,
+    log_source: ArrayLike,
+    dtype: DTypeLike = np.float64,
+) -> NDArray[Any]:
     """[n, C] p(x | y) of each row up to a factor per row, the largest of a row being 1."""
-    scores = np.asarray(logits, np.float64) / temperature - np.asarray(log_source, np.float64)
+    scores = np.asarray(logits, dtype) / np.asarray(temperature, dtype)
+    scores -= np.asarray(log_source, dtype)
     scores -= scores.max(axis=1, keepdims=True)
-    ratios: Vector = np.exp(scores, out=scores)
-    return ratios
+    return np.exp(scores, out=scores)
 
 
 def climb(
@@ -127,7 +134,7 @@ def estimate_prior(
     if len(prior) > MAX_CLASSES_WITH_COVARIANCE:
         variances = 1 / np.maximum((relative**2).sum(axis=0), 1e-300)
         return _with_intervals(prior, np.minimum(variances, 0.25), n=len(f))
-    inverse = _inverse_information(relative, prior)
+    inverse = inverse_of(relative.T @ relative, prior)
     covariance = inverse
     if replicates is not None:
         own = relative.sum(axis=0)
@@ -204,14 +211,14 @@ def _score(logits: Vector, prior: Vector, temperature: float, log_source: Vector
     return total
 
 
-def _inverse_information(relative: Vector, prior: Vector) -> Vector:
-    """[C, C] inverse of the observed information among priors that sum to 1.
+def inverse_of(information: Vector, prior: Vector) -> Vector:
+    """[C, C] inverse of the observed information [C, C] among priors that sum to 1.
 
-    relative: [n, C] gradients of the log likelihood of the rows. A small part of what a multinomial
-    of one row would say is added, so that classes that no row tells apart get a large variance
-    rather than a singular matrix.
+    The information is the sum over rows of the outer products of their gradients of the log
+    likelihood. A small part of what a multinomial of one row would say is added, so that classes
+    that no row tells apart get a large variance rather than a singular matrix.
     """
-    information = relative.T @ relative
+    information = information.copy()
     information[np.diag_indices_from(information)] += 0.01 / np.maximum(prior, 1e-4)
     inverse = np.linalg.inv(information)
     sums = inverse.sum(axis=1)

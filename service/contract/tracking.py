@@ -1,0 +1,214 @@
+"""The class prior of a stream, followed batch by batch: a mixture of online estimates.
+
+Each expert is expectation maximisation that forgets with a half-life of its own; others are fixed
+priors. The density of a row, sum over y of p(y|x) q_y / sigma_y, is linear in the prior q, and
+the logarithm of a mixture's density is 1-exp-concave. So averaging the experts by their likelihood
+is exact Bayesian averaging. Fixed share (Herbster and Warmuth 1998) lets the weights follow a
+stream that changes.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from service.contract.adjustment import Vector
+from service.contract.label_shift import inverse_of, likelihood_ratios
+
+HALF_LIVES = (125.0, 250.0, 500.0, 1000.0, 4000.0, 16000.0)
+"""Rows in which the moving experts forget half of what they have seen, up to 1,000 classes.
+
+With more they grow in proportion, as an expert of a row per class knows nothing.
+"""
+SHARE_ROWS = 2000.0
+"""After so many rows an expert that was best has given 63 % of its weight away; grows likewise."""
+STEP_ROWS = 64
+"""Rows of one update; more are taken in several."""
+MAX_CLASSES_WITH_INFORMATION = 100
+"""With more classes their variances are followed one by one, as if independent."""
+_FLOOR = 1e-6
+_Z = 1.959964
+
+Floats = NDArray[np.float32]
+
+
+class OtherState(ValueError):
+    """A kept state that belongs to another class list or another form of tracker."""
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What a tracker knows of the prior now."""
+
+    prior: Vector
+    """[C], sums to 1."""
+    variance: Vector
+    """[C] of the estimate: the noise of the rows, and the disagreement of the experts."""
+    rows: int
+    """Rows seen since the start, restarts included."""
+    effective_rows: float
+    """Rows that the estimate rests on: recent ones, as many as the best experts remember."""
+
+    def interval(self, calibration_variance: ArrayLike = 0.0) -> tuple[Vector, Vector]:
+        """The ends [C] of 95 % intervals, class by class.
+
+        calibration_variance: [C] variance of the estimate that the model's calibration adds.
+        """
+        half = _Z * np.sqrt(self.variance + np.asarray(calibration_variance))
+        return np.maximum(self.prior - half, 0.0), np.minimum(self.prior + half, 1.0)
+
+    @classmethod
+    def combined(cls, parts: "list[Self]") -> "Tracked":
+        """One estimate of several trackers that each saw a share of the same traffic.
+
+        Each counts by its effective rows. Raises ValueError for no parts.
+        """
+        if not parts:
+            raise ValueError("there is nothing to combine")
+        if len(parts) == 1:
+            return parts[0]
+        weights = np.array([max(part.effective_rows, 1e-9) for part in parts])
+        weights /= weights.sum()
+        prior = weights @ np.stack([part.prior for part in parts])
+        variance = weights**2 @ np.stack([part.variance for part in parts])
+        rows = sum(part.rows for part in parts)
+        return cls(prior, variance, rows, sum(part.effective_rows for part in parts))
+
+
+class PriorTracker:
+    """Follows the prior of one stream. Memory and time of a batch grow as experts times classes."""
+
+    def __init__(
+        self, *, temperature: float, log_source: ArrayLike, fixed: ArrayLike | None = None
+    ) -> None:
+        """temperature, log_source [C]: the calibration of the rows' logits.
+
+        fixed: [F, C] priors that the stream may return to, by default uniform.
+        """
+        self._temperature = temperature
+        self._log_source = np.asarray(log_source, np.float64)
+        classes = len(self._log_source)
+        given = np.full((1, classes), 1 / classes) if fixed is None else np.asarray(fixed)
+        self._fixed = (given / given.sum(axis=1, keepdims=True)).astype(np.float32)
+        start = np.exp(self._log_source - self._log_source.max())
+        moving = np.tile(start / start.sum(), (len(HALF_LIVES), 1))
+        self._priors = np.concatenate([moving.astype(np.float32), self._fixed])
+        self._half_lives = np.array(HALF_LIVES) * max(1.0, classes / 1000)
+        self._share_rows = SHARE_ROWS * max(1.0, classes / 1000)
+        self._weights = np.full(len(self._priors), 1 / len(self._priors))
+        self._seen = np.zeros(len(HALF_LIVES))
+        shape = (classes, classes) if classes <= MAX_CLASSES_WITH_INFORMATION else (classes,)
+        self._information = np.zeros((len(HALF_LIVES), *shape), np.float32)
+        self._floor = np.float32(min(_FLOOR, 1e-3 / classes))
+        self.rows = 0
+        """Rows seen since the start."""
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self._log_source)
+
+    @property
+    def prior(self) -> Vector:
+        """[C] the estimate now."""
+        mixed: Vector = self._weights @ self._priors.astype(np.float64)
+        return mixed / mixed.sum()
+
+    def update(self, logits: ArrayLike) -> None:
+        """Learn from raw logits [n, C], STEP_ROWS at a time."""
+        f = np.asarray(logits)
+        for start in range(0, len(f), STEP_ROWS):
+            rows = f[start : start + STEP_ROWS]
+            self._step(
+                likelihood_ratios(
+                    rows, temperature=self._temperature, log_source=self._log_source,
+                    dtype=np.float32,
+                )
+            )  # fmt: skip
+
+    def estimate(self) -> Tracked:
+        """What is known now. Without a row, any prior is possible."""
+        prior, moving = self.prior, len(HALF_LIVES)
+        if not self.rows:
+            return Tracked(prior, np.full(len(prior), 0.25), 0, 0.0)
+        shares = self._weights[:moving] / self._weights[:moving].sum()
+        information = np.tensordot(shares, self._information.astype(np.float64), axes=1)
+        if information.ndim == 2:
+            variance = inverse_of(information, prior).diagonal()
+        else:
+            variance = 1 / np.maximum(information + 0.01 / np.maximum(prior, 1e-4), 1e-300)
+        apart = self._weights @ np.square(self._priors - prior)
+        effective = min(float(shares @ self._seen), float(self.rows))
+        return Tracked(prior, np.minimum(variance + apart, 0.25), self.rows, effective)
+
+    def state(self) -> bytes:
+        """All that a tracker has learnt, to be kept and given to `restore`."""
+        file = io.BytesIO()
+        np.savez(
+            file,
+            half_lives=self._half_lives,
+            priors=self._priors,
+            weights=self._weights,
+            seen=self._seen,
+            information=self._information,
+            rows=np.array(self.rows),
+        )
+        return file.getvalue()
+
+    def restore(self, state: bytes) -> None:
+        """Go on from a kept state. Raises OtherState when it does not fit this tracker."""
+        try:
+            with np.load(io.BytesIO(state), allow_pickle=False) as found:
+                kept = {name: found[name] for name in found.files}
+        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
+            raise OtherState(f"a kept state of tracking cannot be read: {error}") from error
+        own = {
+            "priors": self._priors,
+            "weights": self._weights,
+            "seen": self._seen,
+            "information": self._information,
+            "half_lives": self._half_lives,
+        }
+        for name, mine in own.items():
+            value = kept.get(name)
+            if value is None or value.shape != mine.shape or not np.isfinite(value).all():
+                raise OtherState(f"a kept state of tracking has other '{name}' than this model's")
+        if not np.array_equal(kept["half_lives"], own["half_lives"]):
+            raise OtherState("a kept state of tracking has other half-lives")
+        self._priors = kept["priors"].astype(np.float32)
+        self._priors[len(HALF_LIVES) :] = self._fixed
+        self._weights, self._seen = kept["weights"], kept["seen"]
+        self._information, self.rows = kept["information"], int(kept["rows"])
+
+    def _step(self, ratios: Floats) -> None:
+        """Learn from likelihood ratios [n, C], n > 0."""
+        n, moving = len(ratios), len(HALF_LIVES)
+        densities = ratios @ self._priors.T
+        tiny = np.finfo(np.float32).tiny  # a row that no prior explains tells nothing
+        np.maximum(densities, tiny, out=densities)
+        relative = ratios / (densities @ self._weights.astype(np.float32))[:, None]
+
+        log_weights = np.log(self._weights) + np.log(densities.astype(np.float64)).sum(axis=0)
+        weights = np.exp(log_weights - log_weights.max())
+        share = 1 - (1 - 1 / self._share_rows) ** n
+        self._weights = (1 - share) * weights / weights.sum() + share / len(weights)
+
+        kept = 0.5 ** (n / self._half_lives)
+        self._seen = self._seen * kept + n
+        gain = np.maximum(n / self._seen, 1 - kept).astype(np.float32)[:, None]
+        priors = self._priors[:moving]
+        means = priors * ((1 / densities[:, :moving]).T @ ratios) / n
+        priors += gain * (means - priors)
+        np.maximum(priors, self._floor, out=priors)
+        priors /= priors.sum(axis=1, keepdims=True)
+
+        if self._information.ndim == 3:
+            said = relative.T @ relative
+        else:
+            said = np.einsum("nc,nc->c", relative, relative)
+        self._information *= kept.astype(np.float32).reshape(-1, *[1] * said.ndim)
+        self._information += said
+        self.rows += n

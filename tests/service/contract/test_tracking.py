@@ -1,0 +1,130 @@
+"""The tracker of a stream's prior: it follows, it forgets, and it survives a restart."""
+
+import numpy as np
+import pytest
+
+from service.contract.label_shift import estimate_prior
+from service.contract.tracking import OtherState, PriorTracker, Tracked
+
+SOURCE = np.array([0.7, 0.2, 0.1])
+OTHER = np.array([0.1, 0.2, 0.7])
+
+
+def logits(prior, n, seed=0, separation=1.6):
+    """Logits of exact posteriors under SOURCE, of rows that follow `prior`."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice(len(prior), n, p=prior)
+    x = rng.normal(size=(n, len(prior))) + separation * np.eye(len(prior))[labels]
+    return (separation * x + np.log(SOURCE)).astype(np.float32)
+
+
+def tracker(fixed=None):
+    return PriorTracker(temperature=1.0, log_source=np.log(SOURCE), fixed=fixed)
+
+
+def test_on_a_steady_stream_it_comes_near_to_the_estimate_of_all_rows():
+    rows = logits(OTHER, 6000)
+    followed = tracker()
+    followed.update(rows)
+    whole = estimate_prior(rows, temperature=1.0, log_source=np.log(SOURCE))
+    found = followed.estimate()
+    assert found.prior == pytest.approx(whole.prior, abs=0.03)
+    assert found.rows == 6000
+    assert 500 < found.effective_rows <= 6000
+
+
+def test_after_an_abrupt_change_it_forgets_within_hundreds_of_rows():
+    followed = tracker()
+    followed.update(logits(SOURCE, 10_000, seed=1))
+    steady = followed.estimate().effective_rows
+    followed.update(logits(OTHER, 700, seed=2))
+    found = followed.estimate()
+    assert found.prior == pytest.approx(OTHER, abs=0.12)
+    assert found.effective_rows < steady
+
+
+def test_it_returns_to_a_fixed_prior_sooner_than_without_knowing_it():
+    distances = []
+    for fixed in (SOURCE[None], np.empty((0, 3))):
+        followed = tracker(fixed)
+        followed.update(logits(OTHER, 8000, seed=3))
+        followed.update(logits(SOURCE, 256, seed=4))
+        distances.append(np.abs(followed.prior - SOURCE).sum())
+    assert distances[0] < distances[1]
+
+
+def test_its_intervals_hold_the_truth_of_steady_streams():
+    held = []
+    for seed in range(40):
+        followed = tracker(np.empty((0, 3)))
+        followed.update(logits(OTHER, 2000, seed=seed))
+        low, high = followed.estimate().interval()
+        held.append((low <= OTHER) & (high >= OTHER))
+    assert 0.88 <= np.mean(held) <= 1.0
+
+
+def test_without_a_row_any_prior_is_possible():
+    low, high = tracker().estimate().interval()
+    assert (low == 0).all()
+    assert (high > 0.9).all()
+    assert tracker().estimate().effective_rows == 0
+
+
+def test_a_restored_tracker_goes_on_as_if_nothing_had_happened():
+    whole, first, second = tracker(), tracker(), tracker()
+    before, after = logits(OTHER, 640, seed=5), logits(SOURCE, 320, seed=6)
+    whole.update(before)
+    first.update(before)
+    second.restore(first.state())
+    for one in (whole, second):
+        one.update(after)
+    assert second.estimate().prior == pytest.approx(whole.estimate().prior, abs=1e-6)
+    assert second.rows == whole.rows == 960
+
+
+@pytest.mark.parametrize("state", [b"", b"no state", PriorTracker.state(tracker())[:200]])
+def test_what_is_no_state_is_refused(state):
+    with pytest.raises(OtherState):
+        tracker().restore(state)
+
+
+def test_the_state_of_another_class_list_is_refused():
+    other = PriorTracker(temperature=1.0, log_source=np.zeros(4))
+    with pytest.raises(OtherState, match="priors"):
+        tracker().restore(other.state())
+
+
+def test_workers_that_share_a_stream_know_as_much_together_as_one_that_sees_it_all():
+    rows = logits(OTHER, 4000, seed=7)
+    alone, halves = tracker(), [tracker(), tracker()]
+    alone.update(rows)
+    for one, half in zip(halves, (rows[::2], rows[1::2]), strict=True):
+        one.update(half)
+    together = Tracked.combined([one.estimate() for one in halves])
+    single = alone.estimate()
+    assert together.prior == pytest.approx(single.prior, abs=0.05)
+    assert together.rows == single.rows == 4000
+    assert together.variance.sum() < halves[0].estimate().variance.sum()
+    with pytest.raises(ValueError, match="nothing"):
+        Tracked.combined([])
+
+
+def test_many_classes_are_followed_with_variances_of_their_own():
+    classes = 2000
+    followed = PriorTracker(temperature=1.0, log_source=np.full(classes, -np.log(classes)))
+    rng = np.random.default_rng(8)
+    labels = rng.integers(classes // 2, size=4096)
+    followed.update(30.0 * np.eye(classes, dtype=np.float32)[labels])
+    found = followed.estimate()
+    assert found.prior[: classes // 2].sum() > 0.9
+    assert found.variance.shape == (classes,)
+    assert found.prior.sum() == pytest.approx(1)
+
+
+def test_rows_that_no_class_explains_leave_finite_numbers():
+    followed = tracker()
+    followed.update(np.full((64, 3), -1e30, np.float32))
+    followed.update(np.array([[1e30, 0.0, 0.0]] * 64, np.float32))
+    found = followed.estimate()
+    assert np.isfinite(found.prior).all()
+    assert np.isfinite(found.variance).all()
