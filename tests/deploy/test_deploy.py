@@ -207,3 +207,35 @@ def test_the_dashboards_show_what_is_answered_against_its_target_and_when_a_prio
     for board in (operations, priors):
         (revisions,) = board["annotations"]["list"]
         assert "priordial_prior_revision" in revisions["expr"]
+
+
+def test_what_the_user_of_an_image_can_write_is_found(tmp_path):
+    from deploy.writable import writable
+
+    for name, mode in (("open", 0o666), ("group", 0o664), ("closed", 0o644)):
+        (tmp_path / name).write_text("x")
+        (tmp_path / name).chmod(mode)
+    (tmp_path / "shared").mkdir()
+    (tmp_path / "shared").chmod(0o777)
+    (tmp_path / "tmp").mkdir()
+    (tmp_path / "tmp").chmod(0o777)
+    (tmp_path / "link").symlink_to(tmp_path / "open")
+    tmp_path.chmod(0o755)
+    owner = tmp_path.stat()
+    stranger = owner.st_uid + 1
+
+    def names(uid, groups):
+        return sorted(path.name for path in writable(tmp_path, uid=uid, groups=groups))
+
+    assert names(stranger, set()) == ["open", "shared"]
+    assert names(stranger, {owner.st_gid}) == ["group", "open", "shared"]
+    assert "closed" in names(owner.st_uid, set())
+
+
+def test_the_image_runs_as_a_user_that_owns_nothing_in_it():
+    text = (DEPLOY / "Dockerfile.service").read_text(encoding="utf-8")
+    stage = text.rpartition("\nFROM ")[2]
+    assert "--no-create-home" in stage
+    assert "\nUSER 10001" in stage
+    assert "chown" not in stage
+    assert "chmod" not in stage

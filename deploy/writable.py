@@ -1,0 +1,48 @@
+"""Lists what the user of an image can write in it: nothing but temporary folders, or exit status 1.
+
+docker run --rm -i --entrypoint python priordial-service:0.1.0 - < deploy/writable.py
+"""
+
+import os
+import stat
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+NOT_OF_THE_IMAGE = ("proc", "sys", "dev", "run/secrets")
+TEMPORARY = ("tmp", "var/tmp", "run/lock")
+
+
+def writable(root: Path, *, uid: int, groups: set[int]) -> Iterator[Path]:
+    """Files and folders below root that a process of this user may write, links not followed."""
+    left = {root / each for each in (*NOT_OF_THE_IMAGE, *TEMPORARY)}
+    for name, folders, files in os.walk(root):
+        folder = Path(name)
+        folders[:] = [each for each in folders if folder / each not in left]
+        for path in (folder, *(folder / each for each in files)):
+            found = path.lstat()
+            if not stat.S_ISLNK(found.st_mode) and _may_write(found, uid, groups):
+                yield path
+
+
+def _may_write(found: os.stat_result, uid: int, groups: set[int]) -> bool:
+    if found.st_uid == uid:
+        return True  # an owner can give itself the right
+    if found.st_gid in groups:
+        return bool(found.st_mode & stat.S_IWGRP)
+    return bool(found.st_mode & stat.S_IWOTH)
+
+
+def main() -> int:
+    """Look at the whole file system as the user that runs this."""
+    if os.getuid() == 0:
+        sys.stdout.write("the user is root, who can write everything\n")
+        return 1
+    found = list(writable(Path("/"), uid=os.getuid(), groups={os.getgid(), *os.getgroups()}))
+    sys.stdout.writelines(f"{path}\n" for path in found)
+    sys.stdout.write(f"{len(found)} paths can be written beside the temporary folders\n")
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
