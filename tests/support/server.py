@@ -38,7 +38,7 @@ class Server:
         with self._changed:
             return "".join(self._lines)
 
-    def wait_for(self, pattern: str | re.Pattern[str], *, seconds: float = 120) -> re.Match[str]:
+    def wait_for(self, pattern: str | re.Pattern[str], *, seconds: float = 30) -> re.Match[str]:
         """Wait until a line of the log matches; AssertionError with the log when none does."""
         found: re.Match[str] | None = None
 
@@ -121,7 +121,7 @@ def running(
     *,
     environment: dict[str, str] | None = None,
     program: tuple[str, ...] = ("service",),
-    start_seconds: float = 120,
+    start_seconds: float = 30,
     **settings: object,
 ) -> Iterator[Server]:
     """The process once it is ready, within `start_seconds`, with its `url`. See `starting`."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.keys import make_key
 from tests.support.eventually import eventually
 from tests.support.server import children, metric, running, starting
 from tests.support.small_models import inputs, publish_model
@@ -198,4 +199,44 @@ def test_a_folder_that_cannot_hold_metrics_at_the_start_is_told_in_readiness(mod
         assert "metrics are kept in memory only" in ready(server.url)["reason"]
         text = httpx.get(f"{server.url}/metrics").text
         assert metric(text, "priordial_predictions_total", decision="adjusted") == 2
+        assert server.terminate() == 0
+
+
+def test_a_wall_clock_that_jumps_back_and_forth_changes_nothing_but_time_stamps(models, tmp_path):
+    jump = tmp_path / "jump"
+    jump.write_text("0")
+    keys = tmp_path / "keys"
+    secret, key = make_key("one", ["predict", "operate"], per_second=1000)
+    keys.write_text(key.line())
+    settings = {"keys": keys, "hang_seconds": 2, "measure_loop_turns": True}
+    environment = {"JUMP_FILE": str(jump)}
+    program = ("tests.support.jumping_server",)
+    with (
+        running(models, program=program, environment=environment, **settings) as server,
+        httpx.Client(
+            base_url=server.url, headers={"Authorization": f"Bearer {secret}"}, timeout=30
+        ) as client,
+    ):
+        expected = client.post("/predict", json=BODY).json()
+        days = 86_400
+        for number, seconds in enumerate((0, 400 * days, -400 * days, 3, 0), 1):
+            jump.write_text(str(seconds))
+            soon = {"X-Request-Timeout-Ms": "20000"}
+            for _ in range(20):
+                answer = client.post("/predict", json=BODY, headers=soon)
+                assert (answer.status_code, answer.json()) == (200, expected)
+            prior = {"target": [1, 2, 3, 4, number]}
+            stored = client.put("/priors/moved", json=prior)
+            assert stored.status_code in (200, 201)
+            assert stored.json()["revision"] == number
+            revisions = client.get("/priors/moved/revisions").json()["revisions"]
+            assert [each["revision"] for each in revisions] == [*range(number, 0, -1)]
+            answer = client.post("/predict?prior=moved", json=BODY).json()
+            assert answer["prior"] == {"name": "moved", "revision": number}
+            assert client.get("/health/live").status_code == 200
+            assert ready(server.url)["status"] == "ready"
+            text = client.get("/metrics").text
+            assert metric(text, "priordial_prior_revision", prior="moved") == number
+        assert server.process.poll() is None
+        assert "Traceback" not in server.log
         assert server.terminate() == 0
