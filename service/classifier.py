@@ -16,10 +16,18 @@ from service.priors.priors import Priors
 from service.priors.revisions import PriorRevision
 from service.priors.rule import source_warnings
 from service.repository.served import ServedModel
-from service.wire.faults import InvalidParameter
+from service.wire.faults import InvalidParameter, TooLarge
 from service.wire.parameters import Parameters
 
 DEFAULT_TOP_K = 5
+MAX_ANSWER_VALUES = 2_100_000
+"""The largest answer, in numbers written as JSON: the probabilities of 2,048 rows of 1,000 classes,
+about 40 MiB.
+"""
+RANKED_VALUES = 4
+"""A ranked class, with its label, counts as so many numbers."""
+_CELLS_A_VALUE = 4
+"""So many numbers of all classes, which the graph gives and nobody writes, count as one."""
 
 
 class RowSettings(NamedTuple):
@@ -68,9 +76,14 @@ class Classifier:
         offset = revision.offset
         if offset is None:
             check_adjustable(bundle, revision, tau)
-        slot = model.table.acquire(revision.key, offset)
         full = full or top_k > MAX_GRAPH_TOP_K
-        return Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_traffic)
+        values = len(inputs) * top_k * RANKED_VALUES
+        if full:
+            values += len(inputs) * len(bundle.class_names) // _CELLS_A_VALUE
+        if values > MAX_ANSWER_VALUES:
+            raise _too_large(len(inputs))
+        slot = model.table.acquire(revision.key, offset)
+        return Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_traffic, values)
 
     def admit_rows(
         self,
@@ -79,16 +92,34 @@ class Classifier:
         settings: RowSettings,
         *,
         top_k: int,
+        values_a_row: int,
         deadline: Deadline = NO_DEADLINE,
         full: bool = False,
     ) -> Work:
-        """The work of scoring inputs [n, …], each row with its own tau and prior."""
+        """The work of scoring inputs [n, …], each row with its own tau and prior.
+
+        values_a_row: the size of a row's part of the answer, in numbers written as JSON.
+        """
+        full = full or top_k > MAX_GRAPH_TOP_K
+        values = len(inputs) * values_a_row
+        if full:
+            values += len(inputs) * len(model.bundle.class_names) // _CELLS_A_VALUE
+        if values > MAX_ANSWER_VALUES:
+            raise _too_large(len(inputs))
         table = model.table
         slots = [table.acquire(each.key, each.offset) for each in settings.revisions]
         rows = settings.prior_of_row
         slot = slots[0] if rows is None else np.array(slots, np.int64)[rows]
-        full = full or top_k > MAX_GRAPH_TOP_K
-        return Work(inputs, settings.tau, slot, tuple(slots), top_k, full, deadline)
+        return Work(
+            inputs,
+            settings.tau,
+            slot,
+            tuple(slots),
+            top_k,
+            full,
+            deadline,
+            answer_values=values,
+        )
 
     def settings_of(
         self,
@@ -117,6 +148,14 @@ class Classifier:
     def tau_of(self, bundle: Bundle, tau: float | None) -> float:
         """The tau of a request, or the model's default. Raises InvalidTau."""
         return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
+
+
+def _too_large(rows: int) -> TooLarge:
+    return TooLarge(
+        f"the answer to these {rows} rows would be too large: it may hold {MAX_ANSWER_VALUES:,} "
+        f"numbers, or {MAX_ANSWER_VALUES // RANKED_VALUES:,} ranked classes; send fewer rows, ask "
+        "for a smaller top_k, or for binary outputs"
+    )
 
 
 def check_taus(taus: NDArray[np.float32], *, cap: float) -> NDArray[np.float32]:

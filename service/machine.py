@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _ROOT = Path("/")
-_M_ARENA_MAX = -8  # of malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
+_MAPPED_BYTES = 4 * 2**20
+_KEPT_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -114,14 +116,23 @@ def allocate(descriptor: int, offset: int, size: int) -> None:
 
 
 def bound_heaps() -> None:
-    """Let all threads allocate from two heaps. Call it before there are threads.
+    """Let all threads allocate from two heaps, which keep little. Call it before there are threads.
 
-    glibc opens up to eight heaps a processor, and each keeps freed pages for its own threads.
+    glibc opens up to eight heaps a processor, and each keeps freed pages for its own threads. Once
+    a block of up to 32 MiB was freed, blocks of that size come from the heaps, too: they are not
+    returned, and growing one copies it. Here, blocks of 4 MiB and more are always mapped. What the
+    environment has chosen stays.
     """
-    if "MALLOC_ARENA_MAX" in os.environ:  # the environment has chosen
-        return
+    wanted = (
+        ("MALLOC_ARENA_MAX", _M_ARENA_MAX, 2),
+        ("MALLOC_MMAP_THRESHOLD_", _M_MMAP_THRESHOLD, _MAPPED_BYTES),
+        ("MALLOC_TRIM_THRESHOLD_", _M_TRIM_THRESHOLD, _KEPT_BYTES),
+    )
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, 2)
+        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        for variable, option, value in wanted:
+            if variable not in os.environ:
+                mallopt(option, value)
 
 
 def return_memory() -> None:

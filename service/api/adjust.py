@@ -3,7 +3,7 @@
 The rows are scored once, or their logits come with the request.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
@@ -15,8 +15,15 @@ from service.api.edge.errors import Problem
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
-from service.batching.work import Deadline, Work
-from service.classifier import Classifier, check_adjustable, check_top_k, warnings_of
+from service.batching.work import LARGE_ANSWER_VALUES, Deadline, Work
+from service.classifier import (
+    MAX_ANSWER_VALUES,
+    RANKED_VALUES,
+    Classifier,
+    check_adjustable,
+    check_top_k,
+    warnings_of,
+)
 from service.contract.bundle import Bundle, InputSpec
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.priors.rule import Ranking, Rule, rank
@@ -36,6 +43,8 @@ MAX_CELLS = 20_000_000
 """Rows × classes × settings of one request: about one second of one core."""
 _CHEAP_CELLS = 20_000
 """Up to here the event loop computes faster than it hands work to a thread."""
+_CHEAP_VALUES = LARGE_ANSWER_VALUES // RANKED_VALUES
+"""Ranked classes of an answer that the event loop encodes itself."""
 
 
 class Setting(NamedTuple):
@@ -222,12 +231,16 @@ class Adjust:
             return self._decoded(asked, read.content, deadline)
         values = read.values
         assert values is not None
-        is_cheap = _check_cells(asked, len(values)) <= _CHEAP_CELLS
+        cells, ranked_classes = _check_size(asked, len(values))
+        is_cheap = cells <= _CHEAP_CELLS and ranked_classes <= _CHEAP_VALUES
         if read.are_logits:
-            return _answer(asked, values) if is_cheap else self._worked_out(asked, values, deadline)
+            if is_cheap:
+                return _answer(asked, values)
+            return self._worked_out(asked, lambda: values, values.nbytes, deadline)
         if not is_cheap:
             return self._later(asked, values, deadline)
         work = self._work(asked, values, deadline)
+        work = work._replace(answer_values=ranked_classes * RANKED_VALUES)
         asked.model.batcher.put(Entry(work, caller=asked.request, reply=reply, ask=asked))
         return None
 
@@ -248,7 +261,7 @@ class Adjust:
         """Decode images, score them, apply the formula."""
         with asked.model.held():
             inputs = await content.decoded_images(asked.request, asked.model, self._pool, deadline)
-            _check_cells(asked, len(inputs))
+            _check_size(asked, len(inputs))
             return await self._later(asked, inputs, deadline)
 
     async def _later(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Answer:
@@ -256,13 +269,20 @@ class Adjust:
         with asked.model.held():
             work = self._work(asked, inputs, deadline)
             entry = await asked.model.batcher.submit(work, caller=asked.request)
-            return await self._worked_out(asked, _logits_of(entry), deadline)
+            size = 4 * len(inputs) * len(asked.model.bundle.class_names)
+            return await self._worked_out(asked, lambda: _logits_of(entry), size, deadline)
 
-    async def _worked_out(self, asked: Asked, logits: NDArray[Any], deadline: Deadline) -> Answer:
+    async def _worked_out(
+        self,
+        asked: Asked,
+        logits: Callable[[], NDArray[Any]],
+        logits_bytes: int,
+        deadline: Deadline,
+    ) -> Answer:
         """Apply the formula in a thread: on the event loop it would hold up other requests."""
         return await self._pool.run(
-            lambda: _answer(asked, logits),
-            size=logits.nbytes * len(asked.settings),
+            lambda: _answer(asked, logits()),
+            size=logits_bytes * len(asked.settings),
             deadline=deadline,
             caller=asked.request,
         )
@@ -274,8 +294,11 @@ class Adjust:
         return [_answer(entry.ask, _logits_of(entry)) for entry in entries]
 
 
-def _check_cells(asked: Asked, rows: int) -> int:
-    """The numbers to compute. Raises Problem(too-large) for more than one request may ask for."""
+def _check_size(asked: Asked, rows: int) -> tuple[int, int]:
+    """The numbers to compute, and the ranked classes of the answer.
+
+    Raises Problem(too-large) for more than one request may ask for.
+    """
     classes, settings = len(asked.model.bundle.class_names), len(asked.settings)
     cells = rows * classes * settings
     if cells > MAX_CELLS:
@@ -284,10 +307,20 @@ def _check_cells(asked: Asked, rows: int) -> int:
             f"{rows} rows of {classes} classes under {settings} settings are {cells} numbers; at "
             f"most {MAX_CELLS} are computed at once; send fewer rows or settings",
         )
-    return cells
+    ranked_classes = rows * asked.top_k * settings
+    most = MAX_ANSWER_VALUES // RANKED_VALUES
+    if ranked_classes > most:
+        raise Problem(
+            "too-large",
+            f"{rows} rows with {asked.top_k} classes each under {settings} settings are "
+            f"{ranked_classes} classes to answer with; at most {most} are; send fewer rows or "
+            "settings, or ask for a smaller top_k",
+        )
+    return cells, ranked_classes
 
 
 def _logits_of(entry: Entry) -> NDArray[Any]:
+    entry.join()
     logits = entry.outputs.logits
     assert logits is not None
     return logits[entry.start : entry.stop]

@@ -135,14 +135,14 @@ def is_large(request: Request) -> bool:
     )
 
 
-def instances_of_columns(document: dict[str, Any]) -> list[Any]:
+def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any]:
     """The rows of an `inputs` member, whose columns are lists by name.
 
-    Raises Malformed beside `instances`, or for columns that make no rows.
+    Raises Malformed beside `instances`, TooLarge, or InvalidInput for columns that make no rows.
     """
     if "instances" in document:
         raise Malformed("the body has 'instances' and 'inputs'; expected one of them")
-    rows = rows_of_columns(document["inputs"])
+    rows = rows_of_columns(document["inputs"], max_rows=max_rows)
     if not rows:
         raise InvalidInput("there are no instances")
     return rows

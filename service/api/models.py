@@ -27,11 +27,13 @@ def router(repository: Repository, access: Access) -> APIRouter:
             ],
         }
 
-    @routes.get("/models/{model}", responses=_UNKNOWN)
-    async def model(model: str, version: int | None = None) -> dict[str, Any]:
+    @routes.get("/models/{model}", responses=_UNKNOWN, response_model=dict[str, Any])
+    async def model(model: str, version: int | None = None) -> Response:
         """One model: its model.json, where it runs, and which versions are loaded."""
         found = repository.find(model, version)
-        return {**_summary(repository.all()[model]), "bundle": found.bundle.model_dump()}
+        bundle = orjson.Fragment(found.bundle.model_dump_json())
+        document = {**_summary(repository.all()[model]), "bundle": bundle}
+        return Response(orjson.dumps(document), media_type="application/json")
 
     @routes.get(
         "/models/{model}/report",

@@ -30,8 +30,8 @@ from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.wire.arrays import array_of, fitted, may_hold_strings
-from service.wire.json_rows import numbers_of_json
-from service.wire.json_text import parse_json_object
+from service.wire.json_rows import document_of_json, numbers_of_json
+from service.wire.json_text import MAX_WHOLE_BYTES, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json
@@ -129,14 +129,15 @@ class Predict:
         if kind in JSON_TYPES:
             model = self._repository.find(name, parameters.version)
             sliced = self._numbers(body, model) if len(body) > LARGE_BYTES else None
-            document, inputs = sliced or (parse_json_object(body, _MEMBERS), None)
+            document, inputs = sliced or (self._document(body, model), None)
             if "parameters" in document:
                 parameters = parameters.merged(body_parameters(document["parameters"]))
                 model = self._repository.find(name, parameters.version)
             if inputs is None:
                 instances = document.get("instances")
                 if "inputs" in document:
-                    instances = instances_of_columns(document)
+                    most = model.batcher.max_request_rows
+                    instances = instances_of_columns(document, max_rows=most)
                 if not instances or not isinstance(instances, list):
                     instances = instances_of(document)  # raises, and says why
                 if isinstance(instances[0], dict) and not model.bundle.input.columns:
@@ -167,6 +168,14 @@ class Predict:
             allowed=_MEMBERS,
             max_rows=model.batcher.max_request_rows,
         )
+
+    @staticmethod
+    def _document(body: bytes | bytearray, model: ServedModel) -> dict[str, Any]:
+        """The members of a body, decoded whole unless it is too long for that."""
+        if len(body) <= MAX_WHOLE_BYTES:
+            return parse_json_object(body, _MEMBERS)
+        most = model.batcher.max_request_rows
+        return document_of_json(body, member="instances", allowed=_MEMBERS, max_rows=most)
 
     def _queue(
         self,

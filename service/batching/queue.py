@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any, TypeAlias
 
 from service.batching.work import (
+    LARGE_ANSWER_VALUES,
     Abandoned,
     Caller,
     DeadlinePassed,
@@ -94,12 +95,24 @@ class Entry:
         self._parts.append((first, outputs, start, stop))
 
     def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
-        """Take the scores of the last piece, and join them to those of the others."""
-        if self._parts is not None:
-            self._parts.sort(key=lambda part: part[0])
-            parts = [outputs.rows(start, stop) for _, outputs, start, stop in self._parts]
-            outputs, start, stop = GraphOutputs.joined(parts), 0, len(self.work.inputs)
+        """Take the scores of the last piece, and join them to those of the others.
+
+        Scores of a large answer are left apart: `join` joins them, in a thread.
+        """
         self.outputs, self.start, self.stop = outputs, start, stop
+        if self._parts is not None:
+            self.start, self.stop = 0, len(self.work.inputs)
+            if self.work.answer_values <= LARGE_ANSWER_VALUES:
+                self.join()
+
+    def join(self) -> None:
+        """Join the scores of a request that ran in several pieces. Does nothing the next time."""
+        parts, self._parts = self._parts, None
+        if parts is not None:
+            parts.sort(key=lambda part: part[0])
+            self.outputs = GraphOutputs.joined(
+                [outputs.rows(start, stop) for _, outputs, start, stop in parts]
+            )
 
 
 class Piece:

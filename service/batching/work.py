@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from service.graph.session import GraphOutputs
 
 Array = NDArray[Any]
+LARGE_ANSWER_VALUES = 20_000
+"""Answers with more values are joined and encoded in a thread: about two milliseconds' work."""
 
 
 class Overloaded(Exception):
@@ -109,6 +111,8 @@ class Work(NamedTuple):
     deadline: Deadline = NO_DEADLINE
     is_traffic: bool = True
     """False for an exploration (`/adjust`): its rows do not count as predictions."""
+    answer_values: int = 0
+    """The size of the answer, in numbers written as JSON."""
 
 
 class BatchFacts(NamedTuple):

@@ -7,7 +7,7 @@ without image models never loads it.
 """
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 
@@ -25,6 +25,8 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
 """Pixels of the longest side that is decoded: every row costs memory of its own."""
 
+_BAND_PIXELS = 2**20
+"""Pixels that are worked on at once where Pillow or NumPy would hold the interpreter."""
 _PNG_END = b"IEND\xaeB`\x82"
 _EXIF_ORIENTATION = 0x0112
 
@@ -59,9 +61,17 @@ def open_image(data: bytes) -> "Image":
     if not data:
         raise BadImage("is empty")
     image = open_header(io.BytesIO(data))
-    if image.format == "PNG" and _PNG_END not in data:
+    if image.format == "PNG" and not _has_png_end(data):
         raise BadImage("is truncated: its last PNG chunk is missing")
     return image
+
+
+def _has_png_end(data: bytes) -> bool:
+    """Whether a PNG has its last chunk; looked for from the end, some bytes at a time."""
+    for end in range(len(data), 0, -_BAND_PIXELS):
+        if data.find(_PNG_END, max(0, end - _BAND_PIXELS), end + len(_PNG_END) - 1) >= 0:
+            return True
+    return False
 
 
 def open_header(file: BinaryIO) -> "Image":
@@ -149,7 +159,8 @@ def decode_upright(image: "Image", *, color: Literal["RGB", "L"], needed: int) -
 
 def as_array(image: "Image") -> NDArray[np.uint8]:
     """Pixels [height, width, channels] of a decoded image; grey has one channel."""
-    pixels: NDArray[np.uint8] = np.asarray(image)
+    bands = [np.asarray(band) for _, band in _bands(image)]
+    pixels: NDArray[np.uint8] = bands[0] if len(bands) == 1 else np.concatenate(bands)
     return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
 
 
@@ -224,13 +235,30 @@ def _converted(image: "Image", color: str) -> "Image":
     """
     pillow = load_decoders()
     if image.mode == "I" or image.mode.startswith("I;16"):
-        image = pillow.fromarray((np.asarray(image) >> 8).clip(0, 255).astype(np.uint8))
-    if "A" in image.getbands() or "transparency" in image.info:
-        over = image if image.mode == "RGBA" else image.convert("RGBA")
-        white = pillow.new("RGBA", over.size, "white")
-        white.alpha_composite(over)
-        image = white
-    return image.convert(color)
+        grey: Image = pillow.new("L", image.size)
+        for top, band in _bands(image):
+            eight = (np.asarray(band) >> 8).clip(0, 255).astype(np.uint8)
+            grey.paste(pillow.fromarray(eight), (0, top))
+        image = grey
+    if "A" not in image.getbands() and "transparency" not in image.info:
+        return image.convert(color)
+    over = image if image.mode == "RGBA" else image.convert("RGBA")
+    opaque: Image = pillow.new(color, over.size)
+    for top, band in _bands(over):
+        white = pillow.new("RGBA", band.size, "white")
+        white.alpha_composite(band)
+        opaque.paste(white.convert(color), (0, top))
+    return opaque
+
+
+def _bands(image: "Image") -> "Iterator[tuple[int, Image]]":
+    """The image from top to bottom in bands of about a million pixels, each with its top row."""
+    height = max(1, _BAND_PIXELS // max(1, image.width))
+    if height >= image.height:
+        yield 0, image
+        return
+    for top in range(0, image.height, height):
+        yield top, image.crop((0, top, image.width, min(top + height, image.height)))
 
 
 def _resized(image: "Image", spec: PixelSpec) -> "Image":

@@ -50,10 +50,21 @@ from service.priors.snapshot import (
 )
 from service.priors.store_calls import PriorStore, StoreCalls
 
+LONG_INLINE_VALUES = 2000
+"""Values of an inline prior that are checked on the event loop."""
 MAX_NAMES = 1000
 """Stored priors that a model can have in use: each is a metric series and a line of the list."""
 _MAX_BUNDLES = 64
 _MAX_CHOSEN = 4096
+
+
+def _is_long(body: dict[str, Any]) -> bool:
+    """Whether checking an inline prior takes more than about two milliseconds."""
+    if len(body) > LONG_INLINE_VALUES:
+        return True
+    return any(
+        isinstance(each, (dict, list)) and len(each) > LONG_INLINE_VALUES for each in body.values()
+    )
 
 
 def this_worker() -> WorkerReport:
@@ -226,17 +237,22 @@ class Priors:
     def at_hand(self, bundle: Bundle, wanted: str | dict[str, Any] | None) -> PriorRevision:
         """The prior of a request: named (`name`, `name@7`, `name@>=8`), inline, or the default.
 
-        Raises as `select` and `inline` do, and InvalidReference.
+        Raises as `select` and `inline` do, and InvalidReference. An inline prior of many values
+        raises RevisionNotInMemory: `requested` checks it in a thread.
         """
         if wanted is None:
             return self.select(bundle)
         if isinstance(wanted, dict):
+            if _is_long(wanted):
+                raise RevisionNotInMemory("an inline prior of many values")
             return self.inline(bundle, wanted)
         reference = parse_prior_reference(wanted)
         return self.select(bundle, reference.name, at=reference.at, at_least=reference.at_least)
 
     async def requested(self, bundle: Bundle, wanted: str | dict[str, Any] | None) -> PriorRevision:
         """The prior of a request, fetched from the store if it is an older revision."""
+        if isinstance(wanted, dict) and _is_long(wanted):
+            return await asyncio.to_thread(self.inline, bundle, wanted)
         try:
             return self.at_hand(bundle, wanted)
         except RevisionNotInMemory:

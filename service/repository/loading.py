@@ -135,7 +135,7 @@ class Loader:
                 row_seconds, self.max_queue_ms * FLOOD_SHARE, floor=largest
             ),
             max_queued_bytes=self.max_queued_bytes,
-            inline_seconds=self.inline_seconds,
+            inline_seconds=self.inline_seconds if _has_one_cost(bundle) else 0.0,
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
         )
@@ -161,6 +161,15 @@ def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:
         bundle.name, bundle.version, share,
     )  # fmt: skip
     return 1
+
+
+def _has_one_cost(bundle: Bundle) -> bool:
+    """Whether every row costs what the rows of warm-up cost.
+
+    A text or a row of free size may be far longer: its batches never run on the event loop.
+    """
+    specs = bundle.input.columns or (bundle.input,)
+    return all(spec.kind != "text" and None not in spec.shape[1:] for spec in specs)
 
 
 def _free_sizes(bundle: Bundle) -> tuple[int, ...]:

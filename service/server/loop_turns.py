@@ -1,13 +1,18 @@
 """Measures how long the event loop is held: a debugging aid (`--measure-loop-turns`)."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from service.observe.run_folder import Gauge
 
+logger = logging.getLogger(__name__)
+
 TICK_SECONDS = 0.002
+LONG_SECONDS = 0.05
+"""A longer turn is logged."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
@@ -40,8 +45,10 @@ class LoopTurns:
     def _tick(self) -> None:
         late = time.monotonic() - self._due
         late -= _waited_for_processor() - self._waited
-        used = time.process_time() - self._used
-        self.longest_seconds = max(self.longest_seconds, min(late, used))
+        turn = min(late, time.process_time() - self._used)
+        self.longest_seconds = max(self.longest_seconds, turn)
+        if turn > LONG_SECONDS:
+            logger.warning("the event loop was held for %.0f ms", 1e3 * turn)
         self._plan()
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
 from service.contract.columns import records
-from service.wire.faults import InvalidInput, Malformed
+from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.shown import short
 
 Array = NDArray[Any]
@@ -49,8 +49,8 @@ def record_rows(
     return records({c.name: _column(values[c.name], c, array_of) for c in spec.columns})
 
 
-def rows_of_columns(columns: Any) -> list[dict[str, Any]]:
-    """The rows of {"column": [value of each row, …], …}. Raises Malformed."""
+def rows_of_columns(columns: Any, *, max_rows: int) -> list[dict[str, Any]]:
+    """The rows of {"column": [value of each row, …], …}. Raises Malformed or TooLarge."""
     if not isinstance(columns, dict) or not columns:
         raise Malformed(f"inputs is {short(columns)}; expected an object of lists by column name")
     for name, values in columns.items():
@@ -60,6 +60,8 @@ def rows_of_columns(columns: Any) -> list[dict[str, Any]]:
     if len(lengths) != 1:
         shown = ", ".join(f"{name[:40]}: {len(v)}" for name, v in list(columns.items())[:8])
         raise Malformed(f"inputs has columns of different lengths ({shown})")
+    if max(lengths) > max_rows:
+        raise TooLarge(f"the columns have more than {max_rows} rows, the most that may wait")
     by_row = zip(*columns.values(), strict=True)
     return [dict(zip(columns, values, strict=True)) for values in by_row]
 

@@ -10,6 +10,8 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from service.wire.faults import Malformed
 
 MAX_PARTS = 1_000
+_PIECE_BYTES = 256 * 1024
+"""Bytes that the parser gets at once: copying more would hold the interpreter."""
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote the body
 
@@ -32,7 +34,8 @@ def parse_form(content_type: bytes, body: bytes) -> Form:
     reader = _Reader()
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
-        parser.write(body)
+        for at in range(0, len(body), _PIECE_BYTES):
+            parser.write(body[at : at + _PIECE_BYTES])
         parser.finalize()
     except (FormParserError, ValueError) as error:
         raise Malformed(f"the multipart body cannot be read: {error}") from None

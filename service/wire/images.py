@@ -15,6 +15,10 @@ from service.wire.arrays import MAX_TENSOR_BYTES
 from service.wire.faults import InvalidImage, TooLarge
 
 FORMATS = pixels.FORMATS
+MAX_WEBP_PIXELS = 20_000_000
+"""Pixels of the largest WebP image: its decoder hands over all of them in one copy."""
+_BASE64_CHARACTERS = 2**20
+"""Characters that are decoded at once, a multiple of four: decoding holds the interpreter."""
 MAX_REQUEST_PIXELS = 500_000_000
 """Pixels of all images of one request together."""
 
@@ -34,6 +38,11 @@ def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
         try:
             image = pixels.open_image(data)
             total += image.width * image.height
+            if image.format == "WEBP" and image.width * image.height > MAX_WEBP_PIXELS:
+                raise InvalidImage(
+                    f"image {row} has {image.width} × {image.height} pixels; of WebP at most "
+                    f"{MAX_WEBP_PIXELS} are decoded"
+                )
             if total > MAX_REQUEST_PIXELS:
                 raise InvalidImage(
                     f"the images up to number {row} have {total} pixels together; "
@@ -47,10 +56,16 @@ def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
 
 def from_base64(text: str, row: int) -> bytes:
     """The bytes of base64 text. Raises InvalidImage."""
+    found = bytearray()
     try:
-        return base64.b64decode(text, validate=True)
+        for at in range(0, len(text) or 1, _BASE64_CHARACTERS):
+            part = text[at : at + _BASE64_CHARACTERS]
+            found += base64.b64decode(part, validate=True)
+            if "=" in part and at + _BASE64_CHARACTERS < len(text):
+                raise ValueError("padding within the text")
     except (binascii.Error, ValueError):
         raise InvalidImage(f"instance {row}: b64 is not valid base64") from None
+    return bytes(found)
 
 
 def _check_tensor_size(count: int, spec: InputSpec) -> None:

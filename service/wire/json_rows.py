@@ -1,4 +1,4 @@
-"""A long JSON body of numbers → the model's input tensor, a slice of rows at a time.
+"""A long JSON body → its rows, or the model's input tensor of numbers, a slice of rows at a time.
 
 The JSON decoder holds the interpreter until it returns. Decoded whole, tens of megabytes would stop
 the event loop for a second, whichever thread decodes them. A slice takes a few milliseconds, and
@@ -17,15 +17,19 @@ from numpy.typing import NDArray
 from service.contract.bundle import InputSpec
 from service.wire.arrays import Array, array_of
 from service.wire.faults import InvalidInput, Malformed, TooLarge
-from service.wire.json_text import parse_json_object
+from service.wire.json_text import MAX_WHOLE_BYTES, check_decoded_size, parse_json_object
 from service.wire.shown import shape_words
 
 SLICE_BYTES = 128 * 1024
+MAX_ROW_BYTES = 16 * 2**20
+"""The longest text of one row, which is decoded at once."""
 _BLOCK_BYTES = 2**20
 _MAX_STRINGS = 100
 _MAX_ROW_VALUES = 1_000_000
 """Values of one row where the model does not say how many it takes."""
 _OPENS, _CLOSES, _COMMA = b"["[0], b"]"[0], b","[0]
+_OPENS_OBJECT, _CLOSES_OBJECT = b"{"[0], b"}"[0]
+_QUOTE, _BACKSLASH = b'"'[0], b"\\"[0]
 _LIST = re.compile(rb"[ \t\r\n]*:[ \t\r\n]*\[")
 
 
@@ -48,18 +52,78 @@ def numbers_of_json(
         return None
     quote = body.find(b'"', begin)
     end, commas = _rows(body, begin, len(body) if quote < 0 else quote, max_rows)
-    document = parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
+    document = _without_list(body, begin, end, allowed)
     if document.get(member) != []:
         return None
     bounds = np.concatenate([[begin], commas, [end]])
-    if len(bounds) == 2 and not bytes(body[begin + 1 : end]).strip(b" \t\r\n"):
-        raise InvalidInput("there are no instances")
+    _check_rows(body, bounds)
     arrays = list(_slices(body, bounds, spec, slice_bytes))
     if len({array.shape[1:] for array in arrays}) != 1:
         raise InvalidInput(
             f"the instances differ in shape; the model takes {shape_words(spec.shape)}"
         )
     return document, np.concatenate(arrays)
+
+
+def document_of_json(
+    body: bytes | bytearray, *, member: str, allowed: Sequence[str], max_rows: int
+) -> dict[str, Any]:
+    """A body too long to be decoded whole, whose list `member` holds anything, such as encoded
+    images or texts. Raises Malformed, InvalidInput or TooLarge.
+    """
+    begin = _first_list(body, member)
+    if begin is None:
+        return parse_json_object(body, allowed)  # raises TooLarge, which says what is possible
+    check_decoded_size(body)
+    end, commas = _any_rows(body, begin, max_rows)
+    document = _without_list(body, begin, end, allowed)
+    if document.get(member) != [] or body.find(b'"%b"' % member.encode(), end) >= 0:
+        raise Malformed(f"the body has more than one member '{member}'")
+    bounds = np.concatenate([[begin], commas, [end]])
+    _check_rows(body, bounds)
+    found: list[Any] = []
+    for begin, end, row, stop in _spans(bounds, SLICE_BYTES):
+        found += _decoded(bytes(body[begin:end]), stop - row, first_row=row)
+    return {**document, member: found}
+
+
+def _first_list(body: bytes | bytearray, member: str) -> int | None:
+    """Where the list begins, if `member` is the first member of the body or follows others without
+    quotes in their values.
+    """
+    head = bytes(body[:SLICE_BYTES])
+    key = b'"%b"' % member.encode()
+    at = head.find(key)
+    if at < 0 or b"\\" in head[:at] or head.count(b'"', 0, at) % 2:
+        return None
+    opened = head.count(b"{", 0, at) + head.count(b"[", 0, at)
+    depth = opened - head.count(b"}", 0, at) - head.count(b"]", 0, at)
+    after = _LIST.match(head, at + len(key))
+    return after.end() - 1 if depth == 1 and after is not None else None
+
+
+def _without_list(
+    body: bytes | bytearray, begin: int, end: int, allowed: Sequence[str]
+) -> dict[str, Any]:
+    """The document with an empty list in place of the one from `begin` to `end`."""
+    others = begin + len(body) - end
+    if others > MAX_WHOLE_BYTES:
+        raise TooLarge(
+            f"the JSON has {others} bytes beside its rows; at most {MAX_WHOLE_BYTES} are accepted"
+        )
+    return parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
+
+
+def _check_rows(body: bytes | bytearray, bounds: NDArray[np.int64]) -> None:
+    """Raise TooLarge for a row whose text is too long, and InvalidInput where there is none."""
+    lengths = np.diff(bounds)
+    if lengths.max() > MAX_ROW_BYTES:
+        raise TooLarge(
+            f"instance {int(lengths.argmax())} has {int(lengths.max())} bytes of JSON; at most "
+            f"{MAX_ROW_BYTES} are accepted; send a .npy array, binary tensors or an image"
+        )
+    if len(bounds) == 2 and not bytes(body[bounds[0] + 1 : bounds[1]]).strip(b" \t\r\n"):
+        raise InvalidInput("there are no instances")
 
 
 def _list_begin(body: bytes | bytearray, member: str) -> int | None:
@@ -80,13 +144,67 @@ def _list_begin(body: bytes | bytearray, member: str) -> int | None:
         return None
     depth, at = 0, 0
     for begin, end in strings:
-        depth += body.count(b"{", at, begin) + body.count(b"[", at, begin)
-        depth -= body.count(b"}", at, begin) + body.count(b"]", at, begin)
+        depth += _depth(body, at, begin)
         if (begin, end) == found[0]:
             break
         at = end
     after = _LIST.match(body, found[0][1])
     return after.end() - 1 if depth == 1 and after is not None else None
+
+
+def _depth(body: bytes | bytearray, begin: int, end: int) -> int:
+    """How many more lists and objects are opened than closed; counted in pieces."""
+    depth = 0
+    for at in range(begin, end, _BLOCK_BYTES):
+        stop = min(at + _BLOCK_BYTES, end)
+        depth += body.count(b"{", at, stop) + body.count(b"[", at, stop)
+        depth -= body.count(b"}", at, stop) + body.count(b"]", at, stop)
+    return depth
+
+
+def _any_rows(body: bytes | bytearray, begin: int, max_rows: int) -> tuple[int, NDArray[np.int64]]:
+    """`_rows` of a list whose items may hold texts, and in them any character."""
+    depth, found, rows = 0, [], 1
+    in_text, backslashes = False, 0
+    for at in range(begin, len(body), _BLOCK_BYTES):
+        block = np.frombuffer(body, np.uint8, min(_BLOCK_BYTES, len(body) - at), at)
+        quotes, backslashes = _quotes(block, backslashes)
+        toggles = np.zeros(len(block), np.int32)
+        toggles[quotes] = 1
+        inside = (np.cumsum(toggles, dtype=np.int32) + in_text) % 2 == 1
+        in_text = bool(inside[-1])
+        opens = (block == _OPENS) | (block == _OPENS_OBJECT)
+        closes = (block == _CLOSES) | (block == _CLOSES_OBJECT)
+        steps = opens.astype(np.int8) - closes.astype(np.int8)
+        steps[inside] = 0
+        levels = np.cumsum(steps, dtype=np.int32) + depth
+        ends = np.flatnonzero(levels == 0)
+        last = int(ends[0]) if len(ends) else len(block)
+        is_comma = (block[:last] == _COMMA) & (levels[:last] == 1) & ~inside[:last]
+        commas = np.flatnonzero(is_comma) + at
+        rows += len(commas)
+        if rows > max_rows:
+            raise TooLarge(f"the body has more than {max_rows} instances, the most that may wait")
+        found.append(commas)
+        if len(ends):
+            return at + last, np.concatenate(found)
+        depth = int(levels[-1])
+    raise Malformed("the body is not JSON: a list does not end")
+
+
+def _quotes(block: NDArray[np.uint8], backslashes: int) -> tuple[NDArray[np.int64], int]:
+    """The quotes of a block that begin or end a text, and the backslashes at its end.
+
+    backslashes: those right before the block. A quote behind an odd number of them is escaped.
+    """
+    quotes = np.flatnonzero(block == _QUOTE)
+    others = np.flatnonzero(block != _BACKSLASH)
+    if len(others) == len(block) and not backslashes:
+        return quotes, 0
+    before = np.searchsorted(others, quotes) - 1  # the last character that is no backslash
+    runs = quotes - 1 - np.where(before < 0, -1 - backslashes, others[before])
+    left = len(block) - 1 - int(others[-1]) if len(others) else backslashes + len(block)
+    return quotes[runs % 2 == 0], left
 
 
 def _rows(
@@ -119,25 +237,36 @@ def _slices(
 
     bounds: where the list's bracket, the commas between rows and the closing bracket are.
     """
-    row, last = 0, len(bounds) - 1
-    while row < last:
-        fits = int(np.searchsorted(bounds, bounds[row] + slice_bytes, side="right")) - 1
-        stop = min(max(row + 1, fits), last)
-        begin, end = int(bounds[row]) + 1, int(bounds[stop])
+    for begin, end, row, stop in _spans(bounds, slice_bytes):
         if end - begin > slice_bytes:
             _check_row(body, begin, end, row=row, spec=spec)
         text = bytes(body[begin:end])
         yield _slice(text, stop - row, spec, first_row=row)
+
+
+def _spans(bounds: NDArray[np.int64], slice_bytes: int) -> Iterator[tuple[int, int, int, int]]:
+    """(begin, end, first row, row behind the last) of slices of whole rows."""
+    row, last = 0, len(bounds) - 1
+    while row < last:
+        fits = int(np.searchsorted(bounds, bounds[row] + slice_bytes, side="right")) - 1
+        stop = min(max(row + 1, fits), last)
+        yield int(bounds[row]) + 1, int(bounds[stop]), row, stop
         row = stop
 
 
-def _slice(text: bytes, rows: int, spec: InputSpec, *, first_row: int) -> Array:
+def _decoded(text: bytes, rows: int, *, first_row: int) -> list[Any]:
+    """The items of a part of a list. Raises Malformed."""
     try:
-        instances = orjson.loads(b"[%b]" % text)
+        instances: list[Any] = orjson.loads(b"[%b]" % text)
     except orjson.JSONDecodeError as error:
         raise Malformed(f"the body is not JSON: instances from {first_row} on: {error}") from None
     if len(instances) != rows:
         raise Malformed("the body is not JSON: a comma without a value")
+    return instances
+
+
+def _slice(text: bytes, rows: int, spec: InputSpec, *, first_row: int) -> Array:
+    instances = _decoded(text, rows, first_row=first_row)
     are_numbers = b"true" not in text and b"false" not in text
     return array_of(instances, spec, are_numbers=are_numbers, first_row=first_row)
 

@@ -14,6 +14,10 @@ from service.wire.shown import short
 
 MAX_DECODED_BYTES = 48 * 2**20
 """Estimated memory of a decoded document; decoding it holds the interpreter for about 30 ms."""
+MAX_WHOLE_BYTES = 16 * 2**20
+"""Text that is decoded at once: checking and copying more would hold the interpreter too long."""
+MAX_STRINGS = 200_000
+"""Texts and names of a document that is decoded at once; a new name takes 0.2 µs."""
 MAX_STORABLE_BYTES = 16 * 2**20
 """Estimated memory of a decoded document that is to be stored: a prior of 400,000 classes."""
 MAX_STORABLE_LEVELS = 32
@@ -28,13 +32,19 @@ _VALUE_BYTES, _LIST_BYTES, _OBJECT_BYTES = 40, 64, 240
 def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> Any:
     """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels.
 
-    limit: of the estimated memory of the decoded document, in bytes.
-    Raises Malformed or TooLarge.
+    The decoder holds the interpreter until it returns, so that all it reads is bounded: the text,
+    the number of strings, and the memory. limit: of the estimated memory of the decoded document,
+    in bytes. Raises Malformed or TooLarge.
     """
     if not body:
         raise Malformed("the body is empty")
     if len(body) > _UNCHECKED_BYTES:
         check_decoded_size(body, limit)
+    if len(body) > MAX_WHOLE_BYTES:
+        raise TooLarge(
+            f"the JSON has {len(body)} bytes; at most {MAX_WHOLE_BYTES} are decoded where they are "
+            "not one list of rows; send a .npy array or binary tensors, or fewer rows"
+        )
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -56,12 +66,18 @@ def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) 
     """Estimate the memory of decoded JSON from its punctuation. Raises TooLarge or Malformed."""
     if len(body) <= _UNCHECKED_BYTES:
         return
-    size = 0
+    size = quotes = 0
     for begin in range(0, len(body), _WINDOW_BYTES):
         end = begin + _WINDOW_BYTES
         size += _VALUE_BYTES * body.count(b",", begin, end)
         size += _LIST_BYTES * body.count(b"[", begin, end)
         size += _OBJECT_BYTES * body.count(b"{", begin, end)
+        quotes += body.count(b'"', begin, end)
+        if quotes > 2 * MAX_STRINGS:
+            raise TooLarge(
+                f"the JSON holds more than {MAX_STRINGS} texts and names, the most that is "
+                "accepted; send columns as lists, or fewer rows"
+            )
         if size > limit:
             if body.count(b"[", 0, end) - body.count(b"]", 0, end) > _MAX_LEVELS:
                 raise Malformed(f"the body is not JSON of at most {_MAX_LEVELS} levels")

@@ -63,7 +63,8 @@ def _read_query(query: bytes) -> Parameters:
         return NO_PARAMETERS
     if query.startswith(b"tau="):  # a tau may differ in every request while the rest repeats
         text, _, rest = query[4:].partition(b"&")
-        if text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS:
+        fits = text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS
+        if fits and not rest.startswith(b"tau="):
             others = query_parameters(rest)
             if others.tau is None and rest != query:
                 return Parameters(float(text), others.prior, others.top_k, others.version)

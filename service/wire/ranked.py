@@ -11,6 +11,8 @@ import orjson
 from numpy.typing import NDArray
 
 _MAX_KEPT = 4096
+SLICE_VALUES = 20_000
+"""Numbers that are written in one call, which holds the interpreter for about two milliseconds."""
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -46,7 +48,19 @@ def rows_json(
     unadjusted, unadjusted_probabilities: the best class of each row at tau = 0 [n].
     A number is written as the shortest text that its own type reads as the same number.
     """
-    k = indices.shape[1]
+    n, k = indices.shape
+    if n * k > SLICE_VALUES and n > 1:
+        step, found = max(1, SLICE_VALUES // k), []
+        for at in range(0, n, step):
+            rows = slice(at, at + step)
+            found += rows_json(
+                classes,
+                indices[rows],
+                probabilities[rows],
+                unadjusted[rows],
+                unadjusted_probabilities[rows],
+            )
+        return found
     class_part = classes.__getitem__
     begins = list(map(class_part, indices.ravel().tolist()))
     # number_texts, twice and without its call: this runs for every batch
@@ -63,7 +77,38 @@ def rows_json(
 
 def number_texts(values: NDArray[Any]) -> list[bytes]:
     """Each number as JSON, in row-major order."""
-    return orjson.dumps(values.ravel(), option=_NUMPY)[1:-1].split(b",")
+    flat = values.ravel()
+    if len(flat) <= SLICE_VALUES:
+        return orjson.dumps(flat, option=_NUMPY)[1:-1].split(b",")
+    found: list[bytes] = []
+    for at in range(0, len(flat), SLICE_VALUES):
+        found += orjson.dumps(flat[at : at + SLICE_VALUES], option=_NUMPY)[1:-1].split(b",")
+    return found
+
+
+def joined_texts(texts: Sequence[bytes]) -> bytes:
+    """Texts with commas between them, joined some at a time: one call would hold the
+    interpreter.
+    """
+    if len(texts) <= SLICE_VALUES:
+        return b",".join(texts)
+    return b",".join(
+        [b",".join(texts[at : at + SLICE_VALUES]) for at in range(0, len(texts), SLICE_VALUES)]
+    )
+
+
+def list_json(values: Any) -> bytes:
+    """A flat array of numbers, or any sequence whose slices are lists, as JSON, written some at a
+    time.
+    """
+    if len(values) <= SLICE_VALUES:
+        return orjson.dumps(values[:], option=_NUMPY)
+    return b"[%b]" % b",".join(
+        [
+            orjson.dumps(values[at : at + SLICE_VALUES], option=_NUMPY)[1:-1]
+            for at in range(0, len(values), SLICE_VALUES)
+        ]
+    )
 
 
 @lru_cache(maxsize=16)  # of 100,000 classes one is half a megabyte

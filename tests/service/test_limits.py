@@ -10,10 +10,12 @@ import pytest
 
 import service.api
 import service.wire
+from service import classifier
 from service.api import adjust
 from service.api.edge import bodies, framing, json_body, known_headers, lane
 from service.api.edge.errors import TITLES
 from service.api.oip import answer, infer, request
+from service.api.rpc import messages
 from service.contract import pixels
 from service.priors import priors
 from service.settings import Settings
@@ -31,6 +33,13 @@ TABLE = {
     "requests that wait on one connection": [framing._MAX_PIPELINED],
     "members of a gzip body": [bodies._MAX_MEMBERS],
     "JSON of a scoring request": [f"{json_text.MAX_DECODED_BYTES // MIB} MiB"],
+    "JSON that is decoded at once": [
+        f"{json_text.MAX_WHOLE_BYTES // MIB} MiB",
+        json_text.MAX_STRINGS,
+    ],
+    "the JSON of one row": [f"{json_rows.MAX_ROW_BYTES // MIB} MiB"],
+    "WebP images": [images.MAX_WEBP_PIXELS],
+    "an answer": [classifier.MAX_ANSWER_VALUES, classifier.RANKED_VALUES],
     "nesting of JSON": [json_text._MAX_LEVELS, json_text.MAX_STORABLE_LEVELS],
     "a prior's body": [
         f"{json_body.MAX_BODY_BYTES // MIB} MiB",
@@ -50,6 +59,7 @@ TABLE = {
         tensors.MAX_DIMENSIONS,
         tensors.MAX_BYTES_ELEMENTS,
     ],
+    "a gRPC message beside its raw contents": [f"{messages.MAX_TYPED_BYTES // MIB} MiB"],
     "inputs of one inference request": [request.MAX_INPUTS],
     "different priors in one inference request": [infer.MAX_ROW_PRIORS],
     "one text": [arrays.MAX_TEXT_CHARACTERS],

@@ -17,6 +17,8 @@ Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 
 _PIECE_BYTES = 64 * 1024
+_INFLATED_PIECE_BYTES = 2**20
+"""More is not inflated at once: copying it would hold the interpreter."""
 _MAX_MEMBERS = 10_000
 MIN_COMPRESSED_BYTES = 64 * 1024
 """A shorter answer of a scoring route is not compressed: that would take longer than sending it."""
@@ -131,13 +133,16 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
     """All members one after the other, read in pieces so that little is copied for each."""
     found, at, members = bytearray(), 0, 0
     reader = zlib.decompressobj(_WINDOW[name])
-    while at < len(body):
+    more = True
+    while at < len(body) or more:
         piece = body[at : at + _PIECE_BYTES]
-        found += reader.decompress(piece, limit + 1 - len(found))
+        part = reader.decompress(piece, min(_INFLATED_PIECE_BYTES, limit + 1 - len(found)))
+        found += part
         if len(found) > limit:
             raise _too_long(limit)
         left = reader.unconsumed_tail or reader.unused_data
         at += len(piece) - len(left)
+        more = len(part) == _INFLATED_PIECE_BYTES  # the reader may hold a rest of its output
         if not reader.eof:
             continue
         members += 1

@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.api.edge.known_headers import Pairs
 from service.api.edge.request import Response
+from service.wire.digits import whole_number
 
 _STATUS_LINE = {
     status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
@@ -31,6 +32,12 @@ _UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _MAX_PIPELINED = 8
 """Requests that may wait behind one that is being answered before reading pauses."""
+_SLICE_BYTES = 4096
+"""Bytes that the parser gets at once, unless a longer part of a body is known to follow."""
+_TURN_EVENTS = 500
+"""Parts of messages that a connection reads in one turn of the loop, about a millisecond's work."""
+_MESSAGE_EVENTS = 25
+"""What a whole request counts among them."""
 _LINGER_SECONDS = 2.0
 """How long a refused client may go on sending: closing at once could destroy the answer."""
 _MAX_DISCARDED_BYTES = 64 * 2**20
@@ -63,6 +70,16 @@ class FramedProtocol(HttpToolsProtocol):
     """Bytes received since the head, a part of the body or the message before was complete."""
     _progressed = False
     """Whether a part of a body or the end of a message came with the last bytes."""
+    _body_left = 0
+    """Bytes of the body of this message that are still to come, where a length was declared."""
+    _events = 0
+    """Parts of messages that were read in this turn of the loop."""
+    _unread = b""
+    """Bytes received that wait for a later turn of the loop, or for room in the pipeline."""
+    _reads_on = False
+    """Whether a later turn of the loop reads them."""
+    _eof_waits = False
+    """Whether the client sends nothing after them."""
     _discarded_bytes = 0
     _refusal: bytes | None = None
     """The answer that follows those that are still due, and closes the connection."""
@@ -75,13 +92,35 @@ class FramedProtocol(HttpToolsProtocol):
     # -- from the socket
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the client."""
-        if self._ended:
-            self._discard(data)
+        """Bytes of the client.
+
+        However many requests, headers or chunks they hold, one turn of the loop reads a bounded
+        number; the rest waits in `_unread`, and reading pauses.
+        """
+        if self._unread:
+            self._unread += data
+            self.flow.pause_reading()
             return
+        at, end, self._events = 0, len(data), 0
+        rest = memoryview(data)
+        while at < end:
+            if self._ended:
+                self._discard(end - at)
+                return
+            if self._events > _TURN_EVENTS or len(self.pipeline) >= _MAX_PIPELINED:
+                self._unread = bytes(rest[at:])
+                self.flow.pause_reading()
+                self._read_soon()
+                return
+            size = max(_SLICE_BYTES, self._body_left)
+            self._feed(rest[at : at + size])
+            at += size
+
+    def _feed(self, data: "memoryview[int]") -> None:
+        """Have the parser read some bytes."""
         was_in_head = self._in_head or not self.mid_message
         self._progressed = False
-        rest = memoryview(data)
+        rest = data
         while True:
             try:
                 self.parser.feed_data(rest)
@@ -104,11 +143,35 @@ class FramedProtocol(HttpToolsProtocol):
             self._idle_bytes += len(data)
             self._check_idle_bytes()
 
+    def _read_soon(self) -> None:
+        """Read what waits in the next turn of the loop."""
+        if not self._reads_on:
+            self._reads_on = True
+            self.loop.call_soon(self._read_on)
+
+    def _read_on(self) -> None:
+        """Read what waits, unless the pipeline is full: then the next answer has it read."""
+        self._reads_on = False
+        if self.transport.is_closing():
+            self._unread = b""
+        if not self._unread or len(self.pipeline) >= _MAX_PIPELINED:
+            return
+        data, self._unread = self._unread, b""
+        self.data_received(data)
+        if self._unread:
+            return
+        self.flow.resume_reading()
+        if self._eof_waits and not self.eof_received():
+            self.transport.close()
+
     def eof_received(self) -> bool:  # type: ignore[override]
         """The client sends nothing more; it may still read.
 
         Returns whether the connection stays open.
         """
+        if self._unread:
+            self._eof_waits = True
+            return True
         if self._ended and not self.is_answering():
             return False
         if self.mid_message and self._handed_over and not self._leave_unfinished():
@@ -152,7 +215,7 @@ class FramedProtocol(HttpToolsProtocol):
         """Parser: a request begins. uvicorn's scope is made for those that need one."""
         self.mid_message = self._in_head = True
         self._dropped = self._ended or self.transport.is_closing()
-        self._head_bytes, self._handed_over = 0, False
+        self._head_bytes, self._body_left, self._handed_over = 0, 0, False
         self.url = b""
         self.headers = []  # a new list for each request; `slow_clients` compares by identity
         self.expect_100_continue = False
@@ -171,6 +234,7 @@ class FramedProtocol(HttpToolsProtocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Parser: a header field, or a trailer field, which is ignored."""
+        self._events += 1
         self._head_bytes += len(name) + len(value) + 4
         if self._dropped:
             return
@@ -206,12 +270,15 @@ class FramedProtocol(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Parser: a part of the body."""
         self._progressed = True
+        self._events += 1
+        self._body_left -= len(body)
         if not self._dropped:
             self.take_body(body)
 
     def on_message_complete(self) -> None:
         """Parser: the request is whole."""
         self.mid_message, self._progressed = False, True
+        self._events += _MESSAGE_EVENTS
         if self._dropped:
             return
         if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():
@@ -279,6 +346,8 @@ class FramedProtocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         """An answer is whole: begin what was pipelined behind its request, or rest."""
         self._resting_since = self.loop.time()
+        if self._unread:
+            self._read_soon()
         if self.pipeline:
             self._answering = self.pipeline[-1][0]
             super().on_response_complete()
@@ -331,8 +400,8 @@ class FramedProtocol(HttpToolsProtocol):
         """No other protocol is spoken here, whichever libraries are installed."""
         return False
 
-    def _discard(self, data: bytes) -> None:
-        self._discarded_bytes += len(data)
+    def _discard(self, size: int) -> None:
+        self._discarded_bytes += size
         if self._discarded_bytes > _MAX_DISCARDED_BYTES:
             self.transport.close()
 
@@ -361,10 +430,21 @@ class FramedProtocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             return f"the request is HTTP/{version}; expected HTTP/1.1"
+        fault = self._field_fault(version)
+        if fault is not None:
+            return fault
+        if version == "1.0":
+            self.expect_100_continue = False
+        return self._target_fault()
+
+    def _field_fault(self, version: str) -> str | None:
+        """Return the fault of the fields that frame a request. Notes the declared length."""
         hosts = []
         for name, value in self.headers:
             if name == b"host":
                 hosts.append(value)
+            elif name == b"content-length":
+                self._body_left = whole_number(value, below=2**63) or 0
             elif name == b"transfer-encoding":
                 if version == "1.0":
                     return "an HTTP/1.0 request has Transfer-Encoding; expected Content-Length"
@@ -375,9 +455,7 @@ class FramedProtocol(HttpToolsProtocol):
             return f"the request has {len(hosts)} Host headers; expected one"
         if hosts and not _HOST.fullmatch(hosts[0]):
             return f"Host is {hosts[0][:60]!r}; expected a host name and optionally a port"
-        if version == "1.0":
-            self.expect_100_continue = False
-        return self._target_fault()
+        return None
 
     def _target_fault(self) -> str | None:
         url = self.url
@@ -443,8 +521,8 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
 
-def response_bytes(response: Response, *, keep_alive: bool) -> bytes:
-    """A response as it is sent."""
+def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
+    """A response as it is sent, or its head alone."""
     status, content_type, body, request_id, headers = response
     extra = b"" if keep_alive else b"connection: close\r\n"
     if headers:
@@ -455,7 +533,7 @@ def response_bytes(response: Response, *, keep_alive: bool) -> bytes:
         content_type,
         len(body),
         request_id,
-        body,
+        body if with_body else b"",
     )
 
 

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -19,7 +20,7 @@ from service.api.edge.errors import PROBLEM_JSON, Problem, problem_of
 from service.api.edge.known_headers import Head, KnownHeads
 from service.api.edge.request import Answer, Later, Match, Request, Response, Route, Send
 from service.batching.queue import Entry
-from service.batching.work import Abandoned, Connection
+from service.batching.work import LARGE_ANSWER_VALUES, Abandoned, Connection
 from service.machine import trim_heaps
 from service.observe.metrics import Metrics
 
@@ -61,6 +62,7 @@ class ScoringLane:
         self._matched: dict[str, Match] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._trim: asyncio.TimerHandle | None = None
+        self._encoder = ThreadPoolExecutor(1, "encoder")  # one, so that one answer is being made
         self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:
@@ -193,6 +195,8 @@ class ScoringLane:
         body = await asyncio.to_thread(
             inflated, request.body, request.headers[b"content-encoding"], self._max_body_bytes
         )
+        if len(body) > _LARGE_BYTES:
+            self._trim_soon()
         self._begin(match, request.with_body(body))
 
     def _run(self, route: Route, request: Request, later: Later) -> None:
@@ -209,11 +213,17 @@ class ScoringLane:
         else:
             if answer is not None:
                 self._finish(route, [request], [answer])
-        if len(request.body) > _LARGE_BYTES and self._trim is None:
+                if len(answer.body) > _LARGE_BYTES:
+                    self._trim_soon()
+        if len(request.body) > _LARGE_BYTES:
+            self._trim_soon()
+
+    def _trim_soon(self) -> None:
+        """Return the memory of large bodies to the system, which the allocator would keep."""
+        if self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_heaps)
 
     def _trim_heaps(self) -> None:
-        """Return the memory of large bodies to the system, which the allocator would keep."""
         self._trim = None
         asyncio.get_running_loop().run_in_executor(None, trim_heaps)
 
@@ -223,13 +233,19 @@ class ScoringLane:
         """Answer entries of one route that finished together."""
         requests: list[Request] = []
         scored: list[Entry] = []
+        values = 0
         for entry in entries:
             if entry.error is None:
                 requests.append(entry.ask.request)
                 scored.append(entry)
+                values += entry.work.answer_values
             else:
                 self._fail(route, entry.ask.request, entry.error)
         if not scored:
+            return
+        if values > LARGE_ANSWER_VALUES:
+            for entry in scored:
+                self._run(route, entry.ask.request, self._encoded_apart(route, entry))
             return
         try:
             answers = route.encode(scored)
@@ -241,6 +257,15 @@ class ScoringLane:
                 self._reply(route, [entry])
         else:
             self._finish(route, requests, answers)
+
+    async def _encoded_apart(self, route: Route, entry: Entry) -> Answer:
+        """The answer to one request, encoded in a thread: on the loop it would hold up others."""
+
+        def encoded() -> Answer:
+            entry.join()
+            return route.encode([entry])[0]
+
+        return await asyncio.get_running_loop().run_in_executor(self._encoder, encoded)
 
     def _finish(self, route: Route, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
         """Count, log and send the answers to requests of one route."""

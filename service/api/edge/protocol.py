@@ -15,6 +15,8 @@ from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Match, Response
 
 _NO_KEY = (401, 403)
+_COPIED_BYTES = 2**20
+"""A longer body is not copied behind its head."""
 
 
 class _NoEvent:
@@ -56,7 +58,7 @@ class ScoringProtocol(FramedProtocol):
     def data_received(self, data: bytes) -> None:
         """Bytes of the client."""
         lane: ScoringLane = self.app.lane
-        at_rest = not (self.mid_message or self._ended) and (
+        at_rest = not (self.mid_message or self._ended or self._unread) and (
             self.cycle is None or self.cycle.response_complete
         )
         if at_rest and not self.flow.write_paused:
@@ -171,7 +173,11 @@ class ScoringProtocol(FramedProtocol):
         if response is not None:
             if response[0] in _NO_KEY:
                 self._whole = None  # the header block of a client without a key is not kept
-            self.transport.write(response_bytes(response, keep_alive=cycle.keep_alive))
+            together = len(response[2]) <= _COPIED_BYTES
+            head = response_bytes(response, keep_alive=cycle.keep_alive, with_body=together)
+            self.transport.write(head)
+            if not together:
+                self.transport.write(response[2])
         if not cycle.keep_alive:
             self.transport.close()
         self.on_response_complete()

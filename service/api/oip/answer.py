@@ -11,11 +11,17 @@ from numpy.typing import NDArray
 from service.api.oip.request import HEADER_LENGTH, InferHeader, Requested, read_header
 from service.batching.queue import Entry
 from service.batching.run import MAX_GRAPH_TOP_K
-from service.classifier import RowSettings, check_top_k, ranked, warnings_of
+from service.classifier import (
+    RANKED_VALUES,
+    RowSettings,
+    check_top_k,
+    ranked,
+    warnings_of,
+)
 from service.contract.bundle import Bundle
 from service.priors.rule import best
 from service.repository.served import ServedModel
-from service.wire.ranked import number_texts
+from service.wire.ranked import joined_texts, list_json, number_texts
 from service.wire.tensors import BY_DTYPE, Described, encode_binary, encode_json
 
 Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
@@ -23,6 +29,8 @@ Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 
 _NUMBERS = {"class_index": "INT64", "class_probability": "FP32"}
 _MAX_PLANS = 16
+BINARY_A_VALUE = 8
+"""So many binary numbers of an answer count as one that is written as JSON."""
 MAX_KEPT_HEADERS = 256
 """Headers of binary requests that a model keeps in their parsed form."""
 MAX_KEPT_HEADER_BYTES = 2048
@@ -40,6 +48,8 @@ class Plan(NamedTuple):
     """Whether the graph must give all classes of a row."""
     columns: tuple[tuple[str, bool, int], ...] | None
     """(name, whether binary, numbers a row) of each output; None unless all are plain numbers."""
+    values_a_row: int
+    """The size of a row's part of the answer, in numbers written as JSON."""
 
 
 class Form:
@@ -103,7 +113,15 @@ def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
     columns = None
     if are_numbers:
         columns = tuple((o.name, o.binary, classes.get(o.name, num_classes)) for o in outputs)
-    return Plan(classes, max(classes.values(), default=1), full, columns)
+    values = 0
+    for each in outputs:
+        k = classes.get(each.name, num_classes)
+        if each.binary:
+            values += -(-k // BINARY_A_VALUE)
+        else:
+            is_text = each.name in classes and each.name not in _NUMBERS
+            values += k * (RANKED_VALUES if is_text else 1)
+    return Plan(classes, max(classes.values(), default=1), full, columns, values)
 
 
 def encoded_together(
@@ -140,7 +158,7 @@ def _joined(
             width = k * (8 if name == "class_index" else 4)
             tensors.append(values[first * width : (first + rows) * width])
         else:
-            texts.append(b",".join(values[first * k : (first + rows) * k]))
+            texts.append(joined_texts(values[first * k : (first + rows) * k]))
     identity = asked.header.id
     header = _form(bundle.name, bundle.version, columns, rows) % (
         b"" if identity is None else b',"id":' + orjson.dumps(identity),
@@ -183,14 +201,14 @@ def encoded(
             tensors.append(encode_binary(values))
             entry["parameters"] = {"binary_data_size": len(tensors[-1])}
         else:
-            entry["data"] = encode_json(values)
+            entry["data"] = orjson.Fragment(list_json(encode_json(values)))
         described.append(entry)
     document: dict[str, Any] = {"model_name": bundle.name, "model_version": str(bundle.version)}
     if asked.id is not None:
         document["id"] = asked.id
     document["parameters"] = _parameters(bundle, settings)
     document["outputs"] = described
-    header = orjson.dumps(document, option=orjson.OPT_SERIALIZE_NUMPY)
+    header = orjson.dumps(document)
     if not tensors:
         return header, b"application/json", ()
     length = (HEADER_LENGTH, b"%d" % len(header))

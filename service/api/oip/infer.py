@@ -192,7 +192,13 @@ class Infer:
         settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
         plan = read.form.plan(read.parameters.top_k)
         work = classifier.admit_rows(
-            model, inputs, settings, top_k=plan.top_k, deadline=deadline, full=plan.full
+            model,
+            inputs,
+            settings,
+            top_k=plan.top_k,
+            values_a_row=plan.values_a_row,
+            deadline=deadline,
+            full=plan.full,
         )
         asked = Asked(request, model, read.form.header, settings, plan)
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))

@@ -9,7 +9,7 @@ application.
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import grpc
@@ -18,6 +18,7 @@ from google.protobuf import descriptor_pool
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from service.api.content import LARGE_BYTES
 from service.api.edge.asgi import Edge
 from service.api.edge.known_headers import Head
 from service.api.edge.request import Response
@@ -25,7 +26,7 @@ from service.api.oip.request import HEADER_LENGTH
 from service.api.rpc import messages
 from service.api.rpc import open_inference_pb2 as pb
 from service.api.rpc.gather import Gather
-from service.wire.faults import Malformed
+from service.wire.faults import Malformed, TooLarge
 
 SERVICE = "inference.GRPCInferenceService"
 _FORWARDED = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
@@ -48,6 +49,7 @@ _CODES = {
 _MAX_STREAM_IN_FLIGHT = 64
 """Requests of one stream that are scored at a time; the next is read when one of them is answered.
 """
+T = TypeVar("T")
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which has no types."""
 
@@ -101,7 +103,6 @@ class Front:
             "ModelReady": (self._model_ready, pb.ModelReadyRequest),
             "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
             "ModelConfig": (self._model_config, pb.ModelConfigRequest),
-            "ModelInfer": (self._model_infer, pb.ModelInferRequest),
             "RepositoryIndex": (self._index, pb.RepositoryIndexRequest),
             "RepositoryModelLoad": (self._load, pb.RepositoryModelLoadRequest),
             "RepositoryModelUnload": (self._unload, pb.RepositoryModelUnloadRequest),
@@ -112,9 +113,10 @@ class Front:
             )
             for name, (method, kind) in unary.items()
         }
-        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(
-            self._stream, pb.ModelInferRequest.FromString, _serialized
-        )
+        # Messages of inference stay bytes until their size is known, and large ones are read and
+        # written in a thread.
+        handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(_answering(self._model_infer))
+        handlers["ModelStreamInfer"] = grpc.stream_stream_rpc_method_handler(self._stream)
         self._server.add_generic_rpc_handlers(
             (grpc.method_handlers_generic_handler(SERVICE, handlers),)
         )
@@ -140,9 +142,11 @@ class Front:
 
     # -- inference
 
-    async def _model_infer(self, request: Any, context: Context) -> pb.ModelInferResponse:
-        body, header_length = messages.http_body(request)
-        return await self._scored(request, body, header_length, _headers(context))
+    async def _model_infer(self, message: bytes, context: Context) -> bytes:
+        request = await _off_loop(len(message), messages.parsed, message)
+        body, header_length = await _off_loop(len(message), messages.http_body, request)
+        answer = await self._scored(request, body, header_length, _headers(context))
+        return await _off_loop(len(answer[0]), _written, *answer)
 
     async def _scored(
         self,
@@ -150,8 +154,10 @@ class Front:
         body: bytes,
         header_length: int,
         headers: list[tuple[bytes, bytes]],
-    ) -> pb.ModelInferResponse:
-        """Queue a request in the scoring lane, and wait for its answer."""
+    ) -> tuple[bytes, int]:
+        """Queue a request in the scoring lane, and wait for the body of its answer and the length
+        of that body's JSON header.
+        """
         path = _model_path(request.model_name, request.model_version) + "/infer"
         lane = self._edge.lane
         match = lane.match(path)
@@ -177,32 +183,34 @@ class Front:
         status, _, content, _, more = response
         if status != 200:
             raise Refused(status, _detail(content))
-        return messages.response_of(content, int(dict(more)[HEADER_LENGTH]))
+        return content, int(dict(more)[HEADER_LENGTH])
 
     async def _stream(
-        self, requests: AsyncIterator[pb.ModelInferRequest], context: Context
-    ) -> AsyncIterator[pb.ModelStreamInferResponse]:
+        self, requests: AsyncIterator[bytes], context: Context
+    ) -> AsyncIterator[bytes]:
         """Answer the requests of a stream in order; one that fails has its error, and the stream
         goes on.
         """
         headers = _headers(context)
-        running: asyncio.Queue[asyncio.Task[pb.ModelStreamInferResponse] | None]
+        running: asyncio.Queue[asyncio.Task[bytes] | None]
         running = asyncio.Queue(_MAX_STREAM_IN_FLIGHT)
 
-        async def one(request: pb.ModelInferRequest) -> pb.ModelStreamInferResponse:
+        async def one(message: bytes) -> bytes:
+            request = pb.ModelInferRequest()
             try:
-                body, header_length = messages.http_body(request)
-                found = await self._scored(request, body, header_length, headers)
-            except (Refused, Malformed) as error:
+                request = await _off_loop(len(message), messages.parsed, message)
+                body, header_length = await _off_loop(len(message), messages.http_body, request)
+                answer = await self._scored(request, body, header_length, headers)
+            except (Refused, Malformed, TooLarge) as error:
                 failed = pb.ModelStreamInferResponse(error_message=str(error))
                 failed.infer_response.id = request.id
-                return failed
-            return pb.ModelStreamInferResponse(infer_response=found)
+                return _serialized(failed)
+            return await _off_loop(len(answer[0]), _streamed, *answer)
 
         async def read() -> None:
             try:
-                async for request in requests:
-                    await running.put(asyncio.create_task(one(request)))
+                async for message in requests:
+                    await running.put(asyncio.create_task(one(message)))
             finally:
                 await running.put(None)
 
@@ -399,10 +407,28 @@ def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
             return await method(request, context)
         except Malformed as error:
             await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except TooLarge as error:
+            await context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, str(error))
         except Refused as error:
             await context.abort(error.code, str(error))
 
     return handle
+
+
+async def _off_loop(size: int, call: Callable[..., T], *arguments: Any) -> T:
+    """The result of a call on so many bytes, made in a thread where they are many."""
+    if size <= LARGE_BYTES:
+        return call(*arguments)
+    return await asyncio.to_thread(call, *arguments)
+
+
+def _written(content: bytes, header_length: int) -> bytes:
+    return _serialized(messages.response_of(content, header_length))
+
+
+def _streamed(content: bytes, header_length: int) -> bytes:
+    found = messages.response_of(content, header_length)
+    return _serialized(pb.ModelStreamInferResponse(infer_response=found))
 
 
 def _serialized(message: Any) -> bytes:

@@ -8,10 +8,17 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
+from google.protobuf.message import DecodeError
 
 from service.api.rpc import open_inference_pb2 as pb
-from service.wire.faults import Malformed
+from service.wire.faults import Malformed, TooLarge
+from service.wire.ranked import list_json
+from service.wire.tensors import MAX_BYTES_ELEMENTS
 
+MAX_TYPED_BYTES = 4 * 2**20
+"""Bytes of a message beside its raw contents: two of them may be an object when they are read."""
+_MAX_FIELDS = 1000
+_RAW_CONTENTS = 7  # the number of the field, in open_inference.proto
 _CONTENTS = {
     "BOOL": "bool_contents",
     "INT8": "int_contents",
@@ -29,8 +36,60 @@ _CONTENTS = {
 """The field of typed contents for each datatype; FP16 has none and must be raw."""
 
 
+def parsed(message: bytes) -> pb.ModelInferRequest:
+    """Read a request whose size is bounded before it is read. Raises Malformed or TooLarge."""
+    if len(message) > MAX_TYPED_BYTES:
+        _check_typed(message)
+    try:
+        found: pb.ModelInferRequest = pb.ModelInferRequest.FromString(message)
+    except DecodeError as error:
+        raise Malformed(f"the message is not a ModelInferRequest: {error}") from None
+    return found
+
+
+def _check_typed(message: bytes) -> None:
+    """Walk over the fields of a message, which are few, and add up what is not raw contents."""
+    at, typed = 0, 0
+    for _ in range(_MAX_FIELDS):
+        if at >= len(message):
+            break
+        begin = at
+        tag, at = _varint(message, at)
+        kind = tag & 7
+        if kind == 2:  # bytes behind their length
+            size, at = _varint(message, at)
+            at += size
+        elif kind == 0:
+            _, at = _varint(message, at)
+        else:
+            at += {1: 8, 5: 4}.get(kind, len(message))
+        if tag >> 3 != _RAW_CONTENTS:
+            typed += at - begin
+    if at < len(message) or typed > MAX_TYPED_BYTES:
+        raise TooLarge(
+            f"the message holds more than {MAX_TYPED_BYTES} bytes beside raw_input_contents; send "
+            "the tensors in raw_input_contents"
+        )
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    """(number, where it ends). Raises Malformed."""
+    number = shift = 0
+    while at < len(message) and shift < 64:
+        byte = message[at]
+        at += 1
+        number |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return number, at
+        shift += 7
+    raise Malformed("the message is not a ModelInferRequest: a number does not end")
+
+
 def http_body(request: pb.ModelInferRequest) -> tuple[bytes, int]:
-    """The HTTP body of a request, and the length of its JSON header. Raises Malformed."""
+    """The HTTP body of a request, and the length of its JSON header.
+
+    Raises Malformed or TooLarge.
+    """
     raw = request.raw_input_contents
     if raw and len(raw) != len(request.inputs):
         raise Malformed(
@@ -71,6 +130,11 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
         )
     values = getattr(tensor.contents, field)
     if field == "bytes_contents":
+        if len(values) > MAX_BYTES_ELEMENTS:
+            raise TooLarge(
+                f"input '{tensor.name[:60]}' has {len(values)} elements; "
+                f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted"
+            )
         try:
             described["data"] = [each.decode() for each in values]
         except UnicodeDecodeError:
@@ -79,7 +143,7 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
                 "send raw_input_contents"
             ) from None
     else:
-        described["data"] = list(values)
+        described["data"] = orjson.Fragment(list_json(values))
     return described
 
 

@@ -203,3 +203,19 @@ def test_the_tensor_has_the_models_type_and_layout(layout, dtype):
     wanted = picture() / (1 if dtype == "uint8" else 255)
     wanted = wanted.transpose(2, 0, 1) if layout == "NCHW" else wanted
     np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "L", "RGB"])
+@pytest.mark.parametrize("color", ["RGB", "L"])
+def test_an_image_worked_on_in_bands_is_the_image_worked_on_whole(mode, color, monkeypatch):
+    random = np.random.default_rng(0)
+    if mode == "I;16":
+        image = Image.fromarray(random.integers(0, 2**16, (31, 17), np.uint16))
+    else:
+        image = Image.fromarray(random.integers(0, 256, (31, 17, 4), np.uint8), "RGBA").convert(
+            mode
+        )
+    data = encoded(image, **({"transparency": 3} if mode == "P" else {}))
+    whole = decoded(data, size=(31, 17), color=color)
+    monkeypatch.setattr(pixels, "_BAND_PIXELS", 40)
+    np.testing.assert_array_equal(decoded(data, size=(31, 17), color=color), whole)

@@ -42,7 +42,7 @@ def test_one_long_string_does_not_give_its_width_to_every_element(peak):
 def test_json_of_many_small_values_is_refused_before_it_is_decoded(peak, item):
     body = b'{"instances":[' + item * (16 * 2**20 // len(item)) + b"0]}"
     before = peak()
-    with pytest.raises(TooLarge, match="decoded it would need"):
+    with pytest.raises(TooLarge, match=r"decoded it would need|texts and names"):
         parse_json(body)
     assert peak() - before < 2**20
 

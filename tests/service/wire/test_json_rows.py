@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.bundle import InputSpec
+from service.wire import json_rows
 from service.wire.arrays import array_of
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
 from service.wire.json_rows import numbers_of_json
@@ -123,3 +124,44 @@ def test_a_large_body_becomes_its_array():
     body = json.dumps({"instances": x.tolist()}).encode()
     _, found = in_slices(body, wanted, slice_bytes=20_000)
     np.testing.assert_array_equal(found, x)
+
+
+TEXTS = st.text(st.sampled_from('a"\\[]{},: ä\n'), max_size=6)
+ITEMS = st.recursive(
+    NUMBER | TEXTS | st.booleans() | st.none(),
+    lambda each: st.lists(each, max_size=3) | st.dictionaries(TEXTS, each, max_size=2),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(ITEMS, min_size=1, max_size=9), SETTINGS, st.booleans(), st.integers(1, 40))
+def test_a_list_of_anything_is_read_in_slices_as_it_is_read_whole(items, parameters, pretty, size):
+    body = json.dumps({"instances": items, "parameters": parameters}, indent=1 if pretty else None)
+    expected = json.loads(body)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_rows, "_BLOCK_BYTES", size)
+        patch.setattr(json_rows, "SLICE_BYTES", size + 20)
+        found = json_rows.document_of_json(
+            body.encode(), member="instances", allowed=ALLOWED, max_rows=9
+        )
+    assert found == expected
+
+
+def test_a_list_of_anything_has_bounds():
+    def read(body, max_rows=3):
+        return json_rows.document_of_json(
+            body, member="instances", allowed=ALLOWED, max_rows=max_rows
+        )
+
+    with pytest.raises(TooLarge, match="more than 3 instances"):
+        read(b'{"instances":["a","b","c","d"]}')
+    with pytest.raises(Malformed, match="more than one member"):
+        read(b'{"instances":["a"],"parameters":{},"instances":[]}')
+    with pytest.raises(InvalidInput, match="no instances"):
+        read(b'{"instances":[ ]}')
+    with pytest.raises(TooLarge, match="bytes of JSON; at most"):
+        read(b'{"instances":["' + b"a" * (json_rows.MAX_ROW_BYTES + 1) + b'"]}')
+    for broken in (b'{"instances":["a",]}', b'{"instances":["a"', b'{"instances":["a]}'):
+        with pytest.raises(Malformed):
+            read(broken)

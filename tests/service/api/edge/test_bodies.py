@@ -62,3 +62,16 @@ def test_a_bomb_costs_no_more_than_its_limit():
 def test_json_of_a_prior_is_measured_before_it_is_decoded():
     with pytest.raises(TooLarge, match="more than 16777216 bytes"):
         parse_storable(b"[" + b"[]," * 5 * 10**6 + b"[]]")
+
+
+@pytest.mark.parametrize("size", [0, 2**20 - 1, 2**20, 2**20 + 1, 3 * 2**20])
+def test_a_body_is_inflated_whole_in_pieces(size):
+    data = b"x" * size
+    for limit in (size, size + 1, 2 * size + 9):
+        assert inflated(gzip.compress(data), b"gzip", limit) == data
+        assert inflated(zlib.compress(data), b"deflate", limit) == data
+        assert (
+            inflated(gzip.compress(data) + gzip.compress(b"y"), b"gzip", limit + 1) == data + b"y"
+        )
+    with pytest.raises(Problem, match="stream"):
+        inflated(gzip.compress(data)[:-9], b"gzip", size + 1)

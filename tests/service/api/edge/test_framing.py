@@ -5,10 +5,14 @@ is answered once.
 import json
 import socket
 import struct
+from unittest.mock import Mock
 
 import httpx
 import pytest
+from uvicorn import Config
+from uvicorn.server import ServerState
 
+from service.api.edge.framing import FramedProtocol
 from tests.support.eventually import eventually
 from tests.support.faulty_models import publish_slow
 from tests.support.server import metric, running
@@ -298,3 +302,41 @@ def test_a_half_closed_client_that_waits_long_is_asked_whether_it_reads_and_answ
             assert answer.startswith(b"HTTP/1.1 102 Processing\r\n\r\n") == asked
             assert b"HTTP/1.1 200 OK\r\n" in answer
             assert answer.endswith(b"}]}")
+
+
+@pytest.mark.parametrize("head", [LIVE, LINE + COMMON + b"content-length: 2\r\n\r\n{}", WHOLE])
+def test_thousands_of_requests_in_one_write_are_each_answered_in_order(server, head):
+    last = b"GET /nothing HTTP/1.1\r\nhost: x\r\n\r\n"
+    found = statuses(server, head * 2000 + last)
+    assert found == [*statuses(server, head) * 2000, 404]
+
+
+def test_a_turn_of_the_loop_reads_a_bounded_part_of_what_came():
+    class Recorded(FramedProtocol):
+        begun = 0
+
+        def begin_message(self):
+            self.begun += 1
+
+        def end_message(self):
+            pass
+
+    loop = Mock()
+    app = Mock(max_url_bytes=100, max_header_bytes=1000)
+    config = Config(app, lifespan="off", log_config=None, http=Recorded, ws="none")
+    config.load()
+    protocol = Recorded(config=config, server_state=ServerState(), app_state={}, _loop=loop)
+    protocol.app = app
+    protocol.connection_made(Mock(is_closing=lambda: False))
+    protocol.data_received(LIVE * 5000)
+    turns = 1
+    assert protocol.begun < 200
+    while loop.call_soon.called:
+        (read_on,), _ = loop.call_soon.call_args
+        loop.reset_mock()
+        before = protocol.begun
+        read_on()
+        assert protocol.begun - before < 200
+        turns += 1
+    assert protocol.begun == 5000
+    assert turns > 25

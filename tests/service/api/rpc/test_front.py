@@ -12,6 +12,8 @@ import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from service.api.rpc import open_inference_pb2 as pb
+from service.api.rpc.front import SERVICE
 from service.keys import make_key
 from tests.support.server import metric, running
 from tests.support.small_models import FEATURES, inputs, publish_trio
@@ -215,3 +217,51 @@ def test_reflection_describes_the_service(server):
         described.file_descriptor_response.file_descriptor_proto[0]
     )
     assert "ModelInfer" in {method.name for method in found.service[0].method}
+
+
+def call(server, message):
+    """The answer to the bytes of a ModelInferRequest."""
+    with grpc.insecure_channel(
+        server.address, options=[("grpc.max_send_message_length", 2**26)]
+    ) as channel:
+        return channel.unary_unary(f"/{SERVICE}/ModelInfer")(message, timeout=30)
+
+
+def typed(name, **contents):
+    request = pb.ModelInferRequest(model_name="text" if name == "words" else "linear")
+    found = request.inputs.add(name=name, datatype="BYTES" if name == "words" else "FP32")
+    field = getattr(found.contents, "bytes_contents" if name == "words" else "fp32_contents")
+    field.extend(contents["values"])
+    found.shape.extend(contents["shape"])
+    return request.SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("message", "words"),
+    [
+        (typed("words", values=[b""] * 100_001, shape=[100_001, 1]), "at most 100000 of BYTES"),
+        (typed("words", values=[b""] * 3 * 10**6, shape=[3 * 10**6, 1]), "send the tensors in raw"),
+        (typed("x", values=[0.0] * 2 * 10**6, shape=[2 * 10**6, 1]), "send the tensors in raw"),
+        (b"\x18\x00" * 3 * 10**6, "send the tensors in raw"),
+    ],
+    ids=["texts", "many texts", "numbers", "small fields"],
+)
+def test_a_message_that_would_become_large_is_refused_before_it_is_read(server, message, words):
+    with pytest.raises(grpc.RpcError, match=words) as refused:
+        call(server, message)
+    assert refused.value.code() == grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+@pytest.mark.parametrize("message", [b"\xff", b"\x0a\xff\xff\xff", b"\xff" * 5 * 10**6])
+def test_bytes_that_are_no_message_are_refused(server, message):
+    with pytest.raises(grpc.RpcError, match="is not a ModelInferRequest") as refused:
+        call(server, message)
+    assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_many_rows_are_answered_alike_in_raw_and_in_typed_contents(client, server):
+    rows = inputs(2000)
+    raw = client.infer("linear", [tensor(rows)]).as_numpy("probabilities")
+    message = typed("x", values=rows.ravel().tolist(), shape=rows.shape)
+    answer = pb.ModelInferResponse.FromString(call(server, message))
+    assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == raw.ravel().tolist()
