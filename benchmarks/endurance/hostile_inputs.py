@@ -135,88 +135,6 @@ def mutated(rng: random.Random, data: bytes) -> bytes:
     return bytes(found)
 
 
-def bombs() -> dict[str, Request]:
-    """Bodies of a few kilobytes that would become gigabytes, or hold the loop for seconds."""
-    strings = json.dumps({"instances": ["x" * 200_000] + [""] * 3000}).encode()
-    lists = b'{"instances":[' + b"[]," * 20_000_000 + b"[]]}"
-    objects = b'{"instances":[' + b'{"":0},' * 9_000_000 + b'{"":0}]}'
-    numbers = b'{"instances":[' + b"[1]," * 15_000_000 + b"[1]]}"
-    many = b'{"instances":[[' + b"0," * 30_000_000 + b"0]]}"
-    wide = json.dumps({"instances": np.zeros((60_000, FEATURES)).tolist()}).encode()
-    deep = b'{"instances":' + b"[" * 10**6
-    thin = _png(2, 60_000)
-    tensor: dict[str, Any] = {
-        "name": "x",
-        "datatype": "FP32",
-        "shape": [0, 2**39, 2**39],
-        "data": [],
-    }
-    texts = {
-        "name": "words",
-        "datatype": "BYTES",
-        "shape": [10**6],
-        "parameters": {"binary_data_size": 4 * 10**6},
-    }
-    texts_head = json.dumps({"inputs": [texts]}).encode()
-    parts = b"".join(
-        b"--b\r\nContent-Disposition: form-data; name=a; filename=a\r\n\r\nx\r\n"
-        for _ in range(5000)
-    )
-    infer = b"/v2/models/%b/infer"
-    return {
-        "strings": _gz(b"/predict", strings),
-        "lists": _gz(b"/predict", lists),
-        "objects": _gz(b"/predict", objects),
-        "rows": _gz(b"/predict", numbers),
-        "row": _gz(b"/predict", many),
-        "deep": _gz(b"/predict", deep),
-        "many rows": _gz(b"/predict", wide),
-        "logits": _gz(
-            b"/models/linear/adjust", b'{"settings":[{}],"logits":[' + b"[]," * 10**7 + b"[]]}"
-        ),
-        "prior": Request(
-            b"PUT", b"/priors", [(b"Content-Type", JSON)], b'{"target":[' + b"1," * 10**6 + b"1]}"
-        ),
-        "zeros": _gz(b"/predict", bytes(64 * 2**20)),
-        "thin image": Request(
-            b"POST", b"/models/image/predict", [(b"Content-Type", b"image/png")], thin
-        ),
-        "parts": Request(
-            b"POST", b"/models/image/predict", [(b"Content-Type", FORM)], parts + b"--b--\r\n"
-        ),
-        "shape": Request(
-            b"POST",
-            infer % b"linear",
-            [(b"Content-Type", JSON)],
-            json.dumps({"inputs": [tensor]}).encode(),
-        ),
-        "texts": Request(
-            b"POST",
-            infer % b"text",
-            [(b"Inference-Header-Content-Length", b"%d" % len(texts_head))],
-            texts_head + bytes(4 * 10**6),
-        ),
-        "data": _gz(
-            infer % b"linear",
-            b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,6],"data":['
-            + b"0," * 10**7
-            + b"0]}]}",
-        ),
-        "npy": Request(
-            b"POST",
-            b"/predict",
-            [(b"Content-Type", NPY)],
-            _npy_header("(0, 549755813888, 549755813888)"),
-        ),
-        "inputs": Request(
-            b"POST",
-            infer % b"linear",
-            [(b"Content-Type", JSON)],
-            b'{"inputs":[' + b"{}," * 80_000 + b"{}]}",
-        ),
-    }
-
-
 # ---- bodies
 
 _Made = tuple[bytes, bytes, bytes, Headers]
@@ -246,7 +164,7 @@ def _instances(rng: random.Random) -> Any:
             rng.choice(["", "a", "b", SMUGGLED.decode(), "\0"]) for _ in range(rng.randint(1, 3))
         ]
     if kind < 0.75:
-        return [{"b64": base64.b64encode(_png(rng.randint(1, 9), 3)).decode()}]
+        return [{"b64": base64.b64encode(png(rng.randint(1, 9), 3)).decode()}]
     return _value(rng)
 
 
@@ -292,7 +210,7 @@ def _rows(rng: random.Random) -> bytes:
     return json.dumps({"instances": [[rng.random() for _ in range(FEATURES)]]}).encode()
 
 
-def _npy_header(shape: str, descr: str = "'<f4'") -> bytes:
+def npy_header(shape: str, descr: str = "'<f4'") -> bytes:
     header = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header
 
@@ -304,7 +222,7 @@ def _npy(rng: random.Random, model: str) -> _Made:
     np.save(file, np.zeros(shape, dtype))
     body = file.getvalue()
     if rng.random() < 0.3:
-        body = _npy_header(
+        body = npy_header(
             rng.choice(
                 ["(9" + "9" * 4000 + ",)", "(1,)", "()", "(-1, 6)", "(" * 500, "(0, 549755813888)"]
             )
@@ -339,7 +257,7 @@ def _oip(rng: random.Random, model: str) -> _Made:
 
 
 def _image(rng: random.Random, model: str) -> _Made:
-    data = _png(rng.randint(1, 40), rng.randint(1, 40))
+    data = png(rng.randint(1, 40), rng.randint(1, 40))
     return _path(model, "predict"), rng.choice([b"image/png", b"image/jpeg", b"image/x"]), data, []
 
 
@@ -354,7 +272,7 @@ def _form(rng: random.Random, model: str) -> _Made:
                 b"name=b; filename*=utf-8''%ff",
             ]
         )
-        data = rng.choice([_png(3, 3), b"0.5", b"\xff", SMUGGLED, b""])
+        data = rng.choice([png(3, 3), b"0.5", b"\xff", SMUGGLED, b""])
         parts.append(b"--b\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (head, data))
     return (
         _path(model, "predict"),
@@ -438,7 +356,7 @@ _ODD_HEADERS: tuple[Callable[[random.Random], tuple[bytes, bytes]], ...] = (
 )
 
 
-def _png(width: int, height: int) -> bytes:
+def png(width: int, height: int) -> bytes:
     def chunk(kind: bytes, data: bytes) -> bytes:
         return (
             struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -447,8 +365,3 @@ def _png(width: int, height: int) -> bytes:
     raw = zlib.compress((b"\0" + b"\x55" * width) * height, 9)
     head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", raw) + chunk(b"IEND", b"")
-
-
-def _gz(path: bytes, body: bytes) -> Request:
-    headers = [(b"Content-Type", JSON), (b"Content-Encoding", b"gzip")]
-    return Request(b"POST", path, headers, gzip.compress(body, 5))
