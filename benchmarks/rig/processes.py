@@ -25,13 +25,28 @@ class Process:
         self.popen, self.url = popen, url
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process."""
-        fields = Path(f"/proc/{self.popen.pid}/stat").read_text().rsplit(")", 1)[1].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
+        """User and system time of the process and of those that it started and that run."""
+        return (
+            sum(_cpu_ticks(pid) for pid in [self.popen.pid, *_started_by(self.popen.pid)]) / _TICKS
+        )
 
     def rss_mib(self) -> float:
         """Resident memory."""
         return int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]) * _PAGE / 2**20
+
+
+def _cpu_ticks(pid: int) -> int:
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return int(fields[11]) + int(fields[12])
+
+
+def _started_by(pid: int) -> list[int]:
+    """The running descendants of a process."""
+    found = []
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in map(int, children.read_text().split()):
+            found += [child, *_started_by(child)]
+    return found
 
 
 @contextlib.contextmanager

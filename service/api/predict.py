@@ -128,7 +128,13 @@ class Predict:
         inputs: NDArray[Any] | None = None
         if kind in JSON_TYPES:
             model = self._repository.find(name, parameters.version)
-            sliced = self._numbers(body, model) if len(body) > LARGE_BYTES else None
+            sliced = None
+            if len(body) > LARGE_BYTES:
+                sliced = self._numbers(body, model)
+            else:
+                inputs = model.short_json.read(body)
+                if inputs is not None:
+                    return _new(_Read, (model, parameters, inputs, None))
             document, inputs = sliced or (self._document(body, model), None)
             if "parameters" in document:
                 parameters = parameters.merged(body_parameters(document["parameters"]))

@@ -13,6 +13,7 @@ from service.graph.session import Graph
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir
 from service.priors.rule import source_warnings
+from service.wire.json_rows import ShortJson
 from service.wire.ranked import ClassJson
 
 
@@ -35,12 +36,14 @@ class ServedModel:
     report: dict[str, object] = field(default_factory=dict)
     infer_forms: dict[bytes, Any] = field(default_factory=dict)
     class_json: ClassJson = field(init=False)
+    short_json: ShortJson = field(init=False)
     source_warnings: tuple[str, ...] = field(init=False)
     _holders: int = 0
     _free: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __post_init__(self) -> None:
         self.class_json = ClassJson(self.bundle.class_names)
+        self.short_json = ShortJson(self.bundle.input)
         self.source_warnings = source_warnings(self.bundle)
 
     @contextmanager

@@ -8,6 +8,7 @@ import os
 import signal
 import socket
 import sys
+import warnings
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
@@ -253,8 +254,10 @@ def tune_interpreter() -> None:
 
     The collector leaves alone what the start has made, and runs less often. A thread that comes
     back from the graph asks for the interpreter. By default the loop may keep it for 5 ms, in
-    which the session could have run its next batch.
+    which the session could have run its next batch. A sum of squares that overflows says that a
+    number is too large (`service.wire.arrays`); NumPy would write a warning beside the log.
     """
+    warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning)
     sys.setswitchinterval(SWITCH_SECONDS)
     gc.collect()
     gc.freeze()

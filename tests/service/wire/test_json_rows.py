@@ -11,7 +11,7 @@ from service.contract.bundle import InputSpec
 from service.wire import json_rows
 from service.wire.arrays import array_of
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
-from service.wire.json_rows import numbers_of_json
+from service.wire.json_rows import ShortJson, numbers_of_json
 from service.wire.json_text import parse_json_object
 
 REFUSED = (Malformed, InvalidInput, InvalidParameter, TooLarge)
@@ -165,3 +165,74 @@ def test_a_list_of_anything_has_bounds():
     for broken in (b'{"instances":["a",]}', b'{"instances":["a"', b'{"instances":["a]}'):
         with pytest.raises(Malformed):
             read(broken)
+
+
+CUBE = InputSpec(name="x", kind="tensor", shape=[None, 2, 1, 3], dtype="float32")
+NUMBERS = st.one_of(
+    st.floats(allow_nan=False, allow_infinity=False, width=32),
+    st.integers(-(2**70), 2**70),
+    st.sampled_from([0.1, -0.0, 1e-45, 4.9e-324, 1e38, 3.5e38, 1e300, 2**53 + 1, True, None, "1"]),
+)
+SPACES = st.sampled_from([None, (", ", ": "), (",", ":"), (" ,\n", " :\t")])
+
+
+@given(st.lists(st.lists(NUMBERS, min_size=1, max_size=3), min_size=1, max_size=3), SPACES)
+def test_a_short_body_of_numbers_is_read_as_any_body_is(rows, separators):
+    body = json.dumps({"instances": rows}, separators=separators).encode()
+    found = ShortJson(SPEC).read(body)
+    if found is not None:
+        assert found.tobytes() == whole(body)[1].tobytes()
+
+
+@pytest.mark.parametrize("spec", [SPEC, CUBE, InputSpec(**{**dict(SPEC), "dtype": "float64"})])
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("separators", [(", ", ": "), (",", ":"), ("\n,", " : ")])
+def test_ordinary_bodies_of_numbers_take_the_short_way(spec, rows, separators):
+    values = np.random.default_rng(0).normal(size=(rows, *spec.shape[1:])).astype(np.float32)
+    body = json.dumps({"instances": values.tolist()}, separators=separators).encode()
+    found = ShortJson(spec).read(body)
+    assert found is not None
+    assert found.dtype == spec.dtype
+    assert (found == values).all()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"instances":[[1,2],[3]]}',
+        b'{"instances":[[1],[2,3,4]]}',
+        b'{"instances":[[1,2],3,4]}',
+        b'{"instances":[[1,2],[[3,4]]]}',
+        b'{"instances":[[[1,2]]]}',
+        b'{"instances":[1,2]}',
+        b'{"instances":[[1,2]],"instances":[[3,4]]}',
+        b'{"instances":[[1,2]],"parameters":{}}',
+        b'{"instances":[[1,true]]}',
+        b'{"instances":[[1,null]]}',
+        b'{"instances":[[1,{}]]}',
+        b'{"instances":[[1,"2"]]}',
+        b'{"instances":[[1,1e400]]}',
+        b'{"instances":[[1,9007199254740993]]}',
+        b'{"instances":[[1,3.5e38]]}',
+        b'{"instances":[[1,01]]}',
+        b'{"instances":[[1,NaN]]}',
+        b'{"instances":[[1,2]]',
+        b'{"instances":[[1,2]]}]}',
+        b'{"instances":[[1,2,]]}',
+        b'{"instances":[]}',
+        b'{"instances":7}',
+        b'{"instances":[[1,2]]} x',
+        b'\xef\xbb\xbf{"instances":[[1,2]]}',
+        b'{"instances\\u0020":[[1,2]]}',
+        b"",
+    ],
+)
+def test_whatever_is_not_plain_is_left_to_the_reader_of_all_bodies(body):
+    reader = ShortJson(SPEC)
+    assert reader.read(body) is None
+    assert reader.read(b'{"instances":[[1,2]]}').tolist() == [[1, 2]]  # the parser can go on
+
+
+def test_without_simdjson_every_body_is_left_to_the_reader_of_all_bodies(monkeypatch):
+    monkeypatch.setattr(json_rows, "simdjson", None)
+    assert ShortJson(SPEC).read(b'{"instances":[[1,2]]}') is None
