@@ -67,10 +67,11 @@ def likelihood_ratios(
     dtype: DTypeLike = np.float64,
 ) -> NDArray[Any]:
     """[n, C] p(x | y) of each row up to a factor per row, the largest of a row being 1."""
-    scores = np.asarray(logits, dtype) / np.asarray(temperature, dtype)
+    scores: NDArray[Any] = np.asarray(logits, dtype) / np.asarray(temperature, dtype)
     scores -= np.asarray(log_source, dtype)
     scores -= scores.max(axis=1, keepdims=True)
-    return np.exp(scores, out=scores)
+    np.exp(scores, out=scores)
+    return scores
 
 
 def climb(

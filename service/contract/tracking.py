@@ -115,7 +115,8 @@ class PriorTracker:
     def prior(self) -> Vector:
         """[C] the estimate now."""
         mixed: Vector = self._weights @ self._priors.astype(np.float64)
-        return mixed / mixed.sum()
+        mixed /= mixed.sum()
+        return mixed
 
     def update(self, logits: ArrayLike) -> None:
         """Learn from raw logits [n, C], STEP_ROWS at a time."""
