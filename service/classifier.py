@@ -20,6 +20,8 @@ from service.wire.faults import InvalidParameter, TooLarge
 from service.wire.parameters import Parameters
 
 DEFAULT_TOP_K = 5
+_new = tuple.__new__
+"""Makes a NamedTuple in a quarter of the time of its constructor."""
 MAX_ANSWER_VALUES = 2_100_000
 """The largest answer, in numbers written as JSON: the probabilities of 2,048 rows of 1,000 classes,
 about 40 MiB.

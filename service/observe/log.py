@@ -160,13 +160,18 @@ def as_json(line: Line, at: float, *, event: str = "request") -> bytes:
         if name in line:
             line[name] = int(1e6 * line[name] + 0.5) / 1e6
     level = b"error" if line.get("status", 0) >= 500 else b"info"
+    return _start(at, level, event) + orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)[1:]
+
+
+@lru_cache(maxsize=4)  # the lines of a batch have one time
+def _start(at: float, level: bytes, event: str) -> bytes:
+    """The first members of a line, up to the comma."""
     second = int(at)
-    return b'{"time":"%b.%06dZ","level":"%b","event":"%b",%b' % (
+    return b'{"time":"%b.%06dZ","level":"%b","event":"%b",' % (
         _utc(second),
-        1e6 * (at - second),
+        int(1e6 * (at - second)),
         level,
         event.encode(),
-        orjson.dumps(line, option=orjson.OPT_APPEND_NEWLINE)[1:],
     )
 
 

@@ -96,7 +96,7 @@ class Request:
         given = self.headers.get(TIMEOUT_HEADER)
         now = time.monotonic()
         if given is None and own_seconds is None:
-            return Deadline(now + default_seconds)
+            return tuple.__new__(Deadline, (now + default_seconds, False))  # a third of the time
         wanted = [] if own_seconds is None else [own_seconds]
         if given is not None:
             milliseconds = whole_number(given, below=MAX_TIMEOUT_MS + 1)
