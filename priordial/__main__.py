@@ -3,13 +3,14 @@
 import difflib
 import importlib.metadata
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from service.contract.extras import missing_extra
 
 GROUPS = {
     "serve a model": {
         "serve": "serve the models of a repository",
+        "demo": "serve the shipped models, to try Priordial without a model of your own",
         "import": "publish an ONNX classifier that was trained elsewhere",
         "export": "write the adjusted model as one plain ONNX file",
         "check": "check settings, keys, store, models and priors without serving",
@@ -32,6 +33,16 @@ GROUPS = {
 TRAINING = ("train", "score")
 """Verbs of the training package; all others are verbs of the service."""
 VERBS = [verb for group in GROUPS.values() for verb in group]
+DEMO_HELP = """usage: priordial demo [flags of priordial serve]
+
+Serve the models that come with the package, on http://127.0.0.1:8000 unless --port says otherwise:
+  fashion     clothing, trained with cross-entropy on a long tail; answers /predict
+  fashion-la  the same data, trained with the logit-adjusted loss
+  digits      handwritten digits on a long tail
+
+Open that address for the console, or fetch a picture and ask about it:
+  curl -s -o shirt.png 127.0.0.1:8000/models/fashion/samples/7.png
+  curl -s -F image=@shirt.png '127.0.0.1:8000/predict?top_k=2'"""
 USAGE = "usage: priordial VERB …, priordial VERB --help, priordial --version"
 
 
@@ -84,7 +95,23 @@ def _run(given: list[str]) -> int:
         return run(given, prog="priordial")
     from service.__main__ import main as serve
 
+    if given[0] == "demo":
+        return _demo(given[1:], serve)
     return serve(given, prog="priordial")
+
+
+def _demo(flags: list[str], serve: Callable[..., int]) -> int:
+    from priordial import demo
+
+    if "-h" in flags or "--help" in flags:
+        _print(DEMO_HELP)
+        return 0
+    try:
+        arguments = demo.arguments(flags)
+    except FileNotFoundError as error:
+        _print(f"priordial: {error}", to_stderr=True)
+        return 1
+    return serve(arguments, prog="priordial")
 
 
 def _completion(given: list[str]) -> int:
@@ -96,7 +123,9 @@ def _completion(given: list[str]) -> int:
         _print(f"usage: priordial completion {'|'.join(SHELLS)}", to_stderr=True)
         return 2
     training = training_parser("priordial train")
-    parsers = subcommands(service_parser("priordial")) | {
+    of_service = subcommands(service_parser("priordial"))
+    parsers = of_service | {
+        "demo": of_service["serve"],
         "train": training,
         "score": subcommands(training)["score"],
     }

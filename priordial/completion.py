@@ -15,10 +15,8 @@ USE = {
 
 def script(shell: str, parsers: dict[str, argparse.ArgumentParser]) -> str:
     """The script of one of SHELLS. parsers: each verb with its parser."""
-    words = dict(_words(parsers))
-    text = _fish(words) if shell == "fish" else _bash(words)
-    head = f"# {USE[shell]}\n"
-    return head + ("autoload -U bashcompinit && bashcompinit\n" if shell == "zsh" else "") + text
+    write = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
+    return f"# {USE[shell]}\n{write(dict(_words(parsers)))}"
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
@@ -45,12 +43,36 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
     return sorted({flag for flags in options for flag in flags if flag.startswith("--")})
 
 
-def _bash(words: dict[str, list[str]]) -> str:
-    """The longest command comes first: `train fit` before `train`."""
+def _longest_first(words: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
+    """The commands but for the bare one: `train fit` before `train`."""
+    found = sorted(words.items(), key=lambda item: -item[0].count(" "))
+    return [(command, known) for command, known in found if command]
+
+
+def _zsh(words: dict[str, list[str]]) -> str:
     cases = "".join(
-        f"    {shlex.quote(command)}*) words={shlex.quote(' '.join(found))};;\n"
-        for command, found in sorted(words.items(), key=lambda item: -item[0].count(" "))
-        if command
+        f"    {shlex.quote(command + ' ')}*) known=({shlex.join(found)});;\n"
+        for command, found in _longest_first(words)
+    )
+    return (
+        "(( $+functions[compdef] )) || { autoload -U compinit && compinit; }\n"
+        "_priordial() {\n"
+        '  local typed="${(j: :)words[2,CURRENT-1]} "\n'
+        "  local -a known\n"
+        '  case "$typed" in\n'
+        f"{cases}"
+        f"    *) known=({shlex.join(words[''])});;\n"
+        "  esac\n"
+        "  compadd -- $known || _files\n"
+        "}\n"
+        "compdef _priordial priordial\n"
+    )
+
+
+def _bash(words: dict[str, list[str]]) -> str:
+    cases = "".join(
+        f"    {shlex.quote(command + ' ')}*) words={shlex.quote(' '.join(found))};;\n"
+        for command, found in _longest_first(words)
     )
     return (
         "_priordial() {\n"

@@ -55,7 +55,9 @@ class Settings:
     )
     workers: int = _setting(1, "processes that share the port", low=1, high=256)
     store: str = _setting(
-        "sqlite:///priordial.db", "where priors are kept: sqlite:///FILE or postgresql://…"
+        "auto",
+        "where priors are kept: sqlite:///FILE or postgresql://…; auto: priordial.db here, if it "
+        "exists or this is a clone of the project, else in the user's data folder",
     )
     store_optional: bool = _setting(
         False, "start with the built-in priors when the store cannot be reached"
@@ -274,7 +276,7 @@ def check_paths(settings: Settings) -> None:
     if not models.exists() and not settings.allow_no_models:
         raise InvalidSetting(
             f"--models is '{models}'; there is no such folder{nearest_path(models)} "
-            "(--allow-no-models starts without it)"
+            "(priordial demo serves shipped models, --allow-no-models starts without any)"
         )
     if keys is not None and not keys.exists():
         raise InvalidSetting(f"--keys is '{keys}'; there is no such file{nearest_path(keys)}")

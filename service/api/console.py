@@ -1,5 +1,5 @@
-"""The console's files at `/` and `/console/…`: read once, served with headers that keep the page to
-this host.
+"""The console's files at `/`, `/docs` and `/console/…`: read once, served with headers that keep
+the page to this host.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class _File:
 
 
 def router(folder: Path = FOLDER) -> APIRouter:
-    """GET / and GET /console/{path}; only files that were there at start exist."""
+    """GET /, /docs and /console/{path}; only files that were there at start exist."""
     routes = APIRouter(include_in_schema=False)
     files = {
         str(PurePosixPath(path.relative_to(folder))): _File(path)
@@ -60,6 +60,10 @@ def router(folder: Path = FOLDER) -> APIRouter:
     @routes.get("/")
     async def index(request: Request) -> Response:
         return _answer(files["index.html"], request)
+
+    @routes.get("/docs")
+    async def docs(request: Request) -> Response:
+        return _answer(files["docs.html"], request)
 
     @routes.get("/console/{path:path}")
     async def file(path: str, request: Request) -> Response:

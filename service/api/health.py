@@ -1,4 +1,4 @@
-"""GET /health/live, /health/ready and /metrics."""
+"""GET /health/live, /health/ready, /metrics and /metrics/recent."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,6 +11,7 @@ from starlette.responses import StreamingResponse
 
 from service.api.edge.access import Access
 from service.observe.exposition import PAUSE_SECONDS
+from service.observe.history import History
 from service.observe.metrics import Metrics
 
 
@@ -23,8 +24,8 @@ class Health:
     degraded: Callable[[], str | None]
 
 
-def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
-    """GET /health/live, /health/ready and /metrics."""
+def router(health: Health, metrics: Metrics, history: History, access: Access) -> APIRouter:
+    """GET /health/live, /health/ready, /metrics and /metrics/recent."""
     routes = APIRouter()
 
     @routes.get("/health/live", tags=["health"], responses=_RED)
@@ -62,6 +63,14 @@ def router(health: Health, metrics: Metrics, access: Access) -> APIRouter:
         )
         headers = {"content-type": content_type, "content-length": str(sum(map(len, blocks)))}
         return StreamingResponse(_in_turns(blocks), headers=headers)
+
+    @routes.get(
+        "/metrics/recent", tags=["health"], dependencies=[Depends(access.require("observe"))]
+    )
+    async def recent(model: str) -> dict[str, Any]:
+        """The counters of a model as they stood in each of the last fifteen minutes."""
+        found = await run_in_threadpool(history.readings, model)
+        return {"readings": [{"at": at, "metrics": text} for at, text in found]}
 
     return routes
 

@@ -6,12 +6,14 @@ import orjson
 from fastapi import APIRouter, Depends, Response
 
 from service.api.edge.access import Access
+from service.api.edge.errors import Problem
+from service.repository.report import sample_pictures
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 
 
 def router(repository: Repository, access: Access) -> APIRouter:
-    """GET /models, /models/{model}, /models/{model}/report."""
+    """GET /models, /models/{model}, and below it /report and /samples/{number}.png."""
     routes = APIRouter(tags=["models"])
 
     @routes.get("/models")
@@ -46,7 +48,26 @@ def router(repository: Repository, access: Access) -> APIRouter:
         found = repository.find(model, version).report
         return Response(orjson.dumps(found), media_type="application/json")
 
+    @routes.get(
+        "/models/{model}/samples/{number}.png",
+        responses=_SAMPLE,
+        response_class=Response,
+        dependencies=[Depends(access.require("observe"))],
+    )
+    async def sample(model: str, number: int, version: int | None = None) -> Response:
+        """One test input that was published with the model, as a picture; the first is number 1."""
+        pictures = sample_pictures(repository.find(model, version).report)
+        if number not in pictures:
+            raise Problem("not-found", _no_sample(model, number, list(pictures)))
+        return Response(pictures[number], media_type="image/png")
+
     return routes
+
+
+def _no_sample(model: str, number: int, there: list[int]) -> str:
+    if not there:
+        return f"model '{model}' was published without sample pictures"
+    return f"model '{model}' has no sample {number}; expected {there[0]} to {there[-1]}"
 
 
 def _default(repository: Repository) -> str | None:
@@ -73,6 +94,10 @@ def _summary(by_version: Any) -> dict[str, Any]:
     }
 
 
+_SAMPLE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/png": {}}, "description": "The picture"},
+    404: {"description": "No such model, version or sample"},
+}
 _UNKNOWN: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such model or version is loaded"}
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
@@ -16,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 _MIN_COMPRESSED_BYTES = 1024
 """A shorter answer is not compressed, whatever the client accepts."""
+_PREFIXES = {"open inference protocol": "oip_", "other servers' protocols": "other_"}
+"""What the operations of other protocols are called, beside ours of the same name."""
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
 
 
@@ -28,8 +31,10 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
         title="Priordial",
         version=version,
         summary="Inference with adjustable class priors",
+        docs_url=None,  # the console has this page, without files of other hosts
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=_operation_id,
     )
     app.state.all_routes = []
     for each in routers:
@@ -43,6 +48,11 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
         app.add_exception_handler(expected, _any)
     app.add_exception_handler(Exception, _any)
     return app
+
+
+def _operation_id(route: APIRoute) -> str:
+    """The name of an operation in /openapi.json, which becomes a function of generated clients."""
+    return _PREFIXES.get(str(route.tags[0]) if route.tags else "", "") + route.name
 
 
 def answer(request: Request, problem: Problem) -> Response:

@@ -48,7 +48,7 @@ from service.priors.snapshot import (
     resolve_inline,
     resolve_stored,
 )
-from service.priors.store import open_store
+from service.priors.store import open_store, store_url
 from service.priors.store.engine import InvalidStoreUrl
 
 CONFIG_FILE, LABELS_FILE = "config.pbtxt", "labels.txt"
@@ -127,7 +127,7 @@ def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
     reference = parse_prior_reference(text)
     if reference.name in BUILT_IN:
         return resolve_built_in(bundle, reference.name)
-    found = _stored(bundle, reference, store) if _exists(store) else None
+    found = _stored(bundle, reference, store) if _exists(store_url(store)) else None
     if found is not None:
         return found
     if reference.name == DEFAULT and reference.at is None:

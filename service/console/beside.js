@@ -1,4 +1,4 @@
-// Another model or version beside the one of the page: its answer to the same input, tau and target.
+// Other models or versions beside the one of the page: their answers to the same input, tau and target.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";
@@ -17,13 +17,14 @@ async function others(bundle, signal) {
 /** prior: a built-in name, or {target: {class: weight}}. A stored prior belongs to its model and is given by its target. */
 export function Beside({ bundle, input, tau, prior }) {
   const list = useLoaded((signal) => others(bundle, signal), [bundle]);
-  const [chosen, setChosen] = useState("");
+  const [chosen, setChosen] = useState([]);
   if (!list.value?.length) return null;
-  const at = list.value.find((m) => `${m.name}/${m.version}` === chosen);
-  return html`<details class="beside"><summary>Beside another model or version</summary>
-    <p><label class="line tight">compare with <select value=${chosen} onChange=${(e) => setChosen(e.target.value)}><option value="">choose one</option>
-      ${list.value.map((m) => html`<option value=${`${m.name}/${m.version}`}>${m.name} version ${m.version}</option>`)}</select></label></p>
-    ${at && html`<${Answer} ...${{ at, input, tau, prior }} />`}</details>`;
+  const key = (m) => `${m.name}/${m.version}`;
+  const turn = (name, on) => setChosen(on ? [...chosen, name] : chosen.filter((n) => n !== name));
+  const shown = list.value.filter((m) => chosen.includes(key(m)));
+  return html`<details class="beside"><summary>Beside other models or versions</summary>
+    <fieldset class="chips"><legend class="sr">Compare with</legend>${list.value.map((m) => html`<label class="chip"><input type="checkbox" checked=${chosen.includes(key(m))} onChange=${(e) => turn(key(m), e.target.checked)} /><span>${m.name} version ${m.version}</span></label>`)}</fieldset>
+    <div class="others">${shown.map((at) => html`<${Answer} key=${key(at)} ...${{ at, input, tau, prior }} />`)}</div></details>`;
 }
 
 function Answer({ at, input, tau, prior }) {
@@ -40,7 +41,7 @@ function Answer({ at, input, tau, prior }) {
   if (found.error) return html`<${Failed} error=${found.error} again=${found.again} />`;
   if (!found.value) return html`<${Loading} what="its answer" />`;
   const [was, is] = found.value.results.map((r) => r.predictions[0]);
-  return html`<div role="status" aria-label="The other answer"><p>${at.name} version ${at.version} answers <b>${is.label}</b> (${percent(is.probability)})${was.label === is.label ? "" : html`, <s>${was.label}</s> as trained`}.</p>
+  return html`<div role="status" aria-label=${`The answer of ${at.name} version ${at.version}`}><p>${at.name} version ${at.version} answers <b>${is.label}</b> (${percent(is.probability)})${was.label === is.label ? "" : html`, <s>${was.label}</s> as trained`}.</p>
     <table class="plain"><thead><tr><th scope="col">Class</th><th scope="col" class="number">At this setting</th></tr></thead>
       <tbody>${is.top.map((t) => html`<tr class="first"><th scope="row">${t.label}</th><td class="number">${percent(t.probability)}</td></tr>`)}</tbody></table></div>`;
 }

@@ -32,7 +32,7 @@ function axis(more) {
 }
 
 /**
- * data: [x, y…] of uPlot. series: [{label, stroke (a colour's name), …}]. mark: an x to draw a line at; onPick(x): a click.
+ * data: [x, y…] of uPlot. series: [{label, stroke (a colour's name), …}]. mark: an x to draw a line at; marks: [{x, stroke, label}], dashed lines; onPick(x): a click.
  * dots: [{x, y, stroke}], points of interest. x, y: {label, values(axis value) → text, range}. shape: what, when it changes, needs a new chart.
  */
 export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, marks = [], dots = [], onPick, height = 220, shape = "" }) {
@@ -58,6 +58,7 @@ export function Chart({ say, data, series, bands = [], x = {}, y = {}, mark, mar
           draw: [
             (u) => {
               for (const at of latest.current.marks) line(u, at.x, colour(at.stroke), [4, 4]);
+              labels(u, latest.current.marks);
               if (latest.current.mark !== undefined) line(u, latest.current.mark, colour("ink"), []);
               for (const at of latest.current.dots) dot(u, at);
             },
@@ -103,6 +104,26 @@ function line(u, at, stroke, dash) {
   ctx.moveTo(left, u.bbox.top);
   ctx.lineTo(left, u.bbox.top + u.bbox.height);
   ctx.stroke();
+  ctx.restore();
+}
+
+/** The words of marks, at their lines' upper ends; one that would cover another is left out. */
+function labels(u, marks) {
+  const { ctx } = u;
+  ctx.save();
+  ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.textBaseline = "top";
+  let taken = u.bbox.left + u.bbox.width;
+  for (const { x, label, stroke } of [...marks].sort((a, b) => b.x - a.x)) { // the newest are drawn first
+    const at = u.valToPos(x, "x", true);
+    if (!label || at < u.bbox.left || at > u.bbox.left + u.bbox.width) continue;
+    const width = ctx.measureText(label).width + 8 * devicePixelRatio;
+    const left = at + width <= taken ? at + 4 * devicePixelRatio : at - width;
+    if (left < u.bbox.left || left + width > Math.max(taken, at)) continue;
+    ctx.fillStyle = colour(stroke);
+    ctx.fillText(label, left, u.bbox.top + 2 * devicePixelRatio);
+    taken = Math.min(left, at);
+  }
   ctx.restore();
 }
 

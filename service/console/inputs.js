@@ -1,95 +1,21 @@
-// Where inputs come from: samples of the model, files, folders, the clipboard, a pen, texts, rows of a table.
+// Where inputs come from: files, folders, the clipboard, a pen, texts, rows of a table.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
-import { numberOf, rowsOf } from "./csv.js";
-
-const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
-let made = 0;
-
-/** A sample of report.json as an input: {id, name, label, picture, instance}. Inputs of one's own have `own` set. */
-export const fromSample = (sample, i) => ({
-  id: `sample-${i}`,
-  name: `Sample ${i + 1}`,
-  label: sample.label,
-  picture: sample.png && `data:image/png;base64,${sample.png}`,
-  instance: sample.instance ?? { b64: sample.png },
-  blob: sample.instance === undefined ? new Blob([bytesOf(sample.png)], { type: "image/png" }) : undefined,
-  short: sample.instance !== undefined && !sample.png ? String(sample.instance).slice(0, 40) : "",
-});
-
-async function fromFile(file) {
-  const picture = await new Promise((done, failed) => {
-    const reader = new FileReader();
-    reader.onload = () => done(reader.result);
-    reader.onerror = () => failed(reader.error);
-    reader.readAsDataURL(file);
-  });
-  return { id: `own-${++made}`, own: true, name: file.name || "Pasted image", picture, instance: { b64: picture.split(",")[1] }, blob: file, file: file.name || "image.png" };
-}
-
-const own = (name, instance, more = {}) => ({ id: `own-${++made}`, own: true, name, instance, short: String(instance).slice(0, 40), ...more });
+import { fromFile, own } from "./instances.js";
+import { MOST_FIELDS, MOST_ROWS, Row, Table, fieldsOf } from "./rows.js";
 
 /** The ways to give an input of one's own, by the kind of the model's input. */
-export function Sources({ input, samples, names, add }) {
+export function Sources({ bundle, samples, chosen, add }) {
+  const { input, class_names: names } = bundle;
   if (input.kind === "image") return html`<${Images} names=${names} add=${add} />`;
-  if (input.kind === "text") return html`<${Words} add=${add} /><${Table} width=${1} text=${true} names=${names} add=${add} />`;
+  if (input.kind === "text") return html`<${Words} add=${add} /><${Table} fields=${[{ name: "text", text: true }]} names=${names} add=${add} />`;
   const side = Math.sqrt(input.shape[1] ?? NaN);
   if (input.shape.length === 2 && Number.isInteger(side) && samples.some((s) => s.picture))
     return html`<${Pen} side=${side} most=${Math.max(...samples.flatMap((s) => s.instance))} add=${add} />`;
-  return html`<${Numbers} shape=${input.shape} add=${add} />
-    ${input.shape.length === 2 && input.shape[1] && html`<${Table} width=${input.shape[1]} text=${false} names=${names} add=${add} />`}`;
-}
-
-const MOST_ROWS = 500;
-
-/**
- * Rows of a CSV as inputs: {inputs, problems, left}. A row has `width` cells, or one more: its class.
- * The class stands last, or under a header that is label, class or target. A header line is skipped.
- */
-export function tableOf(content, { width, text, names }) {
-  const rows = rowsOf(content);
-  const known = new Set(names);
-  const labelled = rows.length > 0 && rows[0].length === width + 1;
-  const named = rows.length ? rows[0].findIndex((cell) => /^(label|class|target)$/i.test(cell)) : -1;
-  const header = rows.length > 0 && (named >= 0 || (!text && rows[0].slice(0, width).every((cell) => Number.isNaN(numberOf(cell)))));
-  const at = labelled ? (named >= 0 ? named : width) : -1;
-  const problems = [];
-  const inputs = [];
-  rows.slice(header ? 1 : 0).forEach((row, n) => {
-    const line = n + 1 + (header ? 1 : 0);
-    const label = at >= 0 ? row[at] : undefined;
-    const cells = row.filter((_, i) => i !== at);
-    const values = text ? cells : cells.map(numberOf);
-    if (cells.length !== width) problems.push(`line ${line}: ${row.length} cells; expected ${width}, or ${width + 1} with the class`);
-    else if (!text && values.some(Number.isNaN)) problems.push(`line ${line}: '${cells[values.findIndex(Number.isNaN)]}' is not a number`);
-    else if (label !== undefined && !known.has(label)) problems.push(`line ${line}: '${label}' is not a class of the model`);
-    else if (inputs.length < MOST_ROWS) inputs.push(own(`Row ${n + 1}`, text ? values[0] : values, label === undefined ? {} : { label }));
-  });
-  return { inputs, problems, left: Math.max(0, rows.length - (header ? 1 : 0) - problems.length - inputs.length) };
-}
-
-/** Many rows at once, pasted, chosen or dropped; with classes beside them the page shows how good the answers are. */
-function Table({ width, text, names, add }) {
-  const [problems, setProblems] = useState([]);
-  const [said, setSaid] = useState("");
-  const [over, setOver] = useState(false);
-  const take = (content) => {
-    const found = tableOf(content, { width, text, names });
-    setProblems(found.problems);
-    setSaid(found.inputs.length ? `Scored ${found.inputs.length} rows${found.left ? `; the other ${found.left} were left out` : ""}.` : "");
-    if (found.inputs.length) add(found.inputs);
-  };
-  const read = async (file) => file && take(await file.text());
-  const field = useRef();
-  return html`<details class="csv"><summary>Many ${text ? "texts" : "rows"} from a CSV</summary>
-    <div class=${`drop ${over ? "over" : ""}`} onDragOver=${(e) => { e.preventDefault(); setOver(true); }} onDragLeave=${() => setOver(false)}
-      onDrop=${(e) => { e.preventDefault(); setOver(false); read(e.dataTransfer.files[0]); }}>
-      <textarea rows="4" ref=${field} aria-label="Rows as CSV" spellcheck=${false}></textarea>
-      <p class="line"><button type="button" onClick=${() => take(field.current.value)}>Score the rows</button>
-        <label class="button">Choose a CSV<input class="sr" type="file" accept=".csv,.tsv,.txt,text/csv" onChange=${(e) => { read(e.target.files[0]); e.target.value = ""; }} /></label></p>
-      <p class="quiet">${text ? "One text on each line" : `${width} numbers on each line`}; a class at the end lets the page count errors.</p></div>
-    ${problems.length > 0 && html`<div class="note" role="alert"><p>${problems.length} ${problems.length === 1 ? "line was" : "lines were"} left out:</p><ul>${problems.slice(0, 5).map((p) => html`<li>${p}</li>`)}</ul></div>`}
-    ${said && html`<p class="quiet" role="status">${said}</p>`}</details>`;
+  const fields = fieldsOf(bundle);
+  if (!fields) return html`<${Numbers} shape=${input.shape} add=${add} />`;
+  return html`${fields.length <= MOST_FIELDS ? html`<${Row} key=${chosen?.id} fields=${fields} byName=${input.kind === "columns"} start=${chosen?.instance} add=${add} />` : html`<${Numbers} shape=${input.shape} add=${add} />`}
+    <${Table} fields=${fields} byName=${input.kind === "columns"} names=${names} add=${add} />`;
 }
 
 const TAKEN = ["image/png", "image/jpeg", "image/webp"];

@@ -64,13 +64,14 @@ function App() {
           ${known.map((m) => html`<option value=${m.name}>${m.name}</option>`)}
         </select></label>`}
       <${Who} me=${me} signedOut=${() => setSignedOut((n) => n + 1)} />
-      <button class="small theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}. Change`}>${{ auto: "◐ auto", light: "☀ light", dark: "☾ dark" }[theme]}</button>
+      <a class="docs" href="docs">API</a>
+      <button class="small theme" onClick=${nextTheme} aria-label=${`Colours: ${theme}. Change`}>${{ auto: "◐", light: "☀", dark: "☾" }[theme]}<span class="word"> ${theme}</span></button>
     </header>
     <main id="main" tabindex="-1">
       ${models.error ? html`<${Failed} error=${models.error} again=${models.again} />`
       : !models.value ? html`<${Loading} what="the models" />`
       : !model ? html`<${Empty} title="No model is served">
-          <p>Publish one (<code>python -m training fit …</code>) or import one (<code>python -m service import …</code>), then load it with <code>POST /v2/repository/models/NAME/load</code> or SIGHUP.</p></${Empty}>`
+          <p>Publish one (<code>priordial train fit …</code>) or import one (<code>priordial import …</code>), then load it with <code>POST /v2/repository/models/NAME/load</code> or SIGHUP. <code>priordial demo</code> serves the shipped models.</p></${Empty}>`
       : html`<${Page} key=${signedOut} model=${model} query=${here.query} go=${go} me=${me.value} />`}
     </main>`;
 }

@@ -66,7 +66,7 @@ function Curve({ report, bundle }) {
   }, [report]);
   if (!curve.length)
     return html`<section class="card" aria-label="Validation"><h2>Balanced error over τ</h2>
-      <p class="quiet">This version was published without a validation curve, as imported models are. Score it with <code>priordial train evaluate models/${bundle.name}/${bundle.version} --data …</code>.</p></section>`;
+      <p class="quiet">This version was published without a validation curve, as imported models are. <code>priordial train calibrate models/${bundle.name}/${bundle.version} --data …</code> measures it on labelled rows of yours, and publishes the next version with this curve, scores and samples.</p></section>`;
   const nearest = (tau) => curve.reduce((best, p) => (Math.abs(p[0] - tau) < Math.abs(best[0] - tau) ? p : best))[1];
   const { chosen, interval, n } = report.tau;
   const marks = chosen === null ? [] : [{ x: chosen, stroke: "alert" }];
@@ -156,6 +156,7 @@ function ByDefault({ bundle, newest }) {
 function Outcome({ report, names }) {
   const [at, setAt] = useState("1");
   const found = report.at_tau?.[at];
+  const split = report.test ? "test" : "validation";
   const examples = (found?.confusion ?? []).flat().reduce((a, b) => a + b, 0);
   const data = useMemo(() => {
     if (!found?.reliability) return null;
@@ -165,8 +166,8 @@ function Outcome({ report, names }) {
   }, [found]);
   return html`<section class="card" aria-label="Reliability"><div class="line apart"><h2>Reliability and confusion</h2>
       <fieldset class="chips tight"><legend class="sr">At which τ</legend>${taus(report.at_tau).map(([t, words, chosen]) => html`<label class="chip"><input type="radio" name="outcome" checked=${at === t} onChange=${() => setAt(t)} /><span>${words}${chosen && t !== "chosen" ? ", chosen" : ""}</span></label>`)}</fieldset></div>
-    ${examples > 0 && html`<p class="quiet">On the test split: ${whole(examples)} examples, with a uniform target.</p>`}
-    ${data && html`<${Chart} say="Accuracy against confidence, on the test split" data=${data} height=${200} x=${{ label: "confidence", values: (v) => `${v} %`, range: [0, 100] }} y=${{ label: "accuracy", values: (v) => `${v} %`, range: [0, 100] }}
+    ${examples > 0 && html`<p class="quiet">On the ${split} split: ${whole(examples)} examples, with a uniform target.</p>`}
+    ${data && html`<${Chart} say=${`Accuracy against confidence, on the ${split} split`} data=${data} height=${200} x=${{ label: "confidence", values: (v) => `${v} %`, range: [0, 100] }} y=${{ label: "accuracy", values: (v) => `${v} %`, range: [0, 100] }}
       series=${[{ label: "the model", stroke: "accent", points: { show: true, size: 6 }, spanGaps: true }, { label: "perfect", stroke: "was", dash: [5, 5], width: 1 }]} />`}
     ${found?.confusion && html`<${Confusion} cells=${found.confusion} names=${names} />`}</section>`;
 }
@@ -192,7 +193,7 @@ function Confusion({ cells, names }) {
           return html`<td style=${{ background: n ? `color-mix(in srgb, var(--${tone}) ${Math.round(70 * Math.sqrt(n / sum))}%, var(--surface))` : "" }}>${n || ""}</td>`;
         })}</tr>`;
       })}</tbody></table></div>`}
-    <p class="quiet">Most often mistaken: ${worst.map(([share, i, j], n) => html`${n ? "; " : ""}${names[i]} taken for ${names[j]} (${percent(share)}${n ? "" : ` of what is ${names[i]}`})`)}.</p>`;
+    ${worst.length === 0 ? html`<p class="quiet">No example was mistaken.</p>` : html`<p class="quiet">Most often mistaken: ${worst.map(([share, i, j], n) => html`${n ? "; " : ""}${names[i]} taken for ${names[j]} (${percent(share)}${n ? "" : ` of what is ${names[i]}`})`)}.</p>`}`;
 }
 
 function Provenance({ bundle }) {

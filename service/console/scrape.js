@@ -48,10 +48,27 @@ export function reading(samples, model, at) {
   return found;
 }
 
-/** The readings and the next one, at most `most`. Numbers by class, which may be thousands, are kept for some seconds only. */
-export function keep(readings, next, most, seconds) {
-  const before = readings.map((r) => ({ ...r, targets: {}, classes: r.at < next.at - seconds ? null : r.classes }));
-  return [...before, next].slice(-most);
+const MINUTE = 60;
+export const SPAN = 15 * MINUTE;
+
+/**
+ * The readings and the next one, at most `most` of them beside one a minute. Numbers by class, which may be thousands,
+ * stay for a minute, and in one reading of each minute (`held`) for as long as the page counts.
+ */
+export function keep(readings, next, most) {
+  const mark = readings.findLast((r) => r.held);
+  const held = !mark || next.at - mark.at >= MINUTE;
+  const before = readings
+    .filter((r, i) => readings.length - i < most || (r.held && r.at >= next.at - SPAN - MINUTE))
+    .map((r) => ({ ...r, targets: {}, classes: r.at >= next.at - MINUTE || (r.held && r.at >= next.at - SPAN - MINUTE) ? r.classes : null }));
+  return [...before, { ...next, held }];
+}
+
+/** The newest reading that is at least `seconds` older than the last one and has numbers by class; else the oldest that has. */
+export function readingBefore(readings, seconds) {
+  const last = readings[readings.length - 1];
+  const whole = readings.filter((r) => r.classes && r !== last);
+  return whole.findLast((r) => r.at <= last.at - seconds) ?? whole[0];
 }
 
 /** b − a of counters; one that fell was reset by a restart and counts from 0. */

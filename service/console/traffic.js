@@ -1,10 +1,10 @@
-// Traffic: what is predicted now, from /metrics; the page keeps the last minutes itself. Revisions mark the charts.
+// Traffic: what is predicted, from /metrics and from the service's own readings of the last minutes. Revisions mark the charts.
 
 import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, getText, modelPath, sendJson } from "./api.js";
 import { Chart } from "./chart.js";
-import { fromSample } from "./inputs.js";
-import { grown, grownBy, keep, parse, quantile, reading } from "./scrape.js";
+import { fromSample } from "./instances.js";
+import { grown, grownBy, keep, parse, quantile, reading, readingBefore } from "./scrape.js";
 import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, when, whole } from "./widgets.js";
@@ -15,8 +15,19 @@ const FIRST_MS = 600; // until there is something to draw
 const KEPT = 450;
 const PAGE = 20;
 const MINUTE = 60;
+const QUARTER = 15 * MINUTE;
 const kept = new Map();
-const first = new Map(); // the first reading of each model since the page was opened
+
+/** The service's readings of the last fifteen minutes, oldest first; none where it keeps none. */
+async function earlier(model, signal) {
+  try {
+    const { readings } = await getJson(`metrics/recent?model=${encodeURIComponent(model)}`, { signal });
+    return readings.filter((r) => r.at >= Date.now() / 1000 - QUARTER - MINUTE).map((r) => ({ ...reading(parse(r.metrics), model, r.at), held: true }));
+  } catch (error) {
+    if (error.name === "AbortError") throw error;
+    return [];
+  }
+}
 
 /** Readings of a model, newest last; polled while the page is open and can be seen. */
 function useReadings(model) {
@@ -28,10 +39,10 @@ function useReadings(model) {
     const look = async () => {
       try {
         if (!document.hidden) {
+          if (!kept.has(model)) kept.set(model, await earlier(model, controller.signal));
           const samples = parse(await getText("metrics", { signal: controller.signal }));
           const next = reading(samples, model, Date.now() / 1000);
-          if (!first.has(model)) first.set(model, next);
-          const readings = keep(kept.get(model) ?? [], next, KEPT, MINUTE);
+          const readings = keep(kept.get(model), next, KEPT);
           kept.set(model, readings);
           setState({ readings });
         }
@@ -102,8 +113,8 @@ function useChanges(model, revisions) {
 }
 
 /** Dashed lines where a revision was stored while the chart was collecting. */
-const begun = (readings) => readings[1]?.at ?? Infinity; // the charts begin with the second reading
-const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet" }));
+const begun = (readings) => readings[0].at;
+const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet", label: `${c.prior} ${c.deleted ? "out of use" : c.revision}, ${c.by}` }));
 
 /** The changes in words, for those who cannot see the lines and for those who ask who it was. */
 function Changes({ model, changes, since }) {
@@ -116,17 +127,17 @@ function Changes({ model, changes, since }) {
         <td>${c.by}</td><td>${c.note || html`<span class="quiet">–</span>`}</td></tr>`)}</tbody></table></section>`;
 }
 
-const SPANS = { minute: ["last minute"], page: ["since the page was opened"], start: ["since the service started"] };
+const SPANS = { quarter: "in the last 15 minutes", minute: "in the last minute", start: "since the service started" };
 
 function Board({ model, bundle, readings }) {
-  const [span, setSpan] = useState("start");
+  const [span, setSpan] = useState("quarter");
   const last = readings[readings.length - 1];
   const changes = useChanges(model, last.revisions);
   const marks = marksOf(changes, readings);
   const recent = readings.find((r) => r.at >= last.at - 15) ?? readings[0];
-  const since = { minute: readings.find((r) => r.at >= last.at - MINUTE), page: first.get(model), start: undefined }[span];
+  const since = { minute: readingBefore(readings, MINUTE), quarter: readingBefore(readings, QUARTER), start: undefined }[span];
   return html`
-    <${Tiles} last=${last} before=${recent === last ? readings[readings.length - 2] : recent} />
+    <${Tiles} last=${last} since=${since} words=${SPANS[span]} before=${recent === last ? readings[readings.length - 2] : recent} />
     <div class="two">
       <${Rates} readings=${readings} marks=${marks} /><${Latency} readings=${readings} marks=${marks} />
     </div>
@@ -134,28 +145,29 @@ function Board({ model, bundle, readings }) {
     <section class="card" aria-label="Classes">
       <div class="line apart"><h2>Classes</h2>
         <label class="line tight">counted <select value=${span} onChange=${(e) => setSpan(e.target.value)}>
-          ${Object.entries(SPANS).map(([name, [words]]) => html`<option value=${name}>${words}</option>`)}</select></label></div>
+          ${Object.entries(SPANS).map(([name, words]) => html`<option value=${name}>${words}</option>`)}</select></label></div>
       ${last.answered === since?.answered ? html`<p class="quiet" role="status">Nothing was answered in this time.</p>`
         : html`<${Groups} last=${last} since=${since} /><${Classes} bundle=${bundle} last=${last} since=${since} />`}
     </section>
     <${Priors} model=${model} last=${last} />
-    <p class="quiet">From <a href="metrics">/metrics</a>, every ${EVERY_MS / 1000} s while this page can be seen; it keeps the last ${(KEPT * EVERY_MS) / 60000} minutes.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
+    <p class="quiet">From <a href="metrics">/metrics</a>, every ${EVERY_MS / 1000} s while this page can be seen. What was before comes from <a href=${`metrics/recent?model=${encodeURIComponent(model)}`}>/metrics/recent</a>, once a minute.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
 }
 
 const perSecond = (n, seconds) => (seconds > 0 ? n / seconds : 0);
 const rateText = (n) => (n === 0 ? "0" : n < 10 ? n.toFixed(1) : whole(n));
 const ms = (seconds) => (seconds === null ? "–" : `${(1000 * seconds).toFixed(seconds < 0.01 ? 2 : seconds < 0.1 ? 1 : 0)} ms`);
 
-function Tiles({ last, before }) {
+function Tiles({ last, since, words, before }) {
   const seconds = before ? last.at - before.at : 0;
   const delta = (name) => (before ? grown(last[name], before[name]) : 0);
   const now = before && delta("requests");
   const buckets = now ? grownBy(last.buckets, before.buckets) : last.buckets;
+  const [changed, answered] = ["changed", "answered"].map((name) => (since ? grown(last[name], since[name]) : last[name]));
   const rejected = Object.values(last.rejected).reduce((a, b) => a + b, 0);
   const tile = (name, value, more) => html`<div class="tile"><dt>${name}</dt><dd><b>${value}</b> <span class="quiet">${more}</span></dd></div>`;
   return html`<dl class="tiles">
     ${tile("Answers a second", rateText(perSecond(delta("answered"), seconds)), `${whole(last.answered)} since start`)}
-    ${tile("Changed by the adjustment", percent(last.changed / Math.max(1, last.answered)), `${whole(last.changed)} ${last.changed === 1 ? "answer" : "answers"} since start`)}
+    ${tile("Changed by the adjustment", percent(changed / Math.max(1, answered)), `${whole(changed)} of ${whole(answered)} answers ${words}`)}
     ${tile("Median time", ms(quantile(buckets, 0.5)), `99 % within ${ms(quantile(buckets, 0.99))}; all models, ${now ? `last ${whole(seconds)} s` : "since start"}`)}
     ${tile("Requests refused or failed", whole(last.refused + last.failed), `${whole(last.failed)} failed in the service (5xx); all models since start`)}
     ${tile("Rows waiting", whole(last.queued), `${whole(rejected)} not scored since start`)}
@@ -169,6 +181,10 @@ function steps(readings, values) {
     const [a, b] = [readings[i - 1], readings[i]];
     data[0].push(b.at);
     values.forEach((f, n) => data[n + 1].push(f(b, a, b.at - a.at)));
+  }
+  if (data[0].length) { // the first value holds from the first reading on
+    data[0].unshift(readings[0].at);
+    values.forEach((_, n) => data[n + 1].unshift(data[n + 1][0]));
   }
   return data;
 }

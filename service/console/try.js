@@ -6,7 +6,8 @@ import { Beside } from "./beside.js";
 import { Chart } from "./chart.js";
 import { DIAL_MAX, Dial } from "./dial.js";
 import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf } from "./formula.js";
-import { Sources, fromSample } from "./inputs.js";
+import { Sources } from "./inputs.js";
+import { fromSample } from "./instances.js";
 import { Labelled } from "./labelled.js";
 import { CopyAs } from "./snippets.js";
 import { Target, uniform } from "./targets.js";
@@ -17,15 +18,16 @@ const CURVES = 5;
 const AT_ONCE = 20000;
 const SHORT_BODY = 6000;
 
-/** Score inputs in one request: [{logits, before}], logits up to a constant. */
+/** Score inputs in one request: [{logits, before, warnings}], logits up to a constant. The service warns of the inputs together. */
 async function score(model, classes, inputs) {
   const instances = inputs.map((input) => input.instance);
   const asked = { instances, settings: [{ tau: 0 }], parameters: { top_k: classes } };  // no traffic: it is not counted
   const { body } = await sendJson("POST", `${modelPath(model)}/adjust`, asked);
-  return body.results[0].predictions.map(({ top }) => {
+  const { predictions, warnings = [] } = body.results[0];
+  return predictions.map(({ top }) => {
     const before = new Array(classes);
     for (const { index, probability } of top) before[index] = probability;
-    return { logits: logitsOf(before), before };
+    return { logits: logitsOf(before), before, warnings };
   });
 }
 
@@ -133,7 +135,8 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
     <section class="card" aria-label="Input">
       <h2>Input</h2>
       <${Gallery} inputs=${inputs} at=${at} pick=${pick} answers=${answers} names=${bundle.class_names} />
-      <${Sources} input=${bundle.input} samples=${samples} names=${bundle.class_names} add=${add} />
+      <${Sources} bundle=${bundle} samples=${samples} chosen=${input} add=${add} />
+      ${[...new Set(scored?.warnings ?? [])].map((words) => html`<p class="note" role="status">${words}</p>`)}
       ${answers && html`<${Score} inputs=${inputs} answers=${answers} names=${bundle.class_names} />`}
     </section>
     <section class="card answer" aria-label="Answer">

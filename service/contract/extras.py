@@ -10,6 +10,7 @@ EXTRAS = {
         "onnxruntime",
         "orjson",
         "PIL",
+        "platformdirs",
         "prometheus_client",
         "pydantic",
         "python_multipart",

@@ -114,7 +114,10 @@ def resolve_provider(name: str, device: Device = FIRST_DEVICE) -> str:
         return "cuda"
     if name != "auto":
         raise ProviderUnavailable(f"provider {name} does not work here: {why}")
-    logger.info("serving on the CPU: %s", why)
+    if PROVIDERS["cuda"] in ort.get_available_providers():
+        logger.info("serving on the CPU: %s", why)
+    else:
+        logger.info("serving on the CPU; onnxruntime for NVIDIA GPUs is another extra (gpu)")
     return "cpu"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import orjson
 
 from service.batching.batcher import Batcher
 from service.batching.work import Tracer
@@ -25,6 +24,7 @@ from service.observe.metrics import Metrics
 from service.priors.recent import LogitReservoir
 from service.repository.loads import Turn
 from service.repository.record import ModelRecord
+from service.repository.report import read_report
 from service.repository.served import ServedModel
 from service.wire.arrays import example_input
 
@@ -39,7 +39,6 @@ At least one full batch may wait, so that the session is never idle.
 """
 SMALL_BATCH_ROWS = 8
 """On a GPU, batches of up to this many rows are padded to it; larger ones to the largest batch."""
-MAX_REPORT_BYTES = 16 * 2**20
 _MEASURING = Turn()
 """Loads run side by side, but only one is measured at a time: two would slow each other down."""
 FREE_SIZES = (1, 8, 32, 224)
@@ -93,7 +92,7 @@ class Loader:
         sizes = [largest] if graph.fixed_rows else warm_sizes(largest)
         warm = _warm(graph, bundle, sizes)
         cost = warm.cost_seconds
-        report = _report(folder)
+        report = read_report(folder)
         best = largest if graph.fixed_rows else efficient_rows(cost)
         logger.info(
             "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; "
@@ -213,25 +212,3 @@ def _interpolated(cost: dict[int, float], largest: int) -> list[float]:
         np.arange(largest + 1), sizes, [cost[s] for s in sizes]
     ).tolist()
     return values
-
-
-def _report(folder: Path) -> dict[str, Any]:
-    """The object of report.json; empty where there is none that can be read and written again."""
-    path = folder / "report.json"
-    if not path.is_file():
-        return {}
-    why = ""
-    if path.stat().st_size > MAX_REPORT_BYTES:
-        why = f"it is larger than {MAX_REPORT_BYTES} bytes"
-    else:
-        try:
-            found = orjson.loads(path.read_bytes())
-            orjson.dumps(found)  # fails where it could not be answered either
-        except (ValueError, TypeError) as error:  # the latter for what is nested too deeply
-            why = str(error)
-        else:
-            if isinstance(found, dict):
-                return found
-            why = "it is no JSON object"
-    logger.warning("%s is not shown: %s", path, why)
-    return {}

@@ -1,6 +1,7 @@
 """Builds every object of the service and connects them; decides nothing itself."""
 
 import asyncio
+import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ from service.contract.nearest import did_you_mean
 from service.graph import providers
 from service.keys import parse_keys
 from service.machine import available_threads
+from service.observe.history import History
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
 from service.observe.port import MetricsPort
@@ -36,9 +38,10 @@ from service.observe.traces import open_traces
 from service.priors.drift import Drift
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
-from service.priors.store import open_store
+from service.priors.store import open_store, store_url
 from service.priors.webhook import Changed, Webhook
 from service.repository.loading import Loader
+from service.repository.report import sample_instance
 from service.repository.repository import Repository, UnknownModel
 from service.server.gauges import Gauges
 from service.server.loop_turns import LoopTurns
@@ -47,6 +50,8 @@ from service.settings import InvalidSetting, Settings, check_paths
 
 if TYPE_CHECKING:
     from service.api.rpc.front import Front
+
+logger = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 GRPC_STOP_SECONDS = 10.0
@@ -96,6 +101,7 @@ class Service:
             max_batch_rows=settings.max_batch_rows,
             version=VERSION,
         )
+        self.history = History(lambda: self.metrics.exposition("")[0])
         if replaces:
             self.metrics.worker_replaced(replaces)
         self.threads = max(1, available_threads() // settings.workers)
@@ -142,6 +148,8 @@ class Service:
         Raises StoreUnavailable, NothingToServe, PortTaken, or InvalidSetting for --default-model.
         """
         await self.priors.start(optional=self.settings.store_optional)
+        if store_url(self.settings.store) != self.settings.store:
+            logger.info("priors are kept in %s", store_url(self.settings.store))
         self._check_default_model()
         await self.repository.load_all()
         if self.repository.faults and not self.repository.all():
@@ -156,6 +164,7 @@ class Service:
         self.metrics.add_gauges(gauges.numbers)
         self.metrics.show_vectors(gauges.vectors)
         self.drift.start()
+        self.history.start()
         if self.settings.metrics_port:
             self.metrics_port = MetricsPort(
                 self.settings.host,
@@ -193,6 +202,7 @@ class Service:
         if self.grpc is not None:
             await self.grpc.stop(seconds=GRPC_STOP_SECONDS)
         self.drift.stop()
+        self.history.stop()
         if self.metrics_port is not None:
             self.metrics_port.close()
         await self.repository.close()
@@ -231,7 +241,7 @@ class Service:
         )
         app = web.application(
             routers=[
-                health.router(probes, self.metrics, self.access),
+                health.router(probes, self.metrics, self.history, self.access),
                 oip_statistics.router(
                     repository=self.repository, metrics=self.metrics, access=self.access
                 ),
@@ -256,7 +266,9 @@ class Service:
             ],
             version=VERSION,
         )
-        description.describe(app, tau_cap=settings.tau_cap, models=self._serving)
+        description.describe(
+            app, tau_cap=settings.tau_cap, models=self._serving, sample_of=self._sample
+        )
         scoring: dict[str, Any] = {
             "pool": self.pool,
             "timeout_seconds": settings.timeout_ms / 1000,
@@ -307,6 +319,15 @@ class Service:
     def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:
         try:
             return self.repository.find(bundle.name, bundle.version).recent
+        except UnknownModel:  # unloaded since
+            return None
+
+    def _sample(self, bundle: Bundle) -> Any | None:
+        """Return an input of the model's report where everybody may see one."""
+        if not self.access.open_to_all:
+            return None
+        try:
+            return sample_instance(self.repository.find(bundle.name, bundle.version).report)
         except UnknownModel:  # unloaded since
             return None
 

@@ -30,7 +30,7 @@ def _verbs_of_service():
 
 
 def test_help_lists_every_verb_of_both_programs():
-    assert sorted(VERBS) == sorted([*_verbs_of_service(), "train", "score", "completion"])
+    assert sorted(VERBS) == sorted([*_verbs_of_service(), "demo", "train", "score", "completion"])
 
 
 def test_help_is_printed_on_request_and_for_an_empty_command_line(capsys):

@@ -7,7 +7,10 @@ import venv
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
+
+from tests.support.server import READY
 
 ROOT = Path(__file__).parents[2]
 
@@ -17,7 +20,18 @@ def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
     source = folder / "source"
     tracked = subprocess.run(
-        ["git", "ls-files", "-z", "priordial", "service", "training", "pyproject.toml"],
+        [
+            "git",
+            "ls-files",
+            "-zco",
+            "--exclude-standard",
+            "priordial",
+            "service",
+            "training",
+            "models",
+            "pyproject.toml",
+            "setup.py",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
@@ -38,6 +52,53 @@ def test_the_wheel_holds_the_three_packages_their_types_and_their_data(wheel):
         assert f"{package}/py.typed" in names
     assert "service/console/index.html" in names
     assert "training/recipes/digits.toml" in names
+
+
+def test_the_wheel_is_small_and_holds_the_shipped_models(wheel):
+    assert wheel.stat().st_size < 2 * 2**20
+    names = set(zipfile.ZipFile(wheel).namelist())
+    for model in ("digits", "fashion", "fashion-la"):
+        assert f"priordial/demo_models/{model}/1/model.onnx" in names
+
+
+@pytest.fixture(scope="module")
+def installed(wheel, tmp_path_factory):
+    """The wheel unpacked outside of the checkout: (its folder, an environment that uses it)."""
+    folder = tmp_path_factory.mktemp("site")
+    zipfile.ZipFile(wheel).extractall(folder)
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("PRIORDIAL_")}
+    return folder, {**inherited, "PYTHONPATH": str(folder)}
+
+
+def test_outside_of_a_checkout_the_demo_serves_and_keeps_priors_for_the_user(installed, tmp_path):
+    _, environment = installed
+    elsewhere, data = tmp_path / "elsewhere", tmp_path / "data"
+    elsewhere.mkdir()
+    command = [sys.executable, "-m", "priordial", "demo", "--port", "0", "--provider", "cpu"]
+    with subprocess.Popen(
+        command,
+        cwd=elsewhere,
+        env={**environment, "XDG_DATA_HOME": str(data)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as server:
+        try:
+            said = []
+            for line in server.stderr:
+                said.append(line)
+                if found := READY.search(line):
+                    break
+            assert found, "".join(said)
+            url = found.group(1)
+            sample = httpx.get(f"{url}/models/fashion/samples/7.png").content
+            answer = httpx.post(f"{url}/predict", files={"image": sample}).json()
+            httpx.put(f"{url}/priors", json={"target": "uniform"}).raise_for_status()
+        finally:
+            server.terminate()
+    assert answer["predictions"][0]["label"] == "shirt"
+    assert str(data / "priordial/priordial.db") in "".join(said)
+    assert (data / "priordial/priordial.db").exists()
+    assert list(elsewhere.iterdir()) == []
 
 
 def test_the_command_says_what_to_install_in_an_empty_environment(wheel, tmp_path):

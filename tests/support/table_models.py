@@ -1,9 +1,13 @@
 """ONNX classifiers over the columns of a table: numbers beside strings, missing values, tokens."""
 
+import tempfile
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from service.__main__ import main
 from service.contract.adjustment import softmax
 
 CLASSES = ["stays", "leaves", "returns"]
@@ -47,6 +51,19 @@ def table_model() -> onnx.ModelProto:
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 2)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def publish_table(models: Path) -> None:
+    """Import `table_model` into a repository as `table`, with class counts."""
+    models.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        home = Path(folder)
+        onnx.save(table_model(), home / "table.onnx")
+        (home / "names.txt").write_text("\n".join(CLASSES), encoding="utf-8")
+        (home / "counts.json").write_text("[60, 30, 10]", encoding="utf-8")
+        flags = ["--class-names", home / "names.txt", "--class-counts", home / "counts.json"]
+        command = ["import", home / "table.onnx", "--name", "table", "--models", models, *flags]
+        assert main([str(each) for each in command]) == 0
 
 
 def table_probabilities(rows=ROWS) -> np.ndarray:

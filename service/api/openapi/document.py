@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import FastAPI
 
 from service.api.edge.errors import PROBLEM_JSON, TITLES
+from service.api.openapi.routes import PATCH, PREVIEW, PRIOR, ROLLBACK
 from service.api.openapi.schemas import (
     PRIOR_REFERENCE,
     Schema,
@@ -16,7 +17,8 @@ from service.api.openapi.schemas import (
     parameter,
     ref,
 )
-from service.contract.bundle import Bundle
+from service.api.openapi.titles import TAGS, title
+from service.contract.bundle import Bundle, InputSpec
 from service.wire.arrays import example_input
 
 SCORING_PROBLEMS = (
@@ -37,17 +39,30 @@ SCORING_PROBLEMS = (
     "unavailable",
     "deadline",
 )
+_BODIES: dict[str, Schema] = {
+    "PriorBody": PRIOR,
+    "PriorCounts": PATCH,
+    "PriorRollback": ROLLBACK,
+    "PriorPreview": PREVIEW,
+}
 _TAG = "prediction"
 _MODEL = parameter("model", {"type": "string"}, "A model's name", where="path")
 _VERSION = parameter("version", {"type": "string"}, "A version's number", where="path")
 _INLINE: Schema = {"type": "string", "pattern": r"^\{"}
 
 
-def describe(app: FastAPI, *, tau_cap: float, models: Callable[[], Sequence[Bundle]]) -> None:
+def describe(
+    app: FastAPI,
+    *,
+    tau_cap: float,
+    models: Callable[[], Sequence[Bundle]],
+    sample_of: Callable[[Bundle], Any | None],
+) -> None:
     """Make `app.openapi()` describe every route and every answer of each, errors included.
 
     app: whose `openapi` is replaced. tau_cap: the largest tau. models: those that serve now, the
-    default one first; their names and inputs become the examples.
+    default one first; their names and inputs become the examples. sample_of: a real instance of a
+    model, None where there is none.
     """
     own = app.openapi
     made: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -58,19 +73,24 @@ def describe(app: FastAPI, *, tau_cap: float, models: Callable[[], Sequence[Bund
         if names not in made:
             made.clear()
             app.openapi_schema = None
-            made[names] = _whole(own, tau_cap, serving)
+            made[names] = _whole(own, tau_cap, serving, sample_of)
         return made[names]
 
     app.openapi = openapi  # type: ignore[method-assign]
 
 
 def _whole(
-    own: Callable[[], dict[str, Any]], tau_cap: float, serving: Sequence[Bundle]
+    own: Callable[[], dict[str, Any]],
+    tau_cap: float,
+    serving: Sequence[Bundle],
+    sample_of: Callable[[Bundle], Any | None],
 ) -> dict[str, Any]:
     document = own()
     for path, operations in document["paths"].items():
-        for operation in operations.values():
+        for method, operation in operations.items():
             _complete(path, operation)
+            _name_body(operation)
+            operation["summary"] = title(method, path) or operation["summary"]
     document["paths"].update(_scoring())
     parts = document.setdefault("components", {})
     schemas = parts.setdefault("schemas", {})
@@ -80,36 +100,58 @@ def _whole(
     ):  # FastAPI's own errors, which never leave
         schemas.pop(name, None)
     schemas.update(components(tau_cap))
+    schemas.update(_BODIES)
     if serving:
-        _add_examples(document, serving)
+        _add_examples(document, serving, sample_of(serving[0]))
     parts["securitySchemes"] = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
     }
+    document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     document["security"] = [{}, {"bearer": []}, {"key": []}]
     return document
 
 
-def _add_examples(document: dict[str, Any], serving: Sequence[Bundle]) -> None:
-    """Fill the forms of `/docs` with names that exist and one row that the first model takes."""
+def _add_examples(document: dict[str, Any], serving: Sequence[Bundle], sample: Any | None) -> None:
+    """Fill the forms of `/docs` with names that exist and one row that the first model takes.
+
+    sample: a real instance of that model; without one the row is zeros or an empty text.
+    """
     names = list(dict.fromkeys(bundle.name for bundle in serving))
     for operations in document["paths"].values():
         for operation in operations.values():
             for each in operation.get("parameters", ()):
                 if each["in"] == "path" and each["name"] == "model":
                     each["schema"] = {**each["schema"], "examples": names[:_MAX_EXAMPLES]}
-    spec = serving[0].input
-    example = example_input(spec)
-    if example.size <= _MAX_EXAMPLE_NUMBERS:
-        instances = {
-            "instances": example.ravel().tolist() if spec.kind == "text" else example.tolist()
-        }
+    instance = _blank(serving[0].input) if sample is None else sample
+    if instance is not None:
+        instances = {"instances": [instance]}
         schemas = document["components"]["schemas"]
-        schemas["PredictRequest"]["examples"] = [instances]
+        schemas["PredictRequest"]["examples"] = [
+            {**instances, "parameters": {"tau": 1.0, "top_k": 2}}
+        ]
         schemas["AdjustRequest"]["examples"] = [{**instances, "settings": [{"tau": 0}, {}]}]
 
 
+def _blank(spec: InputSpec) -> Any | None:
+    """An instance of zeros or empty texts; None where it would be too long to read."""
+    example = example_input(spec)
+    if example.size > _MAX_EXAMPLE_NUMBERS:
+        return None
+    if spec.kind == "text":
+        return example.ravel().tolist()[0]
+    return example.tolist()[0]
+
+
 _MAX_EXAMPLES, _MAX_EXAMPLE_NUMBERS = 100, 1000
+
+
+def _name_body(operation: dict[str, Any]) -> None:
+    """Refer to the body of a prior's route by its name, which generated clients give its class."""
+    for content in operation.get("requestBody", {}).get("content", {}).values():
+        for name, schema in _BODIES.items():
+            if content["schema"] == schema:
+                content["schema"] = ref(name)
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
@@ -172,7 +214,12 @@ def _scoring() -> dict[str, Any]:
             "/predict", "Classify with the default model", _PREDICT, json_only, predict, one
         ),
         "/models/{model}/predict": _post(
-            "/models/{model}/predict", "Classify", _PREDICT, [_MODEL, *json_only], predict, one
+            "/models/{model}/predict",
+            "Classify with a model",
+            _PREDICT,
+            [_MODEL, *json_only],
+            predict,
+            one,
         ),
         "/models/{model}/adjust": _post(
             "/models/{model}/adjust",

@@ -27,6 +27,15 @@ Anything: TypeAlias = Annotated[Any, WithJsonSchema({})]
 Base64: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
 
 
+def _one_of(one: str, other: str) -> Schema:
+    """That just one of two members is given.
+
+    Generators of clients make a class of this; of `oneOf` they would make an untyped union.
+    """
+    needs_one: Schema = {"required": [one]}
+    return {"if": {"required": [other]}, "then": {"not": needs_one}, "else": needs_one}
+
+
 class _Closed(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -87,9 +96,7 @@ Instances: TypeAlias = Annotated[
 class PredictRequest(_Closed):
     """Rows to classify: instances, or for a model of several inputs its columns by name."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["instances"]}, {"required": ["inputs"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra=_one_of("instances", "inputs"))
 
     instances: Instances = []
     inputs: Annotated[dict[str, list[Anything]], Field(min_length=1)] = {}
@@ -158,9 +165,7 @@ class AdjustSetting(_Closed):
 class AdjustRequest(_Closed):
     """Rows or logits, and the settings to answer for."""
 
-    model_config = ConfigDict(
-        json_schema_extra={"oneOf": [{"required": ["instances"]}, {"required": ["logits"]}]}
-    )
+    model_config = ConfigDict(json_schema_extra=_one_of("instances", "logits"))
 
     instances: Instances = []
     logits: Annotated[list[list[float]], Field(min_length=1)] = []

@@ -23,6 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from service.contract.nearest import nearest_path
 from service.priors.revisions import StoreUnavailable
+from service.priors.store.place import make_folder, store_url
 from service.priors.store.schema import SCHEMA, meta, migrate, schema_number
 from service.priors.store.trouble import typed_trouble
 
@@ -33,13 +34,13 @@ _LAST_WORDS = frozenset({"57P01", "57P02", "57P03", "57P05", "25P03"})
 
 
 class InvalidStoreUrl(ValueError):
-    """`--store` is neither sqlite:///FILE nor postgresql://…"""
+    """`--store` is neither auto nor sqlite:///FILE nor postgresql://…"""
 
 
 def parse_store_url(text: str) -> URL:
     """Check a store's URL. Raises InvalidStoreUrl, without the password that the URL may hold."""
     try:
-        url = make_url(text)
+        url = make_url(store_url(text))
     except ArgumentError:
         raise InvalidStoreUrl(
             "the store's URL cannot be read; expected sqlite:///FILE or postgresql://HOST/NAME"
@@ -63,6 +64,7 @@ class Database:
     def __init__(self, url: str) -> None:
         """Does not connect. Raises InvalidStoreUrl."""
         parsed = parse_store_url(url)
+        self._url = url
         self.file: SqliteFile | None = None
         if parsed.get_backend_name() == "sqlite":
             self.file = SqliteFile(Path(parsed.database or ""))
@@ -82,6 +84,8 @@ class Database:
         """
         if self.file is not None and not create:
             self.file.may_create = False
+        elif create:
+            self._make_folder()
         with typed_trouble():
             with self.engine.connect() as connection:
                 ready = schema_number(connection) == SCHEMA
@@ -94,6 +98,16 @@ class Database:
                 self.store_id = connection.execute(select(meta.c.store_id)).scalar_one()
             if self.file is not None:
                 self.file.may_create = False
+
+    def _make_folder(self) -> None:
+        try:
+            make_folder(self._url)
+        except OSError as error:
+            raise StoreUnavailable(
+                "away",
+                f"the folder '{error.filename}' for the store cannot be made: {error.strerror}; "
+                "give a place with --store sqlite:///FILE",
+            ) from error
 
     @contextmanager
     def transaction(self) -> Iterator[Connection]:
@@ -121,6 +135,8 @@ class SqliteFile:
             raise StoreUnavailable(
                 "away", f"there is no folder '{folder}' for the store's file{nearest_path(folder)}"
             )
+        if not self.may_create and not self.path.exists():
+            raise StoreUnavailable("away", f"there is no file '{self.path}'; nothing is stored yet")
         connection = sqlite3.connect(
             f"file:{quote(str(self.path))}?mode={'rwc' if self.may_create else 'rw'}",
             uri=True,

@@ -51,12 +51,12 @@ def test_a_key_that_is_not_accepted_is_told_why(served):
         assert refused.json()["type"] == f"/problems/{kind}"
 
 
-def test_a_report_with_its_sample_inputs_needs_the_role_observe(served):
-    path = "/models/linear/report"
-    assert get(served, path).status_code == 401
-    assert get(served, path, "asks").status_code == 403
-    for name in ("sees", "runs"):
-        assert get(served, path, name).status_code == 200
+def test_a_report_and_its_sample_inputs_need_the_role_observe(served):
+    for path, status in (("/models/linear/report", 200), ("/models/linear/samples/1.png", 404)):
+        assert get(served, path).status_code == 401
+        assert get(served, path, "asks").status_code == 403
+        for name in ("sees", "runs"):
+            assert get(served, path, name).status_code == status
 
 
 def test_without_keys_everybody_is_anonymous_and_may_do_everything(tmp_path):

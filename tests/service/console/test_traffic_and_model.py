@@ -19,7 +19,7 @@ def test_the_traffic_page_counts_what_was_answered(open_page, tmp_path):
         changed = sum(p["label"] != p["unadjusted"]["label"] for p in answer["predictions"])
         assert 0 < changed < 300
         page.wait_for_selector("text=300 since start")
-        page.wait_for_selector(f"text={changed} answers")
+        page.wait_for_selector(f"text={changed} of 300 answers")
         rows = page.locator(".before-after tbody tr").all()
         assert len(rows) == CLASSES
         for row in rows:
@@ -120,34 +120,44 @@ def test_many_classes_over_many_readings_do_not_fill_the_tab(open_page):
             let readings = [];
             for (let at = 0; at <= 300; at += 2) {
                 const next = { at, answered: at, classes: { cat: at }, targets: { cat: 1 } };
-                readings = keep(readings, next, 100, 60);
+                readings = keep(readings, next, 100);
             }
             return readings;
         }"""
     )
-    assert [r["at"] for r in kept] == list(range(102, 302, 2)), "the newest"
+    newest, minutes = list(range(102, 302, 2)), [0, 60]
+    assert [r["at"] for r in kept] == minutes + newest, "the newest, and one of each minute"
     assert [r["answered"] for r in kept] == [r["at"] for r in kept]
-    assert [r["at"] for r in kept if r["classes"]] == list(range(240, 302, 2)), "the last minute"
+    last_minute = list(range(240, 302, 2))
+    assert [r["at"] for r in kept if r["classes"]] == [0, 60, 120, 180, *last_minute]
     assert [r["at"] for r in kept if r["targets"]] == [300]
 
 
-def test_traffic_can_be_counted_from_when_the_page_was_opened(open_page, tmp_path):
+def test_traffic_opens_on_the_last_fifteen_minutes_that_the_service_remembers(open_page, tmp_path):
     publish_model(tmp_path / "models")
     x = np.random.default_rng(0).normal(size=(40, FEATURES)).astype(np.float32)
     body = {"instances": x.tolist()}
     with running(tmp_path / "models") as server:
         httpx.post(f"{server.url}/predict", json=body).raise_for_status()
         page = open_page("/#/traffic", base=server.url)
-        page.wait_for_selector("text=40 since start")
-        page.get_by_label("counted").select_option("page")
-        page.wait_for_selector("text=Nothing was answered in this time")
+        page.wait_for_selector("text=of 40 answers in the last 15 minutes")
         answers = page.locator(".before-after tbody .number:last-child")
-        httpx.post(f"{server.url}/predict", json=body).raise_for_status()
-        page.wait_for_selector("text=80 since start")
         assert sum(map(int, answers.all_inner_texts())) == 40
-        page.get_by_label("counted").select_option("minute")
-        assert sum(map(int, answers.all_inner_texts())) == 40
+        page.get_by_label("counted").select_option("start")
+        page.wait_for_selector("text=of 40 answers since the service started")
         page.close()
+
+
+def test_a_span_is_counted_from_the_last_reading_before_it(open_page):
+    found = open_page().evaluate(
+        """async () => {
+            const { readingBefore } = await import('/console/scrape.js');
+            const at = [0, 60, 120, 900, 960, 970];
+            const readings = at.map((at) => ({ at, classes: at === 120 ? null : {} }));
+            return [60, 900, 2000, 5].map((seconds) => readingBefore(readings, seconds).at);
+        }"""
+    )
+    assert found == [900, 60, 0, 960]
 
 
 def test_confusion_says_which_side_is_the_truth_and_of_how_many(open_page, served):

@@ -187,16 +187,47 @@ def test_the_arrow_keys_turn_the_dial(open_page):
     assert page.locator(".dial .value").text_content() == "1.03"
 
 
-def test_numbers_can_be_typed_for_a_model_of_thousands_of_classes(open_page):
+def test_a_row_is_typed_into_a_field_for_each_column(open_page):
     page = open_page("/#/try?model=wide")
-    page.get_by_role("textbox", name="Own numbers").fill("[1, 2, 3]")
-    page.get_by_role("button", name="Score them").click()
-    open_page.allow("422")
-    page.wait_for_selector("text=the model takes [batch, 6]")
-    page.get_by_role("textbox", name="Own numbers").fill("[1, 2, 3, 4, 5, 6]")
-    page.get_by_role("button", name="Score them").click()
+    form = page.get_by_role("form", name="Own row")
+    for number in range(1, 6):
+        form.get_by_label(f"value {number}").fill(str(number))
+    form.get_by_label("value 6").fill("six")
+    form.get_by_role("button").click()
+    page.wait_for_selector("text=value 6: expected a number, not 'six'")
+    form.get_by_label("value 6").fill("6")
+    form.get_by_role("button").click()
     page.wait_for_selector(".verdict")
     assert page.locator(".before-after tbody tr").count() == 10
+
+
+def test_a_model_of_named_columns_has_a_form_and_takes_a_csv_by_its_header(
+    open_page, tmp_path, screenshots
+):
+    from tests.support.server import running
+    from tests.support.table_models import CLASSES, ROWS, publish_table, table_probabilities
+
+    publish_table(tmp_path / "models")
+    with running(tmp_path / "models") as server:
+        page = open_page("/#/try?model=table", base=server.url)
+        form = page.get_by_role("form", name="Own row")
+        for name, value in ROWS[0].items():
+            form.get_by_label(name).fill(str(value))
+        form.get_by_role("button").click()
+        page.wait_for_selector(".verdict")
+        shown = page.locator(".before-after tbody .number.quiet").all_inner_texts()
+        assert shown == [f"{100 * p:.1f} %" for p in table_probabilities()[0]]
+        assert form.get_by_label("fare").input_value() == "7.25", (
+            "to change one value and ask again"
+        )
+        page.get_by_text("Many rows from a CSV").click()
+        rows = [f"{CLASSES[1]},{r['sex']},{r['fare']},{r['age']}" for r in ROWS]
+        page.get_by_label("Rows as CSV").fill("\n".join(["label,sex,fare,age", *rows]))
+        page.get_by_role("button", name="Score the rows").click()
+        page.wait_for_selector("text=Your 3 labelled inputs")
+        page.screenshot(path=screenshots / "try-columns.png", full_page=True)
+        assert serious(page) == []
+        page.close()
 
 
 def test_labelled_rows_of_a_csv_give_the_balanced_error_and_the_confusion_at_each_tau(
@@ -241,26 +272,29 @@ def test_labelled_rows_of_a_csv_give_the_balanced_error_and_the_confusion_at_eac
 
 
 @pytest.mark.parametrize(
-    ("content", "width", "text", "rows", "problems"),
+    ("content", "fields", "rows", "problems"),
     [
-        ("1,2\n3,4", 2, False, [([1, 2], None), ([3, 4], None)], 0),
-        ("x,y,label\n1,2,cat", 2, False, [([1, 2], "cat")], 0),
-        ("label,x,y\ncat,1,2\ndog,3,4", 2, False, [([1, 2], "cat"), ([3, 4], "dog")], 0),
-        ("1,2,cow\n1\n1,b", 2, False, [], 3),
-        ('"a, b"\nc', 1, True, [("a, b", None), ("c", None)], 0),
-        ("text,label\nhello,cat", 1, True, [("hello", "cat")], 0),
+        ("1,2\n3,4", "x y", [([1, 2], None), ([3, 4], None)], 0),
+        ("x,y,label\n1,2,cat", "x y", [([1, 2], "cat")], 0),
+        ("label,x,y\ncat,1,2\ndog,3,4", "x y", [([1, 2], "cat"), ([3, 4], "dog")], 0),
+        ("y,other,x\n1,9,2", "x y", [([2, 1], None)], 0),
+        ("1,2,cow\n1\n1,b", "x y", [], 3),
+        ("1,\n,NA", "x y?", [([1, None], None)], 1),
+        ('"a, b"\nc', "text", [("a, b", None), ("c", None)], 0),
+        ("text,label\nhello,cat", "text", [("hello", "cat")], 0),
     ],
 )
-def test_rows_of_a_table_are_read_with_and_without_classes(
-    blank, content, width, text, *, rows, problems
-):
+def test_rows_of_a_table_are_read_with_and_without_classes(blank, content, fields, rows, problems):
     found = blank.evaluate(
-        """async ([content, width, text]) => {
-            const { tableOf } = await import("/console/inputs.js");
-            const { inputs, problems } = tableOf(content, { width, text, names: ["cat", "dog"] });
+        """async ([content, names]) => {
+            const { tableOf } = await import("/console/rows.js");
+            const fields = names.map((name) => (
+                { name: name.replace("?", ""), text: name === "text",
+                  missing: name.endsWith("?") }));
+            const { inputs, problems } = tableOf(content, { fields, names: ["cat", "dog"] });
             return [inputs.map((i) => [i.instance, i.label ?? null]), problems.length];
         }""",
-        [content, width, text],
+        [content, fields.split()],
     )
     assert [tuple(row) for row in found[0]] == rows
     assert found[1] == problems
@@ -284,9 +318,9 @@ def test_images_in_a_folder_for_each_class_are_labelled_by_it(open_page, served,
 def test_another_model_answers_the_same_input_beside_the_one_of_the_page(open_page, served):
     page = open_page("/#/try?model=fashion")
     page.wait_for_selector(".verdict")
-    page.get_by_text("Beside another model or version").click()
-    page.get_by_label("compare with").select_option("fashion-la/1")
-    shown = page.get_by_label("The other answer")
+    page.get_by_text("Beside other models or versions").click()
+    page.get_by_text("fashion-la version 1").click()
+    shown = page.get_by_label("The answer of fashion-la version 1")
     for tau in (0.0, 1.5):
         page.get_by_label("τ as a number").fill(str(tau))
         pressed = page.locator(".sample[aria-pressed=true]")

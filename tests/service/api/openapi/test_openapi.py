@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import httpx
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from service.api.edge.errors import TITLES
+from service.api.openapi.titles import OPERATIONS
 from tests.support.server import running
 from tests.support.small_models import FEATURES, inputs, publish_model, publish_trio
 
@@ -227,8 +229,27 @@ def test_the_examples_are_of_a_model_that_serves(client, document):
     assert client.post("/models/linear/adjust", json=example).status_code == 200
 
 
-def test_the_page_of_the_document_is_there(client):
-    assert client.get("/docs").status_code == 200
+def test_every_operation_has_a_title_in_words_and_every_group_a_description(document):
+    described = {tag["name"] for tag in document["tags"] if tag["description"]}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            words = operation["summary"].split()
+            assert len(words) > 2, f"give {method} {path} a title in openapi/titles.py"
+            assert set(operation["tags"]) <= described
+
+
+def test_every_title_is_of_an_operation_that_is_there(document):
+    there = {f"{m} {path}" for path, found in document["paths"].items() for m in found}
+    assert sorted(set(OPERATIONS) - there) == []
+
+
+def test_the_page_of_the_document_loads_only_files_of_this_service(client):
+    page = client.get("/docs")
+    assert page.status_code == 200
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert "console/vendor/swagger-ui.js" in loaded
+    for file in loaded:
+        assert client.get(f"/{file.removeprefix('.')}").status_code == 200
 
 
 def test_preview_takes_by_the_document_every_reference_that_the_service_takes(document):

@@ -1,0 +1,22 @@
+"""`priordial demo`: serves the shipped models, which need no checkout and no download."""
+
+from pathlib import Path
+
+DEFAULT_MODEL = "fashion"
+_PACKAGE = Path(__file__).resolve().parent
+
+
+def models() -> Path:
+    """The folder of the shipped models: in the installed package, or in the clone.
+
+    Raises FileNotFoundError where the package was installed without them.
+    """
+    for folder in (_PACKAGE / "demo_models", _PACKAGE.parent / "models"):
+        if (folder / DEFAULT_MODEL).is_dir():
+            return folder
+    raise FileNotFoundError("this installation holds no models; install it from a wheel")
+
+
+def arguments(given: list[str]) -> list[str]:
+    """The arguments of `serve` for a demo. given: further flags, which override the demo's."""
+    return ["serve", "--models", str(models()), "--default-model", DEFAULT_MODEL, *given]

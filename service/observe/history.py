@@ -1,0 +1,71 @@
+"""Keeps the counters of the last minutes, so that a page opened now shows what happened before."""
+
+import logging
+import threading
+import time
+import zlib
+from collections import deque
+from collections.abc import Callable, Sequence
+
+logger = logging.getLogger(__name__)
+
+EVERY_SECONDS = 60.0
+KEPT = 16
+"""Readings: fifteen minutes and both their ends."""
+_SHOWN = (
+    b"priordial_predictions_total{",
+    b"priordial_group_predictions_total{",
+    b"priordial_decisions_changed_total{",
+    b"priordial_requests_total{",
+    b"priordial_rejected_total{",
+    b"priordial_request_seconds_bucket{",
+    b"priordial_prior_revision{",
+)
+"""The series that are kept: those of which a page shows the growth."""
+
+
+class History:
+    """A scrape for each of the last minutes. Every worker keeps its own, of all workers' counts."""
+
+    def __init__(self, scrape: Callable[[], Sequence[bytes]]) -> None:
+        """scrape: returns the blocks of a scrape in Prometheus' text; called in a thread."""
+        self._scrape = scrape
+        self._readings: deque[tuple[float, bytes]] = deque(maxlen=KEPT)
+        self._stopped = threading.Event()
+
+    def start(self) -> None:
+        """Take a reading now and every minute, until `stop`."""
+        threading.Thread(target=self._run, name="history", daemon=True).start()
+
+    def stop(self) -> None:
+        """Take no more readings."""
+        self._stopped.set()
+
+    def take(self) -> None:
+        """Take a reading."""
+        kept = [
+            line
+            for block in self._scrape()
+            for line in block.split(b"\n")
+            if line.startswith(_SHOWN)
+        ]
+        self._readings.append((time.time(), zlib.compress(b"\n".join(kept), 1)))
+
+    def readings(self, model: str) -> list[tuple[float, str]]:
+        """The readings, oldest first: (seconds since 1970, lines about the model or about none)."""
+        label = f'model="{model}"'
+        found = []
+        for at, packed in list(self._readings):
+            lines = zlib.decompress(packed).decode().split("\n")
+            kept = [line for line in lines if label in line or 'model="' not in line]
+            found.append((at, "\n".join(kept)))
+        return found
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self.take()
+            except OSError as error:
+                logger.warning("the traffic of the last minute is not kept: %s", error)
+            if self._stopped.wait(EVERY_SECONDS):
+                return

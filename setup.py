@@ -1,0 +1,38 @@
+"""Puts the shipped models into the wheel; everything else is in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import setup
+from setuptools.command.build_py import build_py
+
+MODELS = ("digits/1", "fashion/1", "fashion-la/1")
+"""The versions that `priordial demo` serves outside of a clone; others in models/ are a user's."""
+FILES = ("model.json", "model.onnx", "report.json")
+
+
+class BuildWithModels(build_py):
+    """Copies the shipped models beside the package `priordial`. An editable install has none."""
+
+    def run(self) -> None:
+        """Copy the packages, then the models."""
+        super().run()
+        if not self.editable_mode:
+            for source, target in self._models():
+                target.parent.mkdir(parents=True, exist_ok=True)
+                self.copy_file(str(source), str(target))
+
+    def get_outputs(self, include_bytecode: bool = True) -> list[str]:  # noqa: FBT001, FBT002
+        """Every file that the build writes."""
+        outputs: list[str] = super().get_outputs(include_bytecode)
+        return outputs + [str(target) for _, target in self._models()]
+
+    def _models(self) -> list[tuple[Path, Path]]:
+        root = Path(self.build_lib) / "priordial" / "demo_models"
+        return [
+            (Path("models", folder, name), root / folder / name)
+            for folder in MODELS
+            for name in FILES
+        ]
+
+
+setup(cmdclass={"build_py": BuildWithModels})

@@ -1,0 +1,40 @@
+"""Where priors are kept when no store is named."""
+
+import pytest
+
+from service.priors.store import open_store, store_url
+from service.priors.store.place import AUTO
+from tests.support.server import ROOT
+
+
+@pytest.fixture
+def data(monkeypatch, tmp_path):
+    """The user's data folder, and a current folder that is empty."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    return tmp_path / "data"
+
+
+def test_priors_are_kept_in_the_users_data_folder_which_is_made_on_first_use(data):
+    assert store_url(AUTO) == f"sqlite:///{data}/priordial/priordial.db"
+    store = open_store(AUTO)
+    assert not data.exists()
+    store.open()
+    store.close()
+    assert (data / "priordial/priordial.db").exists()
+
+
+def test_a_store_in_the_current_folder_goes_on_being_used(data, tmp_path):
+    (tmp_path / "here/priordial.db").touch()
+    assert store_url(AUTO) == f"sqlite:///{tmp_path}/here/priordial.db"
+
+
+def test_in_a_clone_of_the_project_priors_are_kept_beside_it(data, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    assert store_url(AUTO) == f"sqlite:///{ROOT}/priordial.db"
+
+
+def test_a_store_that_is_named_is_taken_as_it_is(data):
+    assert store_url("sqlite:///mine.db") == "sqlite:///mine.db"
