@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import jsonschema
 import pytest
 import yaml
 
+from service.keys import hash_of, parse_keys
 from service.observe import families
 
 ROOT = Path(__file__).parents[2]
@@ -69,17 +71,92 @@ def test_no_container_takes_all_memory_processes_or_disk_of_its_host(compose):
         assert all(re.search(r":size=\d+m\b", mount) for mount in service["tmpfs"]), name
 
 
-def test_there_is_a_profile_for_processors_and_one_for_nvidia(compose):
+def test_the_default_profile_serves_on_the_cpu_and_monitoring_is_another(compose):
     profiles = {n: s.get("profiles") for n, s in compose["services"].items()}
-    assert profiles == {
-        "service": ["cpu"],
-        "service-nvidia": ["nvidia"],
-        "db": None,
-        "prometheus": None,
-        "grafana": None,
+    watching = ("prometheus", "alertmanager", "alerts", "grafana")
+    assert profiles == {"service": None, "db": None, **{n: ["monitoring"] for n in watching}}
+    assert compose["services"]["service"]["networks"]["default"]["aliases"] == ["priordial"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["--profile", "monitoring"],
+        ["-f", "docker-compose.yml", "-f", "deploy/compose.nvidia.yml"],
+    ],
+    ids=["default", "monitoring", "nvidia"],
+)
+def test_docker_compose_accepts_the_file_in_every_form(arguments):
+    program = shutil.which("docker-compose")
+    if program is None:
+        pytest.skip("docker-compose is not installed (Debian: docker-compose)")
+    done = subprocess.run(
+        [program, *arguments, "config", "-q"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_file_for_nvidia_changes_the_service_and_nothing_else(compose):
+    nvidia = yaml.safe_load((DEPLOY / "compose.nvidia.yml").read_text(encoding="utf-8"))
+    assert list(nvidia["services"]) == ["service"]
+    assert nvidia["services"]["service"]["image"] != compose["services"]["service"]["image"]
+
+
+def test_one_command_makes_the_secrets_once_and_the_keys_work(compose, tmp_path):
+    command = [sys.executable, DEPLOY / "make_secrets.py", tmp_path]
+    first, again = (
+        subprocess.run(command, capture_output=True, text=True, check=True).stdout for _ in range(2)
+    )
+    assert first == again
+    assert {Path(secret["file"]).name for secret in compose["secrets"].values()} <= {
+        path.name for path in tmp_path.iterdir()
     }
-    for name in ("service", "service-nvidia"):
-        assert compose["services"][name]["networks"]["default"]["aliases"] == ["priordial"]
+    known = {key.sha256: key for key in parse_keys((tmp_path / "api_keys").read_text())}
+    for file, roles in (("observe_key", {"observe"}), ("console_key", {"predict", "operate"})):
+        secret = (tmp_path / file).read_bytes()
+        assert known[hash_of(secret)].roles == roles
+        assert file == "observe_key" or secret.decode() in first
+
+
+def test_an_alert_is_shown_on_the_page_and_printed():
+    labels = {"alertname": "PriordialDown", "severity": "page"}
+    told = {"summary": "<b> cannot be scraped", "runbook": "docs/runbook.md#priordialdown"}
+    alert = {
+        "status": "firing",
+        "labels": labels,
+        "annotations": told,
+        "startsAt": "2026-01-01T00:00:00Z",
+    }
+    command = [sys.executable, DEPLOY / "alertmanager" / "page.py", "127.0.0.1", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        try:
+            url = f"http://127.0.0.1:{server.stdout.readline().split()[-1]}"
+            assert "None yet" in httpx.get(url).text
+            assert httpx.post(f"{url}/alerts", json={"alerts": [alert]}).status_code == 200
+            printed = json.loads(server.stdout.readline())
+            page = httpx.get(url).text
+            for wrong in (b"", b"[]", b'{"alerts": [{}]}'):
+                assert httpx.post(f"{url}/alerts", content=wrong).status_code == 400
+        finally:
+            server.terminate()
+    assert printed["name"] == "PriordialDown"
+    assert "runbook.md#priordialdown'>PriordialDown</a>" in page
+    assert "&lt;b&gt; cannot be scraped" in page
+
+
+def test_alertmanager_takes_its_configuration_and_sends_to_the_page(compose):
+    program = shutil.which("amtool")
+    if program is None:
+        pytest.skip("amtool is not installed (Debian: prometheus-alertmanager)")
+    file = DEPLOY / "alertmanager" / "alertmanager.yml"
+    done = subprocess.run(
+        [program, "check-config", file], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    (receiver,) = yaml.safe_load(file.read_text(encoding="utf-8"))["receivers"]
+    assert receiver["webhook_configs"][0]["url"] == "http://alerts:9095/alerts"
+    assert compose["services"]["alerts"]["ports"] == ["127.0.0.1:9095:9095"]
 
 
 def test_secrets_are_files_that_git_ignores(compose):
@@ -107,8 +184,7 @@ def test_every_setting_of_the_compose_file_is_one_of_the_service(compose):
     from service.settings import Settings, variable_of
 
     known = {variable_of(field.name) for field in fields(Settings)}
-    for name in ("service", "service-nvidia"):
-        assert set(compose["services"][name]["environment"]) <= known
+    assert set(compose["services"]["service"]["environment"]) <= known
 
 
 @pytest.mark.parametrize("name", ["service", "training"])
@@ -175,12 +251,13 @@ def test_a_dashboard_is_whole_and_asks_in_valid_promql(path, promtool, tmp_path)
     assert len({panel["id"] for panel in panels}) == len(panels)
     for panel in panels:
         assert panel["gridPos"]["x"] + panel["gridPos"]["w"] <= 24
-        assert panel["datasource"]["uid"] == "prometheus"
+        assert panel["datasource"]["uid"] == "${datasource}"
     asked = [target["expr"] for panel in panels for target in panel["targets"]]
     asked += [annotation["expr"] for annotation in board["annotations"]["list"]]
     rules = [
         {"record": f"a:b{n}", "expr": re.sub(r"\$(\w+)", r"\1", e)} for n, e in enumerate(asked)
     ]
+    assert board["templating"]["list"][0]["type"] == "datasource"
     variables = {variable["name"] for variable in board["templating"]["list"]}
     assert {name for e in asked for name in re.findall(r"\$(\w+)", e)} <= variables
     file = tmp_path / "rules.yml"
