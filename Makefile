@@ -3,7 +3,12 @@ PYTHON ?= python3
 PORT ?= 8000
 MODEL ?= fashion
 BIN := .venv/bin
+UV := $(shell command -v uv 2>/dev/null)
+ifdef UV  # the same packages in a tenth of the time
+INSTALL := $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
+else
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+endif
 
 .DEFAULT_GOAL := help
 .PHONY: help run train docs test test-gpu lint format train-demo screenshots constraints clean
@@ -49,18 +54,19 @@ clean: ## remove what was built, but not the models or the priors
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make run PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 
 .venv/.service: .venv/bin/python pyproject.toml constraints.txt
-	@echo "Installing the service into .venv: about 320 MB, one to two minutes …"
-	$(INSTALL) -e '.[service,cpu]'
-	touch $@
+	@echo "Installing the service into .venv: about 320 MB, one to two minutes (seconds with uv) …"
+	@begun=$$(date +%s); $(INSTALL) -e '.[service,cpu]' && echo "Installed in $$(( $$(date +%s) - begun )) s."
+	@touch $@
 
 .venv/.training: .venv/.service
 	@echo "Installing PyTorch and what training needs into .venv: some minutes …"
-	$(INSTALL) -e '.[service,cpu,training]'
-	touch $@
+	@begun=$$(date +%s); $(INSTALL) -e '.[service,cpu,training]' && echo "Installed in $$(( $$(date +%s) - begun )) s."
+	@touch $@
 
 .venv/.docs: .venv/.service
 	$(INSTALL) --group docs
