@@ -39,7 +39,8 @@ MAX_WAITING = 50
 def configure(log_format: str) -> None:
     """Send the process's log to stderr. `log_format`: text, json, or auto (text on a terminal)."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonFormatter() if is_json(log_format) else logging.Formatter(_TEXT))
+    json = is_json(log_format)
+    handler.setFormatter(JsonFormatter() if json else logging.Formatter(_TEXT, _TIME))
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)  # the service says itself what it does
 
@@ -189,7 +190,7 @@ def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
             % line["lines"]
         )
     parts = [
-        datetime.fromtimestamp(at).astimezone().strftime("%H:%M:%S"),
+        datetime.fromtimestamp(at).astimezone().strftime(_TIME),
         f"{line['status']} {line.get('method', ''):<5}{line['route']}",
         f"{1e3 * line['seconds']:.2f} ms",
     ]
@@ -227,5 +228,6 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
 
 
-_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_TEXT = "%(asctime)s  %(levelname)s %(name)s: %(message)s"
+_TIME = "%Y-%m-%d %H:%M:%S"
 _SECONDS = ("seconds", "queue_seconds", "inference_seconds")

@@ -21,6 +21,8 @@ from service.observe.tally import Cells, Histogram, Series, Tally
 logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
+ENDS = ("killed", "hung", "failed")
+"""How a worker that is replaced may have ended."""
 _MAX_EXEMPLAR = 118
 """Longest request id: OpenMetrics allows 128 characters for an exemplar's names and values."""
 
@@ -66,6 +68,8 @@ class Metrics:
         self._versions = VersionTallies(run_folder)
         self._statistics = StatisticsReader(run_folder)
         self._max_class_series, self._max_batch_rows = max_class_series, max_batch_rows
+        for reason in ENDS:  # at 0 from the start, so that rate() sees the first
+            self._tally.cells("priordial_worker_restarts", {"reason": reason})
         self._requests: dict[tuple[str, int], tuple[Cells, Histogram, dict[int, Exemplar]]] = {}
         self._exemplars: dict[tuple[str, Series], dict[int, Exemplar]] = {}
         self._gauges: list[Callable[[], Iterable[Gauge]]] = [

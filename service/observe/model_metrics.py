@@ -15,6 +15,8 @@ from service.observe.tally import Cells, Histogram, Tally
 
 DECISIONS = ("adjusted", "unadjusted")
 OTHER = "__other__"
+REASONS = ("overloaded", "deadline", "abandoned", "failed", "invalid")
+"""Why requests that a model accepted are not scored."""
 
 
 class ModelMetrics:
@@ -69,9 +71,12 @@ class ModelMetrics:
         self._rows = Histogram.of(tally, "priordial_batch_rows", by_model)
         self._queue = Histogram.of(tally, "priordial_queue_seconds", by_model)
         self._tau = Histogram.of(tally, "priordial_tau", by_model)
-        self._tally, self._by_model = tally, by_model
+        self._by_model = by_model
         self._statistics = statistics
-        self._rejected: dict[str, Cells] = {}
+        self._rejected: dict[str, Cells] = {  # at 0 from the start, so that rate() sees the first
+            reason: tally.cells("priordial_rejected", {**by_model, "reason": reason})
+            for reason in REASONS
+        }
 
     def batch(self, facts: BatchFacts) -> None:
         """Count one graph call. Only rows that answer traffic count as predictions."""
@@ -108,12 +113,8 @@ class ModelMetrics:
             )
 
     def rejected(self, reason: str) -> None:
-        """Count a request without a score: overloaded, deadline, abandoned, failed or invalid."""
-        cells = self._rejected.get(reason)
-        if cells is None:
-            labels = {**self._by_model, "reason": reason}
-            cells = self._rejected[reason] = self._tally.cells("priordial_rejected", labels)
-        cells[0] += 1
+        """Count a request without a score. reason: one of REASONS."""
+        self._rejected[reason][0] += 1
         self._statistics.failed()
 
 

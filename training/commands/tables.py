@@ -146,6 +146,7 @@ def _data_table(result: Mapping[str, Any]) -> str:
     lines += [f"  warning: {problem}" for problem in result["problems"]]
     lines += _column_lines(result.get("columns", []))
     names = result["class_names"]
+    lines.append(f"  {'rows of each class':30}" + "".join(f"{name:>9}" for name in splits))
     for index, name in enumerate(names[:MAX_CLASSES]):
         counts = "".join(f"{split['class_counts'][index]:>9}" for split in splits.values())
         lines.append(f"  {name[:30]:30}{counts}")
