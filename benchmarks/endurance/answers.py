@@ -1,4 +1,4 @@
-"""Whether the answer to a request of mixed traffic is what the formula says."""
+"""Compares the answers to mixed traffic with the formula."""
 
 from typing import Any
 
@@ -8,12 +8,12 @@ import orjson
 from benchmarks.endurance.traffic import Ask
 
 TOLERANCE = 1e-5
-"""Of a probability; that of logits is relative, and ten times this."""
+"""The absolute tolerance of a probability. That of logits is relative, and ten times as large."""
 _DTYPES = {"FP32": "<f4", "INT64": "<i8"}
 
 
 def fault_of(ask: Ask, status: int, headers: dict[str, str], body: bytes) -> str | None:
-    """What is wrong with an answer; None when nothing is."""
+    """What is wrong with an answer, in words; None when nothing is."""
     if status not in ask.statuses:
         return f"{ask.path} answered {status} instead of {ask.statuses}: {body[:300]!r}"
     try:
@@ -71,7 +71,9 @@ def _check_names(ask: Ask, index: list[int], names: list[str]) -> None:
 
 
 def _check_ranked(ask: Ask, row: int, index: list[int], k: int) -> None:
-    """The k best classes, best first; what is as good as equal may stand in either order."""
+    """Check the k best classes, best first. Classes that are nearly equal may stand in either
+    order.
+    """
     assert ask.scores is not None
     wanted = ask.scores.probabilities[row]
     _same(len(set(index)), k, "the number of classes")
@@ -107,7 +109,10 @@ def _check_oip(ask: Ask, headers: dict[str, str], body: bytes) -> None:
 
 
 def _outputs(answer: dict[str, Any], blob: bytes) -> dict[str, Any]:
-    """By name, arrays of the shape that is told; class names are nested lists."""
+    """The outputs by name, as arrays of the shape that the answer states.
+
+    Class names become nested lists.
+    """
     found: dict[str, Any] = {}
     at = 0
     for each in answer["outputs"]:

@@ -1,4 +1,4 @@
-"""Sends many requests at once over kept connections, and leaves in the middle where a request says
+"""Sends many requests at once over persistent connections, and hangs up early where a request says
 so.
 """
 
@@ -13,20 +13,20 @@ from benchmarks.endurance.answers import fault_of
 from benchmarks.endurance.traffic import Ask
 
 LEFT = 0
-"""Counted in place of a status where the client left."""
+"""Counted instead of a status when the client left."""
 MAX_KEPT_FAULTS = 100
 
 
 @dataclass
 class Driven:
-    """What came back: how many of each status, and what was wrong, the first hundred in words."""
+    """The results: the number of answers by status, and the first hundred faults in words."""
 
     statuses: Counter[int] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
     faulty: int = 0
 
     def add(self, status: int, fault: str | None) -> None:
-        """Count one."""
+        """Count one result."""
         self.statuses[status] += 1
         if fault is not None:
             self.faulty += 1
@@ -56,7 +56,7 @@ async def _one_connection(url: str, asks: Iterator[Ask], driven: Driven) -> None
 
 
 class Connection:
-    """One HTTP/1.1 connection, made anew when it has been closed."""
+    """One HTTP/1.1 connection, opened again after it was closed."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -80,7 +80,7 @@ class Connection:
         return int(head[0].split()[1]), headers, body
 
     async def leave(self, ask: Ask) -> None:
-        """Send a part of the request or all of it, and hang up."""
+        """Send a part of the request or all of it, then hang up without reading the answer."""
         _, writer = await self._open()
         body = ask.body[: len(ask.body) // 2] if ask.leaves == "within" else ask.body
         writer.write(_head(ask) + body)
@@ -89,7 +89,7 @@ class Connection:
         await self.close()
 
     async def close(self) -> None:
-        """Hang up."""
+        """Close the connection, if it is open."""
         writer, self._reader, self._writer = self._writer, None, None
         if writer is not None:
             writer.close()

@@ -1,16 +1,18 @@
-"""A hostile client: fuzzed requests over every way of framing, bombs, clients that leave or stall,
-no descriptors left.
+"""A hostile client: fuzzed requests in every form of framing, decompression bombs, clients that
+hang up or stall, and a service without free descriptors.
 
-python benchmarks/endurance/hostile.py [--requests 20000] [--seconds 600] [--seed 1] [--connections
-8] [--heavy] [--out FILE.json]
+    python benchmarks/endurance/hostile.py [--requests 20000] [--seconds 600] [--seed 1]
+        [--connections 8] [--heavy] [--out FILE.json]
 
-It starts a service of its own on loopback and stops after so many requests or seconds. Each request
-goes out whole on a fresh connection, again with its header block known, chunked, as HTTP/1.0, three
-times in a row, and cut at random: the answers must be equal. `--heavy` also sends the largest
-bodies and answers of every kind, each alone. Altered streams go out in different
-cuts: as many answers must come back. Between them a good request is asked again and again, and its
-answer must stay the same. Exit status 1 for a 5xx, a difference, a smuggled request, a wrong
-answer, a loop held for more than 50 ms, or memory that is not back within 10 MiB.
+It starts a service on loopback, and stops after this many requests or seconds. Each request is sent
+in six ways: whole on a new connection, again with a header block that is already known, chunked, as
+HTTP/1.0, three times in a row, and cut at random places. All answers must be equal. Streams of
+altered bytes are sent in different cuts, and must get the same answers each time. `--heavy` also
+sends the largest bodies and answers of every kind, one at a time. A valid request is repeated in
+between, and its answer must stay the same.
+
+The exit status is 1 after a 5xx, a difference, a smuggled request, a wrong answer, an event loop
+that was held for more than 50 ms, or memory that does not return to within 10 MiB.
 """
 
 import argparse
@@ -52,7 +54,7 @@ _GOOD = inputs.Request(
 
 
 class Answer(NamedTuple):
-    """One answer. status 0: the connection ended within it or without it."""
+    """One answer. Status 0: the connection ended before or within the answer."""
 
     status: int
     content_type: bytes
@@ -71,14 +73,14 @@ class Found:
     wrong_answers: list[str] = field(default_factory=list)
     longest_turn_seconds: float = 0.0
     held: list[str] = field(default_factory=list)
-    """What held the loop too long, each longer than the one before it."""
+    """Inputs that held the event loop too long; only a longer hold than before is added."""
     memory_before_mib: float = 0.0
     memory_after_mib: float = 0.0
     memory_peak_mib: float = 0.0
     seconds: float = 0.0
 
     def faults(self) -> list[str]:
-        """What must not be, in words."""
+        """The faults that were found, in words."""
         lists = {
             "5xx": self.failures_5xx,
             "difference": self.differences,
@@ -103,7 +105,7 @@ class Hostile:
     # -- parts
 
     async def fuzz(self, count: int, deadline: float) -> None:
-        """Send requests over every way of framing, and altered streams in different cuts."""
+        """Send requests in every form of framing, and altered streams in different cuts."""
 
         async def one_connection() -> None:
             while self.found.inputs < count and time.monotonic() < deadline:
@@ -117,7 +119,7 @@ class Hostile:
         await asyncio.gather(*(one_connection() for _ in range(self._connections)))
 
     async def bombs(self, deadline: float, *, heavy: bool) -> None:
-        """Send each body that would become large, alone."""
+        """Send, one at a time, small bodies that would become large."""
         for name, request in hostile_bombs.bombs().items():
             await self._alone(name, request.whole())
         for name, data in hostile_bombs.heavy() if heavy else ():
@@ -134,7 +136,9 @@ class Hostile:
         await self.check_good()
 
     async def leave(self, count: int) -> None:
-        """Leave within, right after, and long before the end of requests, by FIN and by RST."""
+        """Hang up within a request, right after it, and long before its answer, by FIN and
+        by RST.
+        """
         for _ in range(count):
             data = inputs.request(self._rng).whole() * self._rng.randint(1, 3)
             writer = await self._connect()
@@ -149,7 +153,9 @@ class Hostile:
         await self.check_good()
 
     async def stall(self, count: int) -> None:
-        """Hold connections that send a byte now and then, while good requests are answered."""
+        """Hold connections that send one byte now and then; valid requests must still be
+        answered.
+        """
         whole = _GOOD.whole()
         held = [await self._connect() for _ in range(count)]
         for step in range(10):
@@ -161,7 +167,10 @@ class Hostile:
         self.found.inputs += count
 
     async def exhaust_descriptors(self, limit: int = 64) -> None:
-        """Allow the service few descriptors, take them all, let them go: it must answer again."""
+        """Allow the service few descriptors, take all of them, and release them.
+
+        Afterwards the service must answer again.
+        """
         pid = self.server.popen.pid
         before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
         open_now = self._descriptors()
@@ -178,14 +187,14 @@ class Hostile:
         self.found.inputs += len(held)
 
     async def check_good(self) -> None:
-        """Ask the good request: its answer must be what it was at first."""
+        """Send the valid request; its answer must be the one that it got first."""
         (answer,) = await self.exchange([_GOOD.whole()]) or [Answer(0, b"", b"")]
         if self._expected is None and answer.status == 200:
             self._expected = answer
         if answer != self._expected:
             self.found.wrong_answers.append(f"{answer.status} {answer.body[:200]!r}")
 
-    # -- ways
+    # -- forms of framing
 
     async def _every_way(self, request: inputs.Request) -> None:
         whole = request.whole()
@@ -221,7 +230,7 @@ class Hostile:
             self._record(stream, answers)
         shortest = min(lists, key=len)
         for answers in lists:
-            # What ends early may be refused before or after the end of the stream is seen.
+            # A truncated request may be refused before or after the service sees the stream end.
             more = answers[len(shortest) :]
             if (
                 answers[: len(shortest)] != shortest
@@ -264,7 +273,10 @@ class Hostile:
             writer.transport.abort()
 
     async def _again(self, whole: bytes) -> list[Answer]:
-        """The second answer to the same bytes of one connection, which knows their header block."""
+        """The second of two answers to the same bytes on one connection.
+
+        The service knows the header block of the second request.
+        """
         reader, writer = await self._connect()
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
@@ -290,7 +302,7 @@ class Hostile:
     # -- results
 
     def longest_turn(self) -> float:
-        """The longest time for which the service's loop was held so far."""
+        """The longest time, in seconds, for which the service's event loop was held so far."""
         with urlopen(f"{self.server.url}/metrics") as page:
             lines = page.read().decode().splitlines()
         return next(
@@ -300,7 +312,9 @@ class Hostile:
         )
 
     async def memory_at_rest(self, before: float) -> float:
-        """Resident memory, once what was freed is returned: the service does so after a second."""
+        """Resident memory once the service has returned freed memory, which it does after
+        a second.
+        """
         for _ in range(40):
             found = self.memory_mib()
             if found - before <= MAX_GROWTH_MIB:
@@ -309,7 +323,7 @@ class Hostile:
         return found
 
     def memory_mib(self, name: str = "VmRSS") -> float:
-        """Resident memory of the service, or with VmHWM its peak."""
+        """A figure of /proc/PID/status in MiB: resident memory, or with VmHWM its peak."""
         status = Path(f"/proc/{self.server.popen.pid}/status").read_text()
         return next(
             int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith(name)
@@ -364,7 +378,7 @@ def _shown(answers: Sequence[Answer]) -> str:
 
 
 async def attack(hostile: Hostile, *, requests: int, seconds: float, heavy: bool = False) -> Found:
-    """Run every part; how much of each follows from the number of requests."""
+    """Run every part. The number of requests decides how long each part is."""
     begun = time.monotonic()
     deadline, few = begun + seconds, max(20, requests // 100)
     await hostile.check_good()
@@ -401,7 +415,7 @@ def run(
 
 
 def report(found: Found) -> str:
-    """The result in lines."""
+    """The result as lines of text."""
     lines = [
         f"inputs tried        {found.inputs:,} in {found.seconds:.0f} s",
         f"answers             {dict(sorted(found.statuses.items()))}",

@@ -1,4 +1,4 @@
-"""Worst cases: requests that would become large or take long at one stage, and the models for it.
+"""Worst cases: requests that would become large or slow at one stage, and the models for them.
 
 `bombs` are small on the wire. `heavy` are bodies of up to 64 MiB, large answers, and streams of
 many small requests; each is sent alone.
@@ -26,8 +26,8 @@ _MANY, _THOUSAND, _WIDE, _SIDE = 20_000, 1000, 4096, 224
 
 
 def publish(models: Path) -> None:
-    """The small models, and models of many classes, of wide rows, of rows of free size and of
-    photos.
+    """Publish the small models, and models of many classes, of wide rows, of rows of free size and
+    of photographs.
     """
     publish_trio(models)
     for name, classes in (("many", _MANY), ("thousand", _THOUSAND)):
@@ -57,7 +57,9 @@ def publish(models: Path) -> None:
 
 
 def _mean_model(shape: list[Any], *, tile: int = 1) -> onnx.ModelProto:
-    """Inputs "x" [batch, …] → "logits" [batch, 3]: means over the last axes."""
+    """A model from inputs "x" [batch, …] to "logits" [batch, 3], which are means over the last
+    axes.
+    """
     axes = [1] if tile > 1 else [2, 3]
     nodes = [helper.make_node("ReduceMean", ["x", "axes"], ["mean"], keepdims=int(tile > 1))]
     nodes.append(helper.make_node("Concat", ["mean"] * tile, ["logits"], axis=1))
@@ -154,7 +156,7 @@ def bombs() -> dict[str, Request]:
 
 
 def heavy() -> Iterator[tuple[str, bytes]]:
-    """(name, bytes of a connection) of each worst case."""
+    """(name, bytes to send on one connection) of each worst case."""
     bodies = (_texts, _arrays, _images, _forms, _answers, _adjustments, _priors, _short_bodies)
     for make in (*bodies, _reads):
         for name, request in make():
@@ -171,7 +173,7 @@ def _instances(item: bytes, count: int) -> bytes:
 
 
 def _texts() -> Iterator[tuple[str, Request]]:
-    """JSON that is one long thing, or very many short ones."""
+    """JSON bodies that hold one very long value, or very many short ones."""
     yield "zeros", _post(b"/predict", bytes(64 * MIB))
     yield "a text", _post(b"/predict", b'{"instances":["' + b"a" * (63 * MIB) + b'"]}')
     yield "escapes", _post(b"/predict", b'{"instances":["' + b"\\u00e4" * (10 * MIB) + b'"]}')
@@ -326,7 +328,7 @@ def _priors() -> Iterator[tuple[str, Request]]:
 
 
 def _reads() -> Iterator[tuple[str, Request]]:
-    """Pages of a model of many classes."""
+    """Requests for stored priors and pages of a model of many classes."""
     put = b'{"target":[' + b"1," * (_MANY - 1) + b"2]}"
     path = b"/models/many/priors/default"
     head = [(b"Content-Type", JSON)]
@@ -349,7 +351,7 @@ def _reads() -> Iterator[tuple[str, Request]]:
 
 
 def _short_bodies() -> Iterator[tuple[str, Request]]:
-    """Bodies that are just short enough to be read on the loop."""
+    """Bodies just short enough to be parsed on the event loop."""
     for item in (b"[]", b"{}", b"[[]]", b'""', b"null", b"1", b"1e5", b"[1]", b'{"b64":""}'):
         body = _instances(item, 127_000 // (len(item) + 1))
         yield f"short: {item.decode()}", _post(b"/predict", body)
@@ -369,7 +371,7 @@ def _short_bodies() -> Iterator[tuple[str, Request]]:
 
 
 def _streams() -> Iterator[tuple[str, bytes]]:
-    """Very many small things on one connection."""
+    """Connections that carry very many small requests or chunks."""
     good = Request(b"POST", b"/predict", [], _instances(b"[0,0,0,0,0,0]", 1)).whole()
     chunked = b"POST /predict HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
     upgrade = b"GET /nothing HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"

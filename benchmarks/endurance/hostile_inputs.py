@@ -1,5 +1,5 @@
-"""Hostile input, drawn at random from a seed: requests that are nearly right, and bodies that would
-become large.
+"""Hostile input drawn from a seed: requests that are nearly valid, and bodies that would become
+large.
 """
 
 import base64
@@ -60,7 +60,7 @@ _SCRAPS = (
 
 @dataclass(frozen=True)
 class Request:
-    """A request whose framing is right, whatever its headers and body say."""
+    """A request with valid framing; its headers and body may say anything."""
 
     method: bytes
     target: bytes
@@ -68,11 +68,13 @@ class Request:
     body: bytes
 
     def whole(self, version: bytes = b"HTTP/1.1") -> bytes:
-        """The bytes with a Content-Length."""
+        """The bytes of the request with a Content-Length."""
         return self._head(version, (b"Content-Length", b"%d" % len(self.body))) + self.body
 
     def chunked(self, rng: random.Random) -> bytes:
-        """The bytes in chunks of any size, with a trailer that must mean nothing."""
+        """The bytes of the request in chunks of random size, with a trailer that must be
+        ignored.
+        """
         parts, at = [self._head(b"HTTP/1.1", (b"Transfer-Encoding", b"chunked"))], 0
         while at < len(self.body):
             size = rng.randint(1, max(1, len(self.body) // 2))
@@ -88,7 +90,7 @@ class Request:
 
 
 def request(rng: random.Random) -> Request:
-    """Any request: a body of any kind for any model, hostile headers now and then."""
+    """A random request: any kind of body for any model, sometimes with hostile headers."""
     model = rng.choice(["linear", "linear", "image", "text", "none"])
     fitting = {"linear": [_json, _npy, _oip], "image": [_image, _form], "text": [_json, _oip]}
     every = [_json, _npy, _oip, _image, _form, _plain]
@@ -111,7 +113,7 @@ def request(rng: random.Random) -> Request:
 
 
 def framing(rng: random.Random) -> bytes:
-    """A stream of requests with its bytes altered: the framing may be wrong in any way."""
+    """A stream of requests with altered bytes, whose framing may be broken in any way."""
     good = Request(b"POST", b"/predict", [(b"Content-Type", JSON)], _rows(rng))
     stream = b"".join(
         rng.choice([good.whole(), good.chunked(rng), SMUGGLED.replace(b"smuggled", b"good")])
@@ -121,7 +123,7 @@ def framing(rng: random.Random) -> bytes:
 
 
 def mutated(rng: random.Random, data: bytes) -> bytes:
-    """Bytes with one to four scraps put in, taken out or doubled."""
+    """The bytes with one to four fragments inserted, removed or repeated."""
     found = bytearray(data)
     for _ in range(rng.randint(1, 4)):
         at = rng.randint(0, len(found))

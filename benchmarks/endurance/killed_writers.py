@@ -1,13 +1,14 @@
-"""Many writers compare and set one prior while processes are killed; nothing acknowledged may be
+"""Many writers compare-and-set one prior while processes are killed: no acknowledged write may be
 lost. Run by hand:
 
     python -m benchmarks.endurance.killed_writers [--engine sqlite|postgresql|both]
         [--writers 8] [--updates 500] [--kill-seconds 3]
 
-SQLite: one service with two workers, one of which is killed (SIGKILL) every few seconds.
-PostgreSQL: two services on one database, killed likewise and started again. Readers keep one
-connection each and ask for predictions. Afterwards the history in the store is compared with what
-was acknowledged and with what was read. Exit status 1 when a promise was broken.
+With SQLite, one service runs two workers, and one of them is killed (SIGKILL) every few seconds.
+With PostgreSQL, two services share one database; they are killed likewise and started again. Each
+reader keeps one connection and requests predictions. At the end, the history in the store is
+compared with what was acknowledged and with what was read. The exit status is 1 when a promise was
+broken.
 """
 
 import argparse
@@ -79,7 +80,7 @@ class Run:
         self.random = random.Random(0)
 
     def with_workers(self, stack: contextlib.ExitStack, store: str) -> None:
-        """One service with two workers; its parent starts a killed one again."""
+        """One service with two workers; its supervisor replaces a killed worker."""
         self.store = store
         server = stack.enter_context(running(self.folder / "models", store=store, workers=2))
         self.urls = [server.url]
@@ -110,7 +111,7 @@ class Run:
         self.restart = restart
 
     def go(self) -> None:
-        """Until every writer has its acknowledged updates."""
+        """Run until every writer has its acknowledged updates."""
         self.begun = time.perf_counter()
         helpers = [threading.Thread(target=self.kill)]
         helpers += [threading.Thread(target=self.read, args=(i,)) for i in range(4)]
@@ -127,8 +128,8 @@ class Run:
             thread.join()
 
     def write(self, writer: int) -> None:
-        """Compare and set, one update after the other. An answer that was lost is no
-        acknowledgement.
+        """Compare and set, one update after another. A request whose answer was lost does not
+        count.
         """
         done = 0
         with contextlib.ExitStack() as stack:
@@ -157,13 +158,15 @@ class Run:
                     self.retries += 1
 
     def read(self, reader: int) -> None:
-        """Predictions on one connection until it breaks, then on the next."""
+        """Request predictions on one connection until it breaks, then on a new one."""
         url = self.urls[reader % len(self.urls)]
         while not self.finished.is_set():
             seen: list[tuple[int, np.ndarray]] = []
             self.reads.append(seen)
             connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=10)
-            connection.auto_open = 0  # a connection that broke is not made anew behind our back
+            connection.auto_open = (
+                0  # the client must not silently reconnect: each list belongs to one connection
+            )
             body = json.dumps({"instances": [ROW.tolist()]})
             try:
                 connection.connect()
@@ -186,7 +189,7 @@ class Run:
                 connection.close()
 
     def kill(self) -> None:
-        """SIGKILL for a random serving process every few seconds."""
+        """Send SIGKILL to a random serving process every few seconds."""
         while not self.finished.wait(self.given.kill_seconds):
             victims = self.processes()
             if len(victims) > 1:
@@ -197,7 +200,7 @@ class Run:
             self.restart()
 
     def report(self, engine: str) -> int:
-        """Print what happened; how many promises were broken."""
+        """Print what happened, and return how many promises were broken."""
         store = open_store(self.store)
         store.open(create=False)
         entries = {entry.revision: entry for entry in store.everything()}
@@ -206,7 +209,7 @@ class Run:
         lost = [(r, n) for r, n in self.acknowledged if r not in entries or entries[r].note != n]
         wanted = {r: probabilities_of(e.note) for r, e in entries.items()}
         wanted[0] = probabilities_of(None)
-        # each list is one connection; the next may lead to a worker that is a moment behind
+        # Each list is one connection; the next may reach a worker that is slightly behind.
         back = sum(b[0] < a[0] for seen in self.reads for a, b in itertools.pairwise(seen))
         foreign = sum(
             revision not in wanted or np.abs(found - wanted[revision]).max() > 1e-5
@@ -237,7 +240,7 @@ class Run:
 
 
 def target_of(note: str | None) -> list[float]:
-    """A target of its own for each note; uniform without one."""
+    """A different target for each note; uniform without a note."""
     if note is None:
         return [1.0] * CLASSES
     rng = random.Random(note)
@@ -245,7 +248,7 @@ def target_of(note: str | None) -> list[float]:
 
 
 def probabilities_of(note: str | None) -> np.ndarray:
-    """The formula at tau 1."""
+    """The probabilities by the formula at tau 1, for the target of a note."""
     target = np.array(target_of(note))
     return softmax(ROW.astype(np.float64) @ W + B - np.log(SOURCE) + np.log(target / target.sum()))
 

@@ -1,12 +1,13 @@
-"""Faults of the machine while predictions run; the service must go on. Run by hand:
+"""Machine faults while predictions run: the service must keep serving. Run by hand:
 
     python -m benchmarks.endurance.machine_faults [--rounds 3] [--workers 2] [--only CASE]
 
-Each case puts one kind of fault on a real service on loopback, a few rounds long, while clients
-send predictions on new connections. A table shows how many were answered and how many failed, the
-peak memory, and whether the case's promise held. Exit status 1 when one was broken.
+Each case causes one kind of fault for a real service on loopback, several times, while clients send
+predictions on new connections. A table shows how many predictions were answered and how many
+failed, the memory before and after, and whether the case's promise held. The exit status is 1 when
+a promise was broken.
 
-A small seed of each case runs in tests/service/server/test_machine_faults.py.
+A short version of each case runs in tests/service/server/test_machine_faults.py.
 """
 
 import argparse
@@ -38,7 +39,7 @@ HARMLESS = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class Broken(AssertionError):
-    """A promise did not hold."""
+    """A promise of the service was broken; the message says which."""
 
 
 class Clients:
@@ -92,11 +93,11 @@ class Case:
 
     @property
     def pids(self) -> list[int]:
-        """The process of the service and those of its workers."""
+        """The process ids of the service and its workers."""
         return [self.server.process.pid, *children(self.server.process.pid)]
 
     def resident_mib(self) -> float:
-        """Memory of all its processes."""
+        """Resident memory of all processes of the service, in MiB."""
         found = 0
         for pid in self.pids:
             with contextlib.suppress(psutil.Error):
@@ -104,7 +105,7 @@ class Case:
         return found / 2**20
 
     def full_disk(self) -> None:
-        """The temporary folder is full: metrics move to memory, and readiness says so."""
+        """Fill the temporary folder: metrics move to memory, and readiness reports it."""
         with contextlib.suppress(OSError), (self.place / "ballast").open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
@@ -120,7 +121,7 @@ class Case:
         self._nothing_failed()
 
     def stopped(self) -> None:
-        """All processes are stopped for longer than a hang, and go on where they were."""
+        """Stop all processes for longer than `--hang-seconds`: they must continue, not end."""
         before = self.pids
         for _ in range(self.rounds):
             for pid in before:
@@ -134,7 +135,7 @@ class Case:
         self._nothing_failed()
 
     def storm(self) -> None:
-        """Signals that mean nothing, or a reload, by the hundred."""
+        """Send hundreds of signals that mean nothing or a reload."""
         before = self.pids
         for _ in range(100 * self.rounds):
             os.kill(self.random.choice(before), self.random.choice(HARMLESS))
@@ -144,7 +145,7 @@ class Case:
         self._nothing_failed()
 
     def killed_workers(self) -> None:
-        """Workers are killed one after the other; each is replaced, and the others serve."""
+        """Kill the workers one after another: each is replaced while the others serve."""
         for _ in range(self.rounds):
             known = children(self.server.process.pid)
             victim = self.random.choice(known)
@@ -160,7 +161,7 @@ class Case:
             raise Broken(self.clients.wrong[0])
 
     def without_descriptors(self) -> None:
-        """No descriptor is left for connections, then there are some again."""
+        """Leave no descriptor for connections, then make some available again."""
         for _ in range(self.rounds):
             limits = {}
             for pid in self.pids:
@@ -223,7 +224,7 @@ def run(name: str, fault: Callable[[Case], None], *, rounds: int, workers: int) 
                     verdict = f"BROKEN: {error}"
                 after = case.resident_mib()
         if server.process.poll() not in (None, -signal.SIGKILL):
-            verdict = f"BROKEN: the service has ended with {server.process.returncode}"
+            verdict = f"BROKEN: the service ended with status  {server.process.returncode}"
     print(
         f"{name:<22}{clients.answered:>9}{clients.failed:>8}{before:>12.0f}{after:>8.0f}  {verdict}"
     )
@@ -231,7 +232,10 @@ def run(name: str, fault: Callable[[Case], None], *, rounds: int, workers: int) 
 
 
 def starts(*, rounds: int, workers: int) -> bool:
-    """Signals at random moments of the start: SIGHUP changes nothing, SIGTERM ends it with 0."""
+    """Send signals at random moments of the start.
+
+    SIGHUP must change nothing; after SIGTERM the exit status must be 0.
+    """
     chance = random.Random(0)
     wrong = []
     with tempfile.TemporaryDirectory(prefix="priordial-faults-") as folder:
@@ -252,7 +256,7 @@ def starts(*, rounds: int, workers: int) -> bool:
 
 
 def handles_signals(pid: int) -> bool:
-    """Whether the process is past its first line."""
+    """Whether the process has installed its signal handlers."""
     status = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace")
     caught = int(next(line for line in status.splitlines() if line.startswith("SigCgt:"))[7:], 16)
     return bool(caught >> (signal.SIGUSR1 - 1) & 1)
@@ -260,14 +264,17 @@ def handles_signals(pid: int) -> bool:
 
 @contextlib.contextmanager
 def small_disk() -> Iterator[Path]:
-    """A file system of 1 MiB; a folder like any other where none can be mounted."""
+    """A file system of 1 MiB, or an ordinary folder where none can be mounted."""
     with tempfile.TemporaryDirectory(prefix="priordial-faults-") as folder:
         place = Path(folder) / "tmp"
         place.mkdir()
         mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=777", "tmpfs", str(place)]
         mounted = subprocess.run(mount, capture_output=True, check=False).returncode == 0
         if not mounted:
-            print("file systems cannot be mounted here: full-disk fills nothing", file=sys.stderr)
+            print(
+                "no file system can be mounted here (it takes root): full-disk fills nothing",
+                file=sys.stderr,
+            )
         try:
             yield place
         finally:

@@ -1,17 +1,19 @@
-"""A day's worth of mixed traffic in miniature: every answer compared with the formula, memory flat,
-and a leak that is caught.
+"""A soak test with mixed traffic: every answer is compared with the formula, and memory must stay
+flat.
 
     python -m benchmarks.endurance.soak [--requests 200000] [--connections 16] [--seed 1]
         [--leak] [--out FILE.json]
 
-Requests of every kind (mixed_traffic: models, bodies, tau, priors, top_k, sizes, deadlines, clients
-that leave, faults) go to one process. Meanwhile, twice a second, a prior that no request names gets
-a new revision and the models' folder is looked through again (SIGHUP). Each answer is compared with
-the formula in float64. Memory is read at every fiftieth of the requests; flat means that the median
-of the last ten readings is at most 8 MiB above that of the readings 10 … 20, by when every cache
-and reservoir has filled. With --leak the service keeps a copy of every request body, as a control:
-the same check must catch it. Told to end (Ctrl-C, SIGTERM), it reports what there was up to then.
-Exit status 1 when an answer was wrong or memory was not as it should be.
+One process gets requests of every kind (traffic.py: models, bodies, tau, priors, top_k, sizes,
+deadlines, clients that hang up, faults). Twice a second, a prior that no request names gets a new
+revision, and the service scans the models' folder again (SIGHUP). Each answer is compared with the
+formula in float64.
+
+Memory is read 50 times, at even distances. It counts as flat when the median of the last ten
+readings is at most 8 MiB above that of readings 10 to 20; by then every cache and sample is full.
+With --leak the service keeps a copy of every request body, and the check must fail: this shows that
+it can. After Ctrl-C or SIGTERM the script reports the results so far. The exit status is 1 when an
+answer was wrong or memory did not do what was expected.
 """
 
 import argparse
@@ -66,7 +68,7 @@ def main() -> int:
 
 
 async def run(server: Process, given: argparse.Namespace) -> dict:
-    """All requests, with what happens meanwhile."""
+    """Send all requests, with changes of priors and models in between."""
     changing = asyncio.ensure_future(change(server))
     statuses: Counter[int] = Counter()
     faults: list[str] = []
@@ -108,7 +110,7 @@ CHANGES: Counter[str] = Counter()
 
 
 async def change(server: Process) -> None:
-    """Priors and models change for as long as this runs."""
+    """Change priors and models until cancelled."""
     async with httpx.AsyncClient(base_url=server.url, timeout=30) as client:
         for turn in itertools.count():
             target = [1.0 + (turn + i) % 7 for i in range(5)]
@@ -123,7 +125,7 @@ async def change(server: Process) -> None:
 
 
 def report(found: dict) -> str:
-    """For people."""
+    """Print the results."""
     memory = found["memory_mib"]
     statuses = ", ".join(f"{status}: {count}" for status, count in found["statuses"].items())
     lines = [

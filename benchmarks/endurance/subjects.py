@@ -1,4 +1,4 @@
-"""What mixed traffic asks: seven small models of every kind of input, their priors, and their
+"""The seven small models of the mixed traffic, one for each kind of input: their priors, and their
 answers by the formula in float64.
 """
 
@@ -25,7 +25,7 @@ from tests.support.small_models import (
 )
 
 Rows = Any
-"""[n, …] numbers, or [n] strings."""
+"""Rows: numbers [n, …] or strings [n]."""
 MANY = 100
 MANY_COUNTS = [max(1, round(1000 * 0.93**i)) for i in range(MANY)]
 WORDS = ("", "a", "b", "ö", "elsewhere")
@@ -34,7 +34,9 @@ TEXT_ROW = {"a": 1, "b": 2, "ö": 3}
 
 @dataclass(frozen=True)
 class Subject:
-    """One version of a model: rows that it takes, rows that it cannot score, and its logits."""
+    """One version of a model: rows that it accepts, a fault that it cannot score, and its
+    logits.
+    """
 
     model: str
     version: int
@@ -46,15 +48,15 @@ class Subject:
     logits: Callable[[Rows], np.ndarray]
     temperature: float = 1.0
     spoil: Callable[[Rows, int], None] | None = None
-    """Make one row unscorable, in place."""
+    """Makes one row unscorable, in place."""
 
     @property
     def classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self.class_names)
 
     def scores(self, rows: Rows, settings: "list[Setting]") -> "Scores":
-        """What each row should come to; there is a setting for each, or one for all."""
+        """The expected scores of rows. settings: one for each row, or one for all."""
         logits = np.asarray(self.logits(rows), np.float64)
         offsets = np.stack([each.offset(self) for each in settings])
         taus = np.array([[each.tau] for each in settings])
@@ -66,7 +68,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of each row, all classes [n, C]."""
+    """The expected scores of all classes, [n, C], for each row."""
 
     logits: np.ndarray
     adjusted_logits: np.ndarray
@@ -76,8 +78,9 @@ class Scores:
 
 @dataclass(frozen=True)
 class Setting:
-    """A tau and a prior. `given` is what the request says, `told` what the answer calls it; None
-    means its default.
+    """A tau and a prior.
+
+    given: what the request says. told: how the answer names it. None: the default.
     """
 
     tau: float
@@ -87,7 +90,7 @@ class Setting:
     target: list[float] | str
 
     def offset(self, subject: Subject) -> np.ndarray:
-        """The row [C] of log ρ − log σ."""
+        """The row [C] of log ρ − log σ, which the formula adds at tau 1."""
         frequencies = subject.counts if self.frequencies is None else self.frequencies
         target = {"uniform": np.ones(subject.classes), "training": frequencies}
         wanted = target[self.target] if isinstance(self.target, str) else self.target
@@ -176,7 +179,7 @@ SUBJECTS = (
 
 
 def publish_models(models: Path) -> None:
-    """Every subject, into a folder of models."""
+    """Publish every subject into a models' folder."""
     publish_trio(models)
     publish_model(models, "linear", model=linear_model(seed=5), temperature=2.0)
     wide = linear_model(classes=MANY, seed=3)
@@ -186,7 +189,7 @@ def publish_models(models: Path) -> None:
 
 
 def stored_priors(subject: Subject) -> dict[str, list[dict[str, Any]]]:
-    """The revisions of each prior that is stored for a model, as they are PUT."""
+    """The revisions of each stored prior of a model, in the order in which they are PUT."""
     count = subject.classes
     return {
         "shop": [
@@ -209,7 +212,7 @@ def put_priors(url: str) -> None:
 
 
 def png(pixels: np.ndarray) -> bytes:
-    """An encoded image."""
+    """Pixels encoded as a PNG image."""
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()

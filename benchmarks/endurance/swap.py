@@ -1,15 +1,16 @@
-"""Swap a model many times under load: no failed request, no answer of a mixture of versions, memory
-flat.
+"""Swaps a model many times under load: no request may fail, no answer may mix versions, and memory
+must stay flat.
 
     python -m benchmarks.endurance.swap [--swaps 100] [--connections 8] [--out FILE.json]
 
-Each version has weights of its own. While connections ask without pause, version after version is
-published (written beside the others and renamed into place) and loaded, in turn through POST
-/v2/repository/models/…/load and by SIGHUP; older folders are deleted. Each answer is compared with
-NumPy for the version that it names; on one connection the versions never go back. Flat: the median
-memory in the last fifth of the swaps is at most 8 MiB above that in the second fifth; --recent-rows
-0 leaves out the kept logits, up to 16 MiB of each version, which come and go with the load. Exit
-status 1 when a promise was broken.
+Each version has other weights. While connections send requests without pause, one version after
+another is published (written beside the others, then renamed) and loaded, alternately through POST
+/v2/repository/models/…/load and by SIGHUP. Older folders are deleted. Each answer is compared with
+NumPy's result for the version that it names, and on one connection versions may only increase.
+
+Memory counts as flat when the median in the last fifth of the swaps is at most 8 MiB above that in
+the second fifth. `--recent-rows 0` turns off the sample of recent logits, which takes up to 16 MiB
+per version and varies with the load. The exit status is 1 when a promise was broken.
 """
 
 import argparse
@@ -46,7 +47,7 @@ NAME = "swapped"
 
 @dataclass
 class Seen:
-    """What came back."""
+    """What the clients saw."""
 
     answers: int = 0
     failed: list[str] = field(default_factory=list)
@@ -87,7 +88,7 @@ def main() -> int:
 
 
 def publish(models: Path, version: int) -> None:
-    """The next version, with weights of its own."""
+    """Publish the next version, with other weights."""
     folder = publish_model(
         models,
         NAME,
@@ -100,14 +101,14 @@ def publish(models: Path, version: int) -> None:
 
 
 def best_of(version: int) -> tuple[int, float]:
-    """The class and its probability by NumPy."""
+    """The best class of a version and its probability, computed with NumPy."""
     w, b = weights(FEATURES, CLASSES, version)
     chances = softmax(ROW[0].astype(np.float64) @ w + b)
     return int(chances.argmax()), float(chances.max())
 
 
 async def run(server: Process, models: Path, given: argparse.Namespace) -> dict:
-    """All swaps, with the askers beside them."""
+    """Run all swaps while clients send requests."""
     seen, wanted, ended = Seen(), {1: best_of(1)}, asyncio.Event()
     askers = [
         asyncio.ensure_future(ask(server.url, seen, wanted, ended))
@@ -124,7 +125,7 @@ async def run(server: Process, models: Path, given: argparse.Namespace) -> dict:
             else:
                 answer = await client.post(f"/v2/repository/models/{NAME}/load")
                 answer.raise_for_status()
-            while seen.newest < version and time.perf_counter() < started + 30:  # noqa: ASYNC110 - to 2 ms is exact enough
+            while seen.newest < version and time.perf_counter() < started + 30:  # noqa: ASYNC110 - polling every 2 ms is exact enough
                 await asyncio.sleep(0.002)
             times.append(time.perf_counter() - started)
             if version > 3:
@@ -151,7 +152,7 @@ async def run(server: Process, models: Path, given: argparse.Namespace) -> dict:
 async def ask(
     url: str, seen: Seen, wanted: dict[int, tuple[int, float]], ended: asyncio.Event
 ) -> None:
-    """One connection, one question after the other."""
+    """Send one request after another on one connection, and check the answers."""
     body = orjson.dumps({"instances": ROW.tolist()})
     question = SimpleNamespace(
         path=f"/models/{NAME}/predict", headers={"content-type": "application/json"}, body=body

@@ -1,11 +1,11 @@
 """Requests of every kind, drawn from a seed: sizes, tau, priors, top_k, models, bodies, deadlines,
-clients that leave, and faults.
+clients that hang up, and faults.
 
     for ask in itertools.islice(asks(seed=1), 2000): …
 
-publish_models and put_priors (mixed_subjects) prepare the service; fault_of (mixed_answers)
-compares an answer with the formula; `drive` (mixed_client) sends many at once. Each seed gives the
-same requests every time.
+`publish_models` and `put_priors` (subjects.py) prepare the service. `drive` (client.py) sends many
+requests at once, and `fault_of` (answers.py) compares an answer with the formula. A seed always
+gives the same requests.
 """
 
 import base64
@@ -37,8 +37,9 @@ _BINARY = {
 
 @dataclass
 class Ask:
-    """A request, and what its answer should be. scores are None where an error is due: one of
-    `statuses`.
+    """A request and its expected answer.
+
+    scores are None where the answer must be an error with one of `statuses`.
     """
 
     path: str
@@ -50,15 +51,15 @@ class Ask:
     statuses: tuple[int, ...] = (200,)
     scores: Scores | None = None
     outputs: dict[str, bool] = field(default_factory=dict)
-    """By output of the Open Inference Protocol, whether it comes back binary."""
+    """For each output of the Open Inference Protocol: whether it is returned as binary data."""
     named_row: int | None = None
     """The row that the error must name."""
     leaves: str | None = None
-    """When the client closes the connection: "within" the body or "after" it; None: it waits."""
+    """When the client hangs up: "within" the body, "after" it, or None: it waits for the answer."""
 
 
 def asks(seed: int) -> Iterator[Ask]:
-    """Requests without end."""
+    """An endless sequence of requests."""
     rng = np.random.default_rng(seed)
     while True:
         yield draw(rng)
@@ -93,7 +94,7 @@ def _tau(rng: np.random.Generator) -> float | None:
 
 
 def _prior(rng: np.random.Generator, subject: Subject) -> dict[str, Any]:
-    """The members of a Setting but tau."""
+    """The members of a Setting except tau."""
     kind = _one_of(rng, ("none", "uniform", "training", "stored", "stored", "pinned", "inline"))
     if kind == "none":
         return {"given": None, "told": ("default", 0), "frequencies": None, "target": "uniform"}
@@ -121,7 +122,7 @@ def _vectors(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(rng: np.random.Generator, subject: Subject) -> tuple[Setting, dict[str, Any]]:
-    """A setting for all rows, and the parameters that ask for it."""
+    """A setting for all rows, and the query parameters that select it."""
     tau = _tau(rng)
     setting = Setting(1.0 if tau is None else tau, **_prior(rng, subject))
     given = {"tau": tau, "prior": setting.given}
@@ -214,7 +215,7 @@ def _tensor(name: str, datatype: str, values: Any, *, binary: bool) -> tuple[dic
 
 
 def _refused(rng: np.random.Generator, ask: Ask) -> None:
-    """Make the request a wrong one, in place."""
+    """Turn the request into an invalid one, in place."""
     subject, ask.scores = ask.subject, None
     if subject.spoil is not None and rng.random() < 0.7:
         rows = subject.draw(rng, 4)

@@ -1,5 +1,5 @@
-"""The parts of docs/results.md that judge: what was expected, and what an independent
-implementation found.
+"""The parts of docs/results.md that judge: expectations, and the comparison with an independent
+implementation.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,8 +16,8 @@ from training.studies.numbers import interval_of_mean
 
 
 def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) -> str:
-    """What the paper and the independent figures make one expect, seed by seed, and whether it is
-    so.
+    """What the paper and the independent figures lead one to expect, and whether it holds, seed by
+    seed.
     """
     rows = []
     for document in documents:
@@ -40,7 +40,7 @@ def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) ->
 
 
 def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list[str]]:
-    """The expectations for the network that has a hidden layer before its last one."""
+    """The expectations for the network with a hidden layer before its last one."""
     return [
         _check(
             document,
@@ -83,9 +83,7 @@ def _check(
 
 
 def beside_reference(documents: Sequence[Document]) -> str:
-    """Ours less the independent implementation's, where it has figures, and how far one run of ours
-    may lie away.
-    """
+    """Our figures minus the independent implementation's, and how much one run of ours varies."""
     rows = []
     for document in documents:
         theirs = REFERENCE.get(key(document), {})
@@ -116,11 +114,10 @@ def beside_reference(documents: Sequence[Document]) -> str:
 
 
 def reach_of_a_run(document: Document, names: Mapping[str, float]) -> float | None:
-    """Half of the 95 % prediction interval, points, of one more run beside the mean of a document's
-    seeds.
+    """How far one more run may lie from the mean of a document's seeds, in points.
 
-    The sd is pooled over the methods in names: that of three seeds alone is too unsure. None for
-    one seed.
+    This is half of the 95 % prediction interval. The standard deviation is pooled over the methods
+    in `names`, since that of three seeds alone is too uncertain. Returns None for one seed.
     """
     spreads = [document["methods"][name]["summary"]["balanced_error"] for name in names
                if name in document["methods"]]  # fmt: skip

@@ -1,4 +1,4 @@
-"""How often each 95 % interval holds the truth: simulations of splits with few rows in the tail.
+"""How often each 95 % interval contains the truth: simulations of splits with few rows in the tail.
 
 python -m benchmarks.results.coverage [--runs 1000]
 """
@@ -35,14 +35,14 @@ def long_tail(classes: int, largest: int, ratio: float) -> NDArray[np.int64]:
 def gaussians(
     rng: np.random.Generator, centres: Vector, labels: NDArray[np.int64], prior: Vector
 ) -> Vector:
-    """Logits of Bayes' rule under `prior`, of unit Gaussians around the centres."""
+    """Logits of Bayes' rule under `prior`, for points of unit Gaussians around the centres."""
     x = centres[labels] + rng.normal(size=(len(labels), centres.shape[1]))
     logits: Vector = -0.5 * ((x[:, None] - centres) ** 2).sum(axis=2) + np.log(prior)
     return logits
 
 
 def balanced_errors(runs: int) -> None:
-    """The interval of the balanced error."""
+    """Simulate the interval of the balanced error."""
     print("balanced error: rows a class, errors, covered, mean width")
     tail = long_tail(20, 40, 100)
     cases: list[tuple[str, NDArray[np.int64], Draw]] = [
@@ -73,7 +73,7 @@ def _uniform(low: float, high: float, classes: int) -> Draw:
 
 
 def temperatures(runs: int) -> None:
-    """The interval of T, and what fitting it costs or gains against T = 1."""
+    """Simulate the interval of T, and what fitting T costs or gains compared with T = 1."""
     print("temperature: spread, true T, rows, covered, stays 1, NLL fitted, NLL at 1")
     prior, centres = np.array([0.6, 0.3, 0.1]), np.random.default_rng(5).normal(size=(3, 4))
     for spread in (1.0, 2.2):
@@ -110,7 +110,7 @@ def _temperature(
 
 
 def taus(runs: int) -> None:
-    """The interval of the best tau, and what the choice costs against tau = 1."""
+    """Simulate the interval of the best tau, and what choosing it costs compared with tau = 1."""
     print(
         "tau: classes, largest, covered, worse than tau 1 by over a point, better by over a point"
     )
@@ -136,7 +136,9 @@ def taus(runs: int) -> None:
 
 
 def estimates(runs: int) -> None:
-    """The intervals of an estimate, and its effective rows, for small validation splits."""
+    """Simulate the intervals and effective rows of a prior estimate, for small validation
+    splits.
+    """
     print("estimate: validation rows, covered, effective rows said, really, usable")
     centres = 1.1 * np.random.default_rng([5, 99]).normal(size=(5, 4))
     counts = long_tail(5, 1000, 20)

@@ -1,5 +1,6 @@
-"""The part of docs/results.md on the norms of the last layer, by optimiser, rate and β₂, from the
-file of benchmarks.results.variants.
+"""The part of docs/results.md on the norms of the last layer, by optimiser, learning rate and β₂.
+
+It reads the file that benchmarks.results.variants writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,7 @@ from training.run.recipe import Recipe
 from training.studies.methods import ADAM_RUN
 
 SURE = -0.65
-"""Of ten classes: a rank correlation nearer to 0 cannot be told from none, 5 % and two-sided."""
+"""For ten classes: a rank correlation closer to 0 is not significant (5 %, two-sided)."""
 HEADER = (
     "setting", "training", "rank correlation, each seed", "b of ‖w_y‖ ∝ n_y^b",
     "ERM on validation, %", "ERM, %", "weight-norm τ=1, %", "post-hoc τ=1, %",
@@ -26,7 +27,9 @@ OVER_ALL = (
 
 
 def norms_under_adam(documents: Sequence[Document], rows: Sequence[Row]) -> str:
-    """How norms follow counts, and what weight normalisation gains, by optimiser, rate and β₂."""
+    """How norms follow counts, and what weight normalisation gains, by optimiser, learning rate and
+    β₂.
+    """
     by_setting = [(document, _trainings(document, rows)) for document in documents]
     everywhere: dict[str, list[Row]] = {}
     for _, trainings in by_setting:
@@ -53,8 +56,10 @@ def norms_under_adam(documents: Sequence[Document], rows: Sequence[Row]) -> str:
 
 
 def _trainings(document: Document, rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """Name → its seeds: the compared SGD and Adam, then Adam at other settings, then the network
-    with a hidden layer.
+    """The runs of each training, by its name.
+
+    First the compared SGD and Adam, then Adam with other settings, then the network with a hidden
+    layer.
     """
     settings = document["settings"]
     hidden = variants_of(rows, HIDDEN_LAYER, *key(document))
@@ -72,7 +77,7 @@ def _name_of_adam(document: Document) -> str:
 
 
 def _cells(found: Sequence[Row]) -> list[str]:
-    """The cells of one training's seeds in one setting."""
+    """The table cells of one training's seeds in one setting."""
     slopes = np.array([row["slope"] for row in found])
     slope = f"{slopes.mean():+.2f}" + (f" ± {slopes.std(ddof=1):.2f}" if len(found) > 1 else "")
     names = ("on_validation", "balanced_error", "weight_norm", "post_hoc")
@@ -81,7 +86,7 @@ def _cells(found: Sequence[Row]) -> list[str]:
 
 
 def _over_all(found: Sequence[Row]) -> list[str]:
-    """The cells of one training's runs in all settings."""
+    """The table cells of one training's runs in all settings."""
     ranks = np.array([row["spearman"] for row in found])
     counts = (len(ranks), np.sum(ranks > 0.7), np.sum(ranks < 0), np.sum(ranks <= SURE))
     total, *shares = (str(count) for count in counts)
@@ -90,12 +95,12 @@ def _over_all(found: Sequence[Row]) -> list[str]:
 
 
 def _gain(rows: Sequence[Row], name: str) -> float:
-    """What a treatment changes in the balanced error, points, mean over rows."""
+    """By how many points a treatment changes the balanced error, mean over rows."""
     return 100 * float(np.mean([row[name] - row["balanced_error"] for row in rows]))
 
 
 def _in_words(document: Document, everywhere: Mapping[str, Sequence[Row]]) -> str:
-    """What the table of all settings says."""
+    """The conclusions from the table of all settings, as text."""
     steps, adam = document["settings"]["steps"], document["settings"][ADAM_RUN]
     own = _memory(adam["adam_beta2"])
     under_adam = [name for name in everywhere if name.startswith("Adam")]
@@ -127,7 +132,7 @@ trainings. Weight normalisation with τ = 1 does so in {len(by_norm)}{_listed(by
 
 
 def _memory(beta2: float) -> int:
-    """Steps for which squared gradients are remembered."""
+    """The number of steps over which Adam averages squared gradients."""
     return round(1 / (1 - beta2))
 
 
@@ -136,7 +141,9 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _of_the_choice(by_setting: Sequence[Mapping[str, Sequence[Row]]]) -> str:
-    """How the comparison's rate and β₂ were chosen, beside the best of the others on validation."""
+    """How the comparison's learning rate and β₂ were chosen, and the best alternative on
+    validation.
+    """
     compared, *others = [
         name
         for name in by_setting[0]
@@ -164,7 +171,7 @@ Post-hoc adjusted, on test: {test[1]} there, {test[0]} in the comparison.
 
 
 def _compared(document: Document, optimiser: str) -> list[Row]:
-    """The seeds of a comparison as rows of benchmarks.results.variants."""
+    """The seeds of a comparison, as rows of benchmarks.results.variants."""
     run, sweeps = {"SGD": ("erm", "tau_erm"), "Adam": (ADAM_RUN, "tau_adam")}[optimiser]
     found: list[Row] = []
     for seed, curves in zip(document["seeds"], document["curves"], strict=True):

@@ -1,5 +1,5 @@
-"""Other people's numbers that docs/results.md sets ours beside: balanced errors in percent, each
-with its source.
+"""Published figures that docs/results.md compares with ours: balanced errors in percent, each with
+its source.
 """
 
 PAPER_SOURCE = "Menon et al., ICLR 2021, Table 3; mean of 5 trials"
@@ -38,5 +38,5 @@ REFERENCE: dict[tuple[int, float], dict[str, float]] = {
 }
 """By (largest class, imbalance ratio), Fashion-MNIST-LT, exponential profile.
 
-It has one weight normalisation, of unnamed τ.
+It has one figure for weight normalisation, and does not state its τ.
 """

@@ -1,13 +1,13 @@
-r"""docs/results.md and its figures, from the results.json of finished comparisons.
+r"""Writes docs/results.md and its figures from the results.json of finished comparisons.
 
-No number of ours is typed by hand.
+None of our numbers is typed by hand.
 
     python -m benchmarks.results.page runs/exp100-5000 runs/exp1000-5000 runs/exp100-500 \
         --variants runs/variants.json --synthetic runs/synthetic
 
-Each folder is the --out of a `training compare`. The others are the file of
-`benchmarks.results.variants` and the --out of a `training synthetic`. Writes DOCS/results.md and
-DOCS/results/*.svg.
+Each positional folder is the --out of a `training compare`. --variants names the file of
+`benchmarks.results.variants`, and --synthetic the --out of a `training synthetic`. The script
+writes DOCS/results.md and DOCS/results/*.svg.
 """
 
 import argparse
@@ -36,7 +36,7 @@ FIGURES = {
     "shifted": "Error of the ERM model on shifted test sets, by what is known of their class mix",
     "reliability": "Reliability at a uniform target",
 }
-"""Those of the first folder; of the others, all but the last."""
+"""The first folder gets all of these figures, the others all but the last."""
 COMMON = (
     "network",
     "steps",
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def write_figures(document: Document, place: Path, *, every: bool) -> None:
-    """The SVG files of one setting, on white, so that they can be read on a dark page."""
+    """Write the SVG files of one setting, on white so that they are readable on a dark page."""
     drawn = draw(document)
     for name in list(FIGURES)[: None if every else -1]:
         text = drawn[name].replace("<svg ", '<svg style="background:#fff" ', 1)
@@ -90,7 +90,7 @@ def write_figures(document: Document, place: Path, *, every: bool) -> None:
 def page(
     documents: Sequence[Document], rows: Sequence[Row] = (), experiment: Document | None = None
 ) -> str:
-    """The whole of results.md."""
+    """The whole text of results.md."""
     parts = [
         INTRODUCTION,
         "## What was run\n",
@@ -165,7 +165,7 @@ def runs(documents: Sequence[Document]) -> str:
 
 
 def command(document: Document) -> str:
-    """The shell line that makes a folder."""
+    """The shell command that creates a folder of results."""
     settings = document["settings"]
     return (
         f"training compare --recipe fashion-compare --methods all --seeds {len(document['seeds'])}"
@@ -176,7 +176,7 @@ def command(document: Document) -> str:
 
 
 def seconds(documents: Sequence[Document]) -> float:
-    """The median time of a run."""
+    """The median duration of a run, in seconds."""
     each = sorted(
         score["seconds"]
         for document in documents
@@ -187,8 +187,10 @@ def seconds(documents: Sequence[Document]) -> float:
 
 
 def overview(documents: Sequence[Document]) -> str:
-    """Methods by settings: mean and sd of the balanced error, and the difference to ERM; the best
-    mean in bold.
+    """The table of methods by settings: mean and sd of the balanced error, and the difference to
+    ERM.
+
+    The best mean of a setting is bold.
     """
     best = [min(mean(document, name) for name in document["methods"]) for document in documents]
     rows = []
@@ -211,7 +213,7 @@ def overview(documents: Sequence[Document]) -> str:
 
 
 def details(document: Document, *, every: bool) -> str:
-    """The whole table of one setting, and its figures."""
+    """The full table of one setting, and its figures."""
     shown = list(FIGURES)[: None if every else -1]
     pictures = "\n".join(
         f"![{FIGURES[name]}; {title(document)}](results/{slug(document)}-{name}.svg)\n\n"

@@ -1,11 +1,11 @@
-"""How near the estimate of a class prior comes, and what adopting it does to the error.
+"""How close the estimate of a class prior comes, and how adopting it changes the error.
 
 python -m benchmarks.results.shift [--model models/fashion/1 --data fashion-mnist --draws 10]
 
-Streams of `--rows` rows are drawn from the test split to six class mixes, and as many fresh rows
-are scored. Everything is calibrated on the validation split alone. Where the package quapy can be
-imported, its EMQ, PACC and KDEyML see the same posteriors, and the service's own calibrated source
-turns their priors into decisions.
+For each of six class mixes, `--rows` rows are drawn from the test split as a stream, and the same
+number of other rows is scored. Only the validation split is used for calibration. Where the package
+quapy is installed, its EMQ, PACC and KDEyML get the same posteriors, and the service's calibrated
+source turns their priors into decisions.
 """
 
 import argparse
@@ -121,7 +121,7 @@ def _mix(target: str, counts: Vector, rng: np.random.Generator) -> Vector:
 
 
 def _rows(labels: Any, prior: Vector, size: int, rng: np.random.Generator) -> Rows:
-    """Rows of the split drawn to a class mix, with replacement."""
+    """Rows of the split, drawn with replacement to match a class mix."""
     members = [np.flatnonzero(labels == y) for y in range(len(prior))]
     drawn = rng.choice(len(prior), size=size, p=prior)
     return np.array([rng.choice(members[y]) for y in drawn])
@@ -133,7 +133,7 @@ def _decide(f: Vector, prior: Vector, block: Estimation) -> Vector:
 
 
 def _peers(logits: Vector, labels: Any, block: Estimation) -> dict[str, Callable[[Vector], Vector]]:
-    """QuaPy's estimators fitted to the calibrated posteriors of validation; none without it."""
+    """QuaPy's estimators, fitted to the calibrated posteriors of validation; none without QuaPy."""
     if importlib.util.find_spec("quapy") is None:
         return {}
     import quapy
@@ -143,12 +143,14 @@ def _peers(logits: Vector, labels: Any, block: Estimation) -> dict[str, Callable
     quapy.environ["N_JOBS"] = 1
 
     class Posteriors(BaseEstimator):  # type: ignore[misc]
-        """The calibrated model as a fitted classifier, whose inputs are logits."""
+        """The calibrated model in the form of a fitted scikit-learn classifier, whose inputs are
+        logits.
+        """
 
         classes_ = np.arange(logits.shape[1])
 
         def fit(self, f: Vector, y: Any) -> "Posteriors":
-            """Nothing to learn: the model is calibrated already."""
+            """Return itself: the model is calibrated already."""
             del f, y
             return self
 
@@ -156,11 +158,11 @@ def _peers(logits: Vector, labels: Any, block: Estimation) -> dict[str, Callable
             return True
 
         def predict_proba(self, f: Vector) -> Vector:
-            """[n, C]."""
+            """The posteriors [n, C] of logits [n, C]."""
             return posteriors(f)
 
         def predict(self, f: Vector) -> Any:
-            """[n] the likeliest class of each row."""
+            """The most probable class [n] of each row."""
             return posteriors(f).argmax(axis=1)
 
     def posteriors(f: Vector) -> Vector:

@@ -1,5 +1,6 @@
-"""The part of docs/results.md on the synthetic experiment, from the folder of a `training
-synthetic`.
+"""The part of docs/results.md on the synthetic experiment.
+
+It reads the folder that `training synthetic` writes.
 """
 
 import json
@@ -25,7 +26,7 @@ FIGURES = {
 
 
 def synthetic(document: Mapping[str, Any]) -> str:
-    """The section: table, figures, and the claim on weight normalisation."""
+    """The section: a table, the figures, and the finding on weight normalisation."""
     rows = [
         [
             name,
@@ -60,7 +61,7 @@ def synthetic(document: Mapping[str, Any]) -> str:
 
 
 def copy_figures(folder: Path, place: Path) -> None:
-    """Its SVG files, on white."""
+    """Copy the SVG files, on white."""
     for name in FIGURES:
         text = (folder / f"{name}.svg").read_text(encoding="utf-8")
         text = text.replace("<svg ", '<svg style="background:#fff" ', 1)
@@ -68,6 +69,6 @@ def copy_figures(folder: Path, place: Path) -> None:
 
 
 def read(folder: Path) -> Mapping[str, Any]:
-    """Its results.json."""
+    """The content of the folder's results.json."""
     found: Mapping[str, Any] = json.loads((folder / "results.json").read_text(encoding="utf-8"))
     return found

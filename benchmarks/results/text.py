@@ -1,4 +1,4 @@
-"""What the parts of docs/results.md share: numbers and settings as readers see them."""
+"""Helpers that the parts of docs/results.md share: numbers and settings in readable form."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,39 +8,39 @@ Document = Mapping[str, Any]
 
 
 def mean(document: Document, method: str) -> float:
-    """Of a method's balanced error."""
+    """The mean balanced error of a method."""
     return float(document["methods"][method]["summary"]["balanced_error"]["mean"])
 
 
 def spread(entry: Mapping[str, Any]) -> str:
-    """'mean ± sd' in percent; the mean alone for one seed."""
+    """'mean ± sd' in percent; only the mean for one seed."""
     text = f"{100 * entry['mean']:.1f}"
     return text if entry["sd"] is None else f"{text} ± {100 * entry['sd']:.1f}"
 
 
 def ns(documents: Sequence[Document]) -> str:
-    """'n = 3', or each setting's n where they differ."""
+    """'n = 3', or the n of each setting where they differ."""
     counts = [len(document["seeds"]) for document in documents]
     return f"n = {counts[0]}" if len(set(counts)) == 1 else f"n = {', '.join(map(str, counts))}"
 
 
 def key(document: Document) -> tuple[int, float]:
-    """(largest class, imbalance ratio)."""
+    """What identifies a setting: (largest class, imbalance ratio)."""
     settings = document["settings"]
     return int(settings["max_per_class"]), float(settings["imbalance_ratio"])
 
 
 def title(document: Document) -> str:
-    """A setting's name for readers."""
+    """The name of a setting, for readers."""
     return named(*key(document))
 
 
 def named(largest: int, ratio: float) -> str:
-    """A setting's name for readers, from its largest class and its imbalance ratio."""
+    """The name of a setting, for readers, from its largest class and imbalance ratio."""
     return f"largest class {largest:,}, ratio {ratio:g}"
 
 
 def slug(document: Document) -> str:
-    """A setting's name for files."""
+    """The name of a setting, for file names."""
     largest, ratio = key(document)
     return f"exp{ratio:g}-{largest}"

@@ -1,5 +1,5 @@
-"""What benchmarks.results.variants trains: what each variant changes in the recipe of the
-comparison, and which runs that is tried in.
+"""The variants that benchmarks.results.variants trains: what each changes in the comparison's
+recipe, and for which settings and seeds.
 """
 
 from collections.abc import Mapping
@@ -18,12 +18,12 @@ LDAM: Mapping[str, Any] = {"loss": "ldam"}
 HIDDEN: Mapping[str, Any] = {"network": "cnn"}
 ADAM, HIDDEN_LAYER = "adam", "hidden layer"
 ON_NORMS = (ADAM, HIDDEN_LAYER)
-"""Groups whose last layer is looked at."""
+"""Groups whose last layer is examined."""
 
 
 @dataclass(frozen=True)
 class Variant:
-    """What is changed in the recipe of the comparison, and in which runs that is tried."""
+    """A change of the comparison's recipe, and the settings and seeds that it is trained with."""
 
     group: str
     name: str
@@ -32,7 +32,7 @@ class Variant:
 
 
 def runs_in(*settings: tuple[int, float]) -> tuple[Run, ...]:
-    """Every setting with every seed."""
+    """Every pair of one of these settings and a seed."""
     return tuple((*setting, seed) for seed in SEEDS for setting in settings)
 
 
@@ -40,16 +40,14 @@ EVERYWHERE = runs_in(WIDE, STEEP, SMALL)
 
 
 def adam_name(rate: float, beta2: float) -> str:
-    """What a training with Adam is called."""
+    """The name of a training with Adam."""
     return f"Adam, rate {rate:g}, β₂ {beta2:g}"
 
 
 def with_adam(
     group: str, rate: float, beta2: float, others: Mapping[str, Any] | None = None
 ) -> Variant:
-    """Cross-entropy as `erm-adam` of the comparison, but for its rate and β₂, and with other
-    changes.
-    """
+    """The comparison's `erm-adam` with another learning rate and β₂, and with further changes."""
     changes = {**(others or {}), **RUNS[ADAM_RUN], "lr": rate, "adam_beta2": beta2}
     return Variant(group, adam_name(rate, beta2), changes, EVERYWHERE)
 
@@ -77,6 +75,6 @@ VARIANTS = (
     Variant("balanced", "in float32", {"loss": "balanced", "precision": "fp32"}, runs_in(STEEP)),
     Variant("balanced", "at a tenth of the rate", {"loss": "balanced", "lr": 0.01}, runs_in(STEEP)),
 )
-"""Of `adam`, each differs from the comparison's rate or β₂, or from another of the group, in one
-thing.
+"""Each variant of `adam` differs in exactly one setting from the comparison or from another of the
+group.
 """

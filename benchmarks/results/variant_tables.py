@@ -1,5 +1,6 @@
-"""The parts of docs/results.md that explain other people's figures, from the file of
-benchmarks.results.variants.
+"""The parts of docs/results.md that explain published figures of others.
+
+They read the file that benchmarks.results.variants writes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -25,7 +26,7 @@ def variants_of(
 
 
 def summary(found: Sequence[Row], name: str = "balanced_error") -> dict[str, float | None]:
-    """Mean and sd of a score of rows."""
+    """Mean and sd of a score over rows."""
     values = [row[name] for row in found]
     return {"mean": float(np.mean(values)),
             "sd": float(np.std(values, ddof=1)) if len(values) > 1 else None}  # fmt: skip
@@ -37,11 +38,11 @@ OF = {
     "sampler": ("sampler-balanced",),
     "balanced": ("balanced",),
 }
-"""Group of benchmarks.results.variants → the methods of the comparison that it varies."""
+"""For each group of benchmarks.results.variants: the compared methods that it varies."""
 
 
 def other_ways(documents: Sequence[Document], rows: Sequence[Row]) -> str:
-    """A table of what other choices give, beside the method as it was compared."""
+    """A table of the alternatives, next to the method as it was compared."""
     lines = []
     for document in documents:
         largest, ratio = key(document)
@@ -73,8 +74,9 @@ def _cells(document: Document, method: str) -> list[str]:
 
 
 def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
-    """What the table of other ways says of each difference to the independent figures; nothing of
-    what it lacks.
+    """The conclusions from that table about each difference to the independent figures.
+
+    Alternatives that were not trained are left out.
     """
     told = []
     for document in documents:
@@ -101,7 +103,7 @@ Errors = Mapping[str, float]
 
 
 def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """Which τ is theirs, and what hangs on the bias and on the validation split."""
+    """Which τ is theirs, and how much depends on the bias and on the validation split."""
     if not found or "weight-norm τ=1" not in theirs:
         return []
     reference = theirs["weight-norm τ=1"]
@@ -145,7 +147,7 @@ def _with(name: str) -> str:
 
 
 def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """What the flips do."""
+    """What the random flips change."""
     if not found or "sampler-balanced" not in theirs:
         return []
     ours = 100 * mean(document, "sampler-balanced")
@@ -160,7 +162,7 @@ def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]
 
 
 def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
-    """A remark where weighting the loss by 1 / pi does worse than not weighting it."""
+    """A note for settings in which weighting the loss by 1 / pi is worse than no weights."""
     told = ""
     for document in documents:
         if "balanced" not in document["methods"] or mean(document, "balanced") <= mean(

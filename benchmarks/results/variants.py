@@ -1,13 +1,14 @@
-"""What hangs on a setting that the comparison holds still: Adam's rate and memory, LDAM's margin,
-how weight normalisation is done …
+"""Trains variants of settings that the comparison keeps fixed: Adam's learning rate and β₂, LDAM's
+margin, the kind of weight normalisation, and others.
 
     python -m benchmarks.results.variants runs/variants.json --compared runs/exp100-5000 …
 
-Trains the variants of benchmarks/results/variant_list.py on long-tailed Fashion-MNIST with the
-recipe of the comparison, three seeds each, and adds every run's scores to the file when it is over:
-the same command goes on where it stopped. `--only adam` trains one group, `--most 8` so many runs.
---compared: folders of finished comparisons, whose ERM runs are normalised in other ways.
-`benchmarks.results.page` makes tables of docs/results.md of the file. About 30 s of one core a run.
+The variants of benchmarks/results/variant_list.py are trained on long-tailed Fashion-MNIST with the
+comparison's recipe and three seeds. The scores of each finished run are added to the file, so the
+same command resumes where it stopped. `--only adam` trains one group, `--most 8` at most 8 runs.
+`--compared` names folders of finished comparisons, whose ERM runs are normalised in other ways.
+`benchmarks.results.page` turns the file into tables of docs/results.md. A run takes about 30 s of
+one core.
 """
 
 import argparse
@@ -36,7 +37,7 @@ from training.studies.outcomes import Outcome, SplitOutputs
 
 
 def main() -> None:
-    """Train what the file lacks."""
+    """Train the runs that the file lacks."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("file", type=Path, help="where the scores are kept, as JSON")
     parser.add_argument(
@@ -79,12 +80,12 @@ def runs() -> Iterator[dict[str, Any]]:
 
 
 def same(run: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
-    """Whether a row of the file is that run's."""
+    """Whether a row of the file belongs to this run."""
     return all(row[key] == value for key, value in run.items())
 
 
 def trained(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The scores of a run, on the test split; errors are fractions."""
+    """Train a run, and return its scores on the test split; errors are fractions."""
     changes = next(
         v.changes for v in VARIANTS if (v.group, v.name) == (run["group"], run["variant"])
     )
@@ -100,8 +101,9 @@ def trained(run: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def scores(outcome: Outcome) -> dict[str, Any]:
-    """Balanced errors as trained, after post-hoc adjustment and after weight normalisation; how
-    norms follow counts.
+    """Balanced errors as trained, after post-hoc adjustment and after weight normalisation.
+
+    They also say how norms follow counts.
     """
     test = outcome.test
     found: dict[str, Any] = {
@@ -126,14 +128,12 @@ def scores(outcome: Outcome) -> dict[str, Any]:
 
 
 def plain_error(part: SplitOutputs) -> float:
-    """Balanced error of the largest logit."""
+    """Balanced error without adjustment: the class of the largest logit is chosen."""
     return balanced_error(part.logits.argmax(axis=1), part.labels, part.logits.shape[1])
 
 
 def normalised(folder: Path) -> list[dict[str, Any]]:
-    """Rows of weight normalisation done in other ways, of the ERM runs in the folder of a
-    comparison.
-    """
+    """Rows for the ERM runs in a comparison's folder, with alternative weight normalisations."""
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     rows = []
     paths = {seed: outcome_path(folder, "erm", seed) for seed in SEEDS}
@@ -156,7 +156,7 @@ def normalised(folder: Path) -> list[dict[str, Any]]:
 
 
 def normalisations(outcome: Outcome, rng: np.random.Generator) -> dict[str, float]:
-    """Balanced error on the test split by how the weights are normalised."""
+    """Balanced error on the test split, by kind of weight normalisation."""
     layer, val, test = outcome.layer, outcome.val, outcome.test
     assert layer is not None
     assert val is not None
@@ -185,7 +185,7 @@ def normalisations(outcome: Outcome, rng: np.random.Generator) -> dict[str, floa
 def long_tailed(
     labels: NDArray[np.integer], class_counts: NDArray[np.integer], rng: np.random.Generator
 ) -> NDArray[np.intp]:
-    """Rows of a balanced split that keep the mix of class_counts, one of each class at least."""
+    """Rows of a balanced split whose class mix follows class_counts, at least one of each class."""
     found = []
     for index, count in enumerate(class_counts):
         own = np.flatnonzero(labels == index)

@@ -1,5 +1,6 @@
-"""The HTTP limit: an ASGI application that reads the body and answers, on uvicorn as the service
-runs it.
+"""A bare ASGI application that reads the body and answers, on uvicorn with the service's settings.
+
+It shows how fast HTTP alone can be.
 """
 
 import socket

@@ -28,7 +28,7 @@ class BenchModel:
     graph: "functools.partial[onnx.ModelProto]"
 
     def inputs(self, rows: int, seed: int = 0) -> np.ndarray:
-        """float32 [rows, …]."""
+        """Random inputs: float32 [rows, *shape]."""
         return np.random.default_rng(seed).normal(size=(rows, *self.shape)).astype(np.float32)
 
     def counts(self) -> list[float]:
@@ -38,7 +38,7 @@ class BenchModel:
         ]
 
     def publish(self, models: Path) -> Path:
-        """models/<name>/<next version>."""
+        """Write the model as the next version: models/NAME/VERSION."""
         return publish(
             models,
             self.name,
@@ -85,7 +85,7 @@ class _Graph:
         )
 
     def conv(self, x: str, inputs: int, outputs: int, *, size: int = 3, stride: int = 1) -> str:
-        """With its batch normalisation folded in, as an exporter leaves it."""
+        """Append a convolution with its batch normalisation folded in, as an exporter leaves it."""
         return self.node(
             "Conv", x, self.weight(outputs, inputs, size, size), self.weight(outputs),
             kernel_shape=[size, size], strides=[stride, stride], pads=[size // 2] * 4,

@@ -1,5 +1,7 @@
-"""`python -m benchmarks.rig.leaking_service serve …`: the service, keeping a copy of each body that
-a scoring route answers; a control for soak.py.
+"""The service with a deliberate memory leak: it keeps every body that a scoring route answers.
+
+soak.py runs it as a control, which its memory check must fail: `python -m
+benchmarks.rig.leaking_service serve …`.
 """
 
 import sys
@@ -17,16 +19,16 @@ KEPT: list[bytes] = []
 
 
 class LeakingLane(ScoringLane):
-    """Forgets nothing."""
+    """A scoring lane that keeps a copy of every request body."""
 
     def _finish(self, route: Route, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
-        """Answer requests after their bodies have been kept."""
+        """Keep the bodies, then answer as the service does."""
         KEPT.extend(bytes(bytearray(request.body)) for request in requests)
         super()._finish(route, requests, answers)
 
 
 def main() -> int:
-    """What `python -m service` does, with the other lane."""
+    """Run `python -m service` with the leaking lane."""
     import service.server.app
 
     service.server.app.ScoringLane = LeakingLane  # type: ignore[misc]

@@ -1,5 +1,6 @@
-"""Requests that arrive when they are due, whether or not the ones before them were answered: what a
-crowd does.
+"""Open-loop load: each request is sent when it is due, whether or not earlier ones were answered.
+
+A crowd of independent clients behaves like this.
 """
 
 import asyncio
@@ -13,9 +14,9 @@ TICK_SECONDS = 1e-3
 
 @dataclass
 class Arrivals:
-    """What became of one stretch of requests.
+    """Outcomes of the requests of one phase.
 
-    Seconds of an answer run from the moment at which its request was due.
+    A latency runs from the moment at which its request was due, not from when it was sent.
     """
 
     due: list[float] = field(default_factory=list)
@@ -24,22 +25,20 @@ class Arrivals:
     without_retry_after: int = 0
     broken: int = 0
     late: list[float] = field(default_factory=list)
-    """By how much the generator itself was behind when it sent."""
+    """Seconds by which the generator itself was late, for each request."""
 
     def milliseconds(self, percentile: float, status: int = 200) -> float:
-        """Of the answers with a status; NaN when there are none."""
+        """The percentile of the latencies of answers with a status, in ms; NaN without answers."""
         taken = np.array(self.seconds)[np.array(self.status) == status]
         return float(1e3 * np.percentile(taken, percentile)) if len(taken) else float("nan")
 
     def count(self, status: int) -> int:
-        """Answers with a status."""
+        """The number of answers with a status."""
         return self.status.count(status)
 
 
 class Crowd:
-    """Connections to one server; each carries one request at a time, and there are as many as need
-    be.
-    """
+    """Connections to one server, each with at most one open request; opened when needed."""
 
     def __init__(self, host: str, port: int, request: bytes) -> None:
         self._host, self._port, self._request = host, port, request
@@ -48,14 +47,14 @@ class Crowd:
         self._opening: set[asyncio.Task[None]] = set()
 
     async def open(self, connections: int) -> None:
-        """Have that many connections before the first request."""
+        """Open this many connections before the first request."""
         for start in range(0, connections, 50):
             await asyncio.gather(*(self._connect() for _ in range(min(50, connections - start))))
 
     async def arrive(self, *, per_second: float, seconds: float, most: int = 4000) -> Arrivals:
-        """Requests at an even rate, then wait for the answers.
+        """Send requests at an even rate, then wait for all answers.
 
-        Never more than `most` connections.
+        At most `most` connections are opened; when all are busy, requests are sent late.
         """
         found = Arrivals()
         begun, sent = time.perf_counter(), 0
@@ -78,8 +77,9 @@ class Crowd:
         return found
 
     async def hold(self, *, clients: int, seconds: float) -> float:
-        """Answers a second when that many clients send their next request as soon as the last was
-        answered.
+        """Run this many closed-loop clients and return the answers per second with status 200.
+
+        Each client sends its next request as soon as the previous one is answered.
         """
         found, end = Arrivals(), time.perf_counter() + seconds
         begun = time.perf_counter()
@@ -95,12 +95,12 @@ class Crowd:
         return found.count(200) / (time.perf_counter() - begun)
 
     def close(self) -> None:
-        """Hang up."""
+        """Close every connection."""
         for connection in list(self._all):
             connection.transport.close()
 
     async def _all_answered(self) -> None:
-        while any(c.waiting for c in self._all):  # noqa: ASYNC110 - to a tick is exact enough
+        while any(c.waiting for c in self._all):  # noqa: ASYNC110 - polling once a tick is exact enough
             await asyncio.sleep(TICK_SECONDS)
 
     async def _connect(self) -> None:

@@ -1,6 +1,6 @@
-"""The service with graphs as they are: no head runs, the answers are empty.
+"""The service with the adjustment head bypassed: it runs the plain graph and answers with zeros.
 
-What the head costs is the difference.
+The difference to the normal service is the cost of the head.
 """
 
 import sys
@@ -33,7 +33,7 @@ _UNUSED = {
     head.TOP_K: np.ones(1, np.int64),
     head.FULL_ROWS: np.zeros(1, np.int64),
 }
-"""The head's inputs must be fed; the output that is fetched does not depend on them."""
+"""The session requires values for the head's inputs; the fetched output ignores them."""
 
 if __name__ == "__main__":
     graph.Graph.run = _run_plain

@@ -1,4 +1,4 @@
-"""Processes under load: start them, drive them with wrk, read the resources they used."""
+"""Server processes under load: starts them, drives them with wrk, reads CPU and memory."""
 
 import contextlib
 import json
@@ -19,19 +19,19 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process:
-    """A running server: its URL, and what it has used so far."""
+    """A running server: its URL, and the CPU time and memory that it uses."""
 
     def __init__(self, popen: subprocess.Popen, url: str) -> None:
         self.popen, self.url = popen, url
 
     def cpu_seconds(self) -> float:
-        """User and system time of the process and of those that it started and that run."""
+        """User and system time of the process and of its running descendants."""
         return (
             sum(_cpu_ticks(pid) for pid in [self.popen.pid, *_started_by(self.popen.pid)]) / _TICKS
         )
 
     def rss_mib(self) -> float:
-        """Resident memory."""
+        """Resident memory of the process, in MiB."""
         return int(Path(f"/proc/{self.popen.pid}/statm").read_text().split()[1]) * _PAGE / 2**20
 
 
@@ -51,8 +51,9 @@ def _started_by(pid: int) -> list[int]:
 
 @contextlib.contextmanager
 def process(*command: str) -> Iterator[Process]:
-    """A Python script or module, up to its line "ready on URL"; its log goes to a file, as in
-    production.
+    """Run a Python script or module, and yield once it prints "ready on URL".
+
+    Its log goes to a file, as in production.
     """
     with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:
         log = Path(folder) / "log"
@@ -79,7 +80,7 @@ def process(*command: str) -> Iterator[Process]:
 def service(
     models: Path, *flags: str, script: tuple[str, ...] = ("-m", "service")
 ) -> Iterator[Process]:
-    """One worker with one intra-op thread on a store of its own."""
+    """Run the service: one worker, one intra-op thread, and a store of its own."""
     with tempfile.TemporaryDirectory(prefix="priordial-bench-") as folder:
         fixed = ("--models", str(models), "--port", "0", "--store", f"sqlite:///{folder}/priors.db")
         with process(
@@ -89,7 +90,7 @@ def service(
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
-    """A .npy file."""
+    """The bytes of a .npy file that holds the array."""
     import io
 
     file = io.BytesIO()
@@ -108,7 +109,10 @@ def wrk(
     settings: str = "",
     folder: Path,
 ) -> dict[str, float]:
-    """Drive a server with one body or with several in turn. settings: see load.lua."""
+    """Load a server with one body, or with several bodies in turn, and return wrk's results.
+
+    settings: see load.lua.
+    """
     file = folder / "bodies"
     with file.open("wb") as out:
         for body in [bodies] if isinstance(bodies, bytes) else bodies:

@@ -2,12 +2,12 @@
 
     python -m benchmarks.speed.footprint [--starts 5] [--out runs/benchmarks/footprint.json]
 
-One process, one intra-op thread, a fresh store: with the three models of bench_models (TINY, WIDE,
-CONV), and with the models that are shipped. Seconds run from the moment before the process is made
-to the first 200 of /health/ready, which is asked for every 5 ms; resident memory is read then, and
-again after requests to each model; `own` is the part that no other process could share (what was
-written to). Figures are medians over the starts, with the largest beside them. Exit status 1 when
-the three models take more than 140 MiB or 2 s.
+One process with one intra-op thread and a new store serves the three models of bench_models (TINY,
+WIDE, CONV), then the models that the project ships. The time runs from just before the process is
+created to the first 200 of /health/ready, which is polled every 5 ms. Resident memory is read at
+that moment, and again after requests to each model. `own` is the private part, which no other
+process could share because it was written to. Figures are medians over the starts, with the largest
+in brackets. The exit status is 1 when the three models take more than 140 MiB or 2 s.
 """
 
 import argparse
@@ -74,7 +74,7 @@ def main() -> int:
 
 
 def start(models: Path, bodies: dict[str, bytes]) -> dict[str, float]:
-    """One start, with requests to each model afterwards."""
+    """Start the service once, send requests to each model, and measure time and memory."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -120,8 +120,9 @@ def start(models: Path, bodies: dict[str, bytes]) -> dict[str, float]:
 
 
 def memory_mib(pid: int) -> tuple[float, float]:
-    """Resident memory, and the part of it that is no file's: clean pages of libraries serve every
-    process that maps them.
+    """Resident memory in MiB, and the part of it that is private to the process.
+
+    Clean pages of libraries are not private: all processes that map them share them.
     """
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]
     kib = {line.split(":")[0]: int(line.split()[1]) for line in lines}

@@ -47,7 +47,7 @@ RECORDING = ("service/observe/", "service/priors/recent.py", "service/repository
 
 
 class Connection:
-    """Of clients that never leave."""
+    """A connection whose client never leaves."""
 
     disconnected = False
 
@@ -143,7 +143,7 @@ async def walk(service: Service, model, kind: str, query: str) -> Walk:
 
 
 def print_walk(found: Walk) -> None:
-    """Print the calls by module, in the order in which the modules are entered."""
+    """Print the calls by module, in the order in which the request first entered them."""
     modules: dict[str, list[str]] = {}
     for file, name in found.calls:
         modules.setdefault(file, []).append(name)

@@ -1,19 +1,26 @@
-"""What the adjustment head costs on a large class list, beside the plain model: one graph call, one
-thread.
+"""What the adjustment head costs for a large class list, compared with the plain model.
 
     python -m benchmarks.speed.large_head [--classes 10 8142 100000] [--rows 1 16 64]
         [--top-k 5] [--features 256] [--out FILE.json]
 
-A linear layer of that many classes is about the cheapest model that they can have, so the head's
-share is the largest that it can be. `plain` is session.run of the model as it is; `whole` and
-`blocks` what a prediction asks of the composed graph (top k, the answer at tau 0 and their
-probabilities: no array of all classes leaves the graph), the best classes found in either way
-(service/graph/ranking.py); `small` the same with the head of a small class list, which all had
-before there was a choice; `numpy` takes both arrays of logits out of the graph and finds the
-classes there, without the probabilities (argpartition, argmax); `logits` is blocks with the logits
-for previews; `all` with all probabilities and logits, as a client may ask. `ruled` and `ruled
-small` are blocks and small under priors that rule out 9 of 10 classes. µs, the best of the rounds,
-which take turns; `difference` is the largest of a probability from float64.
+Each figure is the time of one graph call on one thread, in µs: the best of several rounds, in which
+the columns take turns. The model is one linear layer. A model with that many classes can hardly be
+cheaper, so the head's share of the time is about the largest possible.
+
+The columns:
+
+    plain        session.run of the model without a head
+    whole        what a prediction asks of the composed graph (the top k, the answer at tau 0, and
+                 their probabilities), selected among all classes at once (service/graph/ranking.py)
+    blocks       the same, selected block by block
+    small        the same with the head of a small class list, which has only one selection
+    numpy        fetches both arrays of logits and finds the classes with NumPy (argpartition,
+                 argmax), without probabilities
+    logits       blocks, and the logits, as previews need them
+    all          blocks, and all probabilities and logits, as a client may request them
+    ruled        blocks, under priors that exclude 9 of 10 classes
+    ruled small  small, under the same priors
+    difference   the largest difference of a probability from a float64 computation
 """
 
 import argparse
@@ -102,7 +109,7 @@ def measure(classes: int, rows: int, features: int, top_k: int) -> dict[str, flo
 
 
 def of_large(features: int, classes: int, feeds: dict[str, Any], ruling: np.ndarray) -> Calls:
-    """The calls of a head that has a choice, and of NumPy in its stead."""
+    """The calls of a head with both selections, and of NumPy in place of the head."""
     model = composed(features, classes, told=classes)
     large = opened(model)
     given = [item.name for item in model.graph.input]
@@ -134,28 +141,28 @@ UNRANKED = ("x", head.TAU, head.PRIOR_INDEX, head.PRIOR_TABLE)
 
 
 def composed(features: int, classes: int, *, told: int) -> onnx.ModelProto:
-    """A linear layer with its head, which is told so many classes."""
+    """A linear layer composed with the head that the service would build for `told` classes."""
     model = linear_model(features=features, classes=classes)
     return head.compose(model, output="logits", kind="logits", classes=told)
 
 
 def extracted(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:
-    """What of a composed model makes those outputs."""
+    """The part of a composed model that computes these outputs."""
     return onnx.utils.Extractor(model).extract_model([*UNRANKED], outputs)
 
 
 def opened(model: onnx.ModelProto) -> ort.InferenceSession:
-    """On the CPU, one thread."""
+    """A session on the CPU with one thread."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # as the service has it
+    options.enable_mem_pattern = False  # as in the service
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
 
 
 def best_of_rounds(calls: Calls) -> dict[str, float]:
-    """µs of each call."""
+    """The time of each call in µs: its best round."""
     best = dict.fromkeys(calls, float("inf"))
     for _ in range(ROUNDS):
         for name, call in calls.items():

@@ -1,11 +1,10 @@
-"""Import and serve a model of more than 2 GB, whose weights lie in a file of their own. Run by
-hand:
+"""Imports and serves a model of more than 2 GB whose weights lie in a separate file. Run by hand:
 
     python -m benchmarks.speed.large_model [--gib 2.2]
 
-A network x → relu(x·A)·B, with A of that size, is written with external data, imported with `python
--m service import`, served, and its answers are compared with NumPy's. Everything is written to a
-temporary folder and deleted.
+The script writes a network x → relu(x·A)·B with external data, where A has the given size. It
+imports the network with `python -m service import`, serves it, and compares the answers with
+NumPy's. All files are written to a temporary folder, which is deleted at the end.
 """
 
 import argparse
@@ -93,7 +92,7 @@ def main() -> None:
 
 
 def write(folder: Path, hidden: int, x: np.ndarray) -> np.ndarray:
-    """Write the model; [n, CLASSES] probabilities of x, worked out block by block meanwhile."""
+    """Write the model, and return the probabilities [n, CLASSES] of x, computed block by block."""
     rng = np.random.default_rng(0)
     scale = np.float32(1 / np.sqrt(FEATURES))
     b = (rng.normal(size=(hidden, CLASSES)) / np.sqrt(hidden)).astype(np.float32)

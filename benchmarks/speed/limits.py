@@ -1,16 +1,18 @@
-"""How fast the service is, beside what limits it: bare HTTP, and the bare graph. One run,
-interleaved.
+"""Compares the service with its two limits, bare HTTP and the bare graph, in one interleaved run.
 
     python benchmarks/speed/limits.py [--rounds 3] [--seconds 2]
         [--out runs/benchmarks/serving.json]
 
-For each model, body and number of connections: bare ASGI on uvicorn that reads the same body (HTTP
-limit), session.run of the plain graph at its best batch size (compute limit), and the service by
-its defaults, with one body; the service asked for one tau and prior, and for a tau and a prior of
-its own with each request, both with the same many rows; for WIDE also the service without a head.
-One worker, one intra-op thread, metrics and validation on. Figures are medians over the rounds;
-ratios are medians of the rounds' ratios, so that a machine whose speed wanders does not spoil them.
-The limit that applies is the smaller of HTTP and compute.
+The benchmark measures for each model, kind of body and number of connections:
+
+* the HTTP limit: bare ASGI on uvicorn, which reads the same body; * the compute limit: session.run
+of the plain graph at its best batch size; * the service with its defaults and one body; * the
+service with many different rows, first with one tau and prior for all requests, then with another
+tau and prior for each request; * for WIDE, the service without a head.
+
+One worker runs with one intra-op thread, metrics and validation on. Figures are medians over the
+rounds. Ratios are medians of the ratios of each round, so a machine whose speed drifts does not
+distort them. The smaller of the two limits is the one that applies.
 """
 
 import argparse
@@ -41,7 +43,7 @@ PRIORS = tuple(f"place-{i}" for i in range(8))
 def bodies(
     model: BenchModel, row: np.ndarray | None = None
 ) -> dict[str, tuple[str, bytes, dict[str, str]]]:
-    """(path, body, headers) of one row, by the form of the body."""
+    """(path, body, headers) of a request with one row, by the kind of the body."""
     row = model.inputs(1) if row is None else row
     path = f"/models/{model.name}/predict"
     return {
@@ -56,7 +58,7 @@ def bodies(
 
 
 def many_bodies(model: BenchModel, kind: str) -> list[bytes]:
-    """Of many rows, as many as 16 MB of numbers are, at most 20,000."""
+    """Bodies with different rows: at most 20,000, and at most 16 MB of numbers."""
     count = min(20_000, 2**24 // model.inputs(1).nbytes)
     rows = model.inputs(count)
     return [bodies(model, rows[i : i + 1])[kind][1] for i in range(count)]
@@ -85,7 +87,7 @@ def _oip(model: BenchModel, row: np.ndarray) -> tuple[str, bytes, dict[str, str]
 
 
 def compute_limit(session: ort.InferenceSession, model: BenchModel, seconds: float) -> float:
-    """Rows a second at the best batch size."""
+    """Rows per second of the plain graph at its best batch size."""
     best = 0.0
     for rows in BATCHES:
         x = model.inputs(rows)
@@ -222,7 +224,7 @@ def _line(row: dict) -> str:
 
 
 def goals(rows: list[dict]) -> list[str]:
-    """The goals that these figures are held against."""
+    """The goals, each with the figure that is compared with it."""
     by = {(r["model"], r["body"], r["connections"]): r for r in rows}
     found = []
 

@@ -1,16 +1,20 @@
-"""What a crowd of ten times the capacity does to those who are accepted, and to the memory.
+"""What an overload of ten times the capacity does to accepted requests and to memory.
 
     python -m benchmarks.speed.overload [--times 10] [--seconds 60] [--model conv] [--rows 4]
         [--flag=--max-queued-rows=64] [--out FILE.json]
 
-The service (one process, one intra-op thread) is driven by one process on the same machine: first
-16 clients that wait for their answers (its capacity), then arrivals at an even rate that wait for
-nobody: at 0.8 of the capacity (calm), at `times` the capacity, and at 0.8 again (recovery). An
-answer's time runs from the moment at which its request was due, so a generator that falls behind
-makes the figures worse, never better; how far it was behind is printed. Recovered: from the first
-tenth of a second after the crowd that has no refusal and a p90 within the calm p99. Memory: at 5 s
-of the crowd and at its end. Exit status 1 when a request was neither answered nor refused with
-Retry-After, or recovery took over a second.
+The service has one process with one intra-op thread. One process on the same machine sends the load
+in four phases:
+
+* capacity: 16 clients, each of which waits for its answers; * calm: requests at an even rate, at
+0.8 of the capacity, whether or not others were answered; * crowd: the same at `times` the capacity;
+* recovery: the same at 0.8 of the capacity again.
+
+A latency runs from the moment at which its request was due. A generator that falls behind therefore
+makes the figures worse, never better, and its delay is printed. The service has recovered at the
+first tenth of a second after the crowd that has no refusal and a p90 within the calm p99. Memory is
+read 5 s into the crowd and at its end. The exit status is 1 when a request got neither an answer
+nor a refusal with Retry-After, or when recovery took more than a second.
 """
 
 import argparse
@@ -62,7 +66,7 @@ def main() -> int:
 
 
 async def measure(server: Process, path: str, body: bytes, given: argparse.Namespace) -> dict:
-    """All stretches, one after the other."""
+    """Run the four phases, one after the other."""
     url = urlsplit(server.url)
     head = (
         f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: "
@@ -99,7 +103,7 @@ async def measure(server: Process, path: str, body: bytes, given: argparse.Names
 
 
 def figures(found: Arrivals) -> dict[str, float]:
-    """The numbers of one stretch."""
+    """The figures of one phase."""
     passed = max(d + s for d, s in zip(found.due, found.seconds, strict=True)) - min(found.due)
     accepted, refused = found.count(200), found.count(429)
     return {
@@ -119,9 +123,7 @@ def figures(found: Arrivals) -> dict[str, float]:
 
 
 def recovered(after: Arrivals, *, within_ms: float) -> float:
-    """Seconds from the end of the crowd to the start of the first window that is as calm as before;
-    NaN when none is.
-    """
+    """Seconds from the end of the crowd to the start of the first calm window; NaN when none is."""
     due = np.array(after.due) - min(after.due)
     seconds, status = np.array(after.seconds), np.array(after.status)
     for start in np.arange(0, due.max() - WINDOW, WINDOW):
@@ -133,7 +135,7 @@ def recovered(after: Arrivals, *, within_ms: float) -> float:
 
 
 def table(found: dict) -> str:
-    """For people."""
+    """Print the figures as a table."""
     columns = {
         "arrived_per_second": "arrived/s",
         "accepted_per_second": "accepted/s",

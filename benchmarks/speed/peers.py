@@ -50,7 +50,7 @@ http {{
 
 @contextlib.contextmanager
 def foreign(command: list[str], port: int, environment: dict[str, str]) -> Iterator[Process]:
-    """A server of another project, once it accepts connections on a port of 127.0.0.1."""
+    """Run another project's server; yield once its port on 127.0.0.1 accepts connections."""
     popen = subprocess.Popen(
         command,
         env={**os.environ, **environment},
@@ -82,7 +82,7 @@ def free_port() -> int:
 def started(
     stack: contextlib.ExitStack, arguments: argparse.Namespace, folder: Path
 ) -> dict[str, Process]:
-    """Start every server that this machine has."""
+    """Start every server that is installed on this machine."""
     path = TINY.publish(folder / "models")
     servers = {
         "service": stack.enter_context(service(folder / "models", "--max-batch-rows", "64")),

@@ -1,10 +1,11 @@
-"""Seconds from an acknowledged PUT to the last of several workers serving it. Run by hand:
+"""Measures how long an acknowledged PUT takes to reach the last of several workers. Run by hand:
 
     python -m benchmarks.speed.propagation [--engine sqlite|postgresql|both] [--workers 4]
         [--puts 100]
 
-One connection is kept to each worker; each asks for a prediction again and again and notes when it
-first gets a revision. Limit of the median and of the maximum: 1 s and 2 s. Exit status 1 beyond.
+One client per worker keeps a connection, requests predictions without pause, and notes when it
+first sees each revision. The limits are 1 s for the median and 2 s for the maximum. The exit status
+is 1 when one is exceeded.
 """
 
 import argparse
@@ -47,8 +48,7 @@ def main() -> int:
             store = f"sqlite:///{folder}/priors.db"
             if engine == "postgresql":
                 store = stack.enter_context(servers())().new_database()
-            # one process a worker, each on a port of its own, so that every one of them can be
-            # asked
+            # One process per worker, each on its own port, so that every worker can be queried.
             urls = [
                 stack.enter_context(running(folder / "models", store=store)).url
                 for _ in range(given.workers)
@@ -85,7 +85,9 @@ def measure(urls: list[str], puts: int) -> list[float]:
             while not all(revision in seen for seen in first):
                 time.sleep(0.001)
             seconds.append(max(0.0, max(seen[revision] for seen in first) - acknowledged))
-            time.sleep(float(rng.uniform(0, 0.15)))  # not in step with the poll
+            time.sleep(
+                float(rng.uniform(0, 0.15))
+            )  # at random, so as not to be in step with the polling
     finished.set()
     for thread in threads:
         thread.join()
@@ -93,7 +95,7 @@ def measure(urls: list[str], puts: int) -> list[float]:
 
 
 def watch(url: str, seen: dict[int, float], finished: threading.Event) -> None:
-    """Note when each revision is first served."""
+    """Note when this worker first answers with each revision."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=30)
     while not finished.is_set():
         connection.request("POST", "/predict", BODY, HEADERS)

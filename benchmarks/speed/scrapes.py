@@ -1,14 +1,15 @@
-"""What a scrape costs predictions at 10,000 classes: p99 with a scrape every second over p99
-without, in one run.
+"""What a scrape costs predictions at 10,000 classes: the ratio of p99 with and without scrapes.
 
     python benchmarks/speed/scrapes.py [--seconds 3] [--rounds 10] [--connections 4]
         [--port-of-its-own] [--elsewhere] [--nice 19]
 
-Each round has a phase with scrapes and one without, in turn first; the ratio is the median of the
-rounds' ratios, with their quartiles. The limit is 1.1. The scraper stands for a Prometheus on
-another machine, so it takes the processor that the others leave (--nice 0: as much as they). With
---elsewhere a third phase scrapes the same bytes from a process that only holds them: what the
-scraper itself takes from a machine that it shares with client and service.
+Each round has one phase with a scrape every second and one phase without; they take turns in going
+first. The result is the median of the ratios of each round, with quartiles. The limit is 1.1.
+
+The scraper stands for a Prometheus on another machine, so it runs at a low priority and takes only
+processor time that the others leave (--nice 0 gives it the same priority). --elsewhere adds a third
+phase, which scrapes the same bytes from a process that does nothing else. It shows what the scraper
+itself takes from a machine that it shares with client and service.
 """
 
 import argparse
@@ -72,7 +73,7 @@ def requests(host):
 
 
 async def load(url, seconds, connections):
-    """Latencies in seconds of closed-loop connections."""
+    """Latencies in seconds, measured by closed-loop connections."""
     host, port = url.removeprefix("http://").split(":")
     sent = list(requests(host))
     until = time.perf_counter() + seconds
@@ -96,13 +97,13 @@ async def load(url, seconds, connections):
 
 
 def phase(url, scraped, options):
-    """(p99 in ms, requests a second, scrapes) with or without a scraper beside."""
+    """(p99 in ms, requests per second, scrapes) of one phase, with or without a scraper."""
     scraper = None
     if scraped:
         command = [sys.executable, "-c", SCRAPER, scraped, str(options.nice)]
         scraper = subprocess.Popen(command, stdout=subprocess.PIPE)
         assert scraper.stdout is not None
-        # its own start is no scrape: it would cost the phase more than all of them
+        # The start of the scraper is not measured: it costs more than all scrapes together.
         scraper.stdout.readline()
     try:
         latencies = asyncio.run(load(url, options.seconds, options.connections))
@@ -128,7 +129,7 @@ def held(body):
 
 
 def rounds(server, targets, options):
-    """p99 in ms by target, a number a round; and the scrapes of the service."""
+    """p99 in ms by target, one figure per round; and the number of scrapes of the service."""
     found = {name: [] for name in targets}
     scrapes = []
     for number in range(options.rounds):
@@ -142,7 +143,7 @@ def rounds(server, targets, options):
 
 
 def ratios(found, over):
-    """The quartiles of the rounds' ratios."""
+    """The quartiles of the ratios of the rounds."""
     pairs = zip(found[over], found["without"], strict=True)
     low, middle, high = statistics.quantiles([on / off for on, off in pairs], n=4)
     return {"quartile": low, "median": middle, "third_quartile": high}

@@ -2,11 +2,15 @@
 
     python benchmarks/speed/tracing.py [--model tiny] [--clients 64] [--rounds 60] [--json FILE]
 
-Services of one process take turns, as benchmarks/speed/hot_path.py measures them, without HTTP:
-`off` is the default; `cut out` is the same with the comparisons that ask for a tracer taken out of
-the queue's source, which shows what they cost; `on` traces every request to a collector in another
-process, `sampled` one in a hundred. A ratio is the median of the rounds' ratios to `off`, with
-their quartiles. The exporter's own thread counts, whatever it still has to send included.
+Four services in one process take turns. Their requests are measured without HTTP, as in
+benchmarks/speed/hot_path.py:
+
+* `off` is the default, without traces; * `cut out` is `off` with the checks for a tracer removed
+from the queue's source, which shows what these checks cost; * `on` traces every request, and sends
+the traces to a collector in another process; * `sampled` traces one request in a hundred.
+
+A result is the median of the ratios of each round to `off`, with quartiles. The time of the
+exporter's thread is included, up to the last span.
 """
 
 import argparse
@@ -57,7 +61,7 @@ server.serve_forever()
 
 @contextlib.contextmanager
 def collector():
-    """The address of a process that takes every span and forgets it."""
+    """The address of a process that accepts every span and discards it."""
     command = [sys.executable, "-c", COLLECTOR]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         try:
@@ -67,17 +71,17 @@ def collector():
 
 
 def batcher_without_comparisons():
-    """The queue, compiled from its source without the place where a tracer is asked for."""
+    """The `Batcher` class, compiled from its source without the checks for a tracer."""
     source = inspect.getsource(batcher)
-    assert source.count(ASKED) == 1, "the queue asks for its tracer in another way"
+    assert source.count(ASKED) == 1, "the queue checks for its tracer differently now: change ASKED"
     module = types.ModuleType("batcher_without_tracer")
-    sys.modules[module.__name__] = module  # dataclasses look their module up
+    sys.modules[module.__name__] = module  # dataclasses look up their module
     exec(compile(source.replace(ASKED, "if False:"), batcher.__file__, "exec"), module.__dict__)
     return module.Batcher
 
 
 async def started(folder, name, endpoint):
-    """A service of this process."""
+    """A started service in this process."""
     environment = {"OTEL_EXPORTER_OTLP_ENDPOINT": endpoint}
     if name == "sampled":
         environment |= {
@@ -99,7 +103,7 @@ async def started(folder, name, endpoint):
 
 
 async def measure(options, folder, endpoint):
-    """µs a request by kind of service, a number a round."""
+    """µs per request by kind of service, one figure per round."""
     model = next(m for m in MODELS if m.name == options.model)
     model.publish(folder / "models")
     request_log.configure("json")
@@ -113,10 +117,10 @@ async def measure(options, folder, endpoint):
             service = services[name]
             begun = time.process_time()
             await clients(service, "npy", model, **load)
-            if service.traces is not None:  # what is left to send would burden who comes next
-                service.traces._processor.force_flush()  # noqa: SLF001 - there is no other need to wait for it
+            if service.traces is not None:  # unsent spans would burden the next service
+                service.traces._processor.force_flush()  # noqa: SLF001 - there is no public way to wait for it
             seconds = time.process_time() - begun
-            if number:  # the first warms
+            if number:  # the first round is a warm-up
                 found[name].append(1e6 * seconds / options.requests)
     for service in services.values():
         await service.stop()

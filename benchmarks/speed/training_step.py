@@ -1,14 +1,14 @@
-"""What data and the loss cost a training step, as ratios within one run. Run by hand:
+"""What data and loss cost a training step, as ratios within one run. Run by hand:
 
     python -m benchmarks.speed.training_step [--rounds 12] [--seconds 0.4] [--only CASE …]
         [--out runs/benchmarks/training.json]
 
-data: steps a second of the whole step (order of the rows, gathering, augmentation, forward,
-backward, optimiser) over those of the same step on one batch that stays where it is. loss: seconds
-of a step with the logit-adjusted loss over one with cross-entropy, at 1,000 classes. The two sides
-of a ratio share a network and take turns, in blocks of steps; a figure is the median of the rounds'
-ratios, with their quartiles. torch has one thread, so `jpegs`, whose images are decoded by another
-process, needs a second core.
+`data` compares speeds: steps per second of the whole step (order of the rows, gathering,
+augmentation, forward, backward, optimiser) over those of the same step on one resident batch.
+`loss` compares times: seconds of a step with the logit-adjusted loss over those with cross-entropy,
+at 1,000 classes. The two sides of a ratio share a network and take turns, in blocks of steps. A
+figure is the median of the ratios of each round, with quartiles. torch uses one thread. The images
+of `jpegs` are decoded by another process, so that case needs a second core.
 """
 
 import argparse
@@ -56,7 +56,7 @@ class Case:
     batches: Iterator[tuple[torch.Tensor, torch.Tensor]]
     objective: Objective
     ahead: int = 0
-    """Batches, at most, that are prepared while nobody asks for them."""
+    """The most batches that are prepared in advance."""
     state: RunState = field(init=False)
     plan: Plan = field(init=False)
 
@@ -66,7 +66,7 @@ class Case:
         self.state = RunState(self.network, optimiser, torch.amp.GradScaler("cpu", enabled=False))
 
     def step(self, batch: tuple[torch.Tensor, torch.Tensor], objective: Objective) -> float:
-        """One step; waits for its loss, as a run on the CPU does."""
+        """Take one step and wait for its loss, as a run on the CPU does."""
         loss = training_step(
             self.network, *batch, objective=objective, state=self.state, plan=self.plan
         )
@@ -114,7 +114,7 @@ def pictures(side: int, channels: int, rows: int) -> Dataset:
 
 
 def jpegs(folder: Path, side: int, rows: int) -> Dataset:
-    """Photographs' size and smoothness: 320 × 240, of which a random part becomes side × side."""
+    """Images as large and smooth as photographs: 320 × 240, randomly cropped to side × side."""
     rng = np.random.default_rng(0)
     paths = []
     for row in range(rows):
@@ -126,7 +126,7 @@ def jpegs(folder: Path, side: int, rows: int) -> Dataset:
 
 
 def texts(rows: int) -> Dataset:
-    """Reviews of 200 words out of 20,000, by Zipf's law."""
+    """Reviews of 200 words, drawn from 20,000 words by Zipf's law."""
     rng = np.random.default_rng(0)
     words = (20_000 ** rng.random((rows, 200))).astype(int)
     found = np.empty(rows, object)
@@ -174,7 +174,9 @@ def data_rounds(found: Case, rounds: int, seconds: float) -> list[tuple[float, f
             return _timed(steps, lambda: found.step(resident, found.objective))
 
         def whole() -> float:
-            for _ in range(found.ahead):  # what was prepared while nobody asked is no part of it
+            for _ in range(
+                found.ahead
+            ):  # batches that were prepared in advance are not part of the measurement
                 next(found.batches)
             return _timed(steps, lambda: found.step(next(found.batches), found.objective))
 
@@ -202,7 +204,7 @@ def loss_rounds(found: Case, rounds: int, seconds: float) -> list[tuple[float, f
 def _in_turn(
     one: Callable[[], float], other: Callable[[], float], number: int
 ) -> tuple[float, float]:
-    """Both, the one first in even rounds, so that a machine that slows down favours neither."""
+    """Run both, in alternating order: a machine that slows down then favours neither."""
     if number % 2:
         second, first = other(), one()
         return first, second
@@ -224,7 +226,10 @@ def _timed(steps: int, step: Callable[[], object]) -> float:
 def summary(
     kind: str, found: Case, results: list[tuple[float, float]], *, at_least: bool
 ) -> dict[str, object]:
-    """at_least: a ratio of speeds, to be high; otherwise one of seconds, to be low."""
+    """The line of one case. at_least: the ratio is one of speeds, so a high one is good.
+
+    Otherwise it is a ratio of times, so a low one is good.
+    """
     ratios = [first / second if at_least else second / first for first, second in results]
     low, ratio, high = statistics.quantiles(ratios, n=4)
     goal = WHOLE_STEP if at_least else ADJUSTED
