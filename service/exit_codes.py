@@ -6,4 +6,6 @@ FAILED = 1
 WRONG_USE = 2
 """A wrong flag, environment variable or file that the user gave."""
 HUNG = 70
-"""The watchdog ended a process that made no progress. Its supervisor should start it again."""
+"""The watchdog ended a process that made no progress, or whose graph can score nothing any more, as
+when its GPU is lost. Its supervisor should start it again.
+"""

@@ -14,7 +14,15 @@ from collections.abc import Callable
 from service.batching.delivery import Delivery
 from service.batching.queue import Batch, Dropped, Entry, Queue
 from service.batching.run import BatchRun, GraphThread, Outcome, RunGraph
-from service.batching.work import BatcherFailed, Caller, DeadlinePassed, Record, Tracer, Work
+from service.batching.work import (
+    BatcherFailed,
+    Caller,
+    DeadlinePassed,
+    GraphLost,
+    Record,
+    Tracer,
+    Work,
+)
 from service.graph.prior_table import PriorTable
 
 logger = logging.getLogger(__name__)
@@ -39,6 +47,7 @@ class Batcher:
         max_waiting_rows: int | None = None,
         max_flood_rows: int | None = None,
         inline_seconds: float,
+        try_graph: Callable[[], object] | None = None,
         name: str = "model",
         tracer: Tracer | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -55,12 +64,15 @@ class Batcher:
         max_waiting_rows: rows that may wait when a request arrives; None is max_queued_rows.
         max_flood_rows: the same while requests are being refused; None is max_waiting_rows.
         inline_seconds: batches expected to take no longer run on the event loop.
+        try_graph: runs the graph on rows of its warm-up; raises when it no longer can.
         name: the model and version, for messages and the thread's name.
         tracer: hears of requests and graph calls when traces are asked for.
         clock: the time, as time.monotonic() tells it; a test sets its own.
         """
         self._cost, self._inline_seconds, self._clock = cost_seconds, inline_seconds, clock
-        self._batch_run = BatchRun(run_graph, table, record.wants_logits, clock=clock)
+        self._batch_run = BatchRun(
+            run_graph, table, record.wants_logits, try_graph=try_graph, clock=clock
+        )
         self._max_batch_rows, self._tracer, self.name = max_batch_rows, tracer, name
         self._delivery = Delivery(table, record=record, tracer=tracer, name=name)
         self._queue = Queue(
@@ -88,6 +100,8 @@ class Batcher:
         """time.monotonic() when the running graph call began; a watchdog reads it."""
         self.failure: str | None = None
         """Why the batching loop failed, until it is restarted; else None."""
+        self.lost: str | None = None
+        """Why the graph can score nothing any more; None while it can."""
 
     def put(self, entry: Entry) -> None:
         """Queue a request. A later turn of the loop calls its reply, with its scores or an error.
@@ -314,6 +328,8 @@ class Batcher:
     def _crashed(self, error: BaseException) -> None:
         """Fail every caller, turn liveness red, and start again."""
         self.failure = f"{type(error).__name__}: {error}"
+        if isinstance(error, GraphLost):
+            self.lost = f"{self.name} can score nothing: {error}"
         logger.error("the batching loop of %s failed and is restarted", self.name, exc_info=error)
         self._abandon_thread()
         self._fail_all(

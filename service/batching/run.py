@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching.queue import Batch, Piece
-from service.batching.work import Array, RowsNotFinite, UnscorableRows
+from service.batching.work import Array, GraphLost, RowsNotFinite, UnscorableRows
 from service.graph.prior_table import PriorTable
 from service.graph.session import GraphOutputs
 from service.wire.arrays import is_finite, not_finite, rows_not_finite
@@ -50,10 +50,17 @@ class BatchRun:
         table: PriorTable,
         wants_logits: Callable[[], bool],
         *,
+        try_graph: Callable[[], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        """Make a runner of batches.
+
+        run_graph, table: score a batch. wants_logits: whether the next batch should give logits.
+        try_graph: runs the graph on rows that it has scored before; raises when it cannot. None:
+        a batch that fails is always taken for the fault of its rows. clock: time.monotonic.
+        """
         self._run_graph, self._table, self._wants_logits = run_graph, table, wants_logits
-        self._clock = clock
+        self._try_graph, self._clock = try_graph, clock
 
     def run_wanted(self, pieces: list[Piece]) -> list[Outcome]:
         """Run a batch that waited in the thread's inbox, without rows that need not be scored."""
@@ -71,17 +78,44 @@ class BatchRun:
         return dropped + (self.run(wanted) if wanted else [])
 
     def run(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run a batch; when it fails, run its halves, so that only the row at fault fails."""
+        """Run a batch; when it fails, run its halves, so that only the row at fault fails.
+
+        Raises GraphLost when the graph fails whatever its rows are.
+        """
         try:
             inputs = _joined(pieces)
             if not is_finite(inputs):
                 return self._run_finite(pieces)
             return [(pieces, self._call(pieces, inputs))]
-        except Exception:  # noqa: BLE001 - a foreign graph may raise anything
-            if len(pieces) > 1:
-                middle = len(pieces) // 2
-                return self.run(pieces[:middle]) + self.run(pieces[middle:])
+        except GraphLost:
+            raise
+        except Exception as error:  # noqa: BLE001 - a foreign graph may raise anything
+            self._check_graph(error)
+            return self._run_apart(pieces)
+
+    def _run_apart(self, pieces: list[Piece]) -> list[Outcome]:
+        """Run the halves of a batch that failed, and a single piece row by row."""
+        if len(pieces) == 1:
             return [(pieces, self._row_by_row(pieces[0]))]
+        middle = len(pieces) // 2
+        outcomes: list[Outcome] = []
+        for half in (pieces[:middle], pieces[middle:]):
+            try:
+                outcomes.append((half, self._call(half, _joined(half))))
+            except Exception:  # noqa: BLE001 - see run
+                outcomes += self._run_apart(half)
+        return outcomes
+
+    def _check_graph(self, error: Exception) -> None:
+        """Raise GraphLost when the graph no longer runs on rows that it has scored before."""
+        if self._try_graph is None:
+            return
+        try:
+            self._try_graph()
+        except Exception as again:
+            raise GraphLost(
+                f"its graph fails on every input, also on the rows of its warm-up: {error}"
+            ) from again
 
     def _run_finite(self, pieces: list[Piece]) -> list[Outcome]:
         """Run the pieces whose numbers are finite; the others fail without a graph call."""

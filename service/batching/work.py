@@ -34,6 +34,10 @@ class BatcherFailed(RuntimeError):
     """The batching loop failed; the request was not answered and may be sent again."""
 
 
+class GraphLost(RuntimeError):
+    """The graph no longer runs even on the rows it was warmed up with, as when its GPU is lost."""
+
+
 class UnscorableRows(ValueError):
     """Rows that the graph refuses or turns into NaN; `rows` are their positions in the request."""
 

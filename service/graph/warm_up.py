@@ -107,6 +107,11 @@ def warm_up(graph: Graph, example: NDArray[Any], num_classes: int, batch_rows: l
     return found
 
 
+def try_out(graph: Graph, example: NDArray[Any], num_classes: int) -> None:
+    """Run the graph on one row that it has scored before. Raises UnusableModel when it cannot."""
+    _calls(graph, example, num_classes)()
+
+
 def _check_columns(
     call: Callable[..., tuple[GraphOutputs, float]], rows: int, num_classes: int
 ) -> None:

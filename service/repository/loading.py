@@ -5,11 +5,13 @@ metrics.
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.batching.batcher import Batcher
 from service.batching.work import Tracer
@@ -90,7 +92,7 @@ class Loader:
         )
         largest = _largest_batch(graph, bundle, self.max_batch_rows)
         sizes = [largest] if graph.fixed_rows else warm_sizes(largest)
-        warm = _warm(graph, bundle, sizes)
+        warm, example = _warm(graph, bundle, sizes)
         cost = warm.cost_seconds
         report = read_report(folder)
         best = largest if graph.fixed_rows else efficient_rows(cost)
@@ -100,7 +102,8 @@ class Loader:
             bundle.name, bundle.version, graph.provider, 1e3 * cost[sizes[0]],
             1e3 * cost[largest], largest, best, warm.selection_note(),
         )  # fmt: skip
-        return lambda: self._serve(bundle, graph, _interpolated(cost, best), best, report)
+        costs = _interpolated(cost, best)
+        return lambda: self._serve(bundle, graph, costs, best, example=example, report=report)
 
     def _size_classes(self) -> tuple[int, int] | None:
         """Rows of a small and a large batch on a GPU; the CPU takes each batch at its own size."""
@@ -114,6 +117,8 @@ class Loader:
         graph: graphs.Graph,
         cost_seconds: list[float],
         largest: int,
+        *,
+        example: NDArray[Any],
         report: dict[str, Any],
     ) -> ServedModel:
         classes = len(bundle.class_names)
@@ -135,6 +140,7 @@ class Loader:
             ),
             max_queued_bytes=self.max_queued_bytes,
             inline_seconds=self.inline_seconds if _has_one_cost(bundle) else 0.0,
+            try_graph=partial(warm_up.try_out, graph, example, classes),
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
         )
@@ -175,17 +181,20 @@ def _free_sizes(bundle: Bundle) -> tuple[int, ...]:
     return FREE_SIZES if None in bundle.input.shape[1:] else FREE_SIZES[:1]
 
 
-def _warm(graph: graphs.Graph, bundle: Bundle, sizes: list[int]) -> warm_up.WarmUp:
+def _warm(
+    graph: graphs.Graph, bundle: Bundle, sizes: list[int]
+) -> tuple[warm_up.WarmUp, NDArray[Any]]:
     """Warm up at the first of FREE_SIZES that the graph takes.
 
-    Raises the UnusableModel of the first size when it takes none.
+    Returns what was measured, and the row that the graph scored, [1, …]. Raises the UnusableModel
+    of the first size when it takes none.
     """
     first: graphs.UnusableModel | None = None
     for free in _free_sizes(bundle):
         try:
             example = example_input(bundle.input, free=free)
             with _MEASURING:
-                return warm_up.warm_up(graph, example, len(bundle.class_names), sizes)
+                return warm_up.warm_up(graph, example, len(bundle.class_names), sizes), example
         except graphs.UnusableModel as error:
             first = first or error
     assert first is not None

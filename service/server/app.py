@@ -122,6 +122,7 @@ class Service:
         self.watchdog = Watchdog(
             self._busy,
             hang_seconds=settings.hang_seconds,
+            lost=self._lost_graph,
             end=os._exit if owns_process else None,
         )
         self.webhook: Webhook | None = None
@@ -347,8 +348,12 @@ class Service:
         loaded = self.repository.all().values()
         return [model.batcher for by_version in loaded for model in by_version.values()]
 
+    def _lost_graph(self) -> str | None:
+        return next((each.lost for each in self._batchers() if each.lost), None)
+
     def _why_not_live(self) -> str | None:
-        return self.watchdog.hung or next((b.failure for b in self._batchers() if b.failure), None)
+        failures = (each.lost or each.failure for each in self._batchers())
+        return self.watchdog.hung or next(filter(None, failures), None)
 
     def _why_not_ready(self) -> str | None:
         if self.draining:

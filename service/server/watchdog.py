@@ -1,4 +1,7 @@
-"""A thread that sees what the event loop cannot see of itself: that it, or a graph call, hangs."""
+"""A thread that sees what the event loop cannot see of itself: that it, or a graph call, hangs.
+
+It also ends a process that has lost what only a new process can get back.
+"""
 
 import asyncio
 import faulthandler
@@ -19,7 +22,8 @@ _LATE_SECONDS = 1.0
 
 
 class Watchdog:
-    """Ends the process when the loop, a graph call or pool work makes no progress for too long.
+    """Ends the process when the loop, a graph call or pool work makes no progress for too long,
+    and when a graph can score nothing any more.
 
     Native code that hangs cannot be stopped from Python, so a supervisor must start the process
     again. Stacks are logged first. When the watchdog itself was stopped, with the whole process
@@ -32,21 +36,23 @@ class Watchdog:
         busy: Callable[[], Iterable[tuple[str, float | None]]],
         *,
         hang_seconds: float,
+        lost: Callable[[], str | None] = lambda: None,
         end: Callable[[int], object] | None = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Watch from `start` on.
 
         busy: yields the name of each kind of work, and the clock's time when it began (None: idle).
+        lost: says what is lost for good, so that only a new process can go on; None: nothing.
         end: called with the exit status; None leaves the process alone and turns liveness red.
         """
         self._busy, self._hang_seconds, self._end = busy, hang_seconds, end
-        self._clock = clock
+        self._lost, self._clock = lost, clock
         self._beat = self._awake_since = self._seen = clock()
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.hung: str | None = None
-        """What hangs; None while nothing does. Liveness reads it."""
+        """What hangs or is lost; None while nothing is. Liveness reads it."""
 
     def start(self) -> None:
         """Beat on the running loop and watch from a thread."""
@@ -95,7 +101,8 @@ class Watchdog:
 
     def _report(self, hung: str) -> None:
         ends = "" if self._end is None else f"; the process ends in {GRACE_SECONDS:g} s (status 70)"
-        logger.critical("%s (--hang-seconds %g)%s", hung, self._hang_seconds, ends)
+        limit = "" if self._lost() else f" (--hang-seconds {self._hang_seconds:g})"
+        logger.critical("%s%s%s", hung, limit, ends)
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
 
     def _still_hangs(self) -> bool:
@@ -108,6 +115,9 @@ class Watchdog:
         return True
 
     def _what_hangs(self, now: float) -> str | None:
+        lost = self._lost()
+        if lost is not None:
+            return lost
         idle = now - max(self._beat, self._awake_since)
         stands = f"the event loop has made no progress for {idle:.1f} s"
         if idle > self._hang_seconds + self._interval:

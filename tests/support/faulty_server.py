@@ -1,5 +1,5 @@
 """`python -m service` with a fault in every stage of a request: raise, hang or nan. For tests; it
-is no part of the service.
+is no part of the service. With `lose`, the first marked graph call is the last that runs.
 
     python -m tests.support.faulty_server raise serve --models …
 
@@ -47,9 +47,14 @@ def main() -> int:
 def _break(owner: Any, name: str, is_guilty: Callable[..., bool], how: str, as_nan: Any) -> None:
     whole = getattr(owner, name)
 
+    lost = threading.Event()
+
     @functools.wraps(whole)
     def broken(*arguments: Any, **more: Any) -> Any:
-        if not is_guilty(*arguments, **more):
+        if how == "lose" and owner is Graph and (lost.is_set() or is_guilty(*arguments, **more)):
+            lost.set()
+            raise Injected("CUDA failure 700: an illegal memory access was encountered")
+        if how == "lose" or not is_guilty(*arguments, **more):
             return whole(*arguments, **more)
         if how == "raise":
             raise Injected(name)

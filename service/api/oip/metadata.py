@@ -78,7 +78,7 @@ def router(*, repository: Repository, health: Health, version: str) -> APIRouter
 
 
 def _ready(model: ServedModel) -> dict[str, Any]:
-    _must_be_well(model.batcher.failure)
+    _must_be_well(model.batcher.lost or model.batcher.failure)
     return {"name": model.bundle.name, "ready": True}
 
 

@@ -115,6 +115,7 @@ def make(graph, *, inline=False, **more):
         max_waiting_rows=more.pop("max_waiting_rows", None),
         max_flood_rows=more.pop("max_flood_rows", None),
         inline_seconds=0.5,
+        try_graph=more.pop("try_graph", None),
         record=record,
         clock=more.pop("clock", time.monotonic),
     )
@@ -468,6 +469,33 @@ def test_a_loop_that_breaks_fails_its_callers_turns_red_and_starts_again(inline,
 
     asyncio.run(go())
     assert "restarted" in caplog.text
+
+
+@pytest.mark.parametrize("inline", [True, False])
+def test_a_graph_that_fails_on_its_warm_up_too_is_lost_and_no_row_is_at_fault(inline, caplog):
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, inline=inline, try_graph=lambda: graph.run(**example))
+        graph.fail_on = 3
+        bad = await asyncio.gather(batcher.submit(work(3)), return_exceptions=True)
+        assert [type(each) for each in bad] == [UnscorableRows]
+        assert batcher.lost is None
+        example["inputs"][0, 0] = 3
+        lost = await asyncio.gather(
+            batcher.submit(work(3)), batcher.submit(work(1)), return_exceptions=True
+        )
+        assert [type(each) for each in lost] == [BatcherFailed, BatcherFailed]
+        assert "can score nothing" in batcher.lost
+        assert type((await asyncio.gather(batcher.submit(work(3)), return_exceptions=True))[0]) is (
+            BatcherFailed
+        )
+
+    example = {
+        "inputs": rows(0), "tau": np.zeros(1, np.float32), "prior_index": np.zeros(1, np.int64),
+        "prior_table": None, "top_k": 1,
+    }  # fmt: skip
+    asyncio.run(go())
+    assert "its graph fails on every input" in caplog.text
 
 
 def test_only_rows_that_answer_traffic_are_told_to_be_answered():

@@ -11,6 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
+from service.exit_codes import HUNG
 from tests.support import faulty_server as faulty
 from tests.support.eventually import eventually
 from tests.support.faulty_models import publish_lookup, publish_root, publish_slow
@@ -292,3 +293,16 @@ def test_a_worker_that_hangs_is_replaced_and_the_other_goes_on(bad_models):
 
         assert eventually(restarts) == 1
         assert server.terminate() == 0
+
+
+def test_a_lost_graph_is_no_fault_of_its_rows_and_ends_the_process(models):
+    with broken(models, "lose") as server:
+        lost = httpx.post(
+            server.url + GUILTY["run session"]["url"], content=body(tau=faulty.RUN), headers=JSON
+        )
+        after = httpx.post(server.url + "/models/linear/predict", content=body(), headers=JSON)
+        assert [lost.status_code, after.status_code] == [503, 503]
+        live = httpx.get(server.url + "/health/live")
+        assert live.status_code == 503
+        assert "linear version 1 can score nothing" in live.json()["reason"]
+        assert server.process.wait(60) == HUNG

@@ -6,7 +6,7 @@ import pytest
 
 from service.exit_codes import HUNG
 from service.server.watchdog import Watchdog
-from tests.support.eventually import eventually
+from tests.support.eventually import eventually, eventually_async
 
 
 class Clock:
@@ -129,3 +129,22 @@ def test_work_that_ends_within_the_grace_ends_nothing():
 
     asyncio.run(go())
     assert ended == []
+
+
+def test_what_is_lost_ends_the_process_though_everything_moves(clock):
+    lost, ended = [], []
+    watchdog = Watchdog(
+        list, hang_seconds=10, clock=clock, lost=lambda: lost[0] if lost else None,
+        end=ended.append,
+    )  # fmt: skip
+    assert watchdog.look() is None
+    lost.append("linear version 1 can score nothing: CUDA failure 700")
+
+    async def go():
+        watchdog.start()
+        await eventually_async(lambda: ended)
+        watchdog.stop()
+
+    asyncio.run(go())
+    assert ended == [HUNG]
+    assert watchdog.hung == lost[0]
