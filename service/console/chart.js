@@ -112,6 +112,7 @@ function labels(u, marks) {
   const { ctx } = u;
   ctx.save();
   ctx.font = `${11 * devicePixelRatio}px system-ui, sans-serif`;
+  ctx.textAlign = "left";
   ctx.textBaseline = "top";
   let taken = u.bbox.left + u.bbox.width;
   for (const { x, label, stroke } of [...marks].sort((a, b) => b.x - a.x)) { // the newest are drawn first

@@ -200,7 +200,7 @@ function Rates({ readings, marks }) {
   return html`<section class="card" aria-label="Rates"><h2>Answers a second</h2>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
     : html`<${Chart} say="Answers a second, and those that the adjustment changed, over the last minutes" data=${data} marks=${marks} height=${180} x=${{ time: true }}
-        y=${{ values: rateText, range: (_, __, max) => [0, Math.max(1, max * 1.1)] }}
+        y=${{ values: rateText, range: (_, __, max) => [0, Math.max(1, max * 1.25)] }}
         series=${[{ label: "all", stroke: "accent" }, { label: "changed by the adjustment", stroke: "alert" }]} />`}</section>`;
 }
 
@@ -215,7 +215,7 @@ function Latency({ readings, marks }) {
   return html`<section class="card" aria-label="Time of a request"><h2>Time of a request, all models</h2>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
     : html`<${Chart} say="Median and 99th percentile of the time of a request in milliseconds, over the last minutes" data=${data} marks=${marks} height=${180} x=${{ time: true }}
-        y=${{ values: (v) => `${v} ms`, range: (_, __, max) => [0, Math.max(1, max * 1.1)], size: 60 }}
+        y=${{ values: (v) => `${v} ms`, range: (_, __, max) => [0, Math.max(1, max * 1.25)], size: 60 }}
         series=${[{ label: "median", stroke: "accent", ...DOTTED }, { label: "99th percentile", stroke: "c3", ...DOTTED }]} />`}</section>`;
 }
 
