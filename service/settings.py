@@ -144,7 +144,7 @@ class Settings:
         0.0, "serve on for this long after SIGTERM, already not ready", low=0, high=3600
     )
     keys: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
-        None, "file of API keys, one a line as `python -m service key` prints them"
+        None, "file of API keys, one a line as `priordial key` prints them"
     )
     api_keys: str = _setting(
         "", "the same lines, separated by ';' (hashes only, never a key itself)"
