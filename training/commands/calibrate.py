@@ -1,16 +1,20 @@
 """The verb `calibrate`: measure a published model on labelled rows, as its next version."""
 
 import argparse
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from training.faults import WrongUse
 
 if TYPE_CHECKING:
+    from service.contract.adjustment import Vector
+    from service.contract.estimation import Estimation
     from training.data.dataset import Dataset, Split
     from training.run.published import Published
+    from training.scores.calibrate import Temperature
 
 AddVerb = Callable[..., argparse.ArgumentParser]
 
@@ -34,6 +38,69 @@ def add_verb(add: AddVerb) -> None:
     )
 
 
+class _Scored(NamedTuple):
+    """Scores of the new calibration: the report, and what model.json keeps of them."""
+
+    report: dict[str, Any]
+    short: dict[str, Any]
+
+
+def _scored(
+    model: "Published",
+    data: "Dataset",
+    rows: "Split",
+    block: "Estimation",
+    *,
+    fitted: "Temperature",
+    log_source: "Vector",
+) -> _Scored | None:
+    """Score the validation and test rows of the training data; None for other data."""
+    from training.run.calibration import Calibration
+    from training.run.publish import short_scores
+    from training.run.report import report
+    from training.scores.calibrate import choose_tau
+    from training.scores.evaluate import score
+
+    bundle, path = model.bundle, model.folder / "report.json"
+    own = model.known.sha256 is not None and data.origin.get("sha256") == model.known.sha256
+    counts = bundle.class_counts
+    if not own or data.test is None or counts is None or not path.is_file():
+        return None
+    before = json.loads(path.read_text(encoding="utf-8"))
+    splits = {"val": rows, "test": data.test}
+    logits = {name: model.logits(data, split) for name, split in splits.items()}
+    choice = choose_tau(
+        logits["val"],
+        rows.labels,
+        log_source_prior=block.log_source,
+        temperature=block.temperature,
+    )
+    calibration = Calibration(fitted, choice.chosen, choice, block)
+    scores = {
+        name: score(
+            logits[name],
+            split.labels,
+            log_source_prior=block.log_source,
+            temperature=block.temperature,
+            chosen_tau=choice.chosen,
+            served_tau=bundle.tau,
+            train_class_counts=counts,
+        )
+        for name, split in splits.items()
+    }
+    document = report(
+        data,
+        class_counts=counts,
+        log_source_prior=log_source,
+        calibration=calibration,
+        logits=logits,
+        scores=scores,
+        samples=len(before.get("samples", [])),
+        problems=before.get("problems", []),
+    )
+    return _Scored(document, {name: short_scores(each) for name, each in scores.items()})
+
+
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from training.run.published import Published
 
@@ -50,8 +117,9 @@ def recalibrate(model: "Published", data: "Dataset", rows: "Split", *, spec: str
     """Measure the block on labelled rows and publish it as the model's next version.
 
     The rows must be new to the network. Where the model does not state its class_counts, the
-    source prior starts from uniform, and the bias that the rows show is what remains of it. The
-    report of the earlier version is not copied, since its scores belong to another temperature.
+    source prior starts from uniform, and the bias that the rows show is what remains of it. Where
+    the data are those of the training and the earlier version has a report, the new version gets
+    one with the scores of the new calibration; otherwise it has none.
     """
     import numpy as np
 
@@ -86,17 +154,26 @@ def recalibrate(model: "Published", data: "Dataset", rows: "Split", *, spec: str
         fields.pop("default_tau", None)  # with a measured source prior, the default is 1
     fields["temperature"] = block.temperature
     fields["estimation"] = block.model_dump(mode="json", exclude_none=True)
-    fields["provenance"] = bundle.provenance | {
-        "calibrated": {
-            "from_version": bundle.version,
-            "data": {"spec": spec, "sha256": data.origin.get("sha256"), "rows": len(rows)},
+    scored = _scored(model, data, rows, block, fitted=fitted, log_source=log_source)
+    scores = {} if scored is None else {"scores": scored.short}
+    fields["provenance"] = (
+        bundle.provenance
+        | scores
+        | {
+            "calibrated": {
+                "from_version": bundle.version,
+                "data": {"spec": spec, "sha256": data.origin.get("sha256"), "rows": len(rows)},
+            }
         }
-    }
+    )
 
     def write_files(folder: Path) -> None:
         for name in bundle.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.folder / name, folder / name)
+        if scored is not None:
+            text = json.dumps(scored.report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+            (folder / "report.json").write_text(text, encoding="utf-8")
 
     home = model.folder.resolve().parent
     written = publish(home.parent, bundle.name, fields=fields, write_files=write_files)

@@ -16,6 +16,7 @@ from service.contract.bundle import MODEL_FILE
 from service.contract.publication import publish as publish_folder
 from training.data.dataset import Dataset, Split
 from training.data.feed import graph_inputs, in_order
+from training.data.problems import problems
 from training.loop.train import logits_of
 from training.pages.run_page import run_page
 from training.run.calibration import Calibration
@@ -47,7 +48,16 @@ def publish(
     """
     network = network.cpu().eval()
     rows = _check_rows(ready.data)
-    document = report(ready, calibration=calibration, logits=logits, scores=scores, samples=samples)
+    document = report(
+        ready.data,
+        class_counts=ready.data.class_counts,
+        log_source_prior=ready.log_source_prior,
+        calibration=calibration,
+        logits=logits,
+        scores=scores,
+        samples=samples,
+        problems=problems(ready.data),
+    )
 
     def write_files(folder: Path) -> None:
         file = folder / MODEL_FILE
@@ -134,7 +144,7 @@ def manifest_fields(
                 **data.origin,
                 "rows": {name: len(split) for name, split in _splits(data).items()},
             },
-            "scores": {name: _short(score) for name, score in scores.items()},
+            "scores": {name: short_scores(score) for name, score in scores.items()},
             "code_revision": code_revision(),
             "libraries": library_versions(),
         },
@@ -175,7 +185,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
     return settings
 
 
-def _short(score: Mapping[str, Any]) -> dict[str, Any]:
+def short_scores(score: Mapping[str, Any]) -> dict[str, Any]:
     """`n` and the main scores, as trained and after adjustment."""
     kept = ("error", "balanced_error", "ece", "nll")
     return {

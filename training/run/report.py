@@ -2,34 +2,37 @@
 
 import base64
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.adjustment import adjust_logits, softmax
+from service.contract.adjustment import Vector, adjust_logits, softmax
 from service.contract.scores import group_of, reliability, target_weights
 from training.data.dataset import Dataset, Split
-from training.data.problems import problems
 from training.run.calibration import Calibration
-from training.run.prepare import Prepared
 
 MAX_CONFUSION_CLASSES = 100
 MAX_SAMPLE_NUMBERS = 4096
 
 
 def report(
-    ready: Prepared,
+    data: Dataset,
     *,
+    class_counts: Sequence[float] | NDArray[Any],
+    log_source_prior: Vector,
     calibration: Calibration,
     logits: Mapping[str, NDArray[np.float32]],
     scores: Mapping[str, Any],
     samples: int,
+    problems: Sequence[str],
 ) -> dict[str, Any]:
-    """The document; models/README.md describes its members."""
-    data = ready.data
-    counts = [int(count) for count in data.class_counts]
+    """The document; models/README.md describes its members.
+
+    class_counts: [C] of training. log_source_prior: [C] as they imply it. logits: of the test rows.
+    """
+    counts = [int(count) for count in class_counts]
     choice = calibration.choice
     document: dict[str, Any] = {
         "format_version": 1,
@@ -47,11 +50,17 @@ def report(
         },
         "validation": scores.get("val"),
         "test": scores.get("test"),
-        "problems": problems(data),
+        "problems": list(problems),
     }
     if data.test is not None and "test" in logits:
         document["at_tau"] = {
-            name: _outcome(ready, calibration, logits["test"], data.test, tau=tau)
+            name: _outcome(
+                logits["test"],
+                data.test,
+                log_source=calibration.log_source_prior(log_source_prior),
+                temperature=calibration.temperature,
+                tau=tau,
+            )
             for name, tau in (("0", 0.0), ("1", 1.0), ("chosen", calibration.tau))
         }
         document["samples"] = _samples(data, data.test, samples)
@@ -59,24 +68,23 @@ def report(
 
 
 def _outcome(
-    ready: Prepared,
-    calibration: Calibration,
     logits: NDArray[np.float32],
     split: Split,
     *,
+    log_source: Vector,
+    temperature: float,
     tau: float,
 ) -> dict[str, Any]:
     """Reliability and confusion of one tau on the test split, with a uniform target."""
-    num_classes = ready.data.num_classes
+    num_classes = len(log_source)
     target = np.zeros(num_classes)
-    log_source = calibration.log_source_prior(ready.log_source_prior)
     probabilities = softmax(
         adjust_logits(
             logits,
             log_source_prior=log_source,
             log_target_prior=target,
             tau=tau,
-            temperature=calibration.temperature,
+            temperature=temperature,
         )
     )
     bins = reliability(probabilities, split.labels, target_weights(split.labels, np.exp(target)))
