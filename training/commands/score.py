@@ -33,6 +33,11 @@ def add_verb(add: AddVerb) -> None:
         help="uniform, training, or a JSON file of a prior or a target (default uniform)",
     )
     parser.add_argument(
+        "--estimate",
+        action="store_true",
+        help="estimate the class prior of the rows first; answer with it where it is usable",
+    )
+    parser.add_argument(
         "--columns", help="features, separated by commas (default: those of the training table)"
     )
     parser.add_argument(
@@ -92,6 +97,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
         array=options.array,
         block_rows=options.block_rows,
         workers=options.workers,
+        estimate_first=options.estimate,
         report=report,
     )
     return result | {"seconds": round(time.monotonic() - begun, 2)}

@@ -13,7 +13,7 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.adjustment import adjust_logits, check_tau, softmax
+from service.contract.adjustment import adjust_logits, check_tau, log_target_prior, softmax
+from service.contract.verdict import assess
 from training.data import stream
 from training.faults import RunFailed, WrongUse
 from training.run.export import open_session
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 RUN_FILE = "run.json"
+MAX_ESTIMATE_CELLS = 4_000_000
+"""Logits that an estimate of the rows is made of: 32 MB."""
 Report = Callable[[int, int], None]
 """Called with the blocks and rows done so far."""
 
@@ -41,7 +44,8 @@ class Scoring:
 
     tau: of the adjustment; None takes the model's own. prior: uniform, training, or a JSON file.
     top_k: best classes a row, 0 for none beside the first. probabilities: write all C of them as
-    well. threads: of one graph call; 0 leaves the number to onnxruntime.
+    well. threads: of one graph call; 0 leaves the number to onnxruntime. target: [C] in the place
+    of the prior's own.
     """
 
     model: Path
@@ -50,6 +54,7 @@ class Scoring:
     top_k: int = 0
     probabilities: bool = False
     threads: int = 0
+    target: tuple[float, ...] | None = None
 
 
 def score_rows(
@@ -63,12 +68,15 @@ def score_rows(
     array: str | None = None,
     block_rows: int = 8192,
     workers: int = 1,
+    estimate_first: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Score every row that `place` names and write the answers to `out`, a Parquet file.
 
     columns: of features, in the model's order; None takes those the model was trained on, where
-    model.json names them, else all that are neither kept nor left out. Returns counts and settings.
+    model.json names them, else all that are neither kept nor left out. estimate_first: read the
+    rows once before, estimate their class prior, and answer with it where its verdict is `usable`.
+    Returns counts and settings.
     Raises WrongUse, BadData; RunFailed when the answers cannot be written.
     """
     scorer = _Scorer(scoring)
@@ -81,6 +89,12 @@ def score_rows(
         array=array,
         rows=block_rows,
     )
+    estimated = None
+    if estimate_first:
+        estimated = _estimated(sources, reading, scorer)
+        if estimated["used"]:
+            scoring = replace(scoring, target=tuple(estimated["candidate"].values()))
+            scorer = _Scorer(scoring)
     parts = out.with_name(out.name + ".parts")
     skipped = _begin(parts, _identity(sources, reading, scorer))
     shares = [
@@ -106,6 +120,7 @@ def score_rows(
         "model": str(scoring.model),
         "tau": scorer.tau,
         "prior": scoring.prior,
+        **({} if estimated is None else {"estimate": estimated}),
         "n": rows,
         "changed": changed,
         "predicted": {name: counts[index] for index, name in enumerate(names) if counts[index]},
@@ -128,6 +143,9 @@ class _Scorer:
                 "or a "
                 "--prior file with label_frequencies"
             )
+        if scoring.target is not None:
+            target = np.asarray(scoring.target)
+            self.prior = replace(self.prior, target=target, log_target=log_target_prior(target))
         self._session = open_session(scoring.model / "model.onnx", threads=scoring.threads)
 
     def trained_columns(self) -> tuple[str, ...] | None:
@@ -143,7 +161,7 @@ class _Scorer:
         import pyarrow as pa
 
         bundle = self.model.bundle
-        logits = self._logits(block.inputs)
+        logits = self.logits(block.inputs)
         unadjusted = softmax(logits / bundle.temperature)
         probabilities = unadjusted
         if self.tau:
@@ -179,7 +197,7 @@ class _Scorer:
             columns["probabilities"] = _rows_of(probabilities)
         return pa.table(columns)
 
-    def _logits(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
+    def logits(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
         """Logits [n, C] of a block, 256 rows a graph call."""
         bundle = self.model.bundle
         found = [
@@ -190,6 +208,59 @@ class _Scorer:
         ]
         raw = np.concatenate(found).astype(np.float64)
         return bundle.output.logits(raw)
+
+
+def _estimated(
+    sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
+) -> dict[str, Any]:
+    """The class prior of the rows, of at most MAX_ESTIMATE_CELLS logits drawn from all of them."""
+    bundle = scorer.model.bundle
+    if scorer.prior.log_source is None:
+        raise WrongUse(
+            "--estimate needs the model's label frequencies: a --prior file with "
+            "label_frequencies, or `training calibrate`"
+        )
+    most = max(1, MAX_ESTIMATE_CELLS // len(bundle.class_names))
+    rng, seen = np.random.default_rng(0), 0
+    held = np.empty((0, len(bundle.class_names)))
+    for source in sources:
+        for _, block in stream.blocks(source, reading, skip=lambda _: False):
+            logits = scorer.logits(block.inputs)
+            free = min(len(logits), most - len(held))
+            held = np.concatenate([held, logits[:free]]) if free else held
+            seen += free
+            for row in logits[free:]:  # a row takes the place of another with the right chance
+                seen += 1
+                place = int(rng.integers(seen))
+                if place < most:
+                    held[place] = row
+    if not len(held):
+        raise WrongUse("the data holds no rows")
+    measured = bundle.calibrated_log_source is not None and scorer.prior.calibrated
+    found = assess(
+        held,
+        temperature=bundle.temperature,
+        log_source=scorer.prior.log_source,
+        current=scorer.prior.target,
+        calibration=bundle.estimation if measured else None,
+        class_frequencies=bundle.class_counts,
+    )
+    names, estimate = bundle.class_names, found.estimate
+
+    def by_class(vector: Any) -> dict[str, float]:
+        return dict(zip(names, vector.tolist(), strict=True))
+
+    return {
+        "verdict": found.verdict,
+        "reason": found.reason,
+        "used": found.verdict == "usable",
+        "n": len(held),
+        "prior": by_class(estimate.prior),
+        "low": by_class(estimate.low),
+        "high": by_class(estimate.high),
+        "candidate": by_class(found.candidate),
+        "evidence": found.evidence(),
+    }
 
 
 def _rows_of(values: NDArray[Any]) -> "pa.Array":
