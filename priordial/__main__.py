@@ -97,6 +97,10 @@ def _run(given: list[str]) -> int:
 
     if given[0] == "demo":
         return _demo(given[1:], serve)
+    if given[0] == "import" and any(a.split("=")[0] == "--validation" for a in given):
+        from priordial.validation import import_and_calibrate
+
+        return import_and_calibrate(given)
     return serve(given, prog="priordial")
 
 

@@ -15,6 +15,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--name", required=True, help="the model's name in the repository")
     add("--description", default="", help="free text for model.json")
+    add(
+        "--validation",
+        metavar="SPEC",
+        help="labelled rows that calibrate the model; for the command `priordial` alone",
+    )
     add("--models", type=Path, default=Path("models"), help="the repository (default models)")
     _add_class_flags(parser)
     _add_output_flags(parser)

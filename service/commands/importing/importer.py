@@ -80,6 +80,12 @@ class Import:
 
 def run(arguments: argparse.Namespace) -> int:
     """Import a file: the new folder on stdout, what was found on stderr. Exit 0 done, 1 refused."""
+    if getattr(arguments, "validation", None):
+        sys.stderr.write(
+            "priordial: --validation needs `priordial import`, which may call the training "
+            "package; or import first, and then run `training calibrate`\n"
+        )
+        return FAILED
     try:
         folder, found = import_file(arguments)
     except REFUSALS as error:
