@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run train docs test test-gpu lint format train-demo screenshots constraints clean
+.PHONY: help run demo-shift train docs test test-gpu lint format train-demo screenshots constraints clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -38,6 +38,9 @@ lint: .venv/.all ## check format, style, types and the direction of imports
 format: .venv/.all ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+demo-shift: .venv/.service ## play a shop whose class mix changes, three days in two minutes; watch the page Shift
+	$(BIN)/python examples/demo_shift.py --port $(PORT)
 
 train-demo: .venv/.all ## train on scikit-learn's digits and publish the next version of models/digits
 	$(BIN)/priordial train fit --recipe digits --models models

@@ -178,6 +178,12 @@ class Settings:
     recent_mib: int = _setting(
         16, "MiB of recent logits that are kept for a model", low=1, high=10**4
     )
+    shift_seconds: float = _setting(
+        60.0,
+        "how often the estimate of the traffic's class mix is judged, kept and combined",
+        low=1,
+        high=3600,
+    )
     allow_anonymous: bool = _setting(
         False, "serve without keys on an address that others can reach"
     )

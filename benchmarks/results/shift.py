@@ -1,24 +1,30 @@
 """How close the estimate of a class prior comes, and how adopting it changes the error.
 
 python -m benchmarks.results.shift [--model models/fashion/1 --data fashion-mnist --draws 10]
+    [--studies estimates tracking adoptions]
 
 For each of six class mixes, `--rows` rows are drawn from the test split as a stream, and the same
 number of other rows is scored. Only the validation split is used for calibration. Where the package
 quapy is installed, its EMQ, PACC and KDEyML get the same posteriors, and the service's calibrated
-source turns their priors into decisions.
+source turns their priors into decisions. `tracking`
+follows seven streams of 24,000 rows. `adoptions` takes 100 automatic decisions without a shift and
+100 with one.
 """
 
 import argparse
 import importlib.util
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from service.contract.adjustment import Vector, log_target_prior, softmax
+from service.contract.automatic import STRENGTH, AutoAdopt, next_step
 from service.contract.estimation import Estimation
-from service.contract.label_shift import em_prior
+from service.contract.label_shift import climb, em_prior
+from service.contract.tracking import PriorTracker
 from service.contract.verdict import assess, may_adopt, target_mixes
 from training.run.published import Published
 from training.scores.source import measure
@@ -27,12 +33,18 @@ Rows = np.ndarray[Any, np.dtype[np.intp]]
 
 
 def main() -> None:
-    """Print one table for each number of rows."""
+    """Run the studies that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/fashion/1"))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--rows", type=int, nargs="+", default=[500, 2000])
+    parser.add_argument(
+        "--studies",
+        nargs="+",
+        choices=("estimates", "tracking", "adoptions"),
+        default=["estimates", "tracking", "adoptions"],
+    )
     options = parser.parse_args()
     model = Published.open(options.model)
     log_source = model.training_source_prior()
@@ -45,13 +57,42 @@ def main() -> None:
     block, _ = measure(
         logits["val"], labels["val"], log_source_prior=log_source, class_frequencies=counts
     )
+    if "tracking" in options.studies:
+        tracking(logits["test"], labels["test"], block, counts)
+    if "adoptions" in options.studies:
+        adoptions(logits["test"], labels["test"], block, counts)
+    if "estimates" in options.studies:
+        estimates(
+            logits,
+            labels,
+            block,
+            counts,
+            log_source=log_source,
+            temperature=model.bundle.temperature,
+            sizes=options.rows,
+            draws=options.draws,
+        )
+
+
+def estimates(
+    logits: dict[str, Vector],
+    labels: dict[str, Any],
+    block: Estimation,
+    counts: Vector,
+    *,
+    log_source: Vector,
+    temperature: float,
+    sizes: list[int],
+    draws: int,
+) -> None:
+    """One table for each number of rows."""
     peers = _peers(logits["val"], labels["val"], block)
-    for n in options.rows:
-        print(f"n = {n}, {options.draws} draws: mean L1 / plain error %, mean ± sd over draws")
+    for n in sizes:
+        print(f"n = {n}, {draws} draws: mean L1 / plain error %, mean ± sd over draws")
         for target in ("training", "uniform", "reversed", "dirichlet", "absent", "dominant"):
             lines: dict[str, list[tuple[float, float]]] = {}
             covered, verdicts, adopted = [], [], 0
-            for draw in range(options.draws):
+            for draw in range(draws):
                 rng = np.random.default_rng([n, draw, len(target)])
                 prior = _mix(target, counts, rng)
                 stream, fresh = (_rows(labels["test"], prior, size, rng) for size in (n, 5000))
@@ -70,7 +111,7 @@ def main() -> None:
                 adopted += allowed
                 f, y = logits["test"][fresh], labels["test"][fresh]
                 old = em_prior(
-                    softmax(logits["test"][stream] / model.bundle.temperature),
+                    softmax(logits["test"][stream] / temperature),
                     source_prior=np.exp(log_source),
                 )
                 answers = {
@@ -78,7 +119,7 @@ def main() -> None:
                     "known prior": (prior, _decide(f, prior, block)),
                     "EM with class_counts": (
                         old,
-                        f / model.bundle.temperature - log_source + log_target_prior(old),
+                        f / temperature - log_source + log_target_prior(old),
                     ),
                     "estimate": (estimate.prior, _decide(f, estimate.prior, block)),
                     "candidate": (found.candidate, _decide(f, found.candidate, block)),
@@ -95,12 +136,155 @@ def main() -> None:
                     lines.setdefault(name, []).append((float(np.abs(guess - prior).sum()), wrong))
             usable = verdicts.count("usable")
             print(
-                f"  {target}: usable {usable} of {options.draws}, adopted {adopted}, "
+                f"  {target}: usable {usable} of {draws}, adopted {adopted}, "
                 f"95 % intervals hold {np.mean(covered):.2f} of the classes"
             )
             for name, values in lines.items():
                 (l1, wrong), (_, sd) = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
                 print(f"    {name:24}{l1:8.3f}{100 * wrong:8.2f} ± {100 * sd:.2f}", flush=True)
+
+
+STREAM_ROWS, BATCH = 24_000, 64
+WINDOWS = (256, 512, 1024, 2048, 4096)
+
+
+def tracking(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None:
+    """Excess plain error over the true prior of the tracker and of fixed windows of the rows."""
+    print(
+        f"tracking: excess error over the true prior, points, mean of 3 seeds, {STREAM_ROWS} rows"
+    )
+    mixes = target_mixes(counts)
+    for name in (
+        "steady training", "steady uniform", "abrupt", "there and back", "slow drift", "periodic",
+        "12 jumps",
+    ):  # fmt: skip
+        found: dict[str, list[float]] = {}
+        arrived = []
+        for seed in range(3):
+            rng = np.random.default_rng([seed, len(name)])
+            truth = _stream(name, mixes, rng)
+            drawn = np.array([rng.choice(len(counts), p=prior) for prior in truth])
+            members = [np.flatnonzero(labels == y) for y in range(len(counts))]
+            rows = np.array([rng.choice(members[y]) for y in drawn])
+            scores = f[rows] / block.temperature - block.log_source
+            priors = _followed(f[rows], block, mixes, scores)
+            known = _wrong(scores, truth, drawn)
+            for method, prior in priors.items():
+                found.setdefault(method, []).append(100 * (_wrong(scores, prior, drawn) - known))
+            if name == "abrupt":
+                apart = np.abs(priors["tracker"] - truth).sum(axis=1)[STREAM_ROWS // 2 :] / 2
+                arrived.append(int(np.argmax(apart < 0.1)))
+        means = {method: float(np.mean(values)) for method, values in found.items()}
+        windows = {k: v for k, v in means.items() if k.startswith("window")}
+        best = min(windows, key=windows.__getitem__)
+        more = f"; TV < 0.1 after {np.mean(arrived):.0f} rows" if arrived else ""
+        print(
+            f"  {name:16} tracker {means['tracker']:.2f}, without the fixed experts "
+            f"{means['moving']:.2f}, best fixed {best} {windows[best]:.2f}, stay at training "
+            f"{means['training']:.2f}{more}",
+            flush=True,
+        )
+
+
+def _stream(name: str, mixes: dict[str, Vector], rng: np.random.Generator) -> Vector:
+    """[STREAM_ROWS, C] the true prior of each row."""
+    first, last = mixes["training"], mixes["reversed"]
+    at = np.arange(STREAM_ROWS) / STREAM_ROWS
+    if name == "steady uniform":
+        return np.tile(mixes["uniform"], (STREAM_ROWS, 1))
+    if name == "12 jumps":
+        jumps = rng.dirichlet(np.ones(len(first)), 12)
+        return np.repeat(jumps, STREAM_ROWS // 12, axis=0)
+    share = {
+        "steady training": np.zeros(STREAM_ROWS),
+        "abrupt": (at >= 0.5).astype(float),
+        "there and back": ((at >= 1 / 3) & (at < 2 / 3)).astype(float),
+        "slow drift": at,
+        "periodic": (1 - np.cos(8 * np.pi * at)) / 2,
+    }[name][:, None]
+    mixed: Vector = (1 - share) * first + share * last
+    return mixed
+
+
+def _followed(
+    f: Vector, block: Estimation, mixes: dict[str, Vector], scores: Vector
+) -> dict[str, Vector]:
+    """[STREAM_ROWS, C] the prior that each method uses for a row, before it has seen its batch."""
+    calibration = {"temperature": block.temperature, "log_source": block.log_source}
+    fixed = {"tracker": np.stack([mixes["uniform"], mixes["training"]])}
+    fixed["moving"] = np.empty((0, f.shape[1]))
+    trackers = {name: PriorTracker(**calibration, fixed=each) for name, each in fixed.items()}
+    found = {name: np.empty_like(f) for name in trackers}
+    found["training"] = np.tile(mixes["training"], (len(f), 1))
+    windows = {f"window {size}": mixes["training"] for size in WINDOWS}
+    found |= {name: np.empty_like(f) for name in windows}
+    ratios = np.exp(scores - scores.max(axis=1, keepdims=True))
+    for start in range(0, len(f), BATCH):
+        batch = slice(start, start + BATCH)
+        for name, tracker in trackers.items():
+            found[name][batch] = tracker.prior
+            tracker.update(f[batch])
+        for size, name in zip(WINDOWS, windows, strict=True):
+            found[name][batch] = windows[name]
+            if start % (4 * BATCH) == 0:
+                rows = ratios[max(0, start + BATCH - size) : start + BATCH]
+                windows[name] = climb(rows, start=np.exp(block.log_source))
+    return found
+
+
+def _wrong(scores: Vector, priors: Vector, labels: Any) -> float:
+    with np.errstate(divide="ignore"):
+        decided = (scores + np.log(priors)).argmax(axis=1)
+    return float((decided != labels).mean())
+
+
+def adoptions(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None:
+    """What automatic adoption does in 100 decisions without a shift, and in 100 with one."""
+    rng = np.random.default_rng(7)
+    mixes = target_mixes(counts)
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    print("adoptions by the rule, n = 1,000 rows a decision, 5,000 fresh rows to score")
+    for shifted in (False, True):
+        adopted, hurt, gains = 0, 0, []
+        for draw in range(100):
+            current = mixes["training"] if draw % 2 else mixes["uniform"]
+            truth = current
+            if shifted:
+                others = [
+                    "uniform" if draw % 2 else "training",
+                    "reversed",
+                    "dirichlet",
+                    "dominant",
+                ]
+                truth = _mix(others[draw // 2 % 4], counts, rng)
+            stream, fresh = (_rows(labels, truth, size, rng) for size in (1000, 5000))
+            found = assess(
+                f[stream],
+                temperature=block.temperature,
+                log_source=block.log_source,
+                current=current,
+                calibration=block,
+                class_frequencies=counts,
+                shrinkage=STRENGTH,
+            )
+            step = next_step(
+                AutoAdopt(mode="on"), found, current=current, steady=True, now=now, changed_at=None
+            )
+            if step.target is None:
+                continue
+            adopted += 1
+            before, after = (
+                float((_decide(f[fresh], prior, block).argmax(axis=1) != labels[fresh]).mean())
+                for prior in (current, step.target)
+            )
+            gains.append(100 * (before - after))
+            hurt += gains[-1] < -0.1
+        mean = f", mean gain {np.mean(gains):.2f} points, worst {min(gains):.2f}" if gains else ""
+        print(
+            f"  {'with' if shifted else 'without'} a shift: {adopted} of 100 adopted, "
+            f"{hurt} of them raised the error by over 0.1 points{mean}",
+            flush=True,
+        )
 
 
 def _mix(target: str, counts: Vector, rng: np.random.Generator) -> Vector:

@@ -4,12 +4,13 @@ import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { getJson } from "./api.js";
 import { Model } from "./model.js";
 import { Priors } from "./priors.js";
+import { Shift } from "./shift.js";
 import { Traffic } from "./traffic.js";
 import { Try } from "./try.js";
 import { Who, useWhoAmI } from "./who.js";
 import { Empty, Failed, Loading, useLoaded } from "./widgets.js";
 
-const PAGES = { try: ["Try", Try], priors: ["Priors", Priors], traffic: ["Traffic", Traffic], model: ["Model", Model] };
+const PAGES = { try: ["Try", Try], priors: ["Priors", Priors], traffic: ["Traffic", Traffic], shift: ["Shift", Shift], model: ["Model", Model] };
 const THEME = "priordial-theme";
 
 /** #/page?model=NAME&… as {page, query}. */

@@ -51,6 +51,20 @@ class Sketch(_Strict):
     counts: list[Annotated[list[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
 
 
+class SurestRows(_Strict):
+    """The most labelled rows that an estimate can be worth, at four mixes; null: no bound is seen.
+
+    Estimates of streams of the split miss by more than their intervals say, however many rows they
+    have, because no temperature and bias make a network's posteriors quite right. At `dominant`,
+    one class has 90 %.
+    """
+
+    training: Positive | None = None
+    uniform: Positive | None = None
+    reversed: Positive | None = None
+    dominant: Positive | None = None
+
+
 class SelfTest(_Strict):
     """How wrong estimates are on the split itself: calibrated on one half, tried on the other.
 
@@ -64,6 +78,7 @@ class SelfTest(_Strict):
     uniform: Annotated[float, Field(ge=0, le=2)]
     reversed: Annotated[float, Field(ge=0, le=2)]
     misfit_99: Annotated[float, Field(ge=0)]
+    surest_rows: SurestRows | None = None
 
 
 class Replicates(_Strict):

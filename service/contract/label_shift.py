@@ -7,7 +7,7 @@ calibrated. Intervals come from the observed information of that likelihood, and
 replicates of the calibration that the `estimation` block of a model holds.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class PriorEstimate:
     sum of rho (1 - rho) over the sum of the variances, at most n."""
     covariance: Vector
     """[C, C] of the estimate; [C], the variances alone, beyond MAX_CLASSES_WITH_COVARIANCE."""
+    calibration_variance: Vector | float = 0.0
+    """[C] the part of the variances that comes from the calibration; 0 where it is not known."""
 
 
 def em_prior(posteriors: ArrayLike, *, source_prior: ArrayLike) -> Vector:
@@ -134,9 +136,9 @@ def estimate_prior(
     relative = ratios / (ratios @ prior)[:, None]
     if len(prior) > MAX_CLASSES_WITH_COVARIANCE:
         variances = 1 / np.maximum((relative**2).sum(axis=0), 1e-300)
-        return _with_intervals(prior, np.minimum(variances, 0.25), n=len(f))
+        return with_intervals(prior, np.minimum(variances, 0.25), n=len(f))
     inverse = inverse_of(relative.T @ relative, prior)
-    covariance = inverse
+    covariance, added = inverse, np.zeros_like(inverse)
     if replicates is not None:
         own = relative.sum(axis=0)
         moves = np.stack(
@@ -147,8 +149,10 @@ def estimate_prior(
                 )
             ]
         )
-        covariance = covariance + _REPLICATE_SPREAD * (moves.T @ moves) / len(moves)
-    return _with_intervals(prior, covariance, n=len(f))
+        added = _REPLICATE_SPREAD * (moves.T @ moves) / len(moves)
+        covariance = covariance + added
+    found = with_intervals(prior, covariance, n=len(f))
+    return replace(found, calibration_variance=added.diagonal())
 
 
 def bbse_prior(confusion: ArrayLike, predicted: ArrayLike) -> Vector | None:
@@ -184,7 +188,18 @@ def condition_of(confusion: ArrayLike) -> float:
     return float(np.linalg.cond(cells / totals)) if (totals > 0).all() else float("inf")
 
 
-def _with_intervals(prior: Vector, covariance: Vector, *, n: int) -> PriorEstimate:
+def no_surer(estimate: PriorEstimate, most: float | None) -> PriorEstimate:
+    """The estimate with the variance of `most` labelled rows added; None adds nothing."""
+    if most is None:
+        return estimate
+    prior = estimate.prior
+    added = prior * (1 - prior) / most
+    own = estimate.covariance
+    wider = with_intervals(prior, own + (np.diag(added) if own.ndim == 2 else added), n=estimate.n)
+    return replace(wider, calibration_variance=np.asarray(estimate.calibration_variance) + added)
+
+
+def with_intervals(prior: Vector, covariance: Vector, *, n: int) -> PriorEstimate:
     """The estimate with 95 % intervals of a covariance [C, C], or of variances [C]."""
     variances = covariance if covariance.ndim == 1 else covariance.diagonal()
     half = _Z * np.sqrt(variances)

@@ -9,9 +9,17 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 
 from service.contract.adjustment import Vector, log_source_prior, log_target_prior
+from service.contract.automatic import AutoAdopt
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
 MAX_LISTED_ERRORS = 50
@@ -43,6 +51,16 @@ class PriorBody(BaseModel):
     others: Annotated[float, Field(ge=0)] | None = None
     expected: bool = False
     note: Annotated[str, Field(max_length=2000)] = ""
+    auto_adopt: AutoAdopt | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the members of newer programs that are not used: older ones refuse them."""
+        written: dict[str, Any] = write(self)
+        return {name: value for name, value in written.items() if name not in _NEWER or value}
+
+
+_NEWER = frozenset({"auto_adopt"})
 
 
 @dataclass(frozen=True)

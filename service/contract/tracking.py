@@ -16,7 +16,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.label_shift import inverse_of, likelihood_ratios
+from service.contract.label_shift import (
+    MAX_CLASSES_WITH_COVARIANCE,
+    PriorEstimate,
+    inverse_of,
+    likelihood_ratios,
+    with_intervals,
+)
 
 HALF_LIVES = (125.0, 250.0, 500.0, 1000.0, 4000.0, 16000.0)
 """Rows in which the moving experts forget half of what they have seen, up to 1,000 classes.
@@ -76,6 +82,15 @@ class Tracked:
         variance = weights**2 @ np.stack([part.variance for part in parts])
         rows = sum(part.rows for part in parts)
         return cls(prior, variance, rows, sum(part.effective_rows for part in parts))
+
+
+def estimate_of(tracked: Tracked, calibration_variance: ArrayLike = 0.0) -> PriorEstimate:
+    """What a tracker knows, as an estimate of as many rows as it rests on."""
+    variance = tracked.variance + np.asarray(calibration_variance)
+    full = len(variance) <= MAX_CLASSES_WITH_COVARIANCE
+    return with_intervals(
+        tracked.prior, np.diag(variance) if full else variance, n=int(tracked.effective_rows)
+    )
 
 
 class PriorTracker:

@@ -20,7 +20,9 @@ from service.contract.label_shift import (
     climb,
     estimate_prior,
     likelihood_ratios,
+    no_surer,
 )
+from service.contract.tracking import Tracked, estimate_of
 
 Verdict = Literal[
     "usable",
@@ -108,6 +110,8 @@ def assess(
     calibration: Estimation | None,
     class_frequencies: ArrayLike | None,
     capacity: int | None = None,
+    shrinkage: float = SHRINKAGE,
+    tracked: Tracked | None = None,
 ) -> Assessment:
     """Estimate the prior of rows of logits [n, C], n > 0, and judge the estimate.
 
@@ -115,33 +119,40 @@ def assess(
     the model has one; its replicates, sketch and self-test are used only then.
     current: [C] the target in force, toward which the candidate is pulled.
     class_frequencies: [C] of training, None when unknown. capacity: the most rows that can be held.
+    shrinkage: made-up rows per class of the target in force, for the candidate. tracked: what a
+    tracker knows of the stream; it is the estimate where too few rows are here and it has more.
     """
     f = np.asarray(logits, np.float64)
     source, target = np.asarray(log_source, np.float64), np.asarray(current, np.float64)
     ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
     replicates = None if calibration is None else calibration.replicates
-    settled = True
-    try:
-        estimate = estimate_prior(
-            f, temperature=temperature, log_source=source, replicates=replicates
-        )
-        candidate = climb(
-            ratios,
-            start=estimate.prior + target,
-            toward=target,
-            strength=SHRINKAGE * len(target),
-        )
-    except NotConverged:
-        settled = False
-        estimate, candidate = _nothing_known(len(f), target), target
+    settled, made_up = True, shrinkage * len(target)
+    few = len(f) < rows_wanted(len(target))
+    if tracked is not None and few and tracked.effective_rows > len(f):
+        estimate = estimate_of(tracked)
+        candidate = (estimate.n * estimate.prior + made_up * target) / (estimate.n + made_up)
+    else:
+        try:
+            estimate = estimate_prior(
+                f, temperature=temperature, log_source=source, replicates=replicates
+            )
+            candidate = climb(
+                ratios, start=estimate.prior + target, toward=target, strength=made_up
+            )
+        except NotConverged:
+            settled = False
+            estimate, candidate = _nothing_known(len(f), target), target
+    measured = estimate
+    if calibration is not None and settled:
+        estimate = no_surer(estimate, surest_rows(estimate.prior, calibration, class_frequencies))
     misfit = bbse = self_test = None
     if calibration is not None and settled:
-        misfit = misfit_of(f, estimate, calibration, temperature=temperature)
+        misfit = misfit_of(f, measured, calibration, temperature=temperature)
         bbse = _distance_to_bbse(f, estimate, calibration)
         self_test = nearest_self_test(estimate.prior, calibration, class_frequencies)
     step = float(np.abs(candidate - target).sum())
     verdict, reason = _judge(
-        n=len(f),
+        n=estimate.n,
         num_classes=len(target),
         capacity=capacity,
         settled=settled,
@@ -162,6 +173,11 @@ def assess(
         gain=gain_of(ratios, estimate, candidate=candidate, current=target),
         calibrated=calibration is not None,
     )
+
+
+def rows_wanted(num_classes: int) -> int:
+    """The fewest unlabelled rows of an estimate that is usable."""
+    return max(FEWEST_ROWS, ROWS_PER_CLASS * num_classes)
 
 
 def may_adopt(found: Assessment) -> str | None:
@@ -241,6 +257,28 @@ def nearest_self_test(
     mixes = target_mixes(known)
     errors = {"training": test.training, "uniform": test.uniform, "reversed": test.reversed}
     return errors[min(mixes, key=lambda name: float(np.abs(mixes[name] - prior).sum()))]
+
+
+def surest_rows(
+    prior: Vector, calibration: Estimation, class_frequencies: ArrayLike | None
+) -> float | None:
+    """The most labelled rows that an estimate near the prior [C] can be worth, by the self-test."""
+    test = calibration.self_test
+    if test is None or test.surest_rows is None:
+        return None
+    known = calibration.source_prior if class_frequencies is None else class_frequencies
+    mixes = {**target_mixes(known), "dominant": dominant_mix(int(prior.argmax()), len(prior))}
+    nearest = min(mixes, key=lambda name: float(np.abs(mixes[name] - prior).sum()))
+    found: float | None = getattr(test.surest_rows, nearest)
+    return found
+
+
+def dominant_mix(which: int, classes: int) -> Vector:
+    """[C] the mix in which one class has 90 %."""
+    mix = np.full(classes, 0.1 / max(1, classes - 1))
+    mix[which] = 0.9
+    normal: Vector = mix / mix.sum()
+    return normal
 
 
 def target_mixes(class_frequencies: ArrayLike) -> dict[str, Vector]:
@@ -338,8 +376,8 @@ def _judge(
 
 
 def _too_few_rows(n: int, num_classes: int, capacity: int | None) -> tuple[Verdict, str] | None:
-    wanted = max(FEWEST_ROWS, ROWS_PER_CLASS * num_classes)
-    if capacity is not None and capacity < wanted:
+    wanted = rows_wanted(num_classes)
+    if capacity is not None and max(capacity, n) < wanted:
         return "too_many_classes", (
             f"{num_classes} classes need {wanted} rows, and at most {capacity} are kept; "
             "estimate offline from a file, with `training estimate`"

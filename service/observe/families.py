@@ -28,6 +28,15 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
         "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
         max,
     ),
+    "priordial_estimated_prior_divergence": (
+        "Jensen-Shannon divergence (nats) of traffic's class mix from a prior's target",
+        max,
+    ),
+    "priordial_estimate_verdict": (
+        "1 for the verdict on the newest rows of a model's traffic, 0 for the other verdicts",
+        max,
+    ),
+    "priordial_estimate_rows": ("Effective rows that the tracked class mix rests on", max),
     "priordial_target_expected": (
         "1 where the target of a prior is the mix to be expected in traffic, else 0",
         max,
@@ -42,6 +51,9 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
 """Family → its help, and the function that combines the values of several workers."""
 VECTOR_GAUGES = {
     "priordial_target_prior": "The target of each prior by class, as the scraped worker serves it",
+    "priordial_estimated_prior": "The tracked class mix of a model's traffic",
+    "priordial_estimated_prior_low": "Lower end of its 95 % interval",
+    "priordial_estimated_prior_high": "Upper end of its 95 % interval",
     "priordial_group_target_prior": "The target of each prior by group (many, medium, few)",
 }
 """Shown by the scraped worker alone: they are too large to be shared every second."""

@@ -112,6 +112,25 @@ class ModelMetrics:
                 np.bincount(cell, target, series).astype(np.float64),
             )
 
+    def estimated(
+        self,
+        prior: NDArray[np.float64],
+        low: NDArray[np.float64],
+        high: NDArray[np.float64],
+    ) -> Iterable[VectorGauge]:
+        """Yield the gauges of the tracked class mix [C] and of the ends of its intervals.
+
+        The ends of classes without a series of their own are summed, which is wide enough.
+        """
+        labels = {**self._by_model, NAMES: self._class_names}
+        for name, vector in (("", prior), ("_low", low), ("_high", high)):
+            summed = np.bincount(self._class_cell, vector, self.class_series)
+            yield (
+                f"priordial_estimated_prior{name}",
+                labels,
+                np.minimum(summed, 1.0).astype(np.float64),
+            )
+
     def rejected(self, reason: str) -> None:
         """Count a request without a score. reason: one of REASONS."""
         self._rejected[reason][0] += 1

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies, resolve_prior
 from service.priors.revisions import (
@@ -93,7 +94,10 @@ class Replace:
 
 @dataclass(frozen=True)
 class ReturnTo:
-    """A new revision equal to an old one; nothing when the one in force is equal already."""
+    """A new revision equal to an old one; nothing when the one in force is equal already.
+
+    When it undoes an automatic step, it freezes automatic adoption.
+    """
 
     name: str
     old: StoredRevision
@@ -126,6 +130,8 @@ class ReturnTo:
             and same_prior(current.body, body)
         ):
             return None
+        if current is not None and current.by == AUTHOR:
+            body = _frozen(body)
         return Draft(body.model_copy(update={"note": self.note}), self.class_digest, self.note)
 
 
@@ -193,6 +199,14 @@ class AddCounts:
             loss_tau=bundle.loss_tau,
         )
         return Draft(summed, digest, self.note)
+
+
+def _frozen(body: PriorBody) -> PriorBody:
+    """The body with automatic steps frozen where they are on, so that none follows at once."""
+    auto = body.auto_adopt
+    if auto is None or auto.mode != "on":
+        return body
+    return body.model_copy(update={"auto_adopt": auto.model_copy(update={"freeze": True})})
 
 
 def same_prior(one: PriorBody, other: PriorBody) -> bool:

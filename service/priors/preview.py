@@ -9,7 +9,8 @@ from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.bundle import Bundle
 from service.contract.label_shift import NotConverged, em_prior
 from service.contract.prior import Prior
-from service.contract.verdict import Assessment, assess, may_adopt
+from service.contract.tracking import Tracked
+from service.contract.verdict import SHRINKAGE, Assessment, assess, may_adopt
 from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_shannon
 
 _FEWEST_EM_ROWS = 100
@@ -86,12 +87,19 @@ def preview(
 
 
 def estimate(
-    logits: NDArray[np.float32], *, bundle: Bundle, prior: Prior, capacity: int
+    logits: NDArray[np.float32],
+    *,
+    bundle: Bundle,
+    prior: Prior,
+    capacity: int,
+    shrinkage: float = SHRINKAGE,
+    tracked: Tracked | None = None,
 ) -> Assessment:
     """Estimate the class prior of the traffic and judge the estimate.
 
     The model's estimation block calibrates it, unless the prior names label frequencies of its own.
-    capacity: the most rows that can be kept. Raises TooLittleTraffic when no row is kept.
+    capacity: the most rows that can be kept. shrinkage: made-up rows per class of the target in
+    force. tracked: what a tracker knows of more rows. Raises TooLittleTraffic when no row is kept.
     """
     if len(logits) == 0:
         raise TooLittleTraffic(
@@ -112,6 +120,8 @@ def estimate(
         calibration=block,
         class_frequencies=bundle.class_counts,
         capacity=capacity,
+        shrinkage=shrinkage,
+        tracked=tracked,
     )
 
 

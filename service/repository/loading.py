@@ -24,6 +24,7 @@ from service.graph.trial import influence
 from service.graph.warm_up import efficient_rows
 from service.observe.metrics import Metrics
 from service.priors.recent import LogitReservoir
+from service.priors.shift.stream import Stream
 from service.repository.loads import Turn
 from service.repository.record import ModelRecord
 from service.repository.report import read_report
@@ -125,12 +126,13 @@ class Loader:
         table = PriorTable(classes)
         counted = self.metrics.model(bundle)
         recent = LogitReservoir(classes, max_rows=self.recent_rows, max_bytes=self.recent_bytes)
+        stream = Stream(bundle)
 
         row_seconds = cost_seconds[largest] / largest
         batcher = Batcher(
             graph.run,
             table,
-            record=ModelRecord(counted, recent),
+            record=ModelRecord(counted, recent, stream),
             cost_seconds=cost_seconds.__getitem__,
             max_batch_rows=largest,
             max_queued_rows=max(self.max_queued_rows, largest),
@@ -144,7 +146,7 @@ class Loader:
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
         )
-        return ServedModel(bundle, graph, table, batcher, counted, recent, report)
+        return ServedModel(bundle, graph, table, batcher, counted, recent, stream, report)
 
 
 def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:

@@ -1,8 +1,9 @@
-"""Records a model version's batches and refusals: metrics, and a sample of recent logits."""
+"""Records a model version's batches and refusals: metrics, recent logits, and rows to track."""
 
 from service.batching.work import Abandoned, BatchFacts, DeadlinePassed, Overloaded
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir
+from service.priors.shift.stream import Stream
 
 _REASONS = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "abandoned"}
 
@@ -10,9 +11,12 @@ _REASONS = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "ab
 class ModelRecord:
     """Where a batcher reports what it did (service/batching/work.py, Record)."""
 
-    def __init__(self, metrics: ModelMetrics, recent: LogitReservoir) -> None:
-        self._metrics, self._recent = metrics, recent
-        self.wants_logits = recent.wants_rows
+    def __init__(self, metrics: ModelMetrics, recent: LogitReservoir, stream: Stream) -> None:
+        self._metrics, self._recent, self._stream = metrics, recent, stream
+
+    def wants_logits(self) -> bool:
+        """Whether the tracker or the sample would take rows now."""
+        return self._stream.credit > 0 or self._recent.wants_rows()
 
     def batch(self, facts: BatchFacts) -> None:
         """Count a graph call, and keep a sample of its logits where it gave them."""
@@ -21,7 +25,10 @@ class ModelRecord:
         if logits is None:
             self._recent.pass_over(facts.rows if answered is None else int(answered.sum()))
         else:
-            self._recent.add(logits if answered is None else logits[answered])
+            rows = logits if answered is None else logits[answered]
+            self._recent.add(rows)
+            if self._stream.credit > 0:
+                self._stream.add(rows)
 
     def refused(self, error: Exception) -> None:
         """Count a request that was not scored, by the reason."""

@@ -13,6 +13,7 @@ from service.graph.session import Graph
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir
 from service.priors.rule import source_warnings
+from service.priors.shift.stream import Stream
 from service.wire.json_rows import ShortJson
 from service.wire.ranked import ClassJson
 
@@ -22,9 +23,10 @@ class ServedModel:
     """One loaded version and everything that belongs to it.
 
     bundle: its model.json. graph: its open session. table: the priors that its requests use.
-    batcher: its queue. metrics: its counters. recent: a sample of recent logits. report: its
-    report.json, or an empty object. infer_forms: parsed headers of recent requests of the Open
-    Inference Protocol, by their bytes; that route bounds them.
+    batcher: its queue. metrics: its counters. recent: a sample of recent logits. stream: the
+    rows that its tracker learns from. report: its report.json, or an empty object. infer_forms:
+    parsed headers of recent requests of the Open Inference Protocol, by their bytes; that route
+    bounds them.
     """
 
     bundle: Bundle
@@ -33,6 +35,7 @@ class ServedModel:
     batcher: Batcher
     metrics: ModelMetrics
     recent: LogitReservoir
+    stream: Stream
     report: dict[str, object] = field(default_factory=dict)
     infer_forms: dict[bytes, Any] = field(default_factory=dict)
     class_json: ClassJson = field(init=False)

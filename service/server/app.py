@@ -20,6 +20,7 @@ from service.api.oip.infer import Infer
 from service.api.openapi import document as description
 from service.api.predict import Predict
 from service.api.priors import router as priors
+from service.api.priors.automatic import AutomaticSteps
 from service.batching.batcher import Batcher
 from service.batching.pool import Pool
 from service.classifier import Classifier
@@ -38,6 +39,7 @@ from service.observe.traces import open_traces
 from service.priors.drift import Drift
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
+from service.priors.shift.watch import Automatic, Served, ShiftWatch
 from service.priors.store import open_store, store_url
 from service.priors.webhook import Changed, Webhook
 from service.repository.loading import Loader
@@ -105,7 +107,8 @@ class Service:
         if replaces:
             self.metrics.worker_replaced(replaces)
         self.threads = max(1, available_threads() // settings.workers)
-        self.priors = Priors(open_store(settings.store))
+        store = open_store(settings.store)
+        self.priors = Priors(store)
         self.repository = Repository(
             settings.models,
             prepare=self._loader().prepare,
@@ -118,6 +121,14 @@ class Service:
         )
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
         self.drift = Drift(self.priors, self._newest)
+        self.shift = ShiftWatch(
+            self.priors,
+            self._followed,
+            kept=store.kept,
+            every_seconds=settings.shift_seconds,
+            slot=run_folder.slot,
+            act=self._adopt,
+        )
         self.metrics_port: MetricsPort | None = None
         self.watchdog = Watchdog(
             self._busy,
@@ -126,6 +137,7 @@ class Service:
             end=os._exit if owns_process else None,
         )
         self.webhook: Webhook | None = None
+        self.steps: AutomaticSteps | None = None
         self.grpc: Front | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
@@ -160,12 +172,20 @@ class Service:
             self.repository,
             self.priors,
             self.drift,
+            self.shift,
             max_class_series=self.settings.max_class_series,
         )
         self.metrics.add_gauges(gauges.numbers)
         self.metrics.show_vectors(gauges.vectors)
         self.drift.start()
         self.history.start()
+        self.steps = AutomaticSteps(
+            self.priors,
+            find_reservoir=self._reservoir,
+            max_flip_share=self.settings.max_flip_share,
+            announce=self._announce,
+        )
+        self.shift.start()
         if self.settings.metrics_port:
             self.metrics_port = MetricsPort(
                 self.settings.host,
@@ -204,6 +224,7 @@ class Service:
             await self.grpc.stop(seconds=GRPC_STOP_SECONDS)
         self.drift.stop()
         self.history.stop()
+        await asyncio.to_thread(self.shift.stop)
         if self.metrics_port is not None:
             self.metrics_port.close()
         await self.repository.close()
@@ -257,6 +278,7 @@ class Service:
                     priors=self.priors,
                     find_model=lambda name: self.repository.find(name).bundle,
                     find_reservoir=self._reservoir,
+                    shift=self.shift,
                     access=self.access,
                     require_if_match=settings.require_if_match,
                     tau_cap=settings.tau_cap,
@@ -308,6 +330,10 @@ class Service:
 
         lane = TracedLane(routes, start_span=self.traces.begin, access=self.access, **common)
         return Edge(self.traces.cold(app), lane=lane, **common, **edge)
+
+    def _adopt(self, bundle: Bundle, automatic: Automatic) -> None:
+        if self.steps is not None and not self.draining:
+            self.steps.take(bundle, automatic)
 
     def _announce(self, changed: Changed) -> None:
         if self.webhook is not None:
@@ -387,6 +413,12 @@ class Service:
             f"--default-model is '{default}'; {self.settings.models} holds "
             f"{', '.join(names) or 'no model'}{did_you_mean(default, names)}"
         )
+
+    def _followed(self) -> list[Served]:
+        """Return the newest version of each model, with what its tracker learns from."""
+        return [
+            Served(model.bundle, model.recent, model.stream) for model in self.repository.newest()
+        ]
 
     def _newest(self) -> list[tuple[Bundle, LogitReservoir]]:
         """Return the newest version of each model, with its recent logits."""

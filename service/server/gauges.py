@@ -1,13 +1,16 @@
 """The gauges of models and priors, computed at each scrape in the scrape's thread."""
 
 from collections.abc import Iterable, Iterator
+from typing import get_args
 
 from service.contract.prior import UnknownLabelFrequencies
+from service.contract.verdict import Verdict
 from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge
 from service.priors.drift import Drift
 from service.priors.priors import Priors
 from service.priors.revisions import DEFAULT, PriorDoesNotFit, UnknownPrior
+from service.priors.shift.watch import ShiftWatch
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 
@@ -18,9 +21,16 @@ class Gauges:
     """Reads the models and the priors in force."""
 
     def __init__(
-        self, repository: Repository, priors: Priors, drift: Drift, *, max_class_series: int
+        self,
+        repository: Repository,
+        priors: Priors,
+        drift: Drift,
+        shift: ShiftWatch,
+        *,
+        max_class_series: int,
     ) -> None:
         self._repository, self._priors, self._drift = repository, priors, drift
+        self._shift = shift
         self._max_class_series = max_class_series
 
     def numbers(self) -> Iterator[Gauge]:
@@ -28,6 +38,7 @@ class Gauges:
         for found in self._drift.measured:
             labels = {"model": found.model, "prior": found.prior}
             yield "priordial_prior_divergence", labels, found.value
+        yield from self._of_traffic()
         for name, by_version in self._repository.all().items():
             newest = next(iter(by_version.values()))
             for prior in self._names(name):
@@ -49,7 +60,9 @@ class Gauges:
                 yield "priordial_model_info", provider, 1.0
 
     def vectors(self) -> Iterator[VectorGauge]:
-        """Yield a number a class: the targets of priors for the newest version of each model."""
+        """Yield a number a class, for the newest version of each model: the targets of priors, and
+        the class mix of its traffic.
+        """
         for newest in self._repository.newest():
             for name in (*self._shown(newest), TRAINING):
                 try:
@@ -57,6 +70,22 @@ class Gauges:
                 except _NOT_IN_FORCE:
                     continue
                 yield from newest.metrics.target(name, prior.target)
+            one = self._shift.of(newest.bundle)
+            if one is not None and one.together is not None and one.together.rows:
+                low, high = one.together.interval(one.calibration_variance)
+                yield from newest.metrics.estimated(one.together.prior, low, high)
+
+    def _of_traffic(self) -> Iterator[Gauge]:
+        for one in self._shift.followed():
+            by_model = {"model": one.served.bundle.name}
+            if one.together is not None and one.together.rows:
+                yield "priordial_estimate_rows", by_model, one.together.effective_rows
+            for prior, value in self._shift.divergences(one):
+                yield "priordial_estimated_prior_divergence", {**by_model, "prior": prior}, value
+            if one.judged is not None:
+                for verdict in get_args(Verdict):
+                    is_it = float(verdict == one.judged.verdict)
+                    yield "priordial_estimate_verdict", {**by_model, "verdict": verdict}, is_it
 
     def _names(self, model: str) -> Iterable[str]:
         return {DEFAULT: None, **dict.fromkeys(self._priors.names(model))}

@@ -15,9 +15,11 @@ from service.api import adjust
 from service.api.edge import bodies, framing, json_body, known_headers, lane
 from service.api.edge.errors import TITLES
 from service.api.oip import answer, infer, request
+from service.api.priors import shift
 from service.api.rpc import messages
 from service.contract import pixels
 from service.priors import priors
+from service.priors.shift import history, stream, watch
 from service.settings import Settings
 from service.wire import arrays, forms, images, json_rows, json_text, npy, parameters, tensors
 from tests.support.server import ROOT
@@ -78,6 +80,10 @@ TABLE = {
         answer.MAX_KEPT_HEADERS,
         answer.MAX_KEPT_HEADER_BYTES,
     ],
+    "moments of the class mix": [shift.MAX_POINTS, shift.MAX_SHOWN_NUMBERS],
+    "rows that wait for the tracker": [stream.MAX_WAITING_ROWS],
+    "the remembered class mix": [f"{history.MAX_HISTORY_BYTES // MIB} MiB"],
+    "priors of a model with automatic steps": [watch.MAX_WATCHED_PRIORS],
     "queries, paths and .npy headers": [
         parameters._MAX_CACHED_QUERY_BYTES,
         lane._MAX_PATHS,

@@ -24,13 +24,14 @@ from service.contract.estimation import (
     Replicates,
     SelfTest,
     Sketch,
+    SurestRows,
     ValidationRows,
     binned,
     sketched,
 )
 from service.contract.label_shift import NotConverged, estimate_prior
 from service.contract.scores import bootstrap_rng, class_totals
-from service.contract.verdict import misfit_of, target_mixes
+from service.contract.verdict import dominant_mix, misfit_of, target_mixes
 from training.scores.calibrate import (
     LOG_TEMPERATURE_SD,
     MAX_TEMPERATURE,
@@ -50,6 +51,8 @@ REPLICATES = 20
 MAX_CLASSES_WITH_REPLICATES = 1000
 SELF_TEST_ROWS = 2000
 SELF_TEST_DRAWS = 5
+EXCESS_DRAWS = 10
+FEWEST_EXCESS_ROWS = 200
 _MOST_CELLS = 4_000_000  # of logits that are fitted several times
 
 
@@ -194,9 +197,60 @@ def self_test(
                     distances[name].append(float(np.abs(estimate.prior - mix).sum()))
                 misfit = misfit_of(stream, estimate, half, temperature=half.temperature)
                 misfits.append(0.0 if misfit is None else misfit.phi2)
+    surest = _surest_rows(f, labels, log_source_prior, class_frequencies)
     means = {name: float(f"{np.mean(values):.4g}") for name, values in distances.items()}
     quantile = float(f"{np.quantile(misfits, 0.99):.4g}")
-    return SelfTest(rows=rows, **means, misfit_99=quantile)
+    return SelfTest(rows=rows, **means, misfit_99=quantile, surest_rows=surest)
+
+
+def _surest_rows(
+    f: Vector, labels: Labels, log_source_prior: Vector, class_frequencies: ArrayLike
+) -> SurestRows | None:
+    """How far estimates of one half miss beyond their intervals, calibrated on the other half.
+
+    The excess of the squared error over the variances is that of so many labelled rows. No row is
+    drawn twice for a stream where the half has enough of its class.
+    """
+    classes = f.shape[1]
+    if classes > MAX_CLASSES_WITH_REPLICATES:
+        return None
+    mixes = {name: [mix] * EXCESS_DRAWS for name, mix in target_mixes(class_frequencies).items()}
+    some = np.unique(np.linspace(0, classes - 1, EXCESS_DRAWS).round().astype(int))
+    mixes["dominant"] = [dominant_mix(int(y), classes) for y in some]
+    excess: dict[str, list[float]] = {name: [] for name in mixes}
+    rng = bootstrap_rng(3)
+    for own, other in _halves(labels):
+        found = calibrate(f[own], labels[own], log_source_prior=log_source_prior)
+        copies = _replicates(f[own], labels[own], found, log_source_prior=log_source_prior)
+        members = [other[labels[other] == y] for y in range(classes)]
+        there = np.array([len(each) for each in members])
+        for name, kinds in mixes.items():
+            for mix in kinds:
+                rows = int(np.clip((there / mix).min(), FEWEST_EXCESS_ROWS, SELF_TEST_ROWS))
+                drawn = rng.multinomial(rows, mix)
+                stream = np.concatenate(
+                    [
+                        rng.choice(members[y], n, replace=n > there[y])
+                        for y, n in enumerate(drawn)
+                        if n
+                    ]
+                )
+                try:
+                    estimate = estimate_prior(
+                        f[stream],
+                        temperature=found.temperature.value,
+                        log_source=found.log_source,
+                        replicates=copies,
+                    )
+                except NotConverged:
+                    return None
+                squared = np.square(estimate.prior - mix).sum()
+                said = np.asarray(estimate.covariance).trace()
+                excess[name].append(float((squared - said) / (mix * (1 - mix)).sum()))
+    most = {name: float(np.mean(values)) for name, values in excess.items()}
+    return SurestRows(
+        **{name: float(f"{1 / value:.4g}") if value > 0 else None for name, value in most.items()}
+    )
 
 
 def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:

@@ -187,8 +187,14 @@ class Access:
 
 def audit(request: Request, *, action: str, model: str, name: str, **more: object) -> None:
     """Log one line for a completed write, with the name of the key that made it."""
-    by = request.state.by
     request_id = request.scope.get("state", {}).get("request_id")
+    audit_line(request.state.by, request_id, action=action, model=model, name=name, **more)
+
+
+def audit_line(
+    by: str, request_id: str | None, *, action: str, model: str, name: str, **more: object
+) -> None:
+    """Log one line for a write by a key, or by the service itself without a request."""
     facts = " ".join(f"{key}={value}" for key, value in more.items())
     audit_log.info(
         "%s by %s: model=%s prior=%s %s",

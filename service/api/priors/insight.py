@@ -14,6 +14,7 @@ from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.contract.tracking import Tracked
 from service.contract.verdict import Assessment
 from service.priors import caution
 from service.priors.preview import TooLittleTraffic, estimate, preview
@@ -48,13 +49,16 @@ class Insight:
         *,
         tau_cap: float,
         max_flip_share: float,
+        tracked: Callable[[Bundle], Tracked | None] = lambda _: None,
     ) -> None:
         """`find_model` and `find_reservoir`: see `router`. tau_cap: largest tau of a request.
 
-        max_flip_share: largest share of recent answers that a write may change.
+        max_flip_share: largest share of recent answers that a write may change. tracked: what a
+        tracker knows of a model's traffic, for class lists of which too few rows are kept.
         """
         self._priors, self._find_model, self._find_reservoir = priors, find_model, find_reservoir
         self._tau_cap, self._max_flip_share = tau_cap, max_flip_share
+        self._tracked = tracked
         self._flipping = asyncio.Lock()
         self._turn = asyncio.Lock()
         self._waiting = 0
@@ -141,6 +145,7 @@ class Insight:
                 bundle=bundle,
                 prior=current.prior,
                 capacity=reservoir.capacity,
+                tracked=None if limits else self._tracked(bundle),
             )
         return sample, found
 

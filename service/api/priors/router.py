@@ -10,9 +10,11 @@ from service.api.openapi import routes as openapi
 from service.api.priors import views
 from service.api.priors.insight import Insight
 from service.api.priors.routes import Announce, FindModel, PriorRoutes
+from service.api.priors.shift import ShiftRoutes, ShiftView
 from service.contract.bundle import Bundle
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
+from service.priors.shift.watch import ShiftWatch
 
 FindReservoir = Callable[[Bundle], LogitReservoir | None]
 
@@ -22,6 +24,7 @@ def router(
     priors: Priors,
     find_model: FindModel,
     find_reservoir: FindReservoir,
+    shift: ShiftWatch,
     access: Access,
     require_if_match: bool = False,
     tau_cap: float,
@@ -32,16 +35,23 @@ def router(
 
     find_model: the model of a name, or the default model for None; may raise for an unknown one.
     find_reservoir: the recent logits of a model version, None when none are kept.
+    shift: what is known of the class mix of traffic.
     require_if_match: refuse a write without If-Match. tau_cap: largest tau of a request.
     max_flip_share: largest share of recent answers that a write may change without `force`.
     announce: called with every change that was stored.
     """
     insight = Insight(
-        priors, find_model, find_reservoir, tau_cap=tau_cap, max_flip_share=max_flip_share
+        priors,
+        find_model,
+        find_reservoir,
+        tau_cap=tau_cap,
+        max_flip_share=max_flip_share,
+        tracked=shift.tracked,
     )
     prior = PriorRoutes(
         priors, find_model, insight, require_if_match=require_if_match, announce=announce
     )
+    watched = ShiftRoutes(priors, find_model, shift)
     routes = APIRouter(tags=["priors"])
 
     def add(
@@ -152,6 +162,14 @@ def router(
         role="operate",
         answer=views.PriorView,
         problems=(*judged, "overloaded", "not-adoptable"),
+    )
+    add(
+        "GET",
+        "/priors/{name}/shift",
+        watched.shift,
+        role="observe",
+        answer=ShiftView,
+        problems=("malformed", "conflict"),
     )
     return routes
 

@@ -15,6 +15,7 @@ from service.priors.feed import Changes, WorkerReport
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
 from service.priors.store.engine import CHANNEL, Database
 from service.priors.store.follow import Follower, entries_of
+from service.priors.store.kept import KeptStates
 from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
@@ -41,6 +42,7 @@ class SqlPriorStore:
         """Does not connect. Raises InvalidStoreUrl."""
         self.database = Database(url)
         self._follower = Follower(self.database)
+        self.kept = KeptStates(self.database)
         self.newest: Callable[[], Changes] = self._follower.newest
         self.since: Callable[[int], Changes] = self._follower.since
         self.wait: Callable[[float, threading.Event], None] = self._follower.wait

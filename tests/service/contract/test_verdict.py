@@ -5,6 +5,7 @@ import pytest
 
 from service.contract.estimation import Estimation
 from service.contract.label_shift import PriorEstimate
+from service.contract.tracking import PriorTracker
 from service.contract.verdict import (
     assess,
     chi_square_tail,
@@ -223,3 +224,24 @@ def test_mixes_of_the_self_test_reverse_ranks_and_the_nearest_is_taken():
     for prior, error in ((SOURCE, 0.1), (UNIFORM, 0.2), (SOURCE[::-1], 0.3)):
         assert nearest_self_test(prior, tested, [70, 20, 10]) == error
         assert nearest_self_test(prior, tested, None) == error
+
+
+def test_a_tracker_stands_in_where_too_few_rows_of_many_classes_are_kept():
+    classes = 300
+    rng = np.random.default_rng(4)
+    labels = rng.integers(classes // 3, size=8000)
+    logits = 12.0 * np.eye(classes, dtype=np.float32)[labels]
+    calibration = {"temperature": 1.0, "log_source": np.full(classes, -np.log(classes))}
+    tracker = PriorTracker(**calibration)
+    tracker.update(logits)
+    current = np.full(classes, 1 / classes)
+    common = {"current": current, "calibration": None, "class_frequencies": None, "capacity": 500}
+    alone = assess(logits[:500], **calibration, **common)
+    assert alone.verdict == "too_many_classes"
+    known = tracker.estimate()
+    found = assess(logits[:500], **calibration, **common, tracked=known)
+    assert found.verdict == "uncalibrated"  # the next thing that is missing
+    assert found.estimate.n == int(known.effective_rows) > 3000
+    assert found.estimate.prior == pytest.approx(known.prior)
+    toward = found.candidate - current
+    assert (toward * (known.prior - current) >= 0).all()

@@ -50,6 +50,14 @@ def test_calibrate_publishes_the_next_version_with_a_block_and_the_same_graph(co
     assert after.files == before.files
     assert after.estimation.temperature == after.temperature == result["temperature"]
     assert after.provenance["calibrated"]["from_version"] == before.version
+    assert after.estimation.self_test.surest_rows is not None
+    report = json.loads((folder / "report.json").read_text())
+    assert report["temperature"] == after.temperature
+    assert report["test"]["n"] == before.provenance["scores"]["test"]["n"]
+    assert report["samples"] == json.loads((first / "report.json").read_text())["samples"]
+    scores = after.provenance["scores"]["test"]["at_tau"]
+    assert scores["1"]["balanced_error"] == report["test"]["at_tau"]["1"]["balanced_error"]
+    assert scores["0"]["error"] == before.provenance["scores"]["test"]["at_tau"]["0"]["error"]
     again = command("calibrate", first, "--data", "digits", "--json")[1]
     assert load_bundle(Path(again["bundle"])).estimation == after.estimation
 

@@ -14,6 +14,7 @@ from service.contract.adjustment import softmax
 from service.contract.prior import parse_prior
 from service.keys import make_key
 from service.priors.recent import LogitReservoir
+from service.priors.shift.watch import ShiftWatch
 from service.repository.repository import UnknownModel
 from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle
@@ -23,7 +24,7 @@ ROUTE = "/models/pets/priors"
 
 
 @contextlib.asynccontextmanager
-async def serving(url, *bundles, reservoir=None, keys=(), **options):
+async def serving(url, *bundles, reservoir=None, watch=None, keys=(), **options):
     """A client of an application with the routes of priors; the first bundle is the default."""
     models = {bundle.name: bundle for bundle in bundles}
 
@@ -40,6 +41,7 @@ async def serving(url, *bundles, reservoir=None, keys=(), **options):
                     priors=priors,
                     find_model=find,
                     find_reservoir=lambda _: reservoir,
+                    shift=watch or ShiftWatch(priors, list, kept=None, every_seconds=60),
                     access=Access(keys),
                     tau_cap=10.0,
                     **options,

@@ -1,0 +1,91 @@
+"""Takes the automatic steps of priors: through the same door as a person's, and as visibly."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from service.api.edge.access import audit_line
+from service.api.priors.insight import Insight
+from service.contract.automatic import AUTHOR
+from service.contract.bundle import Bundle
+from service.contract.prior import InvalidPrior
+from service.priors.caution import TooManyFlips
+from service.priors.changes import Condition
+from service.priors.preview import evidence_note
+from service.priors.priors import Priors
+from service.priors.recent import LogitReservoir
+from service.priors.revisions import (
+    PriorConflict,
+    PriorDoesNotFit,
+    StaleRevision,
+    StoreUnavailable,
+    Written,
+)
+from service.priors.shift.watch import Automatic, adopted
+from service.priors.snapshot import resolve
+from service.priors.webhook import Changed
+
+logger = logging.getLogger(__name__)
+
+STEP_SECONDS = 30.0
+
+
+class AutomaticSteps:
+    """Stores what automatic adoption has decided. Made on the event loop."""
+
+    def __init__(
+        self,
+        priors: Priors,
+        *,
+        find_reservoir: Callable[[Bundle], LogitReservoir | None],
+        max_flip_share: float,
+        announce: Callable[[Changed], None],
+    ) -> None:
+        """max_flip_share: as for writes by people. announce: gets every change that is stored."""
+        self._priors, self._announce = priors, announce
+        self._insight = Insight(
+            priors, _no_model, find_reservoir, tau_cap=1.0, max_flip_share=max_flip_share
+        )
+        self._loop = asyncio.get_running_loop()
+
+    def take(self, bundle: Bundle, automatic: Automatic) -> None:
+        """Take a step, from another thread than the loop's; a refusal is logged."""
+        step = self._step(bundle, automatic)
+        try:
+            asyncio.run_coroutine_threadsafe(step, self._loop).result(STEP_SECONDS)
+        except StaleRevision:
+            pass  # somebody else has just changed the prior: the next look begins from there
+        except (
+            TooManyFlips, StoreUnavailable, InvalidPrior, PriorConflict, PriorDoesNotFit,
+            TimeoutError,
+        ) as error:  # fmt: skip
+            logger.warning(
+                "the automatic step of prior %r of model %r was not taken: %s",
+                automatic.prior, bundle.name, error,
+            )  # fmt: skip
+
+    async def _step(self, bundle: Bundle, automatic: Automatic) -> Written:
+        name, note = automatic.prior, evidence_note(automatic.found)
+        if automatic.step.shortened:
+            note += f"; shortened to {automatic.step.length:.3f} nats (largest_step)"
+        body = adopted(automatic, bundle.class_names, note=note)
+        candidate = await asyncio.to_thread(resolve, bundle, name, 0, body, None)
+        flips = await self._insight.flips(bundle, name, candidate, force=False)
+        condition = Condition(if_match=frozenset({automatic.revision}))
+        written = await self._priors.put(bundle, name, body, by=AUTHOR, condition=condition)
+        if written.changed:
+            audit_line(
+                AUTHOR,
+                None,
+                action="auto-adopt",
+                model=bundle.name,
+                name=name,
+                revision=written.entry.revision,
+                decisions_changed=flips.share,
+            )
+            self._announce(Changed("auto-adopt", written.entry, flips.share))
+        return written
+
+
+def _no_model(name: str | None) -> Bundle:
+    raise LookupError(f"steps name their model themselves, not '{name}'")

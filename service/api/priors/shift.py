@@ -1,0 +1,159 @@
+"""The class mix of traffic as it is followed over time, and what automatic adoption does."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from service.contract.bundle import Bundle
+from service.contract.verdict import Verdict
+from service.priors.priors import Priors
+from service.priors.shift.history import Point
+from service.priors.shift.watch import Followed, ShiftWatch
+
+MAX_POINTS = 1000
+MAX_SHOWN_NUMBERS = 200_000
+"""Numbers in the points of an answer; of many classes fewer points are given."""
+Name = Annotated[str, Path(description="A prior's name")]
+
+
+class ShiftPoint(BaseModel):
+    """The estimate at a moment: vectors in class order, with 95 % intervals class by class."""
+
+    at: datetime
+    estimate: list[float]
+    low: list[float]
+    high: list[float]
+    verdict: Verdict | None
+
+
+class ShiftView(BaseModel):
+    """What is known of the class mix of a model's traffic, against the target of a prior.
+
+    `estimate` follows the newest traffic of all workers and replicas. `judged` is the last verdict
+    on the newest rows, with its evidence. `automatic` is what automatic adoption of this prior
+    decided then: `adopt`, `wait` or `hold`, with the reason. Numbers are null before there was
+    traffic, or where the model's source prior is unknown.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str
+    version: int
+    name: str
+    revision: int
+    class_names: list[str]
+    target: list[float]
+    rows: int
+    effective_rows: float
+    workers: int
+    estimate: list[float] | None
+    low: list[float] | None
+    high: list[float] | None
+    judged: dict[str, Any] | None
+    automatic: dict[str, Any] | None
+    points: list[ShiftPoint]
+
+
+class ShiftRoutes:
+    """Reads what the watch knows."""
+
+    def __init__(
+        self,
+        priors: Priors,
+        find_model: Callable[[str | None], Bundle],
+        watch: ShiftWatch,
+    ) -> None:
+        self._priors, self._find_model, self._watch = priors, find_model, watch
+
+    async def shift(
+        self,
+        request: Request,
+        name: Name,
+        points: Annotated[
+            int, Query(ge=0, le=MAX_POINTS, description="moments, spread over what is remembered")
+        ] = 240,
+    ) -> Response:
+        """The tracked class mix of traffic over time, the verdict, and automatic adoption."""
+        bundle = self._find_model(request.path_params.get("model"))
+        revision = self._priors.select(bundle, name)
+        view = shift_view(
+            bundle,
+            name,
+            revision.revision,
+            revision.prior.target,
+            self._watch.of(bundle),
+            points=points,
+        )
+        return Response(view.model_dump_json(), media_type="application/json")
+
+
+def shift_view(
+    bundle: Bundle,
+    name: str,
+    revision: int,
+    target: Any,
+    one: Followed | None,
+    *,
+    points: int,
+) -> ShiftView:
+    """The answer; None before the first look."""
+    together = None if one is None else one.together
+    known = together is not None and together.rows > 0
+    estimate = low = high = None
+    if one is not None and together is not None and known:
+        ends = together.interval(one.calibration_variance)
+        estimate, low, high = (_rounded(v) for v in (together.prior, *ends))
+    judged = None if one is None else one.judged
+    told: dict[str, Any] | None = None
+    automatic: dict[str, Any] | None = None
+    if judged is not None:
+        told = {**judged.__dict__, "at": judged.at.isoformat()}
+        automatic = told.pop("automatic").get(name)
+    return ShiftView(
+        model=bundle.name,
+        version=bundle.version,
+        name=name,
+        revision=revision,
+        class_names=bundle.class_names,
+        target=_rounded(target),
+        rows=0 if together is None else together.rows,
+        effective_rows=0.0 if together is None else together.effective_rows,
+        workers=0 if one is None else one.workers,
+        estimate=estimate,
+        low=low,
+        high=high,
+        judged=told,
+        automatic=automatic,
+        points=[] if one is None else _points(one, points, len(bundle.class_names)),
+    )
+
+
+def _points(one: Followed, wanted: int, classes: int) -> list[ShiftPoint]:
+    """At most so many points, evenly spread, the newest among them."""
+    found = list(one.history)
+    most = min(wanted, MAX_SHOWN_NUMBERS // (3 * classes), len(found))
+    if most == 0:
+        return []
+    chosen = np.unique(np.linspace(0, len(found) - 1, most).round().astype(int))
+    if most == 1:
+        chosen = np.array([len(found) - 1])
+    return [_point(found[i]) for i in chosen]
+
+
+def _point(point: Point) -> ShiftPoint:
+    return ShiftPoint(
+        at=point.at,
+        estimate=_rounded(point.prior),
+        low=_rounded(point.low),
+        high=_rounded(point.high),
+        verdict=point.verdict,  # type: ignore[arg-type]
+    )
+
+
+def _rounded(vector: Any) -> list[float]:
+    found: list[float] = np.round(np.asarray(vector, np.float64), 6).tolist()
+    return found

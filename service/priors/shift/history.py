@@ -1,0 +1,64 @@
+"""The tracked estimate over time, in bounded memory: the older, the same, but less often."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.tracking import Tracked
+
+MOST_POINTS = 2880
+MAX_HISTORY_BYTES = 2**20
+"""Of one model version."""
+_FEWEST_POINTS = 16
+
+
+@dataclass(frozen=True)
+class Point:
+    """The estimate at a moment, with its 95 % intervals: vectors [C], float32."""
+
+    at: datetime
+    prior: NDArray[np.float32]
+    low: NDArray[np.float32]
+    high: NDArray[np.float32]
+    verdict: str | None
+
+
+class History:
+    """Points in order. When there is no more room, every second point goes, and of the points to
+    come every second one is kept, and so on: memory is bounded, and no time is forgotten.
+    """
+
+    def __init__(self, classes: int) -> None:
+        room = MAX_HISTORY_BYTES // (12 * classes)
+        self.capacity = max(_FEWEST_POINTS, min(MOST_POINTS, room))
+        self._points: list[Point] = []
+        self._every = self._passed = 1
+
+    def __iter__(self) -> Iterator[Point]:
+        return iter(list(self._points))
+
+    def __len__(self) -> int:
+        return len(self._points)
+
+    def add(
+        self,
+        at: datetime,
+        tracked: Tracked,
+        *,
+        calibration_variance: NDArray[np.float64] | float,
+        verdict: str | None,
+    ) -> None:
+        """Note what is known now."""
+        self._passed += 1
+        if self._passed < self._every:
+            return
+        self._passed = 0
+        low, high = tracked.interval(calibration_variance)
+        prior, first, last = (vector.astype(np.float32) for vector in (tracked.prior, low, high))
+        self._points.append(Point(at, prior, first, last, verdict))
+        if len(self._points) >= self.capacity:
+            self._points = self._points[::2]
+            self._every *= 2

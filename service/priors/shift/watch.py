@@ -1,0 +1,440 @@
+"""Follows the class prior of traffic, judges it now and then, and says what adopting would do.
+
+Two threads, both off the event loop. One feeds the trackers a few times a second. The other looks
+every `--shift-seconds`: it keeps what this worker has learnt in the store, combines it with what
+other workers and replicas have kept there, and, in one worker of each replica, judges the newest
+rows and decides on automatic steps.
+"""
+
+import json
+import logging
+import socket
+import threading
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+
+from service.contract.adjustment import Vector
+from service.contract.automatic import STRENGTH, AutoAdopt, Step, next_step
+from service.contract.bundle import Bundle
+from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.contract.tracking import Tracked
+from service.contract.verdict import Assessment, rows_wanted
+from service.priors.preview import TooLittleTraffic, estimate
+from service.priors.priors import Priors
+from service.priors.recent import LogitReservoir
+from service.priors.revisions import (
+    DEFAULT,
+    PriorDoesNotFit,
+    StoreUnavailable,
+    UnknownPrior,
+)
+from service.priors.rule import jensen_shannon
+from service.priors.shift.history import History
+from service.priors.shift.stream import Stream, estimate_of
+from service.priors.store.kept import KeptState
+
+logger = logging.getLogger(__name__)
+
+LEARN_SECONDS = 0.25
+STOP_SECONDS = 2.0
+MAX_WATCHED_PRIORS = 10
+"""Priors of a model on whose automatic steps is decided: `default`, and others that ask for it."""
+_ALIVE_LOOKS = 4
+"""A worker that has kept nothing for so many looks counts no more."""
+_SHORTEST_ALIVE = timedelta(seconds=15)
+_RESTORED_FOR = timedelta(days=1)
+"""A state that is older says nothing about the traffic of now."""
+
+
+class Keeper(Protocol):
+    """Where states are kept; see service.priors.store.kept.KeptStates."""
+
+    def keep(self, kept: KeptState) -> None:
+        """Put a state in the place of its keeper's last one."""
+
+    def of(self, model: str) -> list[KeptState]:
+        """The states of a model, the newest first."""
+
+
+class Served(NamedTuple):
+    """The newest version of a model, as far as the watch needs it."""
+
+    bundle: Bundle
+    recent: LogitReservoir
+    stream: Stream
+
+
+@dataclass(frozen=True)
+class Automatic:
+    """What automatic adoption of a prior does: its bounds, and its last decision."""
+
+    prior: str
+    bounds: AutoAdopt
+    step: Step
+    decided_at: datetime
+    base: PriorBody
+    revision: int
+    found: Assessment
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The last judgement of a model's traffic, ready for JSON but for the time."""
+
+    at: datetime
+    verdict: str
+    reason: str
+    evidence: dict[str, Any]
+    rows: int
+    automatic: dict[str, dict[str, Any]]
+
+    def document(self) -> str:
+        """As it is kept in the store."""
+        return json.dumps({**self.__dict__, "at": self.at.isoformat()})
+
+    @classmethod
+    def of_document(cls, text: str) -> "Judged | None":
+        """The judgement that a document holds; None for an empty or foreign one."""
+        try:
+            found = json.loads(text)
+            return cls(**{**found, "at": datetime.fromisoformat(found["at"])})
+        except (ValueError, TypeError, KeyError):
+            return None
+
+
+@dataclass
+class Followed:
+    """What is known of one model's traffic."""
+
+    served: Served
+    history: History
+    together: Tracked | None = None
+    """Of all workers and replicas that see this model's traffic."""
+    workers: int = 0
+    judged: Judged | None = None
+    calibration_variance: Vector | float = 0.0
+    shown: str | None = None
+    """The verdict after two looks that agree."""
+    last: str | None = None
+    judged_at: datetime | None = None
+    kept_rows: int = -1
+    steady: dict[str, bool] = field(default_factory=dict)
+    dry_at: dict[str, datetime] = field(default_factory=dict)
+
+    @property
+    def verdict(self) -> str | None:
+        """The verdict that is shown."""
+        return self.shown
+
+
+class ShiftWatch:
+    """Follows every model that is served."""
+
+    def __init__(
+        self,
+        priors: Priors,
+        models: Callable[[], Iterable[Served]],
+        *,
+        kept: Keeper | None,
+        every_seconds: float,
+        slot: int = 0,
+        act: Callable[[Bundle, Automatic], None] = lambda *_: None,
+        replica: str | None = None,
+        now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    ) -> None:
+        """`models` lists the newest version of each model; `act` takes a step that is due.
+
+        kept: where states survive a restart; None keeps them in memory only. every_seconds:
+        between two looks. slot: of this worker in its replica; the worker of slot 0 judges.
+        """
+        self._priors, self._models, self._kept = priors, models, kept
+        self._every, self._slot, self._act, self._now = every_seconds, slot, act, now
+        self._keeper = f"{replica or socket.gethostname()}/{slot}"
+        self._followed: dict[int, Followed] = {}
+        self._stopped = threading.Event()
+        self._store_trouble = ""
+
+    def start(self) -> None:
+        """Follow and look until `stop`."""
+        for name, run in (("tracking", self._learn_on), ("shift", self._look_on)):
+            threading.Thread(target=run, name=name, daemon=True).start()
+
+    def stop(self) -> None:
+        """Keep what has been learnt once more, and follow no more. Blocks for STOP_SECONDS at most.
+
+        The store may hang, so a thread that nobody waits for longer does the keeping.
+        """
+        self._stopped.set()
+        last = threading.Thread(target=lambda: [*map(self._keep, self.followed())], daemon=True)
+        last.start()
+        last.join(STOP_SECONDS)
+
+    def of(self, bundle: Bundle) -> Followed | None:
+        """What is known of a model version; None before the first look."""
+        return self._followed.get(id(bundle))
+
+    def tracked(self, bundle: Bundle) -> Tracked | None:
+        """The estimate of a model version's traffic; None before there was any."""
+        one = self.of(bundle)
+        return None if one is None else one.together
+
+    def followed(self) -> list[Followed]:
+        """What is known of every model."""
+        return list(self._followed.values())
+
+    def divergences(self, one: Followed) -> Iterable[tuple[str, float]]:
+        """Yield the Jensen-Shannon divergence of the estimate from each prior's target."""
+        if one.together is None or not one.together.rows:
+            return
+        for name in self._watched(one.served.bundle.name):
+            target = self._target(one.served.bundle, name)
+            if target is not None:
+                yield name, jensen_shannon(one.together.prior, target)
+
+    def learn(self) -> None:
+        """Update every tracker with the rows that wait for it."""
+        for served in self._models():
+            served.stream.learn()
+
+    def look(self) -> None:
+        """Keep, combine and judge once."""
+        followed = {}
+        for served in self._models():
+            one = self._followed.get(id(served.bundle))
+            if one is None:
+                one = Followed(served, History(len(served.bundle.class_names)))
+                self._restore(one)
+            followed[id(served.bundle)] = one
+        self._followed = followed
+        for one in followed.values():
+            if one.served.stream.follows:
+                self._look_at(one)
+
+    # ---- inside
+
+    def _learn_on(self) -> None:
+        while not self._stopped.wait(LEARN_SECONDS):
+            try:
+                self.learn()
+            except Exception:
+                logger.exception("the prior of traffic could not be followed; going on")
+
+    def _look_on(self) -> None:
+        while not self._stopped.wait(self._every):
+            try:
+                self.look()
+            except Exception:
+                logger.exception("traffic could not be judged; trying again in %g s", self._every)
+
+    def _look_at(self, one: Followed) -> None:
+        own = one.served.stream.now()
+        if own is None:
+            return
+        if self._slot == 0:
+            self._judge(one, own)
+        self._keep(one)
+        others = self._others(one)
+        one.together, one.workers = Tracked.combined([own, *others]), 1 + len(others)
+        if one.together.rows:
+            one.history.add(
+                self._now(),
+                one.together,
+                calibration_variance=one.calibration_variance,
+                verdict=one.shown,
+            )
+
+    def _judge(self, one: Followed, own: Tracked) -> None:
+        """Judge the newest rows, once enough of them are new since the last judgement."""
+        bundle, recent, now = one.served.bundle, one.served.recent, self._now()
+        least = rows_wanted(len(bundle.class_names))
+        window = min(max(least, int(own.effective_rows)), recent.capacity)
+        since = None if one.judged_at is None else (now - one.judged_at).total_seconds()
+        if since is not None and len(recent.sample(max_age=since).logits) < window / 2:
+            return
+        logits = recent.sample(newest=window).logits
+        try:
+            automatic = [
+                self._decide(one, name, logits, own, now) for name in self._watched(bundle.name)
+            ]
+        except TooLittleTraffic:
+            return
+        decided = [each for each in automatic if each is not None]
+        if not decided:
+            return
+        first = decided[0].found
+        agrees = first.verdict in (one.last, one.shown) or one.shown is None
+        one.shown = first.verdict if agrees else one.shown
+        one.last, one.judged_at = first.verdict, now
+        one.calibration_variance = first.estimate.calibration_variance
+        one.judged = Judged(
+            now,
+            one.shown or first.verdict,
+            first.reason,
+            first.evidence(),
+            first.estimate.n,
+            {each.prior: _told(each, bundle.class_names) for each in decided},
+        )
+        for each in decided:
+            if each.step.action == "adopt" and each.bounds.mode == "on":
+                self._act(bundle, each)
+
+    def _decide(
+        self, one: Followed, name: str, logits: Any, own: Tracked, now: datetime
+    ) -> Automatic | None:
+        """The assessment for one prior and what follows from it; None where none can be made."""
+        bundle = one.served.bundle
+        try:
+            revision = self._priors.in_force(bundle, name)
+        except (PriorDoesNotFit, UnknownPrior, InvalidPrior, UnknownLabelFrequencies):
+            return None
+        if revision.prior.log_source is None:
+            return None
+        entry = self._priors.newest(bundle.name, name)
+        base = PriorBody() if entry is None or entry.body is None else entry.body
+        bounds = base.auto_adopt or AutoAdopt()
+        found = estimate(
+            logits,
+            bundle=bundle,
+            prior=revision.prior,
+            capacity=one.served.recent.capacity,
+            shrinkage=STRENGTH,
+            tracked=own,
+        )
+        changed_at = None if entry is None else entry.updated_at
+        if bounds.mode == "dry_run" and name in one.dry_at:
+            changed_at = max(filter(None, (changed_at, one.dry_at[name])))
+        step = next_step(
+            bounds,
+            found,
+            current=revision.prior.target,
+            steady=one.steady.get(name, False),
+            now=now,
+            changed_at=changed_at,
+        )
+        one.steady[name] = found.verdict == "usable"
+        if step.action == "adopt" and bounds.mode == "dry_run":
+            one.dry_at[name] = now
+            logger.info(
+                "dry run: prior %r of model %r would be moved by %.3f nats (%s)",
+                name, bundle.name, step.length, step.reason,
+            )  # fmt: skip
+        return Automatic(name, bounds, step, now, base, revision.revision, found)
+
+    def _watched(self, model: str) -> list[str]:
+        asking = []
+        for name in self._priors.names(model):
+            entry = self._priors.newest(model, name)
+            if name != DEFAULT and entry is not None and entry.body is not None:
+                asking += [name] if entry.body.auto_adopt is not None else []
+        return [DEFAULT, *asking][:MAX_WATCHED_PRIORS]
+
+    def _target(self, bundle: Bundle, name: str) -> Vector | None:
+        try:
+            return self._priors.in_force(bundle, name).prior.target
+        except (PriorDoesNotFit, UnknownPrior, InvalidPrior, UnknownLabelFrequencies):
+            return None
+
+    # ---- the store
+
+    def _restore(self, one: Followed) -> None:
+        """Go on from this worker's own last state, else from one whose worker has gone."""
+        now, digest = self._now(), one.served.bundle.class_digest
+        mine, gone = [], []
+        for kept in self._read(one.served.bundle.name):
+            if kept.class_digest != digest or kept.kept_at is None:
+                continue
+            age = now - kept.kept_at
+            if age > _RESTORED_FOR:
+                continue
+            if kept.keeper == self._keeper:
+                mine.append(kept)
+            elif age > self._alive:
+                gone.append(kept)
+        for kept in [*mine, *gone[:1]]:
+            if one.served.stream.restore(kept.state):
+                one.judged = Judged.of_document(kept.judged)
+                return
+
+    def _keep(self, one: Followed) -> None:
+        """Keep this worker's state, where it has learnt something since."""
+        own = one.served.stream.now()
+        state = one.served.stream.state()
+        if self._kept is None or own is None or state is None:
+            return
+        bundle = one.served.bundle
+        judged = one.judged.document() if self._slot == 0 and one.judged is not None else "{}"
+        try:
+            self._kept.keep(
+                KeptState(bundle.name, self._keeper, bundle.class_digest, state, judged)
+            )
+            self._note("")
+        except StoreUnavailable as error:
+            self._note(str(error))
+
+    def _others(self, one: Followed) -> list[Tracked]:
+        """The estimates of other live workers, and the newest judgement among theirs."""
+        bundle, found = one.served.bundle, []
+        for kept in self._read(bundle.name):
+            fits = kept.class_digest == bundle.class_digest and kept.keeper != self._keeper
+            if not fits or kept.kept_at is None or self._now() - kept.kept_at > self._alive:
+                continue
+            other = estimate_of(bundle, kept.state)
+            if other is not None:
+                found.append(other)
+            judged = Judged.of_document(kept.judged)
+            if self._slot and judged is not None and (
+                one.judged is None or judged.at > one.judged.at
+            ):  # fmt: skip
+                one.judged, one.shown = judged, judged.verdict
+        return found
+
+    def _read(self, model: str) -> list[KeptState]:
+        if self._kept is None:
+            return []
+        try:
+            return self._kept.of(model)
+        except StoreUnavailable as error:
+            self._note(str(error))
+            return []
+
+    def _note(self, trouble: str) -> None:
+        """Log trouble with the store when it begins."""
+        if trouble and not self._store_trouble:
+            logger.warning("what is known of traffic is in memory only: %s", trouble)
+        self._store_trouble = trouble
+
+    @property
+    def _alive(self) -> timedelta:
+        return max(_SHORTEST_ALIVE, timedelta(seconds=_ALIVE_LOOKS * self._every))
+
+
+def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> PriorBody:
+    """The body that an automatic step stores. Raises ValueError for a step that adopts nothing."""
+    if automatic.step.target is None:
+        raise ValueError("this step adopts nothing")
+    target = dict(zip(class_names, automatic.step.target.tolist(), strict=True))
+    return automatic.base.model_copy(update={"target": target, "expected": True, "note": note})
+
+
+def _told(each: Automatic, class_names: list[str]) -> dict[str, Any]:
+    """A decision for JSON."""
+    step, bounds = each.step, each.bounds
+    target = None
+    if step.target is not None:
+        target = dict(zip(class_names, np.round(step.target, 6).tolist(), strict=True))
+    return {
+        "mode": bounds.mode,
+        "freeze": bounds.freeze,
+        "bounds": bounds.model_dump(mode="json"),
+        "action": step.action,
+        "reason": step.reason,
+        "target": target,
+        "step_nats": step.length,
+        "shortened": step.shortened,
+        "decided_at": each.decided_at.isoformat(),
+        "revision": each.revision,
+    }
