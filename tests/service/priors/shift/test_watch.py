@@ -78,10 +78,20 @@ def with_priors(url, function):
     asyncio.run(main())
 
 
-def kept_in(url):
-    store = open_store(url)
-    store.open()
-    return store.kept
+@pytest.fixture
+def kept_in():
+    """Opens the kept states of a store, as another process would; closed at the end."""
+    stores = []
+
+    def opened(url):
+        store = open_store(url)
+        store.open()
+        stores.append(store)
+        return store.kept
+
+    yield opened
+    for store in stores:
+        store.close()
 
 
 def test_the_estimate_of_traffic_and_its_verdict_are_known_after_a_look(sqlite_url, bundle):
@@ -118,7 +128,7 @@ def test_noise_is_not_explained_after_two_looks_that_agree(sqlite_url, bundle):
     with_priors(sqlite_url, run)
 
 
-def test_what_was_learnt_survives_a_restart(store_url, bundle):
+def test_what_was_learnt_survives_a_restart(store_url, bundle, kept_in):
     async def run(priors):
         before = Site(priors, bundle, kept=kept_in(store_url))
         before.traffic(OTHER, 2000)
@@ -134,7 +144,9 @@ def test_what_was_learnt_survives_a_restart(store_url, bundle):
     with_priors(store_url, run)
 
 
-def test_a_worker_under_another_name_goes_on_where_one_that_is_gone_has_ended(sqlite_url, bundle):
+def test_a_worker_under_another_name_goes_on_where_one_that_is_gone_has_ended(
+    sqlite_url, bundle, kept_in
+):
     async def run(priors):
         before = Site(priors, bundle, kept=kept_in(sqlite_url), replica="pod-1")
         before.traffic(OTHER, 1000)
@@ -154,7 +166,7 @@ def test_a_worker_under_another_name_goes_on_where_one_that_is_gone_has_ended(sq
     with_priors(sqlite_url, run)
 
 
-def test_workers_and_replicas_know_the_traffic_of_all(store_url, bundle):
+def test_workers_and_replicas_know_the_traffic_of_all(store_url, bundle, kept_in):
     async def run(priors):
         sites = [
             Site(priors, bundle, kept=kept_in(store_url), slot=slot, replica=replica)
@@ -254,7 +266,7 @@ def test_undoing_an_automatic_step_freezes_automatic_adoption(store_url, bundle)
     with_priors(store_url, run)
 
 
-def test_kept_states_replace_each_other_and_old_ones_go(store_url):
+def test_kept_states_replace_each_other_and_old_ones_go(store_url, kept_in):
     kept = kept_in(store_url)
     assert kept.of("pets") == []
     for state in (b"one", b"two"):
