@@ -17,3 +17,17 @@ def test_answers_that_were_cut_are_faults():
     for at in range(1, len(whole)):
         assert hostile._answers(whole + whole[:at])[-1].status == 0
     assert hostile._answers(b"HTTP/1.1 102 Processing\r\n\r\n" + whole) == hostile._answers(whole)
+
+
+def test_a_stream_must_get_the_same_answers_in_every_cut():
+    fine, gone, wrong = (hostile.Answer(status, b"", b"") for status in (200, 404, 400))
+    get = b"GET / HTTP/1.1\r\nhost: x\r\n\r\n"
+    assert hostile.ends_whole(get * 2)
+    assert not hostile.ends_whole(get + get[:-1])
+    assert not hostile.ends_whole(get + b"x y z\r\n\r\n")
+    assert hostile.alike([[fine, gone], [fine, gone]], ends_whole=True)
+    assert not hostile.alike([[fine, gone], [fine]], ends_whole=True)
+    assert hostile.alike([[fine, gone], [fine], [fine, wrong]], ends_whole=False)
+    assert not hostile.alike([[fine, gone], [gone]], ends_whole=False)
+    assert not hostile.alike([[fine, gone, wrong], [fine]], ends_whole=False)
+    assert not hostile.alike([[fine, fine], [fine]], ends_whole=False)
