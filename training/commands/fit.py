@@ -93,7 +93,7 @@ def _add_running_flags(running: Any) -> None:
         help="where checkpoints and logs go (default runs)",
     )
     running.add_argument(
-        "--resume", action="store_true", help="go on from this run's checkpoint, if there is one"
+        "--resume", action="store_true", help="continue from this run's checkpoint, if there is one"
     )
     running.add_argument(
         "--restart", action="store_true", help="discard this run's checkpoint, if there is one"

@@ -1,6 +1,7 @@
-"""Losses by name: what each divides out of the label frequencies, and the head that it needs.
+"""Losses by name: what each divides out of the label frequencies, and the last layer that it needs.
 
-The formulas are the functions of margins.py; here they get their class vectors as buffers.
+The formulas are the functions in margins.py. The modules here hold their class vectors as buffers,
+so that they move to a device together with the network.
 """
 
 import math

@@ -38,8 +38,8 @@ class Standardise(nn.Module):
         """Fit to training rows [N, …]."""
         wide = rows.astype(np.float64)
         deviation = wide.std(axis=0)
-        # an input that varies by rounding alone is constant; dividing by its deviation would blow
-        # up noise
+        # An input that varies only by rounding counts as constant: dividing by its deviation
+        # would amplify noise.
         varies = deviation > 1e-6 * np.maximum(np.abs(wide.mean(axis=0)), 1e-30)
         return cls(
             wide.mean(axis=0).astype(np.float32),
@@ -47,7 +47,7 @@ class Standardise(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, …] -> [B, …]."""
+        """Standardise a batch [B, …]; the shape stays."""
         standardised: Tensor = (inputs - self.mean) / self.deviation
         return standardised
 
@@ -57,8 +57,8 @@ class CosineLinear(nn.Module):
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
-        # of length 1, as the authors have it: a step turns a vector by its size over the length
-        # squared
+        # Vectors start with length 1, as in the authors' code: how far a step turns a vector
+        # depends on the step's size over the squared length.
         directions = torch.empty(num_classes, features).uniform_(-1, 1)
         self.weight = nn.Parameter(functional.normalize(directions, dim=-1))
 
@@ -244,7 +244,8 @@ def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Mod
 def _factory(name: str) -> Callable[..., Any]:
     module_name, _, function_name = name.partition(":")
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))  # the console script, unlike python -m, leaves it out
+        # `python -m` puts the current folder on the path; the console script does not.
+        sys.path.append(str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError) as error:

@@ -8,12 +8,14 @@ from training.faults import WrongUse
 
 
 class InvalidObjective(WrongUse):
-    """A loss or sampler that does not exist, a wrong option, or frequencies that cannot be used."""
+    """An unknown loss or sampler, an invalid option, or unusable frequencies; the message says
+    which.
+    """
 
 
 @dataclass(frozen=True)
 class Option:
-    """A number with its default and its range. `below` excludes the upper end itself."""
+    """A number with its default and its range. With `below`, the range excludes its upper end."""
 
     default: float
     low: float = 0.0
@@ -21,7 +23,7 @@ class Option:
     below: bool = False
 
     def allows(self, value: float) -> bool:
-        """Whether the value is a number of the range; NaN is not."""
+        """Whether the value lies in the range; NaN does not."""
         return self.low <= value and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
@@ -33,9 +35,10 @@ class Option:
 def completed(
     kind: str, name: str, given: Mapping[str, float], options: Mapping[str, Option]
 ) -> dict[str, float]:
-    """The given options with the defaults of the others. Raises InvalidObjective for a wrong one.
+    """The given options, and the defaults of the others. Raises InvalidObjective for an invalid
+    one.
 
-    kind: `loss` or `sampler`; with the name, it stands in the message.
+    kind: "loss" or "sampler"; kind and name identify the culprit in the message.
     """
     unknown = sorted(set(given) - set(options))
     if unknown:

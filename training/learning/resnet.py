@@ -1,4 +1,6 @@
-"""ResNet-32 for 32 × 32 images: of He et al., as the paper says, and of its released code."""
+"""ResNet-32 for 32 × 32 images, in two forms: as in He et al., which the paper cites, and as in the
+code released with the paper.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -115,7 +115,7 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
 
 
 def _over_present(counts: Vector) -> Vector:
-    """The same probability for each class that has an example."""
+    """Equal probabilities for the classes that have an example, 0 for the others."""
     present = counts > 0
     shares: Vector = present / present.sum()
     return shares
@@ -129,10 +129,10 @@ class Recorded(NamedTuple):
 
 
 def recorded(objective: Objective, sampler: Sampler) -> Recorded:
-    """What a loss and a sampler divide out together.
+    """What a loss and a sampler together divide out of the label frequencies.
 
-    Raises InvalidObjective when both would divide: a sampler that re-samples, with a loss that
-    already accounts for the label frequencies, divides twice.
+    Raises InvalidObjective when both would: a sampler that re-samples, with a loss that already
+    accounts for the label frequencies, would divide twice.
     """
     if sampler.recorded_loss_tau is None:
         return Recorded(objective.recorded_loss_tau, objective.source_prior)

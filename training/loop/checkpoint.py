@@ -23,7 +23,7 @@ Identity: TypeAlias = Mapping[str, Any]
 RandomState: TypeAlias = dict[str, Any]
 FORMAT = 1
 LATER: Mapping[str, Any] = {"adam_beta2": 0.999, "skip_broken": False, "tokens": "words"}
-"""Settings that older files lack, with the values that they had before they could be set."""
+"""Settings that older files lack. Before each became a setting, it had this fixed value."""
 
 
 @dataclass(frozen=True)
@@ -42,17 +42,17 @@ class RunState:
 class CheckpointFile:
     """One run's checkpoint at `path`.
 
-    identity: the settings that must be equal for a checkpoint to be continued.
+    identity: settings that must equal those in the file for a run to continue from it.
     """
 
     path: Path
     identity: Identity
 
     def save(self, state: RunState, *, step: int, random_states: Sequence[RandomState]) -> None:
-        """Write the state after `step` steps. After a power failure the file is the old or the new
-        one.
+        """Write the state after `step` steps.
 
-        random_states: of each process, in order of rank.
+        After a power failure the file holds either the old or the new state. random_states: one for
+        each process, in order of rank.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         document = {
@@ -90,9 +90,8 @@ class CheckpointFile:
         state.network.load_state_dict(document["network"])
         state.optimiser.load_state_dict(document["optimiser"])
         state.scaler.load_state_dict(document["scaler"])
-        if rank < len(
-            document["random"]
-        ):  # fewer than there are processes now: the others draw afresh
+        # With more processes than before, the new ones keep their fresh state.
+        if rank < len(document["random"]):
             restore_random(document["random"][rank])
         return int(document["step"])
 
@@ -100,7 +99,7 @@ class CheckpointFile:
     def locked(self) -> Iterator[None]:
         """Hold a lock beside the file. Raises WrongUse when another process holds it.
 
-        The lock ends with its process, however that ends.
+        The system releases the lock when the process ends, even if it is killed.
         """
         if fcntl is None:  # not on Windows
             yield
@@ -144,7 +143,9 @@ def _flag(key: str) -> str:
 
 
 def _locked_file(path: Path) -> TextIO:
-    """The lock's file, locked. One that its last owner has deleted meanwhile is opened anew."""
+    """The lock file, open and locked. If its last owner has deleted it meanwhile, open a
+    new one.
+    """
     while True:
         file = path.open("a+", encoding="ascii")
         try:
@@ -163,7 +164,7 @@ def _locked_file(path: Path) -> TextIO:
 
 
 def filled(settings: Mapping[str, Any], *, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an older file, with the former values of settings that it lacks."""
+    """The settings of an older file, completed with the former values of settings that it lacks."""
     return {key: value for key, value in LATER.items() if key in like} | dict(settings)
 
 
@@ -192,7 +193,7 @@ def restore_random(state: RandomState) -> None:
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Restore the state of every generator at the end, as if nothing had been drawn."""
+    """Restore the state of every generator at the end, so that draws inside leave no trace."""
     before = random_state()
     try:
         yield

@@ -8,7 +8,7 @@ from training.faults import Fault
 
 
 class Interrupted(Fault):
-    """The run has stopped because it was asked to; the message says how to continue it."""
+    """The run stopped on a signal; the message says how to continue it."""
 
 
 class StopSignal:
@@ -22,7 +22,9 @@ class StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except ValueError:  # not the main thread: signals are the caller's business
+            except (
+                ValueError
+            ):  # Outside the main thread, Python allows no handlers: the caller handles signals.
                 return self
         return self
 

@@ -1,4 +1,4 @@
-"""One process, or several started by torchrun, that train one network together."""
+"""The processes that train one network together: a single one, or several started by torchrun."""
 
 import logging
 import os
@@ -20,7 +20,7 @@ WAIT = timedelta(hours=6)  # the others wait while the first evaluates and expor
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `world` of them. The first alone writes files and shows progress."""
+    """This process among `world` of them. Only the first writes files and shows progress."""
 
     device: torch.device
     rank: int = 0
@@ -70,7 +70,9 @@ class Processes:
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """In the first process, the value of every process in order of rank; elsewhere its own."""
+        """In the first process, the values of all processes in order of rank; elsewhere only its
+        own.
+        """
         if self.world == 1:
             return [value]
         found: list[Any] | None = [None] * self.world if self.first else None
@@ -78,7 +80,7 @@ class Processes:
         return found or [value]
 
     def seed(self, seed: int) -> None:
-        """Give every process but the first a random state of its own."""
+        """Give every process but the first another random state, derived from `seed`."""
         if not self.first:
             torch.manual_seed(
                 int(np.random.SeedSequence([seed, 4, self.rank]).generate_state(1)[0])

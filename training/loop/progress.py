@@ -14,10 +14,10 @@ from tqdm import tqdm
 
 from training.faults import RunFailed, WrongUse, say
 
-SMOOTHING = 0.05  # of the loss that the bar shows
-DIVERGED = 1e9  # a loss that no run comes back from
+SMOOTHING = 0.05  # weight of a new loss in the moving average that the bar shows
+DIVERGED = 1e9  # a run whose loss is larger never recovers
 LINE_SECONDS = 10.0
-"""Between lines of progress where stderr is no terminal, as in the log of a cluster."""
+"""Seconds between lines of progress when stderr is not a terminal, as in a cluster's log."""
 
 
 def stage(text: str, *, quiet: bool) -> None:
@@ -27,11 +27,13 @@ def stage(text: str, *, quiet: bool) -> None:
 
 
 class Progress:
-    """Collects the loss of each step and reads the values every `flush_steps` steps.
+    """Collects the loss of each step, and reads the values every `flush_steps` steps.
 
-    Reading makes the CPU wait for the device, so on a GPU it is not done at each step. steps: of
-    the whole run. first_step: where it starts or continues. batch_rows: for the rate shown. log: a
-    file with a line for each step. tensorboard: a folder. quiet: show no bar.
+    Reading makes the CPU wait for the device, so on a GPU it is not done at each step.
+
+    steps: of the whole run. first_step: the first step of this process; more than 0 after a resume.
+    batch_rows: rows of a step, for the rate shown. log: a file with a line for each step.
+    tensorboard: a folder. quiet: show no bar.
     """
 
     def __init__(
@@ -123,7 +125,7 @@ class Progress:
         self._waiting.clear()
 
     def _show_line(self, rows_a_second: float) -> None:
-        """Print a line now and then where there is no bar."""
+        """Print a line every LINE_SECONDS, where there is no bar."""
         now = time.monotonic()
         if now < self._line_due:
             return
@@ -137,12 +139,16 @@ class Progress:
 def _has_width() -> bool:
     try:
         return os.get_terminal_size(sys.stderr.fileno()).columns > 0
-    except (OSError, ValueError, AttributeError):  # no terminal, or a stream without a number
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+    ):  # no terminal, or a stream without a file descriptor
         return False
 
 
 def _opened_log(path: Path | None, first_step: int) -> Any:
-    """The log, cut back to the steps before first_step, as later ones are run again."""
+    """The log, cut back to the steps before first_step, since later steps are run again."""
     if path is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)

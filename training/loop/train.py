@@ -66,10 +66,11 @@ class Plan:
 class Keeping:
     """What a run writes while it trains, and how it treats an earlier run's checkpoint.
 
-    checkpoint: None keeps none. resume: continue from the checkpoint if there is one. restart:
-    overwrite it. checkpoint_seconds, or checkpoint_steps instead: between checkpoints. log: a file
-    with a line for each step. tensorboard: a folder for TensorBoard's files. going_on: how an
-    interrupted run is continued, for the message.
+    checkpoint: where checkpoints are written; None writes none. resume: continue from the
+    checkpoint if there is one. restart: overwrite it. checkpoint_seconds: time between checkpoints;
+    checkpoint_steps, where given, replaces it by a number of steps. log: a file with a line for
+    each step. tensorboard: a folder for TensorBoard's files. quiet: show no progress. going_on: the
+    end of the message about an interrupted run, which says how to continue it.
     """
 
     checkpoint: CheckpointFile | None = None
@@ -80,7 +81,7 @@ class Keeping:
     log: Path | None = None
     tensorboard: Path | None = None
     quiet: bool = False
-    going_on: str = "--resume goes on from it"
+    going_on: str = "--resume continues from it"
 
     @contextmanager
     def begun(self, processes: Processes) -> Iterator[None]:
@@ -91,8 +92,8 @@ class Keeping:
         with self.checkpoint.locked() if processes.first else nullcontext():
             if self.checkpoint.path.exists() and not (self.resume or self.restart):
                 raise WrongUse(
-                    f"{self.checkpoint.path} holds an unfinished run. Give --resume to go on from "
-                    "it, --restart to discard it, or another --name to keep both"
+                    f"{self.checkpoint.path} holds an unfinished run. Give --resume to continue "
+                    "from it, --restart to discard it, or another --name to keep both"
                 )
             yield
 
@@ -158,7 +159,7 @@ def train(
                 saved = time.monotonic()
             if stopping:
                 break
-    # asked again outside, so that a signal after the last step is not lost either
+    # Check again after the loop: a signal during the last step would otherwise be lost.
     _, stopping, _ = _agree(
         torch.zeros((), device=device), processes, stopping=stop.requested, due=False
     )
@@ -239,7 +240,9 @@ def _parameters(network: nn.Module, plan: Plan, *, decayed: bool) -> list[nn.Par
 
 
 def _gathering(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """Gradients travel between processes only with the last piece of a batch."""
+    """A context in which gradients are exchanged between processes only for a batch's last
+    piece.
+    """
     if last or not isinstance(network, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
@@ -254,10 +257,10 @@ def _autocast(device: torch.device, precision: str) -> AbstractContextManager[No
 def _agree(
     loss: Tensor, processes: Processes, *, stopping: bool, due: bool
 ) -> tuple[Tensor, bool, bool]:
-    """The loss over all processes, whether any was asked to stop, and whether any finds a
-    checkpoint due.
+    """Agree with the other processes after a step.
 
-    All stop, and save, after the same step.
+    Returns the mean loss over all processes, whether any was asked to stop, and whether any finds a
+    checkpoint due. All processes therefore stop, and save, after the same step.
     """
     if processes.world == 1:
         return loss, stopping, due
@@ -269,7 +272,9 @@ def _agree(
 def _save(keeping: Keeping, state: RunState, processes: Processes, step: int) -> None:
     if keeping.checkpoint is None:
         return
-    drawn = processes.gather(random_state())  # every process draws for itself: dropout, for one
+    drawn = processes.gather(
+        random_state()
+    )  # each process draws random numbers of its own, such as those of dropout
     if processes.first:
         keeping.checkpoint.save(state, step=step, random_states=drawn)
 

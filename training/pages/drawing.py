@@ -20,7 +20,9 @@ PALETTE = (
     "#546e7a", "#ad1457", "#2e7d32", "#9e9d24",
 )  # fmt: skip
 DASHES = ("-", "--", "-.", ":")
-_STYLE: dict[Any, Any] = {  # matplotlib's stubs know its keys by name; mypy does not widen to them
+_STYLE: dict[
+    Any, Any
+] = {  # matplotlib's stubs list the allowed keys, and mypy does not accept a plain str for them
     "svg.fonttype": "none",
     "svg.hashsalt": "priordial",  # the same numbers give the same bytes
     "font.family": "sans-serif",
@@ -39,7 +41,7 @@ _STYLE: dict[Any, Any] = {  # matplotlib's stubs know its keys by name; mypy doe
 def charts(
     columns: int = 1, *, width: float = WIDTH, height: float = HEIGHT
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with axes side by side. width, height: inches."""
+    """A figure with axes side by side. width, height: in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]

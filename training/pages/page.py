@@ -61,7 +61,7 @@ def paragraph(text: str) -> Block:
 
 
 def command(text: str) -> Block:
-    """Shell lines to copy."""
+    """A block of shell lines to copy."""
     return Block(f"<pre><code>{html.escape(text)}</code></pre>")
 
 
@@ -81,7 +81,7 @@ def table(
     caption: str = "",
     best: int | None = None,
 ) -> Block:
-    """A table: numbers are aligned right, words left; row `best` is tinted."""
+    """A table: numbers are aligned right, text left. Row number `best` is tinted."""
     rows = list(rows)
     kinds = ["" if number else " class=text" for number in _are_numbers(header, rows)]
     head = "".join(
@@ -101,7 +101,7 @@ def table(
 
 
 def page(title: str, lead: str, blocks: Iterable[Block]) -> str:
-    """The whole document."""
+    """The whole HTML document."""
     body = "\n".join(block.html for block in blocks)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -136,7 +136,7 @@ def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
 
 
 def _are_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Whether each column holds numbers (or the dash of one that is missing); the first holds
+    """Whether each column holds numbers, or the dash of a missing one; the first column holds
     names.
     """
     starts = tuple("0123456789+-–*")

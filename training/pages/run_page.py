@@ -1,4 +1,4 @@
-"""report.html of a published model: how it was made and every measurement, for people."""
+"""report.html of a published model, for human readers: how it was made, and every measurement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -32,7 +32,7 @@ SMALLEST_SHARE = 5e-4
 def run_page(document: Document, facts: Mapping[str, str], *, title: str, lead: str) -> str:
     """The page for a report.json.
 
-    facts: name to value, of how the model was made (date, command, data, versions).
+    facts: how the model was made (date, command, data, versions), as a name and a value each.
     """
     blocks = [
         page.heading("How it was made"),
@@ -99,7 +99,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 
 def _tau(document: Document) -> list[page.Block]:
-    """The balanced error on validation against τ."""
+    """The figure of balanced error against τ on validation."""
     curve = np.array(document["tau"]["validation_curve"])
     if not len(curve):
         return []
@@ -170,7 +170,7 @@ def _class_figure(document: Document, order: np.ndarray[Any, Any]) -> page.Block
 
 
 def _reliability(document: Document) -> list[page.Block]:
-    """Accuracy against confidence on the test split, for each τ."""
+    """The figure of accuracy against confidence on the test split, for each τ."""
     shown = {f"τ = {at['tau']:g}": at["reliability"] for at in document.get("at_tau", {}).values()}
     if not shown:
         return []
@@ -196,7 +196,7 @@ def _reliability(document: Document) -> list[page.Block]:
 
 
 def _confusion(document: Document) -> list[page.Block]:
-    """Shares of the predictions for each class of the test split, at τ = 1."""
+    """The confusion matrix of the test split at τ = 1, each row as shares of the true class."""
     cells = document.get("at_tau", {}).get("1", {}).get("confusion")
     if cells is None:
         return []

@@ -111,7 +111,7 @@ def score_rows(
     except OSError as error:
         raise RunFailed(
             f"{out}: cannot be written: {error.strerror}; {parts} keeps what is done, "
-            "and the same command goes on from there"
+            "and the same command resumes from there"
         ) from error
     shutil.rmtree(parts)
     names = scorer.model.bundle.class_names

@@ -108,7 +108,7 @@ def finish_run(
 
 
 def recipe_for(recipe: Recipe, run: str) -> Recipe:
-    """The comparison's recipe with the changes of a run."""
+    """The comparison's recipe with the changes that a run makes to it."""
     own = replace(recipe, **RUNS[run])
     return own if own.optimiser == recipe.optimiser else replace(own, lr=recipe.lr * ADAM_RATE)
 
@@ -121,15 +121,15 @@ def outcome_of(
     processes: Processes,
     quiet: bool = True,
 ) -> Outcome | None:
-    """Train a recipe, from its checkpoint if there is one. Returns None in all processes but the
-    first.
+    """Train a recipe, from its checkpoint if there is one, and return the outcome.
 
-    The outcome has the logits, the last layer and, with keep_features, the features.
+    The outcome has the logits, the last layer and, with keep_features, the features. With several
+    processes, all but the first return None. Raises BadData when the data has no test split.
     """
     finished = run(
         recipe,
         running=Running(models=None, runs=None, checkpoint=checkpoint),
-        keeping=Keeping(resume=True, quiet=quiet, going_on="the same command goes on from it"),
+        keeping=Keeping(resume=True, quiet=quiet, going_on="the same command resumes from it"),
         processes=processes,
     )
     if finished is None:
@@ -176,7 +176,7 @@ def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """The settings that all runs of a comparison share, and under erm-adam those of its runs."""
+    """The settings that all runs of a comparison share; under `erm-adam`, those of the Adam run."""
     fields = json.loads(json.dumps(asdict(recipe)))
     varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
     shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}

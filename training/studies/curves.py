@@ -21,7 +21,7 @@ ADJUSTMENTS = ("none", "balanced", "true target", "estimated target")
 
 
 def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The figures' data of one seed, as far as the given runs allow."""
+    """The figures' data of one seed, as far as the available runs allow."""
     found: dict[str, Any] = {"norms": norms(outcomes), "reliability": {}}
     erm = outcomes.get("erm")
     for name, run in (("erm", "erm"), ("adam", "erm-adam")):

@@ -35,11 +35,11 @@ SHOWN = (
 MAX_CLASSES = 20
 DECILES = 10
 TAU_SHOWN = 2.0
-"""The sweeps are drawn up to here: beyond it post-hoc adjustment overshoots so far that the minimum
-is lost to the eye.
+"""The largest tau that is drawn: beyond it, post-hoc adjustment overshoots so far that the minimum
+would be invisible.
 """
 FEWEST_IN_BIN = 5e-4
-"""Share of the examples: the accuracy of a bin with fewer is that of a handful."""
+"""Bins with a smaller share of the examples are not drawn: so few say little about accuracy."""
 
 
 def overview(document: Document) -> str:
@@ -75,9 +75,8 @@ def overview(document: Document) -> str:
 
 
 def tau_sweep(document: Document) -> str:
-    """The paper's Fig.
-
-    3: balanced error against tau, for post-hoc adjustment and weight normalisation.
+    """Balanced error against tau, for post-hoc adjustment and weight normalisation (paper,
+    Fig. 3).
     """
     optimisers = [
         (key, title)
@@ -110,9 +109,8 @@ def _sweep(axes: Axes, curves: Sequence[Any], *, name: str, colour: str, dash: s
 
 
 def by_class(document: Document) -> str:
-    """The paper's Fig.
-
-    4: error by class in order of frequency; by decile where there are many classes.
+    """Error by class in order of frequency (paper, Fig. 4); by decile where there are many
+    classes.
     """
     order, labels = frequency_order(document)
     figure, (axes,) = charts(width=8.2, height=4.0)
@@ -143,7 +141,7 @@ def by_class(document: Document) -> str:
 
 
 def by_group(document: Document) -> str:
-    """The paper's Fig. 11: error of the many, medium and few classes."""
+    """Error of the many, medium and few classes (paper, Fig. 11)."""
     counts = document["data"]["class_counts"]
     sizes = {g: sum(group_of(n) == g for n in counts) for g in GROUPS}
     groups = [name for name in GROUPS if sizes[name]]
@@ -170,9 +168,8 @@ def by_group(document: Document) -> str:
 
 
 def weight_norms(document: Document) -> str:
-    """The paper's Fig.
-
-    1: norms of the classes' weight vectors against class frequency, by optimiser.
+    """Norms of the classes' weight vectors against class frequency, by optimiser (paper,
+    Fig. 1).
     """
     order, labels = frequency_order(document)
     names = [n for n in ("SGD", "Adam") if all(n in one["norms"] for one in document["curves"])]
@@ -197,7 +194,7 @@ def weight_norms(document: Document) -> str:
 
 
 def _stated(document: Document, name: str, key: str) -> str:
-    """'mean ± sd' over the seeds of a number of the norms."""
+    """One figure of the norms as 'mean ± sd' over the seeds."""
     values = np.array([one["norms"][name][key] for one in document["curves"]], float)
     known = values[~np.isnan(values)]
     if not len(known):

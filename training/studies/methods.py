@@ -41,19 +41,24 @@ RUNS: dict[str, Mapping[str, Any]] = {
 """What each training run changes in the recipe of the comparison. AdamW without decay is the
 paper's Adam.
 
-Its beta2 is 0.95, since 0.999 averages squared gradients over some 1,000 steps, and the runs have
-1,200.
+Its beta2 is 0.95: the usual 0.999 would average squared gradients over about 1,000 steps, which is
+most of a run of 1,200.
 """
 
 ADAM_RATE = 0.1
-"""Of the recipe's learning rate, for the Adam run: AdamW takes a smaller one than SGD,
-docs/results.md has others.
+"""The Adam run uses this fraction of the recipe's learning rate: AdamW needs less than SGD.
+
+docs/results.md compares other fractions.
 """
 
 
 @dataclass(frozen=True)
 class Method:
-    """A row of the table."""
+    """A method of the comparison, which is one row of its table.
+
+    run: the training run that it uses, a key of RUNS. afterwards: what is done with the finished
+    run. note: what the method is, for the report.
+    """
 
     name: str
     run: str

@@ -55,7 +55,7 @@ class Answer:
     log_source_prior: Vector
     tau: float
     norm_tau: float | None = None
-    """Of weight normalisation."""
+    """The tau of weight normalisation, where the method uses it."""
 
 
 def results_of(
@@ -155,7 +155,7 @@ def answer(method: Method, outcome: Outcome, *, seed: int) -> Answer:
 
 
 def chosen_tau(outcome: Outcome) -> float:
-    """Tau of the lowest validation error, as in the paper; 1 without a validation split."""
+    """The tau with the lowest validation error, as in the paper; 1 without a validation split."""
     if outcome.val is None:
         return 1.0
     return choose_tau(
@@ -233,10 +233,10 @@ def _of_logits(outcome: Outcome, *, tau: float) -> Answer:
 
 
 def _of_layer(outcome: Outcome, layer: LastLayer, *, balanced: bool = False) -> Answer:
-    """Of a changed last layer, which decides by its own logits.
+    """The answer of a retrained last layer, whose logits are used without adjustment.
 
-    balanced: it was trained under a uniform prior; else what it has divided out is measured, as
-    `fit` does.
+    balanced: the layer was trained under a uniform prior. Otherwise the share of the label
+    frequencies that it has divided out is measured, as `fit` does.
     """
     assert outcome.test.features is not None
     val = outcome.val

@@ -27,7 +27,7 @@ class SplitOutputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run; all numbers of the comparison are computed from it."""
+    """A finished run, from which all numbers of the comparison are computed."""
 
     class_counts: Labels
     recorded_loss_tau: float
@@ -46,7 +46,7 @@ class Outcome:
         return log_source_prior(self.class_counts, loss_tau=self.recorded_loss_tau)
 
     def save(self, path: Path) -> None:
-        """Write the file whole or not at all."""
+        """Write the file atomically: it is complete or absent."""
         arrays: dict[str, Any] = {"class_counts": self.class_counts}
         for name, part in (("val", self.val), ("test", self.test)):
             if part is not None:

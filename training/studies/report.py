@@ -24,7 +24,7 @@ HEADER = (
 
 
 def write(document: Document, out: Path) -> None:
-    """Write all files into the folder."""
+    """Write table.md, the figures and report.html into the folder `out`."""
     drawn = draw(document)
     (out / "figures").mkdir(exist_ok=True)
     for name, text in drawn.items():
@@ -36,7 +36,7 @@ def write(document: Document, out: Path) -> None:
 
 
 def draw(document: Document) -> dict[str, str]:
-    """{name: SVG} of the figures that the runs at hand allow."""
+    """The figures that the available runs allow, as {name: SVG}."""
     curves = document["curves"]
     possible: dict[str, tuple[bool, Callable[[Document], str]]] = {
         "overview": (True, figures.overview),
@@ -125,7 +125,7 @@ def _difference(difference: Mapping[str, Any]) -> str:
 
 
 def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) -> str:
-    """The page."""
+    """The HTML of report.html."""
     data, n = document["data"], sample(document)
     test = f"{data['n']['test']:,} test examples"
     counts = data["class_counts"]

@@ -81,7 +81,7 @@ def separators_figure(results: Results) -> str:
         own = x[labels == label]
         axes.scatter(own[:, 0], own[:, 1], s=7, color=colour, alpha=0.55, linewidths=0, label=name)
     edge = np.array([-_DRAWN_AREA, _DRAWN_AREA])
-    # broad and pale, below those that lie upon it
+    # wide and pale, below the lines that cover it
     axes.plot(edge, -edge, color=LIGHT, linewidth=6, solid_capstyle="butt", label="Bayes")
     for name, colour, dash in zip(
         FIGURE_METHODS, PALETTE, ("-", "-", "-", "-", (0, (3, 3))), strict=False
@@ -100,9 +100,8 @@ def separators_figure(results: Results) -> str:
 
 
 def tau_figure(results: Results) -> str:
-    """Fig.
-
-    2 right: balanced error against tau, for post-hoc adjustment and weight normalisation.
+    """Fig. 2 right: balanced error against tau, for post-hoc adjustment and weight
+    normalisation.
     """
     figure, (axes,) = charts(width=6.4, height=3.8)
     series = (

@@ -162,7 +162,7 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbe
 
     monkeypatch.setattr(loop, "training_step", counted)
     monkeypatch.setattr(loop, "StopSignal", Stop)
-    with pytest.raises(Interrupted, match="the same command goes on from it") as stopped:
+    with pytest.raises(Interrupted, match="the same command resumes from it") as stopped:
         compared(tmp_path, methods="erm", seeds=1)
     assert "--resume" not in str(stopped.value)  # a flag that compare does not have
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["erm-seed0.pt"]
