@@ -8,7 +8,7 @@ from service.contract.bundle import Bundle, load_bundle, versions
 from service.exit_codes import DONE, FAILED
 from service.graph import providers, session
 from service.priors.revisions import StoreUnavailable
-from service.priors.store import InvalidStoreUrl, open_store
+from service.priors.store import InvalidStoreUrl, open_store, store_url
 from service.settings import Settings
 
 Finding = tuple[bool | None, str, str]
@@ -39,7 +39,8 @@ def store(url: str, *, optional: bool) -> Finding:
         return (None if optional else False), "prior store", f"cannot be used: {error}"
     finally:
         opened.close()
-    return True, "prior store", "reachable, and its tables are as expected"
+    where = "" if store_url(url) == url else f" ({store_url(url)})"
+    return True, "prior store", f"reachable, and its tables are as expected{where}"
 
 
 def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
