@@ -1,6 +1,4 @@
-"""Makes a served model of a published folder: opens and warms the graph, and builds its queue and
-metrics.
-"""
+"""Loads a published model folder: opens and warms its graph, and builds its queue and metrics."""
 
 import logging
 from collections.abc import Callable
@@ -34,16 +32,16 @@ from service.wire.arrays import example_input
 logger = logging.getLogger(__name__)
 
 BURST_ROWS = 64
-"""Rows that may wait even for a slow model: one request each of so many connections at once."""
+"""Rows that may wait even for a slow model, so that a burst of 64 one-row requests is accepted."""
 FLOOD_SHARE = 1 / 30
-"""The share of `max_queue_ms` that rows may wait while others are refused.
+"""In flood mode, rows may wait for this share of `max_queue_ms`.
 
-At least one full batch may wait, so that the session is never idle.
+At least one full batch may always wait, so that the session is never idle.
 """
 SMALL_BATCH_ROWS = 8
-"""On a GPU, batches of up to this many rows are padded to it; larger ones to the largest batch."""
+"""On a GPU, batches of up to this many rows are padded to this size, larger ones to the largest."""
 _MEASURING = Turn()
-"""Loads run side by side, but only one is measured at a time: two would slow each other down."""
+"""Loads run in parallel, but are measured one at a time: two would slow each other down."""
 FREE_SIZES = (1, 8, 32, 224)
 """Sizes tried for a dimension that a model leaves free; warm-up uses the first that runs."""
 
@@ -75,14 +73,16 @@ class Loader:
     tracer_of: Callable[[Bundle], Tracer] | None = None
 
     def prepare(self, folder: Path) -> Callable[[], ServedModel]:
-        """Open and warm a version, in a worker thread; the result, called on the loop, makes the
-        model.
+        """Open and warm a version. Call it in a worker thread.
+
+        Returns a function that makes the served model; call that on the event loop. Raises what
+        `open_graph` and `warm_up` raise.
         """
         bundle = load_bundle(folder)
         if not self.calibrated_source:
             bundle = bundle.without_calibrated_source()
         if bundle.input.kind == "image":
-            import_module("service.wire.images")  # imports Pillow now and not during a request
+            import_module("service.wire.images")  # imports Pillow now rather than during a request
         graph = graphs.open_graph(
             folder,
             bundle,
@@ -107,7 +107,9 @@ class Loader:
         return lambda: self._serve(bundle, graph, costs, best, example=example, report=report)
 
     def _size_classes(self) -> tuple[int, int] | None:
-        """Rows of a small and a large batch on a GPU; the CPU takes each batch at its own size."""
+        """Rows of a small and a large batch on a GPU. None on a CPU, where batches are not
+        padded.
+        """
         if self.provider == "cpu" or self.max_batch_rows <= SMALL_BATCH_ROWS:
             return None
         return SMALL_BATCH_ROWS, self.max_batch_rows
@@ -150,7 +152,7 @@ class Loader:
 
 
 def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:
-    """Rows of the largest batch; 1 when model.json says so or the rows influence each other."""
+    """Rows of the largest batch: 1 when model.json says so or the rows influence each other."""
     largest = graph.fixed_rows or min(configured, bundle.max_batch_rows or configured)
     if bundle.max_batch_rows == 1 or largest == 1:
         return 1
@@ -171,9 +173,9 @@ def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:
 
 
 def _has_one_cost(bundle: Bundle) -> bool:
-    """Whether every row costs what the rows of warm-up cost.
+    """Whether every row costs the same as the rows of the warm-up.
 
-    A text or a row of free size may be far longer: its batches never run on the event loop.
+    A text or a row of free size may be far longer, so its batches never run on the event loop.
     """
     specs = bundle.input.columns or (bundle.input,)
     return all(spec.kind != "text" and None not in spec.shape[1:] for spec in specs)
@@ -204,20 +206,20 @@ def _warm(
 
 
 def _most_waiting(seconds_of_row: float, milliseconds: float, *, floor: int) -> int | None:
-    """Rows that full batches score within so many milliseconds, and at least `floor`.
+    """How many rows full batches score within this many milliseconds, but at least `floor`.
 
-    None, no bound, for 0 ms.
+    Returns None, for no bound, when `milliseconds` is 0.
     """
     return max(floor, int(milliseconds / 1000 / seconds_of_row)) if milliseconds else None
 
 
 def warm_sizes(largest: int) -> list[int]:
-    """1, 2, 4 … and the largest batch."""
+    """The batch sizes of the warm-up: 1, 2, 4 … and the largest batch."""
     return sorted({2**i for i in range(largest.bit_length())} | {largest})
 
 
 def _interpolated(cost: dict[int, float], largest: int) -> list[float]:
-    """[largest + 1] seconds of a batch by its rows, interpolated between the measured sizes."""
+    """Seconds of a batch by its rows [largest + 1], interpolated between the measured sizes."""
     sizes = sorted(cost)
     values: list[float] = np.interp(
         np.arange(largest + 1), sizes, [cost[s] for s in sizes]

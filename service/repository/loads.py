@@ -1,4 +1,6 @@
-"""Loads of model versions, each on a thread that is written off if the load works for too long."""
+"""Runs loads of model versions on threads, and abandons a thread whose load exceeds its
+time limit.
+"""
 
 import asyncio
 import logging
@@ -15,22 +17,22 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Key = tuple[str, int]
-"""A model's name and a version."""
+"""A model's name and its version."""
 
 AT_ONCE = (os.cpu_count() or 1) + 4
-"""Loads that run at the same time; part of each waits for the disk or for another process."""
+"""The most loads that run at once. Each spends part of its time waiting for a disk or a process."""
 _LATE_SECONDS = 1.0
 
 
 class LoadHangs(RuntimeError):
-    """A load that exceeded its time. Its thread cannot be ended and goes on."""
+    """A load exceeded its time limit. Its thread cannot be stopped and keeps running."""
 
 
 class Turn:
     """A lock for the measuring part of loads, used in a `with` statement.
 
-    Time spent waiting for it does not count towards a load's time limit. A load that is abandoned
-    lets the next one in even if it never comes back.
+    Time spent waiting for it does not count towards a load's time limit. An abandoned load releases
+    the lock, even if its thread never returns.
     """
 
     def __init__(self) -> None:
@@ -56,7 +58,7 @@ class Turn:
         self.pass_on(getattr(_THREAD, "load", None) or threading.current_thread())
 
     def pass_on(self, holder: object) -> None:
-        """Let the next one in, if it is this holder's turn."""
+        """Release the lock if `holder` holds it."""
         with self._changed:
             if self._holder is holder:
                 self._holder = None
@@ -64,26 +66,26 @@ class Turn:
 
 
 _THREAD = threading.local()
-"""`load`: the one that the thread is working on."""
+"""`load`: the load that this thread is running."""
 
 
 class Load(Generic[T]):
-    """One load. Several callers may wait for `result`, so none may cancel it."""
+    """One load. Several callers may wait for its `result`, so none of them may cancel it."""
 
     def __init__(self, what: str, work: Callable[[], T]) -> None:
         self.what, self._work = what, work
         self.result: asyncio.Future[T] = asyncio.get_running_loop().create_future()
         self.result.add_done_callback(_mark_retrieved)
         self.hangs = False
-        """It exceeded its time, and its thread still runs."""
+        """The load exceeded its time limit, and its thread still runs."""
         self.left = False
-        """Nobody waits for it any more."""
+        """No caller waits for the load any more."""
         self.turn: Turn | None = None
         self.job: Job[T] | None = None
         self.timer: asyncio.TimerHandle | None = None
 
     def run(self) -> T:
-        """The thread's part."""
+        """Do the work. Called in the load's thread."""
         _THREAD.load = self
         try:
             return self._work()
@@ -91,7 +93,9 @@ class Load(Generic[T]):
             del _THREAD.load
 
     def leave(self) -> None:
-        """Nobody waits for it any more: if it has a turn, the next load gets it."""
+        """Note that no caller waits any more, and release the lock for measuring if the load holds
+        it.
+        """
         self.left = True
         if self.turn is not None:
             self.turn.pass_on(self)
@@ -101,13 +105,13 @@ class Loads(Generic[T]):
     """The loads of one process, at most AT_ONCE at a time. Used from the event loop."""
 
     def __init__(self, *, seconds: float) -> None:
-        """A load may work for `seconds`; time in the queue or for a `Turn` does not count."""
+        """Limit each load to `seconds` of work; waiting for a thread or a `Turn` does not count."""
         self._seconds = seconds
         self._known: dict[Key, Load[T]] = {}
         self._threads = Threads("load", count=AT_ONCE)
 
     def begin(self, key: Key, work: Callable[[], T]) -> asyncio.Future[T]:
-        """The result of a load, which is joined if it runs already.
+        """Begin a load, or join the one that runs already, and return the future of its result.
 
         Raises LoadHangs if an earlier load of the version hangs.
         """
@@ -118,30 +122,31 @@ class Loads(Generic[T]):
             self._watch(load, load.job, self._seconds)
         elif load.hangs:
             raise LoadHangs(
-                "an earlier load of this version hangs: it can be loaded again once that load ends "
-                "or the process is restarted"
+                "an earlier load of this version hangs: load it again once that load has ended, "
+                "or restart the process"
             )
         load.left = False
         return load.result
 
     def leave(self, key: Key) -> None:
-        """Whoever began or joined the load no longer waits for it."""
+        """Note that the caller of `begin` no longer waits for the load."""
         if key in self._known:
             self._known[key].leave()
 
     def hanging(self) -> list[str]:
-        """The loads that exceeded their time and still run."""
+        """The loads that exceeded their time limit and still run, as 'NAME version N'."""
         return [each.what for each in self._known.values() if each.hangs]
 
     def close(self) -> None:
-        """Begin no more loads, and let idle threads end."""
+        """Start no further loads, and let idle threads end."""
         self._threads.close(drop=True)
 
     def _watch(self, load: Load[T], job: Job[T], seconds: float, due: float | None = None) -> None:
-        """Look after the load until it ends: has it worked for `seconds`?
+        """Give the load up once it has worked for `seconds`; until then, check again when that is
+        due.
 
-        `due`: the loop's time for which this call was planned. When it comes late, the whole
-        process was stopped (SIGSTOP, a paused container), and the load gets its time anew.
+        due: the loop's time for which this call was planned. If the call comes late, the whole
+        process was stopped (SIGSTOP, a paused container), and the load's time starts again.
         """
         loop = asyncio.get_running_loop()
         if due is not None and loop.time() - due > _LATE_SECONDS and job.working_since is not None:
@@ -159,7 +164,7 @@ class Loads(Generic[T]):
         reason = f"its load timed out after {seconds:g} s (--load-seconds)"
         logger.error(
             "%s is not served: %s; "
-            "its thread goes on and ends only with the process. It is at:\n%s",
+            "its thread keeps running and may end only with the process. Its stack:\n%s",
             load.what, reason, job.stack(),
         )  # fmt: skip
         load.leave()
@@ -172,7 +177,8 @@ class Loads(Generic[T]):
             load.timer.cancel()
         if load.hangs:
             logger.warning(
-                "the load of %s, which had timed out, has ended: load it again", load.what
+                "the load of %s, which had timed out, has ended: it can be loaded again now",
+                load.what,
             )
             return
         assert load.job is not None
@@ -195,6 +201,6 @@ def tell(future: "asyncio.Future[T]", value: T) -> None:
 
 
 def _mark_retrieved(result: "asyncio.Future[T]") -> None:
-    """Keep asyncio from logging the error of a load that nobody waits for."""
+    """Keep asyncio from logging the error of a load whose result no caller reads."""
     if not result.cancelled():
         result.exception()

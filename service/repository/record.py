@@ -19,7 +19,7 @@ class ModelRecord:
         return self._stream.credit > 0 or self._recent.wants_rows()
 
     def batch(self, facts: BatchFacts) -> None:
-        """Count a graph call, and keep a sample of its logits where it gave them."""
+        """Count a graph call, and sample its logits where the call returned them."""
         self._metrics.batch(facts)
         answered, logits = facts.answered, facts.outputs.logits
         if logits is None:
@@ -31,7 +31,7 @@ class ModelRecord:
                 self._stream.add(rows)
 
     def refused(self, error: Exception) -> None:
-        """Count a request that was not scored, by the reason."""
+        """Count a request that was not scored, by the reason for it."""
         reason = _REASONS.get(type(error))
         if reason is None:
             reason = "invalid" if isinstance(error, ValueError) else "failed"

@@ -1,6 +1,6 @@
 """Scans the model folders, and loads, swaps and unloads versions.
 
-A version that cannot be loaded is logged, and the versions that serve go on.
+A version that cannot be loaded is logged; the versions that serve keep serving.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ class UnknownModel(LookupError):
 
 
 class OtherWorkerFailed(RuntimeError):
-    """A model was loaded or unloaded in this worker, but not in another one."""
+    """This worker loaded or unloaded a model, but another worker failed to."""
 
 
 class ModelFailed(ValueError):
-    """A model that could not be loaded; the message says why."""
+    """A model could not be loaded; the message says why."""
 
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
@@ -36,7 +36,7 @@ _UNLOADED = "it was unloaded while it was loading"
 
 
 class Repository:
-    """The models that serve: one immutable mapping, replaced as a whole."""
+    """The models that serve: one immutable mapping, which is replaced as a whole."""
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class Repository:
         """(model, version) → why it does not serve."""
         self.loads: Loads[Callable[[], ServedModel]] = Loads(seconds=load_seconds)
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
-        """By model, so that a slow load delays no other model."""
+        """One lock for each model, so that a slow load delays no other model."""
         self._stops: dict[str, asyncio.Future[str]] = {}
-        """By model that is loading: a future whose result, a reason, ends the wait for the load."""
+        """For each model that is loading: a future that ends the wait when it gets a reason."""
         self._retiring: set[asyncio.Task[None]] = set()
 
     def find(self, name: str | None = None, version: int | None = None) -> ServedModel:
-        """A model (None: the default one), in its newest version unless one is given.
+        """Return a model version.
 
-        Raises UnknownModel.
+        name: None for the default model. version: None for the newest one. Raises UnknownModel.
         """
         loaded = self._loaded
         name = name if name is not None else self.default_name()
@@ -105,23 +105,23 @@ class Repository:
         return next(iter(self._loaded))
 
     def all(self) -> Loaded:
-        """Name → version → model, the newest version first."""
+        """Return the loaded versions: name → version → model, the newest version first."""
         return self._loaded
 
     def newest(self) -> list[ServedModel]:
-        """The newest version of each model."""
+        """Return the newest loaded version of each model."""
         return [next(iter(by_version.values())) for by_version in self._loaded.values()]
 
     def names_on_disk(self) -> list[str]:
-        """Every folder with a version in it, loaded or not."""
+        """Return the name of every folder that holds a version, loaded or not."""
         if not self._folder.is_dir():
             return []
         return sorted(e.name for e in self._folder.iterdir() if e.is_dir() and versions(e))
 
     def on_disk(self) -> list[tuple[str, int, str]]:
-        """(name, version, why it does not serve) of every version in the folder.
+        """Return (name, version, why it does not serve) of every version in the folder.
 
-        Ignore the reason of a version that serves.
+        The reason means nothing for a version that serves.
         """
         return [
             (name, version, self.faults.get((name, version), self._why_unserved(name)))
@@ -140,7 +140,9 @@ class Repository:
         return [name for name in self.names_on_disk() if name not in self._unloaded]
 
     async def load_all(self) -> None:
-        """Load new versions and retire those whose folder is gone; unloaded models stay so."""
+        """Load new versions and retire those whose folder is gone. Unloaded models stay
+        unloaded.
+        """
         await asyncio.gather(*(self._refreshed(name) for name in self._wanted()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
             self._swap(name, {})
@@ -155,9 +157,10 @@ class Repository:
         await (self._everywhere("unload", name) if self._everywhere else self.unload_here(name))
 
     async def load_here(self, name: str) -> None:
-        """Load the newest versions of a model that are not loaded yet, and retire those gone.
+        """Load the newest versions of a model that are not loaded yet, and retire those that are
+        gone.
 
-        Raises UnknownModel, or ModelFailed, after which the versions that served go on.
+        Raises UnknownModel, or ModelFailed; after ModelFailed the previous versions keep serving.
         """
         if not self._is_on_disk(name):
             raise UnknownModel(
@@ -180,7 +183,7 @@ class Repository:
         return bool(versions(self._folder / name))
 
     async def unload_here(self, name: str) -> None:
-        """Stop serving and loading a model; requests that hold it are finished.
+        """Stop serving and loading a model. Requests that already use it are finished.
 
         Raises UnknownModel.
         """
@@ -198,7 +201,7 @@ class Repository:
             tell(stop, reason)
 
     async def close(self) -> None:
-        """Retire every model and wait until all are closed."""
+        """Retire every model and wait until all of them are closed."""
         self.loads.close()
         for name in list(self._loaded):
             self._swap(name, {})
@@ -207,10 +210,12 @@ class Repository:
     async def _refreshed(self, name: str) -> str | None:
         """Load the newest versions that are not loaded yet, then swap them in together.
 
-        Returns why it stopped before the end; None when it did not.
+        Returns the reason if it stopped early, else None.
         """
         async with self._one_at_a_time[name]:
-            if self._ending or name in self._unloaded:  # it may have changed while this waited
+            if (
+                self._ending or name in self._unloaded
+            ):  # may have changed while this call waited for the lock
                 return self._ending or _UNLOADED
             stop = self._stops[name] = asyncio.get_running_loop().create_future()
             try:
@@ -273,7 +278,7 @@ async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None
 
 
 def _still_serving(versions: Mapping[int, ServedModel]) -> str:
-    """The end of a log line: which versions serve although a load failed."""
+    """The end of a log line about a failed load: which versions keep serving."""
     if not versions:
         return "no version of it serves"
     numbers = ", ".join(map(str, sorted(versions)))

@@ -57,11 +57,11 @@ logger = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 GRPC_STOP_SECONDS = 10.0
-"""How long gRPC calls that run at the end have; HTTP requests were drained before."""
+"""Seconds that running gRPC calls get at shutdown. HTTP requests are finished before that."""
 
 
 class NothingToServe(RuntimeError):
-    """There are models and none can be served; the log says why for each."""
+    """Models exist, but none of them can be served; the log says why for each."""
 
 
 class Service:
@@ -80,12 +80,12 @@ class Service:
         everywhere: Callable[[str, str], Awaitable[None]] | None = None,
         owns_process: bool = True,
     ) -> None:
-        """Build the service. Its counts go to `run_folder`.
+        """Build the service, which counts its metrics in `run_folder`.
 
-        unloaded: models that an operator has unloaded, not to be loaded at the start.
-        replaces: how the worker before this one ended, where there was one.
-        everywhere: has all workers load or unload a model, where there are several.
-        owns_process: whether the process may be ended when it hangs.
+        unloaded: models that an operator has unloaded; they are not loaded at the start.
+        replaces: how the previous worker in this slot ended, where there was one.
+        everywhere: loads or unloads a model in every worker, where there are several.
+        owns_process: whether the watchdog may end the process when it hangs.
         """
         check_paths(settings)
         self.settings = settings
@@ -151,7 +151,7 @@ class Service:
         return self.start_done.is_set()
 
     def drain(self) -> None:
-        """Turn readiness red, and close each connection with its next answer."""
+        """Make readiness fail, and close each connection after its next answer."""
         self.draining = self.asgi.draining = True
         self.repository.end_loading("the service is shutting down")
 
@@ -365,7 +365,7 @@ class Service:
         return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
 
     def _busy(self) -> Iterable[tuple[str, float | None]]:
-        """Yield what the watchdog watches, and since when it is at the same piece of work."""
+        """Yield each kind of work that the watchdog checks, and when its current piece began."""
         yield "work in the pool", self.pool.busy_since
         for batcher in self._batchers():
             yield f"a graph call of {batcher.name}", batcher.busy_since

@@ -49,11 +49,14 @@ class Application:
                 if not scope.get("http_version", "1.1").startswith("1"):
                     send = _without_connection(send)
                 await self._service.asgi(scope, receive, send)
-        else:  # a WebSocket, which the service has not
+        else:  # a WebSocket, which the service does not offer
             await send({"type": "websocket.close", "code": 1003})
 
     async def start(self) -> None:
-        """Load models and priors. Raises what ends the start of `serve`, after cleaning up."""
+        """Load models and priors.
+
+        Raises what would end the start of `serve`, after releasing what was opened.
+        """
         try:
             root = self._resources.enter_context(new_run())
             service = Service(self.settings, RunFolder(root), owns_process=False)
@@ -69,9 +72,10 @@ class Application:
         self._service = service
 
     def drain(self) -> None:
-        """Turn readiness red and close connections with their next answer; requests are answered.
+        """Make readiness fail, and close each connection after its next answer. Requests are
+        answered.
 
-        Call it before `stop` when a balancer needs time to send clients elsewhere.
+        Call it before `stop` when a load balancer needs time to send clients elsewhere.
         """
         if self._service is not None:
             self._service.drain()
@@ -90,7 +94,7 @@ class Application:
             if message["type"] == "lifespan.startup":
                 try:
                     await self.start()
-                except Exception as error:  # noqa: BLE001 - the server shows it and ends
+                except Exception as error:  # noqa: BLE001 - the server shows the error and ends
                     await send({"type": "lifespan.startup.failed", "message": str(error)})
                     return
                 await send({"type": "lifespan.startup.complete"})
@@ -123,7 +127,7 @@ class Application:
             return None
         return Problem(
             "forbidden",
-            f"the service has no keys and is reached on {host}, which is not loopback; set "
+            f"the service has no API keys and was reached on {host}, which is not loopback; set "
             "PRIORDIAL_KEYS (`python -m service key` makes keys) or PRIORDIAL_ALLOW_ANONYMOUS=1",
         )
 

@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it: a child process and the line to it."""
+"""A worker from its supervisor's point of view: a child process, and the line to it."""
 
 import asyncio
 import logging
@@ -12,7 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """Made by `start`; ended when `next_message` is None and `wait` has returned."""
+    """A worker process, made by `start`. It has ended once `next_message` is None and `wait`
+    returned.
+    """
 
     def __init__(
         self,
@@ -26,14 +28,14 @@ class WorkerProcess:
         self.ready_at: float | None = None
         """time.monotonic() when it began to serve."""
         self.refused: str | None = None
-        """Why it refuses to serve, in its own words."""
+        """Why the worker refuses to serve, as it said itself; None while it does not refuse."""
         self._orders: dict[int, asyncio.Future[str | None]] = {}
 
     @classmethod
     async def start(cls, place: Place) -> "WorkerProcess":
-        """Start `python -m service.server.worker` and send it its place. Raises OSError.
+        """Start `python -m service.server.worker` and send it its place.
 
-        RuntimeError is raised where the system has no thread left to wait for the process.
+        Raises OSError, or RuntimeError when the system has no thread left to wait for the process.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -45,7 +47,7 @@ class WorkerProcess:
                 )  # fmt: skip
             reader, writer = await asyncio.open_connection(sock=ours)
         except BaseException:
-            ours.close()  # a process that has started finds its line closed, and ends
+            ours.close()  # if the process has started, it finds its line closed and ends
             raise
         writer.write(place.encoded())
         return cls(place.slot, process, reader, writer)
@@ -58,28 +60,30 @@ class WorkerProcess:
     def order(
         self, number: int, verb: str, model: str, *, yours: int | None
     ) -> "asyncio.Future[str | None]":
-        """Order it to load or unload a model. The future is why it could not, None if it could.
+        """Order the worker to load or unload a model.
 
-        yours: the number of the worker's own request, where it is the one that asked.
+        The future's result is the reason for a failure, or None after success. yours: the number of
+        the worker's own request, if this worker asked for the order.
         """
         answer = self._orders[number] = asyncio.get_running_loop().create_future()
         self.send({"order": number, "verb": verb, "model": model, "yours": yours})
         return answer
 
     def done(self, number: int, error: str | None) -> None:
-        """Note that it has carried out an order."""
+        """Note that the worker has carried out an order."""
         answer = self._orders.pop(number, None)
         if answer is not None:
             answer.set_result(error)
 
     async def next_message(self) -> dict[str, Any] | None:
-        """Return its next message; None when it has closed the line."""
+        """Return the worker's next message; None once it has closed the line."""
         return await next_message(self._reader)
 
     async def wait(self) -> int:
-        """Return its exit status, negative for a signal, once it has ended.
+        """Wait until the worker has ended, and return its exit status (negative: killed by a
+        signal).
 
-        Its open orders count as done: its replacement starts from how things are then.
+        Its open orders count as done, since its replacement starts from the current state.
         """
         status = await self._process.wait()
         self._writer.close()
@@ -89,6 +93,6 @@ class WorkerProcess:
         return status
 
     def signal(self, number: int) -> None:
-        """Send it a signal, unless it has ended."""
+        """Send the worker a signal, unless it has ended."""
         if self._process.returncode is None:
             self._process.send_signal(number)

@@ -1,4 +1,4 @@
-"""How many connections each of the processes that share a port has."""
+"""How many connections each process has, of those that share a port."""
 
 import logging
 import mmap
@@ -12,7 +12,7 @@ _ABSENT = 2**31 - 1
 
 
 class ConnectionCounts:
-    """Numbers in a file that all workers map; one a slot."""
+    """One number per slot, in a file that all workers map into memory."""
 
     def __init__(self, folder: Path, slots: int) -> None:
         """Raises OSError when the folder has no room for the file."""
@@ -24,20 +24,24 @@ class ConnectionCounts:
             self._counts = memoryview(mmap.mmap(file.fileno(), size)).cast("i")
 
     def set(self, slot: int, connections: int) -> None:
-        """Show the number of a slot to the other workers."""
+        """Publish the number of connections of a slot."""
         self._counts[slot] = connections
 
     def absent(self, slot: int) -> None:
-        """Note that nobody serves in this slot."""
+        """Note that no worker serves in this slot."""
         self._counts[slot] = _ABSENT
 
     def fewest(self) -> int:
-        """Return the smallest number of a worker that serves."""
+        """Return the smallest number of connections that a serving worker has."""
         return min(self._counts)
 
 
 def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
-    """Open the counts of a run. None without room: connections are then shared unevenly."""
+    """Open the counts of a run.
+
+    Returns None, and logs a warning, when the file cannot be written; connections are then shared
+    unevenly.
+    """
     try:
         return ConnectionCounts(folder, slots)
     except OSError as error:

@@ -1,12 +1,13 @@
 """Accepts connections evenly from a socket that workers share, and closes those of slow clients.
 
-Left alone, one process would accept nearly all of a burst of connections, and keep them for as
-long as they live. So a process that is not alone accepts one connection in a turn of its loop, and
-leaves the next to the others for a moment while it has more than they have. A connection never
-waits for a process that hangs or has died: another accepts it.
+Without this, one process would accept nearly all of a burst of connections, and keep them until
+they end. Each of several workers therefore accepts one connection per turn of its event loop. A
+worker that has more connections than the others pauses for a moment, so that they accept the next
+one. A connection never waits for a process that hangs or has died: another one accepts it.
 
-A process that is alone accepts all that wait. The loop's own server accepts one in a turn, and a
-turn is as long as a batch: the last of a burst would wait for a tenth of a second.
+A single process accepts all waiting connections at once. asyncio's own server would accept one per
+turn, and a turn may take as long as a batch: the last connection of a burst would wait for a tenth
+of a second.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 _LEFT_TO_OTHERS_SECONDS = 0.003
 _NO_DESCRIPTORS_SECONDS = 1.0
 _AT_ONCE = 256
-"""Connections that a process without others accepts in one turn of its loop."""
+"""The most connections that a single process accepts in one turn of its event loop."""
 
 
 class FairServer(uvicorn.Server):
@@ -42,11 +43,13 @@ class FairServer(uvicorn.Server):
         self._acceptors: list[_Acceptor] = []
 
     def appear(self) -> None:
-        """Show the others that this process is about to accept, so that they leave it its share."""
+        """Show the other workers that this one is about to accept, so that they leave it
+        its share.
+        """
         self._count()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Accept from the sockets."""
+        """Start accepting from the sockets."""
         await self.lifespan.startup()
         config = self.config
 
@@ -62,12 +65,12 @@ class FairServer(uvicorn.Server):
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Count the connections, some of which may have ended, every tenth of a second."""
+        """Publish the number of connections every tenth of a second: some may have ended."""
         self._count()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down, and show the others that they need not leave anything to this process."""
+        """Shut down, and show the other workers that this one accepts no more connections."""
         if self._counts is not None:
             self._counts.absent(self._slot)
         await super().shutdown(sockets)
@@ -96,7 +99,7 @@ class _Acceptor:
         """Accept from now on.
 
         protocol: makes the protocol of a connection.
-        should_leave_it: whether another process should take the next connection; None when alone.
+        should_leave_it: whether another worker should take the next connection; None: no others.
         """
         self._listener, self._protocol, self._should_leave_it = listener, protocol, should_leave_it
         self._loop = asyncio.get_running_loop()
@@ -107,7 +110,7 @@ class _Acceptor:
 
     @property
     def connecting(self) -> int:
-        """The number of connections that are accepted and have no protocol yet."""
+        """The number of accepted connections that have no protocol yet."""
         return len(self._tasks)
 
     def close(self) -> None:
@@ -116,7 +119,7 @@ class _Acceptor:
         self._loop.remove_reader(self._listener)
 
     async def wait_closed(self) -> None:
-        """Return when each accepted connection has its protocol."""
+        """Return once each accepted connection has its protocol."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _watch(self) -> None:
@@ -144,9 +147,9 @@ class _Acceptor:
         try:
             connection, _ = self._listener.accept()
         except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            return False  # none waits, another process was faster, or the client has gone
+            return False  # no connection waits, another worker took it, or the client has hung up
         except OSError as error:
-            logger.error(  # noqa: TRY400 - no fault of ours
+            logger.error(  # noqa: TRY400 - not an error of the service
                 "cannot accept a connection: %s; trying again every %g s",
                 error.strerror,
                 _NO_DESCRIPTORS_SECONDS,
@@ -164,20 +167,24 @@ class _Acceptor:
 
 
 class SlowClients:
-    """Closes connections whose client does not begin a request, or does not end its headers.
+    """Closes connections whose client does not start a request, or does not finish its headers.
 
-    uvicorn waits for headers for ever. Bodies have a limit of their own where they are read
-    (`api/edge/bodies.py`), and idle connections have uvicorn's `timeout_keep_alive`. Every
-    `seconds` all connections are checked: one that has not moved since the last check is closed.
+    uvicorn would wait for headers without limit. Bodies have a limit of their own where they are
+    read (`api/edge/bodies.py`), and idle connections have uvicorn's `timeout_keep_alive`. All
+    connections are checked every `seconds`. A connection without progress since the last check is
+    closed.
     """
 
     def __init__(self, connections: Callable[[], Iterable[Any]], *, seconds: float) -> None:
-        """`connections` returns uvicorn's protocols. A new request gives each a new `headers`."""
+        """Check uvicorn's protocols, as `connections` returns them, every `seconds`.
+
+        A protocol's `headers` must be a new list for each request.
+        """
         self._connections, self._seconds = connections, seconds
         self._waiting: dict[Any, Any] = {}
 
     def start(self) -> None:
-        """Check from now on, on the running loop."""
+        """Start checking, on the running loop."""
         asyncio.get_running_loop().call_later(self._seconds, self._check)
 
     def _check(self) -> None:

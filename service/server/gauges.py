@@ -1,4 +1,4 @@
-"""The gauges of models and priors, computed at each scrape in the scrape's thread."""
+"""The gauges of models and priors, computed by the thread that answers a scrape."""
 
 from collections.abc import Iterable, Iterator
 from typing import get_args
@@ -18,7 +18,7 @@ TRAINING = "training"
 
 
 class Gauges:
-    """Reads the models and the priors in force."""
+    """Reads the gauges from the loaded models and the priors in force."""
 
     def __init__(
         self,
@@ -60,8 +60,8 @@ class Gauges:
                 yield "priordial_model_info", provider, 1.0
 
     def vectors(self) -> Iterator[VectorGauge]:
-        """Yield a number a class, for the newest version of each model: the targets of priors, and
-        the class mix of its traffic.
+        """Yield gauges with one number per class: each prior's target, for each model's newest
+        version.
         """
         for newest in self._repository.newest():
             for name in (*self._shown(newest), TRAINING):
@@ -91,7 +91,9 @@ class Gauges:
         return {DEFAULT: None, **dict.fromkeys(self._priors.names(model))}
 
     def _shown(self, model: ServedModel) -> Iterable[str]:
-        """`default` and the first other stored priors by name, as many as there is room for."""
+        """The priors that get gauges: `default`, then other stored priors by name, up to
+        the limit.
+        """
         room = 1 + self._max_class_series // model.metrics.class_series
         return list(self._names(model.bundle.name))[:room]
 

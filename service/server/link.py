@@ -5,10 +5,10 @@
     worker → supervisor   {"ready": true}; {"refused": why}; {"tell": n, "verb": …, "model": …};
                           {"done": n, "error": why | null}
 
-A worker asks its supervisor to load or unload a model ("tell"). The supervisor orders it of every
-worker, the asking one included, and reports back ("told"). All workers get all orders in the same
-sequence. A load may take long, so orders are carried out side by side. A closed line means that
-the other side has ended.
+A worker asks its supervisor to load or unload a model ("tell"). The supervisor sends this as an
+order to every worker, including the one that asked, and reports the result to it ("told"). All
+workers get all orders in the same sequence. A load may take long, so orders are carried out in
+parallel. A closed line means that the other side has ended.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from service.repository.repository import OtherWorkerFailed
 logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 2**20
-"""A longer message is dropped by its reader; writers cut what they quote, so none gets there."""
+"""The reader drops a longer message. Writers shorten what they quote, so this does not happen."""
 _MAX_REASON = 4000
 _MAX_REASONS = 8
 _LENGTH = struct.Struct("!I")
@@ -35,7 +35,9 @@ _SKIP_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Place:
-    """What a supervisor tells a worker before anything else."""
+    """The first message of a supervisor to a worker: its slot and everything that it
+    starts from.
+    """
 
     slot: int
     run_folder: str
@@ -48,12 +50,12 @@ class Place:
     """How the worker before this one ended: killed, hung or failed; empty for the first."""
 
     def encoded(self) -> bytes:
-        """Return the frame of this place."""
+        """Return the message as bytes, framed by its length."""
         return encoded(asdict(self))
 
     @classmethod
     def read(cls, line: socket.socket) -> "Place":
-        """Read the first frame, blocking. Raises EOFError when the supervisor has ended."""
+        """Read the first message, blocking. Raises EOFError when the supervisor has ended."""
         (length,) = _LENGTH.unpack(_received(line, _LENGTH.size))
         return cls(**json.loads(_received(line, length)))
 
@@ -65,7 +67,7 @@ def encoded(message: dict[str, Any]) -> bytes:
 
 
 def cut(reason: str) -> str:
-    """Shorten a reason for the line: a report of faults may quote a whole file."""
+    """Shorten a reason for the line, since a validation report may quote a whole file."""
     if len(reason) <= _MAX_REASON:
         return reason
     return f"{reason[:_MAX_REASON]}… (and {len(reason) - _MAX_REASON} more characters)"
@@ -79,7 +81,7 @@ def cut_all(reasons: list[str]) -> list[str]:
 
 
 async def next_message(reader: asyncio.StreamReader) -> dict[str, Any] | None:
-    """Read a message; None at the end of the line. What cannot be read is logged and dropped."""
+    """Read a message; None at the end of the line. An unreadable message is logged and dropped."""
     while True:
         try:
             (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -119,7 +121,7 @@ Do = Callable[[str, str], Awaitable[None]]
 
 
 class Link:
-    """A worker's end of the line."""
+    """The worker's end of the line to its supervisor."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -144,7 +146,9 @@ class Link:
         await self._writer.drain()
 
     async def everywhere(self, verb: str, model: str) -> None:
-        """Have all workers do it. Raises this worker's own error, or OtherWorkerFailed."""
+        """Load or unload a model in all workers. Raises this worker's own error, or
+        OtherWorkerFailed.
+        """
         self._tells += 1
         number = self._tells
         answer = self._told[number] = asyncio.get_running_loop().create_future()
@@ -160,7 +164,7 @@ class Link:
             )
 
     def follow(self, do: Do, *, when_alone: Callable[[], None]) -> None:
-        """Carry out orders from now on. `when_alone` is called when the supervisor has ended."""
+        """Carry out orders from now on. `when_alone` is called once the supervisor has ended."""
         self._keep(self._follow(do, when_alone))
 
     def close(self) -> None:
@@ -183,7 +187,7 @@ class Link:
         reason = None
         try:
             await do(order["verb"], order["model"])
-        except Exception as error:  # noqa: BLE001 - the worker that asked for it must get the reason
+        except Exception as error:  # noqa: BLE001 - the worker that asked must get the reason
             reason = cut(str(error) or type(error).__name__)
             if order["yours"] is not None:
                 self._own_errors[order["yours"]] = error

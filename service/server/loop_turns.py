@@ -1,4 +1,4 @@
-"""Measures how long the event loop is held: a debugging aid (`--measure-loop-turns`)."""
+"""Measures how long one turn holds the event loop: a debugging aid (`--measure-loop-turns`)."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 class LoopTurns:
-    """Keeps the longest turn of the running loop: the time in which it served nobody else.
+    """Keeps the longest turn of the running event loop, in which it served no other request.
 
-    A tick that comes late shows a held loop. Time in which the loop's thread could have run and the
-    machine ran something else is left out, and a turn counts no more than the processor time that
-    this process has used meanwhile.
+    A turn is noticed because a periodic tick comes late. Time in which the loop's thread was ready
+    but the machine ran something else is subtracted. A turn never counts for more than the
+    processor time that this process used during it.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,12 @@ class LoopTurns:
         self._due = self._used = self._waited = 0.0
 
     def start(self, *, delay_seconds: float = 0.5) -> None:
-        """Measure on the running loop, from a moment after the start on."""
+        """Measure on the running loop, from `delay_seconds` after now on."""
         self._loop = asyncio.get_running_loop()
         self._loop.call_later(delay_seconds, self._plan)
 
     def gauges(self) -> Iterator[Gauge]:
-        """The longest turn since the start."""
+        """The longest turn since the start, as a gauge."""
         yield "priordial_loop_turn_seconds", {}, self.longest_seconds
 
     def _plan(self) -> None:
@@ -53,7 +53,7 @@ class LoopTurns:
 
 
 def _waited_for_processor() -> float:
-    """Seconds that the calling thread was ready to run and did not; 0 where the system does not
+    """Seconds in which the calling thread was ready but did not run; 0 where the system does not
     say.
     """
     try:

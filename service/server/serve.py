@@ -1,6 +1,6 @@
 """The `serve` verb: binds the port, then serves in this process or starts several that share it.
 
-It imports little, because the supervisor of several workers stays small.
+It imports little, so that the supervisor of several workers stays small.
 """
 
 from service.observe import log

@@ -55,11 +55,11 @@ BACKLOG = 2048
 GC_ALLOCATIONS = 20_000
 SWITCH_SECONDS = 1e-4
 FINISH_SECONDS = 30
-"""How long the last requests may take once no more are accepted."""
+"""Seconds that the last requests may take once no more are accepted."""
 
 
 def serve_alone(settings: Settings, listener: socket.socket) -> int:
-    """Serve as the only process until it is told to end. Returns the exit status."""
+    """Serve as the only process until a signal ends it. Returns the exit status."""
     bound_heaps()
     with new_run() as folder:
         try:
@@ -76,7 +76,10 @@ async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFol
 
 
 def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int:
-    """Serve as one of several processes until it is told to end. Returns the exit status."""
+    """Serve as one of several processes until a signal or the supervisor ends it.
+
+    Returns the exit status.
+    """
     bound_heaps()
     log.configure(settings.log_format)
     hold(Path(place.run_folder))
@@ -98,9 +101,10 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
 
 
 def _left(status: int) -> int:
-    """The exit status; ends the process at once while a thread still runs native code.
+    """Return the exit status. While a thread still runs native code, end the process at once
+    instead.
 
-    Native code in a daemon thread does not survive the interpreter's own shutdown.
+    Native code in a daemon thread would crash during the interpreter's own shutdown.
     """
     if threads.any_running():
         logging.shutdown()
@@ -121,7 +125,8 @@ class _Serving:
         place: Place | None = None,
         link: Link | None = None,
     ) -> None:
-        """Build everything. One of several workers has a `place` and the `link` to its supervisor.
+        """Build everything. Only one of several workers has a `place` and a `link` to the
+        supervisor.
 
         Raises one of WILL_NOT_START.
         """
@@ -167,7 +172,7 @@ class _Serving:
         self._signals_to_end = 0
 
     async def run(self) -> None:
-        """Serve until told to end. Raises one of WILL_NOT_START."""
+        """Serve until a signal or the supervisor ends the process. Raises one of WILL_NOT_START."""
         on_signals(
             {
                 signal.SIGTERM: self._leave,
@@ -182,11 +187,13 @@ class _Serving:
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
-                if self._signals_to_end:  # the start may finish in spite of being cancelled
+                if self._signals_to_end:  # the start may finish although it was cancelled
                     return
                 self._server.config.load()
                 tune_interpreter()
-                self._listener.listen(BACKLOG)  # before "ready" is logged: clients may wait for it
+                self._listener.listen(
+                    BACKLOG
+                )  # before "ready" is logged: clients may wait for that line
                 self._server.appear()
                 self._say_ready()
                 self._slow_clients.start()
@@ -203,9 +210,11 @@ class _Serving:
     # -- the end
 
     def _leave(self) -> None:
-        """End. First signal: not ready, serve on for the drain delay, then finish what is admitted.
+        """End the process, faster with each signal.
 
-        Second signal: without the rest of the delay. Third: without finishing.
+        First signal: readiness fails, the process serves on for the drain delay, then it finishes
+        admitted requests. Second signal: skip the rest of the drain delay. Third signal: end
+        without finishing.
         """
         self._signals_to_end += 1
         if not self._service.started:
@@ -231,7 +240,7 @@ class _Serving:
     # -- models
 
     async def _carry_out(self, verb: str, model: str) -> None:
-        """Carry out an order of the supervisor, once the service has started."""
+        """Carry out an order of the supervisor, once this worker has started."""
         await self._service.start_done.wait()
         repository = self._service.repository
         await (repository.load_here(model) if verb == "load" else repository.unload_here(model))
@@ -250,12 +259,14 @@ class _Serving:
 
 
 def tune_interpreter() -> None:
-    """Tune the collector and the interpreter's lock for serving. For processes of our own only.
+    """Tune the garbage collector and the interpreter's lock for serving. Only for our own
+    processes.
 
-    The collector leaves alone what the start has made, and runs less often. A thread that comes
-    back from the graph asks for the interpreter. By default the loop may keep it for 5 ms, in
-    which the session could have run its next batch. A sum of squares that overflows says that a
-    number is too large (`service.wire.arrays`); NumPy would write a warning beside the log.
+    The collector ignores objects that the start has made, and runs less often. A thread that
+    returns from the graph gets the interpreter sooner: by default the event loop may keep it for 5
+    ms, in which the session could have run its next batch. An overflow in a sum of squares shows
+    that a number is too large (`service.wire.arrays`); NumPy's warning about it would go to stderr,
+    beside the log.
     """
     warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning)
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -1,8 +1,8 @@
-"""The first steps of a serving process: its signals and its standard streams.
+"""The first steps of a serving process: signal handlers and standard streams.
 
-From here on no signal ends the process without an orderly way out: SIGTERM and SIGINT end it at
-once until the event loop takes them over, SIGHUP is ignored until models can be loaded, SIGUSR1
-writes the stacks of all threads to stderr, SIGUSR2 is ignored.
+From here on, every signal has a defined effect. SIGTERM and SIGINT end the process at once until
+the event loop handles them. SIGHUP is ignored until models can be loaded. SIGUSR1 writes the stacks
+of all threads to stderr. SIGUSR2 is ignored.
 """
 
 import contextlib
@@ -31,12 +31,12 @@ def prepare_process() -> None:
 
 
 def on_signals(callbacks: Mapping[signal.Signals, Callable[[], object]]) -> None:
-    """Call back on the running loop for each of these signals, until the process has ended.
+    """Call these functions on the running loop for each of their signals, until the process ends.
 
-    A loop's own `add_signal_handler` restores the default action when the loop closes, so a second
-    SIGTERM would end the process in the middle of its last steps.
+    A loop's own `add_signal_handler` restores the default action when the loop closes. A second
+    SIGTERM would then kill the process during its last steps.
     """
-    import asyncio  # takes a tenth of a second, in which signals must be handled already
+    import asyncio  # imported late: it takes 0.1 s, during which signals must already be handled
 
     loop = asyncio.get_running_loop()
     for number, callback in callbacks.items():
@@ -51,19 +51,22 @@ def _forward(
 
 
 def _show_stacks(*_signal: Any) -> None:
-    """Write all stacks. Python's own handler holds the interpreter's lock, faulthandler's does not.
+    """Write the stacks of all threads to stderr.
 
-    Without the lock the stacks of running threads change while they are read, which may crash.
+    Python's own signal handler holds the interpreter's lock; faulthandler's does not. Without the
+    lock, stacks of running threads change while they are read, which may crash the process.
     """
     faulthandler.dump_traceback(2, all_threads=True)
 
 
 def _end(*_signal: Any) -> None:
-    os._exit(DONE)  # nothing has been started; an exception could be swallowed by an import
+    os._exit(DONE)  # Nothing has been started. An exception could be swallowed by an import.
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null where a standard stream is closed: the next file would take its number."""
+    """Open /dev/null for each closed standard stream; otherwise the next opened file would take its
+    number.
+    """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)
     os.close(descriptor)

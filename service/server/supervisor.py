@@ -1,7 +1,7 @@
-"""The parent of several serving processes: starts them, replaces them, tells them to end.
+"""The parent of several serving processes: starts, replaces and ends them.
 
-It loads no model. All workers accept from one bound socket that the parent holds too, so
-connections that wait to be accepted outlive a worker that dies: another worker takes them.
+It loads no model. The parent and all workers hold one bound socket. Connections that wait to be
+accepted therefore outlive a worker that dies: another worker accepts them.
 """
 
 import asyncio
@@ -29,9 +29,9 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 40
-"""Time beyond the drain delay that a worker has to end before it is killed."""
+"""Seconds after the drain delay within which a worker must end; then it is killed."""
 STEADY_SECONDS = 30.0
-"""A worker that served for this long is replaced at once; others after growing pauses."""
+"""A worker that served for this many seconds is replaced at once, others after growing pauses."""
 FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.1, 30.0
 MAX_FAILED_STARTS = 3
 
@@ -48,13 +48,13 @@ class _Ending:
     status: int = FAILED
     refused: bool = False
     served_seconds: float | None = None
-    """How long it served; None when it never did."""
+    """Seconds that the worker served; None when it never did."""
     pid: int | None = None
-    """None where no process could be started."""
+    """The process id; None when no process could be started."""
 
     @property
     def replaces(self) -> str:
-        """The word for it in `priordial_worker_restarts_total`."""
+        """How the worker ended, as the label of `priordial_worker_restarts_total`."""
         return {HUNG: "hung"}.get(self.status, "killed" if self.status < 0 else "failed")
 
 
@@ -75,13 +75,13 @@ class _Supervisor:
         self._unloaded: set[str] = set()
         self._numbers = itertools.count(1)
         self._newest_order: dict[str, int] = {}
-        """By model. A load may take long, and a later order does not wait for it."""
+        """The newest open order of each model. A later order does not wait for a slow load."""
         self._announced = False
         self._leaving = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Keep a worker in each slot. DONE when all ended in order. Raises WillNotStart."""
+        """Keep a worker in each slot. Returns DONE when all ended well. Raises WillNotStart."""
         on_signals(
             {
                 signal.SIGTERM: self._leave,
@@ -92,7 +92,7 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         slots = [loop.create_task(self._keep(slot)) for slot in range(self._settings.workers)]
         await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
-        if not self._leaving.is_set():  # one will not start
+        if not self._leaving.is_set():  # a worker refuses to start
             self._leave()
             await asyncio.wait(slots)
         ended = await asyncio.gather(*slots, return_exceptions=True)  # several may have refused
@@ -104,7 +104,10 @@ class _Supervisor:
     # -- a slot
 
     async def _keep(self, slot: int) -> int:
-        """Have a worker in the slot until it is time to leave. DONE when it ended well."""
+        """Keep a worker in the slot until the service ends.
+
+        Returns DONE if the last worker ended well, else FAILED.
+        """
         replaces, delay, failed_starts = "", 0.0, 0
         while not self._leaving.is_set():
             ending = await self._serve(slot, replaces)
@@ -133,7 +136,7 @@ class _Supervisor:
         return DONE
 
     async def _serve(self, slot: int, replaces: str) -> _Ending:
-        """Run one worker to its end. Whatever goes wrong with it costs its own slot only."""
+        """Run one worker until it ends. No error here affects another slot."""
         try:
             worker = await self._start(slot, replaces)
         except (OSError, RuntimeError) as error:  # no descriptor, process, thread or interpreter
@@ -141,7 +144,11 @@ class _Supervisor:
         try:
             status = await self._attend(worker)
         except Exception as error:
-            logger.exception("worker %d (process %d) is killed: a fault here", slot, worker.pid)
+            logger.exception(
+                "the supervisor failed to follow worker %d (process %d), and kills it",
+                slot,
+                worker.pid,
+            )
             worker.signal(signal.SIGKILL)
             await worker.wait()
             status = FAILED
@@ -204,7 +211,7 @@ class _Supervisor:
         logger.info("ready on %s with %d workers", url_of(self._listener), len(ready))
 
     async def _pause(self, seconds: float) -> None:
-        """Wait, unless it is time to leave."""
+        """Wait for this many seconds, or until the service ends."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._leaving.wait()
@@ -212,7 +219,7 @@ class _Supervisor:
     # -- orders that one worker gives to all
 
     async def _tell(self, teller: WorkerProcess, number: int, verb: str, model: str) -> None:
-        """Order it of every worker and report to the teller.
+        """Order every worker to load or unload a model, and report to `teller`, which asked.
 
         All workers get all orders in the same sequence, so all end up in the same state. A worker
         that is still starting carries the order out before it serves; nobody waits for that.
@@ -240,7 +247,9 @@ class _Supervisor:
     # -- signals
 
     def _leave(self) -> None:
-        """End gently at the first signal. The workers hear each further signal too, and hurry."""
+        """Pass each signal on to the workers: the first ends them gently, each further one
+        sooner.
+        """
         if not self._leaving.is_set():
             self._leaving.set()
             self._soon(self._kill_those_that_stay())
@@ -248,12 +257,12 @@ class _Supervisor:
             worker.signal(signal.SIGTERM)
 
     async def _kill_those_that_stay(self) -> None:
-        # in short sleeps: time in which the whole machine was stopped does not count
+        # Short sleeps: time in which the whole machine was stopped does not count.
         for _ in range(round(self._settings.drain_seconds) + GRACE_SECONDS):
             await asyncio.sleep(1)
         for worker in self._workers.values():
             logger.error(
-                "worker %d (process %d) has not ended %d s after the drain delay and is killed",
+                "worker %d (process %d) is killed: it is still running %d s after the drain delay",
                 worker.slot,
                 worker.pid,
                 GRACE_SECONDS,

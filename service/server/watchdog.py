@@ -1,7 +1,4 @@
-"""A thread that sees what the event loop cannot see of itself: that it, or a graph call, hangs.
-
-It also ends a process that has lost what only a new process can get back.
-"""
+"""A thread that detects a hanging event loop or graph call, which the loop itself cannot."""
 
 import asyncio
 import faulthandler
@@ -17,18 +14,17 @@ from service.exit_codes import HUNG
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 2.0
-"""Time between a hang is seen and the process ends: a probe can see liveness red meanwhile."""
+"""Seconds from a detected hang to the end of the process: a probe can see liveness fail."""
 _LATE_SECONDS = 1.0
 
 
 class Watchdog:
-    """Ends the process when the loop, a graph call or pool work makes no progress for too long,
-    and when a graph can score nothing any more.
+    """Ends the process when the loop, a graph call or pool work makes no progress for too long.
 
-    Native code that hangs cannot be stopped from Python, so a supervisor must start the process
-    again. Stacks are logged first. When the watchdog itself was stopped, with the whole process
-    (SIGSTOP, a paused container, a migrated machine), nothing else could make progress either:
-    everything gets `hang_seconds` anew.
+    Python cannot stop native code that hangs, so the process ends and a supervisor starts it again.
+    Stacks are logged first. The watchdog also notices when it did not run itself. Then the whole
+    process was stopped (SIGSTOP, a paused container, a migrated machine) and nothing else could
+    make progress either, so `hang_seconds` starts again for everything.
     """
 
     def __init__(
@@ -55,7 +51,7 @@ class Watchdog:
         """What hangs or is lost; None while nothing is. Liveness reads it."""
 
     def start(self) -> None:
-        """Beat on the running loop and watch from a thread."""
+        """Schedule a heartbeat on the running loop, and start the watching thread."""
         self._loop = asyncio.get_running_loop()
         self._seen = self._clock()
         self._tick()
@@ -68,7 +64,10 @@ class Watchdog:
             self._timer.cancel()
 
     def look(self) -> str | None:
-        """Return what hangs now, and note when the watchdog itself was stopped since it looked."""
+        """Return what hangs now, in words, or None.
+
+        If the watchdog itself was stopped since the last call, all times start again.
+        """
         now = self._clock()
         late = now - self._seen - self._interval
         if late > min(_LATE_SECONDS, self._hang_seconds / 2):
@@ -89,7 +88,7 @@ class Watchdog:
             hung = self.look()
             if hung is None:
                 if self.hung is not None:
-                    logger.warning("there is progress again; before: %s", self.hung)
+                    logger.warning("there is progress again, after: %s", self.hung)
                 self.hung = None
                 continue
             if self.hung is None:
@@ -106,7 +105,7 @@ class Watchdog:
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
 
     def _still_hangs(self) -> bool:
-        """Whether something still hangs after the grace, which passes in short waits."""
+        """Whether something still hangs after the grace period, which is spent in short waits."""
         for _ in range(max(1, round(GRACE_SECONDS / self._interval))):
             if self._stopped.wait(self._interval):
                 return False
@@ -127,6 +126,6 @@ class Watchdog:
                 continue
             taken = now - max(since, self._awake_since)
             if taken > self._hang_seconds:
-                # work on the loop itself holds the loop as long: then the loop is what stands
+                # Work on the loop holds the loop for as long: then the loop is what hangs.
                 return stands if idle > self._hang_seconds else f"{name} has run for {taken:.1f} s"
         return None

@@ -7,7 +7,10 @@ from service.server.startup import prepare_process
 
 
 def main(arguments: list[str]) -> int:
-    """Serve until told to end. Returns the exit status, one of service.exit_codes."""
+    """Serve until a signal or the supervisor ends the process.
+
+    Returns the exit status, one of service.exit_codes.
+    """
     prepare_process()
     from service.exit_codes import DONE
     from service.server.link import Place
