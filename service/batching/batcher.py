@@ -1,8 +1,9 @@
-"""Many callers, one graph call: bounded, without a timer, and every request gets an answer.
+"""Collects the rows of many callers into one graph call, within bounds and without a timer.
 
-A batch is whatever queued while the last one ran. Cheap batches run on the event loop once it has
-read the requests that came; others run in the one thread that owns the session. Requests share a
-batch when the rows of their inputs have one shape: tau, prior and top_k are chosen for each row.
+A batch is whatever queued while the last one ran. Cheap batches run on the event loop, once it has
+read the requests that have arrived. Other batches run in the one thread that owns the session.
+Requests share a batch when their rows have the same shape; tau, prior and top_k may differ. Every
+request gets an answer.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ from service.graph.prior_table import PriorTable
 logger = logging.getLogger(__name__)
 
 MAX_TURNS = 3
-"""Turns of the event loop that a cheap batch may wait for further requests."""
+"""The most turns of the event loop that a cheap batch waits for further requests."""
 
 
 class Batcher:
@@ -59,15 +60,15 @@ class Batcher:
         record: where batches and refusals are counted.
         cost_seconds: the expected time of a batch of so many rows.
         max_batch_rows: rows of the largest batch.
-        max_queued_rows: rows of the largest request, which is taken when no other waits.
+        max_queued_rows: rows of the largest request, which is accepted only when no other waits.
         max_queued_bytes: bytes of all queued inputs together.
         max_waiting_rows: rows that may wait when a request arrives; None is max_queued_rows.
         max_flood_rows: the same while requests are being refused; None is max_waiting_rows.
         inline_seconds: batches expected to take no longer run on the event loop.
         try_graph: runs the graph on rows of its warm-up; raises when it no longer can.
         name: the model and version, for messages and the thread's name.
-        tracer: hears of requests and graph calls when traces are asked for.
-        clock: the time, as time.monotonic() tells it; a test sets its own.
+        tracer: records requests and graph calls; None without traces.
+        clock: returns the time, as time.monotonic() does; a test sets its own.
         """
         self._cost, self._inline_seconds, self._clock = cost_seconds, inline_seconds, clock
         self._batch_run = BatchRun(
@@ -86,20 +87,24 @@ class Batcher:
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
         self._turns = self._seen_rows = 0
-        """Turns of the loop since a batch was scheduled, and the rows queued in the last turn."""
+        """Turns of the loop since a batch was scheduled, and the number of rows queued in the last
+        turn.
+        """
         self._in_flight: deque[Batch] = deque()
-        """The batch that runs, and at most one in the thread's inbox, filled until it begins."""
+        """The batch that runs, and at most one in the thread's inbox, which is filled until it
+        begins.
+        """
         self._results: deque[tuple[GraphThread, list[Outcome] | BaseException, float]] = deque()
-        """What the thread reported and the loop has not taken yet."""
+        """Results of the thread that the loop has not taken yet."""
         self._finished: list[Entry] = []
-        """Entries that have their scores or an error, and no reply yet."""
+        """Entries that have scores or an error, but whose reply has not been called yet."""
         self._thread: GraphThread | None = None
         self._drained: list[asyncio.Future[None]] = []
-        """Those who wait until nothing is queued or running."""
+        """Callers of `drain`, which wait until nothing is queued or running."""
         self.busy_since: float | None = None
-        """time.monotonic() when the running graph call began; a watchdog reads it."""
+        """time.monotonic() when the running graph call began, for the watchdog."""
         self.failure: str | None = None
-        """Why the batching loop failed, until it is restarted; else None."""
+        """Why the batching loop failed, until it has restarted; else None."""
         self.lost: str | None = None
         """Why the graph can score nothing any more; None while it can."""
 
@@ -109,7 +114,9 @@ class Batcher:
         Raises Overloaded, RequestTooLarge or DeadlinePassed at once. Such a request is counted as
         refused, and its slots of the prior table are released.
         """
-        if self._results:  # a turn of the loop may be long: the session must not wait for its end
+        if (
+            self._results
+        ):  # A turn of the loop may be long, and the session must not wait for its end.
             self._take_results()
         now, work, in_flight = self._clock(), entry.work, self._in_flight
         ahead = in_flight[1].rows if len(in_flight) > 1 else 0
@@ -184,7 +191,7 @@ class Batcher:
     # -- from the queue to the graph
 
     def _schedule(self) -> None:
-        """Look at the queue in the next turn of the loop."""
+        """Look at the queue in the next turn of the event loop."""
         self._is_scheduled = True
         self._turns = self._seen_rows = 0
         self._loop.call_soon(self._turn)
@@ -192,8 +199,9 @@ class Batcher:
     def _turn(self) -> None:
         """Start a batch, but let a cheap one wait a few turns while the loop still reads requests.
 
-        Clients that were answered together ask again together, but not within one turn of the
-        loop. If they ran apart they would be answered apart, and stay in batches of half the size.
+        Clients whose requests were answered together send their next ones almost together, but not
+        within one turn. If those ran in separate batches, they would also be answered separately,
+        and batches would stay half as large.
         """
         rows = self._queue.rows
         self._turns += 1
@@ -216,7 +224,9 @@ class Batcher:
         self._reply()
 
     def _start(self) -> None:
-        """Start the next batch here if it is cheap, else in the thread; or fill the one after."""
+        """Run the next batch here if it is cheap, else in the thread; fill the one after
+        meanwhile.
+        """
         in_flight, queue = self._in_flight, self._queue
         dropped: list[Dropped] = []
         try:
@@ -228,7 +238,7 @@ class Batcher:
                 runs_now, batch = not in_flight, Batch()
                 in_flight.append(
                     batch
-                )  # first, so that its callers get an answer when filling breaks
+                )  # recorded first, so that its callers get an answer even if filling fails
                 queue.fill(batch, dropped)
                 if not batch.pieces:
                     in_flight.pop()
@@ -238,7 +248,7 @@ class Batcher:
                     if runs_now:
                         self.busy_since = time.monotonic()
                     self._current_thread().inbox.put(batch)
-        except Exception as error:  # noqa: BLE001 - whatever broke the loop, its callers get an answer
+        except Exception as error:  # noqa: BLE001 - whatever failed, the callers get an answer
             self._crashed(error)
         if dropped:
             self._finished += self._delivery.dropped(dropped)
@@ -255,7 +265,7 @@ class Batcher:
     # -- from the graph to the callers
 
     def _reply(self) -> None:
-        """Answer the finished entries together, then see to what is left in the queue."""
+        """Answer the finished entries together, then handle what is left in the queue."""
         if self._finished:
             finished, self._finished = self._finished, []
             self._delivery.reply(finished)
@@ -273,7 +283,7 @@ class Batcher:
                 each.set_result(None)
 
     def _expire(self, entry: Entry) -> None:
-        """The hard deadline of a request is over: it is answered now, wherever its rows are."""
+        """Answer a request whose hard deadline has passed, wherever its rows are."""
         if not entry.done():
             entry.error = DeadlinePassed(entry.work.deadline.message(self._clock()))
             self._delivery.reply([entry])
@@ -293,7 +303,7 @@ class Batcher:
     def _from_thread(
         self, thread: GraphThread, result: list[Outcome] | BaseException, seconds: float
     ) -> None:
-        """Called in the thread."""
+        """Pass a result to the event loop. Called in the thread."""
         self._results.append((thread, result, seconds))
         self._loop.call_soon_threadsafe(self._collect)
 
@@ -302,15 +312,15 @@ class Batcher:
         self._reply()
 
     def _take_results(self) -> None:
-        """Take the batches that the thread has finished, and hand it the next one first.
+        """Take the batches that the thread has finished, after handing it the next one.
 
-        So the session never waits for answers to be encoded. The replies follow in `_collect`,
-        which the thread has scheduled.
+        The session therefore never waits while answers are encoded. The thread has scheduled
+        `_collect`, which calls the replies.
         """
         while self._results:
             thread, result, seconds = self._results.popleft()
             if thread is not self._thread:
-                continue  # its callers were failed when the loop was restarted
+                continue  # its callers already got an error when the loop was restarted
             if isinstance(result, BaseException):
                 self._crashed(result)
                 continue
@@ -323,14 +333,18 @@ class Batcher:
                 self._in_flight.append(batch)
                 self._crashed(error)
 
-    # -- when the batching loop itself breaks
+    # -- when the batching loop itself fails
 
     def _crashed(self, error: BaseException) -> None:
-        """Fail every caller, turn liveness red, and start again."""
+        """Answer every caller with an error, make liveness fail, and restart the batching loop."""
         self.failure = f"{type(error).__name__}: {error}"
         if isinstance(error, GraphLost):
             self.lost = f"{self.name} can score nothing: {error}"
-        logger.error("the batching loop of %s failed and is restarted", self.name, exc_info=error)
+        logger.error(
+            "the batching loop of %s failed; its requests get an error, and it restarts",
+            self.name,
+            exc_info=error,
+        )
         self._abandon_thread()
         self._fail_all(
             BatcherFailed(f"the batching loop failed ({self.failure}); send the request again")
@@ -353,7 +367,7 @@ class Batcher:
 
 
 class _Waiter:
-    """The caller of `submit`, who leaves by cancelling the future."""
+    """A caller of `submit`, which leaves by cancelling its future."""
 
     __slots__ = ("_caller", "_future")
 
@@ -362,7 +376,7 @@ class _Waiter:
 
     @property
     def connection(self) -> "_Waiter":
-        """Itself: it knows whether anybody waits."""
+        """This object, which knows whether the caller still waits."""
         return self
 
     @property
@@ -373,7 +387,7 @@ class _Waiter:
 
 
 def _resolve(entries: list[Entry]) -> None:
-    """The reply of `submit`."""
+    """Set the futures of `submit`: the reply of its entries."""
     for entry in entries:
         future: asyncio.Future[Entry] = entry.ask
         if future.done():

@@ -1,4 +1,6 @@
-"""From a graph call to the replies: a batch is recorded, cut into requests, and answered."""
+"""Delivers a finished graph call: records the batch, cuts it into requests, and calls their
+replies.
+"""
 
 import logging
 from collections.abc import Iterable
@@ -17,14 +19,14 @@ logger = logging.getLogger(__name__)
 
 
 class Delivery:
-    """Where the batches of one batcher end. Used from the event loop only."""
+    """Receives the finished batches of one batcher. Used from the event loop only."""
 
     def __init__(
         self, table: PriorTable, *, record: Record, tracer: Tracer | None, name: str
     ) -> None:
         self._table, self._record, self._tracer, self._name = table, record, tracer, name
         self.explorations = 0
-        """Queued and running requests that are no traffic."""
+        """The number of queued and running requests that do not count as traffic."""
 
     def finished(self, outcomes: list[Outcome], seconds: float) -> list[Entry]:
         """Record batches that ran and cut them into requests.
@@ -43,14 +45,16 @@ class Delivery:
         return done
 
     def dropped(self, dropped: Iterable[Dropped]) -> list[Entry]:
-        """End requests whose pieces are not scored. Returns the finished entries, for `reply`."""
+        """Give an error to requests whose pieces are not scored. Returns the finished entries, for
+        `reply`.
+        """
         done: list[Entry] = []
         for piece, reason in dropped:
             self._fail(piece, reason, done)
         return done
 
     def reply(self, done: list[Entry]) -> None:
-        """Call the replies of finished entries, once for all entries with the same reply."""
+        """Call the replies of finished entries, once for all entries that have the same reply."""
         groups: dict[Reply, list[Entry]] = {}
         for entry in done:
             if entry.timer is not None:
@@ -69,7 +73,9 @@ class Delivery:
                 logger.exception("requests of %s were scored and could not be answered", self._name)
 
     def refused(self, error: Exception) -> None:
-        """Count a request that is not scored; a failure here costs nobody an answer."""
+        """Count a request that is not scored. If counting fails, the request still gets
+        its answer.
+        """
         try:
             self._record.refused(error)
         except Exception:
@@ -82,7 +88,7 @@ class Delivery:
         is_nan: NDArray[np.bool_] = np.isnan(result.top_probability[:, 0])
         is_nan |= np.isnan(result.unadjusted_probability)
         bad = is_nan if is_nan.any() else None
-        try:  # before any request has its answer; a failure here costs nobody an answer
+        try:  # Recorded before any request is answered. If that fails, requests are still answered.
             self._record.batch(self._facts(pieces, result, seconds, bad))
         except Exception:
             logger.exception("a batch of %s was answered and could not be recorded", self._name)
@@ -101,7 +107,7 @@ class Delivery:
                 elif entry.pieces_left == 0:
                     try:
                         entry.scored(result, start, stop)
-                    except Exception as error:  # noqa: BLE001 - this request fails alone, not its batch
+                    except Exception as error:  # noqa: BLE001 - only this request fails, not its batch
                         entry.error = error
                     done.append(entry)
             start = stop
@@ -178,7 +184,7 @@ class Delivery:
 
 
 def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
-    """BatchFacts.refused: a request that has its error already is not counted again."""
+    """BatchFacts.refused. A request that already has its error is not counted again."""
     refused: list[int] = []
     start = 0
     for piece in pieces:
@@ -189,7 +195,7 @@ def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
 
 
 def _answered_rows(pieces: list[Piece], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """BatchFacts.answered: a request with one bad row has none of its rows counted."""
+    """BatchFacts.answered. If one row of a request is bad, none of its rows counts."""
     flags: list[bool] = []
     for piece in pieces:
         start = len(flags)
@@ -199,7 +205,7 @@ def _answered_rows(pieces: list[Piece], bad: NDArray[np.bool_] | None) -> NDArra
 
 
 def _taus_of_rows(pieces: list[Piece]) -> NDArray[np.floating]:
-    """[n] the tau of each row of a batch."""
+    """The tau of each row of a batch, [n]."""
     works = [piece.entry.work for piece in pieces]
     taus = [work.tau for work in works]
     if np.ndarray not in map(type, taus):

@@ -1,4 +1,6 @@
-"""Threads for CPU work that would hold up the event loop: images, many settings of `/adjust`."""
+"""Threads for CPU work that would block the event loop: decoding images, or `/adjust` with many
+settings.
+"""
 
 import time
 from collections.abc import Callable
@@ -17,23 +19,25 @@ from service.threads import GivenUp, Threads, TooManyWait
 T = TypeVar("T")
 
 CLOSE_SECONDS = 5.0
-"""How long a closing pool waits for calls that still run."""
+"""Seconds that a closing pool waits for calls that still run."""
 
 
 class Pool:
-    """Bounded threads with the deadlines and refusals of the batcher. Used from the event loop."""
+    """Bounded threads with the same deadlines and refusals as the batcher. Used from the event
+    loop.
+    """
 
     def __init__(self, threads: int, *, max_waiting_bytes: int) -> None:
         self._threads = Threads("pool", count=threads, max_bytes=max_waiting_bytes)
 
     @property
     def waiting_bytes(self) -> int:
-        """Input sizes of the calls that wait or run."""
+        """The total input size, in bytes, of the calls that wait or run."""
         return self._threads.bytes
 
     @property
     def busy_since(self) -> float | None:
-        """`time.monotonic()` when the longest of the running calls began, for the watchdog."""
+        """`time.monotonic()` when the oldest running call began, for the watchdog; else None."""
         return self._threads.busy_since
 
     async def run(
@@ -44,10 +48,11 @@ class Pool:
         deadline: Deadline = NO_DEADLINE,
         caller: Caller | None = None,
     ) -> T:
-        """The result of `call()`, whose input has `size` bytes, or what it raises.
+        """Run `call()` in a thread, and return its result or raise its error.
 
-        Raises Overloaded when too many bytes wait, DeadlinePassed at the deadline, also at a soft
-        one and while the call runs, and Abandoned when the caller left before it began.
+        size: bytes of its input. Raises Overloaded when the waiting calls have too many bytes.
+        Raises DeadlinePassed at the deadline, even a soft one and even while the call runs. Raises
+        Abandoned when the caller left before the call began.
         """
         now = time.monotonic()
         deadline.check(now)

@@ -1,4 +1,4 @@
-"""The rows that wait for one model: bounded, first come first served, cut to fit a batch."""
+"""The queue of one model: bounded, first come first served, cut into pieces that fit a batch."""
 
 import threading
 import time
@@ -20,17 +20,17 @@ from service.batching.work import (
 from service.graph.session import GraphOutputs
 
 FLOOD_SECONDS = 1.0
-"""Flood mode ends when no request has been refused for so long."""
+"""Flood mode ends when no request has been refused for this many seconds."""
 
 Reply: TypeAlias = "Callable[[list[Entry]], None]"
-"""Takes entries that finished together, each with its scores or its error, on the event loop.
+"""Called on the event loop with entries that finished together, each with its scores or its error.
 
-Every entry is given to its reply once.
+Each entry is passed to its reply exactly once.
 """
 
 
 class Entry:
-    """A queued request, and once it is finished its scores or its `error`.
+    """A queued request. Once it is finished, it has its scores or its `error`.
 
     The scores are rows `start` to `stop` of `outputs`.
     """
@@ -62,7 +62,7 @@ class Entry:
         work: what to score.
         caller: who asked; when it leaves, the work is dropped.
         reply: where the finished entry goes, together with others that finished at the same time.
-        ask: what `reply` needs to know of the request; the batcher does not look at it.
+        ask: what `reply` needs to know about the request; the batcher ignores it.
         """
         self.work, self.caller, self.reply, self.ask = work, caller, reply, ask
         self.admitted = self.begun = self.inference_seconds = 0.0
@@ -71,16 +71,16 @@ class Entry:
         self.error: Exception | None = None
         self.span: Any = None
         self.timer: Any = None
-        """The running timer of a hard deadline."""
+        """The timer of a hard deadline, while it runs."""
         self._parts: list[tuple[int, GraphOutputs, int, int]] | None = None
         """Results of a request in several pieces: (first row, outputs, start, stop)."""
 
     def done(self) -> bool:
-        """Whether it has its scores or an error."""
+        """Whether the entry has its scores or an error."""
         return self.stop >= 0 or self.error is not None
 
     def why_drop(self, now: float) -> Exception | None:
-        """Why its rows need not be scored at `now` (time.monotonic()); None when they must be."""
+        """The error for a request that need not be scored at `now` (time.monotonic()), or None."""
         if self.error is not None:
             return self.error
         if self.caller.connection.disconnected:
@@ -95,9 +95,9 @@ class Entry:
         self._parts.append((first, outputs, start, stop))
 
     def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
-        """Take the scores of the last piece, and join them to those of the others.
+        """Store the scores of the last piece, and join them with those of the other pieces.
 
-        Scores of a large answer are left apart: `join` joins them, in a thread.
+        The scores of a large answer are not joined here: `join` does so in a thread.
         """
         self.outputs, self.start, self.stop = outputs, start, stop
         if self._parts is not None:
@@ -106,7 +106,9 @@ class Entry:
                 self.join()
 
     def join(self) -> None:
-        """Join the scores of a request that ran in several pieces. Does nothing the next time."""
+        """Join the scores of a request that ran in several pieces. A second call changes
+        nothing.
+        """
         parts, self._parts = self._parts, None
         if parts is not None:
             parts.sort(key=lambda part: part[0])
@@ -127,7 +129,7 @@ class Piece:
 
 
 Dropped: TypeAlias = tuple[Piece, Exception]
-"""A piece whose rows are not scored, and why."""
+"""A piece whose rows are not scored, and the error for its request."""
 
 
 class Batch:
@@ -139,18 +141,18 @@ class Batch:
         self.pieces: list[Piece] = []
         self.rows = 0
         self.shape: tuple[int, ...] = ()
-        """Of one row, once there is one."""
+        """The input shape of a row, once the batch has one."""
         self._lock = threading.Lock()
         self._begun = False
 
     @contextmanager
     def open(self) -> Iterator[bool]:
-        """Whether it still takes pieces; the answer holds until the end of the block."""
+        """Whether the batch still accepts pieces. The answer holds until the `with` block ends."""
         with self._lock:
             yield not self._begun
 
     def begin(self) -> list[Piece]:
-        """Its pieces, to which none is added from now on. Called in the thread that runs them."""
+        """Return the pieces; none is added from now on. Called in the thread that runs them."""
         with self._lock:
             self._begun = True
             return self.pieces
@@ -159,8 +161,8 @@ class Batch:
 class Queue:
     """The queue of one batcher, with its limits. Used from the event loop only.
 
-    `ahead` is always the number of rows in the thread's inbox, in a batch that has not begun. These
-    and the rows queued here are the rows that wait.
+    `ahead` is always the number of rows in the thread's inbox, in a batch that has not begun. The
+    rows that wait are these and the rows queued here.
     """
 
     def __init__(
@@ -176,11 +178,11 @@ class Queue:
         """Make an empty queue.
 
         max_batch_rows: rows of a batch; a larger request is cut into pieces.
-        max_rows: rows of the largest request, which is taken when no other waits.
+        max_rows: rows of the largest request, which is accepted only when no other waits.
         max_bytes: bytes of all queued inputs together.
         max_waiting_rows: rows that may wait when a request arrives; None is max_rows.
         max_flood_rows: the same in flood mode, where requests wait less; None: max_waiting_rows.
-        clock: the time, as time.monotonic() tells it.
+        clock: returns the time, as time.monotonic() does.
         """
         self.max_rows, self._max_bytes, self._clock = max_rows, max_bytes, clock
         self._max_batch_rows = max_batch_rows
@@ -193,9 +195,9 @@ class Queue:
         """Of all pieces together."""
 
     def add(self, entry: Entry, now: float, *, ahead: int = 0) -> None:
-        """Queue a request at the end, in as many pieces as it takes.
+        """Queue a request at the end, cut into pieces that fit a batch.
 
-        Raises RequestTooLarge, Overloaded or DeadlinePassed, and then holds nothing of it.
+        Raises RequestTooLarge, Overloaded or DeadlinePassed; nothing is queued then.
         """
         work = entry.work
         inputs = work.inputs
@@ -210,7 +212,7 @@ class Queue:
             self.check_room(rows, ahead=ahead)
         if self.bytes + size > self._max_bytes:
             raise Overloaded(
-                f"the queue holds {self.bytes} bytes and at most {self._max_bytes} are taken; "
+                f"the queue holds {self.bytes} bytes of at most {self._max_bytes}; "
                 "send the request again later"
             )
         if work.deadline.at <= now:
@@ -228,7 +230,7 @@ class Queue:
         self.bytes += per_row * rows
 
     def check_room(self, rows: int, *, ahead: int) -> None:
-        """Raise Overloaded when so many more rows would be too many."""
+        """Raise Overloaded when this many more rows would exceed the limit."""
         waiting = self.rows + ahead
         if waiting + rows <= self._max_flood_rows or (not waiting and rows <= self.max_rows):
             return
@@ -236,14 +238,18 @@ class Queue:
         if now < self._flood_ends:
             most = self._max_flood_rows
         if waiting + rows > most:
-            if 2 * waiting > most:  # else this request is large, and there is no crowd
+            if (
+                2 * waiting > most
+            ):  # otherwise this one request is large, which is no sign of a flood
                 self._flood_ends = now + FLOOD_SECONDS
             raise Overloaded(
-                f"{waiting} rows are queued and at most {most} may be; send the request again later"
+                f"{waiting} rows are queued of at most {most}; send the request again later"
             )
 
     def fill(self, batch: Batch, dropped: list[Dropped]) -> None:
-        """Move the first pieces that fit to a batch, or to `dropped` if they need not be scored."""
+        """Move the first pieces that fit to a batch. Pieces that need not be scored go to
+        `dropped`.
+        """
         queue, limit = self.pieces, self._max_batch_rows
         pieces, rows, shape = batch.pieces, batch.rows, batch.shape
         now = self._clock()
@@ -268,7 +274,7 @@ class Queue:
         batch.rows, batch.shape = rows, shape
 
     def take_all(self) -> list[Piece]:
-        """Empty the queue; all its pieces."""
+        """Empty the queue, and return all its pieces."""
         pieces = list(self.pieces)
         self.pieces.clear()
         self.rows = self.bytes = 0

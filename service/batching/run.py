@@ -1,4 +1,6 @@
-"""Runs one batch, on the event loop or in the model's thread; only the rows at fault fail."""
+"""Runs one batch, on the event loop or in the model's thread. When a row fails, only its request
+fails.
+"""
 
 import queue
 import threading
@@ -16,14 +18,15 @@ from service.graph.session import GraphOutputs
 from service.wire.arrays import is_finite, not_finite, rows_not_finite
 
 MAX_GRAPH_TOP_K = 64
-"""The graph ranks up to this many classes; a caller that wants more ranks adjusted_logits."""
+"""The graph ranks at most this many classes. A caller that needs more ranks adjusted_logits.
+"""
 
 Outcome: TypeAlias = tuple[list[Piece], GraphOutputs | Exception]
-"""Pieces that ran together, and their outputs; or pieces of one request, and why it fails."""
+"""Pieces that ran together, with their outputs; or pieces of one request, with its error."""
 
 
 class RunGraph(Protocol):
-    """What a batcher needs of a Graph: its `run`."""
+    """The part of a Graph that a batcher uses: its `run`."""
 
     def __call__(
         self,
@@ -42,7 +45,7 @@ class RunGraph(Protocol):
 
 
 class BatchRun:
-    """Runs batches on a graph, one at a time, in whatever thread calls it."""
+    """Runs batches on a graph, one at a time, in the calling thread."""
 
     def __init__(
         self,
@@ -63,7 +66,9 @@ class BatchRun:
         self._try_graph, self._clock = try_graph, clock
 
     def run_wanted(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run a batch that waited in the thread's inbox, without rows that need not be scored."""
+        """Run a batch that waited in the thread's inbox, except for rows that need not be scored
+        any more.
+        """
         now = self._clock()
         dropped: list[Outcome] = []
         wanted: list[Piece] = []
@@ -78,9 +83,8 @@ class BatchRun:
         return dropped + (self.run(wanted) if wanted else [])
 
     def run(self, pieces: list[Piece]) -> list[Outcome]:
-        """Run a batch; when it fails, run its halves, so that only the row at fault fails.
-
-        Raises GraphLost when the graph fails whatever its rows are.
+        """Run a batch. If it fails, run its halves, so that only the row that causes the error
+        fails.
         """
         try:
             inputs = _joined(pieces)
@@ -142,7 +146,7 @@ class BatchRun:
             try:
                 one = [Piece(piece.entry, row, 1)]
                 parts.append(self._call(one, _joined(one)))
-            except Exception as error:  # noqa: BLE001 - it is this row's fault
+            except Exception as error:  # noqa: BLE001 - this row caused the error
                 reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
                 rows.append(row)
         if rows:
@@ -158,7 +162,7 @@ class BatchRun:
             taus.append(work.tau)
             slots.append(work.slot)
             top_k, full = max(top_k, work.top_k), full or work.full
-        # The generation first: a row written in between is copied again, never missed.
+        # Read the generation first: a row that is written in between is copied again, never missed.
         generation = self._table.generation
         return self._run_graph(
             inputs,
@@ -192,7 +196,7 @@ class GraphThread:
                 self._report(self, error, time.perf_counter() - begun)
                 return
             self._report(self, outcomes, time.perf_counter() - begun)
-            del batch, outcomes  # an idle thread keeps no request alive
+            del batch, outcomes  # so that an idle thread keeps no request in memory
 
 
 Report: TypeAlias = Callable[[GraphThread, list[Outcome] | BaseException, float], None]
@@ -214,7 +218,7 @@ def _joined(pieces: list[Piece]) -> Array:
 
 
 def _by_row(values: list[Any], pieces: list[Piece], rows: int, dtype: Any) -> Array:
-    """[rows] a value for each row; a request has one for all its rows, or one for each."""
+    """A value for each row, [rows]. A request has one value for all its rows, or one for each."""
     if np.ndarray not in map(type, values):
         column = np.array(values, dtype)
         if len(pieces) == rows:

@@ -1,4 +1,4 @@
-"""The work that a batcher is given, what it reports about a batch, and its errors."""
+"""The work that a batcher gets, what it reports about a batch, and its errors."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from service.graph.session import GraphOutputs
 
 Array = NDArray[Any]
 LARGE_ANSWER_VALUES = 20_000
-"""Answers with more values are joined and encoded in a thread: about two milliseconds' work."""
+"""Answers with more values are joined and encoded in a thread, which takes at least 2 ms.
+"""
 
 
 class Overloaded(Exception):
@@ -19,7 +20,7 @@ class Overloaded(Exception):
 
 
 class RequestTooLarge(ValueError):
-    """A request with more rows or bytes than the queue could ever hold."""
+    """A request has more rows or bytes than the queue could ever hold."""
 
 
 class DeadlinePassed(Exception):
@@ -31,7 +32,7 @@ class Abandoned(Exception):
 
 
 class BatcherFailed(RuntimeError):
-    """The batching loop failed; the request was not answered and may be sent again."""
+    """The batching loop failed. The request was not answered and may be sent again."""
 
 
 class GraphLost(RuntimeError):
@@ -39,7 +40,7 @@ class GraphLost(RuntimeError):
 
 
 class UnscorableRows(ValueError):
-    """Rows that the graph refuses or turns into NaN; `rows` are their positions in the request."""
+    """Rows for which the graph fails or returns NaN. `rows` are their positions in the request."""
 
     def __init__(self, rows: Sequence[int], reason: str) -> None:
         self.rows = list(rows)
@@ -48,7 +49,7 @@ class UnscorableRows(ValueError):
 
 
 class RowsNotFinite(UnscorableRows):
-    """Rows that hold NaN or infinity."""
+    """Rows that contain NaN or infinity."""
 
     def __init__(self, rows: Sequence[int], reason: str) -> None:
         ValueError.__init__(self, f"instance {rows[0]} {reason}")
@@ -67,12 +68,14 @@ class Deadline(NamedTuple):
     is_hard: bool = False
 
     def check(self, now: float) -> None:
-        """Raise DeadlinePassed when the deadline is over at `now`."""
+        """Raise DeadlinePassed if the deadline has passed at `now` (time.monotonic())."""
         if self.at <= now:
             raise DeadlinePassed(self.message(now))
 
     def message(self, now: float) -> str:
-        """The text of the error for a caller whose deadline is over at `now`."""
+        """The text of the error for a caller whose deadline has passed at `now`
+        (time.monotonic()).
+        """
         late = 1000 * max(0.0, now - self.at)
         return f"the deadline passed {late:.0f} ms ago, before the request was answered"
 
@@ -81,20 +84,20 @@ NO_DEADLINE = Deadline()
 
 
 class Connection(Protocol):
-    """What a request came through."""
+    """The connection that a request came over."""
 
     @property
     def disconnected(self) -> bool:
-        """Whether the client has left."""
+        """Whether the client has closed the connection."""
         ...
 
 
 class Caller(Protocol):
-    """Who asked for the work, as far as a batcher needs to know."""
+    """The sender of a request, as far as a batcher needs to know it."""
 
     @property
     def connection(self) -> Connection:
-        """Its connection: work whose client has left is not done."""
+        """Its connection: work is dropped when the client has closed it."""
         ...
 
 
@@ -111,7 +114,7 @@ class Work(NamedTuple):
     held_slots: tuple[int, ...]
     top_k: int
     full: bool = False
-    """Whether all logits and probabilities are wanted, not the best classes alone."""
+    """Whether all logits and probabilities are needed, not only the best classes."""
     deadline: Deadline = NO_DEADLINE
     is_traffic: bool = True
     """False for an exploration (`/adjust`): its rows do not count as predictions."""
@@ -120,7 +123,7 @@ class Work(NamedTuple):
 
 
 class BatchFacts(NamedTuple):
-    """What one graph call did, for metrics."""
+    """Facts about one graph call, for metrics."""
 
     outputs: GraphOutputs
     rows: int
@@ -135,29 +138,32 @@ class BatchFacts(NamedTuple):
     requests: int = 1
     """Requests that have rows in the batch."""
     refused: Sequence[int] = ()
-    """Rows in the batch of each request that is refused because one of its rows came out as NaN."""
+    """For each request that fails because one of its rows came out as NaN: its rows in the batch.
+    """
     taus: Sequence[float] | NDArray[np.floating] = ()
     """The tau of each row that answers traffic."""
 
 
 class Record(Protocol):
-    """Where a batcher reports what it did: the metrics of a model version and its recent logits."""
+    """Where a batcher reports its work: the metrics of a model version and its recent logits."""
 
     def batch(self, facts: BatchFacts) -> None:
-        """Record a graph call, before any of its requests has its answer."""
+        """Record a graph call, before any of its requests is answered."""
 
     def refused(self, error: Exception) -> None:
         """Count a request that was not scored, by the reason."""
 
     def wants_logits(self) -> bool:
-        """Whether the next batch should give its logits too. Called where the batch runs."""
+        """Whether the next batch should also return its logits. Called in the thread that
+        runs it.
+        """
         ...
 
 
 class TracedPart(NamedTuple):
     """Rows of a request in a graph call, for traces.
 
-    `admitted` is time.monotonic() when the request was queued, if they are its first rows.
+    admitted: time.monotonic() when the request was queued, if these are its first rows.
     """
 
     span: Any
@@ -166,13 +172,13 @@ class TracedPart(NamedTuple):
 
 
 class Tracer(Protocol):
-    """Hears of each request and each graph call when traces are asked for."""
+    """Records each request and each graph call, when traces are on."""
 
     def current(self) -> Any:
-        """The span of the request that is being served, or None."""
+        """The span of the current request, or None."""
 
     def graph_call(self, parts: Sequence[TracedPart], seconds: float, *, failed: bool) -> None:
-        """A graph call has just ended; its requests have no answers yet."""
+        """Record a graph call that has just ended, before its requests are answered."""
 
 
 def size_of(inputs: Array) -> int:

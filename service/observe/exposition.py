@@ -1,8 +1,8 @@
 """Renders the workers' tallies as Prometheus text or OpenMetrics without delaying predictions.
 
-The text of a slice of cells is kept between scrapes, and formatted again only when a number in it
-has changed. The thread pauses after each slice: a scrape is spread over a tenth of a second
-rather than holding the interpreter for ten milliseconds.
+The text of a slice of cells is kept between scrapes and formatted again only when one of its
+numbers has changed. The thread pauses after each slice: a scrape takes a tenth of a second, but
+never holds the interpreter for ten milliseconds at once.
 """
 
 import json
@@ -20,12 +20,12 @@ from service.observe.run_folder import Gauge
 from service.observe.tally import Cells, Series, TallyReader
 
 NAMES = "__names__"
-"""Label of a block with a cell for each value of another label: ["class", "cat", …] as JSON."""
+"""Label of a block that has a cell for each value of another label: ["class", "cat", …] as JSON."""
 
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _BLOCK_BYTES = 2**16
-"""Size of the blocks that are sent: each costs tens of microseconds on either side."""
+"""Size of the blocks that are sent: each costs tens of microseconds at sender and receiver."""
 _SLICE = 512
 """Lines that are formatted together, in about 30 µs."""
 _EXACT = 2.0**53
@@ -160,7 +160,7 @@ class _Vector:
         self._slices: list[bytes] = [b""] * -(-length // _SLICE)
 
     def lines(self, values: Cells) -> list[bytes]:
-        """Return the block's lines, in slices."""
+        """Return the block's lines, one text per slice."""
         changed = np.flatnonzero(values != self._values)
         for at in np.unique(changed // _SLICE).tolist():
             fresh = values[at * _SLICE : (at + 1) * _SLICE]
@@ -177,7 +177,9 @@ class _Vector:
         return self._slices
 
     def _template(self, at: int, *, whole: bool) -> bytes:
-        """Make the format of a slice, with %d or %b for each number, to be filled at once."""
+        """Make the format of a slice, with %d or %b for each number, to be filled in one
+        operation.
+        """
         shown = _labels(self._labels)
         if not self._label:
             heads = [f"{self._name}{shown}"]

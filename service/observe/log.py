@@ -25,15 +25,15 @@ from service.exit_codes import FAILED
 Line: TypeAlias = dict[str, Any]
 
 ANONYMOUS = "anonymous"
-"""Stands for the key's name where the service asks for no key."""
+"""Logged as the key's name where the service requires no key."""
 
 FLUSH_SECONDS = 0.05
 BLOCK_LINES = 64
-"""Lines that are encoded together: that halves the time of each, and delays no request."""
+"""Lines that are encoded together, which halves the time of each and delays no request."""
 BLOCKS_TOGETHER = 4
-"""Blocks that the thread gets together: waking it costs the loop more than encoding them."""
+"""Blocks handed to the thread together: waking it costs the loop more than encoding them."""
 MAX_WAITING = 50
-"""Deliveries that may wait for a slow reader of stderr; further lines are dropped and counted."""
+"""Handovers that may wait while stderr is slow; further lines are dropped and counted."""
 
 
 def configure(log_format: str) -> None:
@@ -46,13 +46,15 @@ def configure(log_format: str) -> None:
 
 
 def is_json(log_format: str) -> bool:
-    """Whether the log of this process is JSON under this setting."""
+    """Whether this setting makes the log of this process JSON."""
     terminal = sys.stderr is not None and sys.stderr.isatty()
     return log_format == "json" or (log_format == "auto" and not terminal)
 
 
 def refuse(reason: str) -> int:
-    """Say in one line on stderr why the process does not start. Returns its exit status."""
+    """Write one line to stderr that says why the process does not start. Returns its exit
+    status.
+    """
     if sys.stderr is not None:
         sys.stderr.write(f"priordial: {reason}\n")
     return FAILED
@@ -65,7 +67,7 @@ def request_log(log_format: str) -> "RequestLog":
 
 
 def _stderr() -> BinaryIO:
-    """Return stderr for bytes, also where the program around us has replaced or closed it."""
+    """Return stderr as a binary stream, even if a host program has replaced or closed it."""
     found: BinaryIO | None = getattr(sys.stderr, "buffer", None)
     if found is not None:
         return found
@@ -76,7 +78,7 @@ def _stderr() -> BinaryIO:
 
 
 class Encode(Protocol):
-    """Encodes a line."""
+    """A function that encodes one line of the request log."""
 
     def __call__(self, line: Line, at: float, *, event: str = "request") -> bytes:
         """Return the line's bytes. `at`: time.time() when the request was answered."""
@@ -84,7 +86,7 @@ class Encode(Protocol):
 
 
 class RequestLog:
-    """Takes the lines of requests and writes them from a thread, so that no request waits."""
+    """Takes the lines of requests, and writes them from a thread so that no request waits."""
 
     def __init__(self, stream: BinaryIO, *, encode: Encode) -> None:
         self._stream, self._encode = stream, encode
@@ -96,7 +98,7 @@ class RequestLog:
         self._thread: threading.Thread | None = None
 
     def __call__(self, lines: list[Line]) -> None:
-        """Log answered requests. The log keeps the dictionaries. Call it on the event loop."""
+        """Log answered requests. Call it on the event loop; the log keeps the dictionaries."""
         if not self._timer_runs:
             self._timer_runs = True
             asyncio.get_running_loop().call_later(FLUSH_SECONDS, self.flush)
@@ -108,7 +110,7 @@ class RequestLog:
                 self._hand_on()
 
     def flush(self) -> None:
-        """Give all lines so far to the thread."""
+        """Hand all lines so far to the thread."""
         self._timer_runs = False
         self._encode_taken()
         if self._encoded:
@@ -135,7 +137,7 @@ class RequestLog:
             self._dropped = 0
 
     def close(self, *, seconds: float = 1.0) -> None:
-        """Write the remaining lines, for at most `seconds` where nobody reads stderr."""
+        """Write the remaining lines, but give up after `seconds` if stderr does not accept them."""
         self.flush()
         if self._thread is None:
             return
@@ -152,7 +154,7 @@ class RequestLog:
             try:
                 self._stream.write(block)
                 self._stream.flush()
-            except (OSError, ValueError):  # the reader is gone, or the stream is closed
+            except (OSError, ValueError):  # the reader of stderr has gone, or the stream is closed
                 continue
 
 
@@ -183,7 +185,7 @@ def _utc(second: int) -> bytes:
 
 
 def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
-    """Encode a line as text for people: what happened first, the request id last."""
+    """Encode a line as text for human readers: the outcome first, the request id last."""
     if event == "dropped":
         return (
             b"%d request lines were dropped, because stderr is not read fast enough\n"

@@ -1,7 +1,7 @@
 """Collects the metrics of a worker, and renders those of all workers for a scrape.
 
-Counters and histograms live in a `Tally`, which a scrape of any worker reads. Gauges are computed
-at each scrape.
+Counters and histograms live in a `Tally`, a file that any worker can read. Gauges are computed at
+each scrape.
 """
 
 import logging
@@ -32,22 +32,22 @@ class IsRequest(Protocol):
 
     @property
     def begun(self) -> float:
-        """time.perf_counter() when the request came."""
+        """time.perf_counter() when the request arrived."""
 
     @property
     def request_id(self) -> str:
-        """The id that the request brought or was given."""
+        """The id that the client sent or the service assigned."""
 
 
 class Arrived(NamedTuple):
-    """A request of which only the time and the id are known."""
+    """A request of which only the arrival time and the id are known."""
 
     begun: float
     request_id: str
 
 
 class Metrics:
-    """The metrics of one worker, and of all when it is scraped."""
+    """The metrics of one worker; a scrape of it shows those of all workers."""
 
     def __init__(
         self,
@@ -58,9 +58,9 @@ class Metrics:
         max_batch_rows: int,
         version: str,
     ) -> None:
-        """Metrics that this worker counts in `tally` and shares through `run_folder`.
+        """Count in `tally`, and share gauges with the other workers through `run_folder`.
 
-        max_class_series: per-class series of a model; the other classes are summed.
+        max_class_series: most series by class of a model; further classes are counted together.
         max_batch_rows: the service's largest batch, which sizes the statistics of every version.
         version: of the service, for `priordial_build_info`.
         """
@@ -82,11 +82,11 @@ class Metrics:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the folder of the run; None while all is well. Health shows it."""
+        """What is wrong with the files of the metrics, for readiness; None while nothing is."""
         return self._tally.fault or self._versions.fault or self._publish_fault
 
     def model(self, bundle: Bundle) -> ModelMetrics:
-        """Return the recorder of a model version, which counts until `forget`."""
+        """Return the recorder of a model version. It counts until `forget` is called."""
         of_version = self._versions.use(bundle)
         statistics = VersionStatistics(
             of_version, bundle, max_batch_rows=self._max_batch_rows, worker=self._run_folder.slot
@@ -100,7 +100,7 @@ class Metrics:
         )
 
     def forget(self, bundle: Bundle) -> None:
-        """End a recorder: its version is retired."""
+        """End the recorder of a retired version."""
         self._versions.leave(bundle)
 
     def statistics(self, versions: Iterable[tuple[str, int]]) -> list[dict[str, Any]]:
@@ -108,11 +108,11 @@ class Metrics:
         return self._statistics.read(versions, in_memory=self._versions.in_memory())
 
     def add_gauges(self, source: Callable[[], Iterable[Gauge]]) -> None:
-        """Call `source` at every scrape, in the scrape's thread."""
+        """Call `source` for gauges at every scrape, in the thread that answers it."""
         self._gauges.append(source)
 
     def show_vectors(self, source: Callable[[], Iterable[VectorGauge]]) -> None:
-        """Call `source` for the gauges by class at every scrape, in the scrape's thread."""
+        """Call `source` for the gauges by class at every scrape, in the thread that answers it."""
         self._vector_gauges = source
 
     def publish_gauges(self) -> None:
@@ -126,11 +126,11 @@ class Metrics:
         self._versions.close()
 
     def worker_replaced(self, reason: str) -> None:
-        """Count that this worker replaced another, which ended for `reason`."""
+        """Count that this worker replaced one that ended. reason: how that one ended."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
     def requests(self, route: str, status: int, arrived: Iterable[IsRequest]) -> list[float]:
-        """Count answered requests of a route template. Returns the seconds that each took."""
+        """Count answered requests of a route template, and return the seconds that each took."""
         found = self._requests.get((route, status))
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)

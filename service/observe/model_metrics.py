@@ -1,4 +1,4 @@
-"""The counts of one model version, added once a batch with NumPy."""
+"""Counts the metrics of one model version, once per batch, with NumPy."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -132,7 +132,9 @@ class ModelMetrics:
             )
 
     def rejected(self, reason: str) -> None:
-        """Count a request without a score. reason: one of REASONS."""
+        """Count a request without scores. Reasons: overloaded, deadline, abandoned, failed,
+        invalid.
+        """
         self._rejected[reason][0] += 1
         self._statistics.failed()
 
@@ -149,7 +151,9 @@ def _count(cells: Cells, at: NDArray[np.int64]) -> None:
 
 
 def _by_frequency(bundle: Bundle) -> NDArray[np.int64]:
-    """Return the rank [C] of each class by frequency; output order where counts are unknown."""
+    """Return the rank [C] of each class by training count; in output order where counts are
+    unknown.
+    """
     classes = len(bundle.class_names)
     if bundle.class_counts is None:
         return np.arange(classes)

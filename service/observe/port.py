@@ -1,4 +1,4 @@
-"""GET /metrics on a port of its own, answered by threads apart from the event loop."""
+"""GET /metrics on a port of its own, answered by threads and not by the event loop."""
 
 import logging
 import socket
@@ -15,10 +15,10 @@ logger = logging.getLogger(__name__)
 
 Render = Callable[[str], tuple[list[bytes], str]]
 Allowed = Callable[[list[tuple[bytes, bytes]]], int]
-"""Headers → 200, or the status that refuses them."""
+"""Maps the headers of a request to 200, or to the status of a refusal."""
 
 MAX_CONNECTIONS = 16
-"""Connections that are served at the same time; each has a thread. More are closed at once."""
+"""The most connections at a time, one thread each. Further ones are closed at once."""
 _PAUSE_WITHOUT_DESCRIPTORS_SECONDS = 1.0
 
 
@@ -27,7 +27,7 @@ class PortTaken(RuntimeError):
 
 
 class MetricsPort:
-    """Serves GET /metrics. Several workers share the port; each shows the numbers of all."""
+    """Serves GET /metrics. The workers share the port, and each answers with the numbers of all."""
 
     def __init__(self, host: str, port: int, *, render: Render, allowed: Allowed) -> None:
         """Serve from now on. `render`: Accept header → body, content type. Raises PortTaken."""

@@ -1,8 +1,8 @@
-"""The folder that the workers of a run share: a sub-folder a slot, for counts and gauges.
+"""The folder that the workers of a run share: one sub-folder per slot, for counts and gauges.
 
-One worker at a time has a slot. The worker that replaces a dead one goes on in its sub-folder, so
-counts are kept and files do not pile up. Every process of a run holds a lock in the folder; the
-next start removes the folders of runs that nobody holds any more.
+A slot belongs to one worker at a time. The worker that replaces a dead one continues in its
+sub-folder, so counts are kept and files do not pile up. Every process of a run holds a lock in the
+folder. The next start removes the folders of runs that no process holds any more.
 """
 
 import contextlib
@@ -30,11 +30,11 @@ _PREFIX = "worker-"
 _GAUGES = "gauges.json"
 _EXEMPLARS = "exemplars.json"
 _ABANDONED_SECONDS = 60.0
-"""An empty folder of a run is left alone for this long: its process may be about to lock it."""
+"""An empty folder is not removed for this many seconds: its process may be about to lock it."""
 KEPT = 8
-"""Retired versions whose counts are still shown.
+"""The number of retired versions whose counts are still shown.
 
-A scrape that comes after the last answer of a version must find that answer counted.
+A scrape after the last answer of a version must still find that answer counted.
 """
 
 Gauge = tuple[str, dict[str, str], float]
@@ -46,9 +46,9 @@ SeenExemplar = tuple[str, dict[str, str], int, str, float, float]
 
 @contextlib.contextmanager
 def new_run() -> Iterator[Path]:
-    """Make and lock the folder of a run; remove it at the end, and those of dead runs at once.
+    """Make and lock the folder of a run, and remove the folders of dead runs.
 
-    Without room for a folder the run goes on, with its metrics in memory.
+    The folder is removed at the end. If none can be made, metrics are kept in memory.
     """
     root, lock = Path(os.devnull) / "no-folder", None  # where no folder can be made
     try:
@@ -70,12 +70,17 @@ def new_run() -> Iterator[Path]:
 
 
 def hold(root: Path) -> int | None:
-    """Mark the run as alive for as long as this process lives. Returns the lock's descriptor."""
+    """Lock the folder, which marks the run as alive until this process ends.
+
+    Returns the descriptor of the lock.
+    """
     try:
         lock = os.open(root / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError:
         return None
-    with contextlib.suppress(OSError):  # a file system without locks: nobody can sweep it either
+    with contextlib.suppress(
+        OSError
+    ):  # a file system without locks: no other start can remove the folder either
         fcntl.flock(lock, fcntl.LOCK_SH)
     return lock
 
@@ -117,7 +122,7 @@ def _remove_dead(folder: Path) -> None:
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The run's folder as one worker sees it: its own slot, and those of all workers."""
+    """The run's folder from the point of view of one worker: its own slot and all others."""
 
     root: Path
     slot: int = 0
@@ -148,25 +153,25 @@ class RunFolder:
         return sorted(self.root.glob(f"{_PREFIX}*/*@*"))
 
     def publish_gauges(self, gauges: Iterable[Gauge]) -> None:
-        """Show this worker's gauges to the other workers. Raises OSError."""
+        """Write this worker's gauges for the other workers. Raises OSError."""
         self._publish(_GAUGES, list(gauges))
 
     def publish_exemplars(self, exemplars: Iterable[SeenExemplar]) -> None:
-        """Show the last requests of this worker to the other workers. Raises OSError."""
+        """Write the last requests of this worker for the other workers. Raises OSError."""
         self._publish(_EXEMPLARS, list(exemplars))
 
     def forget_gauges(self) -> None:
-        """Remove the gauges of this slot, whose worker has ended; its counts stay."""
+        """Remove the gauges of this slot after its worker has ended. Its counts stay."""
         for name in (_GAUGES, _EXEMPLARS):
             with contextlib.suppress(OSError):
                 (self.own / name).unlink(missing_ok=True)
 
     def gauges_of_others(self) -> Iterator[Gauge]:
-        """Yield what the other live workers published last."""
+        """Yield the latest gauges of the other live workers."""
         yield from self._of_others(_GAUGES)
 
     def exemplars_of_others(self) -> Iterator[SeenExemplar]:
-        """Yield the last requests of the other live workers."""
+        """Yield the latest requests of the other live workers."""
         yield from self._of_others(_EXEMPLARS)
 
     def _publish(self, name: str, found: list[Any]) -> None:
@@ -177,21 +182,24 @@ class RunFolder:
     def _of_others(self, name: str) -> Iterator[Any]:
         for folder in self.all():
             if folder != self.own:
-                with contextlib.suppress(OSError, ValueError):  # it has just gone
+                with contextlib.suppress(OSError, ValueError):  # its worker has just removed it
                     yield from json.loads((folder / name).read_bytes())
 
 
 class VersionTallies:
-    """A tally for each model version of one worker, used from the event loop.
+    """One tally for each model version of a worker. Used from the event loop.
 
-    The counts of a retired version can so be removed without touching the others.
+    The counts of a retired version can therefore be removed without affecting the others.
     """
 
     def __init__(self, run_folder: RunFolder) -> None:
         self._run_folder = run_folder
         self._used: dict[Path, tuple[Tally, int]] = {}
         self._unused: dict[Path, Tally | None] = dict.fromkeys(run_folder.versions())
-        """Folders that nobody counts in, the oldest first. At the start: the last worker's."""
+        """Folders of versions that are not in use, the oldest first.
+        
+        At the start, these are the folders of the slot's last worker.
+        """
 
     @property
     def fault(self) -> str | None:
@@ -199,9 +207,9 @@ class VersionTallies:
         return next((tally.fault for tally, _ in self._used.values() if tally.fault), None)
 
     def use(self, bundle: Bundle) -> Tally:
-        """Return the tally of a version, with what was counted before, until `leave`.
+        """Return the tally of a version, with its earlier counts, until `leave`.
 
-        Call it again for a version that is loaded again before the old one has retired.
+        Call it once for each use: a version may be loaded again before its earlier use has ended.
         """
         folder = self._run_folder.version(bundle.name, bundle.version)
         before = self._unused.pop(folder, None)
@@ -212,7 +220,9 @@ class VersionTallies:
         return tally
 
     def leave(self, bundle: Bundle) -> None:
-        """End one use. Counts of an unused version go when KEPT others have become unused."""
+        """End one use. The counts of an unused version are removed once KEPT others have become
+        unused.
+        """
         folder = self._run_folder.version(bundle.name, bundle.version)
         tally, users = self._used.pop(folder)
         if users > 1:

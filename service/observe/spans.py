@@ -1,8 +1,8 @@
 """OpenTelemetry traces. This module, and with it the SDK, is imported only with `--traces`.
 
-Each request has a span. Its children are its wait in the queue, and each graph call that held rows
-of it. Each graph call has a span of its own, linked to its requests. No span holds an input, a
-body, an error's text or a key.
+Each request has a span. The request's children are its wait in the queue, and each graph call that
+scored rows of it. Each graph call also has a span of its own, linked to its requests. No span holds
+an input, a body, an error's text or a key.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ Asgi = Callable[[Any, Any, Any], Awaitable[None]]
 LogRequests = Callable[[list[dict[str, Any]]], None]
 
 FLUSH_SECONDS = 5.0
-"""How long the process may wait for the collector when it ends."""
+"""Seconds that the process may wait for the collector when it ends."""
 UNTRACED = ("/health/", "/metrics", "/v2/health/")
 """Probes and scrapes have no spans."""
 _FROM_LOG = ("model", "version", "tau", "prior", "revision", "rows")
@@ -48,18 +48,18 @@ class UnknownProtocol(ValueError):
 
 
 class Traces:
-    """Makes spans and sends them to the OTLP endpoint in the OTEL_* environment variables.
+    """Makes spans, and sends them to the OTLP endpoint of the OTEL_* environment variables.
 
-    A collector that cannot be reached loses spans and adds log lines. It never fails a request.
+    If the collector cannot be reached, spans are lost and the log says so. No request fails.
     """
 
     def __init__(self, *, version: str) -> None:
-        """Traces that name this version of the service. Raises UnknownProtocol."""
+        """Make traces that name this version of the service. Raises UnknownProtocol."""
         _check_protocol(os.environ)
         resource = _resource(version)
         self._processor = BatchSpanProcessor(OTLPSpanExporter())
         requests = TracerProvider(resource=resource, shutdown_on_exit=False)
-        # A graph call is recorded when one of its requests is, whatever a sampler would decide.
+        # A graph call is recorded when one of its requests is, regardless of the sampler.
         batches = TracerProvider(resource=resource, sampler=ALWAYS_ON, shutdown_on_exit=False)
         for provider in (requests, batches):
             provider.add_span_processor(self._processor)
@@ -68,10 +68,14 @@ class Traces:
         self._propagator = TraceContextTextMapPropagator()
 
     def cold(self, app: Asgi) -> Asgi:
-        """Wrap an ASGI application, whose requests run in a task each, with request spans."""
+        """Wrap an ASGI application so that each request has a span. Each request runs in its own
+        task.
+        """
 
         async def traced(scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-            _span.set(None)  # a task made by another request has inherited its span
+            _span.set(
+                None
+            )  # a task that another request created has inherited the span of that request
             if scope["type"] == "http" and not scope["path"].startswith(UNTRACED):
                 self.begin(scope["method"][:20], scope["headers"])
             await app(scope, receive, send)
@@ -79,7 +83,8 @@ class Traces:
         return traced
 
     def log(self, log_requests: LogRequests) -> LogRequests:
-        """Wrap `log_requests`: end the request's span with the line's facts, add its trace id.
+        """Wrap `log_requests`: end each request's span with the facts of its line, and add its
+        trace id.
 
         The wrapper takes the line of one request at a time.
         """
@@ -125,7 +130,7 @@ class ModelTracer:
         return span if span is not None and span.is_recording() else None
 
     def graph_call(self, parts: Sequence[TracedPart], seconds: float, *, failed: bool) -> None:
-        """Record the spans of a graph call that has just ended and took `seconds`."""
+        """Record the spans of a graph call that has just ended. seconds: how long it took."""
         traced = [part for part in parts if part.span is not None]
         if not traced:
             return
@@ -190,7 +195,7 @@ def _trace_headers(headers: Sequence[tuple[bytes, bytes]]) -> dict[str, str]:
 
 
 def _resource(version: str) -> Resource:
-    """Complete OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES with our defaults."""
+    """Add the service's defaults to OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES."""
     given = Resource.create()
     own: dict[str, str | int] = {"service.version": version, "process.pid": os.getpid()}
     if str(given.attributes["service.name"]).startswith("unknown_service"):

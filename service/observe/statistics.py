@@ -17,15 +17,17 @@ _BEGUN, _REFUSED, _REFUSED_ROWS, _FAILED, _QUEUE_SECONDS, _INFER_SECONDS = range
 
 
 class VersionStatistics:
-    """Counts for a version in one worker, made on the event loop."""
+    """The counts of a model version in one worker. Used from the event loop."""
 
     def __init__(self, tally: Tally, bundle: Bundle, *, max_batch_rows: int, worker: int) -> None:
-        """`max_batch_rows` is the service's, so that the blocks of all workers have one length."""
+        """Count in `tally`. `max_batch_rows` is the service's: all workers then have blocks of one
+        length.
+        """
         labels = _labels(bundle.name, bundle.version)
         self._largest = (bundle.input.shape[0] if bundle.input.shape else None) or max_batch_rows
         self._batches = one_by_one(tally.cells(_BATCHES, labels, 2 * (self._largest + 1)))
         self._requests = one_by_one(tally.cells(_REQUESTS, labels, _INFER_SECONDS + 1))
-        by_worker = {**labels, "worker": str(worker)}  # times are not added up
+        by_worker = {**labels, "worker": str(worker)}  # times of workers are not added up
         self._last = one_by_one(tally.cells(_LAST, by_worker))
 
     def batch(self, facts: BatchFacts, *, queue_seconds: float) -> None:

@@ -1,9 +1,9 @@
-"""Counters and histograms that outlive their process: float64 cells in one mapped file a worker.
+"""Counters and histograms that outlive their process: float64 cells in one mapped file per worker.
 
-A worker adds to its own file without a lock or a system call. Whoever is scraped sums the files of
-all workers, those of killed workers included. A worker that replaces another goes on in its file.
-`cells.jsonl` beside the data names each block. Disk space is allocated before it is mapped: a
-mapping without space behind it would end the process at the first write.
+A worker adds to its own file without a lock or a system call. The worker that answers a scrape sums
+the files of all workers, including those of killed ones. A worker that replaces another continues
+in its file. `cells.jsonl`, beside the data, names each block. Disk space is allocated before it is
+mapped: a write to a mapping without disk space would kill the process.
 """
 
 import json
@@ -31,12 +31,14 @@ _FEW = 32
 
 
 class Tally:
-    """The numbers of one worker. Blocks that a previous worker left in the folder are added to."""
+    """The numbers of one worker. It adds to blocks that a previous worker left in the folder."""
 
     def __init__(self, folder: Path) -> None:
-        """Make the folder if needed. Without room there, the numbers are kept in memory."""
+        """Make the folder if needed. If it cannot be written, the numbers are kept in memory."""
         self.fault: str | None = None
-        """Why some numbers are in memory only: other workers cannot see them."""
+        """Why some numbers are in memory only, where other workers cannot see them; None: all are
+        in files.
+        """
         self._folder = folder
         self._data: FileIO | None = None
         self._index: FileIO | None = None
@@ -55,7 +57,7 @@ class Tally:
             self.close()
 
     def cells(self, family: str, labels: Mapping[str, str], length: int = 1) -> Cells:
-        """Return the block of a series, float64 [length], zeros when new. Add to it in place."""
+        """Return the block of a series, float64 [length], initially zeros. Add to it in place."""
         series = (family, tuple(sorted(labels.items())))
         found = self._blocks.get(series)
         if found is None:
@@ -63,7 +65,7 @@ class Tally:
         return found
 
     def in_memory(self) -> list[tuple[Series, Cells]]:
-        """Return the blocks that no file holds."""
+        """Return the blocks that are in memory only."""
         return list(self._in_memory.items())
 
     def close(self) -> None:
@@ -89,7 +91,9 @@ class Tally:
         )
 
     def _take_over(self, data: FileIO, index: FileIO) -> None:
-        """Adopt the blocks of the worker before, and drop an index line that it did not finish."""
+        """Adopt the blocks of the previous worker, and drop a line of the index that it did not
+        finish.
+        """
         self._size_bytes = data.seek(0, os.SEEK_END)
         index.seek(0)
         text = index.read()
@@ -128,7 +132,9 @@ class Tally:
 
 
 class TallyReader:
-    """Sums the folders of several workers. Each call reads only what was added since the last."""
+    """Sums the folders of several workers. Each call reads only what was added since the
+    last one.
+    """
 
     def __init__(self) -> None:
         self._folders: dict[Path, _Folder] = {}
@@ -136,7 +142,9 @@ class TallyReader:
     def merged(
         self, folders: Iterable[Path], *, in_memory: Iterable[tuple[Series, Cells]] = ()
     ) -> dict[Series, Cells]:
-        """Return the sum of each series now. `in_memory`: blocks of this process in no file."""
+        """Return the current sum of each series. in_memory: blocks of this process that no file
+        holds.
+        """
         wanted = list(folders)
         self._folders = {path: self._folders.get(path) or _Folder(path) for path in wanted}
         total: dict[Series, Cells] = {}
@@ -147,7 +155,7 @@ class TallyReader:
 
 
 class Histogram:
-    """A histogram in cells of a tally: one cell a bucket (the last is +Inf), then the sum."""
+    """A histogram in cells of a tally: one cell per bucket (the last is +Inf), then the sum."""
 
     def __init__(self, cells: Cells, bounds: Sequence[float]) -> None:
         self._cells, self._bounds, self._edges = cells, bounds, np.array(bounds)
@@ -187,12 +195,14 @@ class Histogram:
 
 
 def one_by_one(cells: Cells) -> MutableSequence[float]:
-    """View the same memory for access to single numbers, in half the time of an array's."""
+    """Return a view of the cells for access to single numbers, which is twice as fast as
+    the array.
+    """
     return cast(MutableSequence[float], cells.data)
 
 
 class _Folder:
-    """One worker's folder, as far as it has been read."""
+    """One worker's folder, and how much of it has been read."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -201,12 +211,15 @@ class _Folder:
         self._data: NDArray[np.uint8] = np.empty(0, np.uint8)
 
     def read(self) -> Iterator[tuple[Series, Cells]]:
-        """Yield every series, but for a line that is still being written."""
+        """Yield every series, except one whose line in the index is still being written."""
         try:
             self._read_on()
         except FileNotFoundError:  # the folder appears or is removed while it is read
             self._blocks, self._read_bytes = [], 0
-        except (OSError, ValueError):  # no descriptor is left, say: show what is mapped already
+        except (
+            OSError,
+            ValueError,
+        ):  # for example, no descriptor is free: show what is already mapped
             pass
         for series, start, stop in self._blocks:
             if stop <= len(self._data):
@@ -214,7 +227,7 @@ class _Folder:
 
     def _read_on(self) -> None:
         index = self._path / "cells.jsonl"
-        if index.stat().st_size < self._read_bytes:  # an unfinished line was dropped
+        if index.stat().st_size < self._read_bytes:  # an unfinished line was removed
             self._blocks, self._read_bytes = [], 0
         with index.open("rb") as file:
             file.seek(self._read_bytes)
@@ -233,7 +246,7 @@ def _add(total: dict[Series, Cells], found: Iterable[tuple[Series, Cells]]) -> N
 
 
 def _append_line(index: FileIO, line: Mapping[str, object]) -> None:
-    """Append a whole line or nothing. Raises OSError."""
+    """Append a whole line, or nothing if that fails. Raises OSError."""
     text = json.dumps(line).encode() + b"\n"
     size = index.seek(0, os.SEEK_END)
     try:
@@ -241,7 +254,7 @@ def _append_line(index: FileIO, line: Mapping[str, object]) -> None:
     except OSError:
         index.truncate(size)
         raise
-    if written != len(text):  # the disk was full in the middle of the line
+    if written != len(text):  # the disk became full within the line
         index.truncate(size)
         raise OSError(None, "no space left")
 

@@ -7,7 +7,7 @@ if TYPE_CHECKING:
 
 
 class TracesUnavailable(RuntimeError):
-    """`--traces` is on and cannot work; the message says what is missing."""
+    """`--traces` is on but cannot work; the message says what is missing."""
 
 
 def open_traces(version: str) -> "Traces":
