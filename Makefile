@@ -76,7 +76,7 @@ clean: ## remove what was built, but not the models or the priors
 	touch $@
 
 .venv/.all: .venv/.service
-	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard,traces,grpc,tokenizers]' --group dev --group docs
+	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard,traces,grpc,tokenizers,arrow,zstd]' --group dev --group docs
 	touch $@
 
 # What the tests of the Kubernetes files need; without it those tests are named as left out.

@@ -17,6 +17,8 @@ EXTRAS = (
     "traces",
     "grpc",
     "tokenizers",
+    "arrow",
+    "zstd",
     "training",
     "tensorboard",
 )

@@ -10,7 +10,15 @@ from typing import Any, NamedTuple
 import orjson
 from numpy.typing import NDArray
 
-from service.api.content import JSON_TYPES, Content, in_pool, instances_of, is_large
+from service.api.content import (
+    JSON_TYPES,
+    Content,
+    are_named,
+    in_pool,
+    instances_of,
+    is_large,
+    rows_by_name,
+)
 from service.api.edge.errors import Problem
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
@@ -154,6 +162,8 @@ class Adjust:
             values = array_of(given, spec, are_numbers=not may_hold_strings(body, b"logits"))
         elif values is None:
             instances = instances_of(document)
+            if are_named(instances, model.bundle):
+                instances = rows_by_name(instances, model.bundle)
             if isinstance(instances[0], dict) and not model.bundle.input.columns:
                 content = Content.of_instances(instances)
             else:
@@ -270,7 +280,9 @@ class Adjust:
             work = self._work(asked, inputs, deadline)
             entry = await asked.model.batcher.submit(work, caller=asked.request)
             size = 4 * len(inputs) * len(asked.model.bundle.class_names)
-            return await self._worked_out(asked, lambda: _logits_of(entry), size, deadline)
+            return await self._worked_out(
+                asked, lambda: _logits_of(entry), size, deadline, _far(asked, entry)
+            )
 
     async def _worked_out(
         self,
@@ -278,10 +290,11 @@ class Adjust:
         logits: Callable[[], NDArray[Any]],
         logits_bytes: int,
         deadline: Deadline,
+        far: str | None = None,
     ) -> Answer:
         """Apply the formula in a thread: on the event loop it would hold up other requests."""
         return await self._pool.run(
-            lambda: _answer(asked, logits()),
+            lambda: _answer(asked, logits(), far),
             size=logits_bytes * len(asked.settings),
             deadline=deadline,
             caller=asked.request,
@@ -291,7 +304,7 @@ class Adjust:
 
     def encode(self, entries: Sequence[Entry]) -> list[Answer]:
         """Apply the formula to the logits of requests that were scored together."""
-        return [_answer(entry.ask, _logits_of(entry)) for entry in entries]
+        return [_answer(e.ask, _logits_of(e), _far(e.ask, e)) for e in entries]
 
 
 def _check_size(asked: Asked, rows: int) -> tuple[int, int]:
@@ -326,7 +339,13 @@ def _logits_of(entry: Entry) -> NDArray[Any]:
     return logits[entry.start : entry.stop]
 
 
-def _answer(asked: Asked, logits: NDArray[Any]) -> Answer:
+def _far(asked: Asked, entry: Entry) -> str | None:
+    """A warning of inputs that are far from those of training."""
+    found = asked.model.far_inputs([entry])
+    return None if found is None else found[0]
+
+
+def _answer(asked: Asked, logits: NDArray[Any], far: str | None = None) -> Answer:
     bundle = asked.model.bundle
     facts = {
         "model": bundle.name,
@@ -334,7 +353,7 @@ def _answer(asked: Asked, logits: NDArray[Any]) -> Answer:
         "rows": len(logits),
         "settings": len(asked.settings),
     }
-    return Answer(_encode(bundle, asked.settings, logits, asked.top_k), facts)
+    return Answer(_encode(bundle, asked.settings, logits, asked.top_k, far), facts)
 
 
 def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
@@ -362,7 +381,13 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
     return wanted
 
 
-def _encode(bundle: Bundle, settings: Sequence[Setting], logits: NDArray[Any], top_k: int) -> bytes:
+def _encode(
+    bundle: Bundle,
+    settings: Sequence[Setting],
+    logits: NDArray[Any],
+    top_k: int,
+    far: str | None,
+) -> bytes:
     classes = ClassJson(bundle.class_names)
 
     def ranked(rule: Rule | None, k: int) -> Ranking:
@@ -380,7 +405,10 @@ def _encode(bundle: Bundle, settings: Sequence[Setting], logits: NDArray[Any], t
             "prior": {"name": revision.name, "revision": revision.revision},
             "predictions": orjson.Fragment(b"[%b]" % b",".join(rows)),
         }
-        if warnings := warnings_of(bundle, revision, setting.tau):
+        warnings = warnings_of(bundle, revision, setting.tau)
+        if far is not None:
+            warnings = (*warnings, far)
+        if warnings:
             result["warnings"] = warnings
         results.append(result)
     return orjson.dumps({"model": bundle.name, "version": bundle.version, "results": results})

@@ -10,11 +10,13 @@ from service.api.edge.errors import Problem
 from service.api.edge.request import Request
 from service.batching.pool import Pool
 from service.batching.work import Abandoned, Deadline, DeadlinePassed, Overloaded
+from service.contract.bundle import Bundle
 from service.repository.served import ServedModel
-from service.wire.columns import rows_of_columns
+from service.wire.columns import ordered_rows, rows_of_columns
 from service.wire.faults import InvalidInput, Malformed
 from service.wire.forms import parse_form
 from service.wire.parameters import NO_PARAMETERS, Parameters, text_parameters
+from service.wire.tables.reader import DEAR_TYPES, TYPES
 
 T = TypeVar("T")
 
@@ -56,7 +58,7 @@ class Content:
         raise Problem(
             "unsupported-media-type",
             f"content type '{kind[:80]}' is not taken; expected application/json, "
-            "application/x-npy, image/* or multipart/form-data",
+            f"application/x-npy, {', '.join(TYPES)}, image/* or multipart/form-data",
         )
 
     @classmethod
@@ -130,6 +132,8 @@ async def in_pool(
 def is_large(request: Request) -> bool:
     """Whether a request's body is read in the pool."""
     length = len(request.body)
+    if request.content_type in DEAR_TYPES:
+        return True
     return length > LARGE_BYTES and (
         length > LARGE_ARRAY_BYTES or request.content_type not in _ARRAY_TYPES
     )
@@ -146,6 +150,23 @@ def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any
     if not rows:
         raise InvalidInput("there are no instances")
     return rows
+
+
+def rows_by_name(instances: list[Any], bundle: Bundle) -> list[Any]:
+    """Objects by column name as rows of a model with one input. Raises InvalidInput."""
+    names = bundle.column_names
+    assert names is not None
+    rows = ordered_rows(instances, names)
+    return [row[0] for row in rows] if bundle.input.kind == "text" and len(names) == 1 else rows
+
+
+def are_named(instances: list[Any], bundle: Bundle) -> bool:
+    """Whether instances are objects by column name of a model with one input."""
+    return (
+        isinstance(instances[0], dict)
+        and bundle.input.kind in {"tensor", "text"}
+        and bundle.column_names is not None
+    )
 
 
 def instances_of(document: dict[str, Any]) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import orjson
 
-from service.api.content import JSON_TYPES
+from service.api.content import JSON_TYPES, rows_by_name
 from service.api.edge.request import Answer, Later, Request
 from service.api.predict import Predict
 from service.batching.queue import Entry, Reply
@@ -183,20 +183,9 @@ def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
     """
     if bundle.input.columns:
         return rows
-    data = bundle.provenance.get("data")
-    names = data.get("columns") if isinstance(data, dict) else None
-    if not isinstance(names, list) or not names:
+    if bundle.column_names is None:
         raise InvalidInput(
             f"model '{bundle.name}' does not say the names of its columns, so rows cannot be put "
-            "in "
-            "order by name; send rows without names, as instances"
+            "in order by name; send rows without names, as instances"
         )
-    found = []
-    for number, row in enumerate(rows):
-        wrong = [name for name in names if name not in row] or [n for n in row if n not in names]
-        if wrong:
-            lacks = "lacks" if wrong[0] not in row else "has an unknown"
-            raise InvalidInput(f"row {number} {lacks} column '{str(wrong[0])[:60]}'")
-        values = [row[name] for name in names]
-        found.append(values[0] if bundle.input.kind == "text" else values)
-    return found
+    return rows_by_name(rows, bundle)

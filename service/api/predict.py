@@ -16,10 +16,12 @@ from service.api.content import (
     LARGE_BYTES,
     NPY,
     Content,
+    are_named,
     in_pool,
     instances_of,
     instances_of_columns,
     is_large,
+    rows_by_name,
 )
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
@@ -35,6 +37,7 @@ from service.wire.json_text import MAX_WHOLE_BYTES, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json
+from service.wire.tables.reader import DEAR_TYPES, TYPES, read_table
 
 _MEMBERS = ("instances", "inputs", "parameters")
 
@@ -73,6 +76,7 @@ class Predict:
         default: bool,
         pool: Pool,
         timeout_seconds: float,
+        max_body_bytes: int,
     ) -> None:
         """Make a route.
 
@@ -80,8 +84,10 @@ class Predict:
         default: whether it is the route of the default model, /predict.
         pool: decodes images and reads large bodies.
         timeout_seconds: the deadline of a request that sets none.
+        max_body_bytes: the largest body, also after it is decompressed.
         """
         self._repository, self._classifier = repository, classifier
+        self._max_body_bytes = max_body_bytes
         self._default, self._pool, self._timeout_seconds = default, pool, timeout_seconds
         self.template = "/predict" if default else "/models/{model}/predict"
 
@@ -101,7 +107,9 @@ class Predict:
         parameters, name = query_parameters(request.query), path.get("model")
         if len(request.body) > DEAR_BYTES and b"version" not in request.body:
             self._repository.find(name, parameters.version).batcher.check_room()
-        if len(request.body) > LARGE_BYTES and is_large(request):
+        if (len(request.body) > LARGE_BYTES or request.content_type in DEAR_TYPES) and is_large(
+            request
+        ):
             return self._large(request, parameters, name, reply)
         return self._queue(request, self._read(request, parameters, name), reply)
 
@@ -140,25 +148,49 @@ class Predict:
                 parameters = parameters.merged(body_parameters(document["parameters"]))
                 model = self._repository.find(name, parameters.version)
             if inputs is None:
-                instances = document.get("instances")
-                if "inputs" in document:
-                    most = model.batcher.max_request_rows
-                    instances = instances_of_columns(document, max_rows=most)
-                if not instances or not isinstance(instances, list):
-                    instances = instances_of(document)  # raises, and says why
-                if isinstance(instances[0], dict) and not model.bundle.input.columns:
-                    content = Content.of_instances(instances)
-                else:
-                    are_numbers = not may_hold_strings(body)
-                    inputs = array_of(instances, model.bundle.input, are_numbers=are_numbers)
+                inputs, content = self._instances(document, body, model)
         elif kind == NPY and body:
             model = self._repository.find(name, parameters.version)
             inputs = fitted(parse_npy(body), model.bundle.input)
+        elif kind in TYPES and body:
+            model = self._repository.find(name, parameters.version)
+            inputs = self._table(request, body, model)
         else:
             content = Content.of(request)
             parameters = parameters.merged(content.parameters)
             model = self._repository.find(name, parameters.version)
         return _new(_Read, (model, parameters, inputs, content))
+
+    @staticmethod
+    def _instances(
+        document: dict[str, Any], body: bytes | bytearray, model: ServedModel
+    ) -> tuple[NDArray[Any] | None, Content | None]:
+        """The model's input tensor of a decoded body, or the encoded images in it."""
+        bundle = model.bundle
+        instances = document.get("instances")
+        if "inputs" in document:
+            most = model.batcher.max_request_rows
+            instances = instances_of_columns(document, max_rows=most)
+        if not instances or not isinstance(instances, list):
+            instances = instances_of(document)  # raises, and says why
+        if not isinstance(instances[0], dict) or bundle.input.columns:
+            are_numbers = not may_hold_strings(body)
+            return array_of(instances, bundle.input, are_numbers=are_numbers), None
+        if are_named(instances, bundle):
+            return array_of(rows_by_name(instances, bundle), bundle.input), None
+        return None, Content.of_instances(instances)
+
+    def _table(self, request: Request, body: bytes | bytearray, model: ServedModel) -> NDArray[Any]:
+        """The model's input tensor of a table or a file of arrays."""
+        return read_table(
+            request.headers[b"content-type"],
+            body,
+            model.bundle.input,
+            model.bundle.column_names,
+            model=model.bundle.name,
+            max_rows=model.batcher.max_request_rows,
+            max_bytes=self._max_body_bytes,
+        )
 
     @staticmethod
     def _numbers(
@@ -260,23 +292,26 @@ def _encoded(entries: Sequence[Entry]) -> list[Answer]:
         outputs.unadjusted_index[rows],
         outputs.unadjusted_probability[rows],
     )
+    far = None if outputs.features is None else model.far_inputs(entries)
     answers, at = [], 0
-    for entry in entries:
+    for number, entry in enumerate(entries):
         count = entry.stop - entry.start
         own = predictions[at] if count == 1 else b",".join(predictions[at : at + count])
         at += count
-        answers.append(_answer(entry, own, count))
+        answers.append(_answer(entry, own, count, None if far is None else far[number]))
     return answers
 
 
-def _answer(entry: Entry, predictions: bytes, rows: int) -> Answer:
-    """One answer, with the facts of its log line."""
+def _answer(entry: Entry, predictions: bytes, rows: int, far: str | None) -> Answer:
+    """One answer, with the facts of its log line. far: a warning of its inputs."""
     asked: Asked = entry.ask
     bundle, revision, tau = asked.model.bundle, asked.revision, entry.work.tau
     assert isinstance(tau, float)
     warnings = revision.prior.warnings
     if tau:
         warnings += asked.model.source_warnings
+    if far is not None:
+        warnings = (*warnings, far)
     body = b"%b%b%b%b]%b}" % (
         _model_json(bundle.name, bundle.version),
         orjson.dumps(tau),

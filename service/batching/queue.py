@@ -202,7 +202,7 @@ class Queue:
         work = entry.work
         inputs = work.inputs
         rows, limit = len(inputs), self._max_batch_rows
-        size = inputs.nbytes if inputs.dtype.kind != "O" else size_of(inputs)
+        size = size_of(inputs) if inputs.dtype.hasobject else inputs.nbytes
         if rows > self.max_rows or size > self._max_bytes:
             raise RequestTooLarge(
                 f"the request has {rows} instances of {size} bytes together; expected at most "

@@ -183,6 +183,8 @@ class Tracer(Protocol):
 
 def size_of(inputs: Array) -> int:
     """Bytes that an array holds. An array of texts knows only the size of its references."""
+    if inputs.dtype.names is not None:
+        return sum(size_of(inputs[name]) for name in inputs.dtype.names)
     if inputs.dtype.kind != "O":
         return inputs.nbytes
     return inputs.nbytes + sum(map(sys.getsizeof, inputs.ravel().tolist()))

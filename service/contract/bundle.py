@@ -20,6 +20,7 @@ from pydantic import (
 
 from service.contract.adjustment import MAX_TAU, MIN_TAU, Vector
 from service.contract.estimation import Estimation
+from service.contract.inputs.familiarity import InputStatistics
 from service.contract.prior import pydantic_errors
 
 MODEL_FILE = "model.onnx"
@@ -86,12 +87,14 @@ class TokenizerSpec(_Strict):
 class InputSpec(_Strict):
     """One input of the graph. `shape` includes the batch, null where a dimension is free.
 
-    `missing` says that NaN is an input like any other. An image becomes the tensor in these steps:
+    `missing` says that NaN is an input like any other. `categories` are the values that the graph
+    knows of a column, where it refuses all others. An image becomes the tensor in these steps:
     decode; convert to `color`; resize to `size` [height, width] as `resize` says, with the filter
     `resample` (bilinear unless given); multiply by `scale` (1/255 unless given); subtract `mean`
     and divide by `std` for each channel. For integer dtypes the pixels stay 0 … 255, and scale,
     mean and std must be null. `service.contract.pixels` takes these steps. A text may become
-    tokens, as `tokenizer` says.
+    tokens, as `tokenizer` says. `statistics` says what the tensors of training looked like; for
+    kind "columns", the float columns in their order.
     """
 
     name: str
@@ -99,6 +102,7 @@ class InputSpec(_Strict):
     shape: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)]
     dtype: str
     missing: bool = False
+    categories: Annotated[list[str], Field(min_length=1)] | list[int] | None = None
     size: (
         Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
         | None
@@ -112,6 +116,7 @@ class InputSpec(_Strict):
     std: list[Annotated[float, Field(gt=0)]] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
     tokenizer: TokenizerSpec | None = None
+    statistics: InputStatistics | None = None
     _columns: tuple["InputSpec", ...] = PrivateAttr(())
 
     @property
@@ -130,8 +135,12 @@ class InputSpec(_Strict):
     def _whole(self) -> Self:
         if (self.kind == "columns") != (self.dtype == RECORD):
             raise ValueError(f"kind 'columns' and dtype '{RECORD}' go together")
+        if self.categories is not None and self.dtype.startswith("float"):
+            raise ValueError(f"categories need texts or whole numbers, not '{self.dtype}'")
         if self.missing and not self.dtype.startswith("float"):
             raise ValueError(f"missing needs a float dtype, not '{self.dtype}'")
+        if self.statistics is not None and not self.dtype.startswith(("float", RECORD)):
+            raise ValueError(f"statistics need a float dtype, not '{self.dtype}'")
         if self.tokenizer is not None and self.kind != "text":
             raise ValueError(f"tokenizer belongs to kind 'text', not '{self.kind}'")
         if self.kind == "image":
@@ -299,6 +308,20 @@ class Bundle(_Strict):
         if len(set(names)) != len(names):
             raise ValueError(f"inputs has a name twice: {', '.join(names)}")
         self.input._columns = tuple(self.inputs or ())  # noqa: SLF001 - its own room
+
+    @property
+    def column_names(self) -> list[str] | None:
+        """The names of the columns of a row, in the model's order; None where nothing says them.
+
+        A model with one input has them in `provenance.data.columns`.
+        """
+        if self.inputs is not None:
+            return [column.name for column in self.inputs]
+        data = self.provenance.get("data")
+        names = data.get("columns") if isinstance(data, dict) else None
+        if not isinstance(names, list) or not all(isinstance(each, str) for each in names):
+            return None
+        return names or None
 
     @property
     def class_digest(self) -> str:

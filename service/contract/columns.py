@@ -29,11 +29,36 @@ def fields(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
     return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
 
 
+def float_names(spec: InputSpec) -> tuple[str, ...]:
+    """The float columns of an input, or its own name."""
+    return tuple(c.name for c in spec.columns or (spec,) if c.dtype.startswith("float"))
+
+
+def float_rows(rows: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
+    """Rows [n, …] of numbers: the rows themselves, or the named fields of records."""
+    if rows.dtype.names is None:
+        return rows
+    found = [rows[name] for name in names]
+    if len(found) == 1:
+        return found[0]
+    return np.concatenate([values.reshape(len(values), -1) for values in found], axis=1)
+
+
+def empty_value(spec: InputSpec) -> str | int:
+    """A value that an input takes: zero or an empty text, or the first of its categories."""
+    if spec.categories:
+        return spec.categories[0]
+    return "" if spec.dtype == "string" else 0
+
+
 def empty_record(columns: Sequence[InputSpec], *, free: int) -> NDArray[Any]:
-    """[1] record of zeros and empty strings; `free` is the size of dimensions left free."""
+    """[1] record of zeros and empty strings, or of categories.
+
+    free: the size of dimensions left free.
+    """
     made = {}
     for column in columns:
         shape = (1, *(free if n is None else n for n in column.shape[1:]))
-        text = column.dtype == "string"
-        made[column.name] = np.full(shape, "", object) if text else np.zeros(shape, column.dtype)
+        dtype = object if column.dtype == "string" else column.dtype
+        made[column.name] = np.full(shape, empty_value(column), dtype)
     return records(made)

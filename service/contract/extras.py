@@ -14,6 +14,7 @@ EXTRAS = {
         "prometheus_client",
         "pydantic",
         "python_multipart",
+        "simdjson",
         "sqlalchemy",
         "starlette",
         "uvicorn",
@@ -38,6 +39,8 @@ EXTRAS = {
         "tqdm",
     ),
     "tokenizers": ("tokenizers",),
+    "arrow": ("pyarrow",),
+    "zstd": ("backports",),
     "torchvision": ("torchvision",),
     "tensorboard": ("tensorboard",),
 }

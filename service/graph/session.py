@@ -15,7 +15,9 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle, InputSpec, TokenizerSpec
-from service.contract.columns import fields
+from service.contract.columns import fields, float_names, float_rows
+from service.contract.inputs.familiarity import Familiarity
+from service.contract.inputs.tokens import Tokens
 from service.graph import head, ranking
 from service.graph.providers import (
     FIRST_DEVICE,
@@ -26,7 +28,6 @@ from service.graph.providers import (
     open_session,
     resolve_provider,
 )
-from service.graph.tokens import Tokens
 from service.machine import available_threads
 
 Array = NDArray[Any]
@@ -71,6 +72,7 @@ class GraphOutputs:
     logits: NDArray[np.float32] | None = None  # [n, C] as the network gives them
     adjusted_logits: NDArray[np.float32] | None = None  # [n, C]
     probabilities: NDArray[np.float32] | None = None  # [n, C]
+    features: NDArray[np.float64] | None = None  # [n, 2] of `Familiarity`, where model.json has it
 
     def rows(self, start: int, stop: int) -> "GraphOutputs":
         """The outputs of rows start … stop."""
@@ -131,6 +133,9 @@ class Graph:
         self.blocks_from_rows: int | None = None
         """The smallest batch that selects them by blocks; None: no batch does. Answers are equal.
         """
+        self.familiarity = _familiarity(bundle)
+        """Tells which inputs are far from those of training; None where model.json does not."""
+        self._floats = float_names(bundle.input)
         self._most_by_blocks = ranking.most_by_blocks(len(bundle.class_names))
 
     @contextlib.contextmanager
@@ -172,7 +177,9 @@ class Graph:
         `full` adds the three [n, C] outputs, `with_logits` the first of them.
         Raises whatever onnxruntime raises.
         """
-        rows = len(inputs)
+        rows, features = len(inputs), None
+        if self.familiarity is not None:
+            features = self.familiarity.features(self.float_rows(inputs))
         session, size = self._session_for(rows)
         if size is not None and rows != size:
             inputs, tau, prior_index = (_padded(a, size) for a in (inputs, tau, prior_index))
@@ -193,7 +200,21 @@ class Graph:
             found = session.run(names, feeds, self._options)
         if size is not None:
             found = [values[:rows] for values in found]
-        return GraphOutputs(found[0], found[1], found[2].ravel(), found[3].ravel(), *found[4:])
+        more = [*found[4:], None, None, None]
+        return GraphOutputs(
+            found[0],
+            found[1],
+            found[2].ravel(),
+            found[3].ravel(),
+            more[0],
+            more[1],
+            more[2],
+            features,
+        )
+
+    def float_rows(self, inputs: Array) -> Array:
+        """Rows [n, …] of numbers: the inputs themselves, or the float fields of records."""
+        return float_rows(inputs, self._floats)
 
     def _by_blocks(self, rows: int, top_k: int) -> bool:
         least = self.blocks_from_rows
@@ -344,6 +365,11 @@ def _feeder(bundle: Bundle) -> Callable[[Array], dict[str, Array]]:
     if bundle.input.columns or bundle.input.missing:
         return lambda inputs: {name: inputs} if inputs.dtype.names is None else fields(inputs)
     return lambda inputs: {name: inputs}
+
+
+def _familiarity(bundle: Bundle) -> Familiarity | None:
+    statistics = bundle.input.statistics
+    return None if statistics is None else Familiarity(statistics, layout=bundle.input.layout)
 
 
 def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:

@@ -36,6 +36,11 @@ def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
         yield from _random_records(spec.columns, rows, free=free)
         return
     rng = np.random.default_rng(0)
+    if spec.categories is not None:
+        shape = (rows, *(1 if n is None else n for n in spec.shape[1:]))
+        dtype = object if spec.dtype == "string" else spec.dtype
+        yield rng.choice(np.array(spec.categories, dtype), shape)
+        return
     size = 1 if spec.dtype == "string" else free
     shape = (rows, *(size if n is None else n for n in spec.shape[1:]))
     if spec.dtype == "string":

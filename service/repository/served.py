@@ -1,12 +1,13 @@
 """One loaded version of a model, and the references that keep it loaded while requests use it."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from service.batching.batcher import Batcher
+from service.batching.queue import Entry
 from service.contract.bundle import Bundle
 from service.graph.prior_table import PriorTable
 from service.graph.session import Graph
@@ -48,6 +49,28 @@ class ServedModel:
         self.class_json = ClassJson(self.bundle.class_names)
         self.short_json = ShortJson(self.bundle.input)
         self.source_warnings = source_warnings(self.bundle)
+
+    def far_inputs(self, entries: Sequence[Entry]) -> list[str | None] | None:
+        """A warning for each request whose inputs are far from those of training.
+
+        None where there is none, or where nothing is known of the inputs of training. entries:
+        scored in one graph call.
+        """
+        familiarity, features = self.graph.familiarity, entries[0].outputs.features
+        if familiarity is None or features is None:
+            return None
+        far = familiarity.far(features)
+        if not far and len(features) == len(entries):
+            return None
+        found: list[str | None] = []
+        for entry in entries:
+            several = entry.stop - entry.start > 1
+            if several or entry.start in far:
+                rows = self.graph.float_rows(entry.work.inputs)
+                found.append(familiarity.warning(rows, features[entry.start : entry.stop]))
+            else:
+                found.append(None)
+        return found if any(found) else None
 
     @contextmanager
     def held(self) -> Iterator[None]:

@@ -297,7 +297,13 @@ class Service:
             "timeout_seconds": settings.timeout_ms / 1000,
         }
         by_default, by_name = (
-            Predict(self.repository, self.classifier, default=default, **scoring)
+            Predict(
+                self.repository,
+                self.classifier,
+                default=default,
+                max_body_bytes=settings.max_body_mib * 2**20,
+                **scoring,
+            )
             for default in (True, False)
         )
         routes: list[Route] = [

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
-from service.contract.columns import empty_record, records
+from service.contract.columns import empty_record, empty_value, records
 from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
 from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
@@ -85,8 +85,18 @@ def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
     """Strings in row-major order as the model's input tensor: [B], or [B, …] where the model wants
     more axes.
 
-    Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS.
+    Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS, or one that is no category.
     """
+    if spec.categories is not None:
+        known = set(spec.categories)
+        for at, text in enumerate(strings):
+            if text not in known:
+                shown = ", ".join(str(each)[:40] for each in spec.categories[:20])
+                more = " …" if len(spec.categories) > 20 else ""
+                raise InvalidInput(
+                    f"instance {at // texts_per_row(spec)} is {short(text)}, which the model does "
+                    f"not know; expected one of {shown}{more}"
+                )
     for at, text in enumerate(strings):
         if len(text) > MAX_TEXT_CHARACTERS:
             raise InvalidInput(
@@ -268,5 +278,6 @@ def example_input(spec: InputSpec, *, free: int = 1) -> Array:
     if spec.columns:
         return empty_record(spec.columns, free=free)
     if spec.kind == "text":
-        return text_array([""] * texts_per_row(spec), spec)
-    return np.zeros((1, *(free if n is None else n for n in spec.shape[1:])), spec.dtype)
+        return text_array([str(empty_value(spec))] * texts_per_row(spec), spec)
+    shape = (1, *(free if n is None else n for n in spec.shape[1:]))
+    return np.full(shape, empty_value(spec), spec.dtype)

@@ -35,7 +35,7 @@ def record_rows(
     for row, item in enumerate(instances, first_row):
         if isinstance(item, dict):
             if item.keys() != values.keys():
-                raise InvalidInput(f"instance {row} {_wrong_names(item, names)}")
+                raise InvalidInput(f"instance {row} {wrong_names(item, names)}")
             for name in names:
                 values[name].append(item[name])
         elif isinstance(item, list) and len(item) == len(names):
@@ -64,6 +64,25 @@ def rows_of_columns(columns: Any, *, max_rows: int) -> list[dict[str, Any]]:
         raise TooLarge(f"the columns have more than {max_rows} rows, the most that may wait")
     by_row = zip(*columns.values(), strict=True)
     return [dict(zip(columns, values, strict=True)) for values in by_row]
+
+
+def ordered_rows(
+    instances: Sequence[Any], names: Sequence[str], *, first_row: int = 0
+) -> list[list[Any]]:
+    """Rows that are objects by column name, as lists in the order of `names`.
+
+    Raises InvalidInput that names the row and the column.
+    """
+    found, wanted = [], set(names)
+    for row, item in enumerate(instances, first_row):
+        if not isinstance(item, dict):
+            raise InvalidInput(
+                f"instance {row} is {short(item)}; expected an object of {', '.join(names)}"
+            )
+        if item.keys() != wanted:
+            raise InvalidInput(f"instance {row} {wrong_names(item, names)}")
+        found.append([item[name] for name in names])
+    return found
 
 
 def with_missing(values: Any) -> Any:
@@ -98,7 +117,7 @@ def _column(
     return found if found.dtype.names is None else found[spec.name]
 
 
-def _wrong_names(item: Mapping[str, Any], names: Sequence[str]) -> str:
+def wrong_names(item: Mapping[str, Any], names: Sequence[str]) -> str:
     """What is wrong with the names of a row's columns, and the nearest right name."""
     missing = [name for name in names if name not in item]
     unknown = [name for name in item if name not in names]

@@ -19,3 +19,7 @@ class InvalidParameter(ValueError):
 
 class TooLarge(ValueError):
     """Input that would need more memory or time than one request may have."""
+
+
+class UnsupportedBody(ValueError):
+    """A body in a form that the service does not read here, or lacks the library for."""

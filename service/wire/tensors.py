@@ -45,12 +45,16 @@ _NUMBERS: set[type] = {int, float}
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """An input of a request. BYTES are flat: bytes, or str where they came as JSON."""
+    """An input of a request. BYTES are flat: bytes, or str where they came as JSON.
+
+    holds_null: whether NaN stands for JSON's null.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     values: Array | list[bytes] | list[str]
+    holds_null: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +67,7 @@ class Described:
     count: int
     size: int | None
     values: Array | list[str] | None
+    holds_null: bool = False
 
     def read(self, body: bytes | bytearray, offset: int) -> tuple[Tensor, int]:
         """Return the tensor and where the binary data of the next one begins. Raises Malformed.
@@ -71,7 +76,8 @@ class Described:
         """
         if self.size is None:
             assert self.values is not None
-            return Tensor(self.name, self.datatype, self.shape, self.values), offset
+            made = Tensor(self.name, self.datatype, self.shape, self.values, self.holds_null)
+            return made, offset
         end = offset + self.size
         if end > len(body):
             raise self._too_short(len(body) - offset)
@@ -123,8 +129,8 @@ def describe(entry: Any) -> Described:
     if size is None:
         if "data" not in entry:
             raise Malformed(f"input '{name[:60]}' has neither 'data' nor 'binary_data_size'")
-        values = _of_json(entry["data"], name, datatype, shape)
-        return Described(name, datatype, shape, count, None, values)
+        values, holds_null = _of_json(entry["data"], name, datatype, shape)
+        return Described(name, datatype, shape, count, None, values, holds_null)
     if "data" in entry:
         raise Malformed(f"input '{name[:60]}' has both 'data' and 'binary_data_size'")
     needed = count * DATATYPES[datatype].itemsize
@@ -193,8 +199,13 @@ def _binary_size(entry: dict[str, Any], name: str) -> int | None:
     return size
 
 
-def _of_json(data: Any, name: str, datatype: str, shape: tuple[int, ...]) -> Any:
-    """Row-major values of the declared type; the lists may be nested or flat, and may mix types."""
+def _of_json(
+    data: Any, name: str, datatype: str, shape: tuple[int, ...]
+) -> tuple[Array | list[str], bool]:
+    """Row-major values of the declared type, and whether null was among them, which is NaN.
+
+    The lists may be nested or flat, and may mix types.
+    """
     flat = _flat(data, name, shape)
     kinds = set(map(type, flat))
     expected: set[type] = _NUMBERS
@@ -202,12 +213,17 @@ def _of_json(data: Any, name: str, datatype: str, shape: tuple[int, ...]) -> Any
         expected = {str} if datatype == "BYTES" else {bool}
     if datatype == "BOOL" and kinds == {int} and set(flat) <= {0, 1}:
         expected = {int}
+    dtype = DATATYPES[datatype]
+    holds_null = type(None) in kinds and dtype.kind == "f"
+    if holds_null:
+        kinds.discard(type(None))
     if not kinds <= expected:
         wrong = next(item for item in flat if type(item) not in expected)
         raise InvalidInput(f"input '{name[:60]}' holds {short(wrong)}, which is not {datatype}")
     if datatype == "BYTES":
-        return flat
-    dtype = DATATYPES[datatype]
+        return flat, False
+    if holds_null:
+        flat = [np.nan if value is None else value for value in flat]
     if dtype.kind in "iu" and float in kinds:
         raise InvalidInput(
             f"input '{name[:60]}' holds numbers that are not whole; it is {datatype}"
@@ -218,7 +234,8 @@ def _of_json(data: Any, name: str, datatype: str, shape: tuple[int, ...]) -> Any
         raise InvalidInput(
             f"input '{name[:60]}' holds a number that {datatype} cannot hold"
         ) from None
-    return (array if array.dtype == dtype else cast(array, dtype)).reshape(shape)
+    fit = array if array.dtype == dtype else cast(array, dtype)
+    return fit.reshape(shape), holds_null
 
 
 def _flat(data: Any, name: str, shape: tuple[int, ...]) -> list[Any]:

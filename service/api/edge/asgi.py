@@ -96,7 +96,7 @@ class Edge:
         if found is None:
             return
         if is_compressed(found, head):
-            found = await asyncio.to_thread(compressed, found)
+            found = await asyncio.to_thread(compressed, found, head.coding)
         status, content_type, body, request_id, more = found
         headers = [
             *more,

@@ -6,12 +6,15 @@ import asyncio
 import gzip
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 
+from service.api.edge import zstd
 from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
 from service.api.edge.request import Response
 from service.wire.digits import whole_number
+from service.wire.faults import UnsupportedBody
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -22,7 +25,11 @@ _INFLATED_PIECE_BYTES = 2**20
 _MAX_MEMBERS = 10_000
 MIN_COMPRESSED_BYTES = 64 * 1024
 """A shorter answer of a scoring route is not compressed: that would take longer than sending it."""
-_WINDOW = {b"gzip": 16 + zlib.MAX_WBITS, b"deflate": zlib.MAX_WBITS}
+_READERS: dict[bytes, Callable[[], Any]] = {
+    b"gzip": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),
+    b"deflate": partial(zlib.decompressobj, zlib.MAX_WBITS),
+    b"zstd": zstd.Reader,
+}
 
 
 class ClientLeft(Exception):
@@ -109,30 +116,36 @@ def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) ->
 
 
 def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | bytearray:
-    """Decompress a gzip or deflate body, up to `limit` bytes. Raises Problem.
+    """Decompress a gzip, deflate or zstd body, up to `limit` bytes. Raises Problem or
+    UnsupportedBody.
 
-    A gzip body may have several members (RFC 1952 section 2.2), as `bgzip` and `cat` make them.
+    A gzip body may have several members (RFC 1952 section 2.2), as `bgzip` and `cat` make them, and
+    a zstd body several frames.
     """
     name = encoding.strip().lower().removeprefix(b"x-")
     if name in {b"", b"identity"}:
         return body
-    if name not in _WINDOW:
+    if name not in _READERS:
         shown = encoding[:40].decode("latin-1")
         raise Problem(
             "unsupported-media-type",
-            f"content encoding '{shown}' is not supported; expected gzip or deflate",
-            headers={"Accept-Encoding": "gzip, deflate"},
+            f"content encoding '{shown}' is not supported; expected gzip, deflate or zstd",
+            headers={
+                "Accept-Encoding": "gzip, deflate, zstd" if zstd.AVAILABLE else "gzip, deflate"
+            },
         )
     try:
         return _members(memoryview(body), name, limit)
-    except zlib.error as error:
+    except (zlib.error, ValueError) as error:
+        if isinstance(error, UnsupportedBody):
+            raise
         raise Problem("malformed", f"the body is not {name.decode()}: {error}") from None
 
 
 def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
     """All members one after the other, read in pieces so that little is copied for each."""
     found, at, members = bytearray(), 0, 0
-    reader = zlib.decompressobj(_WINDOW[name])
+    reader = _READERS[name]()
     more = True
     while at < len(body) or more:
         piece = body[at : at + _PIECE_BYTES]
@@ -148,20 +161,22 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
         members += 1
         if at == len(body):
             return found
-        if name != b"gzip" or members == _MAX_MEMBERS:
+        if name == b"deflate" or members == _MAX_MEMBERS:
             break
-        reader = zlib.decompressobj(_WINDOW[name])
+        reader = _READERS[name]()
     raise Problem(
         "malformed",
         f"the body is not one whole {name.decode()} stream of at most {_MAX_MEMBERS} members",
     )
 
 
-def compressed(response: Response) -> Response:
-    """A response with its JSON body in gzip. Takes about a millisecond for each 64 KiB."""
+def compressed(response: Response, coding: bytes) -> Response:
+    """A response with its JSON body in gzip or zstd. Takes up to a millisecond for each 64 KiB."""
     status, content_type, body, request_id, headers = response
-    packed = gzip.compress(body, compresslevel=1, mtime=0)
-    more = ((b"content-encoding", b"gzip"), (b"vary", b"accept-encoding"))
+    packed = (
+        zstd.compress(body) if coding == b"zstd" else gzip.compress(body, compresslevel=1, mtime=0)
+    )
+    more = ((b"content-encoding", coding), (b"vary", b"accept-encoding"))
     return status, content_type, packed, request_id, (*headers, *more)
 
 
@@ -169,7 +184,7 @@ def is_compressed(response: Response | None, head: Head) -> bool:
     """Whether a response is long enough to be compressed for this client."""
     return (
         response is not None
-        and head.accepts_gzip
+        and head.coding != b""
         and len(response[2]) >= MIN_COMPRESSED_BYTES
         and response[1] == b"application/json"
     )

@@ -86,6 +86,7 @@ def kinds() -> Mapping[type[Exception], str]:
         faults.InvalidParameter: "invalid",
         faults.InvalidImage: "invalid",
         faults.TooLarge: "too-large",
+        faults.UnsupportedBody: "unsupported-media-type",
         adjustment.InvalidTau: "invalid",
         prior.InvalidPrior: "invalid",
         prior.UnknownLabelFrequencies: "unknown-label-frequencies",

@@ -7,6 +7,7 @@ Only a whole request with a plain request line is recognised. The HTTP parser re
 import re
 from typing import TypeAlias
 
+from service.api.edge import zstd
 from service.wire.digits import whole_number
 
 Pairs = list[tuple[bytes, bytes]]
@@ -29,9 +30,9 @@ class Head:
     """The meaning of a header block."""
 
     __slots__ = (
-        "accepts_gzip",
         "accepts_json",
         "by_name",
+        "coding",
         "content_length",
         "content_type",
         "headers",
@@ -49,16 +50,31 @@ class Head:
         accept = by_name.get(b"accept", b"*/*")
         self.accepts_json = any(served in accept for served in _SERVED_TYPES)
         """Whether the client accepts JSON, or JSON and tensors of the Open Inference Protocol."""
-        self.accepts_gzip = _accepts_gzip(by_name.get(b"accept-encoding", b""))
+        self.coding = _coding(by_name.get(b"accept-encoding", b""))
+        """The content coding for long answers: gzip, zstd, or empty for none."""
 
 
-def _accepts_gzip(header: bytes) -> bool:
-    """Whether an Accept-Encoding header names gzip with a weight above 0."""
+_CODINGS = (b"zstd", b"gzip") if zstd.AVAILABLE else (b"gzip",)
+"""The first is taken where a client accepts several alike."""
+
+
+def _coding(header: bytes) -> bytes:
+    """The content coding of an Accept-Encoding header, by its weights; empty when none suits."""
+    if not header:
+        return b""
+    weights: dict[bytes, float] = {}
     for item in header.lower().split(b","):
-        name, _, weight = item.replace(b" ", b"").partition(b";")
-        if name in {b"gzip", b"x-gzip", b"*"}:
-            return not weight.startswith(b"q=0") or weight.strip(b"q=0.") != b""
-    return False
+        name, _, weight = item.replace(b" ", b"").partition(b";q=")
+        try:
+            weights[name.removeprefix(b"x-")] = float(weight or 1)
+        except ValueError:
+            weights[name] = 0.0
+    best, least = b"", 0.0
+    for coding in _CODINGS:
+        found = weights.get(coding, weights.get(b"*", 0.0))
+        if found > least:
+            best, least = coding, found
+    return best
 
 
 def _joined(headers: Pairs) -> dict[bytes, bytes]:

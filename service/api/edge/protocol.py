@@ -135,7 +135,7 @@ class ScoringProtocol(FramedProtocol):
         cycle.response_complete, cycle.keep_alive = False, keep_alive
         self.cycle = self._answering = cycle  # type: ignore[assignment]
         lane: ScoringLane = self.app.lane
-        send = partial(self._respond_to, head) if head.accepts_gzip else self._respond
+        send = partial(self._respond_to, head) if head.coding else self._respond
         lane.begin(match, head, query=query, body=body, connection=cycle, send=send)
 
     def _scoring_match(self) -> Match | None:
@@ -156,11 +156,11 @@ class ScoringProtocol(FramedProtocol):
         return lane.match(path.decode("latin-1"))
 
     def _respond_to(self, head: Head, response: Response | None) -> None:
-        """Send a response to a client that accepts gzip; a long one is compressed in a thread."""
+        """Send a response to a client that accepts a coding; a thread compresses a long one."""
         if response is None or not is_compressed(response, head):
             self._respond(response)
             return
-        packing = self.loop.run_in_executor(None, compressed, response)
+        packing = self.loop.run_in_executor(None, compressed, response, head.coding)
         packing.add_done_callback(lambda done: self._respond(done.result()))
 
     def _respond(self, response: Response | None) -> None:

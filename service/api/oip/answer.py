@@ -190,9 +190,18 @@ def _form(model: str, version: int, columns: tuple[tuple[str, bool, int], ...], 
 
 
 def encoded(
-    asked: InferHeader, bundle: Bundle, settings: RowSettings, scored: Entry, k: dict[str, int]
+    asked: InferHeader,
+    bundle: Bundle,
+    settings: RowSettings,
+    scored: Entry,
+    k: dict[str, int],
+    *,
+    warning: str | None = None,
 ) -> Encoded:
-    """An answer with any outputs and settings: JSON, with the binary outputs behind it."""
+    """An answer with any outputs and settings: JSON, with the binary outputs behind it.
+
+    warning: of the inputs.
+    """
     described, tensors = [], []
     for output in asked.outputs:
         values, shape, datatype = _values(output, bundle, scored, k)
@@ -206,7 +215,10 @@ def encoded(
     document: dict[str, Any] = {"model_name": bundle.name, "model_version": str(bundle.version)}
     if asked.id is not None:
         document["id"] = asked.id
-    document["parameters"] = _parameters(bundle, settings)
+    document["parameters"] = parameters = _parameters(bundle, settings)
+    if warning is not None:
+        told = parameters.get("warnings")
+        parameters["warnings"] = f"{told}; {warning}" if told else warning
     document["outputs"] = described
     header = orjson.dumps(document)
     if not tensors:

@@ -24,7 +24,14 @@ from service.contract.columns import records
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
 from service.repository.served import ServedModel
-from service.wire.arrays import fitted, text_array, texts_per_row
+from service.wire.arrays import (
+    fitted,
+    is_finite,
+    not_finite,
+    rows_not_finite,
+    text_array,
+    texts_per_row,
+)
 from service.wire.digits import whole_number
 from service.wire.faults import InvalidInput, Malformed
 from service.wire.parameters import Parameters, prior_of_text, query_parameters
@@ -219,6 +226,8 @@ class Infer:
                 or not isinstance(settings.tau, float)
             ):
                 return [_encoded(entry) for entry in entries]
+        if outputs.features is not None and first.model.far_inputs(entries) is not None:
+            return [_encoded(entry) for entry in entries]
         answers = []
         found = encoded_together(entries, columns) if columns else []
         for entry, (body, content_type, headers) in zip(entries, found, strict=True):
@@ -229,8 +238,14 @@ class Infer:
 def _encoded(entry: Entry) -> Answer:
     """The answer to one request, whatever its outputs and settings are."""
     asked: Asked = entry.ask
+    far = asked.model.far_inputs([entry])
     body, content_type, headers = encoded(
-        asked.header, asked.model.bundle, asked.settings, entry, asked.plan.classes
+        asked.header,
+        asked.model.bundle,
+        asked.settings,
+        entry,
+        asked.plan.classes,
+        warning=None if far is None else far[0],
     )
     return Answer(body, _facts(asked, entry), content_type, headers)
 
@@ -266,6 +281,9 @@ class _Rows:
         for tensor, spec in zip(self._tensors, self._spec.columns, strict=True):
             found = self._array(tensor, spec)
             arrays[spec.name] = found if found.dtype.names is None else found[spec.name]
+            if found.dtype.kind == "f" and not is_finite(found):
+                row = rows_not_finite(found)[0]
+                raise InvalidInput(f"input '{spec.name}', instance {row} {not_finite(found.dtype)}")
             if tensor.shape[0] != self._count:
                 raise InvalidInput(
                     f"input '{spec.name}' has {tensor.shape[0]} rows; "
@@ -285,6 +303,8 @@ class _Rows:
             _check_column(tensor, texts_per_row(spec))
             return text_array([_text(each, spec.name) for each in tensor.values], spec)
         assert isinstance(tensor.values, np.ndarray)
+        if tensor.holds_null and not spec.missing:
+            raise InvalidInput(_null(tensor))
         return fitted(tensor.values, spec)
 
     def taus(self, common: float | None) -> float | NDArray[np.float32] | None:
@@ -320,6 +340,8 @@ class _Rows:
         if tensor.datatype != datatype:
             raise InvalidInput(f"input '{name}' is {tensor.datatype}; expected {datatype}")
         _check_column(tensor, 1)
+        if tensor.holds_null:
+            raise InvalidInput(_null(tensor))
         if tensor.shape[0] != self._count:
             raise InvalidInput(
                 f"input '{name}' has {tensor.shape[0]} rows; the request has {self._count}"
@@ -333,6 +355,10 @@ def version_of(text: str) -> int:
     if number is None:
         raise UnknownModel(f"'{text[:40]}' is not a version; versions are numbers")
     return number
+
+
+def _null(tensor: Tensor) -> str:
+    return f"input '{tensor.name[:60]}' holds null, which is not {tensor.datatype}"
 
 
 def _check_column(tensor: Tensor, width: int) -> None:

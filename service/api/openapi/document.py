@@ -20,6 +20,7 @@ from service.api.openapi.schemas import (
 from service.api.openapi.titles import TAGS, title
 from service.contract.bundle import Bundle, InputSpec
 from service.wire.arrays import example_input
+from service.wire.tables.reader import TYPES
 
 SCORING_PROBLEMS = (
     "malformed",
@@ -188,7 +189,7 @@ def _content(path: str) -> dict[str, Any]:
 def _scoring() -> dict[str, Any]:
     predict = {
         "application/json": {"schema": ref("PredictRequest")},
-        **binary("application/x-npy", "image/jpeg", "image/png", "image/webp"),
+        **binary("application/x-npy", *TYPES, "image/jpeg", "image/png", "image/webp"),
         "multipart/form-data": {"schema": ref("PredictForm")},
     }
     adjust = {"application/json": {"schema": ref("AdjustRequest")}}

@@ -57,28 +57,41 @@ def labelled_rows(path: Path, spec: InputSpec, class_names: list[str]) -> tuple[
     for each.
     """
     where = f"--calibrate {path}"
+    rows, labels = rows_of_file(path, spec, class_names, where=where, labelled=True)
+    assert labels is not None
+    counts = np.bincount(labels, minlength=len(class_names))
+    if not counts.all():
+        name = class_names[int(counts.argmin())]
+        raise ImportRefused(f"{where}: class '{name}' has no row; every class needs some")
+    return rows, labels
+
+
+def rows_of_file(
+    path: Path, spec: InputSpec, class_names: list[str], *, where: str, labelled: bool
+) -> tuple[Array, Array | None]:
+    """Rows [n, …] of an .npz file, and the class indices [n] where it has `y`.
+
+    where: the flag and the file, for messages. labelled: whether `y` must be there.
+    Raises ImportRefused.
+    """
     try:
         with np.load(path, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
     except (OSError, ValueError) as error:
         raise ImportRefused(f"{where}: cannot be read as an .npz file: {error}") from None
-    wanted = ["y", *([column.name for column in spec.columns] or ["x"])]
+    wanted = [*(["y"] if labelled else []), *([c.name for c in spec.columns] or ["x"])]
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ImportRefused(
             f"{where}: no array '{missing[0]}'; it holds {', '.join(arrays) or 'none'}"
         )
-    labels = _indices(arrays["y"], class_names, where)
+    labels = _indices(arrays["y"], class_names, where) if "y" in arrays else None
     if spec.columns:
         rows = records({c.name: _column(arrays[c.name], c) for c in spec.columns})
     else:
         rows = _column(arrays["x"], spec)
-    if len(rows) != len(labels):
+    if labels is not None and len(rows) != len(labels):
         raise ImportRefused(f"{where}: {len(rows)} rows and {len(labels)} labels")
-    counts = np.bincount(labels, minlength=len(class_names))
-    if not counts.all():
-        name = class_names[int(counts.argmin())]
-        raise ImportRefused(f"{where}: class '{name}' has no row; every class needs some")
     return rows, labels
 
 

@@ -22,6 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     add("--models", type=Path, default=Path("models"), help="the repository (default models)")
     _add_class_flags(parser)
+    _add_column_flags(parser)
     _add_output_flags(parser)
     _add_image_flags(parser)
 
@@ -57,6 +58,16 @@ def _add_class_flags(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_column_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--column-names",
+        type=Path,
+        metavar="F",
+        help="names of the columns of a model with one input, in its order: one a line, or a JSON "
+        "list; rows and tables are then put in order by name",
+    )
+
+
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("what the model gives").add_argument
     add("--output", metavar="NAME", help="the output to serve, where several could be meant")
@@ -71,6 +82,13 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         type=Path,
         metavar="DATA.npz",
         help="labelled rows x and y that decision scores are fitted to",
+    )
+    add(
+        "--example-rows",
+        type=Path,
+        metavar="DATA.npz",
+        help="rows x like those of training (or an array for each input): their mean and standard "
+        "deviation are recorded, and answers to rows far from them carry a warning",
     )
     add(
         "--temperature",

@@ -23,12 +23,17 @@ from service.commands.importing.inputs import (
     Run,
     Trial,
     check_repeats,
+    columns_taking_missing,
     feeder,
     input_fields,
-    takes_missing,
     try_rows,
 )
-from service.commands.importing.names import read_counts, read_names, unique_names
+from service.commands.importing.names import (
+    read_columns,
+    read_counts,
+    read_names,
+    unique_names,
+)
 from service.commands.importing.notes import notes
 from service.commands.importing.refusal import ImportRefused
 from service.contract.adjustment import softmax
@@ -41,13 +46,15 @@ from service.contract.bundle import (
     parse_bundle,
     sha256_of,
 )
+from service.contract.columns import float_names, float_rows
+from service.contract.inputs.familiarity import measure
+from service.contract.inputs.tokens import TokenizerUnusable, Tokens
 from service.contract.next_steps import to_serve
 from service.contract.publication import publish
 from service.exit_codes import DONE, FAILED
 from service.graph.foreign import UnsupportedGraph
 from service.graph.providers import first_line
 from service.graph.session import Graph, UnusableModel, open_graph, open_plain
-from service.graph.tokens import TokenizerUnusable, Tokens
 from service.graph.trial import influence
 
 Array = NDArray[Any]
@@ -108,10 +115,13 @@ def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
     fields = found.fields
     fields.update(class_names=names, class_counts=counts)
     _set_output(found, names)
-    if onnx_file.handles_missing(found.file.model) and takes_missing(
-        found.run, found.trial, found.output.name
-    ):
-        fields["input"]["missing"] = True
+    if onnx_file.handles_missing(found.file.model):
+        names_ = columns_taking_missing(found.run, found.trial, found.spec, found.output.name)
+        for each in fields.get("inputs", [fields["input"]]):
+            if each["name"] in names_:
+                each["missing"] = True
+
+    _measure(found, names)
 
     def write_files(staging: Path) -> None:
         _copy(found, staging)
@@ -168,7 +178,7 @@ def _read(flags: argparse.Namespace) -> Import:
         description=flags.description,
         loss_tau=flags.loss_tau,
         temperature=flags.temperature,
-        provenance=_provenance(file),
+        provenance=_provenance(file, flags, spec),
         **({"class_names": given} if given is not None else {}),
         **({"max_batch_rows": 1} if trial.one_at_a_time else {}),
     )
@@ -248,6 +258,26 @@ def _calibrate(found: Import, names: list[str]) -> None:
     found.fields["provenance"]["calibration"] = {
         "rows": len(labels), "nll": fitted.nll, "error": fitted.error,
     }  # fmt: skip
+
+
+def _measure(found: Import, names: list[str]) -> None:
+    """Record what rows like those of training look like, where some are given."""
+    flags, spec = found.flags, found.spec
+    if spec.kind == "text":
+        return
+    if flags.example_rows is not None or flags.calibrate is not None:
+        name = "--example-rows" if flags.example_rows is not None else "--calibrate"
+        path = flags.example_rows or flags.calibrate
+        rows, _ = calibrate.rows_of_file(path, spec, names, where=f"{name} {path}", labelled=False)
+    elif flags.image_example is not None and spec.kind == "image":
+        rows = _example(flags, spec)
+    else:
+        return
+    if not float_names(spec):
+        return
+    statistics = measure(float_rows(rows, float_names(spec)), layout=spec.layout)
+    if statistics is not None:
+        found.fields["input"]["statistics"] = statistics.model_dump(exclude_none=True)
 
 
 def _copy(found: Import, staging: Path) -> None:
@@ -333,16 +363,10 @@ def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
     """Score an image of a known class. Raises ImportRefused when another class is likelier."""
     if bundle.input.kind != "image":
         raise ImportRefused("--image-example needs a model of images: add --image")
-    from service.wire.faults import InvalidImage
-    from service.wire.images import image_array
-
     flags, names = found.flags, bundle.class_names
     if flags.expect not in names:
         raise ImportRefused(f"--expect '{flags.expect}' is not a class of the model")
-    try:
-        rows = image_array([flags.image_example.read_bytes()], bundle.input)
-    except InvalidImage as error:
-        raise ImportRefused(f"--image-example {flags.image_example}: {error}") from None
+    rows = _example(flags, bundle.input)
     (probabilities,) = _served(graph, rows, bundle)
     best = names[int(probabilities.argmax())]
     if best != flags.expect:
@@ -354,9 +378,24 @@ def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
         )
 
 
-def _provenance(file: onnx_file.OnnxFile) -> dict[str, Any]:
+def _example(flags: argparse.Namespace, spec: InputSpec) -> Array:
+    """The tensor of --image-example. Raises ImportRefused."""
+    from service.wire.faults import InvalidImage
+    from service.wire.images import image_array
+
+    try:
+        return image_array([flags.image_example.read_bytes()], spec)
+    except InvalidImage as error:
+        raise ImportRefused(f"--image-example {flags.image_example}: {error}") from None
+
+
+def _provenance(
+    file: onnx_file.OnnxFile, flags: argparse.Namespace, spec: InputSpec
+) -> dict[str, Any]:
     model = file.model
+    names = None if flags.column_names is None else read_columns(flags.column_names, spec)
     return {
+        **({} if names is None else {"data": {"columns": names}}),
         "imported_from": file.path.name,
         "sha256": sha256_of(file.path),
         "producer": f"{model.producer_name} {model.producer_version}".strip(),

@@ -105,6 +105,21 @@ def check_repeats(run: Run, trial: Trial) -> None:
             )
 
 
+def columns_taking_missing(run: Run, trial: Trial, spec: InputSpec, output: str) -> list[str]:
+    """The names of the inputs for which NaN gives finite numbers, each tried by itself."""
+    if not spec.columns:
+        return [spec.name] if takes_missing(run, trial, output) else []
+    found = []
+    for column in spec.columns:
+        if not column.dtype.startswith("float"):
+            continue
+        rows = trial.rows.copy()
+        rows[column.name] = np.nan
+        if _gives_numbers(run, rows, output):
+            found.append(column.name)
+    return found
+
+
 def takes_missing(run: Run, trial: Trial, output: str) -> bool:
     """Whether rows with NaN in them give finite numbers."""
     if trial.rows.dtype.kind != "f":
@@ -114,6 +129,10 @@ def takes_missing(run: Run, trial: Trial, output: str) -> bool:
     flat[:, 0] = np.nan
     if len(rows) > 1:
         flat[-1] = np.nan
+    return _gives_numbers(run, rows, output)
+
+
+def _gives_numbers(run: Run, rows: Array, output: str) -> bool:
     try:
         found = run(rows)[output]
     except Exception:  # noqa: BLE001 - a refusal is an answer
@@ -123,7 +142,8 @@ def takes_missing(run: Run, trial: Trial, output: str) -> bool:
 
 def _plain(found: GraphInput) -> dict[str, Any]:
     kind = "text" if found.dtype == "string" else "tensor"
-    return {"name": found.name, "kind": kind, "shape": found.shape, "dtype": found.dtype}
+    made = {"name": found.name, "kind": kind, "shape": found.shape, "dtype": found.dtype}
+    return made if found.categories is None else {**made, "categories": found.categories}
 
 
 def _tried(run: Run, rows: Array, free: int, *, fixed: bool) -> Trial:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.commands.importing.refusal import ImportRefused
+from service.contract.bundle import InputSpec
 
 
 def read_names(path: Path, *, deduplicate: bool) -> list[str]:
@@ -28,6 +29,28 @@ def read_names(path: Path, *, deduplicate: bool) -> list[str]:
         return unique_names(found, where=where, unit="entry", deduplicate=deduplicate)
     lines = text.rstrip().replace("\r\n", "\n").split("\n")
     return unique_names(lines, where=where, unit="line", deduplicate=deduplicate)
+
+
+def read_columns(path: Path, spec: InputSpec) -> list[str]:
+    """Names of the columns of a row, in the model's order. Raises ImportRefused."""
+    where = f"--column-names {path}"
+    text = text_of(path, "--column-names")
+    if text.lstrip().startswith("["):
+        found = names_of_json(json_of(text, path, "--column-names"))
+        if found is None:
+            raise ImportRefused(f"{where}: expected a list of strings")
+    else:
+        found = text.rstrip().replace("\r\n", "\n").split("\n")
+    names = unique_names(found, where=where, unit="name")
+    if spec.columns or spec.kind == "image" or len(spec.shape) > 2:
+        raise ImportRefused(
+            f"{where}: belongs to a model with one input of one axis of columns; the model takes "
+            f"{spec.kind} {spec.shape}"
+        )
+    width = 1 if len(spec.shape) == 1 else spec.shape[1]
+    if width not in {None, len(names)}:
+        raise ImportRefused(f"{where}: {len(names)} names; the model takes {width} columns")
+    return names
 
 
 def names_of_json(value: Any) -> list[str] | None:

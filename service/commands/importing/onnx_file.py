@@ -12,6 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from service.commands.importing import rewrite
+from service.commands.importing.categories import known_values
 from service.commands.importing.names import names_of_json
 from service.commands.importing.refusal import ImportRefused
 from service.graph import foreign as foreign_graph
@@ -35,11 +36,15 @@ _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_i
 
 @dataclass(frozen=True)
 class GraphInput:
-    """An input of a graph; shape includes the batch, None where a dimension is free."""
+    """An input of a graph; shape includes the batch, None where a dimension is free.
+
+    categories: the values that it takes, where the graph refuses others.
+    """
 
     name: str
     dtype: str
     shape: list[int | None]
+    categories: list[str] | list[int] | None = None
 
 
 @dataclass
@@ -172,13 +177,16 @@ def _names_of_text(text: str) -> list[str] | None:
 
 def _inputs(graph: onnx.GraphProto) -> list[GraphInput]:
     constants = {item.name for item in graph.initializer}
-    inputs = [_input(item) for item in graph.input if item.name not in constants]
+    known = known_values(graph)
+    inputs = [
+        _input(item, known.get(item.name)) for item in graph.input if item.name not in constants
+    ]
     if not inputs:
         raise ImportRefused("the graph has no input: export it with the batch as its input")
     return inputs
 
 
-def _input(item: onnx.ValueInfoProto) -> GraphInput:
+def _input(item: onnx.ValueInfoProto, categories: list[str] | list[int] | None) -> GraphInput:
     if item.type.WhichOneof("value") != "tensor_type":
         raise ImportRefused(
             f"input '{item.name}' is a {item.type.WhichOneof('value')}; expected a tensor"
@@ -195,7 +203,9 @@ def _input(item: onnx.ValueInfoProto) -> GraphInput:
             f"input '{item.name}' has no shape with a batch axis: export the model with one"
         )
     shape = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    return GraphInput(item.name, dtype, shape)
+    if dtype.startswith("float"):
+        categories = None
+    return GraphInput(item.name, dtype, shape, categories)
 
 
 def opset_of(model: onnx.ModelProto) -> int | None:

@@ -254,3 +254,23 @@ def test_texts_of_a_transformer_are_tokenised_padded_and_truncated_in_the_servic
     ids = [[2], [3, 5], [6, 4, 4, 2, 5], [6, 6, 6, 6, 6, 3], [1]]
     wanted = softmax(np.stack([table[i].mean(axis=0) for i in ids]) @ out)
     np.testing.assert_allclose(together, wanted, atol=1e-6)
+
+
+def test_null_in_the_inference_protocol_is_a_missing_value_where_the_model_takes_it(url):
+    def asked(model, name, data):
+        tensor = {"name": name, "datatype": "FP32", "shape": [1, len(data)], "data": data}
+        more = [] if model == "missing" else [
+            {"name": "fare", "datatype": "FP32", "shape": [1, 1], "data": [1.0]},
+            {"name": "sex", "datatype": "BYTES", "shape": [1, 1], "data": ["f"]},
+        ]  # fmt: skip
+        return httpx.post(f"{url}/v2/models/{model}/infer", json={"inputs": [tensor, *more]})
+
+    taken = asked("missing", "x", [1.5, None])
+    assert taken.status_code == 200, taken.text
+    rows = {"instances": [[1.5, None]], "parameters": {"top_k": 3, "tau": 0}}
+    wanted = httpx.post(f"{url}/models/missing/predict", json=rows).json()["predictions"][0]["top"]
+    by_index = [each["probability"] for each in sorted(wanted, key=lambda each: each["index"])]
+    np.testing.assert_allclose(taken.json()["outputs"][0]["data"], by_index, atol=1e-7)
+    refused = asked("table", "age", [None])
+    assert refused.status_code == 422
+    assert "input 'age' holds null, which is not FP32" in refused.json()["detail"]

@@ -10,6 +10,8 @@ from service.contract.extras import EXTRAS, missing_extra
 
 ROOT = Path(__file__).parents[3]
 IMPORT_NAMES = {
+    "backports.zstd": "backports",
+    "pysimdjson": "simdjson",
     "grpcio": "grpc",
     "grpcio-health-checking": "grpc_health",
     "grpcio-reflection": "grpc_reflection",

@@ -5,6 +5,7 @@ import tracemalloc
 import zlib
 
 import pytest
+from backports import zstd
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,9 +31,23 @@ def test_a_body_of_many_pieces_and_members_is_read_whole():
     assert inflated(zlib.compress(noise), b"deflate", LIMIT) == noise
 
 
+@given(st.lists(st.binary(max_size=300), min_size=1, max_size=5))
+def test_frames_of_a_zstd_body_follow_each_other(parts):
+    body = b"".join(map(zstd.compress, parts))
+    assert inflated(body, b"zstd", LIMIT) == b"".join(parts)
+
+
+LONG_WINDOW = zstd.compress(bytes(2**25), options={zstd.CompressionParameter.window_log: 25})
+
+
 @pytest.mark.parametrize(
     ("body", "encoding", "kind"),
     [
+        (zstd.compress(b"x" * (LIMIT + 1)), b"zstd", "too-large"),
+        (zstd.compress(b"x" * LIMIT) + zstd.compress(b"x"), b"zstd", "too-large"),
+        (zstd.compress(b"x" * 100)[:-1], b"zstd", "malformed"),
+        (zstd.compress(b"x") + b"y", b"zstd", "malformed"),
+        (LONG_WINDOW, b"zstd", "malformed"),
         (gzip.compress(b"x" * (LIMIT + 1)), b"gzip", "too-large"),
         (gzip.compress(b"x" * LIMIT) + gzip.compress(b"x"), b"gzip", "too-large"),
         (gzip.compress(b"x")[:-1], b"gzip", "malformed"),
@@ -50,11 +65,12 @@ def test_a_compressed_body_that_is_wrong_is_refused_for_its_fault(body, encoding
     assert refused.value.kind == kind
 
 
-def test_a_bomb_costs_no_more_than_its_limit():
-    bomb = gzip.compress(bytes(64 * 2**20))
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_bomb_costs_no_more_than_its_limit(coding):
+    bomb = (gzip if coding == "gzip" else zstd).compress(bytes(64 * 2**20))
     tracemalloc.start()
     with pytest.raises(Problem, match="more than 1000000 bytes"):
-        inflated(bomb, b"gzip", LIMIT)
+        inflated(bomb, coding.encode(), LIMIT)
     assert tracemalloc.get_traced_memory()[1] < 5 * LIMIT
     tracemalloc.stop()
 

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 
 from service.api.edge.errors import TITLES
 from service.api.openapi.titles import OPERATIONS
+from service.wire.tables.reader import TYPES
 from tests.support.server import running
 from tests.support.small_models import FEATURES, inputs, publish_model, publish_trio
 
@@ -61,6 +62,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(document):
             {
                 "application/json",
                 "application/x-npy",
+                *TYPES,
                 "image/jpeg",
                 "image/png",
                 "image/webp",
@@ -72,6 +74,7 @@ def test_every_reference_leads_somewhere_and_every_schema_is_one(document):
             {
                 "application/json",
                 "application/x-npy",
+                *TYPES,
                 "image/jpeg",
                 "image/png",
                 "image/webp",
@@ -156,7 +159,7 @@ TENSOR = {"name": "x", "shape": [2, FEATURES], "datatype": "FP32", "data": ROWS.
         (406, "/predict", "", {"json": JSON, "headers": {"accept": "text/html"}}),
         (409, "/models/{model}/predict", "unknown", {"json": JSON, "params": {"tau": 1}}),
         (413, "/predict", "", {"content": bytes(2**20 + 1)}),
-        (415, "/predict", "", {"content": b"x", "headers": {"content-type": "text/csv"}}),
+        (415, "/predict", "", {"content": b"x", "headers": {"content-type": "text/plain"}}),
         (
             422,
             "/predict",

@@ -1,5 +1,6 @@
 """Any ONNX classifier can be imported and is served with its own library's answers, adjustable."""
 
+import asyncio
 import json
 
 import httpx
@@ -93,6 +94,26 @@ def test_at_tau_one_the_service_answers_bayes_rule_for_another_class_prior(serve
     wanted /= wanted.sum(axis=1, keepdims=True)
     np.testing.assert_allclose(found, wanted, atol=3 * item.tolerance)
     assert (found[:, 0] == 0).all()
+
+
+def test_a_row_that_the_graph_refuses_costs_the_requests_beside_it_nothing(server, foreign):
+    item = foreign["tokens-of-any-length"]
+    path = f"{server.url}/models/tokens-of-any-length/predict"
+
+    async def all_at_once():
+        async with httpx.AsyncClient(timeout=60) as client:
+            good = [client.post(path, json={"instances": [row]}) for row in item.instances * 8]
+            wrong = [*item.instances[0][:-1], 9999]
+            bad = [client.post(path, json={"instances": [wrong]}) for _ in range(3)]
+            return await asyncio.gather(*good[:16], *bad, *good[16:])
+
+    answers = asyncio.run(all_at_once())
+    refused, answered = answers[16:19], answers[:16] + answers[19:]
+    assert [answer.status_code for answer in refused] == [422] * 3
+    assert "instance 0: the model refuses it" in refused[0].json()["detail"]
+    assert [answer.status_code for answer in answered] == [200] * len(answered)
+    found = [answer.json()["predictions"][0]["probability"] for answer in answered]
+    np.testing.assert_allclose(found, np.tile(item.probabilities.max(axis=1), 8), atol=1e-6)
 
 
 def test_without_counts_only_tau_zero_works_until_label_frequencies_are_put(server, foreign):

@@ -1,7 +1,6 @@
 """Texts → the tensors of a transformer, by a `tokenizer.json` of Hugging Face's tokenizers.
 
-A batch is padded to its longest text, and a text is truncated as the file or `max_length` says. It
-runs in the graph's own call, so that texts of different lengths share a batch.
+A batch is padded to its longest text, and a text is truncated as the file or `max_length` says.
 """
 
 from collections.abc import Mapping
@@ -34,6 +33,12 @@ class Tokens:
     def __call__(self, texts: Array) -> dict[str, Array]:
         """int [n, longest] tensors by input name, of texts [n] or [n, 1]."""
         encoded = self._tokenizer.encode_batch(texts.ravel().tolist())
+        if not encoded[0].ids:  # only empty texts, and a graph takes no tensor of no tokens
+            padding = {"ids": self._tokenizer.padding["pad_id"]}
+            return {
+                name: np.full((len(encoded), 1), padding.get(part, 0), dtype)
+                for name, (part, dtype) in self._inputs.items()
+            }
         return {
             name: np.array([getattr(each, part) for each in encoded], dtype).reshape(
                 len(encoded), -1

@@ -1,0 +1,212 @@
+"""Arrow IPC streams, and columns of Arrow → columns by name, by the library pyarrow.
+
+pyarrow allocates what a stream declares. So sizes are read here first, from each message, and
+columns in which few bytes stand for much are measured before they are spread out.
+"""
+
+import struct
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.extras import missing_extra
+from service.wire.arrays import MAX_TEXT_CHARACTERS
+from service.wire.faults import InvalidInput, Malformed, TooLarge, UnsupportedBody
+from service.wire.shown import short
+from service.wire.tables.rows import Column, check_names
+
+MAX_MESSAGES = 1_000
+"""Messages of one stream: schema, dictionaries and batches."""
+MAX_METADATA_BYTES = 2**20
+"""Bytes that describe one message, or a whole Parquet file."""
+_FILE_MAGIC, _FILE_HEAD_BYTES = b"ARROW1", 8
+_MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS
+_LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
+"""Fields of a RecordBatch in Arrow's Message.fbs."""
+
+
+def library() -> Any:
+    """The module pyarrow. Raises UnsupportedBody where it is not installed."""
+    try:
+        import pyarrow as pa
+    except ModuleNotFoundError as error:
+        raise UnsupportedBody(missing_extra(error, first="arrow") or str(error)) from None
+    return pa
+
+
+def read_arrow(
+    body: bytes | bytearray, expected: Sequence[str] | None, *, max_rows: int, max_bytes: int
+) -> dict[str, Column]:
+    """The columns of a stream, or of a file, which is a stream with a table of contents.
+
+    max_rows, max_bytes: how many rows one request may have, and how many bytes when decompressed.
+    Raises Malformed, InvalidInput, TooLarge or UnsupportedBody.
+    """
+    pa = library()
+    held = pa.py_buffer(body)
+    if body.startswith(_FILE_MAGIC):
+        held = held.slice(_FILE_HEAD_BYTES)
+    try:
+        _check_messages(pa, held, max_rows=max_rows, max_bytes=max_bytes)
+        with pa.ipc.open_stream(held) as stream:
+            check_names(stream.schema.names, expected)
+            table = stream.read_all()
+        table.validate(full=True)
+    except (InvalidInput, Malformed, TooLarge):
+        raise
+    except (pa.ArrowException, ValueError, OSError, struct.error, EOFError) as error:
+        raise Malformed(f"the body is not an Arrow stream: {str(error)[:200]}") from None
+    return columns_of(table, max_rows=max_rows)
+
+
+def columns_of(table: Any, *, max_rows: int) -> dict[str, Column]:
+    """The columns of a valid pyarrow.Table. Raises InvalidInput or TooLarge."""
+    if table.num_rows > max_rows:
+        raise TooLarge(f"the body has more than {max_rows} rows, the most that may wait")
+    pa = library()
+    found = {}
+    for name, column in zip(table.schema.names, table.columns, strict=True):
+        try:
+            found[name] = _column(pa, column)
+        except (InvalidInput, pa.ArrowException) as error:
+            raise InvalidInput(f"column {short(name)}: {str(error)[:200]}") from None
+    return found
+
+
+def _column(pa: Any, column: Any) -> Column:
+    kind, types = column.type, pa.types
+    if types.is_dictionary(kind):
+        for chunk in column.chunks:
+            _check_texts(pa, chunk.dictionary)
+        kind = kind.value_type
+        if not (_is_text(pa, kind) or _is_number(pa, kind)):
+            raise InvalidInput(f"holds {column.type}; expected numbers or texts")
+        column = column.cast(kind)
+    if _is_text(pa, kind):
+        for chunk in column.chunks:
+            _check_texts(pa, chunk)
+        texts: list[str | None] = column.cast(pa.large_string()).to_pylist()
+        return texts
+    if types.is_fixed_size_list(kind) and _is_number(pa, kind.value_type):
+        if column.null_count:
+            raise InvalidInput("holds an empty list")
+        flat = np.concatenate([np.empty(0), *(_numbers(pa, c.flatten()) for c in column.chunks)])
+        found: NDArray[Any] = flat.reshape(len(column), kind.list_size)
+        return found
+    if not _is_number(pa, kind):
+        raise InvalidInput(f"holds {kind}; expected numbers or texts")
+    return _numbers(pa, column)
+
+
+def _numbers(pa: Any, column: Any) -> NDArray[Any]:
+    """A column as NumPy's numbers, in which NaN stands for null."""
+    if pa.types.is_decimal(column.type) or column.null_count:
+        column = column.cast(pa.float64())
+    return np.asarray(column.to_numpy(zero_copy_only=False))
+
+
+def _is_number(pa: Any, kind: Any) -> bool:
+    types = pa.types
+    return bool(
+        types.is_integer(kind)
+        or types.is_floating(kind)
+        or types.is_boolean(kind)
+        or types.is_decimal128(kind)
+    )
+
+
+def _is_text(pa: Any, kind: Any) -> bool:
+    types = pa.types
+    return bool(types.is_string(kind) or types.is_large_string(kind) or types.is_string_view(kind))
+
+
+def _check_texts(pa: Any, chunk: Any) -> None:
+    """Raise InvalidInput for a text that is longer than a model may take."""
+    if not _is_text(pa, chunk.type) or not len(chunk):
+        return
+    if pa.types.is_string_view(chunk.type):  # a view of 16 bytes begins with its text's length
+        views = np.frombuffer(chunk.buffers()[1], np.int32)[::4]
+        longest = int(views[chunk.offset : chunk.offset + len(chunk)].max())
+    else:
+        import pyarrow.compute as pc
+
+        longest = pc.max(pc.binary_length(chunk)).as_py() or 0
+    if longest > _MAX_TEXT_BYTES:
+        raise InvalidInput(
+            f"holds a text of {longest:,} bytes; expected at most {MAX_TEXT_CHARACTERS:,} "
+            "characters"
+        )
+
+
+def _check_messages(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> None:
+    """Add up what a stream declares. Raises TooLarge, Malformed or pyarrow's errors."""
+    rows = size = 0
+    reader = pa.ipc.MessageReader.open_stream(held)
+    for number in range(MAX_MESSAGES + 1):
+        try:
+            message = reader.read_next_message()
+        except StopIteration:
+            return
+        if number == MAX_MESSAGES:
+            raise TooLarge(f"the stream has more than {MAX_MESSAGES} messages")
+        if message.metadata.size > MAX_METADATA_BYTES:
+            raise TooLarge(
+                f"message {number} is described by {message.metadata.size} bytes; at most "
+                f"{MAX_METADATA_BYTES} are accepted"
+            )
+        if message.type not in {"record batch", "dictionary"}:
+            continue
+        found_rows, found_bytes = _declared(message)
+        rows += found_rows if message.type == "record batch" else 0
+        size += found_bytes
+        if rows > max_rows:
+            raise TooLarge(f"the body has more than {max_rows} rows, the most that may wait")
+        if size > max_bytes:
+            raise TooLarge(
+                f"the stream has more than {max_bytes} bytes when decompressed, the most that is "
+                "accepted"
+            )
+
+
+def _declared(message: Any) -> tuple[int, int]:
+    """Rows and decompressed bytes of a batch or a dictionary, whose metadata pyarrow verified."""
+    text, body = bytes(message.metadata), memoryview(message.body)
+    batch = _child(text, _child(text, 0, None), 2)
+    if message.type == "dictionary":
+        batch = _child(text, batch, 1)
+    length = _slot(text, batch, _LENGTH)
+    rows = struct.unpack_from("<q", text, length)[0] if length else 0
+    compressed = _slot(text, batch, _COMPRESSION)
+    if not compressed:
+        return rows, 0
+    vector = _child(text, batch, _BUFFERS)
+    (count,) = struct.unpack_from("<I", text, vector)
+    size = 0
+    for at in range(count):
+        offset, stored = struct.unpack_from("<qq", text, vector + 4 + 16 * at)
+        if stored:
+            (raw,) = struct.unpack_from("<q", body, offset)
+            size += stored if raw == -1 else raw
+            if raw < -1:
+                raise Malformed(f"the body is not an Arrow stream: a buffer has {raw} bytes")
+    return rows, size
+
+
+def _slot(text: bytes, table: int, field: int) -> int:
+    """Where a field of a FlatBuffers table lies; 0 when it is left out."""
+    vtable = table - struct.unpack_from("<i", text, table)[0]
+    entry = 4 + 2 * field
+    if entry + 2 > struct.unpack_from("<H", text, vtable)[0]:
+        return 0
+    (offset,) = struct.unpack_from("<H", text, vtable + entry)
+    return table + offset if offset else 0
+
+
+def _child(text: bytes, table: int, field: int | None) -> int:
+    """Where the table or vector lies that a field refers to; None: the root of the message."""
+    at = table if field is None else _slot(text, table, field)
+    if field is not None and not at:
+        raise Malformed("the body is not an Arrow stream: a message lacks a part")
+    return at + int(struct.unpack_from("<I", text, at)[0])

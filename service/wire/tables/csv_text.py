@@ -1,0 +1,114 @@
+"""CSV (RFC 4180) → columns of texts by name, row by row, within bounds."""
+
+import csv
+import io
+from collections.abc import Iterator, Sequence
+
+from service.wire.faults import InvalidInput, Malformed, TooLarge
+from service.wire.tables.rows import Column, check_names
+
+MAX_ROW_CHARACTERS = 2**20
+"""Characters of one row, its quoted line ends included."""
+
+
+def read_csv(
+    body: bytes | bytearray,
+    expected: Sequence[str] | None,
+    *,
+    header: bool,
+    width: int,
+    max_rows: int,
+) -> dict[str, Column]:
+    """The columns of a body of UTF-8 text. Raises Malformed, InvalidInput or TooLarge.
+
+    expected: the names of the columns, in the model's order; None: there is one. header: whether
+    the first row holds names; without it, the columns are in the model's order. width: columns of
+    a body without a header. max_rows: how many rows one request may have.
+    """
+    lines = _Lines(body)
+    rows = _rows(lines)
+    names = list(expected or [""]) if expected or width == 1 else [str(n) for n in range(width)]
+    if header:
+        found = next(rows, None)
+        if found is None:
+            raise InvalidInput("the table has no rows")
+        names = [name.strip() for name in found]
+        _check_header(names, expected)
+    cells: list[list[str | None]] = [[] for _ in names]
+    count = 0
+    for row in rows:
+        if len(row) != len(names):
+            raise InvalidInput(
+                f"row {count} of the table, up to line {lines.number}, has {len(row)} cells; "
+                f"expected {len(names)}"
+            )
+        count += 1
+        if count > max_rows:
+            raise TooLarge(f"the body has more than {max_rows} rows, the most that may wait")
+        for column, cell in zip(cells, row, strict=True):
+            column.append(cell)
+    if not count:
+        raise InvalidInput("the table has no rows")
+    return dict(zip(names, cells, strict=True))
+
+
+def _check_header(names: Sequence[str], expected: Sequence[str] | None) -> None:
+    try:
+        check_names(names, expected)
+    except InvalidInput as error:
+        hint = ""
+        if len(names) == 1 and ";" in names[0]:
+            hint = "; cells are separated by commas"
+        elif all(_is_number(name) for name in names):
+            hint = "; the first row holds numbers: for a table without names, send "
+            hint += "text/csv;header=absent"
+        raise InvalidInput(f"{error}{hint}") from None
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+class _Lines:
+    """The lines of a body, decoded piece by piece; `number` is the last one's."""
+
+    def __init__(self, body: bytes | bytearray) -> None:
+        self._text = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8-sig", newline="")
+        self.number = 0
+        self.characters = 0
+        """Of the row that is being read."""
+
+    def __iter__(self) -> Iterator[str]:
+        while True:
+            try:
+                line = self._text.readline(MAX_ROW_CHARACTERS + 1 - self.characters)
+            except UnicodeDecodeError as error:
+                raise Malformed(f"the body is not UTF-8 text: {error.reason}") from None
+            if not line:
+                return
+            self.number += 1
+            self.characters += len(line)
+            if self.characters > MAX_ROW_CHARACTERS:
+                raise TooLarge(
+                    f"line {self.number}: a row has more than {MAX_ROW_CHARACTERS:,} characters"
+                )
+            yield line
+
+
+def _rows(lines: _Lines) -> Iterator[list[str]]:
+    """The rows that are not empty lines."""
+    reader = csv.reader(iter(lines), strict=True)
+    while True:
+        lines.characters = 0
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise Malformed(f"the body is not CSV: line {lines.number}: {error}") from None
+        if row:
+            yield row

@@ -1,0 +1,87 @@
+"""The arrays of a .npz file, inflated within a limit and never unpickled."""
+
+import io
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from typing import Any
+
+from numpy.typing import NDArray
+
+from service.wire.faults import Malformed, TooLarge
+from service.wire.npy import parse_npy
+from service.wire.shown import short
+
+MAX_DIRECTORY_BYTES = 64 * 1024
+"""Bytes of the list of a .npz file's arrays: some hundred arrays."""
+_END = struct.Struct("<4s4H2LH")
+_LOCATOR_BYTES = 20
+_FAULTS = (
+    zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError, OSError,
+)  # fmt: skip
+"""What zipfile raises for bytes that are no whole archive."""
+_METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
+
+
+def read_npz(body: bytes | bytearray, *, max_bytes: int) -> dict[str, NDArray[Any]]:
+    """The arrays by name. Raises Malformed or TooLarge.
+
+    max_bytes: of all arrays together, inflated.
+    """
+    found: dict[str, NDArray[Any]] = {}
+    try:
+        for name, held in _members(body, max_bytes):
+            if name in found:
+                raise Malformed(f"the .npz file has the array {short(name)} twice")
+            try:
+                found[name] = parse_npy(held)
+            except Malformed as error:
+                raise Malformed(f"array {short(name)}: {error}") from None
+    except (Malformed, TooLarge):
+        raise
+    except _FAULTS as error:
+        raise Malformed(f"the body is not a .npz file: {str(error)[:200]}") from None
+    if not found:
+        raise Malformed("the .npz file holds no array")
+    return found
+
+
+def _members(body: bytes | bytearray, max_bytes: int) -> Iterator[tuple[str, bytes]]:
+    _check_directory(body)
+    left = max_bytes
+    with zipfile.ZipFile(io.BytesIO(body)) as file:
+        for member in file.infolist():
+            if member.compress_type not in _METHODS:
+                raise Malformed(
+                    f"array {short(member.filename)} is compressed by method "
+                    f"{member.compress_type}; expected deflate, as np.savez_compressed writes"
+                )
+            with file.open(member) as stream:
+                held = stream.read(left + 1)
+            left -= len(held)
+            if left < 0:
+                raise TooLarge(
+                    f"the arrays of the .npz file have more than {max_bytes} bytes, the most "
+                    "that is accepted"
+                )
+            if len(held) != member.file_size:
+                raise Malformed(f"array {short(member.filename)} ends early")
+            yield member.filename.removesuffix(".npy"), held
+
+
+def _check_directory(body: bytes | bytearray) -> None:
+    """Refuse a long list of members before any of it is read into memory."""
+    if len(body) < _END.size or not body.startswith(b"PK"):
+        raise Malformed("the body is not a .npz file")
+    signature, *_, size, _, _ = _END.unpack(bytes(body[-_END.size :]))
+    if signature != b"PK\5\6":
+        raise Malformed("the .npz file is cut off, or has a comment at its end")
+    locator = -_END.size - _LOCATOR_BYTES
+    if body[locator : locator + 4] == b"PK\6\7":
+        raise Malformed("the .npz file has the form of files over 4 GiB")
+    if size > MAX_DIRECTORY_BYTES:
+        raise TooLarge(
+            f"the .npz file's list of arrays has {size} bytes; at most {MAX_DIRECTORY_BYTES} "
+            "are accepted"
+        )
