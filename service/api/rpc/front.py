@@ -7,14 +7,15 @@ application.
 """
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, TypeAlias, TypeVar
 from urllib.parse import quote
 
 import grpc
 import orjson
-from google.protobuf import descriptor_pool
+from google.protobuf import descriptor_pool, json_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
@@ -31,6 +32,8 @@ from service.wire.faults import Malformed, TooLarge
 SERVICE = "inference.GRPCInferenceService"
 _FORWARDED = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
 """Metadata that is passed on as headers."""
+_REPEATED = {b"authorization", b"x-api-key"}
+"""Headers that are the same for each call of a client."""
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -89,6 +92,7 @@ class Front:
         shares_port: let the other workers of this service listen on the same port.
         """
         self._edge, self._ready, self._gather = edge, ready, Gather()
+        self._requests = messages.Requests()
         self._server = grpc.aio.server(
             options=[
                 ("grpc.max_receive_message_length", max_message_bytes),
@@ -103,6 +107,7 @@ class Front:
             "ModelReady": (self._model_ready, pb.ModelReadyRequest),
             "ModelMetadata": (self._model_metadata, pb.ModelMetadataRequest),
             "ModelConfig": (self._model_config, pb.ModelConfigRequest),
+            "ModelStatistics": (self._model_statistics, pb.ModelStatisticsRequest),
             "RepositoryIndex": (self._index, pb.RepositoryIndexRequest),
             "RepositoryModelLoad": (self._load, pb.RepositoryModelLoadRequest),
             "RepositoryModelUnload": (self._unload, pb.RepositoryModelUnloadRequest),
@@ -143,27 +148,29 @@ class Front:
     # -- inference
 
     async def _model_infer(self, message: bytes, context: Context) -> bytes:
-        request = await _off_loop(len(message), messages.parsed, message)
-        body, header_length = await _off_loop(len(message), messages.http_body, request)
-        answer = await self._scored(request, body, header_length, _headers(context))
-        return await _off_loop(len(answer[0]), _written, *answer)
+        answer = await self._scored(await self._read(message), _headers(context))
+        return await _off_loop(len(answer[0]), messages.response_of, *answer)
+
+    async def _read(self, message: bytes) -> messages.HttpRequest:
+        """Translate a request."""
+        found = self._requests.find(message)
+        if found is None:
+            found = await _off_loop(len(message), messages.http_request, message)
+            self._requests.learn(message, found)
+        return found
 
     async def _scored(
-        self,
-        request: pb.ModelInferRequest,
-        body: bytes,
-        header_length: int,
-        headers: list[tuple[bytes, bytes]],
+        self, request: messages.HttpRequest, headers: tuple[tuple[bytes, bytes], ...]
     ) -> tuple[bytes, int]:
         """Queue a request in the scoring lane, and wait for the body of its answer and the length
         of that body's JSON header.
         """
-        path = _model_path(request.model_name, request.model_version) + "/infer"
+        path, body, header_length = request
         lane = self._edge.lane
         match = lane.match(path)
         if match is None:
-            raise Refused(404, f"no model '{request.model_name[:80]}'")
-        head = Head([*headers, (HEADER_LENGTH, b"%d" % header_length)], len(body))
+            raise Refused(404, f"no model is at '{path[:80]}'")
+        head = _head(headers, header_length)
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         call = Call()
 
@@ -196,16 +203,14 @@ class Front:
         running = asyncio.Queue(_MAX_STREAM_IN_FLIGHT)
 
         async def one(message: bytes) -> bytes:
-            request = pb.ModelInferRequest()
             try:
-                request = await _off_loop(len(message), messages.parsed, message)
-                body, header_length = await _off_loop(len(message), messages.http_body, request)
-                answer = await self._scored(request, body, header_length, headers)
+                answer = await self._scored(await self._read(message), headers)
             except (Refused, Malformed, TooLarge) as error:
                 failed = pb.ModelStreamInferResponse(error_message=str(error))
-                failed.infer_response.id = request.id
+                with contextlib.suppress(Malformed, TooLarge):
+                    failed.infer_response.id = messages.parsed(message).id
                 return _serialized(failed)
-            return await _off_loop(len(answer[0]), _streamed, *answer)
+            return await _off_loop(len(answer[0]), messages.streamed, *answer)
 
         async def read() -> None:
             try:
@@ -242,12 +247,14 @@ class Front:
         )
 
     async def _model_ready(self, request: Any, context: Context) -> pb.ModelReadyResponse:
-        path = _model_path(request.name, request.version) + "/ready"
+        path = messages.model_path(request.name, request.version) + "/ready"
         status, _ = await self._ask("GET", path, context)
         return pb.ModelReadyResponse(ready=status == 200)
 
     async def _model_metadata(self, request: Any, context: Context) -> pb.ModelMetadataResponse:
-        found = await self._document("GET", _model_path(request.name, request.version), context)
+        found = await self._document(
+            "GET", messages.model_path(request.name, request.version), context
+        )
         answer = pb.ModelMetadataResponse(
             name=found["name"], versions=found["versions"], platform=found["platform"]
         )
@@ -258,7 +265,7 @@ class Front:
         return answer
 
     async def _model_config(self, request: Any, context: Context) -> pb.ModelConfigResponse:
-        path = _model_path(request.name, request.version) + "/config"
+        path = messages.model_path(request.name, request.version) + "/config"
         found = await self._document("GET", path, context)
         answer = pb.ModelConfigResponse()
         config = answer.config
@@ -273,6 +280,11 @@ class Front:
                     dims=each["dims"],
                 )
         return answer
+
+    async def _model_statistics(self, request: Any, context: Context) -> Any:
+        path = messages.model_path(request.name, request.version) if request.name else "/v2/models"
+        found = await self._document("GET", path + "/stats", context)
+        return json_format.ParseDict(found, pb.ModelStatisticsResponse())
 
     async def _index(self, request: Any, context: Context) -> pb.RepositoryIndexResponse:
         body = orjson.dumps({"ready": request.ready})
@@ -422,21 +434,24 @@ async def _off_loop(size: int, call: Callable[..., T], *arguments: Any) -> T:
     return await asyncio.to_thread(call, *arguments)
 
 
-def _written(content: bytes, header_length: int) -> bytes:
-    return _serialized(messages.response_of(content, header_length))
-
-
-def _streamed(content: bytes, header_length: int) -> bytes:
-    found = messages.response_of(content, header_length)
-    return _serialized(pb.ModelStreamInferResponse(infer_response=found))
-
-
 def _serialized(message: Any) -> bytes:
     found: bytes = message.SerializeToString()
     return found
 
 
-def _headers(context: Context) -> list[tuple[bytes, bytes]]:
+@lru_cache(maxsize=256)
+def _kept_head(headers: tuple[tuple[bytes, bytes], ...], header_length: int) -> Head:
+    return Head([*headers, (HEADER_LENGTH, b"%d" % header_length)], 0)
+
+
+def _head(headers: tuple[tuple[bytes, bytes], ...], header_length: int) -> Head:
+    """The head of a request. Those that a client repeats are kept."""
+    if any(name not in _REPEATED for name, _ in headers):
+        return Head([*headers, (HEADER_LENGTH, b"%d" % header_length)], 0)
+    return _kept_head(headers, header_length)
+
+
+def _headers(context: Context) -> tuple[tuple[bytes, bytes], ...]:
     """Headers that say what the metadata and the deadline of a call say."""
     found = []
     for name, value in context.invocation_metadata() or ():
@@ -446,12 +461,7 @@ def _headers(context: Context) -> list[tuple[bytes, bytes]]:
     if remaining is not None:
         milliseconds = max(1, min(int(remaining * 1000), 86_400_000))
         found.append((b"x-request-timeout-ms", b"%d" % milliseconds))
-    return found
-
-
-def _model_path(name: str, version: str) -> str:
-    path = f"/v2/models/{quote(name, safe='')}"
-    return f"{path}/versions/{quote(version, safe='')}" if version else path
+    return tuple(found)
 
 
 def _detail(content: bytes) -> str:

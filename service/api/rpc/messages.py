@@ -2,10 +2,15 @@
 
 Both carry the same tensors: raw contents are the binary data of the HTTP form, and typed contents
 its JSON data. So one parser and one encoder serve both, and an answer is the same over either.
+
+A client repeats its message but for the numbers, and so does the service in its answers. What was
+translated before is known by its bytes.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import orjson
 from google.protobuf.message import DecodeError
@@ -34,6 +39,88 @@ _CONTENTS = {
     "BYTES": "bytes_contents",
 }
 """The field of typed contents for each datatype; FP16 has none and must be raw."""
+
+
+class HttpRequest(NamedTuple):
+    """A request as the HTTP protocol has it: its path, its body, and its JSON header's length."""
+
+    path: str
+    body: bytes
+    header_length: int
+
+
+class _Known(NamedTuple):
+    """A message that was translated before. size: of the message, with its numbers."""
+
+    path: str
+    header: bytes
+    size: int
+
+
+class Requests:
+    """Translates inference requests, and knows those that were translated before."""
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, _Known] = {}
+        self._lengths: list[int] = []
+
+    def find(self, data: bytes) -> HttpRequest | None:
+        """A serialized ModelInferRequest that differs from an earlier one in its numbers alone."""
+        for length in self._lengths:
+            known = self._known.get(data[:length])
+            if known is not None and known.size == len(data):
+                return HttpRequest(known.path, known.header + data[length:], len(known.header))
+        return None
+
+    def learn(self, data: bytes, found: HttpRequest) -> None:
+        """Keep a message whose last field holds the numbers of its only input."""
+        raw = memoryview(found.body)[found.header_length :]
+        length = len(data) - len(raw)
+        size = _size(len(raw))
+        end = _RAW_INPUT + size
+        if not raw or length > _MAX_KEPT_BYTES or data[length - len(end) : length] != end:
+            return
+        if len(raw) != len(data) - length or data[length:] != raw:
+            return
+        header = found.body[: found.header_length]
+        if b',"id":' in header:  # which is not repeated
+            return
+        if length not in self._lengths:
+            if len(self._lengths) == _MAX_LENGTHS:
+                self._lengths.clear()
+                self._known.clear()
+            self._lengths.append(length)
+        if len(self._known) >= _MAX_KEPT:
+            self._known.clear()
+        self._known[data[:length]] = _Known(found.path, header, len(data))
+
+
+_MAX_KEPT, _MAX_KEPT_BYTES, _MAX_LENGTHS = 256, 2048, 8
+_RAW_INPUT, _RAW_OUTPUT, _INFER_RESPONSE = b"\x3a", b"\x32", b"\x12"
+"""The tags of raw_input_contents, raw_output_contents and a stream's infer_response."""
+
+
+def _size(size: int) -> bytes:
+    """A length as protobuf writes it."""
+    found = bytearray()
+    while size > 127:
+        found.append(size & 127 | 128)
+        size >>= 7
+    found.append(size)
+    return bytes(found)
+
+
+def http_request(message: bytes) -> HttpRequest:
+    """A serialized request as HTTP has it. Raises Malformed or TooLarge."""
+    found = parsed(message)
+    path = model_path(found.model_name, found.model_version) + "/infer"
+    return HttpRequest(path, *http_body(found))
+
+
+def model_path(name: str, version: str) -> str:
+    """The path of a model in the HTTP protocol."""
+    path = f"/v2/models/{quote(name, safe='')}"
+    return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
 def parsed(message: bytes) -> pb.ModelInferRequest:
@@ -156,9 +243,26 @@ def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
     return found
 
 
-def response_of(body: bytes, header_length: int) -> pb.ModelInferResponse:
-    """The message of an HTTP answer whose outputs are all binary."""
-    document = orjson.loads(body[:header_length])
+def response_of(body: bytes, header_length: int) -> bytes:
+    """The serialized ModelInferResponse of an HTTP answer whose outputs are all binary."""
+    before, sizes = _kept_header(body[:header_length])
+    parts, at = [before], header_length
+    for size in sizes:
+        parts += (_RAW_OUTPUT, _size(size), body[at : at + size])
+        at += size
+    return b"".join(parts)
+
+
+def streamed(body: bytes, header_length: int) -> bytes:
+    """The serialized ModelStreamInferResponse of such an answer."""
+    inner = response_of(body, header_length)
+    return b"".join((_INFER_RESPONSE, _size(len(inner)), inner))
+
+
+@lru_cache(maxsize=256)
+def _kept_header(header: bytes) -> tuple[bytes, tuple[int, ...]]:
+    """A message without its numbers, and the bytes of each output."""
+    document = orjson.loads(header)
     found = pb.ModelInferResponse(
         model_name=document["model_name"],
         model_version=document["model_version"],
@@ -166,13 +270,10 @@ def response_of(body: bytes, header_length: int) -> pb.ModelInferResponse:
     )
     for name, value in document["parameters"].items():
         set_parameter(found.parameters[name], value)
-    at = header_length
     for each in document["outputs"]:
         found.outputs.add(name=each["name"], datatype=each["datatype"], shape=each["shape"])
-        size = each["parameters"]["binary_data_size"]
-        found.raw_output_contents.append(body[at : at + size])
-        at += size
-    return found
+    sizes = tuple(each["parameters"]["binary_data_size"] for each in document["outputs"])
+    return found.SerializeToString(), sizes
 
 
 def set_parameter(parameter: pb.InferParameter, value: Any) -> None:

@@ -265,3 +265,22 @@ def test_many_rows_are_answered_alike_in_raw_and_in_typed_contents(client, serve
     message = typed("x", values=rows.ravel().tolist(), shape=rows.shape)
     answer = pb.ModelInferResponse.FromString(call(server, message))
     assert np.frombuffer(answer.raw_output_contents[0], np.float32).tolist() == raw.ravel().tolist()
+
+
+def test_statistics_count_what_was_scored_over_both_protocols(server, client):
+    def counted():
+        (found,) = client.get_inference_statistics("linear", "1").model_stats
+        return found
+
+    before = counted()
+    client.infer("linear", [tensor(inputs(3))])
+    httpx.post(f"{server.url}/predict", json={"instances": inputs(2).tolist()})
+    after = counted()
+    assert (after.name, after.version) == ("linear", "1")
+    assert after.inference_count - before.inference_count == 5
+    assert after.inference_stats.success.count - before.inference_stats.success.count == 2
+    assert after.batch_stats[0].compute_infer.ns > 0
+    names = {each.name for each in client.get_inference_statistics().model_stats}
+    assert "linear" in names
+    with pytest.raises(InferenceServerException, match="none"):
+        client.get_inference_statistics("none")
