@@ -75,6 +75,7 @@ def _published(calibrated: Path, models: Path) -> Path:
         for name in bundle.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(calibrated / name, folder / name)
+        shutil.copyfile(calibrated / "report.json", folder / "report.json")
 
     return publish(models, bundle.name, fields=fields, write_files=write_files)
 

@@ -4,6 +4,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -34,8 +35,13 @@ def add_verb(add: AddVerb) -> None:
     parser.add_argument(
         "--split",
         choices=("val", "test"),
-        help="which rows (default: the validation rows of the training data, all rows of others)",
+        help="which rows (default: the validation rows of the training data; of others four "
+        "fifths, and the report scores the rest)",
     )
+
+
+SAMPLES = 24
+"""Rows that a report shows where the model had none."""
 
 
 class _Scored(NamedTuple):
@@ -53,8 +59,9 @@ def _scored(
     *,
     fitted: "Temperature",
     log_source: "Vector",
-) -> _Scored | None:
-    """Score the validation and test rows of the training data; None for other data."""
+    test: "Split | None",
+) -> _Scored:
+    """Score the rows that calibrated, and those that had no part in it."""
     from training.run.calibration import Calibration
     from training.run.publish import short_scores
     from training.run.report import report
@@ -63,11 +70,10 @@ def _scored(
 
     bundle, path = model.bundle, model.folder / "report.json"
     own = model.known.sha256 is not None and data.origin.get("sha256") == model.known.sha256
-    counts = bundle.class_counts
-    if not own or data.test is None or counts is None or not path.is_file():
-        return None
-    before = json.loads(path.read_text(encoding="utf-8"))
-    splits = {"val": rows, "test": data.test}
+    before: dict[str, Any] = {"problems": data.notes}
+    if own and path.is_file():
+        before = json.loads(path.read_text(encoding="utf-8"))
+    splits = {"val": rows} if test is None else {"val": rows, "test": test}
     logits = {name: model.logits(data, split) for name, split in splits.items()}
     choice = choose_tau(
         logits["val"],
@@ -84,42 +90,64 @@ def _scored(
             temperature=block.temperature,
             chosen_tau=choice.chosen,
             served_tau=bundle.tau,
-            train_class_counts=counts,
+            train_class_counts=bundle.class_counts,
         )
         for name, split in splits.items()
     }
     document = report(
-        data,
-        class_counts=counts,
+        replace(data, class_names=tuple(bundle.class_names), val=rows, test=test),
+        class_counts=bundle.class_counts,
         log_source_prior=log_source,
         calibration=calibration,
         logits=logits,
         scores=scores,
-        samples=len(before.get("samples", [])),
+        samples=len(before.get("samples", [])) or SAMPLES,
         problems=before.get("problems", []),
     )
-    return _Scored(document, {name: short_scores(each) for name, each in scores.items()})
+    short = {name: short_scores(each) for name, each in scores.items()} if own else {}
+    return _Scored(document, short)
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from training.run.published import Published
 
     model = Published.open(options.model)
-    data, rows = model.rows(options.data, split=options.split)
-    if options.split is None and data.origin.get("sha256") in (None, model.known.sha256):
-        data, rows = model.rows(options.data, split="val")
+    return calibrated(model, options.data, split=options.split)
+
+
+def calibrated(model: "Published", spec: str, *, split: str | None) -> dict[str, Any]:
+    """Measure a model on the rows of a specification and publish its next version.
+
+    split: which rows calibrate, as the flag says. Raises WrongUse.
+    """
+    data, rows = model.rows(spec, split=split)
     if not data.labelled:
-        raise WrongUse(f"--data {options.data}: has no labels, and a calibration needs them")
-    return recalibrate(model, data, rows, spec=options.data)
+        raise WrongUse(f"--data {spec}: has no labels, and a calibration needs them")
+    test = None
+    if split is None and data.origin.get("sha256") in (None, model.known.sha256):
+        split = "val"
+        data, rows = model.rows(spec, split=split)
+    elif split is None and data.whole is not None and data.test is not None:
+        split = "train"  # four fifths of rows that are all new to the model
+        data, rows = model.rows(spec, split=split)
+    if split in {"val", "train"} and data.test is not None and len(data.test):
+        test = model.rows(spec, split="test")[1]
+    return recalibrate(model, data, rows, spec=spec, test=test)
 
 
-def recalibrate(model: "Published", data: "Dataset", rows: "Split", *, spec: str) -> dict[str, Any]:
+def recalibrate(
+    model: "Published",
+    data: "Dataset",
+    rows: "Split",
+    *,
+    spec: str,
+    test: "Split | None" = None,
+) -> dict[str, Any]:
     """Measure the block on labelled rows and publish it as the model's next version.
 
     The rows must be new to the network. Where the model does not state its class_counts, the
-    source prior starts from uniform, and the bias that the rows show is what remains of it. Where
-    the data are those of the training and the earlier version has a report, the new version gets
-    one with the scores of the new calibration; otherwise it has none.
+    source prior starts from uniform, and the bias that the rows show is what remains of it. test:
+    rows that had no part in it, which the new version's report scores.
     """
     import numpy as np
 
@@ -154,8 +182,12 @@ def recalibrate(model: "Published", data: "Dataset", rows: "Split", *, spec: str
         fields.pop("default_tau", None)  # with a measured source prior, the default is 1
     fields["temperature"] = block.temperature
     fields["estimation"] = block.model_dump(mode="json", exclude_none=True)
-    scored = _scored(model, data, rows, block, fitted=fitted, log_source=log_source)
-    scores = {} if scored is None else {"scores": scored.short}
+    if "statistics" not in fields["input"]:
+        statistics = model.statistics(data, rows)
+        if statistics is not None:
+            fields["input"]["statistics"] = statistics.model_dump(exclude_none=True)
+    scored = _scored(model, data, rows, block, fitted=fitted, log_source=log_source, test=test)
+    scores = {"scores": scored.short} if scored.short else {}
     fields["provenance"] = (
         bundle.provenance
         | scores
@@ -171,9 +203,8 @@ def recalibrate(model: "Published", data: "Dataset", rows: "Split", *, spec: str
         for name in bundle.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.folder / name, folder / name)
-        if scored is not None:
-            text = json.dumps(scored.report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-            (folder / "report.json").write_text(text, encoding="utf-8")
+        text = json.dumps(scored.report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        (folder / "report.json").write_text(text, encoding="utf-8")
 
     home = model.folder.resolve().parent
     written = publish(home.parent, bundle.name, fields=fields, write_files=write_files)

@@ -59,12 +59,18 @@ def _add_evaluate(add_verb: AddVerb) -> None:
     parser.add_argument(
         "--threads", type=at_least(0), default=0, help="of the CPU (default: onnxruntime decides)"
     )
+    parser.add_argument(
+        "--publish",
+        action="store_true",
+        help="also calibrate the model on these data, and publish its next version with a report",
+    )
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-    from training.run.published import evaluate
+    from training.commands.calibrate import calibrated
+    from training.run.published import Published, evaluate
 
-    return evaluate(
+    found = evaluate(
         options.model,
         options.data,
         split=options.split,
@@ -72,6 +78,10 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
         target=options.target,
         threads=options.threads,
     )
+    if options.publish:
+        model = Published.open(options.model)
+        found["published"] = calibrated(model, options.data, split=None)["bundle"]
+    return found
 
 
 def _synthetic(options: argparse.Namespace) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Color, Resample, Resize
+from service.contract.bundle import Color, InputSpec, Resample, Resize
 from training.data.text import Vocabulary
 from training.faults import BadData
 
@@ -17,7 +17,8 @@ Labels: TypeAlias = NDArray[np.int64]
 class Inputs(Protocol):
     """The inputs of a split: an array, or something that reads as one (images in files).
 
-    Arrays: float32 [N, …] tensors, uint8 [N, H, W, channels] images, or object [N] strings.
+    Arrays: float32 [N, …] tensors, uint8 [N, H, W, channels] images, object [N] strings, or records
+    [N] with a field for each input of a published model.
     """
 
     def __len__(self) -> int: ...
@@ -67,12 +68,15 @@ class Known:
     """What a published model knows of its inputs, when rows are read for it to score.
 
     class_names: the classes, in output order. columns: of a table, in input order; None where the
-    model does not state them. sha256: of the data that the model was trained on, if stated.
+    model does not state them. sha256: of the data that the model was trained on, if stated. inputs:
+    of a model with several. missing: whether a model with one input takes missing values.
     """
 
     class_names: tuple[str, ...]
     columns: tuple[str, ...] | None = None
     sha256: str | None = None
+    inputs: tuple[InputSpec, ...] = ()
+    missing: bool = False
 
 
 @dataclass(frozen=True)
@@ -92,7 +96,7 @@ class Dataset:
     """
 
     spec: str
-    kind: Literal["tensor", "image", "text"]
+    kind: Literal["tensor", "image", "text", "columns"]
     class_names: tuple[str, ...]
     train: Split
     val: Split | None = None

@@ -189,12 +189,42 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
+def open_output(
+    path: Path, output: str, *, threads: int = 0
+) -> tuple[onnxruntime.InferenceSession, str]:
+    """A session, and the name of the output that holds [batch, C] of what `output` says.
+
+    A ZipMap gives a list of objects by class name, so that its input is opened instead.
+    """
+    session = open_session(path, threads=threads)
+    kinds = {item.name: item.type for item in session.get_outputs()}
+    if not kinds.get(output, "").startswith("seq("):
+        return session, output
+    model = onnx.load(str(path))
+    (inner,) = [
+        node.input[0]
+        for node in model.graph.node
+        if output in node.output and node.op_type == "ZipMap"
+    ]
+    if inner not in kinds:
+        model.graph.output.append(onnx.ValueInfoProto(name=inner))
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    opened = onnxruntime.InferenceSession(
+        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+    )
+    return opened, inner
+
+
 def run_session(
     session: onnxruntime.InferenceSession, batches: Iterator[Any], *, output: str = OUTPUT
 ) -> NDArray[np.float32]:
-    """The named output [N, C] for batches of inputs."""
+    """The named output [N, C] for batches of inputs: arrays, or objects of them by input name."""
     name = session.get_inputs()[0].name
-    parts = [session.run([output], {name: np.asarray(batch)})[0] for batch in batches]
+    parts = [
+        session.run([output], batch if isinstance(batch, dict) else {name: np.asarray(batch)})[0]
+        for batch in batches
+    ]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
 

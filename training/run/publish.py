@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from service.contract.bundle import MODEL_FILE
+from service.contract.inputs.familiarity import MEASURED_ROWS, measure
 from service.contract.publication import publish as publish_folder
 from training.data.dataset import Dataset, Split
 from training.data.feed import graph_inputs, in_order
@@ -153,6 +154,23 @@ def manifest_fields(
 
 def input_fields(data: Dataset) -> dict[str, Any]:
     """`input` of model.json."""
+    found = _form(data)
+    if data.kind != "text":
+        statistics = measure(_measured_rows(data), layout=found.get("layout"))
+        if statistics is not None:
+            found["statistics"] = statistics.model_dump(exclude_none=True)
+    return found
+
+
+def _measured_rows(data: Dataset) -> NDArray[Any]:
+    """Rows of training, spread over it, as the graph takes them."""
+    rows = np.linspace(0, len(data.train) - 1, min(len(data.train), MEASURED_ROWS))
+    split = data.train.take(np.unique(rows.astype(np.int64)))
+    return np.concatenate(list(graph_inputs(split, data.image)))
+
+
+def _form(data: Dataset) -> dict[str, Any]:
+    """`input` without what training's rows looked like."""
     if data.image is not None:
         height, width = data.image.size
         return {

@@ -1,7 +1,7 @@
 """Published models: their logits through onnxruntime, and their scores on any split."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import InvalidTau, Vector, check_tau, log_source_prior
 from service.contract.bundle import Bundle, InvalidBundle, load_bundle
+from service.contract.columns import fields, float_names, float_rows
+from service.contract.inputs.familiarity import MEASURED_ROWS, InputStatistics, measure
+from service.contract.inputs.tokens import TokenizerUnusable, Tokens
 from service.contract.prior import (
     InvalidPrior,
     Prior,
@@ -25,7 +28,7 @@ from training.data.long_tail import shifted_rows
 from training.data.sources import load as sources
 from training.data.splits import set_aside_validation
 from training.faults import BadData, WrongUse, say
-from training.run.export import open_session, run_session
+from training.run.export import open_output, run_session
 from training.scores.evaluate import score
 
 
@@ -65,17 +68,45 @@ class Published:
 
     def logits(self, data: Dataset, split: Split, *, threads: int = 0) -> NDArray[np.float32]:
         """Raw logits [N, C] of a split, in order; the log of the output if it is probabilities."""
-        session = open_session(self.folder / "model.onnx", threads=threads)
         output = self.bundle.output
-        return output.logits(run_session(session, self._inputs(data, split), output=output.name))
+        session, name = open_output(self.folder / "model.onnx", output.name, threads=threads)
+        feeds = self.feeder(session)
+        batches = (feeds(rows) for rows in self._inputs(data, split))
+        return output.logits(run_session(session, batches, output=name))
+
+    def statistics(self, data: Dataset, split: Split) -> InputStatistics | None:
+        """What the float inputs of a split look like; None where there are none."""
+        names = float_names(self.bundle.input)
+        if not names:
+            return None
+        rows = np.unique(np.linspace(0, len(split) - 1, MEASURED_ROWS).astype(np.int64))
+        measured = [float_rows(batch, names) for batch in self._inputs(data, split.take(rows))]
+        return measure(np.concatenate(measured), layout=self.bundle.input.layout)
+
+    def feeder(self, session: Any) -> Callable[[NDArray[Any]], dict[str, NDArray[Any]]]:
+        """A function from rows to the graph's inputs by name. Raises WrongUse."""
+        spec = self.bundle.input
+        if spec.tokenizer is not None:
+            dtypes = {
+                i.name: "int32" if "int32" in i.type else "int64" for i in session.get_inputs()
+            }
+            try:
+                return Tokens(self.folder, spec.tokenizer, dtypes)
+            except TokenizerUnusable as error:
+                raise WrongUse(str(error)) from error
+        return lambda rows: {spec.name: rows} if rows.dtype.names is None else fields(rows)
 
     @property
     def known(self) -> Known:
         """What the model knows of its inputs, for readers of data."""
         data = self.bundle.provenance.get("data") or {}
-        columns = data.get("columns") if self.bundle.input.kind == "tensor" else None
+        spec, names = self.bundle.input, self.bundle.column_names
         return Known(
-            tuple(self.bundle.class_names), tuple(columns) if columns else None, data.get("sha256")
+            tuple(self.bundle.class_names),
+            tuple(names) if names is not None and spec.kind in {"tensor", "columns"} else None,
+            data.get("sha256"),
+            spec.columns,
+            spec.missing,
         )
 
     def rows(self, spec: str, *, split: str | None) -> tuple[Dataset, Split]:
@@ -128,7 +159,8 @@ class Published:
                 size not in (None, found) for size, found in zip(wanted, own, strict=True)
             ):
                 raise WrongUse(f"{data.spec}: a row is {list(own)}; the model takes {wanted}")
-            yield batch if batch.dtype == object else batch.astype(spec.dtype, copy=False)
+            plain = batch.dtype.kind in "OV"
+            yield batch if plain else batch.astype(spec.dtype, copy=False)
 
     def _image(self, data: Dataset) -> ImageSpec | None:
         spec = self.bundle.input

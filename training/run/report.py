@@ -20,7 +20,7 @@ MAX_SAMPLE_NUMBERS = 4096
 def report(
     data: Dataset,
     *,
-    class_counts: Sequence[float] | NDArray[Any],
+    class_counts: Sequence[float] | NDArray[Any] | None,
     log_source_prior: Vector,
     calibration: Calibration,
     logits: Mapping[str, NDArray[np.float32]],
@@ -30,15 +30,16 @@ def report(
 ) -> dict[str, Any]:
     """The document; models/README.md describes its members.
 
-    class_counts: [C] of training. log_source_prior: [C] as they imply it. logits: of the test rows.
+    class_counts: [C] of training; None where they are unknown. log_source_prior: [C] as they imply
+    it. logits: of the test rows.
     """
-    counts = [int(count) for count in class_counts]
+    counts = None if class_counts is None else [int(count) for count in class_counts]
     choice = calibration.choice
     document: dict[str, Any] = {
         "format_version": 1,
         "class_names": list(data.class_names),
         "class_counts": counts,
-        "groups": [group_of(count) for count in counts],
+        "groups": None if counts is None else [group_of(count) for count in counts],
         "temperature": calibration.temperature,
         "temperature_interval": calibration.temperature_interval,
         "tau": {
@@ -133,6 +134,8 @@ def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
         found["png"] = png(np.asarray(value))
     elif data.kind == "text":
         found["instance"] = str(value)
+    elif value.dtype.names is not None:
+        found["instance"] = {name: _cell(value[name]) for name in value.dtype.names}
     elif value.size <= MAX_SAMPLE_NUMBERS:
         found["instance"] = (
             [float(f"{number:.7g}") for number in value.ravel()]
@@ -143,6 +146,17 @@ def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
             shown = value.reshape(data.picture) / max(1e-9, float(value.max())) * 255
             found["png"] = png(shown.astype(np.uint8)[..., None])
     return found
+
+
+def _cell(value: Any) -> Any:
+    """One column of a record as JSON has it."""
+    held = np.asarray(value)
+    if held.size == 1:
+        number = held.ravel()[0]
+        if held.dtype.kind == "f":
+            return None if np.isnan(number) else float(f"{number:.7g}")
+        return number.item() if hasattr(number, "item") else number
+    return held.tolist()
 
 
 def png(pixels: NDArray[np.uint8]) -> str:

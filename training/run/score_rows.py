@@ -25,7 +25,7 @@ from service.contract.adjustment import adjust_logits, check_tau, log_target_pri
 from service.contract.verdict import assess
 from training.data import stream
 from training.faults import RunFailed, WrongUse
-from training.run.export import open_session
+from training.run.export import open_output
 from training.run.published import Published, prior_of
 
 if TYPE_CHECKING:
@@ -146,15 +146,17 @@ class _Scorer:
         if scoring.target is not None:
             target = np.asarray(scoring.target)
             self.prior = replace(self.prior, target=target, log_target=log_target_prior(target))
-        self._session = open_session(scoring.model / "model.onnx", threads=scoring.threads)
+        self._session, self._output = open_output(
+            scoring.model / "model.onnx", bundle.output.name, threads=scoring.threads
+        )
+        self._feeds = self.model.feeder(self._session)
 
     def trained_columns(self) -> tuple[str, ...] | None:
         """The columns of the table that the model was trained on, where its model.json names
         them.
         """
-        data = self.model.bundle.provenance.get("data")
-        found = data.get("columns") if isinstance(data, dict) else None
-        return tuple(found) if isinstance(found, list) and found else None
+        found = self.model.bundle.column_names
+        return None if found is None else tuple(found)
 
     def answers(self, source: stream.Source, block: stream.Block) -> "pa.Table":
         """The answers to a block, a row each; float64 adjustment, as the formula is defined."""
@@ -201,9 +203,7 @@ class _Scorer:
         """Logits [n, C] of a block, 256 rows a graph call."""
         bundle = self.model.bundle
         found = [
-            self._session.run(
-                [bundle.output.name], {bundle.input.name: inputs[start : start + 256]}
-            )[0]
+            self._session.run([self._output], self._feeds(inputs[start : start + 256]))[0]
             for start in range(0, len(inputs), 256)
         ]
         raw = np.concatenate(found).astype(np.float64)

@@ -1,5 +1,6 @@
 """Tables, CSV or Parquet: a label column, and numbers or one column of text."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.bundle import InputSpec
+from service.contract.columns import records
 from training.data.dataset import Dataset, Known, Split
 from training.data.sources.digest import files_digest
 from training.data.sources.table_file import (
@@ -55,10 +58,19 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
     """
     wanted = _parsed(spec, place, label_needed=known is None)
     wanted = _existing(wanted, label_needed=known is None)
-    table = read_table(wanted.path, texts=wanted.special, encoding=wanted.encoding)
+    several = known.inputs if known is not None else ()
+    texts = (*wanted.special, *(each.name for each in several if each.dtype == "string"))
+    table = read_table(wanted.path, texts=texts, encoding=wanted.encoding)
     notes: list[str] = []
     features = _features(table, wanted, known, notes)
-    inputs = _texts(table, wanted.text) if wanted.text else _numbers(table, features, notes)
+    missing = known is not None and known.missing
+    inputs: NDArray[Any]
+    if several:
+        inputs = _records(table, several)
+    elif wanted.text:
+        inputs = _texts(table, wanted.text)
+    else:
+        inputs = _numbers(table, features, notes, missing=missing)
     rows = _split_rows(table, wanted.split, train_needed=known is None)
     written = None if wanted.label is None else _labels(table, wanted.label)
     names = known.class_names if known else _class_names(written, rows["train"], table, wanted)
@@ -69,7 +81,7 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
         rows["train"], rows["test"] = stratified(labels, share=TEST_SHARE, seed=seed)
     return Dataset(
         spec=spec,
-        kind="text" if wanted.text else "tensor",
+        kind="columns" if several else "text" if wanted.text else "tensor",
         class_names=names,
         train=whole.take(rows.get("train", np.empty(0, np.int64))),
         val=whole.take(rows["val"]) if "val" in rows else None,
@@ -250,12 +262,28 @@ def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     return texts
 
 
-def _numbers(table: TableFile, columns: list[str], notes: list[str]) -> NDArray[np.float32]:
+def _records(table: TableFile, inputs: Sequence[InputSpec]) -> NDArray[Any]:
+    """Records [n] with a field for each input of a published model, by its name."""
+    found = {}
+    for each in inputs:
+        if each.dtype == "string":
+            values: NDArray[Any] = _texts(table, each.name)
+        else:
+            values = numbers(table, each.name, missing=each.missing).astype(each.dtype)
+        found[each.name] = values.reshape(
+            len(table), *(-1 if n is None else n for n in each.shape[1:])
+        )
+    return records(found)
+
+
+def _numbers(
+    table: TableFile, columns: list[str], notes: list[str], *, missing: bool
+) -> NDArray[np.float32]:
     if not columns:
         raise BadData(f"{table.path}: has no column of numbers beside the label")
     parts = []
     for name in columns:
-        wide = numbers(table, name)
+        wide = numbers(table, name, missing=missing)
         narrow = wide.astype(np.float32)
         if wide.shape[1] == 1:
             distinct, kept = len(np.unique(wide)), len(np.unique(narrow))

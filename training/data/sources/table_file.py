@@ -53,6 +53,16 @@ class TableFile:
             column = column.cast(column.type.value_type)
         return np.asarray(column.to_numpy())
 
+    def with_nan(self, name: str) -> NDArray[Any]:
+        """A column of numbers as an array, NaN where it has no value; else as `values`."""
+        import pyarrow as pa
+
+        column = self.columns.column(name)
+        kind = column.type
+        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
+            return self.values(name)
+        return np.asarray(column.cast(pa.float64()).to_numpy())
+
     def _line_of(self, row: int) -> int:
         """The line on which a row begins: a quoted cell may hold line breaks."""
         with self.path.open(encoding=self.encoding, errors="replace", newline="") as file:
@@ -113,8 +123,10 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     return TableFile(path, found, encoding)
 
 
-def numbers(table: TableFile, name: str) -> NDArray[np.float64]:
+def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np.float64]:
     """A column of numbers [n, 1], or of lists of equally many numbers [n, width], in float64.
+
+    missing: whether empty cells are taken, as NaN.
 
     Raises BadData with the first cell that is no number, or that float32 cannot hold.
     """
@@ -125,7 +137,7 @@ def numbers(table: TableFile, name: str) -> NDArray[np.float64]:
             f"{table.path}, column '{name}': holds {refused}; give it as a number, "
             f"or leave it out with &without={name}"
         )
-    values = table.values(name)
+    values = table.with_nan(name) if missing else table.values(name)
     if values.dtype == object and len(values) and isinstance(values[0], np.ndarray | list):
         found = _lists(table, name, values)
     else:
@@ -138,10 +150,13 @@ def numbers(table: TableFile, name: str) -> NDArray[np.float64]:
                 f"(leave the column out with &without={name}, or name it with &text=)"
             )
         found = values.astype(np.float64)[:, None]
-    bad = np.flatnonzero(~(np.abs(found) <= np.finfo(np.float32).max).all(axis=1))
+    fits = np.abs(found) <= np.finfo(np.float32).max
+    if missing:
+        fits |= np.isnan(found)
+    bad = np.flatnonzero(~fits.all(axis=1))
     if bad.size:
         row = int(bad[0])
-        cell = found[row][~(np.abs(found[row]) <= np.finfo(np.float32).max)][0]
+        cell = found[row][~fits[row]][0]
         reason = " does not fit into float32" if np.isfinite(cell) else " is no finite number"
         raise BadData(
             f"{table.where(row)}, column '{name}': {cell:g}{reason} ({bad.size} rows like it)"
