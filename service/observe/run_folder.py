@@ -197,7 +197,7 @@ class VersionTallies:
         self._used: dict[Path, tuple[Tally, int]] = {}
         self._unused: dict[Path, Tally | None] = dict.fromkeys(run_folder.versions())
         """Folders of versions that are not in use, the oldest first.
-        
+
         At the start, these are the folders of the slot's last worker.
         """
 

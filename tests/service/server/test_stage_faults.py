@@ -143,7 +143,7 @@ def test_a_batching_loop_that_dies_fails_its_callers_and_is_restarted(raising):
     assert guilty.status_code == 503
     assert guilty.headers["retry-after"] == "1"
     assert {each.status_code for each in neighbours} <= {200, 503}
-    raising.wait_for("the batching loop of linear version 1 failed and is restarted")
+    raising.wait_for("the batching loop of linear version 1 failed; its requests get an error")
     assert httpx.get(f"{raising.url}/health/live").status_code == 200
     _, neighbours = together(raising.url, fault())
     assert {each.status_code for each in neighbours} == {200}
