@@ -1,8 +1,8 @@
 """Composes the adjustment of one prior and one tau onto a graph: a plain ONNX file for any runtime.
 
-The nodes are those of the head that the service composes, in the same order and precision, so that
-both give equal bits. The prior's row and tau are constants, or inputs with these constants as
-defaults.
+The file has the same nodes as the head that the service composes, in the same order and precision,
+so both give bit-identical results. The prior's row and tau are constants, or inputs with these
+constants as defaults.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ TAU, SHIFT = "tau", "log_prior_shift"
 
 @dataclass(frozen=True)
 class Names:
-    """The names of the outputs and, with inputs, of tau and of the prior's row."""
+    """The names of the added outputs and, with inputs, of tau and the prior's row."""
 
     probabilities: str
     adjusted_logits: str
@@ -79,7 +79,7 @@ def bake(
     one = nodes.integer("one", 1)
     ranking.rank(nodes, RankingTensors(adjusted, one, names.class_index, names.class_probability))
     info = helper.make_tensor_value_info
-    if as_inputs:  # an initializer that is an input, too, is its default
+    if as_inputs:  # an initializer with the name of an input is the input's default
         graph.input.append(info(names.tau, TensorProto.FLOAT, [1]))
         graph.input.append(info(names.shift, TensorProto.FLOAT, [len(shift)]))
     del graph.output[:]

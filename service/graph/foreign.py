@@ -1,6 +1,6 @@
 """Reads a foreign ONNX graph before the head is composed onto it.
 
-It finds the logits, lists the external files, and refuses what the head cannot be composed onto.
+It finds the logits, lists the external files, and refuses graphs that the head does not fit.
 """
 
 import locale
@@ -36,7 +36,9 @@ def _names(graph: "onnx.GraphProto") -> Iterator[str]:
 
 
 def opset_of(model: "onnx.ModelProto") -> int:
-    """The opset of a graph; one that names none is given MIN_OPSET. Raises UnsupportedGraph."""
+    """Return the opset of a graph; a graph that names none gets MIN_OPSET. Raises
+    UnsupportedGraph.
+    """
     import onnx
 
     opset = next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
@@ -101,9 +103,9 @@ def declared_columns(graph: "onnx.GraphProto", output: str) -> int | None:
 def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
     """Step back over a ZipMap and a final softmax of the class axis; return (tensor, kind).
 
-    Identity nodes and casts between float types are stepped over. So is an Exp that makes
-    probabilities: its input holds their logarithms, before any of them underflow. Scores are taken
-    as they are.
+    Identity nodes and casts between float types are also skipped. So is an Exp that makes
+    probabilities: its input holds their logarithms, before any of them underflow. Scores stay as
+    they are.
     """
     producers = {name: node for node in graph.node for name in node.output}
     tensor = seen = value
@@ -132,7 +134,7 @@ _FLOATS = (1, 10, 11, 16)  # TensorProto's FLOAT, FLOAT16, DOUBLE and BFLOAT16
 
 
 def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
-    """The files that hold a model's external data, relative to its folder, sorted.
+    """Return the files that hold a model's external data, relative to its folder, sorted.
 
     Raises UnsupportedGraph when one is missing, or lies outside the folder by its path or a link.
     """

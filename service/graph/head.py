@@ -2,8 +2,8 @@
 
 With the head, the graph itself computes z = f/T − tau·(log σ − log ρ) for every row with the row's
 own tau and prior, ranks the classes and normalises. `python -m service.graph.head` composes in a
-process of its own, so that the serving process never imports onnx (30 MiB, a third of a second) and
-never parses a foreign file.
+separate process. The serving process therefore never imports onnx, which takes 30 MiB and a third
+of a second, and never parses a foreign file.
 """
 
 import argparse
@@ -37,10 +37,11 @@ LOGITS, ADJUSTED_LOGITS, PROBABILITIES = FULL = tuple(
 )
 
 Calibration: TypeAlias = tuple[Sequence[float], Sequence[float]]
-"""[C] scale and [C] bias: logits = scale · score + bias."""
+"""Scale [C] and bias [C] of a calibration: logits = scale · score + bias."""
 
 _COMPOSE_SECONDS = 120
-_TINY = np.float32(np.finfo(np.float32).tiny)  # 1.1754944e-38: the floor of a probability's log
+# 1.1754944e-38: smaller probabilities are raised to it before their logarithm is taken.
+_TINY = np.float32(np.finfo(np.float32).tiny)
 
 
 def compose_file(
@@ -52,7 +53,7 @@ def compose_file(
     classes: int = 0,
     calibration: Calibration | None = None,
 ) -> bytes:
-    """Compose in a process of its own; return the graph serialised, without its external weights.
+    """Compose in a separate process; return the graph serialised, without its external weights.
 
     output, kind, temperature, classes, calibration: see `compose`. Raises UnsupportedGraph.
     """
@@ -101,7 +102,9 @@ def compose(
     head = _Head(Nodes(graph, opset))
     head.scaled = scaled_logits(head.nodes, value, kind, temperature, calibration)
     head.adjusted_logits()
-    head.rankings(classes if declared in (classes, None) else 0)  # warm-up reports any other number
+    head.rankings(
+        classes if declared in (classes, None) else 0
+    )  # warm-up reports a wrong number of classes
     head.outputs()
     return model
 
@@ -109,9 +112,9 @@ def compose(
 def scaled_logits(
     nodes: Nodes, value: str, kind: str, temperature: float, calibration: Calibration | None
 ) -> str:
-    """Add LOGITS = f in float32, and f / T, whose name is returned.
+    """Add nodes for LOGITS = f in float32 and for f / T; return the name of the latter.
 
-    onnxruntime drops casts from float32 to itself.
+    onnxruntime removes casts from float32 to itself.
     """
     from onnx import TensorProto
 
@@ -165,7 +168,8 @@ class _Head:
     def outputs(self) -> None:
         from onnx import TensorProto, helper
 
-        # onnxruntime runs every node, whatever is fetched; a softmax over no rows costs nothing.
+        # onnxruntime runs every node, even if its output is not fetched. A softmax of 0 rows is
+        # free.
         first = self.nodes.integer("first", 0)
         rows = self.add("Slice", [ADJUSTED_LOGITS, first, FULL_ROWS, first], PREFIX + "full")
         self.add("Softmax", [rows], PROBABILITIES, axis=1)
@@ -190,7 +194,9 @@ class _Head:
 
 
 def main(arguments: list[str]) -> int:
-    """Compose a file and write the graph to stdout; on failure, one line on stderr and exit 1."""
+    """Compose a file and write the graph to stdout; on failure, write one line to stderr and return
+    1.
+    """
     parser = argparse.ArgumentParser(prog="service.graph.head")
     parser.add_argument("path", type=Path)
     parser.add_argument("output")

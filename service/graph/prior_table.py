@@ -22,7 +22,8 @@ class PriorTable:
     def __init__(self, num_classes: int, *, capacity: int = 8) -> None:
         self.rows: Rows = np.zeros((capacity, num_classes), np.float32)
         self.generation = 0
-        """The number of writes: a device copy made at another generation is out of date."""
+        """The number of writes so far. A copy on a device is outdated when this number has changed.
+        """
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
         self._holders = [0] * capacity
         self._free = list(range(capacity - 1, 0, -1))
@@ -46,7 +47,7 @@ class PriorTable:
         return slot
 
     def release(self, slot: int) -> None:
-        """Give a slot back; its row stays until the slot is needed for another prior."""
+        """Give a slot back. Its row stays until another prior needs the slot."""
         if slot != self.NO_PRIOR:
             self._holders[slot] -= 1
 
@@ -60,7 +61,7 @@ class PriorTable:
         return self._grow()
 
     def _grow(self) -> int:
-        """Double into a new array; running graph calls keep the old one."""
+        """Double the capacity in a new array. Running graph calls keep the old array."""
         old = len(self.rows)
         self.rows = np.concatenate([self.rows, np.zeros_like(self.rows)])
         self._holders += [0] * old

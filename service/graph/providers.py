@@ -1,4 +1,6 @@
-"""Which execution providers of onnxruntime work here, found by running a small graph on each."""
+"""Finds out which execution providers of onnxruntime work here, by running a small graph
+on each.
+"""
 
 import base64
 import contextlib
@@ -33,10 +35,11 @@ class ProviderUnavailable(RuntimeError):
 
 @dataclass(frozen=True)
 class Device:
-    """Which GPU a session uses, and how.
+    """The GPU of a session, and how the session uses it.
 
-    number: of the GPU, as the driver counts them. memory_mib: that one session may take of it; 0 is
-    no limit. tf32: let matrix products and convolutions round their inputs to 10 bits of mantissa.
+    number: of the GPU, as the driver counts them. memory_mib: the most memory that one session may
+    take; 0 is no limit. tf32: let matrix products and convolutions round their inputs to 10 bits of
+    mantissa.
     """
 
     number: int = 0
@@ -46,8 +49,9 @@ class Device:
     def options(self) -> dict[str, str]:
         """The provider options of CUDA.
 
-        The arena grows by what is asked for, not by powers of two, since models and workers share
-        the card. Convolutions take cuDNN's heuristic choice: a search would run for each new shape.
+        The memory arena grows by the requested size, not by powers of two, since models and workers
+        share the card. cuDNN chooses convolutions by its heuristic: a search would run for each new
+        shape.
         """
         made = {
             "device_id": str(self.number),
@@ -64,8 +68,9 @@ FIRST_DEVICE = Device()
 
 
 def check_runtime() -> None:
-    """Raise ProviderUnavailable when both onnxruntime packages are installed: the last one wins,
-    silently.
+    """Raise ProviderUnavailable when both onnxruntime packages are installed.
+
+    The one that was installed last would silently overwrite files of the other.
     """
     found = []
     for name in _RUNTIMES:
@@ -85,7 +90,7 @@ def check_runtime() -> None:
 
 
 def provider_chain(name: str, device: Device = FIRST_DEVICE) -> list[Any]:
-    """The providers for a session: the named one, and the CPU for nodes that it does not take."""
+    """The providers of a session: the named one, and the CPU for nodes that it does not support."""
     if name == "cpu":
         return [PROVIDERS["cpu"]]
     return [(PROVIDERS[name], device.options()), PROVIDERS["cpu"]]
@@ -94,7 +99,8 @@ def provider_chain(name: str, device: Device = FIRST_DEVICE) -> list[Any]:
 def open_session(
     model: bytes | str, options: ort.SessionOptions, name: str, device: Device = FIRST_DEVICE
 ) -> ort.InferenceSession:
-    """Open a session that never falls back by itself: a failing call raises, and stays on `name`.
+    """Open a session without onnxruntime's own fallback: a failing call raises, and stays on
+    `name`.
 
     Raises whatever onnxruntime raises.
     """
@@ -106,7 +112,10 @@ def open_session(
 
 
 def resolve_provider(name: str, device: Device = FIRST_DEVICE) -> str:
-    """`auto` becomes cuda or cpu; cuda is tried on a small graph. Raises ProviderUnavailable."""
+    """Return cuda or cpu for `auto`; a small graph shows whether cuda works.
+
+    Raises ProviderUnavailable when the named provider does not work.
+    """
     if name == "cpu":
         return name
     why = probe("cuda", device)
@@ -122,10 +131,11 @@ def resolve_provider(name: str, device: Device = FIRST_DEVICE) -> str:
 
 
 def probe(name: str, device: Device = FIRST_DEVICE) -> str | None:
-    """Why a provider does not work on this machine; None when it computes the right numbers.
+    """Return why a provider does not work here; None when it computes the right numbers.
 
     A session can open on CUDA and fail at its first convolution (without cuDNN) or at its first
-    kernel (on a GPU that the package has no code for). So a convolution and a matrix product run.
+    kernel (on a GPU for which the package has no code). The test graph therefore has a convolution
+    and a matrix product.
     """
     if PROVIDERS[name] not in ort.get_available_providers():
         return (
@@ -147,7 +157,7 @@ def probe(name: str, device: Device = FIRST_DEVICE) -> str | None:
             return _reason(said()) or first_line(error)
     if not np.array_equal(found, _PROBE_OUTPUT):
         return (
-            f"{PROVIDERS[name]} computes {found.tolist()} where {_PROBE_OUTPUT.tolist()} is right: "
+            f"{PROVIDERS[name]} computes {found.tolist()}; expected {_PROBE_OUTPUT.tolist()}: "
             "this package has no working kernels for this GPU"
         )
     return None
@@ -174,9 +184,9 @@ def preload_libraries() -> None:
 
 @contextlib.contextmanager
 def _captured_stderr() -> Iterator[Any]:
-    """Keep what native code writes to standard error; yields a function that reads it so far.
+    """Capture what native code writes to standard error; yields a function that reads it so far.
 
-    onnxruntime tells why a provider cannot be loaded there and nowhere else.
+    Only there does onnxruntime say why it cannot load a provider.
     """
     try:
         kept = os.dup(2)
@@ -201,7 +211,7 @@ def _captured_stderr() -> Iterator[Any]:
 
 
 def _reason(said: str) -> str | None:
-    """What onnxruntime's log names as the cause; the first error, since the later ones follow."""
+    """The cause in onnxruntime's log: its first error, since later ones follow from it."""
     for line in _ANSI.sub("", said).splitlines():
         if found := _CAUSE.search(line):
             missing = "cannot open shared object file" in line
@@ -210,7 +220,9 @@ def _reason(said: str) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its class; a runtime adds traces below."""
+    """The first line of an error's message, without the traces below it; its class if it
+    has none.
+    """
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
@@ -224,4 +236,4 @@ _PROBE = base64.b64decode(
     "AIC/AAAAACoYCAMQAUIEYmlhc0oMAACAPwAAAEAAAEBAWhsKAXgSFgoUCAESEAoCCAEKAggBCgIIBAoCCARiEwoB"
     "eRIOCgwIARIICgIIAQoCCANCBAoAEBQ="
 )
-"""x [1, 1, 4, 4] → Conv → Flatten → Gemm → y [1, 3]; a test builds it anew and compares."""
+"""x [1, 1, 4, 4] → Conv → Flatten → Gemm → y [1, 3]. A test builds the graph again and compares."""

@@ -1,9 +1,9 @@
 """Adds the nodes that rank: the best classes of each row by its logits, and their probabilities.
 
-For a large class list the graph holds two selections, which give equal results, ties included.
+For a large class list, the graph contains two selections. Their results are equal, ties included.
 `whole` takes the k best among all classes. `blocks` takes the largest class of each block, then the
 k best blocks, then the k best among the classes of those blocks. A boolean input of the graph
-chooses one for each call; which is faster depends on the number of rows and on the machine.
+chooses one for each call. Which is faster depends on the number of rows and on the machine.
 """
 
 import math
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 PREFIX = "adjustment."
 LARGE = 1000
-"""The smallest class list with two selections; for fewer classes the choice costs more than it
+"""The smallest class list with two selections. For fewer classes the choice costs more than it
 saves.
 """
 _WIDTHS = range(32, 513)
@@ -111,9 +111,9 @@ def rank_large(
 
 
 def block_width(classes: int) -> int:
-    """Classes in a block: near the square root of all.
+    """The number of classes in a block, near the square root of all.
 
-    A divisor of their number where there is one, so that nothing is padded.
+    It divides the number of classes where possible, so that nothing is padded.
     """
     root = math.isqrt(classes)
     whole = [w for w in _WIDTHS if classes % w == 0 and classes // w >= root // 4]
@@ -121,16 +121,16 @@ def block_width(classes: int) -> int:
 
 
 def most_by_blocks(classes: int) -> int:
-    """The largest k for which `blocks` pays: with more, it reads a good part of all classes."""
+    """The largest k for which `blocks` is worthwhile: a larger k reads too many of the classes."""
     return -(-classes // block_width(classes)) // 4
 
 
 class _Blocks:
     """Selects the k best classes by blocks.
 
-    It is exact, ties included. Suppose that one of the k best classes were outside the k best
-    blocks: then each of those blocks would hold a larger logit, or an equal one of a lower index,
-    which TopK prefers. Blocks are in the order of the classes.
+    The result is exact, ties included. Suppose that one of the k best classes were outside the k
+    best blocks. Then each of those blocks would hold a larger logit, or an equal one with a lower
+    index, which TopK prefers. Blocks are in the order of the classes.
     """
 
     def __init__(self, nodes: Nodes, classes: int) -> None:
@@ -167,7 +167,7 @@ class _Blocks:
         add("Add", [first, within], index)
 
     def _largest(self, blocked: str, output: str) -> str:
-        if self.nodes.opset < 18:  # from 18 on the axes are an input
+        if self.nodes.opset < 18:  # from opset 18 on, the axes are an input
             return self.nodes.node("ReduceMax", [blocked], output, axes=[2], keepdims=0)
         return self.nodes.node("ReduceMax", [blocked, self.last], output, keepdims=0)
 

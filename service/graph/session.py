@@ -33,7 +33,7 @@ from service.machine import available_threads
 Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
-_NO, _YES = np.array(False), np.array(True)  # 0-d: what onnxruntime takes for a scalar
+_NO, _YES = np.array(False), np.array(True)  # 0-d arrays, which onnxruntime accepts as scalars
 
 
 _ORT_TYPES = {
@@ -75,14 +75,14 @@ class GraphOutputs:
     features: NDArray[np.float64] | None = None  # [n, 2] of `Familiarity`, where model.json has it
 
     def rows(self, start: int, stop: int) -> "GraphOutputs":
-        """The outputs of rows start … stop."""
+        """The outputs of rows `start` to `stop`."""
         return GraphOutputs(*[None if v is None else v[start:stop] for v in self._values()])  # type: ignore[arg-type]
 
     @staticmethod
     def joined(parts: "list[GraphOutputs]") -> "GraphOutputs":
-        """The outputs of several calls, joined as if of one call; k is the smallest of theirs."""
+        """The outputs of several calls, joined as if from one call. k is the smallest of theirs."""
         k = min(part.top_index.shape[1] for part in parts)
-        columns = list(zip(*(part._values() for part in parts), strict=True))  # noqa: SLF001 - its own kind
+        columns = list(zip(*(part._values() for part in parts), strict=True))  # noqa: SLF001 - of the same class
         ranked = [np.concatenate([v[:, :k] for v in values]) for values in columns[:2]]
         rest = [
             None if any(v is None for v in values) else np.concatenate(values)
@@ -110,14 +110,14 @@ class Graph:
     ) -> None:
         """Wrap an opened session.
 
-        bound: run through an IOBinding. place: device type and number of what it runs on. small:
-        rows and session of the smaller size class, and large_rows those of `session`; batches are
-        padded to the rows of their class. None: batches run at their own size. tokens: makes the
-        graph's inputs of texts.
+        bound: run through an IOBinding. place: type and number of the device. small: rows and
+        session of the smaller size class. large_rows: rows of the larger one, which `session` runs.
+        Batches are padded to the rows of their class; with None they run at their own size. tokens:
+        turns texts into the graph's inputs.
         """
         self._session = session
         self.feeds = tokens or _feeder(bundle)
-        """Makes the graph's own inputs, by name, of rows."""
+        """Turns rows into the graph's own inputs, by name."""
         self._place = place
         self._bound = bound
         self._small, self._large_rows = small, large_rows
@@ -127,11 +127,11 @@ class Graph:
         self._all = [*head.RANKED, *head.FULL]
         self._options: ort.RunOptions | None = None
         self.fixed_rows = bundle.input.shape[0] if bundle.input.shape else None
-        """The only batch size that the graph takes, or None when it takes any."""
+        """The only batch size that the graph accepts; None when it accepts any."""
         self.has_choice = head.BY_BLOCKS in [item.name for item in session.get_inputs()]
-        """Whether the best classes can be selected in two ways, as for a large class list."""
+        """Whether the graph has two selections of the best classes, as for a large class list."""
         self.blocks_from_rows: int | None = None
-        """The smallest batch that selects them by blocks; None: no batch does. Answers are equal.
+        """The smallest batch that selects by blocks; None: no batch does. Answers are equal.
         """
         self.familiarity = _familiarity(bundle)
         """Tells which inputs are far from those of training; None where model.json does not."""
@@ -173,7 +173,7 @@ class Graph:
     ) -> GraphOutputs:
         """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
 
-        `generation` changes with the table; a device keeps the rows of the last call until then.
+        `generation` changes with the table; until then a device keeps the last call's rows.
         `full` adds the three [n, C] outputs, `with_logits` the first of them.
         Raises whatever onnxruntime raises.
         """
@@ -221,7 +221,7 @@ class Graph:
         return least is not None and rows >= least and top_k <= self._most_by_blocks
 
     def _session_for(self, rows: int) -> tuple[ort.InferenceSession, int | None]:
-        """The session for a batch, and the rows to pad it to; None leaves it as it is."""
+        """The session for a batch, and the number of rows to pad the batch to; None: no padding."""
         if self.fixed_rows is not None:
             return self._session, self.fixed_rows
         if self._small is not None and rows <= self._small[0]:
@@ -238,9 +238,9 @@ class Graph:
         generation: int,
         names: list[str],
     ) -> list[Array]:
-        """Run through an IOBinding, with only those rows of the prior table that the batch names.
+        """Run through an IOBinding, with only those rows of the prior table that the batch uses.
 
-        They stay on the device for the next batch that names the same rows.
+        The rows stay on the device for the next batch that uses the same ones.
         """
         slots, feeds[head.PRIOR_INDEX] = np.unique(feeds[head.PRIOR_INDEX], return_inverse=True)
         key = (generation, slots.tobytes())
@@ -271,9 +271,9 @@ def open_graph(
 
     provider: cpu, cuda, or auto (cuda where it works, else cpu).
     bound: use an IOBinding; by default on every device but the CPU. device: the GPU.
-    size_classes: rows of a small and a large batch. Each class gets a session of its own, and
-    batches are padded to it, since cuDNN plans a convolution anew whenever a session sees another
-    shape than the last one.
+    size_classes: rows of a small and a large batch. Each class gets its own session, and batches
+    are padded to one of the two sizes: cuDNN plans a convolution again whenever the shape differs
+    from that of the session's last call.
     Raises UnsupportedGraph, UnusableModel or ProviderUnavailable.
     """
     scores = bundle.output.calibration
@@ -289,7 +289,8 @@ def open_graph(
     options.log_severity_level = 3
     options.intra_op_num_threads = intra_op_threads or available_threads()
     options.inter_op_num_threads = 1
-    options.enable_mem_pattern = False  # a plan is kept for each batch size, and saves no time
+    # onnxruntime would keep a plan for each batch size, which saves no time.
+    options.enable_mem_pattern = False
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
     wanted = resolve_provider(provider, device) if provider == "auto" else provider
     fixed = bool(bundle.input.shape) and bundle.input.shape[0] is not None
@@ -318,7 +319,9 @@ def open_graph(
     if bundle.input.tokenizer is not None:
         tokens = Tokens(folder, bundle.input.tokenizer, {i.name: _DTYPES[i.type] for i in own})
     bound = wanted != "cpu" if bound is None else bound
-    bindable = all(spec.dtype != "string" for spec in _stated(bundle.input))  # strings stay here
+    bindable = all(
+        spec.dtype != "string" for spec in _stated(bundle.input)
+    )  # strings stay on the CPU
     return Graph(
         session,
         bundle,
@@ -331,7 +334,7 @@ def open_graph(
 
 
 def wrong_input(own: Sequence[Declared], bundle: Bundle) -> str | None:
-    """How a graph's own inputs differ from model.json; None when they agree."""
+    """How the graph's own inputs differ from model.json, in words; None when they agree."""
     names = [item.name for item in own]
     if bundle.input.tokenizer is not None:
         return _wrong_tokens(own, bundle.input.tokenizer)
@@ -360,7 +363,7 @@ def _stated(spec: InputSpec) -> Sequence[InputSpec]:
 
 
 def _feeder(bundle: Bundle) -> Callable[[Array], dict[str, Array]]:
-    """A function from rows to the graph's own feeds."""
+    """A function that turns rows into the graph's own inputs."""
     name = bundle.input.name
     if bundle.input.columns or bundle.input.missing:
         return lambda inputs: {name: inputs} if inputs.dtype.names is None else fields(inputs)
@@ -373,7 +376,7 @@ def _familiarity(bundle: Bundle) -> Familiarity | None:
 
 
 def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:
-    """How the number of classes that the graph declares differs from model.json.
+    """How the graph's declared number of classes differs from model.json, in words.
 
     None when they agree or the graph declares none; warm-up then counts the columns.
     """
@@ -384,21 +387,21 @@ def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:
 
 
 def _release_model_bytes(session: ort.InferenceSession) -> None:
-    """Free the session's copy of the file, which takes as much memory again as the weights.
+    """Free the session's copy of the file, which takes as much memory as the weights.
 
-    onnxruntime keeps it to open the session again on another provider, which the service never
-    asks.
+    onnxruntime keeps it to reopen the session on another provider, which the service never does.
     """
-    session._model_bytes = None  # noqa: SLF001 - there is no public way; a test watches for it
+    session._model_bytes = None  # noqa: SLF001 - there is no public way; a test checks that this one still works
 
 
 def open_plain(
     path: Path, serialized: bytes | None = None
 ) -> Callable[[dict[str, Array]], dict[str, Any]]:
-    """Open a file without a head, on the CPU: a function from its inputs to all outputs by name.
+    """Open a file without a head, on the CPU. Returns a function from its inputs to all outputs by
+    name.
 
-    serialized replaces the content of the file; external data lies beside the file either way.
-    Raises UnusableModel when onnxruntime refuses the graph. The function raises whatever
+    serialized: replaces the content of the file; external data lies beside the file either way.
+    Raises UnusableModel when onnxruntime refuses the graph. The returned function raises whatever
     onnxruntime raises.
     """
     options = ort.SessionOptions()

@@ -1,8 +1,8 @@
-"""Rows to try a graph with, and a test whether the rows of a batch influence each other.
+"""Makes rows to try a graph with, and tests whether the rows of a batch influence each other.
 
-A row must be answered as it would be alone, for the batch mixes requests of different callers.
-Graphs that break this: dynamic quantisation (one scale for the whole batch), BatchNormalization in
-training mode, a mean over the batch. Their rows must run one at a time.
+A batch mixes requests of different callers, so the answer to a row must not depend on other rows.
+Graphs that break this rule: dynamic quantisation (one scale for the whole batch),
+BatchNormalization in training mode, a mean over the batch. Their rows must run one at a time.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,19 +18,18 @@ from service.graph.session import Graph
 Array = NDArray[Any]
 
 BATCH_SIZE_TOLERANCE = 1e-2
-"""Of a row alone against the row in a batch, whose kernels round differently."""
+"""Allowed difference between a row alone and in a batch, where kernels round differently."""
 NEIGHBOUR_TOLERANCE = 1e-4
-"""Of a row beside one neighbour against the row beside another; batches of one size run the same
-kernels.
+"""Allowed difference between a row with one neighbour and with another. Here kernels are the same.
 """
 _WORDS = ("alpha", "lynx", "stone", "river", "a", "the", "of", "not", "7", "été")
 
 
 def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
-    """Kinds of rows that a graph may take, the likeliest first: [rows, …], the same at every call.
+    """Yield kinds of rows [rows, …] that a graph may accept, the most likely first.
 
-    free: the size of dimensions that the graph leaves free. The last kind is all zeros or empty
-    strings.
+    Every call yields the same rows. free: the size to use for dimensions that the graph leaves
+    free. The last kind is all zeros or empty strings.
     """
     if spec.columns:
         yield from _random_records(spec.columns, rows, free=free)
@@ -72,9 +71,9 @@ def _random_records(columns: Sequence[InputSpec], rows: int, *, free: int) -> It
 
 
 def influence(graph: Graph, spec: InputSpec, num_classes: int, *, free: int) -> float | None:
-    """How much a row's logits depend on its neighbours, relative to the largest logit.
+    """How much a row's logits depend on its neighbours, as a share of the largest logit.
 
-    0 when they do not; None when the graph takes none of the rows that were tried.
+    0 when they do not; None when the graph accepts none of the rows that were tried.
     """
     for first in random_rows(spec, 1, free=free):
         alone = _logits(graph, [first], num_classes)
@@ -117,8 +116,9 @@ def _neighbours(row: Array) -> list[Array]:
 
 
 def _logits(graph: Graph, rows: Sequence[Array], num_classes: int) -> Array | None:
-    """[n, C] of the rows as one batch; None when the graph does not take them or gives no finite
-    numbers.
+    """Logits [n, C] of the rows as one batch.
+
+    None when the graph does not accept the rows or returns numbers that are not finite.
     """
     inputs = np.concatenate(rows)
     try:
@@ -130,7 +130,7 @@ def _logits(graph: Graph, rows: Sequence[Array], num_classes: int) -> Array | No
             top_k=1,
             full=True,
         )
-    except Exception:  # noqa: BLE001 - a foreign graph may raise anything for rows that do not suit it
+    except Exception:  # noqa: BLE001 - a foreign graph may raise anything for unsuitable rows
         return None
     logits = outputs.logits
     if logits is None or len(logits) != len(inputs) or not np.isfinite(logits).all():

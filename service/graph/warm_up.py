@@ -1,7 +1,7 @@
-"""Runs a new graph at every batch size until it is warm, and measures what a call costs.
+"""Runs a new graph at every batch size until it is warm, and measures the cost of a call.
 
-For a large class list it also measures which selection of the best classes is faster, and from the
-costs it derives how large a batch is worth waiting for.
+For a large class list it also measures which selection of the best classes is faster. From the
+costs it derives how large a batch should be.
 """
 
 import time
@@ -16,10 +16,13 @@ from service.graph.providers import first_line
 from service.graph.session import Graph, GraphOutputs, UnusableModel
 
 WORTH_SECONDS = 5e-3
-"""A call shorter than this is never made smaller: its rows pass quickly, and its timing is rough.
+"""A batch whose call takes less than this many seconds is never made smaller: the gain would be
+small, and its timing is inexact.
 """
 SELECTION_SECONDS = 0.25
-"""How long the two selections may be compared; larger batches then do as the largest one compared.
+"""Time budget for comparing the two selections, in seconds.
+
+Batch sizes that do not fit in the budget use the choice made for the largest size that did.
 """
 _TOLERANCE = 1.05
 _TRIES = 3
@@ -67,12 +70,12 @@ class WarmUp:
 
 
 def efficient_rows(cost_seconds: Mapping[int, float]) -> int:
-    """The smallest batch that takes 5 ms or more and costs at most 5 % more a row than the
+    """The smallest batch that takes at least 5 ms and costs at most 5 % more per row than the
     cheapest.
 
-    The largest batch measured when there is none. A larger batch would save nothing and would leave
-    the session idle: while its answers travel to the callers and their next rows come back, nothing
-    is queued. cost_seconds: seconds of a call, by its rows.
+    Without such a batch, the largest batch measured. A larger batch would save nothing, and would
+    leave the session idle: nothing is queued while its answers travel to the callers and the next
+    rows come back. cost_seconds: seconds of a call, by its rows.
     """
     least = min(seconds / rows for rows, seconds in cost_seconds.items())
     worth = [
@@ -115,7 +118,9 @@ def try_out(graph: Graph, example: NDArray[Any], num_classes: int) -> None:
 def _check_columns(
     call: Callable[..., tuple[GraphOutputs, float]], rows: int, num_classes: int
 ) -> None:
-    """A function of its own, so that its arrays of all classes are freed before the next call."""
+    """Check the shape of the logits. A separate function, so that its arrays are freed on
+    return.
+    """
     logits = call(full=True)[0].logits
     if logits is not None and logits.shape != (rows, num_classes):
         raise UnusableModel(
@@ -150,9 +155,9 @@ def _calls(
 def _time_selections(
     graph: Graph, call: Callable[..., tuple[GraphOutputs, float]]
 ) -> tuple[float, float]:
-    """Seconds of a call (over all classes, by blocks).
+    """Seconds of a call with each selection: (over all classes, by blocks).
 
-    The two take turns, and the first call of each does not count.
+    The two take turns, and the first call of each is not counted.
     """
     times: dict[int | None, list[float]] = {None: [], 1: []}
     for _ in range(_TRIES + 1):

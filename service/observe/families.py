@@ -7,12 +7,12 @@ TAUS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 ROWS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 COUNTERS = {
-    "priordial_predictions": "Answers by predicted class, with and without the adjustment",
-    "priordial_group_predictions": "Answers by group (many, medium, few) of the predicted class",
-    "priordial_decisions_changed": "Answers whose class the adjustment changed",
+    "priordial_predictions": "Predictions by class, with and without the adjustment",
+    "priordial_group_predictions": "Predictions by group (many, medium, few) of the class",
+    "priordial_decisions_changed": "Predictions whose class the adjustment changed",
     "priordial_requests": "HTTP requests by route template and status",
     "priordial_rejected": "Requests that were not scored, by reason",
-    "priordial_worker_restarts": "Workers that took the place of one that ended, by how that ended",
+    "priordial_worker_restarts": "Workers that replaced another one, by how that one ended",
 }
 HISTOGRAMS = {
     "priordial_request_seconds": ("Time from the first byte of a request to its answer", SECONDS),
@@ -25,7 +25,7 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "priordial_queued_rows": ("Rows that wait for a batch", sum),
     "priordial_prior_revision": ("The revision of each prior that every worker serves", min),
     "priordial_prior_divergence": (
-        "Jensen-Shannon divergence (nats) of the mean adjusted probability from what is expected",
+        "Jensen-Shannon divergence (nats) of the mean adjusted probability from the expected mix",
         max,
     ),
     "priordial_estimated_prior_divergence": (
@@ -38,14 +38,14 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     ),
     "priordial_estimate_rows": ("Effective rows that the tracked class mix rests on", max),
     "priordial_target_expected": (
-        "1 where the target of a prior is the mix to be expected in traffic, else 0",
+        "1 where a prior's target is the class mix expected in traffic, else 0",
         max,
     ),
     "priordial_loop_turn_seconds": (
-        "Longest time that the event loop was held since the start; with --measure-loop-turns",
+        "Longest time that the event loop was held since the start (--measure-loop-turns)",
         max,
     ),
-    "priordial_model_info": ("1 for each model version that is served, with its provider", max),
+    "priordial_model_info": ("1 for each served model version, with its execution provider", max),
     "priordial_build_info": ("1, with the version of the service", max),
 }
 """Family → its help, and the function that combines the values of several workers."""

@@ -1,6 +1,8 @@
-"""Texts → the tensors of a transformer, by a `tokenizer.json` of Hugging Face's tokenizers.
+"""Turns texts into the inputs of a transformer, with a `tokenizer.json` of Hugging Face's
+tokenizers.
 
-A batch is padded to its longest text, and a text is truncated as the file or `max_length` says.
+A batch is padded to its longest text. A text is truncated as the file or `max_length` says.
+Tokenising is part of the graph call, so that texts of different lengths can share a batch.
 """
 
 from collections.abc import Mapping
@@ -15,7 +17,7 @@ from service.contract.extras import missing_extra
 
 Array = NDArray[Any]
 DEFAULT_LENGTH = 512
-"""Tokens kept of a text where neither the file nor model.json says."""
+"""The most tokens of a text, where neither the file nor model.json states a limit."""
 
 
 class TokenizerUnusable(ValueError):
@@ -23,15 +25,15 @@ class TokenizerUnusable(ValueError):
 
 
 class Tokens:
-    """A tokenizer, and the inputs of a graph that its results feed."""
+    """A tokenizer, and the graph inputs that its results feed."""
 
     def __init__(self, folder: Path, spec: TokenizerSpec, dtypes: Mapping[str, str]) -> None:
-        """dtypes: of the graph's inputs, by name. Raises TokenizerUnusable."""
+        """Open the tokenizer. dtypes: of the graph's inputs, by name. Raises TokenizerUnusable."""
         self._tokenizer = _open(folder / spec.file, spec.max_length)
         self._inputs = {name: (part, np.dtype(dtypes[name])) for name, part in spec.inputs.items()}
 
     def __call__(self, texts: Array) -> dict[str, Array]:
-        """int [n, longest] tensors by input name, of texts [n] or [n, 1]."""
+        """Tokenise texts [n] or [n, 1]. Returns int [n, longest] tensors by input name."""
         encoded = self._tokenizer.encode_batch(texts.ravel().tolist())
         if not encoded[0].ids:  # only empty texts, and a graph takes no tensor of no tokens
             padding = {"ids": self._tokenizer.padding["pad_id"]}
@@ -65,7 +67,9 @@ def _open(path: Path, max_length: int | None) -> Any:
 
 
 def _pad_token(tokenizer: Any) -> dict[str, Any]:
-    """The padding of a file that names none: its usual token for it, else token 0."""
+    """The padding token of a file that names none: a usual name that it knows, else token
+    0.
+    """
     for token in ("[PAD]", "<pad>", "<|endoftext|>"):
         found = tokenizer.token_to_id(token)
         if found is not None:
