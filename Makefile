@@ -11,7 +11,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-shift train docs test test-gpu lint format train-demo screenshots constraints clean
+.PHONY: help run demo-shift train docs test test-ray test-gpu lint format train-demo screenshots constraints clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -24,7 +24,10 @@ test: .venv/.all .venv/.deploy ## run every test
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m pytest -q --doctest-modules service/contract training/learning training/scores
 	$(BIN)/python -m pytest -q tests/service/console  # Playwright's event loop has a process of its own
-	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console
+	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console --ignore tests/on_ray
+
+test-ray: .venv/.ray ## run the service on Ray Serve: two replicas, one PostgreSQL, a real Prometheus
+	$(BIN)/python -m pytest -q tests/on_ray
 
 test-gpu: .venv/.all ## run the served-equals-formula tests on CUDA; fails where there is no GPU
 	$(BIN)/python -m tests.gpu
@@ -75,8 +78,12 @@ clean: ## remove what was built, but not the models or the priors
 	$(INSTALL) --group docs
 	touch $@
 
+.venv/.ray: .venv/.all
+	$(INSTALL) -e '.[service,cpu,ray]'
+	touch $@
+
 .venv/.all: .venv/.service
-	$(INSTALL) -e '.[service,cpu,postgres,training,tensorboard,traces,grpc,tokenizers,arrow,zstd]' --group dev --group docs
+	$(INSTALL) -e '.[service,cpu,postgres,http,s3,training,tensorboard,traces,grpc,tokenizers,arrow,zstd]' --group dev --group docs
 	touch $@
 
 # What the tests of the Kubernetes files need; without it those tests are named as left out.

@@ -15,7 +15,18 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 SCHEMA = ROOT / "deploy" / "helm" / "priordial" / "values.schema.json"
-OWN = {"host", "port", "metrics_port", "models", "store", "keys", "api_keys", "allow_anonymous"}
+OWN = {
+    "host",
+    "port",
+    "metrics_port",
+    "models",
+    "models_cache",
+    "store",
+    "store_reads",
+    "keys",
+    "api_keys",
+    "allow_anonymous",
+}
 """Settings that the chart itself sets, from other values."""
 
 
@@ -67,9 +78,11 @@ def schema() -> dict[str, Any]:
             pullSecrets=LIST,
         ),
         settings=_object(**settings),
-        store=_object(existingSecret=TEXT, key=TEXT, migrate=FLAG),
+        store=_object(existingSecret=TEXT, key=TEXT, migrate=FLAG, readsKey=TEXT),
         apiKeys=_object(existingSecret=TEXT, key=TEXT, allowAnonymous=FLAG),
-        models=_object(persistentVolumeClaim=TEXT, image=TEXT, hostPath=TEXT),
+        models=_object(
+            persistentVolumeClaim=TEXT, image=TEXT, hostPath=TEXT, url=TEXT, cacheSize=TEXT
+        ),
         resources=MAP,
         gpu=_object(enabled=FLAG, resource=TEXT, count=COUNT),
         terminationGracePeriodSeconds=COUNT,

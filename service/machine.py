@@ -5,6 +5,7 @@ import ctypes
 import errno
 import gc
 import os
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,3 +146,12 @@ def trim_heaps() -> None:
     """Give freed pages of the heaps back to the system, without a garbage collection before."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def own_address(host: str) -> str:
+    """The address at which others reach a port that was bound to `host`."""
+    if host not in ("0.0.0.0", "::", "[::]"):  # noqa: S104 - it is compared and not bound
+        return host
+    with contextlib.suppress(OSError):
+        return socket.gethostbyname(socket.gethostname())
+    return socket.gethostname()

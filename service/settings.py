@@ -41,7 +41,15 @@ def _setting(default: Any, text: str, **more: Any) -> Any:
 class Settings:
     """All settings. `max_batch_rows` is `--max-batch-rows` and PRIORDIAL_MAX_BATCH_ROWS."""
 
-    models: Path = _setting(_MODELS, "folder of published models")  # noqa: RUF009 - it is dataclasses.field
+    models: Path | str = _setting(  # noqa: RUF009 - it is dataclasses.field
+        _MODELS, "folder of published models, or a URL: s3://, gs://, az://, hf:// or https://"
+    )
+    models_cache: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
+        None, "folder for the local copy of models from a URL; default: in the temporary folder"
+    )
+    models_cache_mib: int = _setting(
+        10_240, "MiB that the local copy of models from a URL may take", low=1, high=10**8
+    )
     host: str = _setting(
         "127.0.0.1", "address to listen on; other than loopback needs keys or --allow-anonymous"
     )
@@ -58,6 +66,9 @@ class Settings:
         "auto",
         "where priors are kept: sqlite:///FILE or postgresql://…; auto: priordial.db here, if it "
         "exists or this is a clone of the project, else in the user's data folder",
+    )
+    store_reads: str = _setting(
+        "", "standby of a PostgreSQL store that is read instead; writes go to --store"
     )
     store_optional: bool = _setting(
         False, "start with the built-in priors when the store cannot be reached"
@@ -84,6 +95,18 @@ class Settings:
     )
     keep_versions: int = _setting(
         2, "newest versions of each model that are loaded", low=1, high=100
+    )
+    rollout: float = _setting(
+        1.0,
+        "share of the requests that a new version of a model gets until it is promoted; 1: all",
+        low=1e-6,
+        high=1.0,
+    )
+    models_poll_seconds: float = _setting(
+        0.0,
+        "look for new versions of all models this often; 0: only when told (a URL: every 30 s)",
+        low=0.0,
+        high=86_400,
     )
     intra_op_threads: int = _setting(
         0, "threads of one graph call; 0 = processors that this process may use", low=0, high=1024
@@ -277,6 +300,8 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
 def check_paths(settings: Settings) -> None:
     """Raise InvalidSetting when a file or folder that a setting names does not exist."""
     models, keys = settings.models, settings.keys
+    if isinstance(models, str):  # a URL
+        models = Path()
     if models.exists() and not models.is_dir():
         raise InvalidSetting(f"--models is '{models}'; expected a folder of published models")
     if not models.exists() and not settings.allow_no_models:
@@ -323,6 +348,8 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
             return kind(raw)
         except ValueError:
             raise InvalidSetting(f"{name} is '{raw}'; expected a number") from None
+    if kind == Path | str:
+        return raw if "://" in raw else Path(raw)
     return Path(raw) if kind in (Path, Path | None) else raw
 
 

@@ -130,7 +130,7 @@ class Adjust:
 
     async def _large(self, request: Request, name: str, reply: Reply) -> Answer | None:
         """Read a large body in the pool."""
-        model = self._repository.find(name, query_parameters(request.query).version)
+        model = self._repository.find(name, query_parameters(request.query).version, request.body)
         with model.held():
             read = await in_pool(
                 self._pool,
@@ -152,7 +152,7 @@ class Adjust:
         )
         common = query.merged(body_parameters(document.get("parameters")))
         wanted = _settings(document, common)
-        model = self._repository.find(name, common.version)
+        model = self._repository.find(name, common.version, body)
         content = None
         if values is None and "logits" in document:
             given = document["logits"]
@@ -177,7 +177,7 @@ class Adjust:
         """The members and the numbers of a large body, read in slices."""
         if not is_large(request) or b"version" in request.body:
             return None
-        model = self._repository.find(name, query.version)
+        model = self._repository.find(name, query.version, request.body)
         logits = b'"logits"' in request.body
         return numbers_of_json(
             request.body,

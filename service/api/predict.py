@@ -116,7 +116,7 @@ class Predict:
     async def _large(
         self, request: Request, parameters: Parameters, name: str | None, reply: Reply
     ) -> None:
-        model = self._repository.find(name, parameters.version)
+        model = self._repository.find(name, parameters.version, request.body)
         with model.held():
             read = await in_pool(
                 self._pool,
@@ -135,7 +135,7 @@ class Predict:
         body, kind, content = request.body, request.content_type, None
         inputs: NDArray[Any] | None = None
         if kind in JSON_TYPES:
-            model = self._repository.find(name, parameters.version)
+            model = self._repository.find(name, parameters.version, body)
             sliced = None
             if len(body) > LARGE_BYTES:
                 sliced = self._numbers(body, model)
@@ -146,19 +146,19 @@ class Predict:
             document, inputs = sliced or (self._document(body, model), None)
             if "parameters" in document:
                 parameters = parameters.merged(body_parameters(document["parameters"]))
-                model = self._repository.find(name, parameters.version)
+                model = self._repository.find(name, parameters.version, body)
             if inputs is None:
                 inputs, content = self._instances(document, body, model)
         elif kind == NPY and body:
-            model = self._repository.find(name, parameters.version)
+            model = self._repository.find(name, parameters.version, body)
             inputs = fitted(parse_npy(body), model.bundle.input)
         elif kind in TYPES and body:
-            model = self._repository.find(name, parameters.version)
+            model = self._repository.find(name, parameters.version, body)
             inputs = self._table(request, body, model)
         else:
             content = Content.of(request)
             parameters = parameters.merged(content.parameters)
-            model = self._repository.find(name, parameters.version)
+            model = self._repository.find(name, parameters.version, body)
         return _new(_Read, (model, parameters, inputs, content))
 
     @staticmethod

@@ -84,6 +84,7 @@ class Batcher:
             max_flood_rows=max_flood_rows,
             clock=clock,
         )
+        self.bound = self._queue.bound
         self._loop = asyncio.get_running_loop()
         self._is_scheduled = False
         self._turns = self._seen_rows = 0

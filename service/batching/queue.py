@@ -186,9 +186,7 @@ class Queue:
         """
         self.max_rows, self._max_bytes, self._clock = max_rows, max_bytes, clock
         self._max_batch_rows = max_batch_rows
-        most = max_rows if max_waiting_rows is None else min(max_waiting_rows, max_rows)
-        self._max_waiting_rows = most
-        self._max_flood_rows = most if max_flood_rows is None else min(max_flood_rows, most)
+        self.bound(max_waiting_rows, max_flood_rows)
         self._flood_ends = 0.0
         self.pieces: deque[Piece] = deque()
         self.rows = self.bytes = 0
@@ -228,6 +226,12 @@ class Queue:
                 self.pieces.append(Piece(entry, start, min(limit, rows - start)))
         self.rows += rows
         self.bytes += per_row * rows
+
+    def bound(self, max_waiting_rows: int | None, max_flood_rows: int | None) -> None:
+        """Set how many rows may wait; those that wait already stay."""
+        most = self.max_rows if max_waiting_rows is None else min(max_waiting_rows, self.max_rows)
+        self._max_waiting_rows = most
+        self._max_flood_rows = most if max_flood_rows is None else min(max_flood_rows, most)
 
     def check_room(self, rows: int, *, ahead: int) -> None:
         """Raise Overloaded when this many more rows would exceed the limit."""

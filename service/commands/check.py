@@ -32,7 +32,7 @@ def check(settings: Settings) -> Iterator[Finding]:
         if bundle is not None:
             bundles.append(bundle)
     if settings.default_model is not None:
-        yield _default_model(settings, settings.default_model)
+        yield _default_model(settings, settings.default_model, bundles)
     if store[0]:
         yield from _priors(settings, bundles)
 
@@ -42,7 +42,9 @@ def _paths(settings: Settings) -> Finding:
         check_paths(settings)
     except InvalidSetting as error:
         return False, "files and folders", str(error)
-    return True, "files and folders", f"models are read from '{settings.models.resolve()}'"
+    models = settings.models
+    where = models if isinstance(models, str) else models.resolve()
+    return True, "files and folders", f"models are read from '{where}'"
 
 
 def _access(settings: Settings) -> Iterator[Finding]:
@@ -66,8 +68,12 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield False, "access", str(error)
 
 
-def _default_model(settings: Settings, name: str) -> Finding:
-    names = findings.model_names(settings.models)
+def _default_model(settings: Settings, name: str, opened: list[Bundle]) -> Finding:
+    names = (
+        [bundle.name for bundle in opened]
+        if isinstance(settings.models, str)
+        else findings.model_names(settings.models)
+    )
     if name in names:
         return True, "default model", name
     near = did_you_mean(name, names)

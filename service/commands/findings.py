@@ -10,6 +10,8 @@ from service.graph import providers, session
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store, store_url
 from service.settings import Settings
+from service.stores.mirror import NoRoom, open_mirror
+from service.stores.remote import InvalidModelsUrl, RemoteUnavailable
 
 Finding = tuple[bool | None, str, str]
 """(good, bad or neither; the subject; what was found)."""
@@ -56,20 +58,32 @@ def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
     except providers.ProviderUnavailable as error:
         yield (False, "models", f"not opened: {error}"), None
         return
-    names = model_names(settings.models)
+    try:
+        mirror = open_mirror(
+            settings.models, settings.models_cache, max_bytes=settings.models_cache_mib * 2**20
+        )
+        if mirror is not None:
+            mirror.refresh()
+    except (InvalidModelsUrl, RemoteUnavailable) as error:
+        yield (False, "models", str(error)), None
+        return
+    models = Path(settings.models) if mirror is None else mirror.folder
+    names = model_names(models)
     if not names:
         fine = None if settings.allow_no_models else False
         text = f"there is none in '{settings.models}' (--allow-no-models starts without one)"
         yield (fine, "models", text), None
     for name in names:
-        version = versions(settings.models / name)[-1]
-        folder = settings.models / name / str(version)
+        version = versions(models / name)[-1]
+        folder = models / name / str(version)
         try:
+            if mirror is not None:
+                mirror.fetch(folder)
             bundle = load_bundle(folder)
             opened = session.open_graph(
                 folder, bundle, provider=provider, intra_op_threads=1, device=device
             )
-        except (ValueError, providers.ProviderUnavailable) as error:
+        except (ValueError, NoRoom, RemoteUnavailable, providers.ProviderUnavailable) as error:
             yield (False, f"model {name}/{version}", str(error)), None
             continue
         classes = len(bundle.class_names)

@@ -10,6 +10,8 @@ COUNTERS = {
     "priordial_predictions": "Predictions by class, with and without the adjustment",
     "priordial_group_predictions": "Predictions by group (many, medium, few) of the class",
     "priordial_decisions_changed": "Predictions whose class the adjustment changed",
+    "priordial_version_requests": "Requests by model version: scored or failed",
+    "priordial_version_inference_seconds": "Seconds of graph calls by model version",
     "priordial_requests": "HTTP requests by route template and status",
     "priordial_rejected": "Requests that were not scored, by reason",
     "priordial_worker_restarts": "Workers that replaced another one, by how that one ended",
@@ -39,6 +41,10 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "priordial_estimate_rows": ("Effective rows that the tracked class mix rests on", max),
     "priordial_target_expected": (
         "1 where a prior's target is the class mix expected in traffic, else 0",
+        max,
+    ),
+    "priordial_rollout_share": (
+        "Share of the requests without a version that a version on trial answers",
         max,
     ),
     "priordial_loop_turn_seconds": (

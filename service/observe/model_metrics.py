@@ -66,6 +66,11 @@ class ModelMetrics:
             )
             for d in DECISIONS
         ]
+        self._scored, self._failed = (
+            of_version.cells("priordial_version_requests", {**labels, "outcome": outcome})
+            for outcome in ("scored", "failed")
+        )
+        self._seconds = of_version.cells("priordial_version_inference_seconds", labels)
         self._changed = of_version.cells("priordial_decisions_changed", labels)
         self._inference = Histogram.of(tally, "priordial_inference_seconds", by_model)
         self._rows = Histogram.of(tally, "priordial_batch_rows", by_model)
@@ -88,6 +93,8 @@ class ModelMetrics:
             _count(self._classes[which], self._class_cell[decided])
             _count(self._groups[which], self._group_cell[decided])
         self._changed[0] += np.count_nonzero(adjusted != unadjusted)
+        self._scored[0] += facts.requests
+        self._seconds[0] += facts.seconds
         self._inference.observe(facts.seconds)
         self._rows.observe(facts.rows)
         queued = self._queue.observe_all(facts.queue_seconds)
@@ -136,6 +143,7 @@ class ModelMetrics:
         invalid.
         """
         self._rejected[reason][0] += 1
+        self._failed[0] += 1
         self._statistics.failed()
 
 

@@ -2,14 +2,15 @@
 
 import asyncio
 import logging
+import random
 import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
+from service.priors.orders.wishes import ModelOrder
 from service.priors.revisions import StoredRevision, StoreTrouble, StoreUnavailable
 
 log = logging.getLogger(__name__)
@@ -21,24 +22,38 @@ REPORT_AGAIN_SECONDS = 1.0
 RECHECK_SECONDS = 1.0
 
 
+def spread(seconds: float) -> float:
+    """A pause of about so many seconds, so that replicas that began together do not stay so."""
+    return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - nothing is guarded by it
+
+
 @dataclass(frozen=True)
 class Changes:
-    """The entries after some change, damaged ones included, and the number of the last change."""
+    """The entries and orders after some change, and the number of the last one.
+
+    Damaged entries are among them.
+    """
 
     number: int
     entries: tuple[StoredRevision, ...]
+    orders: tuple[ModelOrder, ...] = ()
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """A worker process: it serves all entries up to `change`, except the `damaged` ones."""
+    """A worker process: it serves all entries up to `change`, except the `damaged` ones.
+
+    models: JSON of what it serves of each model; an empty object while it starts. scraped_at:
+    HOST:PORT of its own metrics port; empty without one.
+    """
 
     worker: str
     replica: str
     pid: int
     change: int
     damaged: tuple[tuple[str, str, int], ...] = ()
-    seen_at: datetime | None = None
+    models: str = "{}"
+    scraped_at: str = ""
 
 
 class FeedStore(Protocol):
@@ -55,6 +70,9 @@ class FeedStore(Protocol):
 
     def report(self, report: WorkerReport) -> None:
         """Record what a worker serves."""
+
+    def leave(self, worker: str) -> None:
+        """Forget a worker that ends."""
 
     def wait(self, seconds: float, woken: threading.Event) -> None:
         """Return when something may have changed, when woken, or after `seconds`."""
@@ -88,24 +106,30 @@ class Feed:
         poll_seconds: float,
         prepare: Callable[[Sequence[StoredRevision]], None],
         deliver: Callable[[Sequence[StoredRevision]], None],
+        deliver_orders: Callable[[Sequence[ModelOrder]], None] = lambda _orders: None,
     ) -> None:
         """New entries go to `prepare` in the thread, then to `deliver` on the event loop.
+
+        Orders for models go to `deliver_orders`, on the loop too.
 
         worker: who this process is to others. poll_seconds: pause between two polls.
         """
         self._store = store
-        self._me = worker
+        self.me = worker
         self._poll_seconds = poll_seconds
         self._prepare = prepare
-        self._deliver = deliver
+        self._deliver, self._deliver_orders = deliver, deliver_orders
         self._woken = threading.Event()
         self._stopping = False
         self._opened = False
-        self._answered_at = time.monotonic()
+        self._asking_since: float | None = None
+        """When the look at the store began that has not come back; None between two looks."""
         self._read_trouble: StoreUnavailable | None = None
         self._write_trouble: StoreUnavailable | None = None
         self._damaged: dict[int, StoredRevision] = {}
-        self._reported: tuple[int, tuple[tuple[str, str, int], ...]] | None = None
+        self._models = "{}"
+        self._reported: WorkerReport | None = None
+        self._report_seconds = REPORT_SECONDS
         self._reported_at = self._rechecked_at = 0.0
         self.change = -1
         """Number of the last change that was delivered; -1 before the first reading."""
@@ -138,6 +162,15 @@ class Feed:
         """Poll the store now."""
         self._woken.set()
 
+    def show_metrics(self, scraped_at: str) -> None:
+        """Tell the other workers the HOST:PORT of this one's metrics port."""
+        self.me = replace(self.me, scraped_at=scraped_at)
+
+    def report_models(self, models: str) -> None:
+        """Tell the other workers at once what this one serves, as JSON."""
+        self._models = models
+        self._woken.set()
+
     def write_failed(self, error: StoreUnavailable | None) -> None:
         """Note the outcome of a write: its trouble, None if it succeeded."""
         self._write_trouble = error
@@ -149,7 +182,7 @@ class Feed:
             f"revision {entry.revision} of prior '{entry.name}' of model '{entry.model}' is damaged"
             for entry in list(self._damaged.values())
         )
-        silent = time.monotonic() - self._answered_at
+        silent = self._silent_seconds
         trouble = self._read_trouble
         if trouble is None and silent > STALLED_SECONDS:
             trouble = StoreUnavailable("slow", f"it has not answered for {silent:.1f} s")
@@ -160,16 +193,25 @@ class Feed:
 
     def check_reachable(self) -> None:
         """Raises StoreUnavailable at once when the last poll failed or has not come back."""
-        silent = time.monotonic() - self._answered_at
+        silent = self._silent_seconds
         if self._read_trouble is not None:
             raise StoreUnavailable(self._read_trouble.kind, self._read_trouble.detail)
         if silent > STALLED_SECONDS:
             raise StoreUnavailable("slow", f"it has not answered for {silent:.1f} s")
 
+    @property
+    def _silent_seconds(self) -> float:
+        """How long the store has not answered the look that is under way."""
+        since = self._asking_since
+        return 0.0 if since is None else time.monotonic() - since
+
     def _run(self) -> None:
         try:
             self._follow()
         finally:
+            if self._opened:
+                with suppress(StoreUnavailable):
+                    self._store.leave(self.me.worker)
             self._store.close()
             with suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._ended.set)
@@ -177,17 +219,21 @@ class Feed:
     def _follow(self) -> None:
         while not self._stopping:
             self._woken.clear()
+            self._asking_since = time.monotonic()
             try:
                 self._look()
             except StoreUnavailable as error:
                 self._note_trouble(error)
-                self._woken.wait(max(self._poll_seconds, 0.25))
+                self._asking_since = None
+                self._woken.wait(spread(max(self._poll_seconds, 0.25)))
             except Exception:
                 log.exception("following the store of priors failed; trying again")
                 self._note_trouble(StoreUnavailable("away", "an unexpected failure; see the log"))
+                self._asking_since = None
                 self._woken.wait(1.0)
             else:
                 self._note_trouble(None)
+                self._asking_since = None
                 self._store.wait(self._poll_seconds, self._woken)
 
     def _look(self) -> None:
@@ -201,10 +247,11 @@ class Feed:
                 f"it holds changes up to {changes.number}, but this worker has served change "
                 f"{self.change}: an older copy has replaced it; restart every worker to accept it",
             )
-        self._answered_at = time.monotonic()
+        self._asking_since = None
         self._hand_over(changes)
         if self._damaged and time.monotonic() - self._rechecked_at > RECHECK_SECONDS:
             self._recheck()
+        self._asking_since = time.monotonic()
         self._report()
 
     def _hand_over(self, changes: Changes) -> None:
@@ -225,6 +272,7 @@ class Feed:
 
         def arrive() -> None:
             self._deliver(good)
+            self._deliver_orders(changes.orders)
             self.change = max(self.change, changes.number)
             if not self._first.done():
                 self._first.set_result(None)
@@ -249,19 +297,22 @@ class Feed:
 
     def _report(self) -> None:
         damaged = tuple((e.model, e.name, e.revision) for e in self._damaged.values())
-        now = time.monotonic()
-        changed = self._reported != (self.change, damaged)
-        if now - self._reported_at < (REPORT_AGAIN_SECONDS if changed else REPORT_SECONDS):
+        me, now, last = self.me, time.monotonic(), self._reported
+        report = replace(me, change=self.change, damaged=damaged, models=self._models)
+        pause = self._report_seconds if report == last else REPORT_AGAIN_SECONDS
+        if last is not None and last.models != report.models:
+            pause = 0.0  # whoever gave an order waits for this
+        if now - self._reported_at < pause:
             return
         self._reported_at = now
-        report = WorkerReport(self._me.worker, self._me.replica, self._me.pid, self.change, damaged)
+        self._report_seconds = spread(REPORT_SECONDS)
         try:
             self._store.report(report)
         except StoreUnavailable as error:
             if error.kind != "slow":  # somebody else writes just now
                 self._write_trouble = error
             return
-        self._reported = (self.change, damaged)
+        self._reported = report
         self._write_trouble = None
 
     def _note_trouble(self, error: StoreUnavailable | None) -> None:

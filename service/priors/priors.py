@@ -20,6 +20,8 @@ from service.priors.changes import (
     ReturnTo,
 )
 from service.priors.feed import Feed, StoreState, WorkerReport
+from service.priors.orders.model_orders import ModelOrders
+from service.priors.orders.wishes import ModelOrder
 from service.priors.revisions import (
     BUILT_IN,
     DEFAULT,
@@ -102,6 +104,8 @@ class Priors:
         self._digests: dict[int, tuple[Bundle, str]] = {}
         self._feed: Feed | None = None
         self._calls: StoreCalls | None = None
+        self.orders: ModelOrders | None = None
+        """Orders for models, which travel through the same store; None without one."""
         if store is not None:
             self._feed = Feed(
                 store,
@@ -109,8 +113,10 @@ class Priors:
                 poll_seconds=poll_seconds,
                 prepare=self._prepare,
                 deliver=self._apply,
+                deliver_orders=self._order_models,
             )
             self._calls = StoreCalls(store, self._feed, answer_seconds=answer_seconds)
+            self.orders = ModelOrders(self._calls, self._feed)
 
     async def start(self, *, optional: bool = False, seconds: float = 5.0) -> None:
         """Read the store and follow it. Raises StoreUnavailable unless the store is `optional`."""
@@ -461,6 +467,10 @@ class Priors:
     def _apply(self, entries: Sequence[StoredRevision]) -> None:
         self._in_force = advance(self._in_force, entries)
         self._chosen = {}
+
+    def _order_models(self, orders: Sequence[ModelOrder]) -> None:
+        assert self.orders is not None
+        self.orders.arrived(orders)
 
     async def _write(self, bundle: Bundle, name: str, change: Change, by: str) -> Written:
         calls = self._need_store()

@@ -7,13 +7,14 @@ from typing import Protocol, TypeVar
 
 from service.priors.changes import Change
 from service.priors.feed import Feed, FeedStore
+from service.priors.orders.wishes import OrderStore
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
 from service.threads import GivenUp, Threads, TooManyWait
 
 T = TypeVar("T")
 
 
-class PriorStore(FeedStore, Protocol):
+class PriorStore(FeedStore, OrderStore, Protocol):
     """What is needed of a store; every call may block and may raise StoreUnavailable."""
 
     def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:

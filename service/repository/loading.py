@@ -131,6 +131,7 @@ class Loader:
         stream = Stream(bundle)
 
         row_seconds = cost_seconds[largest] / largest
+        waiting, flood = queue_bounds(row_seconds, self.max_queue_ms, full_batch=largest)
         batcher = Batcher(
             graph.run,
             table,
@@ -138,17 +139,26 @@ class Loader:
             cost_seconds=cost_seconds.__getitem__,
             max_batch_rows=largest,
             max_queued_rows=max(self.max_queued_rows, largest),
-            max_waiting_rows=_most_waiting(row_seconds, self.max_queue_ms, floor=BURST_ROWS),
-            max_flood_rows=_most_waiting(
-                row_seconds, self.max_queue_ms * FLOOD_SHARE, floor=largest
-            ),
+            max_waiting_rows=waiting,
+            max_flood_rows=flood,
             max_queued_bytes=self.max_queued_bytes,
             inline_seconds=self.inline_seconds if _has_one_cost(bundle) else 0.0,
             try_graph=partial(warm_up.try_out, graph, example, classes),
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
         )
-        return ServedModel(bundle, graph, table, batcher, counted, recent, stream, report)
+        return ServedModel(
+            bundle,
+            graph,
+            table,
+            batcher,
+            counted,
+            recent,
+            stream,
+            report,
+            row_seconds=row_seconds,
+            full_batch=largest,
+        )
 
 
 def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:
@@ -203,6 +213,16 @@ def _warm(
             first = first or error
     assert first is not None
     raise first
+
+
+def queue_bounds(
+    seconds_of_row: float, max_queue_ms: float, *, full_batch: int
+) -> tuple[int | None, int | None]:
+    """Rows that may wait when a request arrives, and the same while requests are refused."""
+    return (
+        _most_waiting(seconds_of_row, max_queue_ms, floor=BURST_ROWS),
+        _most_waiting(seconds_of_row, max_queue_ms * FLOOD_SHARE, floor=full_batch),
+    )
 
 
 def _most_waiting(seconds_of_row: float, milliseconds: float, *, floor: int) -> int | None:

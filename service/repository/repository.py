@@ -5,16 +5,21 @@ A version that cannot be loaded is logged; the versions that serve keep serving.
 
 import asyncio
 import logging
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
 from service.contract.bundle import Bundle, check_model_name, versions
 from service.machine import return_memory
+from service.priors.orders import wishes
+from service.priors.orders.model_orders import ModelOrders
+from service.priors.orders.wishes import AS_SET, SERVICE, ModelOrder, Wish, WorkerModel
+from service.priors.revisions import StoreUnavailable
 from service.repository.loads import Loads, first_of, tell
-from service.repository.served import ServedModel
+from service.repository.served import ServedModel, Trial
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +29,11 @@ class UnknownModel(LookupError):
 
 
 class OtherWorkerFailed(RuntimeError):
-    """This worker loaded or unloaded a model, but another worker failed to."""
+    """This worker has carried out an order for a model, and another one could not."""
+
+
+class NoRollout(ValueError):
+    """The version that was named cannot be on trial."""
 
 
 class ModelFailed(ValueError):
@@ -33,6 +42,9 @@ class ModelFailed(ValueError):
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
 _UNLOADED = "it was unloaded while it was loading"
+_MAX_REASON = 4000
+"""Characters of a reason that others are told: a report of faults may quote a whole file."""
+_MAX_OUTCOMES = 256
 
 
 class Repository:
@@ -46,8 +58,9 @@ class Repository:
         keep_versions: int,
         load_seconds: float,
         default_model: str | None = None,
-        unloaded: Sequence[str] = (),
-        everywhere: Callable[[str, str], Awaitable[None]] | None = None,
+        rollout: float = 1.0,
+        orders: ModelOrders | None = None,
+        refresh: Callable[[], Awaitable[None]] | None = None,
         retired: Callable[[Bundle], None] = lambda _bundle: None,
     ) -> None:
         """Nothing is loaded until `load_all` or `load`.
@@ -55,16 +68,27 @@ class Repository:
         folder: the models, a folder each. prepare: opens and warms a version in a worker thread;
         what it returns is called on the event loop and makes the served model. keep_versions: how
         many of the newest versions serve. load_seconds: how long a load may take. default_model:
-        the model of `/predict`. unloaded: models that stay unloaded. everywhere: loads or unloads a
-        model in every worker, this one included. retired: called with each version that no longer
-        serves.
+        the model of `/predict`. rollout: the share of requests that a new version gets at first; 1:
+        all. orders: the way to every worker; None: orders stay in this process. refresh: brings
+        the folder up to date with where it is copied from. retired: called
+        with each version that no longer serves.
         """
         self._folder, self._prepare, self._keep = folder, prepare, keep_versions
-        self._default_model = default_model
+        self._set_default, self._load_seconds = default_model, load_seconds
+        self._rollout = rollout
         self._loaded: Loaded = MappingProxyType({})
-        self._unloaded = set(unloaded)
-        self._ending = ""
-        self._everywhere, self._retired = everywhere, retired
+        self._ending, self._refresh_folder = "", refresh
+        self._retired = retired
+        self._channel = orders
+        self._orders: dict[str, ModelOrder] = {}
+        """By model, the newest order; carried out or not."""
+        self._outcomes: OrderedDict[int, asyncio.Task[None]] = OrderedDict()
+        """By change number: what became of the last orders here."""
+        self._carried_out: dict[str, tuple[int, str | None]] = {}
+        """By model: the newest order that was carried out here, and why it could not be."""
+        self._begun = False
+        if orders is not None:
+            orders.follow(self.obey)
         self.faults: dict[tuple[str, int], str] = {}
         """(model, version) → why it does not serve."""
         self.loads: Loads[Callable[[], ServedModel]] = Loads(seconds=load_seconds)
@@ -74,10 +98,16 @@ class Repository:
         """For each model that is loading: a future that ends the wait when it gets a reason."""
         self._retiring: set[asyncio.Task[None]] = set()
 
-    def find(self, name: str | None = None, version: int | None = None) -> ServedModel:
-        """Return a model version.
+    def find(
+        self,
+        name: str | None = None,
+        version: int | None = None,
+        body: bytes | bytearray | None = None,
+    ) -> ServedModel:
+        """A model (None: the default one), in the version that answers unless one is given.
 
-        name: None for the default model. version: None for the newest one. Raises UnknownModel.
+        body: of the request, which chooses between two versions while one is on trial. Raises
+        UnknownModel.
         """
         loaded = self._loaded
         name = name if name is not None else self.default_name()
@@ -87,7 +117,8 @@ class Repository:
                 f"no model '{name[:80]}'; there is {', '.join(sorted(loaded)) or 'none'}"
             )
         if version is None:
-            return next(iter(by_version.values()))
+            found = next(iter(by_version.values()))
+            return found if found.trial is None or body is None else found.choose(body)
         if version not in by_version:
             there = ", ".join(map(str, sorted(by_version)))
             raise UnknownModel(f"model '{name}' has no version {version} loaded; there is {there}")
@@ -95,8 +126,8 @@ class Repository:
 
     def default_name(self) -> str:
         """The model of /predict and /priors. Raises UnknownModel with the names to choose from."""
-        if self._default_model is not None:
-            return self._default_model
+        if (wanted := self.wanted_default) is not None:
+            return wanted
         if len(self._loaded) != 1:
             names = ", ".join(sorted(self._loaded)) or "none"
             raise UnknownModel(
@@ -104,12 +135,27 @@ class Repository:
             )
         return next(iter(self._loaded))
 
+    @property
+    def wanted_default(self) -> str | None:
+        """The default model that was ordered, or else set; it may not be there."""
+        order = self._orders.get(SERVICE)
+        return self._set_default if order is None else order.wish.default_model or self._set_default
+
     def all(self) -> Loaded:
-        """Return the loaded versions: name → version → model, the newest version first."""
+        """Name → version → model, first the version that answers by default."""
         return self._loaded
 
+    def order(self, name: str) -> ModelOrder | None:
+        """The newest order for a model; None when none was given."""
+        return self._orders.get(name)
+
+    def wish(self, name: str) -> Wish:
+        """What is wanted of a model."""
+        order = self._orders.get(name)
+        return AS_SET if order is None else order.wish
+
     def newest(self) -> list[ServedModel]:
-        """Return the newest loaded version of each model."""
+        """Of each model the version that answers by default: the newest, unless it is on trial."""
         return [next(iter(by_version.values())) for by_version in self._loaded.values()]
 
     def names_on_disk(self) -> list[str]:
@@ -124,56 +170,214 @@ class Repository:
         The reason means nothing for a version that serves.
         """
         return [
-            (name, version, self.faults.get((name, version), self._why_unserved(name)))
+            (name, version, self.faults.get((name, version), self._why_unserved(name, version)))
             for name in self.names_on_disk()
             for version in versions(self._folder / name)
         ]
 
-    def _why_unserved(self, name: str) -> str:
-        if name in self._unloaded:
+    def _why_unserved(self, name: str, version: int) -> str:
+        wish = self.wish(name)
+        if not wish.loaded:
             return "unloaded"
-        return (
-            f"not among the newest {self._keep} versions" if name in self._loaded else "not loaded"
-        )
+        if version in wish.withdrawn:
+            return "taken back"
+        if name not in self._loaded:
+            return "not loaded"
+        return f"not among the newest {wish.keep_versions or self._keep} versions"
 
     def _wanted(self) -> list[str]:
-        return [name for name in self.names_on_disk() if name not in self._unloaded]
+        return [name for name in self.names_on_disk() if self.wish(name).loaded]
 
     async def load_all(self) -> None:
-        """Load new versions and retire those whose folder is gone. Unloaded models stay
-        unloaded.
-        """
-        await asyncio.gather(*(self._refreshed(name) for name in self._wanted()))
+        """Load new versions and retire those whose folder is gone; unloaded models stay so."""
+        if self._refresh_folder is not None and self._begun:
+            await self._refresh_folder()
+        self._begun, known = True, list(self._orders.values())
+        await asyncio.gather(*(self._taken_up(name) for name in self._wanted()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
             self._swap(name, {})
+        for order in known:
+            self._note(order, None)
+        self._report()
         await asyncio.to_thread(return_memory)
 
-    async def load(self, name: str) -> None:
-        """Run `load_here` in every worker. Raises its errors, and OtherWorkerFailed."""
-        await (self._everywhere("load", name) if self._everywhere else self.load_here(name))
+    async def _taken_up(self, name: str) -> None:
+        await self._begin_rollout(name)
+        await self._refreshed(name)
 
-    async def unload(self, name: str) -> None:
-        """Run `unload_here` in every worker. Raises its errors, and OtherWorkerFailed."""
-        await (self._everywhere("unload", name) if self._everywhere else self.unload_here(name))
+    # ---- orders, which every worker carries out
 
-    async def load_here(self, name: str) -> None:
-        """Load the newest versions of a model that are not loaded yet, and retire those that are
-        gone.
+    async def load(self, name: str, *, by: str = "") -> None:
+        """Have every worker load the newest versions of a model, and retire those gone.
 
-        Raises UnknownModel, or ModelFailed; after ModelFailed the previous versions keep serving.
+        Raises UnknownModel, ModelFailed (the versions that served go on), OtherWorkerFailed and
+        StoreUnavailable.
         """
+        if self._refresh_folder is not None:
+            await self._refresh_folder()
+        self._check_on_disk(name)
+        await self._begin_rollout(name)
+        await self._give(name, wishes.load, by)
+
+    async def unload(self, name: str, *, by: str = "") -> None:
+        """Have every worker stop serving and loading a model; requests that hold it are finished.
+
+        Raises UnknownModel, OtherWorkerFailed and StoreUnavailable.
+        """
+        if name not in self._loaded and name not in self._stops:
+            raise UnknownModel(f"no model '{name[:80]}' is loaded")
+        await self._give(name, wishes.unload, by)
+
+    async def change(self, name: str, change: Callable[[Wish], Wish], *, by: str) -> None:
+        """Have every worker carry out another order for a model of the folder.
+
+        Raises what `change` raises, UnknownModel, OtherWorkerFailed and StoreUnavailable.
+        """
+        self._check_on_disk(name)
+        await self._give(name, change, by)
+
+    async def make_default(self, name: str | None, *, by: str) -> None:
+        """Make a model the one of `/predict` in every worker; None: the one that was set."""
+        await self._give(SERVICE, partial(wishes.make_default, name=name), by)
+
+    async def start_rollout(self, name: str, version: int, share: float, *, by: str) -> None:
+        """Give a version a share of the requests that name none. Raises NoRollout and the like."""
+        self._check_on_disk(name)
+        there = versions(self._folder / name)
+        if version not in there or version == there[0]:
+            older = f"there is {', '.join(map(str, there))}"
+            raise NoRollout(
+                f"version {version} of model '{name}' cannot be on trial: it must be in the folder "
+                f"and have an older version beside it; {older}"
+            )
+        stable = max(each for each in there if each < version)
+        await self._give(
+            name, partial(wishes.begin_rollout, version=version, share=share, stable=stable), by
+        )
+
+    async def workers(self, name: str) -> list[WorkerModel]:
+        """What each live worker of each replica serves of a model. Raises StoreUnavailable."""
+        return [] if self._channel is None else await self._channel.workers(name)
+
+    def obey(self, orders: Sequence[ModelOrder]) -> None:
+        """Carry out orders that have arrived, unless they are known or overtaken."""
+        for order in orders:
+            known = self._orders.get(order.model)
+            if known is not None and known.change >= order.change:
+                continue
+            self._orders[order.model] = order
+            if self._begun:
+                task = asyncio.get_running_loop().create_task(self._carry_out(order))
+                task.add_done_callback(_heard)
+                self._outcomes[order.change] = task
+                if len(self._outcomes) > _MAX_OUTCOMES:
+                    self._outcomes.popitem(last=False)
+
+    async def _give(self, name: str, change: Callable[[Wish], Wish], by: str) -> None:
+        """Store an order, carry it out here, and wait for the other workers."""
+        if self._channel is None:
+            now = self._orders.get(name)
+            wish = change(self.wish(name))
+            number = 1 if now is None else now.change + 1
+            order: ModelOrder | None = ModelOrder(name, wish, number, by, datetime.now(UTC))
+            assert order is not None
+            self.obey([order])
+        else:
+            order = await self._channel.give(name, change, by=by)
+        if order is None or not self._begun:
+            return
+        outcome = self._outcomes.get(order.change)
+        if outcome is not None:
+            await asyncio.shield(outcome)
+        if self._channel is None:
+            return
+        failed = await self._channel.carried_out(order, seconds=self._load_seconds)
+        if failed:
+            told = "; ".join(
+                f"{each.replica} (process {each.pid}): {each.error}" for each in failed
+            )
+            raise OtherWorkerFailed(
+                f"this worker has carried out the order for '{name[:80]}' and another could not; "
+                f"try again, or restart it: {told[:_MAX_REASON]}"
+            )
+
+    async def _carry_out(self, order: ModelOrder) -> None:
+        name, reason = order.model, None
+        try:
+            if name != SERVICE:
+                await self._obeyed(name, order.wish)
+        except Exception as error:
+            reason = str(error) or type(error).__name__
+            raise
+        finally:
+            self._note(order, reason)
+            self._report()
+
+    def _note(self, order: ModelOrder, reason: str | None) -> None:
+        """Note that an order was carried out, or why not, unless a later one was already."""
+        if self._carried_out.get(order.model, (0,))[0] < order.change:
+            self._carried_out[order.model] = (order.change, reason)
+
+    async def _obeyed(self, name: str, wish: Wish) -> None:
+        if not wish.loaded:
+            if name in self._stops:
+                tell(self._stops[name], _UNLOADED)
+            self._swap(name, {})
+            return
+        if self._refresh_folder is not None:
+            await self._refresh_folder()
+        if not self._is_on_disk(name):  # not yet here, or no more
+            raise UnknownModel(f"no model '{name[:80]}' in the repository of this worker")
+        stopped = await self._refreshed(name)
+        if stopped is not None:
+            raise ModelFailed(f"model '{name}' was not loaded: {stopped}")
+        faults = [
+            self.faults[name, v] for v in self._versions(name)[:1] if (name, v) in self.faults
+        ]
+        if faults:
+            raise ModelFailed(faults[0])
+
+    async def _begin_rollout(self, name: str) -> None:
+        """Put a new version on trial, where a share is set, once for all workers."""
+        if self._rollout >= 1 or self._channel is None:
+            return
+        there = versions(self._folder / name)
+        if not there:
+            return
+        serving = self._loaded.get(name)
+        change = partial(
+            wishes.take_up,
+            newest=there[-1],
+            serving=next(iter(serving)) if serving else None,
+            share=self._rollout,
+        )
+        wish = self.wish(name)
+        try:
+            if change(wish) != wish:
+                await self._channel.give(name, change, by="rollout")
+        except StoreUnavailable as error:
+            logger.warning("version %d of %s is not put on trial now: %s", there[-1], name, error)
+
+    def _report(self) -> None:
+        """Tell the other workers what this one serves, once it has begun."""
+        if self._channel is None or not self._begun:
+            return
+        names = {*self._loaded, *self._carried_out} or {SERVICE}
+        self._channel.report({name: self._line(name) for name in sorted(names)})
+
+    def _line(self, name: str) -> dict[str, object]:
+        order, reason = self._carried_out.get(name, (0, None))
+        line: dict[str, object] = {"versions": list(self._loaded.get(name, ())), "order": order}
+        if reason is not None:
+            line["error"] = reason[:_MAX_REASON]
+        return line
+
+    def _check_on_disk(self, name: str) -> None:
         if not self._is_on_disk(name):
             raise UnknownModel(
                 f"no model '{name[:80]}' in the repository; there is "
                 f"{', '.join(self.names_on_disk()) or 'none'}"
             )
-        self._unloaded.discard(name)
-        stopped = await self._refreshed(name)
-        if stopped is not None:
-            raise ModelFailed(f"model '{name}' was not loaded: {stopped}")
-        newest = versions(self._folder / name)[-1]
-        if (name, newest) in self.faults:
-            raise ModelFailed(self.faults[name, newest])
 
     def _is_on_disk(self, name: str) -> bool:
         try:
@@ -182,23 +386,15 @@ class Repository:
             return False
         return bool(versions(self._folder / name))
 
-    async def unload_here(self, name: str) -> None:
-        """Stop serving and loading a model. Requests that already use it are finished.
-
-        Raises UnknownModel.
-        """
-        if name not in self._loaded and name not in self._stops:
-            raise UnknownModel(f"no model '{name[:80]}' is loaded")
-        self._unloaded.add(name)
-        if name in self._stops:
-            tell(self._stops[name], _UNLOADED)
-        self._swap(name, {})
-
     def end_loading(self, reason: str) -> None:
         """Load nothing more, and end every wait for a load with this reason."""
         self._ending = reason
         for stop in self._stops.values():
             tell(stop, reason)
+
+    def prepare_with(self, prepare: "Callable[[Path], Callable[[], ServedModel]]") -> None:
+        """Open later versions in another way; those that serve stay as they are."""
+        self._prepare = prepare
 
     async def close(self) -> None:
         """Retire every model and wait until all of them are closed."""
@@ -213,9 +409,7 @@ class Repository:
         Returns the reason if it stopped early, else None.
         """
         async with self._one_at_a_time[name]:
-            if (
-                self._ending or name in self._unloaded
-            ):  # may have changed while this call waited for the lock
+            if self._ending or not self.wish(name).loaded:  # it may have changed while this waited
                 return self._ending or _UNLOADED
             stop = self._stops[name] = asyncio.get_running_loop().create_future()
             try:
@@ -223,12 +417,26 @@ class Repository:
             finally:
                 del self._stops[name]
 
+    def _versions(self, name: str) -> list[int]:
+        """The versions in the folder that may serve, newest first."""
+        wish = self.wish(name)
+        newest = None if wish.rollout is None else wish.rollout.version
+        if newest is None and self._rollout < 1:
+            newest = wish.accepted
+        return [
+            version
+            for version in versions(self._folder / name)[::-1]
+            if version not in wish.withdrawn and (newest is None or version <= newest)
+        ]
+
     async def _refresh(self, name: str, stop: "asyncio.Future[str]") -> str | None:
-        wanted = versions(self._folder / name)[::-1]
+        wish = self.wish(name)
+        candidate = None if wish.rollout is None else wish.rollout.version
+        keep = (wish.keep_versions or self._keep) + (candidate is not None)
         current = self._loaded.get(name, {})
         chosen: dict[int, ServedModel] = {}
-        for version in wanted:
-            if len(chosen) == self._keep:
+        for version in self._versions(name):
+            if len(chosen) == keep:
                 break
             if version in current:
                 chosen[version] = current[version]
@@ -249,7 +457,7 @@ class Repository:
                     "load of %s/%d failed: %s; %s", name, version, error, _still_serving(current)
                 )
         if chosen or name in self._loaded:
-            self._swap(name, chosen)
+            self._swap(name, _on_trial(chosen, wish))
         return None
 
     def _swap(self, name: str, by_version: dict[int, ServedModel]) -> None:
@@ -267,6 +475,26 @@ class Repository:
                 task = asyncio.get_running_loop().create_task(_retire(model, self._retired))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
+
+
+def _on_trial(chosen: dict[int, ServedModel], wish: Wish) -> dict[int, ServedModel]:
+    """The versions with the one that answers by default first, and its trial set."""
+    rollout = wish.rollout
+    candidate = None if rollout is None else chosen.get(rollout.version)
+    stable = [model for model in chosen.values() if model is not candidate]
+    for model in chosen.values():
+        model.trial = None
+    if rollout is None or candidate is None or not stable:
+        return chosen
+    stable[0].trial = Trial.of(candidate, rollout.share)
+    ordered = [stable[0], candidate, *stable[1:]]
+    return {model.bundle.version: model for model in ordered}
+
+
+def _heard(outcome: "asyncio.Task[None]") -> None:
+    """Keep asyncio from logging the error of an order; it is in the log and in the report."""
+    if not outcome.cancelled():
+        outcome.exception()
 
 
 async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None:

@@ -1,10 +1,11 @@
 """One loaded version of a model, and the references that keep it loaded while requests use it."""
 
 import asyncio
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.batching.batcher import Batcher
 from service.batching.queue import Entry
@@ -17,6 +18,26 @@ from service.priors.rule import source_warnings
 from service.priors.shift.stream import Stream
 from service.wire.json_rows import ShortJson
 from service.wire.ranked import ClassJson
+
+
+class Trial(NamedTuple):
+    """A newer version on trial beside the one that answers by default.
+
+    below: requests whose hash, of 32 bits, is smaller go to it.
+    """
+
+    candidate: "ServedModel"
+    below: int
+
+    @property
+    def share(self) -> float:
+        """The share of the requests that it gets."""
+        return self.below / 2**32
+
+    @classmethod
+    def of(cls, candidate: "ServedModel", share: float) -> "Trial":
+        """A trial with a share, above 0 and at most 1, of the requests."""
+        return cls(candidate, round(share * 2**32))
 
 
 @dataclass(eq=False)
@@ -39,6 +60,12 @@ class ServedModel:
     stream: Stream
     report: dict[str, object] = field(default_factory=dict)
     infer_forms: dict[bytes, Any] = field(default_factory=dict)
+    row_seconds: float = 0.0
+    """Measured seconds of a row in a full batch."""
+    full_batch: int = 1
+    """Rows of a full batch."""
+    trial: Trial | None = None
+    """The version on trial, where this one answers by default and there is one."""
     class_json: ClassJson = field(init=False)
     short_json: ShortJson = field(init=False)
     source_warnings: tuple[str, ...] = field(init=False)
@@ -71,6 +98,13 @@ class ServedModel:
             else:
                 found.append(None)
         return found if any(found) else None
+
+    def choose(self, body: bytes | bytearray) -> "ServedModel":
+        """This version or the one on trial, by the body: equal requests get equal answers."""
+        trial = self.trial
+        if trial is not None and zlib.crc32(body) < trial.below:
+            return trial.candidate
+        return self
 
     @contextmanager
     def held(self) -> Iterator[None]:

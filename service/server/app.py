@@ -3,10 +3,12 @@
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import random
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.api import console, dialect_probes, health, models, web, whoami
+from service.api import console, dialect_probes, health, models, serving, web, whoami
 from service.api.adjust import Adjust
 from service.api.dialects import V1, Invocations
 from service.api.edge.access import Access
@@ -28,7 +30,7 @@ from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
 from service.graph import providers
 from service.keys import parse_keys
-from service.machine import available_threads
+from service.machine import available_threads, own_address
 from service.observe.history import History
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
@@ -42,13 +44,16 @@ from service.priors.recent import LogitReservoir
 from service.priors.shift.watch import Automatic, Served, ShiftWatch
 from service.priors.store import open_store, store_url
 from service.priors.webhook import Changed, Webhook
-from service.repository.loading import Loader
+from service.repository.loading import Loader, queue_bounds
 from service.repository.report import sample_instance
 from service.repository.repository import Repository, UnknownModel
+from service.repository.served import ServedModel
 from service.server.gauges import Gauges
 from service.server.loop_turns import LoopTurns
 from service.server.watchdog import Watchdog
 from service.settings import InvalidSetting, Settings, check_paths
+from service.stores.mirror import open_mirror
+from service.stores.remote import RemoteUnavailable
 
 if TYPE_CHECKING:
     from service.api.rpc.front import Front
@@ -56,6 +61,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
+URL_POLL_SECONDS = 30.0
+"""Pause between two looks at a URL of models, unless --models-poll-seconds is set."""
 GRPC_STOP_SECONDS = 10.0
 """Seconds that running gRPC calls get at shutdown. HTTP requests are finished before that."""
 
@@ -75,17 +82,13 @@ class Service:
         settings: Settings,
         run_folder: RunFolder,
         *,
-        unloaded: Sequence[str] = (),
         replaces: str = "",
-        everywhere: Callable[[str, str], Awaitable[None]] | None = None,
         owns_process: bool = True,
     ) -> None:
         """Build the service, which counts its metrics in `run_folder`.
 
-        unloaded: models that an operator has unloaded; they are not loaded at the start.
-        replaces: how the previous worker in this slot ended, where there was one.
-        everywhere: loads or unloads a model in every worker, where there are several.
-        owns_process: whether the watchdog may end the process when it hangs.
+                replaces: how the worker before this one ended, where there was one.
+        owns_process: whether the process may be ended when it hangs.
         """
         check_paths(settings)
         self.settings = settings
@@ -107,16 +110,22 @@ class Service:
         if replaces:
             self.metrics.worker_replaced(replaces)
         self.threads = max(1, available_threads() // settings.workers)
-        store = open_store(settings.store)
+        store = open_store(settings.store, reads=settings.store_reads)
         self.priors = Priors(store)
-        self.repository = Repository(
+        self.mirror = open_mirror(
             settings.models,
-            prepare=self._loader().prepare,
+            settings.models_cache,
+            max_bytes=settings.models_cache_mib * 2**20,
+        )
+        self.repository = Repository(
+            self._models_folder(),
+            prepare=self._prepare(),
+            refresh=None if self.mirror is None else self._refresh_mirror,
             keep_versions=settings.keep_versions,
             load_seconds=settings.load_seconds,
             default_model=settings.default_model,
-            unloaded=unloaded,
-            everywhere=everywhere,
+            rollout=settings.rollout,
+            orders=self.priors.orders,
             retired=self._retired,
         )
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
@@ -136,6 +145,7 @@ class Service:
             lost=self._lost_graph,
             end=os._exit if owns_process else None,
         )
+        self._polling: asyncio.Task[None] | None = None
         self.webhook: Webhook | None = None
         self.steps: AutomaticSteps | None = None
         self.grpc: Front | None = None
@@ -163,6 +173,7 @@ class Service:
         await self.priors.start(optional=self.settings.store_optional)
         if store_url(self.settings.store) != self.settings.store:
             logger.info("priors are kept in %s", store_url(self.settings.store))
+        await self._refresh_mirror()
         self._check_default_model()
         await self.repository.load_all()
         if self.repository.faults and not self.repository.all():
@@ -193,6 +204,9 @@ class Service:
                 render=self.metrics.exposition,
                 allowed=self.access.status_for_observing,
             )
+            if self.priors.orders is not None:
+                host = own_address(self.settings.host)
+                self.priors.orders.show_metrics(f"{host}:{self.metrics_port.port}")
         if self.settings.grpc_port:
             await self._start_grpc()
         if self.settings.workers > 1:
@@ -203,6 +217,8 @@ class Service:
             turns = LoopTurns()
             turns.start()
             self.metrics.add_gauges(turns.gauges)
+        if self._poll_seconds:
+            self._polling = asyncio.get_running_loop().create_task(self._poll_models())
         self.watchdog.start()
         self.start_done.set()
 
@@ -222,6 +238,8 @@ class Service:
         """Finish the admitted requests, then release everything."""
         if self.grpc is not None:
             await self.grpc.stop(seconds=GRPC_STOP_SECONDS)
+        if self._polling is not None:
+            self._polling.cancel()
         self.drift.stop()
         self.history.stop()
         await asyncio.to_thread(self.shift.stop)
@@ -273,6 +291,12 @@ class Service:
                     repository=self.repository, health=probes, health_route=settings.health_route
                 ),
                 models.router(self.repository, self.access),
+                serving.router(
+                    repository=self.repository,
+                    metrics=self.metrics,
+                    access=self.access,
+                    orders=self.priors.orders,
+                ),
                 whoami.router(self.access),
                 priors.router(
                     priors=self.priors,
@@ -345,7 +369,39 @@ class Service:
         if self.webhook is not None:
             self.webhook.announce(changed)
 
+    # -- models from a URL, and new versions without being told
+
+    def _models_folder(self) -> Path:
+        return Path(self.settings.models) if self.mirror is None else self.mirror.folder
+
+    def _prepare(self) -> Callable[[Path], Callable[[], ServedModel]]:
+        prepare = self._loader().prepare
+        return prepare if self.mirror is None else self.mirror.loading(prepare)
+
+    async def _refresh_mirror(self) -> None:
+        """Bring the local copy up to date; while the store is away, what was copied serves."""
+        if self.mirror is None:
+            return
+        try:
+            await asyncio.to_thread(self.mirror.refresh)
+        except RemoteUnavailable as error:
+            logger.warning("new versions are not looked for: %s", error)
+
+    @property
+    def _poll_seconds(self) -> float:
+        return self.settings.models_poll_seconds or (URL_POLL_SECONDS if self.mirror else 0.0)
+
+    async def _poll_models(self) -> None:
+        while True:
+            await asyncio.sleep(self._poll_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+            try:
+                await self.repository.load_all()
+            except Exception:
+                logger.exception("looking for new versions failed; trying again")
+
     def _retired(self, bundle: Bundle) -> None:
+        if self.mirror is not None:
+            self.mirror.release((bundle.name, bundle.version))
         self.priors.forget(bundle)
         self.metrics.forget(bundle)
 
@@ -367,7 +423,9 @@ class Service:
     def _serving(self) -> list[Bundle]:
         """Return the newest version of each model, the default model first."""
         newest = [model.bundle for model in self.repository.newest()]
-        first = self.repository.default_name() if len(newest) == 1 else self.settings.default_model
+        first = (
+            self.repository.default_name() if len(newest) == 1 else self.repository.wanted_default
+        )
         return sorted(newest, key=lambda bundle: (bundle.name != first, bundle.name))
 
     def _busy(self) -> Iterable[tuple[str, float | None]]:
@@ -382,6 +440,28 @@ class Service:
 
     def _lost_graph(self) -> str | None:
         return next((each.lost for each in self._batchers() if each.lost), None)
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch of any model."""
+        return sum(batcher.queued_rows for batcher in self._batchers())
+
+    def reconfigure(self, settings: Settings) -> None:
+        """Take over the bound of the queues in time, for models that serve and for later ones."""
+        self.settings = settings
+        for by_version in self.repository.all().values():
+            for model in by_version.values():
+                model.batcher.bound(
+                    *queue_bounds(
+                        model.row_seconds, settings.max_queue_ms, full_batch=model.full_batch
+                    )
+                )
+        self.repository.prepare_with(self._prepare())
+
+    @property
+    def fault(self) -> str | None:
+        """Why the service is not live; None while it is."""
+        return self._why_not_live()
 
     def _why_not_live(self) -> str | None:
         failures = (each.lost or each.failure for each in self._batchers())
@@ -402,9 +482,11 @@ class Service:
     def _why_degraded(self) -> str | None:
         state = self.priors.store_state
         reasons = [f"the load of {what} hangs" for what in self.repository.loads.hanging()]
+        if self.mirror is not None and self.mirror.fault is not None:
+            reasons.append(f"models: {self.mirror.fault}")
         if state.degraded:
             reasons += [f"prior store {state.kind}", state.detail, *state.faults]
-        default = self.settings.default_model
+        default = self.repository.wanted_default
         if default is not None and default not in self.repository.all():
             reasons.append(f"the default model '{default}' is not served (GET /models says why)")
         reasons.append(self.metrics.fault or "")

@@ -1,19 +1,24 @@
 """The service as an ASGI application, for servers other than our own."""
 
 import contextlib
+import dataclasses
 import os
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
 from service.api.edge.access import check_exposure, is_loopback
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.observe.run_folder import RunFolder, new_run
 from service.server.app import Service
-from service.settings import Settings, read_settings
+from service.settings import InvalidSetting, Settings, read_settings
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+
+CHANGEABLE = ("max_queue_ms",)
+"""Settings that `Application.reconfigure` changes."""
 
 
 class Application:
@@ -87,6 +92,31 @@ class Application:
             service.drain()
             await service.stop()
         self._resources.close()
+
+    @property
+    def fault(self) -> str | None:
+        """Why the service must be replaced: a hang, or a batcher that failed; None: it is live."""
+        return None if self._service is None else self._service.fault
+
+    @property
+    def queued_rows(self) -> int:
+        """Rows that wait for a batch of any model."""
+        return 0 if self._service is None else self._service.queued_rows
+
+    def reconfigure(self, changes: Mapping[str, Any]) -> None:
+        """Change `max_queue_ms` while requests run; every other setting needs a new start.
+
+        Raises InvalidSetting for another setting or a wrong value.
+        """
+        fixed = sorted(set(changes) - set(CHANGEABLE))
+        if fixed:
+            raise InvalidSetting(
+                f"'{fixed[0]}' cannot be changed while the service runs; expected "
+                f"{', '.join(CHANGEABLE)}"
+            )
+        self.settings = dataclasses.replace(self.settings, **changes)
+        if self._service is not None:
+            self._service.reconfigure(self.settings)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         while True:

@@ -6,7 +6,7 @@ import socket
 import sys
 from typing import Any
 
-from service.server.link import Place, encoded, next_message
+from service.server.link import Place, next_message
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +29,6 @@ class WorkerProcess:
         """time.monotonic() when it began to serve."""
         self.refused: str | None = None
         """Why the worker refuses to serve, as it said itself; None while it does not refuse."""
-        self._orders: dict[int, asyncio.Future[str | None]] = {}
 
     @classmethod
     async def start(cls, place: Place) -> "WorkerProcess":
@@ -52,29 +51,6 @@ class WorkerProcess:
         writer.write(place.encoded())
         return cls(place.slot, process, reader, writer)
 
-    def send(self, message: dict[str, Any]) -> None:
-        """Send a message, unless the worker has ended."""
-        if not self._writer.is_closing():
-            self._writer.write(encoded(message))
-
-    def order(
-        self, number: int, verb: str, model: str, *, yours: int | None
-    ) -> "asyncio.Future[str | None]":
-        """Order the worker to load or unload a model.
-
-        The future's result is the reason for a failure, or None after success. yours: the number of
-        the worker's own request, if this worker asked for the order.
-        """
-        answer = self._orders[number] = asyncio.get_running_loop().create_future()
-        self.send({"order": number, "verb": verb, "model": model, "yours": yours})
-        return answer
-
-    def done(self, number: int, error: str | None) -> None:
-        """Note that the worker has carried out an order."""
-        answer = self._orders.pop(number, None)
-        if answer is not None:
-            answer.set_result(error)
-
     async def next_message(self) -> dict[str, Any] | None:
         """Return the worker's next message; None once it has closed the line."""
         return await next_message(self._reader)
@@ -82,14 +58,9 @@ class WorkerProcess:
     async def wait(self) -> int:
         """Wait until the worker has ended, and return its exit status (negative: killed by a
         signal).
-
-        Its open orders count as done, since its replacement starts from the current state.
         """
         status = await self._process.wait()
         self._writer.close()
-        for answer in self._orders.values():
-            answer.set_result(None)
-        self._orders.clear()
         return status
 
     def signal(self, number: int) -> None:

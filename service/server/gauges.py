@@ -58,6 +58,9 @@ class Gauges:
                 yield "priordial_queued_rows", version, float(model.batcher.queued_rows)
                 provider = {**version, "provider": model.graph.provider}
                 yield "priordial_model_info", provider, 1.0
+            if newest.trial is not None:
+                version = {"model": name, "version": str(newest.trial.candidate.bundle.version)}
+                yield "priordial_rollout_share", version, newest.trial.share
 
     def vectors(self) -> Iterator[VectorGauge]:
         """Yield gauges with one number per class: each prior's target, for each model's newest

@@ -135,9 +135,7 @@ class _Serving:
         self._service = Service(
             settings,
             run_folder,
-            unloaded=place.unloaded if place else (),
             replaces=place.replaces if place else "",
-            everywhere=link.everywhere if link else None,
         )
         check_exposure(
             settings.host,
@@ -183,7 +181,7 @@ class _Serving:
         starting = asyncio.get_running_loop().create_task(self._service.start())
         self._stop_starting = starting.cancel
         if self._link is not None:
-            self._link.follow(self._carry_out, when_alone=self._leave_now)
+            self._link.watch(when_alone=self._leave_now)
         try:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
@@ -238,12 +236,6 @@ class _Serving:
         self._server.should_exit = True
 
     # -- models
-
-    async def _carry_out(self, verb: str, model: str) -> None:
-        """Carry out an order of the supervisor, once this worker has started."""
-        await self._service.start_done.wait()
-        repository = self._service.repository
-        await (repository.load_here(model) if verb == "load" else repository.unload_here(model))
 
     def _reload(self) -> None:
         self._soon(self._load_all())

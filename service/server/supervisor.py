@@ -7,7 +7,6 @@ accepted therefore outlive a worker that dies: another worker accepts them.
 import asyncio
 import contextlib
 import dataclasses
-import itertools
 import logging
 import signal
 import socket
@@ -21,7 +20,7 @@ from service.observe.log import refuse
 from service.observe.run_folder import RunFolder, new_run
 from service.server.child import WorkerProcess
 from service.server.connection_counts import open_counts
-from service.server.link import Place, cut_all
+from service.server.link import Place
 from service.server.listener import url_of
 from service.server.startup import on_signals
 from service.settings import Settings
@@ -72,10 +71,6 @@ class _Supervisor:
         self._settings, self._listener, self._folder = settings, listener, folder
         self._counts = open_counts(folder, settings.workers)
         self._workers: dict[int, WorkerProcess] = {}
-        self._unloaded: set[str] = set()
-        self._numbers = itertools.count(1)
-        self._newest_order: dict[str, int] = {}
-        """The newest open order of each model. A later order does not wait for a slow load."""
         self._announced = False
         self._leaving = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -176,7 +171,6 @@ class _Supervisor:
             run_folder=str(self._folder),
             listener=self._listener.fileno(),
             settings=_plain(self._settings),
-            unloaded=sorted(self._unloaded),
             replaces=replaces,
         )
         worker = self._workers[slot] = await WorkerProcess.start(place)
@@ -192,10 +186,6 @@ class _Supervisor:
                 self._announce()
             elif "refused" in message:
                 worker.refused = message["refused"]
-            elif "done" in message:
-                worker.done(message["done"], message["error"])
-            elif "tell" in message:
-                self._soon(self._tell(worker, message["tell"], message["verb"], message["model"]))
         return await worker.wait()
 
     def _set_absent(self, slot: int) -> None:
@@ -215,34 +205,6 @@ class _Supervisor:
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._leaving.wait()
-
-    # -- orders that one worker gives to all
-
-    async def _tell(self, teller: WorkerProcess, number: int, verb: str, model: str) -> None:
-        """Order every worker to load or unload a model, and report to `teller`, which asked.
-
-        All workers get all orders in the same sequence, so all end up in the same state. A worker
-        that is still starting carries the order out before it serves; nobody waits for that.
-        """
-        order = self._newest_order[model] = next(self._numbers)
-        was_unloaded = model in self._unloaded
-        (self._unloaded.discard if verb == "load" else self._unloaded.add)(model)
-        workers = list(self._workers.values())
-        answers = [
-            worker.order(order, verb, model, yours=number if worker is teller else None)
-            for worker in workers
-        ]
-        errors = [
-            (worker.slot, await answer)
-            for worker, answer in zip(workers, answers, strict=True)
-            if worker.ready_at is not None
-        ]
-        found = [f"worker {slot}: {error}" for slot, error in errors if error is not None]
-        if self._newest_order.get(model) == order:
-            del self._newest_order[model]
-            if verb == "unload" and found and not was_unloaded:
-                self._unloaded.discard(model)
-        teller.send({"told": number, "errors": cut_all(found)})
 
     # -- signals
 

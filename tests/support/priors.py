@@ -36,9 +36,9 @@ def make_bundle(
 
 
 @contextlib.asynccontextmanager
-async def following(url: str, **options):
+async def following(url: str, *, reads: str = "", **options):
     """Priors that follow the store at a URL while the block runs."""
-    store = open_store(url)
+    store = open_store(url, reads=reads)
     priors = Priors(store, poll_seconds=0.02, **options)
     await priors.start()
     try:

@@ -8,6 +8,7 @@ import orjson
 from service.batching import work
 from service.contract import adjustment, prior
 from service.priors import caution, preview, revisions
+from service.priors.orders import wishes
 from service.repository import repository
 from service.wire import faults
 
@@ -109,6 +110,8 @@ def kinds() -> Mapping[type[Exception], str]:
         repository.UnknownModel: "unknown-model",
         repository.ModelFailed: "invalid",
         repository.OtherWorkerFailed: "unavailable",
+        repository.NoRollout: "invalid",
+        wishes.NoTrial: "conflict",
     }
 
 

@@ -119,7 +119,7 @@ class Infer:
         query: Parameters,
         reply: Reply,
     ) -> None:
-        model = self._repository.find(name, version)
+        model = self._repository.find(name, version, request.body)
         with model.held():
             read = await in_pool(
                 self._pool,
@@ -136,7 +136,7 @@ class Infer:
     def _read(self, request: Request, name: str, version: int | None, query: Parameters) -> "_Read":
         """Parse a body. Raises the errors of the status table."""
         body, header_length = request.body, request.headers.get(HEADER_LENGTH)
-        model = self._repository.find(name, version)
+        model = self._repository.find(name, version, body)
         if header_length == b"0":
             header, tensor = raw_request(body, model.bundle.input)
             form, inputs = Form(header, model.bundle), {tensor.name: tensor}

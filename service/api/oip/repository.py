@@ -36,14 +36,14 @@ def router(*, repository: Repository, access: Access) -> APIRouter:
     async def load(model: str, request: Request) -> Response:
         """Load the newest versions of a model from the repository, in place of those that serve."""
         await _refuse_overrides(request)
-        await repository.load(model)
+        await repository.load(model, by=request.state.by)
         return Response(media_type="application/json")
 
     @routes.post("/repository/models/{model}/unload", **changing)
     async def unload(model: str, request: Request) -> Response:
         """Stop serving a model; it stays out until it is loaded again."""
         await _refuse_overrides(request)
-        await repository.unload(model)
+        await repository.unload(model, by=request.state.by)
         return Response(media_type="application/json")
 
     return routes

@@ -61,14 +61,21 @@ def parse_store_url(text: str) -> URL:
 class Database:
     """The engine of a store and what every part of the store needs of it."""
 
-    def __init__(self, url: str) -> None:
-        """Does not connect. Raises InvalidStoreUrl."""
+    def __init__(self, url: str, *, reads: str = "") -> None:
+        """Does not connect. `reads`: a standby that is followed. Raises InvalidStoreUrl."""
         parsed = parse_store_url(url)
         self._url = url
         self.file: SqliteFile | None = None
         if parsed.get_backend_name() == "sqlite":
             self.file = SqliteFile(Path(parsed.database or ""))
         self.engine = postgres_engine(parsed) if self.file is None else sqlite_engine(self.file)
+        self.reader = self.engine
+        """Where the store is followed."""
+        if reads:
+            standby = parse_store_url(reads)
+            if self.file is not None or standby.get_backend_name() != "postgresql":
+                raise InvalidStoreUrl("--store-reads is for a PostgreSQL store and its standby")
+            self.reader = postgres_engine(standby)
         self.store_id = ""
         """Identifies the store once it is open, so that another one in its place is noticed."""
 
@@ -76,6 +83,16 @@ class Database:
     def is_postgres(self) -> bool:
         """Whether the engine is PostgreSQL, which can notify."""
         return self.file is None
+
+    @property
+    def reports_where_it_reads(self) -> bool:
+        """Whether the connection that follows the store may write to it as well."""
+        return self.is_postgres and self.reader is self.engine
+
+    def close(self) -> None:
+        """Close the connections that nobody uses now."""
+        self.engine.dispose()
+        self.reader.dispose()
 
     def open(self, *, create: bool = True) -> None:
         """Create or migrate the tables, unless they are as they should be.
@@ -179,8 +196,8 @@ def postgres_engine(url: URL) -> Engine:
     engine = create_engine(
         url,
         pool_pre_ping=True,
-        pool_size=3,
-        max_overflow=2,
+        pool_size=1,  # the rest is closed after use: a thousand replicas are as many connections
+        max_overflow=4,
         pool_timeout=2,
         connect_args={
             "connect_timeout": 2,

@@ -1,5 +1,6 @@
 """Following the store: its change number, new entries and notifications, over one connection."""
 
+import random
 import threading
 import time
 from collections.abc import Iterator
@@ -8,13 +9,23 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, func, select, text
 
-from service.priors.feed import Changes
+from service.priors.feed import Changes, spread
+from service.priors.orders.wishes import ModelOrder
 from service.priors.revisions import StoredRevision, StoreUnavailable
 from service.priors.store.engine import CHANNEL, Database
-from service.priors.store.rows import entry_of
-from service.priors.store.schema import history, meta
+from service.priors.store.orders import newest_orders, order_row, orders_since
+from service.priors.store.reports import write_report
+from service.priors.store.rows import entry_of, row_of
+from service.priors.store.schema import history, meta, model_orders
 from service.priors.store.trouble import typed_trouble
 
+LOOK_SECONDS = 1.0
+"""Pause between two looks at PostgreSQL while it notifies; they find out whether it answers."""
+STANDBY_SECONDS = 0.25
+"""The same at a standby, which cannot notify."""
+WORKERS_A_SECOND = 5000.0
+LONGEST_SPREAD_SECONDS = 0.3
+"""Looks after a notification are spread over so long at most, WORKERS_A_SECOND otherwise."""
 MAX_STEPS = 256
 """Changes that are read one by one; if there are more, only the newest entries are read."""
 
@@ -27,6 +38,10 @@ class Follower:
         self._connection: Connection | None = None
         self._file: tuple[int, int] | None = None
         """Identity of the SQLite file to which the connection belongs."""
+        self._listens = False
+        self._fleet = 1
+        self._mark: tuple[int, str] | None = None
+        """The newest change that was read, and the checksum of its row."""
         self._last_read: tuple[int, int] | None = None
         """SQLite's data_version before the change number was last read, and that number."""
 
@@ -40,7 +55,7 @@ class Follower:
             entries = entries_of(connection, select(history).where(history.c.change.in_(newest)))
             for damaged in [entry for entry in entries if entry.damaged]:
                 entries += _readable_before(connection, damaged)
-            return Changes(number, tuple(entries))
+            return self._marked(Changes(number, tuple(entries), newest_orders(connection)))
 
     def since(self, change: int) -> Changes:
         """The entries after a change number; only the newest when there are many."""
@@ -50,23 +65,39 @@ class Follower:
                 return Changes(number, ())
             if number - change <= MAX_STEPS:
                 entries = entries_of(connection, select(history).where(history.c.change > change))
-                return Changes(max([number, *(e.change for e in entries)]), tuple(entries))
+                orders = orders_since(connection, change)
+                read = [number, *(e.change for e in entries), *(o.change for o in orders)]
+                return self._marked(Changes(max(read), tuple(entries), orders))
         return self.newest()
 
     def wait(self, seconds: float, woken: threading.Event) -> None:
-        """Return on a notification of PostgreSQL, when woken, or after `seconds`."""
+        """Return on a notification of PostgreSQL, when woken, or after about `seconds`.
+
+        Where many workers follow, each waits a little after a notification, and looks less often
+        while there is none.
+        """
         if not self._database.is_postgres or self._connection is None:
             woken.wait(seconds)
             return
+        if not self._listens:
+            woken.wait(spread(max(seconds, STANDBY_SECONDS)))
+            return
         driver: Any = self._connection.connection.driver_connection
         dbapi: Any = self._database.engine.dialect.dbapi
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + spread(max(seconds, LOOK_SECONDS))
         try:
             while not woken.is_set() and (left := deadline - time.monotonic()) > 0:
                 if list(driver.notifies(timeout=min(left, 0.1), stop_after=1)):
+                    most = min(LONGEST_SPREAD_SECONDS, self._fleet / WORKERS_A_SECOND)
+                    woken.wait(random.uniform(0, most))  # noqa: S311 - it spreads workers
                     return
         except dbapi.Error:
             self._unfollow()
+
+    def report(self, worker: str, values: dict[str, Any], *, forget_before: int) -> None:
+        """Write what a worker serves, over the connection that is kept: one a worker is enough."""
+        with self._following() as connection:
+            self._fleet = write_report(connection, worker, values, forget_before=forget_before)
 
     def close(self) -> None:
         """Close the connection; the next reading opens another one."""
@@ -82,6 +113,7 @@ class Follower:
                     self._unfollow()
                 if self._connection is None:
                     self._connection = self._follow()
+                    self._check_history(self._connection)
                 yield self._connection
             except BaseException:
                 self._unfollow()
@@ -92,10 +124,14 @@ class Follower:
         if database.file is not None:
             self._file = database.file.identity()
             return database.engine.connect()
-        connection = database.engine.connect()
+        connection = database.reader.connect()
         try:
             connection = connection.execution_options(isolation_level="AUTOCOMMIT")
-            connection.execute(text(f"LISTEN {CHANNEL}"))
+            is_standby = connection.execute(text("SELECT pg_is_in_recovery()")).scalar()
+            self._listens = not is_standby
+            if self._listens:
+                connection.execute(text("SET synchronous_commit = off"))  # it writes reports only
+                connection.execute(text(f"LISTEN {CHANNEL}"))
         except BaseException:
             _drop(connection)
             raise
@@ -105,6 +141,46 @@ class Follower:
         connection, self._connection, self._last_read = self._connection, None, None
         if connection is not None:
             _drop(connection)
+
+    def _marked(self, changes: Changes) -> Changes:
+        """Note the newest row that was read, by which another store is told from this one."""
+        rows: tuple[StoredRevision | ModelOrder, ...] = (*changes.entries, *changes.orders)
+        newest = next((row for row in rows if row.change == changes.number), None)
+        if newest is not None:
+            self.note(newest)
+        return changes
+
+    def note(self, row: StoredRevision | ModelOrder) -> None:
+        """Note a row that this worker serves, or has written itself, from any thread."""
+        if isinstance(row, ModelOrder):
+            mark = row.change, str(order_row(row)["checksum"])
+        elif row.damaged:
+            return
+        else:
+            mark = row.change, str(row_of(row)["checksum"])
+        if self._mark is None or mark > self._mark:
+            self._mark = mark
+
+    def _check_history(self, connection: Connection) -> None:
+        """Raise StoreUnavailable("behind") when the store lacks what this worker has served.
+
+        A standby that was promoted is accepted when it has received all of that.
+        """
+        if self._mark is None:
+            return
+        change, checksum = self._mark
+        found = [
+            connection.execute(select(table.c.checksum).where(table.c.change == change)).scalar()
+            for table in (history, model_orders)
+        ]
+        connection.rollback()
+        if checksum not in found:
+            raise StoreUnavailable(
+                "behind",
+                f"its history does not contain change {change} as this worker has served it: an "
+                "older copy, or a standby that had not received it, has taken its place; restart "
+                "every worker to accept it",
+            )
 
     def _number(self, connection: Connection) -> int:
         """The change number; on SQLite read only after another connection has committed.

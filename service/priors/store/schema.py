@@ -28,7 +28,7 @@ from sqlalchemy import (
 
 from service.priors.revisions import StoreUnavailable
 
-SCHEMA = 1
+SCHEMA = 2
 _LOCK = 0x7072696F72  # any number, the same in every replica
 
 metadata = MetaData()
@@ -69,6 +69,20 @@ workers = Table(
     Column("change", BigInteger, nullable=False),
     Column("damaged", Text, nullable=False),
     Column("seen_us", BigInteger, nullable=False),
+    Column("models", Text, nullable=False, server_default="{}"),
+    Column("scraped_at", Text, nullable=False, server_default=""),
+)
+
+model_orders = Table(
+    "priordial_model_orders",
+    metadata,
+    Column("change", BigInteger, primary_key=True, autoincrement=False),
+    Column("model", String(64), nullable=False),
+    Column("updated_us", BigInteger, nullable=False),
+    Column("author", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("checksum", String(64), nullable=False),
+    Index("priordial_orders_of_model", "model", "change"),
 )
 
 
@@ -99,8 +113,19 @@ def migrate(connection: Connection) -> None:
 
 def _create(connection: Connection) -> None:
     metadata.create_all(connection)
-    connection.execute(insert(meta).values(id=1, schema=1, store_id=uuid.uuid4().hex, change=0))
+    values = {"id": 1, "schema": SCHEMA, "store_id": uuid.uuid4().hex, "change": 0}
+    connection.execute(insert(meta).values(values))
 
 
-_STEPS = (_create,)
+def _add_model_orders(connection: Connection) -> None:
+    """Let orders for models travel through the store. Programs of schema 1 may go on beside it."""
+    model_orders.create(connection, checkfirst=True)
+    there = {column["name"] for column in inspect(connection).get_columns(workers.name)}
+    for name, default in (("models", "{}"), ("scraped_at", "")):
+        if name not in there:
+            added = f"ADD COLUMN {name} TEXT NOT NULL DEFAULT '{default}'"
+            connection.execute(text(f"ALTER TABLE {workers.name} {added}"))
+
+
+_STEPS = (_create, _add_model_orders)
 assert len(_STEPS) == SCHEMA

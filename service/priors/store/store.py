@@ -4,7 +4,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import Any
 
 from sqlalchemy import Connection, Row, Select, Text, case, cast, func, insert, select, text, update
@@ -12,24 +12,25 @@ from sqlalchemy import delete as sql_delete
 
 from service.priors.changes import Change
 from service.priors.feed import Changes, WorkerReport
+from service.priors.orders.wishes import ModelOrder, Wish, WorkerModel
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
 from service.priors.store.engine import CHANNEL, Database
 from service.priors.store.follow import Follower, entries_of
 from service.priors.store.kept import KeptStates
+from service.priors.store.orders import changed_order, worker_models
+from service.priors.store.reports import alive, write_report
 from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
 
-ALIVE_SECONDS = 20
-"""A worker that has not reported for so long serves no more."""
 MAX_COMPARED_CHARACTERS = 2**16
 _FORGET_US = 3_600_000_000
 _NO_BODY = [column for column in history.c if column.name not in ("body", "checksum")]
 
 
-def open_store(url: str) -> "SqlPriorStore":
-    """The store of a URL, not yet connected. Raises InvalidStoreUrl."""
-    return SqlPriorStore(url)
+def open_store(url: str, *, reads: str = "") -> "SqlPriorStore":
+    """The store of a URL, not yet connected; `reads`: a standby of it. Raises InvalidStoreUrl."""
+    return SqlPriorStore(url, reads=reads)
 
 
 class SqlPriorStore:
@@ -38,9 +39,9 @@ class SqlPriorStore:
     `newest`, `since`, `wait` and `close` are for the one thread that follows the store.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, reads: str = "") -> None:
         """Does not connect. Raises InvalidStoreUrl."""
-        self.database = Database(url)
+        self.database = Database(url, reads=reads)
         self._follower = Follower(self.database)
         self.kept = KeptStates(self.database)
         self.newest: Callable[[], Changes] = self._follower.newest
@@ -54,7 +55,7 @@ class SqlPriorStore:
     def close(self) -> None:
         """Close all connections."""
         self._follower.close()
-        self.database.engine.dispose()
+        self.database.close()
 
     def report(self, report: WorkerReport) -> None:
         """Record what a worker serves, and forget workers that have been silent for an hour."""
@@ -65,14 +66,54 @@ class SqlPriorStore:
             "change": report.change,
             "damaged": json.dumps(report.damaged),
             "seen_us": now,
+            "models": report.models,
+            "scraped_at": report.scraped_at,
         }
+        forget_before = now - _FORGET_US
+        if self.database.reports_where_it_reads:
+            self._follower.report(report.worker, values, forget_before=forget_before)
+            return
         with typed_trouble(), self.database.transaction() as connection:
             if self.database.file is not None:
                 connection.exec_driver_sql("PRAGMA busy_timeout=100")
-            mine = workers.c.worker == report.worker
-            if connection.execute(update(workers).where(mine).values(values)).rowcount == 0:
-                connection.execute(insert(workers).values(worker=report.worker, **values))
-                connection.execute(sql_delete(workers).where(workers.c.seen_us < now - _FORGET_US))
+            write_report(connection, report.worker, values, forget_before=forget_before)
+
+    def leave(self, worker: str) -> None:
+        """Forget a worker that ends."""
+        with typed_trouble(), self.database.transaction() as connection:
+            connection.execute(sql_delete(workers).where(workers.c.worker == worker))
+
+    def order(
+        self, model: str, change: Callable[[Wish], Wish], *, by: str, after: int
+    ) -> ModelOrder | None:
+        """Change what is wanted of a model, atomically; the order in force then is returned.
+
+        Nothing is written when the wish stays as it is. Raises what the change raises, and
+        StoreUnavailable("behind") when the store lacks change number `after`.
+        """
+        with typed_trouble(), self.database.transaction() as connection:
+            number = self._next_change(connection, after=after)
+            order, new = changed_order(connection, model, change, by=by, number=number)
+            if not new:
+                connection.rollback()
+            elif self.database.is_postgres:
+                connection.execute(text(f"NOTIFY {CHANNEL}"))
+        if order is not None:
+            self._follower.note(order)
+        return order
+
+    def worker_models(self, model: str) -> list[WorkerModel]:
+        """What each live worker serves of a model."""
+        with typed_trouble(), self.database.engine.connect() as connection:
+            return worker_models(connection, model)
+
+    def scrape_targets(self) -> list[str]:
+        """HOST:PORT of the metrics port of each live replica that has one."""
+        query = select(workers.c.scraped_at).where(
+            alive(datetime.now(UTC)) & (workers.c.scraped_at != "")
+        )
+        with typed_trouble(), self.database.engine.connect() as connection:
+            return sorted(set(connection.execute(query).scalars()))
 
     def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
         """Apply a change to the newest entry, atomically; what is newest then is returned.
@@ -106,6 +147,7 @@ class SqlPriorStore:
             connection.execute(insert(history).values(row_of(entry)))
             if self.database.is_postgres:
                 connection.execute(text(f"NOTIFY {CHANNEL}"))
+        self._follower.note(entry)
         return Written(entry, created=current is None or current.deleted)
 
     def read(self, model: str, name: str, revision: int) -> StoredRevision | None:
@@ -142,12 +184,11 @@ class SqlPriorStore:
 
     def served(self, model: str, name: str) -> list[Served]:
         """What each live worker serves of a prior."""
-        alive = workers.c.seen_us > microseconds(
-            datetime.now(UTC) - timedelta(seconds=ALIVE_SECONDS)
-        )
         with typed_trouble(), self.database.engine.connect() as connection:
             rows = connection.execute(
-                select(workers).where(alive).order_by(workers.c.replica, workers.c.pid)
+                select(workers)
+                .where(alive(datetime.now(UTC)))
+                .order_by(workers.c.replica, workers.c.pid)
             ).all()
             return [
                 Served(

@@ -304,7 +304,7 @@ def test_an_order_that_another_worker_could_not_carry_out_is_503_and_can_be_trie
 ):
     from service.repository.repository import OtherWorkerFailed
 
-    async def failing(_self, name):
+    async def failing(_self, name, **_by):
         raise OtherWorkerFailed(f"this worker could load '{name}' and another could not")
 
     monkeypatch.setattr(Repository, "load", failing)

@@ -28,9 +28,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 
 {{- define "priordial.checked" -}}
-{{- $sources := compact (list .Values.models.persistentVolumeClaim .Values.models.image .Values.models.hostPath) }}
+{{- $sources := compact (list .Values.models.persistentVolumeClaim .Values.models.image .Values.models.hostPath .Values.models.url) }}
 {{- if ne (len $sources) 1 }}
-{{- fail (printf "models has %d sources; set exactly one of models.persistentVolumeClaim, models.image and models.hostPath" (len $sources)) }}
+{{- fail (printf "models has %d sources; set exactly one of models.persistentVolumeClaim, models.image, models.hostPath and models.url" (len $sources)) }}
 {{- end }}
 {{- if not .Values.store.existingSecret }}
 {{- fail "store.existingSecret is empty; name a Secret whose key 'store' holds postgresql://USER:PASSWORD@HOST/DATABASE" }}
@@ -51,9 +51,18 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - {name: PRIORDIAL_HOST, value: 0.0.0.0}
 - {name: PRIORDIAL_PORT, value: "8000"}
 - {name: PRIORDIAL_METRICS_PORT, value: {{ .Values.metricsPort | quote }}}
+{{- if .Values.models.url }}
+- {name: PRIORDIAL_MODELS, value: {{ .Values.models.url | quote }}}
+- {name: PRIORDIAL_MODELS_CACHE, value: /models}
+{{- else }}
 - {name: PRIORDIAL_MODELS, value: /models}
+{{- end }}
 - name: PRIORDIAL_STORE
   valueFrom: {secretKeyRef: {name: {{ .Values.store.existingSecret }}, key: {{ .Values.store.key }}}}
+{{- with .Values.store.readsKey }}
+- name: PRIORDIAL_STORE_READS
+  valueFrom: {secretKeyRef: {name: {{ $.Values.store.existingSecret }}, key: {{ . }}}}
+{{- end }}
 {{- if .Values.apiKeys.existingSecret }}
 - {name: PRIORDIAL_KEYS, value: /etc/priordial/api_keys}
 {{- else }}

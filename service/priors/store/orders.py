@@ -1,0 +1,116 @@
+"""Orders for models in the store, and what the workers report of their models."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import ValidationError
+from sqlalchemy import Connection, Row, func, insert, select
+
+from service.priors.orders.wishes import AS_SET, ModelOrder, Wish, WorkerModel
+from service.priors.store.reports import alive
+from service.priors.store.rows import microseconds, moment
+from service.priors.store.schema import model_orders, workers
+
+log = logging.getLogger(__name__)
+
+
+def newest_orders(connection: Connection) -> tuple[ModelOrder, ...]:
+    """The newest order for each model."""
+    newest = select(func.max(model_orders.c.change)).group_by(model_orders.c.model)
+    return _orders(connection, model_orders.c.change.in_(newest))
+
+
+def orders_since(connection: Connection, change: int) -> tuple[ModelOrder, ...]:
+    """The orders after a change number."""
+    return _orders(connection, model_orders.c.change > change)
+
+
+def changed_order(
+    connection: Connection,
+    model: str,
+    change: Callable[[Wish], Wish],
+    *,
+    by: str,
+    number: int,
+) -> tuple[ModelOrder | None, bool]:
+    """Store a changed wish unless it stays as it is. Returns the order in force, and if it is new.
+
+    number: of this change. Call it inside a transaction that holds off other writers.
+    """
+    mine = model_orders.c.model == model
+    newest = select(func.max(model_orders.c.change)).where(mine).scalar_subquery()
+    now = next(iter(_orders(connection, model_orders.c.change == newest)), None)
+    before = AS_SET if now is None else now.wish
+    wish = change(before)
+    if wish == before:
+        return now, False
+    order = ModelOrder(model, wish, number, by, datetime.now(UTC))
+    connection.execute(insert(model_orders).values(order_row(order)))
+    return order, True
+
+
+def order_row(order: ModelOrder) -> dict[str, Any]:
+    """The values of an order's row."""
+    values = {
+        "change": order.change,
+        "model": order.model,
+        "updated_us": microseconds(order.updated_at),
+        "author": order.by,
+        "body": order.wish.model_dump_json(),
+    }
+    return {**values, "checksum": _checksum(values)}
+
+
+def worker_models(connection: Connection, model: str) -> list[WorkerModel]:
+    """What each live worker serves of a model."""
+    query = select(workers).where(alive(datetime.now(UTC)))
+    rows = connection.execute(query.order_by(workers.c.replica, workers.c.pid)).all()
+    return [_worker_model(row, model) for row in rows]
+
+
+def _worker_model(row: Row[Any], model: str) -> WorkerModel:
+    models = json.loads(row.models)
+    found = models.get(model, {})
+    return WorkerModel(
+        replica=row.replica,
+        pid=row.pid,
+        worker=row.worker,
+        seen_at=moment(row.seen_us),
+        seen=row.change,
+        serving=bool(models),
+        versions=tuple(found.get("versions", ())),
+        order=found.get("order", 0),
+        error=found.get("error"),
+    )
+
+
+def _orders(connection: Connection, where: Any) -> tuple[ModelOrder, ...]:
+    rows = connection.execute(select(model_orders).where(where)).all()
+    found = [order for row in rows if (order := _order(row)) is not None]
+    return tuple(sorted(found, key=lambda order: order.change))
+
+
+def _order(row: Row[Any]) -> ModelOrder | None:
+    """The order of a row; None when it is not what was written, which is logged."""
+    values = {name: value for name, value in row._mapping.items() if name != "checksum"}  # noqa: SLF001 - public API
+    wish = None
+    if _checksum(values) == row.checksum:
+        try:
+            wish = Wish.model_validate_json(row.body)
+        except ValidationError:  # another program's form of a wish
+            wish = None
+    if wish is None:
+        log.error(
+            "the order of change %d for model %r is damaged in the store", row.change, row.model
+        )
+        return None
+    return ModelOrder(row.model, wish, row.change, row.author, moment(row.updated_us))
+
+
+def _checksum(values: dict[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()

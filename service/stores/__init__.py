@@ -1,0 +1,1 @@
+"""Models from object stores: a bounded local copy of a bucket or a web folder, kept in step."""

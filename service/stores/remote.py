@@ -1,0 +1,160 @@
+"""A folder of models in an object store or on a web server, read through fsspec."""
+
+import hashlib
+import importlib
+import posixpath
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from service.contract.bundle import MANIFEST_FILE, check_model_name, is_version
+
+SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "file", "memory")
+_EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "hf": "hf", "http": "http", "https": "http"}
+_PIECE = 2**20
+
+
+class InvalidModelsUrl(ValueError):
+    """`--models` is a URL of an unknown kind, or the package that opens it is missing."""
+
+
+class RemoteUnavailable(RuntimeError):
+    """The object store does not answer, or not with what was asked for."""
+
+
+class ChangedUnderway(ValueError):
+    """A file is not the one that model.json names, or larger than the store had said."""
+
+
+@dataclass(frozen=True)
+class RemoteFile:
+    """A file of a version. path: as the store names it. tag: changes when the file does."""
+
+    path: str
+    size: int
+    tag: str
+
+
+Listing = Mapping[tuple[str, int], Mapping[str, RemoteFile]]
+"""(model, version) → file name inside the version's folder → file; only versions with a
+model.json, which is written last."""
+
+
+class RemoteFolder:
+    """A models folder behind a URL. Every call blocks and may raise RemoteUnavailable."""
+
+    def __init__(self, url: str) -> None:
+        """Does not connect. Raises InvalidModelsUrl."""
+        scheme = url.partition("://")[0]
+        if scheme not in SCHEMES:
+            raise InvalidModelsUrl(
+                f"--models is '{url[:80]}'; expected a folder or a URL that begins with "
+                f"{', '.join(f'{each}://' for each in SCHEMES[:6])}"
+            )
+        self.url = url
+        try:
+            fsspec = importlib.import_module("fsspec")
+            self._files, self._root = fsspec.core.url_to_fs(url.rstrip("/"), **_options(scheme))
+        except ImportError as error:
+            raise InvalidModelsUrl(
+                f"--models {scheme}://… needs {error.name or 'a package'}: "
+                f"pip install 'priordial[{_EXTRAS.get(scheme, 'http')}]'"
+            ) from None
+
+    def listing(self) -> Listing:
+        """Every complete version that is there now."""
+        with _typed(self.url):
+            self._files.invalidate_cache()
+            found = self._files.find(self._root, detail=True)
+            if self.url.startswith("http"):  # a page of links tells neither size nor ETag
+                found = {path: self._files.info(path) for path in found}
+        versions: dict[tuple[str, int], dict[str, RemoteFile]] = {}
+        for path, info in found.items():
+            place = self._place(path)
+            if place is not None:
+                model, version, name = place
+                size = info.get("size")
+                file = RemoteFile(path, -1 if size is None else int(size), _tag(info))
+                versions.setdefault((model, version), {})[name] = file
+        return {key: files for key, files in versions.items() if MANIFEST_FILE in files}
+
+    def read(self, file: RemoteFile, *, at_most: int) -> bytes:
+        """The bytes of a small file. Raises ChangedUnderway for a larger one."""
+        with _typed(file.path), self._files.open(file.path, "rb", cache_type="none") as source:
+            content: bytes = source.read(at_most + 1)
+        if len(content) > at_most:
+            raise ChangedUnderway(f"{file.path}: larger than {at_most} bytes")
+        return content
+
+    def fetch(self, file: RemoteFile, target: Path, *, digest: str | None) -> None:
+        """Copy a file to `target`, on disk when this returns.
+
+        Raises ChangedUnderway when its sha256 is not `digest`; `target` is then removed.
+        """
+        hashed = hashlib.sha256()
+        try:
+            with (
+                _typed(file.path),
+                self._files.open(file.path, "rb", block_size=8 * _PIECE) as source,
+                target.open("wb") as copy,
+            ):
+                while piece := source.read(_PIECE):
+                    hashed.update(piece)
+                    copy.write(piece)
+                copy.flush()
+            if digest is not None and hashed.hexdigest() != digest.lower():
+                raise ChangedUnderway(f"{file.path}: its sha256 is not the one in {MANIFEST_FILE}")
+        except BaseException:
+            target.unlink(missing_ok=True)
+            raise
+
+    def _place(self, path: str) -> tuple[str, int, str] | None:
+        """Model, version and file name of a path; None for what is no part of a version."""
+        inside = path.removeprefix(self._root.rstrip("/") + "/")
+        parts = inside.split("/")
+        if inside == path or len(parts) < 3 or not is_version(parts[1]):
+            return None
+        try:
+            check_model_name(parts[0])
+        except ValueError:
+            return None
+        name = "/".join(parts[2:])
+        if not name or posixpath.normpath(name) != name or name.startswith(".."):
+            return None
+        return parts[0], int(parts[1]), name
+
+
+def _options(scheme: str) -> dict[str, Any]:
+    """Options that keep listings fresh; credentials come from the environment of each library."""
+    own = {} if scheme == "memory" else {"skip_instance_cache": True}
+    cached = scheme in ("file", "memory", "http", "https")
+    return own if cached else {**own, "use_listings_cache": False}
+
+
+def _tag(info: Mapping[str, Any]) -> str:
+    """What changes when a file does: its ETag, or else the best that the store tells."""
+    for name in ("ETag", "etag", "generation", "blob_id", "content_settings", "md5"):
+        if info.get(name):
+            return str(info[name])
+    changed = (
+        info.get("mtime")
+        or info.get("LastModified")
+        or info.get("Last-Modified")
+        or info.get("created")
+        or ""
+    )
+    return f"{info.get('size')} {changed}"
+
+
+@contextmanager
+def _typed(what: str) -> Iterator[None]:
+    """Turn every failure of a library of fsspec into RemoteUnavailable."""
+    try:
+        yield
+    except (ChangedUnderway, RemoteUnavailable):
+        raise
+    except Exception as error:
+        words = " ".join(str(error).split())[:300] or type(error).__name__
+        raise RemoteUnavailable(f"{what} cannot be read: {words}") from error

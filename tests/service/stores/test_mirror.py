@@ -1,0 +1,265 @@
+"""Models of an object store serve as those of a folder do: whole, verified, bounded, in step."""
+
+import functools
+import hashlib
+import http.server
+import itertools
+import json
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.contract.bundle import InvalidBundle, load_bundle
+from service.stores.mirror import Mirror, NoRoom, open_mirror
+from service.stores.remote import (
+    ChangedUnderway,
+    InvalidModelsUrl,
+    RemoteFolder,
+    RemoteUnavailable,
+)
+from tests.support.eventually import eventually
+from tests.support.s3 import Bucket, s3_server
+from tests.support.server import running
+from tests.support.small_models import inputs, linear_model, publish_model
+
+MIB = 2**20
+_names = itertools.count()
+
+
+@pytest.fixture(scope="module")
+def server():
+    with s3_server() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    """An empty bucket that this process may read too."""
+    found = Bucket(server, f"bucket-{next(_names)}")
+    for name, value in found.environment.items():
+        monkeypatch.setenv(name, value)
+    return found
+
+
+def published(folder, *, seed=1, name="linear"):
+    return publish_model(folder / "models", name, model=linear_model(seed=seed))
+
+
+def mirror_of(url, tmp_path, *, max_bytes=100 * MIB):
+    return Mirror(RemoteFolder(url), tmp_path / "cache", max_bytes=max_bytes)
+
+
+def files_of(folder):
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+
+
+def test_a_version_is_copied_when_it_is_fetched_and_is_then_whole(bucket, tmp_path):
+    bucket.publish(published(tmp_path))
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    folder = mirror.folder / "linear" / "1"
+    assert files_of(folder) == ["model.json"]
+    mirror.fetch(folder)
+    assert load_bundle(folder).name == "linear"
+    assert files_of(folder) == ["model.json", "model.onnx"]
+
+
+def test_a_version_without_its_model_json_is_still_being_written(bucket, tmp_path):
+    folder = published(tmp_path)
+    bucket.put("linear/1/model.onnx", (folder / "model.onnx").read_bytes())
+    bucket.put("notes/readme.txt", b"no model")
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    assert not (mirror.folder / "linear").exists()
+    bucket.put("linear/1/model.json", (folder / "model.json").read_bytes())
+    mirror.refresh()
+    assert (mirror.folder / "linear" / "1").is_dir()
+
+
+def test_a_file_that_is_not_the_one_of_model_json_is_refused_and_leaves_nothing(bucket, tmp_path):
+    bucket.publish(published(tmp_path))
+    bucket.put("linear/1/model.onnx", b"another file")
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    with pytest.raises(ChangedUnderway, match="sha256"):
+        mirror.fetch(mirror.folder / "linear" / "1")
+    assert files_of(mirror.folder / "linear" / "1") == ["model.json"]
+
+
+def test_a_file_that_is_missing_is_named(bucket, tmp_path):
+    bucket.publish(published(tmp_path))
+    bucket.delete("linear/1/model.onnx")
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    with pytest.raises(ChangedUnderway, match=r"'model\.onnx' is not in"):
+        mirror.fetch(mirror.folder / "linear" / "1")
+
+
+def test_a_model_json_that_names_a_file_outside_its_folder_is_refused(bucket, tmp_path):
+    folder = published(tmp_path)
+    fields = json.loads((folder / "model.json").read_text())
+    fields["files"]["../../escaped"] = hashlib.sha256(b"x").hexdigest()
+    bucket.publish(folder)
+    bucket.put("linear/1/model.json", json.dumps(fields).encode())
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    with pytest.raises((ChangedUnderway, InvalidBundle)):
+        mirror.fetch(mirror.folder / "linear" / "1")
+    assert not (tmp_path / "cache" / "escaped").exists()
+
+
+def test_only_what_has_another_etag_is_read_again(bucket, tmp_path, monkeypatch):
+    bucket.publish(published(tmp_path))
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    read = []
+    own = RemoteFolder.read
+    monkeypatch.setattr(
+        RemoteFolder,
+        "read",
+        lambda self, file, **more: read.append(file.path) or own(self, file, **more),
+    )
+    mirror.refresh()
+    assert read == []
+    bucket.publish(published(tmp_path, seed=2))
+    mirror.refresh()
+    assert [path.split("/")[-2:] for path in read] == [["2", "model.json"]]
+
+
+def test_a_version_that_is_gone_from_the_store_is_gone_here(bucket, tmp_path):
+    bucket.publish(published(tmp_path))
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    bucket.delete("linear/1/model.json")
+    mirror.refresh()
+    assert not (mirror.folder / "linear").exists()
+
+
+def test_the_copy_is_bounded_and_what_serves_is_never_evicted(bucket, tmp_path):
+    sizes = []
+    for seed in (1, 2, 3):
+        folder = published(tmp_path, seed=seed)
+        bucket.publish(folder)
+        sizes.append((folder / "model.onnx").stat().st_size)
+    manifests = 3 * (tmp_path / "models/linear/1/model.json").stat().st_size
+    mirror = mirror_of(bucket.url, tmp_path, max_bytes=manifests + 2 * max(sizes) + min(sizes) // 2)
+    mirror.refresh()
+    one, two, three = (mirror.folder / "linear" / each for each in "123")
+    mirror.fetch(one)
+    mirror.fetch(two)
+    with pytest.raises(NoRoom, match="--models-cache-mib"):
+        mirror.fetch(three)
+    mirror.release(("linear", 1))
+    mirror.fetch(three)
+    assert files_of(one) == ["model.json"]
+    assert files_of(two) == files_of(three) == ["model.json", "model.onnx"]
+
+
+def test_what_another_process_serves_is_not_evicted_and_its_death_frees_it(bucket, tmp_path):
+    folder = published(tmp_path)
+    bucket.publish(folder)
+    bucket.publish(published(tmp_path, seed=2))
+    size = (folder / "model.onnx").stat().st_size + 2 * (folder / "model.json").stat().st_size
+    mirror = mirror_of(bucket.url, tmp_path, max_bytes=size + 200)
+    mirror.refresh()
+    hold = (
+        "import sys; from pathlib import Path; from service.stores.mirror import Mirror; "
+        "from service.stores.remote import RemoteFolder; "
+        f"m = Mirror(RemoteFolder({bucket.url!r}), Path({str(mirror.folder)!r}), max_bytes=9**9); "
+        f"m.refresh(); m.fetch(Path({str(mirror.folder / 'linear' / '1')!r})); "
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(NoRoom):
+            mirror.fetch(mirror.folder / "linear" / "2")
+        other.kill()
+    mirror.fetch(mirror.folder / "linear" / "2")
+    assert files_of(mirror.folder / "linear" / "1") == ["model.json"]
+
+
+def test_a_fetch_that_was_killed_leaves_nothing_that_could_be_served(bucket, tmp_path):
+    folder = published(tmp_path)
+    bucket.publish(folder)
+    mirror = mirror_of(bucket.url, tmp_path)
+    mirror.refresh()
+    here = mirror.folder / "linear" / "1"
+    (here / "model.onnx.part").write_bytes((folder / "model.onnx").read_bytes()[:100])
+    (here / "model.onnx").write_bytes(b"half")  # as a crash of the machine may leave a file
+    mirror.fetch(here)
+    assert load_bundle(here)
+    assert files_of(here) == ["model.json", "model.onnx"]
+
+
+def test_what_was_copied_serves_while_the_store_is_away(tmp_path, monkeypatch):
+    with s3_server() as address:
+        bucket = Bucket(address, "away")
+        for name, value in bucket.environment.items():
+            monkeypatch.setenv(name, value)
+        bucket.publish(published(tmp_path))
+        mirror = mirror_of(bucket.url, tmp_path)
+        mirror.refresh()
+        mirror.fetch(mirror.folder / "linear" / "1")
+    with pytest.raises(RemoteUnavailable):
+        mirror.refresh()
+    assert mirror.fault
+    again = mirror_of(bucket.url, tmp_path)
+    again.fetch(again.folder / "linear" / "1")
+    assert load_bundle(again.folder / "linear" / "1")
+
+
+def test_a_web_folder_serves_as_well(tmp_path):
+    published(tmp_path)
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
+    handler.func.log_message = lambda *_: None
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        mirror = mirror_of(f"http://127.0.0.1:{web.server_port}/models", tmp_path)
+        mirror.refresh()
+        mirror.fetch(mirror.folder / "linear" / "1")
+        web.shutdown()
+    assert load_bundle(mirror.folder / "linear" / "1")
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [("ftp://host/models", "begins with s3://"), ("gs://bucket/models", r"priordial\[gcs\]")],
+)
+def test_a_url_that_cannot_be_opened_says_what_to_do(url, words, tmp_path):
+    with pytest.raises(InvalidModelsUrl, match=words):
+        open_mirror(url, tmp_path, max_bytes=MIB)
+
+
+def test_a_folder_needs_no_copy(tmp_path):
+    assert open_mirror(Path("models"), tmp_path, max_bytes=MIB) is None
+
+
+def test_the_service_serves_from_a_bucket_and_takes_up_what_comes_into_it(server, tmp_path):
+    bucket = Bucket(server, "served")
+    bucket.publish(published(tmp_path))
+    body = {"instances": inputs(1).tolist()}
+
+    def version(url):
+        return httpx.post(f"{url}/predict", json=body, timeout=30).json()["version"]
+
+    with running(
+        bucket.url,
+        environment=bucket.environment,
+        models_cache=tmp_path / "cache",
+        models_poll_seconds=0.2,
+        workers=2,
+    ) as service:
+        assert version(service.url) == 1
+        bucket.publish(published(tmp_path, seed=2))
+        eventually(lambda: {version(service.url) for _ in range(6)} == {2})
+        bucket.put("linear/3/model.json", b"{}")
+        eventually(lambda: "linear/3" in service.log)
+        assert version(service.url) == 2
+        assert service.terminate() == 0
+    assert (tmp_path / "cache" / "linear" / "2" / "model.onnx").exists()
