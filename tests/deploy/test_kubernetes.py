@@ -13,10 +13,13 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from kubeflow_trainer_api import models as trainer_models
+from pydantic import ValidationError
 
 from deploy import chart_schema
 from service.settings import Settings, variable_of
 from tests.support import kubernetes_types
+from training.commands.cli import make_parser
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "priordial"
@@ -200,6 +203,27 @@ def test_the_chart_ships_the_rules_and_dashboards_of_the_compose_deployment(rend
     boards = {k: v for e in items if e["kind"] == "ConfigMap" for k, v in e["data"].items()}
     for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"):
         assert boards[path.name].strip() == path.read_text(encoding="utf-8").strip()
+
+
+def test_kubeflow_takes_the_training_job_and_a_misspelt_field_is_noticed():
+    text = (ROOT / "deploy/kubeflow/trainjob.yaml").read_text(encoding="utf-8")
+    assert _known_to_kubeflow(text)
+    for right, wrong in (("numNodes", "numNode"), ("runtimeRef", "runtime"), ("claimName", "name")):
+        assert not _known_to_kubeflow(text.replace(right, wrong))
+    job = list(yaml.safe_load_all(text))[1]["spec"]["trainer"]["args"]
+    make_parser("training").parse_args(job[job.index("fit") :])
+
+
+def _known_to_kubeflow(text):
+    """Whether its models take every document, and know each field: they drop unknown ones."""
+    for item in yaml.safe_load_all(text):
+        kind = getattr(trainer_models, f"TrainerV1alpha1{item['kind']}")
+        try:
+            if kind.from_dict(item).to_dict() != item:
+                return False
+        except ValidationError:
+            return False
+    return True
 
 
 def test_kserve_takes_the_runtime_and_the_service_and_refuses_a_misspelt_field():

@@ -1,0 +1,103 @@
+"""The service on Ray Serve: `serve run deploy.ray.app:app`, or `serve deploy` with serve.yaml.
+
+Each replica is a whole Priordial with settings from its PRIORDIAL_* environment. The replicas share
+a store, which carries priors and orders for models to all of them.
+"""
+
+import math
+import os
+import socket
+from typing import Any
+
+from ray import serve
+from ray.serve.config import AutoscalingContext
+from ray.util import get_node_ip_address
+
+from service.server.asgi import Application, Message, Receive, Send
+from service.settings import read_settings
+
+QUEUED_ROWS = "queued_rows"
+TARGET_QUEUED_ROWS = int(os.environ.get("TARGET_QUEUED_ROWS", "64"))
+"""Rows that may wait for a replica: one more is started for each further so many."""
+
+
+class Behind(Application):
+    """The service behind Ray, which adds the header `X-Request-Id` to each answer by itself."""
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Serve one connection; the request id of an answer is left to Ray."""
+
+        async def without_id(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [each for each in message["headers"] if each[0].lower() != b"x-request-id"]
+                message = {**message, "headers": kept}
+            await send(message)
+
+        await super().__call__(scope, receive, without_id)
+
+
+def build() -> Application:
+    """Make the service of a replica, which also serves its metrics on a port of its own.
+
+    `GET /metrics/targets` lists these ports for Prometheus. Without keys everything is bound to
+    loopback; with keys the metrics are bound to the node's address.
+    """
+    settings = read_settings({}, os.environ)
+    has_keys = settings.keys is not None or bool(settings.api_keys)
+    host = get_node_ip_address() if has_keys else "127.0.0.1"
+    return Behind(read_settings({"host": host, "metrics_port": _free_port(host)}, os.environ))
+
+
+def _free_port(host: str) -> int:
+    with socket.socket() as free:
+        free.bind((host, 0))
+        port: int = free.getsockname()[1]
+        return port
+
+
+def replicas_for_queued_rows(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
+    """Return how many replicas the rows that wait need, between the configured bounds.
+
+    Up: enough for TARGET_QUEUED_ROWS each. Down: one at a time, once nothing waits and the requests
+    in progress would not fill the remaining ones.
+    """
+    now = context.current_num_replicas
+    of_replica = (context.aggregated_metrics or {}).get(QUEUED_ROWS, {})
+    rows, ongoing = sum(of_replica.values()), context.total_num_requests
+    wanted = now
+    if rows > TARGET_QUEUED_ROWS * now:
+        wanted = math.ceil(rows / TARGET_QUEUED_ROWS)
+    elif rows == 0 and ongoing < (now - 1) * TARGET_QUEUED_ROWS:
+        wanted = now - 1
+    low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
+    return max(low, min(high, wanted)), {}
+
+
+@serve.deployment(
+    max_ongoing_requests=1024,  # well above --max-batch-rows: Ray must not hold back what fills it
+    health_check_period_s=5,
+    health_check_timeout_s=10,
+    graceful_shutdown_timeout_s=60,
+)
+@serve.ingress(build)
+class Priordial:
+    """A replica. Ray sends requests to `app`, the service as an ASGI application."""
+
+    app: Application
+
+    async def check_health(self) -> None:
+        """Raise when the service hangs; Ray then replaces the replica."""
+        fault = self.app.fault
+        if fault is not None:
+            raise RuntimeError(fault)
+
+    async def reconfigure(self, user_config: dict[str, Any]) -> None:
+        """Change settings in place, as `user_config` of the deployment says: see `Application`."""
+        self.app.reconfigure(user_config)
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Tell Ray how many rows wait, for `replicas_for_queued_rows`."""
+        return {QUEUED_ROWS: float(self.app.queued_rows)}
+
+
+app = Priordial.bind()
