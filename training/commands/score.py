@@ -52,6 +52,12 @@ def add_verb(add: AddVerb) -> None:
         "--probabilities", action="store_true", help="write the probability of every class"
     )
     parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(
+        "--engine",
+        choices=("processes", "ray"),
+        default="processes",
+        help="processes of this machine, or Ray Data, also on a cluster (RAY_ADDRESS)",
+    )
     parser.add_argument("--block-rows", type=int, default=8192, help="rows of a block (8192)")
     parser.add_argument("--threads", type=int, default=0, help="of a graph call (0: all)")
 
@@ -61,7 +67,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
-    from training.run.score_rows import Scoring, score_rows
+    from training.run.scoring.score_rows import Scoring, score_rows
 
     for flag, low in (("workers", 1), ("block_rows", 1), ("top_k", 0), ("threads", 0)):
         if getattr(options, flag) < low:
@@ -98,6 +104,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
         block_rows=options.block_rows,
         workers=options.workers,
         estimate_first=options.estimate,
+        engine=options.engine,
         report=report,
     )
     return result | {"seconds": round(time.monotonic() - begun, 2)}

@@ -27,6 +27,7 @@ from training.data import stream
 from training.faults import RunFailed, WrongUse
 from training.run.export import open_output
 from training.run.published import Published, prior_of
+from training.run.scoring.on_ray import SHARES_OF_A_WORKER, run_on_ray
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -68,6 +69,7 @@ def score_rows(
     array: str | None = None,
     block_rows: int = 8192,
     workers: int = 1,
+    engine: str = "processes",
     estimate_first: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
@@ -76,6 +78,7 @@ def score_rows(
     columns: of features, in the model's order; None takes those the model was trained on, where
     model.json names them, else all that are neither kept nor left out. estimate_first: read the
     rows once before, estimate their class prior, and answer with it where its verdict is `usable`.
+    engine: processes of this machine, or ray; all of them must see the files under the same names.
     Returns counts and settings.
     Raises WrongUse, BadData; RunFailed when the answers cannot be written.
     """
@@ -97,12 +100,14 @@ def score_rows(
             scorer = _Scorer(scoring)
     parts = out.with_name(out.name + ".parts")
     skipped = _begin(parts, _identity(sources, reading, scorer))
+    count = workers * SHARES_OF_A_WORKER if engine == "ray" else workers
     shares = [
-        _Share(scoring, tuple(sources), reading, parts, worker, workers)
-        for worker in range(workers)
+        _Share(scoring, tuple(sources), reading, parts, worker, count) for worker in range(count)
     ]
     try:
-        if workers == 1:
+        if engine == "ray":
+            run_on_ray([share.anywhere() for share in shares], workers=workers)
+        elif workers == 1:
             shares[0].run(scorer, report)
         else:
             with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
@@ -295,6 +300,21 @@ class _Share:
                 blocks, rows = blocks + 1, rows + len(block.inputs)
                 if report is not None:
                     report(blocks, rows)
+
+    def anywhere(self) -> "_Share":
+        """The share with absolute paths, for a process that works in another folder."""
+        sources = tuple(
+            replace(
+                source,
+                path=source.path.resolve(),
+                files=tuple(file.resolve() for file in source.files),
+            )
+            for source in self.sources
+        )
+        scoring = replace(self.scoring, model=self.scoring.model.resolve())
+        if scoring.prior not in ("uniform", "training"):
+            scoring = replace(scoring, prior=str(Path(scoring.prior).resolve()))
+        return replace(self, scoring=scoring, sources=sources, parts=self.parts.resolve())
 
     def _part(self, source: int, block: int) -> Path:
         return self.parts / f"{source:06d}-{block:08d}.parquet"

@@ -22,7 +22,7 @@ from tests.support.small_models import (
     weights,
 )
 from training.faults import WrongUse
-from training.run.score_rows import Scoring, score_rows
+from training.run.scoring.score_rows import Scoring, score_rows
 
 ROWS = 1000
 COLUMNS = [f"c{i}" for i in range(inputs(1).shape[1])]

@@ -1,0 +1,60 @@
+"""Runs the shares of a scoring run on Ray Data, on one machine or on a cluster.
+
+Ray gives shares to processes and gives those of a lost process to another one. The part files make
+it exactly once: a share that is tried again skips the blocks that have one.
+"""
+
+import logging
+import os
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from training.faults import RunFailed, WrongUse
+
+SHARES_OF_A_WORKER = 8
+"""Shares for each process, so that what a lost one leaves is divided among the others."""
+
+
+class Share(Protocol):
+    """A share of the blocks; it can be pickled."""
+
+    def run(self) -> None:
+        """Score the blocks of this share that have no part file yet."""
+
+
+def run_on_ray(shares: Sequence[Share], *, workers: int) -> None:
+    """Run every share in one of `workers` processes. Raises WrongUse without Ray, and RunFailed.
+
+    RAY_ADDRESS names a cluster that runs already; without it, Ray starts on this machine.
+    """
+    try:
+        import ray
+        import ray.data
+    except ImportError:
+        raise WrongUse("--engine ray needs Ray: pip install 'priordial[ray]'") from None
+
+    class Runner:
+        """A process of the pool."""
+
+        def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+            for number in batch["share"]:
+                shares[int(number)].run()
+            return batch
+
+    if not ray.is_initialized():
+        cluster = os.environ.get("RAY_ADDRESS")
+        more: dict[str, Any] = {} if cluster else {"include_dashboard": False}
+        ray.init(address=cluster, log_to_driver=False, logging_level=logging.WARNING, **more)
+    items = [{"share": number} for number in range(len(shares))]
+    dataset = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+        Runner,
+        batch_size=1,
+        compute=ray.data.ActorPoolStrategy(size=workers),
+        num_cpus=1,
+    )
+    try:
+        done = dataset.materialize().count()
+    except ray.exceptions.RayError as error:
+        raise RunFailed(f"scoring on Ray failed: {str(error).splitlines()[-1]}") from error
+    if done != len(shares):
+        raise RunFailed(f"scoring on Ray ended with {done} of {len(shares)} shares")
