@@ -1,4 +1,6 @@
-"""`python -m service check`: would `serve` start with these settings, and serve what is meant?"""
+"""`python -m service check`: whether `serve` would start with these settings, and what it would
+serve.
+"""
 
 from collections.abc import Iterator
 
@@ -54,7 +56,7 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield False, "keys", str(error)
         return
     if access.open_to_all:
-        yield None, "keys", "there are none: everybody who reaches the port may do everything"
+        yield None, "keys", "there are none: anyone who can reach the port may do everything"
     else:
         roles = ", ".join(sorted({role for key in access.keys for role in key.roles}))
         yield True, "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
@@ -103,7 +105,11 @@ def _priors(settings: Settings, bundles: list[Bundle]) -> Iterator[Finding]:
         subject = f"prior {model}/{name}@{entry.revision}"
         bundle = by_name.get(model)
         if entry.damaged:
-            yield False, subject, "is damaged in the store; the revision before it is served"
+            yield (
+                False,
+                subject,
+                "is damaged in the store, so the revision before it is served; PUT the prior again",
+            )
         elif bundle is None:
             yield None, subject, f"its model '{model}' is not among the models"
         else:

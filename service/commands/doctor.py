@@ -15,12 +15,14 @@ _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "fastapi", "uvic
 
 
 def run(settings: Settings) -> int:
-    """Print the findings. Returns DONE when the service would start here, else FAILED."""
+    """Print the findings. Returns DONE when the service could start on this machine, else
+    FAILED.
+    """
     return findings.show(examine(settings))
 
 
 def examine(settings: Settings) -> Iterator[Finding]:
-    """Examine everything in the order in which a start needs it."""
+    """Examine everything, in the order in which a start needs it."""
     yield None, "python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"
     for name in _PACKAGES:
         yield None, name, _version(name)

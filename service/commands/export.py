@@ -1,7 +1,7 @@
 """`python -m service export`: the adjusted model as one plain ONNX file, for any runtime.
 
-The file answers with the bits that the service answers. Beside it lie `config.pbtxt` and
-`labels.txt` for Triton, and the files of external data that the model has.
+The file's outputs are bit-identical to those of the service. `config.pbtxt` and `labels.txt` for
+Triton are written beside it, as are the model's files of external data.
 """
 
 import argparse
@@ -65,11 +65,13 @@ _TRITON = {
 
 
 class NotExported(ValueError):
-    """A model or a target that no file can be made of; the message says why."""
+    """The model or the target cannot be exported; the message says why."""
 
 
 def run(flags: argparse.Namespace, *, store: str) -> int:
-    """Write the file: its path on stdout, notes on stderr. 0 done, 1 failed, 2 wrong use."""
+    """Write the file: its path on stdout, notes on stderr. Returns 0 done, 1 failed, 2
+    wrong use.
+    """
     try:
         notes = export(flags, store=store)
     except (NotExported, *_WRONG_USE) as error:
@@ -84,7 +86,7 @@ def run(flags: argparse.Namespace, *, store: str) -> int:
 
 
 def export(flags: argparse.Namespace, *, store: str) -> list[str]:
-    """Write the file, what Triton wants beside it, and the external data. Returns notes."""
+    """Write the file, Triton's files and the external data. Returns notes for the user."""
     folder = _folder(flags.model)
     bundle = load_bundle(folder)
     tau = check_tau(bundle.tau if flags.tau is None else flags.tau)
@@ -134,7 +136,7 @@ def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
         return resolve(bundle, DEFAULT, 0, PriorBody(), (DEFAULT, 0))
     raise UnknownPrior(
         f"no prior '{text}' of model '{bundle.name}' in the store {store}; "
-        f"`priors list` shows those there are"
+        f"`priors list` shows the stored ones"
     )
 
 
@@ -150,13 +152,13 @@ def _stored(bundle: Bundle, reference: PriorReference, url: str) -> PriorRevisio
 
 
 def _exists(url: str) -> bool:
-    """False for a SQLite file that nobody has made yet: nothing is stored in it."""
+    """False for a SQLite file that does not exist yet, in which nothing can be stored."""
     prefix = "sqlite:///"
     return not url.startswith(prefix) or Path(url.removeprefix(prefix)).exists()
 
 
 def _folder(path: Path) -> Path:
-    """The version's folder: the newest of a model, unless the path names one."""
+    """The folder of a version: the one that the path names, or the newest of the model it names."""
     if is_version(path.name) and not versions(path):
         return path.resolve()
     found = versions(path)
@@ -224,7 +226,7 @@ def _check(
 
 
 def triton_config(bundle: Bundle, out: Path, names: baked.Names, *, as_inputs: bool) -> str:
-    """Triton's config.pbtxt: batches where the graph lets them vary, and the optional inputs."""
+    """Triton's config.pbtxt: batching where the graph's batch size is free, and optional inputs."""
     specs = bundle.input.columns or (bundle.input,)
     batched = not as_inputs and bundle.input.shape[0] is None and bundle.max_batch_rows != 1
     skip = 1 if batched else 0
@@ -288,14 +290,14 @@ def _notes(
     if as_inputs:
         notes.append(f"inputs   {names.tau} [1], {names.shift} [classes]: log source − log target")
     if bundle.input.tokenizer is not None:
-        notes.append("note     the file takes tokens; texts are tokenised by whoever calls it")
+        notes.append("note     the file takes tokens; the caller must tokenise texts")
     if bundle.input.kind == "image":
-        notes.append("note     the file takes tensors; images are prepared by whoever calls it")
+        notes.append("note     the file takes tensors; the caller must prepare images")
     return notes
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Write beside the file, then rename, so that nobody reads half of it."""
+    """Write to a temporary file and rename it, so that no reader sees a partial file."""
     partial = path.with_name(f".{path.name}.partial")
     partial.write_bytes(content)
     partial.replace(path)

@@ -1,11 +1,13 @@
-"""The flags of the verb `export`, apart from it so that other verbs load no onnxruntime."""
+"""The flags of the verb `export`, in their own module so that other verbs do not load
+onnxruntime.
+"""
 
 import argparse
 from pathlib import Path
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Every flag of the verb."""
+    """Add every flag of the verb."""
     add = parser.add_argument
     add("model", type=Path, metavar="models/M[/VERSION]", help="a model of a repository")
     add("--out", type=Path, required=True, metavar="FILE.onnx", help="the file to write")

@@ -1,4 +1,4 @@
-"""What `check` and `doctor` look at, and how they print what they find."""
+"""The checks that `check` and `doctor` share, and how they print their findings."""
 
 import sys
 from collections.abc import Iterable, Iterator
@@ -14,13 +14,13 @@ from service.stores.mirror import NoRoom, open_mirror
 from service.stores.remote import InvalidModelsUrl, RemoteUnavailable
 
 Finding = tuple[bool | None, str, str]
-"""(good, bad or neither; the subject; what was found)."""
+"""(True good, False bad, None neither; the subject; what was found)."""
 
 _MARKS = {True: "ok  ", False: "BAD ", None: "    "}
 
 
 def show(findings: Iterable[Finding]) -> int:
-    """Print findings as they come. Returns FAILED when one is bad."""
+    """Print findings as they come. Returns FAILED if one is bad, else DONE."""
     good = True
     for verdict, subject, found in findings:
         good = good and verdict is not False
@@ -30,7 +30,7 @@ def show(findings: Iterable[Finding]) -> int:
 
 
 def store(url: str, *, optional: bool) -> Finding:
-    """Connect to the store, as `serve` does at its start."""
+    """Connect to the store as `serve` does at its start. optional: a failure is not bad."""
     try:
         opened = open_store(url)
     except InvalidStoreUrl as error:

@@ -1,4 +1,4 @@
-"""The verbs `priors …`, on the store of priors, and `key`, which makes API keys."""
+"""The verbs `priors …`, which work on the store of priors, and `key`, which makes API keys."""
 
 import os
 import sys
@@ -33,19 +33,19 @@ _ACTIONS = "list|show|diff|rollback|export|import|migrate"
 def add_verbs(verbs: Verbs) -> None:
     """Declare the verbs on the program's parser."""
     priors = verbs.add_parser(
-        "priors", help="look at the priors of a store, go back, keep or move them"
+        "priors", help="inspect, roll back, back up or move the priors of a store"
     )
     actions = priors.add_subparsers(dest="action", required=True, metavar=_ACTIONS)
     revisions.add_verbs(actions)
     out = actions.add_parser("export", help="write every revision of every prior, oldest first")
     out.add_argument("--model", help="only the priors of this model")
-    out.add_argument("--out", type=Path, help="file to write; standard output without it")
+    out.add_argument("--out", type=Path, help="file to write (default: standard output)")
     into = actions.add_parser(
-        "import", help="add the priors that a store lacks; importing twice changes nothing more"
+        "import", help="add the priors that a store lacks; a second import changes nothing"
     )
     into.add_argument("file", help="a file that export wrote, or - for standard input")
     actions.add_parser(
-        "migrate", help="create the store's tables, or bring them to this program's version"
+        "migrate", help="create the store's tables, or upgrade them to this version of the program"
     )
     for parser in actions.choices.values():
         parser.add_argument("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")
@@ -56,14 +56,16 @@ def add_verbs(verbs: Verbs) -> None:
     key.add_argument(
         "--roles", default="predict", help=f"one or more of {', '.join(ROLES)}, separated by commas"
     )
-    key.add_argument("--rate", type=float, help="requests a second that it may make")
+    key.add_argument(
+        "--rate", type=float, help="the most requests per second with this key (default: no limit)"
+    )
     key.add_argument(
         "--append", type=Path, metavar="FILE", help="add the line to this list of keys"
     )
 
 
 def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_store: str) -> int:
-    """Do what a parsed command line says. 0 done, 1 failed, 2 wrong use."""
+    """Carry out a parsed command line. Returns 0 done, 1 failed, 2 wrong use."""
     calls: dict[str, Callable[..., None]] = {
         "export": _export,
         "import": _import,
@@ -99,7 +101,7 @@ def _export(given: Mapping[str, Any], url: str) -> None:
     for entry in damaged:
         _tell(
             f"warning: revision {entry.revision} of prior '{entry.name}' of model "
-            f"'{entry.model}' is damaged; that prior was left out"
+            f"'{entry.model}' is damaged; the whole prior was left out"
         )
     _tell(f"{len(document.entries)} revisions written")
 
@@ -115,8 +117,8 @@ def _import(given: Mapping[str, Any], url: str) -> None:
         store.open()
         done = import_document(store, document)
     _tell(
-        f"{done.whole} priors taken over with their history, {done.newest} brought up to date, "
-        f"{done.unchanged} unchanged"
+        f"{done.whole} priors imported with their history, "
+        f"{done.newest} updated to the newest revision, {done.unchanged} unchanged"
     )
 
 
@@ -137,10 +139,10 @@ def _key(given: Mapping[str, Any]) -> None:
     descriptor = os.open(given["append"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     with os.fdopen(descriptor, "a", encoding="utf-8") as file:
         file.write(key.line() + "\n")
-    _tell(f"{given['append']} has its hash; the key itself is shown this once")
+    _tell(f"{given['append']} has its hash; the key itself is not shown again")
     sys.stderr.write(to_use_keys(given["append"]))
 
 
 def _tell(line: str) -> None:
-    """Write to people; standard output is for results."""
+    """Write a line for the user to stderr; standard output is for results."""
     sys.stderr.write(line + "\n")

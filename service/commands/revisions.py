@@ -1,7 +1,7 @@
 """`priors list|show|diff|rollback`: look at a store's priors and return to an older revision.
 
-These verbs work on the store itself, so they also work while no service answers. Services that
-follow the store serve a change within a second or two.
+These verbs work on the store itself, so they also work while no service runs. Services that use
+the store serve a change within a second or two.
 """
 
 import getpass
@@ -25,23 +25,25 @@ from service.priors.store import SqlPriorStore, open_store
 from service.priors.webhook import Changed, send
 
 HISTORY = 20
-"""Revisions that `show` lists."""
+"""The most revisions that `show` lists."""
 DIFFERENCES = 30
-"""Classes that `diff` lists, the most different first."""
+"""The most classes that `diff` lists; those that differ most come first."""
 
 
 def add_verbs(actions: Any) -> None:
-    """Declare the verbs below `priors`; the caller adds `--store` to each."""
+    """Declare the verbs below `priors`. The caller adds `--store` to each."""
     found = actions.add_parser("list", help="list the priors in use with their newest revision")
     found.add_argument("--model", help="only the priors of this model")
     show = actions.add_parser("show", help="print a revision of a prior and the history before it")
     diff = actions.add_parser("diff", help="compare two revisions of a prior class by class")
     back = actions.add_parser(
-        "rollback", help="store a new revision equal to an old one; 0: nothing stored"
+        "rollback", help="store a new revision equal to an old one; revision 0: nothing stored"
     )
     for parser in (show, diff, back):
         parser.add_argument("name", nargs="?", default=DEFAULT, help=f"(default: {DEFAULT})")
-        parser.add_argument("--model", help="may be left out while the store knows only one")
+        parser.add_argument(
+            "--model", help="may be omitted if the store has priors of only one model"
+        )
     show.add_argument("--revision", type=int, help="(default: the newest)")
     diff.add_argument("--old", type=int, help="(default: the one before --new; 0: nothing stored)")
     diff.add_argument("--new", type=int, help="(default: the newest)")
@@ -50,7 +52,7 @@ def add_verbs(actions: Any) -> None:
 
 
 def run(given: Mapping[str, Any], url: str, environment: Mapping[str, str]) -> None:
-    """Do what a parsed command line says. Raises UnknownPrior, StoreUnavailable and the like."""
+    """Carry out a parsed command line. Raises UnknownPrior, StoreUnavailable and the like."""
     with closing(open_store(url)) as store:
         store.open(create=False)
         if given["action"] == "list":
@@ -123,13 +125,15 @@ def _diff(store: SqlPriorStore, model: str, name: str, *, old: int | None, new: 
     before, after = (PriorBody() if body is None else body for body in bodies)
     for revision, body in ((old, bodies[0]), (new, bodies[1])):
         if body is None:
-            sys.stdout.write(f"revision {revision}: nothing stored, the model's own rule\n")
+            sys.stdout.write(
+                f"revision {revision}: nothing stored, so the model's own rule applies\n"
+            )
     lines = [line for field in PriorBody.model_fields for line in _changes(field, before, after)]
     sys.stdout.write("\n".join(lines or ["no difference"]) + "\n")
 
 
 def _changes(field: str, before: PriorBody, after: PriorBody) -> Iterator[str]:
-    """What differs in one field, in words."""
+    """The difference between two values of one field, in words."""
     old, new = getattr(before, field), getattr(after, field)
     if old == new:
         return
@@ -165,15 +169,15 @@ def _rollback(
     written = store.write(model, name, change, by=f"cli:{getpass.getuser()}", after=-1)
     revision = written.entry.revision
     if not written.changed:
-        sys.stdout.write(f"prior '{name}' of model '{model}' is as in revision {to} already\n")
+        sys.stdout.write(f"prior '{name}' of model '{model}' already equals revision {to}\n")
         return None
-    what = "nothing stored, the model's own rule" if old is None else f"the prior of revision {to}"
+    what = "nothing stored" if old is None else f"the prior of revision {to}"
     sys.stdout.write(f"revision {revision} of prior '{name}' of model '{model}': {what}\n")
     return Changed("rollback", written.entry)
 
 
 def _last_different(store: SqlPriorStore, current: StoredRevision) -> int:
-    """The newest older revision whose prior differs from the current one; 0 without one."""
+    """The newest older revision whose prior differs from the current one; 0 if there is none."""
     if current.deleted:
         raise UnknownPrior(f"prior '{current.name}' is not in use; name a revision with --to")
     for entry in _history(store, current.model, current.name)[1:]:
@@ -188,7 +192,7 @@ def _last_different(store: SqlPriorStore, current: StoredRevision) -> int:
 
 
 def _announce(changed: Changed | None, environment: Mapping[str, str]) -> None:
-    """Send the change to the webhook of the environment, if there is one, in one attempt."""
+    """Send the change to the webhook that the environment names, if any, in one attempt."""
     url = environment.get("PRIORDIAL_WEBHOOK", "")
     secret = environment.get("PRIORDIAL_WEBHOOK_SECRET", "")
     if changed is None or not (url and secret):
@@ -207,7 +211,7 @@ def _history(store: SqlPriorStore, model: str, name: str) -> list[StoredRevision
 
 
 def _entry(store: SqlPriorStore, model: str, name: str, revision: int) -> StoredRevision | None:
-    """A revision; None for revision 0 and for a deletion. Raises UnknownPrior."""
+    """A revision; None for revision 0 and for a deleted prior. Raises UnknownPrior."""
     if revision == 0:
         return None
     entry = store.read(model, name, revision)
@@ -219,12 +223,12 @@ def _entry(store: SqlPriorStore, model: str, name: str, revision: int) -> Stored
 
 
 def _keys(vector: VectorSpec) -> Iterable[object]:
-    """Class names or, of a list, indexes."""
+    """The keys of a vector: class names, or the indices of a list."""
     return vector if isinstance(vector, dict) else range(len(vector))
 
 
 def _shares(vector: VectorSpec, keys: Iterable[str], others: float | None) -> dict[str, float]:
-    """The entries over their sum, by class name or, for a list, by index.
+    """The entries divided by their sum, by class name or, for a list, by index.
 
     others: the value of each of the `keys` that an object does not name.
     """

@@ -2,7 +2,7 @@
 
 For two classes this is Platt scaling (Platt, 1999), for more it is vector scaling with one shared
 scale (Guo et al., 2017). The softmax of the result is a posterior under the class mix of the
-labelled rows, which therefore becomes the model's class counts.
+labelled rows. Their class counts therefore become those of the model.
 """
 
 import argparse
@@ -21,12 +21,14 @@ from service.contract.columns import records
 Array = NDArray[Any]
 _STEPS = 100
 _RIDGE = 1e-6
-"""Keeps the common part of the biases, which changes no probability, at 0."""
+"""Weight of a penalty on the common part of the biases, which changes no probability."""
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """scale · score + bias[c] are logits; class_counts: [C] labelled rows; nll: mean, after the
+    """The result of a fit: logits are scale · score + bias[c].
+
+    class_counts: labelled rows of each class [C]. nll: the mean negative log-likelihood after the
     fit.
     """
 
@@ -62,7 +64,9 @@ def labelled_rows(path: Path, spec: InputSpec, class_names: list[str]) -> tuple[
     counts = np.bincount(labels, minlength=len(class_names))
     if not counts.all():
         name = class_names[int(counts.argmin())]
-        raise ImportRefused(f"{where}: class '{name}' has no row; every class needs some")
+        raise ImportRefused(
+            f"{where}: class '{name}' has no labelled row; every class needs at least one"
+        )
     return rows, labels
 
 

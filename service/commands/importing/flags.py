@@ -1,11 +1,11 @@
-"""The flags of the verb `import`, apart from the importer so that other verbs load no onnx."""
+"""The flags of the verb `import`, in their own module so that other verbs do not load onnx."""
 
 import argparse
 from pathlib import Path
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Every flag of the verb."""
+    """Add every flag of the verb."""
     add = parser.add_argument
     add(
         "file",
@@ -69,8 +69,8 @@ def _add_column_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("what the model gives").add_argument
-    add("--output", metavar="NAME", help="the output to serve, where several could be meant")
+    add = parser.add_argument_group("the output").add_argument
+    add("--output", metavar="NAME", help="the output to serve, if several are possible")
     add(
         "--output-kind",
         choices=("logits", "probabilities", "scores"),
@@ -81,7 +81,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--calibrate",
         type=Path,
         metavar="DATA.npz",
-        help="labelled rows x and y that decision scores are fitted to",
+        help="labelled rows x and y, to which decision scores are fitted",
     )
     add(
         "--example-rows",
@@ -95,7 +95,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=1.0,
         metavar="…",
-        help="what calibrated logits are divided by (default 1)",
+        help="the divisor that calibrates the logits (default 1)",
     )
     add(
         "--refuse-dependent-rows",
@@ -106,7 +106,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_image_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for a model whose tensor is made of an encoded image; without them it takes tensors."""
+    """Add the flags for models of images. Without them, the model takes tensors."""
     group = parser.add_argument_group("models of images")
     add = group.add_argument
     add(
@@ -123,7 +123,7 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--layout",
         choices=("NCHW", "NHWC"),
-        help="where the channels are, if the shape does not show it",
+        help="position of the channels, if the shape does not show it",
     )
     add("--size", metavar="H,W", help="height and width, if the shape does not show them")
     add("--color", choices=("RGB", "BGR", "L"), help="order of the channels (default RGB)")

@@ -1,5 +1,5 @@
-"""A folder as Hugging Face's Optimum writes it: model.onnx, config.json, and what texts or images
-need.
+"""Reads a folder as Hugging Face's Optimum writes it: model.onnx, config.json, and the files for
+texts or images.
 """
 
 import argparse
@@ -18,15 +18,16 @@ MODEL_FILES = ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/mo
 TOKENIZER_FILE = "tokenizer.json"
 _PARTS = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
-"""By Pillow's numbers, which preprocessor_config.json holds."""
+"""Names of the filters by Pillow's numbers, which preprocessor_config.json contains."""
 _MAX_LENGTH = 1_000_000
 """tokenizer_config.json writes 1e30 for "no limit"."""
 
 
 @dataclass(frozen=True)
 class Folder:
-    """What a folder says. names: of the classes, None where config.json has none. path: of
-    model.onnx.
+    """The content of a folder.
+
+    path: of model.onnx. names: of the classes; None where config.json has none.
     """
 
     home: Path

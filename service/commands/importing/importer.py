@@ -1,9 +1,9 @@
 """`python -m service import`: publishes an ONNX classifier that was trained elsewhere.
 
-It writes the model.json, copies the file, and believes nothing that can be tried. Random rows show
-the output and its kind, whether the model is deterministic, and whether rows influence each other.
-The model is published only if the graph with the service's head gives the probabilities of the file
-itself.
+It writes the model.json and copies the file. What can be tested is not assumed: random rows show
+which output to serve and its kind, whether the model is deterministic, and whether rows influence
+each other. The model is published only if the graph with the service's head gives the same
+probabilities as the file.
 """
 
 import argparse
@@ -73,7 +73,7 @@ REFUSALS = (
 
 @dataclass
 class Import:
-    """One import: what was read, what was found, and the fields of model.json."""
+    """One import: what was read and found so far, and the fields of model.json."""
 
     flags: argparse.Namespace
     file: onnx_file.OnnxFile
@@ -105,7 +105,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
-    """Publish a file as the next version: (its folder, notes). Raises one of REFUSALS."""
+    """Publish a file as the next version. Returns (its folder, notes). Raises one of REFUSALS."""
     _check_flags(flags)
     found = _read(flags)
     names = _class_names(found)
@@ -195,7 +195,7 @@ def _given_names(flags: argparse.Namespace, folder: huggingface.Folder | None) -
 
 
 def _class_names(found: Import) -> list[str]:
-    """Those given, else those that the file holds. Raises ImportRefused."""
+    """The class names: the given ones, else those in the file. Raises ImportRefused."""
     if "class_names" in found.fields:
         given: list[str] = found.fields["class_names"]
         return given
@@ -218,7 +218,7 @@ def _labels_of(found: Import, names: list[str]) -> list[str]:
 
 
 def _set_output(found: Import, names: list[str]) -> None:
-    """Write `output`, and add the nodes that make [batch, C] of the file's own form."""
+    """Write the field `output`, and add nodes that turn the file's own form into [batch, C]."""
     output, file = found.output, found.file
     name, kind = output.name, output.kind
     if output.form == "flatten":
@@ -238,7 +238,7 @@ def _set_output(found: Import, names: list[str]) -> None:
 
 
 def _calibrate(found: Import, names: list[str]) -> None:
-    """Fit the scores to labelled rows; the class counts become those of the rows."""
+    """Fit the scores to the labelled rows, whose class counts become those of the model."""
     rows, labels = calibrate.labelled_rows(found.flags.calibrate, found.spec, names)
     step = len(found.trial.rows) if found.trial.one_at_a_time or found.spec.shape[0] else len(rows)
     if len(rows) % step:
@@ -296,7 +296,7 @@ def _copy(found: Import, staging: Path) -> None:
 
 
 def _check(found: Import, staging: Path) -> None:
-    """Serve the copy once. Raises ImportRefused when it answers otherwise than the file.
+    """Serve the copy once. Raises ImportRefused when its answers differ from those of the file.
 
     Where rows of a batch influence each other, `max_batch_rows` becomes 1.
     """
@@ -311,7 +311,7 @@ def _check(found: Import, staging: Path) -> None:
     if not difference <= tolerance:
         raise ImportRefused(
             f"with the adjustment head the graph differs from the file by {difference:.2g} in a "
-            f"probability; at most {tolerance:g} is taken: is --output-kind right?"
+            f"probability; at most {tolerance:g} is allowed: check --output-kind"
         )
     if bundle.max_batch_rows != 1 and graph.fixed_rows != 1:
         _check_neighbours(found, graph, bundle)
@@ -360,7 +360,9 @@ def _check_neighbours(found: Import, graph: Graph, bundle: Bundle) -> None:
 
 
 def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
-    """Score an image of a known class. Raises ImportRefused when another class is likelier."""
+    """Score an image whose class is known. Raises ImportRefused when another class is more
+    likely.
+    """
     if bundle.input.kind != "image":
         raise ImportRefused("--image-example needs a model of images: add --image")
     flags, names = found.flags, bundle.class_names

@@ -1,5 +1,5 @@
-"""The inputs of a foreign model: what model.json says of them, and random rows that the model
-takes.
+"""The inputs of a foreign model: their description in model.json, and random rows that the model
+accepts.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from service.graph.trial import random_rows
 Array = NDArray[Any]
 Run: TypeAlias = Callable[[Array], dict[str, Any]]
 FREE_SIZES = (8, 32, 224, 1)
-"""Tried in turn for a dimension that the graph leaves free."""
+"""Sizes tried in turn for a dimension that the graph leaves free."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def input_fields(found: Sequence[GraphInput], flags: argparse.Namespace) -> dict
 
 
 def feeder(names: Sequence[str], run: Callable[[dict[str, Array]], dict[str, Any]]) -> Run:
-    """A function from rows, records where there are several inputs, to all outputs by name."""
+    """A function from rows (records if there are several inputs) to all outputs by name."""
     if len(names) == 1:
         return lambda rows: run({names[0]: rows})
     return lambda rows: run(fields(rows))
@@ -89,7 +89,7 @@ def try_rows(run: Run, spec: InputSpec) -> Trial:
 
 
 def check_repeats(run: Run, trial: Trial) -> None:
-    """Run the same rows again. Raises ImportRefused when the answers differ."""
+    """Run the same rows a second time. Raises ImportRefused when the answers differ."""
     again = run(trial.rows)
     for name, value in trial.outputs.items():
         first, second = _numbers(value), _numbers(again[name])
@@ -121,7 +121,7 @@ def columns_taking_missing(run: Run, trial: Trial, spec: InputSpec, output: str)
 
 
 def takes_missing(run: Run, trial: Trial, output: str) -> bool:
-    """Whether rows with NaN in them give finite numbers."""
+    """Whether rows that contain NaN give finite numbers."""
     if trial.rows.dtype.kind != "f":
         return False
     rows = trial.rows.copy()
@@ -157,7 +157,7 @@ def _tried(run: Run, rows: Array, free: int, *, fixed: bool) -> Trial:
         return Trial(rows, outputs, free)
     try:
         single = run(rows[:1])
-    except Exception:  # noqa: BLE001 - then the batch is all there is
+    except Exception:  # noqa: BLE001 - then only the whole batch can be tried
         return Trial(rows, outputs, free)
     if any(_rows_of(value) == 1 for value in single.values()):
         return Trial(rows[:1], single, free, one_at_a_time=True)

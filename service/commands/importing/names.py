@@ -1,4 +1,4 @@
-"""Class names and class counts from the files that people have of them."""
+"""Reads class names and class counts from the files in which users have them."""
 
 import json
 from collections.abc import Sequence

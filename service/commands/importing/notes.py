@@ -1,4 +1,4 @@
-"""What an import found and assumed, for the person who ran it."""
+"""What an import found and assumed, as text for the user."""
 
 import argparse
 from collections.abc import Iterator
@@ -19,7 +19,7 @@ _FORMS = {
 def notes(
     flags: argparse.Namespace, file: OnnxFile, fields: dict[str, Any], trial: Trial, output: Output
 ) -> Iterator[str]:
-    """The lines for stderr: inputs, output, classes, images, and whatever needs attention."""
+    """The lines for stderr: inputs, output, classes, images, and anything that needs attention."""
     for spec in fields.get("inputs") or [fields["input"]]:
         shape = ["batch", *("any" if n is None else n for n in spec["shape"][1:])]
         missing = ", missing values taken" if spec.get("missing") else ""

@@ -1,4 +1,4 @@
-"""Reads what a foreign ONNX file says of itself: inputs, outputs, names of classes."""
+"""Reads what a foreign ONNX file states about itself: inputs, outputs, names of classes."""
 
 import ast
 import contextlib
@@ -66,7 +66,7 @@ class OnnxFile:
     mended: bool
 
     def runnable(self) -> bytes | None:
-        """What runs here in place of the file; None: the file itself."""
+        """The graph to run here instead of the file; None: the file itself."""
         if not (self.changed or self.mended):
             return None
         model = copy.deepcopy(self.model)
@@ -99,11 +99,11 @@ def read(path: Path) -> OnnxFile:
 
 
 def handles_missing(model: onnx.ModelProto) -> bool:
-    """Whether a node of the graph is made for NaN: an imputer, IsNaN, or trees that learnt where it
-    goes.
+    """Whether a node of the graph is made for NaN: an imputer, IsNaN, or trees that learnt a
+    direction for it.
 
-    An SVM gives finite numbers for NaN as well, and so do trees without a direction for it, but
-    they mean nothing.
+    An SVM also returns finite numbers for NaN, as do trees without a direction for it, but these
+    are meaningless.
     """
     for node in model.graph.node:
         if node.op_type in {"Imputer", "IsNaN"}:
@@ -116,10 +116,9 @@ def handles_missing(model: onnx.ModelProto) -> bool:
 
 
 def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
-    """The names that the file gives to its classes, in output order; None when it gives none.
+    """The class names in the file, in output order; None when it has none.
 
-    They stand in the metadata, in a ZipMap, or in the branch that makes scikit-learn's label
-    output.
+    They are in the metadata, in a ZipMap, or in the nodes that make scikit-learn's label output.
     """
     metadata = {item.key: item.value for item in model.metadata_props}
     for key in _NAME_KEYS:
@@ -137,7 +136,7 @@ def class_names(model: onnx.ModelProto, output: str) -> list[str] | None:
 
 
 def _upstream(value: str, producers: dict[str, onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
-    """The nodes that make a value, along first inputs, up to and including the one that holds class
+    """The nodes that make a value, following first inputs, up to the one that holds class
     labels.
     """
     for _ in range(8):
@@ -209,20 +208,20 @@ def _input(item: onnx.ValueInfoProto, categories: list[str] | list[int] | None) 
 
 
 def opset_of(model: onnx.ModelProto) -> int | None:
-    """The version of the plain operators; None where a graph has none."""
+    """The version of the standard operators; None when a graph names none."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
-    """The model at the oldest opset that the head takes.
+    """The model at the oldest opset that the head supports.
 
-    scikit-learn exports carry the oldest opset that their few plain nodes allow.
+    scikit-learn exports declare the oldest opset that their few standard nodes allow.
     """
     from onnx import version_converter
 
     try:
         return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
-    except Exception as error:  # noqa: BLE001 - the converter raises what it likes
+    except Exception as error:  # noqa: BLE001 - the converter may raise anything
         raise foreign_graph.UnsupportedGraph(
             f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and the conversion "
             f"failed ({first_line(error)}): export the model again with a newer opset"

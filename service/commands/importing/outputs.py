@@ -1,8 +1,7 @@
-"""The outputs of a foreign model: which one tells the classes apart, in what form, and what it
-holds.
+"""The outputs of a foreign model: which one scores the classes, its form, and its kind.
 
-Every claim is tested on random rows: the form by the shapes, the kind by the numbers, and a label
-output, where there is one, against the largest score.
+Every conclusion is tested on random rows: the form by the shapes, the kind by the numbers, and a
+label output, where there is one, against the largest score.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,11 +51,13 @@ class Output:
 
     @property
     def columns(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return int(self.values.shape[1])
 
     def probabilities(self) -> Array:
-        """float64 [n, C]; for scores their softmax, which means nothing yet."""
+        """float64 [n, C]. For scores this is their softmax, which means nothing until they are
+        calibrated.
+        """
         if self.kind in {"logits", "scores"}:
             return softmax(self.values)
         sums: Array = self.values.sum(axis=1, keepdims=True)
@@ -119,7 +120,7 @@ def check_labels(output: Output, outputs: Mapping[str, Any], class_names: Sequen
 
 
 def _tables(outputs: Mapping[str, Any], rows: int, classes: int | None) -> dict[str, _Table]:
-    """Every output that could be the classifier's, by name."""
+    """Every output that could hold the scores of the classes, by name."""
     wide = {name: t for name, v in outputs.items() if (t := _table(v, rows)) is not None}
     wide = {n: t for n, t in wide.items() if classes in {None, t.values.shape[1]}}
     if wide:
@@ -136,7 +137,7 @@ def _tables(outputs: Mapping[str, Any], rows: int, classes: int | None) -> dict[
 
 
 def _table(value: Any, rows: int) -> _Table | None:
-    """An output with a row for each row that was fed and several columns; None for others."""
+    """An output with several columns and one row for each row fed; None for other outputs."""
     if isinstance(value, list):
         if len(value) != rows or not all(isinstance(row, dict) for row in value):
             return None
@@ -151,7 +152,7 @@ def _table(value: Any, rows: int) -> _Table | None:
 
 
 def _column(value: Any, rows: int) -> Array | None:
-    """An output with one number for each row that was fed; None for others."""
+    """An output with one number for each row fed; None for other outputs."""
     if not _is_floats(value) or value.size != rows or not value.ndim or len(value) != rows:
         return None
     return np.asarray(value.reshape(rows), np.float64)
@@ -197,7 +198,9 @@ def _the_one(tables: Mapping[str, _Table]) -> str:
 
 
 def _kind_of(name: str, table: _Table, given: str | None) -> str:
-    """What an output holds. Raises ImportRefused for no posterior, unless a kind was given."""
+    """The kind of an output. Raises ImportRefused if it is no posterior, unless a kind was
+    given.
+    """
     values = table.values
     if given is not None:
         return given
@@ -233,7 +236,7 @@ def _kind_of(name: str, table: _Table, given: str | None) -> str:
 
 
 def _refuse_named_probabilities(name: str, values: Array) -> None:
-    """scikit-learn's converter names its scores so, whatever they are."""
+    """Refuse scores that are named like probabilities, as scikit-learn's converter names them."""
     if "prob" in name.lower():
         raise ImportRefused(
             f"output '{name}' is named for probabilities and holds {values.min():.3g} to "

@@ -1,6 +1,4 @@
-"""How a model of images wants its pixels: the flags, the standard recipes by name, and what was
-assumed.
-"""
+"""How a model of images needs its pixels: the flags, named standard recipes, and assumptions."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -44,9 +42,9 @@ PREPROCESSING: Mapping[str, Preprocessing] = {
     "caffe": Preprocessing((103.939, 116.779, 123.68), None, 1.0, "BGR", 1.0),
     "0..1": Preprocessing(crop=1.0),
 }
-"""By name: torchvision's and timm's ImageNet models, Inception and its kin, ViT and CLIP, the modes
-of `tf.keras.applications.imagenet_utils`, models with the scaling inside (`keras-raw`), and
-Caffe's.
+"""Recipes by name: torchvision's and timm's ImageNet models, Inception and similar ones, ViT, CLIP,
+the modes of `tf.keras.applications.imagenet_utils`, models that scale their input themselves
+(`keras-raw`), and Caffe's.
 """
 
 
@@ -85,7 +83,7 @@ def image_fields(found: GraphInput, flags: argparse.Namespace) -> dict[str, Any]
 
 
 def assumptions(spec: Mapping[str, Any], flags: argparse.Namespace) -> Iterator[str]:
-    """One line a step from a file to the tensor, with the flag that would change it."""
+    """One line for each step from a file to the tensor, with the flag that changes it."""
     size = "{} × {}".format(*spec["size"])
     resize = spec["resize"]
     how = {
@@ -217,5 +215,5 @@ def _numbers(text: str, flag: str, count: int) -> list[float]:
     if len(values) == 1:
         values *= count
     if len(values) != count:
-        raise ImportRefused(f"{flag} is '{text}'; expected {count} numbers with commas between")
+        raise ImportRefused(f"{flag} is '{text}'; expected {count} numbers, separated by commas")
     return values

@@ -1,5 +1,5 @@
-"""The one error of an import: what came, what was expected, what to do."""
+"""The error of an import. Its message says what came, what was expected and what to do."""
 
 
 class ImportRefused(ValueError):
-    """A file or a flag that no model can be made of; the message says why and what to do."""
+    """A file or a flag from which no model can be made; the message says why and what to do."""

@@ -1,7 +1,7 @@
 """Edits of a foreign graph, so that one output holds [batch, classes] logits or probabilities.
 
-The published file stays a plain classifier, which other servers run as well. Nodes are appended;
-the weights, which may lie in other files, are not touched.
+The published file remains a plain classifier, which other servers can run too. Nodes are appended.
+The weights, which may be in other files, stay unchanged.
 """
 
 from collections.abc import Sequence
@@ -42,20 +42,22 @@ def widen_bfloat16(model: onnx.ModelProto) -> bool:
 
 
 def flatten(model: onnx.ModelProto, output: str) -> str:
-    """Add an output [batch, C] made of one such as [batch, C, 1, 1] or [batch, 1, C]; its name."""
+    """Add an output [batch, C] made from one like [batch, C, 1, 1] or [batch, 1, C]; return its
+    name.
+    """
     edit = _Edit(model)
     return edit.output(edit.node("Flatten", [output], axis=1))
 
 
 def scale(model: onnx.ModelProto, output: str, factor: float) -> str:
-    """Add an output that holds another one times a factor; its name."""
+    """Add an output that is another output times a factor; return its name."""
     edit = _Edit(model)
     wide = edit.node("Cast", [output], to=TensorProto.FLOAT)
     return edit.output(edit.node("Mul", [wide, edit.constant(np.array(factor, np.float32))]))
 
 
 def join_columns(model: onnx.ModelProto, outputs: Sequence[str]) -> str:
-    """Add an output [batch, C] made of C outputs with one number a row; its name."""
+    """Add an output [batch, C] made from C outputs with one number per row; return its name."""
     edit = _Edit(model)
     column = edit.constant(np.array([-1, 1], np.int64))
     columns = [edit.node("Reshape", [name, column]) for name in outputs]
@@ -95,7 +97,9 @@ def unused_name(graph: onnx.GraphProto, wanted: str) -> str:
 
 
 def _before_sigmoid(graph: onnx.GraphProto, output: str) -> str | None:
-    """The logit whose Sigmoid an output is, through nodes that only change its shape; else None."""
+    """The logit whose Sigmoid an output is, if only nodes that change the shape lie between; else
+    None.
+    """
     producers = {name: node for node in graph.node for name in node.output}
     node = producers.get(output)
     while node is not None and node.op_type in {"Identity", "Squeeze", "Reshape", "Flatten"}:

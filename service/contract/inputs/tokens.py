@@ -1,8 +1,7 @@
-"""Turns texts into the inputs of a transformer, with a `tokenizer.json` of Hugging Face's
+"""Turns texts into the inputs of a transformer with a `tokenizer.json` of Hugging Face's
 tokenizers.
 
 A batch is padded to its longest text. A text is truncated as the file or `max_length` says.
-Tokenising is part of the graph call, so that texts of different lengths can share a batch.
 """
 
 from collections.abc import Mapping
@@ -67,9 +66,7 @@ def _open(path: Path, max_length: int | None) -> Any:
 
 
 def _pad_token(tokenizer: Any) -> dict[str, Any]:
-    """The padding token of a file that names none: a usual name that it knows, else token
-    0.
-    """
+    """The padding token of a file that names none: a usual name that it knows, else token 0."""
     for token in ("[PAD]", "<pad>", "<|endoftext|>"):
         found = tokenizer.token_to_id(token)
         if found is not None:

@@ -221,7 +221,7 @@ def test_rollback_goes_back_one_step_or_to_any_revision_while_services_follow(st
             await priors.put(pets, "default", parse_prior({"target": [1, 2, 3]}), by="me")
             assert (await back()).note == "back to revision 3"
             assert (await back("--to", "3")).revision == 5
-            assert "is as in revision 3 already" in capsys.readouterr().out
+            assert "already equals revision 3" in capsys.readouterr().out
             await back("--to", "99", code=2)
             await back("--to", "0")
             assert priors.newest("pets", "default") is None
