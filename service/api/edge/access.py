@@ -1,4 +1,4 @@
-"""Decides who may do what: API keys with roles, kept as hashes, each with its own rate limit."""
+"""Decides who may do what: API keys with roles, stored as hashes, each with its own rate limit."""
 
 import hmac
 import ipaddress
@@ -23,11 +23,11 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class ExposedWithoutKeys(ValueError):
-    """The service would be open to others than this host."""
+    """Without keys, the service would be reachable from other machines."""
 
 
 def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
-    """Refuse an address that other machines can reach while no key is asked for.
+    """Refuse an address that other machines can reach when the service requires no key.
 
     Raises ExposedWithoutKeys.
     """
@@ -50,7 +50,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Checks keys. Where there are none, every caller may do everything as `anonymous`."""
+    """Checks API keys. Without any, every caller may do everything, and is named `anonymous`."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
         """Take the keys that never change, and a file of keys.
@@ -66,7 +66,7 @@ class Access:
 
     @property
     def open_to_all(self) -> bool:
-        """Whether the service asks for no key."""
+        """Whether the service requires no key."""
         return not self._keys and self._file is None
 
     @property
@@ -75,8 +75,12 @@ class Access:
         return self._keys
 
     def check(self, headers: Headers, role: str) -> str:
-        """Return the name of the caller's key, which has this role. Raises Problem."""
-        if not self._keys and self._file is None:  # every request comes here: no further call
+        """Return the name of the caller's key if it has this role. Raises Problem if it
+        does not.
+        """
+        if (
+            not self._keys and self._file is None
+        ):  # every request runs this method, so it makes no further call
             return ANONYMOUS
         key = self.identify(headers)
         if key is None:
@@ -88,7 +92,7 @@ class Access:
         return key.name
 
     def identify(self, headers: Headers) -> Key | None:
-        """Return the caller's key; None where the service asks for no key. Raises Problem."""
+        """Return the caller's key; None where the service requires no key. Raises Problem."""
         if self._file is not None and time.monotonic() - self._checked_at > _REREAD_SECONDS:
             self._read_again(self._file)
         if self.open_to_all:
@@ -118,7 +122,7 @@ class Access:
         return ANONYMOUS if key is None else key.name
 
     def status_for_observing(self, headers: Headers) -> int:
-        """Return 200 where these headers may observe, else the status of the problem."""
+        """Return 200 if these headers permit observing, else the status of the refusal."""
         try:
             self.check(headers, "observe")
         except Problem as problem:
@@ -136,7 +140,7 @@ class Access:
         return checked
 
     def _find(self, digest: bytes) -> Key | None:
-        """Compare with every key, so that the time taken reveals nothing."""
+        """Compare with every key, so that the time taken reveals nothing about the keys."""
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.sha256, digest):
@@ -182,7 +186,7 @@ class Access:
                 )
             self._file_state = None
             return
-        log.warning("the list of keys has changed: %d keys are valid now", len(self._keys))
+        log.warning("the list of keys has changed: %d keys are now valid", len(self._keys))
 
 
 def audit(request: Request, *, action: str, model: str, name: str, **more: object) -> None:
@@ -217,14 +221,14 @@ def audit_line(
 
 
 class _Bucket:
-    """A token bucket that holds the tokens of one second, and at least one."""
+    """A token bucket with room for one second of requests, and for at least one request."""
 
     def __init__(self, per_second: float) -> None:
         self._tokens = max(1.0, per_second)
         self._filled_at = time.monotonic()
 
     def take(self, per_second: float) -> float:
-        """Take a token: return 0, or the seconds until there is one."""
+        """Take a token. Returns 0, or the seconds until the next token."""
         now = time.monotonic()
         self._tokens = min(
             max(1.0, per_second), self._tokens + (now - self._filled_at) * per_second

@@ -1,5 +1,6 @@
-"""The outermost ASGI application: scoring routes go to their lane, the rest to FastAPI; every
-request is counted and logged.
+"""The outermost ASGI application: it sends scoring requests to their lane and others to FastAPI.
+
+Every request is counted and logged.
 """
 
 import asyncio
@@ -28,7 +29,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class Edge:
-    """Routes requests and gives each an id; counts and logs those that FastAPI answers."""
+    """Routes requests and gives each an id. Counts and logs the requests that FastAPI answers."""
 
     def __init__(
         self,
@@ -50,12 +51,12 @@ class Edge:
         metrics, log_requests: where requests are counted, and where their log lines go.
         max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `ScoringProtocol`
         applies the last two.
-        read_seconds: how long a body may take to arrive.
+        read_seconds: how many seconds a body may take to arrive.
         root_path: the path prefix that a proxy removes, such as "/priordial".
         """
         self.lane = lane
         self.draining = False
-        """Whether each answer tells its client to open another connection for the next request."""
+        """Whether each answer asks its client to open a new connection for the next request."""
         self.max_header_bytes, self.max_url_bytes = max_header_bytes, max_url_bytes
         self._root_path = "/" + root_path.strip("/") if root_path.strip("/") else ""
         self._app, self._metrics = app, metrics
@@ -63,12 +64,14 @@ class Edge:
         self._log_requests = log_requests
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
-        """ASGI entry."""
+        """Answer one request, or handle a lifespan message, as ASGI defines it."""
         if scope["type"] != "http":
             return self._app(scope, receive, send)
         begun = time.perf_counter()
         root = self._root_path
-        if root and scope["path"].startswith(root + "/"):  # a proxy that does not remove it
+        if root and scope["path"].startswith(
+            root + "/"
+        ):  # for a proxy that does not remove the prefix
             scope["path"] = scope["path"][len(root) :]
             scope["raw_path"] = scope["raw_path"][len(root) :]
         match = self.lane.match(scope["path"])
@@ -109,9 +112,9 @@ class Edge:
         await send({"type": "http.response.body", "body": body})
 
     async def _cold(self, scope: Scope, receive: Receive, send: Send, begun: float) -> None:
-        """Have FastAPI answer; count the request under its route template; send its request id.
+        """Let FastAPI answer, count the request under its route template, and send its request id.
 
-        HEAD is answered as GET is; uvicorn leaves out the body.
+        HEAD is answered like GET; uvicorn leaves out the body.
         """
         headers = dict(scope["headers"])
         scope = {**scope, "root_path": self._prefix(headers)}
@@ -144,7 +147,7 @@ class Edge:
             self._log(scope, method, status, begun, request_id)
 
     def refused(self, problem: Problem) -> bytes:
-        """Count and log a request that could not be read as HTTP; returns its new request id."""
+        """Count and log a request that is not valid HTTP. Returns its new request id."""
         begun, request_id = time.perf_counter(), request_id_of({})
         scope = {"method": "-", "state": {}}
         self._count(scope, problem.status, begun, request_id)
@@ -152,8 +155,8 @@ class Edge:
         return request_id.encode()
 
     def _prefix(self, headers: dict[bytes, bytes]) -> str:
-        """The path prefix that clients of a proxy see: X-Forwarded-Prefix where it is well-formed,
-        else the setting.
+        """The path prefix that clients of a proxy use: a well-formed X-Forwarded-Prefix, else the
+        setting.
         """
         given = (
             headers.get(b"x-forwarded-prefix", b"")[: _MAX_PREFIX + 1].decode("latin-1").rstrip("/")
@@ -202,16 +205,16 @@ def _template(scope: Scope) -> str:
 
 
 class _Unknown:
-    """The connection of a server that does not say whether the client has left."""
+    """The connection of an ASGI server that cannot tell whether the client has left."""
 
     disconnected = False
 
 
 def _connection_of(receive: Receive) -> Connection:
-    """Return what knows whether the client has left; of uvicorn it is the object that `receive`
-    belongs to.
+    """Return the object that knows whether the client has left.
 
-    ASGI itself offers only `await receive()`, which would cost every request a task of its own.
+    For uvicorn it is the object that `receive` belongs to. ASGI itself offers only `await
+    receive()`, which would need a separate task for every request.
     """
     cycle: Any = getattr(receive, "__self__", None)
     return cycle if hasattr(cycle, "disconnected") else _Unknown()

@@ -1,5 +1,5 @@
-"""Reads the body of a request within limits of size and time, and decompresses it within the limit
-of size.
+"""Reads request bodies within limits of size and time, and decompresses them within the limit of
+size.
 """
 
 import asyncio
@@ -21,10 +21,10 @@ Receive = Callable[[], Awaitable[Message]]
 
 _PIECE_BYTES = 64 * 1024
 _INFLATED_PIECE_BYTES = 2**20
-"""More is not inflated at once: copying it would hold the interpreter."""
+"""The most bytes that are decompressed at once: copying more would hold the interpreter."""
 _MAX_MEMBERS = 10_000
 MIN_COMPRESSED_BYTES = 64 * 1024
-"""A shorter answer of a scoring route is not compressed: that would take longer than sending it."""
+"""Shorter answers of scoring routes are not compressed: that takes longer than sending them."""
 _READERS: dict[bytes, Callable[[], Any]] = {
     b"gzip": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),
     b"deflate": partial(zlib.decompressobj, zlib.MAX_WBITS),
@@ -33,7 +33,7 @@ _READERS: dict[bytes, Callable[[], Any]] = {
 
 
 class ClientLeft(Exception):
-    """The connection closed before the request was whole."""
+    """The client closed the connection before its request was complete."""
 
 
 async def read_body(
@@ -42,7 +42,7 @@ async def read_body(
     """Read the whole body. Must run in a task.
 
     Raises ClientLeft, and Problem when the body takes longer than `seconds` or is larger than the
-    limit. A declared length is checked before anything is read.
+    limit. A declared length is checked before any of the body is read.
     """
     _check_declared(headers.get(b"content-length", b""), limit)
     try:
@@ -53,7 +53,9 @@ async def read_body(
 
 
 def _check_declared(length: bytes, limit: int) -> None:
-    """Refuse a Content-Length beyond the limit. The parser has refused one that is not a number."""
+    """Refuse a Content-Length above the limit. The parser has already refused one that is no
+    number.
+    """
     if length and whole_number(length, below=limit + 1) is None:
         raise Problem(
             "too-large",
@@ -90,7 +92,7 @@ def _too_slow(seconds: float) -> Problem:
 
 
 def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) -> Receive:
-    """Wrap `receive` so that it raises Problem for a body beyond the limit, or one that is late.
+    """Wrap `receive` so that it raises Problem for a body that is too large or too late.
 
     declared: the Content-Length, or empty. seconds: how long the body may take from now on.
     """
@@ -106,7 +108,9 @@ def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) ->
         except TimeoutError:
             raise _too_slow(seconds) from None
         if not message.get("more_body", False):
-            deadline = None  # from here on, the application only waits for the client to leave
+            deadline = (
+                None  # From here on, the application only waits for the client to disconnect.
+            )
         seen += len(message.get("body", b""))
         if seen > limit:
             raise _too_long(limit)
@@ -143,7 +147,7 @@ def inflated(body: bytes | bytearray, encoding: bytes, limit: int) -> bytes | by
 
 
 def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
-    """All members one after the other, read in pieces so that little is copied for each."""
+    """Decompress all members, reading in pieces so that little is copied for each."""
     found, at, members = bytearray(), 0, 0
     reader = _READERS[name]()
     more = True
@@ -171,7 +175,7 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
 
 
 def compressed(response: Response, coding: bytes) -> Response:
-    """A response with its JSON body in gzip or zstd. Takes up to a millisecond for each 64 KiB."""
+    """Compress a response's JSON body with gzip, which takes about 1 ms for each 64 KiB."""
     status, content_type, body, request_id, headers = response
     packed = (
         zstd.compress(body) if coding == b"zstd" else gzip.compress(body, compresslevel=1, mtime=0)
@@ -181,7 +185,7 @@ def compressed(response: Response, coding: bytes) -> Response:
 
 
 def is_compressed(response: Response | None, head: Head) -> bool:
-    """Whether a response is long enough to be compressed for this client."""
+    """Whether a response is long enough, and its client willing, to get it compressed."""
     return (
         response is not None
         and head.coding != b""

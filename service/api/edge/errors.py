@@ -19,23 +19,23 @@ TITLES = {
     "no-key": (401, "An API key is needed"),
     "unknown-key": (401, "The API key is not known"),
     "forbidden": (403, "The API key may not do this"),
-    "not-found": (404, "Nothing is here"),
+    "not-found": (404, "There is no such resource"),
     "unknown-model": (404, "No such model"),
     "unknown-prior": (404, "No such prior"),
     "method-not-allowed": (405, "The method is not allowed here"),
-    "not-acceptable": (406, "None of the accepted media types can be given"),
-    "too-slow": (408, "The request did not come in time"),
-    "conflict": (409, "The request conflicts with what is there"),
+    "not-acceptable": (406, "No accepted media type is available"),
+    "too-slow": (408, "The request did not arrive in time"),
+    "conflict": (409, "The request conflicts with the current state"),
     "unknown-label-frequencies": (409, "The label frequencies are unknown"),
     "prior-does-not-fit": (409, "The prior belongs to another class list"),
     "too-little-traffic": (409, "There is too little recent traffic"),
     "not-adoptable": (409, "The estimate cannot be adopted"),
     "too-many-flips": (409, "The prior would change too many recent answers"),
-    "stale": (412, "Somebody else wrote first"),
+    "stale": (412, "The resource has changed since it was read"),
     "too-large": (413, "The request is too large"),
     "url-too-long": (414, "The URL is too long"),
     "unsupported-media-type": (415, "The media type is not supported"),
-    "invalid": (422, "The request is well-formed but wrong"),
+    "invalid": (422, "The request is well-formed but invalid"),
     "precondition-required": (428, "If-Match is required"),
     "overloaded": (429, "The queue is full"),
     "rate-limited": (429, "The API key's rate limit is reached"),
@@ -47,7 +47,7 @@ TITLES = {
 
 
 class Problem(Exception):
-    """A refusal or failure that is answered to the caller. `kind` is a key of `TITLES`."""
+    """A refusal or failure that is reported to the caller. `kind` is a key of `TITLES`."""
 
     def __init__(
         self,
@@ -80,7 +80,7 @@ class Problem(Exception):
 
 
 def kinds() -> Mapping[type[Exception], str]:
-    """Return the status table: the kind of problem that each domain error is to a caller."""
+    """Make the status table: for each domain error, the kind of problem that a caller gets."""
     return {
         faults.Malformed: "malformed",
         faults.InvalidInput: "invalid",
@@ -120,9 +120,10 @@ _RETRY = {"overloaded", "unavailable"}
 
 
 def problem_of(error: Exception) -> Problem:
-    """Make a Problem of any error.
+    """Make the Problem for any error.
 
-    An error that is not in the table is a fault of the service: its answer reveals nothing of it.
+    An error that is not in the table is a fault of the service. Its answer reveals nothing about
+    it.
     """
     if isinstance(error, Problem):
         return error

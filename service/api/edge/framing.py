@@ -31,35 +31,37 @@ _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _MAX_PIPELINED = 8
-"""Requests that may wait behind one that is being answered before reading pauses."""
+"""Reading pauses once this many requests wait behind the one that is being answered."""
 _SLICE_BYTES = 4096
-"""Bytes that the parser gets at once, unless a longer part of a body is known to follow."""
+"""The most bytes that the parser gets at once, unless a longer part of a body is known to follow.
+"""
 _TURN_EVENTS = 500
-"""Parts of messages that a connection reads in one turn of the loop, about a millisecond's work."""
+"""The most parts of messages that a connection reads in one turn of the loop: about 1 ms of work.
+"""
 _MESSAGE_EVENTS = 25
-"""What a whole request counts among them."""
+"""A whole request counts as this many parts."""
 _LINGER_SECONDS = 2.0
-"""How long a refused client may go on sending: closing at once could destroy the answer."""
+"""Seconds that a refused client may go on sending: closing at once could destroy the answer."""
 _MAX_DISCARDED_BYTES = 64 * 2**20
 _HALF_CLOSED_SECONDS = 0.1
-"""After this long a client that closed its sending side is asked whether it still reads."""
+"""Seconds after which the service tests whether a half-closed client still reads."""
 _PROBE_SECONDS = 0.05
 _TCP_CLOSE = 7
 _ANY = {"http_version": "1.1"}
 
 
 class FramedProtocol(HttpToolsProtocol):
-    """One connection.
+    """One connection. The application must be an Edge.
 
-    The application must be an Edge. Subclasses override the hooks `begin_message` and following.
+    Subclasses override the hooks, `begin_message` and those after it.
     """
 
     mid_message = False
     """Whether the parser has read a part of a request."""
     _in_head = False
-    """Whether that part ends within the request line or the headers."""
+    """Whether that part ends inside the request line or the headers."""
     _handed_over = False
-    """Whether uvicorn has the request that is being read, or the last one that was."""
+    """Whether uvicorn answers the request that is being read or, between requests, the last one."""
     _dropped = False
     """Whether the rest of the message that is being read is ignored."""
     _ended = False
@@ -67,35 +69,35 @@ class FramedProtocol(HttpToolsProtocol):
     _head_bytes = 0
     """Bytes of the headers of this message so far."""
     _idle_bytes = 0
-    """Bytes received since the head, a part of the body or the message before was complete."""
+    """Bytes received since the parser last completed a head, a part of a body or a message."""
     _progressed = False
-    """Whether a part of a body or the end of a message came with the last bytes."""
+    """Whether the last bytes completed a part of a body or a message."""
     _body_left = 0
     """Bytes of the body of this message that are still to come, where a length was declared."""
     _events = 0
     """Parts of messages that were read in this turn of the loop."""
     _unread = b""
-    """Bytes received that wait for a later turn of the loop, or for room in the pipeline."""
+    """Received bytes that wait for a later turn of the loop, or for room in the pipeline."""
     _reads_on = False
-    """Whether a later turn of the loop reads them."""
+    """Whether a later turn of the loop will read `_unread`."""
     _eof_waits = False
-    """Whether the client sends nothing after them."""
+    """Whether the client has closed its sending side after `_unread`."""
     _discarded_bytes = 0
     _refusal: bytes | None = None
-    """The answer that follows those that are still due, and closes the connection."""
+    """An answer that is sent after those that are still due, and closes the connection."""
     _half_closed = False
     _answering: Any = None
-    """The cycle of the request that is being answered."""
+    """uvicorn's cycle of the request that is being answered."""
     _resting_since = 0.0
     """loop.time() when the last answer was given."""
 
     # -- from the socket
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the client.
+        """Receive bytes from the client.
 
-        However many requests, headers or chunks they hold, one turn of the loop reads a bounded
-        number; the rest waits in `_unread`, and reading pauses.
+        One turn of the loop reads a bounded number of requests, headers and chunks. The rest waits
+        in `_unread`, and reading from the socket pauses.
         """
         if self._unread:
             self._unread += data
@@ -117,7 +119,7 @@ class FramedProtocol(HttpToolsProtocol):
             at += size
 
     def _feed(self, data: "memoryview[int]") -> None:
-        """Have the parser read some bytes."""
+        """Pass some bytes to the parser."""
         was_in_head = self._in_head or not self.mid_message
         self._progressed = False
         rest = data
@@ -131,7 +133,7 @@ class FramedProtocol(HttpToolsProtocol):
                 self._read_without_upgrade()
                 continue
             except httptools.HttpParserCallbackError:
-                raise  # a fault of this service; the loop logs it and closes the connection
+                raise  # a fault of this service: the loop logs it and closes the connection
             except httptools.HttpParserError as error:
                 self.refuse("malformed", f"the bytes received are not an HTTP/1.1 request: {error}")
             break
@@ -144,13 +146,13 @@ class FramedProtocol(HttpToolsProtocol):
             self._check_idle_bytes()
 
     def _read_soon(self) -> None:
-        """Read what waits in the next turn of the loop."""
+        """Read `_unread` in the next turn of the loop."""
         if not self._reads_on:
             self._reads_on = True
             self.loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        """Read what waits, unless the pipeline is full: then the next answer has it read."""
+        """Read `_unread`, unless the pipeline is full; then the next answer makes it go on."""
         self._reads_on = False
         if self.transport.is_closing():
             self._unread = b""
@@ -165,7 +167,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def eof_received(self) -> bool:  # type: ignore[override]
-        """The client sends nothing more; it may still read.
+        """Note that the client sends nothing more, though it may still read.
 
         Returns whether the connection stays open.
         """
@@ -183,8 +185,8 @@ class FramedProtocol(HttpToolsProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The client has left: every request of the connection learns of it, the pipelined ones
-        too.
+        """Note that the client has left, in every request of the connection, pipelined ones
+        included.
         """
         self.forget_open_requests()
         super().connection_lost(exc)
@@ -212,7 +214,7 @@ class FramedProtocol(HttpToolsProtocol):
     # -- from the parser
 
     def on_message_begin(self) -> None:
-        """Parser: a request begins. uvicorn's scope is made for those that need one."""
+        """Parser: a request begins. Only requests that uvicorn answers get an ASGI scope."""
         self.mid_message = self._in_head = True
         self._dropped = self._ended or self.transport.is_closing()
         self._head_bytes, self._body_left, self._handed_over = 0, 0, False
@@ -251,7 +253,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Parser: all headers are there."""
+        """Parser: the headers are complete."""
         self._in_head = False
         if self._dropped:
             return
@@ -259,7 +261,7 @@ class FramedProtocol(HttpToolsProtocol):
             if self.parser.get_method() == b"CONNECT":
                 self.refuse("malformed", "the method is CONNECT; this is not a proxy")
             else:
-                self._dropped = True  # `data_received` has it read again
+                self._dropped = True  # `data_received` reads it again
             return
         fault = self._fault()
         if fault is not None:
@@ -276,34 +278,34 @@ class FramedProtocol(HttpToolsProtocol):
             self.take_body(body)
 
     def on_message_complete(self) -> None:
-        """Parser: the request is whole."""
+        """Parser: the request is complete."""
         self.mid_message, self._progressed = False, True
         self._events += _MESSAGE_EVENTS
         if self._dropped:
             return
         if self.parser.get_http_version() != "1.1" or not self.parser.should_keep_alive():
-            self._ended = True  # what follows the last request of a connection is not processed
+            self._ended = True  # bytes after the last request of a connection are ignored
         self.end_message()
 
     # -- what subclasses override
 
     def begin_message(self) -> None:
-        """The head of a request is there and good."""
+        """Hook: the head of a request is complete and valid."""
         self.hand_over()
 
     def take_body(self, body: bytes) -> None:
-        """A part of the body of a request."""
+        """Hook: a part of the body of a request has arrived."""
         super().on_body(body)
 
     def end_message(self) -> None:
-        """A request is whole. Reading goes on, so that a client that leaves is noticed."""
+        """Hook: a request is complete. Reading goes on, so that a client that leaves is noticed."""
         super().on_message_complete()
         waiting = sum(len(cycle.body) for cycle, _ in self.pipeline)
         if len(self.pipeline) < _MAX_PIPELINED and waiting <= HIGH_WATER_LIMIT:
             self.flow.resume_reading()
 
     def hand_over(self) -> None:
-        """Have uvicorn answer the request whose head was read."""
+        """Let uvicorn answer the request whose head was read."""
         url, headers, expect = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expect
@@ -316,7 +318,7 @@ class FramedProtocol(HttpToolsProtocol):
     # -- to the client
 
     def refuse(self, kind: str, detail: str) -> None:
-        """Answer what cannot be read with a problem, after the answers that are due, and close the
+        """Answer invalid input with a problem, after the answers that are due, and close the
         connection.
         """
         if self._ended:
@@ -344,7 +346,7 @@ class FramedProtocol(HttpToolsProtocol):
             self._send_refusal()
 
     def on_response_complete(self) -> None:
-        """An answer is whole: begin what was pipelined behind its request, or rest."""
+        """Begin the request that was pipelined behind the answered one, or wait for the next."""
         self._resting_since = self.loop.time()
         if self._unread:
             self._read_soon()
@@ -363,14 +365,14 @@ class FramedProtocol(HttpToolsProtocol):
             self._check_rest_in(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection when it has rested for long enough; else wait for the remaining
+        """Close the connection if it has been idle for long enough, else wait for the remaining
         time.
 
-        One timer checks when the last answer was given, in place of one timer for each request.
+        One timer compares with the time of the last answer; there is no timer for each request.
         """
         self.timeout_keep_alive_task = None
         if self.mid_message or self.is_answering():
-            return  # the answer begins a new rest
+            return  # the answer starts a new idle period
         left = self._resting_since + self.timeout_keep_alive - self.loop.time()
         if left > 0:
             self._check_rest_in(left)
@@ -389,7 +391,9 @@ class FramedProtocol(HttpToolsProtocol):
             self._end_writing()
 
     def _end_writing(self) -> None:
-        """Close the sending side now and the connection later: its client can read the answer."""
+        """Close the sending side now and the connection later, so that the client can read the
+        answer.
+        """
         if not self.transport.is_closing():
             self.transport.write_eof()
             self.loop.call_later(_LINGER_SECONDS, self.transport.close)
@@ -397,7 +401,7 @@ class FramedProtocol(HttpToolsProtocol):
     # -- details
 
     def _should_upgrade(self) -> bool:
-        """No other protocol is spoken here, whichever libraries are installed."""
+        """Never upgrade to another protocol, whichever libraries are installed."""
         return False
 
     def _discard(self, size: int) -> None:
@@ -406,7 +410,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _check_idle_bytes(self) -> None:
-        """Refuse a head or trailers that never end, before the parser has kept more of them than is
+        """Refuse a head or trailers that never end, before the parser has stored more than is
         allowed.
         """
         limit: int = self.app.max_header_bytes + (self.app.max_url_bytes if self._in_head else 0)
@@ -426,7 +430,9 @@ class FramedProtocol(HttpToolsProtocol):
             )
 
     def _fault(self) -> str | None:
-        """Return the fault of a head, or None. Makes the request target a path with a query."""
+        """Return what is wrong with a head, or None. Turns the request target into a path with a
+        query.
+        """
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
             return f"the request is HTTP/{version}; expected HTTP/1.1"
@@ -438,7 +444,7 @@ class FramedProtocol(HttpToolsProtocol):
         return self._target_fault()
 
     def _field_fault(self, version: str) -> str | None:
-        """Return the fault of the fields that frame a request. Notes the declared length."""
+        """Return what is wrong with the framing headers, or None. Notes the declared length."""
         hosts = []
         for name, value in self.headers:
             if name == b"host":
@@ -474,10 +480,9 @@ class FramedProtocol(HttpToolsProtocol):
         return None
 
     def _read_without_upgrade(self) -> None:
-        """Read the head that asked for another protocol again, without that wish (RFC 9110 section
-        7.8).
+        """Read a head again without its wish for another protocol (RFC 9110 section 7.8).
 
-        llhttp would take the body for bytes of the other protocol.
+        llhttp would otherwise treat the body as bytes of that protocol.
         """
         lines = [
             b"%b %b HTTP/%b"
@@ -490,9 +495,9 @@ class FramedProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _leave_unfinished(self) -> bool:
-        """Take the request whose body is incomplete out of the pipeline.
+        """Remove the request whose body is incomplete from the pipeline.
 
-        Returns False where it is not in it.
+        Returns False if it is not in it.
         """
         if self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()
@@ -501,8 +506,8 @@ class FramedProtocol(HttpToolsProtocol):
         return False
 
     def _probe(self) -> None:
-        """Find out whether a half-closed client still reads: one that does not refuses what is sent
-        to it.
+        """Find out whether a half-closed client still reads, by sending to it: one that has gone
+        refuses.
         """
         if self.transport.is_closing() or not self.is_answering():
             return
@@ -522,7 +527,7 @@ class FramedProtocol(HttpToolsProtocol):
 
 
 def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
-    """A response as it is sent, or its head alone."""
+    """A response as it is sent; without `with_body`, only its head."""
     status, content_type, body, request_id, headers = response
     extra = b"" if keep_alive else b"connection: close\r\n"
     if headers:

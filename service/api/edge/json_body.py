@@ -1,4 +1,4 @@
-"""JSON bodies of the routes that change something: bounded, unambiguous, and fit to be stored."""
+"""JSON bodies of the routes that change something: bounded in size, unambiguous, and storable."""
 
 import asyncio
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from service.wire.json_text import parse_storable
 
 MAX_BODY_BYTES = 16 * 2**20
 _INLINE_BYTES = 32 * 1024
-"""A longer body is decoded in a thread, so that other requests go on."""
+"""A longer body is decoded in a thread, so that it does not delay other requests."""
 
 
 async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any:

@@ -1,7 +1,6 @@
-"""Header blocks that were parsed before: a client repeats its block, and equal bytes have equal
-meaning.
+"""Remembers parsed header blocks: a client repeats its block, and equal bytes mean the same.
 
-Only a whole request with a plain request line is recognised. The HTTP parser reads everything else.
+Only a complete request with a plain request line is recognised. The HTTP parser reads all others.
 """
 
 import re
@@ -19,10 +18,10 @@ _SERVED_TYPES = (b"*/*", b"json", b"application/*", b"octet-stream")
 _MAX_BLOCK_BYTES = 2048
 _MAX_BLOCKS = 512
 _OF_ONE_REQUEST = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"x-b3-traceid"})
-"""A block with one of these is not repeated by its client."""
+"""Clients do not repeat a block with one of these headers, so it is not remembered."""
 _OF_THE_CONNECTION = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-"""Blocks with one of these are left to the parser, and those with a `connection` other than
-keep-alive.
+"""Blocks with one of these headers are left to the parser, as are those with a `connection` other
+than keep-alive.
 """
 
 
@@ -39,14 +38,14 @@ class Head:
     )
 
     def __init__(self, headers: Pairs, content_length: int) -> None:
-        """Take headers with lower-case names; they are never changed afterwards."""
+        """Keep headers with lower-case names, which never change afterwards."""
         self.headers, self.content_length = headers, content_length
         self.by_name = by_name = dict(headers)
         if len(by_name) != len(headers):
             self.by_name = by_name = _joined(headers)
         content_type = by_name.get(b"content-type", b"")
         self.content_type = content_type.split(b";")[0].strip().lower().decode("latin-1")
-        """Without parameters, lower case; empty when there is none."""
+        """The media type in lower case, without parameters; empty when there is none."""
         accept = by_name.get(b"accept", b"*/*")
         self.accepts_json = any(served in accept for served in _SERVED_TYPES)
         """Whether the client accepts JSON, or JSON and tensors of the Open Inference Protocol."""
@@ -78,7 +77,7 @@ def _coding(header: bytes) -> bytes:
 
 
 def _joined(headers: Pairs) -> dict[bytes, bytes]:
-    """Headers by name; values of one name are joined as one list (RFC 9110 section 5.2)."""
+    """Headers by name. Values of the same name are joined to one list (RFC 9110 section 5.2)."""
     found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         found.setdefault(name, []).append(value)
@@ -90,13 +89,13 @@ KnownRequest: TypeAlias = tuple[bytes, bytes, Head, bytes]
 
 
 class KnownHeads:
-    """The header blocks of recent requests of all clients: at most 512 of at most 2 KiB."""
+    """The header blocks of recent requests of all clients: at most 512, of at most 2 KiB each."""
 
     def __init__(self) -> None:
         self._blocks: dict[bytes, Head] = {}
 
     def find(self, data: bytes) -> KnownRequest | None:
-        """Return the request in `data` if that is exactly one whole request with a known header
+        """Return the request in `data` if it is exactly one complete request with a known header
         block.
         """
         line = _REQUEST_LINE.match(data)
@@ -113,7 +112,9 @@ class KnownHeads:
         return path, query, head, data[end + 4 :]
 
     def learn(self, data: bytes, headers: Pairs) -> None:
-        """Keep the header block of `data`, which the parser has read as one whole request."""
+        """Remember the header block of `data`, which the parser has read as one complete
+        request.
+        """
         line = _REQUEST_LINE.match(data)
         end = data.find(_END)
         if line is None or not 0 < end - line.end() <= _MAX_BLOCK_BYTES:

@@ -1,8 +1,8 @@
-"""The lane of requests that score: they are matched, checked, counted, logged and answered here.
+"""The lane of scoring requests, which are matched, checked, counted, logged and answered here.
 
-They go around FastAPI, whose routes cost more than a small model. The connection, through
-`protocol` or ASGI, gives each request a `send`. The route puts the request into a queue with the
-lane's reply, and `_reply` gets it back together with the others of its batch.
+They bypass FastAPI, whose routing costs more than a small model. The connection, through `protocol`
+or ASGI, gives each request a `send`. The route queues the request with the lane's reply, and
+`_reply` gets it back together with the others of its batch.
 """
 
 import asyncio
@@ -32,11 +32,11 @@ _LARGE_BYTES = 2**20
 _TRIM_SECONDS = 1.0
 _facts_of = attrgetter("facts")
 CLIENT_LEFT = 499
-"""The status that is counted and logged when the client left before it was answered."""
+"""The status that is counted and logged when the client left before its answer."""
 
 
 class ScoringLane:
-    """All routes that score, and what they have in common."""
+    """All scoring routes, and what they have in common."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class ScoringLane:
 
         metrics: counts requests by route and status.
         access: checks the API key of each request.
-        max_body_bytes: the largest body, also after it is inflated.
-        read_seconds: how long a client may take to send a body.
+        max_body_bytes: the largest body, before and after decompression.
+        read_seconds: how many seconds a client may take to send a body.
         log_requests: takes the log lines of answered requests.
         """
         self._routes = [(route, partial(self._reply, route)) for route in routes]
@@ -62,11 +62,15 @@ class ScoringLane:
         self._matched: dict[str, Match] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._trim: asyncio.TimerHandle | None = None
-        self._encoder = ThreadPoolExecutor(1, "encoder")  # one, so that one answer is being made
+        self._encoder = ThreadPoolExecutor(
+            1, "encoder"
+        )  # one thread, so that one answer is encoded at a time
         self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:
-        """The route of a path and the path's parameters; None when no route that scores has it."""
+        """The route of a path and the path's parameters; None when no scoring route has
+        the path.
+        """
         known = self._matched.get(path)
         if known is not None:
             return known
@@ -91,13 +95,13 @@ class ScoringLane:
         connection: Connection,
         send: Send,
     ) -> None:
-        """Take a POST with its body; `send` is called with the response, now or later."""
+        """Accept a POST with its body. `send` is called with the response, now or later."""
         begun, key = time.perf_counter(), None
         try:
             if not head.accepts_json:
                 raise _not_acceptable(head)
             key = self._access.check(head.headers, "predict")
-        except Exception as error:  # noqa: BLE001 - the status table knows what it is to the caller
+        except Exception as error:  # noqa: BLE001 - the status table maps it to an answer
             request = Request(
                 "POST", query, head, body, connection=connection, send=send, begun=begun
             )
@@ -175,7 +179,7 @@ class ScoringLane:
     # -- from a request to the queue
 
     def _begin(self, match: Match, request: Request) -> None:
-        """Have the route queue a request, answer it, or start the work that must come first."""
+        """Let the route queue a request, answer it, or start the work that must come first."""
         try:
             found = match.route.begin(request, match.path, match.reply)
         except Exception as error:  # noqa: BLE001 - see begin
@@ -185,7 +189,7 @@ class ScoringLane:
             self._go_on(match.route, request, found)
 
     def _go_on(self, route: Route, request: Request, found: Answer | Later) -> None:
-        """Send the answer that a route gave at once, or run the rest of its work."""
+        """Send the answer if the route gave one at once, or run the rest of its work."""
         if isinstance(found, Answer):
             self._finish(route, [request], [found])
         else:
@@ -202,7 +206,7 @@ class ScoringLane:
     def _run(self, route: Route, request: Request, later: Later) -> None:
         """Run the rest of a request in a task."""
         task = asyncio.get_running_loop().create_task(self._waited(route, request, later))
-        self._tasks.add(task)  # the loop itself keeps no task alive
+        self._tasks.add(task)  # the loop itself does not keep tasks alive
         task.add_done_callback(self._tasks.discard)
 
     async def _waited(self, route: Route, request: Request, later: Later) -> None:
@@ -219,7 +223,7 @@ class ScoringLane:
             self._trim_soon()
 
     def _trim_soon(self) -> None:
-        """Return the memory of large bodies to the system, which the allocator would keep."""
+        """Return the memory of large bodies to the system; the allocator would keep it."""
         if self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_heaps)
 
@@ -249,7 +253,7 @@ class ScoringLane:
             return
         try:
             answers = route.encode(scored)
-        except Exception as error:  # noqa: BLE001 - one request may break it; the others have their answers
+        except Exception as error:  # noqa: BLE001 - one request may break encoding; the others get their answers
             if len(scored) == 1:
                 self._fail(route, requests[0], error)
                 return
@@ -259,7 +263,7 @@ class ScoringLane:
             self._finish(route, requests, answers)
 
     async def _encoded_apart(self, route: Route, entry: Entry) -> Answer:
-        """The answer to one request, encoded in a thread: on the loop it would hold up others."""
+        """Encode the answer to one request in a thread: on the loop it would delay the others."""
 
         def encoded() -> Answer:
             entry.join()
@@ -277,7 +281,7 @@ class ScoringLane:
                 logger.exception("the answer to request %s could not be sent", request.request_id)
 
     def _fail(self, route: Route, request: Request, error: Exception) -> None:
-        """Answer a request with the problem that an error is to its caller."""
+        """Answer a request with the problem for an error."""
         if isinstance(error, (ClientLeft, Abandoned)):
             self._count(route, [request], CLIENT_LEFT, [{}])
             request.send(None)
@@ -288,7 +292,7 @@ class ScoringLane:
         # The traceback's frames refer to the request, and to a future that refers to the error:
         # without this, a large body would stay in memory until the next garbage collection.
         error.__traceback__ = error.__context__ = None
-        # The kind alone: the detail may quote an input, which no log line may hold.
+        # Only the kind: the detail may quote an input, which no log line may contain.
         self._count(route, [request], problem.status, [{"problem": problem.kind}])
         response = (
             problem.status,
@@ -306,7 +310,7 @@ class ScoringLane:
         status: int,
         facts: Sequence[dict[str, Any]],
     ) -> None:
-        """Count and log requests that have their answers; a failure here costs nobody an answer."""
+        """Count and log answered requests. A failure here does not affect their answers."""
         template = route.template
         try:
             seconds = self._metrics.requests(template, status, requests)
@@ -338,5 +342,5 @@ def _not_acceptable(head: Head) -> Problem:
 
 
 def _give(answered: "asyncio.Future[Response | None]", response: Response | None) -> None:
-    if not answered.done():  # else the request's task was cancelled
+    if not answered.done():  # otherwise the request's task was cancelled
         answered.set_result(response)

@@ -1,9 +1,9 @@
-"""uvicorn's HTTP protocol with a short way for scoring requests: no ASGI scope, no task, one write.
+"""uvicorn's HTTP protocol with a fast path for scoring requests: no ASGI scope, no task, one write.
 
-A request takes it when it is a POST of a scoring route and came whole with the bytes that began it.
-Where its header block is known from an earlier request (`known_headers`), the parser is left out
-too. Every other request, and every unusual one (pipelined, chunked, HTTP/1.0, `Expect`, a slow
-reader), is answered by uvicorn through ASGI.
+A request takes the fast path when it is a POST of a scoring route and arrives complete with its
+first bytes. If its header block is known from an earlier request (`known_headers`), the parser is
+skipped too. uvicorn answers every other request through ASGI, including unusual ones (pipelined,
+chunked, HTTP/1.0, `Expect`, a slow reader).
 """
 
 from functools import partial
@@ -16,14 +16,14 @@ from service.api.edge.request import Match, Response
 
 _NO_KEY = (401, 403)
 _COPIED_BYTES = 2**20
-"""A longer body is not copied behind its head."""
+"""A longer body is not copied into one buffer with its head."""
 
 
 class _NoEvent:
-    """Nothing waits for a scoring request's messages."""
+    """Stands for uvicorn's message event: nothing waits for the messages of a scoring request."""
 
     def set(self) -> None:
-        """Do nothing."""
+        """Ignore that a message has arrived."""
 
 
 class _ScoringCycle:
@@ -52,11 +52,11 @@ class ScoringProtocol(FramedProtocol):
     _query = b""
     _body = b""
     _whole: Pairs | None = None
-    """The headers of a scoring request that came whole with the bytes that are being read."""
+    """The headers of a scoring request that is complete in the bytes being read."""
     _scoring_cycle: _ScoringCycle | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of the client."""
+        """Receive bytes from the client."""
         lane: ScoringLane = self.app.lane
         at_rest = not (self.mid_message or self._ended or self._unread) and (
             self.cycle is None or self.cycle.response_complete
@@ -67,7 +67,7 @@ class ScoringProtocol(FramedProtocol):
                 path, query, head, body = known
                 match = lane.match(path.decode())
                 if match is not None:
-                    self.headers = []  # tells SlowClients that another request has begun
+                    self.headers = []  # shows SlowClients that another request has begun
                     self._begin(match, query, head, body, keep_alive=True)
                     return
         self._whole = None
@@ -77,7 +77,7 @@ class ScoringProtocol(FramedProtocol):
                 lane.heads.learn(data, self._whole)
             self._whole = None
         if self._match is not None and not self.transport.is_closing():
-            self.hand_over()  # it did not come whole; nothing of the short way waits for a client
+            self.hand_over()  # It is not complete: the fast path never waits for a client.
 
     def on_message_begin(self) -> None:
         """Parser: a request begins."""
@@ -85,7 +85,7 @@ class ScoringProtocol(FramedProtocol):
         self._match = None
 
     def begin_message(self) -> None:
-        """The head of a request is there and good."""
+        """Hook: the head of a request is complete and valid."""
         self._match = self._scoring_match()
         if self._match is None:
             self.hand_over()
@@ -93,14 +93,14 @@ class ScoringProtocol(FramedProtocol):
             self._body = b""
 
     def take_body(self, body: bytes) -> None:
-        """A part of the body of a request."""
+        """Hook: a part of the body of a request has arrived."""
         if self._match is None:
             super().take_body(body)
         else:
             self._body = self._body + body if self._body else body
 
     def end_message(self) -> None:
-        """A request is whole."""
+        """Hook: a request is complete."""
         match, self._match = self._match, None
         if match is None:
             super().end_message()
@@ -112,7 +112,7 @@ class ScoringProtocol(FramedProtocol):
         )
 
     def hand_over(self) -> None:
-        """Have uvicorn answer the request, as far as it is there."""
+        """Let uvicorn answer the request, as far as it has arrived."""
         body, self._body = self._body, b""
         is_scoring, self._match = self._match is not None, None
         super().hand_over()
@@ -120,15 +120,15 @@ class ScoringProtocol(FramedProtocol):
             super().take_body(body)
 
     def refuse(self, kind: str, detail: str) -> None:
-        """Answer what cannot be read with a problem, and close the connection."""
-        if self._match is not None:  # its body is wrong, and nothing has begun for it
+        """Answer invalid input with a problem, and close the connection."""
+        if self._match is not None:  # its body is invalid, and nothing has started for it
             self._match, self._dropped = None, True
         super().refuse(kind, detail)
 
     def _begin(
         self, match: Match, query: bytes, head: Head, body: bytes, *, keep_alive: bool
     ) -> None:
-        """Answer a whole scoring request."""
+        """Answer a complete scoring request."""
         cycle = self._scoring_cycle
         if cycle is None:
             cycle = self._scoring_cycle = _ScoringCycle()
@@ -172,7 +172,9 @@ class ScoringProtocol(FramedProtocol):
             return
         if response is not None:
             if response[0] in _NO_KEY:
-                self._whole = None  # the header block of a client without a key is not kept
+                self._whole = (
+                    None  # the header block of a client without a valid key is not remembered
+                )
             together = len(response[2]) <= _COPIED_BYTES
             head = response_bytes(response, keep_alive=cycle.keep_alive, with_body=together)
             self.transport.write(head)

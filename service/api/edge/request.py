@@ -1,4 +1,4 @@
-"""Requests of the routes that score, their answers, and the protocol of such a route."""
+"""Requests of scoring routes, their answers, and the interface of such a route."""
 
 import random
 import time
@@ -14,7 +14,7 @@ from service.wire.faults import Malformed
 TIMEOUT_HEADER = b"x-request-timeout-ms"
 MAX_TIMEOUT_MS = 86_400_000
 _MAX_REQUEST_ID = 128
-_random_bits = random.Random().getrandbits  # noqa: S311 - it names a request and guards nothing
+_random_bits = random.Random().getrandbits  # noqa: S311 - it names a request and protects nothing
 
 Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 """An answer or a problem as it is sent: status, content type, body, request id, further headers."""
@@ -24,10 +24,7 @@ Send: TypeAlias = Callable[[Response | None], None]
 
 
 class Request:
-    """A request to score rows: its bytes, the name of its key, and where its response goes.
-
-    It is never changed.
-    """
+    """A scoring request: its bytes, the name of its key, and where its response goes. Immutable."""
 
     __slots__ = (
         "begun",
@@ -58,12 +55,12 @@ class Request:
     ) -> None:
         """Make a request.
 
-        method, query, head, body: as they came; the body is inflated.
+        method, query, head, body: as received; the body is decompressed.
         connection: knows whether the client has left.
         send: called once with the response.
         begun: time.perf_counter() when the request arrived.
-        key: the name of the API key that sent it; None before it was checked.
-        request_id: its id; None: the client's, or a new one.
+        key: the name of its API key; None before the key was checked.
+        request_id: its id. None: use the one that the client sent, or make one.
         """
         self.method, self.query, self.head, self.body = method, query, head, body
         self.headers, self.content_type = head.by_name, head.content_type
@@ -74,7 +71,7 @@ class Request:
         self.request_id = request_id
 
     def with_body(self, body: bytes | bytearray, *, query: bytes | None = None) -> "Request":
-        """The request with a body that was read later, and optionally with another query."""
+        """The request with a body that was read later and, optionally, with another query."""
         return Request(
             self.method,
             self.query if query is None else query,
@@ -96,7 +93,9 @@ class Request:
         given = self.headers.get(TIMEOUT_HEADER)
         now = time.monotonic()
         if given is None and own_seconds is None:
-            return tuple.__new__(Deadline, (now + default_seconds, False))  # a third of the time
+            return tuple.__new__(
+                Deadline, (now + default_seconds, False)
+            )  # this takes a third of the time
         wanted = [] if own_seconds is None else [own_seconds]
         if given is not None:
             milliseconds = whole_number(given, below=MAX_TIMEOUT_MS + 1)
@@ -114,29 +113,29 @@ class Request:
 
 
 class Answer(NamedTuple):
-    """What a route answers a request with."""
+    """The answer of a route to a request."""
 
     body: bytes
     facts: dict[str, Any]
-    """What the request's log line says about it."""
+    """Facts for the log line of the request."""
     content_type: bytes = b"application/json"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
 Later: TypeAlias = Coroutine[Any, Any, Answer | None]
-"""The rest of the work of a request: gives its answer, or None once it is queued."""
+"""The remaining work of a request. Its result is the answer, or None once the request is queued."""
 
 
 class Route(Protocol):
-    """A route that scores. Requests are queued one by one and answered a batch at a time."""
+    """A scoring route. It queues requests one by one, and answers them a batch at a time."""
 
     template: str
-    """Its path, for metrics and the log."""
+    """The path template, for metrics and the log."""
     oip: bool
-    """Whether its problems have the Open Inference Protocol's `error` member."""
+    """Whether its problems have the `error` member of the Open Inference Protocol."""
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The path's parameters, or None when the path is another route's."""
+        """The path's parameters, or None when the path belongs to another route."""
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
         """Queue a request, in an entry with this reply and the request as its caller.
@@ -147,12 +146,12 @@ class Route(Protocol):
         """
 
     def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
-        """The answers to entries of this route that were scored together."""
+        """The answers to entries of this route that were scored together, in their order."""
         ...
 
 
 class Match(NamedTuple):
-    """A route, the parameters of the path, and where its entries go."""
+    """A route, the parameters of the path, and the reply for its queue entries."""
 
     route: Route
     path: dict[str, str]
@@ -160,7 +159,7 @@ class Match(NamedTuple):
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """The caller's X-Request-Id where it is printable and short, else a new one."""
+    """The client's X-Request-Id if it is printable and short, else a new id."""
     given = headers.get(b"x-request-id")
     if given is not None and 0 < len(given) <= _MAX_REQUEST_ID:
         text = given.decode("latin-1")

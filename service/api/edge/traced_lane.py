@@ -1,4 +1,4 @@
-"""The lane of a service that makes traces: each request has its own context, with its span."""
+"""The lane of a service with traces: each request has its own context, which holds its span."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,12 +14,14 @@ from service.batching.work import Connection
 
 
 class TracedLane(ScoringLane):
-    """A lane that starts a span when a request comes, and ends it when the request is counted."""
+    """A lane that starts a span when a request arrives and ends it when the request is counted."""
 
     def __init__(
         self, routes: Sequence[Route], *, start_span: Callable[[str, Pairs], None], **common: Any
     ) -> None:
-        """`start_span` takes method and headers, and starts a span in the current context."""
+        """Make the lane. `start_span` starts a span in the current context, from method and
+        headers.
+        """
         super().__init__(routes, **common)
         self._start_span = start_span
 
@@ -88,7 +90,7 @@ class TracedLane(ScoringLane):
 
 
 class _TracedSend:
-    """Where the response to a traced request goes, and the context that holds its span."""
+    """The destination of a traced request's response, with the context that holds its span."""
 
     __slots__ = ("_send", "context")
 
