@@ -112,7 +112,7 @@ def main() -> None:
         port, answer = options.echo.split(",")
         asyncio.run(echo(int(port), bytes.fromhex(answer)))
         return
-    model = MODELS["tiny"]
+    model = next(each for each in MODELS if each.name == "tiny")
     request = message(model)
     with tempfile.TemporaryDirectory() as home:
         body = Path(home) / "body"

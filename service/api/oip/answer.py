@@ -61,6 +61,7 @@ class Form:
     __slots__ = ("_num_classes", "_plans", "header", "tensor")
 
     def __init__(self, header: InferHeader, bundle: Bundle) -> None:
+        header.check(bundle.name, bundle.version)
         self.header, self._num_classes = header, len(bundle.class_names)
         self._plans: dict[int | None, Plan] = {}
         self.tensor: Described | None = None

@@ -37,7 +37,8 @@ class Requested:
 class InferHeader:
     """The JSON of a request: all but its binary data.
 
-    timeout_seconds is Triton's `timeout` parameter.
+    timeout_seconds is Triton's `timeout` parameter. model_name, model_version: what the body
+    repeats of the path, as KServe's client does.
     """
 
     inputs: list[Described]
@@ -45,6 +46,19 @@ class InferHeader:
     parameters: Parameters
     id: str | None = None
     timeout_seconds: float | None = None
+    model_name: str | None = None
+    model_version: str | None = None
+
+    def check(self, name: str, version: int) -> None:
+        """Raise Malformed where the body names another model or version than the path."""
+        for stated, member, of_path in (
+            (self.model_name, "model_name", name),
+            (self.model_version, "model_version", str(version)),
+        ):
+            if stated is not None and stated != of_path:
+                raise Malformed(
+                    f"{member} is '{stated[:60]}' in the body; the path leads to '{of_path}'"
+                )
 
 
 def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes:
@@ -86,9 +100,12 @@ def read_inputs(
 MAX_INPUTS = 64
 
 
+_MEMBERS = ("inputs", "outputs", "parameters", "id", "model_name", "model_version")
+
+
 def read_header(text: bytes) -> InferHeader:
     """Read the JSON of a request. Raises Malformed, InvalidInput, InvalidParameter or TooLarge."""
-    document = parse_json_object(text, ("inputs", "outputs", "parameters", "id"))
+    document = parse_json_object(text, _MEMBERS)
     entries = document.get("inputs")
     if not isinstance(entries, list) or not entries:
         raise Malformed("the request has no inputs")
@@ -97,6 +114,9 @@ def read_header(text: bytes) -> InferHeader:
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise Malformed(f"id is {short(identity)}; expected a string")
+    for name in ("model_name", "model_version"):
+        if not isinstance(document.get(name), str | None):
+            raise Malformed(f"{name} is {short(document[name])}; expected a string")
     parameters, timeout_seconds, binary = _parameters(document.get("parameters"))
     return InferHeader(
         [describe(entry) for entry in entries],
@@ -104,6 +124,8 @@ def read_header(text: bytes) -> InferHeader:
         parameters,
         identity,
         timeout_seconds,
+        document.get("model_name") or None,
+        document.get("model_version") or None,
     )
 
 

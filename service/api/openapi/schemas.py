@@ -230,6 +230,8 @@ class InferRequest(_Open):
     """A request of the Open Inference Protocol."""
 
     id: str = ""
+    model_name: str | None = None
+    model_version: str | None = None
     parameters: InferParameters = InferParameters()
     inputs: Annotated[list[InferInput], Field(min_length=1)]
     outputs: list[WantedOutput] = []

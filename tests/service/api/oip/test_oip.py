@@ -470,6 +470,9 @@ def request(*entries, **more):
         (400, [], "the body must be a JSON object"),
         (400, {"inputs": []}, "the request has no inputs"),
         (400, request(entry(), extra=1), "unknown member 'extra'"),
+        (400, request(entry(), model_name="other"), "model_name is 'other' in the body"),
+        (400, request(entry(), model_version="77"), "model_version is '77' in the body"),
+        (400, request(entry(), model_version=1), "model_version is 1; expected a string"),
         (400, request(7), "each input must be an object"),
         (400, request(entry(datatype="FP8")), "datatype 'FP8'; expected one of BOOL"),
         (400, request(entry(shape=None)), "no usable shape"),
@@ -689,3 +692,19 @@ def test_no_request_whatever_makes_the_service_fail(http, data):
     assert answer.status_code < 500, answer.text
     if answer.status_code != 200:
         assert answer.json()["error"]
+
+
+def test_members_that_a_client_repeats_from_the_path_are_taken(http):
+    x = inputs(2)
+    tensor = {"name": "x", "datatype": "FP32", "shape": list(x.shape), "data": x.ravel().tolist()}
+    version = None
+    for _ in range(2):
+        body = request(
+            tensor, id="7", model_name="linear", model_version=version, parameters=None,
+            outputs=None,
+        )  # fmt: skip
+        answer = http.post("/v2/models/linear/infer", json=body)
+        assert answer.status_code == 200, answer.text
+        found = np.array(answer.json()["outputs"][0]["data"]).reshape(2, -1)
+        np.testing.assert_allclose(found, formula(x, 1)[2], atol=1e-5)
+        version = answer.json()["model_version"]
