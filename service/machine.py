@@ -12,7 +12,7 @@ from pathlib import Path
 _ROOT = Path("/")
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8  # of malloc.h
 _MAPPED_BYTES = 4 * 2**20
-_KEPT_BYTES = 16 * 2**20
+_KEPT_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)

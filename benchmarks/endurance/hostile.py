@@ -28,7 +28,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -487,7 +487,10 @@ def main() -> int:
     )
     print(report(found))
     if given.out:
-        given.out.write_text(json.dumps(asdict(found), indent=2) + "\n", encoding="utf-8")
+        given.out.write_text(
+            json.dumps({**vars(found), "statuses": dict(found.statuses)}, indent=2) + "\n",
+            encoding="utf-8",
+        )
     held = found.longest_turn_seconds > MAX_TURN_SECONDS
     grown = found.memory_after_mib - found.memory_before_mib > MAX_GROWTH_MIB
     return 1 if found.faults() or held or grown else 0
