@@ -1,7 +1,7 @@
-"""How far estimates may become the target by themselves: the member `auto_adopt` of a prior.
+"""How far estimates may become the target automatically: the member `auto_adopt` of a prior.
 
-The rule for adopting (service.contract.verdict) says whether an estimate is good enough. What is
-here bounds how often, how far and when a step is taken.
+The rule for adopting (service.contract.verdict) decides whether an estimate is good enough. This
+module limits how often, how far and when a step is taken.
 """
 
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ AUTHOR = "auto-adopt"
 """Who has written a revision that was adopted automatically."""
 STRENGTH = 10.0
 """Made-up rows per class that pull an automatic candidate toward the target in force."""
-_SMALLEST = 1e-6  # a target of 0 counts as this in the length of a step
+_SMALLEST = 1e-6  # replaces a target of 0 when the length of a step is computed
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 
 
 class AutoAdopt(BaseModel):
     """The bounds of automatic steps. Without the member, a prior is a dry run with these defaults.
 
-    mode: `on` takes steps, `dry_run` says which it would have taken, `off` looks at nothing.
+    mode: `on` takes steps, `dry_run` only reports the steps that it would take, `off` does nothing.
     freeze: takes no step until it is false again; set when an automatic step is rolled back.
-    every_minutes: from any change of the prior to the next step.
+    every_minutes: the shortest time from any change of the prior to the next step.
     largest_step: Kullback-Leibler divergence in nats of the new target from the one in force.
     floor: no class falls below it. quiet_hours: [from, to] without steps, in `time_zone`.
     """
@@ -90,8 +90,8 @@ def next_step(
 ) -> Step:
     """Decide on an estimate.
 
-    current: [C] the target in force. steady: the look before this one agreed. changed_at: when the
-    prior was last changed, by anybody; None when it never was.
+    current: [C] the target in force. steady: the previous estimate agreed with this one.
+    changed_at: when the prior was last changed; None when it never was.
     """
     held = _why_held(bounds, found)
     if held is not None:

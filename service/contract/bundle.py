@@ -192,7 +192,7 @@ class Calibration(_Strict):
 class OutputSpec(_Strict):
     """The output of the graph that holds [batch, C] logits, probabilities or decision scores.
 
-    Scores are no log posteriors; `calibration` makes logits of them.
+    Scores are not log posteriors; `calibration` turns them into logits.
     """
 
     name: str
@@ -347,7 +347,7 @@ class Bundle(_Strict):
 
     @property
     def tau(self) -> float:
-        """The tau of a request that names none."""
+        """The tau for requests that name none."""
         assert self.default_tau is not None
         return self.default_tau
 
@@ -387,7 +387,7 @@ def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     except InvalidBundle as error:
         raise InvalidBundle(f"{where}: {error}") from None
     except (ValueError, RecursionError):
-        pass  # pydantic says where the fault is
+        pass  # pydantic reports the place of the fault
     try:
         return Bundle.model_validate_json(text)
     except ValidationError as error:
@@ -429,8 +429,9 @@ def load_bundle(folder: Path) -> Bundle:
 
 
 def inside(folder: Path, name: str) -> Path:
-    """folder/name with links followed. Raises InvalidBundle when that leaves the folder or is no
-    file.
+    """Return folder/name with links followed.
+
+    Raises InvalidBundle when that lies outside the folder or is not a file.
     """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):

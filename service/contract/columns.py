@@ -1,7 +1,8 @@
-"""Rows of a model with several inputs: one record a row, a field for each input of the graph.
+"""Rows of a model with several inputs: one record per row, with a field for each input of the
+graph.
 
-A NumPy structured array is cut, joined and counted row by row like any other array, so that the
-queue and the batches need not know how many inputs a model has.
+A NumPy structured array is cut, joined and counted row by row like any other array. The queue and
+the batches therefore need not know how many inputs a model has.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ def records(columns: Mapping[str, NDArray[Any]]) -> NDArray[Any]:
 
 
 def fields(rows: NDArray[Any]) -> dict[str, NDArray[Any]]:
-    """The columns of records, each contiguous: what the graph is fed."""
+    """The columns of records by name, each contiguous, as the graph's inputs."""
     assert rows.dtype.names is not None
     return {name: np.ascontiguousarray(rows[name]) for name in rows.dtype.names}
 
@@ -45,7 +46,7 @@ def float_rows(rows: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
 
 
 def empty_value(spec: InputSpec) -> str | int:
-    """A value that an input takes: zero or an empty text, or the first of its categories."""
+    """A value that an input accepts: zero, an empty text, or the first of its categories."""
     if spec.categories:
         return spec.categories[0]
     return "" if spec.dtype == "string" else 0

@@ -1,9 +1,9 @@
 """What validation has measured of a model: the `estimation` block of model.json.
 
 Softmax of a network's logits is never quite a posterior under the source prior that its training
-implies. The block holds what a labelled split says of the difference: a temperature, a bias per
-class and the source prior that the split measures. With them the service adjusts better, and can
-estimate the class prior of its traffic and say how sure that estimate is.
+implies. The block holds the difference as measured on a labelled split: a temperature, a bias per
+class and the source prior of the split. With them the service adjusts more accurately, and can
+estimate the class prior of its traffic with an uncertainty.
 """
 
 from functools import cached_property
@@ -35,14 +35,15 @@ class ValidationRows(_Strict):
 
     @property
     def fewest(self) -> int:
-        """Rows of the class that has the fewest."""
+        """The number of rows of the rarest class."""
         return min(self.class_counts)
 
 
 class Sketch(_Strict):
-    """A histogram per class of one number per row: whether traffic looks like the split.
+    """Histograms, one per class, of one number per row. They show whether traffic resembles the
+    split.
 
-    `energy` is the log of the sum of the exponentials of the raw logits; `entropy`, for models
+    `energy` is the log of the sum of the exponentials of the raw logits. `entropy`, for models
     whose output is probabilities, is that of softmax(f / T).
     """
 
@@ -66,7 +67,7 @@ class SurestRows(_Strict):
 
 
 class SelfTest(_Strict):
-    """How wrong estimates are on the split itself: calibrated on one half, tried on the other.
+    """How wrong estimates are on the split itself: calibrated on one half, tested on the other.
 
     `training`, `uniform` and `reversed` are mean L1 distances of the estimate from the true mix,
     of `rows` rows drawn to that mix. `misfit_99` is the 99 % quantile of the misfit (phi^2) of the
@@ -82,7 +83,7 @@ class SelfTest(_Strict):
 
 
 class Replicates(_Strict):
-    """The calibration measured on weighted copies of the split: how sure the block itself is.
+    """The calibration measured on weighted copies of the split, which shows its uncertainty.
 
     temperature: [R]; log_source: [R][C], as Estimation.log_source.
     """
@@ -135,7 +136,7 @@ class Estimation(_Strict):
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self.bias)
 
     @cached_property
@@ -158,7 +159,7 @@ class Estimation(_Strict):
 def sketched(
     logits: ArrayLike, *, statistic: Literal["energy", "entropy"], temperature: float
 ) -> Vector:
-    """[n] the number per row that a sketch counts, of raw logits [n, C]."""
+    """The number that the sketch counts for each row, [n], from raw logits [n, C]."""
     f = np.asarray(logits, np.float64)
     if statistic == "energy":
         peak = f.max(axis=1)

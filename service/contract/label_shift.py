@@ -1,9 +1,9 @@
 """The class prior of unlabelled data, from a classifier's logits: expectation maximisation.
 
 Saerens, Latinne and Decaestecker, *Adjusting the outputs of a classifier to new a priori
-probabilities* (2002): rho <- mean over examples of normalise(p(.|x) * rho / sigma). It climbs the
-likelihood of the unlabelled data, which is concave in rho; it is as right as the posteriors are
-calibrated. Intervals come from the observed information of that likelihood, and from the
+probabilities* (2002): rho <- mean over examples of normalise(p(.|x) * rho / sigma). It climbs
+the likelihood of the unlabelled data, which is concave in rho. The result is only as accurate as
+the posteriors are calibrated. Intervals come from the observed information of that likelihood, and from the
 replicates of the calibration that the `estimation` block of a model holds.
 """
 
@@ -32,7 +32,7 @@ class NotConverged(ValueError):
 
 @dataclass(frozen=True)
 class PriorEstimate:
-    """An estimated class prior; a candidate, to be judged by its interval."""
+    """An estimated class prior, to be judged by its intervals before it is used."""
 
     prior: Vector
     """[C], sums to 1."""
@@ -126,7 +126,7 @@ def estimate_prior(
 ) -> PriorEstimate:
     """The likeliest prior of rows of logits [n, C], n > 0, with intervals. Raises NotConverged.
 
-    temperature and log_source [C] are the calibration; `replicates` say how sure it is. The
+    temperature and log_source [C] are the calibration; `replicates` give its uncertainty. The
     intervals hold the noise of the rows, by the observed information, and that of the calibration,
     by one Newton step to the estimate that each replicate would give.
     """
@@ -232,7 +232,7 @@ def inverse_of(information: Vector, prior: Vector) -> Vector:
 
     The information is the sum over rows of the outer products of their gradients of the log
     likelihood. A small part of what a multinomial of one row would say is added, so that classes
-    that no row tells apart get a large variance rather than a singular matrix.
+    that no row distinguishes get a large variance rather than a singular matrix.
     """
     information = information.copy()
     information[np.diag_indices_from(information)] += 0.01 / np.maximum(prior, 1e-4)

@@ -1,4 +1,4 @@
-"""Finds the name that somebody most likely meant."""
+"""Finds the known name that a misspelt one most likely stands for."""
 
 import difflib
 from collections.abc import Iterable

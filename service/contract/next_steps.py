@@ -7,15 +7,15 @@ from pathlib import Path
 
 
 def program() -> str:
-    """The command `priordial` as it can be typed here."""
+    """The command `priordial`, in the form in which it can be run from here."""
     if shutil.which("priordial"):
         return "priordial"
     return f"{shlex.quote(sys.executable)} -m priordial"
 
 
 def to_serve(folder: Path) -> str:
-    """Two lines for people: how a running service loads a published folder, and how to start
-    one.
+    """Two lines for the user: how a running service loads a published folder, and how to
+    start one.
     """
     models, model = folder.parent.parent, folder.parent.name
     return (
@@ -25,5 +25,5 @@ def to_serve(folder: Path) -> str:
 
 
 def to_use_keys(keys: Path) -> str:
-    """A line for people: how a service is started with a list of keys."""
+    """A line for the user: how to start a service with a list of keys."""
     return f"next     {program()} serve --keys {shlex.quote(str(keys))}\n"

@@ -32,7 +32,7 @@ _EXIF_ORIENTATION = 0x0112
 
 
 class BadImage(ValueError):
-    """Bytes that are not an image that can be taken; the message follows a name: "is empty"."""
+    """Bytes that are not a readable image. The message continues a name: "is empty"."""
 
 
 @cache
@@ -55,8 +55,8 @@ def load_decoders() -> Any:
 def open_image(data: bytes) -> "Image":
     """Read the header of a whole image file; its pixels are decoded later. Raises BadImage.
 
-    Bytes after the end of an image are ignored, but a PNG must have its last chunk: Pillow shows
-    what there is of a truncated one and raises nothing.
+    Bytes after the end of an image are ignored, but a PNG must have its last chunk: Pillow
+    would decode the available part of a truncated one without an error.
     """
     if not data:
         raise BadImage("is empty")
@@ -67,7 +67,7 @@ def open_image(data: bytes) -> "Image":
 
 
 def _has_png_end(data: bytes) -> bool:
-    """Whether a PNG has its last chunk; looked for from the end, some bytes at a time."""
+    """Whether a PNG has its last chunk; searched from the end in blocks."""
     for end in range(len(data), 0, -_BAND_PIXELS):
         if data.find(_PNG_END, max(0, end - _BAND_PIXELS), end + len(_PNG_END) - 1) >= 0:
             return True

@@ -1,4 +1,4 @@
-"""Priors: from what people write (counts or probabilities, by name or position) to checked vectors.
+"""Turns priors as users write them (counts or probabilities, by name or position) into vectors.
 
 A prior is a pair: label frequencies (what is divided out) and a target (what is multiplied in).
 """
@@ -26,7 +26,7 @@ MAX_LISTED_ERRORS = 50
 
 
 class InvalidPrior(ValueError):
-    """A prior that is wrong; `errors` names every wrong field as {"field": ..., "message": ...}."""
+    """An invalid prior; `errors` lists every wrong field as {"field": ..., "message": ...}."""
 
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
         listed = list(errors[:MAX_LISTED_ERRORS])
@@ -37,7 +37,7 @@ class InvalidPrior(ValueError):
 
 
 class UnknownLabelFrequencies(ValueError):
-    """Something needs the label frequencies, and neither the prior nor the model has any."""
+    """The label frequencies are needed, but neither the prior nor the model has them."""
 
 
 class PriorBody(BaseModel):
@@ -250,7 +250,7 @@ def _vector(
 
 
 def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:
-    """One error for each wrong entry; pydantic's union would report each in three ways."""
+    """One error for each wrong entry; pydantic's union would report each of them three times."""
     entries: Sequence[tuple[object, object]]
     if isinstance(value, dict):
         entries = list(value.items())

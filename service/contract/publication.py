@@ -1,4 +1,4 @@
-"""How a model's folder gets into place: whole or not at all, and on disk before it is seen."""
+"""Publishes a model's folder: complete or not at all, and on disk before it becomes visible."""
 
 import json
 import os
@@ -60,8 +60,9 @@ def publish(
 
 
 def _next_version(home: Path) -> int:
-    """One more than the newest, and past anything else that bears a number (a stray file blocks a
-    rename too).
+    """One more than the newest version, and above every other name that is a number.
+
+    A stray file would block the rename as well.
     """
     version = max(versions(home), default=0) + 1
     while (home / str(version)).exists():
@@ -79,7 +80,7 @@ def _sync(folder: Path, payload: list[Path]) -> None:
 
 
 def _rename(staging: Path, final: Path) -> bool:
-    """Whether the rename was ours; False when somebody else published this version first."""
+    """Rename, and return whether this process did it; False when another one was first."""
     try:
         staging.rename(final)
     except OSError:

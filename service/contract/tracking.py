@@ -42,12 +42,12 @@ Floats = NDArray[np.float32]
 
 
 class OtherState(ValueError):
-    """A kept state that belongs to another class list or another form of tracker."""
+    """A stored state belongs to another class list or another kind of tracker."""
 
 
 @dataclass(frozen=True)
 class Tracked:
-    """What a tracker knows of the prior now."""
+    """A tracker's current knowledge of the prior."""
 
     prior: Vector
     """[C], sums to 1."""
@@ -85,7 +85,7 @@ class Tracked:
 
 
 def estimate_of(tracked: Tracked, calibration_variance: ArrayLike = 0.0) -> PriorEstimate:
-    """What a tracker knows, as an estimate of as many rows as it rests on."""
+    """A tracker's knowledge as an estimate from as many rows as it is worth."""
     variance = tracked.variance + np.asarray(calibration_variance)
     full = len(variance) <= MAX_CLASSES_WITH_COVARIANCE
     return with_intervals(
@@ -123,7 +123,7 @@ class PriorTracker:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self._log_source)
 
     @property
@@ -161,7 +161,7 @@ class PriorTracker:
         return Tracked(prior, np.minimum(variance + apart, 0.25), self.rows, effective)
 
     def state(self) -> bytes:
-        """All that a tracker has learnt, to be kept and given to `restore`."""
+        """Everything that the tracker has learnt, to be stored and passed to `restore`."""
         file = io.BytesIO()
         np.savez(
             file,
@@ -175,7 +175,7 @@ class PriorTracker:
         return file.getvalue()
 
     def restore(self, state: bytes) -> None:
-        """Go on from a kept state. Raises OtherState when it does not fit this tracker."""
+        """Continue from a stored state. Raises OtherState when it does not fit this tracker."""
         try:
             with np.load(io.BytesIO(state), allow_pickle=False) as found:
                 kept = {name: found[name] for name in found.files}
@@ -203,7 +203,7 @@ class PriorTracker:
         """Learn from likelihood ratios [n, C], n > 0."""
         n, moving = len(ratios), len(HALF_LIVES)
         densities = ratios @ self._priors.T
-        tiny = np.finfo(np.float32).tiny  # a row that no prior explains tells nothing
+        tiny = np.finfo(np.float32).tiny  # a row that no prior explains carries no information
         np.maximum(densities, tiny, out=densities)
         relative = ratios / (densities @ self._weights.astype(np.float32))[:, None]
 

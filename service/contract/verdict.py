@@ -226,7 +226,7 @@ def misfit_of(
         + shares.T @ estimate.covariance @ shares
     )
     difference = (observed - expected)[:-1]
-    # a pseudo-inverse, as a bin that no class ever falls into leaves the matrix singular
+    # a pseudo-inverse: a bin that no class ever falls into makes the matrix singular
     inverse = np.linalg.pinv(spread[:-1, :-1], hermitian=True)
     statistic = float(difference @ inverse @ difference)
     return Misfit(
@@ -296,7 +296,7 @@ def target_mixes(class_frequencies: ArrayLike) -> dict[str, Vector]:
 
 
 def gain_of(ratios: Vector, estimate: PriorEstimate, *, candidate: Vector, current: Vector) -> Gain:
-    """What deciding by the candidate instead of the current target would gain, with its doubt.
+    """What deciding by the candidate instead of the current target gains, with its uncertainty.
 
     Priors are drawn from the estimate's covariance; each says how probable both decisions are.
     """
@@ -358,7 +358,7 @@ def _judge(
     self_test: float | None,
     step: float,
 ) -> tuple[Verdict, str]:
-    """The first verdict that applies, gravest first, with its reason."""
+    """The first verdict that applies, the most serious first, with its reason."""
     found = (
         _too_few_rows(n, num_classes, capacity)
         or _not_calibrated(calibration)

@@ -62,7 +62,7 @@ def flip_share(
 
 
 def flip_warning(share: float, rows: int, *, tau: float) -> str | None:
-    """What the share of flipped answers is, in words; None when it is small."""
+    """A warning about the share of flipped answers, in words; None when it is small."""
     if share < MENTIONED_FLIPS:
         return None
     return (

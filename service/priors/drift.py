@@ -1,4 +1,4 @@
-"""How far recent answers have moved from what a prior expects, measured in a thread of its own.
+"""How far recent answers have moved from what a prior expects, measured in a separate thread.
 
 For each prior in use, this is the Jensen-Shannon divergence of the mean adjusted probability of
 recent rows, at the model's default tau. It is measured from the prior's target where that is
@@ -54,7 +54,7 @@ class Divergence(NamedTuple):
 
 
 class Drift:
-    """Measures every model now and then; `measured` has the latest values."""
+    """Measures every model periodically; `measured` has the latest values."""
 
     def __init__(
         self, priors: Priors, models: Callable[[], Iterable[tuple[Bundle, LogitReservoir]]]
@@ -70,7 +70,7 @@ class Drift:
         threading.Thread(target=self._run, name="drift", daemon=True).start()
 
     def stop(self) -> None:
-        """Measure no more."""
+        """Stop measuring."""
         self._stopped.set()
 
     def look(self) -> None:

@@ -1,4 +1,4 @@
-"""Follows the store of priors, in a thread of its own: new entries, and whether it answers."""
+"""Follows the store of priors in a separate thread: new entries, and whether the store answers."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ RECHECK_SECONDS = 1.0
 
 
 def spread(seconds: float) -> float:
-    """A pause of about so many seconds, so that replicas that began together do not stay so."""
+    """A random pause of about this many seconds, so that replicas do not stay in step."""
     return seconds * random.uniform(0.8, 1.2)  # noqa: S311 - nothing is guarded by it
 
 
@@ -72,13 +72,13 @@ class FeedStore(Protocol):
         """Record what a worker serves."""
 
     def leave(self, worker: str) -> None:
-        """Forget a worker that ends."""
+        """Remove the report of a worker that ends."""
 
     def wait(self, seconds: float, woken: threading.Event) -> None:
         """Return when something may have changed, when woken, or after `seconds`."""
 
     def close(self) -> None:
-        """Let connections go."""
+        """Close the connections."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ class Feed:
         """Number of the last change that was delivered; -1 before the first reading."""
 
     async def start(self, *, seconds: float) -> StoreUnavailable | None:
-        """Begin to follow. Returns the trouble if the first reading fails within `seconds`."""
+        """Start following. Returns the error if the first reading fails within `seconds`, else
+        None.
+        """
         self._loop = asyncio.get_running_loop()
         self._first = self._loop.create_future()
         self._ended = asyncio.Event()
@@ -172,7 +174,7 @@ class Feed:
         self._woken.set()
 
     def write_failed(self, error: StoreUnavailable | None) -> None:
-        """Note the outcome of a write: its trouble, None if it succeeded."""
+        """Note the outcome of a write: its error, or None if it succeeded."""
         self._write_trouble = error
 
     @property
@@ -192,7 +194,7 @@ class Feed:
         return StoreState(trouble.kind, trouble.detail, faults)
 
     def check_reachable(self) -> None:
-        """Raises StoreUnavailable at once when the last poll failed or has not come back."""
+        """Raise StoreUnavailable at once if the last poll failed or is overdue."""
         silent = self._silent_seconds
         if self._read_trouble is not None:
             raise StoreUnavailable(self._read_trouble.kind, self._read_trouble.detail)
@@ -301,7 +303,7 @@ class Feed:
         report = replace(me, change=self.change, damaged=damaged, models=self._models)
         pause = self._report_seconds if report == last else REPORT_AGAIN_SECONDS
         if last is not None and last.models != report.models:
-            pause = 0.0  # whoever gave an order waits for this
+            pause = 0.0  # the sender of an order waits for this report
         if now - self._reported_at < pause:
             return
         self._reported_at = now
@@ -309,7 +311,7 @@ class Feed:
         try:
             self._store.report(report)
         except StoreUnavailable as error:
-            if error.kind != "slow":  # somebody else writes just now
+            if error.kind != "slow":  # another process is writing
                 self._write_trouble = error
             return
         self._reported = report
@@ -317,7 +319,7 @@ class Feed:
 
     def _note_trouble(self, error: StoreUnavailable | None) -> None:
         before, self._read_trouble = self._read_trouble, error
-        # what is away or slow may come by itself while we start
+        # an unreachable or slow store may recover during the start
         if error is not None and error.kind not in ("away", "slow") and not self._first.done():
             self._on_loop(lambda: self._fail_first(error))
         if error is not None and (before is None or before.kind != error.kind):

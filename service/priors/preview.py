@@ -19,7 +19,7 @@ _ESTIMATE_CELLS = 2_000_000
 
 
 class TooLittleTraffic(ValueError):
-    """There are too few recent logits for an answer."""
+    """There are too few recent logits."""
 
 
 class NotAdoptable(ValueError):
@@ -28,7 +28,7 @@ class NotAdoptable(ValueError):
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one rule does to the traffic. Vectors are [C].
+    """The effect of one rule on the traffic. Vectors are [C].
 
     An error is None when no posterior is known or, for the balanced error, no class is expected.
     """
@@ -43,7 +43,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Preview:
-    """Two rules on the same rows."""
+    """The outcomes of two rules on the same rows."""
 
     rows: int
     decisions_changed: float
@@ -133,7 +133,7 @@ def check_adoptable(found: Assessment) -> None:
 
 
 def evidence_note(found: Assessment) -> str:
-    """What an adopted estimate rests on, for the note of its revision."""
+    """The evidence for an adopted estimate, as the note of its revision."""
     parts = [
         f"adopted estimate of {found.estimate.n} rows worth {found.estimate.effective_n:.0f}",
         f"verdict {found.verdict}",

@@ -92,11 +92,11 @@ class Priors:
         answer_seconds: float = 2.0,
         cache_bytes: int = 16 * 2**20,
     ) -> None:
-        """Without a store only built-in and inline priors are served.
+        """Without a store, only built-in and inline priors are served.
 
-        worker: who this process is to other workers. poll_seconds: pause between two looks at the
-        store. answer_seconds: bound of each call to the store. cache_bytes: bound of the memory
-        of resolved priors.
+        worker: the name of this process for other workers. poll_seconds: pause between two polls of
+        the store. answer_seconds: time limit of each call to the store. cache_bytes: the most
+        memory for resolved priors.
         """
         self._in_force: Snapshot = EMPTY
         self._chosen: dict[tuple[int, str | None], tuple[Bundle, PriorRevision]] = {}
@@ -184,7 +184,9 @@ class Priors:
             except PriorDoesNotFit:
                 if name != DEFAULT:
                     raise
-        if name == DEFAULT:  # not stored, or for another class list only: the model's own rule
+        if (
+            name == DEFAULT
+        ):  # not stored, or only for another class list: the model's own rule applies
             return self._built_in(bundle, name)
         newest = self.newest(bundle.name, name)
         if newest is None:
@@ -194,7 +196,7 @@ class Priors:
         return self._resolve_entry(bundle, newest)  # says why it does not fit
 
     def forget(self, bundle: Bundle) -> None:
-        """Drop what is held for a model version that is no longer served."""
+        """Drop what is cached for a model version that is no longer served."""
         self._chosen = {k: v for k, v in self._chosen.items() if v[0] is not bundle}
         self._digests.pop(id(bundle), None)
         self._resolved.forget(bundle)

@@ -25,7 +25,7 @@ _REFERENCE = re.compile(REFERENCE)
 
 
 class UnknownPrior(LookupError):
-    """There is no prior of this name, or no such revision; the message names those there are."""
+    """There is no prior of this name, or no such revision; the message lists the known ones."""
 
 
 class PriorDoesNotFit(ValueError):
@@ -62,7 +62,7 @@ StoreTrouble: TypeAlias = Literal[
 
 
 class StoreUnavailable(RuntimeError):
-    """The store of priors cannot do this now; `kind` says why in a word."""
+    """The store of priors cannot carry out the call now; `kind` names the reason in one word."""
 
     def __init__(self, kind: StoreTrouble, detail: str) -> None:
         super().__init__(f"the store of priors is unavailable ({kind}): {detail}")

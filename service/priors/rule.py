@@ -76,7 +76,7 @@ def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
 
 
 def source_warnings(bundle: Bundle) -> tuple[str, ...]:
-    """What a caller should know about adjusting this model's answers, whatever the prior."""
+    """Warnings about adjusting this model's answers, whatever the prior."""
     if bundle.provenance.get("source_prior") != "approximate":
         return ()
     return ("the model's source prior is approximate: its training objective has no exact one",)

@@ -1,4 +1,6 @@
-"""Calls to the prior store: off the event loop, bounded in time, refused while it is away."""
+"""Calls to the prior store: off the event loop, limited in time, refused while it is
+unreachable.
+"""
 
 import asyncio
 import time
@@ -15,7 +17,9 @@ T = TypeVar("T")
 
 
 class PriorStore(FeedStore, OrderStore, Protocol):
-    """What is needed of a store; every call may block and may raise StoreUnavailable."""
+    """The part of a store that is used here. Every call may block and may raise
+    StoreUnavailable.
+    """
 
     def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
         """Apply a change to the newest entry, atomically; what is newest then is returned.
@@ -56,7 +60,7 @@ class StoreCalls:
         self._writes = Threads("prior-writes", count=1, max_calls=MAX_WAITING)
 
     def stop(self) -> None:
-        """Accept no more calls; those that wait still run."""
+        """Accept no more calls. Calls that are waiting still run."""
         for threads in (self._reads, self._writes):
             if threads is not None:
                 threads.close()

@@ -1,4 +1,4 @@
-"""Announces every change of a prior to `--webhook`: signed, retried, and never in a request's way.
+"""Announces every change of a prior to `--webhook`: signed, retried, without delaying requests.
 
 A receiver checks that `X-Priordial-Signature` is `sha256=` and the hexadecimal HMAC-SHA256 of the
 timestamp header, a full stop and the body, with `--webhook-secret` as the key.
@@ -60,7 +60,7 @@ class Changed:
 
 
 class Webhook:
-    """Sends announcements in the order of the changes, from a thread of its own."""
+    """Sends announcements in the order of the changes, from a separate thread."""
 
     def __init__(self, url: str, secret: str, *, pauses: Sequence[float] = PAUSES) -> None:
         self._url, self._secret, self._pauses = url, secret.encode(), pauses
@@ -115,7 +115,7 @@ class _Trouble:
 
 
 def _attempt(url: str, secret: bytes, body: bytes, delivery: str) -> _Trouble | None:
-    """POST an announcement; what went wrong, None when the receiver accepted it."""
+    """POST an announcement. Returns what went wrong, or None when the receiver accepted it."""
     try:
         request = urllib.request.Request(  # noqa: S310 - settings accept http and https only
             url, body, headers=headers_of(body, delivery, secret), method="POST"
@@ -150,7 +150,7 @@ def signature(body: bytes, moment: str, secret: bytes) -> str:
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
-        """A redirect is an error: following it would turn the POST into a GET."""
+        """Treat a redirect as an error: following it would turn the POST into a GET."""
 
 
 _OPENER = urllib.request.build_opener(_NoRedirect)

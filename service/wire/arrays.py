@@ -1,4 +1,6 @@
-"""JSON instances and arrays of a request → the model's input tensor; every fault is named here."""
+"""Turns JSON instances and arrays of a request into the model's input tensor, and names every
+fault.
+"""
 
 import math
 from collections.abc import Sequence
@@ -52,7 +54,7 @@ def array_of(
 def may_hold_strings(body: bytes | bytearray, member: bytes = b"instances") -> bool:
     """Whether the list `member` of a JSON body may hold a string or a boolean; False is certain.
 
-    numpy makes of a list with strings an array whose every element has the longest string's width.
+    NumPy turns a list with strings into an array whose elements all have the longest one's width.
     """
     if b"true" in body or b"false" in body:
         return True
@@ -163,7 +165,7 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     if spec.missing:
         return _fitted_with_missing(array, spec, first_row)
     if array.dtype == dtype:
-        flags = array.flags  # bytes of a body lie at any address, and the runtime needs alignment
+        flags = array.flags  # the bytes of a body may be unaligned, and the runtime needs alignment
         return array if flags.c_contiguous and flags.aligned else np.array(array, order="C")
     if array.dtype == np.float64 and dtype == np.float32:
         flat = array.ravel()
@@ -183,9 +185,7 @@ def _cast_finite(array: Array, dtype: np.dtype[Any], *, first_row: int) -> Array
 
 
 def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array:
-    """Records of one field, in which nobody looks for NaN: the graph takes it for a missing
-    value.
-    """
+    """Records of one field, which may hold NaN: the graph treats it as a missing value."""
     if array.dtype.kind not in "biuf":
         raise InvalidInput(f"the input is text; the model takes {spec.dtype}")
     found = cast(array, _dtype(spec.dtype))
@@ -205,7 +205,7 @@ def _dtype(name: str) -> np.dtype[Any]:
 
 
 def is_finite(array: Array) -> bool:
-    """Whether all are finite. NaN and infinity show in the sum of squares, which is quicker."""
+    """Whether all numbers are finite. The sum of squares shows NaN and infinity, and is faster."""
     if array.dtype == np.float32:
         flat = array.ravel()
         if math.isfinite(flat.dot(flat)):
@@ -239,14 +239,14 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
         raise InvalidInput("there are no instances")
     try:
         strings = [t.decode() if isinstance(t, bytes) else t for t in array.ravel().tolist()]
-        "".join(strings).encode()  # a lone surrogate cannot be handed to the runtime
+        "".join(strings).encode()  # the runtime does not accept a lone surrogate
     except UnicodeError:
         raise InvalidInput("the input holds bytes that are not UTF-8 text") from None
     return text_array(strings, spec)
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers as another type where that loses no more than precision.
+    """Numbers converted to another type, where only precision is lost.
 
     Raises InvalidInput or TooLarge.
     """
@@ -271,7 +271,7 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def example_input(spec: InputSpec, *, free: int = 1) -> Array:
-    """One row that the model takes, for warm-up: zeros or an empty string.
+    """One row that the model accepts, for warm-up: zeros or an empty string.
 
     free: the size of each free dimension.
     """

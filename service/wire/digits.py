@@ -1,10 +1,10 @@
-"""Whole numbers that a client writes in digits, read without the cost of an endless one."""
+"""Reads whole numbers that a client writes in digits, at a bounded cost."""
 
 
 def whole_number(text: str | bytes, *, below: int) -> int | None:
-    """The number that ASCII digits write, or None for anything else and for `below` or more.
+    """The number that ASCII digits write; None for anything else and for `below` or more.
 
-    int() takes other alphabets, signs and underscores, needs quadratic time for long texts, and
+    int() accepts other alphabets, signs and underscores, takes quadratic time for long texts, and
     raises ValueError from 4,301 digits on.
     """
     if not (text.isascii() and text.isdigit()):

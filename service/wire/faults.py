@@ -1,20 +1,20 @@
-"""The faults of what a client sends; `service/api/edge/errors.py` gives each its status."""
+"""Errors in what a client sends. `service/api/edge/errors.py` maps each to a status."""
 
 
 class Malformed(ValueError):
-    """Bytes that are not what their content type says."""
+    """Bytes that do not conform to their content type."""
 
 
 class InvalidInput(ValueError):
-    """Well-formed input that the model cannot take."""
+    """Well-formed input that the model cannot score."""
 
 
 class InvalidImage(ValueError):
-    """Bytes that are not an image that can be read."""
+    """Bytes that are not a readable image."""
 
 
 class InvalidParameter(ValueError):
-    """A parameter with a wrong value."""
+    """A parameter with an invalid value."""
 
 
 class TooLarge(ValueError):

@@ -1,4 +1,4 @@
-"""A multipart/form-data body → its files and its text fields, in memory."""
+"""Splits a multipart/form-data body, in memory, into its files and text fields."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,9 @@ MAX_PARTS = 1_000
 _PIECE_BYTES = 256 * 1024
 """Bytes that the parser gets at once: copying more would hold the interpreter."""
 
-logging.getLogger("python_multipart").setLevel(logging.ERROR)  # its warnings quote the body
+logging.getLogger("python_multipart").setLevel(
+    logging.ERROR
+)  # the parser's warnings quote the body
 
 
 class Form(NamedTuple):

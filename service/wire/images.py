@@ -1,4 +1,4 @@
-"""Encoded images of a request → the model's input tensor; `service.contract.pixels` says how."""
+"""Turns encoded images of a request into the model's input tensor, by `service.contract.pixels`."""
 
 import base64
 import binascii

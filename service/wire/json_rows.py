@@ -51,9 +51,9 @@ _EXACT_SQUARES = 2.0**104
 
 
 class ShortJson:
-    """Reads bodies that are `{"instances": [...]}` with numbers only, for one model.
+    """Reads bodies of the form `{"instances": [...]}` that contain only numbers, for one model.
 
-    It is used by the event loop alone, since its parser keeps its buffers from body to body.
+    Only the event loop uses it, since its parser reuses its buffers for the next body.
     """
 
     def __init__(self, spec: InputSpec) -> None:
@@ -67,16 +67,17 @@ class ShortJson:
             self._parser = simdjson and simdjson.Parser()
 
     def read(self, body: bytes | bytearray) -> Array | None:
-        """The model's input tensor [n, …]; None where the body must be read in another way.
+        """The model's input tensor [n, …]; None when the body must be read by the general reader.
 
-        It is None for whatever is not plain, right or wrong: the other way names the fault.
+        It is None for every body that is not plain, valid or not: the general reader names the
+        fault.
         """
         if self._parser is None or not body.startswith(_KEY) or body.find(b'"', len(_KEY)) > 0:
             return None
         try:
             buffer = self._parser.parse(body)["instances"].as_buffer(of_type="d")
-        except Exception:  # noqa: BLE001 - whatever it is, the reader of all bodies names it
-            self._parser = simdjson.Parser()  # the error's frames still hold the document
+        except Exception:  # noqa: BLE001 - the general reader names the fault
+            self._parser = simdjson.Parser()  # the frames of the error still refer to the document
             return None
         values = np.frombuffer(buffer, np.float64)
         rows = len(values) // self._size
@@ -89,7 +90,7 @@ class ShortJson:
     def _is_regular(self, body: bytes | bytearray, rows: int) -> bool:
         """Whether the numbers are nested as `rows` rows of the model's shape.
 
-        The only quotes are those of the key, so that all else is numbers and punctuation.
+        The only quotes are those of the key, so everything else is numbers and punctuation.
         """
         if rows == 1 and len(self._row) == 1 and body.startswith(_ONE_ROW):
             begin = body.index(b"[[") + 2
@@ -99,7 +100,7 @@ class ShortJson:
 
 @lru_cache(maxsize=16)  # each at most as long as a short body
 def _punctuation(rows: int, row: tuple[int, ...]) -> bytes:
-    """A body of numbers without its numbers."""
+    """The text of a body of numbers without its numbers."""
     found = b""
     for count in reversed((rows, *row)):
         found = b"[%b]" % b",".join([found] * count)
@@ -146,7 +147,9 @@ def document_of_json(
     """
     begin = _first_list(body, member)
     if begin is None:
-        return parse_json_object(body, allowed)  # raises TooLarge, which says what is possible
+        return parse_json_object(
+            body, allowed
+        )  # raises TooLarge, whose message says what is possible
     check_decoded_size(body)
     end, commas = _any_rows(body, begin, max_rows)
     document = _without_list(body, begin, end, allowed)

@@ -32,9 +32,9 @@ _VALUE_BYTES, _LIST_BYTES, _OBJECT_BYTES = 40, 64, 240
 def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> Any:
     """Decode JSON strictly: no NaN, no infinity, at most 1,024 levels.
 
-    The decoder holds the interpreter until it returns, so that all it reads is bounded: the text,
-    the number of strings, and the memory. limit: of the estimated memory of the decoded document,
-    in bytes. Raises Malformed or TooLarge.
+    The decoder holds the interpreter until it returns, so its input is bounded: the length of the
+    text, the number of strings, and the memory. limit: the most bytes that the decoded document may
+    take, by estimate. Raises Malformed or TooLarge.
     """
     if not body:
         raise Malformed("the body is empty")

@@ -1,4 +1,4 @@
-"""Nested JSON lists → their shape and their values in row-major order, checked value by value."""
+"""Turns nested JSON lists into their shape and their values in row-major order, with all checks."""
 
 from collections.abc import Sequence
 from itertools import chain
@@ -10,7 +10,7 @@ _NUMBERS: set[type] = {int, float}
 
 
 class Ragged(ValueError):
-    """Lists of one level differ in length, or lists stand beside values."""
+    """Lists of one level differ in length, or a level mixes lists and values."""
 
 
 def shape_of(nested: list[Any], *, max_levels: int = 32) -> tuple[tuple[int, ...], list[Any]]:

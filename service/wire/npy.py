@@ -1,4 +1,6 @@
-"""One .npy array of a request, read without a copy and never unpickled; numpy reads the header."""
+"""Reads one .npy array of a request without a copy and without unpickling. NumPy reads the
+header.
+"""
 
 import io
 import math
@@ -57,7 +59,7 @@ def _header(prefix: bytes) -> tuple[np.dtype[Any], bool, tuple[int, ...], int]:
     read = npy_format.read_array_header_1_0 if prefix[6] < 2 else npy_format.read_array_header_2_0
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("error")  # NumPy warns of headers that it has to repair
+            warnings.simplefilter("error")  # NumPy warns about headers that it must repair
             shape, fortran_order, dtype = read(file, max_header_size=_MAX_HEADER_BYTES)
     except Exception:  # noqa: BLE001 - NumPy's reader raises errors of many classes
         raise Malformed(

@@ -1,5 +1,5 @@
-"""The JSON of ranked rows, many at once: the part of a class is kept, numbers are written an array
-at a time.
+"""Writes ranked rows as JSON, many at once: the text of a class is cached, and numbers are written
+an array at a time.
 """
 
 from collections.abc import Sequence

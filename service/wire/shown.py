@@ -1,4 +1,4 @@
-"""What came, in an error message: short, and by its kind when it is long."""
+"""Shows a received value in an error message: shortened, or by its kind when it is long."""
 
 from collections.abc import Mapping, Sequence
 

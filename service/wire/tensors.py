@@ -114,7 +114,7 @@ class Described:
 
 
 def surplus(count: int) -> Malformed:
-    """The error of a body with bytes behind its last tensor."""
+    """The error for a body with bytes after its last tensor."""
     return Malformed(f"{count} bytes follow the last input's binary data")
 
 
@@ -179,7 +179,7 @@ def _described(entry: Any) -> tuple[str, str, tuple[int, ...]]:
         not isinstance(shape, list)
         or not 0 < len(shape) <= MAX_DIMENSIONS
         or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
-        or math.prod(max(n, 1) for n in shape) >= 2**59  # NumPy counts bytes in 63 bits
+        or math.prod(max(n, 1) for n in shape) >= 2**59  # NumPy counts bytes with 63 bits
     ):
         raise Malformed(f"input '{name[:60]}' has no usable shape; expected [batch, …]")
     return name, datatype, tuple(shape)

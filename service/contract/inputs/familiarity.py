@@ -1,8 +1,9 @@
-"""What the inputs of training looked like, and whether a row is far from them.
+"""Statistics of the training inputs, and whether a row is far from them.
 
-A tensor that a client scaled to 0 … 1 where the model was trained on normalised pixels is a valid
-tensor. Only its level and its spread show the mistake: each number less its channel's mean, divided
-by its standard deviation, and then the mean and the variance over a row.
+If a client scales a tensor to 0 … 1 but the model was trained on normalised pixels, the tensor is
+still valid. Only its level and spread show the mistake. Each number is standardised: its channel's
+mean is subtracted, and it is divided by the channel's standard deviation. Then the mean and the
+variance over a row are compared.
 """
 
 import math
@@ -38,7 +39,7 @@ class _Strict(BaseModel):
 
 
 class Spread(_Strict):
-    """How a number of a row varies over the rows of training."""
+    """How a statistic of single rows varies over the rows of training."""
 
     mean: float
     sd: Annotated[float, Field(ge=0)]
@@ -86,7 +87,7 @@ def channels_of(shape: Sequence[int], *, layout: str | None = None) -> tuple[int
 
 @lru_cache(maxsize=32)
 def _places(shape: tuple[int, ...], layout: str | None) -> tuple[Array | None, Array]:
-    """Which numbers of a flat row are looked at (None: all), and the channel of each."""
+    """The positions in a flat row that are used (None: all), and the channel of each."""
     count = int(np.prod(shape, dtype=np.int64))
     kept = np.arange(count)
     if count > MAX_NUMBERS:
@@ -140,14 +141,14 @@ def _spread(values: Rows, usual: Rows) -> Spread:
 
 
 class Familiarity:
-    """Tells which rows are far from those of training."""
+    """Decides which rows are far from those of training."""
 
     def __init__(self, statistics: InputStatistics, *, layout: str | None = None) -> None:
         """layout: of an image's tensor."""
         self._statistics, self._layout = statistics, layout
         self._mean = np.array(statistics.mean)
         sd = np.array(statistics.sd)
-        self._inverse = 1 / np.where(sd < _LEAST_SD, 1.0, sd)  # of a constant: its own unit
+        self._inverse = 1 / np.where(sd < _LEAST_SD, 1.0, sd)  # a constant keeps its own unit
         self._together: tuple[Spread, Spread] | None = None
         self._weights: dict[tuple[int, ...], tuple[Array | None, Rows, Rows, Rows]] = {}
         level, spread = statistics.row_level, statistics.row_spread
@@ -179,7 +180,7 @@ class Familiarity:
         """The weights of `features`, for rows of one shape."""
         kept, channels = _places(shape, self._layout)
         inverse, count = self._inverse[channels], max(1, len(channels))
-        if len(self._weights) >= 32:  # a model of free dimensions sees many shapes
+        if len(self._weights) >= 32:  # a model with free dimensions gets many shapes
             self._weights.clear()
         found = kept, self._mean[channels], inverse / count, inverse**2 / count
         self._weights[shape] = found
@@ -207,7 +208,7 @@ class Familiarity:
         )
 
     def warning(self, rows: Array, features: Rows) -> str | None:
-        """What to tell of the rows of one request; None when they are like those of training."""
+        """The warning for the rows of one request; None when they resemble those of training."""
         far = self.far(features)
         if not far and not self.are_far_together(features):
             return None

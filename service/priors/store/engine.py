@@ -90,7 +90,7 @@ class Database:
         return self.is_postgres and self.reader is self.engine
 
     def close(self) -> None:
-        """Close the connections that nobody uses now."""
+        """Close the connections that are not in use."""
         self.engine.dispose()
         self.reader.dispose()
 
@@ -212,7 +212,7 @@ def postgres_engine(url: URL) -> Engine:
     def _prepare(connection: Any, _record: object) -> None:
         with connection.cursor() as cursor:
             cursor.execute("SET statement_timeout = '1500ms'; SET lock_timeout = '1500ms'")
-            # a replica that is frozen inside a transaction must not hold up the others
+            # a replica that is frozen inside a transaction must not block the others
             cursor.execute("SET idle_in_transaction_session_timeout = '5s'")
             cursor.execute(
                 "SELECT CASE current_setting('synchronous_commit') WHEN 'off' THEN "
@@ -222,7 +222,9 @@ def postgres_engine(url: URL) -> Engine:
 
     @event.listens_for(engine, "handle_error")
     def _hear_last_words(context: ExceptionContext) -> None:
-        """Drop a connection when the server announces its end, which the driver notices later."""
+        """Drop a connection when the server announces its shutdown, which the driver notices only
+        later.
+        """
         if getattr(context.original_exception, "sqlstate", None) in _LAST_WORDS:
             context.is_disconnect = True
 

@@ -105,7 +105,7 @@ class Follower:
 
     @contextmanager
     def _following(self) -> Iterator[Connection]:
-        """The connection that is kept, opened anew after any trouble."""
+        """The connection that is kept open; opened again after an error."""
         with typed_trouble():
             try:
                 file = self._database.file
@@ -143,7 +143,7 @@ class Follower:
             _drop(connection)
 
     def _marked(self, changes: Changes) -> Changes:
-        """Note the newest row that was read, by which another store is told from this one."""
+        """Note the newest row that was read, which identifies this store among others."""
         rows: tuple[StoredRevision | ModelOrder, ...] = (*changes.entries, *changes.orders)
         newest = next((row for row in rows if row.change == changes.number), None)
         if newest is not None:

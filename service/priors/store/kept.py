@@ -1,8 +1,8 @@
-"""What workers keep of the traffic that they follow: the newest state of each, by model.
+"""The stored states of the workers' traffic trackers: the newest state of each worker, by model.
 
-States are no part of the history of priors: they are overwritten, and losing one loses nothing
-that traffic does not bring back. Their table is made when the first one is kept, so that a store
-of an earlier version needs no migration.
+States are not part of the history of priors. They are overwritten, and a lost one is rebuilt from
+traffic. Their table is created when the first state is stored, so a store of an earlier version
+needs no migration.
 """
 
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class KeptStates:
         self._made = False
 
     def keep(self, kept: KeptState) -> None:
-        """Put a state in the place of its keeper's last one."""
+        """Replace the last state of the same keeper."""
         now = microseconds(datetime.now(UTC))
         mine = (_states.c.model == kept.model) & (_states.c.keeper == kept.keeper)
         values = {

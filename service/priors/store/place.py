@@ -1,4 +1,4 @@
-"""Where priors are kept when nobody says where: `--store auto`."""
+"""Where priors are kept when the user names no store: `--store auto`."""
 
 from pathlib import Path
 

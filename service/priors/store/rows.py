@@ -1,4 +1,4 @@
-"""Entries of the history as rows, with a checksum that tells a damaged one."""
+"""Entries of the history as rows, with a checksum that reveals a damaged one."""
 
 import hashlib
 import json
@@ -15,12 +15,12 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def microseconds(moment: datetime) -> int:
-    """Since 1970, UTC: the one form of time that both engines keep as it is."""
+    """Microseconds since 1970, UTC: the one form of time that both engines store unchanged."""
     return (moment - _EPOCH) // timedelta(microseconds=1)
 
 
 def moment(since_1970: int) -> datetime:
-    """The other way."""
+    """The moment of microseconds since 1970, UTC."""
     try:
         return _EPOCH + timedelta(microseconds=since_1970)
     except (OverflowError, TypeError):  # damaged
@@ -48,14 +48,18 @@ def row_of(entry: StoredRevision) -> dict[str, Any]:
 
 
 def entry_of(row: Row[Any]) -> StoredRevision:
-    """The entry of a whole row; damaged when it is not what was written."""
+    """The entry of a complete row; marked as damaged when its checksum does not match."""
     values = {name: value for name, value in row._mapping.items() if name != "checksum"}  # noqa: SLF001 - public API
     damaged = _checksum(values) != row.checksum
     body = None
     if not damaged and row.body is not None:
         try:
             body = PriorBody.model_validate({**json.loads(row.body), "note": row.note})
-        except (ValidationError, ValueError, TypeError):  # another program's form of a prior
+        except (
+            ValidationError,
+            ValueError,
+            TypeError,
+        ):  # a prior in a form that this version of the program does not know
             damaged = True
     return _entry(row, body, damaged=damaged)
 

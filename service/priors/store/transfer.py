@@ -72,7 +72,7 @@ class Document(BaseModel):
 
 @dataclass(frozen=True)
 class Imported:
-    """What an import did, in priors."""
+    """The result of an import: numbers of priors."""
 
     whole: int
     """New here: their whole history was taken over."""

@@ -1,4 +1,4 @@
-"""What a driver's error means for the service: a StoreUnavailable of one kind or another."""
+"""Maps the errors of database drivers to kinds of StoreUnavailable."""
 
 import sqlite3
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ _SQLSTATE: tuple[tuple[str, StoreTrouble], ...] = (
     ("57014", "slow"),  # statement timeout
     ("XX001", "corrupt"),
     ("XX002", "corrupt"),
-    ("42P01", "corrupt"),  # a table of ours is gone
+    ("42P01", "corrupt"),  # a table of the store is missing
     ("42703", "corrupt"),
     ("42501", "read-only"),  # insufficient privilege
 )
@@ -49,7 +49,7 @@ def typed_trouble() -> Iterator[None]:
 
 
 def trouble_of(error: Exception) -> StoreUnavailable:
-    """The kind and the words of a failure, on one line and without the statement's parameters."""
+    """The kind and text of a failure, on one line and without the statement's parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     if isinstance(error, (NoResultFound, MultipleResultsFound, IntegrityError)):
         return StoreUnavailable("corrupt", "its tables contradict each other")
