@@ -391,10 +391,11 @@ def parse_bundle(text: str | bytes, *, where: str = MANIFEST_FILE) -> Bundle:
     try:
         return Bundle.model_validate_json(text)
     except ValidationError as error:
-        faults = "; ".join(
-            f"{name}: {message}" if name else message for name, message in pydantic_errors(error)
-        )
-        raise InvalidBundle(f"{where}: {faults}") from None
+        found = pydantic_errors(error)
+        shown = [f"{name}: {message}" if name else message for name, message in found[:_MAX_FAULTS]]
+        if len(found) > _MAX_FAULTS:
+            shown.append(f"and {len(found) - _MAX_FAULTS} more faults")
+        raise InvalidBundle(f"{where}: {'; '.join(shown)}") from None
 
 
 def _each_once(members: list[tuple[str, Any]]) -> None:
@@ -404,6 +405,10 @@ def _each_once(members: list[tuple[str, Any]]) -> None:
         if name in seen:
             raise InvalidBundle(f"'{name}' is there twice")
         seen.add(name)
+
+
+_MAX_FAULTS = 20
+"""Faults of a model.json that a message names: there can be one for each class."""
 
 
 def load_bundle(folder: Path) -> Bundle:

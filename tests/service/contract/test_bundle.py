@@ -295,6 +295,14 @@ def test_every_wrong_field_of_a_manifest_is_named():
         assert part in str(caught.value)
 
 
+def test_a_message_names_the_first_faults_of_many():
+    names = [f"c{at}" for at in range(30_000)]
+    with pytest.raises(InvalidBundle) as refused:
+        parsed(class_names=names, class_counts=[0] * len(names))
+    assert "and 29980 more faults" in str(refused.value)
+    assert len(str(refused.value)) < 3000
+
+
 def test_the_digest_of_classes_knows_their_order_and_borders():
     assert parsed().class_digest == class_digest(["cat", "dog"])
     assert len({class_digest(names) for names in (["a", "b"], ["b", "a"], ["ab"], ["a,b"])}) == 4
