@@ -4,6 +4,6 @@ with `training`.
 
 import os
 
-# before anything imports onnxruntime, which else keeps a file of events under the user's cache, to
-# be uploaded to its maker
+# Set before onnxruntime is imported. Otherwise it records events in a file under the user's cache,
+# for upload to its maker.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")

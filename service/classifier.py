@@ -1,4 +1,6 @@
-"""Chooses the tau and prior of a request, once, and says what its answer tells about them."""
+"""Chooses the tau and prior of a request, once, and makes the warnings about them for its
+answer.
+"""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -63,10 +65,11 @@ class Classifier:
         full: bool = False,
         is_traffic: bool = True,
     ) -> Work:
-        """The work of scoring inputs [n, …] with one tau and one prior, for the model's batcher.
+        """Make the work of scoring inputs [n, …] with one tau and one prior, for the model's
+        batcher.
 
-        It holds a slot of the model's prior table, which the batcher releases. With `full`, all
-        logits and probabilities come too. Raises the errors of the parameters.
+        The work holds a slot of the model's prior table, which the batcher releases. With `full`,
+        all logits and probabilities are returned too. Raises the errors of the parameters.
         """
         bundle = model.bundle
         top_k = parameters.top_k
@@ -183,7 +186,7 @@ def check_top_k(top_k: int | None, num_classes: int) -> int:
 
 
 def check_adjustable(bundle: Bundle, revision: PriorRevision, tau: float) -> None:
-    """Raise UnknownLabelFrequencies when tau asks for an adjustment by an unknown source prior."""
+    """Raise UnknownLabelFrequencies when tau needs a source prior that is unknown."""
     if tau and revision.offset is None:
         raise UnknownLabelFrequencies(
             f"model '{bundle.name}' has no class_counts, so tau = {tau:g} cannot be applied: PUT "
@@ -193,7 +196,7 @@ def check_adjustable(bundle: Bundle, revision: PriorRevision, tau: float) -> Non
 
 
 def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[str, ...]:
-    """What a caller should know about the adjustment of this answer."""
+    """Warnings about the adjustment of this answer, for its caller."""
     return revision.prior.warnings + (source_warnings(bundle) if tau else ())
 
 

@@ -12,7 +12,7 @@ _PREFIX = "priordial_"
 
 
 class InvalidKeys(ValueError):
-    """A list of keys has a wrong line. The message names the line and never quotes it."""
+    """A list of keys has an invalid line. The message names the line and never quotes it."""
 
 
 @dataclass(frozen=True)

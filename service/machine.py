@@ -1,4 +1,4 @@
-"""What this process may use of the machine: processors, memory and disk space."""
+"""The processors, memory and disk space that this process may use."""
 
 import contextlib
 import ctypes
@@ -73,7 +73,7 @@ def _group_folders(root: Path) -> list[Path]:
             else [mount, mount / "unified"]
         )
         parts = Path(path.lstrip("/")).parts
-        if ".." in parts:  # a group outside what the container can see
+        if ".." in parts:  # a group that the container cannot see
             parts = ()
         for top in tops:
             for length in range(len(parts), -1, -1):
@@ -100,10 +100,11 @@ def _text(file: Path) -> str:
 
 
 def allocate(descriptor: int, offset: int, size: int) -> None:
-    """Extend a file by `size` bytes from its end at `offset`, with disk space behind each of them.
+    """Extend a file by `size` bytes from its end at `offset`, and allocate disk space for them.
 
-    A file that is merely made longer has no space behind it: writing to a mapping of it ends the
-    process with SIGBUS when the disk is full. Raises OSError, with the file as it was.
+    A file that is only made longer has no disk space behind it. Writing to a mapping of it would
+    kill the process with SIGBUS when the disk is full. Raises OSError, and leaves the file as it
+    was.
     """
     try:
         if hasattr(os, "posix_fallocate"):
@@ -143,7 +144,7 @@ def return_memory() -> None:
 
 
 def trim_heaps() -> None:
-    """Give freed pages of the heaps back to the system, without a garbage collection before."""
+    """Give freed pages of the heaps back to the system, without a garbage collection first."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 

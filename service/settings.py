@@ -30,7 +30,7 @@ _PLATFORMS = {
 
 
 class InvalidSetting(ValueError):
-    """A flag or environment variable is unknown or has a wrong value."""
+    """A flag or environment variable is unknown or has an invalid value."""
 
 
 def _setting(default: Any, text: str, **more: Any) -> Any:
@@ -325,7 +325,7 @@ def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
         if linked and _SERVICE_LINK.fullmatch(name) and (name not in known or "://" in value):
             continue
         if name == "PRIORDIAL_KEY" and value.startswith("priordial_"):
-            continue  # a client's key, as the examples call it
+            continue  # the examples store a client's key under this name
         if name not in known:
             bare = {known_name.removeprefix(_PREFIX) for known_name in known}
             near = did_you_mean(name.removeprefix(_PREFIX), bare).replace("'", f"'{_PREFIX}", 1)

@@ -68,8 +68,10 @@ class Job(Generic[T]):
         return "" if frame is None else "".join(traceback.format_stack(frame))
 
     def _run(self) -> Callable[[], None]:
-        """Make the call, in a thread; returns what sets the answer, for the event loop."""
-        call, self._call = self._call, None  # an idle thread keeps nothing alive
+        """Make the call, in a thread. Returns a function that sets the answer, for the
+        event loop.
+        """
+        call, self._call = self._call, None  # so that an idle thread keeps nothing in memory
         assert call is not None
         try:
             return partial(self._settle, call())
@@ -79,7 +81,7 @@ class Job(Generic[T]):
     def _deliver(self, settle: Callable[[], None]) -> None:
         try:
             self._loop.call_soon_threadsafe(settle)
-        except RuntimeError:  # the loop has closed: nobody waits any more
+        except RuntimeError:  # the loop has closed: no caller waits any more
             return
 
     def _settle(self, result: Any, error: BaseException | None = None) -> None:
@@ -180,7 +182,7 @@ class Threads:
         return job.answer.result()
 
     def abandon(self, job: Job[Any]) -> None:
-        """Nobody waits for the job: it is dropped unless it has begun."""
+        """Note that no caller waits for the job; it is dropped unless it has begun."""
         with self._changed:
             job.abandoned = True
             if not job.started and job in self._waiting:
@@ -198,7 +200,7 @@ class Threads:
                 self._staff()
 
     def close(self, *, drop: bool = False, wait_seconds: float = 0.0) -> None:
-        """Accept no more calls; those that wait still run, or are cancelled if `drop` is set.
+        """Accept no more calls. Calls that wait still run, or are cancelled if `drop` is set.
 
         Blocks for at most `wait_seconds` until the running calls have returned.
         """
@@ -214,7 +216,7 @@ class Threads:
             worker.join(max(0.0, until - time.monotonic()))
 
     def _staff(self) -> None:
-        """Have a thread for each waiting call, as far as `count` allows. With the lock held."""
+        """Start a thread for each waiting call, up to `count`. Call it with the lock held."""
         idle = len(self._workers) - self._working
         if len(self._waiting) <= idle:
             self._changed.notify()
@@ -265,6 +267,6 @@ def any_running() -> bool:
 
 
 def _mark_retrieved(answer: "asyncio.Future[T]") -> None:
-    """Keep asyncio from logging the error of an answer that nobody waits for."""
+    """Keep asyncio from logging the error of an answer that no caller reads."""
     if not answer.cancelled():
         answer.exception()

@@ -1,11 +1,11 @@
-"""The faults that a user can mend, each with its exit code, and how the command reports them."""
+"""The faults that a user can correct, each with its exit code, and how the command reports them."""
 
 import sys
 from typing import ClassVar
 
 
 def say(message: str) -> None:
-    """Print a line for people on stderr: a warning, or the reason why the command stops."""
+    """Print a line for the user on stderr: a warning, or the reason why the command stops."""
     print(f"training: {message}", file=sys.stderr)  # noqa: T201 - a command speaks
 
 
@@ -16,7 +16,7 @@ class Fault(Exception):
 
 
 class WrongUse(Fault, ValueError):
-    """A command with an unknown name, contradicting flags or a missing path."""
+    """Wrong use of a command: an unknown name, contradicting flags or a missing path."""
 
     exit_code = 2
 
@@ -26,4 +26,4 @@ class BadData(Fault, ValueError):
 
 
 class RunFailed(Fault, RuntimeError):
-    """A run that did not finish; the message says what happened and what is left."""
+    """A run did not finish; the message says what happened and what was kept."""

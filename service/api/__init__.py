@@ -1,1 +1,1 @@
-"""The web edge: bytes in, bytes out; every rule lives below it."""
+"""The HTTP routes. They translate requests and answers; the rules are in the rooms below."""

@@ -63,7 +63,7 @@ class Setting(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What the answer to a request needs to know beside the logits."""
+    """What the answer to a request needs besides the logits."""
 
     request: Request
     model: ServedModel
@@ -85,7 +85,7 @@ class _Read(NamedTuple):
 
 
 class Adjust:
-    """The route."""
+    """The scoring route POST /models/{model}/adjust."""
 
     oip = False
     template = "/models/{model}/adjust"
@@ -292,7 +292,7 @@ class Adjust:
         deadline: Deadline,
         far: str | None = None,
     ) -> Answer:
-        """Apply the formula in a thread: on the event loop it would hold up other requests."""
+        """Apply the formula in a thread: on the event loop it would delay other requests."""
         return await self._pool.run(
             lambda: _answer(asked, logits(), far),
             size=logits_bytes * len(asked.settings),

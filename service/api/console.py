@@ -49,7 +49,7 @@ class _File:
 
 
 def router(folder: Path = FOLDER) -> APIRouter:
-    """GET /, /docs and /console/{path}; only files that were there at start exist."""
+    """GET /, /docs and /console/{path}. Only files that existed at the start are served."""
     routes = APIRouter(include_in_schema=False)
     files = {
         str(PurePosixPath(path.relative_to(folder))): _File(path)

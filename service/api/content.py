@@ -1,4 +1,6 @@
-"""The bodies of /predict and /adjust that hold images, up to the model's input tensor."""
+"""Reads bodies of /predict and /adjust that contain images, and turns them into the input
+tensor.
+"""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -130,7 +132,7 @@ async def in_pool(
 
 
 def is_large(request: Request) -> bool:
-    """Whether a request's body is read in the pool."""
+    """Whether a request's body is large enough to be read in the pool."""
     length = len(request.body)
     if request.content_type in DEAR_TYPES:
         return True

@@ -1,7 +1,7 @@
-"""What clients of other servers ask before they score: model status and health, by their paths.
+"""Answers what clients of other servers request before they score: model status and health.
 
 KServe V1 and TensorFlow Serving share GET /v1/models/{model}: one reads `ready`, the other
-`model_version_status`. SageMaker asks GET /ping, and Vertex AI the path that it chooses.
+`model_version_status`. SageMaker requests GET /ping, and Vertex AI the path that it chooses.
 """
 
 from typing import Any

@@ -60,7 +60,7 @@ class Dialect:
         return self._predict.begin(request.with_body(body, query=query), path, reply)
 
     def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
-        """The answers of /predict."""
+        """The answers, which are those of /predict."""
         return self._predict.encode(entries)
 
 
@@ -79,7 +79,7 @@ class V1(Dialect):
 
 
 class Invocations(Dialect):
-    """The one path of SageMaker, MLflow or Vertex AI, for the default model."""
+    """The scoring path of SageMaker, MLflow or Vertex AI, for the default model."""
 
     def match(self, path: str) -> dict[str, str] | None:
         """An empty object: the path has no parameters."""
@@ -176,10 +176,10 @@ def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
 
 
 def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
-    """Rows by column name in the order of the table that the model was trained on.
+    """Rows by column name, in the order of the table that the model was trained on.
 
-    Raises InvalidInput when the model names no columns, or others: values in the wrong order would
-    give wrong answers without a word.
+    Raises InvalidInput when the model names no columns, or different ones: values in the wrong
+    order would give wrong answers without a warning.
     """
     if bundle.input.columns:
         return rows

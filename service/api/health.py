@@ -17,7 +17,9 @@ from service.observe.metrics import Metrics
 
 @dataclass
 class Health:
-    """The answers to probes: each callable returns None while all is well, else the reason."""
+    """The state behind the probes: each callable returns None while all is well, else the
+    reason.
+    """
 
     live: Callable[[], str | None]
     ready: Callable[[], str | None]
@@ -30,7 +32,7 @@ def router(health: Health, metrics: Metrics, history: History, access: Access) -
 
     @routes.get("/health/live", tags=["health"], responses=_RED)
     async def live(response: Response) -> dict[str, Any]:
-        """Whether the process makes progress. Restart it where it does not."""
+        """Whether the process makes progress. If not, restart it."""
         reason = health.live()
         if reason is not None:
             response.status_code = 503
@@ -39,7 +41,7 @@ def router(health: Health, metrics: Metrics, history: History, access: Access) -
 
     @routes.get("/health/ready", tags=["health"], responses=_RED)
     async def ready(response: Response) -> dict[str, Any]:
-        """Whether requests should be sent here. `degraded` names what does not work meanwhile."""
+        """Whether to send requests here. `degraded` names what does not work meanwhile."""
         reason = health.ready()
         if reason is not None:
             response.status_code = 503

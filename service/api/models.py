@@ -1,4 +1,4 @@
-"""GET /models: what is served, how it was made, and why a version is not."""
+"""GET /models: what is served, how it was made, and why a version is not served."""
 
 from typing import Any
 

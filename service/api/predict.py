@@ -1,6 +1,6 @@
-"""POST /predict and /models/{model}/predict: any body to ranked classes.
+"""POST /predict and /models/{model}/predict: turn a body of any kind into ranked classes.
 
-A request waits in its model's batcher; requests that were scored together are answered together.
+A request waits in its model's batcher. Requests that were scored together are answered together.
 """
 
 from collections.abc import Sequence
@@ -47,7 +47,7 @@ _new = tuple.__new__
 
 
 class Asked(NamedTuple):
-    """What the answer to a queued request needs to know."""
+    """What the answer to a queued request needs besides the scores."""
 
     request: Request
     model: ServedModel
@@ -197,7 +197,7 @@ class Predict:
         body: bytes | bytearray, model: ServedModel
     ) -> tuple[dict[str, Any], NDArray[Any]] | None:
         """The members and the instances of a large body of numbers, read in slices."""
-        if b"version" in body:  # another version may take another shape
+        if b"version" in body:  # another version may have another shape
             return None
         return numbers_of_json(
             body,

@@ -1,4 +1,4 @@
-"""What serves of a model, everywhere, and the orders that change it: versions, default, rollout."""
+"""What every worker serves of a model, and orders that change it: versions, default, rollout."""
 
 import asyncio
 from datetime import datetime
@@ -27,7 +27,7 @@ class _Body(BaseModel):
 
 
 class Change(_Body):
-    """What is changed of a model; a member that is left out stays as it is."""
+    """A change of a model's serving. A member that is left out stays as it is."""
 
     keep_versions: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="Newest versions that serve; null: as --keep-versions says"

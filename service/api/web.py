@@ -31,7 +31,7 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
         title="Priordial",
         version=version,
         summary="Inference with adjustable class priors",
-        docs_url=None,  # the console has this page, without files of other hosts
+        docs_url=None,  # the console serves this page, without files from other hosts
         redoc_url=None,
         redirect_slashes=False,
         generate_unique_id_function=_operation_id,
@@ -44,7 +44,8 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     expected_errors: list[type[Exception]] = [Problem, *kinds()]
-    for expected in expected_errors:  # the handler of Exception itself logs each with a traceback
+    # Each class has a handler: one for Exception would also log every error with a traceback.
+    for expected in expected_errors:
         app.add_exception_handler(expected, _any)
     app.add_exception_handler(Exception, _any)
     return app
@@ -56,7 +57,7 @@ def _operation_id(route: APIRoute) -> str:
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """Make a response of a problem; under /v2 in the Open Inference Protocol's form."""
+    """Make the response for a problem; under /v2 it has the Open Inference Protocol's form."""
     oip = _path(request).startswith("/v2")
     return Response(
         problem.body(oip=oip),

@@ -3,8 +3,8 @@
 Saerens, Latinne and Decaestecker, *Adjusting the outputs of a classifier to new a priori
 probabilities* (2002): rho <- mean over examples of normalise(p(.|x) * rho / sigma). It climbs
 the likelihood of the unlabelled data, which is concave in rho. The result is only as accurate as
-the posteriors are calibrated. Intervals come from the observed information of that likelihood, and from the
-replicates of the calibration that the `estimation` block of a model holds.
+the posteriors are calibrated. Intervals come from the observed information of that likelihood, and
+from the replicates of the calibration in the `estimation` block of a model.
 """
 
 from dataclasses import dataclass, replace

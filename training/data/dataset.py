@@ -65,11 +65,11 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Known:
-    """What a published model knows of its inputs, when rows are read for it to score.
+    """What a published model states about its inputs, for reading rows that it scores.
 
     class_names: the classes, in output order. columns: of a table, in input order; None where the
     model does not state them. sha256: of the data that the model was trained on, if stated. inputs:
-    of a model with several. missing: whether a model with one input takes missing values.
+    of a model with several. missing: whether a model with one input accepts missing values.
     """
 
     class_names: tuple[str, ...]
@@ -91,7 +91,7 @@ class Dataset:
     reproducible_split: whether the test rows are the same whatever the seed.
     whole: all rows, where the test split was drawn from them rather than given.
     labelled: whether the labels are known; if not, they are all 0.
-    notes: what the reader found odd, in sentences for the user.
+    notes: oddities that the reader found, as sentences for the user.
     origin: where the rows came from, for the provenance.
     """
 
@@ -129,7 +129,7 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return len(self.class_names)
 
     @property

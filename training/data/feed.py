@@ -161,7 +161,9 @@ class Finish:
         return numbers[self._place.part.of(rows)].to(self._place.device)
 
     def __call__(self, inputs: Tensor, drawn: Tensor | None) -> Tensor:
-        """Float32 [B, …] of inputs that are the caller's no more, changed as drawn."""
+        """Float32 inputs [B, …], changed as drawn. The caller must not use its own inputs
+        afterwards.
+        """
         if self._augmentation is not None and drawn is not None:
             inputs = self._augmentation.apply(inputs, drawn)
         if self._scale is None:
@@ -189,7 +191,7 @@ def graph_inputs(split: Split, image: ImageSpec | None) -> Iterator[NDArray[Any]
 
 
 def _groups(order: Order, *, rows: int) -> Iterator[list[tuple[int, Rows]]]:
-    """The order in groups of steps that together take at least so many rows."""
+    """The order in groups of steps that together have at least this many rows."""
     group: list[tuple[int, Rows]] = []
     taken = 0
     for step, one in order:
@@ -244,7 +246,7 @@ class _Asking:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ctrl-C reaches the whole process group; only the parent knows what to do about it."""
+    """Ignore Ctrl-C, which reaches the whole process group: the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

@@ -82,7 +82,7 @@ def made_ready(
     if in_memory is None:
         in_memory = sum(split.inputs.decoded_bytes for split in own.values()) <= MEMORY_BYTES  # type: ignore[attr-defined]  # ImageFiles, see above
     if skip_broken:
-        part = Part()  # every process has to leave out the same rows
+        part = Part()  # every process must leave out the same rows
     ready: dict[str, Any] = {}
     broken: list[str] = []
     for name, split in own.items():

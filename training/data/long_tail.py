@@ -30,7 +30,7 @@ def profile_counts(
         )
     else:
         raise WrongUse(f"unknown profile '{name}'; expected {' or '.join(PROFILES)}")
-    # 1e-9: 100 * 0.01 is 1 whatever the last bit of the power says
+    # 1e-9: 100 * 0.01 must give 1 despite rounding of the power
     counts = np.floor(max_per_class * share + 1e-9).astype(np.int64)
     if counts.min() < 1:
         raise WrongUse(

@@ -29,7 +29,7 @@ def check_held_out(data: Dataset) -> None:
 
 
 def problems(data: Dataset) -> list[str]:
-    """All problems of a data set, those that its reader has noted first."""
+    """All problems of a data set; those that its reader noted come first."""
     return [
         *data.notes,
         *_small_classes(data),
@@ -66,7 +66,7 @@ def _small_classes(data: Dataset) -> Iterator[str]:
 
 
 def _columns(data: Dataset) -> Iterator[str]:
-    """Columns of numbers that are constant, equal to another one, or tell the class alone."""
+    """Columns of numbers that are constant, equal to another one, or determine the class alone."""
     columns = data.origin.get("columns")
     rows = np.asarray(data.train.inputs[:MAX_ROWS]) if data.kind == "tensor" else np.empty((0, 0))
     if not columns or rows.ndim != 2 or rows.shape[1] != len(columns):
@@ -93,7 +93,7 @@ def _columns(data: Dataset) -> Iterator[str]:
 
 
 def _tells_the_class(column: NDArray[Any], labels: NDArray[np.int64]) -> bool:
-    """Whether the column's sorted values fall into one interval a class."""
+    """Whether the column's sorted values form one interval for each class."""
     if len(labels) < LEAK_ROWS:
         return False
     order = np.lexsort((labels, column))

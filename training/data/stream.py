@@ -41,7 +41,7 @@ class Source:
 
     @property
     def kind(self) -> str:
-        """The suffix that says how it is read, or `FOLDER`."""
+        """The suffix that decides how the source is read, or `FOLDER`."""
         return FOLDER if self.files else self.path.suffix.lower()
 
 

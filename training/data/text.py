@@ -1,9 +1,9 @@
-"""Tokens of texts to numbers, by a vocabulary that an ONNX graph can apply as well.
+"""Turns tokens of texts into numbers, by a vocabulary that an ONNX graph can also apply.
 
 Words are separated by spaces, with A … Z in lower case: StringSplit and StringNormalizer (in the
-locale "C", which is always there) do no more. A word with punctuation around it is therefore a key
-of its own with the number of the bare word: "good," and "good" are the same word, in the graph as
-well.
+locale "C", which is always available) do no more. A word with punctuation around it is therefore a
+separate key that has the number of the bare word: "good," and "good" are the same word, in the
+graph as well.
 
 Tokens may instead be runs of one to three characters, with A … Z in lower case, for languages
 without spaces. The graph then needs onnxruntime's own Tokenizer.
@@ -121,7 +121,7 @@ class Encoded:
         columns = np.arange(max(1, int(lengths.max(initial=1))))
         if not len(self.numbers):
             return np.zeros((len(rows), len(columns)), np.int32)
-        # what lies beyond a text is another one's, or beyond the end: taken and blotted out
+        # numbers beyond a text belong to another text, or lie beyond the end: they are set to 0
         table = self.numbers.take(starts + columns, mode="clip")
         table *= columns < lengths
         return table

@@ -19,7 +19,7 @@ MAX_NAMED_CLASSES = 5
 
 @dataclass(frozen=True)
 class Calibration:
-    """What the validation split decided; without one, temperature 1 and tau 1."""
+    """What was fitted to the validation split; without one, temperature 1 and tau 1."""
 
     fitted: Temperature | None = None
     tau: float = 1.0
@@ -29,7 +29,7 @@ class Calibration:
 
     @property
     def temperature(self) -> float:
-        """T, as model.json states it."""
+        """The temperature T, as model.json states it."""
         return 1.0 if self.estimation is None else self.estimation.temperature
 
     @property
@@ -38,10 +38,11 @@ class Calibration:
         return None if self.fitted is None else list(self.fitted.interval)
 
     def log_source_prior(self, implied: Vector) -> Vector:
-        """[C] what the service adjusts with: the measured source prior, or the one given here.
+        """The source prior [C] of the service's adjustment: the measured one, or the one given
+        here.
 
-        `implied` is the source prior that the training counts imply. It stays in use when the
-        split lacks a class.
+        `implied` is the source prior that the training counts imply. It is used when the split
+        lacks a class.
         """
         block = self.estimation
         if block is None or not block.calibrates_every_class:
@@ -69,7 +70,7 @@ def calibrate(
     """Measure the estimation block, then choose tau for the balanced error.
 
     logits [n, C] and labels [n] are those of the validation split; without one, T and tau stay 1.
-    Lines on stderr say what the split could not tell.
+    Lines on stderr say what the split is too small for.
     """
     if logits is None or labels is None:
         return Calibration()

@@ -20,7 +20,7 @@ from training.data.text import LONGEST_RUN, Vocabulary
 from training.faults import RunFailed
 
 OPSET = 20
-IR_VERSION = 10  # what onnxruntime-gpu takes, too
+IR_VERSION = 10  # onnxruntime-gpu supports it too
 INPUT = "input"
 OUTPUT = "logits"
 MAX_PROTOBUF_BYTES = 2**31 - 2**20
@@ -104,7 +104,7 @@ def _character_runs(
     """Nodes from lowered texts to the numbers of their runs of characters.
 
     A run of two is the concatenation of the characters but the last with those but the first. Each
-    length has an encoder of its own, so that a run shortened by padding is not taken for another.
+    length has its own encoder, so that a run shortened by padding is not mistaken for another.
     """
     nodes = [
         helper.make_node(
@@ -153,7 +153,7 @@ def _numbering(keys: Mapping[str, int], tokens: str, numbers: str) -> onnx.NodeP
 
 
 def plain(model: onnx.ModelProto) -> None:
-    """Remove what the exporter noted for its own use, such as traces with local paths."""
+    """Remove the exporter's own notes, such as traces with local paths."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "priordial", "", ""
     del model.metadata_props[:]

@@ -93,7 +93,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
 
 
 def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
-    """The data with long-tailed training rows, if the recipe has a profile."""
+    """The data with long-tailed training rows if the recipe has a profile, else unchanged."""
     if recipe.profile is None:
         return data
     counts = profile_counts(

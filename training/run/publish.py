@@ -170,7 +170,7 @@ def _measured_rows(data: Dataset) -> NDArray[Any]:
 
 
 def _form(data: Dataset) -> dict[str, Any]:
-    """`input` without what training's rows looked like."""
+    """`input` without the statistics of the training rows."""
     if data.image is not None:
         height, width = data.image.size
         return {

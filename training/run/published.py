@@ -55,7 +55,9 @@ class Published:
         return len(self.bundle.class_names)
 
     def log_source_prior(self) -> Vector | None:
-        """[C] what the service adjusts with: the measured source prior, else that of training."""
+        """The source prior [C] of the service's adjustment: the measured one, else that of
+        training.
+        """
         measured = self.bundle.calibrated_log_source
         return self.training_source_prior() if measured is None else measured
 
@@ -98,7 +100,7 @@ class Published:
 
     @property
     def known(self) -> Known:
-        """What the model knows of its inputs, for readers of data."""
+        """What the model states about its inputs, for readers of data."""
         data = self.bundle.provenance.get("data") or {}
         spec, names = self.bundle.input, self.bundle.column_names
         return Known(
@@ -233,7 +235,7 @@ def evaluate(
 
 
 def _offered(data: Dataset) -> str:
-    """The splits that the data do have, as a hint."""
+    """A hint that names the splits that the data have."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     there = [
         f"--split {name}" for name, split in splits.items() if split is not None and len(split)

@@ -165,7 +165,7 @@ class Recipe:
         )
 
     def learnt_from(self) -> dict[str, Any]:
-        """The settings that change what is learnt, by name."""
+        """The settings that affect what is learnt, by name."""
         return {key: value for key, value in asdict(self).items() if key not in FREE}
 
 

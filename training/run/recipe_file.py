@@ -16,7 +16,7 @@ from training.run.recipe import Recipe
 
 FIELDS = {field.name: field for field in fields(Recipe)}
 NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
-    # a word is in few rows, so its vector needs steps of its own size
+    # each word occurs in few rows, so its vector needs its own step size
     "text": {"optimiser": "adamw", "lr": 0.005, "weight_decay": 0.01},
 }
 

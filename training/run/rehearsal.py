@@ -1,6 +1,7 @@
-"""Tries whatever happens after training on two rows, before the first step.
+"""Tries everything that happens after training on two rows, before the first step.
 
-A network that cannot be trained, exported or published so costs seconds rather than the whole run.
+A network that cannot be trained, exported or published thus fails within seconds, not after the
+whole run.
 """
 
 import contextlib
@@ -145,7 +146,7 @@ def _try_publishing(
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a place that is not empty was not made here alone
+        with contextlib.suppress(OSError):  # a folder that is not empty has other files too
             for place in missing:
                 place.rmdir()
 
@@ -159,8 +160,8 @@ def _described(outputs: object) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The kind of an error and the first line of its message that says something."""
-    while error.__cause__ is not None:  # exporters wrap the error that tells the reason
+    """The kind of an error and the first informative line of its message."""
+    while error.__cause__ is not None:  # exporters wrap the error that has the reason
         error = error.__cause__
     lines = [ANSI.sub("", line).strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(("#", "="))), "")

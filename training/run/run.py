@@ -53,7 +53,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Finished:
-    """A network that was trained, and what was measured of it. Comparisons keep parts of this."""
+    """A trained network, and what was measured on it. Comparisons keep parts of this."""
 
     recipe: Recipe
     ready: Prepared
@@ -74,7 +74,7 @@ class Finished:
 
     @property
     def seconds(self) -> float:
-        """Since the run began."""
+        """Seconds since the run began."""
         return round(time.monotonic() - self.started, 3)
 
 
@@ -255,7 +255,7 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
 
 @contextlib.contextmanager
 def _trained(keeping: Keeping) -> Iterator[None]:
-    """Say in the message of a failure that the trained network is kept."""
+    """Add to the message of a failure that the trained network is kept."""
     try:
         yield
     except (Fault, OSError) as error:

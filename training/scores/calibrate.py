@@ -40,7 +40,7 @@ BEST_STANDARD_ERRORS = 1.645
 
 
 class CalibrationRefused(BadData):
-    """The validation split is too small for what was to be fitted; the message says why."""
+    """The validation split is too small for the fit; the message says why."""
 
 
 def log_validation_prior_of(labels: NDArray[np.integer], num_classes: int) -> Vector:

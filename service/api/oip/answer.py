@@ -100,7 +100,7 @@ def form_of(model: ServedModel, text: bytes, *, is_repeated: bool) -> Form:
 
 
 def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
-    """A number of classes above the model's stands for all of them, which is what Triton does."""
+    """Plan the outputs. A number of classes above the model's means all of them, as in Triton."""
     classes = {}
     full, are_numbers = False, True
     for each in outputs:

@@ -44,7 +44,7 @@ _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
 
 class Asked(NamedTuple):
-    """What the answer to a queued request needs to know."""
+    """What the answer to a queued request needs besides the scores."""
 
     request: Request
     model: ServedModel

@@ -45,23 +45,23 @@ def router(*, repository: Repository, health: Health, version: str) -> APIRouter
 
     @routes.get("/models/{model}")
     async def metadata(model: str) -> dict[str, Any]:
-        """A model's inputs and outputs; those that are optional say so."""
+        """A model's inputs and outputs, with the optional ones marked."""
         return _metadata(repository.find(model).bundle, list(repository.all()[model]))
 
     @routes.get("/models/{model}/versions/{version}")
     async def version_metadata(model: str, version: str) -> dict[str, Any]:
-        """A version's inputs and outputs; those that are optional say so."""
+        """A version's inputs and outputs, with the optional ones marked."""
         found = repository.find(model, version_of(version))
         return _metadata(found.bundle, list(repository.all()[model]))
 
     @routes.get("/models/{model}/config")
     async def config(model: str) -> dict[str, Any]:
-        """What Triton calls a model's configuration, as far as there is one here."""
+        """A model's configuration in Triton's form, with the fields that this service has."""
         return _config(repository.find(model))
 
     @routes.get("/models/{model}/versions/{version}/config")
     async def version_config(model: str, version: str) -> dict[str, Any]:
-        """What Triton calls the configuration of one version of a model."""
+        """A version's configuration in Triton's form, with the fields that this service has."""
         return _config(repository.find(model, version_of(version)))
 
     @routes.get("/models/{model}/ready", responses=_RED)
@@ -149,7 +149,7 @@ def _tensor(
 
 
 def _shape(spec: InputSpec) -> list[int]:
-    """A fixed batch is the graph's own affair: smaller and larger ones are taken."""
+    """The shape with a free batch, since the service also serves a graph with a fixed one so."""
     return [-1, *(-1 if n is None else n for n in spec.shape[1:])]
 
 

@@ -1,4 +1,4 @@
-"""The repository extension of the Open Inference Protocol V2: what there is, load, unload."""
+"""The repository extension of the Open Inference Protocol V2: index, load and unload."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -34,14 +34,16 @@ def router(*, repository: Repository, access: Access) -> APIRouter:
 
     @routes.post("/repository/models/{model}/load", **changing)
     async def load(model: str, request: Request) -> Response:
-        """Load the newest versions of a model from the repository, in place of those that serve."""
+        """Load the newest versions of a model from the repository; they replace the
+        serving ones.
+        """
         await _refuse_overrides(request)
         await repository.load(model, by=request.state.by)
         return Response(media_type="application/json")
 
     @routes.post("/repository/models/{model}/unload", **changing)
     async def unload(model: str, request: Request) -> Response:
-        """Stop serving a model; it stays out until it is loaded again."""
+        """Stop serving a model. It is not served again until it is loaded."""
         await _refuse_overrides(request)
         await repository.unload(model, by=request.state.by)
         return Response(media_type="application/json")

@@ -35,10 +35,9 @@ class Requested:
 
 @dataclass(frozen=True, slots=True)
 class InferHeader:
-    """The JSON of a request: all but its binary data.
+    """The JSON of a request: everything except its binary data.
 
-    timeout_seconds is Triton's `timeout` parameter. model_name, model_version: what the body
-    repeats of the path, as KServe's client does.
+    timeout_seconds is Triton's `timeout` parameter.
     """
 
     inputs: list[Described]

@@ -1,4 +1,4 @@
-"""Triton's statistics extension, and clear refusals of its extensions that are not served."""
+"""Triton's statistics extension, and clear refusals of Triton's other extensions."""
 
 from collections.abc import Sequence
 from typing import Any

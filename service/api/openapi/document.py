@@ -156,7 +156,7 @@ def _name_body(operation: dict[str, Any]) -> None:
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Describe errors in the service's form, and add those that FastAPI does not know."""
+    """Describe errors in the service's form, and add those that FastAPI does not describe."""
     responses = operation["responses"]
     if "{model}" in path or operation.get("parameters"):
         responses.pop("422", None)

@@ -45,7 +45,7 @@ class Tau(RootModel[Literal[0] | Annotated[float, Field(ge=MIN_TAU)]]):
 
 
 class _Open(BaseModel):
-    """The Open Inference Protocol lets clients add members."""
+    """A schema of the Open Inference Protocol, to which clients may add members."""
 
     model_config = ConfigDict(extra="ignore")
 

@@ -1,4 +1,4 @@
-"""Takes the automatic steps of priors: through the same door as a person's, and as visibly."""
+"""Takes the automatic steps of priors, through the same checks and records as a person's writes."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ STEP_SECONDS = 30.0
 
 
 class AutomaticSteps:
-    """Stores what automatic adoption has decided. Made on the event loop."""
+    """Stores the steps that automatic adoption has decided on. Made on the event loop."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class AutomaticSteps:
         try:
             asyncio.run_coroutine_threadsafe(step, self._loop).result(STEP_SECONDS)
         except StaleRevision:
-            pass  # somebody else has just changed the prior: the next look begins from there
+            pass  # the prior has just been changed: the next estimate starts from that
         except (
             TooManyFlips, StoreUnavailable, InvalidPrior, PriorConflict, PriorDoesNotFit,
             TimeoutError,

@@ -113,7 +113,7 @@ class Insight:
     async def estimate(self, request: Request, name: Name, window: Window = None) -> Response:
         """Estimate the class prior of recent traffic, with intervals and a verdict.
 
-        Nothing applies it. `candidate` is the estimate, pulled toward the target in force.
+        It is not applied. `candidate` is the estimate, pulled toward the target in force.
         """
         bundle = self._bundle(request)
         sample, found = await self.assess(bundle, name, window)
@@ -168,7 +168,7 @@ class Insight:
             return Flips(None, warnings)
         try:
             in_force = self._in_force(bundle, name)
-        except PriorDoesNotFit:  # what is to be replaced decides nothing for this model
+        except PriorDoesNotFit:  # the prior to be replaced does not apply to this model
             in_force = self._priors.select(bundle)
         before, after = (
             Rule(each.prior, _default_tau(bundle, each)) for each in (in_force, candidate)

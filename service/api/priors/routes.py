@@ -1,4 +1,4 @@
-"""Reading and changing priors over HTTP: what each route does."""
+"""Reads and changes priors over HTTP."""
 
 import asyncio
 from collections.abc import Callable
@@ -42,7 +42,7 @@ Force = Annotated[
 
 
 class PriorRoutes:
-    """Reading and changing priors."""
+    """The handlers of the routes of priors."""
 
     def __init__(
         self,
@@ -229,7 +229,7 @@ class PriorRoutes:
         if revision is None:
             entry = self._priors.newest(bundle.name, name)
             if entry is None:
-                self._priors.select(bundle, name)  # says which priors there are
+                self._priors.select(bundle, name)  # its message lists the priors of the model
             return entry
         if revision == 0 and (name == DEFAULT or name in BUILT_IN):
             return None

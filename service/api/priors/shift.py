@@ -59,7 +59,7 @@ class ShiftView(BaseModel):
 
 
 class ShiftRoutes:
-    """Reads what the watch knows."""
+    """Serves what the tracking of traffic knows."""
 
     def __init__(
         self,
@@ -100,7 +100,7 @@ def shift_view(
     *,
     points: int,
 ) -> ShiftView:
-    """The answer; None before the first look."""
+    """The answer; None before the first estimate."""
     together = None if one is None else one.together
     known = together is not None and together.rows > 0
     estimate = low = high = None
@@ -133,7 +133,7 @@ def shift_view(
 
 
 def _points(one: Followed, wanted: int, classes: int) -> list[ShiftPoint]:
-    """At most so many points, evenly spread, the newest among them."""
+    """At most this many points, evenly spread, including the newest."""
     found = list(one.history)
     most = min(wanted, MAX_SHOWN_NUMBERS // (3 * classes), len(found))
     if most == 0:

@@ -66,7 +66,7 @@ class Refused(Exception):
 
 
 class Call:
-    """What a call came through: it knows whether its client has left."""
+    """The connection of a call: it knows whether its client has left."""
 
     __slots__ = ("disconnected",)
 
@@ -142,7 +142,7 @@ class Front:
         return int(bound)
 
     async def stop(self, *, seconds: float) -> None:
-        """Take no new call, and give those that run so many seconds."""
+        """Accept no new calls, and give running ones `seconds` to end."""
         await self._server.stop(seconds)
 
     # -- inference
@@ -412,7 +412,7 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
 
 def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A handler that ends the call with the status of what its method raises."""
+    """Wrap a method so that an error it raises ends the call with the error's status."""
 
     async def handle(request: Any, context: Context) -> Any:
         try:
@@ -428,7 +428,7 @@ def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 
 
 async def _off_loop(size: int, call: Callable[..., T], *arguments: Any) -> T:
-    """The result of a call on so many bytes, made in a thread where they are many."""
+    """The result of a call on `size` bytes; made in a thread when they are many."""
     if size <= LARGE_BYTES:
         return call(*arguments)
     return await asyncio.to_thread(call, *arguments)
@@ -452,7 +452,7 @@ def _head(headers: tuple[tuple[bytes, bytes], ...], header_length: int) -> Head:
 
 
 def _headers(context: Context) -> tuple[tuple[bytes, bytes], ...]:
-    """Headers that say what the metadata and the deadline of a call say."""
+    """HTTP headers for the metadata and the deadline of a call."""
     found = []
     for name, value in context.invocation_metadata() or ():
         if name in _FORWARDED:
@@ -465,7 +465,7 @@ def _headers(context: Context) -> tuple[tuple[bytes, bytes], ...]:
 
 
 def _detail(content: bytes) -> str:
-    """The words of a problem."""
+    """The message of a problem."""
     try:
         return str(orjson.loads(content)["detail"])
     except (orjson.JSONDecodeError, KeyError, TypeError):

@@ -1,8 +1,8 @@
 """Gathers calls that arrive one at a time, so that those of concurrent clients are scored together.
 
-gRPC for Python hands the event loop one call a turn, and the batcher takes a turn without a new row
-as the end of a burst. So calls wait here until as many as last time have come, or until none has
-come for a moment.
+gRPC for Python passes one call per turn to the event loop, and the batcher treats a turn without a
+new row as the end of a burst. Calls therefore wait here until there are as many as last time, or
+until no call has come for a moment.
 """
 
 import asyncio

@@ -3,8 +3,8 @@
 Both carry the same tensors: raw contents are the binary data of the HTTP form, and typed contents
 its JSON data. So one parser and one encoder serve both, and an answer is the same over either.
 
-A client repeats its message but for the numbers, and so does the service in its answers. What was
-translated before is known by its bytes.
+Messages of a client usually differ only in their numbers, and so do the answers. A message that was
+translated before is recognised by its other bytes.
 """
 
 from collections.abc import Mapping
@@ -58,7 +58,7 @@ class _Known(NamedTuple):
 
 
 class Requests:
-    """Translates inference requests, and knows those that were translated before."""
+    """Translates inference requests, and remembers translated ones."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
@@ -135,7 +135,7 @@ def parsed(message: bytes) -> pb.ModelInferRequest:
 
 
 def _check_typed(message: bytes) -> None:
-    """Walk over the fields of a message, which are few, and add up what is not raw contents."""
+    """Walk over the fields of a message, which are few, and add up all but the raw contents."""
     at, typed = 0, 0
     for _ in range(_MAX_FIELDS):
         if at >= len(message):
