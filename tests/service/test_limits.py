@@ -30,7 +30,7 @@ TABLE = {
     "a request body": [f"({SETTINGS.max_body_mib} MiB)"],
     "the URL": [f"({SETTINGS.max_url_kib} KiB)"],
     "the headers together": [f"({SETTINGS.max_header_kib} KiB)"],
-    "the time in which": [f"({SETTINGS.read_seconds:g} s)"],
+    "the time for a request": [f"({SETTINGS.read_seconds:g} s)"],
     "an idle connection": [f"({SETTINGS.keep_alive_seconds:g} s)"],
     "requests that wait on one connection": [framing._MAX_PIPELINED],
     "members of a gzip body": [bodies._MAX_MEMBERS],
