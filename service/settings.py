@@ -53,7 +53,7 @@ class Settings:
     host: str = _setting(
         "127.0.0.1", "address to listen on; other than loopback needs keys or --allow-anonymous"
     )
-    port: int = _setting(8000, "port to listen on; 0 takes a free one", low=0, high=65535)
+    port: int = _setting(8000, "port to listen on; 0: any free port", low=0, high=65535)
     metrics_port: int = _setting(0, "a separate port for /metrics; 0: none", low=0, high=65535)
     grpc_port: int = _setting(
         0,
@@ -68,7 +68,7 @@ class Settings:
         "exists or this is a clone of the project, else in the user's data folder",
     )
     store_reads: str = _setting(
-        "", "standby of a PostgreSQL store that is read instead; writes go to --store"
+        "", "standby of a PostgreSQL store to read from; writes go to --store"
     )
     store_optional: bool = _setting(
         False, "start with the built-in priors when the store cannot be reached"
@@ -88,7 +88,7 @@ class Settings:
         False, "let the GPU round the inputs of matrix products and convolutions to TensorFloat-32"
     )
     default_model: str | None = _setting(
-        None, "the model of /predict and /priors; without it, the only one there is"
+        None, "the model of /predict and /priors; default: the only model"
     )
     allow_no_models: bool = _setting(
         False, "be ready without any model; models are loaded later, by call or SIGHUP"
@@ -104,7 +104,7 @@ class Settings:
     )
     models_poll_seconds: float = _setting(
         0.0,
-        "look for new versions of all models this often; 0: only when told (a URL: every 30 s)",
+        "look for new versions of models this often; 0: on SIGHUP or load (a URL: every 30 s)",
         low=0.0,
         high=86_400,
     )
@@ -129,7 +129,7 @@ class Settings:
     max_url_kib: int = _setting(32, "longest URL of a request in KiB", low=1, high=63)
     keep_alive_seconds: float = _setting(
         75.0,
-        "close a connection that has been idle this long; more than the proxy in front keeps it",
+        "close a connection that is idle for this long; set it higher than a proxy's own limit",
         low=0.1,
         high=86_400,
     )
@@ -155,16 +155,19 @@ class Settings:
     )
     load_seconds: float = _setting(
         600.0,
-        "a model that takes longer to open, or to warm up, is given up; the others serve on",
+        "a model that takes longer to open, or to warm up, is abandoned; others keep serving",
         low=0.1,
         high=86_400,
     )
     tau_cap: float = _setting(10.0, "largest tau that a request may ask for", low=1e-6, high=1000)
     max_class_series: int = _setting(
-        1000, "per-class metric series of a model; the other classes are summed", low=1, high=10**6
+        1000,
+        "most metric series by class of a model; further classes are counted together",
+        low=1,
+        high=10**6,
     )
     drain_seconds: float = _setting(
-        0.0, "serve on for this long after SIGTERM, already not ready", low=0, high=3600
+        0.0, "after SIGTERM, keep serving for this long, already not ready", low=0, high=3600
     )
     keys: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
         None, "file of API keys, one a line as `priordial key` prints them"
@@ -189,8 +192,7 @@ class Settings:
     )
     calibrated_source: bool = _setting(
         True,
-        "adjust a model with the source prior that it measured; --no-calibrated-source takes its "
-        "class_counts",
+        "adjust a model by its measured source prior; --no-calibrated-source uses its class_counts",
     )
     recent_rows: int = _setting(
         4096,
@@ -208,7 +210,7 @@ class Settings:
         high=3600,
     )
     allow_anonymous: bool = _setting(
-        False, "serve without keys on an address that others can reach"
+        False, "serve without keys on an address that other machines can reach"
     )
     log_format: str = _setting(
         "auto", "text, json, or auto: text on a terminal", choices=("auto", "text", "json")
