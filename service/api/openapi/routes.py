@@ -98,7 +98,21 @@ _WEIGHTS = [
 ]
 _COUNTS = {"anyOf": _WEIGHTS}
 
-PRIOR = PriorBody.model_json_schema()
+
+def _whole(schema: Any, parts: Mapping[str, Any]) -> Any:
+    """Put the parts of a schema where it refers to them: it is shown below other paths."""
+    if isinstance(schema, list):
+        return [_whole(each, parts) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    part = str(schema.get("$ref", "")).removeprefix("#/$defs/")
+    if part in parts:
+        return _whole(parts[part], parts)
+    return {name: _whole(value, parts) for name, value in schema.items() if name != "$defs"}
+
+
+_BODY = PriorBody.model_json_schema()
+PRIOR: dict[str, Any] = _whole(_BODY, _BODY.get("$defs", {}))
 PRIOR["properties"]["target"]["anyOf"] = [{"enum": ["uniform", "training"]}, *_WEIGHTS]
 PRIOR["properties"]["label_frequencies"]["anyOf"] = [*_WEIGHTS, {"type": "null"}]
 PATCH = _object(

@@ -51,6 +51,7 @@ OPERATIONS = {
     "post /priors/{name}/rollback": "Go back to an older revision",
     "get /priors/{name}/replicas": "Show which revision each worker serves",
     "post /priors/{name}/preview": "Preview a prior on recent traffic",
+    "get /priors/{name}/shift": "Follow the class mix of traffic over time",
     "get /priors/{name}/estimate": "Estimate the class mix of recent traffic",
     "post /priors/{name}/estimate/adopt": "Adopt the estimated class mix as the target",
 }
