@@ -1,6 +1,6 @@
 """Draws docs/before-after.svg: errors of the shipped model, before and after the adjustment.
 
-The numbers are those of models/fashion/1/report.json, on 1,000 test images of each class.
+The numbers are those of models/fashion/2/report.json, on 1,000 test images of each class.
 """
 
 import json
@@ -58,5 +58,5 @@ def picture(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    told = json.loads(Path("models/fashion/1/report.json").read_text(encoding="utf-8"))
+    told = json.loads(Path("models/fashion/2/report.json").read_text(encoding="utf-8"))
     Path("docs/before-after.svg").write_text(picture(told), encoding="utf-8")

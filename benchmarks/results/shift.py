@@ -1,6 +1,6 @@
 """How close the estimate of a class prior comes, and how adopting it changes the error.
 
-python -m benchmarks.results.shift [--model models/fashion/1 --data fashion-mnist --draws 10]
+python -m benchmarks.results.shift [--model models/fashion/2 --data fashion-mnist --draws 10]
     [--studies estimates tracking adoptions]
 
 For each of six class mixes, `--rows` rows are drawn from the test split as a stream, and the same
@@ -35,7 +35,7 @@ Rows = np.ndarray[Any, np.dtype[np.intp]]
 def main() -> None:
     """Run the studies that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("models/fashion/1"))
+    parser.add_argument("--model", type=Path, default=Path("models/fashion/2"))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--draws", type=int, default=10)
     parser.add_argument("--rows", type=int, nargs="+", default=[500, 2000])

@@ -18,7 +18,7 @@ def test_the_table_of_settings_is_the_one_that_the_code_writes():
 
 
 def test_the_picture_of_the_readme_shows_the_report_of_the_shipped_model():
-    report = json.loads((ROOT / "models/fashion/1/report.json").read_text(encoding="utf-8"))
+    report = json.loads((ROOT / "models/fashion/2/report.json").read_text(encoding="utf-8"))
     draw = runpy.run_path(str(ROOT / "examples/before_after.py"))["picture"]
     assert draw(report) == (ROOT / "docs/before-after.svg").read_text(encoding="utf-8")
 

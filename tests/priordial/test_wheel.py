@@ -57,8 +57,8 @@ def test_the_wheel_holds_the_three_packages_their_types_and_their_data(wheel):
 def test_the_wheel_is_small_and_holds_the_shipped_models(wheel):
     assert wheel.stat().st_size < 2 * 2**20
     names = set(zipfile.ZipFile(wheel).namelist())
-    for model in ("digits", "fashion", "fashion-la"):
-        assert f"priordial/demo_models/{model}/1/model.onnx" in names
+    for model in ("digits/1", "fashion/2", "fashion-la/1"):
+        assert f"priordial/demo_models/{model}/model.onnx" in names
 
 
 @pytest.fixture(scope="module")
