@@ -18,6 +18,14 @@ export function logSource(counts, lossTau, classes) {
   return logPi.map((v) => v - shift);
 }
 
+/** The source prior that validation has measured, less the bias: what the service adjusts with where a model has its estimation block. */
+export function measuredSource(block) {
+  const logSigma = block.source_prior.map((p, i) => Math.log(p) - block.bias[i]);
+  const most = Math.max(...logSigma);
+  const shift = most + Math.log(logSigma.reduce((a, v) => a + Math.exp(v - most), 0));
+  return logSigma.map((v) => v - shift);
+}
+
 /** Logits (up to a constant) from the probabilities that the service gives at tau = 0. */
 export const logitsOf = (probabilities) => probabilities.map((p) => Math.log(Math.max(p, TINY)));
 

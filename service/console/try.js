@@ -5,7 +5,7 @@ import { Problem, getJson, modelPath, sendJson } from "./api.js";
 import { Beside } from "./beside.js";
 import { Chart } from "./chart.js";
 import { DIAL_MAX, Dial } from "./dial.js";
-import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf } from "./formula.js";
+import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf, measuredSource } from "./formula.js";
 import { Sources } from "./inputs.js";
 import { fromSample } from "./instances.js";
 import { Labelled } from "./labelled.js";
@@ -55,7 +55,7 @@ export function Try({ model, me }) {
         reportOf(model, signal),
         storedPriors(model, signal),
       ]);
-      return { bundle: about.bundle, samples: (report.samples ?? []).map(fromSample), chosen: report.tau?.chosen, stored, forbidden: report.forbidden };
+      return { bundle: { ...about.bundle, calibrated: about.source === "calibrated" }, samples: (report.samples ?? []).map(fromSample), chosen: report.tau?.chosen, stored, forbidden: report.forbidden };
     },
     [model],
   );
@@ -157,7 +157,7 @@ function useRule(model, bundle, choice) {
   );
   return useMemo(() => {
     const names = bundle.class_names;
-    let logSigma = logSource(bundle.class_counts, bundle.loss_tau, names.length);
+    let logSigma = bundle.calibrated ? measuredSource(bundle.estimation) : logSource(bundle.class_counts, bundle.loss_tau, names.length);
     let target = choice.weights ?? uniform(names);
     if (choice.kind === "training") target = bundle.class_counts;
     if (choice.kind === "stored") {

@@ -10,8 +10,8 @@ from tests.support.server import running
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
     """A service whose traffic has been followed: the model's samples, many times."""
-    models = shipped(tmp_path_factory.mktemp("shift") / "models", "fashion")
-    with running(models, shift_seconds=1) as server:
+    models = shipped(tmp_path_factory.mktemp("shift") / "models", "fashion", "digits")
+    with running(models, default_model="fashion", shift_seconds=1) as server:
         with httpx.Client(base_url=server.url) as client:
             samples = client.get("/models/fashion/report").json()["samples"]
             body = {"instances": [{"b64": sample["png"]} for sample in samples] * 20}
@@ -20,8 +20,8 @@ def followed(tmp_path_factory):
         yield server
 
 
-def test_a_model_without_traffic_says_that_nothing_was_followed_yet(open_page):
-    page = open_page("/#/shift?model=fashion-la")
+def test_a_model_without_traffic_says_that_nothing_was_followed_yet(open_page, followed):
+    page = open_page("/#/shift?model=digits", base=followed.url)
     page.get_by_text("No traffic has been followed yet").wait_for()
     assert serious(page) == []
 
