@@ -45,7 +45,7 @@ SAMPLES = 24
 
 
 class _Scored(NamedTuple):
-    """Scores of the new calibration: the report, and what model.json keeps of them."""
+    """Scores of the new calibration: the report, and the part that model.json keeps."""
 
     report: dict[str, Any]
     short: dict[str, Any]
@@ -61,7 +61,7 @@ def _scored(
     log_source: "Vector",
     test: "Split | None",
 ) -> _Scored:
-    """Score the rows that calibrated, and those that had no part in it."""
+    """Score the rows used for calibration, and the other rows."""
     from training.run.calibration import Calibration
     from training.run.publish import short_scores
     from training.run.report import report

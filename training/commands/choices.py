@@ -1,4 +1,4 @@
-"""The names that flags of `fit` and `compare` take, a line each, for their `--help`."""
+"""The names that flags of `fit` and `compare` accept, one per line, for their `--help`."""
 
 import tomllib
 from collections.abc import Mapping

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
 
 
 def _of_the_system(error: OSError) -> str:
-    """What the operating system refused, and where."""
+    """The error of the operating system, with the file it concerns."""
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
 
@@ -71,9 +71,9 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
         return
     from training.commands.tables import table
 
-    print(table(result), file=sys.stderr)  # noqa: T201 - for people
+    print(table(result), file=sys.stderr)  # noqa: T201 - a line for the user
     if "bundle" in result:
-        print(to_serve(Path(result["bundle"])), end="", file=sys.stderr)  # noqa: T201 - for people
+        print(to_serve(Path(result["bundle"])), end="", file=sys.stderr)  # noqa: T201 - a line for the user
         print(result["bundle"])  # noqa: T201 - for scripts
 
 

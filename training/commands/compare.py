@@ -22,13 +22,17 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = listing(methods=methods(), networks=NETWORKS, recipes=recipes())
     parser.add_argument(
-        "--methods", default="all", help="all, or names of methods below, with commas (default all)"
+        "--methods",
+        default="all",
+        help="all, or names of the methods below, separated by commas (default all)",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="how many: 0, 1, … (default 5)")
+    parser.add_argument("--seeds", type=int, default=5, help="number of seeds: 0, 1, … (default 5)")
     parser.add_argument("--out", type=Path, required=True, help="folder of runs and report")
     add_run_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
-    parser.add_argument("--threads", type=at_least(1), help="of the CPU (default: torch decides)")
+    parser.add_argument(
+        "--threads", type=at_least(1), help="threads on the CPU (default: torch decides)"
+    )
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 

@@ -27,11 +27,13 @@ def add_verbs(add_verb: AddVerb) -> None:
         "estimate", "Estimate the class prior of data whose labels are not looked at.", _estimate
     )
     estimate.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
-    estimate.add_argument("--data", required=True, metavar="SPEC", help="whose class mix is wanted")
+    estimate.add_argument(
+        "--data", required=True, metavar="SPEC", help="unlabelled data whose class mix is estimated"
+    )
     estimate.add_argument(
         "--split",
         choices=("train", "val", "test"),
-        help="default: test, or all rows of new data without splits",
+        help="rows to use (default: test, or all rows of new data without splits)",
     )
     estimate.add_argument(
         "--held-out",
@@ -48,16 +50,21 @@ def _add_evaluate(add_verb: AddVerb) -> None:
     parser.add_argument(
         "--split",
         choices=("train", "val", "test"),
-        help="default: test, or all rows of new data without splits",
+        help="rows to use (default: test, or all rows of new data without splits)",
     )
-    parser.add_argument("--tau", type=float, help="default: the model's default_tau")
+    parser.add_argument(
+        "--tau", type=float, help="strength of the adjustment (default: the model's default_tau)"
+    )
     parser.add_argument(
         "--target",
         default="uniform",
         help="uniform, training, FILE.json, forward-K or backward-K (default uniform)",
     )
     parser.add_argument(
-        "--threads", type=at_least(0), default=0, help="of the CPU (default: onnxruntime decides)"
+        "--threads",
+        type=at_least(0),
+        default=0,
+        help="threads on the CPU (default: onnxruntime decides)",
     )
     parser.add_argument(
         "--publish",

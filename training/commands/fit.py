@@ -28,7 +28,7 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         metavar="NAME|FILE.toml",
         help="settings to start from; the other flags override them",
     )
-    parser.add_argument("--name", help="of the model; default: from the recipe or the data")
+    parser.add_argument("--name", help="name of the model (default: from the recipe or the data)")
     parser.add_argument("--description", help="free text for model.json")
     add_seed_flag(parser)
     add_data_flags(parser, required=False)
@@ -54,7 +54,7 @@ def _add_method_flags(method: Any) -> None:
         metavar="NAME=VALUE",
         dest="loss_options",
         type=name_and_number,
-        help="of a loss, as in max_margin=0.3",
+        help="an option of the loss, such as max_margin=0.3",
     )
     method.add_argument("--sampler", help="one of the samplers below (default uniform)")
     method.add_argument(
@@ -63,22 +63,22 @@ def _add_method_flags(method: Any) -> None:
         metavar="NAME=VALUE",
         dest="sampler_options",
         type=name_and_number,
-        help="of a sampler, as in switch=0.8",
+        help="an option of the sampler, such as switch=0.8",
     )
     method.add_argument(
         "--afterwards",
         choices=("nothing", "weight-norm", "crt", "lws"),
-        help="what becomes of the last layer when training is over (default nothing)",
+        help="how to change the last layer after training (default: nothing)",
     )
     method.add_argument(
         "--norm-tau",
         type=float,
-        help="of --afterwards weight-norm (default: the best on the validation split)",
+        help="tau of --afterwards weight-norm (default: the best on the validation split)",
     )
     method.add_argument(
         "--publish-tau",
         choices=("one", "chosen"),
-        help="the tau that the service uses when none is asked for",
+        help="the tau that the service uses for requests that name none",
     )
 
 
@@ -99,10 +99,13 @@ def _add_running_flags(running: Any) -> None:
         "--restart", action="store_true", help="discard this run's checkpoint, if there is one"
     )
     running.add_argument(
-        "--checkpoint-seconds", type=float, default=20.0, help="between checkpoints (default 20)"
+        "--checkpoint-seconds",
+        type=float,
+        default=20.0,
+        help="seconds between checkpoints (default 20)",
     )
     running.add_argument(
-        "--checkpoint-steps", type=at_least(1), help="between checkpoints, instead of seconds"
+        "--checkpoint-steps", type=at_least(1), help="steps between checkpoints, instead of seconds"
     )
     running.add_argument(
         "--workers",
@@ -118,15 +121,17 @@ def _add_running_flags(running: Any) -> None:
     running.add_argument(
         "--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)"
     )
-    running.add_argument("--threads", type=at_least(1), help="of the CPU (default: torch decides)")
     running.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="write TensorBoard's files there"
+        "--threads", type=at_least(1), help="threads on the CPU (default: torch decides)"
+    )
+    running.add_argument(
+        "--tensorboard", type=Path, metavar="DIR", help="folder for TensorBoard's files"
     )
     running.add_argument(
         "--samples",
         type=at_least(0),
         default=12,
-        help="test inputs that report.json shows (default 12; 0: none)",
+        help="number of test inputs in report.json (default 12; 0: none)",
     )
     running.add_argument("--quiet", action="store_true", help="no progress bar")
 

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # importing it takes torch, and --help should not wait for torch
+if TYPE_CHECKING:  # importing it imports torch, and --help should not wait for torch
     from training.run.recipe import Recipe
 
 
@@ -44,12 +44,12 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument(
         "--imbalance-ratio",
         type=float,
-        help="of the profile: largest class over smallest (default 100)",
+        help="rows of the profile's largest class over its smallest (default 100)",
     )
     group.add_argument(
         "--max-per-class",
         type=int,
-        help="of the profile: rows of the largest class (default: all that every class has)",
+        help="rows of the profile's largest class (default: as many as every class has)",
     )
     group.add_argument(
         "--validation-per-class",
@@ -60,13 +60,13 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     group.add_argument(
         "--tokens",
         choices=("words", "characters"),
-        help="of texts: words between spaces, or runs of 1 to 3 characters (default words)",
+        help="tokens of texts: words between spaces, or runs of 1 to 3 characters (default words)",
     )
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
     """The seed of one run; a comparison has --seeds instead."""
-    parser.add_argument("--seed", type=int, help="of everything that is drawn (default 0)")
+    parser.add_argument("--seed", type=int, help="seed of all random draws (default 0)")
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
@@ -75,7 +75,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image-size",
         type=int,
-        help="pixels a side (default: the images' own, if they are alike and small, else 224)",
+        help="pixels per side (default: the images' own, if all are equal and small, else 224)",
     )
     group.add_argument(
         "--resize",
@@ -84,23 +84,29 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--color", choices=("RGB", "L"), help="default RGB")
     group.add_argument(
-        "--image-mean", type=_numbers, help="of each channel, on the scale 0 … 1, as in 0.5,0.5,0.5"
+        "--image-mean",
+        type=_numbers,
+        help="for each channel, on the scale 0 … 1, such as 0.5,0.5,0.5",
     )
     group.add_argument("--image-std", type=_numbers, help="of each channel")
     group.add_argument(
         "--skip-broken",
         action=argparse.BooleanOptionalAction,
-        help="leave unreadable images out, a tenth at most (default: stop and list them)",
+        help="leave out unreadable images, at most a tenth (default: stop and list them)",
     )
 
 
 def add_optimisation_flags(group: Any) -> None:
     """Flags for the optimisation."""
-    group.add_argument("--epochs", type=float, help="length (default 20, and at least 1,500 steps)")
-    group.add_argument("--steps", type=int, help="length, instead of epochs")
-    group.add_argument("--batch", type=int, help="rows a step, over all processes (default 128)")
     group.add_argument(
-        "--accumulate", type=int, help="pieces that a batch is computed in (default 1)"
+        "--epochs",
+        type=float,
+        help="length of the run in epochs (default 20, and at least 1,500 steps)",
+    )
+    group.add_argument("--steps", type=int, help="length of the run in steps, instead of epochs")
+    group.add_argument("--batch", type=int, help="rows per step, over all processes (default 128)")
+    group.add_argument(
+        "--accumulate", type=int, help="number of pieces in which a batch is computed (default 1)"
     )
     group.add_argument("--optimiser", choices=("sgd", "adamw"), help="default sgd")
     group.add_argument("--lr", type=float, help="learning rate (default 0.05)")
@@ -116,29 +122,33 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--decay-norms",
         action=argparse.BooleanOptionalAction,
-        help="decay biases and normalisation layers, too (default on)",
+        help="also decay biases and normalisation layers (default on)",
     )
     group.add_argument("--schedule", choices=("steps", "cosine", "constant"), help="default steps")
     group.add_argument(
-        "--warmup", type=float, help="steps, or a share of the run below 1 (default 0.05)"
+        "--warmup",
+        type=float,
+        help="warm-up in steps, or below 1 as a share of the run (default 0.05)",
     )
     group.add_argument(
-        "--milestones", type=_numbers, help="where the rate drops, as in 0.6,0.85 or 12000,14000"
+        "--milestones", type=_numbers, help="where the rate drops, such as 0.6,0.85 or 12000,14000"
     )
     group.add_argument(
-        "--drop", type=float, help="what the rate is multiplied by there (default 0.1)"
+        "--drop", type=float, help="factor of the rate at each milestone (default 0.1)"
     )
     group.add_argument(
         "--augment",
         choices=("none", "flip", "crop-flip", "resized-crop-flip"),
-        help="of images (default none)",
+        help="augmentation of images (default none)",
     )
-    group.add_argument("--pad", type=int, help="pixels that crop-flip shifts by (default 4)")
+    group.add_argument(
+        "--pad", type=int, help="the most pixels by which crop-flip shifts (default 4)"
+    )
     group.add_argument("--precision", choices=("fp32", "fp64", "bf16", "fp16"), help="default fp32")
 
 
 def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
-    """The recipe's settings among the flags, those that were given."""
+    """The settings of the recipe that were given as flags."""
     given = {
         name: getattr(options, name) for name in fields if getattr(options, name, None) is not None
     }

@@ -26,7 +26,9 @@ def add_verb(add: AddVerb) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, metavar="FILE.parquet", help="where the answers go"
     )
-    parser.add_argument("--tau", type=float, help="default: the model's default_tau")
+    parser.add_argument(
+        "--tau", type=float, help="strength of the adjustment (default: the model's default_tau)"
+    )
     parser.add_argument(
         "--prior",
         default="uniform",
@@ -47,7 +49,12 @@ def add_verb(add: AddVerb) -> None:
         "--leave-out", default="", help="columns to ignore, such as a label, separated by commas"
     )
     parser.add_argument("--array", help="the array of an .npz file (default x, x_test or X)")
-    parser.add_argument("--top-k", type=int, default=0, help="best classes a row (default none)")
+    parser.add_argument(
+        "--top-k",
+        type=int,
+        default=0,
+        help="number of best classes to write per row (default none)",
+    )
     parser.add_argument(
         "--probabilities", action="store_true", help="write the probability of every class"
     )
@@ -59,7 +66,7 @@ def add_verb(add: AddVerb) -> None:
         help="processes of this machine, or Ray Data, also on a cluster (RAY_ADDRESS)",
     )
     parser.add_argument("--block-rows", type=int, default=8192, help="rows of a block (8192)")
-    parser.add_argument("--threads", type=int, default=0, help="of a graph call (0: all)")
+    parser.add_argument("--threads", type=int, default=0, help="threads of a graph call (0: all)")
 
 
 def _names(text: str | None) -> tuple[str, ...]:
@@ -82,7 +89,7 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
         if now - shown >= 1:
             shown = now
             speed = rows / (now - begun)
-            print(  # noqa: T201 - progress, for people
+            print(  # noqa: T201 - progress for the user
                 f"training: {rows} rows in {blocks} blocks, {speed:.0f} rows/s", file=sys.stderr
             )
 

@@ -312,7 +312,7 @@ def _refuse_absent(labels: NDArray[np.integer], num_classes: int) -> None:
 
 @dataclass(frozen=True)
 class TauChoice:
-    """The tau that validation supports, and how sure that is."""
+    """The tau that validation supports, with its uncertainty."""
 
     chosen: float
     """1, unless a tau has an error that is lower by more than TAU_STANDARD_ERRORS."""

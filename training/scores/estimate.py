@@ -25,7 +25,7 @@ REFUSED = ("too_little_traffic", "too_many_classes", "uncalibrated")
 
 
 class EstimateRefused(BadData):
-    """An estimate that these data cannot support; the message says why."""
+    """These data cannot support an estimate; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class HeldOut:
 
     @property
     def num_classes(self) -> int:
-        """C."""
+        """The number of classes, C."""
         return int(self.logits.shape[1])
 
     def measured(self, *, class_frequencies: ArrayLike | None = None) -> Estimation:
