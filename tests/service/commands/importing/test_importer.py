@@ -354,4 +354,4 @@ def test_the_kind_that_is_given_is_believed_over_what_rows_show(run, names, tmp_
 
 def test_a_kind_that_the_file_contradicts_is_refused(run, file, names):
     status, _, err = run(file, *names, "--output-kind", "probabilities")
-    assert (status, "is --output-kind right?" in err) == (1, True)
+    assert (status, "check --output-kind" in err) == (1, True)
