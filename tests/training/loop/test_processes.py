@@ -1,19 +1,15 @@
 """Several processes are one run, and the pieces of a batch are the batch."""
 
-import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.support.eventually import eventually
 from tests.support.train_only import train_only
 from training.loop.processes import Processes
 
@@ -100,19 +96,7 @@ def test_a_batch_in_pieces_has_the_losses_of_the_whole(both):
     assert np.abs(both["mlp in pieces", 1] - both["mlp fp64", 1]).max() < 1e-12
 
 
-def on_two_machines(port, *arguments):
-    """The command of one of two agents that find each other at a port, as on two machines.
-
-    A group of one would begin only after a minute without the other agent.
-    """
-    launcher = ("-m", "torch.distributed.run", "--nnodes", "1:2", "--nproc-per-node", "1")
-    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{port}", "--rdzv-id", "x")
-    patience = ("--rdzv-conf", "last_call_timeout=60", "--max-restarts", "5")
-    place = ("--local-addr", "127.0.0.1", "-m")
-    return [sys.executable, *launcher, *meeting, *patience, *place, *map(str, arguments)]
-
-
-def fit(home, name, npz, *flags, launch=on_two):
+def fit(home, name, npz, *flags):
     places = ("--models", home / "models", "--runs", home / "runs", "--checkpoint-steps", 8)
     learnt = (
         "--network",
@@ -123,7 +107,7 @@ def fit(home, name, npz, *flags, launch=on_two):
         300,
     )
     fixed = ("--name", name, "--data", f"npz:{npz}", "--threads", 1, "--quiet")
-    return launch("training", "fit", *fixed, *learnt, *places, *flags)
+    return on_two("training", "fit", *fixed, *learnt, *places, *flags)
 
 
 def kill_after(lines, home, name, npz):
@@ -142,57 +126,16 @@ def kill_after(lines, home, name, npz):
         assert run.wait() == -signal.SIGKILL
 
 
-@pytest.fixture(scope="module")
-def whole(own_npz, tmp_path_factory):
-    """Log and graph of an undisturbed run on two processes."""
-    home = tmp_path_factory.mktemp("whole")
-    finished(fit(home, "run", own_npz))
-    return results(home, "run")
-
-
-def results(home, name):
-    log = home / "runs" / name / "steps.jsonl"
-    return log.read_text(), (home / "models" / name / "1" / "model.onnx").read_bytes()
-
-
-def test_two_processes_that_were_killed_go_on_as_if_nothing_had_happened(own_npz, tmp_path, whole):
-    kill_after(40, tmp_path, "run", own_npz)
-    assert not (tmp_path / "models" / "run").exists()
-    assert len(losses(tmp_path / "runs" / "run" / "steps.jsonl")) < 300
-    finished(fit(tmp_path, "run", own_npz, "--resume"))
-    assert results(tmp_path, "run") == whole
-
-
-def test_a_worker_lost_on_one_of_two_machines_changes_nothing_of_the_result(
-    own_npz, tmp_path, whole
-):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    log = tmp_path / "runs" / "run" / "steps.jsonl"
-    command = fit(tmp_path, "run", own_npz, "--resume", launch=partial(on_two_machines, port))
-
-    def lines():
-        return log.read_bytes().count(b"\n") if log.exists() else 0
-
-    with contextlib.ExitStack() as stack:
-        agents = [
-            stack.enter_context(
-                subprocess.Popen(
-                    command,
-                    cwd=ROOT,
-                    env=environment(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
-            )
-            for _ in range(2)
-        ]
-        stack.callback(lambda: [agent.kill() for agent in agents])
-        eventually(lambda: lines() >= 40, seconds=120)
-        children = Path(f"/proc/{agents[1].pid}/task/{agents[1].pid}/children").read_text()
-        os.kill(int(children.split()[-1]), signal.SIGKILL)
-        assert [agent.wait(180) for agent in agents] == [0, 0]
-    assert results(tmp_path, "run") == whole
+def test_two_processes_that_were_killed_go_on_as_if_nothing_had_happened(own_npz, tmp_path):
+    finished(fit(tmp_path, "whole", own_npz))
+    kill_after(40, tmp_path, "parted", own_npz)
+    logs = [tmp_path / "runs" / name / "steps.jsonl" for name in ("whole", "parted")]
+    assert not (tmp_path / "models" / "parted").exists()
+    assert len(losses(logs[1])) < 300
+    finished(fit(tmp_path, "parted", own_npz, "--resume"))
+    assert logs[0].read_text() == logs[1].read_text()
+    models = [tmp_path / "models" / name / "1" / "model.onnx" for name in ("whole", "parted")]
+    assert models[0].read_bytes() == models[1].read_bytes()
 
 
 def wavering(num_classes):
