@@ -215,7 +215,7 @@ def test_without_its_lifespan_it_says_what_is_missing(settings):
 def test_without_keys_only_this_machine_is_answered_whatever_the_server_binds(settings, server):
     ((status, problem),) = run(create_app(settings), ("GET", "/models"), server=server)
     assert status == 403
-    assert "has no keys" in problem["detail"]
+    assert "has no API keys" in problem["detail"]
 
 
 @pytest.mark.parametrize("server", [("127.0.0.1", 80), ("::1", 80), ("/run/service.sock", None)])
