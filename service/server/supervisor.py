@@ -110,7 +110,8 @@ class _Supervisor:
             if self._leaving.is_set():
                 return DONE if ending.status == DONE or served is None else FAILED
             failed_starts = 0 if served is not None else failed_starts + 1
-            if not self._announced and (ending.refused or failed_starts == MAX_FAILED_STARTS):
+            hopeless = failed_starts >= MAX_FAILED_STARTS and not self._is_served()
+            if not self._announced and (ending.refused or hopeless):
                 raise WillNotStart(
                     ending.reason if ending.pid else f"worker {slot} {ending.reason}"
                 )
@@ -187,6 +188,10 @@ class _Supervisor:
             elif "refused" in message:
                 worker.refused = message["refused"]
         return await worker.wait()
+
+    def _is_served(self) -> bool:
+        """Whether a worker serves: then another that cannot start ends nothing."""
+        return any(worker.ready_at is not None for worker in self._workers.values())
 
     def _set_absent(self, slot: int) -> None:
         if self._counts is not None:

@@ -2,6 +2,7 @@
 nothing else notices.
 """
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -9,10 +10,12 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 
+from service.server import supervisor
 from tests.support.eventually import eventually
 from tests.support.server import children, metric, running, starting
 from tests.support.small_models import inputs, publish_model
@@ -210,3 +213,30 @@ def test_a_folder_of_which_no_model_can_be_served_stops_the_start(models):
         with starting(models, workers=workers) as server:
             assert server.exit() == 1
             assert "priordial: no model can be served" in server.log.splitlines()[-1]
+
+
+@pytest.mark.parametrize("other_serves", [True, False])
+def test_a_worker_that_cannot_start_ends_the_start_unless_another_serves(other_serves):
+    async def keep():
+        tried = []
+
+        async def serve(_slot, _replaces):
+            tried.append(None)
+            if len(tried) == 6:
+                made._leaving.set()
+            return supervisor._Ending("could not be started: no descriptors")
+
+        async def pause(_seconds):
+            pass
+
+        made = supervisor._Supervisor.__new__(supervisor._Supervisor)
+        made._announced, made._leaving = False, asyncio.Event()
+        made._workers = {1: SimpleNamespace(ready_at=1.0)} if other_serves else {}
+        made._serve, made._pause = serve, pause
+        await made._keep(0)
+
+    if other_serves:
+        asyncio.run(keep())
+    else:
+        with pytest.raises(supervisor.WillNotStart, match="worker 0 could not be started"):
+            asyncio.run(keep())
