@@ -16,7 +16,8 @@ from service.contract.bundle import (
     versions,
 )
 
-_REPORTS = {"report.json", "report.html"}
+_NOT_SERVED = {"report.json", "report.html", "weights.pt"}
+"""Files of a folder that the service does not need, so that model.json does not list them."""
 
 
 def publish(
@@ -38,7 +39,7 @@ def publish(
         write_files(staging)
         payload = sorted(p for p in staging.rglob("*") if p.is_file())
         digests = {
-            str(p.relative_to(staging)): sha256_of(p) for p in payload if p.name not in _REPORTS
+            str(p.relative_to(staging)): sha256_of(p) for p in payload if p.name not in _NOT_SERVED
         }
         while True:
             version = _next_version(home)

@@ -42,19 +42,39 @@ def specs(home):
     said = ["".join(rng.permutation([*letters[i % 3], *"今日我看"])) for i in range(102)]
     moods = [("good", "bad", "usual")[i % 3] for i in range(102)]
     write_table(home / "sentences.csv", {"sentence": said, "mood": moods})
+    people = {
+        "city": np.where(
+            rng.random(102) < 0.9, np.repeat(["Łódź", "", "São Paulo"], [60, 30, 12]), "elsewhere"
+        ),
+        "wage": [value if i % 5 else "" for i, value in enumerate(heights.round(3))],
+        "since": 1_700_000_000 + (10 * widths / 0.01).round().astype(int),
+        "club": np.where(rng.random(102) < 0.5, "true", "false"),
+        "logits": heights.round(2),
+    }
+    write_table(home / "people.csv", people | {"plan": kinds})
     files.write_class_folders(home / "pictures", (40, 20), names=("ant", "bee"))
     files.write_class_folders(home / "pictures", (10,), names=("cat",), suffix="png")
     return {
         "reviews": f"table:{home / 'reviews.csv'}?label=label&text=review",
         "sentences": f"table:{home / 'sentences.csv'}?label=mood&text=sentence",
         "trees": f"table:{home / 'trees.csv'}?label=tree",
+        "people": f"table:{home / 'people.csv'}?label=plan&without=logits",
+        "notes": f"table:{home / 'reviews.csv'}?label=label&text=review",
         "pictures": f"images:{home / 'pictures'}",
     }
 
 
 @pytest.fixture(scope="module")
 def served(home, specs):
-    networks = {"reviews": "text", "sentences": "text", "trees": "mlp", "pictures": "cnn"}
+    networks = {
+        "reviews": "text",
+        "sentences": "text",
+        "trees": "mlp",
+        "people": "auto",
+        "notes": "tfidf",
+        "pictures": "cnn",
+    }
+    tokens = {"sentences": "characters", "notes": "subwords"}
     for name, spec in specs.items():
         arguments = (
             "fit",
@@ -75,7 +95,7 @@ def served(home, specs):
             "--quiet",
             "--threads",
             1,
-            *(["--tokens", "characters"] if name == "sentences" else []),
+            *(["--tokens", tokens[name]] if name in tokens else []),
         )
         assert main([str(argument) for argument in arguments]) == 0
     with running(home / "models") as server:
@@ -87,7 +107,17 @@ def instances(split):
     paths = getattr(split.inputs, "paths", None)
     if paths is not None:
         return [{"b64": base64.b64encode(Path(path).read_bytes()).decode()} for path in paths]
-    return np.asarray(split.inputs).tolist()
+    rows = np.asarray(split.inputs)
+    if rows.dtype.names is None:
+        return rows.tolist()
+    # a missing number is null in JSON, and a value of a column stands alone
+    return [
+        {
+            name: None if row[name].item() != row[name].item() else row[name].item()
+            for name in rows.dtype.names
+        }
+        for row in rows
+    ]
 
 
 def probabilities(server, name, body, **request):
@@ -102,7 +132,7 @@ def probabilities(server, name, body, **request):
     return found
 
 
-@pytest.mark.parametrize("name", ["reviews", "sentences", "trees", "pictures"])
+@pytest.mark.parametrize("name", ["reviews", "sentences", "trees", "people", "notes", "pictures"])
 def test_a_model_of_each_kind_answers_as_training_evaluates_it(home, specs, served, capsys, name):
     test = data.load(specs[name], seed=0).test
     found = probabilities(served, name, json.dumps({"instances": instances(test)}))

@@ -18,9 +18,9 @@ from service.contract.adjustment import adjust_logits, log_source_prior, log_tar
 from service.contract.bundle import load_bundle
 from tests.support.server import running
 from training.commands.cli import main
+from training.loop.last_layer import features_of, last_layer
 from training.loop.processes import Processes
 from training.loop.train import Keeping
-from training.run.last_layer import features_of, last_layer
 from training.run.prepare import prepare
 from training.run.recipe import Recipe
 from training.run.retrain import learn_scales, retrain_classifier

@@ -30,6 +30,11 @@ class Wrapped(nn.Module):
         return self.put(self, self.last(torch.relu(self.first(inputs))), inputs)
 
 
+def plain(num_classes):
+    """A hidden layer, and nothing that is drawn while it trains."""
+    return Wrapped(num_classes, lambda _net, found, _x: found)
+
+
 def two(num_classes):
     return Wrapped(num_classes, lambda _net, found, _x: (found, found))
 

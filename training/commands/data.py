@@ -1,19 +1,24 @@
 """`training data`: what is in a data specification."""
 
+from collections import Counter
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.contract.scores import GROUPS, group_of
 from training.data.dataset import Dataset, Split, counts_of
 from training.data.image_files import made_ready
 from training.data.order import Part
-from training.data.problems import check_held_out, problems
+from training.data.problems import check_held_out, columns_of, problems
 from training.data.sources import load as sources
 from training.data.splits import set_aside_validation
 from training.faults import BadData, WrongUse, say
 from training.run.prepare import prepare_data, with_profile
 from training.run.recipe import Recipe
+
+SHOWN_VALUES = 5
+"""Of a category, the most frequent first."""
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
@@ -41,7 +46,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
         "fit": _fit(recipe),
         "problems": problems(shown),
     }
-    if shown.kind == "tensor":
+    if shown.kind in {"tensor", "columns"}:
         found["columns"] = columns(shown)
     if shown.image is not None:
         found["image"] = {"size": list(shown.image.size), "color": shown.image.color}
@@ -49,20 +54,26 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def columns(data: Dataset) -> list[dict[str, Any]]:
-    """Name, range and number of distinct values of each column, over the training rows."""
-    names = data.origin.get("columns")
-    rows = np.asarray(data.train.inputs)
-    if not names or rows.ndim != 2 or rows.shape[1] != len(names):
-        return []
-    return [
-        {
-            "name": name,
-            "min": float(column.min()),
-            "max": float(column.max()),
-            "distinct": len(np.unique(column)),
-        }
-        for name, column in zip(names, rows.T, strict=True)
-    ]
+    """Each column over the training rows: name, kind, distinct values, missing ones, range."""
+    found = columns_of(data.train.inputs, data.origin.get("columns"))
+    return [_column(name, values) for name, values in found.items()]
+
+
+def _column(name: str, values: NDArray[Any]) -> dict[str, Any]:
+    if values.dtype == object:
+        counts = Counter(values)
+        common = [value for value, _ in counts.most_common(SHOWN_VALUES)]
+        kind: dict[str, Any] = {"kind": "category", "values": common}
+        return {"name": name} | kind | {"distinct": len(counts), "missing": counts[""]}
+    there = values[~np.isnan(values)]
+    return {
+        "name": name,
+        "kind": values.dtype.name,
+        "min": float(there.min()) if len(there) else None,
+        "max": float(there.max()) if len(there) else None,
+        "distinct": len(np.unique(there)),
+        "missing": len(values) - len(there),
+    }
 
 
 def groups(data: Dataset) -> dict[str, int]:

@@ -42,7 +42,30 @@ def _add_method_flags(method: Any) -> None:
     method.add_argument(
         "--network",
         metavar="NET",
-        help="one of the networks below (default mlp; text for texts)",
+        help="one of the networks below (default auto)",
+    )
+    method.add_argument(
+        "--init",
+        metavar="models/M/N|FILE.pt",
+        help="start from a published model, or from a state dict of the same network",
+    )
+    method.add_argument(
+        "--freeze",
+        type=lambda text: tuple(part for part in text.split(",") if part),
+        metavar="PART,PART",
+        help="hold parts still by the beginning of their parameters' names, or all-but-last",
+    )
+    method.add_argument(
+        "--lr-of",
+        action="append",
+        type=name_and_number,
+        metavar="PART=FACTOR",
+        help="the rate of a part, as in conv1=0.1",
+    )
+    method.add_argument(
+        "--features-once",
+        action=argparse.BooleanOptionalAction,
+        help="compute the features before the last layer once and fit that layer to them",
     )
     method.add_argument("--loss", help="one of the losses below (default erm)")
     method.add_argument(

@@ -59,8 +59,9 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
     group.add_argument(
         "--tokens",
-        choices=("words", "characters"),
-        help="tokens of texts: words between spaces, or runs of 1 to 3 characters (default words)",
+        choices=("words", "characters", "subwords"),
+        help="tokens of texts: words between spaces, or runs of 1 to 3 or of 3 to 5 characters "
+        "(default words)",
     )
 
 
@@ -108,8 +109,18 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--accumulate", type=int, help="number of pieces in which a batch is computed (default 1)"
     )
-    group.add_argument("--optimiser", choices=("sgd", "adamw"), help="default sgd")
-    group.add_argument("--lr", type=float, help="learning rate (default 0.05)")
+    group.add_argument(
+        "--optimiser",
+        choices=("sgd", "adamw", "lbfgs"),
+        help="default sgd; where no other flag of the optimisation is given, adamw for mlp and "
+        "lbfgs for linear and tfidf",
+    )
+    group.add_argument(
+        "--penalty",
+        type=float,
+        help="of lbfgs: times half the squared weights (default: chosen on validation)",
+    )
+    group.add_argument("--lr", type=float, help="learning rate (default 0.05; adamw: 0.001)")
     group.add_argument("--momentum", type=float, help="default 0.9")
     group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="default on")
     group.add_argument(
@@ -118,13 +129,15 @@ def add_optimisation_flags(group: Any) -> None:
         help="of adamw: squared gradients are averaged over about 1 / (1 - beta2) steps "
         "(default 0.999)",
     )
-    group.add_argument("--weight-decay", type=float, help="default 5e-4")
+    group.add_argument("--weight-decay", type=float, help="default 5e-4; mlp: 0.1")
     group.add_argument(
         "--decay-norms",
         action=argparse.BooleanOptionalAction,
         help="also decay biases and normalisation layers (default on)",
     )
-    group.add_argument("--schedule", choices=("steps", "cosine", "constant"), help="default steps")
+    group.add_argument(
+        "--schedule", choices=("steps", "cosine", "constant"), help="default steps; mlp: cosine"
+    )
     group.add_argument(
         "--warmup",
         type=float,
@@ -153,7 +166,7 @@ def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
         name: getattr(options, name) for name in fields if getattr(options, name, None) is not None
     }
     given.pop("recipe", None)
-    for name in ("loss_options", "sampler_options"):
+    for name in ("loss_options", "sampler_options", "lr_of"):
         if name in given:
             given[name] = dict(given[name])
     return given

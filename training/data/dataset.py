@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Color, InputSpec, Resample, Resize
+from training.data.columns import Columns
 from training.data.text import Vocabulary
 from training.faults import BadData
 
@@ -17,8 +18,8 @@ Labels: TypeAlias = NDArray[np.int64]
 class Inputs(Protocol):
     """The inputs of a split: an array, or something that reads as one (images in files).
 
-    Arrays: float32 [N, …] tensors, uint8 [N, H, W, channels] images, object [N] strings, or records
-    [N] with a field for each input of a published model.
+    Arrays: float [N, …] tensors, in which NaN is a missing number; uint8 [N, H, W, channels]
+    images; object [N] strings; or records [N] with a field for each column of a table.
     """
 
     def __len__(self) -> int: ...
@@ -85,7 +86,8 @@ class Dataset:
 
     val and test: None where the source has none.
     image: how pixels become the tensor, for kind `image`.
-    vocabulary: learnt from the training texts before a run (training.run.prepare).
+    vocabulary, columns: learnt from the training texts, or from the records of a table, before a
+    run (training.run.prepare).
     picture: the shape in which a row of numbers can be shown as a grey picture.
     val_per_class: rows a class that a fit sets aside when there is no val; None: a share of each.
     reproducible_split: whether the test rows are the same whatever the seed.
@@ -103,6 +105,7 @@ class Dataset:
     test: Split | None = None
     image: ImageSpec | None = None
     vocabulary: Vocabulary | None = None
+    columns: Columns | None = None
     picture: tuple[int, int] | None = None
     val_per_class: int | None = None
     reproducible_split: bool = True

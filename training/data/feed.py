@@ -53,6 +53,9 @@ def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
     """The feed for the training rows of a data set."""
     if data.vocabulary is not None:
         return TextFeed(data.train, data.vocabulary, place)
+    if data.columns is not None:
+        numbers = data.columns.encode(np.asarray(data.train.inputs))
+        return ArrayFeed(Split(numbers, data.train.labels), None, augmentation, place)
     if isinstance(data.train.inputs, ImageFiles):
         return FileFeed(data.train.inputs, data.train.labels, augmentation, place)
     return ArrayFeed(data.train, data.image, augmentation, place)
@@ -176,14 +179,18 @@ class Finish:
 def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[Tensor]:
     """The inputs of a split for the network, unaugmented, in order, EVALUATION_ROWS at a time."""
     for batch in graph_inputs(split, data.image):
-        numbers = data.vocabulary.encode(list(batch)) if data.vocabulary is not None else batch
+        numbers = batch
+        if data.vocabulary is not None:
+            numbers = data.vocabulary.encode(list(batch))
+        elif data.columns is not None:
+            numbers = data.columns.encode(batch)
         yield torch.from_numpy(numbers).to(device)
 
 
 def graph_inputs(split: Split, image: ImageSpec | None) -> Iterator[NDArray[Any]]:
     """The inputs of a split as the exported graph takes them, EVALUATION_ROWS at a time.
 
-    Texts stay strings; image says how pixels become the tensor.
+    Texts stay strings, and the rows of a table records; image says how pixels become the tensor.
     """
     for start in range(0, len(split), EVALUATION_ROWS):
         rows = np.asarray(split.inputs[start : start + EVALUATION_ROWS])

@@ -67,22 +67,25 @@ def _small_classes(data: Dataset) -> Iterator[str]:
 
 def _columns(data: Dataset) -> Iterator[str]:
     """Columns of numbers that are constant, equal to another one, or determine the class alone."""
-    columns = data.origin.get("columns")
-    rows = np.asarray(data.train.inputs[:MAX_ROWS]) if data.kind == "tensor" else np.empty((0, 0))
-    if not columns or rows.ndim != 2 or rows.shape[1] != len(columns):
+    columns = data.origin.get("columns") if data.kind in {"tensor", "columns"} else None
+    if not columns:
         return
-    labels = data.train.labels[: len(rows)]
-    constant = [n for n, column in zip(columns, rows.T, strict=True) if np.ptp(column) == 0]
+    found = columns_of(data.train.inputs, columns)
+    labels = data.train.labels[:MAX_ROWS]
+    distinct = {name: _distinct(column) for name, column in found.items()}
+    constant = [name for name, n in distinct.items() if n <= 1]
     if constant:
         yield f"columns with one value in all training rows: {_listed(constant)}"
     seen: dict[bytes, str] = {}
-    for name, column in zip(columns, rows.T, strict=True):
-        other = seen.setdefault(np.ascontiguousarray(column).tobytes(), name)
+    for name, column in found.items():
+        content = "\0".join(column) if column.dtype == object else column.tobytes()
+        digest = hashlib.sha256(content.encode() if isinstance(content, str) else content).digest()
+        other = seen.setdefault(digest, name)
         if other != name and name not in constant:
             yield f"columns '{other}' and '{name}' are equal in all training rows"
     leaking = [
         name
-        for name, column in zip(columns, rows.T, strict=True)
+        for name, column in found.items()
         if name not in constant and _tells_the_class(column, labels)
     ]
     if leaking:
@@ -92,9 +95,35 @@ def _columns(data: Dataset) -> Iterator[str]:
         )
 
 
+def columns_of(inputs: Any, columns: Sequence[str] | None) -> dict[str, NDArray[Any]]:
+    """The columns of a table by name, at most MAX_ROWS of each; nothing of other data."""
+    rows = np.asarray(inputs[:MAX_ROWS])
+    if rows.dtype.names is not None:
+        return {name: np.ascontiguousarray(rows[name].reshape(-1)) for name in rows.dtype.names}
+    if not columns or rows.ndim != 2 or rows.shape[1] != len(columns) or rows.dtype == object:
+        return {}
+    return {n: np.ascontiguousarray(column) for n, column in zip(columns, rows.T, strict=True)}
+
+
+def _distinct(column: NDArray[Any]) -> int:
+    if column.dtype == object:
+        return len(set(column))
+    return len(np.unique(column[~np.isnan(column)])) + int(np.isnan(column).any())
+
+
 def _tells_the_class(column: NDArray[Any], labels: NDArray[np.int64]) -> bool:
-    """Whether the column's sorted values form one interval for each class."""
+    """Whether the column's sorted values form one interval for each class.
+
+    Of categories: whether they are as many as the classes, and each belongs to one.
+    """
     if len(labels) < LEAK_ROWS:
+        return False
+    if column.dtype == object:
+        pairs = set(zip(column, labels.tolist(), strict=True))
+        return len(pairs) == len(set(column)) == len(np.unique(labels))
+    there = ~np.isnan(column)
+    column, labels = column[there], labels[there]
+    if not len(labels):
         return False
     order = np.lexsort((labels, column))
     values, sorted_labels = column[order], labels[order]
@@ -118,16 +147,23 @@ def _shared_rows(data: Dataset) -> Iterator[str]:
             )
 
 
-def _unspaced(data: Dataset) -> Iterator[str]:
+def is_unspaced(data: Dataset) -> bool:
     """Whether texts are hardly divided by spaces, so that their words are whole sentences."""
+    return _characters_a_word(data) > LONG_WORD
+
+
+def _characters_a_word(data: Dataset) -> float:
+    sample = [str(text) for text in np.asarray(data.train.inputs[:MAX_TEXTS])]
+    return sum(map(len, sample)) / max(1, sum(len(words(text)) for text in sample))
+
+
+def _unspaced(data: Dataset) -> Iterator[str]:
     if data.kind != "text" or (data.vocabulary and data.vocabulary.tokens != "words"):
         return
-    sample = [str(text) for text in np.asarray(data.train.inputs[:MAX_TEXTS])]
-    count, length = sum(len(words(text)) for text in sample), sum(map(len, sample))
-    if count and length > LONG_WORD * count:
+    if is_unspaced(data):
         yield (
-            f"texts have {length / count:.0f} characters a word: for a language without spaces "
-            "use --tokens characters"
+            f"texts have {_characters_a_word(data):.0f} characters a word: for a language without "
+            "spaces use --tokens characters"
         )
 
 
@@ -141,8 +177,16 @@ def _digests(split: Split) -> Iterator[bytes]:
         return
     for start in range(0, min(len(split), MAX_ROWS), 1024):
         for row in np.asarray(inputs[start : start + 1024]):
-            data = row.encode() if isinstance(row, str) else np.ascontiguousarray(row).tobytes()
+            data = _bytes_of(row)
             yield hashlib.blake2b(data, digest_size=16).digest()
+
+
+def _bytes_of(row: Any) -> bytes:
+    if isinstance(row, str):
+        return row.encode()
+    if isinstance(row, np.void):  # of a table: the strings lie elsewhere
+        return repr(row.tolist()).encode()
+    return np.ascontiguousarray(row).tobytes()
 
 
 def _listed(names: Sequence[str]) -> str:

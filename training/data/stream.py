@@ -17,6 +17,8 @@ from numpy.typing import NDArray
 
 from service.contract import pixels
 from service.contract.bundle import InputSpec
+from service.contract.columns import records
+from training.data.columns import written
 from training.data.pixels import SUFFIXES as IMAGES
 from training.faults import BadData, Fault, WrongUse
 
@@ -136,7 +138,7 @@ def _table_blocks(
         raise WrongUse(f"{path}: is a table; the model takes images")
     try:
         number, start, waiting = 0, 0, None
-        for batch in _batches(path, reading.rows):
+        for batch in _batches(path, reading):
             table = pa.Table.from_batches([batch])
             waiting = table if waiting is None else pa.concat_tables([waiting, table])
             while waiting.num_rows >= reading.rows:
@@ -150,16 +152,20 @@ def _table_blocks(
         raise BadData(f"{path}: cannot be read: {error}") from error
 
 
-def _batches(path: Path, rows: int) -> "Iterator[pa.RecordBatch]":
+def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
+    import pyarrow as pa
     from pyarrow import csv, json, parquet
 
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         with parquet.ParquetFile(path) as file:
-            yield from file.iter_batches(batch_size=rows)
+            yield from file.iter_batches(batch_size=reading.rows)
     elif suffix == ".csv":
         quoted = csv.ParseOptions(newlines_in_values=True)
-        with csv.open_csv(path, parse_options=quoted) as reader:
+        # numbers that are categories stay as they are written, and so does 01
+        strings = {c.name: pa.string() for c in reading.spec.columns if c.dtype == "string"}
+        converted = csv.ConvertOptions(column_types=strings)
+        with csv.open_csv(path, parse_options=quoted, convert_options=converted) as reader:
             yield from reader
     else:
         with json.open_json(path) as reader:
@@ -185,6 +191,9 @@ def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Ro
         )
     if not names:
         raise WrongUse(f"{path}: has no column that is not kept or left out")
+    if reading.spec.columns:
+        found = {spec.name: _column(path, table, start, spec) for spec in reading.spec.columns}
+        return records(found)
     if reading.spec.kind == "text":
         if len(names) != 1:
             raise WrongUse(
@@ -194,7 +203,8 @@ def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Ro
         return _texts(path, table.column(names[0]), start, names[0])
     if len(names) == 1 and hasattr(table.column(names[0]).type, "value_type"):
         return _lists(path, table.column(names[0]), start, names[0], reading)
-    columns = [_numbers(path, table.column(name), start, name) for name in names]
+    gaps = reading.spec.missing
+    columns = [_numbers(path, table.column(name), start, name, missing=gaps) for name in names]
     return _fitted(path, np.stack(columns, axis=1), reading)
 
 
@@ -225,20 +235,36 @@ def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> 
     return _fitted(path, flat.reshape(-1, length), reading)
 
 
-def _numbers(path: Path, column: Any, start: int, name: str) -> Rows:
-    if column.null_count:
+def _column(path: Path, table: "pa.Table", start: int, spec: InputSpec) -> Rows:
+    """One input of a model of a table's columns, [n, 1]."""
+    column = table.column(spec.name)
+    if spec.dtype != "string":
+        values = _numbers(path, column, start, spec.name, missing=spec.missing)
+        return values.astype(spec.dtype)[:, None]
+    found = np.empty((len(column), 1), dtype=object)
+    found[:, 0] = [written(value) for value in column.to_pylist()]
+    return found
+
+
+def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -> Rows:
+    if column.null_count and not missing:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise BadData(
             f"{path}, row {start + row}, column '{name}': has no value "
             f"({column.null_count} rows of this block like it)"
         )
     values = np.asarray(column.to_numpy())
+    if column.null_count == len(values):
+        return np.full(len(values), np.nan)
+    if values.dtype == object and column.null_count:  # booleans with gaps
+        values = np.array([np.nan if value is None else value for value in values])
     if values.dtype.kind not in "iufb":
         raise BadData(
             f"{path}, row {start}, column '{name}': holds {values[0]!r}; expected numbers "
             "(name the features with --columns, or the others with --leave-out)"
         )
-    bad = np.flatnonzero(~np.isfinite(values.astype(np.float64)))
+    wide = values.astype(np.float64)
+    bad = np.flatnonzero(np.isinf(wide) if missing else ~np.isfinite(wide))
     if bad.size:
         raise BadData(f"{path}, row {start + bad[0]}, column '{name}': holds {values[bad[0]]}")
     return values
@@ -322,9 +348,12 @@ def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
         return _pixels(path, rows, reading.spec)
     if rows.dtype.kind not in "iufb":
         raise WrongUse(f"{path}: holds {rows.dtype}; the model takes {reading.spec.dtype}")
-    bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1).astype(np.float64)).all(axis=1))
+    wide = rows.reshape(len(rows), -1).astype(np.float64)
+    there = ~np.isinf(wide) if reading.spec.missing else np.isfinite(wide)
+    bad = np.flatnonzero(~there.all(axis=1))
     if bad.size:
-        raise BadData(f"{path}, row {start + bad[0]}: holds NaN or infinity")
+        held = "infinity" if reading.spec.missing else "NaN or infinity"
+        raise BadData(f"{path}, row {start + bad[0]}: holds {held}")
     return _fitted(path, rows, reading)
 
 

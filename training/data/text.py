@@ -5,8 +5,9 @@ locale "C", which is always available) do no more. A word with punctuation aroun
 separate key that has the number of the bare word: "good," and "good" are the same word, in the
 graph as well.
 
-Tokens may instead be runs of one to three characters, with A … Z in lower case, for languages
-without spaces. The graph then needs onnxruntime's own Tokenizer.
+Tokens may instead be runs of characters, with A … Z in lower case: of one to three, for languages
+without spaces, or of three to five, for parts of words. The graph then needs onnxruntime's own
+Tokenizer.
 """
 
 import string
@@ -18,11 +19,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens: TypeAlias = Literal["words", "characters"]
-TOKENS: tuple[Tokens, ...] = ("words", "characters")
-LONGEST_RUN = 3
-"""Of characters, in one token."""
+Tokens: TypeAlias = Literal["words", "characters", "subwords"]
+TOKENS: tuple[Tokens, ...] = ("words", "characters", "subwords")
+RUNS: dict[str, tuple[int, int]] = {"characters": (1, 3), "subwords": (3, 5)}
+"""Shortest and longest run of characters that is a token."""
 MAX_WORDS = 50_000
+MAX_RUNS = 30_000
+"""The most tokens that are learnt: of words, and of runs of characters."""
 MANY_TEXTS = 1_000  # from here on a word must stand in two texts to count
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _AROUND = string.punctuation + "“”‘’«»…–—¿¡\t\r\n"
@@ -33,12 +36,12 @@ def words(text: str) -> list[str]:
     return [word for word in text.translate(_LOWER).split(" ") if word]
 
 
-def runs(text: str) -> list[str]:
-    """All runs of 1 to LONGEST_RUN characters of a text, as the exported graph sees them."""
+def runs(text: str, shortest: int = 1, longest: int = 3) -> list[str]:
+    """All runs of so many characters of a text, as the exported graph sees them."""
     lower = text.translate(_LOWER)
     return [
         lower[start : start + length]
-        for length in range(1, LONGEST_RUN + 1)
+        for length in range(shortest, longest + 1)
         for start in range(len(lower) - length + 1)
     ]
 
@@ -50,7 +53,10 @@ def bare(word: str) -> str:
 
 def tokens_of(tokens: Tokens) -> Callable[[str], list[str]]:
     """The function that splits a text into such tokens."""
-    return words if tokens == "words" else runs
+    if tokens == "words":
+        return words
+    shortest, longest = RUNS[tokens]
+    return lambda text: runs(text, shortest, longest)
 
 
 @dataclass(frozen=True)
@@ -60,12 +66,16 @@ class Vocabulary:
     keys: dict[str, int]
     size: int
     tokens: Tokens = "words"
+    idf: NDArray[np.float32] | None = None
+    """[size] log((1 + texts) / (1 + texts that have the token)) + 1, of the training texts."""
 
     @classmethod
     def learnt(
-        cls, texts: Iterable[str], *, tokens: Tokens = "words", max_words: int = MAX_WORDS
+        cls, texts: Iterable[str], *, tokens: Tokens = "words", max_words: int | None = None
     ) -> "Vocabulary":
         """From training texts: the max_words tokens that are in the most texts."""
+        if max_words is None:
+            max_words = MAX_WORDS if tokens == "words" else MAX_RUNS
         spelling = bare if tokens == "words" else str
         split = tokens_of(tokens)
         seen: Counter[str] = Counter()
@@ -86,7 +96,10 @@ class Vocabulary:
             for number, word in enumerate(ranked[:max_words], 1)
             for spelt_so in sorted(spelt[word])
         }
-        return cls(keys, min(len(ranked), max_words), tokens)
+        kept = ranked[:max_words]
+        having = np.array([seen[word] for word in kept], np.float64)
+        idf = np.log((1 + count) / (1 + having)) + 1
+        return cls(keys, len(kept), tokens, idf.astype(np.float32))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Word numbers [len(texts), longest], padded with 0; at least one column."""

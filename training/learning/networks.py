@@ -1,4 +1,4 @@
-"""The networks by name, importable factories, and the standardisation of numbers."""
+"""The networks by name, and importable factories."""
 
 import importlib
 import inspect
@@ -17,39 +17,7 @@ from torch.nn import functional
 from training.faults import WrongUse
 from training.learning.losses import COSINE_SCALE
 from training.learning.resnet import released_resnet32, resnet32
-
-
-class Standardise(nn.Module):
-    """(x - mean) / deviation of each number, fitted to the training rows and kept in the graph.
-
-    A published model therefore takes unscaled numbers. A constant input is only centred.
-    """
-
-    mean: Tensor
-    deviation: Tensor
-
-    def __init__(self, mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.from_numpy(mean))
-        self.register_buffer("deviation", torch.from_numpy(deviation))
-
-    @classmethod
-    def fitted(cls, rows: NDArray[np.float32]) -> "Standardise":
-        """Fit to training rows [N, …]."""
-        wide = rows.astype(np.float64)
-        deviation = wide.std(axis=0)
-        # An input that varies only by rounding counts as constant: dividing by its deviation
-        # would amplify noise.
-        varies = deviation > 1e-6 * np.maximum(np.abs(wide.mean(axis=0)), 1e-30)
-        return cls(
-            wide.mean(axis=0).astype(np.float32),
-            np.where(varies, deviation, 1.0).astype(np.float32),
-        )
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Standardise a batch [B, …]; the shape stays."""
-        standardised: Tensor = (inputs - self.mean) / self.deviation
-        return standardised
+from training.learning.tfidf import TfIdf
 
 
 class CosineLinear(nn.Module):
@@ -94,8 +62,8 @@ def linear(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
 
 
-def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Two hidden layers of 128."""
+def mlp_128(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 128, without dropout."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(int(np.prod(input_shape)), 128),
@@ -103,6 +71,21 @@ def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
         nn.Linear(128, 128),
         nn.ReLU(),
         nn.Linear(128, num_classes),
+    )
+
+
+def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
+    """Two hidden layers of 256, a third of whose outputs are left out at each training step."""
+    width = 256
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(int(np.prod(input_shape)), width),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(width, width),
+        nn.ReLU(),
+        nn.Dropout(0.3),
+        nn.Linear(width, num_classes),
     )
 
 
@@ -171,15 +154,22 @@ def text(num_classes: int, vocabulary_size: int) -> nn.Module:
     return nn.Sequential(MeanOfWords(vocabulary_size, 64), nn.Linear(64, num_classes))
 
 
+def tfidf(num_classes: int, idf: NDArray[np.float32]) -> nn.Module:
+    """TF-IDF features and a linear layer."""
+    return nn.Sequential(TfIdf(idf), nn.Linear(len(idf), num_classes))
+
+
 NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
     "linear": linear,
     "mlp": mlp,
+    "mlp-128": mlp_128,
     "cnn": cnn,
     "cnn-direct": cnn_direct,
     "resnet32": resnet32,
     "released-resnet32": released_resnet32,
 }
-NAMES = (*NETWORKS, "text")
+TEXT_NETWORKS = ("text", "tfidf")
+NAMES = (*NETWORKS, *TEXT_NETWORKS)
 
 
 def build(
@@ -187,22 +177,22 @@ def build(
     *,
     num_classes: int,
     input_shape: tuple[int, ...],
-    vocabulary_size: int | None = None,
+    idf: NDArray[np.float32] | None = None,
     head: str = "linear",
 ) -> nn.Module:
     """A new network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
 
-    name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module. vocabulary_size:
-    for texts, which come as word numbers [B, words]. head: "cosine" replaces the last linear layer
-    by a CosineLinear. Raises WrongUse.
+    name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module. idf: [size] of
+    the vocabulary of texts, which come as token numbers [B, tokens]. head: "cosine" replaces the
+    last linear layer by a CosineLinear. Raises WrongUse.
     """
-    if (name == "text") != (vocabulary_size is not None):
+    if (name in TEXT_NETWORKS) != (idf is not None):
         raise WrongUse(
-            f"network {name}: network text is for texts, the others are not"
-            + _TEXT_HINT[name == "text"]
+            f"network {name}: networks {' and '.join(TEXT_NETWORKS)} are for texts, the others "
+            "are not" + _TEXT_HINT[name in TEXT_NETWORKS]
         )
-    if vocabulary_size is not None:
-        network = text(num_classes, vocabulary_size)
+    if idf is not None:
+        network = tfidf(num_classes, idf) if name == "tfidf" else text(num_classes, len(idf))
     elif name in NETWORKS:
         if name.endswith("resnet32") and len(input_shape) != 3:
             raise WrongUse(f"network {name} takes images; an input here is {list(input_shape)}")
@@ -216,7 +206,7 @@ def build(
     return network
 
 
-_TEXT_HINT = ("; use --network text", "")
+_TEXT_HINT = ("; use --network tfidf", "")
 
 
 def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Module:
@@ -248,7 +238,7 @@ def _factory(name: str) -> Callable[..., Any]:
         sys.path.append(str(Path.cwd()))
     try:
         factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, AttributeError, ValueError) as error:
         raise WrongUse(f"network {name}: {error}") from error
     if not callable(factory):
         raise WrongUse(f"network {name}: is not a function")

@@ -22,7 +22,16 @@ except ImportError:  # Windows
 Identity: TypeAlias = Mapping[str, Any]
 RandomState: TypeAlias = dict[str, Any]
 FORMAT = 1
-LATER: Mapping[str, Any] = {"adam_beta2": 0.999, "skip_broken": False, "tokens": "words"}
+LATER: Mapping[str, Any] = {
+    "adam_beta2": 0.999,
+    "skip_broken": False,
+    "tokens": "words",
+    "penalty": None,
+    "init": None,
+    "freeze": (),
+    "lr_of": {},
+    "features_once": False,
+}
 """Settings that older files lack. Before each became a setting, it had this fixed value."""
 
 

@@ -1,9 +1,9 @@
 """The training loop: forward, backward, step, starting from the checkpoint."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +16,7 @@ from training.data.feed import Feed, in_order
 from training.data.order import EpochIndices, batches
 from training.faults import WrongUse
 from training.learning.losses import Objective
+from training.learning.weights import factors, hold_still
 from training.loop.checkpoint import CheckpointFile, RunState, random_state
 from training.loop.interrupt import Interrupted, StopSignal
 from training.loop.processes import Processes
@@ -48,6 +49,8 @@ class Plan:
     drop: float = 0.1
     precision: str = "fp32"
     accumulate: int = 1
+    lr_of: Mapping[str, float] = field(default_factory=dict)
+    """Factors of the rate for parts of the network, by the prefix of their names."""
 
     def rate(self, step: int) -> float:
         """The learning rate of a step."""
@@ -127,6 +130,7 @@ def train(
             f"--accumulate {plan.accumulate}"
         )
     network.train()
+    hold_still(network)
     if plan.precision == "fp64":
         network.double()
     spread = processes.spread(network)
@@ -146,7 +150,7 @@ def train(
         for step, (inputs, labels) in enumerate(feed.batches(order), first):
             rate = plan.rate(step)
             for group in optimiser.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("factor", 1.0)
             now = objective.at(step / plan.steps)
             loss = training_step(spread, inputs, labels, objective=now, state=state, plan=plan)
             done = step + 1
@@ -211,13 +215,12 @@ def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
 
     Without decay_norms, neither biases nor normalisation layers are decayed.
     """
+    factor = factors(network, plan.lr_of)
     groups = [
-        {"params": decayed, "weight_decay": plan.weight_decay * decays}
-        for decays, decayed in (
-            (1.0, _parameters(network, plan, decayed=True)),
-            (0.0, _parameters(network, plan, decayed=False)),
-        )
-        if decayed
+        {"params": parameters, "weight_decay": plan.weight_decay * decays, "factor": of_rate}
+        for of_rate in sorted(set(factor.values()))
+        for decays in (1.0, 0.0)
+        if (parameters := _parameters(network, plan, factor, of_rate, decayed=decays == 1.0))
     ]
     if not groups:
         raise WrongUse("the network has no parameters to train")
@@ -230,12 +233,16 @@ def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     raise WrongUse(f"unknown optimiser '{plan.optimiser}'; expected {', '.join(OPTIMISERS)}")
 
 
-def _parameters(network: nn.Module, plan: Plan, *, decayed: bool) -> list[nn.Parameter]:
+def _parameters(
+    network: nn.Module, plan: Plan, factor: Mapping[str, float], of_rate: float, *, decayed: bool
+) -> list[nn.Parameter]:
     # vectors are biases and the scales of normalisations; everything else is a weight
     return [
         p
-        for p in network.parameters()
-        if p.requires_grad and (plan.decay_norms or p.ndim > 1) == decayed
+        for name, p in network.named_parameters()
+        if p.requires_grad
+        and factor[name] == of_rate
+        and (plan.decay_norms or p.ndim > 1) == decayed
     ]
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from service.contract.adjustment import MAX_TAU, log_source_prior
 from training.faults import WrongUse
 from training.learning.samplers import Recorded
-from training.run.last_layer import features_of, last_layer, with_last_layer
+from training.loop.last_layer import features_of, last_layer, with_last_layer
 from training.run.prepare import Prepared
 from training.run.recipe import Recipe
 from training.run.retrain import learn_scales, retrain_classifier

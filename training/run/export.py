@@ -16,7 +16,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from training.data.text import LONGEST_RUN, Vocabulary
+from service.contract.columns import fields
+from training.data.columns import Columns
+from training.data.text import RUNS, Vocabulary
 from training.faults import RunFailed
 
 OPSET = 20
@@ -26,17 +28,24 @@ OUTPUT = "logits"
 MAX_PROTOBUF_BYTES = 2**31 - 2**20
 ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 4
 ORT_DOMAIN = "com.microsoft"
+APART = "graph/"  # before the names of values that stand beside the names of a table's columns
 LOCALE = "C"  # the default, en_US, is missing in most containers: the graph would not load
 TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
 
 
 def export(
-    network: nn.Module, example: Tensor, path: Path, *, vocabulary: Vocabulary | None = None
+    network: nn.Module,
+    example: Tensor,
+    path: Path,
+    *,
+    vocabulary: Vocabulary | None = None,
+    columns: Columns | None = None,
 ) -> None:
     """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis.
 
     example: a few real inputs, as the network takes them. vocabulary: of a network that takes word
-    numbers [B, words]; the written graph takes the texts themselves.
+    numbers [B, words]; the written graph takes the texts themselves. columns: of one that takes the
+    encoded rows of a table; the written graph has an input for each column.
     """
     network = network.eval()
     rows = (
@@ -61,6 +70,8 @@ def export(
     model = program.model_proto
     if vocabulary is not None:
         take_strings(model, vocabulary, name=INPUT)
+    if columns is not None:
+        take_columns(model, columns)
     plain(model)
     save(model, path)
 
@@ -98,6 +109,53 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
     model.opset_import.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))
 
 
+def _apart(graph: onnx.GraphProto) -> None:
+    """Put APART before the name of every value but the output, so that a column may have it."""
+    outputs = {value.name for value in graph.output}
+
+    def named(name: str) -> str:
+        return name if not name or name in outputs else f"{APART}{name}"
+
+    for node in graph.node:
+        node.input[:] = [named(name) for name in node.input]
+        node.output[:] = [named(name) for name in node.output]
+    for constant in graph.initializer:
+        constant.name = named(constant.name)
+
+
+def take_columns(model: onnx.ModelProto, columns: Columns) -> None:
+    """Replace the graph's only input, numbers [B, columns], by an input [B, 1] for each column.
+
+    LabelEncoder maps each category to its number, 0 if it was not learnt; Concat makes the rows.
+    """
+    graph = model.graph
+    rows = graph.input[0].name
+    _apart(graph)
+    front, parts = [], []
+    inputs = []
+    for place, column in enumerate(columns.columns):
+        kind = TensorProto.STRING
+        part = f"{APART}column{place}"
+        if column.values is None:
+            kind = helper.np_dtype_to_tensor_dtype(np.dtype(column.dtype))
+            front.append(helper.make_node("Cast", [column.name], [part], to=TensorProto.DOUBLE))
+        else:
+            keys = {value: number for number, value in enumerate(column.values, 1)}
+            numbered = f"{part}/number"
+            front += [
+                _numbering(keys, column.name, numbered),
+                helper.make_node("Cast", [numbered], [part], to=TensorProto.DOUBLE),
+            ]
+        parts.append(part)
+        inputs.append(helper.make_tensor_value_info(column.name, kind, ["batch", 1]))
+    front.append(helper.make_node("Concat", parts, [f"{APART}{rows}"], axis=1))
+    for position, node in enumerate(front):
+        graph.node.insert(position, node)
+    del graph.input[:]
+    graph.input.extend(inputs)
+    model.opset_import.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))
+
+
 def _character_runs(
     graph: onnx.GraphProto, vocabulary: Vocabulary, *, name: str, numbers: str
 ) -> list[onnx.NodeProto]:
@@ -123,7 +181,8 @@ def _character_runs(
         graph.initializer.append(numpy_helper.from_array(np.array([value]), f"{name}/{label}"))
     one, zero, minus, end = (f"{name}/{label}" for label in ("one", "zero", "minus", "far"))
     later = f"{name}/run1"
-    for length in range(2, LONGEST_RUN + 1):
+    shortest, longest = RUNS[vocabulary.tokens]
+    for length in range(2, longest + 1):
         before, now = f"{name}/run{length - 1}", f"{name}/run{length}"
         shifted, cut = f"{name}/shifted{length}", f"{name}/cut{length}"
         nodes += [
@@ -133,7 +192,7 @@ def _character_runs(
         ]
         later = shifted
     encoded = []
-    for length in range(1, LONGEST_RUN + 1):
+    for length in range(shortest, longest + 1):
         keys = {key: number for key, number in vocabulary.keys.items() if len(key) == length}
         encoded.append(f"{numbers}{length}")
         nodes.append(_numbering(keys or {"": 0}, f"{name}/run{length}", encoded[-1]))
@@ -221,11 +280,16 @@ def run_session(
 ) -> NDArray[np.float32]:
     """The named output [N, C] for batches of inputs: arrays, or objects of them by input name."""
     name = session.get_inputs()[0].name
-    parts = [
-        session.run([output], batch if isinstance(batch, dict) else {name: np.asarray(batch)})[0]
-        for batch in batches
-    ]
+    parts = [session.run([output], fed(name, batch))[0] for batch in batches]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
+
+
+def fed(name: str, batch: Any) -> dict[str, Any]:
+    """What a session is given: the rows under the input's name, or records column by column."""
+    if isinstance(batch, dict):
+        return batch
+    rows = np.asarray(batch)
+    return {name: rows} if rows.dtype.names is None else fields(rows)
 
 
 def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.float32]) -> float:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from service.contract.adjustment import Vector, log_source_prior
+from training.data.columns import Columns
 from training.data.dataset import Dataset
 from training.data.image_files import ImageFiles, made_ready
 from training.data.long_tail import profile_counts
@@ -89,6 +90,9 @@ def prepare_data(recipe: Recipe) -> Dataset:
                 "from; words are separated by spaces, and --tokens characters needs none"
             )
         return replace(data, vocabulary=vocabulary)
+    if data.kind == "columns":
+        held_out = [np.asarray(split.inputs) for split in (data.val, data.test) if split]
+        return replace(data, columns=Columns.learnt(np.asarray(data.train.inputs), *held_out))
     return data
 
 

@@ -1,7 +1,7 @@
 """Publishes a trained network: export, check against the network, model.json, report.json."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,15 +12,19 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.contract.bundle import MODEL_FILE
+from service.contract.bundle import MODEL_FILE, RECORD
+from service.contract.columns import float_rows
 from service.contract.inputs.familiarity import MEASURED_ROWS, measure
 from service.contract.publication import publish as publish_folder
+from training.data.columns import has_missing
 from training.data.dataset import Dataset, Split
 from training.data.feed import graph_inputs, in_order
 from training.data.problems import problems
+from training.learning.weights import WEIGHTS_FILE, save
 from training.loop.train import logits_of
 from training.pages.run_page import run_page
 from training.run.calibration import Calibration
+from training.run.candidates import Tried, described
 from training.run.export import INPUT, OUTPUT, check_agreement, export
 from training.run.prepare import Prepared
 from training.run.provenance import code_revision, library_versions
@@ -42,6 +46,7 @@ def publish(
     models: Path,
     samples: int,
     command: str = "",
+    tried: Sequence[Tried] = (),
 ) -> Path:
     """Write models/<name>/<next version> and return it.
 
@@ -63,17 +68,24 @@ def publish(
     def write_files(folder: Path) -> None:
         file = folder / MODEL_FILE
         example = next(in_order(ready.data, rows, device=CPU))
-        export(network, example, file, vocabulary=ready.data.vocabulary)
+        export(
+            network,
+            example,
+            file,
+            vocabulary=ready.data.vocabulary,
+            columns=ready.data.columns,
+        )
         check_agreement(
             file,
             graph_inputs(rows, ready.data.image),
             logits_of(network, ready.data, rows, device=CPU),
         )
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+        save(network, ready.data.class_names, folder / WEIGHTS_FILE)
         (folder / "report.json").write_text(text, encoding="utf-8")
         html = run_page(
             document,
-            _facts(recipe, ready, command=command),
+            _facts(recipe, ready, command=command, tried=tried),
             title=f"Model {recipe.name}",
             lead=recipe.description or _description(recipe),
         )
@@ -82,7 +94,7 @@ def publish(
     return publish_folder(
         models,
         recipe.name,
-        fields=manifest_fields(recipe, ready, calibration=calibration, scores=scores),
+        fields=manifest_fields(recipe, ready, calibration=calibration, scores=scores, tried=tried),
         write_files=write_files,
     )
 
@@ -97,7 +109,9 @@ def _estimation(calibration: Calibration) -> dict[str, Any]:
     return {} if block is None else {"estimation": block.model_dump(mode="json", exclude_none=True)}
 
 
-def _facts(recipe: Recipe, ready: Prepared, *, command: str) -> dict[str, str]:
+def _facts(
+    recipe: Recipe, ready: Prepared, *, command: str, tried: Sequence[Tried]
+) -> dict[str, str]:
     """How the model was made, for its page."""
     data = ready.data
     rows = ", ".join(f"{name} {len(split):,}" for name, split in _splits(data).items())
@@ -107,10 +121,12 @@ def _facts(recipe: Recipe, ready: Prepared, *, command: str) -> dict[str, str]:
         "recipe": recipe.recipe or "–",
         "data": f"{recipe.data}; {data.num_classes:,} classes; rows: {rows}",
         "data, sha256": str(data.origin.get("sha256", "–")),
-        "network": recipe.network,
+        "network": described(recipe, tried),
         "loss": f"{recipe.loss}, sampler {recipe.sampler}, afterwards {recipe.afterwards}",
         "optimisation": (
-            f"{recipe.optimiser}, rate {recipe.lr:g}, {ready.plan.steps:,} steps of "
+            f"lbfgs, seed {recipe.seed}"
+            if ready.plan.optimiser == "lbfgs"
+            else f"{ready.plan.optimiser}, rate {recipe.lr:g}, {ready.plan.steps:,} steps of "
             f"{recipe.batch:,} rows, seed {recipe.seed}"
         ),
         "loss_tau": f"{ready.recorded.loss_tau:g}, source prior {ready.recorded.source_prior}",
@@ -120,7 +136,12 @@ def _facts(recipe: Recipe, ready: Prepared, *, command: str) -> dict[str, str]:
 
 
 def manifest_fields(
-    recipe: Recipe, ready: Prepared, *, calibration: Calibration, scores: Mapping[str, Any]
+    recipe: Recipe,
+    ready: Prepared,
+    *,
+    calibration: Calibration,
+    scores: Mapping[str, Any],
+    tried: Sequence[Tried] = (),
 ) -> dict[str, Any]:
     """The fields of model.json except name, version and files."""
     data = ready.data
@@ -132,6 +153,7 @@ def manifest_fields(
         "temperature": calibration.temperature,
         "default_tau": served_tau(recipe, calibration),
         "input": input_fields(data),
+        **_columns_fields(data),
         "output": {"name": OUTPUT, "kind": "logits"},
         **_estimation(calibration),
         "provenance": {
@@ -140,6 +162,7 @@ def manifest_fields(
             "seed": recipe.seed,
             "steps": ready.plan.steps,
             "source_prior": ready.recorded.source_prior,
+            **({"tried": [asdict(each) for each in tried]} if tried else {}),
             "data": {
                 "spec": recipe.data,
                 **data.origin,
@@ -155,18 +178,23 @@ def manifest_fields(
 def input_fields(data: Dataset) -> dict[str, Any]:
     """`input` of model.json."""
     found = _form(data)
-    if data.kind != "text":
-        statistics = measure(_measured_rows(data), layout=found.get("layout"))
+    rows = _measured_rows(data) if data.kind != "text" else np.empty((0, 0))
+    if rows.size:
+        statistics = measure(rows, layout=found.get("layout"))
         if statistics is not None:
             found["statistics"] = statistics.model_dump(exclude_none=True)
     return found
 
 
 def _measured_rows(data: Dataset) -> NDArray[Any]:
-    """Rows of training, spread over it, as the graph takes them."""
+    """Rows of training, spread over it, as the graph takes them; of records, the float columns."""
     rows = np.linspace(0, len(data.train) - 1, min(len(data.train), MEASURED_ROWS))
     split = data.train.take(np.unique(rows.astype(np.int64)))
-    return np.concatenate(list(graph_inputs(split, data.image)))
+    found = np.concatenate(list(graph_inputs(split, data.image)))
+    if data.columns is None:
+        return found
+    floats = [c.name for c in data.columns.columns if c.dtype.startswith("float")]
+    return float_rows(found, floats) if floats else np.empty((0, 0))
 
 
 def _form(data: Dataset) -> dict[str, Any]:
@@ -187,8 +215,35 @@ def _form(data: Dataset) -> dict[str, Any]:
         }
     if data.kind == "text":
         return {"name": INPUT, "kind": "text", "shape": [None], "dtype": "string"}
-    shape = np.asarray(data.train.inputs[:1]).shape[1:]
-    return {"name": INPUT, "kind": "tensor", "shape": [None, *shape], "dtype": "float32"}
+    if data.kind == "columns":
+        return {"name": INPUT, "kind": "columns", "shape": [None], "dtype": RECORD}
+    one = np.asarray(data.train.inputs[:1])
+    spec = {
+        "name": INPUT,
+        "kind": "tensor",
+        "shape": [None, *one.shape[1:]],
+        "dtype": one.dtype.name,
+    }
+    gaps = has_missing(*(np.asarray(split.inputs) for split in _splits(data).values()))
+    return spec | ({"missing": True} if gaps else {})
+
+
+def _columns_fields(data: Dataset) -> dict[str, Any]:
+    """`inputs` of model.json, of a table with columns of strings."""
+    if data.columns is None:
+        return {}
+    return {
+        "inputs": [
+            {
+                "name": column.name,
+                "kind": "tensor" if column.values is None else "text",
+                "shape": [None, 1],
+                "dtype": column.dtype,
+                **({"missing": True} if column.missing else {}),
+            }
+            for column in data.columns.columns
+        ]
+    }
 
 
 def _description(recipe: Recipe) -> str:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from training.data.augment import AUGMENTATIONS, Augmentation
@@ -20,6 +20,12 @@ DEFAULT_EPOCHS = 20
 FEWEST_DEFAULT_STEPS = 1500  # small data get more than 20 epochs
 FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau")
 """Settings that do not change what the network learns."""
+AUTO = "auto"
+"""The network that validation chooses among those for the kind of data."""
+LINEAR = ("linear", "tfidf")
+"""Networks that are linear in fixed features."""
+MLP_DEFAULTS: Mapping[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine"}
+"""Of AdamW; docs/results.md has the comparison on twelve data sets that they come from."""
 PUBLISHED_TAUS = ("one", "chosen")
 AFTERWARDS = ("nothing", "weight-norm", "crt", "lws")
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -27,7 +33,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "tokens": TOKENS,
     "loss": LOSSES,
     "sampler": SAMPLERS,
-    "optimiser": OPTIMISERS,
+    "optimiser": (*OPTIMISERS, "lbfgs"),
     "schedule": SCHEDULES,
     "augment": AUGMENTATIONS,
     "precision": PRECISIONS,
@@ -38,7 +44,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 """The fields that are one of a few names."""
 POSITIVE = (
     "imbalance_ratio", "max_per_class", "image_size", "epochs", "steps", "batch", "accumulate",
-    "lr", "drop",
+    "lr", "drop", "penalty",
 )  # fmt: skip
 NOT_NEGATIVE = ("validation_per_class", "seed", "momentum", "weight_decay", "warmup", "pad")
 
@@ -62,7 +68,11 @@ class Recipe:
     image_std: tuple[float, ...] | None = None
     skip_broken: bool = False
     tokens: str = "words"
-    network: str = "mlp"
+    network: str = AUTO
+    init: str | None = None
+    freeze: tuple[str, ...] = ()
+    lr_of: dict[str, float] = field(default_factory=dict)
+    features_once: bool = False
     loss: str = "erm"
     loss_tau: float = 1.0
     loss_options: dict[str, float] = field(default_factory=dict)
@@ -73,14 +83,15 @@ class Recipe:
     steps: int | None = None
     batch: int = 128
     accumulate: int = 1
-    optimiser: str = "sgd"
-    lr: float = 0.05
+    optimiser: str | None = None
+    penalty: float | None = None
+    lr: float | None = None
     momentum: float = 0.9
     nesterov: bool = True
     adam_beta2: float = 0.999
-    weight_decay: float = 5e-4
+    weight_decay: float | None = None
     decay_norms: bool = True
-    schedule: str = "steps"
+    schedule: str | None = None
     warmup: float = 0.05
     milestones: tuple[float, ...] = (0.6, 0.85)
     drop: float = 0.1
@@ -105,6 +116,35 @@ class Recipe:
                 f"--resize is {self.resize!r}; expected stretch, crop or a number of pixels"
             )
 
+    def _check_convex(self) -> None:
+        """Raise WrongUse for what L-BFGS cannot do, a penalty without it, and wrong rates."""
+        for part, factor in self.lr_of.items():
+            if not 0 < factor < math.inf:
+                raise WrongUse(
+                    f"--lr-of {part}={factor:g}: expected a factor above 0; --freeze {part} holds "
+                    "a part still"
+                )
+        if self.penalty is not None and self.optimiser in OPTIMISERS:
+            raise WrongUse(
+                f"--penalty belongs to --optimiser lbfgs; {self.optimiser} has --weight-decay"
+            )
+        if self.features_once and self.optimiser not in {None, "lbfgs"}:
+            raise WrongUse(
+                f"--features-once fits the last layer by lbfgs; --optimiser {self.optimiser} "
+                "would need the features again and again"
+            )
+        if self.features_once and self.augment != "none":
+            raise WrongUse(f"--augment {self.augment}: --features-once sees each image once")
+        if self.optimiser != "lbfgs" and not self.features_once:
+            return
+        if self.sampler != "uniform":
+            raise WrongUse(
+                f"--sampler {self.sampler}: --optimiser lbfgs takes every row; use a loss instead, "
+                "or --optimiser sgd"
+            )
+        if self.loss == "ldam":
+            raise WrongUse("--loss ldam trains a cosine head; use --optimiser sgd")
+
     def _check_ranges(self) -> None:
         for name in POSITIVE:
             value = getattr(self, name)
@@ -114,6 +154,7 @@ class Recipe:
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise WrongUse(f"{_flag(name)} is {value}; expected at least 0")
+        self._check_convex()
         if not 0 <= self.adam_beta2 < 1:
             raise WrongUse(f"--adam-beta2 is {self.adam_beta2}; expected at least 0 and below 1")
         if not self.momentum < 1:
@@ -137,8 +178,41 @@ class Recipe:
         """The augmentation of training images."""
         return Augmentation(self.augment, self.pad)
 
+    def resolved(self) -> "Recipe":
+        """The recipe with an optimiser, its rate, its decay and a schedule.
+
+        Linear networks are fitted by L-BFGS where it can do what is asked: it takes every row at
+        once, so it has no sampler, no length and no cosine head. The network mlp has AdamW.
+        """
+        given = (self.lr, self.weight_decay, self.schedule)
+        optimiser = "lbfgs" if self.features_once else self.optimiser
+        if optimiser is None and self.network in LINEAR and self._suits_lbfgs:
+            optimiser = "lbfgs"
+        elif optimiser is None and self.network == "mlp" and given == (None, None, None):
+            return replace(self, optimiser="adamw", **MLP_DEFAULTS)
+        optimiser = optimiser or "sgd"
+        lr = 0.05 if optimiser == "sgd" else 1e-3
+        return replace(
+            self,
+            optimiser=optimiser,
+            lr=lr if self.lr is None else self.lr,
+            weight_decay=5e-4 if self.weight_decay is None else self.weight_decay,
+            schedule=self.schedule or "steps",
+        )
+
+    @property
+    def _suits_lbfgs(self) -> bool:
+        asked = (self.steps, self.epochs, self.lr, self.weight_decay, self.schedule)
+        plain = self.sampler == "uniform" and self.loss != "ldam"
+        return plain and all(value is None for value in asked)
+
     def plan(self, rows: int) -> Plan:
         """The optimisation for a number of training rows, with all lengths in steps."""
+        used = self.resolved()
+        assert used.optimiser is not None
+        assert used.lr is not None
+        assert used.weight_decay is not None
+        assert used.schedule is not None
         if self.steps is not None:
             steps = self.steps
         else:
@@ -149,18 +223,19 @@ class Recipe:
         return Plan(
             steps=steps,
             batch_rows=self.batch,
-            optimiser=self.optimiser,
-            lr=self.lr,
+            optimiser=used.optimiser,
+            lr=used.lr,
             momentum=self.momentum,
             nesterov=self.nesterov,
             adam_beta2=self.adam_beta2,
-            weight_decay=self.weight_decay,
+            weight_decay=used.weight_decay,
             decay_norms=self.decay_norms,
-            schedule=self.schedule,
+            schedule=used.schedule,
             warmup=in_steps([self.warmup], steps=steps, name="warmup")[0],
             milestones=in_steps(self.milestones, steps=steps, name="milestones"),
             drop=self.drop,
             precision=self.precision,
+            lr_of=self.lr_of,
             accumulate=self.accumulate,
         )
 

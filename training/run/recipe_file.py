@@ -101,6 +101,9 @@ def _checked(where: str, key: str, value: Any) -> Any:
         and all(isinstance(v, (int, float)) for v in value)
     ):
         return tuple(float(v) for v in value)
+    names = kind == tuple[str, ...] and isinstance(value, list)
+    if names and all(isinstance(part, str) for part in value):
+        return tuple(value)
     if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
         raise WrongUse(
             f"{where}: {key} is {value!r}; expected {getattr(origin, '__name__', origin)}"

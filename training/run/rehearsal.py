@@ -130,7 +130,13 @@ def _try_publishing(
         file = folder / "model.onnx"
         with torch.no_grad():
             expected = network(inputs).float().numpy()
-        export(network, inputs, file, vocabulary=ready.data.vocabulary)
+        export(
+            network,
+            inputs,
+            file,
+            vocabulary=ready.data.vocabulary,
+            columns=ready.data.columns,
+        )
         check_agreement(file, graph_inputs(rows, ready.data.image), expected)
     except Fault:
         raise

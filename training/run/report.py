@@ -137,26 +137,30 @@ def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
     elif value.dtype.names is not None:
         found["instance"] = {name: _cell(value[name]) for name in value.dtype.names}
     elif value.size <= MAX_SAMPLE_NUMBERS:
-        found["instance"] = (
-            [float(f"{number:.7g}") for number in value.ravel()]
-            if value.ndim == 1
-            else value.tolist()
-        )
+        found["instance"] = instance(value)
         if data.picture is not None:
             shown = value.reshape(data.picture) / max(1e-9, float(value.max())) * 255
             found["png"] = png(shown.astype(np.uint8)[..., None])
     return found
 
 
+def instance(row: NDArray[Any]) -> Any:
+    """A row of numbers as JSON holds it: null where one is missing, no digits beyond its type."""
+    if row.ndim > 1:
+        return row.tolist()
+    digits = ".7g" if row.dtype == np.float32 else ".17g"
+    return [None if np.isnan(number) else float(f"{number:{digits}}") for number in row]
+
+
 def _cell(value: Any) -> Any:
     """One column of a record as JSON has it."""
     held = np.asarray(value)
-    if held.size == 1:
-        number = held.ravel()[0]
-        if held.dtype.kind == "f":
-            return None if np.isnan(number) else float(f"{number:.7g}")
-        return number.item() if hasattr(number, "item") else number
-    return held.tolist()
+    if held.size != 1:
+        return held.tolist()
+    if held.dtype.kind == "f":
+        return instance(held.ravel())[0]
+    one = held.ravel()[0]
+    return one.item() if hasattr(one, "item") else one
 
 
 def png(pixels: NDArray[np.uint8]) -> str:

@@ -3,7 +3,7 @@
 import contextlib
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,23 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from training.data.columns import has_missing
+from training.data.dataset import Dataset
 from training.data.feed import Place, make_feed
 from training.data.problems import problems
-from training.faults import Fault, RunFailed, say
-from training.learning.networks import Standardise, build
+from training.faults import Fault, RunFailed, WrongUse, say
+from training.learning.fronts import Mixed, Standardise
+from training.learning.networks import build
+from training.learning.weights import ALL_BUT_LAST, freeze, read, start_from
 from training.loop.checkpoint import CheckpointFile, undrawn
+from training.loop.last_layer import head_of
+from training.loop.linear import fit_last_layer
 from training.loop.processes import Processes
 from training.loop.progress import stage
 from training.loop.train import Keeping, logits_of, train
 from training.run.afterwards import Changed, change_last_layer, check_afterwards
 from training.run.calibration import Calibration, calibrate
+from training.run.candidates import Tried, best_of, candidates, described, name_of, tried
 from training.run.prepare import Prepared, identity, prepare
 from training.run.publish import publish, served_tau
 from training.run.recipe import Recipe
@@ -40,6 +47,7 @@ class Running:
     workers: processes that decode images.
     in_memory: whether images are decoded once and kept; None: when they are small enough.
     command: the command line, for the report.
+    candidate: of several networks for one model, the one whose files go into a folder of its name.
     """
 
     models: Path | None = Path("models")
@@ -49,6 +57,7 @@ class Running:
     workers: int = 2
     in_memory: bool | None = None
     command: str = ""
+    candidate: str = ""
 
 
 @dataclass(frozen=True)
@@ -66,6 +75,8 @@ class Finished:
     scores: Mapping[str, Any] = field(default_factory=dict)
     bundle: Path | None = None
     """The published folder."""
+    tried: tuple[Tried, ...] = ()
+    """The candidates of network auto."""
 
     @property
     def network(self) -> nn.Module:
@@ -81,10 +92,55 @@ class Finished:
 def run(
     recipe: Recipe, *, running: Running, keeping: Keeping, processes: Processes
 ) -> Finished | None:
-    """Train, calibrate and publish. Returns None in all processes but the first."""
+    """Train, calibrate and publish. Returns None in all processes but the first.
+
+    Of network auto, every candidate is trained and the one that validation chooses is published.
+    """
     started = time.monotonic()
+    offered = candidates(recipe)
+    runs = []
+    found: list[Tried] = []
+    for number, candidate in enumerate(offered):
+        if len(offered) > 1:
+            stage(f"candidate {number + 1}: {name_of(candidate)}", quiet=keeping.quiet)
+        own = _with_folder(running, candidate, several=len(offered) > 1)
+        warned = number > 0 or running.models is None
+        one = _run_one(
+            candidate.resolved(), own, keeping, processes, started=started, warned=warned
+        )
+        if one is None:
+            continue
+        finished, kept = one
+        runs.append((finished, kept, own))
+        found.append(tried(candidate, finished.ready, finished.logits.get("val")))
+    if not runs:
+        return None
+    finished, kept, own = runs[best_of(found)]
+    if len(offered) > 1:
+        finished = replace(finished, tried=tuple(found))
+        say(f"network: {described(finished.recipe, found)}")
+    if running.models is None:
+        return finished
+    with _trained(kept):
+        finished = _published(finished, own, kept)
+    for _, other, _ in runs:
+        if other.checkpoint is not None:
+            other.checkpoint.remove()
+    return finished
+
+
+def _run_one(
+    recipe: Recipe,
+    running: Running,
+    keeping: Keeping,
+    processes: Processes,
+    *,
+    started: float,
+    warned: bool,
+) -> tuple[Finished, Keeping] | None:
+    """One network, trained, with the files it keeps. None in all processes but the first."""
     ready = prepare(recipe, in_memory=running.in_memory, part=processes.part)
-    if processes.first and running.models is not None:
+    if processes.first and not warned:
         for problem in problems(ready.data):
             say(f"warning: {problem}")
     network = make_network(recipe, ready)
@@ -96,33 +152,77 @@ def run(
         with undrawn():
             models = running.models if processes.first else None
             rehearse(recipe, ready, network, models=models)
-        stage(f"training {ready.plan.steps:,} steps", quiet=keeping.quiet)
+        stage(_work(ready), quiet=keeping.quiet)
         train_network(recipe, ready, network, keeping, processes, workers=running.workers)
         if not processes.first:
             return None
         with _trained(keeping):
-            finished = _finished(recipe, ready, network, processes.device, started)
-            return finished if running.models is None else _published(finished, running, keeping)
+            return _finished(recipe, ready, network, processes.device, started), keeping
+
+
+def _with_folder(running: Running, candidate: Recipe, *, several: bool) -> Running:
+    """Of several candidates, each has a folder of its own for its checkpoint and log."""
+    return replace(running, candidate=name_of(candidate)) if several else running
+
+
+def _work(ready: Prepared) -> str:
+    if ready.plan.optimiser == "lbfgs":
+        return "fitting the linear layer"
+    return f"training {ready.plan.steps:,} steps"
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
     """The recipe's network for this data, drawn from the seed; it standardises numbers itself."""
     torch.manual_seed(recipe.seed)
     data = ready.data
+    front = _front(data)
     if data.image is not None:
         shape: tuple[int, ...] = (data.image.channels, *data.image.size)
+    elif isinstance(front, Mixed):
+        shape = (front.width,)
     else:
         shape = np.asarray(data.train.inputs[:1]).shape[1:]
     network = build(
         recipe.network,
         num_classes=data.num_classes,
         input_shape=shape,
-        vocabulary_size=data.vocabulary.size if data.vocabulary else None,
+        idf=data.vocabulary.idf if data.vocabulary else None,
         head=ready.objective.head,
     )
-    if data.kind == "tensor":
-        return nn.Sequential(Standardise.fitted(np.asarray(data.train.inputs)), network)
+    network = network if front is None else nn.Sequential(front, network)
+    _started(recipe, data, network)
     return network
+
+
+def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
+    """Put the weights of --init into a new network, and hold still what --freeze names."""
+    frozen = (*recipe.freeze, *([ALL_BUT_LAST] if recipe.features_once else []))
+    if recipe.init is None and not frozen:
+        return
+    last, _ = head_of(network)
+    if recipe.init is not None:
+        if data.vocabulary is not None:
+            raise WrongUse(
+                f"--init {recipe.init}: a network for texts starts from the vocabulary of its own "
+                "data, whose numbers are others"
+            )
+        for sentence in start_from(network, read(Path(recipe.init)), last, data.class_names):
+            say(sentence)
+    if frozen:
+        freeze(network, frozen, last)
+
+
+def _front(data: Dataset) -> nn.Module | None:
+    """What makes a row of numbers and categories fit to learn from; of other data, nothing."""
+    if data.kind not in {"tensor", "columns"}:
+        return None
+    rows = np.asarray(data.train.inputs)
+    if data.columns is not None:
+        return Mixed.fitted(data.columns.encode(rows), data.columns.sizes)
+    held_out = [np.asarray(split.inputs) for split in (data.val, data.test) if split is not None]
+    if rows.ndim == 2 and has_missing(rows, *held_out):
+        return Mixed.fitted(rows, [0] * rows.shape[1])
+    return Standardise.fitted(rows)
 
 
 def train_network(
@@ -136,6 +236,8 @@ def train_network(
 ) -> nn.Module:
     """Train the network in place as the recipe says, and return it."""
     network.to(processes.device)
+    if ready.plan.optimiser == "lbfgs":
+        return _fit_linear(recipe, ready, network, keeping, processes)
     images = ready.data.image is not None
     if images:  # convolutions take half the time in this order of the numbers
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
@@ -154,6 +256,25 @@ def train_network(
     return network.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return, call-overload]
 
 
+def _fit_linear(
+    recipe: Recipe, ready: Prepared, network: nn.Module, keeping: Keeping, processes: Processes
+) -> nn.Module:
+    """Fit a network that is linear in fixed features."""
+    if processes.world > 1:
+        raise WrongUse("--optimiser lbfgs runs in one process; start it without torchrun")
+    found = fit_last_layer(
+        network,
+        ready.data,
+        ready.objective.to(torch.device("cpu")),
+        log_source_prior=ready.log_source_prior,
+        penalty=recipe.penalty,
+        device=processes.device,
+    )
+    chosen = " (the best of validation)" if found.curve else ""
+    stage(f"penalty {found.penalty:g}{chosen}", quiet=keeping.quiet)
+    return network
+
+
 def fit_network(
     recipe: Recipe, ready: Prepared, *, keeping: Keeping, processes: Processes, workers: int = 2
 ) -> nn.Module:
@@ -170,6 +291,8 @@ def answer(finished: Finished) -> dict[str, Any]:
         "loss": finished.recipe.loss,
         "loss_tau": finished.ready.recorded.loss_tau,
         "source_prior": finished.ready.recorded.source_prior,
+        "network": name_of(finished.recipe),
+        "tried": [asdict(each) for each in finished.tried],
         "last_layer": {
             "afterwards": finished.recipe.afterwards,
             "norm_tau": changed.norm_tau,
@@ -192,7 +315,7 @@ def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Runn
         )
     if running.runs is None:
         return keeping
-    folder = running.runs / recipe.name
+    folder = running.runs / recipe.name / running.candidate
     checkpoint = CheckpointFile(folder / "checkpoint.pt", identity(recipe, ready))
     return replace(keeping, checkpoint=checkpoint, log=folder / "steps.jsonl")
 
@@ -247,9 +370,8 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
         models=running.models,
         samples=running.samples,
         command=running.command,
+        tried=finished.tried,
     )
-    if keeping.checkpoint is not None:
-        keeping.checkpoint.remove()
     return replace(finished, calibration=calibration, scores=scores, bundle=bundle)
 
 

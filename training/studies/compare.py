@@ -11,11 +11,11 @@ import torch
 from training.faults import BadData, WrongUse
 from training.loop.checkpoint import filled
 from training.loop.interrupt import Interrupted
+from training.loop.last_layer import features_of, last_layer
 from training.loop.processes import Processes
 from training.loop.train import Keeping
-from training.run.last_layer import features_of, last_layer
 from training.run.prepare import prepare_data
-from training.run.recipe import FREE, Recipe
+from training.run.recipe import AUTO, FREE, Recipe
 from training.run.run import Finished, Running, run
 from training.studies import report as comparison_report
 from training.studies.methods import (
@@ -52,6 +52,7 @@ def compare(
     Seeds and methods can be added later. Raises WrongUse when `out` holds a comparison with other
     settings.
     """
+    about = _about_data(recipe, seeds)
     out.mkdir(parents=True, exist_ok=True)
     remember_settings(recipe, out)
     wanted = [(name, seed) for seed in seeds for name in runs_of(tuple(methods))]
@@ -78,7 +79,7 @@ def compare(
         seeds=seeds,
         load=lambda run, seed: Outcome.load(outcome_path(out, run, seed)),
     )
-    document = {"settings": settings_of(recipe), "data": _about_data(recipe, seeds)} | results
+    document = {"settings": settings_of(recipe), "data": about} | results
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
     comparison_report.write(document, out)
@@ -109,8 +110,19 @@ def finish_run(
 
 def recipe_for(recipe: Recipe, run: str) -> Recipe:
     """The comparison's recipe with the changes that a run makes to it."""
-    own = replace(recipe, **RUNS[run])
-    return own if own.optimiser == recipe.optimiser else replace(own, lr=recipe.lr * ADAM_RATE)
+    base = shared_by_all(recipe)
+    own = replace(base, **RUNS[run])
+    assert base.lr is not None  # resolved
+    return own if own.optimiser == base.optimiser else replace(own, lr=base.lr * ADAM_RATE)
+
+
+def shared_by_all(recipe: Recipe) -> Recipe:
+    """The recipe with one network and one optimiser for all methods.
+
+    L-BFGS could not draw samples, and would stop elsewhere.
+    """
+    network = "mlp" if recipe.network == AUTO else recipe.network
+    return replace(recipe, network=network, optimiser=recipe.optimiser or "sgd").resolved()
 
 
 def outcome_of(
@@ -177,7 +189,7 @@ def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
     """The settings that all runs of a comparison share; under `erm-adam`, those of the Adam run."""
-    fields = json.loads(json.dumps(asdict(recipe)))
+    fields = json.loads(json.dumps(asdict(shared_by_all(recipe))))
     varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
     shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
     adam = asdict(recipe_for(recipe, ADAM_RUN))

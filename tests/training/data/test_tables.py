@@ -145,7 +145,8 @@ def test_times_are_refused_whatever_their_unit_and_can_be_left_out(tmp_path, uni
 
 def test_numbers_that_float32_merges_are_told(tmp_path):
     found = load(write(tmp_path / "own.csv", columns(time=[1_700_000_000 + i for i in range(30)])))
-    assert "column 'time': float32 keeps" in found.notes[0]
+    assert "column 'time': float32 would merge its numbers" in found.notes[0]
+    assert found.train.inputs.dtype == np.float64
 
 
 def test_what_is_odd_about_rows_and_columns_is_told(tmp_path):

@@ -23,6 +23,8 @@ def arguments(npz, tmp_path, name, *flags):
         "mlp",
         "--steps",
         "400",
+        "--lr",
+        "0.05",
         "--batch",
         "16",
         "--threads",

@@ -18,6 +18,7 @@ CPU = Processes(torch.device("cpu"))
 def flags(own_npz, home, *more):
     return (
         "fit", "--name", "own", "--data", f"npz:{own_npz}", "--steps", 20, "--quiet", "--json",
+        "--network", "mlp", "--lr", 0.05,
         "--samples", 0, "--models", home / "models", "--runs", home / "runs", *more,
     )  # fmt: skip
 
@@ -106,7 +107,7 @@ def test_a_signal_after_the_last_step_is_not_lost(own_npz, tmp_path, monkeypatch
             self.requested = True
 
     monkeypatch.setattr(loop, "StopSignal", Late)
-    recipe = make(None, {"data": f"npz:{own_npz}", "steps": 3, "batch": 8})
+    recipe = make(None, {"data": f"npz:{own_npz}", "network": "mlp", "steps": 3, "batch": 8})
     keeping = Keeping(quiet=True)
     with pytest.raises(Interrupted, match="stopped after 3 of 3 steps"):
         fit_network(recipe, prepare(recipe), keeping=keeping, processes=CPU)

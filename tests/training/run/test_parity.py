@@ -46,7 +46,7 @@ def test_a_text_graph_answers_strings_as_the_network_answers_their_words(tmp_pat
     texts, _ = files.texts((20, 10, 5))
     vocabulary = Vocabulary.learnt(texts)
     torch.manual_seed(0)
-    network = build("text", num_classes=3, input_shape=(), vocabulary_size=vocabulary.size).eval()
+    network = build("text", num_classes=3, input_shape=(), idf=vocabulary.idf).eval()
     odd = ["", "   ", "GOOD, bad.", "naïve ÉTÉ unheard", "good\tgreat\nfine", "a " * 500]
     asked = np.array([*texts, *odd], dtype=object)
     numbers = torch.from_numpy(vocabulary.encode(list(asked)))
@@ -62,11 +62,17 @@ def test_a_text_graph_answers_strings_as_the_network_answers_their_words(tmp_pat
     assert np.allclose(alone, expected, atol=1e-5)
 
 
-def test_a_graph_of_characters_answers_strings_as_the_network_answers_their_runs(tmp_path):
-    texts = ["今天天气很好", "今天很坏", "Good day", "好", "b", "ab", "bb a"]
-    vocabulary = Vocabulary.learnt(texts, tokens="characters")
+@pytest.mark.parametrize(
+    ("tokens", "network"),
+    [("characters", "text"), ("characters", "tfidf"), ("subwords", "tfidf"), ("words", "tfidf")],
+)
+def test_a_graph_of_texts_answers_strings_as_the_network_answers_their_tokens(
+    tmp_path, tokens, network
+):
+    texts = ["今天天气很好", "今天很坏", "Good day", "好", "b", "ab", "bb a", "good good dayly"]
+    vocabulary = Vocabulary.learnt(texts, tokens=tokens)
     torch.manual_seed(0)
-    network = build("text", num_classes=3, input_shape=(), vocabulary_size=vocabulary.size).eval()
+    network = build(network, num_classes=3, input_shape=(), idf=vocabulary.idf).eval()
     odd = ["", " ", "天", "GOOD", "b\nb", "\t", "é天x" * 50]
     asked = np.array([*texts, *odd], dtype=object)
     numbers = torch.from_numpy(vocabulary.encode(list(asked)))

@@ -31,8 +31,8 @@ def test_a_recipe_loads_and_its_points_lie_within_the_run_in_order(name):
     assert recipe.description.endswith(".")
     points = [planned.warmup, *planned.milestones, planned.steps]
     assert points == sorted(points)
-    assert planned.rate(planned.warmup) == pytest.approx(recipe.lr)
-    assert planned.rate(planned.steps - 1) < recipe.lr
+    assert planned.rate(planned.warmup) == pytest.approx(recipe.resolved().lr)
+    assert planned.rate(planned.steps - 1) < recipe.resolved().lr
 
 
 @pytest.mark.parametrize("name", ["cifar10-lt", "cifar100-lt"])
@@ -90,7 +90,7 @@ def test_a_field_that_is_a_choice_is_checked_wherever_it_comes_from(field, tmp_p
 
 
 def test_every_field_of_text_is_a_choice_or_known_to_be_free():
-    free = {"data", "name", "recipe", "description", "resize", "network"}
+    free = {"data", "name", "recipe", "description", "resize", "network", "init"}
     texts = {f.name for f in fields(Recipe) if f.type in ("str", "str | None", str, str | None)}
     assert texts - free - set(CHOICES) == set()
 

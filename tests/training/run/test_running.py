@@ -43,7 +43,8 @@ def logged(log):
 def test_a_run_in_half_precision_learns_what_one_in_single_learns(tmp_path, precision):
     losses = {}
     for name in ("fp32", precision):
-        recipe = make(None, {"data": "digits", "steps": 60, "lr": 0.02, "precision": name})
+        given = {"data": "digits", "network": "linear", "steps": 60, "lr": 0.02}
+        recipe = make(None, given | {"precision": name})
         keeping = Keeping(log=tmp_path / f"{name}.jsonl", quiet=True)
         network = fit_network(recipe, prepare(recipe), keeping=keeping, processes=Processes(CPU))
         assert all(p.dtype == torch.float32 for p in network.parameters())
@@ -111,7 +112,9 @@ def test_random_crops_differ_from_step_to_step_and_not_from_run_to_run(folders):
 def test_a_shorter_memory_of_adam_forgets_a_large_gradient_sooner():
     def moved_after_a_shock(**given):
         """How far a weight goes in 50 small steady steps that follow one large gradient."""
-        recipe = make(None, {"data": "digits", "optimiser": "adamw", "weight_decay": 0.0} | given)
+        recipe = make(
+            None, {"data": "digits", "optimiser": "adamw", "weight_decay": 0.0, "lr": 0.05} | given
+        )
         network = torch.nn.Linear(1, 1, bias=False)
         torch.nn.init.zeros_(network.weight)
         optimiser = make_optimiser(network, recipe.plan(rows=1))

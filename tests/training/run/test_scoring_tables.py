@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+from pyarrow import parquet
 
 from training.commands.cli import main
 
@@ -123,3 +124,44 @@ def test_rows_without_labels_are_estimated_with_labelled_ones_held_out(home, tmp
     code, _, err = command("evaluate", model, "--data", bare)
     assert code == 2
     assert "has no labels, so it cannot be scored" in err
+
+
+def test_a_table_of_categories_and_gaps_is_evaluated_and_scored_as_it_is(tmp_path, command):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(NAMES, [60, 40, 20])
+    sizes = np.repeat([0.0, 4.0, 8.0], [60, 40, 20]) + rng.normal(size=120)
+    table = {
+        "city": [f"city {name[0]}" if rng.random() < 0.8 else "" for name in labels],
+        "size": [f"{size:.3f}" if i % 6 else "" for i, size in enumerate(sizes)],
+        "label": labels,
+    }
+    train = write_all(tmp_path / "train.csv", table)
+    code, _, err = command(
+        "fit", "--name", "own", "--data", f"{train}?label=label", "--network", "linear",
+        "--models", tmp_path / "models", "--runs", tmp_path / "runs", "--quiet",
+    )  # fmt: skip
+    assert code == 0, err
+    model = tmp_path / "models/own/1"
+    new = write_all(tmp_path / "new.csv", dict(reversed(table.items())))
+    code, found, err = command("evaluate", model, "--data", f"{new}?label=label", "--json")
+    assert (code, found["n"]) == (0, 120), err
+    assert found["balanced_error"] < 0.1
+    code, told, err = command(
+        "score", tmp_path / "new.csv", "--model", model, "--out", tmp_path / "out.parquet", "--json"
+    )
+    assert code == 0, err
+    assert told["n"] == 120
+    answers = parquet.read_table(tmp_path / "out.parquet").column("label").to_pylist()
+    assert np.mean(np.array(answers) != labels) < 0.1
+    plain = write_all(tmp_path / "words.csv", table | {"size": ["tall"] * 120})
+    code, _, err = command("evaluate", model, "--data", f"{plain}?label=label")
+    assert code == 1
+    assert "column 'size': 'tall' is no number" in err
+
+
+def write_all(path, table):
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(table)
+        writer.writerows(zip(*table.values(), strict=True))
+    return f"table:{path}"

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from training.faults import WrongUse
-from training.run.last_layer import head_of, last_layer, with_last_layer
+from training.loop.last_layer import head_of, last_layer, with_last_layer
 from training.run.retrain import learn_scales, retrain_classifier
 from training.scores.posthoc import LastLayer, adjustment_curve, best_tau, norm_curve
 

@@ -32,6 +32,7 @@ RECIPE = Recipe(
     max_per_class=100,
     network="mlp",
     steps=120,
+    lr=0.05,
 )
 HERE = Processes(torch.device("cpu"))
 
@@ -284,7 +285,7 @@ def test_a_finished_run_is_read_back_as_it_was(done):
     outcome = Outcome.load(module.outcome_path(out, "erm", 0))
     logits = outcome.layer.logits(outcome.test.features)
     assert logits == pytest.approx(outcome.test.logits, abs=1e-4)
-    assert outcome.train_features.shape == (len(outcome.train_labels), 128)
+    assert outcome.train_features.shape == (len(outcome.train_labels), 256)
 
 
 def test_names_of_methods_are_found_with_or_without_their_tau():

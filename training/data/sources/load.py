@@ -37,6 +37,8 @@ def load(
         raise WrongUse(f"unknown data '{spec}'; expected {', '.join(FORMS.values())}")
     if kind not in FREE and not place:
         raise WrongUse(f"--data {kind} needs a place: {FORMS[kind]}")
+    if kind == "digits" and place:
+        raise WrongUse(f"{spec}: digits is a set of scikit-learn's and needs no place")
     options = options or ImageOptions()
     if kind not in IN_FILES and options.decoding:
         raise WrongUse(f"{spec}: --image-size, --resize and --color are for {', '.join(IN_FILES)}")

@@ -1,4 +1,4 @@
-"""Tables, CSV or Parquet: a label column, and numbers or one column of text."""
+"""Tables, CSV or Parquet: a label column, and numbers and categories, or one column of text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -11,12 +11,15 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
 from service.contract.columns import records
+from training.data.columns import float_type
 from training.data.dataset import Dataset, Known, Split
 from training.data.sources.digest import files_digest
 from training.data.sources.table_file import (
     INDEX_NAMES,
     TableFile,
+    categories,
     column_names,
+    is_category,
     numbers,
     read_table,
 )
@@ -25,12 +28,16 @@ from training.faults import BadData, WrongUse
 
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
+LISTS = ("without", "category")
+"""What a specification may give several times."""
 FORM = (
     "table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN][&without=COLUMN]"
-    "[&encoding=NAME]"
+    "[&category=COLUMN][&encoding=NAME]"
 )
 MANY_VALUES = 0.5
 """A label column with more distinct values than this share of its rows is no class list."""
+MANY_CATEGORIES = 50
+"""Up to this many values a column of strings is not taken for free text or an id."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,7 @@ class _Wanted:
     text: str | None
     split: str | None
     without: tuple[str, ...]
+    category: tuple[str, ...]
     encoding: str
 
     @property
@@ -59,18 +67,19 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
     wanted = _parsed(spec, place, label_needed=known is None)
     wanted = _existing(wanted, label_needed=known is None)
     several = known.inputs if known is not None else ()
-    texts = (*wanted.special, *(each.name for each in several if each.dtype == "string"))
+    forced = frozenset(wanted.category)
+    strings = [each.name for each in several if each.dtype == "string"]
+    texts = (*wanted.special, *sorted({*forced, *strings}))
     table = read_table(wanted.path, texts=texts, encoding=wanted.encoding)
     notes: list[str] = []
     features = _features(table, wanted, known, notes)
-    missing = known is not None and known.missing
     inputs: NDArray[Any]
     if several:
         inputs = _records(table, several)
     elif wanted.text:
         inputs = _texts(table, wanted.text)
     else:
-        inputs = _numbers(table, features, notes, missing=missing)
+        inputs = _inputs(table, features, known, forced, notes)
     rows = _split_rows(table, wanted.split, train_needed=known is None)
     written = None if wanted.label is None else _labels(table, wanted.label)
     names = known.class_names if known else _class_names(written, rows["train"], table, wanted)
@@ -81,7 +90,7 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
         rows["train"], rows["test"] = stratified(labels, share=TEST_SHARE, seed=seed)
     return Dataset(
         spec=spec,
-        kind="columns" if several else "text" if wanted.text else "tensor",
+        kind="text" if wanted.text else "tensor" if inputs.dtype.names is None else "columns",
         class_names=names,
         train=whole.take(rows.get("train", np.empty(0, np.int64))),
         val=whole.take(rows["val"]) if "val" in rows else None,
@@ -101,8 +110,8 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
 def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
     file, _, query = place.partition("?")
     pairs = [part.partition("=")[::2] for part in query.split("&") if part]
-    once = {key: value for key, value in pairs if key != "without"}
-    repeated = len(once) != sum(key != "without" for key, _ in pairs)
+    once = {key: value for key, value in pairs if key not in LISTS}
+    repeated = len(once) != sum(key not in LISTS for key, _ in pairs)
     unknown = set(once) - {"label", "text", "split", "encoding"}
     if unknown or repeated or (label_needed and not once.get("label")):
         raise WrongUse(f"{spec}: expected {FORM}")
@@ -115,10 +124,11 @@ def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
     encoding = columns.pop("encoding", "utf-8")
     if len(set(columns.values())) != len(columns):
         raise WrongUse(f"{spec}: label, text and split are different columns")
-    without = tuple(unquote(value) for key, value in pairs if key == "without")
-    return _Wanted(
-        path, columns.get("label"), columns.get("text"), columns.get("split"), without, encoding
+    without, category = (
+        tuple(unquote(value) for key, value in pairs if key == one) for one in LISTS
     )
+    label, text, split = (columns.get(part) for part in ("label", "text", "split"))
+    return _Wanted(path, label, text, split, without, category, encoding)
 
 
 def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
@@ -141,9 +151,10 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
             raise WrongUse(
                 f"{wanted.path}: has no column '{name}' (for {part}); it has {listed}{hint}"
             )
-    absent = [name for name in wanted.without if name not in names]
-    if absent and label_needed:
-        raise WrongUse(f"{wanted.path}: has no column '{absent[0]}' (for without)")
+    for part in LISTS:
+        absent = [name for name in getattr(wanted, part) if name not in names]
+        if absent and label_needed:
+            raise WrongUse(f"{wanted.path}: has no column '{absent[0]}' (for {part})")
     return replace(wanted, **found)
 
 
@@ -267,7 +278,7 @@ def _records(table: TableFile, inputs: Sequence[InputSpec]) -> NDArray[Any]:
     found = {}
     for each in inputs:
         if each.dtype == "string":
-            values: NDArray[Any] = _texts(table, each.name)
+            values: NDArray[Any] = categories(table, each.name)
         else:
             values = numbers(table, each.name, missing=each.missing).astype(each.dtype)
         found[each.name] = values.reshape(
@@ -276,24 +287,56 @@ def _records(table: TableFile, inputs: Sequence[InputSpec]) -> NDArray[Any]:
     return records(found)
 
 
-def _numbers(
-    table: TableFile, columns: list[str], notes: list[str], *, missing: bool
-) -> NDArray[np.float32]:
+def _inputs(
+    table: TableFile,
+    columns: list[str],
+    known: Known | None,
+    forced: frozenset[str],
+    notes: list[str],
+) -> NDArray[Any]:
+    """Numbers [n, columns]; or records [n], where some of the columns are categories."""
     if not columns:
-        raise BadData(f"{table.path}: has no column of numbers beside the label")
-    parts = []
+        raise BadData(f"{table.path}: has no column beside the label that could be an input")
+    strings: set[str] = set()
+    if known is None:
+        strings = {name for name in columns if name in forced or is_category(table, name)}
+    found: dict[str, NDArray[Any]] = {}
     for name in columns:
-        wide = numbers(table, name, missing=missing)
-        narrow = wide.astype(np.float32)
-        if wide.shape[1] == 1:
-            distinct, kept = len(np.unique(wide)), len(np.unique(narrow))
-            if kept < 0.99 * distinct:
-                notes.append(
-                    f"column '{name}': float32 keeps {kept:,} of {distinct:,} distinct values; "
-                    "subtract a constant (the smallest value, for one) before training and serving"
-                )
-        parts.append(narrow)
-    return np.concatenate(parts, axis=1)
+        if name in strings:
+            found[name] = categories(table, name)[:, None]
+            _note_values(name, found[name], notes)
+            continue
+        gaps = known is None or known.missing
+        wide = numbers(table, name, missing=gaps)
+        # a model says itself what it takes; narrowing here would lose what it needs
+        kind = np.float64 if known is not None else float_type(wide)
+        if kind is np.float64 and known is None:
+            notes.append(
+                f"column '{name}': float32 would merge its numbers, so the model takes float64"
+            )
+        if known is None and table.is_boolean(name) and not np.isnan(wide).any():
+            found[name] = wide.astype(np.bool_) if strings else wide.astype(np.float32)
+        else:
+            found[name] = wide.astype(kind)
+    if strings:
+        lists = [name for name, values in found.items() if values.shape[1] != 1]
+        if lists:
+            raise BadData(
+                f"{table.path}, column '{lists[0]}': lists of numbers beside columns of strings "
+                f"are not taken; give each number a column, or leave it out with "
+                f"&without={lists[0]}"
+            )
+        return records(found)
+    return np.concatenate(list(found.values()), axis=1)
+
+
+def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:
+    distinct = len(set(values[:, 0]))
+    if distinct > max(MANY_CATEGORIES, MANY_VALUES * len(values)):
+        notes.append(
+            f"column '{name}': {distinct:,} different strings in {len(values):,} rows say little "
+            f"as categories; is it text (&text={name}) or an id (&without={name})?"
+        )
 
 
 def _alike(names: tuple[str, ...]) -> list[str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.columns import written
 from training.faults import BadData
 
 if TYPE_CHECKING:
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
 
 INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
 """What pandas calls a column that is the index of its rows."""
+MANY_ROWS = 10_000
+"""Cells of a column of strings that are looked at."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +56,11 @@ class TableFile:
             column = column.cast(column.type.value_type)
         return np.asarray(column.to_numpy())
 
-    def with_nan(self, name: str) -> NDArray[Any]:
-        """A column of numbers as an array, NaN where it has no value; else as `values`."""
+    def is_boolean(self, name: str) -> bool:
+        """Whether a column holds true and false."""
         import pyarrow as pa
 
-        column = self.columns.column(name)
-        kind = column.type
-        if not (pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind)):
-            return self.values(name)
-        return np.asarray(column.cast(pa.float64()).to_numpy())
+        return bool(pa.types.is_boolean(self.columns.column(name).type))
 
     def _line_of(self, row: int) -> int:
         """The line on which a row begins: a quoted cell may hold line breaks."""
@@ -123,40 +122,76 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     return TableFile(path, found, encoding)
 
 
+def is_category(table: TableFile, name: str) -> bool:
+    """Whether a column holds strings that are to be taken as categories.
+
+    Strings most of which are numbers are a damaged column of numbers, unless all are: those are
+    codes.
+    """
+    import pyarrow as pa
+
+    kind = table.columns.column(name).type
+    declared = _is_dictionary(kind)
+    if declared:
+        kind = kind.value_type
+    if not (
+        pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    ):
+        return False
+    values = set(categories(table, name)[:MANY_ROWS]) - {""}
+    count = sum(map(_is_number, values))
+    return declared or 2 * count <= len(values) or count == len(values)
+
+
+def categories(table: TableFile, name: str) -> NDArray[np.object_]:
+    """A column as strings [n]; a missing one is empty."""
+    column = table.columns.column(name)
+    if _is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    found = np.empty(len(column), dtype=object)
+    found[:] = [written(value) for value in column.to_pylist()]
+    return found
+
+
 def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np.float64]:
     """A column of numbers [n, 1], or of lists of equally many numbers [n, width], in float64.
 
-    missing: whether empty cells are taken, as NaN.
-
-    Raises BadData with the first cell that is no number, or that float32 cannot hold.
+    missing: whether a cell may be empty, which becomes NaN; lists may not. Raises BadData with the
+    first cell that is no number, or that float32 cannot hold.
     """
-    kind = table.columns.column(name).type
-    refused = _refused(kind)
+    column = table.columns.column(name)
+    refused = _refused(column.type)
     if refused:
         raise BadData(
             f"{table.path}, column '{name}': holds {refused}; give it as a number, "
             f"or leave it out with &without={name}"
         )
-    values = table.with_nan(name) if missing else table.values(name)
+    absent = column.is_null().to_numpy() if missing else np.zeros(len(table), bool)
+    values = np.asarray(column.to_numpy()) if absent.any() else table.values(name)
     if values.dtype == object and len(values) and isinstance(values[0], np.ndarray | list):
         found = _lists(table, name, values)
     else:
         row = None
         if values.dtype.kind not in "iufb":
-            row = next((row for row, value in enumerate(values) if not _is_number(value)), None)
+            row = next(
+                (r for r, v in enumerate(values) if not absent[r] and not _is_number(v)), None
+            )
         if row is not None:
             raise BadData(
                 f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is no number "
-                f"(leave the column out with &without={name}, or name it with &text=)"
+                f"(leave the column out with &without={name}, or take it as strings with "
+                f"&category={name})"
             )
+        if values.dtype == object:
+            values = np.where(absent, np.nan, values)
         found = values.astype(np.float64)[:, None]
-    fits = np.abs(found) <= np.finfo(np.float32).max
-    if missing:
-        fits |= np.isnan(found)
-    bad = np.flatnonzero(~fits.all(axis=1))
+        if missing:
+            absent |= np.isnan(found[:, 0])
+    largest = np.finfo(np.float32).max
+    bad = np.flatnonzero(~(np.abs(found) <= largest).all(axis=1) & ~absent)
     if bad.size:
         row = int(bad[0])
-        cell = found[row][~fits[row]][0]
+        cell = found[row][~(np.abs(found[row]) <= largest)][0]
         reason = " does not fit into float32" if np.isfinite(cell) else " is no finite number"
         raise BadData(
             f"{table.where(row)}, column '{name}': {cell:g}{reason} ({bad.size} rows like it)"

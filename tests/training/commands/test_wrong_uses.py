@@ -1,0 +1,188 @@
+"""A hundred and fifty wrong uses and more: each is refused with a line, and none with a traceback.
+
+They are made from a table: every flag of a number with every wrong number, every verb without what
+it needs, and every kind of data that is not what it says.
+"""
+
+import shutil
+
+import numpy as np
+import pytest
+
+from tests.support import data_files as files
+from training.commands.cli import main
+
+NUMBERS = {
+    "--batch": ("0", "-4", "x", ""),
+    "--accumulate": ("0", "-1", "x"),
+    "--steps": ("0", "-1", "1.5", "x"),
+    "--epochs": ("0", "-1", "nan", "inf"),
+    "--lr": ("0", "-1", "nan", "inf", "x"),
+    "--momentum": ("1", "-0.1", "nan"),
+    "--weight-decay": ("-1", "nan", "x"),
+    "--warmup": ("-1", "nan", "1e9"),
+    "--milestones": ("0.9,0.1", "-1", "x", "1e9"),
+    "--drop": ("0", "-1", "nan"),
+    "--adam-beta2": ("1", "-1", "nan"),
+    "--seed": ("-1", "x", "99999999999999999999999"),
+    "--pad": ("-1", "x"),
+    "--validation-per-class": ("-1", "x"),
+    "--imbalance-ratio": ("-1", "nan", "10"),
+    "--max-per-class": ("0", "-2", "5"),
+    "--loss-tau": ("-1", "nan", "x"),
+    "--norm-tau": ("0.5", "nan"),
+    "--penalty": ("0", "-1", "nan"),
+    "--threads": ("0", "-1", "x"),
+    "--workers": ("-1", "x"),
+    "--checkpoint-steps": ("0", "-1"),
+    "--samples": ("-1", "x"),
+    "--image-std": ("0,1,1", "nan", "x"),
+    "--image-mean": ("nan", "x"),
+    "--image-size": ("0", "-1"),
+}
+NAMES = {
+    "--loss": ("vast", ""),
+    "--sampler": ("vast", ""),
+    "--network": ("vast", "os:path", "absent:net", ":", "json:loads", "cnn"),
+    "--optimiser": ("vast",),
+    "--schedule": ("vast",),
+    "--tokens": ("vast", "characters", "subwords"),
+    "--afterwards": ("vast",),
+    "--augment": ("vast", "flip"),
+    "--precision": ("fp8",),
+    "--device": ("abacus", "cuda:99", ""),
+    "--recipe": ("vast", "vast.toml", ""),
+    "--name": ("a/b", "", "..", ".hidden", "a b"),
+    "--resize": ("vast", "0"),
+    "--color": ("CMYK",),
+    "--profile": ("vast",),
+    "--publish-tau": ("vast",),
+    "--loss-option": ("gamma", "gamma=x", "vast=1", "=1"),
+    "--sampler-option": ("beta=1", "vast=1", "switch"),
+    "--freeze": ("vast", "1.2.3"),
+    "--lr-of": ("vast=1", "1=0", "1=x"),
+    "--init": ("vast", "."),
+}
+DATA = (
+    "", "vast", "vast:x", "npz:", "npz:absent.npz", "npz:.", "table:", "table:absent.csv",
+    "table:own.csv", "table:own.csv?label", "table:own.csv?label=", "table:own.csv?label=vast",
+    "table:own.csv?label=kind&text=kind", "table:own.csv?label=kind&split=a",
+    "table:own.csv?label=kind&without=vast", "table:own.csv?label=kind&category=vast",
+    "table:own.csv?label=kind&encoding=vast", "table:own.csv?label=kind&label=a",
+    "table:own.csv?label=kind&vast=1", "table:empty.csv?label=kind", "table:head.csv?label=kind",
+    "table:ragged.csv?label=kind", "table:latin1.csv?label=kind", "table:dates.csv?label=kind",
+    "table:one.csv?label=kind", "table:unlike.csv?label=kind", "table:infinite.csv?label=kind",
+    "table:twice.csv?label=kind", "table:fake.parquet?label=kind",
+    "table:own.csv?label=a&text=kind",
+    "images:", "images:absent", "images:own.csv", "images:empty", "images:broken", "list:",
+    "list:absent.txt", "list:a,b@.", "list:own.csv,own.csv@.", "cifar10:", "cifar10:absent",
+    "cifar100:empty", "inaturalist:absent", "inaturalist:empty", "fashion-mnist:absent",
+    "npz:own.csv",
+    "npz:objects.npz", "npz:lengths.npz", "npz:nan.npz", "npz:lacks.npz", "npz:one.npz",
+    "npz:onehot.npz", "digits:x?y",
+)  # fmt: skip
+OTHERS = (
+    ("evaluate",),
+    ("evaluate", "absent"),
+    ("evaluate", "absent", "--data", "digits"),
+    ("evaluate", ".", "--data", "digits"),
+    ("estimate", "absent", "--data", "digits"),
+    ("calibrate", "absent", "--data", "digits"),
+    ("calibrate", "own.csv", "--data", "digits"),
+    ("score", "absent.csv", "--model", "absent", "--out", "out.parquet"),
+    ("score", "own.csv", "--model", ".", "--out", "out.parquet"),
+    ("compare", "--data", "digits"),
+    ("compare", "--data", "digits", "--out", "out", "--methods", "vast"),
+    ("compare", "--data", "digits", "--out", "out", "--seeds", "x"),
+    ("compare", "--data", "vast", "--out", "out"),
+    ("synthetic", "--out", "own.csv", "--seeds", "x"),
+    ("data",),
+    ("data", "vast"),
+    ("vast",),
+    (),
+    ("fit",),
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Files of a user that are not what they say."""
+    home = tmp_path_factory.mktemp("wrong")
+    rows = [f"{i},{i % 3}.5,{'abc'[i % 3]}" for i in range(30)]
+
+    def write(name, *lines, encoding="utf-8"):
+        (home / name).write_text("\n".join(lines) + "\n", encoding=encoding)
+
+    write("own.csv", "a,b,kind", *rows)
+    write("empty.csv")
+    write("head.csv", "a,b,kind")
+    write("ragged.csv", "a,b,kind", *rows, "1,2")
+    write("latin1.csv", "a,b,kind", *rows, "1,2,café", encoding="latin-1")
+    write("dates.csv", "a,b,kind", *(f"2024-01-{i + 1:02},1,{'ab'[i % 2]}" for i in range(28)))
+    write("one.csv", "a,b,kind", *(f"{i},1,cat" for i in range(9)))
+    write("unlike.csv", "a,b,kind", *(f"{i},1,k{i}" for i in range(9)))
+    write("infinite.csv", "a,b,kind", *rows, "inf,1,a")
+    write("twice.csv", "a,a,kind", *rows)
+    write("fake.parquet", "a,b,kind", *rows)
+    (home / "empty").mkdir()
+    files.write_class_folders(home / "broken", (3, 3), names=("ant", "bee"))
+    next((home / "broken").rglob("*.jpg")).write_bytes(b"<html>")
+    x, y = np.zeros((6, 2)), np.array([0, 0, 0, 1, 1, 1])
+    sets = {
+        "objects": (np.array([[{}]] * 6, dtype=object), y),
+        "lengths": (x[:5], y),
+        "nan": (x * np.nan, y),
+        "one": (x, y * 0),
+        "onehot": (x, np.eye(2)[y]),
+    }
+    for name, (inputs, labels) in sets.items():
+        arrays = {"x_train": inputs, "y_train": labels, "x_test": inputs, "y_test": labels}
+        np.savez(home / f"{name}.npz", **arrays)
+    np.savez(home / "lacks.npz", x_train=x)
+    return home
+
+
+def wrong_uses():
+    """Each wrong command, without the folders that fit writes to."""
+    fit = ("fit", "--data", "table:own.csv?label=kind")
+    for flags in (NUMBERS, NAMES):
+        for flag, values in flags.items():
+            for value in values:
+                yield (*fit, f"{flag}={value}")
+    for spec in DATA:
+        yield ("fit", f"--data={spec}")
+    yield from OTHERS
+
+
+def outcome(arguments, folder):
+    """What is wrong with the answer to a wrong use; None for a refusal with a reason."""
+    kept = ("--models", "models", "--runs", "runs", "--quiet") if arguments[:1] == ("fit",) else ()
+    try:
+        code = main([*arguments, *kept])
+    except SystemExit as stopped:  # of argparse
+        code = stopped.code
+    except BaseException as error:  # noqa: BLE001 - this is what is looked for
+        return f"{type(error).__name__}: {error}"
+    if code not in (1, 2):
+        return f"exit {code}"
+    left = [name for name in ("models", "out", "out.parquet") if (folder / name).exists()]
+    for name in left:
+        shutil.rmtree(folder / name, ignore_errors=True)
+    return f"left {left}" if left else None
+
+
+def test_every_wrong_use_is_refused_with_a_reason(folder, monkeypatch, capsys):
+    monkeypatch.chdir(folder)
+    uses = list(wrong_uses())
+    assert len(uses) >= 150
+    faults = {}
+    for arguments in uses:
+        fault = outcome(arguments, folder)
+        said = capsys.readouterr().err
+        if fault is None and not said.strip():
+            fault = "no reason"
+        if fault is None and "Traceback" in said:
+            fault = "a traceback"
+        if fault is not None:
+            faults[" ".join(arguments)] = fault
+    assert faults == {}

@@ -1,0 +1,93 @@
+"""Columns of numbers and of categories to one row of numbers, by a code that a graph can apply.
+
+A row comes as a record with a field for each column: a number, or a string. A category becomes the
+number of its value, 1 … K; a value that was not learnt becomes 0. A missing category is the empty
+string, and a value like any other; a missing number is NaN.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+MAX_VALUES = 1_000
+"""Values of one column that are learnt, the most frequent first."""
+FEW_VALUES = 20
+"""Up to this many values a column learns each; of more, those of two training rows or more."""
+KEPT = 0.99
+"""The least share of a column's distinct numbers that float32 has to keep."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """One input of a table: numbers where `values` is None, else a category."""
+
+    name: str
+    dtype: str
+    """Of the graph's input: a float, bool, or string."""
+    values: tuple[str, ...] | None = None
+    missing: bool = False
+    """Whether NaN may come."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The inputs of a table of numbers and categories, in their order."""
+
+    columns: tuple[Column, ...]
+
+    @classmethod
+    def learnt(cls, rows: NDArray[Any], *others: NDArray[Any]) -> "Columns":
+        """From the records of the training rows; the other splits say where numbers are missing."""
+        assert rows.dtype.names is not None
+        return cls(tuple(_column(name, rows, others) for name in rows.dtype.names))
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Of each column: how many values its category has, 0 for numbers."""
+        return tuple(len(column.values or ()) for column in self.columns)
+
+    def encode(self, rows: NDArray[Any]) -> NDArray[np.float64]:
+        """Records [n] as numbers [n, columns]."""
+        found = np.empty((len(rows), len(self.columns)))
+        for place, column in enumerate(self.columns):
+            values = rows[column.name].reshape(-1)
+            if column.values is None:
+                found[:, place] = values
+            else:
+                code = {value: number for number, value in enumerate(column.values, 1)}
+                found[:, place] = [code.get(value, 0) for value in values]
+        return found
+
+
+def written(value: Any) -> str:
+    """A category as JSON and CSV write it: booleans in lower case, a missing one empty."""
+    if value is None:
+        return ""
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def has_missing(*arrays: NDArray[Any]) -> bool:
+    """Whether there is NaN in any of the arrays."""
+    return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in arrays)
+
+
+def _column(name: str, rows: NDArray[Any], others: Sequence[NDArray[Any]]) -> Column:
+    values = rows[name].reshape(-1)
+    if values.dtype != object:
+        missing = has_missing(values, *(other[name] for other in others))
+        return Column(name, values.dtype.name, missing=missing)
+    counts = Counter(values)
+    fewest = 1 if len(counts) <= FEW_VALUES else 2
+    ranked = sorted((v for v, n in counts.items() if n >= fewest), key=lambda v: (-counts[v], v))
+    return Column(name, "string", tuple(ranked[:MAX_VALUES]))
+
+
+def float_type(values: NDArray[np.float64]) -> type[np.floating[Any]]:
+    """float32, or float64 where float32 makes equal what differs, as of Unix times."""
+    there = values[~np.isnan(values)]
+    kept = len(np.unique(there.astype(np.float32)))
+    return np.float64 if kept < KEPT * len(np.unique(there)) else np.float32

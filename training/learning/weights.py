@@ -1,0 +1,189 @@
+"""Starting from trained weights, and training only some of the layers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.faults import WrongUse
+
+WEIGHTS_FILE = "weights.pt"
+ALL_BUT_LAST = "all-but-last"
+WRAPPERS = ("", "network.", "1.", "1.network.")
+"""What this package puts before the names of a user's network."""
+FOREIGN = ("module.", "_orig_mod.", "model.", "state_dict.")
+"""What others put there."""
+NESTS = ("state", "state_dict", "model", "network")
+LISTED = 4
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Trained parameters and buffers by name, and the classes of the last layer, if known."""
+
+    state: Mapping[str, Tensor]
+    class_names: tuple[str, ...] | None = None
+
+
+def save(network: nn.Module, class_names: Sequence[str], path: Path) -> None:
+    """Write the network's state with its class names, for `read`."""
+    state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
+    torch.save({"state": state, "class_names": list(class_names)}, path)
+
+
+def read(path: Path) -> Weights:
+    """The weights of a published folder or of a file with a state dict. Raises WrongUse.
+
+    Nothing of a file is run: it may hold tensors and plain values, as torch.load(weights_only).
+    """
+    file = path / WEIGHTS_FILE if path.is_dir() else path
+    if not file.is_file():
+        hint = " (the model was published without it)" if path.is_dir() else ""
+        raise WrongUse(
+            f"--init {path}: there is no file {file}{hint}; expected models/M/N or a state dict "
+            "saved by torch.save"
+        )
+    try:
+        found: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises errors of any class for a file of another kind
+        reason = str(error).partition("\n")[0]
+        raise WrongUse(f"--init {file}: cannot be read as a state dict: {reason}") from error
+    names = found.get("class_names") if isinstance(found, dict) else None
+    while isinstance(found, dict) and not any(isinstance(v, Tensor) for v in found.values()):
+        nest = next((found[key] for key in NESTS if isinstance(found.get(key), dict)), None)
+        if nest is None:
+            break
+        found = nest
+    members = found if isinstance(found, dict) else {}
+    state = {name: value for name, value in members.items() if isinstance(value, Tensor)}
+    if not state:
+        raise WrongUse(f"--init {file}: holds no tensors by name; expected a state dict")
+    return Weights(state, tuple(names) if isinstance(names, list) else None)
+
+
+def start_from(
+    network: nn.Module, weights: Weights, last: str, class_names: Sequence[str]
+) -> list[str]:
+    """Put the weights into the network, and return sentences on what was left as it was drawn.
+
+    last: the name of the last linear layer. Its rows are taken class by class where both class
+    lists are known, so a list may grow; a layer of another size is otherwise left as it is. Raises
+    WrongUse when another tensor is missing or of another shape.
+    """
+    own = network.state_dict()
+    found = _named_alike(weights.state, own)
+    head = {name for name in own if name.startswith(f"{last}.")}
+    missing = [name for name in own if name not in found and name not in head]
+    if missing:
+        raise WrongUse(
+            f"--init: has no {_listed(missing)} ({len(missing)} of {len(own)} tensors are "
+            "missing); is it of the same network?"
+        )
+    wrong = [n for n in own if n in found and n not in head and found[n].shape != own[n].shape]
+    if wrong:
+        shapes = f"{list(found[wrong[0]].shape)}; the network's is {list(own[wrong[0]].shape)}"
+        raise WrongUse(f"--init: {wrong[0]} is {shapes} ({len(wrong)} tensors differ)")
+    new = {name: found[name] for name in own if name in found and name not in head}
+    said = []
+    rows = _rows(weights.class_names, class_names)
+    if all(name in found and found[name].shape == own[name].shape for name in head) and (
+        weights.class_names is None or tuple(weights.class_names) == tuple(class_names)
+    ):
+        new |= {name: found[name] for name in head}
+    elif rows and all(
+        name in found and found[name].shape[1:] == own[name].shape[1:] for name in head
+    ):
+        for name in head:
+            grown = own[name].clone()
+            for here, there in rows:
+                grown[here] = found[name][there]
+            new[name] = grown
+        fresh = len(class_names) - len(rows)
+        said.append(f"--init: {len(rows)} classes keep their weights, {fresh} start afresh")
+    else:
+        said.append(f"--init: the last layer starts afresh, for {len(class_names)} classes")
+    network.load_state_dict(new, strict=False)
+    return said
+
+
+def _rows(before: Sequence[str] | None, now: Sequence[str]) -> list[tuple[int, int]]:
+    """(place now, place before) of the classes of both lists."""
+    places = {name: place for place, name in enumerate(before or ())}
+    return [(here, places[name]) for here, name in enumerate(now) if name in places]
+
+
+def _named_alike(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The state under the network's names: wrappers that either has are left out."""
+    best: dict[str, Tensor] = {}
+    for foreign in ("", *FOREIGN):
+        cut = {name.removeprefix(foreign): tensor for name, tensor in state.items()}
+        for wrapper in WRAPPERS:
+            named = {f"{wrapper}{name}": tensor for name, tensor in cut.items()}
+            found = {name: tensor for name, tensor in named.items() if name in own}
+            if len(found) > len(best):
+                best = found
+    return best
+
+
+def freeze(network: nn.Module, prefixes: Sequence[str], last: str) -> None:
+    """Hold the parameters still whose names begin with a prefix; all-but-last: all but the last.
+
+    Raises WrongUse for a prefix of no parameter, and when nothing is left to train.
+    """
+    parts, parameters = _parts(network), dict(network.named_parameters())
+    for prefix in prefixes:
+        if prefix == ALL_BUT_LAST:
+            named = [p for name, p in parameters.items() if not name.startswith(f"{last}.")]
+        else:
+            named = [parameters[name] for name, part in parts.items() if _belongs(part, prefix)]
+        if not named:
+            raise WrongUse(f"--freeze {prefix}: {_no_layer(network, prefix)}")
+        for parameter in named:
+            parameter.requires_grad = False
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise WrongUse(f"--freeze {','.join(prefixes)}: nothing is left to train")
+
+
+def factors(network: nn.Module, of_part: Mapping[str, float]) -> dict[str, float]:
+    """The factor of the learning rate of each parameter by name; the longest prefix decides."""
+    parts = _parts(network)
+    for prefix in of_part:
+        if not any(_belongs(part, prefix) for part in parts.values()):
+            raise WrongUse(f"--lr-of {prefix}: {_no_layer(network, prefix)}")
+    ranked = sorted(of_part, key=len, reverse=True)
+    return {
+        name: next((of_part[prefix] for prefix in ranked if _belongs(part, prefix)), 1.0)
+        for name, part in parts.items()
+    }
+
+
+def hold_still(network: nn.Module) -> None:
+    """Put modules without a parameter to train into evaluation mode: no statistics, no dropout."""
+    for module in network.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            module.eval()
+
+
+def _parts(network: nn.Module) -> dict[str, str]:
+    """The parameters' names, each with the name that a user knows it by."""
+    names = [name for name, _ in network.named_parameters()]
+    wrapper = next(w for w in reversed(WRAPPERS) if all(name.startswith(w) for name in names))
+    return {name: name.removeprefix(wrapper) for name in names}
+
+
+def _belongs(part: str, prefix: str) -> bool:
+    return part == prefix or part.startswith(f"{prefix}.")
+
+
+def _no_layer(network: nn.Module, prefix: str) -> str:
+    layers = sorted({part.rpartition(".")[0] for part in _parts(network).values()})
+    return f"no parameter is named {prefix}; the layers are {_listed(layers)}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return ", ".join(names[:LISTED]) + more

@@ -1,0 +1,238 @@
+"""Fits the last linear layer of a network whose features are fixed: a convex problem.
+
+L-BFGS minimises the loss summed over the rows + penalty / 2 · ‖W‖², without a penalty on the bias;
+at `penalty` 1 that is scikit-learn's LogisticRegression with C = 1. Without a given penalty, the
+one with the lowest validation NLL at the uniform target is taken, from strong to weak.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix
+from torch import nn
+
+from service.contract.adjustment import Vector
+from training.data.dataset import Dataset, Labels, Split
+from training.data.text import Encoded
+from training.faults import WrongUse, say
+from training.learning.losses import Objective
+from training.learning.tfidf import TfIdf
+from training.loop.last_layer import features_of, head_of
+from training.scores.choose import uniform_nll
+from training.scores.posthoc import LastLayer
+
+PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+WITHOUT_VALIDATION = 1.0
+WORSE = 2
+"""Penalties in a row that are worse than the best one, after which no weaker one is tried."""
+MAX_ITERATIONS = 300
+MOST_IN_SPAN = 8_000
+"""Training rows up to which the span is computed: its matrix takes 8 bytes a pair of rows."""
+DENSE_SPEED = 15
+"""How many products of dense rows cost as much as one of sparse ones."""
+ROUNDING = 1e-7
+PRODUCTS_A_THREAD = 20_000_000
+
+Features: TypeAlias = "NDArray[np.float32] | csr_matrix"
+
+
+@dataclass(frozen=True)
+class Penalised:
+    """A fitted layer, and the curve on which its penalty was chosen."""
+
+    layer: LastLayer
+    penalty: float
+    curve: tuple[tuple[float, float], ...] = ()
+    """(penalty, validation NLL at the uniform target)."""
+
+
+def fit_last_layer(
+    network: nn.Module,
+    data: Dataset,
+    objective: Objective,
+    *,
+    log_source_prior: Vector,
+    penalty: float | None,
+    device: torch.device,
+) -> Penalised:
+    """Fit the network's last linear layer in place, on the features that come before it.
+
+    penalty: None chooses it on the validation split. Raises WrongUse when the network has
+    parameters before its last layer: those are not fitted.
+    """
+    _, head = head_of(network)
+    own = {id(parameter) for parameter in head.parameters()}
+    if any(id(p) not in own and p.requires_grad for p in network.parameters()):
+        raise WrongUse(
+            "--optimiser lbfgs fits a linear layer on fixed features (networks linear and tfidf); "
+            "this network has parameters before its last layer"
+        )
+    train = _features(network, data, data.train, device)
+    val = None if data.val is None else _features(network, data, data.val, device)
+    span = Span.of(train) if isinstance(train, csr_matrix) and _is_dense(train) else None
+    if span is not None:
+        train, val = span.rows, None if val is None else span.coordinates(val)
+    objective = objective.at(1.0)
+    layer = LastLayer(np.zeros((head.out_features, train.shape[1])), np.zeros(head.out_features))
+    if penalty is not None or val is None or data.val is None:
+        used = WITHOUT_VALIDATION if penalty is None else penalty
+        found = Penalised(_fitted(train, data.train.labels, objective, layer, used), used)
+    else:
+        found = _chosen(
+            (train, data.train.labels), (val, data.val.labels), objective, layer, log_source_prior
+        )
+    if span is not None:
+        found = replace(found, layer=LastLayer(span.weights(found.layer.weight), found.layer.bias))
+    with torch.no_grad():
+        head.weight.copy_(torch.from_numpy(found.layer.weight))
+        head.bias.copy_(torch.from_numpy(found.layer.bias))
+    return found
+
+
+@dataclass(frozen=True)
+class Span:
+    """The space that the training rows span, in which a penalised layer lies whatever its loss.
+
+    With X Xᵀ = L Lᵀ, the rows X are L in an orthonormal basis Q = L⁻¹ X, so that lengths, and with
+    them the penalty, stay as they are. n numbers a row take the place of thousands of features.
+    """
+
+    features: csr_matrix
+    """X [n, D], float64"""
+    factor: torch.Tensor
+    """L [n, n], float64"""
+
+    @classmethod
+    def of(cls, features: csr_matrix) -> "Span":
+        """Of training rows; the Gram matrix gets a ridge of rounding size, as rows may be equal."""
+        wide = features.astype(np.float64)
+        gram = torch.from_numpy((wide @ wide.T).toarray())
+        gram.diagonal().add_(ROUNDING * float(gram.diagonal().max()))
+        return cls(wide, torch.linalg.cholesky(gram))
+
+    @property
+    def rows(self) -> NDArray[np.float32]:
+        """The training rows [n, n] in the basis."""
+        return self.factor.float().numpy()
+
+    def coordinates(self, features: csr_matrix) -> NDArray[np.float32]:
+        """Other rows [m, D], their part in the span, as [m, n]."""
+        gram = torch.from_numpy((self.features @ features.astype(np.float64).T).toarray())
+        found = torch.linalg.solve_triangular(self.factor, gram, upper=False)
+        coordinates: NDArray[np.float32] = found.T.contiguous().float().numpy()
+        return coordinates
+
+    def weights(self, weight: Vector) -> Vector:
+        """Weights [C, n] of the basis as weights [C, D] of the features: w L⁻¹ X."""
+        turned = torch.linalg.solve_triangular(
+            self.factor.T, torch.from_numpy(weight.T.copy()), upper=True
+        )
+        found: Vector = (self.features.T @ turned.numpy()).T
+        return found
+
+
+def _is_dense(features: csr_matrix) -> bool:
+    """Whether products with n numbers a row are quicker than with the features that are there."""
+    rows = features.shape[0]
+    return bool(rows <= MOST_IN_SPAN and rows * rows < DENSE_SPEED * features.nnz)
+
+
+def _chosen(
+    train: tuple[Features, Labels],
+    val: tuple[Features, Labels],
+    objective: Objective,
+    layer: LastLayer,
+    log_source_prior: Vector,
+) -> Penalised:
+    """From strong to weak, each fit starting from the one before it."""
+    best: Penalised | None = None
+    curve: list[tuple[float, float]] = []
+    for penalty in PENALTIES:
+        layer = _fitted(*train, objective, layer, penalty)
+        logits = np.asarray(val[0] @ layer.weight.T) + layer.bias
+        curve.append((penalty, uniform_nll(logits, val[1], log_source_prior=log_source_prior)))
+        if best is None or curve[-1][1] < min(nll for _, nll in curve[:-1]):
+            best = Penalised(layer, penalty)
+        elif all(nll > dict(curve)[best.penalty] for _, nll in curve[-WORSE:]):
+            break
+    assert best is not None
+    return Penalised(best.layer, best.penalty, tuple(curve))
+
+
+def _fitted(
+    features: Features, labels: Labels, objective: Objective, start: LastLayer, penalty: float
+) -> LastLayer:
+    classes, size = start.weight.shape
+    rows = len(labels)
+    targets = torch.from_numpy(labels)
+    times, turned = _products(features)
+
+    def value(parameters: Vector) -> tuple[float, Vector]:
+        weight = parameters[: classes * size].reshape(classes, size)
+        logits = times(weight.T.astype(np.float32)).astype(np.float64)
+        scored = torch.from_numpy(logits + parameters[classes * size :]).requires_grad_()
+        loss = objective(scored, targets)
+        (slope,) = torch.autograd.grad(loss, scored)
+        g = slope.numpy()
+        own = turned(g.astype(np.float32)).T.astype(np.float64)
+        own += penalty / rows * weight
+        total = float(loss.detach()) + penalty / 2 / rows * float(np.vdot(weight, weight))
+        return total, np.concatenate([own.ravel(), g.sum(axis=0)])
+
+    first = np.concatenate([start.weight.ravel(), start.bias])
+    options: dict[str, Any] = {"maxiter": MAX_ITERATIONS, "ftol": 1e-8, "gtol": 1e-6}
+    with _threads(rows * size * classes):
+        result = minimize(value, first, jac=True, method="L-BFGS-B", options=options)
+    if not np.isfinite(result.fun):
+        raise WrongUse(
+            "the loss is not finite: the features or the options of the loss are extreme"
+        )
+    if result.nit >= MAX_ITERATIONS:
+        say(f"penalty {penalty:g}: stopped after {MAX_ITERATIONS} iterations, near the minimum")
+    found = result.x[: classes * size].reshape(classes, size)
+    return LastLayer(found, result.x[classes * size :])
+
+
+Product: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
+
+
+def _products(features: Features) -> tuple[Product, Product]:
+    """Functions from M to features @ M and to features.T @ M.
+
+    torch multiplies dense ones: NumPy's BLAS has threads that cannot be told to stay out of small
+    products, and costs thirty times the work on a busy machine.
+    """
+    if isinstance(features, csr_matrix):
+        turned = features.T.tocsr()
+        return lambda m: features @ m, lambda m: turned @ m
+    x = torch.from_numpy(features)
+    return (
+        lambda m: (x @ torch.from_numpy(m)).numpy(),
+        lambda m: (x.T @ torch.from_numpy(m)).numpy(),
+    )
+
+
+@contextmanager
+def _threads(products: int) -> Iterator[None]:
+    """One thread of torch where a pass takes so few products that more would only wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < PRODUCTS_A_THREAD else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _features(network: nn.Module, data: Dataset, split: Split, device: torch.device) -> Features:
+    """What the last layer is given [n, D]; of TF-IDF features only those that are not 0."""
+    weigher = next((m for m in network.modules() if isinstance(m, TfIdf)), None)
+    if weigher is not None and data.vocabulary is not None:
+        texts = Encoded.of(list(np.asarray(split.inputs)), data.vocabulary)
+        return weigher.sparse(texts.numbers, texts.starts)
+    return features_of(network, data, split, device=device)
