@@ -44,3 +44,18 @@ def slug(document: Document) -> str:
     """The name of a setting, for file names."""
     largest, ratio = key(document)
     return f"exp{ratio:g}-{largest}"
+
+
+def spliced(page: str, heading: str, section: str, *, before: str) -> str:
+    """The page with a section under "## heading" put in place of the one there is.
+
+    Without one, it is put in front of the heading that begins with `before`.
+    """
+    start = page.find(f"\n## {heading}\n")
+    if start >= 0:
+        end = page.find("\n## ", start + 4)
+        rest = page[end:] if end >= 0 else ""
+    else:
+        start = page.index(f"\n## {before}")
+        rest = page[start:]
+    return f"{page[:start]}\n## {heading}\n\n{section.strip()}\n{rest}"
