@@ -81,7 +81,7 @@ def case(name: str, data: Dataset, network: str, augmentation: str, *, workers: 
         network,
         num_classes=data.num_classes,
         input_shape=shape,
-        vocabulary_size=data.vocabulary.size if data.vocabulary else None,
+        idf=data.vocabulary.idf if data.vocabulary else None,
     )
     if data.image is not None:
         built.to(memory_format=torch.channels_last)
