@@ -27,7 +27,7 @@ BODY = {"instances": inputs(1).tolist()}
 
 
 def resolved(page, base):
-    """Where the links, scripts and pictures of a page lead that a browser has loaded from `base`."""
+    """Where the links, scripts and pictures of a page lead that was loaded from `base`."""
     return {urljoin(base, link) for link in re.findall(r'(?:href|src)="([^"]+)"', page)}
 
 
