@@ -2,7 +2,9 @@
 answer.
 """
 
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +17,7 @@ from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
 from service.graph.session import GraphOutputs
 from service.priors.priors import Priors
-from service.priors.revisions import PriorRevision
+from service.priors.revisions import ChosenBy, PriorDoesNotFit, PriorRevision, UnknownPrior
 from service.priors.rule import source_warnings
 from service.repository.served import ServedModel
 from service.wire.faults import InvalidParameter, TooLarge
@@ -49,10 +51,44 @@ class RowSettings(NamedTuple):
 class Classifier:
     """Chooses the prior and tau of a request, and makes the work that a batcher takes."""
 
-    def __init__(self, priors: Priors, *, tau_cap: float) -> None:
-        self._tau_cap = tau_cap
+    def __init__(
+        self, priors: Priors, *, tau_cap: float, clock: Callable[[], float] = time.time
+    ) -> None:
+        """tau_cap: largest tau of a request. clock: seconds since 1970, for schedules."""
+        self._tau_cap, self._select, self._clock = tau_cap, priors.select, clock
         self.revision_of = priors.requested
         self.revision_at_hand = priors.at_hand
+
+    def in_context(
+        self, bundle: Bundle, revision: PriorRevision, context: Mapping[str, str] | None
+    ) -> PriorRevision:
+        """The prior that the context or the schedule of a prior leads to, for one request.
+
+        A prior that is reached so applies as it is: its own context is not followed. What is not
+        stored, or does not fit the model, is passed over for `else`, and then for the prior itself.
+        """
+        switch = revision.prior.switch
+        if switch is None:
+            return revision
+        choice = switch.choose(context, self._clock())
+        used, fallback, missing = revision, choice.fallback, []
+        for name in choice.names:
+            try:
+                used = self._select(bundle, name)
+                break
+            except (UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies):
+                missing.append(name)
+        if missing:
+            fallback = fallback or "prior_not_available"
+        warnings = tuple(
+            f"prior '{name}', to which prior '{revision.name or 'inline'}' leads here, is not "
+            f"available for this model; '{used.name or 'inline'}' was used"
+            for name in missing
+        )
+        found = ChosenBy(
+            revision.name, revision.revision, choice.key, choice.value, fallback, warnings
+        )
+        return replace(used, chosen_by=found)
 
     def admit(
         self,
@@ -81,14 +117,16 @@ class Classifier:
         offset = revision.offset
         if offset is None:
             check_adjustable(bundle, revision, tau)
-        full = full or top_k > MAX_GRAPH_TOP_K
+        full = full or top_k > MAX_GRAPH_TOP_K or revision.prior.costs is not None
         values = len(inputs) * top_k * RANKED_VALUES
         if full:
             values += len(inputs) * len(bundle.class_names) // _CELLS_A_VALUE
         if values > MAX_ANSWER_VALUES:
             raise _too_large(len(inputs))
         slot = model.table.acquire(revision.key, offset)
-        return Work(inputs, tau, slot, (slot,), top_k, full, deadline, is_traffic, values)
+        return Work(
+            inputs, tau, slot, (slot,), top_k, full, deadline, is_traffic, values, (revision,)
+        )
 
     def admit_rows(
         self,
@@ -105,7 +143,8 @@ class Classifier:
 
         values_a_row: the size of a row's part of the answer, in numbers written as JSON.
         """
-        full = full or top_k > MAX_GRAPH_TOP_K
+        priced = [each for each in settings.revisions if each.prior.costs is not None]
+        full = full or top_k > MAX_GRAPH_TOP_K or bool(priced)
         values = len(inputs) * values_a_row
         if full:
             values += len(inputs) * len(model.bundle.class_names) // _CELLS_A_VALUE
@@ -124,6 +163,8 @@ class Classifier:
             full,
             deadline,
             answer_values=values,
+            priors=settings.revisions,
+            prior_of_row=rows,
         )
 
     def settings_of(
@@ -197,7 +238,17 @@ def check_adjustable(bundle: Bundle, revision: PriorRevision, tau: float) -> Non
 
 def warnings_of(bundle: Bundle, revision: PriorRevision, tau: float) -> tuple[str, ...]:
     """Warnings about the adjustment of this answer, for its caller."""
-    return revision.prior.warnings + (source_warnings(bundle) if tau else ())
+    chosen = revision.chosen_by
+    own = revision.prior.warnings + (() if chosen is None else chosen.warnings)
+    return own + (source_warnings(bundle) if tau else ())
+
+
+def prior_shown(revision: PriorRevision) -> dict[str, Any]:
+    """The prior of an answer: its name and revision, and the context that led to it."""
+    shown: dict[str, Any] = {"name": revision.name, "revision": revision.revision}
+    if revision.chosen_by is not None:
+        shown["context"] = revision.chosen_by.shown()
+    return shown
 
 
 def ranked(

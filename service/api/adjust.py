@@ -30,6 +30,7 @@ from service.classifier import (
     Classifier,
     check_adjustable,
     check_top_k,
+    prior_shown,
     warnings_of,
 )
 from service.contract.bundle import Bundle, InputSpec
@@ -42,7 +43,7 @@ from service.wire.faults import InvalidInput, Malformed
 from service.wire.json_rows import numbers_of_json
 from service.wire.json_text import parse_json_object
 from service.wire.parameters import Parameters, body_parameters, query_parameters
-from service.wire.ranked import ClassJson, rows_json
+from service.wire.ranked import ClassJson, rows_json, with_decisions
 from service.wire.shown import short
 
 MAX_SETTINGS = 100
@@ -227,7 +228,8 @@ class Adjust:
         self, model: ServedModel, wanted: Sequence[Parameters], revisions: Sequence[PriorRevision]
     ) -> list[Setting]:
         settings = []
-        for parameters, revision in zip(wanted, revisions, strict=True):
+        for parameters, named in zip(wanted, revisions, strict=True):
+            revision = self._classifier.in_context(model.bundle, named, parameters.context)
             tau = self._classifier.tau_of(model.bundle, parameters.tau)
             check_adjustable(model.bundle, revision, tau)
             settings.append(Setting(tau, revision))
@@ -369,13 +371,14 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
         raise InvalidInput(f"there are {len(found)} settings; at most {MAX_SETTINGS} are taken")
     wanted = []
     for number, item in enumerate(found):
-        if not isinstance(item, dict) or not set(item) <= {"tau", "prior"}:
-            raise Malformed(f"setting {number} is not an object with tau, prior or both")
+        if not isinstance(item, dict) or not set(item) <= {"tau", "prior", "context"}:
+            raise Malformed(f"setting {number} is not an object with tau, prior and context")
         own = body_parameters(item)
         wanted.append(
             Parameters(
                 tau=common.tau if own.tau is None else own.tau,
                 prior=common.prior if own.prior is None else own.prior,
+                context=common.context if own.context is None else own.context,
             )
         )
     return wanted
@@ -400,9 +403,16 @@ def _encode(
         revision = setting.revision
         found = ranked(Rule(revision.prior, setting.tau), top_k)
         rows = rows_json(classes, found.indices, found.probabilities, *unadjusted)
+        if found.decisions is not None:
+            rows = with_decisions(
+                rows,
+                bundle.class_names,
+                found.decisions.index,
+                found.decisions.expected_cost,
+            )
         result: dict[str, Any] = {
             "tau": setting.tau,
-            "prior": {"name": revision.name, "revision": revision.revision},
+            "prior": prior_shown(revision),
             "predictions": orjson.Fragment(b"[%b]" % b",".join(rows)),
         }
         warnings = warnings_of(bundle, revision, setting.tau)

@@ -27,7 +27,7 @@ from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
-from service.classifier import Classifier, ranked
+from service.classifier import Classifier, prior_shown, ranked
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
@@ -36,7 +36,7 @@ from service.wire.json_rows import document_of_json, numbers_of_json
 from service.wire.json_text import MAX_WHOLE_BYTES, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
-from service.wire.ranked import rows_json
+from service.wire.ranked import rows_json, with_decisions
 from service.wire.tables.reader import DEAR_TYPES, TYPES, read_table
 
 _MEMBERS = ("instances", "inputs", "parameters")
@@ -235,6 +235,8 @@ class Predict:
                 pass
         if inputs is None or revision is None:
             return self._later(request, read, deadline=deadline, reply=reply)
+        if revision.prior.switch is not None and revision.chosen_by is None:
+            revision = self._classifier.in_context(model.bundle, revision, read.parameters.context)
         work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
         asked = _new(Asked, (request, model, revision))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
@@ -292,6 +294,12 @@ def _encoded(entries: Sequence[Entry]) -> list[Answer]:
         outputs.unadjusted_index[rows],
         outputs.unadjusted_probability[rows],
     )
+    if outputs.decision is not None:
+        assert outputs.expected_cost is not None
+        names = model.bundle.class_names
+        predictions = with_decisions(
+            predictions, names, outputs.decision[rows], outputs.expected_cost[rows]
+        )
     far = None if outputs.features is None else model.far_inputs(entries)
     answers, at = [], 0
     for number, entry in enumerate(entries):
@@ -312,10 +320,14 @@ def _answer(entry: Entry, predictions: bytes, rows: int, far: str | None) -> Ans
         warnings += asked.model.source_warnings
     if far is not None:
         warnings = (*warnings, far)
+    prior = _prior_json(revision.name, revision.revision)
+    if revision.chosen_by is not None:
+        warnings += revision.chosen_by.warnings
+        prior = b',"prior":%b,"predictions":[' % orjson.dumps(prior_shown(revision))
     body = b"%b%b%b%b]%b}" % (
         _model_json(bundle.name, bundle.version),
         orjson.dumps(tau),
-        _prior_json(revision.name, revision.revision),
+        prior,
         predictions,
         b',"warnings":' + orjson.dumps(warnings) if warnings else b"",
     )

@@ -10,6 +10,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from service.api.edge.errors import PROBLEM_JSON, Problem, kinds, problem_of
 
@@ -40,7 +41,7 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
     for each in routers:
         app.include_router(each)
         app.state.all_routes += each.routes
-    app.add_middleware(GZipMiddleware, minimum_size=_MIN_COMPRESSED_BYTES, compresslevel=1)
+    app.add_middleware(_Compressing, minimum_size=_MIN_COMPRESSED_BYTES, compresslevel=1)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     expected_errors: list[type[Exception]] = [Problem, *kinds()]
@@ -54,6 +55,18 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
 def _operation_id(route: APIRoute) -> str:
     """The name of an operation in /openapi.json, which becomes a function of generated clients."""
     return _PREFIXES.get(str(route.tags[0]) if route.tags else "", "") + route.name
+
+
+class _Compressing(GZipMiddleware):
+    """Compresses long answers, except those of the Open Inference Protocol.
+
+    Triton's asyncio client says that it accepts gzip, and does not decompress what comes.
+    """
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        app = self.app if scope.get("path", "").startswith("/v2") else super().__call__
+        await app(scope, receive, send)
 
 
 def answer(request: Request, problem: Problem) -> Response:

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batching.decisions import decided
 from service.batching.queue import Batch, Piece
 from service.batching.work import Array, GraphLost, RowsNotFinite, UnscorableRows
 from service.graph.prior_table import PriorTable
@@ -164,7 +165,7 @@ class BatchRun:
             top_k, full = max(top_k, work.top_k), full or work.full
         # Read the generation first: a row that is written in between is copied again, never missed.
         generation = self._table.generation
-        return self._run_graph(
+        outputs = self._run_graph(
             inputs,
             tau=_by_row(taus, pieces, rows, np.float32),
             prior_index=_by_row(slots, pieces, rows, np.int64),
@@ -174,6 +175,7 @@ class BatchRun:
             with_logits=self._wants_logits(),
             full=full,
         )
+        return decided(outputs, pieces) if full else outputs
 
 
 class GraphThread:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.graph.session import GraphOutputs
+from service.priors.revisions import PriorRevision
 
 Array = NDArray[Any]
 LARGE_ANSWER_VALUES = 20_000
@@ -120,6 +121,10 @@ class Work(NamedTuple):
     """False for an exploration (`/adjust`): its rows do not count as predictions."""
     answer_values: int = 0
     """The size of the answer, in numbers written as JSON."""
+    priors: tuple[PriorRevision, ...] = ()
+    """The priors of the rows. Where one has costs, `full` is set and the outputs hold decisions."""
+    prior_of_row: NDArray[np.int64] | None = None
+    """[n] the place of each row's prior in `priors`; None: all rows have the first."""
 
 
 class BatchFacts(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
-from service.contract.prior import PriorBody, VectorSpec
+from service.contract.prior import STRUCTURED, PriorBody, VectorSpec
 from service.priors.changes import Change, Delete, ReturnTo, same_prior
 from service.priors.revisions import (
     DEFAULT,
@@ -136,6 +136,13 @@ def _changes(field: str, before: PriorBody, after: PriorBody) -> Iterator[str]:
     """The difference between two values of one field, in words."""
     old, new = getattr(before, field), getattr(after, field)
     if old == new:
+        return
+    if field in STRUCTURED:
+        pair = [body.model_dump(mode="json").get(field, {}) for body in (before, after)]
+        for name in sorted({*pair[0], *pair[1]}):
+            a, b = (members.get(name) for members in pair)
+            if a != b:
+                yield f"{field}.{name}: {_short(a)} -> {_short(b)}"
         return
     if not isinstance(old, (dict, list)) or not isinstance(new, (dict, list)):
         yield f"{field}: {_short(old)} -> {_short(new)}"

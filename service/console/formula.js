@@ -81,3 +81,26 @@ export function groupOf(count) {
   if (count === null || count === undefined) return "unknown";
   return count > 100 ? "many" : count >= 20 ? "medium" : "few";
 }
+
+/**
+ * The decision that costs least, as service/contract/costs.py has it: {index, cost}; index null: rejected.
+ * costs: `costs` as a prior holds it. L[y][k] is what deciding k costs where y is true.
+ */
+export function decide(probabilities, costs, names) {
+  const missed = names.map((name, y) => (Array.isArray(costs.miss) ? costs.miss[y] : costs.miss?.[name]) ?? 1);
+  let expected;
+  if (costs.matrix) expected = names.map((_, k) => probabilities.reduce((sum, p, y) => sum + p * costs.matrix[y][k], 0));
+  else {
+    const all = probabilities.reduce((sum, p, y) => sum + p * missed[y], 0);
+    expected = probabilities.map((p, k) => all - p * missed[k]);
+    const places = costs.pairs?.length ? new Map(names.map((name, i) => [name, i])) : null;
+    for (const [truth, decided, cost] of costs.pairs ?? []) {
+      const y = places.get(truth);
+      expected[places.get(decided)] += probabilities[y] * (cost - missed[y]);
+    }
+  }
+  let best = 0;
+  for (let k = 1; k < expected.length; k++) if (expected[k] < expected[best]) best = k;
+  const rejected = costs.reject !== null && costs.reject !== undefined && costs.reject < expected[best];
+  return rejected ? { index: null, cost: costs.reject } : { index: best, cost: Math.max(0, expected[best]) };
+}

@@ -14,6 +14,13 @@ const MANY_FLIPS = 0.25; // share of recent answers from which saving asks again
 
 const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expected: false, note: "" };
 
+/** Members that are written as JSON, each with what it is for and an example. */
+const MORE = [
+  { name: "costs", words: "Costs of wrong decisions", example: '{"miss": {"lynx": 10}, "pairs": [["lynx", "cat", 20]], "reject": 0.2}' },
+  { name: "context", words: "Another prior by the context of a request", example: '{"site": {"north": "winter", "south": "summer"}, "else": "default"}' },
+  { name: "schedule", words: "Another prior by the calendar", example: '{"time_zone": "Europe/Berlin", "rules": [{"weekdays": ["sat", "sun"], "hours": [9, 18], "prior": "weekend"}], "else": "default"}' },
+];
+
 /** The draft to begin with: the prior as it was written, with `others` written out class by class. */
 function draftOf(prior, names) {
   const written = prior?.as_written;
@@ -22,7 +29,8 @@ function draftOf(prior, names) {
     if (vector === null || typeof vector === "string") return vector;
     return Object.fromEntries(names.map((name, i) => [name, (Array.isArray(vector) ? vector[i] : vector[name]) ?? written.others ?? 0]));
   };
-  return { label_frequencies: spelt(written.label_frequencies), target: spelt(written.target), smoothing: written.smoothing, expected: written.expected, note: "" };
+  const more = Object.fromEntries(MORE.filter(({ name }) => written[name]).map(({ name }) => [name, written[name]]));
+  return { label_frequencies: spelt(written.label_frequencies), target: spelt(written.target), smoothing: written.smoothing, expected: written.expected, note: "", ...more };
 }
 
 export function Editor({ bundle, path, name, prior, stored, saved }) {
@@ -80,6 +88,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     ${bundle.loss_tau !== 1 && html`<${Frequencies} bundle=${bundle} draft=${draft} change=${change} />`}
     <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> The target is the mix that traffic is expected to have: drift is measured against it</label>
     <p><label>Why <input type="text" class="long" maxlength="2000" value=${draft.note} onInput=${(e) => change({ note: e.target.value })} placeholder="a note for the history" /></label></p>
+    ${MORE.map((m) => html`<${Member} key=${m.name} ...${m} value=${draft[m.name]} change=${(value) => change({ [m.name]: value ?? undefined })} />`)}
     <${AsJson} draft=${draft} setDraft=${(d) => { setDraft(d); setError(null); }} />
     <${Preview} path=${path} draft=${draft} bundle=${bundle} />
     ${error && (error.status === 401 || error.status === 403 ? html`<${NeedsKey} error=${error} again=${() => setError(null)} />`
@@ -141,6 +150,27 @@ function Estimate({ path, take }) {
       <p class="line"><button type="button" class="small" onClick=${() => use(said.doubt)}>Use it as a draft all the same</button><button type="button" class="small" onClick=${() => setSaid(null)}>Leave it</button></p></div>`}`;
 }
 
+/** One member of the draft as JSON; empty: the prior has none. */
+function Member({ name, words, example, value, change }) {
+  const [text, setText] = useState(null);
+  const [problem, setProblem] = useState("");
+  const edit = (written) => {
+    setText(written);
+    try {
+      const found = written.trim() ? JSON.parse(written) : null;
+      if (found !== null && (typeof found !== "object" || Array.isArray(found))) throw new Error("expected an object");
+      setProblem("");
+      change(found);
+    } catch (error) {
+      setProblem(`Not used yet: ${error.message}`);
+    }
+  };
+  return html`<details class="json" open=${Boolean(value)}><summary>${words}</summary>
+    <p class="quiet">For example <code>${example}</code>. The preview and saving check it.</p>
+    <textarea rows="3" aria-label=${`${words} as JSON`} spellcheck=${false} value=${text ?? (value ? JSON.stringify(value, null, 1) : "")} onInput=${(e) => edit(e.target.value)} onBlur=${() => !problem && setText(null)}></textarea>
+    ${problem && html`<p class="wrong" role="alert">${problem}</p>`}</details>`;
+}
+
 function AsJson({ draft, setDraft }) {
   const [text, setText] = useState(null);
   const [problem, setProblem] = useState("");
@@ -189,6 +219,8 @@ function Previewed({ found, bundle, stale }) {
     ${stale && html`<p class="note">You have changed the draft since this preview.</p>`}
     <dl class="tiles"><div class="tile"><dt>Answers that would change</dt><dd><b>${percent(found.decisions_changed)}</b> <span class="quiet">of ${whole(found.rows)} recent ones, since ${when(found.since)}</span></dd></div>
       ${pair("Expected error", found.expected_error)}${pair("Expected balanced error", found.expected_balanced_error)}
+      ${(found.rejected.after > 0 || found.rejected.before > 0) && pair("Rejected", found.rejected)}
+      ${found.expected_cost.after !== null && html`<div class="tile"><dt>Expected cost of an answer</dt><dd><b>${found.expected_cost.after.toPrecision(3)}</b> <span class="quiet">${found.expected_cost.before === null ? "" : `now ${found.expected_cost.before.toPrecision(3)}`}</span></dd></div>`}
       <div class="tile"><dt>Divergence from the target</dt><dd><b>${found.divergence.after.toFixed(4)}</b> <span class="quiet">nats, now ${found.divergence.before.toFixed(4)}</span></dd></div></dl>
     ${found.warnings.map((w) => html`<p class="note">${w}</p>`)}
     ${rows.length === 0 && html`<p class="quiet">No class's share of the answers would change.</p>`}

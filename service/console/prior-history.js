@@ -67,6 +67,15 @@ function Compared({ bundle, path, name, pair }) {
       : html`<${Differences} bundle=${bundle} before=${found.value[0]} after=${found.value[1]} />`}`;
 }
 
+/** Members of a prior that are no vectors. */
+export const MEMBERS = ["costs", "context", "schedule"];
+
+/** A member as short JSON. */
+export function brief(value) {
+  const text = value ? JSON.stringify(value) : "none";
+  return text.length > 200 ? `${text.slice(0, 199)}…` : text;
+}
+
 /** The differences between two views of a prior, the largest ratios first. */
 export function Differences({ bundle, before, after }) {
   const names = bundle.class_names;
@@ -84,8 +93,10 @@ export function Differences({ bundle, before, after }) {
   }, [before, after]);
   const both = new Set(rows.map((r) => r.words)).size > 1;
   const expected = before && before.expected !== after.expected;
-  if (!rows.length && !expected) return html`<p class="quiet">The two are equal.</p>`;
+  const others = MEMBERS.map((m) => [m, before?.as_written?.[m], after.as_written?.[m]]).filter(([, a, b]) => JSON.stringify(a) !== JSON.stringify(b));
+  if (!rows.length && !expected && !others.length) return html`<p class="quiet">The two are equal.</p>`;
   return html`${expected && html`<p>The target ${after.expected ? "is now" : "is no longer"} the mix that traffic is expected to have.</p>`}
+    ${others.map(([m, a, b]) => html`<p>The ${m}: <code>${brief(a)}</code> → <code>${brief(b)}</code></p>`)}
     ${rows.length > 0 && !both && html`<p class="quiet">The ${rows[0].words} prior, the largest changes first.</p>`}
     ${rows.length > 0 && html`<div class="scroll" tabindex="0" role="region" aria-label="Differences"><table class="plain diff"><thead><tr><th scope="col">Class</th>${both && html`<th scope="col">Vector</th>`}<th scope="col" class="number">Revision ${before?.revision ?? 0}</th><th scope="col" class="number">Revision ${after.revision}</th><th scope="col" class="number">Factor</th></tr></thead>
       <tbody>${rows.slice(0, SHOWN).map((r) => html`<tr class="first"><th scope="row"><span class="name">${r.name}</span> <${Group} name=${groupOf(bundle.class_counts?.[r.i])} /></th>${both && html`<td>${r.words}</td>`}

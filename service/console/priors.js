@@ -3,7 +3,7 @@
 import { html, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";
 import { Editor } from "./prior-edit.js";
-import { History } from "./prior-history.js";
+import { History, MEMBERS, brief } from "./prior-history.js";
 import { Vectors } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Failed, Loading, useLoaded, when } from "./widgets.js";
@@ -78,7 +78,7 @@ function Prior({ model, bundle, name, builtIn, stored, tab, go, changed }) {
     ${!stored && name === "default" && html`<p class="quiet">Nothing is stored under this name, so the model's own rule applies: its training counts are divided out, and the target is uniform. What you save here applies to every request that names no prior.</p>`}
     ${prior?.warnings.map((w) => html`<p class="note">${w}</p>`)}
     ${notice && html`<p class="done" role="status">${notice}</p>`}
-    ${here === "view" && html`<${Vectors} bundle=${bundle} prior=${prior} />
+    ${here === "view" && html`${MEMBERS.filter((m) => prior.as_written?.[m]).map((m) => html`<p>Its ${m}: <code>${brief(prior.as_written[m])}</code></p>`)}<${Vectors} bundle=${bundle} prior=${prior} />
       <p class="line apart"><${CopyAs} what="this prior" call=${() => ({ method: "GET", path })} />
       ${stored && html`<${Remove} path=${path} name=${name} revision=${prior.revision} removed=${() => { go({ name: "default" }); changed(); }} />`}</p>`}
     ${here === "edit" && html`<${Editor} bundle=${bundle} path=${path} name=${name} prior=${prior} stored=${stored} saved=${(words) => { go({ name, tab: "view" }); done(words); }} />`}

@@ -5,7 +5,7 @@ import { Problem, getJson, modelPath, sendJson } from "./api.js";
 import { Beside } from "./beside.js";
 import { Chart } from "./chart.js";
 import { DIAL_MAX, Dial } from "./dial.js";
-import { adjusted, argmax, flips, groupOf, logNormalised, logSource, logitsOf, measuredSource } from "./formula.js";
+import { adjusted, argmax, decide, flips, groupOf, logNormalised, logSource, logitsOf, measuredSource } from "./formula.js";
 import { Sources } from "./inputs.js";
 import { fromSample } from "./instances.js";
 import { Labelled } from "./labelled.js";
@@ -149,7 +149,7 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
   </div>`;
 }
 
-/** The vectors of the chosen target: {logSigma, logRho, share}; null while a stored prior is read. */
+/** The vectors of the chosen target: {logSigma, logRho, share, costs}; null while a stored prior is read. */
 function useRule(model, bundle, choice) {
   const stored = useLoaded(
     async (signal) => (choice.kind === "stored" ? getJson(`${modelPath(model)}/priors/${encodeURIComponent(choice.name)}`, { signal }) : null),
@@ -165,9 +165,10 @@ function useRule(model, bundle, choice) {
       target = names.map((name) => stored.value.target[name]);
       if (stored.value.source_prior) logSigma = names.map((name) => Math.log(stored.value.source_prior[name]));
     }
+    const costs = choice.kind === "stored" ? stored.value.as_written?.costs : null;
     const sum = target.reduce((a, b) => a + b, 0);
     if (!(sum > 0)) return { logSigma, logRho: logNormalised(uniform(names)), share: target, impossible: true };
-    return { logSigma: logSigma ?? new Array(names.length).fill(0), unknown: !logSigma, logRho: logNormalised(target), share: target.map((t) => t / sum) };
+    return { logSigma: logSigma ?? new Array(names.length).fill(0), unknown: !logSigma, logRho: logNormalised(target), share: target.map((t) => t / sum), costs };
   }, [bundle, choice, stored.value, stored.loading]);
 }
 
@@ -225,6 +226,7 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
         ? html`<b>${names[is]}</b><span class="quiet">${percent(scored.before[was])} as trained, ${percent(after[is])} at this setting</span>`
         : html`<s>${names[was]}</s><span aria-hidden="true">→</span><span class="sr"> becomes </span><b class="changed">${names[is]}</b>
             <span class="quiet">${percent(after[is])}, was ${percent(scored.before[is])}</span>`}</p>
+      ${rule.costs && html`<${Decision} names=${names} is=${is} decision=${decide(after, rule.costs, names)} />`}
       ${input.label !== undefined && html`<p class="quiet">The truth: <b>${input.label}</b></p>`}
     </div>
     ${rule.unknown && html`<p class="note">The model's label frequencies are unknown, so its answers cannot be adjusted. <a href=${`#/priors?model=${encodeURIComponent(model)}&name=default&tab=edit`}>Give label frequencies</a> first.</p>`}
@@ -238,6 +240,13 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
     <${Curves} names=${names} logits=${scored.logits} rule=${rule} tau=${tau} setTau=${setTau} />
     <${Beside} bundle=${bundle} input=${input} tau=${rule.unknown ? 0 : tau} prior=${priorOf(names, choice, rule)} />
     <${CopyAs} what="this prediction" call=${() => callOf(model, bundle, input, choice, tau)} />`;
+}
+
+/** What the costs of the prior make of the probabilities. */
+function Decision({ names, is, decision }) {
+  const cost = decision.cost.toLocaleString("en", { maximumSignificantDigits: 3 });
+  if (decision.index === null) return html`<p class="decision">Decision by cost: <b>none, the row is rejected</b>, which costs ${cost}.</p>`;
+  return html`<p class="decision">Decision by cost: <b>${names[decision.index]}</b>${decision.index === is ? "" : ", not the most probable class"}. Expected cost ${cost}.</p>`;
 }
 
 /** The chosen target as a prior that any model with these classes takes. */

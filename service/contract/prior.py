@@ -20,6 +20,10 @@ from pydantic import (
 
 from service.contract.adjustment import Vector, log_source_prior, log_target_prior
 from service.contract.automatic import AutoAdopt
+from service.contract.members import costs as of_costs
+from service.contract.members import switch as of_switch
+from service.contract.members.costs import Costs, CostsBody
+from service.contract.members.switch import ContextBody, ScheduleBody, Switch
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
 MAX_LISTED_ERRORS = 50
@@ -52,15 +56,19 @@ class PriorBody(BaseModel):
     expected: bool = False
     note: Annotated[str, Field(max_length=2000)] = ""
     auto_adopt: AutoAdopt | None = None
+    costs: CostsBody | None = None
+    context: ContextBody | None = None
+    schedule: ScheduleBody | None = None
 
     @model_serializer(mode="wrap")
     def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave out the members of newer programs that are not used: older ones refuse them."""
         written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items() if name not in _NEWER or value}
+        return {name: value for name, value in written.items() if name not in STRUCTURED or value}
 
 
-_NEWER = frozenset({"auto_adopt"})
+STRUCTURED = ("auto_adopt", "costs", "context", "schedule")
+"""Members of a prior that are no vector, and that are not written where they are absent."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,10 @@ class Prior:
     warnings: tuple[str, ...] = field(default=())
     calibrated: bool = False
     """Whether log_source was measured on validation (and holds a bias per class)."""
+    costs: Costs | None = None
+    """With costs, answers hold the decision that is expected to cost least."""
+    switch: Switch | None = None
+    """With a switch, another stored prior may apply in place of this one."""
 
     @property
     def offset(self) -> Vector | None:
@@ -93,6 +105,8 @@ def parse_prior(body: object) -> PriorBody:
     errors: list[tuple[str, str]] = []
     for name in ("label_frequencies", "target"):
         errors += _vector_form_errors(name, body.get(name))
+    errors += of_costs.form_faults(body.get("costs"))
+    errors += of_switch.form_faults(body)
     if errors:
         raise InvalidPrior(errors)
     try:
@@ -133,6 +147,10 @@ def resolve_prior(
     errors: list[tuple[str, str]] = []
     frequencies = _label_frequencies(body, class_names, class_counts, errors)
     target = _target(body, class_names, frequencies, errors)
+    costs = None
+    if body.costs is not None:
+        costs = of_costs.resolve_costs(body.costs, class_names, errors)
+    switch = of_switch.resolve_switch(body.context, body.schedule, errors)
     if errors:
         raise InvalidPrior(errors)
     if target is None:
@@ -163,6 +181,8 @@ def resolve_prior(
         expected=body.expected,
         warnings=warnings,
         calibrated=calibrated,
+        costs=costs,
+        switch=switch,
     )
 
 

@@ -63,7 +63,7 @@ class Declared(Protocol):
 
 @dataclass(frozen=True)
 class GraphOutputs:
-    """The outputs of one graph call, row by row. The last three are None unless asked for."""
+    """The outputs of one graph call, row by row. The last five are None unless asked for."""
 
     top_index: NDArray[np.int64]  # [n, k] best first, by adjusted logits
     top_probability: NDArray[np.float32]  # [n, k]
@@ -73,6 +73,8 @@ class GraphOutputs:
     adjusted_logits: NDArray[np.float32] | None = None  # [n, C]
     probabilities: NDArray[np.float32] | None = None  # [n, C]
     features: NDArray[np.float64] | None = None  # [n, 2] of `Familiarity`, where model.json has it
+    decision: NDArray[np.int64] | None = None  # [n] by cost; see service.batching.decisions
+    expected_cost: NDArray[np.float64] | None = None  # [n]
 
     def rows(self, start: int, stop: int) -> "GraphOutputs":
         """The outputs of rows `start` to `stop`."""

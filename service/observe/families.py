@@ -12,6 +12,7 @@ COUNTERS = {
     "priordial_decisions_changed": "Predictions whose class the adjustment changed",
     "priordial_version_requests": "Requests by model version: scored or failed",
     "priordial_version_inference_seconds": "Seconds of graph calls by model version",
+    "priordial_decisions": "Answers under a prior with costs, by what the costs decided",
     "priordial_requests": "HTTP requests by route template and status",
     "priordial_rejected": "Requests that were not scored, by reason",
     "priordial_worker_restarts": "Workers that replaced another one, by how that one ended",

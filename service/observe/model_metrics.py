@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from service.batching.work import BatchFacts
 from service.contract.bundle import Bundle
+from service.contract.members.costs import REJECTED
 from service.contract.scores import group_of
 from service.observe.exposition import NAMES, VectorGauge
 from service.observe.statistics import VersionStatistics
 from service.observe.tally import Cells, Histogram, Tally
 
 DECISIONS = ("adjusted", "unadjusted")
+BY_COST = ("as_predicted", "by_cost", "rejected")
+"""The decision under costs: the most probable class, another one, or none."""
 OTHER = "__other__"
 REASONS = ("overloaded", "deadline", "abandoned", "failed", "invalid")
 """Why requests that a model accepted are not scored."""
@@ -72,6 +75,9 @@ class ModelMetrics:
         )
         self._seconds = of_version.cells("priordial_version_inference_seconds", labels)
         self._changed = of_version.cells("priordial_decisions_changed", labels)
+        self._by_cost = [
+            of_version.cells("priordial_decisions", {**labels, "decision": d}) for d in BY_COST
+        ]
         self._inference = Histogram.of(tally, "priordial_inference_seconds", by_model)
         self._rows = Histogram.of(tally, "priordial_batch_rows", by_model)
         self._queue = Histogram.of(tally, "priordial_queue_seconds", by_model)
@@ -95,11 +101,27 @@ class ModelMetrics:
         self._changed[0] += np.count_nonzero(adjusted != unadjusted)
         self._scored[0] += facts.requests
         self._seconds[0] += facts.seconds
+        if outputs.decision is not None:
+            decision = outputs.decision
+            if facts.answered is not None:
+                decision = decision[facts.answered]
+            self._count_by_cost(decision, adjusted)
         self._inference.observe(facts.seconds)
         self._rows.observe(facts.rows)
         queued = self._queue.observe_all(facts.queue_seconds)
         self._tau.observe_all(facts.taus)
         self._statistics.batch(facts, queue_seconds=queued)
+
+    def _count_by_cost(self, decision: NDArray[np.int64], adjusted: NDArray[np.int64]) -> None:
+        """Count the rows that were decided by cost."""
+        same = np.count_nonzero(decision == adjusted)
+        rejected = np.count_nonzero(decision == REJECTED)
+        for cell, number in zip(
+            self._by_cost,
+            (same, np.count_nonzero(decision >= 0) - same, rejected),
+            strict=True,
+        ):
+            cell[0] += number
 
     def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
         """Yield the gauges of a prior's target [C], by class and by group."""

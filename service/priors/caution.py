@@ -51,11 +51,11 @@ def target_warnings(prior: Prior, class_names: list[str]) -> list[str]:
 def flip_share(
     logits: NDArray[np.float32], *, temperature: float, before: Rule, after: Rule
 ) -> float:
-    """The share of recent logits [n, C], n > 0, whose label differs between two rules."""
+    """The share of recent logits [n, C], n > 0, whose decision differs between two rules."""
     flips = 0
     for rows in chunks(logits):
         labels = [
-            rule.adjust(rows, temperature=temperature).argmax(axis=1) for rule in (before, after)
+            rule.decide(rule.adjust(rows, temperature=temperature)) for rule in (before, after)
         ]
         flips += int((labels[0] != labels[1]).sum())
     return flips / len(logits)

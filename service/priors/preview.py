@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.bundle import Bundle
 from service.contract.label_shift import NotConverged, em_prior
+from service.contract.members.costs import REJECTED
 from service.contract.prior import Prior
 from service.contract.tracking import Tracked
 from service.contract.verdict import SHRINKAGE, Assessment, assess, may_adopt
@@ -31,6 +32,7 @@ class Outcome:
     """The effect of one rule on the traffic. Vectors are [C].
 
     An error is None when no posterior is known or, for the balanced error, no class is expected.
+    A rejected row counts as an error.
     """
 
     rates: Vector
@@ -39,6 +41,10 @@ class Outcome:
     """Jensen-Shannon divergence, in nats, of the mean probability from the rule's target."""
     expected_error: float | None
     expected_balanced_error: float | None
+    rejected: float = 0.0
+    """Share of the rows that are rejected by cost."""
+    expected_cost: float | None = None
+    """Mean cost of the decisions, where the rule has costs and a posterior is known."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ def preview(
             posterior = softmax(posterior_rule.adjust(chunk, temperature=temperature))
             class_mass += posterior.sum(axis=0)
         decisions = [
-            total.count(rule.adjust(chunk, temperature=temperature), posterior)
+            total.count(rule, rule.adjust(chunk, temperature=temperature), posterior)
             for total, rule in zip(sums, (before, after), strict=True)
         ]
         changed += int((decisions[0] != decisions[1]).sum())
@@ -155,15 +161,21 @@ class _Sums:
         self.decided = np.zeros(num_classes)
         self.probability = np.zeros(num_classes)
         self.right = np.zeros(num_classes)
+        self.rejected = 0
+        self.cost = 0.0
 
-    def count(self, adjusted: Vector, posterior: Vector | None) -> NDArray[np.int64]:
-        """Add a chunk [n, C] and return its decisions [n]."""
-        decisions: NDArray[np.int64] = adjusted.argmax(axis=1)
-        self.decided += np.bincount(decisions, minlength=len(self.decided))
+    def count(self, rule: Rule, adjusted: Vector, posterior: Vector | None) -> NDArray[np.int64]:
+        """Add a chunk [n, C] and return its decisions [n]; a rejected row has REJECTED."""
+        decisions = rule.decide(adjusted)
+        taken = np.flatnonzero(decisions != REJECTED)
+        classes = decisions[taken]
+        self.rejected += len(decisions) - len(taken)
+        self.decided += np.bincount(classes, minlength=len(self.decided))
         self.probability += softmax(adjusted).sum(axis=0)
         if posterior is not None:
-            believed = np.take_along_axis(posterior, decisions[:, None], axis=1)[:, 0]
-            self.right += np.bincount(decisions, believed, minlength=len(self.right))
+            self.right += np.bincount(classes, posterior[taken, classes], len(self.right))
+            if rule.prior.costs is not None:
+                self.cost += float(rule.prior.costs.of_decisions(posterior, decisions).sum())
         return decisions
 
     def outcome(self, rows: int, rule: Rule, class_mass: Vector | None) -> Outcome:
@@ -174,8 +186,15 @@ class _Sums:
             error = float(1 - self.right.sum() / rows)
             if present.any():
                 balanced = float(1 - (self.right[present] / class_mass[present]).mean())
+        priced = rule.prior.costs is not None and class_mass is not None
         return Outcome(
-            self.decided / rows, mean, jensen_shannon(mean, rule.prior.target), error, balanced
+            self.decided / rows,
+            mean,
+            jensen_shannon(mean, rule.prior.target),
+            error,
+            balanced,
+            rejected=self.rejected / rows,
+            expected_cost=self.cost / rows if priced else None,
         )
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from service.contract.bundle import Bundle
-from service.contract.prior import PriorBody, resolve_prior
+from service.contract.prior import PriorBody, UnknownLabelFrequencies, resolve_prior
 from service.priors.changes import (
     UNCONDITIONAL,
     AddCounts,
@@ -219,6 +219,16 @@ class Priors:
         Raises PriorDoesNotFit and the like.
         """
         return self._built_in(bundle, name) if entry is None else self._resolve_entry(bundle, entry)
+
+    def missing(self, bundle: Bundle, revision: PriorRevision) -> list[str]:
+        """Priors to which the context or schedule of a prior leads, and which cannot be used."""
+        switch, absent = revision.prior.switch, []
+        for name in () if switch is None else switch.names:
+            try:
+                self.select(bundle, name)
+            except (UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies):
+                absent.append(name)
+        return absent
 
     def newest(self, model: str, name: str) -> StoredRevision | None:
         """The newest entry of a prior that is in use, whether it fits or not."""

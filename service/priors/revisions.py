@@ -5,11 +5,12 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import lru_cache
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.members.switch import NAME_PATTERN, Fallback
 from service.contract.prior import InvalidPrior, Prior, PriorBody
 
 DEFAULT = "default"
@@ -17,7 +18,6 @@ BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target
 MAX_REVISION = 2**53 - 1
 """Largest revision number that a caller may give: every JSON reader can hold it exactly."""
 
-NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 REFERENCE = rf"^({NAME_PATTERN})(?:@(>=)?([0-9]{{1,16}}))?$"
 """NAME, NAME@REVISION or NAME@>=REVISION, for requests and for `/openapi.json`."""
 _NAME = re.compile(NAME_PATTERN)
@@ -117,6 +117,32 @@ class Served:
 
 
 @dataclass(frozen=True)
+class ChosenBy:
+    """The prior whose context or schedule chose another one, and how it came to that.
+
+    name and revision: of the prior that was asked for. key, value: what of the request, or which
+    rule of the schedule, decided. fallback: why the mapped prior is not the one used; None: it is.
+    """
+
+    name: str | None
+    revision: int
+    key: str | None
+    value: str | None
+    fallback: Fallback | None
+    warnings: tuple[str, ...] = ()
+
+    def shown(self) -> dict[str, Any]:
+        """As `prior.context` of an answer."""
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "key": self.key,
+            "value": self.value,
+            "fallback": self.fallback,
+        }
+
+
+@dataclass(frozen=True)
 class PriorRevision:
     """A prior resolved for a model, with which requests are answered.
 
@@ -131,6 +157,8 @@ class PriorRevision:
     prior: Prior
     offset: NDArray[np.float32] | None = field(repr=False)
     key: Hashable = field(repr=False)
+    chosen_by: ChosenBy | None = None
+    """Set where the context or schedule of another prior led to this one."""
 
     @property
     def nbytes(self) -> int:
@@ -143,7 +171,8 @@ class PriorRevision:
             prior.log_target,
             self.offset,
         )
-        return sum(vector.nbytes for vector in vectors if vector is not None)
+        costs = 0 if prior.costs is None else prior.costs.nbytes
+        return costs + sum(vector.nbytes for vector in vectors if vector is not None)
 
 
 @dataclass(frozen=True)

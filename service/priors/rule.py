@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, adjust_logits, softmax
 from service.contract.bundle import Bundle
+from service.contract.members.costs import Decisions
 from service.contract.prior import Prior
 
 CHUNK_CELLS = 1_000_000
@@ -38,6 +39,16 @@ class Rule:
             temperature=temperature,
         )
 
+    def decide(self, adjusted: Vector) -> NDArray[np.int64]:
+        """The decision [n] of adjusted logits [n, C]: a class, or REJECTED.
+
+        The most probable class; with costs, the one that is expected to cost least.
+        """
+        if self.prior.costs is None:
+            likeliest: NDArray[np.int64] = adjusted.argmax(axis=1)
+            return likeliest
+        return self.prior.costs.decide(softmax(adjusted)).index
+
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
@@ -45,6 +56,8 @@ class Ranking:
 
     indices: NDArray[np.int64]  # [n, k]
     probabilities: Vector  # [n, k]
+    decisions: Decisions | None = None
+    """By cost, where the prior has costs."""
 
 
 def as_trained(logits: NDArray[Any], *, temperature: float) -> Vector:
@@ -58,8 +71,10 @@ def rank(logits: NDArray[Any], rule: Rule | None, *, temperature: float, top_k: 
         adjusted = as_trained(logits, temperature=temperature)
     else:
         adjusted = rule.adjust(logits, temperature=temperature)
-    indices = best(adjusted, top_k)
-    return Ranking(indices, np.take_along_axis(softmax(adjusted), indices, axis=1))
+    indices, probabilities = best(adjusted, top_k), softmax(adjusted)
+    costs = None if rule is None else rule.prior.costs
+    decisions = None if costs is None else costs.decide(probabilities)
+    return Ranking(indices, np.take_along_axis(probabilities, indices, axis=1), decisions)
 
 
 def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:

@@ -1,13 +1,14 @@
-"""The settings of a request (tau, prior, top_k, version), from its query string, form fields or
-JSON body.
+"""The settings of a request (tau, prior, top_k, version, context), from its query string, form
+fields or JSON body.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
+from service.contract.members.switch import MAX_KEYS, MAX_TEXT
 from service.wire.digits import whole_number
 from service.wire.faults import InvalidParameter, Malformed, TooLarge
 from service.wire.json_text import parse_json
@@ -17,7 +18,7 @@ T = TypeVar("T")
 
 MAX_INLINE_PRIOR_VALUES = 100_000
 _MAX_FIELDS = 16
-_PARAMETERS = ("tau", "prior", "top_k", "version")
+_PARAMETERS = ("tau", "prior", "top_k", "version", "context")
 _MAX_TAU_DIGITS = 20
 _MAX_CACHED_QUERY_BYTES = 256
 """A client repeats short queries; longer ones, which hold inline priors, are read each time."""
@@ -31,6 +32,8 @@ class Parameters(NamedTuple):
     prior: str | dict[str, Any] | None = None
     top_k: int | None = None
     version: int | None = None
+    context: Mapping[str, str] | None = None
+    """What the context of a prior may decide by, such as {"site": "north"}."""
 
     def merged(self, other: "Parameters") -> "Parameters":
         """Both together. Raises Malformed when they differ in a parameter that both set."""
@@ -67,7 +70,7 @@ def _read_query(query: bytes) -> Parameters:
         if fits and not rest.startswith(b"tau="):
             others = query_parameters(rest)
             if others.tau is None and rest != query:
-                return Parameters(float(text), others.prior, others.top_k, others.version)
+                return others._replace(tau=float(text))
     try:
         return text_parameters(_pairs(query.decode("ascii")))
     except ValueError as error:
@@ -95,7 +98,7 @@ def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
 
     A prior that begins with a brace is an inline prior in JSON.
     """
-    tau = prior = top_k = version = None
+    tau = prior = top_k = version = context = None
     for name, value in pairs:
         if name == "tau":
             tau = _same(name, tau, value)
@@ -105,6 +108,8 @@ def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
             top_k = _same(name, top_k, value)
         elif name == "version":
             version = _same(name, version, value)
+        elif name == "context":
+            context = _same(name, context, value)
         else:
             raise Malformed(
                 f"unknown parameter '{name[:60]}'; expected one of {', '.join(_PARAMETERS)}"
@@ -114,6 +119,7 @@ def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
         prior_of_text(prior),
         _text_integer("top_k", top_k),
         _text_integer("version", version),
+        None if context is None else context_of(context),
     )
 
 
@@ -135,9 +141,39 @@ def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
     return _bounded(found)
 
 
+def context_of(given: object) -> dict[str, str]:
+    """A context as an object of texts, as `KEY:VALUE`, or as the text of a JSON object.
+
+    Raises InvalidParameter or Malformed.
+    """
+    if isinstance(given, str) and not given.startswith("{"):
+        key, colon, value = given.partition(":")
+        if not colon:
+            raise InvalidParameter(f"context is {short(given)}; expected KEY:VALUE, as site:north")
+        given = {key: value}
+    elif isinstance(given, str):
+        try:
+            given = parse_json(given.encode())
+        except (Malformed, UnicodeEncodeError) as error:
+            raise Malformed(f"the context is not JSON: {error}") from None
+    if not isinstance(given, dict) or len(given) > MAX_KEYS:
+        raise InvalidParameter(
+            f"context is {short(given)}; expected an object of at most {MAX_KEYS} keys"
+        )
+    for key, value in given.items():
+        if not isinstance(value, str) or not 1 <= len(key) <= MAX_TEXT or len(value) > MAX_TEXT:
+            raise InvalidParameter(
+                f"context has {short(key)}: {short(value)}; expected texts of at most {MAX_TEXT} "
+                "characters"
+            )
+    return given
+
+
 def _bounded(prior: T) -> T:
     """The prior, unless it is an inline prior of too many values. Raises TooLarge."""
-    for vector in prior.values() if isinstance(prior, dict) else ():
+    costs = prior.get("costs") if isinstance(prior, dict) else None
+    parts = [*prior.values(), *_cost_parts(costs)] if isinstance(prior, dict) else []
+    for vector in parts:
         if isinstance(vector, (list, dict)) and len(vector) > MAX_INLINE_PRIOR_VALUES:
             raise TooLarge(
                 f"the inline prior holds {len(vector)} values; "
@@ -145,6 +181,15 @@ def _bounded(prior: T) -> T:
                 "store the prior and name it"
             )
     return prior
+
+
+def _cost_parts(costs: object) -> Iterator[Any]:
+    """The vectors in the `costs` of an inline prior; all rows of the matrix count as one."""
+    if isinstance(costs, dict):
+        yield from (costs.get("miss"), costs.get("pairs"))
+        rows = costs.get("matrix")
+        if isinstance(rows, list):
+            yield [None] * sum(len(row) for row in rows if isinstance(row, list))
 
 
 def body_parameters(members: object) -> Parameters:
@@ -172,6 +217,7 @@ def body_parameters(members: object) -> Parameters:
         prior=prior,
         top_k=members.get("top_k"),
         version=members.get("version"),
+        context=None if members.get("context") is None else context_of(members["context"]),
     )
 
 

@@ -10,6 +10,8 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
+from service.contract.members.costs import REJECTED
+
 _MAX_KEPT = 4096
 SLICE_VALUES = 20_000
 """Numbers that are written in one call, which holds the interpreter for about two milliseconds."""
@@ -73,6 +75,32 @@ def rows_json(
         orjson.dumps(unadjusted_probabilities.ravel(), option=_NUMPY)[1:-1].split(b","),
     )
     return list(map(_form(k).__mod__, zip(*columns, strict=True)))
+
+
+def with_decisions(
+    rows: list[bytes],
+    class_names: Sequence[str],
+    decision: NDArray[np.int64],
+    expected_cost: NDArray[np.float64],
+) -> list[bytes]:
+    """Entries of `predictions` with the decision by cost of each row that has one.
+
+    decision: [n] a class, -1 for a rejected row, less for a row without costs.
+    """
+    found = []
+    for row, index, cost in zip(rows, decision.tolist(), expected_cost.tolist(), strict=True):
+        if index < REJECTED:
+            found.append(row)
+            continue
+        rejected = index == REJECTED
+        shown = {
+            "label": None if rejected else class_names[index],
+            "index": None if rejected else index,
+            "expected_cost": cost,
+            "rejected": rejected,
+        }
+        found.append(b'%b,"decision":%b}' % (row[:-1], orjson.dumps(shown)))
+    return found
 
 
 def number_texts(values: NDArray[Any]) -> list[bytes]:

@@ -8,7 +8,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.api.oip.request import HEADER_LENGTH, InferHeader, Requested, read_header
+from service.api.oip.request import DECISIONS, HEADER_LENGTH, InferHeader, Requested, read_header
 from service.batching.queue import Entry
 from service.batching.run import MAX_GRAPH_TOP_K
 from service.classifier import (
@@ -19,6 +19,8 @@ from service.classifier import (
     warnings_of,
 )
 from service.contract.bundle import Bundle
+from service.contract.members.costs import REJECTED
+from service.priors.revisions import PriorRevision
 from service.priors.rule import best
 from service.repository.served import ServedModel
 from service.wire.ranked import joined_texts, list_json, number_texts
@@ -109,6 +111,9 @@ def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
         elif each.name.startswith("class_"):
             classes[each.name] = top_k
         k = classes.get(each.name)
+        if each.name in DECISIONS:
+            are_numbers = False
+            continue
         full = full or k is None or each.name.endswith("logits") or k > MAX_GRAPH_TOP_K
         are_numbers = are_numbers and (k is None or each.name in _NUMBERS)
     columns = None
@@ -205,7 +210,10 @@ def encoded(
     """
     described, tensors = [], []
     for output in asked.outputs:
-        values, shape, datatype = _values(output, bundle, scored, k)
+        if output.name in DECISIONS:
+            values, shape, datatype = _decision(output.name, bundle, scored)
+        else:
+            values, shape, datatype = _values(output, bundle, scored, k)
         entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
         if output.binary:
             tensors.append(encode_binary(values))
@@ -236,11 +244,18 @@ def _parameters(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
             "tau": tau,
             "prior": revision.name or "inline",
             "prior_revision": revision.revision,
+            **_context(revision),
         }
         if warnings := warnings_of(bundle, revision, tau):
             found["warnings"] = "; ".join(warnings)
         return found
     return _by_row(bundle, settings)
+
+
+def _context(revision: PriorRevision) -> dict[str, str]:
+    """The context that led to a prior, as the text of a JSON object."""
+    chosen = revision.chosen_by
+    return {} if chosen is None else {"prior_context": orjson.dumps(chosen.shown()).decode()}
 
 
 def _by_row(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
@@ -252,6 +267,7 @@ def _by_row(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
         revision = settings.revisions[0]
         found["prior"] = revision.name or "inline"
         found["prior_revision"] = revision.revision
+        found.update(_context(revision))
     else:
         names = (f"{each.name or 'inline'}@{each.revision}" for each in settings.revisions)
         found["priors"] = ", ".join(names)
@@ -293,6 +309,28 @@ def _values(
     if name == "class_name":
         return [bundle.class_names[i] for i in index.ravel().tolist()], shape, "BYTES"
     return _classes(bundle, chances, index), shape, "BYTES"
+
+
+def _decision(name: str, bundle: Bundle, scored: Entry) -> tuple[Any, list[int], str]:
+    """(values, shape, datatype) of an output about the decisions.
+
+    A rejected row has the empty text and the index -1. Where the prior has no costs, the decision
+    is the most probable class and its cost the probability that this is wrong.
+    """
+    outputs, rows = scored.outputs, slice(scored.start, scored.stop)
+    index = outputs.top_index[rows, 0].copy()
+    cost = 1 - outputs.top_probability[rows, 0]
+    if outputs.decision is not None and outputs.expected_cost is not None:
+        priced = outputs.decision[rows] >= REJECTED
+        index[priced] = outputs.decision[rows][priced]
+        cost[priced] = outputs.expected_cost[rows][priced]
+    shape = [len(index), 1]
+    if name == "expected_cost":
+        return cost[:, None], shape, "FP32"
+    if name == "decision_index":
+        return index[:, None], shape, "INT64"
+    names = bundle.class_names
+    return ["" if i == REJECTED else names[i] for i in index.tolist()], shape, "BYTES"
 
 
 def _classes(bundle: Bundle, values: NDArray[np.float32], index: NDArray[np.int64]) -> list[str]:

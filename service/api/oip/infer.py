@@ -196,7 +196,13 @@ class Infer:
     ) -> None:
         """Queue the rows of a request. Raises the errors of the status table."""
         model, classifier = read.model, self._classifier
-        settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
+        used = [
+            each
+            if each.prior.switch is None
+            else classifier.in_context(model.bundle, each, read.parameters.context)
+            for each in revisions
+        ]
+        settings = classifier.settings_of(model.bundle, read.taus, used, read.prior_of_row)
         plan = read.form.plan(read.parameters.top_k)
         work = classifier.admit_rows(
             model,

@@ -106,6 +106,9 @@ def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
             _tensor("class_index", "INT64", [-1, -1], optional),
             _tensor("class_probability", "FP32", [-1, -1], optional),
             _tensor("class_name", "BYTES", [-1, -1], optional),
+            _tensor("decision", "BYTES", [-1, 1], optional),
+            _tensor("decision_index", "INT64", [-1, 1], optional),
+            _tensor("expected_cost", "FP32", [-1, 1], optional),
         ],
         "properties": {
             "class_digest": bundle.class_digest,

@@ -18,8 +18,10 @@ from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describ
 
 HEADER_LENGTH = b"inference-header-content-length"
 CLASSES_OF = ("probabilities", "adjusted_logits", "logits")
-OUTPUTS = (*CLASSES_OF, "class_index", "class_probability", "class_name")
-_OWN = ("tau", "prior", "top_k")
+DECISIONS = ("decision", "decision_index", "expected_cost")
+"""By the costs of the prior; without costs the most probable class, at the cost of an error."""
+OUTPUTS = (*CLASSES_OF, "class_index", "class_probability", "class_name", *DECISIONS)
+_OWN = ("tau", "prior", "top_k", "context")
 _IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", "content_type")
 """What clients of other servers send of themselves, and what means nothing to a classifier."""
 
@@ -170,7 +172,7 @@ def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
             "triton_"
         ):
             raise Malformed(
-                f"unknown parameter '{name[:60]}'; expected tau, prior, top_k, timeout or "
+                f"unknown parameter '{name[:60]}'; expected tau, prior, context, top_k, timeout or "
                 "binary_data_output"
             )
     if isinstance(own.get("prior"), str):

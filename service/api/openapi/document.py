@@ -203,7 +203,7 @@ def _scoring() -> dict[str, Any]:
     }
     one = {"application/json": {"schema": ref("PredictAnswer")}}
     many = {"application/json": {"schema": ref("AdjustAnswer")}}
-    json_only = [*_query("tau", "prior", "top_k", "version"), _timeout()]
+    json_only = [*_query("tau", "prior", "top_k", "version", "context"), _timeout()]
     length = parameter(
         "Inference-Header-Content-Length",
         {"type": "integer", "minimum": 0},
@@ -285,6 +285,11 @@ def _query(*names: str) -> list[Schema]:
             "version",
             {"type": "integer", "minimum": 1, "maximum": 999_999_999},
             "Pins a version; else the newest",
+        ),
+        "context": parameter(
+            "context",
+            {"type": "string"},
+            "What the context of the prior decides by: KEY:VALUE, or the text of a JSON object",
         ),
     }
     return [known[name] for name in names]

@@ -6,6 +6,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.api.edge.errors import PROBLEM_JSON, TITLES
+from service.contract.members.costs import CostsBody
+from service.contract.members.switch import ELSE, MAX_RULES, NAME_PATTERN, WEEKDAYS
 from service.contract.prior import PriorBody
 from service.priors.revisions import REFERENCE
 
@@ -113,8 +115,27 @@ def _whole(schema: Any, parts: Mapping[str, Any]) -> Any:
 
 _BODY = PriorBody.model_json_schema()
 PRIOR: dict[str, Any] = _whole(_BODY, _BODY.get("$defs", {}))
+_NAME = {"type": "string", "pattern": f"^{NAME_PATTERN}$"}
 PRIOR["properties"]["target"]["anyOf"] = [{"enum": ["uniform", "training"]}, *_WEIGHTS]
 PRIOR["properties"]["label_frequencies"]["anyOf"] = [*_WEIGHTS, {"type": "null"}]
+PRIOR["properties"]["costs"]["anyOf"][0] = CostsBody.model_json_schema()
+PRIOR["properties"]["schedule"]["anyOf"][0] = _object(
+    ["time_zone", "rules"],
+    time_zone={"type": "string"},
+    rules={
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_RULES,
+        "items": _object(
+            ["prior"],
+            prior=_NAME,
+            weekdays={"type": "array", "items": {"enum": list(WEEKDAYS)}},
+            months={"type": "array", "items": {"type": "integer", "minimum": 1, "maximum": 12}},
+            hours={"type": "array", "items": {"type": "number", "minimum": 0, "maximum": 24}},
+        ),
+    },
+    **{ELSE: {"anyOf": [_NAME, {"type": "null"}]}},
+)
 PATCH = _object(
     ["add"],
     add={**_object([], target=_COUNTS, label_frequencies=_COUNTS), "minProperties": 1},

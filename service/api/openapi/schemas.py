@@ -11,6 +11,7 @@ from pydantic.json_schema import models_json_schema
 
 from service.api.openapi.routes import PRIOR
 from service.contract.adjustment import MIN_TAU
+from service.contract.members.switch import MAX_KEYS, MAX_TEXT, Fallback
 from service.priors.revisions import REFERENCE
 from service.wire.tensors import DATATYPES
 
@@ -25,6 +26,13 @@ Probability: TypeAlias = Annotated[float, Field(ge=0, le=1)]
 AnyPrior: TypeAlias = Annotated[Any, WithJsonSchema({"anyOf": [PRIOR_REFERENCE, PRIOR]})]
 Anything: TypeAlias = Annotated[Any, WithJsonSchema({})]
 Base64: TypeAlias = Annotated[str, WithJsonSchema({"type": "string", "contentEncoding": "base64"})]
+
+
+ContextObject: TypeAlias = dict[
+    Annotated[str, Field(min_length=1, max_length=MAX_TEXT)],
+    Annotated[str, Field(max_length=MAX_TEXT)],
+]
+Context: TypeAlias = Annotated[ContextObject, Field(max_length=MAX_KEYS)] | str
 
 
 def _one_of(one: str, other: str) -> Schema:
@@ -80,6 +88,7 @@ class Parameters(_Closed):
     prior: AnyPrior = None
     top_k: Count = 5
     version: Count = 1
+    context: Context = {}
 
 
 class EncodedImage(_Closed):
@@ -112,6 +121,7 @@ class PredictForm(BaseModel):
     prior: str = ""
     top_k: str = ""
     version: str = ""
+    context: str = ""
 
 
 class Choice(_Closed):
@@ -122,11 +132,37 @@ class Choice(_Closed):
     probability: Probability
 
 
+class Decision(_Closed):
+    """The decision that is expected to cost least under a prior with costs; null: rejected."""
+
+    label: str | None
+    index: Index | None
+    expected_cost: Annotated[float, Field(ge=0)]
+    rejected: bool
+
+
 class Prediction(Choice):
-    """The best class of a row, the next best, and the best class at tau = 0."""
+    """The best class of a row, the next best, and the best class at tau = 0.
+
+    `decision` is there where the prior has costs.
+    """
 
     top: Annotated[list[Choice], Field(min_length=1)]
     unadjusted: Choice
+    decision: Decision = Decision(label=None, index=None, expected_cost=0, rejected=True)
+
+
+class UsedContext(_Closed):
+    """The prior whose context or schedule led to the one used, by what, and the fall-back if any.
+
+    key, value: of the request's context, or `schedule` and the number of the rule.
+    """
+
+    name: str | None
+    revision: Index
+    key: str | None
+    value: str | None
+    fallback: Fallback | None
 
 
 class UsedPrior(_Closed):
@@ -134,6 +170,7 @@ class UsedPrior(_Closed):
 
     name: str | None
     revision: Index
+    context: UsedContext = UsedContext(name=None, revision=0, key=None, value=None, fallback=None)
 
 
 Predictions: TypeAlias = Annotated[list[Prediction], Field(min_length=1)]
@@ -160,6 +197,7 @@ class AdjustSetting(_Closed):
 
     tau: Tau = Tau(0)
     prior: AnyPrior = None
+    context: Context = {}
 
 
 class AdjustRequest(_Closed):
@@ -207,6 +245,7 @@ class InferParameters(_Open):
 
     tau: Tau = Tau(0)
     prior: str = ""
+    context: str = ""
     top_k: Count = 5
     timeout: Annotated[int, Field(ge=0, description="Microseconds")] = 0
     binary_data_output: bool = False

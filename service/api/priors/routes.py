@@ -256,6 +256,8 @@ class PriorRoutes:
             resolved = self._priors.resolved(bundle, name, entry)
         except PriorDoesNotFit as error:
             warnings.append(str(error))
+        else:
+            warnings += _leads_nowhere(self._priors.missing(bundle, resolved))
         view = views.prior_view(
             bundle,
             name,
@@ -304,6 +306,15 @@ class PriorRoutes:
             return self._nothing_stored(bundle, entry.name)
         status = 201 if action == "put" and written.created else 200
         return await self._answer(bundle, entry.name, entry, status=status, flips=flips)
+
+
+def _leads_nowhere(names: list[str]) -> list[str]:
+    """The warning about priors that a context or schedule names and that cannot be used."""
+    if not names:
+        return []
+    shown = ", ".join(f"'{name}'" for name in names[:10])
+    more = f" and {len(names) - 10} more" if len(names) > 10 else ""
+    return [f"it leads to priors that are not available for this model: {shown}{more}"]
 
 
 def _addition(value: object) -> dict[str, Any]:

@@ -116,6 +116,13 @@ class Pair(_View):
     after: float
 
 
+class MaybePair(_View):
+    """A number before and after; null on a side whose prior has no costs."""
+
+    before: float | None
+    after: float | None
+
+
 class PreviewClass(_View):
     """One class: its share of the decisions, and its mean probability."""
 
@@ -141,6 +148,8 @@ class PreviewView(_View):
     divergence: Pair | None
     expected_error: Pair | None
     expected_balanced_error: Pair | None
+    rejected: Pair | None
+    expected_cost: MaybePair | None
     classes: list[PreviewClass]
     warnings: list[str]
 
@@ -251,6 +260,10 @@ def preview_view(
         else Pair(before=found.before.divergence, after=found.after.divergence),
         expected_error=_pair(found, "expected_error"),
         expected_balanced_error=_pair(found, "expected_balanced_error"),
+        rejected=_pair(found, "rejected"),
+        expected_cost=None
+        if found is None
+        else MaybePair(before=found.before.expected_cost, after=found.after.expected_cost),
         classes=[] if found is None else _classes(bundle, found.before, found.after),
         warnings=warnings,
     )

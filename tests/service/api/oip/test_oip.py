@@ -29,6 +29,7 @@ from tests.support.small_models import (
     weights,
 )
 
+DECISIONS = ["decision", "decision_index", "expected_cost"]
 ALL = [
     "probabilities",
     "adjusted_logits",
@@ -125,7 +126,7 @@ def test_the_server_and_its_models_describe_themselves(client):
         ("tau", "FP32", [-1, 1]),
         ("prior", "BYTES", [-1, 1]),
     ]
-    assert [o["name"] for o in found["outputs"]] == ALL
+    assert [o["name"] for o in found["outputs"]] == [*ALL, *DECISIONS]
     assert client.get_model_metadata("linear", "1") == found
     text = client.get_model_metadata("text")["inputs"][0]
     assert (text["datatype"], text["shape"]) == ("BYTES", [-1, 1])
@@ -150,7 +151,7 @@ def test_a_model_has_a_configuration_as_tritons_clients_know_it(client):
         "data_type": "TYPE_FP32",
         "dims": [CLASSES],
     }
-    assert [each["name"] for each in found["output"]] == ALL
+    assert [each["name"] for each in found["output"]] == [*ALL, *DECISIONS]
     rows = found["max_batch_size"]
     assert client.infer("linear", [x_of(inputs(rows))]).as_numpy("probabilities").shape[0] == rows
     with pytest.raises(InferenceServerException, match="at most") as refused:
