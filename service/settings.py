@@ -209,6 +209,15 @@ class Settings:
         low=1,
         high=3600,
     )
+    feedback_mib: int = _setting(
+        16,
+        "MiB of answers of a model version that each worker keeps for POST /feedback; 0: none",
+        low=0,
+        high=10**4,
+    )
+    feedback_hours: float = _setting(
+        24.0, "hours after an answer in which feedback may refer to it", low=0.01, high=8784
+    )
     allow_anonymous: bool = _setting(
         False, "serve without keys on an address that other machines can reach"
     )

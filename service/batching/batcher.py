@@ -51,6 +51,8 @@ class Batcher:
         try_graph: Callable[[], object] | None = None,
         name: str = "model",
         tracer: Tracer | None = None,
+        answered: Callable[[list[Entry]], None] | None = None,
+        least_top_k: int = 1,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the queue of a model version on the running event loop.
@@ -68,14 +70,21 @@ class Batcher:
         try_graph: runs the graph on rows of its warm-up; raises when it no longer can.
         name: the model and version, for messages and the thread's name.
         tracer: records requests and graph calls; None without traces.
+        answered: hears of finished entries just before their replies, where answers are kept.
+        least_top_k: classes that every batch ranks at least.
         clock: returns the time, as time.monotonic() does; a test sets its own.
         """
         self._cost, self._inline_seconds, self._clock = cost_seconds, inline_seconds, clock
         self._batch_run = BatchRun(
-            run_graph, table, record.wants_logits, try_graph=try_graph, clock=clock
+            run_graph,
+            table,
+            record.wants_logits,
+            try_graph=try_graph,
+            least_top_k=least_top_k,
+            clock=clock,
         )
         self._max_batch_rows, self._tracer, self.name = max_batch_rows, tracer, name
-        self._delivery = Delivery(table, record=record, tracer=tracer, name=name)
+        self._delivery = Delivery(table, record=record, tracer=tracer, name=name, answered=answered)
         self._queue = Queue(
             max_batch_rows=max_batch_rows,
             max_rows=max_queued_rows,

@@ -3,7 +3,7 @@ replies.
 """
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,16 @@ class Delivery:
     """Receives the finished batches of one batcher. Used from the event loop only."""
 
     def __init__(
-        self, table: PriorTable, *, record: Record, tracer: Tracer | None, name: str
+        self,
+        table: PriorTable,
+        *,
+        record: Record,
+        tracer: Tracer | None,
+        name: str,
+        answered: Callable[[list[Entry]], None] | None = None,
     ) -> None:
+        """`answered` hears of finished entries just before their replies."""
+        self._answered = answered
         self._table, self._record, self._tracer, self._name = table, record, tracer, name
         self.explorations = 0
         """The number of queued and running requests that do not count as traffic."""
@@ -66,6 +74,11 @@ class Delivery:
                 groups[entry.reply] = [entry]
             else:
                 group.append(entry)
+        if self._answered is not None:
+            try:
+                self._answered(done)
+            except Exception:
+                logger.exception("answers of %s could not be kept for feedback", self._name)
         for reply, entries in groups.items():
             try:
                 reply(entries)

@@ -36,7 +36,6 @@ class Entry:
     """
 
     __slots__ = (
-        "_parts",
         "admitted",
         "ask",
         "begun",
@@ -45,6 +44,7 @@ class Entry:
         "error",
         "inference_seconds",
         "outputs",
+        "parts",
         "pieces_left",
         "reply",
         "span",
@@ -72,8 +72,8 @@ class Entry:
         self.span: Any = None
         self.timer: Any = None
         """The timer of a hard deadline, while it runs."""
-        self._parts: list[tuple[int, GraphOutputs, int, int]] | None = None
-        """Results of a request in several pieces: (first row, outputs, start, stop)."""
+        self.parts: list[tuple[int, GraphOutputs, int, int]] | None = None
+        """Results in several pieces, not joined yet: (first row, outputs, start, stop)."""
 
     def done(self) -> bool:
         """Whether the entry has its scores or an error."""
@@ -90,9 +90,9 @@ class Entry:
 
     def add_part(self, first: int, outputs: GraphOutputs, start: int, stop: int) -> None:
         """Keep the scores of the rows from `first` on until all rows have theirs."""
-        if self._parts is None:
-            self._parts = []
-        self._parts.append((first, outputs, start, stop))
+        if self.parts is None:
+            self.parts = []
+        self.parts.append((first, outputs, start, stop))
 
     def scored(self, outputs: GraphOutputs, start: int, stop: int) -> None:
         """Store the scores of the last piece, and join them with those of the other pieces.
@@ -100,7 +100,7 @@ class Entry:
         The scores of a large answer are not joined here: `join` does so in a thread.
         """
         self.outputs, self.start, self.stop = outputs, start, stop
-        if self._parts is not None:
+        if self.parts is not None:
             self.start, self.stop = 0, len(self.work.inputs)
             if self.work.answer_values <= LARGE_ANSWER_VALUES:
                 self.join()
@@ -109,7 +109,7 @@ class Entry:
         """Join the scores of a request that ran in several pieces. A second call changes
         nothing.
         """
-        parts, self._parts = self._parts, None
+        parts, self.parts = self.parts, None
         if parts is not None:
             parts.sort(key=lambda part: part[0])
             self.outputs = GraphOutputs.joined(

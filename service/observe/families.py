@@ -13,6 +13,7 @@ COUNTERS = {
     "priordial_version_requests": "Requests by model version: scored or failed",
     "priordial_version_inference_seconds": "Seconds of graph calls by model version",
     "priordial_decisions": "Answers under a prior with costs, by what the costs decided",
+    "priordial_feedback": "Answers that feedback labelled, by whether they were right",
     "priordial_requests": "HTTP requests by route template and status",
     "priordial_rejected": "Requests that were not scored, by reason",
     "priordial_worker_restarts": "Workers that replaced another one, by how that one ended",
@@ -46,6 +47,10 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     ),
     "priordial_rollout_share": (
         "Share of the requests without a version that a version on trial answers",
+        max,
+    ),
+    "priordial_balanced_error": (
+        "Balanced error of live traffic: value, and the low and high end of its 95 % interval",
         max,
     ),
     "priordial_loop_turn_seconds": (

@@ -83,6 +83,7 @@ class ModelMetrics:
         self._queue = Histogram.of(tally, "priordial_queue_seconds", by_model)
         self._tau = Histogram.of(tally, "priordial_tau", by_model)
         self._by_model = by_model
+        self._of_version, self._labels = of_version, labels
         self._statistics = statistics
         self._rejected: dict[str, Cells] = {  # at 0 from the start, so that rate() sees the first
             reason: tally.cells("priordial_rejected", {**by_model, "reason": reason})
@@ -122,6 +123,12 @@ class ModelMetrics:
             strict=True,
         ):
             cell[0] += number
+
+    def feedback(self, outcome: str, number: int) -> None:
+        """Count answers that feedback labelled: right, wrong or undecided."""
+        self._of_version.cells("priordial_feedback", {**self._labels, "outcome": outcome})[0] += (
+            number
+        )
 
     def target(self, prior: str, target: NDArray[np.float64]) -> Iterable[VectorGauge]:
         """Yield the gauges of a prior's target [C], by class and by group."""

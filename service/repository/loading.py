@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from service.batching.batcher import Batcher
 from service.batching.work import Tracer
 from service.contract.bundle import Bundle, load_bundle
+from service.evaluate.answers import Answers
+from service.evaluate.ring import TOP
 from service.graph import session as graphs
 from service.graph import warm_up
 from service.graph.prior_table import PriorTable
@@ -24,7 +26,7 @@ from service.observe.metrics import Metrics
 from service.priors.recent import LogitReservoir
 from service.priors.shift.stream import Stream
 from service.repository.loads import Turn
-from service.repository.record import ModelRecord
+from service.repository.record import ModelRecord, keeper
 from service.repository.report import read_report
 from service.repository.served import ServedModel
 from service.wire.arrays import example_input
@@ -56,6 +58,7 @@ class Loader:
     this cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent
     logits. calibrated_source: whether models with an estimation block are adjusted with it.
     metrics: where versions are counted. tracer_of: the tracer of a version; None: no traces.
+    answers: where answers are kept for feedback.
     """
 
     provider: str
@@ -71,6 +74,7 @@ class Loader:
     calibrated_source: bool
     metrics: Metrics
     tracer_of: Callable[[Bundle], Tracer] | None = None
+    answers: Answers | None = None
 
     def prepare(self, folder: Path) -> Callable[[], ServedModel]:
         """Open and warm a version. Call it in a worker thread.
@@ -130,6 +134,7 @@ class Loader:
         recent = LogitReservoir(classes, max_rows=self.recent_rows, max_bytes=self.recent_bytes)
         stream = Stream(bundle)
 
+        kept = None if self.answers is None else self.answers.of(bundle)
         row_seconds = cost_seconds[largest] / largest
         waiting, flood = queue_bounds(row_seconds, self.max_queue_ms, full_batch=largest)
         batcher = Batcher(
@@ -146,6 +151,8 @@ class Loader:
             try_graph=partial(warm_up.try_out, graph, example, classes),
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
+            answered=None if kept is None else keeper(kept),
+            least_top_k=1 if kept is None else min(TOP, classes),
         )
         return ServedModel(
             bundle,

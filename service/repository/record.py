@@ -1,6 +1,16 @@
-"""Records a model version's batches and refusals: metrics, recent logits, and rows to track."""
+"""Records a model version's batches and refusals: metrics, recent logits, and rows to track.
 
+It also notes the answers that feedback may refer to.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import numpy as np
+
+from service.batching.queue import Entry
 from service.batching.work import Abandoned, BatchFacts, DeadlinePassed, Overloaded
+from service.evaluate.answers import MANY, Answered, VersionAnswers
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir
 from service.priors.shift.stream import Stream
@@ -36,3 +46,65 @@ class ModelRecord:
         if reason is None:
             reason = "invalid" if isinstance(error, ValueError) else "failed"
         self._metrics.rejected(reason)
+
+
+_new = tuple.__new__
+
+
+def keeper(answers: VersionAnswers) -> Callable[[Sequence[Entry]], None]:
+    """A function that notes the answers of finished entries; explorations are no answers."""
+    note, noted = answers.note, answers.noted
+
+    def answered(entries: Sequence[Entry]) -> None:
+        for entry in entries:
+            work = entry.work
+            if entry.error is not None or not work.is_traffic:
+                continue
+            if entry.parts is not None:
+                _note_parts(entry, note)
+                continue
+            asked: Any = entry.caller
+            outputs = entry.outputs
+            note(
+                _new(
+                    Answered,
+                    (
+                        asked.request_id,
+                        outputs.top_index,
+                        outputs.top_probability,
+                        outputs.decision,
+                        entry.start,
+                        entry.stop,
+                        work.tau,
+                        work.priors,
+                        work.prior_of_row,
+                        0,
+                    ),
+                )
+            )
+        if len(answers.waiting) > MANY:
+            noted()
+
+    return answered
+
+
+def _note_parts(entry: Entry, note: Callable[[Answered], object]) -> None:
+    """Note the pieces of a large request, whose scores are joined later, in a thread."""
+    work, asked = entry.work, cast("Any", entry.caller)
+    tau, of_row = work.tau, work.prior_of_row
+    for first, outputs, start, stop in entry.parts or ():
+        own = slice(first, first + stop - start)
+        note(
+            Answered(
+                asked.request_id,
+                outputs.top_index,
+                outputs.top_probability,
+                outputs.decision,
+                start,
+                stop,
+                tau[own] if isinstance(tau, np.ndarray) else tau,
+                work.priors,
+                None if of_row is None else of_row[own],
+                first,
+            )
+        )

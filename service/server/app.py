@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from service.api import console, dialect_probes, health, models, serving, web, whoami
+from service.api import console, dialect_probes, feedback, health, models, serving, web, whoami
 from service.api.adjust import Adjust
 from service.api.dialects import V1, Invocations
 from service.api.edge.access import Access
@@ -28,6 +28,7 @@ from service.batching.pool import Pool
 from service.classifier import Classifier
 from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
+from service.evaluate.answers import Answers
 from service.graph import providers
 from service.keys import parse_keys
 from service.machine import available_threads, own_address
@@ -109,6 +110,12 @@ class Service:
         self.history = History(lambda: self.metrics.exposition("")[0])
         if replaces:
             self.metrics.worker_replaced(replaces)
+        self.answers = Answers(
+            run_folder.version,
+            run_folder.version_tallies,
+            max_bytes=settings.feedback_mib * 2**20,
+            seconds=settings.feedback_hours * 3600,
+        )
         self.threads = max(1, available_threads() // settings.workers)
         store = open_store(settings.store, reads=settings.store_reads)
         self.priors = Priors(store)
@@ -129,6 +136,7 @@ class Service:
             retired=self._retired,
         )
         self.classifier = Classifier(self.priors, tau_cap=settings.tau_cap)
+        self.kept = feedback.kept(self.answers, self.repository, self.priors, self._reservoir)
         self.drift = Drift(self.priors, self._newest)
         self.shift = ShiftWatch(
             self.priors,
@@ -184,6 +192,7 @@ class Service:
             self.priors,
             self.drift,
             self.shift,
+            self.kept.evaluation,
             max_class_series=self.settings.max_class_series,
         )
         self.metrics.add_gauges(gauges.numbers)
@@ -197,6 +206,7 @@ class Service:
             announce=self._announce,
         )
         self.shift.start()
+        self.answers.start(lambda: self.kept.evaluation.refresh(self._serving()))
         if self.settings.metrics_port:
             self.metrics_port = MetricsPort(
                 self.settings.host,
@@ -243,6 +253,7 @@ class Service:
         self.drift.stop()
         self.history.stop()
         await asyncio.to_thread(self.shift.stop)
+        self.answers.stop()
         if self.metrics_port is not None:
             self.metrics_port.close()
         await self.repository.close()
@@ -272,6 +283,7 @@ class Service:
             calibrated_source=settings.calibrated_source,
             metrics=self.metrics,
             tracer_of=None if self.traces is None else self.traces.of_model,
+            answers=self.answers,
         )
 
     def _asgi(self) -> Edge:
@@ -308,6 +320,13 @@ class Service:
                     tau_cap=settings.tau_cap,
                     max_flip_share=settings.max_flip_share,
                     announce=self._announce,
+                ),
+                feedback.router(
+                    self.kept,
+                    repository=self.repository,
+                    priors=self.priors,
+                    access=self.access,
+                    workers=settings.workers,
                 ),
                 console.router(),
             ],
@@ -403,6 +422,7 @@ class Service:
         if self.mirror is not None:
             self.mirror.release((bundle.name, bundle.version))
         self.priors.forget(bundle)
+        self.answers.forget(bundle)
         self.metrics.forget(bundle)
 
     def _reservoir(self, bundle: Bundle) -> LogitReservoir | None:

@@ -5,6 +5,7 @@ from typing import get_args
 
 from service.contract.prior import UnknownLabelFrequencies
 from service.contract.verdict import Verdict
+from service.evaluate.live import Evaluation
 from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge
 from service.priors.drift import Drift
@@ -26,9 +27,11 @@ class Gauges:
         priors: Priors,
         drift: Drift,
         shift: ShiftWatch,
+        evaluation: Evaluation,
         *,
         max_class_series: int,
     ) -> None:
+        self._evaluation = evaluation
         self._repository, self._priors, self._drift = repository, priors, drift
         self._shift = shift
         self._max_class_series = max_class_series
@@ -39,6 +42,7 @@ class Gauges:
             labels = {"model": found.model, "prior": found.prior}
             yield "priordial_prior_divergence", labels, found.value
         yield from self._of_traffic()
+        figures = self._evaluation.published()
         for name, by_version in self._repository.all().items():
             newest = next(iter(by_version.values()))
             for prior in self._names(name):
@@ -55,6 +59,11 @@ class Gauges:
                 yield "priordial_target_expected", labels, float(expected)
             for model in by_version.values():
                 version = {"model": name, "version": str(model.bundle.version)}
+                errors = figures.get((name, model.bundle.version), {})
+                for bound in ("value", "low", "high"):
+                    if bound in errors:
+                        labels = {**version, "bound": bound}
+                        yield "priordial_balanced_error", labels, errors[bound]
                 yield "priordial_queued_rows", version, float(model.batcher.queued_rows)
                 provider = {**version, "provider": model.graph.provider}
                 yield "priordial_model_info", provider, 1.0

@@ -18,6 +18,8 @@ from service.api.oip import answer, infer, request
 from service.api.priors import shift
 from service.api.rpc import messages
 from service.contract import pixels
+from service.contract.members import costs, switch
+from service.evaluate import answers, contexts, feedback, live
 from service.priors import priors
 from service.priors.shift import history, stream, watch
 from service.settings import Settings
@@ -48,6 +50,26 @@ TABLE = {
         f"decoded {json_text.MAX_STORABLE_BYTES // MIB} MiB",
     ],
     "values of an inline prior": [parameters.MAX_INLINE_PRIOR_VALUES],
+    "costs of a prior": [costs.MAX_PAIRS, costs.MAX_MATRIX_CLASSES],
+    "contexts of a prior": [
+        switch.MAX_KEYS,
+        switch.MAX_VALUES,
+        switch.MAX_TEXT,
+        switch.MAX_RULES,
+    ],
+    "labels of one `POST /feedback`": [
+        feedback.MAX_ITEMS,
+        f"{json_body.MAX_BODY_BYTES // MIB} MiB",
+        feedback.MAX_ID,
+    ],
+    "answers kept for feedback": [
+        f"({SETTINGS.feedback_mib} MiB",
+        f"({SETTINGS.feedback_hours:g})",
+        answers.MAX_PENDING,
+        live.MAX_ROWS,
+        live.MAX_LABELS,
+        contexts.MAX_CONTEXTS,
+    ],
     "parameters in a query": [parameters._MAX_FIELDS],
     "values of one row": [json_rows._MAX_ROW_VALUES],
     "rows of one request": [

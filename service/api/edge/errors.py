@@ -7,6 +7,7 @@ import orjson
 
 from service.batching import work
 from service.contract import adjustment, prior
+from service.evaluate import feedback
 from service.priors import caution, preview, revisions
 from service.priors.orders import wishes
 from service.repository import repository
@@ -98,6 +99,7 @@ def kinds() -> Mapping[type[Exception], str]:
         revisions.StaleRevision: "stale",
         revisions.RevisionNotHere: "unavailable",
         revisions.StoreUnavailable: "unavailable",
+        feedback.InvalidFeedback: "invalid",
         preview.TooLittleTraffic: "too-little-traffic",
         preview.NotAdoptable: "not-adoptable",
         caution.TooManyFlips: "too-many-flips",

@@ -9,6 +9,7 @@ from service.api.edge.errors import PROBLEM_JSON, TITLES
 from service.contract.members.costs import CostsBody
 from service.contract.members.switch import ELSE, MAX_RULES, NAME_PATTERN, WEEKDAYS
 from service.contract.prior import PriorBody
+from service.evaluate.feedback import MAX_ID, MAX_ITEMS
 from service.priors.revisions import REFERENCE
 
 ALWAYS = ("invalid", "no-key", "forbidden", "rate-limited", "unknown-model", "unknown-prior")
@@ -143,6 +144,21 @@ PATCH = _object(
 )
 ROLLBACK = _object(
     ["revision"], revision={"type": "integer", "minimum": 0, "maximum": 2**53 - 1}, note=_NOTE
+)
+FEEDBACK = _object(
+    ["items"],
+    items={
+        "type": "array",
+        "minItems": 1,
+        "maxItems": MAX_ITEMS,
+        "items": _object(
+            ["request_id", "label"],
+            request_id={"type": "string", "minLength": 1, "maxLength": MAX_ID},
+            row={"type": ["integer", "null"], "minimum": 0, "maximum": 2**32 - 1},
+            label={"type": "string"},
+            sampled={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+        ),
+    },
 )
 _TAU = {"type": ["number", "null"], "minimum": 0}
 _REFERENCE = {"type": "string", "pattern": REFERENCE}

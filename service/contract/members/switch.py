@@ -82,6 +82,12 @@ class Switch:
         mapped = [name for values in self.by_key.values() for name in values.values()]
         return list(dict.fromkeys([*mapped, *(r.prior for r in self.rules), *self.otherwise]))
 
+    def cases(self) -> list[tuple[str, str]]:
+        """Every (key, value) of a choice that can be mapped."""
+        if self.zone is not None:
+            return [("schedule", str(number)) for number in range(len(self.rules))]
+        return [(key, value) for key, values in self.by_key.items() for value in values]
+
     def choose(self, context: Mapping[str, str] | None, now: float) -> Choice:
         """The priors for a request with this context, at `now` in seconds since 1970."""
         if self.zone is not None:

@@ -90,6 +90,11 @@ def test_hours_follow_the_clock_of_the_zone_through_the_change_to_summer_time():
     assert [switch.choose(None, moment).value for moment in utc] == [None, "0"]
 
 
+def test_the_cases_are_what_answers_may_name():
+    assert switch_of(context=SITES).cases() == [("site", "north"), ("site", "south")]
+    assert [case for _, case in switch_of(schedule=RULES).cases()] == ["0", "1", "2", "3"]
+
+
 def test_without_else_nothing_else_is_named():
     rules = {"time_zone": "UTC", "rules": [{"months": [1], "prior": "january"}]}
     assert switch_of(schedule=rules).choose(None, at(2026, 5, 1)).names == ()

@@ -1,0 +1,501 @@
+"""POST and GET /feedback: labels for answers that were given, and what they say of the traffic."""
+
+import asyncio
+import csv
+import io
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from typing import Annotated, Any, NamedTuple
+
+import numpy as np
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict
+
+from service.api.edge.access import Access
+from service.api.edge.errors import Problem
+from service.api.edge.json_body import MAX_BODY_BYTES, read_json
+from service.api.openapi import routes as openapi
+from service.contract.adjustment import Vector
+from service.contract.bundle import Bundle
+from service.contract.prior import UnknownLabelFrequencies
+from service.evaluate.answers import EVERY_SECONDS, Answers
+from service.evaluate.contexts import ROWS_PER_CLASS, Context, pooled
+from service.evaluate.feedback import (
+    MAX_FAULTS,
+    MAX_ITEMS,
+    Feedback,
+    InvalidFeedback,
+    Item,
+    Taken,
+    parse_items,
+)
+from service.evaluate.live import Evaluation, Live, Mix
+from service.evaluate.ppi import Interval
+from service.priors.preview import TooLittleTraffic, estimate
+from service.priors.priors import Priors
+from service.priors.recent import LogitReservoir
+from service.priors.revisions import PriorDoesNotFit, PriorRevision
+from service.repository.repository import Repository, UnknownModel
+from service.wire.faults import Malformed
+
+CSV = "text/csv"
+_BODY_PROBLEMS = ("malformed", "conflict", "too-large", "unsupported-media-type")
+_COLUMNS = ("request_id", "row", "label", "sampled")
+
+
+class _View(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class FeedbackFault(_View):
+    """A label that was not taken."""
+
+    request_id: str
+    row: int
+    reason: str
+
+
+class FeedbackTaken(_View):
+    """What became of the labels. `unknown`: no answer of that id and row is kept any more."""
+
+    accepted: int
+    changed: int
+    unknown: int
+    unknown_ids: list[str]
+    faults: list[FeedbackFault]
+
+
+class Bounds(_View):
+    """A number and its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Confusion(_View):
+    """How often answers are of one class where another is true, as a share of the traffic."""
+
+    true: str
+    decided: str | None
+    share: Bounds
+
+
+class ByLabels(_View):
+    """The errors of live traffic by labels of known sampling, with 95 % intervals.
+
+    `calibration_gap` is the mean probability of the decisions less the share that is right.
+    """
+
+    labels: int
+    balanced_error: Bounds
+    error: Bounds
+    many: Bounds | None
+    medium: Bounds | None
+    few: Bounds | None
+    calibration_gap: Bounds
+    confusions: list[Confusion]
+    class_shares: dict[str, float]
+
+
+class ByPosterior(_View):
+    """The same errors without labels: right while the model is calibrated for this traffic."""
+
+    balanced_error: float
+    error: float
+    many: float | None
+    medium: float | None
+    few: float | None
+
+
+class OfLabelled(_View):
+    """The plain error among the labelled answers, which is not that of the traffic."""
+
+    labels: int
+    error: float
+
+
+class FeedbackView(_View):
+    """What is known of the error of recent answers of a model version.
+
+    `mix` says which class mix the posteriors were taken under: the estimate of recent traffic, the
+    target that is expected, or the mix of training. `labels` are the counts by class, as PATCH of a
+    prior takes them.
+    """
+
+    model: str
+    version: int
+    answers: int
+    rejected: int
+    since: datetime | None
+    until: datetime | None
+    mix: str
+    by_labels: ByLabels | None
+    by_posterior: ByPosterior | None
+    of_labelled: OfLabelled | None
+    labels: dict[str, int]
+    warnings: list[str]
+
+
+class ContextMix(_View):
+    """One context of a prior: its rows, and the mix of their classes, pooled towards the whole.
+
+    `own_share`: how much of the mix its own rows decide, from 0 to 1.
+    """
+
+    key: str
+    value: str
+    rows: int
+    own_share: float
+    mix: dict[str, float]
+
+
+class ContextMixes(_View):
+    """The class mix of recent answers by the context that led to their prior."""
+
+    model: str
+    version: int
+    name: str
+    revision: int
+    rows: int
+    mix: dict[str, float]
+    contexts: list[ContextMix]
+
+
+class Kept(NamedTuple):
+    """What the routes of feedback need."""
+
+    answers: Answers
+    feedback: Feedback
+    evaluation: Evaluation
+
+
+def kept(
+    answers: Answers,
+    repository: Repository,
+    priors: Priors,
+    find_reservoir: Callable[[Bundle], LogitReservoir | None],
+) -> Kept:
+    """Connect the answers to the models and priors that they are of."""
+
+    def classes_of(model: str, version: int) -> Sequence[str] | None:
+        try:
+            return repository.find(model, version).bundle.class_names
+        except UnknownModel:
+            return None
+
+    def mix_of(bundle: Bundle) -> Mix:
+        return traffic_mix(bundle, priors, find_reservoir(bundle))
+
+    return Kept(answers, Feedback(answers, classes_of), Evaluation(answers, mix_of))
+
+
+def traffic_mix(bundle: Bundle, priors: Priors, reservoir: LogitReservoir | None) -> Mix:
+    """The class mix of a version's recent traffic, as far as it is known."""
+    try:
+        prior = priors.in_force(bundle, "default").prior
+    except (PriorDoesNotFit, UnknownLabelFrequencies):
+        prior = priors.in_force(bundle, "uniform").prior
+    source = prior.log_source
+    if source is None:
+        return Mix(np.full(len(bundle.class_names), 1.0), None, "training")
+    if reservoir is not None and reservoir.capacity:
+        logits = reservoir.sample().logits
+        try:
+            found = estimate(logits, bundle=bundle, prior=prior, capacity=reservoir.capacity)
+        except (TooLittleTraffic, ValueError):
+            pass
+        else:
+            if found.verdict == "usable":
+                return Mix(found.estimate.prior, source, "estimate")
+    if prior.expected:
+        return Mix(prior.target, source, "target")
+    return Mix(np.exp(source), source, "training")
+
+
+class FeedbackRoutes:
+    """What each route does. They look through all that is kept, in a thread, one at a time."""
+
+    def __init__(self, kept: Kept, *, repository: Repository, priors: Priors, workers: int) -> None:
+        """workers: of this service."""
+        self._kept, self._repository, self._priors = kept, repository, priors
+        self._workers = workers
+        self._turn = asyncio.Lock()
+
+    async def post(self, request: Request) -> Response:
+        """Label answers by request id and row, as JSON or CSV.
+
+        `sampled` is the probability with which the row was chosen to be labelled. Labels without it
+        are counted, and say nothing of the traffic's error.
+        """
+        self._check_kept()
+        model = request.path_params.get("model")
+        if model is not None:
+            self._repository.find(model)
+        items, take = await _items(request), self._kept.feedback.take
+        async with self._turn:
+            taken, missing = await asyncio.to_thread(take, items, model=model)
+            if missing and self._workers > 1:  # another may not have written its answers yet
+                await asyncio.sleep(2 * EVERY_SECONDS)
+                more, missing = await asyncio.to_thread(take, missing, model=model)
+                taken = _together(taken, more)
+        for (name, version, outcome), number in taken.counts.items():
+            try:
+                self._repository.find(name, version).metrics.feedback(outcome, number)
+            except UnknownModel:  # unloaded since
+                continue
+        return _json(
+            FeedbackTaken(
+                accepted=taken.accepted,
+                changed=taken.changed,
+                unknown=taken.unknown,
+                unknown_ids=list(dict.fromkeys(item.request_id for item in missing[:MAX_FAULTS])),
+                faults=[FeedbackFault(**fault) for fault in taken.faults],
+            )
+        )
+
+    async def get(
+        self, request: Request, version: Annotated[int | None, Query(ge=1, le=999_999_999)] = None
+    ) -> Response:
+        """The errors of recent answers, by labels and by the posterior alone, with intervals."""
+        self._check_kept()
+        bundle = self._repository.find(request.path_params.get("model"), version).bundle
+        async with self._turn:
+            found = await asyncio.to_thread(self._kept.evaluation.of, bundle)
+        return _json(view_of(bundle, found))
+
+    async def contexts(
+        self, request: Request, name: Annotated[str, Path(description="A prior's name")]
+    ) -> Response:
+        """The class mix of recent answers in each context of a prior, pooled towards the whole."""
+        self._check_kept()
+        bundle = self._repository.find(request.path_params.get("model")).bundle
+        revision = self._priors.select(bundle, name)
+        switch = revision.prior.switch
+        if switch is None:
+            raise Problem("conflict", f"prior '{name}' has no context and no schedule")
+        evaluation = self._kept.evaluation
+        async with self._turn:
+            mix = await asyncio.to_thread(evaluation.mix_of, bundle)
+            if mix.log_source is None:
+                raise UnknownLabelFrequencies(
+                    "a mix needs label frequencies, and neither the prior nor the model has any"
+                )
+            rows = await asyncio.to_thread(evaluation.rows, bundle)
+            found = await asyncio.to_thread(pooled, rows, name, switch.cases(), mix)
+        return _json(mixes_of(bundle, revision, *found))
+
+    def _check_kept(self) -> None:
+        if not self._kept.answers.kept:
+            raise Problem(
+                "conflict", "no answers are kept: start the service with --feedback-mib above 0"
+            )
+
+
+def router(
+    kept: Kept, *, repository: Repository, priors: Priors, access: Access, workers: int
+) -> APIRouter:
+    """The routes, for the default model and for each model. workers: of this service."""
+    post = openapi.documented(FeedbackTaken, problems=_BODY_PROBLEMS, body=openapi.FEEDBACK)
+    post["openapi_extra"]["requestBody"]["content"][CSV] = {"schema": {"type": "string"}}
+    feedback = FeedbackRoutes(kept, repository=repository, priors=priors, workers=workers)
+    routes = APIRouter(tags=["feedback"])
+    for prefix, suffix, names_model in (
+        ("", "", []),
+        ("/models/{model}", "_of_model", [Depends(_model_in_path)]),
+    ):
+        for method, path, call, role, documented in (
+            ("POST", "/feedback", feedback.post, "predict", post),
+            ("GET", "/feedback", feedback.get, "observe",
+             openapi.documented(FeedbackView, problems=("conflict",))),
+            ("GET", "/priors/{name}/contexts", feedback.contexts, "observe",
+             openapi.documented(ContextMixes, problems=("conflict",))),
+        ):  # fmt: skip
+            routes.add_api_route(
+                prefix + path,
+                call,
+                methods=[method],
+                operation_id=f"feedback_{call.__name__}{suffix}",
+                dependencies=[Depends(access.require(role)), *names_model],
+                response_class=Response,
+                **documented,
+            )
+    return routes
+
+
+def mixes_of(
+    bundle: Bundle, revision: PriorRevision, rows: int, whole: Vector, each: Sequence[Context]
+) -> ContextMixes:
+    """The answer of GET /priors/{name}/contexts."""
+    pull = ROWS_PER_CLASS * len(bundle.class_names)
+
+    def by_class(vector: Vector) -> dict[str, float]:
+        return dict(zip(bundle.class_names, vector.tolist(), strict=True))
+
+    return ContextMixes(
+        model=bundle.name,
+        version=bundle.version,
+        name=revision.name or "",
+        revision=revision.revision,
+        rows=rows,
+        mix=by_class(whole),
+        contexts=[
+            ContextMix(
+                key=one.key,
+                value=one.value,
+                rows=one.rows,
+                own_share=one.rows / (one.rows + pull),
+                mix=by_class(one.mix),
+            )
+            for one in each
+        ],
+    )
+
+
+def _json(view: BaseModel) -> Response:
+    return Response(view.model_dump_json(), media_type="application/json")
+
+
+async def _model_in_path(model: Annotated[str, Path(description="A model's name")]) -> None:
+    """Declare the parameter for the documents; the routes read it from the path."""
+
+
+async def _items(request: Request) -> list[Item]:
+    """The labels of a body."""
+    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
+    if kind == CSV:
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > MAX_BODY_BYTES:
+                raise Problem(
+                    "too-large",
+                    f"the body has more than {MAX_BODY_BYTES} bytes, the most that is accepted "
+                    "here; send several",
+                )
+        return await asyncio.to_thread(csv_items, bytes(body))
+    document = await read_json(request)
+    if not isinstance(document, dict) or set(document) != {"items"}:
+        raise Problem("invalid", 'expected {"items": [{"request_id", "row", "label", "sampled"}]}')
+    return await asyncio.to_thread(parse_items, document["items"])
+
+
+def csv_items(body: bytes) -> list[Item]:
+    """Labels as CSV with a header. Raises Malformed or InvalidFeedback."""
+    try:
+        reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""))
+        header = next(reader, [])
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Malformed(f"the body is not CSV in UTF-8: {error}") from None
+    unknown = [name for name in header if name not in _COLUMNS]
+    if unknown or len(set(header)) != len(header) or not {"request_id", "label"} <= set(header):
+        raise Malformed(
+            f"the header is {', '.join(header)[:200] or 'missing'}; expected request_id, label, "
+            "and optionally row and sampled"
+        )
+    items: list[dict[str, Any]] = []
+    try:
+        for fields in reader:
+            if not fields:
+                continue
+            if len(fields) != len(header):
+                raise Malformed(
+                    f"line {reader.line_num} has {len(fields)} fields; the header has {len(header)}"
+                )
+            items.append(_typed(dict(zip(header, fields, strict=True)), reader.line_num))
+            if len(items) > MAX_ITEMS:
+                break
+    except csv.Error as error:
+        raise Malformed(f"line {reader.line_num} is not CSV: {error}") from None
+    return parse_items(items)
+
+
+def _typed(fields: dict[str, str], line: int) -> dict[str, Any]:
+    found: dict[str, Any] = {name: text for name, text in fields.items() if text}
+    for name, kind in (("row", int), ("sampled", float)):
+        if name in found:
+            try:
+                found[name] = kind(found[name])
+            except ValueError:
+                text = f"expected a number; got {found[name][:40]!r}"
+                raise InvalidFeedback([(f"line {line}.{name}", text)]) from None
+    return found
+
+
+def _together(one: Taken, other: Taken) -> Taken:
+    counts = dict(one.counts)
+    for key, number in other.counts.items():
+        counts[key] = counts.get(key, 0) + number
+    return Taken(
+        one.accepted + other.accepted,
+        one.changed + other.changed,
+        other.unknown,
+        [*one.faults, *other.faults][:MAX_FAULTS],
+        counts,
+    )
+
+
+def view_of(bundle: Bundle, found: Live) -> FeedbackView:
+    """The answer of GET /feedback."""
+    names, labels = bundle.class_names, found.by_labels
+    warnings = []
+    if found.labels > found.sampled:
+        warnings.append(
+            f"{found.labels - found.sampled} of {found.labels} labels came without `sampled`, the "
+            "probability of being labelled: they say nothing of the traffic's error"
+        )
+    if found.mix.origin != "estimate":
+        warnings.append(
+            f"the posteriors are under the mix of {found.mix.origin}, since no usable estimate of "
+            "the traffic's mix is at hand: the figures without labels are those of that mix"
+        )
+    by_labels = None
+    if labels is not None:
+        by_labels = ByLabels(
+            labels=found.sampled,
+            balanced_error=_bounds(labels.balanced_error),
+            error=_bounds(labels.error),
+            **{group: _maybe(labels.groups.get(group)) for group in ("many", "medium", "few")},
+            calibration_gap=_bounds(labels.gap),
+            confusions=[
+                Confusion(
+                    true=names[true],
+                    decided=None if wrong < 0 else names[wrong],
+                    share=_bounds(share),
+                )
+                for true, wrong, share in labels.confusions
+            ],
+            class_shares=dict(zip(names, labels.class_shares.tolist(), strict=True)),
+        )
+    alone = found.by_posterior
+    by_posterior = None
+    if alone:
+        by_posterior = ByPosterior(
+            balanced_error=alone["balanced_error"],
+            error=alone["error"],
+            **{group: alone.get(group) for group in ("many", "medium", "few")},
+        )
+    return FeedbackView(
+        model=bundle.name,
+        version=bundle.version,
+        answers=found.rows,
+        rejected=found.rejected,
+        since=found.since,
+        until=found.until,
+        mix=found.mix.origin,
+        by_labels=by_labels,
+        by_posterior=by_posterior,
+        of_labelled=None
+        if found.of_labelled is None
+        else OfLabelled(labels=found.of_labelled[0], error=found.of_labelled[1]),
+        labels={names[at]: int(n) for at, n in enumerate(found.label_counts.tolist()) if n},
+        warnings=warnings,
+    )
+
+
+def _bounds(found: Interval) -> Bounds:
+    return Bounds(value=found.value, low=found.low, high=found.high)
+
+
+def _maybe(found: Interval | None) -> Bounds | None:
+    return None if found is None else _bounds(found)

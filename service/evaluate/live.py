@@ -1,0 +1,175 @@
+"""What is known of the error of live traffic: with labels, and by the posterior alone."""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Literal, NamedTuple, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.adjustment import Vector
+from service.contract.bundle import Bundle
+from service.contract.members.costs import REJECTED
+from service.contract.scores import group_of
+from service.evaluate.answers import Answers
+from service.evaluate.ppi import Figures, Labelled, Predicted, figures, without_labels
+from service.evaluate.ring import NO_LABEL, ROW, Rows
+
+MAX_ROWS = 500_000
+"""Answers that figures are computed from: the newest."""
+MAX_LABELS = 20_000
+"""Labels that figures are computed from: the newest."""
+
+Origin: TypeAlias = Literal["estimate", "target", "training"]
+
+
+class Mix(NamedTuple):
+    """The class mix of the traffic, as far as it is known.
+
+    prior: [C]. log_source: [C] log σ, None where it is unknown. origin: an estimate, the target
+    that is expected, or the mix of training.
+    """
+
+    prior: Vector
+    log_source: Vector | None
+    origin: Origin
+
+
+@dataclass(frozen=True)
+class Live:
+    """The figures of one model version. `by_labels` is None without labels of known sampling.
+
+    of_labelled: (labels, error) of the labelled answers as they are, whatever was sampled.
+    """
+
+    rows: int
+    rejected: int
+    since: datetime | None
+    until: datetime | None
+    labels: int
+    sampled: int
+    mix: Mix
+    by_labels: Figures | None
+    by_posterior: dict[str, float]
+    of_labelled: tuple[int, float] | None
+    label_counts: NDArray[np.int64]
+
+
+class Evaluation:
+    """Computes the figures of model versions, and publishes them for the metrics."""
+
+    def __init__(self, answers: Answers, mix_of: Callable[[Bundle], Mix]) -> None:
+        """mix_of: the class mix of a version's traffic; called where the figures are computed."""
+        self._answers, self.mix_of = answers, mix_of
+        self.published = answers.published
+
+    def of(self, bundle: Bundle) -> Live:
+        """The figures of a version now. For a thread: it may take a second."""
+        found = live(self.rows(bundle), self.mix_of(bundle), bundle)
+        if found.by_labels is not None:
+            error = found.by_labels.balanced_error
+            self._answers.publish(bundle.name, bundle.version, error._asdict())
+        return found
+
+    def rows(self, bundle: Bundle) -> Rows:
+        """The answers of a version that are kept by any worker, in the order of time."""
+        self._answers.flush()
+        parts = [
+            rows
+            for model, version, rows in self._answers.files()
+            if (model, version) == (bundle.name, bundle.version)
+        ]
+        return _fresh(parts, self._answers.seconds)
+
+    def refresh(self, bundles: Iterable[Bundle]) -> None:
+        """Compute and publish the figures of those versions that have labels."""
+        labelled = {
+            (model, version)
+            for model, version, rows in self._answers.files()
+            if (rows["label"] != NO_LABEL).any()
+        }
+        for bundle in bundles:
+            if (bundle.name, bundle.version) in labelled:
+                self.of(bundle)
+
+
+def _fresh(parts: Sequence[Rows], seconds: float) -> Rows:
+    """The newest rows of all workers that are not too old, in the order of time."""
+    if not parts:
+        return np.empty(0, ROW)
+    rows = np.concatenate(parts)
+    rows = rows[rows["at"] >= datetime.now(UTC).timestamp() - seconds]
+    order = np.argsort(rows["at"], kind="stable")[-MAX_ROWS:]
+    newest: Rows = rows[order]
+    return newest
+
+
+def live(rows: Rows, mix: Mix, bundle: Bundle) -> Live:
+    """The figures of rows of one version, under the class mix of its traffic."""
+    classes = len(bundle.class_names)
+    if len(rows) == 0:
+        empty = np.zeros(classes, np.int64)
+        return Live(0, 0, None, None, 0, 0, mix, None, {}, None, empty)
+    groups = groups_of(bundle)
+    everything = predicted(rows, mix)
+    labelled = np.flatnonzero(rows["label"] != NO_LABEL)[-MAX_LABELS:]
+    label = rows["label"][labelled].astype(np.int64)
+    known = ~np.isnan(rows["sampled"][labelled])
+    chosen = labelled[known]
+    by_labels = None
+    if len(chosen):
+        ours = Labelled(
+            everything.take(chosen),
+            rows["label"][chosen].astype(np.int64),
+            1.0 / rows["sampled"][chosen].astype(np.float64),
+        )
+        by_labels = figures(everything, ours, groups=groups, classes=classes)
+    decided = everything.decided[labelled]
+    kept = decided != REJECTED
+    of_labelled = None
+    if kept.any():
+        of_labelled = int(kept.sum()), float((decided[kept] != label[kept]).mean())
+    since, until = (
+        datetime.fromtimestamp(float(rows["at"][place]), UTC) for place in (0, len(rows) - 1)
+    )
+    return Live(
+        rows=len(rows),
+        rejected=int((everything.decided == REJECTED).sum()),
+        since=since,
+        until=until,
+        labels=len(labelled),
+        sampled=len(chosen),
+        mix=mix,
+        by_labels=by_labels,
+        by_posterior=without_labels(everything, groups=groups, classes=classes),
+        of_labelled=of_labelled,
+        label_counts=np.bincount(label, minlength=classes),
+    )
+
+
+def predicted(rows: Rows, mix: Mix) -> Predicted:
+    """The posterior of each row under a class mix, of the classes that were kept."""
+    classes = rows["top"].astype(np.int64)
+    score = rows["score"].astype(np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shift = np.log(mix.prior)
+        if mix.log_source is not None:
+            shift = shift - mix.log_source
+        logits = np.where(classes >= 0, score + shift[classes], -np.inf)
+        peak = logits.max(axis=1, keepdims=True)
+        weight = np.where(np.isfinite(peak), np.exp(logits - peak), classes == classes[:, :1])
+    chances: Vector = weight / weight.sum(axis=1, keepdims=True)
+    return Predicted(classes, chances, rows["decided"].astype(np.int64))
+
+
+def groups_of(bundle: Bundle) -> dict[str, NDArray[np.int64]]:
+    """The classes of many, medium and few training examples; none where these are unknown."""
+    if bundle.class_counts is None:
+        return {}
+    names = np.array([group_of(count) for count in bundle.class_counts])
+    return {
+        name: np.flatnonzero(names == name)
+        for name in ("many", "medium", "few")
+        if (names == name).any()
+    }

@@ -1,0 +1,114 @@
+"""The answers that feedback may refer to: a ring of rows in one mapped file a worker and version.
+
+Any worker may look rows up in the files of all workers and write labels into them, so feedback may
+reach another worker than the answer came from. Only the owner adds rows. The file doubles until it
+has its full size; then the oldest rows are overwritten. Disk space is allocated before it is
+mapped: a mapping without space behind it would end the process at the first write.
+"""
+
+import mmap
+import os
+import zlib
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.machine import allocate
+
+TOP = 5
+"""Classes of a row that are kept, the most probable first."""
+NO_LABEL = -1
+_ID_BYTES = 32
+ROW = np.dtype(
+    [
+        ("id", f"S{_ID_BYTES}"),
+        ("at", "<f8"),  # seconds since 1970
+        ("row", "<u4"),  # within its request
+        ("context", "<u4"),  # see context_code
+        ("decided", "<i4"),  # a class, or REJECTED
+        ("label", "<i4"),  # a class, or NO_LABEL
+        ("sampled", "<f4"),  # probability of being labelled; NaN: not said
+        ("top", "<i4", (TOP,)),  # classes; -1 after the last
+        ("score", "<f4", (TOP,)),  # log posterior under the source prior, up to a constant
+    ]
+)
+Rows: TypeAlias = NDArray[Any]
+_HEADER = mmap.PAGESIZE
+_FIRST_BYTES = 64 * 1024
+
+
+def context_code(prior: str | None, key: str | None, value: str | None) -> int:
+    """The number by which rows of a context are found: 0 for none."""
+    if prior is None or key is None or value is None:
+        return 0
+    return zlib.crc32(f"{prior}\0{key}\0{value}".encode()) or 1
+
+
+def id_of(request_id: str) -> bytes:
+    """The form in which a request's id is kept: short ones as they are, long ones as a digest."""
+    if len(request_id) <= _ID_BYTES:
+        return request_id.encode("latin-1", "replace")
+    return blake2b(request_id.encode(), digest_size=_ID_BYTES // 2).hexdigest().encode()
+
+
+class Ring:
+    """A file of rows. `owner` makes and grows it; others see what it holds."""
+
+    def __init__(self, path: Path, *, max_bytes: int = 0, owner: bool = False) -> None:
+        """Open the file, or make it. Raises OSError.
+
+        max_bytes: bound of the rows, for the owner.
+        """
+        self._path, self._owner = path, owner
+        self._capacity = max(1, max_bytes // ROW.itemsize)
+        self._size = -1
+        self._rows: Rows = np.empty(0, ROW)
+        if owner:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch(exist_ok=True)
+            self._grow(min(self._capacity, max(1, _FIRST_BYTES // ROW.itemsize)))
+        else:
+            self._map()
+
+    def add(self, rows: Rows) -> None:
+        """Append rows, over the oldest where the ring is full. For the owner."""
+        rows = rows[-self._capacity :]
+        written = self.written
+        while len(self._rows) < min(self._capacity, written + len(rows)):
+            self._grow(min(self._capacity, 2 * len(self._rows)))
+        places = (written + np.arange(len(rows))) % len(self._rows)
+        self._rows[places] = rows
+        self._header[0] = written + len(rows)
+
+    @property
+    def written(self) -> int:
+        """Rows written since the file was made."""
+        return int(self._header[0])
+
+    def held(self) -> Rows:
+        """The rows that are held, in no order: a view, in which labels may be set."""
+        if not self._owner:
+            self._map()
+        return self._rows[: min(self.written, len(self._rows))]
+
+    def _grow(self, rows: int) -> None:
+        with self._path.open("r+b") as file:
+            had = max(0, os.fstat(file.fileno()).st_size - _HEADER) // ROW.itemsize
+            if had < rows:
+                allocate(file.fileno(), 0, _HEADER + rows * ROW.itemsize)
+        self._map()
+
+    def _map(self) -> None:
+        """Map the whole file where it has grown since."""
+        with self._path.open("r+b") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size == self._size:
+                return
+            whole = mmap.mmap(file.fileno(), size)
+        self._size = size
+        self._header: NDArray[np.uint64] = np.frombuffer(whole, np.uint64, 1)
+        count = (size - _HEADER) // ROW.itemsize
+        self._rows = np.frombuffer(whole, ROW, count, _HEADER)
