@@ -1,6 +1,6 @@
 """The default networks beside scikit-learn's classifiers, on twelve long-tailed sets of people's.
 
-    python -m benchmarks.results.people_data SETS --r-packages R
+    python -m benchmarks.sets.people_data SETS --r-packages R
     python -m benchmarks.results.tables SETS OUT [--seeds 5] [--only NAME] [--seconds 400]
 
 Each set and seed: 30 % of each class are the test rows. Of balanced sets, the others become

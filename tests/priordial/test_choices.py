@@ -18,7 +18,7 @@ from training.studies.methods import METHODS
     [
         (choices.LOSSES, LOSSES),
         (choices.SAMPLERS, SAMPLERS),
-        (choices.NETWORKS, (*NAMES, "module:function")),
+        (choices.NETWORKS, (*NAMES, "auto", "module:function")),
     ],
     ids=["losses", "samplers", "networks"],
 )

@@ -3,6 +3,7 @@
 TAGS = {
     "prediction": "Classify inputs, with a τ and a prior for each request or each row.",
     "priors": "Change the class mix while the service runs. Every change is a revision.",
+    "feedback": "True labels of answers, and the error of live traffic that they show.",
     "models": "What is served, how it was trained, and how good it is.",
     "access": "API keys and their roles.",
     "health": "Probes and metrics.",
@@ -51,6 +52,9 @@ OPERATIONS = {
     "post /priors/{name}/rollback": "Go back to an older revision",
     "get /priors/{name}/replicas": "Show which revision each worker serves",
     "post /priors/{name}/preview": "Preview a prior on recent traffic",
+    "post /feedback": "Report the true labels of answers",
+    "get /feedback": "Read the error of live traffic",
+    "get /priors/{name}/contexts": "Read the class mix of each context",
     "get /priors/{name}/shift": "Follow the class mix of traffic over time",
     "get /priors/{name}/estimate": "Estimate the class mix of recent traffic",
     "post /priors/{name}/estimate/adopt": "Adopt the estimated class mix as the target",
@@ -58,7 +62,10 @@ OPERATIONS = {
 """Titles by method and path. A path below /models/{model} or /versions/{version} that is not here
 has the title of the path without that part.
 """
-_OF_MODEL, _OF_VERSION = "/models/{model}/priors", "/versions/{version}"
+_OF_MODEL, _OF_VERSION = (
+    ("/models/{model}/priors", "/models/{model}/feedback"),
+    "/versions/{version}",
+)
 
 
 def title(method: str, path: str) -> str | None:

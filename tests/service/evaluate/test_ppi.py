@@ -9,7 +9,7 @@ from service.evaluate.ppi import Labelled, Predicted, figures, without_labels
 
 CLASSES = 8
 ROWS = 4000
-PRIOR = 0.6 ** np.arange(CLASSES) / (0.6 ** np.arange(CLASSES)).sum()
+PRIOR = 0.7 ** np.arange(CLASSES) / (0.7 ** np.arange(CLASSES)).sum()
 CENTRES = 2.2 * np.random.default_rng(5).normal(size=(CLASSES, 3))
 
 
@@ -43,7 +43,7 @@ def labelled(everything, labels, sampled, rng):
 
 def test_300_labels_sampled_where_unsure_cover_the_truth_without_bias():
     wanted, found = truth(), []
-    for draw in range(60):
+    for draw in range(100):
         rng = np.random.default_rng(draw)
         posterior, decided, labels = traffic(rng)
         everything = predicted(posterior, decided)

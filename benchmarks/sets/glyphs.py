@@ -1,6 +1,6 @@
 """Makes a long-tailed set of images of at least a thousand classes from fonts.
 
-    python -m benchmarks.results.glyphs FONTS OUT
+    python -m benchmarks.sets.glyphs FONTS OUT
 
 A class is a letter, an example is a font family that has it: Latin letters are in hundreds of
 families, Han characters in dozens, and letters of rare scripts in a few. So the long tail is that

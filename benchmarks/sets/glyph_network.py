@@ -1,4 +1,4 @@
-"""A small residual network for glyphs: `--network benchmarks.results.glyph_network:residual`."""
+"""A small residual network for glyphs: `--network benchmarks.sets.glyph_network:residual`."""
 
 import torch
 from torch import Tensor, nn

