@@ -106,11 +106,13 @@ def _numbers(rows: Array, layout: str | None) -> tuple[Rows, Array]:
 
 def measure(rows: Array, *, layout: str | None = None) -> InputStatistics | None:
     """The statistics of rows [n, …] of training; NaN is left out. None where nothing is finite."""
+    if not len(rows):
+        return None
     numbers, channels = _numbers(rows, layout)
     count, _ = channels_of(rows.shape[1:], layout=layout)
     seen = np.isfinite(numbers)
     held = np.bincount(channels, seen.sum(axis=0), count)
-    if not len(rows) or not held.all():
+    if not held.all():
         return None
     total = np.where(seen, numbers, 0.0)
     mean = np.bincount(channels, total.sum(axis=0), count) / held

@@ -127,3 +127,26 @@ def test_bounds_that_mean_nothing_are_refused(wrong):
 
 def test_the_default_is_a_dry_run():
     assert AutoAdopt().mode == "dry_run"
+
+
+def test_a_time_zone_that_does_not_exist_is_refused():
+    with pytest.raises(ValidationError, match="expected a time zone such as Europe/Berlin"):
+        AutoAdopt(time_zone="Europe/Nowhere")
+
+
+def test_a_floor_above_what_all_classes_can_have_makes_them_equal():
+    target, _, _ = bounded(WANTED, CURRENT, largest=20.0, floor=0.9)
+    np.testing.assert_allclose(target, 1 / 3)
+    rounded = np.full(3, np.nextafter(1 / 3, 0))
+    np.testing.assert_allclose(bounded(rounded, CURRENT, largest=20.0, floor=0.9)[0], 1 / 3)
+
+
+def test_without_quiet_hours_no_hour_is_quiet():
+    assert not AutoAdopt().is_quiet(NOW)
+
+
+def test_a_class_that_the_floor_of_others_would_push_below_it_gets_the_floor_too():
+    wanted = np.array([0.0, 0.0, 0.105, 0.895])
+    target, _, _ = bounded(wanted, np.full(4, 0.25), largest=20.0, floor=0.1)
+    assert target.min() == pytest.approx(0.1)
+    assert target.sum() == pytest.approx(1.0)

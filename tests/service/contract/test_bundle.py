@@ -369,3 +369,41 @@ def test_a_member_that_comes_twice_is_refused_by_its_name(text):
 def test_text_that_is_nested_too_deeply_is_refused():
     with pytest.raises(InvalidBundle, match=r"model\.json"):
         parse_bundle('{"provenance": ' + "[" * 100_000 + "]" * 100_000 + "}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"categories": [1, 2]}, "categories need texts or whole numbers, not 'float32'"),
+        (
+            {"dtype": "int64", "statistics": {"mean": [0.0], "sd": [1.0], "rows": 9}},
+            "statistics need a float dtype, not 'int64'",
+        ),
+        (
+            {"statistics": {"mean": [0.0], "sd": [1.0, 2.0], "rows": 9}},
+            "mean has 1 entries and sd 2",
+        ),
+    ],
+)
+def test_what_belongs_to_another_type_of_input_is_refused(changes, message):
+    with pytest.raises(InvalidBundle, match=message):
+        parsed(input=TENSOR | changes)
+
+
+@pytest.mark.parametrize(
+    ("provenance", "names"),
+    [
+        ({"data": {"columns": ["age", "fare"]}}, ["age", "fare"]),
+        ({"data": {"columns": []}}, None),
+        ({"data": {"columns": [1]}}, None),
+        ({"data": {"columns": "age"}}, None),
+        ({"data": "table"}, None),
+        ({}, None),
+    ],
+)
+def test_the_columns_of_a_row_are_those_of_training(provenance, names):
+    assert parsed(provenance=provenance).column_names == names
+
+
+def test_the_columns_of_several_inputs_are_their_names():
+    assert parsed(**COLUMNS).column_names == ["age", "sex"]

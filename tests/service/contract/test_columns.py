@@ -3,7 +3,7 @@
 import numpy as np
 
 from service.contract.bundle import InputSpec
-from service.contract.columns import empty_record, fields, records
+from service.contract.columns import empty_record, fields, float_names, float_rows, records
 
 AGE = np.array([[41.0], [7.5]], np.float32)
 SEX = np.array([["f"], ["männlich und lang"]], object)
@@ -30,3 +30,19 @@ def test_an_empty_record_has_zeros_and_empty_strings_in_the_columns_shapes():
         "ids": [[0, 0, 0]],
         "sex": [[""]],
     }
+
+
+def test_an_empty_record_takes_the_first_category():
+    column = InputSpec(
+        name="sex", kind="text", shape=[None, 1], dtype="string", categories=["f", "m"]
+    )
+    assert fields(empty_record([column], free=1))["sex"].tolist() == [["f"]]
+
+
+def test_the_float_columns_of_records_stand_side_by_side():
+    spec = InputSpec(name="age", kind="tensor", shape=[None, 1], dtype="float32")
+    assert float_names(spec) == ("age",)
+    assert float_rows(AGE, ("age",)) is AGE
+    rows = records({"age": AGE, "sex": SEX, "size": np.array([[1.0, 2.0], [3.0, 4.0]])})
+    np.testing.assert_array_equal(float_rows(rows, ("age",)), AGE)
+    np.testing.assert_array_equal(float_rows(rows, ("age", "size")), [[41, 1, 2], [7.5, 3, 4]])

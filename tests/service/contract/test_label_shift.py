@@ -173,3 +173,16 @@ def test_an_estimate_that_does_not_settle_is_refused(monkeypatch):
     monkeypatch.setattr(label_shift, "MAX_ITERATIONS", 3)
     with pytest.raises(NotConverged, match="after 3 iterations"):
         em_prior(posteriors([0.05, 0.15, 0.8])[0], source_prior=SOURCE)
+
+
+def test_an_estimate_is_no_surer_than_the_labelled_rows_that_it_is_worth():
+    p, _ = posteriors(np.array([0.2, 0.3, 0.5]))
+    found = estimate_prior(p, source_prior=np.full(3, 1 / 3))
+    assert label_shift.no_surer(found, None) is found
+    wider = label_shift.no_surer(found, 100.0)
+    np.testing.assert_allclose(wider.prior, found.prior)
+    assert (wider.high - wider.low > found.high - found.low).all()
+    alone = label_shift.no_surer(
+        label_shift.with_intervals(found.prior, np.diag(found.covariance), n=found.n), 100.0
+    )
+    np.testing.assert_allclose(alone.low, wider.low)

@@ -1,5 +1,7 @@
 """The tracker of a stream's prior: it follows, it forgets, and it survives a restart."""
 
+import io
+
 import numpy as np
 import pytest
 
@@ -128,3 +130,23 @@ def test_rows_that_no_class_explains_leave_finite_numbers():
     found = followed.estimate()
     assert np.isfinite(found.prior).all()
     assert np.isfinite(found.variance).all()
+
+
+def test_a_combination_needs_a_part_and_one_part_is_itself():
+    with pytest.raises(ValueError, match="nothing to combine"):
+        Tracked.combined([])
+    followed = tracker()
+    followed.update(logits(SOURCE, 100))
+    assert followed.num_classes == 3
+    alone = followed.estimate()
+    assert Tracked.combined([alone]) is alone
+
+
+def test_a_state_with_other_half_lives_is_refused():
+    followed = tracker()
+    with np.load(io.BytesIO(followed.state())) as found:
+        state = {name: found[name] for name in found.files}
+    file = io.BytesIO()
+    np.savez(file, **{**state, "half_lives": state["half_lives"] * 2})
+    with pytest.raises(OtherState, match="other half-lives"):
+        followed.restore(file.getvalue())

@@ -13,6 +13,7 @@ from service.contract.verdict import (
     may_adopt,
     misfit_of,
     nearest_self_test,
+    surest_rows,
     target_mixes,
 )
 
@@ -245,3 +246,19 @@ def test_a_tracker_stands_in_where_too_few_rows_of_many_classes_are_kept():
     assert found.estimate.prior == pytest.approx(known.prior)
     toward = found.candidate - current
     assert (toward * (known.prior - current) >= 0).all()
+
+
+def test_the_self_test_at_the_nearest_mix_says_how_sure_an_estimate_can_be():
+    tested = {"rows": 500, "training": 0.1, "uniform": 0.2, "reversed": 0.3, "misfit_99": 0.01}
+    surest = {"training": 700.0, "uniform": None, "reversed": 90.0, "dominant": 50.0}
+
+    def known_of(test):
+        return Estimation.model_validate(block().model_dump() | {"self_test": test})
+
+    known = known_of({**tested, "surest_rows": surest})
+    assert surest_rows(SOURCE, known, SOURCE) == 700.0
+    assert surest_rows(UNIFORM, known, SOURCE) is None
+    assert surest_rows(SOURCE[::-1], known, SOURCE) == 90.0
+    assert surest_rows(np.array([0.05, 0.9, 0.05]), known, SOURCE) == 50.0
+    assert surest_rows(UNIFORM, known_of(tested), None) is None
+    assert surest_rows(UNIFORM, known_of(None), None) is None

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from service.contract.inputs.familiarity import Familiarity, measure
+from service.contract.inputs.familiarity import MAX_NUMBERS, Familiarity, channels_of, measure
 
 
 def pictures(n, seed=0):
@@ -100,3 +100,44 @@ def test_features_are_the_mean_and_variance_of_standardised_numbers(rows):
 
 def test_what_is_not_finite_everywhere_has_no_statistics():
     assert measure(np.full((3, 2), np.nan)) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "expected"),
+    [
+        ((), None, (1, -1)),
+        ((7,), None, (7, 0)),
+        ((3, 16, 16), None, (3, 0)),
+        ((16, 16, 3), None, (3, 2)),
+        ((16, 16, 16), None, (1, -1)),
+        ((16, 16, 3), "NHWC", (3, 2)),
+        ((8, 16, 16), "NCHW", (8, 0)),
+    ],
+)
+def test_the_axis_of_the_channels_is_stated_or_found(shape, layout, expected):
+    assert channels_of(shape, layout=layout) == expected
+
+
+def test_rows_without_a_finite_number_in_a_channel_have_no_statistics():
+    assert measure(np.array([[1.0, np.nan], [2.0, np.nan]])) is None
+    assert measure(np.empty((0, 2))) is None
+
+
+def test_rows_of_one_number_have_no_spread_of_their_own():
+    found = measure(np.random.default_rng(0).normal(size=(50, 1)))
+    assert found.row_spread.sd == pytest.approx(0.0)
+
+
+def test_shapes_that_are_not_seen_again_are_forgotten():
+    known = Familiarity(measure(np.ones((20, 5, 5))))
+    for width in range(5, 45):
+        known.features(np.ones((1, 5, width)))
+    assert len(known._weights) <= 32
+
+
+def test_of_a_large_row_numbers_that_are_spread_evenly_stand_for_all():
+    side = int(MAX_NUMBERS**0.5) + 10
+    rows = np.random.default_rng(0).normal(3.0, 2.0, size=(20, 1, side, side))
+    found = measure(rows)
+    assert found.mean[0] == pytest.approx(3.0, abs=0.1)
+    assert found.sd[0] == pytest.approx(2.0, abs=0.1)
