@@ -381,6 +381,9 @@ class _Waiter:
 
     __slots__ = ("_caller", "_future")
 
+    request_id = None
+    """Not a request of a client, so that its answer is not kept for feedback."""
+
     def __init__(self, future: "asyncio.Future[Entry]", caller: Caller | None) -> None:
         self._future, self._caller = future, caller
 

@@ -58,12 +58,12 @@ def keeper(answers: VersionAnswers) -> Callable[[Sequence[Entry]], None]:
     def answered(entries: Sequence[Entry]) -> None:
         for entry in entries:
             work = entry.work
-            if entry.error is not None or not work.is_traffic:
+            asked: Any = entry.caller
+            if entry.error is not None or not work.is_traffic or asked.request_id is None:
                 continue
             if entry.parts is not None:
                 _note_parts(entry, note)
                 continue
-            asked: Any = entry.caller
             outputs = entry.outputs
             note(
                 _new(

@@ -149,7 +149,7 @@ def test_unknown_label_frequencies_allow_tau_zero_and_inline_ones(client):
         (
             400,
             {"logits": [[0] * 5], "settings": [7]},
-            "setting 0 is not an object with tau, prior or both",
+            "setting 0 is not an object with tau, prior and context",
         ),
         (400, {"logits": [[0] * 5], "settings": [{}, {"top_k": 1}]}, "setting 1 is not an object"),
         (422, {"logits": [[0] * 5], "settings": [{}] * 101}, "there are 101 settings; at most 100"),

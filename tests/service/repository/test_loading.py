@@ -10,6 +10,7 @@ import psutil
 from service.contract.bundle import load_bundle
 from service.graph.session import open_graph
 from service.repository import loading
+from service.repository.report import read_report
 from service.settings import Settings
 from tests.support.small_models import FEATURES, linear_model, publish_model
 
@@ -29,7 +30,8 @@ def test_models_that_are_loaded_at_once_are_measured_one_after_the_other(tmp_pat
     monkeypatch.setattr(loading.warm_up, "warm_up", warm)
     with ThreadPoolExecutor(2) as threads:
         found = list(threads.map(lambda _: loading._warm(None, bundle, [1]), range(2)))
-    assert found == [{1: 1e-3}] * 2
+    assert [warm for warm, _ in found] == [{1: 1e-3}] * 2
+    assert all(example.shape == (1, FEATURES) for _, example in found)
     assert not met
 
 
@@ -84,12 +86,12 @@ def test_a_session_keeps_no_second_copy_of_the_weights(tmp_path):
 
 def test_a_report_that_could_not_be_answered_is_left_out_with_a_line_in_the_log(tmp_path, caplog):
     path = tmp_path / "report.json"
-    assert loading._report(tmp_path) == {}
+    assert read_report(tmp_path) == {}
     path.write_text('{"a": [[1]]}', encoding="utf-8")
-    assert loading._report(tmp_path) == {"a": [[1]]}
+    assert read_report(tmp_path) == {"a": [[1]]}
     assert caplog.text == ""
     for text in ('{"a":' + "[" * 900 + "]" * 900 + "}", "[1]", "{", '{"a": NaN}'):
         caplog.clear()
         path.write_text(text, encoding="utf-8")
-        assert loading._report(tmp_path) == {}
+        assert read_report(tmp_path) == {}
         assert "report.json is not shown" in caplog.text
