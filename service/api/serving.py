@@ -258,8 +258,8 @@ async def _read(request: Request, kind: type[B]) -> B:
     try:
         return kind.model_validate(found)
     except ValidationError as error:
-        faults = [{"field": name, "detail": text} for name, text in pydantic_errors(error)]
-        detail = "; ".join(f"{each['field']}: {each['detail']}" for each in faults)
+        faults = [{"field": name, "message": text} for name, text in pydantic_errors(error)]
+        detail = "; ".join(f"{each['field']}: {each['message']}" for each in faults)
         raise Problem("invalid", detail or "the body is wrong", errors=faults) from None
 
 
