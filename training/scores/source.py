@@ -208,8 +208,9 @@ def _surest_rows(
 ) -> SurestRows | None:
     """How far estimates of one half miss beyond their intervals, calibrated on the other half.
 
-    The excess of the squared error over the variances is that of so many labelled rows. No row is
-    drawn twice for a stream where the half has enough of its class.
+    The excess of the squared error over the variances is that of so many labelled rows. A mix is
+    left out where the half has too few rows of a class for it: rows that are drawn again and again
+    would miss by more, however right the posteriors are.
     """
     classes = f.shape[1]
     if classes > MAX_CLASSES_WITH_REPLICATES:
@@ -226,7 +227,9 @@ def _surest_rows(
         there = np.array([len(each) for each in members])
         for name, kinds in mixes.items():
             for mix in kinds:
-                rows = int(np.clip((there / mix).min(), FEWEST_EXCESS_ROWS, SELF_TEST_ROWS))
+                rows = min(int((there / mix).min()), SELF_TEST_ROWS)
+                if rows < FEWEST_EXCESS_ROWS:
+                    continue
                 drawn = rng.multinomial(rows, mix)
                 stream = np.concatenate(
                     [
@@ -247,7 +250,7 @@ def _surest_rows(
                 squared = np.square(estimate.prior - mix).sum()
                 said = np.asarray(estimate.covariance).trace()
                 excess[name].append(float((squared - said) / (mix * (1 - mix)).sum()))
-    most = {name: float(np.mean(values)) for name, values in excess.items()}
+    most = {name: float(np.mean(values)) for name, values in excess.items() if values}
     return SurestRows(
         **{name: float(f"{1 / value:.4g}") if value > 0 else None for name, value in most.items()}
     )
