@@ -210,7 +210,7 @@ class Settings:
         high=3600,
     )
     feedback_mib: int = _setting(
-        16,
+        0,
         "MiB of answers of a model version that each worker keeps for POST /feedback; 0: none",
         low=0,
         high=10**4,

@@ -54,6 +54,7 @@ def served(desk):
     with starting(
         desk.folder / "models",
         default_model="fashion",
+        feedback_mib=16,
         store=f"sqlite:///{desk.folder}/priordial.db",
         grpc_port=grpc_port,
     ) as server:

@@ -17,7 +17,7 @@ def server(tmp_path_factory):
     models = tmp_path_factory.mktemp("models")
     publish(models, "linear")
     publish(models, "other")
-    with running(models, workers=2, default_model="linear") as found:
+    with running(models, workers=2, default_model="linear", feedback_mib=16) as found:
         yield found
 
 
