@@ -164,8 +164,12 @@ def test_the_mix_of_each_context_of_a_prior_is_told(server):
         }
         return httpx.post(f"{server.url}/models/other/predict", json=body).status_code == 200
 
+    def all_noted():
+        found = httpx.get(f"{url}/contexts").json()["contexts"]
+        rows = [(one["key"], one["value"], one["rows"]) for one in found]
+        return found if rows == [("site", "north", 40)] else None
+
     eventually(asked)
-    found = eventually(lambda: httpx.get(f"{url}/contexts").json()["contexts"])
-    assert [(one["key"], one["value"], one["rows"]) for one in found] == [("site", "north", 40)]
+    found = eventually(all_noted)
     assert sum(found[0]["mix"].values()) == pytest.approx(1)
     assert httpx.get(f"{server.url}/models/other/priors/uniform/contexts").status_code == 409
