@@ -165,7 +165,7 @@ def test_the_mix_of_each_context_of_a_prior_is_told(server):
         return httpx.post(f"{server.url}/models/other/predict", json=body).status_code == 200
 
     def all_noted():
-        found = httpx.get(f"{url}/contexts").json()["contexts"]
+        found = httpx.get(f"{url}/contexts").json().get("contexts", [])  # or not heard of yet
         rows = [(one["key"], one["value"], one["rows"]) for one in found]
         return found if rows == [("site", "north", 40)] else None
 
