@@ -1,4 +1,4 @@
-"""The same model behind mosec: a web server in Rust, batches in a Python worker.
+"""TINY behind mosec: a web server in Rust, batches in a Python worker.
 
 Run by `benchmarks/speed/peers.py` with a Python that has mosec, onnxruntime, NumPy and orjson:
 

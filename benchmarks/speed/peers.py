@@ -6,10 +6,9 @@ interleaved.
 
 TINY with JSON bodies, one worker, one intra-op thread. `--peers` is a Python interpreter that has
 mosec, granian, uvicorn, uvloop, onnxruntime, NumPy and orjson; the project does not install them.
-mosec waits 1 ms
-or 10 ms for a batch. Three servers show how fast HTTP itself is: bare ASGI on uvicorn, bare ASGI on
-granian, and nginx that answers `{}` without reading the body into a program. A server that is not
-installed is named and left out.
+mosec waits 1 ms or 10 ms for a batch. Three servers show how fast HTTP itself is: bare ASGI on
+uvicorn, bare ASGI on granian, and nginx that answers `{}` without reading the body into a program.
+A server that is not installed is named and left out.
 
 Requests a second depend on the machine's load; CPU time a request, which counts every process of a
 server, hardly does. Figures are medians over the rounds, ratios are medians of the rounds' ratios.

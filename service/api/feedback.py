@@ -99,7 +99,7 @@ class ByLabels(_View):
 
 
 class ByPosterior(_View):
-    """The same errors without labels: right while the model is calibrated for this traffic."""
+    """Errors that need no labels: right while the model is calibrated for this traffic."""
 
     balanced_error: float
     error: float

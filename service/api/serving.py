@@ -18,6 +18,7 @@ from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import AS_SET, WorkerModel
 from service.repository.repository import Repository
 from service.wire.json_text import parse_storable
+from service.wire.shown import short
 
 B = TypeVar("B", bound=BaseModel)
 
@@ -254,7 +255,10 @@ async def _read(request: Request, kind: type[B]) -> B:
     """The body as an object of a kind. Raises Problem, which names every wrong member."""
     found = parse_storable(await request.body())
     if not isinstance(found, dict):
-        raise Problem("invalid", f"expected an object with {', '.join(kind.model_fields)}")
+        raise Problem(
+            "invalid",
+            f"the body is {short(found)}; expected an object with {', '.join(kind.model_fields)}",
+        )
     try:
         return kind.model_validate(found)
     except ValidationError as error:

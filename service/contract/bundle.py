@@ -340,7 +340,7 @@ class Bundle(_Strict):
         return block.log_source
 
     def without_calibrated_source(self) -> Self:
-        """The same model, to be adjusted with its class_counts instead of the estimation block."""
+        """This model, to be adjusted with its class_counts instead of the estimation block."""
         plain = self.model_copy()
         plain._adjusts_with_block = False  # noqa: SLF001 - of its own class
         return plain

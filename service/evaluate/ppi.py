@@ -140,7 +140,10 @@ def figures(
 def without_labels(
     everything: Predicted, *, groups: dict[str, NDArray[np.int64]], classes: int
 ) -> dict[str, float]:
-    """The same errors by the predictions alone: right while they are calibrated."""
+    """Balanced error, error, gap and group errors by the predictions alone, without labels.
+
+    They are right while the predictions are calibrated. groups: as in `figures`.
+    """
     traffic = _Traffic.of(everything, groups, classes)
     found = traffic.numbers(traffic.share, traffic.hit, [])
     return dict(zip(("balanced_error", "error", "gap", *groups), found.numbers, strict=True))

@@ -33,7 +33,7 @@ class TfIdf(nn.Module):
         return weights / torch.sqrt(torch.where(squares > 0, squares, 1.0))
 
     def sparse(self, numbers: NDArray[np.int32], starts: NDArray[np.int64]) -> csr_matrix:
-        """The same features [n, size] of n texts, without their zeros.
+        """The TF-IDF features [n, size] of n texts, as a sparse matrix.
 
         The tokens of text i are numbers[starts[i] : starts[i + 1]], none of them 0.
         """

@@ -22,7 +22,7 @@ from service.priors.store.trouble import typed_trouble
 LOOK_SECONDS = 1.0
 """Pause between two looks at PostgreSQL while it notifies; they find out whether it answers."""
 STANDBY_SECONDS = 0.25
-"""The same at a standby, which cannot notify."""
+"""Pause between two looks at a standby of PostgreSQL, which cannot notify."""
 WORKERS_A_SECOND = 5000.0
 LONGEST_SPREAD_SECONDS = 0.3
 """Looks after a notification are spread over so long at most, WORKERS_A_SECOND otherwise."""
