@@ -7,6 +7,7 @@ import mimetypes
 from pathlib import Path, PurePosixPath
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from service.api.edge.errors import Problem
 
@@ -59,7 +60,14 @@ def router(folder: Path = FOLDER) -> APIRouter:
 
     @routes.get("/")
     async def index(request: Request) -> Response:
-        return _answer(files["index.html"], request)
+        # KServe's V1 client asks here whether the service is alive, and accepts any type. Browsers
+        # name HTML.
+        if "text/html" in request.headers.get("accept", ""):
+            answer = _answer(files["index.html"], request)
+        else:
+            answer = JSONResponse({"status": "alive"})
+        answer.headers["vary"] = "Accept"
+        return answer
 
     @routes.get("/docs")
     async def docs(request: Request) -> Response:

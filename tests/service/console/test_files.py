@@ -8,7 +8,7 @@ from service.api.console import FOLDER
 
 
 def test_the_page_may_load_and_call_nothing_but_its_own_host(served):
-    answer = httpx.get(served.url + "/")
+    answer = httpx.get(served.url + "/", headers={"Accept": "text/html,*/*;q=0.8"})
     policy = answer.headers["content-security-policy"]
     assert answer.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in policy
@@ -16,6 +16,12 @@ def test_the_page_may_load_and_call_nothing_but_its_own_host(served):
     sources = set(re.findall(r"(?<=\s)(?:'[a-z]+'|[a-z]+:)(?=[\s;]|$)", policy))
     assert sources <= {"'self'", "'none'", "data:", "blob:"}
     assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+def test_a_client_that_does_not_ask_for_html_is_told_that_the_service_is_alive(served):
+    answer = httpx.get(served.url + "/")
+    assert answer.json() == {"status": "alive"}
+    assert answer.headers["vary"] == "Accept"
 
 
 def test_no_own_file_names_another_host():
