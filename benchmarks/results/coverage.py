@@ -116,7 +116,7 @@ def taus(runs: int) -> None:
     )
     for classes, largest in ((10, 500), (50, 200), (2, 1000)):
         found = []
-        for run in range(max(20, runs // 10)):
+        for run in range(runs):
             rng = np.random.default_rng([7, run])
             counts = np.maximum(2, long_tail(classes, largest, 100))
             prior = counts / counts.sum()
@@ -146,7 +146,7 @@ def estimates(runs: int) -> None:
     target = prior[::-1]
     for validation in ([400, 188, 89, 42, 20], [20] * 5, [200] * 5):
         hits, said, errors, usable = [], [], [], []
-        for run in range(max(20, runs // 10)):
+        for run in range(runs):
             rng = np.random.default_rng([11, run])
             val, new = np.repeat(np.arange(5), validation), rng.choice(5, 1500, p=target)
             held = HeldOut(1.7 * gaussians(rng, centres, val, prior), val, np.log(prior))

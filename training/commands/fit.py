@@ -14,6 +14,7 @@ from training.commands.flags import (
     at_least,
     name_and_number,
     recipe_of,
+    seconds,
 )
 from training.faults import say
 
@@ -123,7 +124,7 @@ def _add_running_flags(running: Any) -> None:
     )
     running.add_argument(
         "--checkpoint-seconds",
-        type=float,
+        type=seconds,
         default=20.0,
         help="seconds between checkpoints (default 20)",
     )

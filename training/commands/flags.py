@@ -1,6 +1,7 @@
 """Flags that several verbs share, and the recipe that they make."""
 
 import argparse
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +183,14 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def seconds(text: str) -> float:
+    """Parse a length of time of at least 0 seconds."""
+    value = float(text)
+    if not 0 <= value < math.inf:  # NaN compares false
+        raise argparse.ArgumentTypeError("expected a number of at least 0")
+    return value
 
 
 def name_and_number(text: str) -> tuple[str, float]:

@@ -157,13 +157,22 @@ def _data_table(result: Mapping[str, Any]) -> str:
 
 def _column_lines(columns: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
-        f"  column {column['name'][:30]:30}{column['min']:>14.6g} … {column['max']:<14.6g}"
-        f"{column['distinct']:>9} distinct"
+        f"  column {column['name'][:30]:30}{_contents(column):31}{column['distinct']:>9} distinct"
         for column in columns[:MAX_CLASSES]
     ]
     if len(columns) > MAX_CLASSES:
         lines.append(f"  … and {len(columns) - MAX_CLASSES} more columns (--json has them all)")
     return lines
+
+
+def _contents(column: Mapping[str, Any]) -> str:
+    """The range of a column of numbers, or the most frequent values of a category."""
+    if "values" in column:
+        listed = ", ".join(map(str, column["values"]))
+        return listed if len(listed) <= 30 else f"{listed[:29]}…"
+    if column["min"] is None:
+        return "no value"
+    return f"{column['min']:>14.6g} … {column['max']:<14.6g}"
 
 
 def _percent(value: float | None) -> str:

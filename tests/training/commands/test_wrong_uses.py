@@ -35,6 +35,7 @@ NUMBERS = {
     "--threads": ("0", "-1", "x"),
     "--workers": ("-1", "x"),
     "--checkpoint-steps": ("0", "-1"),
+    "--checkpoint-seconds": ("-1", "nan", "x"),
     "--samples": ("-1", "x"),
     "--image-std": ("0,1,1", "nan", "x"),
     "--image-mean": ("nan", "x"),

@@ -7,6 +7,7 @@ from pyarrow import parquet
 
 from service.contract.columns import records
 from training.commands.data import describe
+from training.commands.tables import table
 from training.data.columns import Columns, float_type
 from training.data.problems import problems
 from training.data.sources import load as sources
@@ -138,3 +139,15 @@ def test_training_data_shows_what_is_in_each_column(tmp_path):
     assert (city["kind"], city["distinct"], city["missing"]) == ("category", 3, 16)
     assert sorted(city["values"]) == ["", "x", "y"]
     assert (number["min"], number["max"], number["distinct"], number["missing"]) == (1, 3, 2, 16)
+
+
+def test_people_read_the_values_of_a_category_and_the_range_of_a_number(tmp_path):
+    spec = write(
+        tmp_path / "t.parquet",
+        kind=KINDS, city=["Rome", "Oslo", "Oslo"] * 20, a=[1.0, 2.0, 3.0] * 20,
+    )  # fmt: skip
+    city, number = [
+        line for line in table(describe(Recipe(data=spec))).splitlines() if "column " in line
+    ]
+    assert city.split() == ["column", "city", "Oslo,", "Rome", "2", "distinct"]
+    assert number.split() == ["column", "a", "1", "…", "3", "3", "distinct"]
