@@ -1,6 +1,6 @@
 """What decisions by cost save, beside the best that a target alone can do, on random cost matrices.
 
-python -m benchmarks.results.costs [--model models/fashion/1 --data fashion-mnist --draws 6]
+python -m benchmarks.results.costs [--model models/fashion/2 --data fashion-mnist --draws 6]
 
 Streams of 2,000 rows are drawn from the test split to four class mixes; the prior is estimated from
 them, and 5,000 fresh rows are scored. The mean cost of an answer is compared with what a prior
@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.results.shift import drawn, mix_of, scored
 from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.members.costs import REJECTED, Costs
-from service.contract.verdict import assess, target_mixes
-from training.run.published import Published
-from training.scores.source import measure
+from service.contract.verdict import assess
 
 STREAMS = ("training", "uniform", "reversed", "dirichlet")
 
@@ -26,21 +25,11 @@ STREAMS = ("training", "uniform", "reversed", "dirichlet")
 def main() -> None:
     """Print a table for each kind of costs."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("models/fashion/1"))
+    parser.add_argument("--model", type=Path, default=Path("models/fashion/2"))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--draws", type=int, default=6)
     options = parser.parse_args()
-    model = Published.open(options.model)
-    log_source = model.training_source_prior()
-    assert log_source is not None
-    logits, labels = {}, {}
-    for split in ("val", "test"):
-        data, rows = model.rows(options.data, split=split)
-        logits[split], labels[split] = model.logits(data, rows).astype(np.float64), rows.labels
-    counts = np.asarray(model.bundle.class_counts, np.float64)
-    block, _ = measure(
-        logits["val"], labels["val"], log_source_prior=log_source, class_frequencies=counts
-    )
+    logits, labels, block, counts, *_ = scored(options.model, options.data)
     for kind in ("random matrix", "one pair 20 times", "a rare class 10 times", "reject at 0.2"):
         print(f"{kind}: mean cost of 100 answers, mean ± sd over {options.draws} draws")
         for stream in STREAMS:
@@ -86,18 +75,6 @@ def main() -> None:
             for name, values in found.items():
                 mean, sd = np.mean(values), np.std(values, ddof=1)
                 print(f"    {name:28}{100 * mean:8.1f} ± {100 * sd:.1f}", flush=True)
-
-
-def mix_of(stream: str, counts: Vector, rng: np.random.Generator) -> Vector:
-    """The class mix of a stream."""
-    mixes = target_mixes(counts)
-    return mixes[stream] if stream in mixes else rng.dirichlet(np.ones(len(counts)))
-
-
-def drawn(labels: Any, prior: Vector, size: int, rng: np.random.Generator) -> Any:
-    """Rows of the split drawn to a class mix, with replacement."""
-    members = [np.flatnonzero(labels == y) for y in range(len(prior))]
-    return np.array([rng.choice(members[y]) for y in rng.choice(len(prior), size=size, p=prior)])
 
 
 def costs_of(kind: str, counts: Vector, rng: np.random.Generator) -> tuple[Costs, Vector]:

@@ -1,6 +1,6 @@
 """How near the live balanced error comes with few labels, and how often its interval holds.
 
-python -m benchmarks.results.feedback [--model models/fashion/1 --data fashion-mnist --draws 40]
+python -m benchmarks.results.feedback [--model models/fashion/2 --data fashion-mnist --draws 40]
 
 A stream of 4,000 rows is drawn from the test split and answered at a uniform target. Labels are
 drawn at random, or 8 times as often where the answer is unsure. The truth is the balanced error of
@@ -14,13 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.results.costs import drawn, mix_of
+from benchmarks.results.shift import drawn, mix_of, scored
 from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.verdict import assess
 from service.evaluate.ppi import Labelled, Predicted, figures, without_labels
 from service.evaluate.ring import TOP
-from training.run.published import Published
-from training.scores.source import measure
 
 ROWS = 4000
 
@@ -28,21 +26,11 @@ ROWS = 4000
 def main() -> None:
     """Print bias, root mean square error and coverage of each way."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=Path("models/fashion/1"))
+    parser.add_argument("--model", type=Path, default=Path("models/fashion/2"))
     parser.add_argument("--data", default="fashion-mnist")
     parser.add_argument("--draws", type=int, default=40)
     options = parser.parse_args()
-    model = Published.open(options.model)
-    log_source = model.training_source_prior()
-    assert log_source is not None
-    logits, labels = {}, {}
-    for split in ("val", "test"):
-        data, rows = model.rows(options.data, split=split)
-        logits[split], labels[split] = model.logits(data, rows).astype(np.float64), rows.labels
-    counts = np.asarray(model.bundle.class_counts, np.float64)
-    block, _ = measure(
-        logits["val"], labels["val"], log_source_prior=log_source, class_frequencies=counts
-    )
+    logits, labels, block, counts, *_ = scored(options.model, options.data)
     classes = len(counts)
     uniform = np.full(classes, 1 / classes)
     scores = logits["test"] / block.temperature - block.log_source

@@ -16,7 +16,7 @@ import importlib.util
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,46 +46,50 @@ def main() -> None:
         default=["estimates", "tracking", "adoptions"],
     )
     options = parser.parse_args()
-    model = Published.open(options.model)
-    log_source = model.training_source_prior()
-    assert log_source is not None
-    logits, labels = {}, {}
-    for split in ("val", "test"):
-        data, rows = model.rows(options.data, split=split)
-        logits[split], labels[split] = model.logits(data, rows).astype(np.float64), rows.labels
-    counts = np.asarray(model.bundle.class_counts, np.float64)
-    block, _ = measure(
-        logits["val"], labels["val"], log_source_prior=log_source, class_frequencies=counts
-    )
+    case = scored(options.model, options.data)
+    logits, labels, block, counts = case.logits, case.labels, case.block, case.counts
     if "tracking" in options.studies:
         tracking(logits["test"], labels["test"], block, counts)
     if "adoptions" in options.studies:
         adoptions(logits["test"], labels["test"], block, counts)
     if "estimates" in options.studies:
-        estimates(
-            logits,
-            labels,
-            block,
-            counts,
-            log_source=log_source,
-            temperature=model.bundle.temperature,
-            sizes=options.rows,
-            draws=options.draws,
-        )
+        estimates(case, sizes=options.rows, draws=options.draws)
 
 
-def estimates(
-    logits: dict[str, Vector],
-    labels: dict[str, Any],
-    block: Estimation,
-    counts: Vector,
-    *,
-    log_source: Vector,
-    temperature: float,
-    sizes: list[int],
-    draws: int,
-) -> None:
+class Scored(NamedTuple):
+    """A model's answers to the splits `val` and `test`, and its calibration on `val`.
+
+    logits: [N, C] of each split; labels: [N]. counts: [C] training examples. log_source: [C] as
+    training implies it.
+    """
+
+    logits: dict[str, Vector]
+    labels: dict[str, Any]
+    block: Estimation
+    counts: Vector
+    log_source: Vector
+    temperature: float
+
+
+def scored(folder: Path, spec: str) -> Scored:
+    """Score both splits of a data set with a model folder, and measure its estimation block."""
+    model = Published.open(folder)
+    log_source = model.training_source_prior()
+    assert log_source is not None
+    logits, labels = {}, {}
+    for split in ("val", "test"):
+        data, rows = model.rows(spec, split=split)
+        logits[split], labels[split] = model.logits(data, rows).astype(np.float64), rows.labels
+    counts = np.asarray(model.bundle.class_counts, np.float64)
+    block, _ = measure(
+        logits["val"], labels["val"], log_source_prior=log_source, class_frequencies=counts
+    )
+    return Scored(logits, labels, block, counts, log_source, model.bundle.temperature)
+
+
+def estimates(case: Scored, *, sizes: list[int], draws: int) -> None:
     """One table for each number of rows."""
+    logits, labels, block, counts, log_source, temperature = case
     peers = _peers(logits["val"], labels["val"], block)
     for n in sizes:
         print(f"n = {n}, {draws} draws: mean L1 / plain error %, mean ± sd over draws")
@@ -94,8 +98,8 @@ def estimates(
             covered, verdicts, adopted = [], [], 0
             for draw in range(draws):
                 rng = np.random.default_rng([n, draw, len(target)])
-                prior = _mix(target, counts, rng)
-                stream, fresh = (_rows(labels["test"], prior, size, rng) for size in (n, 5000))
+                prior = mix_of(target, counts, rng)
+                stream, fresh = (drawn(labels["test"], prior, size, rng) for size in (n, 5000))
                 found = assess(
                     logits["test"][stream],
                     temperature=block.temperature,
@@ -163,14 +167,14 @@ def tracking(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None:
         for seed in range(3):
             rng = np.random.default_rng([seed, len(name)])
             truth = _stream(name, mixes, rng)
-            drawn = np.array([rng.choice(len(counts), p=prior) for prior in truth])
+            classes = np.array([rng.choice(len(counts), p=prior) for prior in truth])
             members = [np.flatnonzero(labels == y) for y in range(len(counts))]
-            rows = np.array([rng.choice(members[y]) for y in drawn])
+            rows = np.array([rng.choice(members[y]) for y in classes])
             scores = f[rows] / block.temperature - block.log_source
             priors = _followed(f[rows], block, mixes, scores)
-            known = _wrong(scores, truth, drawn)
+            known = _wrong(scores, truth, classes)
             for method, prior in priors.items():
-                found.setdefault(method, []).append(100 * (_wrong(scores, prior, drawn) - known))
+                found.setdefault(method, []).append(100 * (_wrong(scores, prior, classes) - known))
             if name == "abrupt":
                 apart = np.abs(priors["tracker"] - truth).sum(axis=1)[STREAM_ROWS // 2 :] / 2
                 arrived.append(int(np.argmax(apart < 0.1)))
@@ -256,8 +260,8 @@ def adoptions(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None
                     "dirichlet",
                     "dominant",
                 ]
-                truth = _mix(others[draw // 2 % 4], counts, rng)
-            stream, fresh = (_rows(labels, truth, size, rng) for size in (1000, 5000))
+                truth = mix_of(others[draw // 2 % 4], counts, rng)
+            stream, fresh = (drawn(labels, truth, size, rng) for size in (1000, 5000))
             found = assess(
                 f[stream],
                 temperature=block.temperature,
@@ -287,7 +291,8 @@ def adoptions(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None
         )
 
 
-def _mix(target: str, counts: Vector, rng: np.random.Generator) -> Vector:
+def mix_of(target: str, counts: Vector, rng: np.random.Generator) -> Vector:
+    """[C] a class mix by its name: of `target_mixes`, dirichlet, absent or dominant."""
     mixes = target_mixes(counts)
     if target in mixes:
         return mixes[target]
@@ -304,11 +309,10 @@ def _mix(target: str, counts: Vector, rng: np.random.Generator) -> Vector:
     return normal
 
 
-def _rows(labels: Any, prior: Vector, size: int, rng: np.random.Generator) -> Rows:
+def drawn(labels: Any, prior: Vector, size: int, rng: np.random.Generator) -> Rows:
     """Rows of the split, drawn with replacement to match a class mix."""
     members = [np.flatnonzero(labels == y) for y in range(len(prior))]
-    drawn = rng.choice(len(prior), size=size, p=prior)
-    return np.array([rng.choice(members[y]) for y in drawn])
+    return np.array([rng.choice(members[y]) for y in rng.choice(len(prior), size=size, p=prior)])
 
 
 def _decide(f: Vector, prior: Vector, block: Estimation) -> Vector:

@@ -64,8 +64,8 @@ def section(found: dict[str, Any]) -> str:
         (
             "A letter is a class and a font family an example "
             f"(`python -m benchmarks.sets.glyphs`): {found['classes']:,} classes of {largest} … "
-            f"{smallest} training examples, median {median}. The fonts make the long tail, no profile does. {many} classes are many, "
-            f"{medium} medium and {few} few."
+            f"{smallest} training examples, median {median}. The fonts make the long tail, no "
+            f"profile does. {many} classes are many, {medium} medium and {few} few."
         ),
         "",
         (
