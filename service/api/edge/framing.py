@@ -7,6 +7,7 @@ ask for an upgrade over HTTP/1.1, bounds the request target and the headers whil
 answers a client that has closed only its sending side.
 """
 
+import asyncio
 import http
 import re
 import socket
@@ -85,6 +86,8 @@ class FramedProtocol(HttpToolsProtocol):
     _discarded_bytes = 0
     _refusal: bytes | None = None
     """An answer that is sent after those that are still due, and closes the connection."""
+    _lingering: asyncio.TimerHandle | None = None
+    """The timer that closes a connection whose sending side is closed."""
     _half_closed = False
     _answering: Any = None
     """uvicorn's cycle of the request that is being answered."""
@@ -191,6 +194,8 @@ class FramedProtocol(HttpToolsProtocol):
         self.forget_open_requests()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
+        if self._lingering is not None:
+            self._lingering.cancel()
 
     def forget_open_requests(self) -> None:
         """Mark the requests that wait for an answer as abandoned."""
@@ -311,6 +316,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.url, self.expect_100_continue = url, expect
         self.headers += headers
         super().on_headers_complete()
+        self.cycle.transport = _AnswerTransport(self)  # type: ignore[assignment]
         self._handed_over = True
         if not self.pipeline or self.pipeline[0][0] is not self.cycle:
             self._answering = self.cycle
@@ -361,7 +367,7 @@ class FramedProtocol(HttpToolsProtocol):
             self._send_refusal()
         elif self._half_closed:
             self.transport.close()
-        elif self.timeout_keep_alive_task is None and not self.transport.is_closing():
+        elif not (self.timeout_keep_alive_task or self._ended or self.transport.is_closing()):
             self._check_rest_in(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
@@ -390,13 +396,26 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.write(refusal)
             self._end_writing()
 
+    def end_connection(self) -> None:
+        """Close the connection after its last answer; the client can still read that answer.
+
+        To close at once while the client sends makes its system drop what it has not read yet
+        (RFC 9112, section 9.6). Requests that wait behind the answer get none, as when the
+        service stops.
+        """
+        if self.pipeline or self._half_closed or self.app.draining:
+            self.transport.close()
+            return
+        self._ended, self._refusal = True, None
+        self._end_writing()
+
     def _end_writing(self) -> None:
         """Close the sending side now and the connection later, so that the client can read the
         answer.
         """
-        if not self.transport.is_closing():
+        if self._lingering is None and not self.transport.is_closing():
             self.transport.write_eof()
-            self.loop.call_later(_LINGER_SECONDS, self.transport.close)
+            self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
 
     # -- details
 
@@ -524,6 +543,17 @@ class FramedProtocol(HttpToolsProtocol):
             return
         if connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == _TCP_CLOSE:
             self.transport.abort()
+
+
+class _AnswerTransport:
+    """What uvicorn's answer writes to: the connection, which a last answer ends without a reset."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, protocol: FramedProtocol) -> None:
+        self.write = protocol.transport.write
+        self.is_closing = protocol.transport.is_closing
+        self.close = protocol.end_connection
 
 
 def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:

@@ -181,5 +181,5 @@ class ScoringProtocol(FramedProtocol):
             if not together:
                 self.transport.write(response[2])
         if not cycle.keep_alive:
-            self.transport.close()
+            self.end_connection()
         self.on_response_complete()

@@ -210,6 +210,37 @@ def test_a_url_and_headers_are_refused_while_they_arrive(server, parts, status):
     assert (found, headers["connection"]) == (status, "close")
 
 
+CLOSING = b"connection: close\r\n"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (WHOLE.replace(b"HTTP/1.1", b"HTTP/1.0"), b"200"),
+        (LINE.replace(b"1.1", b"1.0") + COMMON + b"\r\n", b"400"),
+        (LINE + COMMON + CLOSING + LENGTH + b"\r\n" + BODY, b"200"),
+        (LIVE.replace(b"\r\n\r\n", b"\r\n" + CLOSING + b"\r\n"), b"200"),
+    ],
+    ids=["HTTP/1.0", "HTTP/1.0 without a body", "scoring", "ASGI"],
+)
+def test_a_client_that_sends_on_can_read_the_last_answer_of_its_connection(
+    server, request_, status
+):
+    with connected(server) as connection:
+        connection.sendall(request_)
+        connection.recv(1, socket.MSG_PEEK)
+        for _ in range(20):  # a reset would fail the second of them
+            connection.sendall(b"x")
+        connection.shutdown(socket.SHUT_WR)
+        with connection.makefile("rb") as file:
+            answer = file.read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status)
+    assert b"connection: close" in head
+    length = next(line for line in head.split(b"\r\n") if line.startswith(b"content-length: "))
+    assert len(body) == int(length.removeprefix(b"content-length: "))
+
+
 def test_a_half_closed_connection_is_answered(server):
     for request in (
         WHOLE,
