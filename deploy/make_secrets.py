@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from service.keys import make_key  # noqa: E402 - after the path of the checkout
+from service.api.edge.keys import make_key  # noqa: E402 - after the path of the checkout
 
 READABLE = 0o644
 """Docker mounts a secret with its file's mode, and the containers do not run as its owner."""

@@ -18,7 +18,7 @@ PROVIDERS = """providers:
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m service") -> int:
-    """Run one verb. Returns the exit status, one of service.exit_codes.
+    """Run one verb. Returns the exit status, one of service.process.exit_codes.
 
     prog: the command's name in its help and its errors.
     """
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m servi
     if given[:1] == ["serve"]:
         prepare_process()  # before the imports below, which take a second
     from service.contract.extras import missing_extra
-    from service.exit_codes import FAILED
+    from service.process.exit_codes import FAILED
 
     try:
         return _run(given, prog)

@@ -4,7 +4,7 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel, Field
 
 from service.api.edge.access import Access
-from service.keys import ROLES
+from service.api.edge.keys import ROLES
 
 
 class WhoAmI(BaseModel):

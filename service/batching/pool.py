@@ -14,7 +14,7 @@ from service.batching.work import (
     DeadlinePassed,
     Overloaded,
 )
-from service.threads import GivenUp, Threads, TooManyWait
+from service.process.threads import GivenUp, Threads, TooManyWait
 
 T = TypeVar("T")
 

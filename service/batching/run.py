@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from service.batching.decisions import decided
 from service.batching.queue import Batch, Piece
 from service.batching.work import Array, GraphLost, RowsNotFinite, UnscorableRows
+from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.graph.prior_table import PriorTable
 from service.graph.session import GraphOutputs
-from service.wire.arrays import is_finite, not_finite, rows_not_finite
 
 MAX_GRAPH_TOP_K = 64
 """The graph ranks at most this many classes. A caller that needs more ranks adjusted_logits.

@@ -5,11 +5,11 @@ serve.
 from collections.abc import Iterator
 
 from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
+from service.api.edge.keys import InvalidKeys, parse_keys
 from service.commands import findings
 from service.commands.findings import Finding
 from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
-from service.keys import InvalidKeys, parse_keys
 from service.priors.revisions import PriorDoesNotFit, StoreUnavailable
 from service.priors.snapshot import resolve_stored
 from service.priors.store import InvalidStoreUrl, open_store

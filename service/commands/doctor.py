@@ -4,11 +4,11 @@ import importlib.metadata
 import platform
 from collections.abc import Iterator
 
-from service import machine
 from service.commands import findings
 from service.commands.findings import Finding
 from service.graph import providers
 from service.observe.traces import TracesUnavailable, open_traces
+from service.process import machine
 from service.settings import Settings
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "fastapi", "uvicorn", "sqlalchemy")

@@ -25,7 +25,6 @@ from service.contract.bundle import (
     versions,
 )
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
-from service.exit_codes import DONE, FAILED, WRONG_USE
 from service.graph import baked, foreign
 from service.graph.session import UnusableModel, open_graph, open_plain
 from service.graph.trial import random_rows
@@ -50,6 +49,7 @@ from service.priors.snapshot import (
 )
 from service.priors.store import open_store, store_url
 from service.priors.store.engine import InvalidStoreUrl
+from service.process.exit_codes import DONE, FAILED, WRONG_USE
 
 CONFIG_FILE, LABELS_FILE = "config.pbtxt", "labels.txt"
 MAX_BATCH_SIZE = 64

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from service.contract.bundle import Bundle, load_bundle, versions
-from service.exit_codes import DONE, FAILED
 from service.graph import providers, session
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store, store_url
+from service.process.exit_codes import DONE, FAILED
 from service.settings import Settings
 from service.stores.mirror import NoRoom, open_mirror
 from service.stores.remote import InvalidModelsUrl, RemoteUnavailable

@@ -7,11 +7,10 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+from service.api.edge.keys import ROLES, InvalidKeys, make_key
 from service.commands import revisions
 from service.contract.next_steps import to_use_keys
 from service.contract.prior import InvalidPrior
-from service.exit_codes import DONE, FAILED, WRONG_USE
-from service.keys import ROLES, InvalidKeys, make_key
 from service.priors.revisions import PriorConflict, StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
 from service.priors.store.engine import InvalidStoreUrl
@@ -21,6 +20,7 @@ from service.priors.store.transfer import (
     import_document,
     parse_document,
 )
+from service.process.exit_codes import DONE, FAILED, WRONG_USE
 
 Verbs = Any  # what add_subparsers returns has no public name
 VERBS = ("priors", "key")

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.machine import allocate
+from service.process.machine import allocate
 
 TOP = 5
 """Classes of a row that are kept, the most probable first."""

@@ -28,7 +28,7 @@ from service.graph.providers import (
     open_session,
     resolve_provider,
 )
-from service.machine import available_threads
+from service.process.machine import available_threads
 
 Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import orjson
 
-from service.exit_codes import FAILED
+from service.process.exit_codes import FAILED
 
 Line: TypeAlias = dict[str, Any]
 

@@ -18,8 +18,8 @@ from typing import TypeAlias, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service.machine import allocate
 from service.observe.families import HISTOGRAMS
+from service.process.machine import allocate
 
 Cells: TypeAlias = NDArray[np.float64]
 Series: TypeAlias = tuple[str, tuple[tuple[str, str], ...]]

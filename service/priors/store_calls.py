@@ -11,7 +11,7 @@ from service.priors.changes import Change
 from service.priors.feed import Feed, FeedStore
 from service.priors.orders.wishes import OrderStore
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
-from service.threads import GivenUp, Threads, TooManyWait
+from service.process.threads import GivenUp, Threads, TooManyWait
 
 T = TypeVar("T")
 

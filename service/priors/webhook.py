@@ -21,7 +21,7 @@ from typing import Any
 import orjson
 
 from service.priors.revisions import StoredRevision
-from service.threads import Threads, TooManyWait
+from service.process.threads import Threads, TooManyWait
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Generic, TypeVar
 
-from service.threads import Job, Threads, current_job
+from service.process.threads import Job, Threads, current_job
 
 logger = logging.getLogger(__name__)
 

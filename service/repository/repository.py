@@ -13,11 +13,11 @@ from pathlib import Path
 from types import MappingProxyType
 
 from service.contract.bundle import Bundle, check_model_name, versions
-from service.machine import return_memory
 from service.priors.orders import wishes
 from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import AS_SET, SERVICE, ModelOrder, Wish, WorkerModel
 from service.priors.revisions import StoreUnavailable
+from service.process.machine import return_memory
 from service.repository.loads import Loads, first_of, tell
 from service.repository.served import ServedModel, Trial
 

@@ -13,6 +13,7 @@ from service.api.adjust import Adjust
 from service.api.dialects import V1, Invocations
 from service.api.edge.access import Access
 from service.api.edge.asgi import Edge
+from service.api.edge.keys import parse_keys
 from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Route
 from service.api.oip import metadata as oip
@@ -30,8 +31,6 @@ from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
 from service.evaluate.answers import Answers
 from service.graph import providers
-from service.keys import parse_keys
-from service.machine import available_threads, own_address
 from service.observe.history import History
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
@@ -45,6 +44,7 @@ from service.priors.recent import LogitReservoir
 from service.priors.shift.watch import Automatic, Served, ShiftWatch
 from service.priors.store import open_store, store_url
 from service.priors.webhook import Changed, Webhook
+from service.process.machine import available_threads, own_address
 from service.repository.loading import Loader, queue_bounds
 from service.repository.report import sample_instance
 from service.repository.repository import Repository, UnknownModel

@@ -4,7 +4,7 @@ import logging
 import mmap
 from pathlib import Path
 
-from service.machine import allocate
+from service.process.machine import allocate
 
 logger = logging.getLogger(__name__)
 

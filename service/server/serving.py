@@ -16,13 +16,10 @@ from typing import Any
 import uvicorn
 import uvloop
 
-from service import threads
 from service.api.edge.access import ExposedWithoutKeys, check_exposure
+from service.api.edge.keys import InvalidKeys
 from service.api.edge.protocol import ScoringProtocol
-from service.exit_codes import DONE, FAILED
 from service.graph.providers import ProviderUnavailable
-from service.keys import InvalidKeys
-from service.machine import bound_heaps
 from service.observe import log
 from service.observe.log import refuse
 from service.observe.port import PortTaken
@@ -30,6 +27,9 @@ from service.observe.run_folder import RunFolder, hold, new_run
 from service.observe.traces import TracesUnavailable
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
+from service.process import threads
+from service.process.exit_codes import DONE, FAILED
+from service.process.machine import bound_heaps
 from service.server.app import NothingToServe, Service
 from service.server.connection_counts import open_counts
 from service.server.connections import FairServer, SlowClients

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.exit_codes import DONE
+from service.process.exit_codes import DONE
 
 if TYPE_CHECKING:
     import asyncio

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from service.exit_codes import DONE, FAILED, HUNG
 from service.observe.log import refuse
 from service.observe.run_folder import RunFolder, new_run
+from service.process.exit_codes import DONE, FAILED, HUNG
 from service.server.child import WorkerProcess
 from service.server.connection_counts import open_counts
 from service.server.link import Place

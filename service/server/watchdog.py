@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 
-from service.exit_codes import HUNG
+from service.process.exit_codes import HUNG
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from service.server.startup import prepare_process
 def main(arguments: list[str]) -> int:
     """Serve until a signal or the supervisor ends the process.
 
-    Returns the exit status, one of service.exit_codes.
+    Returns the exit status, one of service.process.exit_codes.
     """
     prepare_process()
-    from service.exit_codes import DONE
+    from service.process.exit_codes import DONE
     from service.server.link import Place
 
     line = socket.socket(fileno=int(arguments[0]))

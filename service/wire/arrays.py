@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
 from service.contract.columns import empty_record, empty_value, records
+from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
 from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
@@ -202,28 +203,6 @@ squares says so for a whole array, in a tenth of the time of `cast` and `is_fini
 @lru_cache(maxsize=64)
 def _dtype(name: str) -> np.dtype[Any]:
     return np.dtype(name)
-
-
-def is_finite(array: Array) -> bool:
-    """Whether all numbers are finite. The sum of squares shows NaN and infinity, and is faster."""
-    if array.dtype == np.float32:
-        flat = array.ravel()
-        if math.isfinite(flat.dot(flat)):
-            return True
-    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
-
-
-def rows_not_finite(array: Array) -> list[int]:
-    """Which rows hold NaN or infinity."""
-    rows: list[int] = np.flatnonzero(
-        ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
-    ).tolist()
-    return rows
-
-
-def not_finite(dtype: np.dtype[Any]) -> str:
-    """The message for a row that holds NaN or infinity, without its number."""
-    return f"holds NaN or infinity in {dtype}; expected finite numbers"
 
 
 def _fitted_text(array: Array, spec: InputSpec) -> Array:

@@ -12,7 +12,7 @@ import jsonschema
 import pytest
 import yaml
 
-from service.keys import hash_of, parse_keys
+from service.api.edge.keys import hash_of, parse_keys
 from service.observe import families
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import Request
 
 from service.api.edge.errors import Problem
-from service.keys import InvalidKeys, Key, hash_of, parse_keys
+from service.api.edge.keys import InvalidKeys, Key, hash_of, parse_keys
 from service.observe.log import ANONYMOUS
 
 log = logging.getLogger(__name__)

@@ -21,8 +21,8 @@ from service.api.edge.known_headers import Head, KnownHeads
 from service.api.edge.request import Answer, Later, Match, Request, Response, Route, Send
 from service.batching.queue import Entry
 from service.batching.work import LARGE_ANSWER_VALUES, Abandoned, Connection
-from service.machine import trim_heaps
 from service.observe.metrics import Metrics
+from service.process.machine import trim_heaps
 
 logger = logging.getLogger(__name__)
 

@@ -21,14 +21,12 @@ from service.batching.work import Deadline
 from service.classifier import Classifier, RowSettings
 from service.contract.bundle import Bundle, InputSpec
 from service.contract.columns import records
+from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.repository import Repository, UnknownModel
 from service.repository.served import ServedModel
 from service.wire.arrays import (
     fitted,
-    is_finite,
-    not_finite,
-    rows_not_finite,
     text_array,
     texts_per_row,
 )

@@ -3,7 +3,7 @@
 import httpx
 import pytest
 
-from service.keys import make_key
+from service.api.edge.keys import make_key
 from tests.support.server import running
 from tests.support.small_models import publish_model
 

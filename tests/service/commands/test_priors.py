@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 
 from service.__main__ import main
+from service.api.edge.keys import parse_keys
 from service.commands.revisions import _changes
 from service.contract.prior import PriorBody, parse_prior
-from service.keys import parse_keys
 from service.priors.store import open_store
 from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle

@@ -133,7 +133,7 @@ def test_without_models_the_console_says_how_to_get_one(open_page, tmp_path, scr
 
 
 def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshots):
-    from service.keys import make_key
+    from service.api.edge.keys import make_key
     from tests.support.server import running
     from tests.support.small_models import publish_model
 
@@ -173,7 +173,7 @@ def test_a_key_is_asked_for_and_stays_in_the_tab(open_page, tmp_path, screenshot
 def test_the_page_says_which_key_is_in_use_why_one_fails_what_is_missing_and_signs_out(
     open_page, tmp_path, screenshots
 ):
-    from service.keys import make_key
+    from service.api.edge.keys import make_key
     from tests.service.console.conftest import shipped
     from tests.support.server import running
 
@@ -209,7 +209,7 @@ def test_the_page_says_which_key_is_in_use_why_one_fails_what_is_missing_and_sig
 
 
 def test_a_key_that_may_only_predict_tries_without_samples_and_is_told_why(open_page, tmp_path):
-    from service.keys import make_key
+    from service.api.edge.keys import make_key
     from tests.service.console.conftest import shipped
     from tests.support.server import running
 
@@ -228,7 +228,7 @@ def test_a_key_that_may_only_predict_tries_without_samples_and_is_told_why(open_
 def test_a_key_that_is_given_on_the_try_page_scores_every_sample_under_the_stored_prior(
     open_page, tmp_path
 ):
-    from service.keys import make_key
+    from service.api.edge.keys import make_key
     from tests.service.console.conftest import shipped
     from tests.support.server import running
 

@@ -9,7 +9,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.keys import make_key
+from service.api.edge.keys import make_key
 from tests.service.console.conftest import shipped
 from tests.support.server import running
 

@@ -225,7 +225,7 @@ def test_the_revision_in_force_is_a_gauge(models):
 def test_metrics_can_have_a_port_of_their_own_and_need_the_role_to_observe(models):
     import socket
 
-    from service.keys import make_key
+    from service.api.edge.keys import make_key
 
     look, looking = make_key("prometheus", ["observe"])
     score, scoring = make_key("shop", ["predict"])

@@ -17,7 +17,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span, Status
 
-from service.keys import make_key
+from service.api.edge.keys import make_key
 from tests.support.server import ROOT, running, starting
 from tests.support.small_models import inputs, publish_model
 

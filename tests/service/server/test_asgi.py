@@ -19,7 +19,7 @@ import httpx
 import pytest
 
 from service.api.edge.access import ExposedWithoutKeys
-from service.keys import make_key
+from service.api.edge.keys import make_key
 from service.repository.repository import Repository
 from service.server import create_app
 from service.server.app import NothingToServe

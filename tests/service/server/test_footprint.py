@@ -11,7 +11,7 @@ from tests.support.small_models import IMAGE_FIELDS, image_model, publish_model
 
 HEAPS = """
 import ctypes, re, sys, tempfile, threading
-from service.machine import bound_heaps
+from service.process.machine import bound_heaps
 if sys.argv[1] == "bounded":
     bound_heaps()
 libc, together = ctypes.CDLL("libc.so.6"), threading.Barrier(5)

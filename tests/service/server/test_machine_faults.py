@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.keys import make_key
+from service.api.edge.keys import make_key
 from tests.support.eventually import eventually
 from tests.support.server import children, metric, running, starting
 from tests.support.small_models import inputs, publish_model

@@ -11,7 +11,7 @@ import httpx
 import numpy as np
 import pytest
 
-from service.exit_codes import HUNG
+from service.process.exit_codes import HUNG
 from tests.support import faulty_server as faulty
 from tests.support.eventually import eventually
 from tests.support.faulty_models import publish_lookup, publish_root, publish_slow

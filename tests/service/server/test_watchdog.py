@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from service.exit_codes import HUNG
+from service.process.exit_codes import HUNG
 from service.server.watchdog import Watchdog
 from tests.support.eventually import eventually, eventually_async
 

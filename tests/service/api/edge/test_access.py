@@ -4,7 +4,7 @@ import pytest
 
 from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
 from service.api.edge.errors import Problem
-from service.keys import InvalidKeys, make_key, parse_keys
+from service.api.edge.keys import InvalidKeys, make_key, parse_keys
 from service.observe.log import ANONYMOUS
 
 

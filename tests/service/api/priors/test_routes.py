@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from service.api.edge.access import Access
+from service.api.edge.keys import make_key
 from service.api.priors.router import router
 from service.api.web import application
 from service.contract.adjustment import softmax
 from service.contract.prior import parse_prior
-from service.keys import make_key
 from service.priors.recent import LogitReservoir
 from service.priors.shift.watch import ShiftWatch
 from service.repository.repository import UnknownModel

@@ -10,8 +10,8 @@ import numpy as np
 import orjson
 import pytest
 
+from service.api.edge.keys import make_key
 from service.contract.adjustment import softmax
-from service.keys import make_key
 from tests.support.server import running
 from tests.support.small_models import CLASSES, COUNTS, inputs, publish_model, weights
 

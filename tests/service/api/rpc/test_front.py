@@ -12,9 +12,9 @@ import tritonclient.grpc as triton
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from service.api.edge.keys import make_key
 from service.api.rpc import open_inference_pb2 as pb
 from service.api.rpc.front import SERVICE
-from service.keys import make_key
 from tests.support.server import metric, running
 from tests.support.small_models import FEATURES, inputs, publish_trio
 

@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from service.threads import GivenUp, Threads, TooManyWait, any_running, current_job
+from service.process.threads import GivenUp, Threads, TooManyWait, any_running, current_job
 from tests.support.eventually import eventually_async
 
 LONG = 3600.0
