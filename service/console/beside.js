@@ -22,8 +22,8 @@ export function Beside({ bundle, input, tau, prior }) {
   const key = (m) => `${m.name}/${m.version}`;
   const turn = (name, on) => setChosen(on ? [...chosen, name] : chosen.filter((n) => n !== name));
   const shown = list.value.filter((m) => chosen.includes(key(m)));
-  return html`<details class="beside"><summary>Beside other models or versions</summary>
-    <fieldset class="chips"><legend class="sr">Compare with</legend>${list.value.map((m) => html`<label class="chip"><input type="checkbox" checked=${chosen.includes(key(m))} onChange=${(e) => turn(key(m), e.target.checked)} /><span>${m.name} version ${m.version}</span></label>`)}</fieldset>
+  return html`<details class="beside"><summary>Compare with other models or versions</summary>
+    <fieldset class="chips"><legend class="sr">Models and versions</legend>${list.value.map((m) => html`<label class="chip"><input type="checkbox" checked=${chosen.includes(key(m))} onChange=${(e) => turn(key(m), e.target.checked)} /><span>${m.name} version ${m.version}</span></label>`)}</fieldset>
     <div class="others">${shown.map((at) => html`<${Answer} key=${key(at)} ...${{ at, input, tau, prior }} />`)}</div></details>`;
 }
 

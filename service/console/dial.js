@@ -58,7 +58,7 @@ export function Dial({ tau, setTau, stops, flips }) {
       <text x="50" y="66" class="unit">τ</text>
     </svg>
     <div class="dial-side">
-      <label for="tau">τ, how much of the adjustment is applied</label>
+      <label for="tau">τ: how much of the adjustment is applied</label>
       <div class="line tight">
         <input id="tau" type="range" min="0" max=${DIAL_MAX} step="0.01" value=${Math.min(tau, DIAL_MAX)} aria-valuetext=${`tau ${tau.toFixed(2)}`}
           onInput=${(e) => setTau(+e.target.value)} />

@@ -27,7 +27,7 @@ function Images({ names, add }) {
     const all = [...files];
     const images = all.filter((f) => TAKEN.includes(f.type));
     const kept = images.slice(0, MOST_ROWS);
-    setProblem(images.length < all.length ? "Only PNG, JPEG and WebP images are taken." : kept.length < images.length ? `Only the first ${MOST_ROWS} images are taken.` : "");
+    setProblem(images.length < all.length ? "Only PNG, JPEG and WebP images can be scored; the other files were left out." : kept.length < images.length ? `Only the first ${MOST_ROWS} images were taken; the others were left out.` : "");
     const labelOf = (file) => file.webkitRelativePath.split("/").slice(-2, -1)[0];
     const made = await Promise.all(kept.map(async (file) => ({ ...(await fromFile(file)), ...(names.includes(labelOf(file)) ? { label: labelOf(file) } : {}) })));
     if (made.length) add(made);
@@ -41,15 +41,15 @@ function Images({ names, add }) {
       onDrop=${(e) => { e.preventDefault(); setOver(false); take(e.dataTransfer.files); }}>
     <label class="button">Choose images<input class="sr" type="file" accept=${TAKEN.join()} multiple onChange=${(e) => { take(e.target.files); e.target.value = ""; }} /></label>
     <label class="button">Choose a folder<input class="sr" type="file" webkitdirectory=${true} onChange=${(e) => { take(e.target.files); e.target.value = ""; }} /></label>
-    <span class="quiet">or drop images here, or paste them. In a folder for each class, images are labelled by it.</span>
+    <span class="quiet">or drop or paste images here. In a folder with one subfolder for each class, the subfolder labels its images.</span>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
   </div>`;
 }
 
 function Words({ add }) {
   const [text, setText] = useState("");
-  return html`<form onSubmit=${(e) => { e.preventDefault(); if (text) add([own("Own text", text)]); }}>
-    <label for="own-text">Own text</label>
+  return html`<form onSubmit=${(e) => { e.preventDefault(); if (text) add([own("Your text", text)]); }}>
+    <label for="own-text">Your text</label>
     <textarea id="own-text" rows="4" value=${text} onInput=${(e) => setText(e.target.value)}></textarea>
     <button disabled=${!text}>Score it</button>
   </form>`;
@@ -64,13 +64,13 @@ function Numbers({ shape, add }) {
       const value = JSON.parse(text);
       if (!Array.isArray(value)) throw new Error();
       setProblem("");
-      add([own("Own numbers", value)]);
+      add([own("Your numbers", value)]);
     } catch {
-      setProblem("That is not a JSON array.");
+      setProblem("Expected a JSON array, such as [0.5, 1.2].");
     }
   };
   return html`<form onSubmit=${score}>
-    <label for="own-numbers">Own numbers, a JSON array of shape [${shape.slice(1).map((n) => n ?? "any").join(", ")}]</label>
+    <label for="own-numbers">Your numbers, as a JSON array of shape [${shape.slice(1).map((n) => n ?? "any").join(", ")}]</label>
     <textarea id="own-numbers" rows="3" value=${text} onInput=${(e) => setText(e.target.value)} placeholder=${example(shape.slice(1))} spellcheck=${false}></textarea>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     <button disabled=${!text}>Score them</button>
@@ -119,7 +119,7 @@ function Pen({ side, most, add }) {
     if (!last.current) return;
     last.current = null;
     const cells = averaged(canvas.current, side);
-    if (cells) add([own("Drawing", cells.map((c) => Math.round(c * most)), { picture: pictureOf(cells, side), id: "drawing" })]);
+    if (cells) add([own("Your drawing", cells.map((c) => Math.round(c * most)), { picture: pictureOf(cells, side), id: "drawing" })]);
   };
   const clear = () => {
     canvas.current.getContext("2d").clearRect(0, 0, PAD, PAD);

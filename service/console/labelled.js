@@ -34,7 +34,7 @@ export function Labelled({ inputs, scores, answers, rule, tau, setTau, names }) 
   const least = Math.min(...curve);
   const best = GRID[curve.indexOf(least)];
   return html`<section aria-label="Your labelled inputs"><h3>Your ${whole(cases.length)} labelled inputs</h3>
-    <p>Balanced error at τ = ${tau.toFixed(2)}: <b>${percent(now)}</b>; as trained ${percent(curve[0] / 100)}; least at τ = <button class="link" onClick=${() => setTau(best)}>${best.toFixed(1)}</button>: ${percent(least / 100)}.${" "}<span class="quiet">A few inputs say little: do not choose τ by them.</span></p>
+    <p>Balanced error at τ = ${tau.toFixed(2)}: <b>${percent(now)}</b>; as trained ${percent(curve[0] / 100)}; lowest at τ = <button class="link" onClick=${() => setTau(best)}>${best.toFixed(1)}</button>: ${percent(least / 100)}.${" "}<span class="quiet">A small sample is noisy: do not choose τ from it.</span></p>
     <${Chart} say="Balanced error of your labelled inputs over tau" data=${[GRID, curve]} mark=${tau} height=${170} shape=${`labelled${cases.length}`} onPick=${(x) => setTau(Math.max(0, Math.min(DIAL_MAX, Math.round(x * 100) / 100)))}
       x=${{ label: "τ" }} y=${{ label: "balanced error", values: (v) => `${v} %`, range: [0, 100] }} series=${[{ label: "balanced error", stroke: "accent" }]} />
     ${classes.length <= MOST_CLASSES ? html`<${Confusion} pairs=${pairs} classes=${classes} names=${names} />` : html`<p class="quiet">The confusion matrix is shown for up to ${MOST_CLASSES} classes; these inputs have ${whole(classes.length)}.</p>`}</section>`;

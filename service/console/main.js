@@ -72,7 +72,7 @@ function App() {
       ${models.error ? html`<${Failed} error=${models.error} again=${models.again} />`
       : !models.value ? html`<${Loading} what="the models" />`
       : !model ? html`<${Empty} title="No model is served">
-          <p>Publish one (<code>priordial train fit …</code>) or import one (<code>priordial import …</code>), then load it with <code>POST /v2/repository/models/NAME/load</code> or SIGHUP. <code>priordial demo</code> serves the shipped models.</p></${Empty}>`
+          <p>Train one with <code>priordial train fit …</code>, or import one with <code>priordial import …</code>. Then send <code>POST /v2/repository/models/NAME/load</code>, or send the service SIGHUP, to load it. To look at a service with models first, run <code>priordial demo</code>.</p></${Empty}>`
       : html`<${Page} key=${signedOut} model=${model} query=${here.query} go=${go} me=${me.value} />`}
     </main>`;
 }

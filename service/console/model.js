@@ -66,7 +66,7 @@ function Curve({ report, bundle }) {
   }, [report]);
   if (!curve.length)
     return html`<section class="card" aria-label="Validation"><h2>Balanced error over τ</h2>
-      <p class="quiet">This version was published without a validation curve, as imported models are. <code>priordial train calibrate models/${bundle.name}/${bundle.version} --data …</code> measures it on labelled rows of yours, and publishes the next version with this curve, scores and samples.</p></section>`;
+      <p class="quiet">This version was published without a validation curve, as imported models are. Run <code>priordial train calibrate models/${bundle.name}/${bundle.version} --data …</code> on labelled rows of your own. It publishes the next version, with this curve, scores and samples.</p></section>`;
   const nearest = (tau) => curve.reduce((best, p) => (Math.abs(p[0] - tau) < Math.abs(best[0] - tau) ? p : best))[1];
   const { chosen, interval, n } = report.tau;
   const marks = chosen === null ? [] : [{ x: chosen, stroke: "alert" }];
@@ -75,7 +75,7 @@ function Curve({ report, bundle }) {
   const dots = [{ x: bundle.default_tau, y: 100 * nearest(bundle.default_tau), stroke: "accent" }];
   return html`<section class="card" aria-label="Validation"><h2>Balanced error over τ</h2>
     <p>At τ = ${bundle.default_tau}, which requests get by default: <b>${percent(nearest(bundle.default_tau))}</b>; as trained ${percent(nearest(0))}${chosen === null ? "" : html`; best at τ = ${chosen}: ${percent(nearest(chosen))}`}.
-      <span class="quiet"> ${whole(n)} validation examples${interval ? `; 95 % of resamples have their best τ in ${interval[0]} … ${interval[1]}` : ""}.</span></p>
+      <span class="quiet"> ${whole(n)} validation examples${interval ? `; the best τ lies in ${interval[0]} … ${interval[1]} in 95 % of resamples` : ""}.</span></p>
     <${Chart} say=${`Balanced error on validation over tau, lowest at ${chosen}`} data=${data} series=${series} bands=${banded ? [{ series: [2, 1], fill: "accent-soft" }] : []} mark=${bundle.default_tau} marks=${marks} dots=${dots} height=${230}
       x=${{ label: "τ (solid line: default, dashed: chosen)" }} y=${{ label: "balanced error", values: (v) => `${v} %` }} shape=${`${bundle.name}${bundle.version}`} /></section>`;
 }
@@ -87,12 +87,12 @@ function Facts({ about }) {
   const shape = `[${input.shape.map((n) => n ?? "any").join(", ")}] ${input.dtype}`;
   const facts = [
     ["Classes", whole(bundle.class_names.length)],
-    ["Training examples", counts ? `${whole(counts.reduce((a, b) => a + b, 0))}, imbalance ${whole(Math.max(...counts) / Math.min(...counts))}` : "unknown"],
-    ["Input", `${input.kind}${input.kind === "image" ? `, ${input.size.join(" × ")} ${input.color}` : ""}`],
+    ["Training examples", counts ? `${whole(counts.reduce((a, b) => a + b, 0))}, imbalance ratio ${whole(Math.max(...counts) / Math.min(...counts))}` : "unknown"],
+    ["Input", `${input.kind}${input.kind === "image" ? `, ${input.size.join(" × ")} pixels, ${{ L: "grey", RGB: "RGB" }[input.color] ?? input.color}` : ""}`],
     ["Tensor", shape],
-    ["Output", `${bundle.output.kind}, ${bundle.output.name}`],
+    ["Output", html`${bundle.output.kind}, named <code>${bundle.output.name}</code>`],
     ["Default τ", bundle.default_tau],
-    ["τ in the loss", bundle.loss_tau],
+    ["τ trained into the loss", bundle.loss_tau],
     ["Temperature", Number(bundle.temperature.toFixed(4))],
     ["Runs on", about.provider],
     ["Loaded versions", about.versions.join(", ")],
@@ -138,7 +138,7 @@ function Counts({ bundle, report }) {
         <td class="bars">${counts && html`<i class=${`bg-${groupOf(counts[i])}`} style=${{ width: `${(100 * (Math.log(counts[i]) - low)) / (high - low)}%` }}></i>`}</td>
         <td class="number">${counts ? whole(counts[i]) : "–"}</td>${errors && html`<td class="number quiet">${percent(errors[i])}</td>`}</tr>`)}</tbody></table>
     ${pages > 1 && html`<${Pager} page=${here} pages=${pages} go=${setPage} />`}
-    <p class="quiet">Bars are logarithmic.${errors ? ` Error at the chosen τ on ${report.test?.per_class ? `test, ${whole(report.test.n)}` : `validation, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
+    <p class="quiet">Bars are logarithmic.${errors ? ` Errors are at the chosen τ on the ${report.test?.per_class ? `test split, ${whole(report.test.n)}` : `validation split, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
 }
 
 /** Without a report, as after an import: what the adjustment does to each class for requests that name no prior. */
@@ -193,7 +193,7 @@ function Confusion({ cells, names }) {
           return html`<td style=${{ background: n ? `color-mix(in srgb, var(--${tone}) ${Math.round(70 * Math.sqrt(n / sum))}%, var(--surface))` : "" }}>${n || ""}</td>`;
         })}</tr>`;
       })}</tbody></table></div>`}
-    ${worst.length === 0 ? html`<p class="quiet">No example was mistaken.</p>` : html`<p class="quiet">Most often mistaken: ${worst.map(([share, i, j], n) => html`${n ? "; " : ""}${names[i]} taken for ${names[j]} (${percent(share)}${n ? "" : ` of what is ${names[i]}`})`)}.</p>`}`;
+    ${worst.length === 0 ? html`<p class="quiet">Every example was classified correctly.</p>` : html`<p class="quiet">Most often mistaken: ${worst.map(([share, i, j], n) => html`${n ? "; " : ""}${names[i]} for ${names[j]} (${percent(share)}${n ? "" : ` of the ${names[i]} examples`})`)}.</p>`}`;
 }
 
 function Provenance({ bundle }) {

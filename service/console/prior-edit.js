@@ -17,8 +17,8 @@ const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expect
 /** Members that are written as JSON, each with what it is for and an example. */
 const MORE = [
   { name: "costs", words: "Costs of wrong decisions", example: '{"miss": {"lynx": 10}, "pairs": [["lynx", "cat", 20]], "reject": 0.2}' },
-  { name: "context", words: "Another prior by the context of a request", example: '{"site": {"north": "winter", "south": "summer"}, "else": "default"}' },
-  { name: "schedule", words: "Another prior by the calendar", example: '{"time_zone": "Europe/Berlin", "rules": [{"weekdays": ["sat", "sun"], "hours": [9, 18], "prior": "weekend"}], "else": "default"}' },
+  { name: "context", words: "Use other priors by the context of a request", example: '{"site": {"north": "winter", "south": "summer"}, "else": "default"}' },
+  { name: "schedule", words: "Use other priors by date and time", example: '{"time_zone": "Europe/Berlin", "rules": [{"weekdays": ["sat", "sun"], "hours": [9, 18], "prior": "weekend"}], "else": "default"}' },
 ];
 
 /** The draft to begin with: the prior as it was written, with `others` written out class by class. */
@@ -49,7 +49,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
   const put = async (onto, force) => {
     const headers = onto?.revision || (onto && stored) ? { "If-Match": `"${onto.revision}"` } : { "If-None-Match": "*" };
     const { body, status } = await sendJson("PUT", force ? `${path}?force=1` : path, draft, { headers });
-    saved(status === 201 || body.revision !== onto?.revision ? `Saved as revision ${body.revision}.` : `Nothing was changed: revision ${body.revision} is the same already.`);
+    saved(status === 201 || body.revision !== onto?.revision ? `Saved as revision ${body.revision}.` : `Nothing was changed: the draft equals revision ${body.revision}.`);
   };
   /** Save the draft; a drastic one only when it was `confirmed`. */
   const save = async (onto, confirmed = false) => {
@@ -78,7 +78,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     ${conflict && html`<${Conflict} ...${{ bundle, name, base, draft, theirs: conflict }}
       onTop=${() => { setBase(conflict); setConflict(null); save(conflict.gone ? null : conflict); }}
       theirsOnly=${() => { setDraft(draftOf(conflict, names)); setBase(conflict); setConflict(null); }} goOn=${() => { setBase(conflict.gone ? null : conflict); setConflict(null); }} />`}
-    <fieldset class="chips"><legend>Target: the mix of classes where the answers are used</legend>
+    <fieldset class="chips"><legend>Target: the class mix that the answers assume</legend>
       ${modes.map(([m, words]) => html`<label class="chip"><input type="radio" name="mode" checked=${mode === m} disabled=${m === "training" && !bundle.class_counts && !draft.label_frequencies}
         onChange=${() => byClass(m === "classes" ? started() : m)} /><span>${words}</span></label>`)}
       <${Estimate} path=${path} take=${(candidate) => change({ target: candidate.target, expected: candidate.expected, note: candidate.note })} />
@@ -86,7 +86,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     ${mode === "classes" && html`<${Weights} bundle=${bundle} values=${draft.target} others=${draft.others ?? 0} what="Weight" change=${byClass}
       hint="Counts or shares: only ratios matter. 0 means that the class cannot occur." />`}
     ${bundle.loss_tau !== 1 && html`<${Frequencies} bundle=${bundle} draft=${draft} change=${change} />`}
-    <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> The target is the mix that traffic is expected to have: drift is measured against it</label>
+    <label class="check"><input type="checkbox" checked=${draft.expected} onChange=${(e) => change({ expected: e.target.checked })} /> I expect traffic to have this mix: measure drift against the target</label>
     <p><label>Why <input type="text" class="long" maxlength="2000" value=${draft.note} onInput=${(e) => change({ note: e.target.value })} placeholder="a note for the history" /></label></p>
     ${MORE.map((m) => html`<${Member} key=${m.name} ...${m} value=${draft[m.name]} change=${(value) => change({ [m.name]: value ?? undefined })} />`)}
     <${AsJson} draft=${draft} setDraft=${(d) => { setDraft(d); setError(null); }} />
@@ -96,7 +96,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     ${drastic && html`<div class="conflict" role="alert"><h3>This is a drastic change</h3>
       ${drastic.changed !== undefined && html`<p><b>${percent(drastic.changed)}</b> of ${whole(drastic.rows)} recent answers would have had another label.</p>`}
       ${drastic.warnings.map((w) => html`<p>${w}</p>`)}
-      <p class="line"><button class="danger" disabled=${busy} onClick=${() => save(drastic.onto, true)}>Save it all the same</button><button onClick=${() => setDrastic(null)}>Go on editing</button></p></div>`}
+      <p class="line"><button class="danger" disabled=${busy} onClick=${() => save(drastic.onto, true)}>Save it anyway</button><button onClick=${() => setDrastic(null)}>Keep editing</button></p></div>`}
     <p class="line"><button class="main" disabled=${busy || Boolean(conflict)} onClick=${() => save(base)}>Save ${base?.revision ? `on top of revision ${base.revision}` : "the first revision"}</button>
       <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
 }
@@ -118,11 +118,11 @@ async function drasticness(path, draft) {
 function Frequencies({ bundle, draft, change }) {
   const own = draft.label_frequencies !== null;
   const begin = () => Object.fromEntries(bundle.class_names.map((n, i) => [n, bundle.class_counts?.[i] ?? 1]));
-  return html`<details class="frequencies" open=${own || !bundle.class_counts}><summary>Label frequencies: how often each class occurs in training</summary>
-    ${!bundle.class_counts && !own && html`<p class="note">This model was published without counts. Until label frequencies are given, its answers cannot be adjusted.</p>`}
+  return html`<details class="frequencies" open=${own || !bundle.class_counts}><summary>Label frequencies: how often each class occurred in training</summary>
+    ${!bundle.class_counts && !own && html`<p class="note">This model was published without counts. Its answers cannot be adjusted until you give label frequencies: choose <i>your own numbers</i>.</p>`}
     <fieldset class="chips"><legend class="sr">Label frequencies</legend>
       <label class="chip"><input type="radio" name="frequencies" checked=${!own} onChange=${() => change({ label_frequencies: null })} /><span>${bundle.class_counts ? "the model's own counts" : "unknown"}</span></label>
-      <label class="chip"><input type="radio" name="frequencies" checked=${own} onChange=${() => !own && change({ label_frequencies: begin() })} /><span>own numbers</span></label></fieldset>
+      <label class="chip"><input type="radio" name="frequencies" checked=${own} onChange=${() => !own && change({ label_frequencies: begin() })} /><span>your own numbers</span></label></fieldset>
     ${own && html`<${Weights} bundle=${bundle} values=${draft.label_frequencies} others=${draft.others ?? 0} what="Frequency" change=${(label_frequencies) => change({ label_frequencies })}
       hint="Counts of training examples, or shares: only ratios matter. Each must be greater than 0." />`}</details>`;
 }
@@ -132,7 +132,7 @@ function Estimate({ path, take }) {
   const [said, setSaid] = useState(null);
   const use = (found) => {
     take(found.candidate);
-    setSaid({ words: `Estimated from ${whole(found.rows)} recent answers (worth ${whole(found.effective_rows)}). It is a draft: nothing is saved yet.`, warnings: found.warnings });
+    setSaid({ words: `Estimated from ${whole(found.rows)} recent answers (effective sample size ${whole(found.effective_rows)}). It is a draft: nothing is saved yet.`, warnings: found.warnings });
   };
   const ask = async () => {
     setSaid({ busy: true });
@@ -147,7 +147,7 @@ function Estimate({ path, take }) {
   return html`<button type="button" class="small" disabled=${said?.busy} onClick=${ask}>Estimate from traffic</button>
     ${said?.words && html`<span class="quiet" role="status">${said.words} ${said.warnings.join(" ")}</span>`}${said?.bad && html`<span class="wrong" role="alert">${said.bad}</span>`}
     ${said?.doubt && html`<div class="note" role="alert"><p>This estimate is not usable (${said.doubt.verdict.replaceAll("_", " ")}): ${said.doubt.reason}</p>
-      <p class="line"><button type="button" class="small" onClick=${() => use(said.doubt)}>Use it as a draft all the same</button><button type="button" class="small" onClick=${() => setSaid(null)}>Leave it</button></p></div>`}`;
+      <p class="line"><button type="button" class="small" onClick=${() => use(said.doubt)}>Use it as a draft anyway</button><button type="button" class="small" onClick=${() => setSaid(null)}>Discard it</button></p></div>`}`;
 }
 
 /** One member of the draft as JSON; empty: the prior has none. */
@@ -185,7 +185,7 @@ function AsJson({ draft, setDraft }) {
       setProblem(`Not used yet: ${error.message}`);
     }
   };
-  return html`<details class="json"><summary>The same as JSON, with smoothing</summary>
+  return html`<details class="json"><summary>The whole prior as JSON, with smoothing</summary>
     <textarea rows="8" aria-label="The prior as JSON" spellcheck=${false} value=${text ?? JSON.stringify(draft, null, 1)} onInput=${(e) => edit(e.target.value)} onBlur=${() => !problem && setText(null)}></textarea>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}</details>`;
 }
@@ -206,7 +206,7 @@ function Preview({ path, draft, bundle }) {
     <p class="line"><button disabled=${busy} onClick=${ask}>Preview on recent traffic</button><span class="quiet">This saves nothing.</span></p>
     ${busy && html`<${Loading} what="the preview" />`}
     ${error && html`<${Failed} error=${error} again=${ask} />`}
-    ${found && found.rows === 0 && html`<p class="quiet" role="status">No recent answers are kept yet, so there is nothing to compare with.</p>`}
+    ${found && found.rows === 0 && html`<p class="quiet" role="status">The service keeps no recent answers of this model yet. Send it some predictions, then preview again.</p>`}
     ${found && found.rows > 0 && html`<${Previewed} found=${found} bundle=${bundle} stale=${of !== draft} />`}</div>`;
 }
 
@@ -235,11 +235,11 @@ function Previewed({ found, bundle, stale }) {
 function Conflict({ bundle, name, base, draft, theirs, onTop, theirsOnly, goOn }) {
   if (theirs.gone)
     return html`<div class="conflict" role="alert"><h3>${name} was taken out of use while you were editing</h3><p>Your draft below is unchanged.</p>
-      <p class="line"><button class="main" onClick=${onTop}>Save mine as a new revision</button><button onClick=${goOn}>Go on editing</button></p></div>`;
+      <p class="line"><button class="main" onClick=${onTop}>Save mine as a new revision</button><button onClick=${goOn}>Keep editing</button></p></div>`;
   const who = theirs.by && theirs.by !== "anonymous" ? theirs.by : "Somebody else";
   return html`<div class="conflict" role="alert"><h3>${who} saved revision ${theirs.revision} while you were editing ${base?.revision ? `revision ${base.revision}` : "the first revision"}</h3>
     <p>${when(theirs.updated_at)}${theirs.note ? html`: <q>${theirs.note}</q>.` : "."} Your draft below is unchanged. Their changes:</p>
     <${Differences} bundle=${bundle} before=${base} after=${theirs} />
     <p class="line"><button class="main" onClick=${onTop}>Save mine on top of revision ${theirs.revision}</button>
-      <button onClick=${goOn}>Go on editing</button><button onClick=${theirsOnly}>Take theirs and drop my draft</button></p></div>`;
+      <button onClick=${goOn}>Keep editing</button><button onClick=${theirsOnly}>Take theirs and drop my draft</button></p></div>`;
 }

@@ -35,10 +35,10 @@ export function History({ bundle, path, name, prior, done }) {
     }
   };
   const wayBack = (revision, words) => asked === revision
-    ? html`<span class="line tight"><button class="small main" onClick=${() => back(revision)}>Go back to ${words}</button><button class="small" onClick=${() => setAsked(null)}>No</button></span>`
+    ? html`<span class="line tight"><button class="small main" onClick=${() => back(revision)}>Go back to ${words}</button><button class="small" onClick=${() => setAsked(null)}>Cancel</button></span>`
     : html`<button class="small" aria-label=${`Go back to ${revision ? `revision ${revision}` : words} …`} onClick=${() => setAsked(revision)}>Go back …</button>`;
   const lines = page.value.revisions;
-  return html`<p class="quiet">Pick two revisions to compare them.</p>
+  return html`<p class="quiet">${lines.filter((r) => !r.deleted).length > 1 ? "Pick two revisions to compare them." : lines.length || at ? "" : "No revision is stored yet. What you save under Edit becomes revision 1."}</p>
     <table class="plain history" role="table" aria-label="Revisions"><thead role="rowgroup"><tr role="row"><th role="columnheader" scope="col"><span class="sr">Compare</span></th><th role="columnheader" scope="col">Revision</th><th role="columnheader" scope="col">When</th><th role="columnheader" scope="col" class="wide">By</th><th role="columnheader" scope="col">Why</th><th role="columnheader" scope="col"><span class="sr">Do</span></th></tr></thead>
       <tbody role="rowgroup">${lines.map((r) => html`<tr key=${r.revision} class="first" role="row">
         <td role="cell">${!r.deleted && html`<input type="checkbox" aria-label=${`Compare revision ${r.revision}`} checked=${picked.includes(r.revision)} onChange=${() => pick(r.revision)} />`}</td>
@@ -47,7 +47,7 @@ export function History({ bundle, path, name, prior, done }) {
         <td role="cell" class="why">${r.deleted ? html`<i>taken out of use</i>${r.note && html` <span class="quiet">${r.note}</span>`}` : r.note || html`<span class="quiet">–</span>`}${!r.deleted && r.equals ? html` <span class="equal">= revision ${r.equals}</span>` : ""}</td>
         <td role="cell" class=${asked === r.revision ? "number sure" : "number"}>${!r.deleted && r.revision !== prior.revision && wayBack(r.revision, r.revision)}</td></tr>`)}
       ${!page.value.next && html`<tr class="first" role="row"><td role="cell"></td><th scope="row" role="rowheader">0${prior.revision === 0 ? html` <span class="quiet">in force</span>` : ""}</th>
-        <td role="cell" class="when"></td><td role="cell" class="wide"></td><td role="cell" class="why"><i>nothing stored</i> <span class="quiet">${name === "default" ? "the model's own counts, uniform target" : "requests that name it are refused"}</span></td>
+        <td role="cell" class="when"></td><td role="cell" class="wide"></td><td role="cell" class="why"><i>nothing stored</i> <span class="quiet">${name === "default" ? "the model's own rule: uniform target" : "requests that name it are refused"}</span></td>
         <td role="cell" class=${asked === 0 ? "number sure" : "number"}>${prior.revision !== 0 && wayBack(0, "nothing stored")}</td></tr>`}</tbody></table>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
     ${(at || page.value.next) && html`<p class="line pager"><button class="small" disabled=${!at} onClick=${() => setBefore(before.slice(0, -1))}>Newer</button>

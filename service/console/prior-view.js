@@ -34,7 +34,7 @@ export function useClasses(bundle, { value, words } = {}) {
   const from = (set) => (e) => { set(e.target.value); setPage(0); };
   const controls = html`${names.length > PAGE &&
     html`<p class="line"><input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${from(setSearch)} />
-      <label class="line tight">order <select value=${sort} onChange=${from(setSort)}><option value="training">${counts ? "most frequent in training" : "as the model has them"}</option>
+      <label class="line tight">order <select value=${sort} onChange=${from(setSort)}><option value="training">${counts ? "most frequent in training" : "in the model's order"}</option>
         ${value && html`<option value="value">${words}</option>`}<option value="name">by name</option></select></label>
       ${counts && html`<label class="line tight">group <select value=${group} onChange=${from(setGroup)}><option value="">all</option>${["many", "medium", "few"].map((g) => html`<option value=${g}>${g}</option>`)}</select></label>`}
       <span class="quiet">${whole(found.length)} of ${whole(names.length)} classes</span></p>`}`;

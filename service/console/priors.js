@@ -38,16 +38,16 @@ function List({ list, name, go }) {
   const entries = [...list.priors];
   if (!entries.some((p) => p.name === "default")) entries.unshift({ name: "default", unstored: true });
   const line = (p) => html`<li><a href=${go.to({ name: p.name })} aria-current=${p.name === name ? "true" : undefined}>
-    <b>${p.name}</b> ${p.unstored ? html`<span class="quiet">not stored: the model's own rule</span>` : p.builtIn ? html`<span class="quiet">always there</span>`
+    <b>${p.name}</b> ${p.unstored ? html`<span class="quiet">not stored: the model's own rule</span>` : p.builtIn ? html`<span class="quiet">built in</span>`
       : html`<span class="quiet">@${p.revision}, ${when(p.updated_at)}${p.by && p.by !== "anonymous" ? ` by ${p.by}` : ""}</span>`}
     ${p.note && html`<span class="quiet cut">${p.note}</span>`}
-    ${p.fits === false && html`<span class="wrong">belongs to another class list; not applied</span>`}</a></li>`;
+    ${p.fits === false && html`<span class="wrong">made for another class list; not applied</span>`}</a></li>`;
   return html`<ul class="names">${entries.map(line)}${list.built_in.map((b) => line({ name: b, builtIn: true }))}</ul>`;
 }
 
 function Fresh({ taken, go }) {
   const [name, setName] = useState("");
-  const wrong = name && !NAME.test(name) ? "Small letters, digits, '.', '_' and '-', at most 64." : taken.includes(name) ? "There is one of this name." : "";
+  const wrong = name && !NAME.test(name) ? "Use at most 64 lowercase letters, digits, '.', '_' and '-', with a letter or digit first." : taken.includes(name) ? "A prior of this name exists already." : "";
   const make = (event) => {
     event.preventDefault();
     if (name && !wrong) go({ name, tab: "edit" });
@@ -75,7 +75,7 @@ function Prior({ model, bundle, name, builtIn, stored, tab, go, changed }) {
     <div class="line apart"><h2 class="big">${name}${prior?.revision ? html` <span class="quiet">revision ${prior.revision}</span>` : ""}</h2>
       ${tabs.length > 1 && html`<div class="tabs" role="group" aria-label="What to show">${tabs.map(([t, words]) => html`<a href=${go.to({ name, tab: t })} aria-current=${t === here ? "true" : undefined}>${words}</a>`)}</div>`}</div>
     ${prior?.updated_at && html`<p class="quiet">Saved ${when(prior.updated_at)}${prior.by && prior.by !== "anonymous" ? ` by ${prior.by}` : ""}${prior.note && html`: <q>${prior.note}</q>`}.${prior.expected ? " The target is the mix that traffic is expected to have." : ""}</p>`}
-    ${!stored && name === "default" && html`<p class="quiet">Nothing is stored under this name, so the model's own rule applies: its training counts are divided out, and the target is uniform. What you save here applies to every request that names no prior.</p>`}
+    ${!stored && name === "default" && html`<p class="quiet">Nothing is stored under this name. ${prior && !prior.source_prior ? "The model states no class counts, so its answers are not adjusted until you save label frequencies here." : "The model's own rule applies: the model's source prior is divided out, and the target is uniform."} What you save here applies to every request that names no prior.</p>`}
     ${prior?.warnings.map((w) => html`<p class="note">${w}</p>`)}
     ${notice && html`<p class="done" role="status">${notice}</p>`}
     ${here === "view" && html`${MEMBERS.filter((m) => prior.as_written?.[m]).map((m) => html`<p>Its ${m}: <code>${brief(prior.as_written[m])}</code></p>`)}<${Vectors} bundle=${bundle} prior=${prior} />
@@ -98,7 +98,7 @@ function Remove({ path, name, revision, removed }) {
     }
   };
   if (!asked) return html`<button class="small" onClick=${() => setAsked(true)}>Take out of use …</button>`;
-  return html`<span class="line" role="group" aria-label="Take out of use">Requests that name ${name} will ${name === "default" ? "use the model's own rule" : "be refused"}. The history stays, and you can go back from there.
+  return html`<span class="line" role="group" aria-label="Take out of use">Requests that name ${name} will ${name === "default" ? "use the model's own rule" : "be refused"}. The history stays, and you can go back to any revision in it.
     <button class="small danger" onClick=${remove}>Take ${name} out of use</button><button class="small" onClick=${() => setAsked(false)}>Keep it</button>
     ${error && html`<span class="wrong" role="alert">${error}</span>`}</span>`;
 }

@@ -73,9 +73,9 @@ export function Row({ fields, byName, start, add }) {
     const values = fields.map((field) => valueOf(cells[field.name] ?? "", field));
     const wrong = values.findIndex((value) => value === undefined);
     setProblem(wrong < 0 ? "" : `${fields[wrong].name}: expected a number${cells[fields[wrong].name] ? `, not '${cells[fields[wrong].name]}'` : ""}.`);
-    if (wrong < 0) add([own("Own row", instanceOf(fields, values, byName), { short: values.join(", ").slice(0, 40) })]);
+    if (wrong < 0) add([own("Your row", instanceOf(fields, values, byName), { short: values.join(", ").slice(0, 40) })]);
   };
-  return html`<form class="row-form" aria-label="Own row" onSubmit=${score}>
+  return html`<form class="row-form" aria-label="Your row" onSubmit=${score}>
     <div class="fields">${fields.map((field) => html`<label>${field.name}
       <input type="text" inputmode=${field.text ? "text" : "decimal"} value=${cells[field.name] ?? ""} placeholder=${field.missing ? "missing" : field.text ? "" : "0"} onInput=${(e) => setCells({ ...cells, [field.name]: e.target.value })} /></label>`)}</div>
     ${problem && html`<p class="wrong" role="alert">${problem}</p>`}
@@ -103,7 +103,7 @@ export function Table({ fields, byName, names, add }) {
       <textarea rows="4" ref=${field} aria-label="Rows as CSV" spellcheck=${false}></textarea>
       <p class="line"><button type="button" onClick=${() => take(field.current.value)}>Score the rows</button>
         <label class="button">Choose a CSV<input class="sr" type="file" accept=".csv,.tsv,.txt,text/csv" onChange=${(e) => { read(e.target.files[0]); e.target.value = ""; }} /></label></p>
-      <p class="quiet">${text ? "One text on each line" : byName ? html`A header with ${fields.map(({ name }, i) => html`${i ? ", " : ""}<code>${name}</code>`)}` : `${fields.length} numbers on each line`}; a class at the end, or in a column <code>label</code>, lets the page count errors.</p></div>
+      <p class="quiet">${text ? "One text on each line" : byName ? html`A first line that names the columns ${fields.map(({ name }, i) => html`${i ? ", " : ""}<code>${name}</code>`)}` : `${fields.length} numbers on each line`}. Add the true class at the end of each line, or in a column <code>label</code>, and the page counts the errors.</p></div>
     ${problems.length > 0 && html`<div class="note" role="alert"><p>${problems.length} ${problems.length === 1 ? "line was" : "lines were"} left out:</p><ul>${problems.slice(0, 5).map((p) => html`<li>${p}</li>`)}</ul></div>`}
     ${said && html`<p class="quiet" role="status">${said}</p>`}</details>`;
 }

@@ -62,7 +62,8 @@ export function Shift({ model, query, go }) {
     ${error && html`<p class="note" role="alert">${error.message} The page shows what it knew last.</p>`}
     ${value.estimate ? html`<${Board} key=${path} path=${path} found=${value} bundle=${about.value} again=${again} />`
       : html`<div class="card"><${Empty} title="No traffic has been followed yet">
-          <p>The class mix of the rows that are scored is followed by itself. It appears here some seconds after the first predictions${about.value.class_counts || about.value.estimation ? "" : ", once the model states its class_counts or carries a calibration"}.</p>
+          ${about.value.class_counts || about.value.estimation ? html`<p>The service estimates the class mix of the rows that it scores. The estimate appears here a few seconds after the first predictions. Answers on Try are not counted.</p><p><a href=${`#/traffic?model=${encodeURIComponent(model)}`}>Send the first ones on Traffic</a></p>`
+            : html`<p>The service cannot estimate the class mix of this model's traffic, because the model states no class counts. Import it again with <code>--class-counts</code>, or run <code>priordial train calibrate models/${model}/${about.value.version} --data …</code> on labelled rows.</p>`}
         </${Empty}></div>`}`;
 }
 
@@ -74,7 +75,7 @@ function Board({ path, found, bundle, again }) {
     <div class="two"><${Adopting} path=${path} found=${found} again=${again} /><${Automatic} path=${path} found=${found} again=${again} /></div>
     <${OverTime} found=${found} which=${chosen ?? first} choose=${setChosen} />
     <${Classes} found=${found} bundle=${bundle} chosen=${chosen ?? first} choose=${setChosen} />
-    <p class="quiet">Followed over ${whole(found.rows)} rows of ${found.workers} ${found.workers === 1 ? "worker" : "workers"}; the estimate rests on about ${whole(found.effective_rows)} of the newest. Intervals hold class by class, not for all classes at once.${" "}<${CopyAs} what="the estimate" call=${() => ({ method: "GET", path: `${path}/shift` })} /></p>`;
+    <p class="quiet">Based on ${whole(found.rows)} rows of ${found.workers} ${found.workers === 1 ? "worker" : "workers"}, weighted toward the newest (effective sample size ${whole(found.effective_rows)}). Each interval is for its class alone, not for all classes jointly.${" "}<${CopyAs} what="the estimate" call=${() => ({ method: "GET", path: `${path}/shift` })} /></p>`;
 }
 
 function Verdict({ found }) {
@@ -83,8 +84,8 @@ function Verdict({ found }) {
   const [title, words] = SAYS[judged.verdict] ?? [judged.verdict, ""];
   const sound = judged.verdict === "usable";
   return html`<section class="card shift-verdict" aria-label="Verdict" aria-live="polite"><h2><span class=${sound ? "changed" : "alerted"}>${title}</span></h2>
-    <p>${words}</p>${!sound && html`<p>${sentence(judged.reason)}</p>`}
-    <p class="quiet">Judged ${when(judged.at)} on ${whole(judged.rows)} rows.${judged.evidence.p !== null && judged.evidence.p !== undefined ? ` Fit to the known classes: p = ${small(judged.evidence.p)}, misfit ${small(judged.evidence.phi2)} a row.` : ""}</p></section>`;
+    <p>${sound || !judged.reason ? words : sentence(judged.reason)}</p>
+    <p class="quiet">Judged ${when(judged.at)} on ${whole(judged.rows)} rows.${judged.evidence.p !== null && judged.evidence.p !== undefined ? ` Fit to the known classes: p = ${small(judged.evidence.p)}, misfit ${small(judged.evidence.phi2)} for each row.` : ""}</p></section>`;
 }
 
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
@@ -114,21 +115,24 @@ function Adopting({ path, found, again }) {
     }
   };
   const { estimate, preview } = state;
-  return html`<section class="card" aria-label="Adopting"><h2>If the estimate were adopted</h2>
+  return html`<section class="card" aria-label="Adopting"><h2>What adopting the estimate would change</h2>
     ${state.error && html`<${Failed} error=${state.error} again=${ask} />`}
     ${state.done && html`<p class="done" role="status">${state.done}</p>`}
-    ${!estimate && html`<p class="quiet">The candidate is the estimate of the kept rows, pulled a little toward the target in force.</p>
+    ${!estimate && html`<p class="quiet">The candidate target is the estimate from the rows that the service keeps, moved slightly toward the target in force.</p>
       <p class="line"><button onClick=${ask} disabled=${state.busy}>${state.busy ? "Computing …" : "Compute what it would change"}</button></p>`}
     ${estimate && html`<dl class="facts">
         <div><dt>Answers with another label</dt><dd>${percent(preview.decisions_changed)}</dd></div>
         ${preview.expected_error && html`<div><dt>Expected error</dt><dd>${percent(preview.expected_error.before)} → <b>${percent(preview.expected_error.after)}</b></dd></div>`}
-        <div><dt>Gain, at least (95 %)</dt><dd>${points(estimate.evidence.gain.mean)}, ${points(estimate.evidence.gain.low)}</dd></div>
+        <div><dt>Error saved</dt><dd>${points(estimate.evidence.gain.mean)}, at least ${points(estimate.evidence.gain.low)} (95 %)</dd></div>
         <div><dt>Verdict on these rows</dt><dd>${SAYS[estimate.verdict]?.[0] ?? estimate.verdict}</dd></div></dl>
       ${state.refused && html`<p class="note" role="alert">${state.refused.message}</p>`}
       <p class="line"><button class="main" disabled=${state.busy} onClick=${() => adopt(false)}>Adopt as the target</button>
-        ${state.refused && html`<button class="danger" disabled=${state.busy} onClick=${() => adopt(true)}>Adopt it nevertheless</button>`}
+        ${state.refused && html`<button class="danger" disabled=${state.busy} onClick=${() => adopt(true)}>Adopt it anyway</button>`}
         <button disabled=${state.busy} onClick=${ask}>Compute again</button></p>`}</section>`;
 }
+
+/** A reason of the service, with the verdict's code in words. */
+const inWords = (reason) => reason.replace(/\b[a-z]+(_[a-z]+)+\b/g, (code) => (code in SAYS ? SAYS[code][0].toLowerCase() : code));
 
 const points = (share) => `${(100 * share).toFixed(1)} points`;
 
@@ -152,7 +156,7 @@ function Automatic({ path, found, again }) {
   return html`<section class="card" aria-label="Automatic adoption"><h2>Automatic adoption</h2>
     ${!automatic ? html`<p class="quiet">Nothing has been decided for this prior yet.</p>` : html`
       <p>Mode: <b>${MODES[automatic.mode] ?? automatic.mode}</b>${automatic.freeze ? html`, <b class="alerted">frozen</b>` : ""}.</p>
-      <p>${automatic.action === "adopt" ? `${automatic.mode === "on" ? "It moved" : "It would move"} the target by ${automatic.step_nats.toFixed(2)} nats${automatic.shortened ? ", the largest step allowed" : ""}.` : `${automatic.action === "wait" ? "It waits" : "It holds"}: ${automatic.reason}.`}</p>`}
+      <p>${automatic.action === "adopt" ? `${automatic.mode === "on" ? "It moved" : "It would move"} the target by ${automatic.step_nats.toFixed(2)} nats${automatic.shortened ? ", the largest step allowed" : ""}.` : `${automatic.action === "wait" ? "It waits" : "It holds"}: ${inWords(automatic.reason)}.`}</p>`}
     ${steps.length > 0 && html`<table class="plain changes"><caption class="sr">The newest automatic steps</caption><thead><tr><th scope="col">When</th><th scope="col">Revision</th><th scope="col">Why</th></tr></thead><tbody>
       ${steps.map((r) => html`<tr><td>${when(r.updated_at)}</td><td class="number">${r.revision}</td><td>${r.note}</td></tr>`)}</tbody></table>`}
     ${adopted && (newest.revision > 1 || found.name === "default") && html`<p class="line"><button class="danger" onClick=${back}>Roll back to ${newest.revision > 1 ? `revision ${newest.revision - 1}` : "the model's own rule"}</button>
@@ -187,7 +191,7 @@ function Classes({ found, bundle, chosen, choose }) {
   const widest = Math.max(1e-9, ...high, ...target);
   const at = (v) => `${(99.5 * v) / widest}%`;
   return html`<section class="card" aria-label="Classes"><div class="line apart"><h2>Classes</h2>
-      <label class="line tight">order <select value=${order} onChange=${(e) => setOrder(e.target.value)}><option value="apart">furthest from the target</option><option value="estimate">most frequent</option><option value="class">as the model has them</option></select></label></div>
+      <label class="line tight">order <select value=${order} onChange=${(e) => setOrder(e.target.value)}><option value="apart">furthest from the target</option><option value="estimate">most frequent</option><option value="class">in the model's order</option></select></label></div>
     <table class="before-after"><caption class="sr">Estimated share of each class in traffic with its interval, and the target</caption>
       <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">Target</th><th scope="col">Estimate</th><th scope="col" class="wide">95 % interval</th></tr></thead>
       <tbody>${rows.slice(here * PAGE, (here + 1) * PAGE).map((i) => html`<tr key=${i}>

@@ -17,7 +17,7 @@ export function Target({ names, counts, stored, choice, choose, share }) {
   const is = (kind, name) => choice.kind === kind && choice.name === name;
   const radio = (kind, label, name, disabled = false) => html`<label class="chip">
     <input type="radio" name="target" checked=${is(kind, name)} disabled=${disabled} onChange=${() => choose({ kind, name })} /><span>${label}</span></label>`;
-  return html`<fieldset class="chips"><legend>Target prior: the mix of classes where the answer is used</legend>
+  return html`<fieldset class="chips"><legend>Target prior: the class mix that the answer assumes</legend>
       ${radio("uniform", "uniform")}
       ${radio("training", "as in training", undefined, !counts)}
       ${stored.map((p) => radio("stored", `${p.name} @${p.revision}`, p.name))}

@@ -87,7 +87,7 @@ function Quiet({ model }) {
     }
   };
   return html`<div class="card"><${Empty} title="No predictions yet">
-    <p>Nothing has been scored since the service started. The page counts as soon as something is.</p>
+    <p>This model has answered nothing since the service started.${samples.length > 0 ? " Score its samples to see the page at work:" : html` Send it a prediction; <a href="docs">the API page</a> has a form for that. Answers on Try are not counted.`}</p>
     ${samples.length > 0 && html`<p class="line"><button class="main" disabled=${state === "sending"} onClick=${send}>Score the model's ${samples.length} samples</button>
       <${CopyAs} what="a prediction" call=${() => ({ method: "POST", path: `${modelPath(model)}/predict`, json: { instances: [samples[0].instance] } })} /></p>`}
     ${state && state !== "sending" && html`<p class="wrong" role="alert">${state}</p>`}
@@ -114,7 +114,7 @@ function useChanges(model, revisions) {
 
 /** Dashed lines where a revision was stored while the chart was collecting. */
 const begun = (readings) => readings[0].at;
-const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet", label: `${c.prior} ${c.deleted ? "out of use" : c.revision}, ${c.by}` }));
+export const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet", label: `${c.prior} ${c.deleted ? "out of use" : c.revision}, ${c.by}, ${when(c.updated_at)}` }));
 
 /** The changes in words, for those who cannot see the lines and for those who ask who it was. */
 function Changes({ model, changes, since }) {
@@ -146,11 +146,11 @@ function Board({ model, bundle, readings }) {
       <div class="line apart"><h2>Classes</h2>
         <label class="line tight">counted <select value=${span} onChange=${(e) => setSpan(e.target.value)}>
           ${Object.entries(SPANS).map(([name, words]) => html`<option value=${name}>${words}</option>`)}</select></label></div>
-      ${last.answered === since?.answered ? html`<p class="quiet" role="status">Nothing was answered in this time.</p>`
+      ${last.answered === since?.answered ? html`<p class="quiet" role="status">Nothing was answered in this period.</p>`
         : html`<${Groups} last=${last} since=${since} /><${Classes} bundle=${bundle} last=${last} since=${since} />`}
     </section>
     <${Priors} model=${model} last=${last} />
-    <p class="quiet">From <a href="metrics">/metrics</a>, every ${EVERY_MS / 1000} s while this page can be seen. What was before comes from <a href=${`metrics/recent?model=${encodeURIComponent(model)}`}>/metrics/recent</a>, once a minute.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
+    <p class="quiet">Read from <a href="metrics">/metrics</a> every ${EVERY_MS / 1000} s while this page is visible. Earlier readings, one a minute, come from <a href=${`metrics/recent?model=${encodeURIComponent(model)}`}>/metrics/recent</a>.${" "}<${CopyAs} what="the scrape" call=${() => ({ method: "GET", path: "metrics" })} /></p>`;
 }
 
 const perSecond = (n, seconds) => (seconds > 0 ? n / seconds : 0);
@@ -259,7 +259,7 @@ function Classes({ bundle, last, since }) {
     <p class="line">
       ${Object.keys(now).length > PAGE && html`<input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${(e) => { setSearch(e.target.value); setPage(0); }} />`}
       <label class="line tight">order <select value=${order} onChange=${(e) => setOrder(e.target.value)}>
-        <option value="count">most predicted</option><option value="change">most changed</option><option value="class">as the model has them</option></select></label>
+        <option value="count">most predicted</option><option value="change">most changed</option><option value="class">in the model's order</option></select></label>
     </p>
     <table class="before-after"><caption class="sr">Share of the answers by class, as trained and adjusted</caption>
       <thead><tr><th scope="col">Class</th><th scope="col"><span class="sr">Bars</span></th><th scope="col">As trained</th><th scope="col">Adjusted</th><th scope="col" class="wide">Answers</th></tr></thead>
@@ -268,8 +268,8 @@ function Classes({ bundle, last, since }) {
         <td class="bars"><i class="was" style=${{ width: `${(100 * was[name]) / sumWas / widest}%` }}></i><i class="is" style=${{ width: `${(100 * now[name]) / sumNow / widest}%` }}></i>${aim[name] !== undefined && html`<i class="aim" style=${{ left: `${(99.5 * aim[name]) / widest}%` }}></i>`}</td>
         <td class="number quiet">${fine(was[name] / sumWas)}</td><td class="number">${fine(now[name] / sumNow)}</td><td class="number quiet wide">${whole(now[name])}</td></tr>`)}
       </tbody></table>
-    ${rows.length === 0 && html`<p class="quiet">No class is called so.</p>`}
-    <p class="quiet"><span class="legend"><i class="key bg-was"></i>as trained</span> <span class="legend"><i class="key bg-accent"></i>adjusted</span>${Object.keys(aim).length > 0 && html` <span class="legend"><i class="key aim"></i>target of the prior default</span>`}</p>
+    ${rows.length === 0 && html`<p class="quiet">No class name contains this text.</p>`}
+    <p class="quiet"><span class="legend"><i class="key bg-was"></i>as trained</span> <span class="legend"><i class="key bg-accent"></i>adjusted</span>${Object.keys(aim).length > 0 && html` <span class="legend"><i class="key aim"></i>target of the prior <i>default</i></span>`}</p>
     ${pages > 1 && html`<${Pager} page=${here} pages=${pages} go=${setPage} />`}`;
 }
 
@@ -280,7 +280,7 @@ function Priors({ model, last }) {
   if (!names.length && !Object.keys(last.divergences).length) return null;
   const all = [...new Set([...names, ...Object.keys(last.divergences)])].sort();
   return html`<section class="card" aria-label="Drift"><h2>Priors in use, and drift</h2>
-    <p class="quiet">Jensen–Shannon divergence (nats) of the mean adjusted probability from the target, where the prior says that its target is expected, else from the model's own first answers: 0 is none, ${MOST.toFixed(2)} the most.</p>
+    <p class="quiet">How far the mean of the adjusted probabilities is from the target, if the prior marks its target as expected, or else from the mean of the model's first answers. It is a Jensen–Shannon divergence in nats, from 0 (no drift) to ${MOST.toFixed(2)}.</p>
     <table class="plain drift"><thead><tr><th scope="col">Prior</th><th scope="col" class="number">Revision</th><th scope="col">Divergence</th></tr></thead><tbody>
       ${all.map((name) => html`<tr><th scope="row"><a href=${`#/priors?model=${encodeURIComponent(model)}&name=${encodeURIComponent(name)}`}>${name}</a></th><td class="number">${last.revisions[name] ?? "–"}</td>
         <td>${last.divergences[name] === undefined ? html`<span class="quiet">not measured yet</span>`

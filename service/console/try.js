@@ -140,7 +140,7 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
       ${answers && html`<${Score} inputs=${inputs} answers=${answers} names=${bundle.class_names} />`}
     </section>
     <section class="card answer" aria-label="Answer">
-      ${!input && html`<${Empty} title="Nothing to score yet"><p>This model was published without samples: give it an input of your own.</p></${Empty}>`}
+      ${!input && html`<${Empty} title="Nothing to score yet"><p>This model has no samples. Enter an input of your own under <i>Input</i>.</p></${Empty}>`}
       ${input && scored?.error && html`<${Failed} error=${scored.error} again=${again} />`}
       ${input && (!scored || !rule) && html`<${Loading} what="the answer" />`}
       ${scored?.logits && rule && html`<${Answer} ...${{ model, bundle, input, scored, rule, tau, setTau, choice, choose, chosen, stored }} />`}
@@ -207,7 +207,7 @@ function Score({ inputs, answers, names }) {
   if (!labelled.length) return null;
   const right = (which) => labelled.filter((i) => names[answers[i.id][which]] === i.label).length;
   const moved = labelled.filter((i) => answers[i.id].was !== answers[i.id].is).length;
-  return html`<p class="score" role="status">Right: <b>${right("was")}</b> of ${labelled.length} as trained, <b class="changed">${right("is")}</b> at this setting.
+  return html`<p class="score" role="status">Correct: <b>${right("was")}</b> of ${labelled.length} as trained, <b class="changed">${right("is")}</b> at this setting.
     ${moved ? ` ${moved} ${moved === 1 ? "answer" : "answers"} changed.` : ""}</p>`;
 }
 
@@ -217,7 +217,7 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
   const was = argmax(scored.before);
   const is = argmax(after);
   const turns = useMemo(() => flips(scored.logits, rule.logSigma, rule.logRho, DIAL_MAX), [scored, rule]);
-  const stops = [{ tau: 0, label: "as trained" }, { tau: 1, label: "whole" }];
+  const stops = [{ tau: 0, label: "as trained" }, { tau: 1, label: "full adjustment" }];
   if (chosen !== undefined && chosen !== null && chosen !== 0 && chosen !== 1) stops.push({ tau: chosen, label: "best on validation" });
   stops.sort((a, b) => a.tau - b.tau);
   return html`
@@ -227,13 +227,13 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
         : html`<s>${names[was]}</s><span aria-hidden="true">→</span><span class="sr"> becomes </span><b class="changed">${names[is]}</b>
             <span class="quiet">${percent(after[is])}, was ${percent(scored.before[is])}</span>`}</p>
       ${rule.costs && html`<${Decision} names=${names} is=${is} decision=${decide(after, rule.costs, names)} />`}
-      ${input.label !== undefined && html`<p class="quiet">The truth: <b>${input.label}</b></p>`}
+      ${input.label !== undefined && html`<p class="quiet">True class: <b>${input.label}</b></p>`}
     </div>
     ${rule.unknown && html`<p class="note">The model's label frequencies are unknown, so its answers cannot be adjusted. <a href=${`#/priors?model=${encodeURIComponent(model)}&name=default&tab=edit`}>Give label frequencies</a> first.</p>`}
     ${rule.impossible && html`<p class="note">Every class is impossible: raise one of the sliders.</p>`}
     <${Dial} tau=${tau} setTau=${setTau} stops=${stops} flips=${turns} />
     <p class="quiet flips">${turns.length
-      ? html`The answer changes at τ = ${turns.map((t, i) => html`${i ? ", " : ""}<button class="link" onClick=${() => setTau(Math.min(DIAL_MAX, Math.ceil(t.tau * 100 + 1e-9) / 100))}>${t.tau.toFixed(2)}</button> to ${names[t.to]}`)}.`
+      ? html`The answer becomes ${turns.map((t, i) => html`${i ? ", then " : ""}${names[t.to]} at τ = <button class="link" onClick=${() => setTau(Math.min(DIAL_MAX, Math.ceil(t.tau * 100 + 1e-9) / 100))}>${t.tau.toFixed(2)}</button>`)}.`
       : "Turning the dial does not change this answer."}</p>
     <${Target} names=${names} counts=${bundle.class_counts} stored=${stored} choice=${choice} choose=${choose} share=${rule.share} />
     <${BeforeAfter} names=${names} counts=${bundle.class_counts} before=${scored.before} after=${after} />
@@ -282,7 +282,7 @@ function BeforeAfter({ names, counts, before, after }) {
       </tr>`,
     )}</tbody>
   </table>
-  ${names.length > SHOWN && html`<p class="quiet">The ${SHOWN} likeliest of ${names.length.toLocaleString("en")} classes.</p>`}`;
+  ${names.length > SHOWN && html`<p class="quiet">The ${SHOWN} most likely of ${names.length.toLocaleString("en")} classes.</p>`}`;
 }
 
 const GRID = Array.from({ length: 121 }, (_, i) => (i * DIAL_MAX) / 120);

@@ -43,7 +43,7 @@ function FromCsv({ names, what, before, take }) {
   const count = found ? Object.keys(found.values).length : 0;
   const use = () => {
     take(Object.fromEntries(names.map((n) => [n, found.values[n] ?? (rest === "keep" ? before[n] : Number(rest))])));
-    setDone(`Took over ${whole(count)} of ${whole(names.length)} classes. Nothing is saved yet.`);
+    setDone(`Filled in ${whole(count)} of ${whole(names.length)} classes. Nothing is saved yet.`);
     setText("");
   };
   return html`<details class="csv"><summary>From a CSV: paste it, choose a file or drop one</summary>

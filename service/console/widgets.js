@@ -70,7 +70,7 @@ async function copied(text) {
 export function Copy({ text, label }) {
   const [done, setDone] = useState("");
   const copy = async () => {
-    setDone((await copied(text())) ? "Copied" : "Not allowed here");
+    setDone((await copied(text())) ? "Copied" : "Copying is blocked");
     setTimeout(() => setDone(""), 1800);
   };
   return html`<button class="small" onClick=${copy}><span aria-live="polite">${done || label}</span></button>`;

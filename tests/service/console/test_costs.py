@@ -61,7 +61,7 @@ def test_costs_are_edited_as_json_kept_by_later_edits_and_shown_in_try(open_page
     box.fill('{"reject": 0.000001}')
     assert serious(page) == []
     page.get_by_role("button", name="Save on top of revision 1").click()
-    drastic = page.get_by_role("button", name="Save it all the same")
+    drastic = page.get_by_role("button", name="Save it anyway")
     drastic.or_(page.get_by_text("Saved as revision 2")).first.wait_for()
     if drastic.is_visible():
         drastic.click()

@@ -80,8 +80,8 @@ def test_on_a_phone_the_way_back_to_a_revision_is_in_view_before_and_after_it_is
     page.get_by_role("button", name="Go back to revision 1").click()
     page.get_by_role("button", name="Go back to 1").wait_for()
     page.screenshot(path=screenshots / "priors-history-asked-360.png", full_page=True)
-    for name in ("Go back to revision 2", "Go back to 1", "No"):
-        box = page.get_by_role("button", name=name, exact=name == "No").bounding_box()
+    for name in ("Go back to revision 2", "Go back to 1", "Cancel"):
+        box = page.get_by_role("button", name=name, exact=name == "Cancel").bounding_box()
         assert box["x"] >= 0
         assert box["x"] + box["width"] <= 360
     assert page.evaluate(OUT_OF_VIEW) == []

@@ -27,7 +27,7 @@ def weigh(page, label, weight):
 def save(page, button):
     """Save, and confirm a change that other tests' traffic makes drastic."""
     page.get_by_role("button", name=button).click()
-    drastic = page.get_by_role("button", name="Save it all the same")
+    drastic = page.get_by_role("button", name="Save it anyway")
     done = page.get_by_text("Saved as revision").or_(page.get_by_text("while you were editing"))
     drastic.or_(done).first.wait_for()
     if drastic.is_visible():
@@ -93,7 +93,7 @@ def test_of_two_tabs_the_second_sees_the_conflict_and_loses_nothing(
         assert target["bag"] == pytest.approx(7 / 16)
         assert target["coat"] == pytest.approx(1 / 16)
     elif way == "go on":
-        two.get_by_role("button", name="Go on editing").click()
+        two.get_by_role("button", name="Keep editing").click()
         weigh_again = two.get_by_label("Weight of coat", exact=True)
         weigh_again.fill("5")
         save(two, "Save on top of revision 2")
@@ -125,14 +125,14 @@ def test_an_estimate_that_is_not_usable_says_why_before_it_becomes_a_draft(
     page.wait_for_selector("text=This estimate is not usable")
     assert found["reason"][:20] in page.locator(".note", has_text="not usable").inner_text()
     assert page.get_by_label("uniform", exact=True).is_checked()
-    page.get_by_role("button", name="Use it as a draft all the same").click()
+    page.get_by_role("button", name="Use it as a draft anyway").click()
     page.wait_for_selector("text=It is a draft: nothing is saved yet")
     assert page.get_by_label("class by class").is_checked()
 
 
 def test_a_wrong_prior_is_named_field_by_field_and_stays_in_the_editor(open_page, name):
     page = edit(open_page, name)
-    page.get_by_text("The same as JSON").click()
+    page.get_by_text("The whole prior as JSON").click()
     page.get_by_label("The prior as JSON").fill('{"target": {"t-shirt": 1, "sock": 2}}')
     open_page.allow("422")
     page.get_by_role("button", name="Save on top of revision 1").click()
@@ -150,7 +150,7 @@ def test_a_class_is_found_among_thousands(open_page):
 def test_a_new_prior_begins_with_a_first_revision(open_page, served):
     page = open_page("/#/priors?model=digits")
     page.get_by_label("Name of a new prior").fill("Bad Name")
-    page.wait_for_selector("text=Small letters")
+    page.wait_for_selector("text=lowercase letters")
     page.get_by_label("Name of a new prior").fill("night-shift")
     page.get_by_role("button", name="New prior").click()
     page.get_by_role("button", name="Save the first revision").click()
@@ -188,7 +188,7 @@ def test_a_drastic_target_is_warned_of_before_it_is_saved_with_the_answers_that_
 ):
     path = f"{traffic.url}/models/fashion/priors/{name}"
     page = edit(open_page, name)
-    page.get_by_text("The same as JSON").click()
+    page.get_by_text("The whole prior as JSON").click()
     page.get_by_label("The prior as JSON").fill(DRASTIC)
     page.get_by_role("button", name="Save on top of revision 1").click()
     warned = page.locator(".conflict")
@@ -197,10 +197,10 @@ def test_a_drastic_target_is_warned_of_before_it_is_saved_with_the_answers_that_
     assert "recent answers would have had another label" in warned.inner_text()
     assert "200,000 times" in warned.inner_text()
     assert httpx.get(path).json()["revision"] == 1
-    page.get_by_role("button", name="Go on editing").click()
+    page.get_by_role("button", name="Keep editing").click()
     warned.wait_for(state="detached")
     page.get_by_role("button", name="Save on top of revision 1").click()
-    page.get_by_role("button", name="Save it all the same").click()
+    page.get_by_role("button", name="Save it anyway").click()
     page.wait_for_selector("text=Saved as revision 2")
     assert httpx.get(path).json()["revision"] == 2
 
@@ -265,10 +265,10 @@ def test_a_csv_sets_the_weights_of_thousands_of_classes(open_page, served, tmp_p
     page.locator(".csv input[type=file]").set_input_files(file)
     page.get_by_label("the other 500").select_option("1")
     page.get_by_role("button", name="Use these 1,500 values").click()
-    page.wait_for_selector("text=Took over 1,500 of 2,000 classes")
+    page.wait_for_selector("text=Filled in 1,500 of 2,000 classes")
     page.get_by_role("button", name="Save the first revision").click()
     saved = page.get_by_text("Saved as revision 1")
-    again = page.get_by_role("button", name="Save it all the same")
+    again = page.get_by_role("button", name="Save it anyway")
     saved.or_(again).wait_for()  # asked again where other tests have left traffic that would flip
     if again.count():
         again.click()
@@ -301,7 +301,7 @@ def test_a_model_without_counts_gets_its_label_frequencies_from_a_form(
     with running(tmp_path / "models") as server:
         page = open_page("/#/priors?tab=edit", base=server.url)
         page.wait_for_selector("text=published without counts")
-        page.get_by_text("own numbers").click()
+        page.get_by_label("your own numbers").check()
         page.get_by_label("Frequency of class-0", exact=True).fill("90")
         page.screenshot(path=screenshots / "priors-frequencies.png", full_page=True)
         page.get_by_role("button", name="Save the first revision").click()

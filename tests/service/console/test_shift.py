@@ -6,6 +6,16 @@ import pytest
 from tests.service.console.conftest import serious, shipped
 from tests.support.server import running
 
+SCALES = """[...document.querySelectorAll("td.bars")].flatMap((cell) => {
+    const [is, aim] = [cell.querySelector(".is"), cell.querySelector(".aim")];
+    const start = cell.getBoundingClientRect().left;
+    return [
+        [is, is.getBoundingClientRect().right, is.style.width],
+        [aim, aim.getBoundingClientRect().left, aim.style.left],
+    ].filter(([, , share]) => parseFloat(share) > 20).map(([, at, share]) => (at - start) / parseFloat(share));
+})"""  # noqa: E501
+"""Pixels for one percent of a cell's width, by its bar and by the mark of the target."""
+
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory):
@@ -37,6 +47,9 @@ def test_the_page_shows_estimate_verdict_and_target(
     rows = page.get_by_label("Classes").get_by_role("row")
     assert rows.count() == 11
     assert "dry run" in page.get_by_label("Automatic adoption").inner_text()
+    scales = page.evaluate(SCALES)
+    assert len(scales) > 5
+    assert max(scales) - min(scales) < 0.02 * max(scales)
     page.get_by_role("button", name="Compute what it would change").click()
     page.get_by_text("Answers with another label").wait_for()
     page.screenshot(path=screenshots / f"shift-{width}-{scheme}.png", full_page=True)
@@ -50,10 +63,10 @@ def test_an_estimate_is_adopted_against_the_rule_and_taken_back(open_page, follo
     page.get_by_role("button", name="Compute what it would change").click()
     page.get_by_role("button", name="Adopt as the target").click()
     page.get_by_text("Stored as revision 1").or_(
-        page.get_by_role("button", name="Adopt it nevertheless")
+        page.get_by_role("button", name="Adopt it anyway")
     ).wait_for()
-    if page.get_by_role("button", name="Adopt it nevertheless").count():
-        page.get_by_role("button", name="Adopt it nevertheless").click()
+    if page.get_by_role("button", name="Adopt it anyway").count():
+        page.get_by_role("button", name="Adopt it anyway").click()
     page.get_by_text("Stored as revision 1").wait_for()
     page.get_by_role("button", name="Roll back to the model's own rule").click()
     page.get_by_role("button", name="Roll back").wait_for(state="detached")

@@ -97,6 +97,10 @@ def test_a_model_without_a_report_shows_what_the_adjustment_does_by_default(
         assert [float(t.replace("−", "-")) for t in told] == pytest.approx(shift, abs=0.006)
         page.goto(f"{server.url}/#/model?model=uncounted")
         page.wait_for_selector("text=class counts are unknown")
+        page.goto(f"{server.url}/#/priors?model=uncounted")
+        page.wait_for_selector("text=states no class counts, so its answers are not adjusted")
+        page.goto(f"{server.url}/#/shift?model=uncounted")
+        page.wait_for_selector("text=priordial train calibrate models/uncounted/1")
         page.close()
 
 
@@ -172,7 +176,7 @@ def test_confusion_says_which_side_is_the_truth_and_of_how_many(open_page, serve
     np.fill_diagonal(share, 0)
     truth, answer = np.unravel_index(share.argmax(), share.shape)
     names = report["class_names"]
-    assert f"mistaken: {names[truth]} taken for {names[answer]}" in shown.inner_text()
+    assert f"mistaken: {names[truth]} for {names[answer]}" in shown.inner_text()
 
 
 def test_the_confusion_of_ten_classes_fits_a_phone(open_page):
@@ -180,6 +184,21 @@ def test_the_confusion_of_ten_classes_fits_a_phone(open_page):
     matrix = page.get_by_label("Confusion matrix")
     matrix.wait_for()
     assert matrix.evaluate("(e) => e.scrollWidth <= e.clientWidth")
+
+
+def test_a_mark_in_the_charts_names_prior_revision_author_and_time(open_page):
+    found = open_page().evaluate(
+        """async () => {
+            const { marksOf } = await import('/console/traffic.js');
+            const changes = [["2024-05-01T10:00:00Z", 7, false], ["2024-05-01T10:05:00Z", 8, true], ["2024-05-01T09:00:00Z", 6, false]];
+            const change = ([at, revision, deleted]) => ({ at: Date.parse(at) / 1000, updated_at: at, prior: "default", by: "ann", revision, deleted });
+            return marksOf(changes.map(change), [{ at: Date.parse("2024-05-01T09:59:00Z") / 1000 }]).map((mark) => mark.label);
+        }"""  # noqa: E501
+    )
+    assert found == [
+        "default 7, ann, 1 May 2024, 10:00",
+        "default out of use, ann, 1 May 2024, 10:05",
+    ]
 
 
 def test_a_change_of_a_prior_is_named_with_time_and_author_and_marks_the_charts(

@@ -180,7 +180,7 @@ def test_a_digit_can_be_drawn(open_page, screenshots):
 
 def test_the_arrow_keys_turn_the_dial(open_page):
     page = open_page("/#/try?model=fashion")
-    dial = page.get_by_label("τ, how much")
+    dial = page.get_by_label("τ: how much")
     dial.focus()
     for _ in range(3):
         dial.press("ArrowRight")
@@ -189,7 +189,7 @@ def test_the_arrow_keys_turn_the_dial(open_page):
 
 def test_a_row_is_typed_into_a_field_for_each_column(open_page):
     page = open_page("/#/try?model=wide")
-    form = page.get_by_role("form", name="Own row")
+    form = page.get_by_role("form", name="Your row")
     for number in range(1, 6):
         form.get_by_label(f"value {number}").fill(str(number))
     form.get_by_label("value 6").fill("six")
@@ -210,7 +210,7 @@ def test_a_model_of_named_columns_has_a_form_and_takes_a_csv_by_its_header(
     publish_table(tmp_path / "models")
     with running(tmp_path / "models") as server:
         page = open_page("/#/try?model=table", base=server.url)
-        form = page.get_by_role("form", name="Own row")
+        form = page.get_by_role("form", name="Your row")
         for name, value in ROWS[0].items():
             form.get_by_label(name).fill(str(value))
         form.get_by_role("button").click()
@@ -318,7 +318,7 @@ def test_images_in_a_folder_for_each_class_are_labelled_by_it(open_page, served,
 def test_another_model_answers_the_same_input_beside_the_one_of_the_page(open_page, served):
     page = open_page("/#/try?model=fashion")
     page.wait_for_selector(".verdict")
-    page.get_by_text("Beside other models or versions").click()
+    page.get_by_text("Compare with other models or versions").click()
     page.get_by_text("fashion-la version 1").click()
     shown = page.get_by_label("The answer of fashion-la version 1")
     for tau in (0.0, 1.5):
