@@ -69,7 +69,7 @@ def served(home, specs):
     networks = {
         "reviews": "text",
         "sentences": "text",
-        "trees": "mlp",
+        "trees": "mlp-pieces",
         "people": "auto",
         "notes": "tfidf",
         "pictures": "cnn",

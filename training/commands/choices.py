@@ -7,7 +7,9 @@ from pathlib import Path
 NETWORKS = {
     "auto": "tries those that suit the data and takes the best on validation (the default)",
     "linear": "logistic regression, with a penalty that validation chooses",
+    "linear-pieces": "linear in each number between its quantiles, so that it bends there",
     "mlp": "two hidden layers of 256 with dropout, for rows of numbers",
+    "mlp-pieces": "mlp, given each number between its quantiles too",
     "mlp-128": "two hidden layers of 128 without dropout",
     "cnn": "a small convolutional network with a hidden layer",
     "cnn-direct": "the same convolutions, the classifier directly on their features",

@@ -161,13 +161,17 @@ def tfidf(num_classes: int, idf: NDArray[np.float32]) -> nn.Module:
 
 NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
     "linear": linear,
+    "linear-pieces": linear,
     "mlp": mlp,
+    "mlp-pieces": mlp,
     "mlp-128": mlp_128,
     "cnn": cnn,
     "cnn-direct": cnn_direct,
     "resnet32": resnet32,
     "released-resnet32": released_resnet32,
 }
+PIECES = "-pieces"
+"""The end of the names of networks that get each number in pieces too (training.learning.fronts)"""
 TEXT_NETWORKS = ("text", "tfidf")
 NAMES = (*NETWORKS, *TEXT_NETWORKS)
 

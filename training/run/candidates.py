@@ -9,9 +9,17 @@ from numpy.typing import NDArray
 from training.data.dataset import Dataset
 from training.data.problems import is_unspaced
 from training.data.sources import load as sources
+from training.learning.fronts import edges
 from training.run.prepare import Prepared
 from training.run.recipe import AUTO, Recipe
 from training.scores.choose import uniform_nll
+
+SAMPLE = 10_000
+"""Rows that say whether a number has enough values to be cut into pieces."""
+MOST_PIECES = 2_048
+"""Pieces up to which auto tries the network mlp-pieces: embeddings have more, and no steps."""
+MOST_LINEAR = 50_000_000
+"""Rows × pieces up to which auto tries linear-pieces, which keeps them in memory (200 MB)."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +51,27 @@ def _of_kind(recipe: Recipe, data: Dataset) -> list[Recipe]:
     rows = data.kind == "columns" or (
         data.kind == "tensor" and np.asarray(data.train.inputs[:1]).ndim == 2
     )
-    own = replace(recipe, network="mlp")
-    return [_linear(recipe, "linear", recipe.tokens), own] if rows else [own]
+    if not rows:
+        return [replace(recipe, network="mlp")]
+    bent = _pieces(data)
+    found = [_linear(recipe, "linear", recipe.tokens)]
+    if 0 < bent * len(data.train) <= MOST_LINEAR:
+        found.append(_linear(recipe, "linear-pieces", recipe.tokens))
+    found.append(replace(recipe, network="mlp"))
+    if 0 < bent <= MOST_PIECES:
+        found.append(replace(recipe, network="mlp-pieces"))
+    return found
+
+
+def _pieces(data: Dataset) -> int:
+    """How many inputs the numbers of a table have in pieces."""
+    rows = np.asarray(data.train.inputs[:SAMPLE])
+    if rows.dtype.names is None:
+        columns = list(rows.T)
+    else:
+        columns = [rows[name].reshape(-1) for name in rows.dtype.names]
+    numbers = [column for column in columns if column.dtype.kind in "fiu"]
+    return sum(max(0, len(edges(column)) - 1) for column in numbers)
 
 
 def _linear(recipe: Recipe, network: str, tokens: str) -> Recipe:

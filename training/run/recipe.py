@@ -22,8 +22,9 @@ FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau"
 """Settings that do not change what the network learns."""
 AUTO = "auto"
 """The network that validation chooses among those for the kind of data."""
-LINEAR = ("linear", "tfidf")
+LINEAR = ("linear", "linear-pieces", "tfidf")
 """Networks that are linear in fixed features."""
+MLPS = ("mlp", "mlp-pieces")
 MLP_DEFAULTS: Mapping[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine"}
 """Of AdamW; docs/results.md has the comparison on twelve data sets that they come from."""
 PUBLISHED_TAUS = ("one", "chosen")
@@ -188,7 +189,7 @@ class Recipe:
         optimiser = "lbfgs" if self.features_once else self.optimiser
         if optimiser is None and self.network in LINEAR and self._suits_lbfgs:
             optimiser = "lbfgs"
-        elif optimiser is None and self.network == "mlp" and given == (None, None, None):
+        elif optimiser is None and self.network in MLPS and given == (None, None, None):
             return replace(self, optimiser="adamw", **MLP_DEFAULTS)
         optimiser = optimiser or "sgd"
         lr = 0.05 if optimiser == "sgd" else 1e-3

@@ -18,7 +18,7 @@ from training.data.feed import Place, make_feed
 from training.data.problems import problems
 from training.faults import Fault, RunFailed, WrongUse, say
 from training.learning.fronts import Mixed, Standardise
-from training.learning.networks import build
+from training.learning.networks import PIECES, build
 from training.learning.weights import ALL_BUT_LAST, freeze, read, start_from
 from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.last_layer import head_of
@@ -175,7 +175,7 @@ def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
     """The recipe's network for this data, drawn from the seed; it standardises numbers itself."""
     torch.manual_seed(recipe.seed)
     data = ready.data
-    front = _front(data)
+    front = _front(data, recipe.network)
     if data.image is not None:
         shape: tuple[int, ...] = (data.image.channels, *data.image.size)
     elif isinstance(front, Mixed):
@@ -212,16 +212,22 @@ def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
         freeze(network, frozen, last)
 
 
-def _front(data: Dataset) -> nn.Module | None:
+def _front(data: Dataset, network: str) -> nn.Module | None:
     """What makes a row of numbers and categories fit to learn from; of other data, nothing."""
+    in_pieces = network.endswith(PIECES)
+    rows = np.asarray(data.train.inputs if data.kind in {"tensor", "columns"} else ())
+    if in_pieces and data.columns is None and (data.kind != "tensor" or rows.ndim != 2):
+        raise WrongUse(
+            f"network {network} takes rows of numbers and categories; an input here is "
+            f"{data.kind if data.kind != 'tensor' else list(rows.shape[1:])}; use --network auto"
+        )
     if data.kind not in {"tensor", "columns"}:
         return None
-    rows = np.asarray(data.train.inputs)
     if data.columns is not None:
-        return Mixed.fitted(data.columns.encode(rows), data.columns.sizes)
+        return Mixed.fitted(data.columns.encode(rows), data.columns.sizes, in_pieces=in_pieces)
     held_out = [np.asarray(split.inputs) for split in (data.val, data.test) if split is not None]
-    if rows.ndim == 2 and has_missing(rows, *held_out):
-        return Mixed.fitted(rows, [0] * rows.shape[1])
+    if rows.ndim == 2 and (in_pieces or has_missing(rows, *held_out)):
+        return Mixed.fitted(rows, [0] * rows.shape[1], in_pieces=in_pieces)
     return Standardise.fitted(rows)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from training.learning.fronts import Mixed, Standardise
+from training.learning.fronts import Mixed, Standardise, edges
 from training.learning.tfidf import TfIdf
 
 
@@ -49,3 +49,14 @@ def test_tfidf_of_padded_numbers_equals_that_of_sparse_ones():
     first = np.array([1 + np.log(2), 0, 3])
     assert np.allclose(dense[0].numpy(), first / np.linalg.norm(first))
     assert dense.norm(dim=1).tolist() == pytest.approx([1, 0, 1])
+
+
+def test_a_number_in_pieces_rises_in_each_interval_between_quantiles_and_is_bounded():
+    rows = np.array([[0.0, 1], [1, 1], [3, 0], [np.nan, 0]])
+    front = Mixed.fitted(rows, [0, 0], in_pieces=True)
+    assert front.width == 2 + 1 + 2  # the second number has two values: a line says all of it
+    found = front(torch.tensor([[-1e9, 0], [1e9, 0], [2, 0], [np.nan, 0]], dtype=torch.float64))
+    means = np.array([2 / 3, 1 / 3])
+    expected = [[0, 0] - means, [1, 1] - means, [1, 0.5] - means, [0, 0]]
+    assert np.allclose(found[:, 3:], np.array(expected), atol=1e-6)
+    assert edges(np.arange(1000.0)).tolist() == np.linspace(0, 999, 9).tolist()

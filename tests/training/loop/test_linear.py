@@ -117,7 +117,7 @@ def test_a_default_fit_tries_networks_and_publishes_the_best(tmp_path, command, 
     )  # fmt: skip
     assert code == 0, err
     tried = {each["name"]: each["uniform_nll"] for each in answer["tried"]}
-    assert set(tried) == {"linear", "mlp"}
+    assert set(tried) == {"linear", "linear-pieces", "mlp", "mlp-pieces"}
     assert tried[answer["network"]] == min(tried.values())
     assert "validation NLL at the uniform target" in err
     model = json.loads((tmp_path / "models/own/1/model.json").read_text())
