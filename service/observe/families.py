@@ -28,6 +28,12 @@ HISTOGRAMS = {
 GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
     "priordial_queued_rows": ("Rows that wait for a batch", sum),
     "priordial_prior_revision": ("The revision of each prior that every worker serves", min),
+    "priordial_prior_stored_timestamp_seconds": (
+        "Unix time at which the revision in force was stored, by its number and its author",
+        max,
+    ),
+    "priordial_ready": ("1 while every worker's readiness says ready, else 0", min),
+    "priordial_degraded": ("1 while the readiness of any worker says degraded, else 0", max),
     "priordial_prior_divergence": (
         "Jensen-Shannon divergence (nats) of the mean adjusted probability from the expected mix",
         max,

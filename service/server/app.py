@@ -4,7 +4,7 @@ import asyncio
 import logging
 import os
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +35,7 @@ from service.observe.history import History
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
 from service.observe.port import MetricsPort
-from service.observe.run_folder import RunFolder
+from service.observe.run_folder import Gauge, RunFolder
 from service.observe.tally import Tally
 from service.observe.traces import open_traces
 from service.priors.drift import Drift
@@ -196,6 +196,7 @@ class Service:
             max_class_series=self.settings.max_class_series,
         )
         self.metrics.add_gauges(gauges.numbers)
+        self.metrics.add_gauges(self._readiness)
         self.metrics.show_vectors(gauges.vectors)
         self.drift.start()
         self.history.start()
@@ -511,6 +512,11 @@ class Service:
             reasons.append(f"the default model '{default}' is not served (GET /models says why)")
         reasons.append(self.metrics.fault or "")
         return "; ".join(filter(None, reasons)) or None
+
+    def _readiness(self) -> Iterator[Gauge]:
+        """What /health/ready says, for those who see metrics alone."""
+        yield "priordial_ready", {}, float(self._why_not_ready() is None)
+        yield "priordial_degraded", {}, float(self._why_degraded() is not None)
 
     def _check_default_model(self) -> None:
         """Raise InvalidSetting when --default-model is the name of no model."""

@@ -37,7 +37,7 @@ class Gauges:
         self._max_class_series = max_class_series
 
     def numbers(self) -> Iterator[Gauge]:
-        """Revisions, expected targets, queued rows, loaded models and divergences of priors."""
+        """What is known of priors, queued rows and loaded models."""
         for found in self._drift.measured:
             labels = {"model": found.model, "prior": found.prior}
             yield "priordial_prior_divergence", labels, found.value
@@ -45,18 +45,7 @@ class Gauges:
         figures = self._evaluation.published()
         for name, by_version in self._repository.all().items():
             newest = next(iter(by_version.values()))
-            for prior in self._names(name):
-                entry = self._priors.newest(name, prior)
-                labels = {"model": name, "prior": prior}
-                revision = 0 if entry is None else entry.revision
-                yield "priordial_prior_revision", labels, float(revision)
-            for prior in self._shown(newest):
-                try:
-                    expected = self._priors.in_force(newest.bundle, prior).prior.expected
-                except _NOT_IN_FORCE:
-                    continue
-                labels = {"model": name, "prior": prior}
-                yield "priordial_target_expected", labels, float(expected)
+            yield from self._of_priors(newest)
             for model in by_version.values():
                 version = {"model": name, "version": str(model.bundle.version)}
                 errors = figures.get((name, model.bundle.version), {})
@@ -86,6 +75,25 @@ class Gauges:
             if one is not None and one.together is not None and one.together.rows:
                 low, high = one.together.interval(one.calibration_variance)
                 yield from newest.metrics.estimated(one.together.prior, low, high)
+
+    def _of_priors(self, newest: ServedModel) -> Iterator[Gauge]:
+        """Revisions, with their authors, and expected targets, for a model's newest version."""
+        model = newest.bundle.name
+        for prior in self._names(model):
+            labels = {"model": model, "prior": prior}
+            entry = self._priors.newest(model, prior)
+            revision = 0 if entry is None else entry.revision
+            yield "priordial_prior_revision", labels, float(revision)
+            last = self._priors.last(model, prior)
+            if last is not None:
+                who = {**labels, "revision": str(last.revision), "by": last.by}
+                yield "priordial_prior_stored_timestamp_seconds", who, last.updated_at.timestamp()
+        for prior in self._shown(newest):
+            try:
+                expected = self._priors.in_force(newest.bundle, prior).prior.expected
+            except _NOT_IN_FORCE:
+                continue
+            yield "priordial_target_expected", {"model": model, "prior": prior}, float(expected)
 
     def _of_traffic(self) -> Iterator[Gauge]:
         for one in self._shift.followed():

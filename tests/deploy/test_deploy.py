@@ -283,7 +283,8 @@ def test_the_dashboards_show_what_is_answered_against_its_target_and_when_a_prio
         assert f'decision="{decision}"' in shown
     for board in (operations, priors):
         (revisions,) = board["annotations"]["list"]
-        assert "priordial_prior_revision" in revisions["expr"]
+        assert "priordial_prior_stored_timestamp_seconds" in revisions["expr"]
+        assert "{{by}}" in revisions["textFormat"]
 
 
 def test_what_the_user_of_an_image_can_write_is_found(tmp_path):

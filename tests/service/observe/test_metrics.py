@@ -1,6 +1,7 @@
 """What a scrape tells is what was answered, in both formats, through any worker."""
 
 import math
+from datetime import datetime
 
 import httpx
 import numpy as np
@@ -220,6 +221,27 @@ def test_the_revision_in_force_is_a_gauge(models):
                 value(samples, "priordial_prior_revision", model="linear", prior="default")
                 == revision
             )
+            (stored,) = (
+                s for s in samples.values() if s.name == "priordial_prior_stored_timestamp_seconds"
+            )
+            assert stored.labels["revision"] == str(revision)
+            assert stored.labels["by"] == "anonymous"
+            moment = httpx.get(path).json()["updated_at"]
+            assert stored.value == pytest.approx(datetime.fromisoformat(moment).timestamp(), abs=1)
+
+
+def test_readiness_is_a_gauge_for_those_who_see_metrics_alone(models):
+    with running(models) as server:
+
+        def states():
+            samples = parsed(httpx.get(f"{server.url}/metrics").content, "text")
+            return [value(samples, f"priordial_{name}") for name in ("ready", "degraded")]
+
+        assert states() == [1, 0]
+        unload = f"{server.url}/v2/repository/models/linear/unload"
+        httpx.post(unload).raise_for_status()
+        ready = httpx.get(f"{server.url}/health/ready").json()["ready"]
+        assert states()[0] == float(ready) == 0
 
 
 def test_metrics_can_have_a_port_of_their_own_and_need_the_role_to_observe(models):
