@@ -1,10 +1,9 @@
 """POST and GET /feedback: labels for answers that were given, and what they say of the traffic."""
 
 import asyncio
-import csv
-import io
 from collections.abc import Callable, Sequence
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -13,7 +12,9 @@ from pydantic import BaseModel, ConfigDict
 
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
-from service.api.edge.json_body import MAX_BODY_BYTES, read_json
+from service.api.edge.json_body import check_json, media_type, read_bytes
+from service.api.edge.numbers import Whole
+from service.api.edge.turns import Turns
 from service.api.openapi import routes as openapi
 from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
@@ -36,10 +37,13 @@ from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import PriorDoesNotFit, PriorRevision
 from service.repository.repository import Repository, UnknownModel
+from service.wire.digits import decimal_number, whole_number
 from service.wire.faults import Malformed
+from service.wire.json_text import parse_storable
+from service.wire.tables import csv_text
 
 CSV = "text/csv"
-_BODY_PROBLEMS = ("malformed", "conflict", "too-large", "unsupported-media-type")
+_BODY_PROBLEMS = ("malformed", "conflict", "too-large", "unsupported-media-type", "overloaded")
 _COLUMNS = ("request_id", "row", "label", "sampled")
 
 
@@ -214,13 +218,15 @@ def traffic_mix(bundle: Bundle, priors: Priors, reservoir: LogitReservoir | None
 
 
 class FeedbackRoutes:
-    """What each route does. They look through all that is kept, in a thread, one at a time."""
+    """What each route does. They look through all that is kept, in a thread, one at a time; a few
+    may wait.
+    """
 
     def __init__(self, kept: Kept, *, repository: Repository, priors: Priors, workers: int) -> None:
         """workers: of this service."""
         self._kept, self._repository, self._priors = kept, repository, priors
         self._workers = workers
-        self._turn = asyncio.Lock()
+        self._turns = Turns("feedback is being worked on")
 
     async def post(self, request: Request) -> Response:
         """Label answers by request id and row, as JSON or CSV.
@@ -232,12 +238,18 @@ class FeedbackRoutes:
         model = request.path_params.get("model")
         if model is not None:
             self._repository.find(model)
-        items, take = await _items(request), self._kept.feedback.take
-        async with self._turn:
-            taken, missing = await asyncio.to_thread(take, items, model=model)
+        kind = media_type(request)
+        if kind != CSV:
+            check_json(kind, or_else=f" or {CSV}")
+        body, take = await read_bytes(request), self._kept.feedback.take
+        async with self._turns.place() as turn:
+            items = await asyncio.to_thread(csv_items if kind == CSV else json_items, body)
+            async with turn:
+                taken, missing = await asyncio.to_thread(take, items, model=model)
             if missing and self._workers > 1:  # another may not have written its answers yet
                 await asyncio.sleep(2 * EVERY_SECONDS)
-                more, missing = await asyncio.to_thread(take, missing, model=model)
+                async with turn:
+                    more, missing = await asyncio.to_thread(take, missing, model=model)
                 taken = _together(taken, more)
         for (name, version, outcome), number in taken.counts.items():
             try:
@@ -255,12 +267,12 @@ class FeedbackRoutes:
         )
 
     async def get(
-        self, request: Request, version: Annotated[int | None, Query(ge=1, le=999_999_999)] = None
+        self, request: Request, version: Annotated[Whole | None, Query(ge=1, le=999_999_999)] = None
     ) -> Response:
         """The errors of recent answers, by labels and by the posterior alone, with intervals."""
         self._check_kept()
         bundle = self._repository.find(request.path_params.get("model"), version).bundle
-        async with self._turn:
+        async with self._turns.turn():
             found = await asyncio.to_thread(self._kept.evaluation.of, bundle)
         return _json(view_of(bundle, found))
 
@@ -275,7 +287,7 @@ class FeedbackRoutes:
         if switch is None:
             raise Problem("conflict", f"prior '{name}' has no context and no schedule")
         evaluation = self._kept.evaluation
-        async with self._turn:
+        async with self._turns.turn():
             mix = await asyncio.to_thread(evaluation.mix_of, bundle)
             if mix.log_source is None:
                 raise UnknownLabelFrequencies(
@@ -307,9 +319,9 @@ def router(
         for method, path, call, role, documented in (
             ("POST", "/feedback", feedback.post, "predict", post),
             ("GET", "/feedback", feedback.get, "observe",
-             openapi.documented(FeedbackView, problems=("conflict",))),
+             openapi.documented(FeedbackView, problems=("conflict", "overloaded"))),
             ("GET", "/priors/{name}/contexts", feedback.contexts, "observe",
-             openapi.documented(ContextMixes, problems=("conflict",))),
+             openapi.documented(ContextMixes, problems=("conflict", "overloaded"))),
         ):  # fmt: skip
             routes.add_api_route(
                 prefix + path,
@@ -360,66 +372,53 @@ async def _model_in_path(model: Annotated[str, Path(description="A model's name"
     """Declare the parameter for the documents; the routes read it from the path."""
 
 
-async def _items(request: Request) -> list[Item]:
-    """The labels of a body."""
-    kind = request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    if kind == CSV:
-        body = bytearray()
-        async for piece in request.stream():
-            body += piece
-            if len(body) > MAX_BODY_BYTES:
-                raise Problem(
-                    "too-large",
-                    f"the body has more than {MAX_BODY_BYTES} bytes, the most that is accepted "
-                    "here; send several",
-                )
-        return await asyncio.to_thread(csv_items, bytes(body))
-    document = await read_json(request)
+def json_items(body: bytes) -> list[Item]:
+    """Labels as JSON. Raises Malformed, TooLarge, InvalidInput or InvalidFeedback."""
+    document = parse_storable(body)
     if not isinstance(document, dict) or set(document) != {"items"}:
         raise Problem("invalid", 'expected {"items": [{"request_id", "row", "label", "sampled"}]}')
-    return await asyncio.to_thread(parse_items, document["items"])
+    return parse_items(document["items"])
 
 
 def csv_items(body: bytes) -> list[Item]:
-    """Labels as CSV with a header. Raises Malformed or InvalidFeedback."""
-    try:
-        reader = csv.reader(io.StringIO(body.decode("utf-8-sig"), newline=""))
-        header = next(reader, [])
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise Malformed(f"the body is not CSV in UTF-8: {error}") from None
+    """Labels as CSV with a header. Raises Malformed, TooLarge or InvalidFeedback."""
+    lines = csv_text.Lines(body)
+    rows = csv_text.rows_of(lines)
+    header = next(rows, [])
     unknown = [name for name in header if name not in _COLUMNS]
     if unknown or len(set(header)) != len(header) or not {"request_id", "label"} <= set(header):
         raise Malformed(
-            f"the header is {', '.join(header)[:200] or 'missing'}; expected request_id, label, "
-            "and optionally row and sampled"
+            f"the header is {', '.join(header[:20])[:200] or 'missing'}; expected request_id, "
+            "label, and optionally row and sampled"
         )
     items: list[dict[str, Any]] = []
-    try:
-        for fields in reader:
-            if not fields:
-                continue
-            if len(fields) != len(header):
-                raise Malformed(
-                    f"line {reader.line_num} has {len(fields)} fields; the header has {len(header)}"
-                )
-            items.append(_typed(dict(zip(header, fields, strict=True)), reader.line_num))
-            if len(items) > MAX_ITEMS:
-                break
-    except csv.Error as error:
-        raise Malformed(f"line {reader.line_num} is not CSV: {error}") from None
+    for fields in rows:
+        if len(fields) != len(header):
+            raise Malformed(
+                f"line {lines.number} has {len(fields)} fields; the header has {len(header)}"
+            )
+        items.append(_typed(dict(zip(header, fields, strict=True)), lines.number))
+        if len(items) > MAX_ITEMS:
+            break
     return parse_items(items)
 
 
 def _typed(fields: dict[str, str], line: int) -> dict[str, Any]:
     found: dict[str, Any] = {name: text for name, text in fields.items() if text}
-    for name, kind in (("row", int), ("sampled", float)):
+    for name, read in _READ.items():
         if name in found:
-            try:
-                found[name] = kind(found[name])
-            except ValueError:
-                text = f"expected a number; got {found[name][:40]!r}"
-                raise InvalidFeedback([(f"line {line}.{name}", text)]) from None
+            number = read(found[name].strip(" "))
+            if number is None:
+                text = f"expected a number in digits; got {found[name][:40]!r}"
+                raise InvalidFeedback([(f"line {line}.{name}", text)])
+            found[name] = number
     return found
+
+
+_READ: dict[str, Callable[[str], float | None]] = {
+    "row": partial(whole_number, below=2**32),
+    "sampled": decimal_number,
+}
 
 
 def _together(one: Taken, other: Taken) -> Taken:

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Depends, Response
 
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
+from service.api.edge.numbers import Whole
 from service.repository.report import sample_pictures
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
@@ -30,7 +31,7 @@ def router(repository: Repository, access: Access) -> APIRouter:
         }
 
     @routes.get("/models/{model}", responses=_UNKNOWN, response_model=dict[str, Any])
-    async def model(model: str, version: int | None = None) -> Response:
+    async def model(model: str, version: Whole | None = None) -> Response:
         """One model: its model.json, where it runs, and which versions are loaded."""
         found = repository.find(model, version)
         bundle = orjson.Fragment(found.bundle.model_dump_json())
@@ -43,7 +44,7 @@ def router(repository: Repository, access: Access) -> APIRouter:
         response_model=dict[str, Any],
         dependencies=[Depends(access.require("observe"))],
     )
-    async def report(model: str, version: int | None = None) -> Response:
+    async def report(model: str, version: Whole | None = None) -> Response:
         """The report.json that was published with the model; an empty object when there is none."""
         found = repository.find(model, version).report
         return Response(orjson.dumps(found), media_type="application/json")
@@ -54,7 +55,7 @@ def router(repository: Repository, access: Access) -> APIRouter:
         response_class=Response,
         dependencies=[Depends(access.require("observe"))],
     )
-    async def sample(model: str, number: int, version: int | None = None) -> Response:
+    async def sample(model: str, number: Whole, version: Whole | None = None) -> Response:
         """One test input that was published with the model, as a picture; the first is number 1."""
         pictures = sample_pictures(repository.find(model, version).report)
         if number not in pictures:

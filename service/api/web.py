@@ -91,7 +91,7 @@ async def _invalid(request: Request, error: Exception) -> Response:
     found = [
         {
             "field": ".".join(map(str, item["loc"][1:])) or str(item["loc"][0]),
-            "message": item["msg"],
+            "message": item["msg"].removeprefix("Value error, "),
         }
         for item in error.errors()
     ]

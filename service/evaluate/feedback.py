@@ -1,20 +1,23 @@
 """Labels for answers that were given: from items to the rows that they are about."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from service.evaluate.answers import Answers
-from service.evaluate.ring import NO_LABEL, Rows, id_of
+from service.evaluate.ring import NO_LABEL, Rows, id_of, pieces
 
 MAX_ITEMS = 100_000
 """Labels of one request."""
 MAX_ID = 256
 """Characters of a request's id."""
 MAX_FAULTS = 100
+LEAST_SAMPLED = 1e-9
+"""The smallest probability of being labelled: a row's weight is 1 / it."""
 
 
 class InvalidFeedback(ValueError):
@@ -92,7 +95,7 @@ def _wrong(item: object) -> tuple[str, str] | None:
 def _is_probability(value: object) -> bool:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
-    return 0 < value <= 1
+    return LEAST_SAMPLED <= value <= 1
 
 
 _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
@@ -107,7 +110,7 @@ _EXPECTED: dict[str, tuple[Callable[[Any], bool], str]] = {
     "label": (lambda value: isinstance(value, str), "a class name"),
     "sampled": (
         lambda value: value is None or _is_probability(value),
-        "the probability of being labelled, above 0 to 1",
+        f"the probability of being labelled, from {LEAST_SAMPLED:g} to 1",
     ),
 }
 
@@ -132,20 +135,18 @@ class Feedback:
         for number, item in enumerate(items):
             wanted.setdefault((id_of(item.request_id), item.row), []).append(number)
         ids = np.array(sorted({key for key, _ in wanted}))
-        fresh = time.time() - self._answers.seconds
-        for name, version, rows in self._answers.files():
-            if model not in (None, name) or not len(rows):
+        for name, version, found in self._answers.files():
+            if model not in (None, name) or not len(found):
                 continue
             names = self._classes_of(name, version) or ()
             places = {each: at for at, each in enumerate(names)}
-            hits = np.flatnonzero(np.isin(rows["id"], ids) & (rows["at"] >= fresh))
-            for place in hits.tolist():
-                key = (bytes(rows["id"][place]), int(rows["row"][place]))
+            for row in self._rows_with(ids, found):
+                key = (bytes(row["id"][0]), int(row["row"][0]))
                 for number in wanted.pop(key, ()):
                     item = items[number]
                     label = places.get(item.label)
                     if label is not None:
-                        _note(rows[place : place + 1], label, item, taken, (name, version))
+                        _note(row, label, item, taken, (name, version))
                     elif len(taken.faults) < MAX_FAULTS:
                         reason = f"model '{name}' has no class '{item.label[:60]}'"
                         taken.faults.append(
@@ -154,6 +155,13 @@ class Feedback:
         missing = [items[number] for numbers in wanted.values() for number in numbers]
         taken.unknown = len(missing)
         return taken, missing
+
+    def _rows_with(self, ids: NDArray[np.bytes_], rows: Rows) -> Iterator[Rows]:
+        """The rows [1] of these ids that are not too old, as views."""
+        fresh = time.time() - self._answers.seconds
+        for piece in pieces(rows):
+            for place in np.flatnonzero(np.isin(piece["id"], ids) & (piece["at"] >= fresh)):
+                yield piece[place : place + 1]
 
 
 def _note(row: Rows, label: int, item: Item, taken: Taken, of: tuple[str, int]) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import chain
 from typing import Literal, NamedTuple, TypeAlias
 
 import numpy as np
@@ -14,7 +15,7 @@ from service.contract.members.costs import REJECTED
 from service.contract.scores import group_of
 from service.evaluate.answers import Answers
 from service.evaluate.ppi import Figures, Labelled, Predicted, figures, without_labels
-from service.evaluate.ring import NO_LABEL, ROW, Rows
+from service.evaluate.ring import NO_LABEL, ROW, Rows, pieces
 
 MAX_ROWS = 500_000
 """Answers that figures are computed from: the newest."""
@@ -96,12 +97,18 @@ class Evaluation:
 
 def _fresh(parts: Sequence[Rows], seconds: float) -> Rows:
     """The newest rows of all workers that are not too old, in the order of time."""
-    if not parts:
+    oldest = datetime.now(UTC).timestamp() - seconds
+    times: Vector = np.empty(0)
+    for rows in chain.from_iterable(map(pieces, parts)):
+        times = np.concatenate([times, rows["at"][rows["at"] >= oldest]])
+        if len(times) > MAX_ROWS:
+            times = np.partition(times, -MAX_ROWS)[-MAX_ROWS:]
+            oldest = times[0]
+    fresh = [rows[rows["at"] >= oldest] for rows in chain.from_iterable(map(pieces, parts))]
+    if not fresh:
         return np.empty(0, ROW)
-    rows = np.concatenate(parts)
-    rows = rows[rows["at"] >= datetime.now(UTC).timestamp() - seconds]
-    order = np.argsort(rows["at"], kind="stable")[-MAX_ROWS:]
-    newest: Rows = rows[order]
+    found = np.concatenate(fresh)
+    newest: Rows = found[np.argsort(found["at"], kind="stable")[-MAX_ROWS:]]
     return newest
 
 

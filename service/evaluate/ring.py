@@ -9,6 +9,7 @@ mapped: a mapping without space behind it would end the process at the first wri
 import mmap
 import os
 import zlib
+from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +39,7 @@ ROW = np.dtype(
 Rows: TypeAlias = NDArray[Any]
 _HEADER = mmap.PAGESIZE
 _FIRST_BYTES = 64 * 1024
+_PIECE = 100_000
 
 
 def context_code(prior: str | None, key: str | None, value: str | None) -> int:
@@ -52,6 +54,14 @@ def id_of(request_id: str) -> bytes:
     if len(request_id) <= _ID_BYTES:
         return request_id.encode("latin-1", "replace")
     return blake2b(request_id.encode(), digest_size=_ID_BYTES // 2).hexdigest().encode()
+
+
+def pieces(rows: Rows) -> Iterator[Rows]:
+    """The rows a piece at a time, as views: a ring may hold gigabytes, and who copies or compares
+    its rows takes memory by the piece.
+    """
+    for begin in range(0, len(rows), _PIECE):
+        yield rows[begin : begin + _PIECE]
 
 
 class Ring:

@@ -1,12 +1,18 @@
-"""Reads whole numbers that a client writes in digits, at a bounded cost."""
+"""Reads numbers that a client writes as text, at a bounded cost.
+
+int() and float() accept other alphabets' digits, underscores and the words nan and inf. int() takes
+quadratic time for long texts, and raises ValueError from 4,301 digits on.
+"""
+
+import re
+
+_DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
+_MOST_CHARACTERS = 400
+"""Of a decimal number: float() reads no more digits than this into a double."""
 
 
 def whole_number(text: str | bytes, *, below: int) -> int | None:
-    """The number that ASCII digits write; None for anything else and for `below` or more.
-
-    int() accepts other alphabets, signs and underscores, takes quadratic time for long texts, and
-    raises ValueError from 4,301 digits on.
-    """
+    """The number that ASCII digits write; None for anything else and for `below` or more."""
     if not (text.isascii() and text.isdigit()):
         return None
     digits = text.lstrip(b"0" if isinstance(text, bytes) else "0")  # type: ignore[arg-type]
@@ -14,3 +20,13 @@ def whole_number(text: str | bytes, *, below: int) -> int | None:
         return None
     number = int(digits or 0)
     return number if number < below else None
+
+
+def decimal_number(text: str) -> float | None:
+    """The number that ASCII digits, a sign, a point and an exponent write; None for anything else.
+
+    It is infinite where it is beyond a double.
+    """
+    if len(text) > _MOST_CHARACTERS or not _DECIMAL.fullmatch(text):
+        return None
+    return float(text)

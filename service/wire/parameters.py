@@ -2,14 +2,13 @@
 fields or JSON body.
 """
 
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
 from service.contract.members.switch import MAX_KEYS, MAX_TEXT
-from service.wire.digits import whole_number
+from service.wire.digits import decimal_number, whole_number
 from service.wire.faults import InvalidParameter, Malformed, TooLarge
 from service.wire.json_text import parse_json
 from service.wire.shown import short
@@ -22,7 +21,6 @@ _PARAMETERS = ("tau", "prior", "top_k", "version", "context")
 _MAX_TAU_DIGITS = 20
 _MAX_CACHED_QUERY_BYTES = 256
 """A client repeats short queries; longer ones, which hold inline priors, are read each time."""
-_NUMBER = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 
 
 class Parameters(NamedTuple):
@@ -224,9 +222,10 @@ def body_parameters(members: object) -> Parameters:
 def _text_number(text: str | None) -> float | None:
     if text is None:
         return None
-    if not _NUMBER.fullmatch(text):  # float() also takes nan, 1_0 and other alphabets' digits
+    number = decimal_number(text)
+    if number is None:
         raise InvalidParameter(f"tau is '{text[:60]}'; expected a number")
-    return float(text)
+    return number
 
 
 def _text_integer(name: str, text: str | None) -> int | None:

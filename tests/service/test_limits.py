@@ -12,10 +12,10 @@ import service.api
 import service.wire
 from service import classifier
 from service.api import adjust
-from service.api.edge import bodies, framing, json_body, known_headers, lane
+from service.api.edge import bodies, framing, json_body, known_headers, lane, turns
 from service.api.edge.errors import TITLES
 from service.api.oip import answer, infer, request
-from service.api.priors import shift
+from service.api.priors import insight, shift
 from service.api.rpc import messages
 from service.contract import pixels
 from service.contract.members import costs, switch
@@ -24,6 +24,7 @@ from service.priors import priors
 from service.priors.shift import history, stream, watch
 from service.settings import Settings
 from service.wire import arrays, forms, images, json_rows, json_text, npy, parameters, tensors
+from service.wire.tables import csv_text
 from tests.support.server import ROOT
 
 MIB = 2**20
@@ -61,6 +62,7 @@ TABLE = {
         feedback.MAX_ITEMS,
         f"{json_body.MAX_BODY_BYTES // MIB} MiB",
         feedback.MAX_ID,
+        f"{feedback.LEAST_SAMPLED:g}",
     ],
     "answers kept for feedback": [
         f"({SETTINGS.feedback_mib} MiB",
@@ -70,6 +72,9 @@ TABLE = {
         live.MAX_LABELS,
         contexts.MAX_CONTEXTS,
     ],
+    "a row of CSV": [csv_text.MAX_ROW_CHARACTERS, csv_text.MAX_EMPTY_LINES],
+    "previews and estimates": [insight.MAX_WRITES],
+    "feedback": [turns.MAX_WAITING + 1],
     "parameters in a query": [parameters._MAX_FIELDS],
     "values of one row": [json_rows._MAX_ROW_VALUES],
     "rows of one request": [

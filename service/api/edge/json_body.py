@@ -20,13 +20,30 @@ async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any
     Raises Malformed, TooLarge or InvalidInput; Problem(unsupported-media-type) and
     Problem(too-large).
     """
-    content_type = (
-        request.headers.get("content-type", "application/json").split(";")[0].strip().lower()
-    )
-    if content_type != "application/json" and not content_type.endswith("+json"):
+    check_json(media_type(request))
+    body = await read_bytes(request, max_bytes=max_bytes)
+    if len(body) <= _INLINE_BYTES:
+        return parse_storable(body)
+    return await asyncio.to_thread(parse_storable, body)
+
+
+def media_type(request: Request) -> str:
+    """The type of the body, in lower case and without parameters; JSON where none is given."""
+    content_type: str = request.headers.get("content-type", "application/json")
+    return content_type.split(";", maxsplit=1)[0].strip().lower()
+
+
+def check_json(found: str, *, or_else: str = "") -> None:
+    """Raise Problem(unsupported-media-type) unless a type is JSON. or_else: also taken."""
+    if found != "application/json" and not found.endswith("+json"):
         raise Problem(
-            "unsupported-media-type", f"the body is {content_type[:60]}; expected application/json"
+            "unsupported-media-type",
+            f"the body is {found[:60]}; expected application/json{or_else}",
         )
+
+
+async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
+    """The body. Raises Problem(too-large)."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -35,9 +52,7 @@ async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any
                 "too-large",
                 f"the body has more than {max_bytes} bytes, the most that is accepted here",
             )
-    if len(body) <= _INLINE_BYTES:
-        return parse_storable(bytes(body))
-    return await asyncio.to_thread(parse_storable, bytes(body))
+    return bytes(body)
 
 
 async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[str, Any]:

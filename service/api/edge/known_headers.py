@@ -7,7 +7,7 @@ import re
 from typing import TypeAlias
 
 from service.api.edge import zstd
-from service.wire.digits import whole_number
+from service.wire.digits import decimal_number, whole_number
 
 Pairs = list[tuple[bytes, bytes]]
 
@@ -64,10 +64,8 @@ def _coding(header: bytes) -> bytes:
     weights: dict[bytes, float] = {}
     for item in header.lower().split(b","):
         name, _, weight = item.replace(b" ", b"").partition(b";q=")
-        try:
-            weights[name.removeprefix(b"x-")] = float(weight or 1)
-        except ValueError:
-            weights[name] = 0.0
+        number = decimal_number(weight.decode("latin-1") or "1")
+        weights[name.removeprefix(b"x-")] = 0.0 if number is None else number
     best, least = b"", 0.0
     for coding in _CODINGS:
         found = weights.get(coding, weights.get(b"*", 0.0))

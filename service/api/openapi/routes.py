@@ -9,7 +9,7 @@ from service.api.edge.errors import PROBLEM_JSON, TITLES
 from service.contract.members.costs import CostsBody
 from service.contract.members.switch import ELSE, MAX_RULES, NAME_PATTERN, WEEKDAYS
 from service.contract.prior import PriorBody
-from service.evaluate.feedback import MAX_ID, MAX_ITEMS
+from service.evaluate.feedback import LEAST_SAMPLED, MAX_ID, MAX_ITEMS
 from service.priors.revisions import REFERENCE
 
 ALWAYS = ("invalid", "no-key", "forbidden", "rate-limited", "unknown-model", "unknown-prior")
@@ -156,7 +156,7 @@ FEEDBACK = _object(
             request_id={"type": "string", "minLength": 1, "maxLength": MAX_ID},
             row={"type": ["integer", "null"], "minimum": 0, "maximum": 2**32 - 1},
             label={"type": "string"},
-            sampled={"type": ["number", "null"], "exclusiveMinimum": 0, "maximum": 1},
+            sampled={"type": ["number", "null"], "minimum": LEAST_SAMPLED, "maximum": 1},
         ),
     },
 )

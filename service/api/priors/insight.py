@@ -2,14 +2,15 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Path, Query, Request, Response
 
 from service.api.edge.errors import Problem
 from service.api.edge.json_body import read_json
+from service.api.edge.numbers import Decimal
+from service.api.edge.turns import Turns
 from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
@@ -23,7 +24,8 @@ from service.priors.recent import LogitReservoir, Sample
 from service.priors.revisions import PriorDoesNotFit, PriorRevision, UnknownPrior
 from service.priors.rule import Rule, source_warnings
 
-_MAX_WAITING = 4
+MAX_WRITES = 100
+"""Writes whose effect on recent answers waits to be computed; each holds its prior."""
 Name = Annotated[str, Path(description="A prior's name")]
 Window = Annotated[
     str | None,
@@ -59,11 +61,10 @@ class Insight:
         self._priors, self._find_model, self._find_reservoir = priors, find_model, find_reservoir
         self._tau_cap, self._max_flip_share = tau_cap, max_flip_share
         self._tracked = tracked
-        self._flipping = asyncio.Lock()
-        self._turn = asyncio.Lock()
-        self._waiting = 0
+        self._flipping = Turns("the effects of new priors are being computed", waiting=MAX_WRITES)
+        self._turns = Turns("previews and estimates are being computed")
 
-    async def preview(self, request: Request, name: Name, tau: float | None = None) -> Response:
+    async def preview(self, request: Request, name: Name, tau: Decimal | None = None) -> Response:
         """Compare the prior in force with a candidate on recent traffic; nothing is stored.
 
         The body is a prior as for PUT, `tau`, or both; or
@@ -84,7 +85,7 @@ class Insight:
         sample = await asyncio.to_thread(reservoir.sample)
         found = None
         if len(sample.logits):
-            async with self._my_turn():
+            async with self._turns.turn():
                 found = await asyncio.to_thread(
                     preview,
                     sample.logits,
@@ -138,7 +139,7 @@ class Insight:
                 "an estimate needs label frequencies, and neither the prior nor the model has any"
             )
         sample = await asyncio.to_thread(reservoir.sample, **limits)
-        async with self._my_turn():
+        async with self._turns.turn():
             found = await asyncio.to_thread(
                 estimate,
                 sample.logits,
@@ -183,7 +184,7 @@ class Insight:
             )
             return share, len(logits)
 
-        async with self._flipping:
+        async with self._flipping.turn():
             found = await asyncio.to_thread(compute)
         if found is None:
             return Flips(None, warnings)
@@ -231,21 +232,6 @@ class Insight:
 
     def _tau(self, bundle: Bundle, tau: Any) -> float:
         return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
-
-    @asynccontextmanager
-    async def _my_turn(self) -> AsyncIterator[None]:
-        if self._waiting >= _MAX_WAITING:
-            raise Problem(
-                "overloaded",
-                "other previews and estimates are being computed",
-                headers={"Retry-After": "1"},
-            )
-        self._waiting += 1
-        try:
-            async with self._turn:
-                yield
-        finally:
-            self._waiting -= 1
 
 
 def _default_tau(bundle: Bundle, revision: PriorRevision) -> float:

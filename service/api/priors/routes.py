@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from service.api.edge.access import audit
 from service.api.edge.json_body import read_json, read_object
+from service.api.edge.numbers import Whole
 from service.api.priors import views
 from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
@@ -75,7 +76,7 @@ class PriorRoutes:
         self,
         request: Request,
         name: Name,
-        revision: Annotated[int | None, Query(ge=0, le=MAX_REVISION)] = None,
+        revision: Annotated[Whole | None, Query(ge=0, le=MAX_REVISION)] = None,
     ) -> Response:
         """The vectors of a prior, or of one of its revisions."""
         bundle = self._bundle(request)
@@ -180,8 +181,8 @@ class PriorRoutes:
         self,
         request: Request,
         name: Name,
-        limit: Annotated[int, Query(ge=1, le=1000)] = 100,
-        before: Annotated[int | None, Query(ge=1, le=MAX_REVISION)] = None,
+        limit: Annotated[Whole, Query(ge=1, le=1000)] = 100,
+        before: Annotated[Whole | None, Query(ge=1, le=MAX_REVISION)] = None,
     ) -> Response:
         """The history of a prior, newest first, deletions included."""
         bundle = self._bundle(request)

@@ -8,6 +8,7 @@ import numpy as np
 from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from service.api.edge.numbers import Whole
 from service.contract.bundle import Bundle
 from service.contract.verdict import Verdict
 from service.priors.priors import Priors
@@ -74,7 +75,7 @@ class ShiftRoutes:
         request: Request,
         name: Name,
         points: Annotated[
-            int, Query(ge=0, le=MAX_POINTS, description="moments, spread over what is remembered")
+            Whole, Query(ge=0, le=MAX_POINTS, description="moments, spread over what is remembered")
         ] = 240,
     ) -> Response:
         """The tracked class mix of traffic over time, the verdict, and automatic adoption."""

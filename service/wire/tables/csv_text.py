@@ -4,11 +4,14 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
+from service.wire.digits import decimal_number
 from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.tables.rows import Column, check_names
 
 MAX_ROW_CHARACTERS = 2**20
 """Characters of one row, its quoted line ends included."""
+MAX_EMPTY_LINES = 100_000
+"""Each costs a thread's time and adds no row, so the limit of rows does not count them."""
 
 
 def read_csv(
@@ -25,8 +28,8 @@ def read_csv(
     the first row holds names; without it, the columns are in the model's order. width: columns of
     a body without a header. max_rows: how many rows one request may have.
     """
-    lines = _Lines(body)
-    rows = _rows(lines)
+    lines = Lines(body)
+    rows = rows_of(lines)
     names = list(expected or [""]) if expected or width == 1 else [str(n) for n in range(width)]
     if header:
         found = next(rows, None)
@@ -59,21 +62,13 @@ def _check_header(names: Sequence[str], expected: Sequence[str] | None) -> None:
         hint = ""
         if len(names) == 1 and ";" in names[0]:
             hint = "; cells are separated by commas"
-        elif all(_is_number(name) for name in names):
+        elif all(decimal_number(name) is not None for name in names):
             hint = "; the first row holds numbers: for a table without names, send "
             hint += "text/csv;header=absent"
         raise InvalidInput(f"{error}{hint}") from None
 
 
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
-
-
-class _Lines:
+class Lines:
     """The lines of a body, decoded piece by piece; `number` is the last one's."""
 
     def __init__(self, body: bytes | bytearray) -> None:
@@ -99,9 +94,13 @@ class _Lines:
             yield line
 
 
-def _rows(lines: _Lines) -> Iterator[list[str]]:
-    """The rows that are not empty lines."""
+def rows_of(lines: Lines) -> Iterator[list[str]]:
+    """The rows that are not empty lines. Raises Malformed, or TooLarge for a row that is too long.
+
+    After each row, `lines.number` is its last line.
+    """
     reader = csv.reader(iter(lines), strict=True)
+    empty = 0
     while True:
         lines.characters = 0
         try:
@@ -112,3 +111,7 @@ def _rows(lines: _Lines) -> Iterator[list[str]]:
             raise Malformed(f"the body is not CSV: line {lines.number}: {error}") from None
         if row:
             yield row
+            continue
+        empty += 1
+        if empty > MAX_EMPTY_LINES:
+            raise TooLarge(f"line {lines.number}: more than {MAX_EMPTY_LINES:,} lines are empty")

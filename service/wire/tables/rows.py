@@ -167,14 +167,16 @@ def _parsed(cells: list[str | None], name: str, spec: InputSpec) -> Array:
 def _number(cell: str, spec: InputSpec, *, whole: bool) -> float | int | bool:
     """One number. Raises ValueError."""
     text = cell.strip()
+    if (
+        not cell.isascii() or "_" in text or len(text) > 400
+    ):  # float() takes other alphabets' digits
+        raise ValueError
     if not text:
         return math.nan
     if spec.dtype == "bool":
         if text.lower() not in _TRUTHS:
             raise ValueError
         return _TRUTHS[text.lower()]
-    if "_" in text or len(text) > 400:
-        raise ValueError
     if whole:
         try:
             return int(text)

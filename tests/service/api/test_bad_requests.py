@@ -158,6 +158,26 @@ def test_a_query_that_is_wrong(refused, status, query, told):
     refused(f"/predict?{query}", status, told, json=GOOD)
 
 
+@pytest.mark.parametrize("text", ["1_0", "1.0", "%201", "+1", "٧", "9" * 5000])
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("/models/linear?version=", "version"),
+        ("/models/linear/report?version=", "version"),
+        ("/priors/default/revisions?limit=", "limit"),
+        ("/priors/default/revisions?before=", "before"),
+        ("/priors/default?revision=", "revision"),
+        ("/priors/default/shift?points=", "points"),
+    ],
+)
+def test_a_whole_number_of_a_query_is_written_in_digits(client, path, name, text):
+    answer = client.get(path + text.replace("+", "%2B"))
+    assert answer.status_code == 422
+    (fault,) = answer.json()["errors"]
+    assert fault["field"] == name
+    assert "expected a whole number" in fault["message"]
+
+
 def test_a_parameter_given_twice_with_different_values_is_told(refused):
     body = {**GOOD, "parameters": {"tau": 2}}
     refused(

@@ -1,5 +1,7 @@
 """POST /feedback to a real service of two workers, and what GET /feedback then says."""
 
+import asyncio
+
 import httpx
 import numpy as np
 import pytest
@@ -102,6 +104,45 @@ def test_csv_is_taken_and_its_faults_name_the_line(server):
     assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "line 4.row")
     for content in (b"id,label\n1,2\n", b"\xff\xfe", b"", b"request_id,label\na\n"):
         assert httpx.post(url, content=content, headers=headers).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("content", "status", "told"),
+    [
+        (b"request_id,label\n" + b"," * (2**20 + 1), 413, "line 2: a row has more than 1,048,576"),
+        (b"," * (2**20 + 1), 413, "line 1: a row has more than 1,048,576"),
+        (b"request_id,label\n" + b"a,b\n" * 100_001, 422, "at most 100000 are taken"),
+        (b"request_id,label,row\na,b,1_0\n", 422, "line 2.row"),
+        ("request_id,label,row\na,b,٧\n".encode(), 422, "line 2.row"),
+        (b"request_id,label,row\na,b,-1\n", 422, "line 2.row"),
+        (b"request_id,label,row\na,b,4294967296\n", 422, "line 2.row"),
+        (b"request_id,label,sampled\na,b,0_1\n", 422, "line 2.sampled"),
+        (b"request_id,label,sampled\na,b,nan\n", 422, "line 2.sampled"),
+        (b"request_id,label,sampled\na,b,1e-50\n", 422, "from 1e-09 to 1; got 1e-50"),
+    ],
+)
+def test_csv_beyond_a_bound_is_refused(server, content, status, told):
+    answer = httpx.post(
+        f"{server.url}/feedback", content=content, headers={"content-type": "text/csv"}, timeout=30
+    )
+    assert answer.status_code == status
+    assert told in answer.text
+
+
+def test_more_feedback_than_may_wait_is_refused_at_once(server):
+    """Unknown ids are looked for twice, so all of these are there together."""
+    body = {"items": [{"request_id": "never-seen", "label": NAMES[0]}]}
+
+    async def ask_together():
+        async with httpx.AsyncClient(timeout=30) as client:
+            asked = (client.post(f"{server.url}/feedback", json=body) for _ in range(40))
+            return await asyncio.gather(*asked)
+
+    answers = asyncio.run(ask_together())
+    refused = [answer for answer in answers if answer.status_code == 429]
+    assert {answer.status_code for answer in answers} == {200, 429}
+    assert all(answer.headers["retry-after"] == "1" for answer in refused)
+    assert "the most that may wait" in refused[0].json()["detail"]
 
 
 def test_ids_that_are_not_kept_are_counted_and_wrong_labels_are_named(server):

@@ -1,5 +1,6 @@
 """Answers are kept in a ring of bounded size, and feedback finds them in any worker's file."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from service.contract.adjustment import softmax
+from service.evaluate import live, ring
 from service.evaluate.answers import FILE, Answered, Answers, rows_of
 from service.evaluate.feedback import Feedback, InvalidFeedback, Item, parse_items
 from service.evaluate.live import Evaluation, Mix, predicted
@@ -173,6 +175,21 @@ def test_answers_that_are_too_old_are_no_longer_found(two_workers, tmp_path):
     assert (taken.accepted, len(missing)) == (0, 1)
     assert Evaluation(one, lambda _: Mix(UNIFORM, None, "training")).of(bundle).rows == 0
     assert (tmp_path / "worker-0" / f"{bundle.name}@{bundle.version}" / FILE).exists()
+
+
+def test_the_newest_rows_of_all_workers_are_found_piece_by_piece(two_workers, monkeypatch):
+    monkeypatch.setattr(ring, "_PIECE", 7)
+    monkeypatch.setattr(live, "MAX_ROWS", 25)
+    bundle, rng = make_bundle(), np.random.default_rng(0)
+    for each in two_workers:
+        each.of(bundle).note(answered("a", 30))
+        each.flush()
+    now, moments = time.time(), []
+    for _, _, rows in two_workers[0].files():
+        rows["at"] = now - rng.permutation(30)
+        moments += rows["at"].tolist()
+    found = Evaluation(two_workers[0], lambda _: Mix(UNIFORM, None, "training")).rows(bundle)
+    assert found["at"].tolist() == sorted(moments)[-25:]
 
 
 def test_a_version_that_is_loaded_again_goes_on_when_the_old_one_retires(two_workers):

@@ -138,3 +138,17 @@ def test_only_short_queries_are_kept():
 )
 def test_a_whole_number_has_ascii_digits_and_a_bound(text, number):
     assert digits.whole_number(text, below=100) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("-1.5e3", -1500.0),
+        (".5", 0.5),
+        ("7.", 7.0),
+        ("1e999", float("inf")),
+        *((wrong, None) for wrong in ("", ".", "1_0", "٧", " 1", "1\n", "nan", "0x1", "9" * 401)),
+    ],
+)
+def test_a_decimal_number_has_ascii_digits_and_a_bound(text, number):
+    assert digits.decimal_number(text) == number

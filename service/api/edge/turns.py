@@ -1,0 +1,45 @@
+"""Computes one thing at a time, and bounds how many requests wait for that."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from service.api.edge.errors import Problem
+
+MAX_WAITING = 4
+"""Requests that wait while another is computed; each may hold all that its body became."""
+
+
+class Turns:
+    """Turns of the requests to a few routes."""
+
+    def __init__(self, what: str, *, waiting: int = MAX_WAITING) -> None:
+        """what: is being computed for others, for messages. waiting: how many may wait."""
+        self._what, self._most = what, 1 + waiting
+        self._held = 0
+        self._turn = asyncio.Lock()
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[asyncio.Lock]:
+        """Hold a place, and get the lock of the turns. Raises Problem when all places are held.
+
+        A holder takes the lock for what it computes, and leaves it while it waits for others.
+        """
+        if self._held >= self._most:
+            raise Problem(
+                "overloaded",
+                f"{self._what} for {self._most} requests, the most that may wait; send this one "
+                "again",
+                headers={"Retry-After": "1"},
+            )
+        self._held += 1
+        try:
+            yield self._turn
+        finally:
+            self._held -= 1
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Hold a place and wait for the turn. Raises Problem when all places are held."""
+        async with self.place() as turn, turn:
+            yield
