@@ -484,6 +484,11 @@ class Service:
         """Why the service is not live; None while it is."""
         return self._why_not_live()
 
+    @property
+    def unready(self) -> str | None:
+        """Why the service takes no requests, as /health/ready says; None while it does."""
+        return self._why_not_ready()
+
     def _why_not_live(self) -> str | None:
         failures = (each.lost or each.failure for each in self._batchers())
         return self.watchdog.hung or next(filter(None, failures), None)

@@ -200,10 +200,16 @@ class _Serving:
             await self._service.stop()
 
     def _say_ready(self) -> None:
+        """Log the address, and that there is nothing to serve yet where that is so."""
+        unready = self._service.unready
         if self._link is not None:
+            if unready is not None:
+                logger.warning("not ready: %s", unready)
             self._link.ready()
-            return
-        logger.info("ready on %s", url_of(self._listener))
+        elif unready is not None:
+            logger.warning("listening on %s, but not ready: %s", url_of(self._listener), unready)
+        else:
+            logger.info("ready on %s", url_of(self._listener))
 
     # -- the end
 

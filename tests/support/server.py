@@ -10,7 +10,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-READY = re.compile(r"ready on (http://[^\s\"]+)")
+READY = re.compile(r"(?:ready|listening) on (http://[^\s\"]+)")
 PROVIDER = os.environ.get("PRIORDIAL_TEST_PROVIDER", "cpu")
 """Where graphs run in tests; `make test-gpu` sets it to cuda."""
 ROOT = Path(__file__).parents[2]

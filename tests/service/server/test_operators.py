@@ -55,6 +55,8 @@ def test_a_folder_without_models_is_not_ready_until_one_is_loaded(tmp_path):
     folder = tmp_path / "mount"
     folder.mkdir()
     with running(folder) as server:
+        assert "ready on http" not in server.log
+        assert f"but not ready: no model is served from '{folder}'" in server.log
         status, body = readiness(server.url)
         assert status == 503
         assert f"no model is served from '{folder}'" in body["reason"]
