@@ -520,8 +520,9 @@ class Service:
 
     def _readiness(self) -> Iterator[Gauge]:
         """What /health/ready says, for those who see metrics alone."""
-        yield "priordial_ready", {}, float(self._why_not_ready() is None)
-        yield "priordial_degraded", {}, float(self._why_degraded() is not None)
+        ready = self._why_not_ready() is None
+        yield "priordial_ready", {}, float(ready)
+        yield "priordial_degraded", {}, float(ready and self._why_degraded() is not None)
 
     def _check_default_model(self) -> None:
         """Raise InvalidSetting when --default-model is the name of no model."""

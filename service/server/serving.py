@@ -207,7 +207,7 @@ class _Serving:
                 logger.warning("not ready: %s", unready)
             self._link.ready()
         elif unready is not None:
-            logger.warning("listening on %s, but not ready: %s", url_of(self._listener), unready)
+            logger.warning("listening on %s but not ready: %s", url_of(self._listener), unready)
         else:
             logger.info("ready on %s", url_of(self._listener))
 
