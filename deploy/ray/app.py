@@ -16,8 +16,8 @@ from ray.util import get_node_ip_address
 from service.server.asgi import Application, Message, Receive, Send
 from service.settings import read_settings
 
-QUEUED_ROWS = "queued_rows"
-TARGET_QUEUED_ROWS = int(os.environ.get("TARGET_QUEUED_ROWS", "64"))
+QUEUED_ROWS, TARGET = "queued_rows", "target_queued_rows"
+DEFAULT_TARGET = 64
 """Rows that may wait for a replica: one more is started for each further so many."""
 
 
@@ -59,15 +59,17 @@ def replicas_for_queued_rows(context: AutoscalingContext) -> tuple[int, dict[str
     """Return how many replicas the rows that wait need, between the configured bounds.
 
     Up: enough for TARGET_QUEUED_ROWS each. Down: one at a time, once nothing waits and the requests
-    in progress would not fill the remaining ones.
+    in progress would not fill the remaining ones. Ray's controller runs this, without the
+    environment of the replicas, so they report the target.
     """
     now = context.current_num_replicas
-    of_replica = (context.aggregated_metrics or {}).get(QUEUED_ROWS, {})
-    rows, ongoing = sum(of_replica.values()), context.total_num_requests
+    reported = context.aggregated_metrics or {}
+    rows, ongoing = sum(reported.get(QUEUED_ROWS, {}).values()), context.total_num_requests
+    target = max(reported.get(TARGET, {}).values(), default=DEFAULT_TARGET)
     wanted = now
-    if rows > TARGET_QUEUED_ROWS * now:
-        wanted = math.ceil(rows / TARGET_QUEUED_ROWS)
-    elif rows == 0 and ongoing < (now - 1) * TARGET_QUEUED_ROWS:
+    if rows > target * now:
+        wanted = math.ceil(rows / target)
+    elif rows == 0 and ongoing < (now - 1) * target:
         wanted = now - 1
     low, high = context.capacity_adjusted_min_replicas, context.capacity_adjusted_max_replicas
     return max(low, min(high, wanted)), {}
@@ -96,8 +98,9 @@ class Priordial:
         self.app.reconfigure(user_config)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Ray how many rows wait, for `replicas_for_queued_rows`."""
-        return {QUEUED_ROWS: float(self.app.queued_rows)}
+        """Tell Ray how many rows wait and how many may, for `replicas_for_queued_rows`."""
+        target = float(os.environ.get("TARGET_QUEUED_ROWS", DEFAULT_TARGET))
+        return {QUEUED_ROWS: float(self.app.queued_rows), TARGET: target}
 
 
 app = Priordial.bind()

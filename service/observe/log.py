@@ -41,8 +41,9 @@ def configure(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     json = is_json(log_format)
     handler.setFormatter(JsonFormatter() if json else logging.Formatter(_TEXT, _TIME))
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)  # the service says itself what it does
+    # Libraries only warn: clients of object stores would log each request, some with its headers.
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("service").setLevel(logging.INFO)
 
 
 def is_json(log_format: str) -> bool:

@@ -26,9 +26,13 @@ from tests.support.postgres import servers
 from tests.support.small_models import inputs, publish_model
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install 'priordial[ray]'")
+pytestmark = pytest.mark.filterwarnings(  # of Ray's own models, when it is first imported
+    "ignore:Using extra keyword arguments on `Field`:DeprecationWarning"
+)
 
 ROOT = Path(__file__).parents[2]
 CLIENTS = 8
+ROUNDS = 500.0  # of the model "slow": about 0.1 s a batch, so that rows wait
 RETRIABLE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.ConnectError)
 """What a client sees when its connection is closed without an answer, or is refused."""
 
@@ -252,9 +256,10 @@ def prometheus(cluster, tmp_path):
 
 def by_class(prometheus):
     query = 'sum by (class) (priordial_predictions_total{decision="adjusted"})'
-    with contextlib.suppress(httpx.TransportError):
-        found = httpx.get(f"{prometheus}/api/v1/query", params={"query": query}).json()
-        return {each["metric"]["class"]: int(each["value"][1]) for each in found["data"]["result"]}
+    with contextlib.suppress(httpx.HTTPError):
+        answer = httpx.get(f"{prometheus}/api/v1/query", params={"query": query})
+        found = answer.raise_for_status().json()["data"]["result"]
+        return {each["metric"]["class"]: int(each["value"][1]) for each in found}
     return {}
 
 
@@ -263,9 +268,9 @@ def test_prometheus_has_the_exact_sum_of_each_class_over_all_replicas(cluster, p
         return sum(by_class(prometheus).values())
 
     def targets():
-        with contextlib.suppress(httpx.TransportError):
-            found = httpx.get(f"{prometheus}/api/v1/targets").json()["data"]["activeTargets"]
-            return [each["health"] for each in found]
+        with contextlib.suppress(httpx.HTTPError):  # it answers 503 while it starts
+            found = httpx.get(f"{prometheus}/api/v1/targets").raise_for_status().json()
+            return [each["health"] for each in found["data"]["activeTargets"]]
         return []
 
     eventually(lambda: targets() == ["up", "up"], seconds=60)
@@ -288,7 +293,7 @@ def test_replicas_come_when_rows_wait_and_go_when_none_do(cluster):
         with httpx.Client(base_url=cluster.url, timeout=30) as client:
             while not stop.is_set():
                 with contextlib.suppress(*RETRIABLE):
-                    client.post("/models/slow/predict", json={"instances": [[1.0, 1.0]] * 8})
+                    client.post("/models/slow/predict", json={"instances": [[1.0, ROUNDS]] * 8})
 
     with ThreadPoolExecutor(24) as pool:
         asking = [pool.submit(ask) for _ in range(24)]

@@ -4,6 +4,8 @@ import asyncio
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
 
 import httpx
@@ -132,6 +134,27 @@ def test_other_messages_have_the_same_form_and_keep_their_trace():
     found = json.loads(JsonFormatter().format(record))
     assert (found["level"], found["logger"], found["message"]) == ("error", "service.x", "it fell")
     assert "RuntimeError: broken" in found["exception"]
+
+
+def test_of_libraries_only_warnings_are_logged():
+    program = """
+import logging
+from service.observe.log import configure
+configure("json")
+for name in ("service.audit", "azure.core.pipeline.policies.http_logging_policy", "uvicorn"):
+    logging.getLogger(name).info("told by %s", name)
+    logging.getLogger(name).warning("warned by %s", name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=True
+    )
+    lines = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [(line["level"], line["logger"].split(".")[0]) for line in lines] == [
+        ("info", "service"),
+        ("warning", "service"),
+        ("warning", "azure"),
+        ("warning", "uvicorn"),
+    ]
 
 
 class Stuck(io.BytesIO):
