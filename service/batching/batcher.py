@@ -52,7 +52,7 @@ class Batcher:
         name: str = "model",
         tracer: Tracer | None = None,
         answered: Callable[[list[Entry]], None] | None = None,
-        least_top_k: int = 1,
+        least_top_k: Callable[[], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make the queue of a model version on the running event loop.
@@ -71,7 +71,8 @@ class Batcher:
         name: the model and version, for messages and the thread's name.
         tracer: records requests and graph calls; None without traces.
         answered: hears of finished entries just before their replies, where answers are kept.
-        least_top_k: classes that every batch ranks at least.
+        least_top_k: how many classes the next batch ranks at least; called in the thread that runs
+        it. None: 1.
         clock: returns the time, as time.monotonic() does; a test sets its own.
         """
         self._cost, self._inline_seconds, self._clock = cost_seconds, inline_seconds, clock

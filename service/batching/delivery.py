@@ -142,7 +142,7 @@ class Delivery:
                 waited.append(entry.begun - entry.admitted)
         all_answered = bad is None and not self.explorations
         if all_answered and len(pieces) == rows and np.ndarray not in map(type, taus):
-            return BatchFacts(result, rows, seconds, waited, None, rows, (), taus)
+            return BatchFacts(result, rows, seconds, waited, None, rows, (), taus, pieces)
         answered = None
         if bad is not None or self.explorations:
             answered = _answered_rows(pieces, bad)
@@ -157,6 +157,7 @@ class Delivery:
             len(pieces),
             refused,
             by_row if answered is None else by_row[answered],
+            pieces,
         )
 
     def _trace(self, tracer: Tracer, pieces: list[Piece], seconds: float, *, failed: bool) -> None:

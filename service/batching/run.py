@@ -55,15 +55,15 @@ class BatchRun:
         wants_logits: Callable[[], bool],
         *,
         try_graph: Callable[[], object] | None = None,
-        least_top_k: int = 1,
+        least_top_k: Callable[[], int] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Make a runner of batches.
 
         run_graph, table: score a batch. wants_logits: whether the next batch should give logits.
         try_graph: runs the graph on rows that it has scored before; raises when it cannot. None:
-        a batch that fails is always taken for the fault of its rows. least_top_k: classes
-        that every batch ranks at least. clock: time.monotonic.
+        a batch that fails is always taken for the fault of its rows. least_top_k: how
+        many classes the next batch ranks at least; None: 1. clock: time.monotonic.
         """
         self._least_top_k = least_top_k
         self._run_graph, self._table, self._wants_logits = run_graph, table, wants_logits
@@ -160,7 +160,8 @@ class BatchRun:
     def _call(self, pieces: list[Piece], inputs: Array) -> GraphOutputs:
         taus: list[Any] = []
         slots: list[Any] = []
-        top_k, full, rows = self._least_top_k, False, len(inputs)
+        least = self._least_top_k
+        top_k, full, rows = 1 if least is None else least(), False, len(inputs)
         for piece in pieces:
             work = piece.entry.work
             taus.append(work.tau)

@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ Array = NDArray[Any]
 LARGE_ANSWER_VALUES = 20_000
 """Answers with more values are joined and encoded in a thread, which takes at least 2 ms.
 """
+
+if TYPE_CHECKING:
+    from service.batching.queue import Piece
 
 
 class Overloaded(Exception):
@@ -147,6 +150,8 @@ class BatchFacts(NamedTuple):
     """
     taus: Sequence[float] | NDArray[np.floating] = ()
     """The tau of each row that answers traffic."""
+    pieces: "Sequence[Piece]" = ()
+    """The rows of requests that the batch has, in order."""
 
 
 class Record(Protocol):

@@ -10,7 +10,7 @@ stream that changes.
 import io
 import zipfile
 from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -33,12 +33,34 @@ SHARE_ROWS = 2000.0
 """After so many rows an expert that was best has given 63 % of its weight away; grows likewise."""
 STEP_ROWS = 64
 """Rows of one update; more are taken in several."""
+RANKED_STEP_ROWS = 256
+"""The same for rows of which only the best classes are known: a step costs time for every class,
+and with so many classes every expert remembers many steps.
+"""
 MAX_CLASSES_WITH_INFORMATION = 100
 """With more classes their variances are followed one by one, as if independent."""
 _FLOOR = 1e-6
 _Z = 1.959964
 
 Floats = NDArray[np.float32]
+
+
+class Ranked(NamedTuple):
+    """Likelihood ratios p(x | y) of n rows, up to a factor for each row, of their best classes.
+
+    classes: [n, k], those of a row differ. ratios: [n, k] theirs, the largest of a row at most 1.
+    rest: [n] that of every other class: they are taken to be alike.
+    """
+
+    classes: NDArray[np.int64]
+    ratios: Floats
+    rest: Floats
+
+    def dense(self, classes: int) -> Floats:
+        """The ratios of all classes, [n, C]."""
+        found = np.repeat(self.rest[:, None], classes, axis=1)
+        np.put_along_axis(found, self.classes, self.ratios, axis=1)
+        return found
 
 
 class OtherState(ValueError):
@@ -145,6 +167,16 @@ class PriorTracker:
                 )
             )  # fmt: skip
 
+    def update_ranked(self, rows: Ranked) -> None:
+        """Learn from rows of which the best classes are known, RANKED_STEP_ROWS at a time."""
+        for start in range(0, len(rows.rest), RANKED_STEP_ROWS):
+            own = slice(start, start + RANKED_STEP_ROWS)
+            some = Ranked(rows.classes[own], rows.ratios[own], rows.rest[own])
+            if self.num_classes <= MAX_CLASSES_WITH_INFORMATION:
+                self._step(some.dense(self.num_classes))
+            else:
+                self._step(some)
+
     def estimate(self) -> Tracked:
         """What is known now. Without a row, any prior is possible."""
         prior, moving = self.prior, len(HALF_LIVES)
@@ -199,13 +231,17 @@ class PriorTracker:
         self._weights, self._seen = kept["weights"], kept["seen"]
         self._information, self.rows = kept["information"], int(kept["rows"])
 
-    def _step(self, ratios: Floats) -> None:
-        """Learn from likelihood ratios [n, C], n > 0."""
-        n, moving = len(ratios), len(HALF_LIVES)
-        densities = ratios @ self._priors.T
+    def _step(self, given: Floats | Ranked) -> None:
+        """Learn from likelihood ratios [n, C], n > 0, or from those of the best classes."""
+        rows = _BestClasses(given, self.num_classes) if isinstance(given, Ranked) else _All(given)
+        densities, moving = rows.densities(self._priors), len(HALF_LIVES)
+        n = len(densities)
         tiny = np.finfo(np.float32).tiny  # a row that no prior explains carries no information
         np.maximum(densities, tiny, out=densities)
-        relative = ratios / (densities @ self._weights.astype(np.float32))[:, None]
+        said = rows.information(
+            np.reciprocal(densities @ self._weights.astype(np.float32)),
+            full=self._information.ndim == 3,
+        )
 
         log_weights = np.log(self._weights) + np.log(densities.astype(np.float64)).sum(axis=0)
         weights = np.exp(log_weights - log_weights.max())
@@ -216,15 +252,67 @@ class PriorTracker:
         self._seen = self._seen * kept + n
         gain = np.maximum(n / self._seen, 1 - kept).astype(np.float32)[:, None]
         priors = self._priors[:moving]
-        means = priors * ((1 / densities[:, :moving]).T @ ratios) / n
+        means = priors * rows.summed(np.reciprocal(densities[:, :moving])) / n
         priors += gain * (means - priors)
         np.maximum(priors, self._floor, out=priors)
         priors /= priors.sum(axis=1, keepdims=True)
 
-        if self._information.ndim == 3:
-            said = relative.T @ relative
-        else:
-            said = np.einsum("nc,nc->c", relative, relative)
         self._information *= kept.astype(np.float32).reshape(-1, *[1] * said.ndim)
         self._information += said
         self.rows += n
+
+
+class _All:
+    """Rows of likelihood ratios [n, C], in the sums that a step needs."""
+
+    def __init__(self, ratios: Floats) -> None:
+        self._ratios = ratios
+
+    def densities(self, priors: Floats) -> Floats:
+        """[n, K] the density of each row under priors [K, C]."""
+        return self._ratios @ priors.T
+
+    def summed(self, weights: Floats) -> Floats:
+        """[K, C] sums over rows of the ratios, weighted by [n, K]."""
+        return weights.T @ self._ratios
+
+    def information(self, weights: Floats, *, full: bool) -> Floats:
+        """[C, C] sum over rows of the outer products of weighted ratios; else its diagonal [C]."""
+        relative = self._ratios * weights[:, None]
+        found: Floats = relative.T @ relative if full else np.einsum("nc,nc->c", relative, relative)
+        return found
+
+
+class _BestClasses:
+    """The same for rows of which the best classes are known. Time grows as n·k + K·C, not n·C."""
+
+    def __init__(self, rows: Ranked, classes: int) -> None:
+        self._rows, self._num_classes = rows, classes
+        self._flat = rows.classes.ravel()
+
+    def densities(self, priors: Floats) -> Floats:
+        """[n, K] the density of each row under priors [K, C]."""
+        classes, ratios, rest = self._rows
+        taken = priors[:, classes]
+        others = np.maximum(1 - taken.sum(axis=2), 0)
+        found: Floats = ((taken * ratios).sum(axis=2) + rest * others).T
+        return found
+
+    def summed(self, weights: Floats) -> Floats:
+        """[K, C] sums over rows of the ratios, weighted by [n, K]."""
+        _, ratios, rest = self._rows
+        more = ratios - rest[:, None]
+        return np.stack([self._scattered(more, rest, each) for each in weights.T])
+
+    def information(self, weights: Floats, *, full: bool) -> Floats:
+        """[C] sums over rows of the squares of weighted ratios. `full` is for few classes only."""
+        del full
+        _, ratios, rest = self._rows
+        rest = np.square(rest)
+        return self._scattered(np.square(ratios) - rest[:, None], rest, np.square(weights))
+
+    def _scattered(self, more: Floats, rest: Floats, weights: Floats) -> Floats:
+        """[C] `rest` of every row for all classes, and `more` [n, k] for the best of each row."""
+        own = np.bincount(self._flat, (more * weights[:, None]).ravel(), self._num_classes)
+        found: Floats = np.maximum(own + float(rest @ weights), 0).astype(np.float32)
+        return found

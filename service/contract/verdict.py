@@ -154,7 +154,7 @@ def assess(
     verdict, reason = _judge(
         n=estimate.n,
         num_classes=len(target),
-        capacity=capacity,
+        capacity=None if tracked is not None else capacity,
         settled=settled,
         calibration=calibration,
         misfit=misfit,

@@ -133,6 +133,7 @@ class Loader:
         counted = self.metrics.model(bundle)
         recent = LogitReservoir(classes, max_rows=self.recent_rows, max_bytes=self.recent_bytes)
         stream = Stream(bundle)
+        record = ModelRecord(counted, recent, stream)
 
         kept = None if self.answers is None else self.answers.of(bundle)
         row_seconds = cost_seconds[largest] / largest
@@ -140,7 +141,7 @@ class Loader:
         batcher = Batcher(
             graph.run,
             table,
-            record=ModelRecord(counted, recent, stream),
+            record=record,
             cost_seconds=cost_seconds.__getitem__,
             max_batch_rows=largest,
             max_queued_rows=max(self.max_queued_rows, largest),
@@ -152,7 +153,7 @@ class Loader:
             name=f"{bundle.name} version {bundle.version}",
             tracer=None if self.tracer_of is None else self.tracer_of(bundle),
             answered=None if kept is None else keeper(kept),
-            least_top_k=1 if kept is None else min(TOP, classes),
+            least_top_k=record.least_top_k(1 if kept is None else min(TOP, classes)),
         )
         return ServedModel(
             bundle,

@@ -13,7 +13,7 @@ from service.batching.work import Abandoned, BatchFacts, DeadlinePassed, Overloa
 from service.evaluate.answers import MANY, Answered, VersionAnswers
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir
-from service.priors.shift.stream import Stream
+from service.priors.shift.stream import Ranking, Setting, Stream
 
 _REASONS = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "abandoned"}
 
@@ -23,10 +23,22 @@ class ModelRecord:
 
     def __init__(self, metrics: ModelMetrics, recent: LogitReservoir, stream: Stream) -> None:
         self._metrics, self._recent, self._stream = metrics, recent, stream
+        self._tracks_ranked = stream.top_k > 0
 
     def wants_logits(self) -> bool:
-        """Whether the tracker or the sample would take rows now."""
-        return self._stream.credit > 0 or self._recent.wants_rows()
+        """Whether the tracker or the sample would take rows of logits now."""
+        tracks = self._stream.credit > 0 and not self._tracks_ranked
+        return tracks or self._recent.wants_rows()
+
+    def least_top_k(self, least: int) -> Callable[[], int] | None:
+        """How many classes the next batch ranks: `least`, or more where they are tracked.
+
+        None for always 1.
+        """
+        stream = self._stream
+        if self._tracks_ranked:
+            return lambda: stream.top_k if stream.credit > 0 else least
+        return None if least == 1 else lambda: least
 
     def batch(self, facts: BatchFacts) -> None:
         """Count a graph call, and sample its logits where the call returned them."""
@@ -37,8 +49,12 @@ class ModelRecord:
         else:
             rows = logits if answered is None else logits[answered]
             self._recent.add(rows)
-            if self._stream.credit > 0:
+            if self._stream.credit > 0 and not self._tracks_ranked:
                 self._stream.add(rows)
+        if self._tracks_ranked and self._stream.credit > 0:
+            ranking = ranking_of(facts)
+            if ranking.classes.shape[1] >= self._stream.top_k:
+                self._stream.add_ranking(ranking)
 
     def refused(self, error: Exception) -> None:
         """Count a request that was not scored, by the reason for it."""
@@ -46,6 +62,24 @@ class ModelRecord:
         if reason is None:
             reason = "invalid" if isinstance(error, ValueError) else "failed"
         self._metrics.rejected(reason)
+
+
+def ranking_of(facts: BatchFacts) -> Ranking:
+    """The answers of a batch, and the prior and tau of each."""
+    settings = []
+    for piece in facts.pieces:
+        work = piece.entry.work
+        own, tau, of_row = slice(piece.start, piece.start + piece.rows), work.tau, work.prior_of_row
+        settings.append(
+            Setting(
+                piece.rows,
+                tau[own] if isinstance(tau, np.ndarray) else tau,
+                [each.offset for each in work.priors],
+                None if of_row is None else of_row[own],
+            )
+        )
+    outputs = facts.outputs
+    return Ranking(outputs.top_index, outputs.top_probability, settings, facts.answered)
 
 
 _new = tuple.__new__

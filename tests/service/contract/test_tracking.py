@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from service.contract.label_shift import estimate_prior
-from service.contract.tracking import OtherState, PriorTracker, Tracked
+from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
 
 SOURCE = np.array([0.7, 0.2, 0.1])
 OTHER = np.array([0.1, 0.2, 0.7])
@@ -150,3 +150,19 @@ def test_a_state_with_other_half_lives_is_refused():
     np.savez(file, **{**state, "half_lives": state["half_lives"] * 2})
     with pytest.raises(OtherState, match="other half-lives"):
         followed.restore(file.getvalue())
+
+
+@pytest.mark.parametrize("classes", [20, 400])
+def test_best_classes_and_an_equal_rest_teach_as_much_as_all_ratios(classes):
+    rng = np.random.default_rng(9)
+    top = np.stack([rng.permutation(classes)[:8] for _ in range(60)])
+    ratios = rng.random((60, 8)).astype(np.float32)
+    rows = Ranked(top, ratios, np.full(60, 0.01, np.float32))
+    source = np.log(rng.dirichlet(np.ones(classes)))
+    by_best, by_all = (PriorTracker(temperature=1.0, log_source=source) for _ in range(2))
+    by_best.update_ranked(rows)
+    by_all.update(np.log(rows.dense(classes)) + source)
+    one, other = by_best.estimate(), by_all.estimate()
+    np.testing.assert_allclose(one.prior, other.prior, rtol=1e-3)
+    np.testing.assert_allclose(one.variance, other.variance, rtol=1e-3)
+    assert (one.rows, one.effective_rows) == (other.rows, other.effective_rows)
