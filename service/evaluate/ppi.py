@@ -7,6 +7,14 @@
 N are all rows, L the labelled ones, ŷ the decision, and p any prediction of the label: the better
 it is, the fewer labels are needed, and whatever it is, A and B are right on average (Angelopoulos
 et al., Science 2023; Robins, Rotnitzky and Zhao, JASA 1994). Intervals are bootstraps of L.
+
+A ratio of two right numbers is wrong on average by −Cov(A − R·B, B) / B² (Cochran, Sampling
+Techniques, §6.8): a rare class of few labels seems better than it is. The predictions tell the
+covariance, with the noise that was added by labelling a row with probability 1/w only, and
+
+    recall_c = A_c / B_c + Σ_L w (w − 1) p_c (1 − p_c) (1{ŷ=c} − R_c) / (Σ_L w)² / (B² + Var B)
+
+with R_c and B by the predictions alone, so that the correction adds no noise.
 """
 
 from collections.abc import Sequence
@@ -105,13 +113,12 @@ def figures(
     ours = Labelled(labelled.predicted.take(rows), labelled.label[rows], labelled.weight[rows])
     pairs = _most_confused(ours)
     m, rng = len(rows), np.random.default_rng(seed)
-    first = traffic.corrected(ours, np.ones(m), pairs)
-    again = np.array(
-        [
-            traffic.corrected(ours, np.bincount(rng.integers(0, m, m), minlength=m), pairs).numbers
-            for _ in range(RESAMPLES if m else 0)
-        ]
+    skew = traffic.skew(ours)
+    first = traffic.corrected(ours, np.ones(m), pairs, skew)
+    resamples = (
+        np.bincount(rng.integers(0, m, m), minlength=m) for _ in range(RESAMPLES if m else 0)
     )
+    again = np.array([traffic.corrected(ours, each, pairs, skew).numbers for each in resamples])
     # The plain bootstrap of ratios of few rows is too narrow.
     widen = np.sqrt(m / (m - classes)) if m > 2 * classes else np.sqrt(2.0)
 
@@ -145,7 +152,7 @@ def without_labels(
     They are right while the predictions are calibrated. groups: as in `figures`.
     """
     traffic = _Traffic.of(everything, groups, classes)
-    found = traffic.numbers(traffic.share, traffic.hit, [])
+    found = traffic.numbers(traffic.share, traffic.hit, [], np.zeros(classes))
     return dict(zip(("balanced_error", "error", "gap", *groups), found.numbers, strict=True))
 
 
@@ -173,13 +180,17 @@ class _Traffic:
         return cls(share / decided, hit / decided, float(hit.sum()) / decided, groups)
 
     def corrected(
-        self, ours: Labelled, times: NDArray[Any], pairs: Sequence[tuple[int, int]]
+        self,
+        ours: Labelled,
+        times: NDArray[Any],
+        pairs: Sequence[tuple[int, int]],
+        skew: Vector,
     ) -> _Estimate:
-        """The estimate with each labelled row counted `times` [m] times."""
+        """The estimate with each labelled row counted `times` [m] times, less its `skew`."""
         weight, classes = ours.weight * times, len(self.share)
         total = weight.sum()
         if total <= 0:
-            return self.numbers(self.share, self.hit, [0.0] * len(pairs))
+            return self.numbers(self.share, self.hit, [0.0] * len(pairs), np.zeros(classes))
         share, hit = ours.predicted.sums(weight, classes)
         right = ours.label == ours.predicted.decided
         seen = np.bincount(ours.label, weight, classes)
@@ -189,8 +200,22 @@ class _Traffic:
             for y, k in pairs
         ]
         return self.numbers(
-            self.share + (seen - share) / total, self.hit + (hits - hit) / total, confused
+            self.share + (seen - share) / total, self.hit + (hits - hit) / total, confused, skew
         )
+
+    def skew(self, ours: Labelled) -> Vector:
+        """[C] by how much A_c / B_c is too large on average; see the head of this module."""
+        classes, total = len(self.share), ours.weight.sum()
+        if total <= 0:
+            return np.zeros(classes)
+        predicted = ours.predicted
+        varied = predicted.probabilities * (1 - predicted.probabilities)
+        spread = Predicted(predicted.classes, varied, predicted.decided)
+        both, hit = spread.sums(ours.weight * (ours.weight - 1) / total**2, classes)
+        recall = np.divide(self.hit, self.share, out=np.zeros(classes), where=self.share > 0)
+        size = self.share**2 + both
+        skew: Vector = np.divide(recall * both - hit, size, out=np.zeros(classes), where=size > 0)
+        return skew
 
     def variances(self, ours: Labelled) -> list[float]:
         """The variances of `numbers` without the confusions, if labels follow the predictions.
@@ -218,14 +243,14 @@ class _Traffic:
         each = [of_classes(members) for members in self.groups.values()]
         return [of_classes(np.arange(len(self.share))), plain, plain, *each]
 
-    def numbers(self, share: Vector, hit: Vector, confused: list[float]) -> _Estimate:
+    def numbers(self, share: Vector, hit: Vector, confused: list[float], skew: Vector) -> _Estimate:
         """From A and B to errors; where noise leaves a class no share, the predictions stand in."""
         noise = (share <= 0) | (hit < 0)
         accuracy = float(hit.sum())
         share, hit = np.where(noise, self.share, share), np.where(noise, self.hit, hit)
         present = share > 0
         recall = np.divide(hit, share, out=np.zeros_like(hit), where=present)
-        missed = 1.0 - np.clip(recall, 0.0, 1.0)
+        missed = 1.0 - np.clip(recall - np.where(noise, 0.0, skew), 0.0, 1.0)
         numbers = [_mean(missed, present), 1.0 - accuracy, self.confidence - accuracy]
         numbers += [_mean(missed[m], present[m]) for m in self.groups.values()]
         return _Estimate([*numbers, *confused], share)

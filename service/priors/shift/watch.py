@@ -178,9 +178,15 @@ class ShiftWatch:
         return self._followed.get(id(bundle))
 
     def tracked(self, bundle: Bundle) -> Tracked | None:
-        """The estimate of a model version's traffic; None before there was any."""
+        """The estimate of a model version's traffic; None where it is not followed.
+
+        Before the first look, it is what this worker has seen.
+        """
         one = self.of(bundle)
-        return None if one is None else one.together
+        if one is not None and one.together is not None:
+            return one.together
+        own = (each.stream for each in self._models() if each.bundle is bundle)
+        return next((stream.now() for stream in own), None)
 
     def followed(self) -> list[Followed]:
         """What is known of every model."""

@@ -97,6 +97,8 @@ def kept_in():
 def test_the_estimate_of_traffic_and_its_verdict_are_known_after_a_look(sqlite_url, bundle):
     async def run(priors):
         site = Site(priors, bundle)
+        assert site.watch.tracked(bundle).rows == 0
+        assert site.watch.tracked(make_bundle()) is None
         assert site.look().together.rows == 0
         site.traffic(OTHER, 2000)
         found = site.look()
