@@ -3,7 +3,7 @@
 import os
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import argparse
@@ -47,10 +47,19 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     from service.commands.importing import flags as import_flags
     from service.settings import add_flags
 
-    parser = argparse.ArgumentParser(
-        prog=prog, description="Serve classifiers with adjustable class priors."
+    class Parser(argparse.ArgumentParser):
+        """A verb's parser. A shortened flag would change its meaning when another flag comes."""
+
+        def __init__(self, **more: Any) -> None:
+            super().__init__(**more, allow_abbrev=False)
+
+    parser = Parser(prog=prog, description="Serve classifiers with adjustable class priors.")
+    verbs = parser.add_subparsers(
+        dest="verb",
+        required=True,
+        metavar="VERB",
+        parser_class=Parser,
     )
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     serving = verbs.add_parser(
         "serve",
         help="serve the models of a repository",

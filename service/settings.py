@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -320,8 +320,19 @@ def check_paths(settings: Settings) -> None:
             f"--models is '{models}'; there is no such folder{nearest_path(models)} "
             "(priordial demo serves shipped models, --allow-no-models starts without any)"
         )
+    if models.is_dir() and any(each.is_file() for each in _manifests_of_one(models)):
+        raise InvalidSetting(
+            f"--models is '{models}', which is one model; expected the folder that holds the "
+            "folders of models"
+        )
     if keys is not None and not keys.exists():
         raise InvalidSetting(f"--keys is '{keys}'; there is no such file{nearest_path(keys)}")
+
+
+def _manifests_of_one(folder: Path) -> Iterator[Path]:
+    """Where a manifest lies if a folder is a model's or a version's, not one of models."""
+    yield folder / "model.json"
+    yield from folder.glob("[0-9]*/model.json")
 
 
 def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
@@ -340,7 +351,7 @@ def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
         if name not in known:
             bare = {known_name.removeprefix(_PREFIX) for known_name in known}
             near = did_you_mean(name.removeprefix(_PREFIX), bare).replace("'", f"'{_PREFIX}", 1)
-            raise InvalidSetting(f"{name} is not a setting{near}")
+            raise InvalidSetting(f"{name} is not a setting{near or '; serve --help lists all'}")
         found[name] = value
     return found
 
@@ -356,6 +367,8 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
         return raw.lower() in ("1", "true")
     if kind in (int, float):
         try:
+            if "_" in raw or not raw.isascii():  # int() takes 8_0 and other alphabets' digits
+                raise ValueError
             return kind(raw)
         except ValueError:
             raise InvalidSetting(f"{name} is '{raw}'; expected a number") from None

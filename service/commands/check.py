@@ -5,7 +5,7 @@ serve.
 from collections.abc import Iterator
 
 from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
-from service.api.edge.keys import InvalidKeys, parse_keys
+from service.api.edge.keys import InvalidKeys, parse_key_setting
 from service.commands import findings
 from service.commands.findings import Finding
 from service.contract.bundle import Bundle
@@ -51,7 +51,7 @@ def _paths(settings: Settings) -> Finding:
 
 def _access(settings: Settings) -> Iterator[Finding]:
     try:
-        access = Access(parse_keys(settings.api_keys), file=settings.keys)
+        access = Access(parse_key_setting(settings.api_keys), file=settings.keys)
     except InvalidKeys as error:
         yield False, "keys", str(error)
         return
@@ -59,7 +59,7 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield None, "keys", "there are none: anyone who can reach the port may do everything"
     else:
         roles = ", ".join(sorted({role for key in access.keys for role in key.roles}))
-        yield True, "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
+        yield bool(roles), "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
     try:
         check_exposure(
             settings.host,

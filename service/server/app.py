@@ -13,7 +13,7 @@ from service.api.adjust import Adjust
 from service.api.dialects import V1, Invocations
 from service.api.edge.access import Access
 from service.api.edge.asgi import Edge
-from service.api.edge.keys import parse_keys
+from service.api.edge.keys import parse_key_setting
 from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Route
 from service.api.oip import metadata as oip
@@ -93,7 +93,7 @@ class Service:
         """
         check_paths(settings)
         self.settings = settings
-        self.access = Access(parse_keys(settings.api_keys), file=settings.keys)
+        self.access = Access(parse_key_setting(settings.api_keys), file=settings.keys)
         providers.check_runtime()
         self.traces = open_traces(VERSION) if settings.traces else None
         self.device = providers.Device(

@@ -3,6 +3,8 @@
 It imports little, so that the supervisor of several workers stays small.
 """
 
+import socket
+
 from service.observe import log
 from service.observe.log import refuse
 from service.server.listener import bind
@@ -15,9 +17,11 @@ def serve(settings: Settings) -> int:
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
+        advice = "choose another --host or --port, or end the process that has it"
+        if isinstance(error, socket.gaierror):
+            advice = "expected an address of this machine or its name in --host"
         return refuse(
-            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; choose another "
-            "--host or --port, or end the process that has it"
+            f"cannot listen on {settings.host}:{settings.port}: {error.strerror}; {advice}"
         )
     if settings.workers > 1:
         from service.server.supervisor import supervise

@@ -5,6 +5,7 @@ import dataclasses
 
 import pytest
 
+from service.__main__ import main
 from service.settings import (
     InvalidSetting,
     Settings,
@@ -13,6 +14,7 @@ from service.settings import (
     flag_of,
     read_settings,
 )
+from tests.support.small_models import publish_model
 
 
 @pytest.mark.parametrize(
@@ -30,7 +32,9 @@ def test_an_unknown_variable_is_refused_with_the_nearest_right_name(name, near):
 
 
 def test_a_variable_that_is_like_no_other_is_refused_without_a_guess():
-    with pytest.raises(InvalidSetting, match=r"PRIORDIAL_ZZZZZZ is not a setting$"):
+    with pytest.raises(
+        InvalidSetting, match=r"PRIORDIAL_ZZZZZZ is not a setting; serve --help lists all$"
+    ):
         read_settings({}, {"PRIORDIAL_ZZZZZZ": "1"})
 
 
@@ -65,6 +69,27 @@ def test_an_empty_value_is_refused_rather_than_taken_for_something(name):
 def test_a_choice_that_is_misspelt_is_refused_with_the_nearest():
     with pytest.raises(InvalidSetting, match=r"expected auto, cpu.*did you mean 'cuda'\?"):
         read_settings({"provider": "cudda"}, {})
+
+
+@pytest.mark.parametrize("value", ["8_0", "٨٠", "8.5", "0x50", ""])
+def test_a_number_is_written_in_digits(value):
+    with pytest.raises(InvalidSetting, match="PRIORDIAL_PORT is"):
+        read_settings({}, {"PRIORDIAL_PORT": value})
+
+
+@pytest.mark.parametrize("verb", ["serve", "check"])
+def test_a_flag_that_is_cut_short_is_refused_with_the_whole_one(verb, capsys):
+    with pytest.raises(SystemExit):
+        main([verb, "--worker", "2"])
+    assert "--worker 2; did you mean '--workers'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("folder", ["models/linear", "models/linear/1"])
+def test_the_folder_of_one_model_is_refused(tmp_path, folder):
+    publish_model(tmp_path / "models", "linear")
+    with pytest.raises(InvalidSetting, match=r"which is one model; expected the folder that holds"):
+        check_paths(Settings(models=tmp_path / folder))
+    check_paths(Settings(models=tmp_path / "models"))
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "x"])

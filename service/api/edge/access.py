@@ -63,6 +63,13 @@ class Access:
         self._checked_at = time.monotonic()
         self._buckets: dict[bytes, _Bucket] = {}
         self._keys = self._fixed if file is None else [*self._fixed, *self._read(file)]
+        if file is not None and not self._keys:
+            log.warning(
+                "%s has no key, so nobody can use the service; add one with `python -m service key "
+                "NAME --roles predict --append %s`",
+                file,
+                file,
+            )
 
     @property
     def open_to_all(self) -> bool:

@@ -54,6 +54,20 @@ def parse_keys(text: str) -> list[Key]:
     return keys
 
 
+def parse_key_setting(text: str) -> list[Key]:
+    """The keys of a setting, which may be empty. Raises InvalidKeys also where it holds no key.
+
+    A setting of a mere comment would otherwise open the service to everybody.
+    """
+    keys = parse_keys(text)
+    if text and not keys:
+        raise InvalidKeys(
+            "--api-keys holds no key; expected NAME ROLE[,ROLE] sha256:HEX, as "
+            "`python -m service key` makes them, or leave it out"
+        )
+    return keys
+
+
 def hash_of(secret: bytes) -> bytes:
     """Hash a key. Plain SHA-256 is enough: keys are 256 random bits, not passwords."""
     return hashlib.sha256(secret).digest()

@@ -23,7 +23,7 @@ from sqlalchemy.pool import NullPool
 
 from service.contract.nearest import nearest_path
 from service.priors.revisions import StoreUnavailable
-from service.priors.store.place import make_folder, store_url
+from service.priors.store.place import AUTO, make_folder, store_url
 from service.priors.store.schema import SCHEMA, meta, migrate, schema_number
 from service.priors.store.trouble import typed_trouble
 
@@ -39,23 +39,27 @@ class InvalidStoreUrl(ValueError):
 
 def parse_store_url(text: str) -> URL:
     """Check a store's URL. Raises InvalidStoreUrl, without the password that the URL may hold."""
+    expected = "expected sqlite:///FILE or postgresql://HOST/NAME"
+    shown = (
+        f"'{text[:200]}'" if "@" not in text else "not a URL of a store"
+    )  # before an @ is a password
+    if "://" not in text and text != AUTO:
+        file = f"; for this file, sqlite:///{Path(text).absolute()}" if text.count("/") else ""
+        raise InvalidStoreUrl(f"the store is {shown}; {expected}{'' if '@' in text else file}")
     try:
         url = make_url(store_url(text))
     except ArgumentError:
-        raise InvalidStoreUrl(
-            "the store's URL cannot be read; expected sqlite:///FILE or postgresql://HOST/NAME"
-        ) from None
+        raise InvalidStoreUrl(f"the store's URL cannot be read; {expected}") from None
     if url.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return url.set(drivername="postgresql+psycopg")
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if url.database in (None, "", ":memory:"):
             raise InvalidStoreUrl(
-                "the store must be a file that every worker can open: sqlite:///FILE"
+                f"the store is {shown}, which names no file that every worker can open; "
+                "expected sqlite:///FILE, with three slashes"
             )
         return url
-    raise InvalidStoreUrl(
-        f"a store of kind '{url.drivername}' is not known; expected sqlite:///FILE or postgresql://…"
-    )
+    raise InvalidStoreUrl(f"a store of kind '{url.drivername}' is not known; {expected}")
 
 
 class Database:

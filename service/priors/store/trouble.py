@@ -62,5 +62,7 @@ def trouble_of(error: Exception) -> StoreUnavailable:
         return StoreUnavailable("away", words)
     for part, kind in _SQLITE:
         if part in words:
+            if part == "not a database":
+                words += "; expected one that this service made: name another with --store"
             return StoreUnavailable(kind, words)
     return StoreUnavailable("away", words)

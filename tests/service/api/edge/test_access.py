@@ -4,7 +4,7 @@ import pytest
 
 from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
 from service.api.edge.errors import Problem
-from service.api.edge.keys import InvalidKeys, make_key, parse_keys
+from service.api.edge.keys import InvalidKeys, make_key, parse_key_setting, parse_keys
 from service.observe.log import ANONYMOUS
 
 
@@ -22,6 +22,21 @@ def test_without_keys_nobody_is_asked():
     access = Access()
     assert access.open_to_all
     assert access.check([], "operate") == ANONYMOUS
+
+
+@pytest.mark.parametrize("text", [";", "# ops operate", " "])
+def test_a_setting_without_a_key_does_not_open_the_service(text):
+    with pytest.raises(InvalidKeys, match="--api-keys holds no key; expected NAME ROLE"):
+        parse_key_setting(text)
+    assert parse_key_setting("") == []
+
+
+def test_a_list_without_a_key_lets_nobody_in_and_says_how_to_add_one(tmp_path, caplog):
+    file = tmp_path / "keys"
+    file.write_text("# none yet\n")
+    access = Access(file=file)
+    assert not access.open_to_all
+    assert f"{file} has no key, so nobody can use the service; add one with" in caplog.text
 
 
 def test_a_key_opens_what_its_roles_allow():

@@ -2,7 +2,8 @@
 
 import pytest
 
-from service.priors.store import open_store, store_url
+from service.priors.store import InvalidStoreUrl, open_store, store_url
+from service.priors.store.engine import parse_store_url
 from service.priors.store.place import AUTO
 from tests.support.server import ROOT
 
@@ -38,3 +39,22 @@ def test_in_a_clone_of_the_project_priors_are_kept_beside_it(data, monkeypatch):
 
 def test_a_store_that_is_named_is_taken_as_it_is(data):
     assert store_url("sqlite:///mine.db") == "sqlite:///mine.db"
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("/srv/p.db", "the store is '/srv/p.db'; expected sqlite:///FILE or postgresql://"),
+        ("/srv/p.db", "for this file, sqlite:////srv/p.db"),
+        ("sqlite://p.db", "the store is 'sqlite://p.db', which names no file"),
+        ("sqlite://", "with three slashes"),
+        ("mysql://h/n", "a store of kind 'mysql' is not known; expected sqlite"),
+        ("ops:secret@db/x", "the store is not a URL of a store; expected sqlite"),
+        ("sqlite://ops:secret@", "the store is not a URL of a store, which names no file"),
+    ],
+)
+def test_a_store_that_is_none_is_told_without_a_password(text, told):
+    with pytest.raises(InvalidStoreUrl) as caught:
+        parse_store_url(text)
+    assert told in str(caught.value)
+    assert "secret" not in str(caught.value)
