@@ -104,8 +104,8 @@ def migrate(connection: Connection) -> None:
     if found > SCHEMA:
         raise StoreUnavailable(
             "incompatible",
-            f"its schema is {found}, and this program knows {SCHEMA} at most: a newer one wrote it; "
-            "upgrade this one, or name another store with --store",
+            f"its schema is {found}, and this program knows {SCHEMA} at most: a newer one "
+            "wrote it; upgrade this one, or name another store with --store",
         )
     for step in _STEPS[found:]:
         step(connection)
