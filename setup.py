@@ -1,5 +1,9 @@
-"""Puts the shipped models into the wheel; everything else is in pyproject.toml."""
+"""Puts the shipped models into the wheel, and a README whose links work on a package index.
 
+Everything else is in pyproject.toml.
+"""
+
+import re
 from pathlib import Path
 
 from setuptools import setup
@@ -35,4 +39,25 @@ class BuildWithModels(build_py):
         ]
 
 
-setup(cmdclass={"build_py": BuildWithModels})
+REPOSITORY = "https://github.com/priordial/priordial"
+
+
+def with_whole_addresses(markdown: str) -> str:
+    """Replace links and pictures of the repository by addresses that work anywhere.
+
+    Links with a scheme and links to a section of the same page stay.
+    """
+
+    def whole(found: re.Match[str]) -> str:
+        picture, words, target = found.groups()
+        view = "raw" if picture else "blob"
+        return f"{picture}[{words}]({REPOSITORY}/{view}/main/{target})"
+
+    return re.sub(r"(!?)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s]+)\)", whole, markdown)
+
+
+setup(
+    cmdclass={"build_py": BuildWithModels},
+    long_description=with_whole_addresses(Path("README.md").read_text(encoding="utf-8")),
+    long_description_content_type="text/markdown",
+)

@@ -1,6 +1,7 @@
 """The wheel works in an environment of its own, outside of a checkout."""
 
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -52,6 +53,20 @@ def test_the_wheel_holds_the_three_packages_their_types_and_their_data(wheel):
         assert f"{package}/py.typed" in names
     assert "service/console/index.html" in names
     assert "training/recipes/digits.toml" in names
+
+
+def test_every_link_of_the_published_readme_works_outside_of_the_repository(wheel):
+    with zipfile.ZipFile(wheel) as opened:
+        (metadata,) = (n for n in opened.namelist() if n.endswith(".dist-info/METADATA"))
+        page = opened.read(metadata).decode()
+    links = re.findall(r"\]\(([^)\s]+)\)", page)
+    repository = "https://github.com/priordial/priordial"
+    assert f"{repository}/raw/main/docs/before-after.svg" in links
+    assert f"{repository}/blob/main/docs/tutorials/scikit-learn.md" in links
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+    own = [link for link in links if link.startswith(repository)]
+    for _, _, path in (link.partition("/main/") for link in own):
+        assert (ROOT / path.partition("#")[0]).exists(), path
 
 
 def test_the_wheel_is_small_and_holds_the_shipped_models(wheel):
