@@ -201,6 +201,32 @@ def test_a_row_is_typed_into_a_field_for_each_column(open_page):
     assert page.locator(".before-after tbody tr").count() == 10
 
 
+def test_a_row_on_another_scale_than_that_of_training_carries_a_warning(open_page, tmp_path):
+    from tests.support.server import running
+    from tests.support.small_models import FEATURES, fields, publish_model
+
+    uniform = {"mean": [0.5] * FEATURES, "sd": [0.3] * FEATURES, "rows": 900}  # of 0 … 1
+    publish_model(tmp_path / "models", input={**fields()["input"], "statistics": uniform})
+    with running(tmp_path / "models") as server:
+        page = open_page("/#/try", base=server.url)
+        form = page.get_by_role("form", name="Your row")
+        notes = page.get_by_label("Input", exact=True).locator(".note")
+
+        def score(scale):
+            for number in range(1, FEATURES + 1):
+                value = scale * number / (FEATURES + 1)
+                form.get_by_label(f"value {number}").fill(f"{value:.2f}")
+            form.get_by_role("button").click()
+
+        score(1)
+        page.wait_for_selector(".verdict")
+        assert notes.count() == 0
+        score(255)
+        notes.wait_for()
+        assert "far from those that the model was trained on" in notes.inner_text()
+        page.close()
+
+
 def test_a_model_of_named_columns_has_a_form_and_takes_a_csv_by_its_header(
     open_page, tmp_path, screenshots
 ):
