@@ -9,7 +9,7 @@ from pathlib import Path
 from setuptools import setup
 from setuptools.command.build_py import build_py
 
-MODELS = ("digits/1", "fashion/2", "fashion-la/1")
+MODELS = ("digits/2", "fashion/2", "fashion-la/2")
 """The versions that `priordial demo` serves outside of a clone; others in models/ are a user's."""
 FILES = ("model.json", "model.onnx", "report.json")
 

@@ -20,7 +20,7 @@ def test_synthetic_writes_a_report_and_finds_the_adjusted_losses_near_bayes(comm
 
 
 def test_estimate_tells_the_mix_of_unlabelled_data_with_its_interval(command):
-    code, result, _ = command("estimate", "models/digits/1", "--data", "digits", "--json")
+    code, result, _ = command("estimate", "models/digits/2", "--data", "digits", "--json")
     assert code == 0
     found = result["methods"][result["recommended"]]
     assert len(found["prior"]) == len(result["class_names"]) == 10
@@ -63,17 +63,17 @@ def test_calibrate_publishes_the_next_version_with_a_block_and_the_same_graph(co
 
 
 def test_calibrate_measures_a_model_that_does_not_state_its_counts(command, tmp_path):
-    shutil.copytree("models/digits/1", tmp_path / "digits/1")
-    manifest = tmp_path / "digits/1/model.json"
+    shutil.copytree("models/digits/2", tmp_path / "digits/2")
+    manifest = tmp_path / "digits/2/model.json"
     fields = json.loads(manifest.read_text())
     fields |= {"class_counts": None, "default_tau": 0}
     manifest.write_text(json.dumps(fields | {"loss_tau": 0}))
-    code, result, _ = command("calibrate", tmp_path / "digits/1", "--data", "digits", "--json")
+    code, result, _ = command("calibrate", tmp_path / "digits/2", "--data", "digits", "--json")
     assert code == 0
     bundle = load_bundle(Path(result["bundle"]))
     assert bundle.class_counts is None
     assert bundle.tau == 1
-    counts = np.array(load_bundle(Path("models/digits/1").resolve()).class_counts)
+    counts = np.array(load_bundle(Path("models/digits/2").resolve()).class_counts)
     measured = np.argsort(bundle.calibrated_log_source)
     assert np.corrcoef(bundle.calibrated_log_source, np.log(counts))[0, 1] > 0.7, measured
 
@@ -84,7 +84,7 @@ def test_calibrate_refuses_rows_that_lack_a_class(command, tmp_path):
     y = np.arange(30) % 3
     np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     code, _, told = command(
-        "calibrate", "models/digits/1", "--data", f"npz:{tmp_path / 'few.npz'}", "--split", "test"
+        "calibrate", "models/digits/2", "--data", f"npz:{tmp_path / 'few.npz'}", "--split", "test"
     )
     assert code == 2
     assert "7 of 10 classes have no row" in told

@@ -13,7 +13,7 @@ FACTS = {"date": "2026-01-02 03:04 UTC", "command": "`training fit --data <x>`",
 
 @pytest.fixture(scope="module")
 def document():
-    return json.loads(Path("models/digits/1/report.json").read_text(encoding="utf-8"))
+    return json.loads(Path("models/digits/2/report.json").read_text(encoding="utf-8"))
 
 
 def page_of(document, **more):
