@@ -41,8 +41,11 @@ from service.wire.digits import decimal_number, whole_number
 from service.wire.faults import Malformed
 from service.wire.json_text import parse_storable
 from service.wire.tables import csv_text
+from service.wire.tables.parquet import read_parquet
+from service.wire.tables.reader import CSV, PARQUET
 
-CSV = "text/csv"
+MAX_TABLE_BYTES = 64 * 2**20
+"""Of a Parquet file when decompressed: 100,000 ids of 256 characters are 26 MB."""
 _BODY_PROBLEMS = ("malformed", "conflict", "too-large", "unsupported-media-type", "overloaded")
 _COLUMNS = ("request_id", "row", "label", "sampled")
 
@@ -229,7 +232,7 @@ class FeedbackRoutes:
         self._turns = Turns("feedback is being worked on")
 
     async def post(self, request: Request) -> Response:
-        """Label answers by request id and row, as JSON or CSV.
+        """Label answers by request id and row, as JSON, CSV or Parquet.
 
         `sampled` is the probability with which the row was chosen to be labelled. Labels without it
         are counted, and say nothing of the traffic's error.
@@ -239,11 +242,12 @@ class FeedbackRoutes:
         if model is not None:
             self._repository.find(model)
         kind = media_type(request)
-        if kind != CSV:
-            check_json(kind, or_else=f" or {CSV}")
+        read = _TABLES.get(kind, json_items)
+        if kind not in _TABLES:
+            check_json(kind, or_else=f", {CSV} or {PARQUET}")
         body, take = await read_bytes(request), self._kept.feedback.take
         async with self._turns.place() as turn:
-            items = await asyncio.to_thread(csv_items if kind == CSV else json_items, body)
+            items = await asyncio.to_thread(read, body)
             async with turn:
                 taken, missing = await asyncio.to_thread(take, items, model=model)
             if missing and self._workers > 1:  # another may not have written its answers yet
@@ -309,7 +313,9 @@ def router(
 ) -> APIRouter:
     """The routes, for the default model and for each model. workers: of this service."""
     post = openapi.documented(FeedbackTaken, problems=_BODY_PROBLEMS, body=openapi.FEEDBACK)
-    post["openapi_extra"]["requestBody"]["content"][CSV] = {"schema": {"type": "string"}}
+    content = post["openapi_extra"]["requestBody"]["content"]
+    content[CSV] = {"schema": {"type": "string"}}
+    content[PARQUET] = {"schema": {"type": "string", "format": "binary"}}
     feedback = FeedbackRoutes(kept, repository=repository, priors=priors, workers=workers)
     routes = APIRouter(tags=["feedback"])
     for prefix, suffix, names_model in (
@@ -385,12 +391,7 @@ def csv_items(body: bytes) -> list[Item]:
     lines = csv_text.Lines(body)
     rows = csv_text.rows_of(lines)
     header = next(rows, [])
-    unknown = [name for name in header if name not in _COLUMNS]
-    if unknown or len(set(header)) != len(header) or not {"request_id", "label"} <= set(header):
-        raise Malformed(
-            f"the header is {', '.join(header[:20])[:200] or 'missing'}; expected request_id, "
-            "label, and optionally row and sampled"
-        )
+    _check_columns(header)
     items: list[dict[str, Any]] = []
     for fields in rows:
         if len(fields) != len(header):
@@ -401,6 +402,41 @@ def csv_items(body: bytes) -> list[Item]:
         if len(items) > MAX_ITEMS:
             break
     return parse_items(items)
+
+
+def parquet_items(body: bytes) -> list[Item]:
+    """Labels as a Parquet file. Raises the errors of `wire.faults`, or InvalidFeedback."""
+    columns = read_parquet(
+        body, None, max_rows=MAX_ITEMS, max_bytes=MAX_TABLE_BYTES, check=_check_columns
+    )
+    values = [
+        column if isinstance(column, list) else column.tolist() for column in columns.values()
+    ]
+    found = []
+    for fields in zip(*values, strict=True):
+        item = {
+            name: value
+            for name, value in zip(columns, fields, strict=True)
+            if value is not None and value == value  # noqa: PLR0124 - NaN stands for null
+        }
+        row = item.get("row")
+        if isinstance(row, float) and row.is_integer():  # a column with nulls comes as float64
+            item["row"] = int(row)
+        found.append(item)
+    return parse_items(found)
+
+
+def _check_columns(names: Sequence[str], _: Sequence[str] | None = None) -> None:
+    """Raise Malformed unless the columns of a table are those of labels."""
+    unknown = [name for name in names if name not in _COLUMNS]
+    if unknown or len(set(names)) != len(names) or not {"request_id", "label"} <= set(names):
+        raise Malformed(
+            f"the header is {', '.join(names[:20])[:200] or 'missing'}; expected request_id, "
+            "label, and optionally row and sampled"
+        )
+
+
+_TABLES: dict[str, Callable[[bytes], list[Item]]] = {CSV: csv_items, PARQUET: parquet_items}
 
 
 def _typed(fields: dict[str, str], line: int) -> dict[str, Any]:

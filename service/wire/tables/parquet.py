@@ -4,7 +4,7 @@ A page declares how many bytes it has when decompressed, and pyarrow allocates t
 of all pages are read here first (Thrift's compact protocol, as parquet.thrift says).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.wire.faults import InvalidInput, Malformed, TooLarge
@@ -32,10 +32,16 @@ _LEAST_BYTES = 4
 
 
 def read_parquet(
-    body: bytes | bytearray, expected: Sequence[str] | None, *, max_rows: int, max_bytes: int
+    body: bytes | bytearray,
+    expected: Sequence[str] | None,
+    *,
+    max_rows: int,
+    max_bytes: int,
+    check: Callable[[Sequence[str], Sequence[str] | None], None] = check_names,
 ) -> dict[str, Column]:
     """The columns of a file. Raises Malformed, InvalidInput, TooLarge or UnsupportedBody.
 
+    check: raises for names of columns that are not as `expected`.
     max_rows, max_bytes: how many rows one request may have, and how many bytes when decompressed.
     """
     pa = library()
@@ -50,7 +56,7 @@ def read_parquet(
             "arrow_extensions_enabled": False,
         }
         file = pq.ParquetFile(pa.BufferReader(body), **options)
-        check_names(file.schema_arrow.names, expected)
+        check(file.schema_arrow.names, expected)
         _check_pages(body, file.metadata, max_rows=max_rows, max_bytes=max_bytes)
         texts = [
             file.metadata.schema.column(at).path

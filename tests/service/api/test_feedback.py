@@ -1,9 +1,12 @@
 """POST /feedback to a real service of two workers, and what GET /feedback then says."""
 
 import asyncio
+import io
 
 import httpx
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from tests.support.eventually import eventually
@@ -104,6 +107,26 @@ def test_csv_is_taken_and_its_faults_name_the_line(server):
     assert (wrong.status_code, wrong.json()["errors"][0]["field"]) == (422, "line 4.row")
     for content in (b"id,label\n1,2\n", b"\xff\xfe", b"", b"request_id,label\na\n"):
         assert httpx.post(url, content=content, headers=headers).status_code == 400
+
+
+def test_parquet_is_taken_with_its_empty_cells_and_faulty_columns_are_named(server):
+    labels = ask(server, "parquet", rows=2, model="other", seed=10)
+    headers = {"content-type": "application/vnd.apache.parquet"}
+    url = f"{server.url}/models/other/feedback"
+
+    def answer(**columns):
+        file = io.BytesIO()
+        pq.write_table(pa.table(columns), file)
+        return httpx.post(url, content=file.getvalue(), headers=headers, timeout=30)
+
+    taken = answer(request_id=["parquet"] * 2, row=[None, 1], label=labels, sampled=[0.5, None])
+    assert taken.json()["accepted"] == 2
+    assert figures(server, "other")["by_labels"]["labels"] >= 1
+    wrong = answer(request_id=["a", "b"], row=[0.5, 1.0], label=["x", None])
+    assert wrong.status_code == 422
+    assert [each["field"] for each in wrong.json()["errors"]] == ["items.0.row", "items.1.label"]
+    assert "expected request_id" in answer(id=["a"], label=["x"]).json()["detail"]
+    assert httpx.post(url, content=b"PAR1", headers=headers).status_code == 400
 
 
 @pytest.mark.parametrize(
