@@ -1,12 +1,15 @@
 """A comparison as files: table.md, the figures as SVG, and report.html with both."""
 
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from training.pages import page
+from training.run.provenance import code_revision, library_versions
 from training.studies import figures
 from training.studies.figures import Document
+from training.studies.methods import ADAM_RUN
 
 HEADER = (
     "method",
@@ -157,6 +160,7 @@ def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) 
         _legend(document),
         page.heading("Settings"),
         _settings(document),
+        page.paragraph(made()),
     ]
     lead = (
         f"{data['spec']}, {len(counts)} classes, {ratio}, {data['n']['train']:,} training "
@@ -247,6 +251,24 @@ def _legend(document: Document) -> page.Block:
     return page.table(["method", "training run", "what"], rows)
 
 
+def made() -> str:
+    """Today's date, the revision of the code where it is known, and the versions of libraries."""
+    revision = code_revision()
+    code = "" if revision is None else f", code {revision}"
+    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
+    return f"Written on {datetime.now(UTC):%Y-%m-%d} (UTC){code}, with {versions}."
+
+
 def _settings(document: Document) -> page.Block:
-    rows = [[f"`{key}`", f"`{value}`"] for key, value in document["settings"].items()]
+    """What was set: settings without a value, or that no run of this comparison has read, are left
+    out.
+    """
+    settings = dict(document["settings"])
+    if settings.get("profile") is None:
+        settings.pop("imbalance_ratio", None)
+    if ADAM_RUN not in document["methods"]:
+        settings.pop(ADAM_RUN, None)
+    rows = [
+        [f"`{key}`", f"`{value}`"] for key, value in settings.items() if value not in (None, [], {})
+    ]
     return page.table(["setting", "value"], rows)

@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
@@ -178,6 +179,10 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbe
 def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
     out, document = done
     html = (out / "report.html").read_text(encoding="utf-8")
+    assert f"Written on {datetime.now(UTC):%Y-%m}" in html
+    assert f"torch {torch.__version__.split('+')[0]}" in html
+    assert "imbalance_ratio" in html
+    assert "erm-adam" not in html, "no run of this comparison reads its settings"
     for foreign in ("<script", "src=", "@import", "<link", "url(http"):
         assert foreign not in html
     figures = {path.stem for path in (out / "figures").iterdir()}
