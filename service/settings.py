@@ -245,6 +245,7 @@ class Settings:
                 )
             if "low" in meta and not meta["low"] <= value <= meta["high"]:
                 raise InvalidSetting(f"{flag} is {value}; expected {meta['low']} to {meta['high']}")
+        self._check_ports()
         if self.webhook and not self.webhook.startswith(("http://", "https://")):
             raise InvalidSetting(f"--webhook is '{self.webhook}'; expected an http or https URL")
         if self.webhook and not self.webhook_secret:
@@ -257,6 +258,17 @@ class Settings:
                 raise InvalidSetting(
                     f"{flag_of(name)} is '{path[:80]}'; expected a path such as /score"
                 )
+
+    def _check_ports(self) -> None:
+        """Refuse a port that two servers would have. Raises InvalidSetting."""
+        for name, others in (("metrics_port", ("port",)), ("grpc_port", ("metrics_port", "port"))):
+            port = getattr(self, name)
+            for other in others:
+                if port and port == getattr(self, other):
+                    raise InvalidSetting(
+                        f"{flag_of(name)} is {port}, which is also {flag_of(other)}; expected a "
+                        "port of its own"
+                    )
 
 
 def flag_of(name: str) -> str:

@@ -3,6 +3,8 @@
 import contextlib
 import socket
 
+from service.observe.port import PortTaken
+
 
 def bind(host: str, port: int) -> socket.socket:
     """Bind a socket. It does not listen yet: connections are refused until a worker is ready.
@@ -18,6 +20,21 @@ def bind(host: str, port: int) -> socket.socket:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     listener.bind((host, port))
     return listener
+
+
+def listen(listener: socket.socket, backlog: int) -> None:
+    """Accept connections from now on. Raises PortTaken.
+
+    Two services can bind one port while neither listens yet, as when both are loading models.
+    """
+    try:
+        listener.listen(backlog)
+    except OSError as error:
+        host, port = listener.getsockname()[:2]
+        raise PortTaken(
+            f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or end the "
+            "process that has it"
+        ) from None
 
 
 def url_of(listener: socket.socket) -> str:

@@ -34,7 +34,7 @@ from service.server.app import NothingToServe, Service
 from service.server.connection_counts import open_counts
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
-from service.server.listener import url_of
+from service.server.listener import listen, url_of
 from service.server.startup import on_signals
 from service.settings import InvalidSetting, Settings
 
@@ -189,9 +189,7 @@ class _Serving:
                     return
                 self._server.config.load()
                 tune_interpreter()
-                self._listener.listen(
-                    BACKLOG
-                )  # before "ready" is logged: clients may wait for that line
+                listen(self._listener, BACKLOG)  # before "ready" is logged: clients wait for it
                 self._server.appear()
                 self._say_ready()
                 self._slow_clients.start()

@@ -92,6 +92,13 @@ def test_the_folder_of_one_model_is_refused(tmp_path, folder):
     check_paths(Settings(models=tmp_path / "models"))
 
 
+@pytest.mark.parametrize(("one", "other"), [("metrics", "grpc"), ("metrics", ""), ("grpc", "")])
+def test_two_servers_on_one_port_are_refused(one, other):
+    names = [f"{each}_port".lstrip("_") for each in (one, other)]
+    with pytest.raises(InvalidSetting, match=r"-port is 9000, which is also --.*port; expected a"):
+        read_settings(dict.fromkeys(names, "9000"), {})
+
+
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "x"])
 def test_a_number_that_is_none_or_out_of_range_is_refused(value):
     with pytest.raises(InvalidSetting, match="drain-seconds"):

@@ -8,6 +8,8 @@ import socket
 import httpx
 import pytest
 
+from service.observe.port import PortTaken
+from service.server.listener import bind, listen
 from tests.support.eventually import eventually
 from tests.support.server import running, starting
 from tests.support.small_models import publish_model
@@ -73,6 +75,17 @@ def test_a_service_that_may_have_no_models_is_ready_without_any(tmp_path):
         assert (status, body["status"]) == (200, "degraded")
         assert "the default model 'later' is not served" in body["reason"]
         assert server.terminate() == 0
+
+
+def test_the_second_of_two_services_that_bound_one_port_says_so():
+    with bind("127.0.0.1", 0) as first:
+        port = first.getsockname()[1]
+        with bind("127.0.0.1", port) as second:
+            listen(first, 8)
+            with pytest.raises(
+                PortTaken, match=f"127.0.0.1:{port}: Address already in use; choose"
+            ):
+                listen(second, 8)
 
 
 @pytest.mark.parametrize("host", ["::1", "[::1]"])
