@@ -11,8 +11,10 @@ from typing import Any
 
 from ray import serve
 from ray.serve.config import AutoscalingContext
+from ray.serve.context import _get_global_client
 from ray.util import get_node_ip_address
 
+from service.api.edge.access import check_exposure
 from service.server.asgi import Application, Message, Receive, Send
 from service.settings import read_settings
 
@@ -40,12 +42,21 @@ def build() -> Application:
     """Make the service of a replica, which also serves its metrics on a port of its own.
 
     `GET /metrics/targets` lists these ports for Prometheus. Without keys everything is bound to
-    loopback; with keys the metrics are bound to the node's address.
+    loopback; with keys the metrics are bound to the node's address. Raises ExposedWithoutKeys where
+    there are no keys and Ray listens on more than loopback: what its proxy passes on comes from
+    loopback, so the service itself cannot tell.
     """
     settings = read_settings({}, os.environ)
     has_keys = settings.keys is not None or bool(settings.api_keys)
+    check_exposure(_ray_host(), has_keys=has_keys, allow_anonymous=settings.allow_anonymous)
     host = get_node_ip_address() if has_keys else "127.0.0.1"
     return Behind(read_settings({"host": host, "metrics_port": _free_port(host)}, os.environ))
+
+
+def _ray_host() -> str:
+    """The address that Ray's proxies listen on; there is no public way to learn it."""
+    host: str | None = _get_global_client().http_config.host
+    return host or "0.0.0.0"  # noqa: S104 - unknown counts as all interfaces
 
 
 def _free_port(host: str) -> int:

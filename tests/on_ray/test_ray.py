@@ -170,6 +170,15 @@ def test_settings_of_the_deployment_reach_a_replica_and_wrong_ones_are_named(clu
         app.reconfigure({"store": "sqlite:///x"})
 
 
+def test_without_keys_no_replica_starts_where_ray_listens_on_more_than_loopback(monkeypatch):
+    from deploy.ray import app
+    from service.api.edge.access import ExposedWithoutKeys
+
+    monkeypatch.setattr(app, "_ray_host", lambda: "0.0.0.0")
+    with pytest.raises(ExposedWithoutKeys, match=r"0\.0\.0\.0"):
+        app.build()
+
+
 class Crowd:
     """Clients that ask without a pause and count their answers by class, and their failures."""
 
