@@ -96,6 +96,13 @@ class Settings:
     keep_versions: int = _setting(
         2, "newest versions of each model that are loaded", low=1, high=100
     )
+    max_loaded_mib: int = _setting(
+        0,
+        "MiB that loaded models may take, counted as twice their files and 2 MiB; others are "
+        "loaded when a request names them, and the least recently used are let go; 0: load all",
+        low=0,
+        high=10**7,
+    )
     rollout: float = _setting(
         1.0,
         "share of the requests that a new version of a model gets until it is promoted; 1: all",

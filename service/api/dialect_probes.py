@@ -20,7 +20,7 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
     @routes.get("/v1/models")
     async def listed() -> dict[str, list[str]]:
         """The names of the models, as KServe lists them."""
-        return {"models": sorted(repository.all())}
+        return {"models": sorted(repository.known())}
 
     @routes.get("/v1/models/{model}")
     async def status(model: str) -> dict[str, Any]:

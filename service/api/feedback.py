@@ -36,7 +36,8 @@ from service.priors.preview import TooLittleTraffic, estimate
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import PriorDoesNotFit, PriorRevision
-from service.repository.repository import Repository, UnknownModel
+from service.repository.on_demand import UnknownModel
+from service.repository.repository import Repository
 from service.wire.digits import decimal_number, whole_number
 from service.wire.faults import Malformed
 from service.wire.json_text import parse_storable

@@ -19,9 +19,14 @@ def router(repository: Repository, access: Access) -> APIRouter:
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
-        """Every model that is served, and the versions that could not be."""
-        loaded = repository.all()
+        """Every model that is loaded, and the versions that could not be.
+
+        `on_demand` names the models that are loaded when a request names them, where
+        --max-loaded-mib is set.
+        """
+        loaded, resting = repository.all(), repository.resting()
         return {
+            **({} if resting is None else {"on_demand": resting}),
             "models": [_summary(loaded[name]) for name in sorted(loaded)],
             "default": _default(repository),
             "faults": [

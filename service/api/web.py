@@ -1,9 +1,9 @@
 """The FastAPI application: every route that does not score, with one form of error for all."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
@@ -23,8 +23,15 @@ _PREFIXES = {"open inference protocol": "oip_", "other servers' protocols": "oth
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
 
 
-def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
+def application(
+    *,
+    routers: Iterable[APIRouter],
+    version: str,
+    first: Callable[[Request], Awaitable[None]] | None = None,
+) -> FastAPI:
     """Build the application of these routes. Errors are answered as problems.
+
+    first: called before every route.
 
     A trailing slash is not redirected: the location would be made of the client's Host header.
     """
@@ -35,6 +42,7 @@ def application(*, routers: Iterable[APIRouter], version: str) -> FastAPI:
         docs_url=None,  # the console serves this page, without files from other hosts
         redoc_url=None,
         redirect_slashes=False,
+        dependencies=[] if first is None else [Depends(first)],
         generate_unique_id_function=_operation_id,
     )
     app.state.all_routes = []

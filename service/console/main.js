@@ -45,7 +45,8 @@ function App() {
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
-  const known = models.value?.models ?? [];
+  const resting = (models.value?.on_demand ?? []).map((name) => ({ name })); // their pages load them
+  const known = [...(models.value?.models ?? []), ...resting];
   const wanted = here.query.get("model");
   const model = known.some((m) => m.name === wanted) ? wanted : models.value?.default ?? known[0]?.name;
   const [title, Page] = PAGES[here.page];

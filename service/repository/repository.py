@@ -6,7 +6,7 @@ A version that cannot be loaded is logged; the versions that serve keep serving.
 import asyncio
 import logging
 from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,13 +19,10 @@ from service.priors.orders.wishes import AS_SET, SERVICE, ModelOrder, Wish, Work
 from service.priors.revisions import StoreUnavailable
 from service.process.machine import return_memory
 from service.repository.loads import Loads, first_of, tell
+from service.repository.on_demand import ModelRests, OnDemand, UnknownModel, size_of
 from service.repository.served import ServedModel, Trial
 
 logger = logging.getLogger(__name__)
-
-
-class UnknownModel(LookupError):
-    """No such model or version is loaded; the message lists those that are."""
 
 
 class OtherWorkerFailed(RuntimeError):
@@ -59,6 +56,7 @@ class Repository:
         load_seconds: float,
         default_model: str | None = None,
         rollout: float = 1.0,
+        max_loaded_bytes: int = 0,
         orders: ModelOrders | None = None,
         refresh: Callable[[], Awaitable[None]] | None = None,
         retired: Callable[[Bundle], None] = lambda _bundle: None,
@@ -69,7 +67,9 @@ class Repository:
         what it returns is called on the event loop and makes the served model. keep_versions: how
         many of the newest versions serve. load_seconds: how long a load may take. default_model:
         the model of `/predict`. rollout: the share of requests that a new version gets at first; 1:
-        all. orders: the way to every worker; None: orders stay in this process. refresh: brings
+        all. max_loaded_bytes: about how much the loaded models may take; the others are loaded when
+        a request names them, and the least recently used are let go. 0: every model is loaded.
+        orders: the way to every worker; None: orders stay in this process. refresh: brings
         the folder up to date with where it is copied from. retired: called
         with each version that no longer serves.
         """
@@ -79,6 +79,8 @@ class Repository:
         self._loaded: Loaded = MappingProxyType({})
         self._ending, self._refresh_folder = "", refresh
         self._retired = retired
+        self._on_demand = OnDemand(max_loaded_bytes) if max_loaded_bytes else None
+        self._waking: dict[str, asyncio.Task[None]] = {}
         self._channel = orders
         self._orders: dict[str, ModelOrder] = {}
         """By model, the newest order; carried out or not."""
@@ -113,9 +115,13 @@ class Repository:
         name = name if name is not None else self.default_name()
         by_version = loaded.get(name)
         if not by_version:
+            if self._on_demand is not None and name in self._on_demand.resting:
+                raise ModelRests(name, partial(self._wake, name))
             raise UnknownModel(
-                f"no model '{name[:80]}'; there is {', '.join(sorted(loaded)) or 'none'}"
+                f"no model '{name[:80]}'; there is {', '.join(sorted(self.known())) or 'none'}"
             )
+        if self._on_demand is not None:
+            self._on_demand.used(name)
         if version is None:
             found = next(iter(by_version.values()))
             return found if found.trial is None or body is None else found.choose(body)
@@ -128,12 +134,26 @@ class Repository:
         """The model of /predict and /priors. Raises UnknownModel with the names to choose from."""
         if (wanted := self.wanted_default) is not None:
             return wanted
-        if len(self._loaded) != 1:
-            names = ", ".join(sorted(self._loaded)) or "none"
+        known = self.known()
+        if len(known) != 1:
+            names = ", ".join(sorted(known)) or "none"
             raise UnknownModel(
                 f"no default model is set (--default-model); there is {names}: use /models/NAME/…"
             )
-        return next(iter(self._loaded))
+        return next(iter(known))
+
+    def known(self) -> Collection[str]:
+        """The names of the models that answer: those that are loaded, and those that rest."""
+        if self._on_demand is None:
+            return self._loaded.keys()
+        return self._loaded.keys() | self._on_demand.resting
+
+    def resting(self) -> list[str] | None:
+        """The names of the models that are loaded on demand and are not loaded now.
+
+        None when every model is loaded.
+        """
+        return None if self._on_demand is None else sorted(self._on_demand.resting)
 
     @property
     def wanted_default(self) -> str | None:
@@ -181,6 +201,8 @@ class Repository:
             return "unloaded"
         if version in wish.withdrawn:
             return "taken back"
+        if self._on_demand is not None and name in self._on_demand.resting:
+            return "loaded when a request names it"
         if name not in self._loaded:
             return "not loaded"
         return f"not among the newest {wish.keep_versions or self._keep} versions"
@@ -193,13 +215,49 @@ class Repository:
         if self._refresh_folder is not None and self._begun:
             await self._refresh_folder()
         self._begun, known = True, list(self._orders.values())
-        await asyncio.gather(*(self._taken_up(name) for name in self._wanted()))
+        await asyncio.gather(*(self._taken_up(name) for name in self._to_load()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
             self._swap(name, {})
         for order in known:
             self._note(order, None)
         self._report()
         await asyncio.to_thread(return_memory)
+
+    def _to_load(self) -> list[str]:
+        """The models to load now: all, or with a bound the default one and those loaded before."""
+        wanted = self._wanted()
+        if self._on_demand is None:
+            return wanted
+        self._on_demand.resting = set(wanted) - set(self._loaded)
+        return [name for name in wanted if name in {*self._loaded, *self._pinned()}]
+
+    def _pinned(self) -> list[str]:
+        """The default model, if there is one: it is never let go."""
+        try:
+            return [self.default_name()]
+        except UnknownModel:
+            return []
+
+    async def _wake(self, name: str) -> None:
+        """Load a model that rests, once for all who wait. Raises UnknownModel with the reason."""
+        task = self._waking.get(name)
+        if task is None:
+            task = self._waking[name] = asyncio.get_running_loop().create_task(self._woken(name))
+            task.add_done_callback(_heard)
+            task.add_done_callback(lambda _done: self._waking.pop(name, None))
+        await asyncio.shield(task)
+
+    async def _woken(self, name: str) -> None:
+        if self._refresh_folder is not None:
+            await self._refresh_folder()
+        await self._taken_up(name)
+        self._report()
+        if name not in self._loaded:
+            reasons = [reason for (model, _), reason in self.faults.items() if model == name]
+            raise UnknownModel(
+                f"model '{name}' was not loaded: "
+                f"{'; '.join(reasons) or self._ending or 'it is not in the repository any more'}"
+            )
 
     async def _taken_up(self, name: str) -> None:
         await self._begin_rollout(name)
@@ -224,7 +282,7 @@ class Repository:
 
         Raises UnknownModel, OtherWorkerFailed and StoreUnavailable.
         """
-        if name not in self._loaded and name not in self._stops:
+        if name not in self.known() and name not in self._stops:
             raise UnknownModel(f"no model '{name[:80]}' is loaded")
         await self._give(name, wishes.unload, by)
 
@@ -323,6 +381,8 @@ class Repository:
             if name in self._stops:
                 tell(self._stops[name], _UNLOADED)
             self._swap(name, {})
+            if self._on_demand is not None:
+                self._on_demand.settle(name, is_loaded=False)
             return
         if self._refresh_folder is not None:
             await self._refresh_folder()
@@ -412,10 +472,36 @@ class Repository:
             if self._ending or not self.wish(name).loaded:  # it may have changed while this waited
                 return self._ending or _UNLOADED
             stop = self._stops[name] = asyncio.get_running_loop().create_future()
+            self._reserve(name)
             try:
                 return await self._refresh(name, stop)
             finally:
                 del self._stops[name]
+                if self._on_demand is not None:
+                    self._on_demand.settle(name, is_loaded=name in self._loaded)
+                    self._let_go(keep=name)
+
+    def _reserve(self, name: str) -> None:
+        """Let models go until this one fits, which is about to be loaded."""
+        if self._on_demand is not None:
+            newest = self._versions(name)[: self.wish(name).keep_versions or self._keep]
+            folders = (self._folder / name / str(version) for version in newest)
+            self._on_demand.reserve(name, size_of(folders))
+            self._let_go(keep=name)
+
+    def _let_go(self, *, keep: str) -> None:
+        """Let models go until the others are within the bound.
+
+        The default model, models that are loading and models that a request holds stay.
+        """
+        assert self._on_demand is not None
+        held = (
+            name
+            for name, by_version in self._loaded.items()
+            if any(model.is_held for model in by_version.values())
+        )
+        for name in self._on_demand.let_go(keep={keep, *held, *self._stops, *self._pinned()}):
+            self._swap(name, {})
 
     def _versions(self, name: str) -> list[int]:
         """The versions in the folder that may serve, newest first."""

@@ -106,6 +106,11 @@ class ServedModel:
             return trial.candidate
         return self
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a request that is not queued yet needs the model."""
+        return self._holders > 0
+
     @contextmanager
     def held(self) -> Iterator[None]:
         """Keep the model loaded for a request that is not queued yet: `with model.held():`."""

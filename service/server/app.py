@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastapi import Request
+
 from service.api import console, dialect_probes, feedback, health, models, serving, web, whoami
 from service.api.adjust import Adjust
 from service.api.dialects import V1, Invocations
@@ -46,8 +48,9 @@ from service.priors.store import open_store, store_url
 from service.priors.webhook import Changed, Webhook
 from service.process.machine import available_threads, own_address
 from service.repository.loading import Loader, queue_bounds
+from service.repository.on_demand import ModelRests, UnknownModel
 from service.repository.report import sample_instance
-from service.repository.repository import Repository, UnknownModel
+from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.server.gauges import Gauges
 from service.server.loop_turns import LoopTurns
@@ -132,6 +135,7 @@ class Service:
             load_seconds=settings.load_seconds,
             default_model=settings.default_model,
             rollout=settings.rollout,
+            max_loaded_bytes=settings.max_loaded_mib * 2**20,
             orders=self.priors.orders,
             retired=self._retired,
         )
@@ -184,7 +188,7 @@ class Service:
         await self._refresh_mirror()
         self._check_default_model()
         await self.repository.load_all()
-        if self.repository.faults and not self.repository.all():
+        if self.repository.faults and not self.repository.known():
             first = next(iter(self.repository.faults.values()))
             raise NothingToServe(f"no model can be served: {first}")
         gauges = Gauges(
@@ -293,6 +297,7 @@ class Service:
             live=self._why_not_live, ready=self._why_not_ready, degraded=self._why_degraded
         )
         app = web.application(
+            first=self._load_named if settings.max_loaded_mib else None,
             routers=[
                 health.router(probes, self.metrics, self.history, self.access),
                 oip_statistics.router(
@@ -419,6 +424,19 @@ class Service:
             except Exception:
                 logger.exception("looking for new versions failed; trying again")
 
+    async def _load_named(self, request: Request) -> None:
+        """Load the model of a path, if it rests and the caller may call this service at all."""
+        name = request.path_params.get("model")
+        if name is None or request.scope["path"].endswith(("/load", "/unload")):
+            return
+        self.access.identify(request.scope["headers"])
+        try:
+            self.repository.find(name)
+        except ModelRests as rests:
+            await rests.load()
+        except UnknownModel:
+            pass  # the route says so, in its own form
+
     def _retired(self, bundle: Bundle) -> None:
         if self.mirror is not None:
             self.mirror.release((bundle.name, bundle.version))
@@ -498,7 +516,7 @@ class Service:
             return "draining"
         if not self.started:
             return "models are being loaded"
-        if not self.repository.all() and not self.settings.allow_no_models:
+        if not self.repository.known() and not self.settings.allow_no_models:
             return (
                 f"no model is served from '{self.settings.models}': publish one there and load it "
                 "(SIGHUP, or POST /v2/repository/models/NAME/load)"

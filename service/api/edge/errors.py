@@ -10,7 +10,7 @@ from service.contract import adjustment, prior
 from service.evaluate import feedback
 from service.priors import caution, preview, revisions
 from service.priors.orders import wishes
-from service.repository import repository
+from service.repository import on_demand, repository
 from service.wire import faults
 
 PROBLEM_JSON = "application/problem+json"
@@ -109,7 +109,7 @@ def kinds() -> Mapping[type[Exception], str]:
         work.DeadlinePassed: "deadline",
         work.Abandoned: "deadline",
         work.BatcherFailed: "unavailable",
-        repository.UnknownModel: "unknown-model",
+        on_demand.UnknownModel: "unknown-model",
         repository.ModelFailed: "invalid",
         repository.OtherWorkerFailed: "unavailable",
         repository.NoRollout: "invalid",

@@ -7,6 +7,7 @@ or ASGI, gives each request a `send`. The route queues the request with the lane
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from service.batching.queue import Entry
 from service.batching.work import LARGE_ANSWER_VALUES, Abandoned, Connection
 from service.observe.metrics import Metrics
 from service.process.machine import trim_heaps
+from service.repository.on_demand import ModelRests
 
 logger = logging.getLogger(__name__)
 
@@ -116,11 +118,13 @@ class ScoringLane:
             return
         try:
             found = route.begin(request, match.path, match.reply)
+        except ModelRests as rests:
+            found = self._once_loaded(match, request, rests)
         except Exception as error:  # noqa: BLE001 - see above
             self._fail(route, request, error)
             return
         if found is not None:
-            self._go_on(route, request, found)
+            self._go_on(match, request, found)
 
     async def answer(
         self,
@@ -182,18 +186,28 @@ class ScoringLane:
         """Let the route queue a request, answer it, or start the work that must come first."""
         try:
             found = match.route.begin(request, match.path, match.reply)
+        except ModelRests as rests:
+            found = self._once_loaded(match, request, rests)
         except Exception as error:  # noqa: BLE001 - see begin
             self._fail(match.route, request, error)
             return
         if found is not None:
-            self._go_on(match.route, request, found)
+            self._go_on(match, request, found)
 
-    def _go_on(self, route: Route, request: Request, found: Answer | Later) -> None:
+    def _go_on(self, match: Match, request: Request, found: Answer | Later) -> None:
         """Send the answer if the route gave one at once, or run the rest of its work."""
         if isinstance(found, Answer):
-            self._finish(route, [request], [found])
+            self._finish(match.route, [request], [found])
         else:
-            self._run(route, request, found)
+            self._run(match.route, request, self._unless_it_rests(match, request, found))
+
+    async def _unless_it_rests(self, match: Match, request: Request, later: Later) -> Answer | None:
+        """Run the rest of a request; begin it again if its model must be loaded first."""
+        try:
+            return await later
+        except ModelRests as rests:
+            await self._once_loaded(match, request, rests)
+            return None
 
     async def _inflated(self, match: Match, request: Request) -> None:
         body = await asyncio.to_thread(
@@ -202,6 +216,20 @@ class ScoringLane:
         if len(body) > _LARGE_BYTES:
             self._trim_soon()
         self._begin(match, request.with_body(body))
+
+    async def _once_loaded(self, match: Match, request: Request, rests: ModelRests) -> None:
+        """Begin a request again once its model is loaded.
+
+        Only a deadline that the caller set ends the wait.
+        """
+        deadline = request.deadline(math.inf)
+        left = deadline.at - time.monotonic()
+        try:
+            await asyncio.wait_for(rests.load(), None if left == math.inf else left)
+        except TimeoutError:
+            deadline.check(time.monotonic())
+            raise
+        self._begin(match, request)
 
     def _run(self, route: Route, request: Request, later: Later) -> None:
         """Run the rest of a request in a task."""

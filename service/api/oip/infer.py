@@ -23,7 +23,8 @@ from service.contract.bundle import Bundle, InputSpec
 from service.contract.columns import records
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
-from service.repository.repository import Repository, UnknownModel
+from service.repository.on_demand import UnknownModel
+from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.wire.arrays import (
     fitted,

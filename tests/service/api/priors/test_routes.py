@@ -15,7 +15,7 @@ from service.contract.adjustment import softmax
 from service.contract.prior import parse_prior
 from service.priors.recent import LogitReservoir
 from service.priors.shift.watch import ShiftWatch
-from service.repository.repository import UnknownModel
+from service.repository.on_demand import UnknownModel
 from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle
 
