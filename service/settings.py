@@ -98,7 +98,7 @@ class Settings:
     )
     max_loaded_mib: int = _setting(
         0,
-        "MiB that loaded models may take, counted as twice their files and 2 MiB; others are "
+        "MiB that loaded models may take, counted as twice their files and 3 MiB; others are "
         "loaded when a request names them, and the least recently used are let go; 0: load all",
         low=0,
         high=10**7,

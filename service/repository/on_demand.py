@@ -10,7 +10,7 @@ logger = logging.getLogger(__name__)
 
 FILE_FACTOR = 2
 """ONNX Runtime keeps a model's weights, and a second form of those that it packs for speed."""
-SESSION_BYTES = 2 * 2**20
+SESSION_BYTES = 3 * 2**20
 """Memory of a session, its queue and its counters besides the weights."""
 
 
