@@ -1,29 +1,86 @@
 """How often each 95 % interval contains the truth: simulations of splits with few rows in the tail.
 
-python -m benchmarks.results.coverage [--runs 1000]
+    python -m benchmarks.results.coverage OUT [--runs 1000] [--only errors ...] [--docs docs]
+
+OUT keeps one file a study, so that studies can run beside each other. With --docs, those that are
+there become a section of DOCS/results.md, and DOCS/results/coverage.json.
 """
 
 import argparse
+import json
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.results.text import spliced
 from service.contract.adjustment import Vector, log_softmax
-from service.contract.scores import error_intervals, negative_log_likelihood
+from service.contract.scores import (
+    error_intervals,
+    negative_log_likelihood,
+    proportion_interval,
+)
+from training.pages.page import markdown_table
 from training.scores.calibrate import calibrate_temperature, choose_tau, log_validation_prior_of
 from training.scores.estimate import HeldOut, estimate
 
 Draw = Callable[[np.random.Generator], Vector]
+Rows = list[list[Any]]
+HEADING = "How often the intervals hold"
 
 
 def main() -> None:
-    """Print the four tables."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Simulate what is asked for, keep it, and show what is there."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("out", type=Path)
     parser.add_argument("--runs", type=int, default=1000, help="simulations of a line")
-    runs = parser.parse_args().runs
-    for study in (balanced_errors, temperatures, taus, estimates):
-        study(runs)
+    parser.add_argument("--only", nargs="*", choices=tuple(STUDIES), default=tuple(STUDIES))
+    parser.add_argument("--docs", type=Path, help="put the section into DOCS/results.md")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    for name in options.only:
+        found = {"runs": options.runs, "rows": STUDIES[name](options.runs)}
+        file = options.out / f"{name}.json"
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    files = {name: options.out / f"{name}.json" for name in STUDIES}
+    found = {
+        name: json.loads(file.read_text(encoding="utf-8"))
+        for name, file in files.items()
+        if file.exists()
+    }
+    print(section(found))
+    if options.docs is not None:
+        text = json.dumps(found, indent=1) + "\n"
+        (options.docs / "results" / "coverage.json").write_text(text, encoding="utf-8")
+        page = options.docs / "results.md"
+        whole = with_section(page.read_text(encoding="utf-8"), options.docs)
+        page.write_text(whole, encoding="utf-8")
+
+
+def with_section(text: str, docs: Path) -> str:
+    """The text of results.md with this section, where DOCS has its figures."""
+    file = docs / "results" / "coverage.json"
+    if not file.exists():
+        return text
+    found = json.loads(file.read_text(encoding="utf-8"))
+    return spliced(text, HEADING, section(found), before="Each setting")
+
+
+def section(found: dict[str, Any]) -> str:
+    """The tables of all studies, with the number of simulations of a line."""
+    parts = [LEAD]
+    for name, study in found.items():
+        rows = [
+            [f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row]
+            for row in study["rows"]
+        ]
+        parts += [
+            f"{TITLES[name]} n = {study['runs']:,} simulations a line.",
+            markdown_table(HEADERS[name], rows).strip(),
+        ]
+    return "\n\n".join(parts)
 
 
 def long_tail(classes: int, largest: int, ratio: float) -> NDArray[np.int64]:
@@ -41,22 +98,38 @@ def gaussians(
     return logits
 
 
-def balanced_errors(runs: int) -> None:
-    """Simulate the interval of the balanced error."""
-    print("balanced error: rows a class, errors, covered, mean width")
+def errors(runs: int) -> Rows:
+    """Wilson's interval of one class's error."""
+    found: Rows = []
+    for n in (1, 2, 5, 20, 100):
+        for low, high in ((0.0, 0.1), (0.1, 0.6), (0.0, 1.0)):
+            rng, held, widths = np.random.default_rng(2), 0, 0.0
+            for _ in range(runs):
+                truth = rng.uniform(low, high)
+                least, most = proportion_interval(rng.binomial(n, truth) / n, n)
+                held += least <= truth <= most
+                widths += most - least
+            percent = f"{100 * low:g} … {100 * high:g}"
+            found.append([n, percent, 100 * held / runs, 100 * widths / runs])
+    return found
+
+
+def balanced_errors(runs: int) -> Rows:
+    """The interval of the balanced error."""
+    lines: Rows = []
     tail = long_tail(20, 40, 100)
     cases: list[tuple[str, NDArray[np.int64], Draw]] = [
-        ("long-tailed, 5-50 %", tail, lambda _: np.linspace(0.05, 0.5, 20)),
-        ("long-tailed, 50-5 %", tail, lambda _: np.linspace(0.5, 0.05, 20)),
+        ("20 classes of 40 … 1, 5 … 50 %", tail, lambda _: np.linspace(0.05, 0.5, 20)),
+        ("20 classes of 40 … 1, 50 … 5 %", tail, lambda _: np.linspace(0.5, 0.05, 20)),
         (
-            "19 of 1000, 1 of 1",
+            "19 classes of 1,000 and 1 of 1, 2 % and 0 … 100 %",
             np.array([1000] * 19 + [1]),
             lambda r: np.r_[[0.02] * 19, r.random()],
         ),
     ]
     for classes, rows in ((50, 1), (20, 2), (20, 3), (10, 5), (10, 10), (10, 40), (10, 1000)):
         for low, high in ((0.02, 0.1), (0.1, 0.6)):
-            name = f"{classes} x {rows}, {100 * low:g}-{100 * high:g} %"
+            name = f"{classes} classes of {rows:,}, {100 * low:g} … {100 * high:g} %"
             cases.append((name, np.full(classes, rows), _uniform(low, high, classes)))
     for name, totals, draw in cases:
         rng, held, widths = np.random.default_rng(3), 0, 0.0
@@ -65,16 +138,17 @@ def balanced_errors(runs: int) -> None:
             low, high = error_intervals(rng.binomial(totals, truth) / totals, totals).balanced_error
             held += low <= truth.mean() <= high
             widths += high - low
-        print(f"  {name:24}{held / runs:8.3f}{widths / runs:8.3f}")
+        lines.append([name, 100 * held / runs, 100 * widths / runs])
+    return lines
 
 
 def _uniform(low: float, high: float, classes: int) -> Draw:
     return lambda rng: rng.uniform(low, high, classes)
 
 
-def temperatures(runs: int) -> None:
-    """Simulate the interval of T, and what fitting T costs or gains compared with T = 1."""
-    print("temperature: spread, true T, rows, covered, stays 1, NLL fitted, NLL at 1")
+def temperatures(runs: int) -> Rows:
+    """The interval of T, and what fitting T costs or gains compared with T = 1."""
+    lines: Rows = []
     prior, centres = np.array([0.6, 0.3, 0.1]), np.random.default_rng(5).normal(size=(3, 4))
     for spread in (1.0, 2.2):
         for truth in (0.5, 1.0, 2.0):
@@ -86,8 +160,9 @@ def temperatures(runs: int) -> None:
                     for run in range(runs)
                 ]
                 held, stays, fitted, plain = np.mean(found, axis=0)
-                line = f"  {spread:4}{truth:6}{rows:6}{held:8.3f}{stays:8.3f}"
-                print(f"{line}{fitted:9.4f}{plain:9.4f}")
+                numbers = [100 * float(held), 100 * float(stays), float(fitted), float(plain)]
+                lines.append([f"{spread:g}", f"{truth:g}", rows, *numbers])
+    return lines
 
 
 def _temperature(
@@ -109,11 +184,9 @@ def _temperature(
     return float(held), float(found.why_one is not None), losses[0], losses[1]
 
 
-def taus(runs: int) -> None:
-    """Simulate the interval of the best tau, and what choosing it costs compared with tau = 1."""
-    print(
-        "tau: classes, largest, covered, worse than tau 1 by over a point, better by over a point"
-    )
+def taus(runs: int) -> Rows:
+    """The interval of the best tau, and what choosing it costs compared with tau = 1."""
+    lines: Rows = []
     for classes, largest in ((10, 500), (50, 200), (2, 1000)):
         found = []
         for run in range(runs):
@@ -132,14 +205,13 @@ def taus(runs: int) -> None:
             best = min(errors, key=errors.__getitem__)
             cost = 100 * (errors[choice.chosen] - errors[1.0])
             found.append((choice.interval[0] <= best <= choice.interval[1], cost > 1, cost < -1))
-        print(f"  {classes:4}{largest:6}", *(f"{value:8.3f}" for value in np.mean(found, axis=0)))
+        lines.append([classes, largest, *(100 * float(x) for x in np.mean(found, axis=0))])
+    return lines
 
 
-def estimates(runs: int) -> None:
-    """Simulate the intervals and effective rows of a prior estimate, for small validation
-    splits.
-    """
-    print("estimate: validation rows, covered, effective rows said, really, usable")
+def estimates(runs: int) -> Rows:
+    """The intervals and effective rows of a prior estimate, for small validation splits."""
+    lines: Rows = []
     centres = 1.1 * np.random.default_rng([5, 99]).normal(size=(5, 4))
     counts = long_tail(5, 1000, 20)
     prior = counts / counts.sum()
@@ -158,8 +230,48 @@ def estimates(runs: int) -> None:
             errors.append(((np.array(em["prior"]) - target) ** 2).sum())
             usable.append(found["verdict"] == "usable")
         really = (target * (1 - target)).sum() / np.mean(errors)
-        numbers = f"{np.mean(hits):8.3f}{np.mean(said):8.0f}{really:8.0f}{np.mean(usable):8.2f}"
-        print(f"  {validation!s:28}{numbers}")
+        covered, usual = 100 * float(np.mean(hits)), 100 * float(np.mean(usable))
+        rows = ", ".join(map(str, validation))
+        lines.append([rows, covered, float(np.mean(said)), float(really), usual])
+    return lines
+
+
+LEAD = """Each interval says 95 %. Here rows are simulated from a known truth, and a line counts in
+how many simulations the interval contains it, in percent (`python -m benchmarks.results.coverage`).
+Validation splits are as small as a long tail makes them."""
+STUDIES: dict[str, Callable[[int], Rows]] = {
+    "errors": errors,
+    "balanced-errors": balanced_errors,
+    "temperatures": temperatures,
+    "taus": taus,
+    "estimates": estimates,
+}
+TITLES = {
+    "errors": "**Error of one class** (Wilson), true errors drawn evenly from a range.",
+    "balanced-errors": "**Balanced error**, true errors of the classes in a range.",
+    "temperatures": (
+        "**Temperature** T, three Gaussian classes whose logits are T times too large. “Stays 1” "
+        "is how often the split cannot tell T. NLL is that of new rows, in nats."
+    ),
+    "taus": (
+        "**τ**, Gaussian classes whose validation rows are a fifth of a profile of ratio 100. "
+        "“Worse” and “better” compare the chosen τ with τ = 1 by over a point of balanced error."
+    ),
+    "estimates": (
+        "**Estimate of a class mix** (em) from 1,500 unlabelled rows, five Gaussian classes, the "
+        "training mix turned round. “Said” and “really” are labelled rows that would be as sure. "
+        "“Usable” is the verdict, and only usable estimates are recommended."
+    ),
+}
+HEADERS = {
+    "errors": ["rows", "true error, %", "covered, %", "mean width, points"],
+    "balanced-errors": ["split, and true errors", "covered, %", "mean width, points"],
+    "temperatures": [
+        *("spread", "T", "rows", "covered, %", "stays 1, %", "NLL fitted", "NLL at T = 1"),
+    ],
+    "taus": ["classes", "largest", "covered, %", "worse, %", "better, %"],
+    "estimates": ["validation rows", "covered, %", "said", "really", "usable, %"],
+}
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from benchmarks.results import tables, thousand
+from benchmarks.results import coverage, tables, thousand
 from benchmarks.results.checks import beside_reference, expectations
 from benchmarks.results.norms import norms_under_adam
 from benchmarks.results.other_figures import PAPER, PAPER_DATA, PAPER_SOURCE
@@ -82,6 +82,7 @@ def main() -> None:
     if people.exists():
         found = json.loads(people.read_text(encoding="utf-8"))
         text = spliced(text, tables.HEADING, tables.section(found), before="Each setting")
+    text = coverage.with_section(text, options.docs)
     text = thousand.with_section(text, options.docs)
     (options.docs / "results.md").write_text(text, encoding="utf-8")
 

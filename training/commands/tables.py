@@ -90,7 +90,15 @@ def _score_table(result: Mapping[str, Any]) -> str:
 
 
 def _interval_line(name: str, score: Mapping[str, Any]) -> str:
-    tau = score["at_tau"]["chosen"]["tau"]
+    top = ("error_interval", "balanced_error_interval")
+    tau = next(  # of the tau that is served, which need not be the chosen one
+        (
+            at["tau"]
+            for at in reversed(score["at_tau"].values())
+            if all(at[key] == score[key] for key in top)
+        ),
+        score["at_tau"]["chosen"]["tau"],
+    )
     spans = [
         f"{text} {_percent(score[f'{key}_interval'][0])} … {_percent(score[f'{key}_interval'][1])}"
         for key, text in (("error", "error"), ("balanced_error", "balanced error"))

@@ -342,14 +342,18 @@ def choose_tau(
 
     logits [n, C]. The error is the mean over classes of the error within the class, weighted by
     the target: with a uniform target that is the balanced error, which a long-tailed split gives
-    too, only less surely (the interval shows how much). Classes absent from the split do not count.
-    Differences between two tau are paired: both answer the same rows.
+    too, only less surely (the interval shows how much). Differences between two tau are paired:
+    both answer the same rows. Classes absent from the split do not count in the errors, but a lower
+    tau is taken, or a higher one left out of the interval, only if that would be right even where
+    it made all their answers wrong: they are the rare ones, which a lower tau answers less often.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]
     target = np.zeros(num_classes) if log_target_prior is None else np.asarray(log_target_prior)
     totals = class_totals(labels, num_classes)
-    share = np.where(totals > 0, np.exp(target - target.max()), 0.0)
+    wanted = np.exp(target - target.max())
+    share = np.where(totals > 0, wanted, 0.0)
+    unseen = float(wanted.sum() / share.sum()) - 1  # of the absent classes, for 1 of the others
     share /= share.sum()
     wrong = np.empty((len(grid), len(f)))
     for row, tau in enumerate(grid):
@@ -365,9 +369,11 @@ def choose_tau(
     lowest = _lowest(curve, grid)
     one = min(range(len(grid)), key=lambda row: abs(grid[row] - 1))
     doubt = paired_standard_errors(wrong - wrong[one], labels, share)
-    leaves = curve[one] - curve[lowest] > TAU_STANDARD_ERRORS * doubt[lowest]
+    at_risk = unseen if grid[lowest] < grid[one] else 0.0
+    leaves = curve[one] - curve[lowest] - at_risk > TAU_STANDARD_ERRORS * doubt[lowest]
     spread = paired_standard_errors(wrong - wrong[lowest], labels, share)
-    good = np.flatnonzero(curve - curve[lowest] <= BEST_STANDARD_ERRORS * spread)
+    owed = np.where(np.asarray(grid) > grid[lowest], unseen, 0.0)
+    good = np.flatnonzero(curve - curve[lowest] - owed <= BEST_STANDARD_ERRORS * spread)
     return TauChoice(
         chosen=grid[lowest if leaves else one],
         lowest=grid[lowest],

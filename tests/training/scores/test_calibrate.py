@@ -227,6 +227,17 @@ def test_tau_leaves_one_where_validation_is_sure():
     assert choice.chosen == pytest.approx(2, abs=0.4)
 
 
+def test_tau_is_not_lowered_for_the_frequent_class_where_the_rare_one_has_no_row():
+    """A validation split without the rare class says nothing of what a lower tau would cost it."""
+    rng = np.random.default_rng(4)
+    logits, labels = rng.normal((2.0, -2.0), size=(2000, 2)), np.zeros(2000, np.int64)
+    source = np.log([0.999, 0.001])
+    choice = calibrate.choose_tau(logits, labels, log_source_prior=source)
+    assert dict(choice.curve)[1.0] > dict(choice.curve)[choice.lowest] + 0.2
+    assert choice.chosen == 1
+    assert choice.interval == (0, 4)
+
+
 def test_the_interval_of_tau_holds_the_best_tau_and_the_choice_rarely_costs():
     held, cost = [], []
     for seed in range(25):

@@ -8,6 +8,7 @@ import pytest
 from service.contract.adjustment import log_softmax
 from service.contract.adjustment import log_target_prior as target_of
 from service.contract.scores import balanced_error
+from training.commands.tables import table
 from training.scores.evaluate import score
 
 COUNTS = np.array([900, 90, 9])
@@ -101,3 +102,10 @@ def test_the_interval_of_an_error_holds_it(name):
     low, high = scored(*split())[f"{name}_interval"]
     assert low < scored(*split())[name] < high
     assert f"{name}_interval" not in scored(*split(), intervals=False)
+
+
+def test_the_printed_intervals_name_the_tau_that_they_are_of():
+    found = scored(*split(), chosen_tau=0.5, served_tau=1.0)
+    last = table({"split": "test", **found}).splitlines()[-1]
+    assert last.startswith("test, 95 % at tau 1: ")
+    assert f"{100 * found['at_tau']['1']['error_interval'][0]:.2f}%" in last
