@@ -143,7 +143,7 @@ def take_columns(model: onnx.ModelProto, columns: Columns) -> None:
             keys = {value: number for number, value in enumerate(column.values, 1)}
             numbered = f"{part}/number"
             front += [
-                _numbering(keys, column.name, numbered),
+                _numbering(keys or {"": 0}, column.name, numbered),  # none may be learnt
                 helper.make_node("Cast", [numbered], [part], to=TensorProto.DOUBLE),
             ]
         parts.append(part)

@@ -1,17 +1,20 @@
 """Tables of numbers and categories: what is learnt of a column, and what comes out of a row."""
 
 import numpy as np
+import onnxruntime
 import pyarrow as pa
 import pytest
+from onnx import TensorProto, helper
 from pyarrow import parquet
 
-from service.contract.columns import records
+from service.contract.columns import fields, records
 from training.commands.data import describe
 from training.commands.tables import table
 from training.data.columns import Columns, float_type
 from training.data.problems import problems
 from training.data.sources import load as sources
 from training.faults import BadData
+from training.run.export import IR_VERSION, OPSET, take_columns
 from training.run.recipe import Recipe
 
 
@@ -41,6 +44,25 @@ def test_of_a_column_with_many_values_those_of_a_single_row_are_not_learnt():
     values = [f"v{i}" for i in range(40)] + ["v0", "v1"]
     columns = Columns.learnt(rows_of(a=strings(*values)))
     assert columns.columns[0].values == ("v0", "v1")
+
+
+def test_a_column_of_which_no_value_is_learnt_is_exported_as_unknown():
+    """Ids, say: each value stands in one row."""
+    rows = rows_of(a=[1.0, 2.0] * 20, b=strings(*(f"id{i}" for i in range(40))))
+    columns = Columns.learnt(rows)
+    assert columns.columns[1].values == ()
+    whole = [
+        helper.make_tensor_value_info(name, TensorProto.DOUBLE, ["batch", 2])
+        for name in ("input", "logits")
+    ]
+    node = helper.make_node("Identity", ["input"], ["logits"])
+    graph = helper.make_graph([node], "own", whole[:1], whole[1:])
+    opset = helper.make_opsetid("", OPSET)
+    model = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+    take_columns(model, columns)
+    session = onnxruntime.InferenceSession(model.SerializeToString())
+    (found,) = session.run(None, fields(rows[:2]))
+    assert found.tolist() == [[1, 0], [2, 0]] == columns.encode(rows[:2]).tolist()
 
 
 def test_numbers_that_float32_would_merge_stay_float64():

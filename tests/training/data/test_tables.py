@@ -96,6 +96,9 @@ def test_a_file_in_another_encoding_is_refused_with_the_line_and_read_when_it_is
     with pytest.raises(BadData, match=r"line 3: byte 0xe9 is not utf-8; .*encoding=latin-1"):
         load(path)
     assert load(path, "label=kind&encoding=latin-1").class_names == ("café", "eau", "thé")
+    wide = write(tmp_path / "wide.csv", made, encoding="utf-16")
+    with pytest.raises(BadData, match="looks like UTF-16; save the file as UTF-8"):
+        load(wide)
 
 
 def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(tmp_path):

@@ -1,5 +1,6 @@
 """CSV and Parquet files as columns without gaps, with the place of each row for messages."""
 
+import codecs
 import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -252,9 +253,15 @@ def _check_encoding(path: Path, encoding: str) -> None:
                 number += 1
                 line.decode(encoding)
     except UnicodeDecodeError as error:
+        wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+        cure = (
+            "it looks like UTF-16; save the file as UTF-8"
+            if wide and number == 1
+            else "save the file as UTF-8, or add &encoding=latin-1 to the specification"
+        )
         raise BadData(
             f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not {encoding}; "
-            "save the file as UTF-8, or add &encoding=latin-1 to the specification"
+            f"{cure}"
         ) from None
     except LookupError:
         raise BadData(f"{path}: there is no encoding '{encoding}'") from None
