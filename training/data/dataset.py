@@ -115,10 +115,15 @@ class Dataset:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def check_trainable(self) -> None:
-        """Raise BadData unless there are two classes and every class has a training row."""
+        """Raise BadData unless there are two classes, with names and a training row each."""
         if len(self.class_names) < 2:
             raise BadData(
                 f"{self.spec}: has {len(self.class_names)} class; a classifier needs at least 2"
+            )
+        if "" in self.class_names:
+            raise BadData(
+                f"{self.spec}: a class has the empty name ''; give its rows a label, or leave them "
+                "out"
             )
         empty = [
             name for name, n in zip(self.class_names, self.class_counts, strict=True) if n == 0

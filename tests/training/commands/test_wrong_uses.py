@@ -80,7 +80,7 @@ DATA = (
     "cifar100:empty", "inaturalist:absent", "inaturalist:empty", "fashion-mnist:absent",
     "npz:own.csv",
     "npz:objects.npz", "npz:lengths.npz", "npz:nan.npz", "npz:lacks.npz", "npz:one.npz",
-    "npz:onehot.npz", "digits:x?y",
+    "npz:onehot.npz", "npz:nothing.npz", "npz:unnamed.npz", "digits:x?y",
 )  # fmt: skip
 OTHERS = (
     ("evaluate",),
@@ -135,6 +135,8 @@ def folder(tmp_path_factory):
         "nan": (x * np.nan, y),
         "one": (x, y * 0),
         "onehot": (x, np.eye(2)[y]),
+        "nothing": (x[:, :0], y),
+        "unnamed": (x, np.array(["", "a"])[y]),
     }
     for name, (inputs, labels) in sets.items():
         arrays = {"x_train": inputs, "y_train": labels, "x_test": inputs, "y_test": labels}

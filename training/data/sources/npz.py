@@ -172,6 +172,11 @@ def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
         )
     if inputs.ndim < 2:
         raise BadData(f"{path}, x_train: shape {list(inputs.shape)}; expected [rows, …]")
+    if 0 in inputs.shape[1:]:
+        raise BadData(
+            f"{path}, x_train: shape {list(inputs.shape)}: a row holds no number; expected one at "
+            "least"
+        )
     if inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[3] == 4:
         raise BadData(
             f"{path}, x_train: uint8 of shape {list(inputs.shape)} looks like RGBA images; "
