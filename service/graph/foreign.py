@@ -149,9 +149,65 @@ def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
                 f"external data '{location}' of '{tensor.name}' leaves the folder"
             )
         if not path.is_file():
-            raise UnsupportedGraph(f"external data '{location}' of '{tensor.name}' is missing")
+            raise UnsupportedGraph(
+                f"external data '{location}' of '{tensor.name}' is missing: expected the file at "
+                f"{path}; copy it there, as it was exported beside the model"
+            )
+        if (other := what_instead(path)) is not None:
+            raise UnsupportedGraph(f"external data '{location}' of '{tensor.name}' is {other}")
         found.add(location)
+    _check_lengths(model, folder)
     return sorted(found)
+
+
+def _check_lengths(model: "onnx.ModelProto", folder: Path) -> None:
+    """Raise UnsupportedGraph for external data that end before a tensor does."""
+    for tensor in _all_tensors(model):
+        entries = {e.key: e.value for e in tensor.external_data}
+        if "location" not in entries:
+            continue
+        needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        held = (folder / entries["location"]).stat().st_size
+        if held < needed:
+            raise UnsupportedGraph(
+                f"external data '{entries['location']}' has {held:,} bytes, and '{tensor.name}' "
+                f"ends at {needed:,}: the file is cut short; copy it again"
+            )
+
+
+_BEGINNINGS = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull` there"),
+    (b"\x1f\x8b", "compressed with gzip: unpack it with gunzip"),
+    (b"\x28\xb5\x2f\xfd", "compressed with zstd: unpack it with unzstd"),
+    (b"PK\x03\x04", "a zip archive (PyTorch, Keras or packed files): unpack it, or export to ONNX"),
+    (b"\x89HDF", "an HDF5 file (Keras?): convert it with tf2onnx"),
+    (b"\x80\x04", "a Python pickle: export the model to ONNX (skl2onnx, torch.onnx)"),
+    (b"\x80\x05", "a Python pickle: export the model to ONNX (skl2onnx, torch.onnx)"),
+)
+_AT_FOUR = {
+    b"ORTM": "in ONNX Runtime's own format (.ort): give the .onnx file that it was made from",
+    b"TFL3": "a TensorFlow Lite file: convert it with tf2onnx",
+}
+
+
+def what_instead(path: Path) -> str | None:
+    """What lies at a path where a download or a clone left another file, and the remedy.
+
+    None where the first bytes are of no kind that is known here. Raises OSError.
+    """
+    with path.open("rb") as file:
+        head = file.read(256)
+    if not head:
+        return "empty: download or copy it again"
+    for begin, words in _BEGINNINGS:
+        if head.startswith(begin):
+            return words
+    if head[4:8] in _AT_FOUR:
+        return _AT_FOUR[head[4:8]]
+    text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return "a web page: the link needs a login or leads to a page; download the file itself"
+    return None
 
 
 def _all_tensors(model: "onnx.ModelProto") -> "Iterator[onnx.TensorProto]":

@@ -5,6 +5,7 @@ This module and `providers` are the only ones that import onnxruntime.
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -413,9 +414,31 @@ def open_plain(
     try:
         session = open_session(serialized or str(path), options, "cpu")
     except Exception as error:
-        raise UnusableModel(f"{path}: onnxruntime refuses it: {first_line(error)}") from error
+        why = _too_new(first_line(error)) or f"onnxruntime refuses it: {first_line(error)}"
+        raise UnusableModel(f"{path}: {why}") from error
     names = [item.name for item in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
+
+
+_TOO_NEW = (
+    r"model (?P<what>IR version): (?P<has>\d+), max supported IR version: (?P<most>\d+)",
+    r"Opset (?P<has>\d+) is under development.* domain (?P<what>\S+) is till opset (?P<most>\d+)",
+)
+
+
+def _too_new(message: str) -> str | None:
+    """What a file that is newer than onnxruntime needs, in the words of a user; None for other
+    faults.
+    """
+    for pattern in _TOO_NEW:
+        if found := re.search(pattern, message):
+            what = "ir_version" if found["what"] == "IR version" else f"opset of {found['what']}"
+            return (
+                f"its {what} is {found['has']}, and onnxruntime {ort.__version__} takes "
+                f"{found['most']} at most: export it with an older one, or install a newer "
+                "onnxruntime"
+            )
+    return None
 
 
 def _padded(values: Array, rows: int) -> Array:

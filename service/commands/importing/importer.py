@@ -29,6 +29,7 @@ from service.commands.importing.inputs import (
     try_rows,
 )
 from service.commands.importing.names import (
+    is_cut,
     read_columns,
     read_counts,
     read_names,
@@ -140,6 +141,8 @@ def _check_flags(flags: argparse.Namespace) -> None:
     calibrate.check_flags(flags)
     if (flags.image_example is None) != (flags.expect is None):
         raise ImportRefused("--image-example FILE and --expect CLASS go together")
+    if is_cut(flags.description):
+        raise ImportRefused("--description is not UTF-8 text: write it in UTF-8")
     try:
         check_model_name(flags.name)
     except ValueError as error:

@@ -80,6 +80,12 @@ def unique_names(
     for place, name in enumerate(names, 1):
         if not name.strip():
             raise ImportRefused(f"{where}: {unit} {place} is empty; expected a class name")
+        if is_cut(name):
+            raise ImportRefused(
+                f"{where}: {unit} {place} is {name!a}, which holds half of a character (a "
+                "lone surrogate) or a byte that is not UTF-8; write the whole character, or give "
+                "other names with the flag"
+            )
         places.setdefault(name, []).append(place)
     repeated = {name: at for name, at in places.items() if len(at) > 1}
     if repeated and not deduplicate:
@@ -106,6 +112,15 @@ def unique_names(
     return found
 
 
+def is_cut(text: str) -> bool:
+    """Whether a text holds half of a character."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
+
+
 def read_counts(path: Path, class_names: list[str]) -> list[float]:
     """[C] counts of a JSON list or object. Raises ImportRefused naming the class that is wrong."""
     where = f"--class-counts {path}"
@@ -119,7 +134,8 @@ def read_counts(path: Path, class_names: list[str]) -> list[float]:
     known = set(class_names)
     for name in found:
         if name not in known:
-            raise ImportRefused(f"{where}: unknown class '{name}'")
+            shown = ascii(name) if is_cut(name) else f"'{name}'"
+            raise ImportRefused(f"{where}: unknown class {shown}")
     for name in class_names:
         count = found.get(name)
         if count is None:

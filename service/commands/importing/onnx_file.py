@@ -31,6 +31,10 @@ DTYPES: dict[int, str] = {
 }
 _NAME_KEYS = ("class_names", "classes", "labels", "names", "id2label", "character")
 """Keys of the metadata that hold class names; PaddlePaddle writes `character`, a name a line."""
+_FREE_CONSTANTS_IR = 4
+"""From this version of the file format on, weights need not be inputs. Files that declare an older
+one break that rule all the same, and onnx's converter then finds no weights.
+"""
 _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
 
 
@@ -80,11 +84,20 @@ def read(path: Path) -> OnnxFile:
     UnsupportedGraph.
     """
     try:
+        other = foreign_graph.what_instead(path)
+        if other is not None:
+            raise ImportRefused(f"{path} is not an ONNX file, but {other}")
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
         raise ImportRefused(f"{path}: {error.strerror}") from None
-    except Exception as error:  # noqa: BLE001 - protobuf raises errors of several families
-        raise ImportRefused(f"{path} is not an ONNX file: {first_line(error)}") from None
+    except ImportRefused:
+        raise
+    except Exception:  # noqa: BLE001 - protobuf raises errors of several families
+        raise ImportRefused(
+            f"{path} is not an ONNX file, or is damaged or cut short ({path.stat().st_size:,} "
+            "bytes could not be read as one): compare its size with the original's, and copy it "
+            "again"
+        ) from None
     if not model.graph.output:
         raise ImportRefused(f"{path} is not an ONNX file with a graph")
     external = foreign_graph.external_files(model, path.parent)
@@ -152,11 +165,15 @@ def _labels_of(
 ) -> list[str] | None:
     for attribute in node.attribute:
         if attribute.name in _LABEL_ATTRIBUTES and (attribute.strings or attribute.ints):
-            return [item.decode() for item in attribute.strings] or [str(i) for i in attribute.ints]
+            texts = [item.decode(errors="surrogateescape") for item in attribute.strings]
+            return texts or [str(i) for i in attribute.ints]
     if is_label and node.op_type == "ArrayFeatureExtractor" and node.input[0] in constants:
         values = numpy_helper.to_array(constants[node.input[0]]).ravel()
         if values.dtype.kind in "iOUS":
-            return [v.decode() if isinstance(v, bytes) else str(v) for v in values.tolist()]
+            return [
+                v.decode(errors="surrogateescape") if isinstance(v, bytes) else str(v)
+                for v in values.tolist()
+            ]
     return None
 
 
@@ -219,6 +236,9 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
     """
     from onnx import version_converter
 
+    inputs = {item.name for item in model.graph.input}
+    if any(item.name not in inputs for item in model.graph.initializer):
+        model.ir_version = max(model.ir_version, _FREE_CONSTANTS_IR)
     try:
         return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
     except Exception as error:  # noqa: BLE001 - the converter may raise anything

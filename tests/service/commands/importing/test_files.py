@@ -1,0 +1,124 @@
+"""Files that are no ONNX model, or one that does not fit, are told with what to do."""
+
+import gzip
+import io
+import json
+import zipfile
+
+import onnx
+import pytest
+
+from tests.support.small_models import CLASSES, linear_model
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
+
+
+@pytest.fixture
+def names(tmp_path):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(list("abcde")), encoding="utf-8")
+    return ["--class-names", path]
+
+
+def zipped(data):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as archive:
+        archive.writestr("model.onnx", data)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda data: POINTER, "run `git lfs pull` there"),
+        (lambda data: b"\n<!DOCTYPE html><html></html>", "a web page"),
+        (gzip.compress, "unpack it with gunzip"),
+        (zipped, "a zip archive"),
+        (lambda data: b"", "empty: download or copy it again"),
+        (lambda data: data[: len(data) // 2], "cut short (133 bytes could not be read"),
+        (lambda data: bytes([32, 0, 0, 0]) + b"ORTM" + data, "give the .onnx file"),
+    ],
+    ids=["pointer", "page", "gzip", "zip", "empty", "cut", "ort"],
+)
+def test_another_file_in_the_place_of_a_model_is_named_with_the_remedy(
+    import_file, names, tmp_path, change, told
+):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(change(linear_model().SerializeToString()))
+    status, _, err = import_file(path, *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (None, "is missing: expected the file at"),
+        (POINTER, "run `git lfs pull` there"),
+        (bytes(10), "has 10 bytes, and 'w' ends at 120: the file is cut short"),
+    ],
+    ids=["missing", "pointer", "cut"],
+)
+def test_external_weights_that_are_not_there_are_named(import_file, names, tmp_path, content, told):
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        linear_model(), path, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    (tmp_path / "weights").unlink()
+    if content is not None:
+        (tmp_path / "weights").write_bytes(content)
+    status, _, err = import_file(path, *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert told in err
+
+
+@pytest.mark.parametrize(
+    ("versions", "told"),
+    [((99, 8), "its opset of ai.onnx is 99"), ((17, 99), "its ir_version is 99")],
+)
+def test_a_file_that_is_newer_than_the_runtime_is_told_with_what_it_takes(
+    import_file, names, tmp_path, versions, told
+):
+    model = linear_model()
+    model.opset_import[0].version, model.ir_version = versions
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    status, _, err = import_file(path, *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert told in err
+    assert "export it with an older one" in err
+
+
+@pytest.mark.parametrize("ir_version", [3, 8])
+def test_a_file_of_opset_7_is_converted_whether_or_not_its_weights_are_inputs(
+    import_file, names, tmp_path, ir_version
+):
+    model = linear_model()
+    model.opset_import[0].version, model.ir_version = 7, ir_version
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    status, _, err = import_file(path, *names)
+    assert status == 0, err
+    assert "converted from opset 7" in err
+
+
+def test_half_a_character_in_a_class_name_is_told_with_its_place(import_file, tmp_path):
+    path, names = tmp_path / "model.onnx", tmp_path / "names.json"
+    path.write_bytes(linear_model().SerializeToString())
+    held = [*(f"n{i}" for i in range(CLASSES - 1)), "\ud83d"]
+    names.write_text(json.dumps(held), encoding="utf-8")
+    status, _, err = import_file(path, "--class-names", names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert f"entry {CLASSES} is '\\ud83d', which holds half of a character" in err
+
+
+def test_half_a_character_among_the_files_own_names_is_told(import_file, tmp_path):
+    model = linear_model()
+    entry = model.metadata_props.add()
+    entry.key = "class_names"
+    entry.value = '["a", "b", "c", "d", "\\ud83d"]'
+    path = tmp_path / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    status, _, err = import_file(path)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "the names in it: entry 5 is '\\ud83d'" in err
