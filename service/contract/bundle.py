@@ -2,9 +2,10 @@
 
 import hashlib
 import json
+import math
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,7 +89,8 @@ class InputSpec(_Strict):
     """One input of the graph. `shape` includes the batch, null where a dimension is free.
 
     `missing` says that NaN is an input like any other. `categories` are the values that the graph
-    knows of a column, where it refuses all others. An image becomes the tensor in these steps:
+    knows of a column, where it refuses all others; for a row of several columns, a list for each,
+    null for any value. An image becomes the tensor in these steps:
     decode; convert to `color`; resize to `size` [height, width] as `resize` says, with the filter
     `resample` (bilinear unless given); multiply by `scale` (1/255 unless given); subtract `mean`
     and divide by `std` for each channel. For integer dtypes the pixels stay 0 … 255, and scale,
@@ -102,7 +104,12 @@ class InputSpec(_Strict):
     shape: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)]
     dtype: str
     missing: bool = False
-    categories: Annotated[list[str], Field(min_length=1)] | list[int] | None = None
+    categories: (
+        Annotated[list[str], Field(min_length=1)]
+        | list[int]
+        | list[list[str] | list[int] | None]
+        | None
+    ) = None
     size: (
         Annotated[list[Annotated[int, Field(ge=1, le=8192)]], Field(min_length=2, max_length=2)]
         | None
@@ -124,6 +131,14 @@ class InputSpec(_Strict):
         """The inputs of a graph that has several, for kind "columns"; else none."""
         return self._columns
 
+    def categories_of(self, column: int) -> list[str] | list[int] | None:
+        """The values that the graph knows of a column of a row, counted in row-major order; None
+        where it takes any.
+        """
+        if not self.categories or isinstance(self.categories[0], (str, int)):
+            return cast("list[str] | list[int] | None", self.categories)
+        return self.categories[column]
+
     @field_validator("dtype")
     @classmethod
     def _known_dtype(cls, dtype: str) -> str:
@@ -135,8 +150,7 @@ class InputSpec(_Strict):
     def _whole(self) -> Self:
         if (self.kind == "columns") != (self.dtype == RECORD):
             raise ValueError(f"kind 'columns' and dtype '{RECORD}' go together")
-        if self.categories is not None and self.dtype.startswith("float"):
-            raise ValueError(f"categories need texts or whole numbers, not '{self.dtype}'")
+        self._check_categories()
         if self.missing and not self.dtype.startswith("float"):
             raise ValueError(f"missing needs a float dtype, not '{self.dtype}'")
         if self.statistics is not None and not self.dtype.startswith(("float", RECORD)):
@@ -154,6 +168,18 @@ class InputSpec(_Strict):
         if (self.kind == "text") != (self.dtype == "string"):
             raise ValueError("kind 'text' and dtype 'string' go together")
         return self
+
+    def _check_categories(self) -> None:
+        if self.categories is None:
+            return
+        if self.dtype.startswith("float"):
+            raise ValueError(f"categories need texts or whole numbers, not '{self.dtype}'")
+        if self.categories and not isinstance(self.categories[0], (str, int)):
+            columns = math.prod(n or 1 for n in self.shape[1:])
+            if len(self.categories) != columns:
+                raise ValueError(
+                    f"categories of {len(self.categories)} columns; expected {columns}"
+                )
 
     def _check_image(self) -> None:
         if None in (self.size, self.color, self.resize, self.layout):

@@ -45,11 +45,22 @@ def float_rows(rows: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
     return np.concatenate([values.reshape(len(values), -1) for values in found], axis=1)
 
 
-def empty_value(spec: InputSpec) -> str | int:
-    """A value that an input accepts: zero, an empty text, or the first of its categories."""
+def empty_values(spec: InputSpec, shape: Sequence[int]) -> NDArray[Any]:
+    """[1, …] values that an input accepts: zeros, empty texts, or each column's first category.
+
+    shape: of the array, with a first axis of 1.
+    """
+    values: NDArray[Any] = np.full(
+        shape,
+        "" if spec.dtype == "string" else 0,
+        object if spec.dtype == "string" else spec.dtype,
+    )
     if spec.categories:
-        return spec.categories[0]
-    return "" if spec.dtype == "string" else 0
+        flat = values.reshape(-1)
+        for at in range(len(flat)):
+            if known := spec.categories_of(at):
+                flat[at] = known[0]
+    return values
 
 
 def empty_record(columns: Sequence[InputSpec], *, free: int) -> NDArray[Any]:
@@ -60,6 +71,5 @@ def empty_record(columns: Sequence[InputSpec], *, free: int) -> NDArray[Any]:
     made = {}
     for column in columns:
         shape = (1, *(free if n is None else n for n in column.shape[1:]))
-        dtype = object if column.dtype == "string" else column.dtype
-        made[column.name] = np.full(shape, empty_value(column), dtype)
+        made[column.name] = empty_values(column, shape)
     return records(made)

@@ -38,7 +38,12 @@ def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
     if spec.categories is not None:
         shape = (rows, *(1 if n is None else n for n in spec.shape[1:]))
         dtype = object if spec.dtype == "string" else spec.dtype
-        yield rng.choice(np.array(spec.categories, dtype), shape)
+        anything: Sequence[Any] = _WORDS if spec.dtype == "string" else range(10)
+        columns = [
+            rng.choice(np.array(spec.categories_of(at) or anything, dtype), rows)
+            for at in range(int(np.prod(shape[1:])))
+        ]
+        yield np.stack(columns, axis=1).reshape(shape)
         return
     size = 1 if spec.dtype == "string" else free
     shape = (rows, *(size if n is None else n for n in spec.shape[1:]))

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
-from service.contract.columns import empty_record, empty_value, records
+from service.contract.columns import empty_record, empty_values, records
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
@@ -91,15 +91,7 @@ def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
     Raises InvalidInput for a text of more than MAX_TEXT_CHARACTERS, or one that is no category.
     """
     if spec.categories is not None:
-        known = set(spec.categories)
-        for at, text in enumerate(strings):
-            if text not in known:
-                shown = ", ".join(str(each)[:40] for each in spec.categories[:20])
-                more = " …" if len(spec.categories) > 20 else ""
-                raise InvalidInput(
-                    f"instance {at // texts_per_row(spec)} is {short(text)}, which the model does "
-                    f"not know; expected one of {shown}{more}"
-                )
+        _check_categories(strings, spec)
     for at, text in enumerate(strings):
         if len(text) > MAX_TEXT_CHARACTERS:
             raise InvalidInput(
@@ -109,6 +101,25 @@ def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
     flat = np.empty(len(strings), object)
     flat[:] = strings
     return flat.reshape([-1, *(1 if n is None else n for n in spec.shape[1:])])
+
+
+def _check_categories(strings: Sequence[str], spec: InputSpec) -> None:
+    """Raise InvalidInput for a text that the graph does not know of its column."""
+    columns = texts_per_row(spec)
+    for column in range(columns):
+        values = spec.categories_of(column)
+        if values is None:
+            continue
+        known = set(values)
+        for row, text in enumerate(strings[column::columns]):
+            if text not in known:
+                place = f"instance {row}" if columns == 1 else f"instance {row}, column {column},"
+                shown = ", ".join(str(each)[:40] for each in values[:20])
+                more = " …" if len(values) > 20 else ""
+                raise InvalidInput(
+                    f"{place} is {short(text)}, which the model does not know; expected one of "
+                    f"{shown}{more}"
+                )
 
 
 def texts_per_row(spec: InputSpec) -> int:
@@ -256,7 +267,6 @@ def example_input(spec: InputSpec, *, free: int = 1) -> Array:
     """
     if spec.columns:
         return empty_record(spec.columns, free=free)
-    if spec.kind == "text":
-        return text_array([str(empty_value(spec))] * texts_per_row(spec), spec)
-    shape = (1, *(free if n is None else n for n in spec.shape[1:]))
-    return np.full(shape, empty_value(spec), spec.dtype)
+    size = 1 if spec.kind == "text" else free
+    shape = (1, *(size if n is None else n for n in spec.shape[1:]))
+    return empty_values(spec, shape)

@@ -12,7 +12,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from service.commands.importing import rewrite
-from service.commands.importing.categories import known_values
+from service.commands.importing.categories import Values, by_column, known_values
 from service.commands.importing.names import names_of_json
 from service.commands.importing.refusal import ImportRefused
 from service.graph import foreign as foreign_graph
@@ -42,13 +42,14 @@ _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_i
 class GraphInput:
     """An input of a graph; shape includes the batch, None where a dimension is free.
 
-    categories: the values that it takes, where the graph refuses others.
+    categories: the values that it takes, where the graph refuses others; of several columns, a list
+    for each, None for any value.
     """
 
     name: str
     dtype: str
     shape: list[int | None]
-    categories: list[str] | list[int] | None = None
+    categories: Values | list[Values | None] | None = None
 
 
 @dataclass
@@ -195,14 +196,14 @@ def _inputs(graph: onnx.GraphProto) -> list[GraphInput]:
     constants = {item.name for item in graph.initializer}
     known = known_values(graph)
     inputs = [
-        _input(item, known.get(item.name)) for item in graph.input if item.name not in constants
+        _input(item, known.get(item.name, {})) for item in graph.input if item.name not in constants
     ]
     if not inputs:
         raise ImportRefused("the graph has no input: export it with the batch as its input")
     return inputs
 
 
-def _input(item: onnx.ValueInfoProto, categories: list[str] | list[int] | None) -> GraphInput:
+def _input(item: onnx.ValueInfoProto, known: dict[int, Values]) -> GraphInput:
     if item.type.WhichOneof("value") != "tensor_type":
         raise ImportRefused(
             f"input '{item.name}' is a {item.type.WhichOneof('value')}; expected a tensor"
@@ -219,8 +220,7 @@ def _input(item: onnx.ValueInfoProto, categories: list[str] | list[int] | None) 
             f"input '{item.name}' has no shape with a batch axis: export the model with one"
         )
     shape = [dim.dim_value if dim.dim_value > 0 else None for dim in tensor.shape.dim]
-    if dtype.startswith("float"):
-        categories = None
+    categories = None if dtype.startswith("float") else by_column(known, shape)
     return GraphInput(item.name, dtype, shape, categories)
 
 

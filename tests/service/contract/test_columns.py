@@ -1,9 +1,18 @@
 """Rows of several inputs are records, cut and joined like other rows."""
 
 import numpy as np
+import pytest
+from pydantic import ValidationError
 
 from service.contract.bundle import InputSpec
-from service.contract.columns import empty_record, fields, float_names, float_rows, records
+from service.contract.columns import (
+    empty_record,
+    empty_values,
+    fields,
+    float_names,
+    float_rows,
+    records,
+)
 
 AGE = np.array([[41.0], [7.5]], np.float32)
 SEX = np.array([["f"], ["männlich und lang"]], object)
@@ -37,6 +46,23 @@ def test_an_empty_record_takes_the_first_category():
         name="sex", kind="text", shape=[None, 1], dtype="string", categories=["f", "m"]
     )
     assert fields(empty_record([column], free=1))["sex"].tolist() == [["f"]]
+
+
+def test_each_column_of_one_tensor_takes_its_own_first_category():
+    spec = InputSpec(
+        name="x",
+        kind="text",
+        shape=[None, 3],
+        dtype="string",
+        categories=[["f", "m"], None, ["red"]],
+    )
+    assert [spec.categories_of(at) for at in range(3)] == [["f", "m"], None, ["red"]]
+    assert empty_values(spec, (1, 3)).tolist() == [["f", "", "red"]]
+
+
+def test_categories_of_another_number_of_columns_are_refused():
+    with pytest.raises(ValidationError, match="categories of 1 columns; expected 3"):
+        InputSpec(name="x", kind="text", shape=[None, 3], dtype="string", categories=[["f"]])
 
 
 def test_the_float_columns_of_records_stand_side_by_side():
