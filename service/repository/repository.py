@@ -217,7 +217,7 @@ class Repository:
         self._begun, known = True, list(self._orders.values())
         await asyncio.gather(*(self._taken_up(name) for name in self._to_load()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
-            self._swap(name, {})
+            self._unserve(name)
         for order in known:
             self._note(order, None)
         self._report()
@@ -380,9 +380,7 @@ class Repository:
         if not wish.loaded:
             if name in self._stops:
                 tell(self._stops[name], _UNLOADED)
-            self._swap(name, {})
-            if self._on_demand is not None:
-                self._on_demand.settle(name, is_loaded=False)
+            self._unserve(name)
             return
         if self._refresh_folder is not None:
             await self._refresh_folder()
@@ -545,6 +543,12 @@ class Repository:
         if chosen or name in self._loaded:
             self._swap(name, _on_trial(chosen, wish))
         return None
+
+    def _unserve(self, name: str) -> None:
+        """Serve a model no longer, and do not load it on demand either."""
+        self._swap(name, {})
+        if self._on_demand is not None:
+            self._on_demand.settle(name, is_loaded=False)
 
     def _swap(self, name: str, by_version: dict[int, ServedModel]) -> None:
         old = self._loaded.get(name, {})

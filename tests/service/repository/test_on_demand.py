@@ -2,6 +2,8 @@
 
 import contextlib
 import re
+import shutil
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx
@@ -167,6 +169,19 @@ def test_a_model_that_cannot_be_loaded_says_why_and_the_others_serve(tmp_path):
         eventually(lambda: "load of m1/1 failed" in client.server.log)
         assert client.server.log.count("load of m1/1 failed") == 1
         assert predicted(client, "m0").status_code == 200
+
+
+def test_a_model_whose_folder_is_gone_makes_room(tmp_path):
+    for name in NAMES[:4]:
+        publish_model(tmp_path, name)
+    with client_of(tmp_path) as client:
+        predicted(client, "m1"), predicted(client, "m2")
+        shutil.rmtree(tmp_path / "m1")
+        client.server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: loaded(client) == ["m0", "m2"])
+        predicted(client, "m3")
+        assert loaded(client) == ["m0", "m2", "m3"]
+        assert client.get("/models").json()["on_demand"] == []
 
 
 def test_without_a_key_no_model_is_loaded(models):
