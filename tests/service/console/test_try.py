@@ -345,8 +345,8 @@ def test_another_model_answers_the_same_input_beside_the_one_of_the_page(open_pa
     page = open_page("/#/try?model=fashion")
     page.wait_for_selector(".verdict")
     page.get_by_text("Compare with other models or versions").click()
-    page.get_by_text("fashion-la version 1").click()
-    shown = page.get_by_label("The answer of fashion-la version 1")
+    page.get_by_text("fashion-la version 2").click()
+    shown = page.get_by_label("The answer of fashion-la version 2")
     for tau in (0.0, 1.5):
         page.get_by_label("τ as a number").fill(str(tau))
         pressed = page.locator(".sample[aria-pressed=true]")
