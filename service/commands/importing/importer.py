@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.commands.importing import calibrate, huggingface, onnx_file, outputs, rewrite
+from service.commands.importing import calibrate, huggingface, onnx_file, outputs, rewrite, widths
 from service.commands.importing.inputs import (
     Run,
     Trial,
@@ -29,6 +29,7 @@ from service.commands.importing.inputs import (
     try_rows,
 )
 from service.commands.importing.names import (
+    column_names,
     is_cut,
     read_columns,
     read_counts,
@@ -156,7 +157,9 @@ def _read(flags: argparse.Namespace) -> Import:
     tokenizer = None if folder is None else folder.tokenizer(file.inputs)
     plain = open_plain(file.path, file.runnable())
     if folder is None or tokenizer is None:
-        fields = input_fields(file.inputs, flags)
+        columns = None if flags.column_names is None else len(column_names(flags.column_names))
+        inputs = widths.settled(file.inputs, file.model.graph, columns)
+        fields = input_fields(inputs, flags)
         run = feeder([each.name for each in file.inputs], plain)
     else:
         text = {"name": "text", "kind": "text", "shape": [None], "dtype": "string"}
@@ -166,8 +169,7 @@ def _read(flags: argparse.Namespace) -> Import:
         def run(rows: Array) -> dict[str, Any]:
             return plain(tokens(rows))
 
-    spec = _spec_of(fields)
-    trial = try_rows(run, spec)
+    spec, trial = _tried(fields, run)
     check_repeats(run, trial)
     given = _given_names(flags, folder)
     output = outputs.choose_output(
@@ -186,6 +188,24 @@ def _read(flags: argparse.Namespace) -> Import:
         **({"max_batch_rows": 1} if trial.one_at_a_time else {}),
     )
     return Import(flags, file, folder, fields, spec, run, trial, output)
+
+
+def _tried(fields: dict[str, Any], run: Run) -> tuple[InputSpec, Trial]:
+    """The input, and rows that the model takes. A width that is free is settled by trial, if only
+    one runs.
+    """
+    spec = _spec_of(fields)
+    try:
+        return spec, try_rows(run, spec)
+    except ImportRefused as error:
+        if len(spec.shape) != 2 or spec.shape[1] is not None:
+            raise
+        width = widths.only_width(run, spec)
+        if width is None:
+            raise ImportRefused(f"{error}; its rows may have any width: {widths.REMEDY}") from None
+    fields["input"]["shape"] = [spec.shape[0], width]
+    spec = _spec_of(fields)
+    return spec, try_rows(run, spec)
 
 
 def _given_names(flags: argparse.Namespace, folder: huggingface.Folder | None) -> list[str] | None:

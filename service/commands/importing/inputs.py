@@ -153,18 +153,19 @@ def _tried(run: Run, rows: Array, free: int, *, fixed: bool) -> Trial:
         if fixed or len(rows) == 1:
             raise
         return Trial(rows[:1], run(rows[:1]), free, one_at_a_time=True)
-    if fixed or any(_rows_of(value) == len(rows) for value in outputs.values()):
+    if fixed or any(rows_of(value) == len(rows) for value in outputs.values()):
         return Trial(rows, outputs, free)
     try:
         single = run(rows[:1])
     except Exception:  # noqa: BLE001 - then only the whole batch can be tried
         return Trial(rows, outputs, free)
-    if any(_rows_of(value) == 1 for value in single.values()):
+    if any(rows_of(value) == 1 for value in single.values()):
         return Trial(rows[:1], single, free, one_at_a_time=True)
     return Trial(rows, outputs, free)
 
 
-def _rows_of(value: Any) -> int | None:
+def rows_of(value: Any) -> int | None:
+    """The rows of an output; None where it has no axis."""
     if isinstance(value, list):
         return len(value)
     return len(value) if value.ndim else None

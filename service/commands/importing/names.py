@@ -31,8 +31,8 @@ def read_names(path: Path, *, deduplicate: bool) -> list[str]:
     return unique_names(lines, where=where, unit="line", deduplicate=deduplicate)
 
 
-def read_columns(path: Path, spec: InputSpec) -> list[str]:
-    """Names of the columns of a row, in the model's order. Raises ImportRefused."""
+def column_names(path: Path) -> list[str]:
+    """The names in a file: one a line, or a JSON list. Raises ImportRefused."""
     where = f"--column-names {path}"
     text = text_of(path, "--column-names")
     if text.lstrip().startswith("["):
@@ -41,7 +41,14 @@ def read_columns(path: Path, spec: InputSpec) -> list[str]:
             raise ImportRefused(f"{where}: expected a list of strings")
     else:
         found = text.rstrip().replace("\r\n", "\n").split("\n")
-    names = unique_names(found, where=where, unit="name")
+    return unique_names(found, where=where, unit="name")
+
+
+def read_columns(path: Path, spec: InputSpec) -> list[str]:
+    """Names of the columns of a row, in the model's order, which must fit the input. Raises
+    ImportRefused.
+    """
+    where, names = f"--column-names {path}", column_names(path)
     if spec.columns or spec.kind == "image" or len(spec.shape) > 2:
         raise ImportRefused(
             f"{where}: belongs to a model with one input of one axis of columns; the model takes "
