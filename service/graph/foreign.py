@@ -166,7 +166,15 @@ def _check_lengths(model: "onnx.ModelProto", folder: Path) -> None:
         entries = {e.key: e.value for e in tensor.external_data}
         if "location" not in entries:
             continue
-        needed = int(entries.get("offset", 0)) + int(entries.get("length", 0))
+        needed = 0
+        for key in ("offset", "length"):
+            text = entries.get(key, "0")
+            if not (text.isascii() and text.isdecimal() and len(text) < 20):
+                raise UnsupportedGraph(
+                    f"external data of '{tensor.name}': its {key} is '{text[:40]}'; expected a "
+                    "whole number: export the model again"
+                )
+            needed += int(text)
         held = (folder / entries["location"]).stat().st_size
         if held < needed:
             raise UnsupportedGraph(

@@ -72,6 +72,22 @@ def test_external_weights_that_are_not_there_are_named(import_file, names, tmp_p
     assert told in err
 
 
+@pytest.mark.parametrize("length", ["1_20", "many", "9" * 5000])
+def test_external_weights_whose_length_is_no_number_are_named(import_file, names, tmp_path, length):
+    path = tmp_path / "model.onnx"
+    onnx.save(
+        linear_model(), path, save_as_external_data=True, location="weights", size_threshold=0
+    )
+    model = onnx.load(path, load_external_data=False)
+    next(
+        each for each in model.graph.initializer[0].external_data if each.key == "length"
+    ).value = length
+    path.write_bytes(model.SerializeToString())
+    status, _, err = import_file(path, *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert f"its length is '{length[:40]}'; expected a whole number" in err
+
+
 @pytest.mark.parametrize(
     ("versions", "told"),
     [((99, 8), "its opset of ai.onnx is 99"), ((17, 99), "its ir_version is 99")],
