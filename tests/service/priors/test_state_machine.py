@@ -64,11 +64,14 @@ class Replicas(RuleBasedStateMachine):
             return 0, None
         return len(entries), entries[-1]
 
-    def write(self, name, coroutine, target, *, rolls_back=False):
-        """Run a write that is to succeed, and check what it says."""
+    def write(self, name, coroutine, target, *, puts=False, rolls_back=False):
+        """Run a write that is to succeed, and check what it says.
+
+        puts: the write replaces the whole prior, its note included.
+        """
         newest, now = self.current(name)
         unchanged = target is not None and now == target
-        if not rolls_back and (name, newest) in self.with_note:
+        if puts and (name, newest) in self.with_note:
             unchanged = False
         written = self.runner.run(coroutine)
         if not unchanged:
@@ -105,7 +108,7 @@ class Replicas(RuleBasedStateMachine):
             with pytest.raises(StaleRevision):
                 self.runner.run(writing)
         else:
-            self.write(name, writing, wanted)
+            self.write(name, writing, wanted, puts=True)
 
     @rule(replica=REPLICAS, name=NAMES, place=st.integers(0, 2), count=st.integers(0, 2))
     def add(self, replica, name, place, count):
