@@ -23,8 +23,11 @@ test: .venv/.all .venv/.deploy ## run every test
 	$(BIN)/python -m coverage run -m pytest -q tests/service/contract
 	$(BIN)/python -m coverage report
 	$(BIN)/python -m pytest -q --doctest-modules service/contract training/learning training/scores
-	$(BIN)/python -m pytest -q tests/service/console  # Playwright's event loop has a process of its own
-	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console --ignore tests/on_ray
+	@# Two cores: training is tested beside the console, whose event loop needs a process of its own.
+	@$(BIN)/python -m pytest -q tests/training > .training-tests.log 2>&1 & training=$$!; \
+	$(BIN)/python -m pytest -q tests/service/console; console=$$?; \
+	wait $$training; status=$$?; cat .training-tests.log; rm -f .training-tests.log; exit $$((console | status))
+	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console --ignore tests/training --ignore tests/on_ray
 
 test-ray: .venv/.ray ## run the service on Ray Serve: two replicas, one PostgreSQL, a real Prometheus
 	$(BIN)/python -m pytest -q tests/on_ray
