@@ -34,7 +34,7 @@ SHARE_ROWS = 2000.0
 STEP_ROWS = 64
 """Rows of one update; more are taken in several."""
 RANKED_STEP_ROWS = 256
-"""The same for rows of which only the best classes are known: a step costs time for every class,
+"""Rows of one update where only the best classes are known: it takes time for every class,
 and with so many classes every expert remembers many steps.
 """
 MAX_CLASSES_WITH_INFORMATION = 100
@@ -284,7 +284,7 @@ class _All:
 
 
 class _BestClasses:
-    """The same for rows of which the best classes are known. Time grows as n·k + K·C, not n·C."""
+    """A step of rows of which the best classes are known. Time grows as n·k + K·C, not n·C."""
 
     def __init__(self, rows: Ranked, classes: int) -> None:
         self._rows, self._num_classes = rows, classes

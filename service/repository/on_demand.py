@@ -25,7 +25,7 @@ class ModelRests(UnknownModel):
     """
 
     def __init__(self, name: str, load: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        super().__init__(f"model '{name}' is not loaded; a request that scores with it loads it")
+        super().__init__(f"model '{name}' is not loaded; a request that names it loads it")
         self.load = load
 
 
