@@ -16,21 +16,22 @@ from service.contract.adjustment import Vector
 from service.contract.verdict import Assessment, may_adopt
 
 AUTHOR = "auto-adopt"
-"""Who has written a revision that was adopted automatically."""
+"""The author (`by`) recorded for a revision that was adopted automatically."""
 STRENGTH = 10.0
-"""Made-up rows per class that pull an automatic candidate toward the target in force."""
+"""Pseudo-rows per class that pull an automatic candidate toward the target in force."""
 _SMALLEST = 1e-6  # replaces a target of 0 when the length of a step is computed
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 
 
 class AutoAdopt(BaseModel):
-    """The bounds of automatic steps. Without the member, a prior is a dry run with these defaults.
+    """The bounds of automatic steps. A prior without the member only reports (`dry_run`).
 
     mode: `on` takes steps, `dry_run` only reports the steps that it would take, `off` does nothing.
-    freeze: takes no step until it is false again; set when an automatic step is rolled back.
+    freeze: while true, no step is taken; set when an automatic step is rolled back.
     every_minutes: the shortest time from any change of the prior to the next step.
-    largest_step: Kullback-Leibler divergence in nats of the new target from the one in force.
-    floor: no class falls below it. quiet_hours: [from, to] without steps, in `time_zone`.
+    largest_step: limit, in nats, on the Kullback-Leibler divergence of the new target from the old.
+    floor: the smallest share a class may get. quiet_hours: [from, to], in
+    `time_zone`, without steps.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
@@ -68,7 +69,7 @@ class AutoAdopt(BaseModel):
 
 @dataclass(frozen=True)
 class Step:
-    """What automatic adoption does now: `adopt` the target [C], `wait` for a moment, or `hold`."""
+    """What automatic adoption does now: `adopt` the target [C], `wait` for a while, or `hold`."""
 
     action: Literal["adopt", "wait", "hold"]
     reason: str
@@ -110,7 +111,7 @@ def _why_held(bounds: AutoAdopt, found: Assessment) -> str | None:
         return "automatic adoption is off"
     against = may_adopt(found)
     if against is None and bounds.freeze:
-        return "automatic adoption is frozen; put auto_adopt.freeze: false to go on"
+        return "automatic adoption is frozen; set auto_adopt.freeze to false to resume it"
     return against
 
 
@@ -118,7 +119,7 @@ def _why_waiting(
     bounds: AutoAdopt, *, steady: bool, now: datetime, changed_at: datetime | None
 ) -> str | None:
     if not steady:
-        return "the next look must agree first"
+        return "the next estimate must agree with this one first"
     if bounds.quiet_hours is not None and bounds.is_quiet(now):
         begin, end = bounds.quiet_hours
         return f"quiet hours, {begin} to {end} {bounds.time_zone}"
@@ -136,9 +137,10 @@ def _why_waiting(
 def bounded(
     candidate: Vector, current: Vector, *, largest: float, floor: float
 ) -> tuple[Vector, float, bool]:
-    """The target nearest to the candidate within the bounds; its length; whether it is shorter.
+    """Return (target, divergence of the step in nats, whether the step was shortened).
 
-    All vectors are [C]. The step goes straight from the current target toward the candidate.
+    All vectors are [C]. The target is the point nearest to the candidate, within the bounds, on
+    the straight line from the current target to it.
     """
     wanted = _above(candidate, floor)
     length = divergence(wanted, current)

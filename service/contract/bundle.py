@@ -31,10 +31,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _VERSION = re.compile(r"[1-9][0-9]{0,8}")
 
 RECORD = "record"
-"""The dtype of `input` for a graph of several inputs: a record a row, with a field for each."""
+"""The `dtype` for a graph with several inputs: each row is a record with one field per input."""
 
 PROBABILITY_FLOOR = float(np.finfo(np.float32).tiny)
-"""What the logarithm of a probability takes in place of 0: 1.1754944e-38."""
+"""The probability used in place of 0 before taking a logarithm: 1.1754944e-38."""
 
 TENSOR_DTYPES = (
     "float16",
@@ -75,9 +75,9 @@ _IMAGE_ONLY = (
 class TokenizerSpec(_Strict):
     """How texts become the tensors of a transformer.
 
-    file: a `tokenizer.json` of Hugging Face's tokenizers, beside the model. max_length: tokens kept
-    of a text; null: as the file says. inputs: the graph's inputs, and which of the tokenizer's
-    results each takes.
+    file: a Hugging Face `tokenizer.json` beside the model. max_length: the most tokens of a text,
+    the rest is cut off; null leaves the limit to the file. inputs: for each graph input, the
+    tokenizer output that feeds it.
     """
 
     file: str
@@ -88,15 +88,15 @@ class TokenizerSpec(_Strict):
 class InputSpec(_Strict):
     """One input of the graph. `shape` includes the batch, null where a dimension is free.
 
-    `missing` says that NaN is an input like any other. `categories` are the values that the graph
-    knows of a column, where it refuses all others; for a row of several columns, a list for each,
-    null for any value. An image becomes the tensor in these steps:
+    `missing` means that the model accepts NaN. `categories` lists the only values that the graph
+    accepts in a column; a row of several columns has a list for each, or null where any value is
+    accepted. An image becomes the tensor in these steps:
     decode; convert to `color`; resize to `size` [height, width] as `resize` says, with the filter
     `resample` (bilinear unless given); multiply by `scale` (1/255 unless given); subtract `mean`
     and divide by `std` for each channel. For integer dtypes the pixels stay 0 … 255, and scale,
     mean and std must be null. `service.contract.pixels` takes these steps. A text may become
-    tokens, as `tokenizer` says. `statistics` says what the tensors of training looked like; for
-    kind "columns", the float columns in their order.
+    tokens, as `tokenizer` says. `statistics` holds the mean and spread of the training tensors;
+    for kind "columns", of the float columns in their order.
     """
 
     name: str
@@ -132,8 +132,9 @@ class InputSpec(_Strict):
         return self._columns
 
     def categories_of(self, column: int) -> list[str] | list[int] | None:
-        """The values that the graph knows of a column of a row, counted in row-major order; None
-        where it takes any.
+        """The values that the graph accepts in a column; None where it accepts any.
+
+        column: its position in a row, counted in row-major order.
         """
         if not self.categories or isinstance(self.categories[0], (str, int)):
             return cast("list[str] | list[int] | None", self.categories)
@@ -178,7 +179,7 @@ class InputSpec(_Strict):
             columns = math.prod(n or 1 for n in self.shape[1:])
             if len(self.categories) != columns:
                 raise ValueError(
-                    f"categories of {len(self.categories)} columns; expected {columns}"
+                    f"categories covers {len(self.categories)} columns; expected {columns}"
                 )
 
     def _check_image(self) -> None:
@@ -337,9 +338,9 @@ class Bundle(_Strict):
 
     @property
     def column_names(self) -> list[str] | None:
-        """The names of the columns of a row, in the model's order; None where nothing says them.
+        """The names of a row's columns, in the model's order; None if model.json has none.
 
-        A model with one input has them in `provenance.data.columns`.
+        A model with one input keeps them in `provenance.data.columns`.
         """
         if self.inputs is not None:
             return [column.name for column in self.inputs]
@@ -358,7 +359,7 @@ class Bundle(_Strict):
     def calibrated_log_source(self) -> Vector | None:
         """[C] log of the measured source prior less the bias; None without an estimation block.
 
-        Also None where the block has not seen every class, or is not to be used for adjusting.
+        Also None where a class had no validation row, or where adjusting does not use the block.
         """
         block = self.estimation
         if block is None or not block.calibrates_every_class or not self._adjusts_with_block:
@@ -384,8 +385,9 @@ def class_digest(class_names: list[str]) -> str:
 
 
 def check_model_name(name: str) -> str:
-    """Return the name. Raises ValueError unless it is one that a folder, a URL and a label can
-    carry.
+    """Return the name if it is safe as a folder, in a URL and as a metric label.
+
+    Raises ValueError otherwise.
     """
     if not _NAME.fullmatch(name):
         raise ValueError(
@@ -429,12 +431,12 @@ def _each_once(members: list[tuple[str, Any]]) -> None:
     seen: set[str] = set()
     for name, _ in members:
         if name in seen:
-            raise InvalidBundle(f"'{name}' is there twice")
+            raise InvalidBundle(f"'{name}' occurs twice in one object; keep one of them")
         seen.add(name)
 
 
 _MAX_FAULTS = 20
-"""Faults of a model.json that a message names: there can be one for each class."""
+"""The most faults of a model.json that one message lists: there can be one for each class."""
 
 
 def load_bundle(folder: Path) -> Bundle:
@@ -450,12 +452,12 @@ def load_bundle(folder: Path) -> Bundle:
         raise InvalidBundle(f"{manifest}: {error.strerror}") from error
     if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
         raise InvalidBundle(
-            f"{manifest}: says {bundle.name} version {bundle.version}, but lies in "
+            f"{manifest}: names {bundle.name} version {bundle.version}, but is in the folder "
             f"{folder.parent.name}/{folder.name}"
         )
     for name, digest in bundle.files.items():
         if sha256_of(inside(folder, name)) != digest.lower():
-            raise InvalidBundle(f"{folder / name}: its sha256 is not the one in {MANIFEST_FILE}")
+            raise InvalidBundle(f"{folder / name}: its sha256 is not that of {MANIFEST_FILE}")
     return bundle
 
 

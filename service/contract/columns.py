@@ -48,7 +48,7 @@ def float_rows(rows: NDArray[Any], names: Sequence[str]) -> NDArray[Any]:
 def empty_values(spec: InputSpec, shape: Sequence[int]) -> NDArray[Any]:
     """[1, …] values that an input accepts: zeros, empty texts, or each column's first category.
 
-    shape: of the array, with a first axis of 1.
+    shape: the shape of the result; its first axis is 1.
     """
     values: NDArray[Any] = np.full(
         shape,
@@ -64,9 +64,9 @@ def empty_values(spec: InputSpec, shape: Sequence[int]) -> NDArray[Any]:
 
 
 def empty_record(columns: Sequence[InputSpec], *, free: int) -> NDArray[Any]:
-    """[1] record of zeros and empty strings, or of categories.
+    """[1] record that the model accepts: zeros, empty strings, or each column's first category.
 
-    free: the size of dimensions left free.
+    free: the size to use for dimensions that the model leaves free.
     """
     made = {}
     for column in columns:

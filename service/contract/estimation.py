@@ -40,8 +40,9 @@ class ValidationRows(_Strict):
 
 
 class Sketch(_Strict):
-    """Histograms, one per class, of one number per row. They show whether traffic resembles the
-    split.
+    """One histogram per class of a number computed for each row of the split.
+
+    Comparing traffic with them shows whether it resembles the split.
 
     `energy` is the log of the sum of the exponentials of the raw logits. `entropy`, for models
     whose output is probabilities, is that of softmax(f / T).
@@ -53,11 +54,11 @@ class Sketch(_Strict):
 
 
 class SurestRows(_Strict):
-    """The most labelled rows that an estimate can be worth, at four mixes; null: no bound is seen.
+    """The most labelled rows that an estimate can be worth, at four mixes; null: no limit found.
 
-    Estimates of streams of the split miss by more than their intervals say, however many rows they
-    have, because no temperature and bias make a network's posteriors quite right. At `dominant`,
-    one class has 90 %.
+    Even with unlimited rows, an estimate stays off by more than its interval suggests, because no
+    temperature and bias make a network's posteriors exact. The limit is measured on streams drawn
+    from the split. In the mix `dominant`, one class has 90 %.
     """
 
     training: Positive | None = None
@@ -69,9 +70,9 @@ class SurestRows(_Strict):
 class SelfTest(_Strict):
     """How wrong estimates are on the split itself: calibrated on one half, tested on the other.
 
-    `training`, `uniform` and `reversed` are mean L1 distances of the estimate from the true mix,
-    of `rows` rows drawn to that mix. `misfit_99` is the 99 % quantile of the misfit (phi^2) of the
-    sketch over these streams, which are all true label shift.
+    `training`, `uniform` and `reversed` name the class mix of the test streams, `rows` rows each.
+    Their values are the mean L1 distance of the estimate from that mix. `misfit_99` is the 99 %
+    quantile of the sketch's misfit (phi^2) over these streams, all of which are true label shift.
     """
 
     rows: Annotated[int, Field(ge=1)]
@@ -83,9 +84,9 @@ class SelfTest(_Strict):
 
 
 class Replicates(_Strict):
-    """The calibration measured on weighted copies of the split, which shows its uncertainty.
+    """The calibration measured again on R reweighted copies of the split, to show its uncertainty.
 
-    temperature: [R]; log_source: [R][C], as Estimation.log_source.
+    temperature: [R]; log_source: [R][C], each row as `Estimation.log_source`.
     """
 
     temperature: Annotated[list[Positive], Field(min_length=2)]
@@ -159,7 +160,7 @@ class Estimation(_Strict):
 def sketched(
     logits: ArrayLike, *, statistic: Literal["energy", "entropy"], temperature: float
 ) -> Vector:
-    """The number that the sketch counts for each row, [n], from raw logits [n, C]."""
+    """[n] the number of each row that the sketch's histograms count, from raw logits [n, C]."""
     f = np.asarray(logits, np.float64)
     if statistic == "energy":
         peak = f.max(axis=1)

@@ -50,8 +50,8 @@ EXTRAS = {
     "torchvision": ("torchvision",),
     "tensorboard": ("tensorboard",),
 }
-"""Each extra with the import names of the libraries that it installs, those of the package itself
-included.
+"""The import names of the libraries that each extra installs, including those that the package
+always installs.
 """
 
 

@@ -43,12 +43,12 @@ class PriorEstimate:
     n: int
     """Unlabelled examples."""
     effective_n: float
-    """The number of *labelled* examples whose class frequencies would be as sure:
+    """The number of *labelled* examples that would give the same certainty:
     sum of rho (1 - rho) over the sum of the variances, at most n."""
     covariance: Vector
-    """[C, C] of the estimate; [C], the variances alone, beyond MAX_CLASSES_WITH_COVARIANCE."""
+    """[C, C] of the estimate; with over MAX_CLASSES_WITH_COVARIANCE classes, [C] variances only."""
     calibration_variance: Vector | float = 0.0
-    """[C] the part of the variances that comes from the calibration; 0 where it is not known."""
+    """[C] the share of the variances that the calibration causes; 0 where it is unknown."""
 
 
 def em_prior(posteriors: ArrayLike, *, source_prior: ArrayLike) -> Vector:
@@ -81,10 +81,10 @@ def climb(
 ) -> Vector:
     """The prior [C] that makes the rows likeliest, from their likelihood ratios [n, C].
 
-    start: [C] > 0 where a class may have mass. With `toward` [C], the estimate has `strength`
-    made-up rows of that prior beside the real ones: the mode of the posterior under a Dirichlet
-    prior. Every third step extrapolates (SQUAREM; Varadhan and Roland 2008), and is taken back
-    where it lowers the likelihood. Raises NotConverged.
+    start: [C] > 0 where a class may have mass. `toward` [C] adds `strength` pseudo-rows with that
+    class mix to the real rows, which gives the mode of the posterior under a Dirichlet prior.
+    Every third step extrapolates (SQUAREM; Varadhan and Roland 2008), and is undone where it
+    lowers the likelihood. Raises NotConverged.
     """
     extra = np.zeros_like(start) if toward is None else strength * toward
     total = len(ratios) + extra.sum()
@@ -113,7 +113,7 @@ def climb(
             prior = landed if reached >= likelihood else second
     raise NotConverged(
         f"the estimate still moved by {change:.1e} after {MAX_ITERATIONS} iterations; "
-        "the posteriors hardly tell the classes apart"
+        "the posteriors hardly separate the classes; use more rows or a better model"
     )
 
 
@@ -127,8 +127,8 @@ def estimate_prior(
     """The likeliest prior of rows of logits [n, C], n > 0, with intervals. Raises NotConverged.
 
     temperature and log_source [C] are the calibration; `replicates` give its uncertainty. The
-    intervals hold the noise of the rows, by the observed information, and that of the calibration,
-    by one Newton step to the estimate that each replicate would give.
+    intervals cover two sources of error: the sampling of the rows, from the observed information,
+    and the calibration, from one Newton step toward the estimate of each replicate.
     """
     f, source = np.asarray(logits, np.float64), np.asarray(log_source, np.float64)
     ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
@@ -160,8 +160,8 @@ def bbse_prior(confusion: ArrayLike, predicted: ArrayLike) -> Vector | None:
 
     confusion: [predicted, class] rows of a labelled split; predicted: [C] rows of each predicted
     class in the unlabelled data, with the same decisions. Solves rates @ prior = predicted shares,
-    leaving out classes that would become negative. None where the rates are ill-conditioned: an
-    error in them would grow more than MAX_CONDITION times.
+    leaving out classes that would become negative. None where the rates are ill-conditioned: the
+    solution would magnify their errors more than MAX_CONDITION times.
     """
     cells, seen = np.asarray(confusion, np.float64), np.asarray(predicted, np.float64)
     if condition_of(cells) > MAX_CONDITION:
@@ -179,9 +179,9 @@ def bbse_prior(confusion: ArrayLike, predicted: ArrayLike) -> Vector | None:
 
 
 def condition_of(confusion: ArrayLike) -> float:
-    """How much errors grow when the rates of a confusion matrix [predicted, class] are inverted.
+    """The condition number of the rates of a confusion matrix [predicted, class].
 
-    Infinite when a class has no row.
+    It bounds how much inverting them magnifies errors. Infinite when a class has no row.
     """
     cells = np.asarray(confusion, np.float64)
     totals = cells.sum(axis=0)
@@ -189,7 +189,7 @@ def condition_of(confusion: ArrayLike) -> float:
 
 
 def no_surer(estimate: PriorEstimate, most: float | None) -> PriorEstimate:
-    """The estimate with the variance of `most` labelled rows added; None adds nothing."""
+    """The estimate with the sampling variance of `most` labelled rows added; None adds nothing."""
     if most is None:
         return estimate
     prior = estimate.prior
@@ -231,8 +231,8 @@ def inverse_of(information: Vector, prior: Vector) -> Vector:
     """[C, C] inverse of the observed information [C, C] among priors that sum to 1.
 
     The information is the sum over rows of the outer products of their gradients of the log
-    likelihood. A small part of what a multinomial of one row would say is added, so that classes
-    that no row distinguishes get a large variance rather than a singular matrix.
+    likelihood. A small fraction of the information of one multinomial row is added: classes that
+    no row distinguishes then get a large variance instead of making the matrix singular.
     """
     information = information.copy()
     information[np.diag_indices_from(information)] += 0.01 / np.maximum(prior, 1e-4)

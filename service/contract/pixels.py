@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 FORMATS = ("JPEG", "PNG", "WEBP")
 MAX_PIXELS = 50_000_000
-"""Pixels of the largest image that is decoded, so that a small file cannot become gigabytes."""
+"""The most pixels of an image that is decoded, so that a small file cannot become gigabytes."""
 MAX_SIDE = 65_535
-"""Pixels of the longest side that is decoded: every row costs memory of its own."""
+"""The most pixels along one side: every row of pixels costs memory of its own."""
 
 _BAND_PIXELS = 2**20
-"""Pixels that are worked on at once where Pillow or NumPy would hold the interpreter."""
+"""Pixels processed at a time in steps that hold the interpreter lock, so others get a turn."""
 _PNG_END = b"IEND\xaeB`\x82"
 _EXIF_ORIENTATION = 0x0112
 
@@ -111,7 +111,7 @@ class PixelSpec(Protocol):
 
     @property
     def resize(self) -> Resize | None:
-        """How an image comes to `size`."""
+        """How an image is brought to `size`; see `decode_pixels`."""
 
     @property
     def resample(self) -> Resample | None:
@@ -127,8 +127,8 @@ def decode_pixels(image: "Image", spec: PixelSpec) -> NDArray[np.uint8]:
 
     `resize` "stretch" changes the aspect ratio; "crop" scales the image until it covers `size` and
     cuts the centre out; "letterbox" scales it until it fits into `size` and adds borders. A number
-    scales the shorter side to so many pixels before the cut, and [height, width] stretches to
-    these. Raises BadImage.
+    scales the shorter side to that many pixels and then cuts out the centre; [height, width]
+    stretches to that size before the cut. Raises BadImage.
     """
     resize = spec.resize
     assert spec.size is not None

@@ -62,20 +62,20 @@ class PriorBody(BaseModel):
 
     @model_serializer(mode="wrap")
     def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the members of newer programs that are not used: older ones refuse them."""
+        """Leave out unused members that an older release does not know and would refuse."""
         written: dict[str, Any] = write(self)
         return {name: value for name, value in written.items() if name not in STRUCTURED or value}
 
 
 STRUCTURED = ("auto_adopt", "costs", "context", "schedule")
-"""Members of a prior that are no vector, and that are not written where they are absent."""
+"""Members of a prior that are not vectors; they are written only where they are set."""
 
 
 @dataclass(frozen=True)
 class Prior:
     """A checked prior of one class list. All vectors are float64 [C]; offset = log sigma - log rho.
 
-    label_frequencies and log_source are None when the model's are unknown and none were given;
+    label_frequencies and log_source are None when the model has none and the prior gives none;
     offset is then None too, and only tau = 0 can be served.
     """
 
@@ -94,14 +94,14 @@ class Prior:
 
     @property
     def offset(self) -> Vector | None:
-        """The row of the prior table: tau times it is subtracted from logits / T."""
+        """[C] this prior's row of the prior table: tau * offset is subtracted from logits / T."""
         return None if self.log_source is None else self.log_source - self.log_target
 
 
 def parse_prior(body: object) -> PriorBody:
     """Check the form of a decoded JSON body. Raises InvalidPrior naming every wrong field."""
     if not isinstance(body, dict):
-        raise InvalidPrior([("", f"a prior is a JSON object; this is {_kind(body)}")])
+        raise InvalidPrior([("", f"a prior is a JSON object; got {_kind(body)}")])
     errors: list[tuple[str, str]] = []
     for name in ("label_frequencies", "target"):
         errors += _vector_form_errors(name, body.get(name))
@@ -116,7 +116,7 @@ def parse_prior(body: object) -> PriorBody:
 
 
 def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
-    """(field, message) of each fault; the message names the value that came."""
+    """(field, message) of each fault; the message names the value that was given."""
     found: dict[str, str] = {}
     for item in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
@@ -241,7 +241,7 @@ def _vector(
     others: float | None,
     errors: list[tuple[str, str]],
 ) -> Vector | None:
-    """[C] of a list or an object; None, with the faults added to errors, when it is wrong."""
+    """[C] values of a list or an object; None when it is wrong; the faults go to `errors`."""
     before = len(errors)
     if isinstance(spec, list):
         if len(spec) != len(class_names):

@@ -17,7 +17,7 @@ from service.contract.bundle import (
 )
 
 _NOT_SERVED = {"report.json", "report.html", "weights.pt"}
-"""Files of a folder that the service does not need, so that model.json does not list them."""
+"""Files that the service does not need; model.json does not list them."""
 
 
 def publish(
@@ -25,10 +25,10 @@ def publish(
 ) -> Path:
     """Write models/<name>/<next version> whole or not at all, and return the folder.
 
-    write_files puts model.onnx and whatever goes with it into a temporary folder beside the
-    versions; `fields` are those of model.json but for name, version and files, which are filled in
-    here. Every file is synced before the folder is renamed into place. Raises InvalidBundle when
-    the fields are wrong.
+    write_files puts model.onnx and its companion files into a temporary folder beside the
+    versions. `fields` are the members of model.json except name, version and files, which are
+    filled in here. Every file is synced before the folder is renamed into place. Raises
+    InvalidBundle when the fields are wrong.
     """
     check_model_name(name)
     home = models / name

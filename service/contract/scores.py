@@ -208,7 +208,7 @@ def error_intervals(errors: Vector, totals: ArrayLike, *, level: float = 0.95) -
 def paired_standard_errors(differences: Vector, labels: Labels, shares: Vector) -> Vector:
     """[G] standard errors of weighted means of paired differences, also for classes of one row.
 
-    differences: [G, n], each -1, 0 or 1: what the answers of two rules differ by on each example.
+    differences: [G, n], each -1, 0 or 1: the error of one rule less that of another, by example.
     shares: [C] weights of the classes in the mean. As in mean_error_interval, the share of
     examples that differ is shrunk by one example towards that of the classes that matter most.
     """

@@ -25,20 +25,20 @@ from service.contract.label_shift import (
 )
 
 HALF_LIVES = (125.0, 250.0, 500.0, 1000.0, 4000.0, 16000.0)
-"""Rows in which the moving experts forget half of what they have seen, up to 1,000 classes.
+"""Half-lives of the moving experts, in rows, for up to 1,000 classes.
 
-With more they grow in proportion, as an expert of a row per class knows nothing.
+With more classes they grow in proportion: an expert with about one row per class knows nothing.
 """
 SHARE_ROWS = 2000.0
-"""After so many rows an expert that was best has given 63 % of its weight away; grows likewise."""
+"""Rows after which fixed share has moved 63 % of an expert's weight to others; grows likewise."""
 STEP_ROWS = 64
-"""Rows of one update; more are taken in several."""
+"""The most rows of one update; more rows are split into several updates."""
 RANKED_STEP_ROWS = 256
-"""Rows of one update where only the best classes are known: it takes time for every class,
-and with so many classes every expert remembers many steps.
+"""The most rows of one update where only the best classes are known. Each update costs time for
+every class; with that many classes the half-lives are long, so that larger updates do no harm.
 """
 MAX_CLASSES_WITH_INFORMATION = 100
-"""With more classes their variances are followed one by one, as if independent."""
+"""With more classes, only their variances are tracked, as if the classes were independent."""
 _FLOOR = 1e-6
 _Z = 1.959964
 
@@ -48,8 +48,8 @@ Floats = NDArray[np.float32]
 class Ranked(NamedTuple):
     """Likelihood ratios p(x | y) of n rows, up to a factor for each row, of their best classes.
 
-    classes: [n, k], those of a row differ. ratios: [n, k] theirs, the largest of a row at most 1.
-    rest: [n] that of every other class: they are taken to be alike.
+    classes: [n, k] class indices, distinct within a row. ratios: [n, k] their ratios, at most 1.
+    rest: [n] one ratio for all other classes of the row.
     """
 
     classes: NDArray[np.int64]
@@ -74,11 +74,11 @@ class Tracked:
     prior: Vector
     """[C], sums to 1."""
     variance: Vector
-    """[C] of the estimate: the noise of the rows, and the disagreement of the experts."""
+    """[C] of the estimate: the sampling of the rows plus the disagreement of the experts."""
     rows: int
     """Rows seen since the start, restarts included."""
     effective_rows: float
-    """Rows that the estimate rests on: recent ones, as many as the best experts remember."""
+    """How many recent rows the estimate rests on: those that the best experts remember."""
 
     def interval(self, calibration_variance: ArrayLike = 0.0) -> tuple[Vector, Vector]:
         """The ends [C] of 95 % intervals, class by class.
@@ -107,7 +107,7 @@ class Tracked:
 
 
 def estimate_of(tracked: Tracked, calibration_variance: ArrayLike = 0.0) -> PriorEstimate:
-    """A tracker's knowledge as an estimate from as many rows as it is worth."""
+    """A tracker's state as an estimate, with its effective rows as the number of rows."""
     variance = tracked.variance + np.asarray(calibration_variance)
     full = len(variance) <= MAX_CLASSES_WITH_COVARIANCE
     return with_intervals(
@@ -178,7 +178,7 @@ class PriorTracker:
                 self._step(some)
 
     def estimate(self) -> Tracked:
-        """What is known now. Without a row, any prior is possible."""
+        """The current estimate. Before the first row its intervals are 0 … 1."""
         prior, moving = self.prior, len(HALF_LIVES)
         if not self.rows:
             return Tracked(prior, np.full(len(prior), 0.25), 0, 0.0)
@@ -212,7 +212,7 @@ class PriorTracker:
             with np.load(io.BytesIO(state), allow_pickle=False) as found:
                 kept = {name: found[name] for name in found.files}
         except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise OtherState(f"a kept state of tracking cannot be read: {error}") from error
+            raise OtherState(f"the stored tracker state cannot be read: {error}") from error
         own = {
             "priors": self._priors,
             "weights": self._weights,
@@ -223,9 +223,9 @@ class PriorTracker:
         for name, mine in own.items():
             value = kept.get(name)
             if value is None or value.shape != mine.shape or not np.isfinite(value).all():
-                raise OtherState(f"a kept state of tracking has other '{name}' than this model's")
+                raise OtherState(f"the stored tracker state has another '{name}' than this model")
         if not np.array_equal(kept["half_lives"], own["half_lives"]):
-            raise OtherState("a kept state of tracking has other half-lives")
+            raise OtherState("the stored tracker state has other half-lives than this release")
         self._priors = kept["priors"].astype(np.float32)
         self._priors[len(HALF_LIVES) :] = self._fixed
         self._weights, self._seen = kept["weights"], kept["seen"]

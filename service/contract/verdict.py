@@ -35,12 +35,12 @@ Verdict = Literal[
 ]
 
 ROWS_PER_CLASS = 10
-"""Unlabelled rows for each class, on average: with fewer, an estimate is its own noise."""
+"""Fewest unlabelled rows per class, on average: with fewer, an estimate is mostly noise."""
 FEWEST_ROWS = 50
 VALIDATION_ROWS_PER_CLASS = 20
-"""Of the rarest class of the split: with fewer, the intervals do not hold as often as they say."""
+"""Fewest split rows of the rarest class: with fewer, the intervals cover less than they claim."""
 SHRINKAGE = 5.0
-"""Made-up rows per class that pull the candidate toward the target in force."""
+"""Pseudo-rows per class that pull the candidate toward the target in force."""
 REFUSED_BELOW, SUSPECT_BELOW = 0.001, 0.01
 SMALLEST_MISFIT = 0.01
 LARGEST_SELF_TEST = 0.1
@@ -81,9 +81,9 @@ class Assessment:
     """L1 distance of the candidate from the target in force."""
     misfit: Misfit | None
     self_test: float | None
-    """Mean L1 error of estimates on validation, at the mix that is nearest to this estimate."""
+    """Mean L1 error of estimates on validation, for the tested mix nearest to this estimate."""
     bbse_distance: float | None
-    """L1 distance from the estimate of the confusion matrix, a cross-check."""
+    """L1 distance from the estimate by the confusion matrix (BBSE), as a cross-check."""
     gain: Gain
     calibrated: bool = False
     """Whether an estimation block was used."""
@@ -118,9 +118,9 @@ def assess(
     temperature, log_source: what the rows are adjusted with. They are those of `calibration` where
     the model has one; its replicates, sketch and self-test are used only then.
     current: [C] the target in force, toward which the candidate is pulled.
-    class_frequencies: [C] of training, None when unknown. capacity: the most rows that can be held.
-    shrinkage: made-up rows per class of the target in force, for the candidate. tracked: what a
-    tracker knows of the stream; it is the estimate where too few rows are here and it has more.
+    class_frequencies: [C] of training, None when unknown. capacity: the most rows that are kept.
+    shrinkage: pseudo-rows per class that pull the candidate toward `current`. tracked: a tracker's
+    estimate of the stream, used where there are too few rows here and the tracker has seen more.
     """
     f = np.asarray(logits, np.float64)
     source, target = np.asarray(log_source, np.float64), np.asarray(current, np.float64)
@@ -190,8 +190,8 @@ def may_adopt(found: Assessment) -> str | None:
         return f"the verdict is {found.verdict}: {found.reason}"
     if found.self_test is not None and found.step <= 2 * found.self_test:
         return (
-            f"the step (L1 {found.step:.3f}) is within the error of the calibration "
-            f"(twice the self-test: {2 * found.self_test:.3f}); the target in force can stay"
+            f"the step (L1 {found.step:.3f}) is within the error of estimates on validation "
+            f"(twice the self-test: {2 * found.self_test:.3f}); keep the target in force"
         )
     if found.gain.low <= SMALLEST_GAIN:
         return (
@@ -249,7 +249,7 @@ def chi_square_tail(statistic: float, degrees: int) -> float:
 def nearest_self_test(
     prior: Vector, calibration: Estimation, class_frequencies: ArrayLike | None
 ) -> float | None:
-    """The self-test at that of its three mixes which is nearest to the prior [C] in L1."""
+    """The self-test's error at the mix, of its three, that is nearest to the prior [C] in L1."""
     test = calibration.self_test
     if test is None:
         return None
@@ -298,7 +298,8 @@ def target_mixes(class_frequencies: ArrayLike) -> dict[str, Vector]:
 def gain_of(ratios: Vector, estimate: PriorEstimate, *, candidate: Vector, current: Vector) -> Gain:
     """What deciding by the candidate instead of the current target gains, with its uncertainty.
 
-    Priors are drawn from the estimate's covariance; each says how probable both decisions are.
+    Priors are drawn from the estimate's covariance; each gives the probability that either
+    decision is right.
     """
     before, after = (ratios * current).argmax(axis=1), (ratios * candidate).argmax(axis=1)
     changed = np.flatnonzero(before != after)
@@ -327,7 +328,7 @@ def _draws(estimate: PriorEstimate) -> Vector:
 
 
 def _nothing_known(n: int, target: Vector) -> PriorEstimate:
-    """The estimate when none was reached: the target in force, with intervals of 0 … 1."""
+    """The estimate when none was found: the target in force, with intervals of 0 … 1."""
     size = len(target)
     return PriorEstimate(target, np.zeros(size), np.ones(size), n, 1.0, np.full(size, 0.25))
 
@@ -379,12 +380,12 @@ def _too_few_rows(n: int, num_classes: int, capacity: int | None) -> tuple[Verdi
     wanted = rows_wanted(num_classes)
     if capacity is not None and max(capacity, n) < wanted:
         return "too_many_classes", (
-            f"{num_classes} classes need {wanted} rows, and at most {capacity} are kept; "
+            f"{num_classes} classes need {wanted} rows, but at most {capacity} are kept; "
             "estimate offline from a file, with `training estimate`"
         )
     if n < wanted:
         return "too_little_traffic", (
-            f"{n} rows, and {num_classes} classes need {wanted}; wait for more traffic"
+            f"there are {n} rows, but {num_classes} classes need {wanted}; wait for more traffic"
         )
     return None
 
@@ -398,8 +399,8 @@ def _not_calibrated(calibration: Estimation | None) -> tuple[Verdict, str] | Non
     fewest = calibration.validation.fewest
     if fewest < VALIDATION_ROWS_PER_CLASS:
         return "uncalibrated", (
-            f"the rarest class has {fewest} validation rows, and {VALIDATION_ROWS_PER_CLASS} are "
-            "needed for intervals that hold; calibrate again on more labelled rows"
+            f"the rarest class has {fewest} validation rows, but {VALIDATION_ROWS_PER_CLASS} are "
+            "needed for reliable intervals; calibrate again on more labelled rows"
         )
     return None
 
@@ -423,8 +424,8 @@ def _ill_conditioned(
 ) -> tuple[Verdict, str] | None:
     if not settled:
         return "ill_conditioned", (
-            "the model hardly tells some classes apart in this traffic, so the estimate did not "
-            "settle; keep the target in force"
+            "the model hardly separates some classes in this traffic, so the estimate did not "
+            "converge; keep the target in force"
         )
     if self_test is not None and 2 * self_test > max(step, 2 * LARGEST_SELF_TEST):
         return "ill_conditioned", (

@@ -18,20 +18,20 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 Array = NDArray[Any]
 Rows = NDArray[np.float64]
 MEASURED_ROWS = 2048
-"""Rows of training that are measured, spread over them."""
+"""The most training rows that are measured, taken at equal distances."""
 MAX_NUMBERS = 1024
-"""Numbers of a row that are looked at, spread over it."""
+"""The most numbers of a row that are used, taken at equal distances."""
 ONE_ROW, SEVERAL_ROWS, ENOUGH_ROWS = 4.0, 2.5, 4
-"""Standard deviations from the mean of training at which one row, and the mean of at least
-ENOUGH_ROWS rows, are far.
+"""Distance from the training mean, in standard deviations, at which a single row is far
+(ONE_ROW), or the mean of at least ENOUGH_ROWS rows (SEVERAL_ROWS).
 """
 UNKNOWN_LEVEL, UNKNOWN_SPREAD = 3.0, 8.0
 """Limits of level and spread where too few rows of training were seen to tell how they vary."""
 _FEW_ROWS = 10
 _LEAST_SD = 1e-100
-"""Of a channel; one with less is constant."""
+"""A channel with a smaller standard deviation counts as constant."""
 _LEAST_VARIANCE = 1e-12
-"""Of standardised numbers; a constant row has less, but for rounding."""
+"""A row whose standardised numbers vary less is constant: rounding alone can exceed 0."""
 
 
 class _Strict(BaseModel):
@@ -69,10 +69,10 @@ class InputStatistics(_Strict):
 
 
 def channels_of(shape: Sequence[int], *, layout: str | None = None) -> tuple[int, int]:
-    """(channels, axis of a row that holds them) of rows of a shape; axis -1 where there is one.
+    """Return (number of channels, the axis of a row that holds them) for rows of this shape.
 
-    A row of one axis has a channel a column. Of images `layout` says it; else an axis of at most 4
-    is taken for it.
+    The axis is -1 where there is one channel. A row of one axis has a channel per column. For
+    images `layout` decides; for other rows, an axis of at most 4 entries counts as the channels.
     """
     if not shape:
         return 1, -1
@@ -143,10 +143,10 @@ def _spread(values: Rows, usual: Rows) -> Spread:
 
 
 class Familiarity:
-    """Decides which rows are far from those of training."""
+    """Decides which rows are far from the training inputs."""
 
     def __init__(self, statistics: InputStatistics, *, layout: str | None = None) -> None:
-        """layout: of an image's tensor."""
+        """layout: the order of an image tensor's axes; None for other inputs."""
         self._statistics, self._layout = statistics, layout
         self._mean = np.array(statistics.mean)
         sd = np.array(statistics.sd)
@@ -179,7 +179,7 @@ class Familiarity:
         return found
 
     def _learn(self, shape: tuple[int, ...]) -> tuple[Array | None, Rows, Rows, Rows]:
-        """The weights of `features`, for rows of one shape."""
+        """Compute the weights that `features` needs for rows of one shape, and cache them."""
         kept, channels = _places(shape, self._layout)
         inverse, count = self._inverse[channels], max(1, len(channels))
         if len(self._weights) >= 32:  # a model with free dimensions gets many shapes
@@ -189,9 +189,9 @@ class Familiarity:
         return found
 
     def far(self, features: Rows) -> list[int]:
-        """Which rows are far, each by itself. A row with NaN is not."""
+        """Positions of the rows that are far, each judged by itself. A row with NaN never is."""
         (low, least), (high, most) = self._low, self._high
-        if len(features) == 1:  # in a tenth of the time
+        if len(features) == 1:  # ten times as fast as the general way
             level, variance = features[0].tolist()
             near = low <= level <= high and least <= variance <= most
             return [] if near or math.isnan(level + variance) else [0]
@@ -199,7 +199,7 @@ class Familiarity:
         return np.flatnonzero(found.any(axis=1)).tolist() if found.any() else []
 
     def are_far_together(self, features: Rows) -> bool:
-        """Whether the rows of one request are far, by their mean."""
+        """Whether the mean over the rows of one request is far."""
         if self._together is None or len(features) < ENOUGH_ROWS:
             return False
         logs = np.log(np.maximum(features[:, 1], _LEAST_VARIANCE)) / 2
@@ -233,7 +233,7 @@ class Familiarity:
 
 
 def _edges(of: Spread) -> tuple[float, float]:
-    """Below and above which one row is far."""
+    """The lower and upper limit outside of which a single row is far."""
     return (
         min(of.mean - ONE_ROW * of.sd, of.low - (of.mean - of.low) / 4),
         max(of.mean + ONE_ROW * of.sd, of.high + (of.high - of.mean) / 4),

@@ -17,7 +17,7 @@ def is_finite(array: NDArray[Any]) -> bool:
 
 
 def rows_not_finite(array: NDArray[Any]) -> list[int]:
-    """Which rows hold NaN or infinity."""
+    """Positions of the rows that hold NaN or infinity."""
     rows: list[int] = np.flatnonzero(
         ~np.isfinite(array).reshape(len(array), -1).all(axis=1)
     ).tolist()

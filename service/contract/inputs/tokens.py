@@ -27,14 +27,17 @@ class Tokens:
     """A tokenizer, and the graph inputs that its results feed."""
 
     def __init__(self, folder: Path, spec: TokenizerSpec, dtypes: Mapping[str, str]) -> None:
-        """Open the tokenizer. dtypes: of the graph's inputs, by name. Raises TokenizerUnusable."""
+        """Open the tokenizer. Raises TokenizerUnusable.
+
+        dtypes: the dtype of each graph input, by name.
+        """
         self._tokenizer = _open(folder / spec.file, spec.max_length)
         self._inputs = {name: (part, np.dtype(dtypes[name])) for name, part in spec.inputs.items()}
 
     def __call__(self, texts: Array) -> dict[str, Array]:
         """Tokenise texts [n] or [n, 1]. Returns int [n, longest] tensors by input name."""
         encoded = self._tokenizer.encode_batch(texts.ravel().tolist())
-        if not encoded[0].ids:  # only empty texts, and a graph takes no tensor of no tokens
+        if not encoded[0].ids:  # only empty texts, and a graph refuses a tensor without tokens
             padding = {"ids": self._tokenizer.padding["pad_id"]}
             return {
                 name: np.full((len(encoded), 1), padding.get(part, 0), dtype)
@@ -66,7 +69,7 @@ def _open(path: Path, max_length: int | None) -> Any:
 
 
 def _pad_token(tokenizer: Any) -> dict[str, Any]:
-    """The padding token of a file that names none: a usual name that it knows, else token 0."""
+    """Padding for a file that names none: a common padding token that it has, else token 0."""
     for token in ("[PAD]", "<pad>", "<|endoftext|>"):
         found = tokenizer.token_to_id(token)
         if found is not None:

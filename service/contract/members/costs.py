@@ -2,8 +2,8 @@
 
     d = argmin_k Σ_y p_y · L[y, k]        p: the adjusted posterior; L[y, k]: deciding k, truth y
 
-L[y, k] is 0 for y = k, `miss` of y otherwise (1 unless given), and what `pairs` names overrides it.
-`matrix` gives the whole of L instead. `reject` is the cost of leaving a row undecided: a row is
+L[y, k] is 0 for y = k and `miss` of y otherwise (1 unless given); an entry of `pairs` overrides it.
+`matrix` gives every entry of L instead. `reject` is the cost of leaving a row undecided: a row is
 rejected when every decision is expected to cost more (Chow 1970; Elkan, IJCAI 2001, eq. 1). The
 posterior itself is not changed by costs.
 """
@@ -46,7 +46,7 @@ class CostsBody(BaseModel):
 
 @dataclass(frozen=True)
 class Decisions:
-    """Of n rows: the index of the class decided, or REJECTED; and the expected cost of that."""
+    """For each of n rows, the index of the decided class (or REJECTED) and its expected cost."""
 
     index: NDArray[np.int64]  # [n]
     expected_cost: Vector  # [n]
@@ -54,7 +54,7 @@ class Decisions:
 
 @dataclass(frozen=True)
 class _Pairs:
-    """Pairs of classes, by the class decided: what they cost more than `miss` of the true class."""
+    """Pairs of classes, and how much each costs beyond `miss` of the true class."""
 
     true: NDArray[np.int64]  # [P], sorted by the class decided
     more: Vector  # [P]
@@ -142,9 +142,9 @@ def form_faults(value: object) -> list[Fault]:
     if reject is not None and not _is_cost(reject):
         faults.append(("costs.reject", _expected(reject)))
     if value.get("matrix") is not None and (value.get("miss") is not None or value.get("pairs")):
-        faults.append(("costs.matrix", "is the whole matrix; give it without miss and pairs"))
+        faults.append(("costs.matrix", "gives every cost; leave out miss and pairs"))
     if not any(value.get(name) for name in ("miss", "pairs", "matrix")) and reject is None:
-        faults.append(("costs", "names no cost; give miss, pairs, matrix or reject"))
+        faults.append(("costs", "is empty; give miss, pairs, matrix or reject"))
     return faults
 
 
@@ -163,9 +163,11 @@ def resolve_costs(body: CostsBody, class_names: Sequence[str], faults: list[Faul
             continue
         pair = places[str(true)], places[str(decided)]
         if pair[0] == pair[1]:
-            faults.append((f"costs.pairs.{number}", f"'{true}' is not mistaken for itself"))
+            faults.append((f"costs.pairs.{number}", f"'{true}' twice; expected two classes"))
         elif pair in found:
-            faults.append((f"costs.pairs.{number}", f"'{true}', '{decided}' is there twice"))
+            faults.append(
+                (f"costs.pairs.{number}", f"'{true}', '{decided}' occurs twice; keep one")
+            )
         else:
             found[pair] = float(cost)
     if len(faults) > before:
@@ -180,7 +182,7 @@ def _whole(
     rows: list[list[float]], reject: float | None, classes: int, faults: list[Fault]
 ) -> Costs | None:
     if classes > MAX_MATRIX_CLASSES:
-        most = f"a whole matrix is taken up to {MAX_MATRIX_CLASSES}; name pairs"
+        most = f"a matrix may have at most {MAX_MATRIX_CLASSES}; use pairs"
         faults.append(("costs.matrix", f"the model has {classes} classes; {most}"))
     elif len(rows) != classes or any(len(row) != classes for row in rows):
         widths = sorted({len(row) for row in rows})[:3]
@@ -238,7 +240,7 @@ def _of_pairs(miss: Vector, found: Mapping[tuple[int, int], float], reject: floa
 
 
 _MOST_FAULTS = 51
-"""One more than a caller is told of, so that the answer can say that there are more."""
+"""One more than an answer lists, so that it can say that there are more."""
 
 
 def _miss_faults(miss: object) -> list[Fault]:
@@ -256,7 +258,7 @@ def _pair_faults(pairs: object) -> list[Fault]:
     if not isinstance(pairs, list):
         return [("costs.pairs", f'expected a list of ["true", "decided", cost]; {_got(pairs)}')]
     if len(pairs) > MAX_PAIRS:
-        return [("costs.pairs", f"has {len(pairs)} pairs; at most {MAX_PAIRS} are taken")]
+        return [("costs.pairs", f"has {len(pairs)} pairs; at most {MAX_PAIRS} are allowed")]
     return _first(
         (f"costs.pairs.{number}", f'expected ["true", "decided", cost]; {_got(pair)}')
         for number, pair in enumerate(pairs)
@@ -279,7 +281,7 @@ def _matrix_faults(matrix: object) -> list[Fault]:
         return [
             (
                 "costs.matrix",
-                f"has {len(matrix)} rows; at most {MAX_MATRIX_CLASSES} are taken; name pairs",
+                f"has {len(matrix)} rows; at most {MAX_MATRIX_CLASSES} are allowed; use pairs",
             )
         ]
     return _first(

@@ -15,13 +15,13 @@ from zoneinfo import ZoneInfo
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 """The name of a prior."""
 MAX_KEYS = 8
-"""Keys of a context, in a prior and in a request."""
+"""The most keys of a context, in a prior and in a request."""
 MAX_VALUES = 10_000
-"""Values of all keys of one prior's context."""
+"""The most values that one prior's context maps, over all keys."""
 MAX_TEXT = 128
-"""Characters of a key or a value."""
+"""The most characters of a key or a value."""
 MAX_RULES = 100
-"""Rules of a schedule."""
+"""The most rules of a schedule."""
 ELSE = "else"
 WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
 
@@ -38,9 +38,9 @@ _MOST_FAULTS = 50
 
 @dataclass(frozen=True)
 class Choice:
-    """What a switch chose: the priors to try in order, for which key and value, and why not more.
+    """What a switch chose: the priors to try in order, the key and value that chose them, a reason.
 
-    Without names the prior that holds the switch applies itself.
+    Without names, the prior that holds the switch applies.
     """
 
     names: tuple[str, ...]
@@ -113,7 +113,7 @@ def form_faults(body: Mapping[str, Any]) -> list[Fault]:
     """What is wrong with the `context` and `schedule` of a prior's JSON; empty where nothing is."""
     context, schedule = body.get("context"), body.get("schedule")
     if context is not None and schedule is not None:
-        return [("schedule", "stands beside 'context'; expected one of them")]
+        return [("schedule", "is given together with 'context'; expected only one of them")]
     faults = [] if context is None else list(_context_faults(context))
     faults += [] if schedule is None else _schedule_faults(schedule)
     return faults[:_MOST_FAULTS]
@@ -133,7 +133,9 @@ def resolve_switch(
     zone = None if wrong else _zone(schedule["time_zone"])
     if not wrong and zone is None:
         shown = schedule["time_zone"][:60]
-        wrong = [("schedule.time_zone", f"'{shown}' is no time zone known on this machine")]
+        wrong = [
+            ("schedule.time_zone", f"unknown time zone '{shown}'; expected one as Europe/Berlin")
+        ]
     faults += wrong
     last = schedule.get(ELSE)
     rules = () if wrong else tuple(map(_rule, schedule["rules"]))
@@ -171,7 +173,7 @@ def _context_faults(context: object) -> Iterable[Fault]:
         return
     total = sum(len(context[key]) for key in keys if isinstance(context[key], dict))
     if total > MAX_VALUES:
-        yield "context", f"maps {total} values; at most {MAX_VALUES} are taken"
+        yield "context", f"maps {total} values; at most {MAX_VALUES} are allowed"
         return
     if ELSE in context:
         yield from _name_faults("context.else", context[ELSE])

@@ -50,7 +50,7 @@ def test_a_sure_estimate_is_adopted_as_it_is():
     ("found", "bounds", "action", "reason"),
     [
         (replace(FOUND, verdict="not_explained", reason="noise"), {}, "hold", "not_explained"),
-        (replace(FOUND, step=0.05), {}, "hold", "within the error of the calibration"),
+        (replace(FOUND, step=0.05), {}, "hold", "within the error of estimates"),
         (replace(FOUND, gain=Gain(0.1, 0.0)), {}, "hold", "points of error"),
         (FOUND, {"mode": "off"}, "hold", "off"),
         (FOUND, {"freeze": True}, "hold", "frozen"),

@@ -191,7 +191,7 @@ def test_a_missing_or_oversized_manifest_is_refused(tmp_path, monkeypatch):
 def test_a_folder_that_was_moved_to_another_path_is_refused(tmp_path):
     folder = published(tmp_path)
     folder.rename(tmp_path / "pets" / "5")
-    with pytest.raises(InvalidBundle, match="says pets version 1, but lies in pets/5"):
+    with pytest.raises(InvalidBundle, match="names pets version 1, but is in the folder pets/5"):
         load_bundle(tmp_path / "pets" / "5")
 
 
@@ -362,7 +362,7 @@ def test_a_block_of_other_classes_or_another_temperature_is_refused():
     "text", ['{"name": "a", "name": "b"}', '{"input": {"name": "x", "name": "y"}}']
 )
 def test_a_member_that_comes_twice_is_refused_by_its_name(text):
-    with pytest.raises(InvalidBundle, match=r"model\.json: 'name' is there twice"):
+    with pytest.raises(InvalidBundle, match=r"model\.json: 'name' occurs twice"):
         parse_bundle(text)
 
 

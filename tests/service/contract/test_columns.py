@@ -61,7 +61,7 @@ def test_each_column_of_one_tensor_takes_its_own_first_category():
 
 
 def test_categories_of_another_number_of_columns_are_refused():
-    with pytest.raises(ValidationError, match="categories of 1 columns; expected 3"):
+    with pytest.raises(ValidationError, match="categories covers 1 columns; expected 3"):
         InputSpec(name="x", kind="text", shape=[None, 3], dtype="string", categories=[["f"]])
 
 

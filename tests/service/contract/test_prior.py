@@ -144,12 +144,12 @@ def test_a_null_label_frequencies_is_the_models_own():
         ({"others": "many"}, "others", "got 'many'"),
         ({"tagret": [1, 1, 1]}, "tagret", "unknown member"),
         ({"note": "x" * 2001}, "note", "2000"),
-        ([1, 1, 1], "", "a prior is a JSON object; this is a list"),
-        ("uniform", "", "this is a string"),
-        (None, "", "this is null"),
-        (True, "", "this is a boolean"),
-        (3, "", "this is a number"),
-        ({1}, "", "this is set"),
+        ([1, 1, 1], "", "a prior is a JSON object; got a list"),
+        ("uniform", "", "got a string"),
+        (None, "", "got null"),
+        (True, "", "got a boolean"),
+        (3, "", "got a number"),
+        ({1}, "", "got set"),
     ],
 )
 def test_a_fault_is_named_by_its_field_and_what_came(body, field, message):

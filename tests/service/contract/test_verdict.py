@@ -115,7 +115,7 @@ def test_a_model_that_cannot_see_as_much_says_so_less_often():
 def test_too_few_rows_are_named_with_how_many_are_needed():
     found = judged(rows(49, UNIFORM)[0])
     assert found.verdict == "too_little_traffic"
-    assert "49 rows, and 3 classes need 50" in found.reason
+    assert "there are 49 rows, but 3 classes need 50" in found.reason
 
 
 def test_a_reservoir_that_cannot_hold_enough_rows_has_too_many_classes():
@@ -135,7 +135,7 @@ def test_a_model_without_a_block_is_uncalibrated():
 def test_a_split_with_few_rows_of_a_class_is_uncalibrated():
     found = judged(rows(500, UNIFORM)[0], calibration=block(fewest=19))
     assert found.verdict == "uncalibrated"
-    assert "has 19 validation rows, and 20 are needed" in found.reason
+    assert "has 19 validation rows, but 20 are needed" in found.reason
 
 
 def test_a_self_test_that_fails_makes_an_estimate_ill_conditioned_unless_the_step_is_larger():
@@ -180,7 +180,7 @@ def test_a_real_shift_may_be_adopted_and_no_shift_may_not():
     assert may_adopt(shifted) is None
     assert shifted.gain.low > 0.003
     same = judged(rows(2000, SOURCE)[0], current=SOURCE)
-    assert "within the error of the calibration" in may_adopt(same)
+    assert "within the error of estimates" in may_adopt(same)
     untested = block().model_copy(update={"self_test": None})
     unsure = judged(rows(2000, SOURCE)[0], current=SOURCE, calibration=untested)
     assert "points of error" in may_adopt(unsure)

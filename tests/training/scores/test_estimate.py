@@ -126,7 +126,7 @@ def test_the_intervals_hold_the_truth_with_twenty_rows_in_the_rarest_class():
 def test_too_few_unlabelled_examples_are_refused_by_every_estimator(block):
     found = estimate(draw(49, TARGET)[0], block)
     assert found["verdict"] == "too_little_traffic"
-    assert found["methods"]["em"]["refused"].startswith("49 rows, and 5 classes need 50")
+    assert found["methods"]["em"]["refused"].startswith("there are 49 rows, but 5 classes")
     assert found["recommended"] is None
     assert found["candidate"] is None
 
@@ -143,7 +143,7 @@ def test_a_small_held_out_split_refuses_the_bias_per_class_and_keeps_the_rest():
     logits = 4 * np.eye(CLASSES)[labels] + rng.normal(size=(60, CLASSES))
     found = estimate(draw(500, TARGET)[0], HeldOut(logits, labels, np.log(SOURCE)).measured())
     assert found["verdict"] == "uncalibrated"
-    assert "has 12 validation rows, and 20 are needed" in found["methods"]["em"]["refused"]
+    assert "has 12 validation rows, but 20 are needed" in found["methods"]["em"]["refused"]
     assert "prior" in found["methods"]["bbse"]
 
 

@@ -123,7 +123,7 @@ def test_a_correct_decision_may_have_a_cost_in_the_whole_matrix():
     ("document", "field", "message"),
     [
         (7, "costs", "expected an object"),
-        ({}, "costs", "names no cost"),
+        ({}, "costs", "is empty; give miss"),
         ({"mis": 1, "reject": 1}, "costs.mis", "unknown member"),
         ({"miss": 3}, "costs.miss", "by class name, or a list"),
         ({"miss": {"lynx": -1}}, "costs.miss.lynx", "got -1"),
@@ -135,13 +135,13 @@ def test_a_correct_decision_may_have_a_cost_in_the_whole_matrix():
         ({"pairs": [["cat", "lynx"]]}, "costs.pairs.0", "expected"),
         ({"pairs": [["cat", "lynx", "9"]]}, "costs.pairs.0", "expected"),
         ({"pairs": [["cat", "fox", 9]]}, "costs.pairs.0", "unknown class 'fox'"),
-        ({"pairs": [["cat", "cat", 9]]}, "costs.pairs.0", "not mistaken for itself"),
-        ({"pairs": [["cat", "dog", 9], ["cat", "dog", 8]]}, "costs.pairs.1", "there twice"),
+        ({"pairs": [["cat", "cat", 9]]}, "costs.pairs.0", "twice; expected two classes"),
+        ({"pairs": [["cat", "dog", 9], ["cat", "dog", 8]]}, "costs.pairs.1", "occurs twice"),
         ({"matrix": [1, 2]}, "costs.matrix", "a list of rows"),
         ({"matrix": [[0, 1], [1, 0]]}, "costs.matrix", "has 2 rows of 2; the model has 3"),
         ({"matrix": [[0] * 3] * 3}, "costs", "every decision costs 0"),
         ({"matrix": [[0, float("nan"), 1]]}, "costs.matrix.0.1", "got nan"),
-        ({"matrix": [[0]], "reject": 1, "miss": [1]}, "costs.matrix", "without miss and pairs"),
+        ({"matrix": [[0]], "reject": 1, "miss": [1]}, "costs.matrix", "leave out miss and pairs"),
         ({"reject": MAX_COST * 2}, "costs.reject", "expected a cost from 0"),
         ({"reject": "free"}, "costs.reject", "got 'free'"),
     ],
@@ -154,9 +154,9 @@ def test_costs_of_hostile_size_are_refused_in_a_few_words():
     pairs = [["cat", "dog", 1.0]] * (MAX_PAIRS + 1)
     assert "at most" in faults_of({"pairs": pairs})["costs.pairs"]
     rows = [[0.0]] * (MAX_MATRIX_CLASSES + 1)
-    assert "name pairs" in faults_of({"matrix": rows})["costs.matrix"]
+    assert "use pairs" in faults_of({"matrix": rows})["costs.matrix"]
     names = [f"c{i}" for i in range(MAX_MATRIX_CLASSES + 1)]
-    assert "name pairs" in faults_of({"matrix": [[1.0]]}, names)["costs.matrix"]
+    assert "use pairs" in faults_of({"matrix": [[1.0]]}, names)["costs.matrix"]
     assert "dict of 9" in faults_of({"reject": dict.fromkeys("abcdefghi")})["costs.reject"]
     assert len(faults_of({"miss": ["x"] * 10_000})) <= 52
 

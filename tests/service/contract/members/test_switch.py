@@ -115,23 +115,23 @@ RULE = {"prior": "x"}
         ({"context": {"site": {"n": "x"}, "else": 3}}, "context.else", "name of a prior"),
         ({"context": {"s" * 129: {"n": "x"}}}, "context." + "s" * 60, "has 129 characters"),
         ({"context": {"site": {"n" * 129: "x"}}}, "context.site", "has 129 characters"),
-        ({"context": SITES, "schedule": RULES}, "schedule", "expected one of them"),
+        ({"context": SITES, "schedule": RULES}, "schedule", "only one of them"),
         ({"schedule": []}, "schedule", "time_zone and rules"),
         ({"schedule": {"rules": [RULE]}}, "schedule.time_zone", "such as Europe/Berlin"),
         (
             {"schedule": {"time_zone": "Mars/Base", "rules": [RULE]}},
             "schedule.time_zone",
-            "no time zone known",
+            "unknown time zone",
         ),
         (
             {"schedule": {"time_zone": "../etc/passwd", "rules": [RULE]}},
             "schedule.time_zone",
-            "no time zone known",
+            "unknown time zone",
         ),
         (
             {"schedule": {"time_zone": "Europe", "rules": [RULE]}},
             "schedule.time_zone",
-            "no time zone known",
+            "unknown time zone",
         ),
         ({"schedule": {"time_zone": "UTC", "rules": []}}, "schedule.rules", "1 to 100 rules"),
         (
