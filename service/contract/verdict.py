@@ -42,7 +42,7 @@ VALIDATION_ROWS_PER_CLASS = 20
 SHRINKAGE = 5.0
 """Pseudo-rows per class that pull the candidate toward the target in force."""
 REFUSED_BELOW, SUSPECT_BELOW = 0.001, 0.01
-SMALLEST_MISFIT = 0.01
+SMALLEST_MISFIT = 0.008
 LARGEST_SELF_TEST = 0.1
 SMALLEST_GAIN = 0.003
 GAIN_DRAWS = 60
@@ -202,11 +202,18 @@ def may_adopt(found: Assessment) -> str | None:
 
 
 def misfit_of(
-    logits: Vector, estimate: PriorEstimate, calibration: Estimation, *, temperature: float
+    logits: Vector,
+    estimate: PriorEstimate,
+    calibration: Estimation,
+    *,
+    temperature: float,
+    drawn_from: ArrayLike | None = None,
 ) -> Misfit | None:
     """Test whether the sketched classes, mixed by the estimate, explain the rows [n, C].
 
-    None where the model has no sketch, or the estimate no covariance matrix.
+    drawn_from: [C] how many labelled rows of each class the rows were drawn from with replacement,
+    in a self-test: so few rows differ from their class by chance, as the sketch does. None for
+    traffic. Returns None where the model has no sketch, or the estimate no covariance matrix.
     """
     sketch = calibration.sketch
     if sketch is None or estimate.covariance.ndim == 1:
@@ -219,6 +226,8 @@ def misfit_of(
     shares = (counts + 4 * pooled) / (totals + 4)[:, None]
     expected = estimate.prior @ shares
     known = estimate.prior**2 / (totals + 4)
+    if drawn_from is not None:
+        known = known + estimate.prior**2 / np.asarray(drawn_from, np.float64)
     spread = (
         (np.diag(expected) - np.outer(expected, expected)) / len(logits)
         + np.diag(known @ shares)

@@ -178,6 +178,7 @@ def self_test(
     misfits: list[float] = []
     rng = bootstrap_rng(1)
     mixes["random"] = rng.dirichlet(np.ones(f.shape[1]))
+    mixes["dominant"] = dominant_mix(int(rng.integers(f.shape[1])), f.shape[1])
     rows = min(SELF_TEST_ROWS, max(200, _MOST_CELLS // f.shape[1] // 4))
     for own, other in _halves(labels):
         found = calibrate(f[own], labels[own], log_source_prior=log_source_prior)
@@ -195,7 +196,13 @@ def self_test(
                     return None
                 if name in distances:
                     distances[name].append(float(np.abs(estimate.prior - mix).sum()))
-                misfit = misfit_of(stream, estimate, half, temperature=half.temperature)
+                misfit = misfit_of(
+                    stream,
+                    estimate,
+                    half,
+                    temperature=half.temperature,
+                    drawn_from=[len(rows_of_class) for rows_of_class in members],
+                )
                 misfits.append(0.0 if misfit is None else misfit.phi2)
     surest = _surest_rows(f, labels, log_source_prior, class_frequencies)
     means = {name: float(f"{np.mean(values):.4g}") for name, values in distances.items()}

@@ -112,6 +112,25 @@ def test_a_model_that_cannot_see_as_much_says_so_less_often():
     assert judged(strange, calibration=dull).verdict == "suspect"
 
 
+def test_a_stream_drawn_from_few_rows_is_not_taken_for_one_that_no_mix_explains():
+    """A self-test draws its streams from few rows again and again."""
+    calibration = block()
+    forgiven, blamed = 0, 0
+    for seed in range(30):
+        few = np.concatenate([rows(30, np.eye(3)[y], seed=3 * seed + y)[0] for y in range(3)])
+        stream = few[np.random.default_rng(seed).integers(90, size=2000)]
+        estimate = judged(stream).estimate
+        plain, corrected = (
+            misfit_of(stream, estimate, calibration, temperature=1.0, drawn_from=drawn_from)
+            for drawn_from in (None, [30, 30, 30])
+        )
+        blamed += plain.p < 0.01
+        forgiven += corrected.p >= 0.01
+        assert corrected.phi2 <= plain.phi2
+    assert blamed >= 20
+    assert forgiven >= 27
+
+
 def test_too_few_rows_are_named_with_how_many_are_needed():
     found = judged(rows(49, UNIFORM)[0])
     assert found.verdict == "too_little_traffic"
