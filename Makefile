@@ -7,7 +7,8 @@ UV := $(shell command -v uv 2>/dev/null)
 ifdef UV  # the same packages in a tenth of the time
 INSTALL := $(UV) pip install --quiet --python $(BIN)/python -c constraints.txt
 else
-INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without PYTHONWARNINGS, setuptools explains editable installs at length to every newcomer.
+INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 endif
 
 .DEFAULT_GOAL := help
@@ -45,6 +46,13 @@ format: .venv/.all ## format the code
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+train: .venv/.training ## install PyTorch and what training needs, some minutes; then priordial train works
+	@echo "Training is installed. Next: .venv/bin/priordial train --help"
+
+docs: .venv/.docs ## write the documentation as a site with search, for use offline: build/site/index.html
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "Open build/site/index.html."
+
 demo-shift: .venv/.service ## play a shop whose class mix changes, three days in two minutes; watch the page Shift
 	$(BIN)/python examples/demo_shift.py --port $(PORT)
 
@@ -63,7 +71,7 @@ clean: ## remove what was built, but not the models or the priors
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 .venv/bin/python:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make run PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make run PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 

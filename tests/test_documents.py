@@ -98,6 +98,28 @@ def _exists(room, name):
     return not attribute and hasattr(importlib.import_module(package), module)
 
 
+MAKE_COMMAND = re.compile(r"(?:`|^\$ |^ {4})make ([a-z][a-z-]*)(?=`|  | *#|\s*$)", re.MULTILINE)
+"""`make NAME` as documents show it: in backquotes, after a prompt, or indented."""
+
+
+def test_every_make_command_has_a_recipe():
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    named = set(re.search(r"^\.PHONY: (.*)$", makefile, re.MULTILINE)[1].split())
+    for path in [*_tracked("*.md"), *_tracked("*.py")]:
+        named |= set(MAKE_COMMAND.findall(path.read_text(encoding="utf-8")))
+    assert {"run", "train", "docs"} <= named
+    for name in sorted(named):
+        done = subprocess.run(
+            ["make", "--dry-run", "--always-make", name],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert "Nothing to be done" not in done.stdout, f"make {name} does nothing"
+
+
 def test_every_decision_says_what_because_instead_of_and_when_to_revisit():
     text = (ROOT / "DECISIONS.md").read_text(encoding="utf-8")
     for entry in re.split(r"^## ", text, flags=re.MULTILINE)[1:]:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import os
 import random
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -518,10 +519,17 @@ class Service:
             return "models are being loaded"
         if not self.repository.known() and not self.settings.allow_no_models:
             return (
-                f"no model is served from '{self.settings.models}': publish one there and load it "
+                f"no model is served from '{self.settings.models}': publish one there "
+                f"({self._how_to_publish()}) and load it "
                 "(SIGHUP, or POST /v2/repository/models/NAME/load)"
             )
         return None
+
+    def _how_to_publish(self) -> str:
+        models = str(self.settings.models)
+        if self.mirror is not None:
+            return f"copy a published folder NAME/VERSION to {models}"
+        return f"priordial import FILE.onnx --name NAME --models {shlex.quote(models)}"
 
     def _why_degraded(self) -> str | None:
         state = self.priors.store_state

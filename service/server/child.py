@@ -25,8 +25,10 @@ class WorkerProcess:
     ) -> None:
         self.slot, self.pid = slot, process.pid
         self._process, self._reader, self._writer = process, reader, writer
-        self.ready_at: float | None = None
-        """time.monotonic() when it began to serve."""
+        self.listens_at: float | None = None
+        """time.monotonic() when it began to take connections."""
+        self.unready: str | None = None
+        """Why it was not ready then, as it said itself; None where it was."""
         self.refused: str | None = None
         """Why the worker refuses to serve, as it said itself; None while it does not refuse."""
 

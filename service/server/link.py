@@ -1,7 +1,7 @@
 """The line between a worker and its supervisor: JSON objects over a socket pair, framed by length.
 
     supervisor → worker   the Place, once
-    worker → supervisor   {"ready": true}; {"refused": why}
+    worker → supervisor   {"listening": why it is not ready, or null}; {"refused": why}
 
 A closed line means that the other side has ended. Orders for models travel through the store.
 """
@@ -112,9 +112,9 @@ class Link:
         reader, writer = await asyncio.open_connection(sock=line)
         return cls(reader, writer)
 
-    def ready(self) -> None:
-        """Report that this worker serves."""
-        self._send({"ready": True})
+    def listens(self, unready: str | None) -> None:
+        """Report that this worker takes connections, and why it is not ready, if it is not."""
+        self._send({"listening": None if unready is None else cut(unready)})
 
     async def refuse(self, reason: str) -> None:
         """Report why this worker will not start."""

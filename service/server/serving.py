@@ -201,9 +201,7 @@ class _Serving:
         """Log the address, and that there is nothing to serve yet where that is so."""
         unready = self._service.unready
         if self._link is not None:
-            if unready is not None:
-                logger.warning("not ready: %s", unready)
-            self._link.ready()
+            self._link.listens(unready)  # the supervisor logs it once for all workers
         elif unready is not None:
             logger.warning("listening on %s but not ready: %s", url_of(self._listener), unready)
         else:

@@ -156,12 +156,12 @@ class _Supervisor:
             self._workers.pop(slot, None)
             self._set_absent(slot)
         RunFolder(self._folder, slot).forget_gauges()
-        ready_at = worker.ready_at
+        listens_at = worker.listens_at
         return _Ending(
             reason,
             status=status,
             refused=worker.refused is not None,
-            served_seconds=None if ready_at is None else time.monotonic() - ready_at,
+            served_seconds=None if listens_at is None else time.monotonic() - listens_at,
             pid=worker.pid,
         )
 
@@ -182,28 +182,44 @@ class _Supervisor:
     async def _attend(self, worker: WorkerProcess) -> int:
         """Listen to a worker until it ends, and return its exit status."""
         while (message := await worker.next_message()) is not None:
-            if "ready" in message:
-                worker.ready_at = time.monotonic()
-                self._announce()
+            if "listening" in message:
+                worker.listens_at = time.monotonic()
+                worker.unready = message["listening"]
+                self._announce(worker)
             elif "refused" in message:
                 worker.refused = message["refused"]
         return await worker.wait()
 
     def _is_served(self) -> bool:
         """Whether a worker serves: then another that cannot start ends nothing."""
-        return any(worker.ready_at is not None for worker in self._workers.values())
+        return any(worker.listens_at is not None for worker in self._workers.values())
 
     def _set_absent(self, slot: int) -> None:
         if self._counts is not None:
             self._counts.absent(slot)
 
-    def _announce(self) -> None:
-        """Log once, as a single process does, that the service is ready."""
-        ready = [worker for worker in self._workers.values() if worker.ready_at is not None]
-        if self._announced or len(ready) < self._settings.workers:
+    def _announce(self, newest: WorkerProcess) -> None:
+        """Log once, as a single process does, that all workers listen; later only which of them
+        is not ready.
+        """
+        if self._announced:
+            if newest.unready is not None:
+                logger.warning("worker %d is not ready: %s", newest.slot, newest.unready)
+            return
+        workers = self._workers.values()
+        if sum(worker.listens_at is not None for worker in workers) < self._settings.workers:
             return
         self._announced = True
-        logger.info("ready on %s with %d workers", url_of(self._listener), len(ready))
+        url, unready = url_of(self._listener), {each.unready for each in workers} - {None}
+        if unready:
+            logger.warning(
+                "listening on %s with %d workers but not ready: %s",
+                url,
+                len(workers),
+                "; ".join(sorted(unready)),
+            )
+        else:
+            logger.info("ready on %s with %d workers", url, len(workers))
 
     async def _pause(self, seconds: float) -> None:
         """Wait for this many seconds, or until the service ends."""

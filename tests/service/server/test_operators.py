@@ -2,6 +2,7 @@
 silence.
 """
 
+import re
 import signal
 import socket
 
@@ -53,12 +54,15 @@ def test_an_unknown_variable_stops_the_start(models):
         server.wait_for("PRIORDIAL_PROT is not a setting; did you mean 'PRIORDIAL_PORT'")
 
 
-def test_a_folder_without_models_is_not_ready_until_one_is_loaded(tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_folder_without_models_is_not_ready_until_one_is_loaded(tmp_path, workers):
     folder = tmp_path / "mount"
     folder.mkdir()
-    with running(folder) as server:
+    with running(folder, workers=workers) as server:
         assert "ready on http" not in server.log
-        assert f"but not ready: no model is served from '{folder}'" in server.log
+        (said,) = re.findall(r"but not ready: (.*)", server.log)  # once, not by each worker
+        assert said.startswith(f"no model is served from '{folder}'")
+        assert f"priordial import FILE.onnx --name NAME --models {folder}" in said
         status, body = readiness(server.url)
         assert status == 503
         assert f"no model is served from '{folder}'" in body["reason"]

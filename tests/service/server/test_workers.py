@@ -231,7 +231,7 @@ def test_a_worker_that_cannot_start_ends_the_start_unless_another_serves(other_s
 
         made = supervisor._Supervisor.__new__(supervisor._Supervisor)
         made._announced, made._leaving = False, asyncio.Event()
-        made._workers = {1: SimpleNamespace(ready_at=1.0)} if other_serves else {}
+        made._workers = {1: SimpleNamespace(listens_at=1.0)} if other_serves else {}
         made._serve, made._pause = serve, pause
         await made._keep(0)
 
