@@ -55,6 +55,7 @@ TEXT = {"type": "string"}
 FLAG = {"type": "boolean"}
 COUNT = {"type": "integer", "minimum": 0}
 PORT = {"type": "integer", "minimum": 1, "maximum": 65535}
+URL = {"type": "string", "pattern": "^https?://"}
 LIST = {"type": "array"}
 MAP = {"type": "object"}
 
@@ -108,7 +109,7 @@ def schema() -> dict[str, Any]:
         podDisruptionBudget=_object(enabled=FLAG, maxUnavailable={"type": ["integer", "string"]}),
         networkPolicy=_object(enabled=FLAG, ingressFrom=LIST, metricsFrom=LIST, egressTo=LIST),
         serviceMonitor=_object(enabled=FLAG, interval=TEXT, labels=MAP),
-        prometheusRule=_object(enabled=FLAG, labels=MAP),
+        prometheusRule=_object(enabled=FLAG, labels=MAP, runbookUrl=URL),
         dashboards=_object(enabled=FLAG, label=TEXT),
         httpRoute=_object(enabled=FLAG, parentRefs=LIST, hostnames=LIST),
         serviceAccount=_object(create=FLAG, name=TEXT, annotations=MAP),

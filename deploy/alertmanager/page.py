@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 PORT = 9095
 KEPT = 200
 MAX_BODY_BYTES = 2**20
-RUNBOOK = "https://github.com/priordial/priordial/blob/main/"
 STYLE = (
     "body{font:16px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:60rem;padding:0 1rem}"
     "table{border-collapse:collapse;width:100%}td,th{text-align:left;padding:.4rem .8rem .4rem 0;"
@@ -32,7 +31,7 @@ def received(body: bytes) -> list[dict[str, str]]:
                 "name": str(each["labels"]["alertname"]),
                 "severity": str(each["labels"].get("severity", "")),
                 "summary": str(each["annotations"].get("summary", "")),
-                "runbook": str(each["annotations"].get("runbook", "")),
+                "runbook_url": str(each["annotations"].get("runbook_url", "")),
                 "since": str(each["startsAt"]),
             }
             for each in json.loads(body)["alerts"]
@@ -41,13 +40,21 @@ def received(body: bytes) -> list[dict[str, str]]:
         raise ValueError(f"this is no webhook call of Alertmanager: {error!r}") from error
 
 
+def _name(alert: dict[str, str]) -> str:
+    """The alert's name, linked to the runbook. An address that is none of the web gets no link."""
+    name, url = escape(alert["name"]), alert["runbook_url"]
+    return (
+        f"<a href='{escape(url)}'>{name}</a>" if url.startswith(("https://", "http://")) else name
+    )
+
+
 def page() -> str:
     """The page, newest alert first; it asks for itself again every five seconds."""
     rows = "".join(
         f"<tr><td>{escape(each['since'][:19].replace('T', ' '))}</td>"
         f"<td class='{escape(each['status'])}'>{escape(each['status'])}</td>"
         f"<td>{escape(each['severity'])}</td>"
-        f"<td><a href='{RUNBOOK}{escape(each['runbook'])}'>{escape(each['name'])}</a><br>"
+        f"<td>{_name(each)}<br>"
         f"{escape(each['summary'])}</td></tr>"
         for each in reversed(alerts)
     )

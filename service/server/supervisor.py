@@ -210,7 +210,8 @@ class _Supervisor:
         if sum(worker.listens_at is not None for worker in workers) < self._settings.workers:
             return
         self._announced = True
-        url, unready = url_of(self._listener), {each.unready for each in workers} - {None}
+        url = url_of(self._listener)
+        unready = {each.unready for each in workers if each.unready is not None}
         if unready:
             logger.warning(
                 "listening on %s with %d workers but not ready: %s",

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx
@@ -17,6 +18,8 @@ from service.observe import families
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+RUNBOOK = PROJECT["urls"]["Documentation"].split("#")[0] + "/blob/main/docs/runbook.md"
 DASHBOARDS = sorted((DEPLOY / "grafana" / "dashboards").glob("*.json"))
 
 
@@ -121,7 +124,7 @@ def test_one_command_makes_the_secrets_once_and_the_keys_work(compose, tmp_path)
 
 def test_an_alert_is_shown_on_the_page_and_printed():
     labels = {"alertname": "PriordialDown", "severity": "page"}
-    told = {"summary": "<b> cannot be scraped", "runbook": "docs/runbook.md#priordialdown"}
+    told = {"summary": "<b> cannot be scraped", "runbook_url": f"{RUNBOOK}#priordialdown"}
     alert = {
         "status": "firing",
         "labels": labels,
@@ -136,12 +139,15 @@ def test_an_alert_is_shown_on_the_page_and_printed():
             assert httpx.post(f"{url}/alerts", json={"alerts": [alert]}).status_code == 200
             printed = json.loads(server.stdout.readline())
             page = httpx.get(url).text
+            told["runbook_url"] = "javascript:alert(1)"
+            assert httpx.post(f"{url}/alerts", json={"alerts": [alert]}).status_code == 200
+            assert "javascript" not in httpx.get(url).text
             for wrong in (b"", b"[]", b'{"alerts": [{}]}'):
                 assert httpx.post(f"{url}/alerts", content=wrong).status_code == 400
         finally:
             server.terminate()
     assert printed["name"] == "PriordialDown"
-    assert "runbook.md#priordialdown'>PriordialDown</a>" in page
+    assert f"<a href='{RUNBOOK}#priordialdown'>PriordialDown</a>" in page
     assert "&lt;b&gt; cannot be scraped" in page
 
 
@@ -220,7 +226,7 @@ def test_every_alert_leads_to_its_section_of_the_runbook():
     alerts = {rule["alert"]: rule["annotations"] for rule in rules["groups"][0]["rules"]}
     assert sections == set(alerts)
     for name, annotations in alerts.items():
-        assert annotations["runbook"] == f"docs/runbook.md#{name.lower()}"
+        assert annotations["runbook_url"] == f"{RUNBOOK}#{name.lower()}"
 
 
 def test_every_alert_is_tested_to_fire_and_every_recording_rule_by_its_numbers():

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections import Counter
 from contextlib import redirect_stdout
 from pathlib import Path
@@ -23,6 +24,8 @@ from training.commands.cli import make_parser
 
 ROOT = Path(__file__).parents[2]
 CHART = ROOT / "deploy" / "helm" / "priordial"
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+RUNBOOK = PROJECT["urls"]["Documentation"].split("#")[0] + "/blob/main/docs/runbook.md"
 VALUES = sorted((CHART / "ci").glob("*.yaml"))
 ELSEWHERE = {"ScaledObject", "ServiceMonitor", "PrometheusRule", "HTTPRoute"}
 """Kinds that Kubernetes itself does not define; the first three are held to their operators'
@@ -200,9 +203,22 @@ def test_the_chart_ships_the_rules_and_dashboards_of_the_compose_deployment(rend
     for name in ("alerts", "recording"):
         path = ROOT / "deploy" / "prometheus" / "rules" / f"{name}.yml"
         assert yaml.safe_load(path.read_text(encoding="utf-8")) in rules
+    values = yaml.safe_load((CHART / "values.yaml").read_text(encoding="utf-8"))
+    assert values["prometheusRule"]["runbookUrl"] == RUNBOOK
     boards = {k: v for e in items if e["kind"] == "ConfigMap" for k, v in e["data"].items()}
     for path in (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json"):
         assert boards[path.name].strip() == path.read_text(encoding="utf-8").strip()
+
+
+def test_alerts_of_the_chart_link_to_the_runbook_that_is_named(helm):
+    url = "https://docs.shop.example/runbook.html"
+    values = CHART / "ci" / "keda-values.yaml"
+    done = helm(
+        "template", "release", CHART, "-f", values, "--set", f"prometheusRule.runbookUrl={url}"
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"runbook_url: {url}#priordialdown" in done.stdout
+    assert RUNBOOK not in done.stdout
 
 
 def test_kubeflow_takes_the_training_job_and_a_misspelt_field_is_noticed():
