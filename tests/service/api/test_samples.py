@@ -5,7 +5,9 @@ import shutil
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.support.server import ROOT, running
 from tests.support.small_models import publish_model
@@ -26,6 +28,14 @@ def test_the_picture_of_the_readme_is_sample_7_of_the_shipped_model(server):
     answer = httpx.get(f"{server.url}/models/fashion/samples/7.png")
     assert answer.headers["content-type"] == "image/png"
     assert answer.content == Path(ROOT, "examples/shirt.png").read_bytes()
+
+
+@pytest.mark.parametrize("scale", [1.0, 1 / 255], ids=["bytes", "0 to 1"])
+def test_the_shipped_model_warns_of_pixels_that_were_not_normalised(server, scale):
+    pixels = np.asarray(Image.open(ROOT / "examples/shirt.png").convert("L"), float) * scale
+    body = {"instances": [[pixels.tolist()]] * 4}
+    answer = httpx.post(f"{server.url}/models/fashion/predict", json=body).json()
+    assert "check scaling and normalisation" in answer["warnings"][0]
 
 
 @pytest.mark.parametrize(
