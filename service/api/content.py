@@ -83,7 +83,14 @@ class Content:
         """The model's input tensor of the images, which are decoded in the pool."""
         kind = model.bundle.input.kind
         if kind != "image":
-            raise InvalidInput(f"model '{model.bundle.name}' takes {kind} input, not images")
+            remedy = (
+                "; to send pictures, import it again with --image"
+                if model.bundle.input.may_be_pixels
+                else ""
+            )
+            raise InvalidInput(
+                f"model '{model.bundle.name}' takes {kind} input, not images{remedy}"
+            )
         return await decoded(request, model, self._images, pool, deadline)
 
 

@@ -131,6 +131,14 @@ class InputSpec(_Strict):
         """The inputs of a graph that has several, for kind "columns"; else none."""
         return self._columns
 
+    @property
+    def may_be_pixels(self) -> bool:
+        """Whether tensors have the shape of pictures: 1 or 3 channels, first or last."""
+        if self.kind != "tensor" or len(self.shape) != 4:
+            return False
+        _, first, middle, last = self.shape
+        return (first in (1, 3) and middle not in (1, 3)) or last in (1, 3)
+
     def categories_of(self, column: int) -> list[str] | list[int] | None:
         """The values that the graph accepts in a column; None where it accepts any.
 

@@ -1,8 +1,12 @@
 """Reports as self-contained HTML files, without scripts or external resources."""
 
 import html
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+
+_PIXELS_A_POINT = 1.4
+"""How large drawings are shown: type of 9.5 points is as high as the page's small type."""
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d2939; --soft: #475467; --line: #eaecf0;
@@ -21,7 +25,7 @@ h2 { font-size: 1.2rem; margin: 2.75rem 0 .5rem; padding-top: 1rem;
 .lead { color: var(--soft); margin: 0 0 1.2rem; max-width: 75ch; }
 p { max-width: 80ch; }
 figure { margin: 1.25rem 0 1.75rem; }
-figure svg { width: 100%; height: auto; max-width: var(--w, 820px); display: block; }
+figure svg { width: 100%; height: auto; max-width: var(--w); display: block; }
 figcaption { color: var(--soft); font-size: .9rem; max-width: 85ch; margin-top: .4rem; }
 figcaption b { color: var(--ink); }
 .scroll { overflow-x: auto; }
@@ -65,8 +69,15 @@ def command(text: str) -> Block:
     return Block(f"<pre><code>{html.escape(text)}</code></pre>")
 
 
-def figure(svg: str, caption: str, *, name: str = "", width: int = 820) -> Block:
-    """A chart with its caption, which begins with the name in bold."""
+def figure(svg: str, caption: str, *, name: str = "") -> Block:
+    """A chart with its caption, which begins with the name in bold.
+
+    The drawing's own width decides how wide it is shown, so the type of all charts has one size.
+    """
+    points = re.search(r'<svg[^>]*\swidth="([\d.]+)pt"', svg)
+    if points is None:
+        raise ValueError("expected an <svg> element with a width in points")
+    width = round(_PIXELS_A_POINT * float(points[1]))
     bold = f"<b>{html.escape(name)}</b> " if name else ""
     return Block(
         f'<figure style="--w:{width}px">{svg}'

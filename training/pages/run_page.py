@@ -165,7 +165,6 @@ def _class_figure(document: Document, order: np.ndarray[Any, Any]) -> page.Block
         svg(figure, title="Training examples and error by class"),
         "Training examples (logarithmic) and error of each class.",
         name="By class.",
-        width=1000,
     )
 
 
@@ -190,7 +189,6 @@ def _reliability(document: Document) -> list[page.Block]:
             f"Accuracy against confidence of the predicted class, {document['test']['n']:,} test "
             "rows weighted to a uniform class mix.",
             name="Reliability.",
-            width=520,
         ),
     ]
 
@@ -217,7 +215,6 @@ def _confusion(document: Document) -> list[page.Block]:
             svg(figure, title="Confusion matrix of the test split at tau 1"),
             "Test split at τ = 1, each row divided by the rows of its class.",
             name="Confusion.",
-            width=640,
         ),
     ]
 

@@ -150,9 +150,7 @@ def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) 
     ]
     for name, (title, caption) in _captions(n, test).items():
         if name in drawn:
-            blocks.append(
-                page.figure(drawn[name], caption, name=title, width=_WIDTHS.get(name, 820))
-            )
+            blocks.append(page.figure(drawn[name], caption, name=title))
     if any("tau_erm" in one for one in document["curves"]):
         blocks += [page.heading("Oracle τ"), _oracle(document)]
     blocks += [
@@ -168,9 +166,6 @@ def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) 
         f"network {document['settings']['network']}; {n}; {test}."
     )
     return page.page("Comparison of methods for long-tailed data", lead, blocks)
-
-
-_WIDTHS = {"groups": 820, "reliability": 1080, "tau": 900, "norms": 900}
 
 
 def _captions(n: str, test: str) -> dict[str, tuple[str, str]]:

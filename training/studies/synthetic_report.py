@@ -154,7 +154,6 @@ def _report(results: Results, figures: dict[str, str]) -> str:
                 "through the origin; post-hoc adjustment and the logit-adjusted loss lie on one "
                 "another.",
                 name="Figure 2, middle.",
-                width=640,
             ),
             page.figure(
                 figures["tau"],

@@ -135,7 +135,9 @@ def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
         with contextlib.suppress(OSError):
             (flags.models / flags.name).rmdir()  # refused where it holds a version
         raise
-    return folder, list(notes(flags, found.file, fields, found.trial, found.output))
+    pixels = found.spec.may_be_pixels
+    told = notes(flags, found.file, fields, found.trial, found.output, may_be_pixels=pixels)
+    return folder, list(told)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

@@ -17,9 +17,18 @@ _FORMS = {
 
 
 def notes(
-    flags: argparse.Namespace, file: OnnxFile, fields: dict[str, Any], trial: Trial, output: Output
+    flags: argparse.Namespace,
+    file: OnnxFile,
+    fields: dict[str, Any],
+    trial: Trial,
+    output: Output,
+    *,
+    may_be_pixels: bool,
 ) -> Iterator[str]:
-    """The lines for stderr: inputs, output, classes, images, and anything that needs attention."""
+    """The lines for stderr: inputs, output, classes, images, and anything that needs attention.
+
+    may_be_pixels: whether the input has the shape of pictures.
+    """
     for spec in fields.get("inputs") or [fields["input"]]:
         shape = ["batch", *("any" if n is None else n for n in spec["shape"][1:])]
         missing = ", missing values taken" if spec.get("missing") else ""
@@ -29,6 +38,11 @@ def notes(
     yield from _classes(flags, fields)
     if fields["input"]["kind"] == "image":
         yield from assumptions({**_IMAGE, **fields["input"]}, flags)
+    elif may_be_pixels:
+        yield (
+            "note     taken for tensors that the client has normalised. If the model classifies "
+            "pictures, import it again with --image, and with --preprocessing or --mean and --std"
+        )
     if file.opset is not None and file.opset < 13:
         yield f"note     converted from opset {file.opset}"
     yield from _batches(fields, trial)

@@ -29,6 +29,13 @@ def test_the_page_says_how_the_model_was_made_and_has_all_figures(document):
         assert f"<b>{name}</b>" in text
 
 
+def test_the_type_of_all_charts_has_one_size(document):
+    figures = re.findall(r'--w:(\d+)px"><svg[^>]*\swidth="([\d.]+)pt"', page_of(document))
+    assert len(figures) == 4
+    for pixels, points in figures:
+        assert abs(int(pixels) / float(points) - 1.4) < 0.01
+
+
 def test_the_page_is_whole_in_itself_and_has_a_dark_scheme(document):
     text = page_of(document)
     assert "prefers-color-scheme: dark" in text

@@ -190,6 +190,9 @@ def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
     for path in (out / "figures").iterdir():
         ET.parse(path)
     assert html.count("<svg") == len(figures)
+    widths = re.findall(r'--w:(\d+)px"><svg[^>]*\swidth="([\d.]+)pt"', html)
+    assert len(widths) == len(figures)
+    assert {round(int(pixels) / float(points), 2) for pixels, points in widths} == {1.4}
     captions = re.findall("<figcaption>(.*?)</figcaption>", html)
     assert len(captions) == len(figures)
     assert all("n = 2 seeds" in caption for caption in captions)

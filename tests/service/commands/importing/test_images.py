@@ -6,6 +6,7 @@ import argparse
 import io
 import json
 
+import httpx
 import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
@@ -17,6 +18,7 @@ from service.commands.importing.preprocessing import PREPROCESSING, image_fields
 from service.commands.importing.refusal import ImportRefused
 from service.wire.images import image_array
 from tests.support.foreign_models import named, save
+from tests.support.server import running
 
 COLOURS = ["red", "green", "blue"]
 FLAGS = {
@@ -116,6 +118,24 @@ def test_every_recipe_makes_a_model_that_is_published(import_file, tmp_path, nam
     assert rows.shape == (1, 3, 8, 8)
     for step in ("color", "resize", "range", "normalise", "layout"):
         assert f"image    {step}" in err
+
+
+def test_a_model_of_pictures_that_is_imported_as_tensors_names_the_flag(import_file, tmp_path):
+    path = save(tmp_path, colour_model())
+    status, bundle, err = import_file(path, *named(tmp_path, COLOURS))
+    assert status == 0
+    assert "import it again with --image" in err
+    body = picture("red")
+    with running(tmp_path / "imported") as server:
+        answer = httpx.post(f"{server.url}/predict", files={"image": body})
+    assert answer.status_code == 422
+    told = "takes tensor input, not images; to send pictures, import it again with --image"
+    assert told in answer.json()["detail"]
+    assert bundle.input.may_be_pixels
+    last = bundle.input.model_copy(update={"shape": [None, 8, 8, 1]})
+    assert last.may_be_pixels
+    for shape in ([None, 8, 8, 8], [None, 3, 8], [None, 1, 1, 8]):
+        assert not bundle.input.model_copy(update={"shape": shape}).may_be_pixels
 
 
 def test_what_was_assumed_is_told_with_the_flag_that_changes_it(import_file, tmp_path):
