@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 MAX_TURNS = 3
 """The most turns of the event loop that a cheap batch waits for further requests."""
+_VAIN_WAITS = 32
+"""After so many requests that no other joined, only each 32nd waits for one."""
 
 
 class Batcher:
@@ -101,6 +103,8 @@ class Batcher:
         """Turns of the loop since a batch was scheduled, and the number of rows queued in the last
         turn.
         """
+        self._vain_waits = 0
+        """How many requests in succession no other request joined, whether they waited or not."""
         self._in_flight: deque[Batch] = deque()
         """The batch that runs, and at most one in the thread's inbox, which is filled until it
         begins.
@@ -212,13 +216,18 @@ class Batcher:
 
         Clients whose requests were answered together send their next ones almost together, but not
         within one turn. If those ran in separate batches, they would also be answered separately,
-        and batches would stay half as large.
+        and batches would stay half as large. A client that sends alone is not made to wait.
         """
         rows = self._queue.rows
         self._turns += 1
+        if len(self._queue.pieces) > 1:
+            self._vain_waits = 0
+        elif self._turns == 1:
+            self._vain_waits += 1
         try:
             waits = (
                 self._seen_rows < rows < self._max_batch_rows
+                and (self._vain_waits <= _VAIN_WAITS or self._vain_waits % _VAIN_WAITS == 0)
                 and self._turns < MAX_TURNS
                 and not self._in_flight
                 and self._cost(rows) <= self._inline_seconds

@@ -3,6 +3,7 @@ replies.
 """
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -98,9 +99,7 @@ class Delivery:
         self, pieces: list[Piece], result: GraphOutputs, seconds: float, done: list[Entry]
     ) -> None:
         """Record a graph call and give each piece its rows of the result."""
-        is_nan: NDArray[np.bool_] = np.isnan(result.top_probability[:, 0])
-        is_nan |= np.isnan(result.unadjusted_probability)
-        bad = is_nan if is_nan.any() else None
+        bad = _rows_of_nan(result)
         try:  # Recorded before any request is answered. If that fails, requests are still answered.
             self._record.batch(self._facts(pieces, result, seconds, bad))
         except Exception:
@@ -206,6 +205,16 @@ def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
             refused.append(piece.rows)
         start += piece.rows
     return refused
+
+
+def _rows_of_nan(result: GraphOutputs) -> NDArray[np.bool_] | None:
+    """Which rows [n] have a probability that is NaN; None when none has."""
+    best, unadjusted = result.top_probability[:, 0], result.unadjusted_probability
+    if len(best) == 1 and not (math.isnan(best.item()) or math.isnan(unadjusted.item())):
+        return None  # as below, without a call of NumPy: a request alone in its batch
+    is_nan: NDArray[np.bool_] = np.isnan(best)
+    is_nan |= np.isnan(unadjusted)
+    return is_nan if is_nan.any() else None
 
 
 def _answered_rows(pieces: list[Piece], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:

@@ -12,7 +12,7 @@ from service.contract.members.costs import REJECTED
 from service.contract.scores import group_of
 from service.observe.exposition import NAMES, VectorGauge
 from service.observe.statistics import VersionStatistics
-from service.observe.tally import Cells, Histogram, Tally
+from service.observe.tally import Cells, Histogram, Tally, one_by_one
 
 DECISIONS = ("adjusted", "unadjusted")
 BY_COST = ("as_predicted", "by_cost", "rejected")
@@ -69,6 +69,8 @@ class ModelMetrics:
             )
             for d in DECISIONS
         ]
+        self._one_class = [one_by_one(cells) for cells in self._classes]
+        self._one_group = [one_by_one(cells) for cells in self._groups]
         self._scored, self._failed = (
             of_version.cells("priordial_version_requests", {**labels, "outcome": outcome})
             for outcome in ("scored", "failed")
@@ -96,10 +98,13 @@ class ModelMetrics:
         adjusted, unadjusted = outputs.top_index[:, 0], outputs.unadjusted_index
         if facts.answered is not None:
             adjusted, unadjusted = adjusted[facts.answered], unadjusted[facts.answered]
-        for which, decided in enumerate((adjusted, unadjusted)):
-            _count(self._classes[which], self._class_cell[decided])
-            _count(self._groups[which], self._group_cell[decided])
-        self._changed[0] += np.count_nonzero(adjusted != unadjusted)
+        if len(adjusted) == 1:  # as below, without a call of NumPy: a request alone in its batch
+            self._count_one(adjusted.item(), unadjusted.item())
+        else:
+            for which, decided in enumerate((adjusted, unadjusted)):
+                _count(self._classes[which], self._class_cell[decided])
+                _count(self._groups[which], self._group_cell[decided])
+            self._changed[0] += np.count_nonzero(adjusted != unadjusted)
         self._scored[0] += facts.requests
         self._seconds[0] += facts.seconds
         if outputs.decision is not None:
@@ -112,6 +117,15 @@ class ModelMetrics:
         queued = self._queue.observe_all(facts.queue_seconds)
         self._tau.observe_all(facts.taus)
         self._statistics.batch(facts, queue_seconds=queued)
+
+    def _count_one(self, adjusted: int, unadjusted: int) -> None:
+        """Count the classes that one row was decided for."""
+        class_cell, group_cell = self._class_cell.item, self._group_cell.item
+        for which, decided in enumerate((adjusted, unadjusted)):
+            self._one_class[which][class_cell(decided)] += 1
+            self._one_group[which][group_cell(decided)] += 1
+        if adjusted != unadjusted:
+            self._changed[0] += 1
 
     def _count_by_cost(self, decision: NDArray[np.int64], adjusted: NDArray[np.int64]) -> None:
         """Count the rows that were decided by cost."""

@@ -82,6 +82,10 @@ class LogitReservoir:
         if take == 0 or not self._lock.acquire(blocking=False):
             return
         try:
+            if n == 1 and free:
+                self._rows[self._held], self._seen[self._held] = logits[0], time.time()
+                self._held += 1
+                return
             chosen = slice(None) if take == n else self._rng.sample(range(n), take)
             if free:
                 places = np.arange(self._held, self._held + take)

@@ -67,6 +67,11 @@ def rows_json(
     begins = list(map(class_part, indices.ravel().tolist()))
     # number_texts, twice and without its call: this runs for every batch
     chances = orjson.dumps(probabilities.ravel(), option=_NUMPY)[1:-1].split(b",")
+    if n == 1:  # a request alone in its batch
+        parts = [part for pair in zip(begins, chances, strict=True) for part in pair]
+        own = orjson.dumps(unadjusted_probabilities.ravel(), option=_NUMPY)[1:-1]
+        best = class_part(unadjusted.item())
+        return [_form(k) % (begins[0], chances[0], *parts, best, own)]
     columns = [begins[::k], chances[::k]]
     for at in range(k):
         columns += begins[at::k], chances[at::k]

@@ -156,6 +156,29 @@ async def submitted_in_turns(batcher, count):
     await asyncio.gather(*futures)
 
 
+def test_a_client_that_sends_alone_stops_waiting_for_others_until_they_come():
+    async def go():
+        graph = FakeGraph()
+        batcher = make(graph, inline=True)
+
+        async def turns_of_one():
+            future, turns = batcher.submit(work(0)), 0
+            while not future.done():
+                await asyncio.sleep(0)
+                turns += 1
+            return turns
+
+        alone = [await turns_of_one() for _ in range(200)]
+        assert alone[-1] < alone[0]
+        assert alone.count(alone[0]) < 50
+        await asyncio.gather(batcher.submit(work(0)), batcher.submit(work(1)))
+        graph.calls.clear()
+        await submitted_in_turns(batcher, MAX_TURNS - 1)
+        assert graph.calls == [MAX_TURNS - 1]
+
+    asyncio.run(go())
+
+
 def test_a_cheap_batch_waits_while_the_loop_still_reads_but_not_for_ever():
     async def go():
         graph = FakeGraph()

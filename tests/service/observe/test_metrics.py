@@ -180,6 +180,31 @@ def test_classes_beyond_the_limit_are_counted_together(tmp_path, made):
     assert found == {"class-4": 1, "class-3": 1, OTHER: 3}
 
 
+def test_rows_that_come_one_by_one_count_as_those_that_come_together(tmp_path, made):
+    from service.contract.bundle import load_bundle
+
+    bundle = load_bundle(publish_model(tmp_path / "m", class_counts=COUNTS))
+    adjusted, unadjusted = np.random.default_rng(1).integers(0, 5, (2, 30))
+    found = []
+    for name, batches in (("one", np.split(np.arange(30), 30)), ("all", [np.arange(30)])):
+        metrics = made(tmp_path / name, max_class_series=3)
+        recorder = metrics.model(bundle)
+        for rows in batches:
+            recorder.batch(_facts(adjusted[rows], unadjusted[rows]))
+        samples = parsed(*metrics.exposition("text/plain"))
+        found.append(
+            {
+                key: sample.value
+                for key, sample in samples.items()
+                if "predictions" in key[0] or "decisions" in key[0]
+            }
+        )
+    assert found[0] == found[1]
+    assert (
+        sum(v for (name, _), v in found[0].items() if name == "priordial_predictions_total") == 60
+    )
+
+
 def _facts(adjusted, unadjusted):
     from service.batching.work import BatchFacts
     from service.graph.session import GraphOutputs
