@@ -16,6 +16,7 @@ from service.batching.queue import Batch, Piece
 from service.batching.work import Array, GraphLost, RowsNotFinite, UnscorableRows
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.graph.prior_table import PriorTable
+from service.graph.reasons import first_line
 from service.graph.session import GraphOutputs
 
 MAX_GRAPH_TOP_K = 64
@@ -151,7 +152,7 @@ class BatchRun:
                 one = [Piece(piece.entry, row, 1)]
                 parts.append(self._call(one, _joined(one)))
             except Exception as error:  # noqa: BLE001 - this row caused the error
-                reason = reason or (str(error).strip().splitlines() or [type(error).__name__])[0]
+                reason = reason or first_line(error)
                 rows.append(row)
         if rows:
             return UnscorableRows(rows, f"the model refuses it: {reason}")

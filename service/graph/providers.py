@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from service.graph.reasons import first_line
+
 logger = logging.getLogger(__name__)
 
 _RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
@@ -217,13 +219,6 @@ def _reason(said: str) -> str | None:
             missing = "cannot open shared object file" in line
             return found[0].strip()[:500] + (_LIBRARIES if missing else "")
     return None
-
-
-def first_line(error: Exception) -> str:
-    """The first line of an error's message, without the traces below it; its class if it
-    has none.
-    """
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 _PROBE_INPUT = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)

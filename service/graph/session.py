@@ -1,11 +1,10 @@
 """Opens, checks and runs a graph with its adjustment head.
 
-This module and `providers` are the only ones that import onnxruntime.
+This module, `providers` and `reasons` are the only ones that import onnxruntime.
 """
 
 import contextlib
 import dataclasses
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +24,10 @@ from service.graph.providers import (
     PROVIDERS,
     Device,
     ProviderUnavailable,
-    first_line,
     open_session,
     resolve_provider,
 )
+from service.graph.reasons import refusal
 from service.process.machine import available_threads
 
 Array = NDArray[Any]
@@ -289,13 +288,14 @@ def open_graph(
         calibration=None if scores is None else (scores.scale, scores.bias),
     )
     options = ort.SessionOptions()
-    options.log_severity_level = 3
+    wanted = resolve_provider(provider, device) if provider == "auto" else provider
+    # What a graph says of a row that it refuses is answered to the caller; a log must not quote it.
+    options.log_severity_level = 4 if wanted == "cpu" else 3
     options.intra_op_num_threads = intra_op_threads or available_threads()
     options.inter_op_num_threads = 1
     # onnxruntime would keep a plan for each batch size, which saves no time.
     options.enable_mem_pattern = False
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))
-    wanted = resolve_provider(provider, device) if provider == "auto" else provider
     fixed = bool(bundle.input.shape) and bundle.input.shape[0] is not None
     small = None
     try:
@@ -304,9 +304,7 @@ def open_graph(
             small = (size_classes[0], open_session(composed, options, wanted, device))
             _release_model_bytes(small[1])
     except Exception as error:
-        raise UnusableModel(
-            f"{folder}: onnxruntime refuses the graph: {first_line(error)}"
-        ) from error
+        raise UnusableModel(f"{folder}: {refusal(error)}") from error
     _release_model_bytes(session)
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
@@ -414,31 +412,9 @@ def open_plain(
     try:
         session = open_session(serialized or str(path), options, "cpu")
     except Exception as error:
-        why = _too_new(first_line(error)) or f"onnxruntime refuses it: {first_line(error)}"
-        raise UnusableModel(f"{path}: {why}") from error
+        raise UnusableModel(f"{path}: {refusal(error)}") from error
     names = [item.name for item in session.get_outputs()]
     return lambda feeds: dict(zip(names, session.run(names, feeds), strict=True))
-
-
-_TOO_NEW = (
-    r"model (?P<what>IR version): (?P<has>\d+), max supported IR version: (?P<most>\d+)",
-    r"Opset (?P<has>\d+) is under development.* domain (?P<what>\S+) is till opset (?P<most>\d+)",
-)
-
-
-def _too_new(message: str) -> str | None:
-    """What a file that is newer than onnxruntime needs, in the words of a user; None for other
-    faults.
-    """
-    for pattern in _TOO_NEW:
-        if found := re.search(pattern, message):
-            what = "ir_version" if found["what"] == "IR version" else f"opset of {found['what']}"
-            return (
-                f"its {what} is {found['has']}, and onnxruntime {ort.__version__} takes "
-                f"{found['most']} at most: export it with an older one, or install a newer "
-                "onnxruntime"
-            )
-    return None
 
 
 def _padded(values: Array, rows: int) -> Array:

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
-from service.contract.columns import fields, records
+from service.contract.columns import records
 from service.graph.session import Graph
 
 Array = NDArray[Any]
@@ -83,14 +83,16 @@ def influence(graph: Graph, spec: InputSpec, num_classes: int, *, free: int) -> 
     for first in random_rows(spec, 1, free=free):
         alone = _logits(graph, [first], num_classes)
         if alone is not None:
-            return _influence_on(graph, first, alone[0], num_classes)
+            return _influence_on(graph, spec, first, alone[0], num_classes)
     return None
 
 
-def _influence_on(graph: Graph, row: Array, alone: Array, num_classes: int) -> float:
+def _influence_on(
+    graph: Graph, spec: InputSpec, row: Array, alone: Array, num_classes: int
+) -> float:
     beside = [
         answer[0 if batch[0] is row else 1]
-        for other in _neighbours(row)
+        for other in _neighbours(spec, row)
         for batch in ([row, other], [other, row])
         if (answer := _logits(graph, batch, num_classes)) is not None
     ]
@@ -106,18 +108,28 @@ def _influence_on(graph: Graph, row: Array, alone: Array, num_classes: int) -> f
     return found / scale
 
 
-def _neighbours(row: Array) -> list[Array]:
-    """Rows that differ from `row` as much as their type allows: an empty one, and a large one."""
-    if row.dtype.names is not None:
-        of_columns = {name: _neighbours(column) for name, column in fields(row).items()}
+def _neighbours(spec: InputSpec, row: Array) -> list[Array]:
+    """Rows that differ from `row` as much as their type allows: an empty one, and a large one.
+
+    Where the graph refuses values that it does not know, these are the first and the last known.
+    """
+    if spec.columns:
+        of_columns = {each.name: _neighbours(each, row[each.name]) for each in spec.columns}
         return [records({name: n[i] for name, n in of_columns.items()}) for i in range(2)]
     if row.dtype == object:
-        return [np.full(row.shape, "", object), np.full(row.shape, " ".join(_WORDS * 5), object)]
-    if row.dtype == bool:
-        return [np.zeros_like(row), np.ones_like(row)]
-    largest = 255 if row.dtype == np.uint8 else 9
-    loud = row * 100 if row.dtype.kind == "f" else np.full_like(row, largest)
-    return [np.zeros_like(row), loud]
+        made = [np.full(row.shape, "", object), np.full(row.shape, " ".join(_WORDS * 5), object)]
+    elif row.dtype == bool:
+        made = [np.zeros_like(row), np.ones_like(row)]
+    else:
+        largest = 255 if row.dtype == np.uint8 else 9
+        loud = row * 100 if row.dtype.kind == "f" else np.full_like(row, largest)
+        made = [np.zeros_like(row), loud]
+    for end, other in zip((0, -1), made, strict=True):
+        columns = other.reshape(len(other), -1)
+        for at in range(columns.shape[1] if spec.categories is not None else 0):
+            if known := spec.categories_of(at):
+                columns[:, at] = known[end]
+    return made
 
 
 def _logits(graph: Graph, rows: Sequence[Array], num_classes: int) -> Array | None:

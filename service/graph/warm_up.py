@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.graph.providers import first_line
+from service.graph.reasons import first_line
 from service.graph.session import Graph, GraphOutputs, UnusableModel
 
 WORTH_SECONDS = 5e-3

@@ -17,27 +17,26 @@ _KEEP_VALUES = {"Identity", "Reshape", "Flatten", "Squeeze", "Unsqueeze", "Cast"
 Values: TypeAlias = list[str] | list[int]
 
 
-def known_values(graph: onnx.GraphProto) -> dict[str, dict[int, Values]]:
-    """The values by input and column, for columns of which the graph refuses all others."""
-    producers = {name: node for node in graph.node for name in node.output}
-    constants = {item.name: item for item in graph.initializer}
-    inputs = {item.name for item in graph.input} - set(constants)
-    found: dict[str, dict[int, Values]] = {}
+def known_values(graph: onnx.GraphProto) -> dict[str, dict[int | None, Values]]:
+    """The values by input and column, for columns of which the graph refuses all others.
+
+    The column None stands for every column that is not named.
+    """
+    nodes = _Nodes(graph)
+    found: dict[str, dict[int | None, Values]] = {}
     for node in graph.node:
         if node.op_type != "OneHotEncoder" or _attribute(node, "zeros", 1):
             continue
-        source, column = _source(node.input[0], producers, constants)
-        if source not in inputs:
-            continue
         texts = [text.decode() for text in _attribute(node, "cats_strings", [])]
-        numbers = list(_attribute(node, "cats_int64s", []))
-        if texts or numbers:
-            found.setdefault(source, {})[column] = texts or numbers
+        values = texts or list(_attribute(node, "cats_int64s", []))
+        for source, column in nodes.sources(node.input[0], None):
+            if source in nodes.widths and values:
+                found.setdefault(source, {})[column] = values
     return found
 
 
 def by_column(
-    found: dict[int, Values], shape: Sequence[int | None]
+    found: dict[int | None, Values], shape: Sequence[int | None]
 ) -> Values | list[Values | None] | None:
     """The field `categories` of model.json: the values of a row of one column, or a list of them
     for each column, None where any value is taken. None where the graph leaves the columns free.
@@ -47,29 +46,50 @@ def by_column(
     if None in shape[1:] or not found:
         return None
     columns = math.prod(n for n in shape[1:] if n is not None)
-    return found.get(0) if columns == 1 else [found.get(at) for at in range(columns)]
+    each = [found.get(at, found.get(None)) for at in range(columns)]
+    return each[0] if columns == 1 else each
 
 
-def _source(
-    name: str, producers: dict[str, onnx.NodeProto], constants: dict[str, onnx.TensorProto]
-) -> tuple[str, int]:
-    """The value and the column of it that a column is taken from, through joined columns and
-    picked ones; an empty name where that cannot be told.
-    """
-    column = 0
-    while (node := producers.get(name)) is not None:
+class _Nodes:
+    """A graph, read from its nodes back to its inputs. widths: the columns of a row, by input."""
+
+    def __init__(self, graph: onnx.GraphProto) -> None:
+        self._producers = {name: node for node in graph.node for name in node.output}
+        self._constants = {item.name: item for item in graph.initializer}
+        self.widths = {
+            item.name: math.prod(dim.dim_value or 1 for dim in item.type.tensor_type.shape.dim[1:])
+            for item in graph.input
+            if item.name not in self._constants
+        }
+
+    def sources(self, name: str, column: int | None) -> list[tuple[str, int | None]]:
+        """The values, and the columns of them, that a column is taken from, through joined columns
+        and picked ones; those that cannot be told are left out. None stands for all columns.
+        """
+        node = self._producers.get(name)
+        if node is None:
+            return [(name, column)]
+        return [
+            found for each, at in self._before(node, column) for found in self.sources(each, at)
+        ]
+
+    def _before(self, node: onnx.NodeProto, column: int | None) -> list[tuple[str, int | None]]:
         if node.op_type in _KEEP_VALUES:
-            name = node.input[0]
-        elif _picks_columns(node) and node.input[1] in constants:
-            picked = numpy_helper.to_array(constants[node.input[1]]).ravel()
-            if column >= len(picked) or picked[column] < 0:
-                return "", 0
-            name, column = node.input[0], int(picked[column])
-        elif node.op_type == "Concat" and column < len(node.input):
-            name, column = node.input[column], 0
-        else:
-            return "", 0
-    return name, column
+            return [(node.input[0], column)]
+        if _picks_columns(node) and node.input[1] in self._constants:
+            picked = numpy_helper.to_array(self._constants[node.input[1]]).ravel().tolist()
+            chosen = picked if column is None else picked[column : column + 1]
+            return [(node.input[0], int(at)) for at in chosen if at >= 0]
+        if node.op_type != "Concat":
+            return []
+        if column is None:
+            return [(each, None) for each in node.input]
+        for each in node.input:
+            width = self.widths.get(each, 1)
+            if column < width:
+                return [(each, column)]
+            column -= width
+        return []
 
 
 def _picks_columns(node: onnx.NodeProto) -> bool:

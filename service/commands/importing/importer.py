@@ -54,7 +54,7 @@ from service.contract.inputs.tokens import TokenizerUnusable, Tokens
 from service.contract.next_steps import to_serve
 from service.contract.publication import publish
 from service.graph.foreign import UnsupportedGraph
-from service.graph.providers import first_line
+from service.graph.reasons import first_line
 from service.graph.session import Graph, UnusableModel, open_graph, open_plain
 from service.graph.trial import influence
 from service.process.exit_codes import DONE, FAILED

@@ -10,11 +10,12 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.commands.importing.onnx_file import GraphInput, first_line
+from service.commands.importing.onnx_file import GraphInput
 from service.commands.importing.preprocessing import image_fields
 from service.commands.importing.refusal import ImportRefused
 from service.contract.bundle import RECORD, InputSpec
 from service.contract.columns import fields
+from service.graph.reasons import first_line
 from service.graph.trial import random_rows
 
 Array = NDArray[Any]

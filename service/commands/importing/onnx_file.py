@@ -4,18 +4,20 @@ import ast
 import contextlib
 import copy
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, numpy_helper
+from onnx import TensorProto, numpy_helper, version_converter
 
 from service.commands.importing import rewrite
 from service.commands.importing.categories import Values, by_column, known_values
 from service.commands.importing.names import names_of_json
 from service.commands.importing.refusal import ImportRefused
 from service.graph import foreign as foreign_graph
+from service.graph.reasons import first_line
 
 DTYPES: dict[int, str] = {
     TensorProto.FLOAT16: "float16",
@@ -35,6 +37,11 @@ _FREE_CONSTANTS_IR = 4
 """From this version of the file format on, weights need not be inputs. Files that declare an older
 one break that rule all the same, and onnx's converter then finds no weights.
 """
+_PLACEHOLDER = 7919
+"""A prime that no dimension of a graph is likely to have."""
+_WHOLE_NUMBERS = (TensorProto.INT32, TensorProto.INT64)
+_ASSERTION = re.compile(r"^/\S+:\d+: \w+: Assertion `.*?` failed: ")
+"""What onnx's converter writes before the fault itself."""
 _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_ints")
 
 
@@ -203,7 +210,7 @@ def _inputs(graph: onnx.GraphProto) -> list[GraphInput]:
     return inputs
 
 
-def _input(item: onnx.ValueInfoProto, known: dict[int, Values]) -> GraphInput:
+def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphInput:
     if item.type.WhichOneof("value") != "tensor_type":
         raise ImportRefused(
             f"input '{item.name}' is a {item.type.WhichOneof('value')}; expected a tensor"
@@ -234,20 +241,52 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
     scikit-learn exports declare the oldest opset that their few standard nodes allow.
     """
-    from onnx import version_converter
-
     inputs = {item.name for item in model.graph.input}
     if any(item.name not in inputs for item in model.graph.initializer):
         model.ir_version = max(model.ir_version, _FREE_CONSTANTS_IR)
     try:
         return version_converter.convert_version(model, foreign_graph.MIN_OPSET)
     except Exception as error:  # noqa: BLE001 - the converter may raise anything
+        converted = _converted_at_a_size(model)
+        if converted is not None:
+            return converted
+        why = _ASSERTION.sub("", first_line(error))
         raise foreign_graph.UnsupportedGraph(
             f"opset {opset}; expected {foreign_graph.MIN_OPSET} or newer, and the conversion "
-            f"failed ({first_line(error)}): export the model again with a newer opset"
+            f"failed ({why}): export the model again with a newer opset"
         ) from None
 
 
-def first_line(error: Exception) -> str:
-    """An error in one line."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _converted_at_a_size(model: onnx.ModelProto) -> onnx.ModelProto | None:
+    """The same with a size in the place of each free dimension while the converter works.
+
+    Before opset 7, a node said along which axis it repeats its second input. The converter writes
+    that anew where it can compare sizes, and gives up at a free one. None where that fails too, or
+    where the size has got into the graph.
+    """
+    sized = copy.deepcopy(model)
+    for dim in _dimensions(sized.graph):
+        if not dim.dim_value:
+            dim.dim_value = _PLACEHOLDER
+    try:
+        found = version_converter.convert_version(sized, foreign_graph.MIN_OPSET)
+    except Exception:  # noqa: BLE001 - the first error is told
+        return None
+    for dim in _dimensions(found.graph):
+        if dim.dim_value == _PLACEHOLDER:
+            dim.ClearField("dim_value")
+    return None if _holds_placeholder(found.graph) else found
+
+
+def _dimensions(graph: onnx.GraphProto) -> Iterator[onnx.TensorShapeProto.Dimension]:
+    for item in (*graph.input, *graph.output, *graph.value_info):
+        yield from item.type.tensor_type.shape.dim
+
+
+def _holds_placeholder(graph: onnx.GraphProto) -> bool:
+    values = [numpy_helper.to_array(t) for t in graph.initializer if t.data_type in _WHOLE_NUMBERS]
+    attributes = [a for node in graph.node for a in node.attribute]
+    values += [numpy_helper.to_array(a.t) for a in attributes if a.t.data_type in _WHOLE_NUMBERS]
+    return any(_PLACEHOLDER in value for value in values) or any(
+        _PLACEHOLDER in (a.i, *a.ints) for a in attributes
+    )

@@ -166,7 +166,7 @@ def _why_none(outputs: Mapping[str, Any], rows: int, classes: int | None) -> str
     shown = ", ".join(f"{name} {_shape_of(value)}" for name, value in outputs.items())
     floats = [v for v in outputs.values() if _is_floats(v) and v.ndim]
     counts = {len(v) for v in floats}
-    if floats and rows not in counts and any(v.ndim == 2 for v in floats):
+    if floats and rows not in counts:
         return (
             f"for {rows} rows the file gives {shown}: one row of output for each row of input was "
             "expected. Export the model with the batch as the first axis of input and output "

@@ -193,10 +193,13 @@ def test_a_network_that_fails_for_a_row_fails_the_requests_that_hold_it(bad_mode
                 refused, neighbours = together(server.url, guilty, neighbour=neighbour)
                 assert refused.status_code == 422
                 assert f"instance 1, 3: {told}" in refused.json()["detail"]
+                assert "ONNXRuntimeError" not in refused.text
                 assert [each.json() for each in neighbours] == [alone] * NEIGHBOURS
             text = httpx.get(f"{server.url}/metrics").text
             counted = metric(text, "priordial_rejected_total", model=model, reason="invalid")
             assert counted == 3
+        server.wait_for(r'"route":"/metrics"')
+        assert "E:onnxruntime" not in server.log  # its lines would quote the row
 
 
 HANGS_THE_LOOP = [

@@ -5,10 +5,12 @@ import io
 import json
 import zipfile
 
+import numpy as np
 import onnx
 import pytest
 
-from tests.support.small_models import CLASSES, linear_model
+from service.graph.session import open_graph
+from tests.support.small_models import CLASSES, FEATURES, linear_model, weights
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
 
@@ -138,3 +140,72 @@ def test_half_a_character_among_the_files_own_names_is_told(import_file, tmp_pat
     status, _, err = import_file(path)
     assert (status, len(err.splitlines())) == (1, 1)
     assert "the names in it: entry 5 is '\\ud83d'" in err
+
+
+def with_node(operator, domain):
+    """A linear model behind an operator that onnxruntime does not have."""
+    model = linear_model()
+    model.graph.node[0].input[0] = "made"
+    model.graph.node.insert(0, onnx.helper.make_node(operator, ["x"], ["made"], domain=domain))
+    if domain:
+        model.opset_import.append(onnx.helper.make_opsetid(domain, 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("operator", "domain", "told"),
+    [
+        ("Fancy", "com.acme", "'Fancy' of the domain 'com.acme': export the model with standard"),
+        ("Split", "ai.onnx.contrib", "those of onnxruntime-extensions, which tokenise texts"),
+        ("Fancy", "", "'Fancy' in opset 20: export the model with a newer opset"),
+    ],
+)
+def test_an_operator_that_onnxruntime_lacks_is_named_with_the_remedy(
+    import_file, tmp_path, operator, domain, told
+):
+    onnx.save(with_node(operator, domain), tmp_path / "m.onnx")
+    status, _, err = import_file(tmp_path / "m.onnx")
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert told in err
+    assert "ONNXRuntimeError" not in err
+
+
+def test_a_file_of_opset_1_with_a_free_batch_axis_is_converted(import_file, names, tmp_path):
+    model = linear_model(opset=1)
+    model.ir_version = 3
+    (gemm,) = model.graph.node
+    gemm.attribute.append(onnx.helper.make_attribute("broadcast", 1))
+    constants = [(t.name, list(t.dims)) for t in model.graph.initializer]
+    model.graph.input.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, dims)
+        for name, dims in constants
+    )
+    onnx.save(model, tmp_path / "m.onnx")
+    status, bundle, err = import_file(tmp_path / "m.onnx", *names)
+    assert status == 0, err
+    rows = np.random.default_rng(1).normal(size=(3, FEATURES)).astype(np.float32)
+    graph = open_graph(tmp_path / "imported/m/1", bundle, provider="cpu")
+    w, b = weights()
+    np.testing.assert_allclose(logits(graph, rows), rows @ w + b, atol=1e-5)
+
+
+def test_a_file_that_cannot_be_converted_is_told_without_places_in_the_converter(
+    import_file, names, tmp_path
+):
+    model = linear_model(opset=0)
+    onnx.save(model, tmp_path / "m.onnx")
+    status, _, err = import_file(tmp_path / "m.onnx", *names)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "export the model again with a newer opset" in err
+    assert "Assertion" not in err
+
+
+def logits(graph, rows):
+    return graph.run(
+        rows,
+        tau=np.zeros(len(rows), np.float32),
+        prior_index=np.zeros(len(rows), np.int64),
+        prior_table=np.zeros((1, CLASSES), np.float32),
+        top_k=1,
+        full=True,
+    ).logits
