@@ -24,7 +24,12 @@ from numpy.typing import NDArray
 from service.contract.bundle import InputSpec
 from service.wire.arrays import Array, array_of
 from service.wire.faults import InvalidInput, Malformed, TooLarge
-from service.wire.json_text import MAX_WHOLE_BYTES, check_decoded_size, parse_json_object
+from service.wire.json_text import (
+    MAX_WHOLE_BYTES,
+    check_decoded_size,
+    fault_of,
+    parse_json_object,
+)
 from service.wire.shown import shape_words
 
 simdjson: Any = None
@@ -335,7 +340,8 @@ def _decoded(text: bytes, rows: int, *, first_row: int) -> list[Any]:
     try:
         instances: list[Any] = orjson.loads(b"[%b]" % text)
     except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body is not JSON: instances from {first_row} on: {error}") from None
+        fault = fault_of(error)
+        raise Malformed(f"the body is not JSON: instances from {first_row} on: {fault}") from None
     if len(instances) != rows:
         raise Malformed("the body is not JSON: a comma without a value")
     return instances

@@ -4,6 +4,7 @@ Every JSON body is read here: `parse_json` for rows to score, `parse_storable` f
 """
 
 import json
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -48,7 +49,18 @@ def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> An
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
-        raise Malformed(f"the body is not JSON: {error}") from None
+        raise Malformed(f"the body is not JSON: {fault_of(error)}") from None
+
+
+def fault_of(error: orjson.JSONDecodeError) -> str:
+    """Why a text is not JSON. Python's json writes NaN and Infinity, which JSON does not have."""
+    found = _NO_NUMBER.match(error.doc, max(0, error.pos - 1))
+    if found is None:
+        return str(error)
+    return f"{error}: '{found[1]}' is no number of JSON; write null for a missing value"
+
+
+_NO_NUMBER = re.compile(r"[\[,:\s]?(-?(?:NaN|nan|Infinity))")
 
 
 def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[str, Any]:

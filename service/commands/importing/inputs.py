@@ -24,6 +24,13 @@ FREE_SIZES = (8, 32, 224, 1)
 """Sizes tried in turn for a dimension that the graph leaves free."""
 
 
+_FREE_REMEDY = (
+    f". Sizes of {', '.join(map(str, sorted(FREE_SIZES)))} were tried where the graph leaves one "
+    "free: if it takes one size only, export it with that size fixed, or with an exporter that "
+    "keeps sizes free (torch.onnx.export(dynamo=True))"
+)
+
+
 @dataclass(frozen=True)
 class Trial:
     """Rows that the model takes, and its outputs for them.
@@ -85,7 +92,10 @@ def try_rows(run: Run, spec: InputSpec) -> Trial:
                 return trial
             runs = runs or trial
     if runs is None:
-        raise ImportRefused(f"the model takes none of the random rows that were tried: {why}")
+        raise ImportRefused(
+            f"the model takes none of the random rows that were tried: {why.rstrip('.')}"
+            + (_FREE_REMEDY if _is_free(spec) else "")
+        )
     return runs
 
 

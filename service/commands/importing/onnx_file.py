@@ -124,12 +124,15 @@ def handles_missing(model: onnx.ModelProto) -> bool:
     direction for it.
 
     An SVM also returns finite numbers for NaN, as do trees without a direction for it, but these
-    are meaningless.
+    are meaningless. CatBoost is the exception: it puts a missing value below every border, and its
+    files ask whether a number is above one, which NaN is not.
     """
     for node in model.graph.node:
         if node.op_type in {"Imputer", "IsNaN"}:
             return True
         if node.op_type.startswith("TreeEnsemble"):
+            if model.producer_name == "CatBoost":
+                return True
             for attribute in node.attribute:
                 if attribute.name == "nodes_missing_value_tracks_true" and any(attribute.ints):
                     return True

@@ -34,6 +34,13 @@ CALIBRATE_ADVICE = (
 )
 
 
+_NO_POSTERIOR = (
+    "is no posterior of the class that the file answers. An SVC's own probabilities contradict its "
+    "labels: train it in CalibratedClassifierCV(SVC()) and export that"
+)
+_DECISION_SCORES = f"holds decision scores and not log posteriors. {CALIBRATE_ADVICE}"
+
+
 @dataclass(frozen=True)
 class Output:
     """The output that tells the classes apart, as random rows show it.
@@ -114,8 +121,8 @@ def check_labels(output: Output, outputs: Mapping[str, Any], class_names: Sequen
         if differ > _LABELS_TOLERANCE:
             raise ImportRefused(
                 f"output '{name}', the file's own label, differs from the largest value of "
-                f"'{output.name}' for {differ:.0%} of random rows, so that output holds decision "
-                f"scores and not log posteriors. {CALIBRATE_ADVICE}"
+                f"'{output.name}' for {differ:.0%} of random rows, so that output "
+                + (_DECISION_SCORES if output.kind == "logits" else _NO_POSTERIOR)
             )
 
 

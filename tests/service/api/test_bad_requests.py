@@ -73,7 +73,12 @@ JSON = {"content-type": "application/json"}
         (400, b"", "the body is empty"),
         (400, b"[" * 10**6, "the body is not JSON"),
         (400, b'{"instances": ' + b"[" * 10**5, "the body is not JSON"),
-        (400, b'{"instances": [[NaN]]}', "the body is not JSON"),
+        (
+            400,
+            b'{"instances": [[NaN]]}',
+            "'NaN' is no number of JSON; write null for a missing value",
+        ),
+        (400, b'{"instances": [[-Infinity]]}', "'-Infinity' is no number of JSON; write null"),
         (400, b'{"instances": [[1e999]]}', "the body is not JSON"),
         (400, b"\xff\xfe", "the body is not JSON"),
         (400, b"[]", "the body must be a JSON object; got a list"),

@@ -199,10 +199,12 @@ def test_a_model_with_dropout_left_on_is_refused(import_file, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("tracks", "taken"), [([1, 0, 0], True), ([0, 0, 0], False)], ids=["learnt", "not learnt"]
+    ("tracks", "producer", "taken"),
+    [([1, 0, 0], "", True), ([0, 0, 0], "", False), ([0, 0, 0], "CatBoost", True)],
+    ids=["learnt", "not learnt", "below every border"],
 )
 def test_trees_take_missing_values_only_where_they_learnt_a_direction(
-    import_file, tmp_path, tracks, taken
+    import_file, tmp_path, tracks, producer, taken
 ):
     from onnx import TensorProto, helper
 
@@ -237,7 +239,7 @@ def test_trees_take_missing_values_only_where_they_learnt_a_direction(
         ],
     )
     opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
-    path = save(tmp_path, helper.make_model(graph, opset_imports=opsets, ir_version=8))
-    status, bundle, err = import_file(path)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8, producer_name=producer)
+    status, bundle, err = import_file(save(tmp_path, model))
     assert status == 0, err
     assert bundle.input.missing is taken
