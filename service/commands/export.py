@@ -64,6 +64,12 @@ _TRITON = {
 }  # fmt: skip
 
 
+_LOCALE_NOTE = (
+    "note     the file asks for a locale that is not installed here (en_US.UTF-8 unless it names "
+    "another). The service uses C.UTF-8 instead; where the file runs, install the locale"
+)
+
+
 class NotExported(ValueError):
     """The model or the target cannot be exported; the message says why."""
 
@@ -111,11 +117,11 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
     for name in external:
         (out.parent / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(folder / name, out.parent / name)
-    _check(folder, bundle, out, offset=offset, tau=tau, names=names)
+    found = _check(folder, bundle, out, offset=offset, tau=tau, names=names)
     config = triton_config(bundle, out, names, as_inputs=flags.inputs)
     _write(out.parent / CONFIG_FILE, config.encode())
     _write(out.parent / LABELS_FILE, ("\n".join(bundle.class_names) + "\n").encode())
-    return list(_notes(bundle, revision, tau, names, external, as_inputs=flags.inputs))
+    return [*_notes(bundle, revision, tau, names, external, as_inputs=flags.inputs), *found]
 
 
 def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
@@ -193,12 +199,16 @@ def _composed(
 
 def _check(
     folder: Path, bundle: Bundle, out: Path, *, offset: Any, tau: float, names: baked.Names
-) -> None:
-    """Compare the file with the service's own graph, bit by bit, on random rows."""
+) -> list[str]:
+    """Compare the file with the service's own graph, bit by bit, on random rows. Returns notes."""
+    import onnx
+
     graph = open_graph(folder, bundle, provider="cpu")
     rows = next(random_rows(bundle.input, bundle.input.shape[0] or 8, free=8))
     size = bundle.max_batch_rows or len(rows)
-    plain = open_plain(out)
+    mended = onnx.load(out, load_external_data=False)
+    needs_other_locale = foreign.mend_locales(mended)
+    plain = open_plain(out, mended.SerializeToString() if needs_other_locale else None)
     for start in range(0, len(rows), size):
         part = rows[start : start + size]
         n = len(part)
@@ -212,7 +222,7 @@ def _check(
                 full=True,
             )
         except Exception:  # noqa: BLE001 - rows of a free size that the graph does not take
-            return
+            break
         found = plain(graph.feeds(part))
         wanted = (
             (names.probabilities, served.probabilities),
@@ -223,6 +233,7 @@ def _check(
         for name, values in wanted:
             if values is None or not np.array_equal(found[name], values, equal_nan=True):
                 raise UnusableModel(f"{out}: '{name}' differs from the service's answer")
+    return [_LOCALE_NOTE] if needs_other_locale else []
 
 
 def triton_config(bundle: Bundle, out: Path, names: baked.Names, *, as_inputs: bool) -> str:

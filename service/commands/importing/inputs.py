@@ -24,6 +24,8 @@ FREE_SIZES = (8, 32, 224, 1)
 """Sizes tried in turn for a dimension that the graph leaves free."""
 
 
+_MISSING_TRIED = 64
+"""The most columns in which a missing value is tried."""
 _FREE_REMEDY = (
     f". Sizes of {', '.join(map(str, sorted(FREE_SIZES)))} were tried where the graph leaves one "
     "free: if it takes one size only, export it with that size fixed, or with an exporter that "
@@ -132,15 +134,20 @@ def columns_taking_missing(run: Run, trial: Trial, spec: InputSpec, output: str)
 
 
 def takes_missing(run: Run, trial: Trial, output: str) -> bool:
-    """Whether rows that contain NaN give finite numbers."""
+    """Whether rows with NaN in some column give finite numbers.
+
+    An imputer may serve one column only, and one that looks for the nearest rows knows no row
+    without a number; such rows are refused when they are asked for.
+    """
     if trial.rows.dtype.kind != "f":
         return False
-    rows = trial.rows.copy()
-    flat = rows.reshape(len(rows), -1)
-    flat[:, 0] = np.nan
-    if len(rows) > 1:
-        flat[-1] = np.nan
-    return _gives_numbers(run, rows, output)
+    columns = trial.rows.reshape(len(trial.rows), -1).shape[1]
+    for at in range(min(columns, _MISSING_TRIED)):
+        rows = trial.rows.copy()
+        rows.reshape(len(rows), -1)[:, at] = np.nan
+        if _gives_numbers(run, rows, output):
+            return True
+    return False
 
 
 def _gives_numbers(run: Run, rows: Array, output: str) -> bool:

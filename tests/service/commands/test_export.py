@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import TensorProto, helper, numpy_helper
 
 from service.__main__ import main
 from service.contract.adjustment import softmax
@@ -148,6 +149,43 @@ def test_a_model_of_several_inputs_keeps_them(tmp_path, export):
         "sex": np.array([[row["sex"]] for row in ROWS], object),
     }
     np.testing.assert_allclose(run(out, **feeds)["probabilities"], table_probabilities(), atol=1e-6)
+
+
+def test_texts_whose_locale_is_not_installed_here_are_exported_with_a_note(tmp_path, export):
+    make, value = helper.make_node, helper.make_tensor_value_info
+    nodes = [
+        make("StringNormalizer", ["x"], ["low"], case_change_action="LOWER", locale="xx_XX.UTF-8"),
+        make(
+            "LabelEncoder",
+            ["low"],
+            ["code"],
+            domain="ai.onnx.ml",
+            keys_strings=["lynx", "hare"],
+            values_floats=[1.0, 2.0],
+            default_float=0.0,
+        ),
+        make("Reshape", ["code", "column"], ["row"]),
+        make("MatMul", ["row", "w"], ["logits"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "texts",
+        [value("x", TensorProto.STRING, ["n"])],
+        [value("logits", TensorProto.FLOAT, ["n", CLASSES])],
+        [
+            numpy_helper.from_array(np.array([-1, 1]), "column"),
+            numpy_helper.from_array(np.arange(CLASSES, dtype=np.float32)[np.newaxis], "w"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+    spec = {"name": "x", "kind": "text", "shape": [None], "dtype": "string"}
+    folder = publish_model(tmp_path / "models", model=model, input=spec).parent
+    status, path, err = export(folder, "--prior", write(tmp_path, PRIOR), "--tau", 1)
+    assert status == 0, err
+    assert "note     the file asks for a locale that is not installed here" in err
+    asks = {a.name: a.s for a in onnx.load(path).graph.node[0].attribute}
+    assert asks["locale"] == b"xx_XX.UTF-8"
 
 
 def test_a_name_that_the_model_has_itself_is_not_taken(tmp_path, export):

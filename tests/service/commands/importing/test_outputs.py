@@ -157,7 +157,10 @@ def test_a_label_output_that_contradicts_the_scores_is_named():
     [
         ({"o": np.ones((8, 5))}, "for 32 rows the file gives o float64 [8, 5]"),
         ({"o": np.ones((256, 5))}, "one answer a row instead of one a token"),
-        ({"o": np.ones(5)}, "Export the model with its logits or predict_proba"),
+        (
+            {"o": np.ones(5)},
+            "Export the model with the batch as the first axis of input and output",
+        ),
         ({"label": np.ones(32, np.int64)}, "no output holds floats [batch, C > 1]"),
     ],
 )
@@ -243,3 +246,23 @@ def test_trees_take_missing_values_only_where_they_learnt_a_direction(
     status, bundle, err = import_file(save(tmp_path, model))
     assert status == 0, err
     assert bundle.input.missing is taken
+
+
+def test_an_imputer_of_one_column_makes_missing_values_of_that_column_known(import_file, tmp_path):
+    from skl2onnx import to_onnx
+    from skl2onnx.common.data_types import FloatTensorType
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32)
+    labels = (rows[:, 0] > 0).astype(int)
+    rows[::4, 2] = np.nan
+    columns = ColumnTransformer([("i", SimpleImputer(), [2]), ("p", "passthrough", [0, 1])])
+    pipeline = make_pipeline(columns, LogisticRegression()).fit(rows, labels)
+    kind = [("x", FloatTensorType([None, 3]))]
+    model = to_onnx(pipeline, initial_types=kind, options={"zipmap": False}, target_opset=17)
+    status, bundle, err = import_file(save(tmp_path, model))
+    assert status == 0, err
+    assert bundle.input.missing
