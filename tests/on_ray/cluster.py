@@ -1,13 +1,14 @@
 """`python -m tests.on_ray.cluster CONFIG.yaml FOLDER`: Ray Serve on loopback until SIGTERM.
 
-It writes the base URL once the application runs.
+It writes the base URL once the application runs. On SIGHUP it deploys the configuration file again,
+as `serve deploy` does.
 """
 
+import contextlib
 import os
+import queue
 import signal
-import socket
 import sys
-import threading
 from pathlib import Path
 
 import ray
@@ -15,19 +16,28 @@ import yaml
 from ray import serve
 from ray.serve.schema import ServeDeploySchema
 
+from tests.support.eventually import eventually
+from tests.support.proxied import free_port
 
-def free_port() -> int:
-    """A port that nothing listens on."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port: int = free.getsockname()[1]
-        return port
+START_SECONDS = 240
+"""Ray itself waits 60 s for its proxy and 60 s for an application; a loaded machine needs more."""
+
+
+def running() -> bool:
+    """Whether every application runs, and every proxy serves."""
+    status = serve.status()
+    return (
+        bool(status.applications)
+        and all(each.status == "RUNNING" for each in status.applications.values())
+        and all(each == "HEALTHY" for each in status.proxies.values())
+    )
 
 
 def main(config_file: str, folder: str) -> int:
     """Start a cluster of this machine and the application of a configuration file."""
-    over = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: over.set())
-    config = ServeDeploySchema.model_validate(yaml.safe_load(Path(config_file).read_text()))
+    orders: queue.SimpleQueue[int] = queue.SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, lambda number, _frame: orders.put(number))
     ray.init(
         num_cpus=8,  # as Ray counts them: the replicas of a test share what there is
         include_dashboard=False,
@@ -37,14 +47,20 @@ def main(config_file: str, folder: str) -> int:
         _temp_dir=folder,
     )
     port = free_port()
-    serve.start(http_options={"host": "127.0.0.1", "port": port})
+    with contextlib.suppress(TimeoutError):  # the proxy goes on starting
+        serve.start(http_options={"host": "127.0.0.1", "port": port})
     from ray.serve._private.api import _get_global_client  # there is no public way
 
-    client = _get_global_client()
-    client.deploy_apps(config, _blocking=True)
+    def deploy() -> None:
+        config = ServeDeploySchema.model_validate(yaml.safe_load(Path(config_file).read_text()))
+        _get_global_client().deploy_apps(config)
+
+    deploy()
+    eventually(running, seconds=START_SECONDS)
     sys.stdout.write(f"http://127.0.0.1:{port}\n")
     sys.stdout.flush()
-    over.wait()
+    while orders.get() == signal.SIGHUP:
+        deploy()
     serve.shutdown()
     ray.shutdown()
     return 0
