@@ -1,7 +1,9 @@
 """Replicas behind HAProxy, with the product's own configuration of it.
 
-As a pytest plugin (`pytest -p tests.support.proxied tests/service/api`) it puts four replicas on
-one PostgreSQL, and the proxy, in the place of every server that a test runs.
+As a pytest plugin (`make test-proxied`) it puts four replicas on one PostgreSQL, and the proxy, in
+the place of every server that a test runs. Where one replica does not speak for all, the tests do
+as users do: metrics are the sums of all replicas, as in Prometheus, and after a change of a prior
+nothing is asked until every replica has it. Tests that cannot apply are skipped with their reason.
 """
 
 import contextlib
@@ -12,11 +14,12 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 
 from tests.support import server as servers
 from tests.support.eventually import eventually
@@ -71,6 +74,16 @@ def haproxy(replicas: list[int]) -> Iterator[str]:
             process.wait()
 
 
+ONE_REPLICA = "one replica's own counts and samples, of which a proxy shows any replica's"
+FRAMING = "HAProxy reads the bytes of a request by itself and answers what is malformed"
+NOT_APPLICABLE = {
+    "edge/test_framing.py": FRAMING,
+    "rpc/": "gRPC is on a port of its own, which this HAProxy does not serve",
+    "oip/test_statistics.py": ONE_REPLICA,
+}
+"""Why tests do not apply, by the beginning of their name below tests/service/api."""
+
+
 class Proxied:
     """What tests see of a server, of four behind a proxy."""
 
@@ -86,12 +99,21 @@ class Proxied:
         """Wait until the log of one matches."""
         return eventually(lambda: re.search(pattern, self.log), seconds=seconds)  # type: ignore[return-value]
 
+    def exit(self) -> int:
+        """End all but the first, which the test has ended; its exit status."""
+        for each in self.replicas[1:]:
+            each.terminate()
+        return self.replicas[0].exit()
+
     def terminate(self) -> int:
         """End all; the worst exit status."""
         return max(each.terminate() for each in self.replicas)
 
 
 _make: list[Callable[[], Postgres]] = []
+_fleets: dict[str, list[str]] = {}
+"""URLs of the replicas by the URL of their proxy."""
+_PRIOR = re.compile(r"((?:/models/[^/]+)?/priors)(/[^/]+)?(?:/(?:rollback|estimate/adopt))?")
 
 
 @functools.cache
@@ -100,17 +122,65 @@ def _postgres() -> Postgres:
 
 
 @contextlib.contextmanager
-def _running(models: Path, *, replicas: int = 4, **settings: Any) -> Iterator[Proxied]:
+def _running(
+    models: Path, *, replicas: int = 4, start_seconds: float = 120, **settings: Any
+) -> Iterator[Proxied]:
     settings.setdefault("store", _postgres().new_schema())
     with contextlib.ExitStack() as stack:
         started = [
             stack.enter_context(servers.starting(models, **settings)) for _ in range(replicas)
         ]
-        ports = []
         for each in started:
-            each.url = each.wait_for(servers.READY)[1]
-            ports.append(int(each.url.rsplit(":", 1)[1]))
-        yield Proxied(stack.enter_context(haproxy(ports)), started)
+            each.url = each.wait_for(servers.READY, seconds=max(start_seconds, 120))[1]
+        url = stack.enter_context(haproxy([int(each.url.rsplit(":", 1)[1]) for each in started]))
+        _fleets[url] = [each.url for each in started]
+        try:
+            yield Proxied(url, started)
+        finally:
+            del _fleets[url]
+
+
+_send = httpx.Client.send
+
+
+def _sending(client: httpx.Client, request: httpx.Request, **more: Any) -> httpx.Response:
+    """Send a request as a user of several replicas does."""
+    url = f"{request.url.scheme}://{request.url.host}:{request.url.port}"
+    fleet = _fleets.get(url)
+    if fleet is None:
+        return _send(client, request, **more)
+    if request.method == "GET" and request.url.path == "/metrics":
+        answers = [_ask(each, request, "/metrics") for each in fleet]
+        if all(each.status_code == 200 for each in answers):
+            return httpx.Response(200, text=_summed(each.text for each in answers), request=request)
+    answer = _send(client, request, **more)
+    changed = _PRIOR.fullmatch(request.url.path)
+    if changed and request.method != "GET" and answer.is_success:
+        path = changed[1] + (changed[2] or "/default")
+        eventually(lambda: len({_ask(each, request, path).text for each in fleet}) == 1)
+    return answer
+
+
+def _ask(replica: str, request: httpx.Request, path: str) -> httpx.Response:
+    """GET a path of one replica with the key of a request."""
+    kept = {k: v for k, v in request.headers.items() if k == "authorization"}
+    return httpx.get(f"{replica}{path}", headers=kept, timeout=30)
+
+
+def _summed(texts: Iterable[str]) -> str:
+    """The metrics of all: counters are summed, of gauges the largest is taken."""
+    values: dict[str, float] = {}
+    kinds: dict[str, str] = {}
+    for text in texts:
+        for line in text.splitlines():
+            if line.startswith("# TYPE "):
+                _, _, name, kinds[name] = line.split()
+            elif line and not line.startswith("#"):
+                sample, value = line.rsplit(" ", 1)
+                before = values.get(sample, 0.0)
+                is_gauge = kinds.get(sample.partition("{")[0]) == "gauge"
+                values[sample] = max(before, float(value)) if is_gauge else before + float(value)
+    return "".join(f"{sample} {value!r}\n" for sample, value in values.items())
 
 
 def pytest_configure() -> None:
@@ -118,7 +188,17 @@ def pytest_configure() -> None:
     context = postgres_servers()
     _make.append(context.__enter__())
     servers.running = _running  # type: ignore[assignment]
+    httpx.Client.send = _sending  # type: ignore[assignment, method-assign]
     sys.modules[__name__].__dict__["_context"] = context
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what cannot apply."""
+    for item in items:
+        name = item.nodeid.removeprefix("tests/service/api/")
+        for start, reason in NOT_APPLICABLE.items():
+            if name.startswith(start):
+                item.add_marker(pytest.mark.skip(reason=f"behind a proxy: {reason}"))
 
 
 def pytest_unconfigure() -> None:
