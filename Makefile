@@ -12,7 +12,7 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-shift train docs test test-ray test-gpu lint format train-demo screenshots constraints clean
+.PHONY: help run demo-shift train docs test test-ray test-proxied test-gpu lint format train-demo screenshots constraints clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -32,6 +32,9 @@ test: .venv/.all .venv/.deploy ## run every test
 
 test-ray: .venv/.ray ## run the service on Ray Serve: two replicas, one PostgreSQL, a real Prometheus
 	$(BIN)/python -m pytest -q tests/on_ray
+
+test-proxied: .venv/.all ## run the HTTP contract's tests on four replicas behind HAProxy
+	$(BIN)/python -m pytest -q -p tests.support.proxied tests/service/api
 
 test-gpu: .venv/.all ## run the served-equals-formula tests on CUDA; fails where there is no GPU
 	$(BIN)/python -m tests.gpu

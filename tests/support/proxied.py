@@ -74,12 +74,19 @@ def haproxy(replicas: list[int]) -> Iterator[str]:
             process.wait()
 
 
-ONE_REPLICA = "one replica's own counts and samples, of which a proxy shows any replica's"
-FRAMING = "HAProxy reads the bytes of a request by itself and answers what is malformed"
+COUNTS = "statistics are those of the replica that answers; a sum is in Prometheus"
+SAMPLE = "a preview covers the recent requests of the replica that answers"
 NOT_APPLICABLE = {
-    "edge/test_framing.py": FRAMING,
+    "edge/test_framing.py": "HAProxy reads the bytes of a request and answers what is malformed",
     "rpc/": "gRPC is on a port of its own, which this HAProxy does not serve",
-    "oip/test_statistics.py": ONE_REPLICA,
+    "oip/test_statistics.py::test_one_request_after_the_other": COUNTS,
+    "oip/test_statistics.py::test_the_times_of_requests": COUNTS,
+    "oip/test_statistics.py::test_a_request_with_a_row_that_comes_out_as_nan": COUNTS,
+    "oip/test_statistics.py::test_requests_that_are_refused": COUNTS,
+    "oip/test_statistics.py::test_every_way_to_score": COUNTS,
+    "oip/test_statistics.py::test_counts_are_those_of_all_workers": COUNTS,
+    "oip/test_statistics.py::test_the_asyncio_client": COUNTS,
+    "test_adjust.py::test_an_exploration_counts": SAMPLE,
 }
 """Why tests do not apply, by the beginning of their name below tests/service/api."""
 
