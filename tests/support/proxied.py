@@ -76,6 +76,7 @@ def haproxy(replicas: list[int]) -> Iterator[str]:
 
 COUNTS = "statistics are those of the replica that answers; a sum is in Prometheus"
 SAMPLE = "a preview covers the recent requests of the replica that answers"
+LABELS = "feedback is for the replica that answered, which keeps its answers"
 NOT_APPLICABLE = {
     "edge/test_framing.py": "HAProxy reads the bytes of a request and answers what is malformed",
     "rpc/": "gRPC is on a port of its own, which this HAProxy does not serve",
@@ -87,6 +88,12 @@ NOT_APPLICABLE = {
     "oip/test_statistics.py::test_counts_are_those_of_all_workers": COUNTS,
     "oip/test_statistics.py::test_the_asyncio_client": COUNTS,
     "test_adjust.py::test_an_exploration_counts": SAMPLE,
+    "test_feedback.py::test_labels_reach_answers_of_every_worker": LABELS,
+    "test_feedback.py::test_the_balanced_error_is_a_gauge": LABELS,
+    "test_feedback.py::test_labels_of_unknown_sampling": LABELS,
+    "test_feedback.py::test_csv_is_taken": LABELS,
+    "test_feedback.py::test_parquet_is_taken": LABELS,
+    "test_feedback.py::test_ids_that_are_not_kept": LABELS,
 }
 """Why tests do not apply, by the beginning of their name below tests/service/api."""
 
