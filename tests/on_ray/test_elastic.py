@@ -11,6 +11,8 @@ from tests.support.eventually import eventually
 from tests.support.proxied import free_port
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 600
+"""Seconds: a restart imports PyTorch twice more, which a loaded machine does slowly."""
 
 
 def agents(home, port):
@@ -36,11 +38,13 @@ def trained(home, *, lose_worker):
     started = agents(home, free_port())
     try:
         if lose_worker:
-            eventually(lambda: log.exists() and log.read_bytes().count(b"\n") >= 40, seconds=120)
+            eventually(
+                lambda: log.exists() and log.read_bytes().count(b"\n") >= 40, seconds=PATIENCE
+            )
             pid = started[1].pid
             children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
-        assert [each.wait(180) for each in started] == [0, 0]
+        assert [each.wait(PATIENCE) for each in started] == [0, 0]
     finally:
         for each in started:
             with contextlib.suppress(ProcessLookupError):
