@@ -46,7 +46,7 @@ class Fleet:
         )
 
     def ready(self, number):
-        self.servers[number].wait_for(READY)
+        self.servers[number].wait_for(READY, seconds=120)
 
     def close(self):
         for stack in self._stacks:

@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.eventually import eventually
 from tests.support.proxied import free_port
 
@@ -53,6 +55,7 @@ def trained(home, *, lose_worker):
     return log.read_text(), (home / "models/run/1/model.onnx").read_bytes()
 
 
+@pytest.mark.timeout(2 * PATIENCE)
 def test_a_worker_lost_on_one_of_two_machines_changes_nothing_of_the_result(tmp_path):
     whole = trained(tmp_path / "whole", lose_worker=False)
     assert trained(tmp_path / "parted", lose_worker=True) == whole
