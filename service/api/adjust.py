@@ -41,7 +41,7 @@ from service.repository.served import ServedModel
 from service.wire.arrays import array_of, may_hold_strings
 from service.wire.faults import InvalidInput, Malformed
 from service.wire.json_rows import numbers_of_json
-from service.wire.json_text import parse_json_object
+from service.wire.json_text import holds, parse_json_object
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import ClassJson, rows_json, with_decisions
 from service.wire.shown import short
@@ -176,10 +176,10 @@ class Adjust:
         self, request: Request, name: str, query: Parameters
     ) -> tuple[dict[str, Any], NDArray[Any]] | None:
         """The members and the numbers of a large body, read in slices."""
-        if not is_large(request) or b"version" in request.body:
+        if not is_large(request) or holds(request.body, b"version"):
             return None
         model = self._repository.find(name, query.version, request.body)
-        logits = b'"logits"' in request.body
+        logits = holds(request.body, b'"logits"')
         return numbers_of_json(
             request.body,
             _logits_spec(len(model.bundle.class_names)) if logits else model.bundle.input,

@@ -38,7 +38,9 @@ class Content:
 
     __slots__ = ("_images", "parameters")
 
-    def __init__(self, images: list[bytes] | list[str], parameters: Parameters) -> None:
+    def __init__(
+        self, images: Sequence[bytes | bytearray] | list[str], parameters: Parameters
+    ) -> None:
         self._images, self.parameters = images, parameters
 
     @classmethod
@@ -51,9 +53,9 @@ class Content:
         if not body:
             raise Malformed("the body is empty")
         if kind.startswith("image/"):
-            return cls([bytes(body)], NO_PARAMETERS)
+            return cls([body], NO_PARAMETERS)
         if kind == "multipart/form-data":
-            form = parse_form(request.headers[b"content-type"], bytes(body))
+            form = parse_form(request.headers[b"content-type"], body)
             if not form.files:
                 raise Malformed("the multipart body holds no file")
             return cls(form.files, text_parameters(form.fields))
@@ -97,7 +99,7 @@ class Content:
 async def decoded(
     request: Request,
     model: ServedModel,
-    encoded: Sequence[bytes | str],
+    encoded: Sequence[bytes | bytearray | str],
     pool: Pool,
     deadline: Deadline,
 ) -> NDArray[Any]:
@@ -146,6 +148,18 @@ def is_large(request: Request) -> bool:
     return length > LARGE_BYTES and (
         length > LARGE_ARRAY_BYTES or request.content_type not in _ARRAY_TYPES
     )
+
+
+def may_pin(body: bytes | bytearray) -> bool:
+    """Whether a body may name a version itself.
+
+    Of a large body only both ends are searched, where `parameters` stand: all of it would hold the
+    loop. A version that is missed costs its request a refusal while the newest version is busy.
+    """
+    if len(body) <= LARGE_BYTES:
+        return b"version" in body
+    half = LARGE_BYTES // 2
+    return body.find(b"version", 0, half) >= 0 or body.find(b"version", len(body) - half) >= 0
 
 
 def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any]:

@@ -21,6 +21,7 @@ from service.api.content import (
     instances_of,
     instances_of_columns,
     is_large,
+    may_pin,
     rows_by_name,
 )
 from service.api.edge.request import Answer, Later, Request
@@ -33,7 +34,7 @@ from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.wire.arrays import array_of, fitted, may_hold_strings
 from service.wire.json_rows import document_of_json, numbers_of_json
-from service.wire.json_text import MAX_WHOLE_BYTES, parse_json_object
+from service.wire.json_text import MAX_WHOLE_BYTES, holds, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
 from service.wire.ranked import rows_json, with_decisions
@@ -105,7 +106,7 @@ class Predict:
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Later | None:
         """Parse a request and queue its rows; a large body is parsed in the pool."""
         parameters, name = query_parameters(request.query), path.get("model")
-        if len(request.body) > DEAR_BYTES and b"version" not in request.body:
+        if len(request.body) > DEAR_BYTES and not may_pin(request.body):
             self._repository.find(name, parameters.version).batcher.check_room()
         if (len(request.body) > LARGE_BYTES or request.content_type in DEAR_TYPES) and is_large(
             request
@@ -197,7 +198,7 @@ class Predict:
         body: bytes | bytearray, model: ServedModel
     ) -> tuple[dict[str, Any], NDArray[Any]] | None:
         """The members and the instances of a large body of numbers, read in slices."""
-        if b"version" in body:  # another version may have another shape
+        if holds(body, b"version"):  # another version may have another shape
             return None
         return numbers_of_json(
             body,

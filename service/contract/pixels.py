@@ -25,6 +25,7 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
 """The most pixels along one side: every row of pixels costs memory of its own."""
 
+_COPIED_BYTES = 2**20
 _BAND_PIXELS = 2**20
 """Pixels processed at a time in steps that hold the interpreter lock, so others get a turn."""
 _PNG_END = b"IEND\xaeB`\x82"
@@ -52,7 +53,7 @@ def load_decoders() -> Any:
     return Image
 
 
-def open_image(data: bytes) -> "Image":
+def open_image(data: bytes | bytearray) -> "Image":
     """Read the header of a whole image file; its pixels are decoded later. Raises BadImage.
 
     Bytes after the end of an image are ignored, but a PNG must have its last chunk: Pillow
@@ -60,13 +61,50 @@ def open_image(data: bytes) -> "Image":
     """
     if not data:
         raise BadImage("is empty")
-    image = open_header(io.BytesIO(data))
+    image = open_header(_file_of(data))
     if image.format == "PNG" and not _has_png_end(data):
         raise BadImage("is truncated: its last PNG chunk is missing")
     return image
 
 
-def _has_png_end(data: bytes) -> bool:
+class _Uncopied(io.RawIOBase):
+    """A file that reads from a buffer. BytesIO would first copy a bytearray, as a whole."""
+
+    def __init__(self, data: bytearray) -> None:
+        super().__init__()
+        self._data, self._at = memoryview(data), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
+        self._at = max(0, start + offset)
+        return self._at
+
+    def readinto(self, buffer: Any, /) -> int:
+        piece = self._data[self._at : self._at + len(buffer)]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+    def readall(self) -> bytes:
+        found = bytes(self._data[self._at :])
+        self._at += len(found)
+        return found
+
+
+def _file_of(data: bytes | bytearray) -> BinaryIO:
+    """A file for Pillow to read; long data are not copied."""
+    if isinstance(data, bytearray) and len(data) > _COPIED_BYTES:
+        return io.BufferedReader(_Uncopied(data))
+    return io.BytesIO(data)
+
+
+def _has_png_end(data: bytes | bytearray) -> bool:
     """Whether a PNG has its last chunk; searched from the end in blocks."""
     for end in range(len(data), 0, -_BAND_PIXELS):
         if data.find(_PNG_END, max(0, end - _BAND_PIXELS), end + len(_PNG_END) - 1) >= 0:

@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import time
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,10 +29,15 @@ class LoopTurns:
     def __init__(self) -> None:
         self.longest_seconds = 0.0
         self._due = self._used = self._waited = 0.0
+        self._schedstat: int | None = None
+        """The file descriptor of the loop's thread; None where the system does not say."""
 
     def start(self, *, delay_seconds: float = 0.5) -> None:
         """Measure on the running loop, from `delay_seconds` after now on."""
         self._loop = asyncio.get_running_loop()
+        if _SCHEDSTAT.exists():
+            self._schedstat = os.open(_SCHEDSTAT, os.O_RDONLY)
+            weakref.finalize(self, os.close, self._schedstat)
         self._loop.call_later(delay_seconds, self._plan)
 
     def gauges(self) -> Iterator[Gauge]:
@@ -39,24 +46,24 @@ class LoopTurns:
 
     def _plan(self) -> None:
         self._due = time.monotonic() + TICK_SECONDS
-        self._used, self._waited = time.process_time(), _waited_for_processor()
+        self._used, self._waited = time.process_time(), self._waited_for_processor()
         self._loop.call_later(TICK_SECONDS, self._tick)
 
     def _tick(self) -> None:
         late = time.monotonic() - self._due
-        late -= _waited_for_processor() - self._waited
+        late -= self._waited_for_processor() - self._waited
         turn = min(late, time.process_time() - self._used)
         self.longest_seconds = max(self.longest_seconds, turn)
         if turn > LONG_SECONDS:
             logger.warning("the event loop was held for %.0f ms", 1e3 * turn)
         self._plan()
 
+    def _waited_for_processor(self) -> float:
+        """Seconds in which the loop's thread was ready but did not run, as far as is known.
 
-def _waited_for_processor() -> float:
-    """Seconds in which the calling thread was ready but did not run; 0 where the system does not
-    say.
-    """
-    try:
-        return int(_SCHEDSTAT.read_bytes().split()[1]) / 1e9
-    except OSError:
-        return 0.0
+        In one call: after each, the loop may have to wait for the interpreter, and that would count
+        as part of the turn.
+        """
+        if self._schedstat is None:
+            return 0.0
+        return int(os.pread(self._schedstat, 64, 0).split()[1]) / 1e9

@@ -15,6 +15,7 @@ from service.contract.columns import empty_record, empty_values, records
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
 from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
+from service.wire.json_text import MAX_WHOLE_BYTES, holds
 from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
 from service.wire.shown import shape_words, short
 
@@ -57,15 +58,15 @@ def may_hold_strings(body: bytes | bytearray, member: bytes = b"instances") -> b
 
     NumPy turns a list with strings into an array whose elements all have the longest one's width.
     """
-    if b"true" in body or b"false" in body:
-        return True
     if len(body) <= _SHORT_BODY_BYTES:
-        return False
-    begin = body.find(b"[")
-    key = b'"%b":' % member
-    if begin < 0 or b"\\" in body or body.count(b'"%b"' % member) != 1:
+        return b"true" in body or b"false" in body
+    if len(body) > MAX_WHOLE_BYTES or holds(body, b"true") or holds(body, b"false"):
         return True
-    if not bytes(body[:begin]).rstrip(b" \t\r\n").endswith(key):
+    begin, name, key = body.find(b"["), b'"%b"' % member, b'"%b":' % member
+    at = body.find(name, 0, _HEAD_BYTES)
+    if not 0 <= at < begin < at + _HEAD_BYTES or b"\\" in body or holds(body, name, at + 1):
+        return True
+    if bytes(body[at:begin]).rstrip(b" \t\r\n") != key:
         return True
     quote = body.find(b'"', begin)
     end = len(body) if quote < 0 else quote
@@ -73,6 +74,8 @@ def may_hold_strings(body: bytes | bytearray, member: bytes = b"instances") -> b
 
 
 _SHORT_BODY_BYTES = 2048
+_HEAD_BYTES = 16 * 1024
+"""Where the list of a plain body begins."""
 
 
 def _array_of_checked(instances: Sequence[Any], spec: InputSpec) -> Array:

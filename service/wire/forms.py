@@ -7,9 +7,11 @@ from typing import NamedTuple
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from service.wire.faults import Malformed
+from service.wire.faults import Malformed, TooLarge
 
 MAX_PARTS = 1_000
+MAX_FIELD_BYTES = 4 * 2**20
+"""Bytes of one text field: an inline prior of some hundred thousand classes."""
 _PIECE_BYTES = 256 * 1024
 """Bytes that the parser gets at once: copying more would hold the interpreter."""
 
@@ -21,12 +23,12 @@ logging.getLogger("python_multipart").setLevel(
 class Form(NamedTuple):
     """Files in the order in which they came, and (name, text) of the other fields."""
 
-    files: list[bytes]
+    files: list[bytearray]
     fields: list[tuple[str, str]]
 
 
-def parse_form(content_type: bytes, body: bytes) -> Form:
-    """Parse a whole body. Raises Malformed.
+def parse_form(content_type: bytes, body: bytes | bytearray) -> Form:
+    """Parse a whole body. Raises Malformed or TooLarge.
 
     A part with a file name or an image type is a file; every other part is text.
     """
@@ -37,8 +39,10 @@ def parse_form(content_type: bytes, body: bytes) -> Form:
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
         for at in range(0, len(body), _PIECE_BYTES):
-            parser.write(body[at : at + _PIECE_BYTES])
+            parser.write(bytes(body[at : at + _PIECE_BYTES]))
         parser.finalize()
+    except (Malformed, TooLarge):
+        raise
     except (FormParserError, ValueError) as error:
         raise Malformed(f"the multipart body cannot be read: {error}") from None
     if not reader.ended:
@@ -80,9 +84,14 @@ class _Reader:
         options = parse_options_header(self._headers.get(b"content-disposition", b""))[1]
         is_image = self._headers.get(b"content-type", b"").startswith(b"image/")
         if is_image or b"filename" in options:
-            self.form.files.append(bytes(self._data))
+            self.form.files.append(self._data)
             return
         name = options.get(b"name", b"").decode("utf-8", "replace")
+        if len(self._data) > MAX_FIELD_BYTES:
+            raise TooLarge(
+                f"form field '{name[:60]}' has {len(self._data)} bytes of text; at most "
+                f"{MAX_FIELD_BYTES} are accepted; give a file its filename"
+            )
         try:
             self.form.fields.append((name, self._data.decode()))
         except UnicodeDecodeError:

@@ -15,8 +15,10 @@ from service.wire.arrays import MAX_TENSOR_BYTES
 from service.wire.faults import InvalidImage, TooLarge
 
 FORMATS = pixels.FORMATS
-MAX_WEBP_PIXELS = 20_000_000
-"""Pixels of the largest WebP image: its decoder hands over all of them in one copy."""
+MAX_WEBP_PIXELS = 16_000_000
+"""Pixels of the largest WebP image: its decoder hands over all of them in one copy, and holds the
+interpreter for 2 ns a pixel.
+"""
 _BASE64_CHARACTERS = 2**20
 """Characters that are decoded at once, a multiple of four: decoding holds the interpreter."""
 MAX_REQUEST_PIXELS = 500_000_000
@@ -25,7 +27,7 @@ MAX_REQUEST_PIXELS = 500_000_000
 pixels.load_decoders()  # otherwise the first image would wait until Pillow is imported
 
 
-def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
+def image_array(images: Sequence[bytes | bytearray | str], spec: InputSpec) -> NDArray[Any]:
     """Decode, resize and normalise images into [B, C, H, W] or [B, H, W, C]; a string is base64.
 
     Raises InvalidImage, naming the image by its number, or TooLarge.
@@ -54,7 +56,7 @@ def image_array(images: Sequence[bytes | str], spec: InputSpec) -> NDArray[Any]:
     return np.stack(arrays)
 
 
-def from_base64(text: str, row: int) -> bytes:
+def from_base64(text: str, row: int) -> bytearray:
     """The bytes of base64 text. Raises InvalidImage."""
     found = bytearray()
     try:
@@ -65,7 +67,7 @@ def from_base64(text: str, row: int) -> bytes:
                 raise ValueError("padding within the text")
     except (binascii.Error, ValueError):
         raise InvalidImage(f"instance {row}: b64 is not valid base64") from None
-    return bytes(found)
+    return found
 
 
 def _check_tensor_size(count: int, spec: InputSpec) -> None:

@@ -28,6 +28,7 @@ from service.wire.json_text import (
     MAX_WHOLE_BYTES,
     check_decoded_size,
     fault_of,
+    holds,
     parse_json_object,
 )
 from service.wire.shown import shape_words
@@ -158,7 +159,7 @@ def document_of_json(
     check_decoded_size(body)
     end, commas = _any_rows(body, begin, max_rows)
     document = _without_list(body, begin, end, allowed)
-    if document.get(member) != [] or body.find(b'"%b"' % member.encode(), end) >= 0:
+    if document.get(member) != [] or holds(body, b'"%b"' % member.encode(), end):
         raise Malformed(f"the body has more than one member '{member}'")
     bounds = np.concatenate([[begin], commas, [end]])
     _check_rows(body, bounds)
@@ -192,7 +193,8 @@ def _without_list(
         raise TooLarge(
             f"the JSON has {others} bytes beside its rows; at most {MAX_WHOLE_BYTES} are accepted"
         )
-    return parse_json_object(bytes(body[: begin + 1]) + bytes(body[end:]), allowed)
+    view = memoryview(body)
+    return parse_json_object(b"".join((view[: begin + 1], view[end:])), allowed)
 
 
 def _check_rows(body: bytes | bytearray, bounds: NDArray[np.int64]) -> None:
@@ -203,8 +205,16 @@ def _check_rows(body: bytes | bytearray, bounds: NDArray[np.int64]) -> None:
             f"instance {int(lengths.argmax())} has {int(lengths.max())} bytes of JSON; at most "
             f"{MAX_ROW_BYTES} are accepted; send a .npy array, binary tensors or an image"
         )
-    if len(bounds) == 2 and not bytes(body[bounds[0] + 1 : bounds[1]]).strip(b" \t\r\n"):
+    if len(bounds) == 2 and _is_blank(body, int(bounds[0]) + 1, int(bounds[1])):
         raise InvalidInput("there are no instances")
+
+
+def _is_blank(body: bytes | bytearray, begin: int, end: int) -> bool:
+    """Whether a part of a body holds nothing but blanks; looked at in pieces."""
+    for at in range(begin, end, _BLOCK_BYTES):
+        if bytes(body[at : min(at + _BLOCK_BYTES, end)]).strip(b" \t\r\n"):
+            return False
+    return True
 
 
 def _list_begin(body: bytes | bytearray, member: str) -> int | None:
@@ -220,7 +230,9 @@ def _list_begin(body: bytes | bytearray, member: str) -> int | None:
         strings.append((opening, closing))
         opening = body.find(b'"', closing)
     key = b'"%b"' % member.encode()
-    found = [span for span in strings if body[span[0] : span[1]] == key]
+    found = [
+        span for span in strings if span[1] - span[0] == len(key) and body[span[0] : span[1]] == key
+    ]
     if len(found) != 1:
         return None
     depth, at = 0, 0

@@ -25,9 +25,22 @@ MAX_STORABLE_LEVELS = 32
 _UNCHECKED_BYTES = 16 * 1024
 """A shorter body cannot become large."""
 _WINDOW_BYTES = 2**20
+"""Bytes that are searched at once: a search holds the interpreter, at up to 2 ns a byte."""
+_PAIRS_AT_ONCE = 10_000
 _MAX_LEVELS = 1024
 _VALUE_BYTES, _LIST_BYTES, _OBJECT_BYTES = 40, 64, 240
 """CPython's memory of a number with its place in a list, of an empty list and of a small object."""
+
+
+def holds(body: bytes | bytearray, word: bytes, begin: int = 0) -> bool:
+    """Whether a word stands in a body, from `begin` on. Other threads may run between windows."""
+    if len(body) - begin <= _WINDOW_BYTES:
+        return body.find(word, begin) >= 0
+    more = len(word) - 1
+    for at in range(begin, len(body), _WINDOW_BYTES):
+        if body.find(word, at, at + _WINDOW_BYTES + more) >= 0:
+            return True
+    return False
 
 
 def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> Any:
@@ -106,7 +119,9 @@ def parse_storable(body: bytes) -> Any:
     """
     parse_json(body, limit=MAX_STORABLE_BYTES)  # refuses lone surrogates and all that is not UTF-8
     try:
-        value = json.loads(body, object_pairs_hook=_unique)
+        value = json.loads(
+            body, object_pairs_hook=_unique, parse_int=_whole_number, parse_float=_number
+        )
     except (ValueError, RecursionError) as error:
         message = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise Malformed(f"the body is not JSON that can be read: {message[:200]}") from None
@@ -114,8 +129,20 @@ def parse_storable(body: bytes) -> Any:
     return value
 
 
+def _whole_number(text: str) -> int:
+    """`int`, as a function in Python: between its calls, the decoder lets other threads run."""
+    return int(text)
+
+
+def _number(text: str) -> float:
+    """`float`, for the same reason."""
+    return float(text)
+
+
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
+    found: dict[str, Any] = {}
+    for at in range(0, len(pairs), _PAIRS_AT_ONCE):  # each name is hashed, which takes 0.2 µs
+        found.update(pairs[at : at + _PAIRS_AT_ONCE])
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
