@@ -39,6 +39,7 @@ def application(
         title="Priordial",
         version=version,
         summary="Inference with adjustable class priors",
+        openapi_url=None,  # `openapi.document` adds this route
         docs_url=None,  # the console serves this page, without files from other hosts
         redoc_url=None,
         redirect_slashes=False,
@@ -57,6 +58,8 @@ def application(
     for expected in expected_errors:
         app.add_exception_handler(expected, _any)
     app.add_exception_handler(Exception, _any)
+    for route in app.routes:  # FastAPI prepares its routes now, not when the first request waits
+        route.matches({"type": "http", "path": "/", "method": "GET"})
     return app
 
 

@@ -6,7 +6,6 @@ resize it, and normalise each channel. Pillow is imported inside the functions, 
 without image models never loads it.
 """
 
-import io
 from collections.abc import Iterator, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Color, InputSpec, Resample, Resize
+from service.contract.inputs.uncopied import file_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -25,7 +25,6 @@ MAX_PIXELS = 50_000_000
 MAX_SIDE = 65_535
 """The most pixels along one side: every row of pixels costs memory of its own."""
 
-_COPIED_BYTES = 2**20
 _BAND_PIXELS = 2**20
 """Pixels processed at a time in steps that hold the interpreter lock, so others get a turn."""
 _PNG_END = b"IEND\xaeB`\x82"
@@ -61,47 +60,10 @@ def open_image(data: bytes | bytearray) -> "Image":
     """
     if not data:
         raise BadImage("is empty")
-    image = open_header(_file_of(data))
+    image = open_header(file_of(data))
     if image.format == "PNG" and not _has_png_end(data):
         raise BadImage("is truncated: its last PNG chunk is missing")
     return image
-
-
-class _Uncopied(io.RawIOBase):
-    """A file that reads from a buffer. BytesIO would first copy a bytearray, as a whole."""
-
-    def __init__(self, data: bytearray) -> None:
-        super().__init__()
-        self._data, self._at = memoryview(data), 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
-        start = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: len(self._data)}[whence]
-        self._at = max(0, start + offset)
-        return self._at
-
-    def readinto(self, buffer: Any, /) -> int:
-        piece = self._data[self._at : self._at + len(buffer)]
-        buffer[: len(piece)] = piece
-        self._at += len(piece)
-        return len(piece)
-
-    def readall(self) -> bytes:
-        found = bytes(self._data[self._at :])
-        self._at += len(found)
-        return found
-
-
-def _file_of(data: bytes | bytearray) -> BinaryIO:
-    """A file for Pillow to read; long data are not copied."""
-    if isinstance(data, bytearray) and len(data) > _COPIED_BYTES:
-        return io.BufferedReader(_Uncopied(data))
-    return io.BytesIO(data)
 
 
 def _has_png_end(data: bytes | bytearray) -> bool:

@@ -27,13 +27,15 @@ from service.contract.members.switch import ContextBody, ScheduleBody, Switch
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
 MAX_LISTED_ERRORS = 50
+_MAX_FIELD = 200
+"""Characters of a field's name in an error: a client's class name may be as long as its body."""
 
 
 class InvalidPrior(ValueError):
     """An invalid prior; `errors` lists every wrong field as {"field": ..., "message": ...}."""
 
     def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
-        listed = list(errors[:MAX_LISTED_ERRORS])
+        listed = [(_clip(name, _MAX_FIELD), text) for name, text in errors[:MAX_LISTED_ERRORS]]
         if len(errors) > len(listed):
             listed.append(("", f"and {len(errors) - len(listed)} more"))
         self.errors = [{"field": name, "message": message} for name, message in listed]

@@ -97,13 +97,24 @@ def text_array(strings: Sequence[str], spec: InputSpec) -> Array:
         _check_categories(strings, spec)
     for at, text in enumerate(strings):
         if len(text) > MAX_TEXT_CHARACTERS:
-            raise InvalidInput(
-                f"instance {at // texts_per_row(spec)} is a text of {len(text):,} characters; "
-                f"expected at most {MAX_TEXT_CHARACTERS:,}"
-            )
+            raise _too_long(at // texts_per_row(spec), f"{len(text):,} characters")
     flat = np.empty(len(strings), object)
     flat[:] = strings
     return flat.reshape([-1, *(1 if n is None else n for n in spec.shape[1:])])
+
+
+def check_text_bytes(text: bytes | bytearray, row: int) -> None:
+    """Raise InvalidInput for bytes that are more than any text may have, before they are
+    decoded.
+    """
+    if len(text) > 4 * MAX_TEXT_CHARACTERS:
+        raise _too_long(row, f"{len(text):,} bytes")
+
+
+def _too_long(row: int, size: str) -> InvalidInput:
+    return InvalidInput(
+        f"instance {row} is a text of {size}; expected at most {MAX_TEXT_CHARACTERS:,} characters"
+    )
 
 
 def _check_categories(strings: Sequence[str], spec: InputSpec) -> None:

@@ -54,11 +54,7 @@ def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> An
         raise Malformed("the body is empty")
     if len(body) > _UNCHECKED_BYTES:
         check_decoded_size(body, limit)
-    if len(body) > MAX_WHOLE_BYTES:
-        raise TooLarge(
-            f"the JSON has {len(body)} bytes; at most {MAX_WHOLE_BYTES} are decoded where they are "
-            "not one list of rows; send a .npy array or binary tensors, or fewer rows"
-        )
+    check_length(len(body))
     try:
         return orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -85,6 +81,15 @@ def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[s
         if name not in allowed:
             raise Malformed(f"unknown member '{name[:60]}'; expected {', '.join(allowed)}")
     return document
+
+
+def check_length(count: int) -> None:
+    """Raise TooLarge for more bytes of JSON than are decoded at once."""
+    if count > MAX_WHOLE_BYTES:
+        raise TooLarge(
+            f"the JSON has {count} bytes; at most {MAX_WHOLE_BYTES} are decoded where they are "
+            "not one list of rows; send a .npy array or binary tensors, or fewer rows"
+        )
 
 
 def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) -> None:

@@ -53,7 +53,7 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    values: Array | list[bytes] | list[str]
+    values: Array | Sequence[bytes | bytearray] | list[str]
     holds_null: bool = False
 
 

@@ -85,13 +85,13 @@ class Form:
         return plan
 
 
-def form_of(model: ServedModel, text: bytes, *, is_repeated: bool) -> Form:
+def form_of(model: ServedModel, text: bytes | bytearray, *, is_repeated: bool) -> Form:
     """The form of a header; it is kept where binary data follows the header. Raises as
     `request.read_header` does.
     """
     if not is_repeated or len(text) > MAX_KEPT_HEADER_BYTES:
         return Form(read_header(text), model.bundle)
-    forms = model.infer_forms
+    forms, text = model.infer_forms, bytes(text)
     form: Form | None = forms.get(text)
     if form is None:
         form = Form(read_header(text), model.bundle)

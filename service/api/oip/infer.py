@@ -27,6 +27,7 @@ from service.repository.on_demand import UnknownModel
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.wire.arrays import (
+    check_text_bytes,
     fitted,
     text_array,
     texts_per_row,
@@ -62,7 +63,7 @@ class _Read(NamedTuple):
     prior_of_row: NDArray[np.int64] | None
     taus: float | NDArray[np.float32] | None
     inputs: NDArray[Any] | None
-    images: list[bytes | str]
+    images: list[bytes | bytearray | str]
 
 
 class Infer:
@@ -155,7 +156,7 @@ class Infer:
         priors, prior_of_row = rows.priors(parameters.prior)
         taus = rows.taus(parameters.tau)
         if rows.are_images:
-            images: list[bytes | str] = list(rows.own.values)
+            images: list[bytes | bytearray | str] = list(rows.own.values)
             return _Read(model, form, parameters, priors, prior_of_row, taus, None, images)
         return _Read(model, form, parameters, priors, prior_of_row, taus, rows.inputs(), [])
 
@@ -306,7 +307,9 @@ class _Rows:
             )
         if spec.kind == "text":
             _check_column(tensor, texts_per_row(spec))
-            return text_array([_text(each, spec.name) for each in tensor.values], spec)
+            columns = texts_per_row(spec)
+            texts = [_text(v, spec.name, at // columns) for at, v in enumerate(tensor.values)]
+            return text_array(texts, spec)
         assert isinstance(tensor.values, np.ndarray)
         if tensor.holds_null and not spec.missing:
             raise InvalidInput(_null(tensor))
@@ -326,7 +329,7 @@ class _Rows:
         tensor = self._column(_PRIOR, "BYTES", common)
         if tensor is None:
             return [common], None
-        texts = [_text(each, _PRIOR) for each in tensor.values]
+        texts = [_text(each, _PRIOR, row) for row, each in enumerate(tensor.values)]
         number = {text: at for at, text in enumerate(dict.fromkeys(texts))}
         if len(number) > MAX_ROW_PRIORS:
             raise InvalidInput(
@@ -375,9 +378,11 @@ def _check_column(tensor: Tensor, width: int) -> None:
         )
 
 
-def _text(value: bytes | str, name: str) -> str:
+def _text(value: bytes | bytearray | str, name: str, row: int) -> str:
     if isinstance(value, str):
         return value
+    if name != _PRIOR:
+        check_text_bytes(value, row)
     try:
         return value.decode()
     except UnicodeDecodeError:

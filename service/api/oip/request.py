@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from service.contract.bundle import InputSpec
-from service.wire.arrays import texts_per_row
+from service.wire.arrays import check_text_bytes, texts_per_row
 from service.wire.digits import whole_number
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
-from service.wire.json_text import parse_json_object
+from service.wire.json_text import check_length, parse_json_object
 from service.wire.parameters import NO_PARAMETERS, Parameters, body_parameters, prior_of_text
 from service.wire.shown import short
 from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describe, surplus
@@ -62,21 +62,22 @@ class InferHeader:
                 )
 
 
-def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes:
+def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes | bytearray:
     """The JSON at the start of a body, as long as its HTTP header says; else the whole body.
 
-    Raises Malformed.
+    Raises Malformed or TooLarge.
     """
     length = len(body)
-    if header_length is not None:
-        given = whole_number(header_length, below=length + 1)
-        if given is None:
-            raise Malformed(
-                f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; "
-                f"expected a number of bytes up to the body's {length}"
-            )
-        length = given
-    return bytes(body[:length])
+    if header_length is None:
+        return body
+    given = whole_number(header_length, below=length + 1)
+    if given is None:
+        raise Malformed(
+            f"Inference-Header-Content-Length is '{header_length[:20].decode('latin-1')}'; "
+            f"expected a number of bytes up to the body's {length}"
+        )
+    check_length(given)
+    return bytes(body[:given])
 
 
 def read_inputs(
@@ -104,7 +105,7 @@ MAX_INPUTS = 64
 _MEMBERS = ("inputs", "outputs", "parameters", "id", "model_name", "model_version")
 
 
-def read_header(text: bytes) -> InferHeader:
+def read_header(text: bytes | bytearray) -> InferHeader:
     """Read the JSON of a request. Raises Malformed, InvalidInput, InvalidParameter or TooLarge."""
     document = parse_json_object(text, _MEMBERS)
     entries = document.get("inputs")
@@ -144,9 +145,11 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
     shape = [1, *(1 if n is None else n for n in spec.shape[1:])]
     size = math.prod(shape) * dtype.itemsize
     if spec.kind == "text" or (spec.kind == "image" and len(body) != size):
-        if spec.kind == "text" and texts_per_row(spec) != 1:
-            raise Malformed("a raw request can only hold one text; the model takes several")
-        tensor = Tensor(spec.name, "BYTES", (1,), [bytes(body)])
+        if spec.kind == "text":
+            if texts_per_row(spec) != 1:
+                raise Malformed("a raw request can only hold one text; the model takes several")
+            check_text_bytes(body, 0)
+        tensor = Tensor(spec.name, "BYTES", (1,), [body])
         return InferHeader([], outputs, NO_PARAMETERS), tensor
     if len(free) == 1 and size and len(body) % size == 0:
         shape[free[0]] = len(body) // size

@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Path, Query, Request, Response
@@ -93,23 +94,26 @@ class Insight:
                     before=Rule(before.prior, before_tau),
                     after=Rule(after.prior, after_tau),
                 )
-        view = views.preview_view(
-            bundle,
-            sample,
-            found,
-            before=views.Rule(name=before.name, revision=before.revision, tau=before_tau),
-            after=views.Rule(
-                name=after.name,
-                revision=None if after.name is None else after.revision,
-                tau=after_tau,
-            ),
-            warnings=[
-                *after.prior.warnings,
-                *caution.target_warnings(after.prior, bundle.class_names),
-                *source_warnings(bundle),
-            ],
-        )
-        return Response(view.model_dump_json(), media_type="application/json")
+
+        def view() -> views.PreviewView:
+            return views.preview_view(
+                bundle,
+                sample,
+                found,
+                before=views.Rule(name=before.name, revision=before.revision, tau=before_tau),
+                after=views.Rule(
+                    name=after.name,
+                    revision=None if after.name is None else after.revision,
+                    tau=after_tau,
+                ),
+                warnings=[
+                    *after.prior.warnings,
+                    *caution.target_warnings(after.prior, bundle.class_names),
+                    *source_warnings(bundle),
+                ],
+            )
+
+        return Response(await views.rendered(view, bundle), media_type="application/json")
 
     async def estimate(self, request: Request, name: Name, window: Window = None) -> Response:
         """Estimate the class prior of recent traffic, with intervals and a verdict.
@@ -118,14 +122,9 @@ class Insight:
         """
         bundle = self._bundle(request)
         sample, found = await self.assess(bundle, name, window)
-        view = views.estimate_view(
-            bundle,
-            sample,
-            found,
-            base=self.base(bundle, name),
-            warnings=list(source_warnings(bundle)),
-        )
-        return Response(view.model_dump_json(), media_type="application/json")
+        base, warnings = self.base(bundle, name), list(source_warnings(bundle))
+        view = partial(views.estimate_view, bundle, sample, found, base=base, warnings=warnings)
+        return Response(await views.rendered(view, bundle), media_type="application/json")
 
     async def assess(
         self, bundle: Bundle, name: str, window: str | None
@@ -221,12 +220,12 @@ class Insight:
         prior = {key: value for key, value in body.items() if key not in ("tau", "prior")}
         tau = body.get("tau")
         if "prior" not in body:
-            return (self._priors.inline(bundle, prior) if prior else in_force), tau
+            return (await self._priors.requested(bundle, prior) if prior else in_force), tau
         if prior:
             raise InvalidPrior(
                 [(key, "stands beside 'prior', which is the whole prior") for key in prior]
             )
-        if isinstance(body["prior"], str):
+        if isinstance(body["prior"], str | dict):
             return await self._priors.requested(bundle, body["prior"]), tau
         return self._priors.inline(bundle, body["prior"]), tau
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Path, Query, Request, Response
@@ -15,7 +16,7 @@ from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
 from service.contract.prior import InvalidPrior, parse_prior
-from service.priors.changes import AddCounts
+from service.priors.changes import AddCounts, Draft
 from service.priors.preview import check_adoptable, evidence_note
 from service.priors.priors import Priors
 from service.priors.revisions import (
@@ -108,10 +109,17 @@ class PriorRoutes:
         bundle = self._bundle(request)
         condition = condition_of(request)
         body = await read_object(request, members={"add": True, "note": False})
-        addition, note = _addition(body["add"]), _note(body)
+        addition, note = await asyncio.to_thread(_addition, body["add"]), _note(body)
         check_prior_name(name)
-        change = AddCounts.checked(name, addition, bundle=bundle, note=note, condition=condition)
-        draft = change.apply(self._priors.newest(bundle.name, name))
+        current = self._priors.newest(bundle.name, name)
+
+        def drafted() -> Draft | None:
+            change = AddCounts.checked(
+                name, addition, bundle=bundle, note=note, condition=condition
+            )
+            return change.apply(current)
+
+        draft = await asyncio.to_thread(drafted)
         flips = None
         if draft is not None and draft.body is not None:
             candidate = await asyncio.to_thread(resolve, bundle, name, 0, draft.body, None)
@@ -131,7 +139,7 @@ class PriorRoutes:
             expected = "expected a whole number: an older revision, or 0 to have nothing stored"
             raise InvalidPrior([("revision", expected)])
         if revision == 0 and name == DEFAULT and not await self._has_history(bundle, name):
-            return self._nothing_stored(bundle, name)
+            return await self._nothing_stored(bundle, name)
         written = await self._priors.rollback(
             bundle, name, revision, by=request.state.by, note=_note(body), condition=condition
         )
@@ -259,7 +267,8 @@ class PriorRoutes:
             warnings.append(str(error))
         else:
             warnings += _leads_nowhere(self._priors.missing(bundle, resolved))
-        view = views.prior_view(
+        view = partial(
+            views.prior_view,
             bundle,
             name,
             resolved,
@@ -267,17 +276,29 @@ class PriorRoutes:
             warnings=warnings,
             decisions_changed=None if flips is None else flips.share,
         )
-        return _json(view, status=status, headers={"ETag": etag(view.revision)})
+        number = 0 if entry is None else entry.revision
+        return await self._prior(view, bundle, number, status)
 
-    def _nothing_stored(self, bundle: Bundle, name: str) -> Response:
+    async def _nothing_stored(self, bundle: Bundle, name: str) -> Response:
         """The answer after a return to revision 0."""
         resolved, warnings = None, []
         if name == DEFAULT:
             resolved = self._priors.resolved(bundle, name, None)
         else:
             warnings = [f"nothing is stored as '{name}' any more: requests that name it get 404"]
-        view = views.prior_view(bundle, name, resolved, None, warnings=warnings)
-        return _json(view, headers={"ETag": etag(0)})
+        view = partial(views.prior_view, bundle, name, resolved, None, warnings=warnings)
+        return await self._prior(view, bundle, 0)
+
+    @staticmethod
+    async def _prior(
+        view: Callable[[], views.PriorView], bundle: Bundle, revision: int, status: int = 200
+    ) -> Response:
+        return Response(
+            await views.rendered(view, bundle),
+            status,
+            headers={"ETag": etag(revision)},
+            media_type="application/json",
+        )
 
     async def _written(
         self,
@@ -304,7 +325,7 @@ class PriorRoutes:
         if written.changed:
             self._announce(Changed(action, entry, share))
         if entry.deleted:
-            return self._nothing_stored(bundle, entry.name)
+            return await self._nothing_stored(bundle, entry.name)
         status = 201 if action == "put" and written.created else 200
         return await self._answer(bundle, entry.name, entry, status=status, flips=flips)
 
@@ -358,5 +379,5 @@ def _note(body: dict[str, Any]) -> str:
     return note
 
 
-def _json(view: BaseModel, *, status: int = 200, headers: dict[str, str] | None = None) -> Response:
-    return Response(view.model_dump_json(), status, headers=headers, media_type="application/json")
+def _json(view: BaseModel) -> Response:
+    return Response(view.model_dump_json(), media_type="application/json")

@@ -1,5 +1,7 @@
 """The answers of the routes of priors, as models that document and check them."""
 
+import asyncio
+from collections.abc import Callable
 from datetime import datetime
 from typing import Any, TypeAlias
 
@@ -14,6 +16,8 @@ from service.priors.recent import Sample
 from service.priors.revisions import PriorRevision, StoredRevision
 
 ByClass: TypeAlias = dict[str, float]
+_MANY_CLASSES = 2_000
+"""A longer class list takes milliseconds to write."""
 
 
 class _View(BaseModel):
@@ -178,6 +182,15 @@ class EstimateView(_View):
     high: ByClass
     warnings: list[str]
     candidate: dict[str, Any]
+
+
+async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
+    """The JSON of a view. That of many classes is made in a thread, since it would hold the
+    loop.
+    """
+    if len(bundle.class_names) <= _MANY_CLASSES:
+        return make().model_dump_json().encode()
+    return await asyncio.to_thread(lambda: make().model_dump_json().encode())
 
 
 def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:

@@ -23,6 +23,8 @@ MAX_METADATA_BYTES = 2**20
 """Bytes that describe one message, or a whole Parquet file."""
 _FILE_MAGIC, _FILE_HEAD_BYTES = b"ARROW1", 8
 _MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS
+_TEXTS_AT_ONCE = 64
+"""Texts of up to 80 KiB that are made while the interpreter is held."""
 _LENGTH, _BUFFERS, _COMPRESSION = 0, 2, 3
 """Fields of a RecordBatch in Arrow's Message.fbs."""
 
@@ -87,7 +89,9 @@ def _column(pa: Any, column: Any) -> Column:
     if _is_text(pa, kind):
         for chunk in column.chunks:
             _check_texts(pa, chunk)
-        texts: list[str | None] = column.cast(pa.large_string()).to_pylist()
+        column, texts = column.cast(pa.large_string()), list[str | None]()
+        for at in range(0, len(column), _TEXTS_AT_ONCE):
+            texts += column.slice(at, _TEXTS_AT_ONCE).to_pylist()
         return texts
     if types.is_fixed_size_list(kind) and _is_number(pa, kind.value_type):
         if column.null_count:

@@ -4,6 +4,7 @@ import csv
 import io
 from collections.abc import Iterator, Sequence
 
+from service.contract.inputs.uncopied import file_of
 from service.wire.digits import decimal_number
 from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.tables.rows import Column, check_names
@@ -72,7 +73,7 @@ class Lines:
     """The lines of a body, decoded piece by piece; `number` is the last one's."""
 
     def __init__(self, body: bytes | bytearray) -> None:
-        self._text = io.TextIOWrapper(io.BytesIO(body), encoding="utf-8-sig", newline="")
+        self._text = io.TextIOWrapper(file_of(body), encoding="utf-8-sig", newline="")
         self.number = 0
         self.characters = 0
         """Of the row that is being read."""

@@ -1,6 +1,5 @@
 """The arrays of a .npz file, inflated within a limit and never unpickled."""
 
-import io
 import struct
 import zipfile
 import zlib
@@ -9,6 +8,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from service.contract.inputs.uncopied import file_of
 from service.wire.faults import Malformed, TooLarge
 from service.wire.npy import parse_npy
 from service.wire.shown import short
@@ -17,6 +17,8 @@ MAX_DIRECTORY_BYTES = 64 * 1024
 """Bytes of the list of a .npz file's arrays: some hundred arrays."""
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR_BYTES = 20
+_PIECE_BYTES = 2**20
+"""Bytes that are inflated at once: copying more would hold the interpreter."""
 _FAULTS = (
     zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError, OSError,
 )  # fmt: skip
@@ -47,18 +49,20 @@ def read_npz(body: bytes | bytearray, *, max_bytes: int) -> dict[str, NDArray[An
     return found
 
 
-def _members(body: bytes | bytearray, max_bytes: int) -> Iterator[tuple[str, bytes]]:
+def _members(body: bytes | bytearray, max_bytes: int) -> Iterator[tuple[str, bytearray]]:
     _check_directory(body)
     left = max_bytes
-    with zipfile.ZipFile(io.BytesIO(body)) as file:
+    with zipfile.ZipFile(file_of(body)) as file:
         for member in file.infolist():
             if member.compress_type not in _METHODS:
                 raise Malformed(
                     f"array {short(member.filename)} is compressed by method "
                     f"{member.compress_type}; expected deflate, as np.savez_compressed writes"
                 )
+            held = bytearray()
             with file.open(member) as stream:
-                held = stream.read(left + 1)
+                while len(held) <= left and (piece := stream.read(_PIECE_BYTES)):
+                    held += piece
             left -= len(held)
             if left < 0:
                 raise TooLarge(
