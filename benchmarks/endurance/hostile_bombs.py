@@ -157,7 +157,17 @@ def bombs() -> dict[str, Request]:
 
 def heavy() -> Iterator[tuple[str, bytes]]:
     """(name, bytes to send on one connection) of each worst case."""
-    bodies = (_texts, _arrays, _images, _forms, _answers, _adjustments, _priors, _short_bodies)
+    bodies = (
+        _texts,
+        _arrays,
+        _tables,
+        _images,
+        _forms,
+        _answers,
+        _adjustments,
+        _priors,
+        _short_bodies,
+    )
     for make in (*bodies, _reads):
         for name, request in make():
             yield name, request.whole()
@@ -192,6 +202,12 @@ def _texts() -> Iterator[tuple[str, Request]]:
     yield "pictures", _post(b"/models/image/predict", _instances(b'{"b64":"%b"}' % picture, 2000))
     text = b'["' + b"a" * 19_990 + b'"]'
     yield "texts", _post(b"/models/text/predict", _instances(text, 2000))
+    text = b'"' + "ä".encode() * 15_000 + b'"'
+    yield "good texts", _post(b"/models/text/predict", _instances(text, 2000))
+    for nearly in (b"tre", b"alse", b"ersionx", b"nstances'"):  # slow for the search of a word
+        body = b'{"instances":["' + nearly * (63 * MIB // len(nearly)) + b'"]}'
+        yield f"nearly {nearly.decode()}", _post(b"/predict", body)
+    yield "a long infer", _post(b"/v2/models/linear/infer", b'{"inputs":["' + b"a" * (60 * MIB))
     row = b"[" + b",".join([b"0.123456789"] * _WIDE) + b"]"
     yield "numbers", _post(b"/models/wide/predict", _instances(row, 1200))
 
@@ -219,6 +235,27 @@ def _arrays() -> Iterator[tuple[str, Request]]:
     length = (b"Inference-Header-Content-Length", b"%d" % len(head))
     path = b"/v2/models/text/infer"
     yield "empty texts", Request(b"POST", path, [length], head + bytes(4 * count))
+    raw = (b"Inference-Header-Content-Length", b"0")
+    yield "a raw text", Request(b"POST", path, [raw], "ä".encode() * (30 * MIB))
+    words = np.full((600, 1), "ä" * 20_000)
+    yield "array: texts", _post(b"/models/text/predict", _npy(words), NPY)
+
+
+def _tables() -> Iterator[tuple[str, Request]]:
+    """Tables and files of arrays, good and bad."""
+    csv, path = b"text/csv;header=absent", b"/models/text/predict"
+    yield "CSV: texts", _post(path, (b"a" * 19_990 + b"\n") * 2000, csv)
+    for name, byte in (("quotes", b'"'), ("commas", b","), ("lines", b"\n"), ("no text", b"\xff")):
+        yield f"CSV: {name}", _post(b"/predict", byte * (60 * MIB), csv)
+    for name, array in (
+        ("wide", np.zeros((2000, _WIDE))),
+        ("text", np.full((600, 1), "ä" * 19_000)),
+    ):
+        file = io.BytesIO()
+        np.savez_compressed(file, x=array)
+        model = b"text" if name == "text" else b"wide"
+        body = file.getvalue()
+        yield f"npz: {name}", _post(b"/models/%b/predict" % model, body, b"application/x-npz")
 
 
 def _npy(array: np.ndarray) -> bytes:
@@ -261,6 +298,8 @@ def _forms() -> Iterator[tuple[str, Request]]:
     )
     yield "false ends", _post(path, file + b"\r\n--" * (15 * MIB) + b"\r\n--b--\r\n", FORM)
     yield "a long part", _post(path, file + bytes(63 * MIB) + b"\r\n--b--\r\n", FORM)
+    field = part + b"\r\n\r\n" + "ä".encode() * (30 * MIB)
+    yield "a long field", _post(path, field + b"\r\n--b--\r\n", FORM)
 
 
 def _answers() -> Iterator[tuple[str, Request]]:
@@ -314,6 +353,8 @@ def _priors() -> Iterator[tuple[str, Request]]:
         ("numbers", b'{"target":[' + b"1," * 390_000 + b"1]}"),
         ("escapes", b'{"comment":"' + b"\\u00e4" * (15 * MIB // 6) + b'","target":[1,2]}'),
         ("text", b'{"comment":"' + b"a" * (15 * MIB) + b'","target":[1,2]}'),
+        ("a name", b'{"target":{"' + b"a" * (15 * MIB) + b'":1}}'),
+        ("nulls", b'{"target":[' + b"null," * 380_000 + b"null]}"),
     ):
         yield f"prior: {name}", Request(b"PUT", b"/priors/a", head, body)
     inline = b",".join(b'"c%d":1' % at for at in range(10_000))

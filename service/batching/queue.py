@@ -112,9 +112,10 @@ class Entry:
         parts, self.parts = self.parts, None
         if parts is not None:
             parts.sort(key=lambda part: part[0])
-            self.outputs = GraphOutputs.joined(
-                [outputs.rows(start, stop) for _, outputs, start, stop in parts]
-            )
+            found = [outputs.rows(start, stop) for _, outputs, start, stop in parts]
+            if not self.work.full:  # logits of many classes are there for others
+                found = [each.ranked_only() for each in found]
+            self.outputs = GraphOutputs.joined(found)
 
 
 class Piece:

@@ -80,6 +80,10 @@ class GraphOutputs:
         """The outputs of rows `start` to `stop`."""
         return GraphOutputs(*[None if v is None else v[start:stop] for v in self._values()])  # type: ignore[arg-type]
 
+    def ranked_only(self) -> "GraphOutputs":
+        """The outputs without those of [n, C]."""
+        return dataclasses.replace(self, logits=None, adjusted_logits=None, probabilities=None)
+
     @staticmethod
     def joined(parts: "list[GraphOutputs]") -> "GraphOutputs":
         """The outputs of several calls, joined as if from one call. k is the smallest of theirs."""

@@ -87,14 +87,18 @@ class LogitReservoir:
                 self._held += 1
                 return
             chosen = slice(None) if take == n else self._rng.sample(range(n), take)
+            places: slice | NDArray[np.int64]
             if free:
-                places = np.arange(self._held, self._held + take)
+                places = slice(self._held, self._held + take)
                 self._held += take
             else:
                 take = min(take, self.capacity)
                 places = np.array(self._rng.sample(range(self.capacity), take))
                 self._credit -= take
-            self._rows[places] = logits[chosen]
+            if isinstance(places, slice) and isinstance(chosen, list):
+                np.take(logits, chosen, axis=0, out=self._rows[places], mode="clip")
+            else:
+                self._rows[places] = logits[chosen]
             self._seen[places] = time.time()
         finally:
             self._lock.release()

@@ -39,6 +39,15 @@ def test_a_lossless_image_of_the_right_size_keeps_every_pixel(form, options):
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
+def test_a_long_body_is_read_in_place(form):
+    data = encoded(picture(), form)
+    long = bytearray(data) + bytes(2**20)
+    np.testing.assert_array_equal(decoded(long), decoded(data))
+    with pytest.raises(pixels.BadImage, match="is not a JPEG, PNG or WebP image"):
+        pixels.open_image(bytearray(2**21))
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 def test_bytes_after_the_end_of_an_image_are_ignored(form):
     data = encoded(picture(60, 40), form)
     np.testing.assert_array_equal(

@@ -34,6 +34,12 @@ def faults(body, **keywords):
     return {fault["field"]: fault["message"] for fault in caught.value.errors}
 
 
+def test_a_long_name_is_cut_in_its_fault():
+    (field,) = faults({"target": {"c" * 10**6: 1}, "others": 1})
+    assert field.startswith("target.ccc")
+    assert len(field) == 200
+
+
 def test_an_empty_prior_is_the_models_counts_with_a_uniform_target():
     prior = resolve({})
     assert prior.label_frequencies == pytest.approx([0.9, 0.09, 0.01])

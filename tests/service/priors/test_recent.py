@@ -55,6 +55,15 @@ def test_until_it_is_full_every_row_is_kept_once():
     assert sorted(reservoir.sample().logits[:, 0]) == list(range(100))
 
 
+def test_a_batch_that_does_not_fit_is_sampled_without_repeats():
+    reservoir = LogitReservoir(1, max_rows=100, seed=3)
+    reservoir.add(np.arange(70, dtype=np.float32)[:, None])
+    reservoir.add(np.arange(100, 400, dtype=np.float32)[:, None])
+    kept = reservoir.sample().logits[:, 0]
+    assert len(set(kept)) == 100
+    assert sorted(kept)[:70] == list(range(70))
+
+
 def test_what_was_added_is_copied():
     reservoir = LogitReservoir(3)
     given = rows(4, 1.0)

@@ -17,8 +17,8 @@ from hypothesis.extra import numpy as arrays
 
 from service.contract.bundle import InputSpec
 from service.wire.arrays import MAX_TEXT_CHARACTERS, array_of, example_input, fitted
-from service.wire.faults import InvalidInput, InvalidParameter, Malformed
-from service.wire.forms import parse_form
+from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge
+from service.wire.forms import MAX_FIELD_BYTES, parse_form
 from service.wire.json_text import parse_json, parse_json_object
 from service.wire.npy import parse_npy
 from service.wire.parameters import Parameters, body_parameters, query_parameters
@@ -388,6 +388,14 @@ def test_a_multipart_body_that_is_not_whole_is_malformed(content_type, body, tol
     with pytest.raises(Malformed) as refused:
         parse_form(content_type, body)
     assert told in str(refused.value)
+
+
+def test_a_text_field_is_bounded_and_a_file_is_not():
+    long = bytes(MAX_FIELD_BYTES + 1)
+    with pytest.raises(TooLarge, match="form field 'prior' has 4194305 bytes of text; at most"):
+        parse_form(FORM, bytearray(form((b'name="prior"', long))))
+    found = parse_form(FORM, bytearray(form((b'name="a"; filename="a"', long))))
+    assert found.files == [long]
 
 
 @settings(max_examples=200, deadline=None)

@@ -14,8 +14,9 @@ from service.contract.bundle import InputSpec
 from service.wire import digits, parameters
 from service.wire.arrays import MAX_TENSOR_BYTES, array_of, cast, may_hold_strings
 from service.wire.faults import InvalidInput, Malformed, TooLarge
-from service.wire.json_text import MAX_DECODED_BYTES, parse_json
+from service.wire.json_text import MAX_DECODED_BYTES, holds, parse_json
 
+MIB = 2**20
 NUMBERS = InputSpec(name="x", kind="tensor", shape=[None, 3], dtype="float32")
 
 
@@ -152,3 +153,21 @@ def test_a_whole_number_has_ascii_digits_and_a_bound(text, number):
 )
 def test_a_decimal_number_has_ascii_digits_and_a_bound(text, number):
     assert digits.decimal_number(text) == number
+
+
+@pytest.mark.parametrize("at", [0, 1, MIB - 4, MIB - 1, MIB, 2 * MIB - 3, 3 * MIB - 7])
+def test_a_word_of_a_long_body_is_found_wherever_it_stands(at):
+    body = bytearray(b"versio" * (MIB // 2))
+    assert not holds(body, b"version")
+    body[at : at + 7] = b"version"
+    assert holds(body, b"version")
+    assert holds(body, b"version", at)
+    assert not holds(body, b"version", at + 1)
+
+
+@pytest.mark.parametrize("blanks", [b"", b" \n" * 4000, b" " * 20_000])
+def test_strings_hidden_behind_many_blanks_are_told(blanks):
+    filler = b"[" + b"1," * 2000 + b"1]"
+    body = b'{"instances":%b%b}' % (blanks, filler)
+    assert may_hold_strings(body) is (len(blanks) > 16_384)
+    assert may_hold_strings(b'{"instances":%b"a",%b}' % (blanks, filler))

@@ -437,6 +437,20 @@ def test_a_raw_request_is_one_row_and_is_answered_in_binary(http):
     assert "does not fill one row" in refused.json()["error"]
 
 
+def test_a_text_that_is_too_long_is_refused_before_it_is_decoded(http):
+    raw = {"inference-header-content-length": "0", "content-type": "application/octet-stream"}
+    body = b"\xff" * 80_001
+    refused = http.post("/v2/models/text/infer", content=body, headers=raw)
+    told = "instance 0 is a text of 80,001 bytes; expected at most 20,000 characters"
+    assert (refused.status_code, refused.json()["error"]) == (422, told)
+    given = {"name": "words", "datatype": "BYTES", "shape": [1, 1]}
+    head = json.dumps({"inputs": [{**given, "parameters": {"binary_data_size": 80_005}}]}).encode()
+    headers = {"inference-header-content-length": str(len(head))}
+    whole = head + (80_001).to_bytes(4, "little") + body
+    refused = http.post("/v2/models/text/infer", content=whole, headers=headers)
+    assert (refused.status_code, refused.json()["error"]) == (422, told)
+
+
 def test_an_optional_input_gives_way_to_a_models_own_of_the_same_name(client):
     x = inputs(2)
     answer = client.infer("taken", [tensor("tau", x, "FP32")], parameters={"tau": 0.5})
