@@ -7,6 +7,7 @@ request gets an answer.
 """
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections import deque
@@ -325,7 +326,8 @@ class Batcher:
     ) -> None:
         """Pass a result to the event loop. Called in the thread."""
         self._results.append((thread, result, seconds))
-        self._loop.call_soon_threadsafe(self._collect)
+        with contextlib.suppress(RuntimeError):  # the loop has closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._collect)
 
     def _collect(self) -> None:
         self._take_results()
