@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import json
+import shutil
 
 import httpx
 import numpy as np
@@ -81,6 +82,17 @@ def test_a_pipeline_over_columns_is_scored_as_its_own_library_does(imported):
     wrong = classes[probabilities.argmax(axis=1)] != labels
     assert scores["n"] == len(labels)
     assert scores["error"] == pytest.approx(wrong.mean())
+
+
+def test_a_model_of_unknown_counts_has_no_scores_of_an_adjustment(imported, tmp_path):
+    folder, new, _, _, _ = imported
+    unknown = tmp_path / "models" / "people" / "1"
+    shutil.copytree(folder, unknown)
+    manifest = json.loads((unknown / "model.json").read_text(encoding="utf-8"))
+    manifest |= {"class_counts": None, "default_tau": 0}
+    (unknown / "model.json").write_text(json.dumps(manifest), encoding="utf-8")
+    scores = asked("evaluate", unknown, "--data", f"table:{new}?label=label")
+    assert set(scores["at_tau"]) == {"0", "chosen"}
 
 
 def test_calibrating_it_publishes_a_version_with_a_report_that_the_service_shows(imported):

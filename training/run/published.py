@@ -197,6 +197,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score a published model on a split. The answer names the model, split, target and tau.
 
+    Where the source prior is unknown, `at_tau` has no numbers at 1.
+
     split: see Published.rows. target: `uniform`; `training` (the model's own counts); a JSON file
     with a target or a whole prior; `forward-K` or `backward-K`, the split resampled to a long tail
     of ratio K and adjusted to that known target.
@@ -209,6 +211,7 @@ def evaluate(
         )
     used = model.bundle.tau if tau is None else _checked_tau(tau)
     rows, log_target, log_source = _target(model, rows, target)
+    only_unadjusted = log_source is None
     if log_source is None:
         if used:
             raise WrongUse(
@@ -224,6 +227,8 @@ def evaluate(
         train_class_counts=model.bundle.class_counts,
         log_target_prior=log_target,
     )
+    if only_unadjusted:
+        del scores["at_tau"]["1"]
     return {
         "bundle": str(folder),
         "data": spec,
