@@ -32,6 +32,7 @@ from service.process.machine import available_threads
 
 Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
+_SPINNING = "session.intra_op.allow_spinning"
 _SHRINK = "memory.enable_memory_arena_shrinkage"
 _NO, _YES = np.array(False), np.array(True)  # 0-d arrays, which onnxruntime accepts as scalars
 
@@ -297,6 +298,8 @@ def open_graph(
     options.log_severity_level = 4 if wanted == "cpu" else 3
     options.intra_op_num_threads = intra_op_threads or available_threads()
     options.inter_op_num_threads = 1
+    # Threads of onnxruntime that wait would otherwise spin, and take the cores of the event loop.
+    options.add_session_config_entry(_SPINNING, "0")
     # onnxruntime would keep a plan for each batch size, which saves no time.
     options.enable_mem_pattern = False
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(folder))

@@ -60,3 +60,11 @@ def _libraries() -> bytes:
     folder = inspect.getfile(ort).rsplit("/", 1)[0]
     found = sorted(ROOT.joinpath(folder, "capi").glob("onnxruntime_pybind11_state*"))
     return b"".join(path.read_bytes() for path in found)
+
+
+def test_threads_of_a_session_that_wait_do_not_spin(tmp_path):
+    """A spinning thread takes a core that the event loop needs."""
+    folder = publish_model(tmp_path)
+    graph = open_graph(folder, load_bundle(folder), provider="cpu", intra_op_threads=2)
+    options = graph._session.get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
