@@ -225,6 +225,13 @@ class Settings:
     feedback_hours: float = _setting(
         24.0, "hours after an answer in which feedback may refer to it", low=0.01, high=8784
     )
+    feedback_store_rows: int = _setting(
+        0,
+        "newest answers of a model version that each worker also keeps in the store, for feedback "
+        "after a restart and through other replicas; 0: none",
+        low=0,
+        high=100_000,
+    )
     allow_anonymous: bool = _setting(
         False, "serve without keys on an address that other machines can reach"
     )
@@ -258,6 +265,11 @@ class Settings:
         if self.webhook and not self.webhook_secret:
             raise InvalidSetting(
                 "--webhook needs a key for its signatures: set PRIORDIAL_WEBHOOK_SECRET"
+            )
+        if self.feedback_store_rows and not self.feedback_mib:
+            raise InvalidSetting(
+                f"--feedback-store-rows is {self.feedback_store_rows}, and --feedback-mib is 0, so "
+                "no answers are kept; set --feedback-mib above 0"
             )
         for name in ("predict_route", "health_route"):
             path = getattr(self, name)

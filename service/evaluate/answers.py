@@ -7,6 +7,7 @@ few times a second and all at once.
 import contextlib
 import json
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
 from service.evaluate.ring import NO_LABEL, ROW, TOP, Ring, Rows, context_code, id_of
+from service.evaluate.shared import SharedAnswers, Version, labels_of
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ MANY = 2_000
 """Answers from which on the thread is woken at once."""
 NO_COSTS = -2
 """The decision of a row whose prior has no costs."""
+STOP_SECONDS = 2.0
+"""How long the end of the service waits for the store to take the last answers."""
 FILE = "answers.bin"
 FIGURES = "figures.json"
 
@@ -110,19 +114,33 @@ class VersionAnswers:
         """Write what was noted into the ring. For any thread."""
         with self._lock:
             found = [self.waiting.popleft() for _ in range(len(self.waiting))]
-            if not found or self._fault:
-                return
-            try:
-                if self._ring is None:
-                    self._ring = Ring(self._path, max_bytes=self._max_bytes, owner=True)
-                self._ring.add(rows_of(found, time.time()))
-            except OSError as error:
-                self._fault = True
-                logger.warning(
-                    "answers are not kept for feedback, because %s cannot be written: %s",
-                    self._path,
-                    error.strerror or error,
-                )
+            if found:
+                self._add(rows_of(found, time.time()))
+
+    def restore(self, rows: Rows) -> None:
+        """Take back rows that were stored before a restart, but for those that are still here."""
+        with self._lock:
+            here = np.empty(0, ROW) if self._ring is None else self._ring.held()
+            self._add(rows[~np.isin(rows["id"], here["id"])])
+
+    def held(self) -> Rows:
+        """The rows that are held, in no order: a view, in which labels may be set."""
+        return np.empty(0, ROW) if self._ring is None else self._ring.held()
+
+    def _add(self, rows: Rows) -> None:
+        if self._fault:
+            return
+        try:
+            if self._ring is None:
+                self._ring = Ring(self._path, max_bytes=self._max_bytes, owner=True)
+            self._ring.add(rows)
+        except OSError as error:
+            self._fault = True
+            logger.warning(
+                "answers are not kept for feedback, because %s cannot be written: %s",
+                self._path,
+                error.strerror or error,
+            )
 
 
 def rows_of(answered: Sequence[Answered], now: float) -> Rows:
@@ -245,14 +263,20 @@ class Answers:
         *,
         max_bytes: int,
         seconds: float,
+        shared: SharedAnswers | None = None,
+        share_seconds: float = 60.0,
     ) -> None:
         """Make it; `start` begins the thread.
 
         own: this worker's folder of a model and version. folders: those of all workers.
         max_bytes: of the rows of a version in a worker; 0 keeps none. seconds: how long a row is
-        kept at most.
+        kept at most. shared: the answers in the store, which are read and written about every
+        `share_seconds`; None: answers stay on this host.
         """
         self._own, self._folders = own, folders
+        self._shared, self._share_seconds = shared, share_seconds
+        self._share_trouble = ""
+        self._thread: threading.Thread | None = None
         self._max_bytes, self.seconds = max_bytes, seconds
         self._versions: dict[tuple[str, int], VersionAnswers] = {}
         self._users: dict[tuple[str, int], int] = {}
@@ -293,12 +317,15 @@ class Answers:
         """Begin to write what is noted. `refresh` is called about every REFRESH_SECONDS."""
         self._refresh = refresh
         if self.kept:
-            threading.Thread(target=self._run, name="answers", daemon=True).start()
+            self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
+            self._thread.start()
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread. Blocks while it stores the last answers, STOP_SECONDS at most."""
         self._stopped = True
         self._woken.set()
+        if self._shared is not None and self._thread is not None:
+            self._thread.join(STOP_SECONDS)
 
     def flush(self) -> None:
         """Write what this worker has noted. For any thread."""
@@ -306,7 +333,9 @@ class Answers:
             each.flush()
 
     def files(self) -> list[tuple[str, int, Rows]]:
-        """(model, version, rows) of every worker's files, as far as they can be read."""
+        """(model, version, rows) of the files of this host's workers, as far as they can be read,
+        and of the answers of other replicas that are shared.
+        """
         found = []
         for folder in self._folders():
             path = folder / FILE
@@ -318,7 +347,31 @@ class Answers:
                 continue
             model, _, version = folder.name.rpartition("@")
             found.append((model, int(version), rows))
-        return found
+        return found if self._shared is None else found + self._shared.files()
+
+    def share_labels(self, of: Version, rows: Sequence[Rows]) -> None:
+        """Store the labels of rows [1] for the other replicas, where answers are shared."""
+        if self._shared is None or not rows:
+            return
+        try:
+            self._shared.add_labels(of, labels_of(rows))
+        except Exception as error:  # noqa: BLE001 - the labels are set here
+            logger.warning("%d labels do not reach the other replicas: %s", len(rows), error)
+
+    def _share(self) -> None:
+        """Take back the answers before a restart, and share answers and labels."""
+        if self._shared is None:
+            return
+        versions = dict(self._versions)
+        try:
+            for of, rows in self._shared.restored(versions).items():
+                versions[of].restore(rows)
+            self._shared.sync({of: each.held() for of, each in versions.items()})
+            self._share_trouble = ""
+        except Exception as error:  # noqa: BLE001 - the store may be away; answers stay here
+            if str(error) != self._share_trouble:
+                self._share_trouble = str(error)
+                logger.warning("answers cannot be shared through the store: %s", error)
 
     def publish(self, model: str, version: int, figures: Mapping[str, float]) -> None:
         """Show figures of a version to the metrics of every worker; without room, to none."""
@@ -344,14 +397,20 @@ class Answers:
         return found
 
     def _run(self) -> None:
-        refreshed = time.monotonic()
+        refreshed, shared = time.monotonic(), -math.inf
         while not self._stopped:
             self._woken.wait(EVERY_SECONDS)
             self._woken.clear()
             try:
                 self.flush()
+                if time.monotonic() - shared > self._share_seconds:
+                    self._share()
+                    shared = time.monotonic()
                 if time.monotonic() - refreshed > REFRESH_SECONDS:
                     refreshed = time.monotonic()
                     self._refresh()
             except Exception:
                 logger.exception("answers could not be kept for feedback")
+        if self._shared is not None:
+            self.flush()
+            self._share()

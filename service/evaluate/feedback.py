@@ -140,6 +140,7 @@ class Feedback:
                 continue
             names = self._classes_of(name, version) or ()
             places = {each: at for at, each in enumerate(names)}
+            labelled: list[Rows] = []
             for row in self._rows_with(ids, found):
                 key = (bytes(row["id"][0]), int(row["row"][0]))
                 for number in wanted.pop(key, ()):
@@ -147,11 +148,13 @@ class Feedback:
                     label = places.get(item.label)
                     if label is not None:
                         _note(row, label, item, taken, (name, version))
+                        labelled.append(row)
                     elif len(taken.faults) < MAX_FAULTS:
                         reason = f"model '{name}' has no class '{item.label[:60]}'"
                         taken.faults.append(
                             {"request_id": item.request_id, "row": item.row, "reason": reason}
                         )
+            self._answers.share_labels((name, version), labelled)
         missing = [items[number] for numbers in wanted.values() for number in numbers]
         taken.unknown = len(missing)
         return taken, missing

@@ -5,6 +5,7 @@ import logging
 import os
 import random
 import shlex
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,7 @@ from service.classifier import Classifier
 from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
 from service.evaluate.answers import Answers
+from service.evaluate.shared import AnswerStore, SharedAnswers
 from service.graph import providers
 from service.observe.history import History
 from service.observe.log import request_log
@@ -114,14 +116,16 @@ class Service:
         self.history = History(lambda: self.metrics.exposition("")[0])
         if replaces:
             self.metrics.worker_replaced(replaces)
+        self.threads = max(1, available_threads() // settings.workers)
+        store = open_store(settings.store, reads=settings.store_reads)
         self.answers = Answers(
             run_folder.version,
             run_folder.version_tallies,
             max_bytes=settings.feedback_mib * 2**20,
             seconds=settings.feedback_hours * 3600,
+            shared=self._shared(store.answers, run_folder.slot),
+            share_seconds=settings.shift_seconds,
         )
-        self.threads = max(1, available_threads() // settings.workers)
-        store = open_store(settings.store, reads=settings.store_reads)
         self.priors = Priors(store)
         self.mirror = open_mirror(
             settings.models,
@@ -259,7 +263,7 @@ class Service:
         self.drift.stop()
         self.history.stop()
         await asyncio.to_thread(self.shift.stop)
-        self.answers.stop()
+        await asyncio.to_thread(self.answers.stop)
         if self.metrics_port is not None:
             self.metrics_port.close()
         await self.repository.close()
@@ -272,6 +276,19 @@ class Service:
             await self.traces.close()
         self.metrics.stop()
         self.watchdog.stop()
+
+    def _shared(self, store: AnswerStore, slot: int) -> SharedAnswers | None:
+        """The answers that are kept in the store; None where they stay on this host."""
+        if not self.settings.feedback_store_rows:
+            return None
+        return SharedAnswers(
+            store,
+            replica=f"{socket.gethostname()}:{self.settings.port}",
+            slot=slot,
+            workers=self.settings.workers,
+            max_rows=self.settings.feedback_store_rows,
+            seconds=self.settings.feedback_hours * 3600,
+        )
 
     def _loader(self) -> Loader:
         settings = self.settings

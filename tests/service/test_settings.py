@@ -66,6 +66,12 @@ def test_an_empty_value_is_refused_rather_than_taken_for_something(name):
         read_settings({}, {f"PRIORDIAL_{name}": ""})
 
 
+def test_answers_are_stored_only_where_answers_are_kept():
+    with pytest.raises(InvalidSetting, match="--feedback-mib is 0, so no answers are kept"):
+        read_settings({"feedback_store_rows": "100"}, {})
+    read_settings({"feedback_store_rows": "100", "feedback_mib": "16"}, {})
+
+
 def test_a_choice_that_is_misspelt_is_refused_with_the_nearest():
     with pytest.raises(InvalidSetting, match=r"expected auto, cpu.*did you mean 'cuda'\?"):
         read_settings({"provider": "cudda"}, {})

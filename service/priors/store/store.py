@@ -17,6 +17,7 @@ from service.priors.revisions import Served, StoredRevision, StoreUnavailable, W
 from service.priors.store.engine import CHANNEL, Database
 from service.priors.store.follow import Follower, entries_of
 from service.priors.store.kept import KeptStates
+from service.priors.store.kept_answers import AnswerStore
 from service.priors.store.orders import changed_order, worker_models
 from service.priors.store.reports import alive, write_report
 from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
@@ -44,6 +45,7 @@ class SqlPriorStore:
         self.database = Database(url, reads=reads)
         self._follower = Follower(self.database)
         self.kept = KeptStates(self.database)
+        self.answers = AnswerStore(self.database)
         self.newest: Callable[[], Changes] = self._follower.newest
         self.since: Callable[[int], Changes] = self._follower.since
         self.wait: Callable[[float, threading.Event], None] = self._follower.wait

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.support.eventually import eventually
+from tests.support.proxied import free_port
 from tests.support.server import metric, running
 from tests.support.small_models import CLASSES, inputs
 from tests.support.small_models import publish_model as publish
@@ -83,6 +84,29 @@ def test_the_balanced_error_is_a_gauge_with_its_interval_in_every_worker(server)
         } == pytest.approx(wanted)
 
     eventually(shown)
+
+
+def test_answers_in_the_store_outlive_a_killed_service_and_are_labelled_through_another(tmp_path):
+    publish(tmp_path / "models", "linear")
+    shared = {
+        "store": f"sqlite:///{tmp_path / 'priors.db'}",
+        "feedback_mib": 1,
+        "feedback_store_rows": 100,
+        "shift_seconds": 1,
+    }
+    port = free_port()
+    with (
+        running(tmp_path / "models", port=free_port(), **shared) as other,
+        running(tmp_path / "models", port=port, **shared) as killed,
+    ):
+        label = ask(killed, "order-1")[0]
+        item = {"request_id": "order-1", "row": 0, "label": label, "sampled": 1.0}
+        eventually(lambda: tell(other, [item]).json()["accepted"] == 1)
+        killed.process.kill()
+        killed.process.wait()
+        with running(tmp_path / "models", port=port, **shared) as again:
+            eventually(lambda: figures(again)["labels"] == {label: 1})
+            assert figures(again)["answers"] == figures(other)["answers"] == 1
 
 
 def test_labels_of_unknown_sampling_are_counted_and_never_the_error_of_the_traffic(server):

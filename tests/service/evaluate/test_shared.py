@@ -1,0 +1,146 @@
+"""Answers that are kept in the store are found by other replicas and after a restart."""
+
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from service.evaluate.answers import Answers
+from service.evaluate.feedback import Feedback, Item
+from service.evaluate.ring import NO_LABEL
+from service.evaluate.shared import SharedAnswers
+from service.priors.store import open_store
+from tests.service.evaluate.test_answers import answered
+from tests.support.priors import make_bundle
+
+NAMES = ["x", "y", "z"]
+BUNDLE = make_bundle(class_names=NAMES)
+OF = (BUNDLE.name, BUNDLE.version)
+
+
+@pytest.fixture
+def store(store_url):
+    with closing(open_store(store_url)) as opened:
+        opened.open()
+        yield opened.answers
+
+
+class Worker:
+    """The answers of one worker of a replica, whose thread the test takes the part of."""
+
+    def __init__(self, store, root, *, replica="a", max_rows=100, seconds=3600.0):
+        shared = SharedAnswers(
+            store, replica=replica, slot=0, workers=1, max_rows=max_rows, seconds=seconds
+        )
+        self.answers = Answers(
+            lambda model, version: root / f"{model}@{version}",
+            lambda: root.glob("*@*"),
+            max_bytes=2**20,
+            seconds=seconds,
+            shared=shared,
+        )
+        self.version = self.answers.of(BUNDLE)
+        self.feedback = Feedback(self.answers, lambda *_: NAMES)
+
+    def answer(self, *names):
+        for name in names:
+            self.version.note(answered(name))
+        self.answers.flush()
+
+    def share(self):
+        self.answers._share()
+
+    def label(self, name, label, *, sampled):
+        taken, _ = self.feedback.take([Item(name, 0, label, sampled)])
+        return taken.accepted
+
+    def labels(self):
+        return {
+            bytes(row["id"]).decode(): (NAMES[row["label"]], row["sampled"].item())
+            for *_, rows in self.answers.files()
+            for row in rows
+            if row["label"] != NO_LABEL
+        }
+
+    def ids(self):
+        return sorted(bytes(i).decode() for *_, rows in self.answers.files() for i in rows["id"])
+
+
+def test_a_label_reaches_an_answer_through_another_replica(store, tmp_path):
+    one, other = (Worker(store, tmp_path / name, replica=name) for name in "ab")
+    one.answer("from-one", "also")
+    other.answer("from-other")
+    for worker in (one, other):
+        worker.share()
+    assert other.label("from-one", "y", sampled=0.5) == 1
+    assert other.label("unknown", "y", sampled=0.5) == 0
+    one.share()
+    assert one.labels() == {"from-one": ("y", 0.5)}
+    other.share()
+    one.share()
+    assert one.ids() == other.ids() == ["also", "from-one", "from-other"]
+    assert one.labels() == other.labels()
+
+
+def test_a_later_label_replaces_an_earlier_one_wherever_it_came(store, tmp_path):
+    one, other = (Worker(store, tmp_path / name, replica=name) for name in "ab")
+    one.answer("a")
+    one.share()
+    other.share()
+    one.label("a", "x", sampled=1.0)
+    other.label("a", "z", sampled=1.0)
+    for worker in (one, other):
+        worker.share()
+        assert worker.labels() == {"a": ("z", 1.0)}
+
+
+def test_after_a_restart_answers_and_labels_are_there_once(store, tmp_path):
+    first = Worker(store, tmp_path / "first")
+    first.answer("a", "b")
+    first.label("a", "x", sampled=1.0)
+    first.share()
+    first.label("b", "y", sampled=1.0)  # stored as a label alone
+    second = Worker(store, tmp_path / "second")
+    second.answer("c")
+    second.share()
+    second.share()
+    assert second.ids() == ["a", "b", "c"]
+    assert second.labels() == {"a": ("x", 1.0), "b": ("y", 1.0)}
+    # A worker that was replaced within a run finds its file as it was.
+    third = Worker(store, tmp_path / "second")
+    third.answer("d")
+    third.share()
+    assert third.ids() == ["a", "b", "c", "d"]
+
+
+def test_the_newest_answers_are_stored_and_old_ones_removed(store, tmp_path):
+    one = Worker(store, tmp_path / "a", max_rows=3)
+    one.answer(*"abcde")
+    rows = one.version.held()
+    rows["at"] = time.time() + np.arange(len(rows)) * 1e-3
+    one.share()
+    other = Worker(store, tmp_path / "b", replica="b")
+    other.share()
+    assert other.ids() == ["c", "d", "e"]
+    one.label("e", "x", sampled=1.0)
+    brief = Worker(store, tmp_path / "c", replica="c", seconds=0.0)
+    brief.answer("z")
+    brief.share()  # removes whatever was stored before this moment
+    late = Worker(store, tmp_path / "d", replica="d")
+    late.share()
+    assert not {"c", "d", "e"} & set(late.ids())
+    assert late.labels() == {}
+
+
+def test_without_its_store_a_worker_keeps_answers_and_labels(tmp_path, caplog):
+    opened = open_store(f"sqlite:///{tmp_path / 'none' / 'priors.db'}")
+    one = Worker(opened.answers, tmp_path / "a")
+    one.answer("a")
+    one.share()
+    one.share()
+    assert one.label("a", "x", sampled=1.0) == 1
+    assert one.labels() == {"a": ("x", 1.0)}
+    warnings = [record.getMessage() for record in caplog.records]
+    assert sum("answers cannot be shared through the store" in each for each in warnings) == 1
+    assert any("1 labels do not reach the other replicas" in each for each in warnings)
