@@ -25,6 +25,8 @@ _INFLATED_PIECE_BYTES = 2**20
 _MAX_MEMBERS = 10_000
 MIN_COMPRESSED_BYTES = 64 * 1024
 """Shorter answers of scoring routes are not compressed: that takes longer than sending them."""
+MIN_ASKED_BYTES = 16 * 1024
+"""The same for clients that ask for a coding, and not only accept it."""
 _READERS: dict[bytes, Callable[[], Any]] = {
     b"gzip": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),
     b"deflate": partial(zlib.decompressobj, zlib.MAX_WBITS),
@@ -189,7 +191,7 @@ def is_compressed(response: Response | None, head: Head) -> bool:
     return (
         response is not None
         and head.coding != b""
-        and len(response[2]) >= MIN_COMPRESSED_BYTES
+        and len(response[2]) >= (MIN_ASKED_BYTES if head.asks_for_coding else MIN_COMPRESSED_BYTES)
         and response[1] == b"application/json"
     )
 

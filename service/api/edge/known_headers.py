@@ -30,6 +30,7 @@ class Head:
 
     __slots__ = (
         "accepts_json",
+        "asks_for_coding",
         "by_name",
         "coding",
         "content_length",
@@ -51,6 +52,8 @@ class Head:
         """Whether the client accepts JSON, or JSON and tensors of the Open Inference Protocol."""
         self.coding = _coding(by_name.get(b"accept-encoding", b""))
         """The content coding for long answers: gzip, zstd, or empty for none."""
+        self.asks_for_coding = by_name.get(b"accept-encoding") in {b"gzip", b"zstd"}
+        """Whether the client names one coding alone; libraries name all that they can read."""
 
 
 _CODINGS = (b"zstd", b"gzip") if zstd.AVAILABLE else (b"gzip",)

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from backports import zstd
 
+from service.api.edge.bodies import MIN_ASKED_BYTES, MIN_COMPRESSED_BYTES
 from tests.support.server import running
 from tests.support.small_models import inputs, publish_model
 
@@ -119,6 +120,19 @@ def test_long_scoring_answers_are_compressed_on_request_over_both_ways(url):
                 unpacked = {"zstd": zstd.decompress, "gzip": gzip.decompress, None: bytes}[packs]
                 assert json.loads(unpacked(body)) == expected.json()
         assert "content-encoding" not in client.post("/predict", json=BODY).headers
+
+
+def test_shorter_scoring_answers_are_compressed_where_one_coding_alone_is_asked_for(url):
+    some = {"instances": inputs(80).tolist()}
+    asked = {"identity": None, "gzip": "gzip", "zstd": "zstd", "gzip, deflate": None, "*": None}
+    with httpx.Client(base_url=url) as client:
+        for accept, packs in asked.items():
+            for more in ({}, {"expect": "100-continue"}):
+                headers = {"accept-encoding": accept, **more}
+                answer = client.post("/predict?top_k=5", json=some, headers=headers)
+                assert answer.headers.get("content-encoding") == packs
+                if packs is None:
+                    assert MIN_ASKED_BYTES < len(answer.content) < MIN_COMPRESSED_BYTES
 
 
 def test_a_body_of_several_gzip_members_is_read_whole(url):
