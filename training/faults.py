@@ -5,12 +5,12 @@ from typing import ClassVar
 
 
 def say(message: str) -> None:
-    """Print a line for the user on stderr: a warning, or the reason why the command stops."""
+    """Print a line on stderr for the user: a warning, or why the command stops."""
     print(f"training: {message}", file=sys.stderr)  # noqa: T201 - a command speaks
 
 
 class Fault(Exception):
-    """An error with a message for the user. The command prints it and ends with exit_code."""
+    """An error with a message for the user. The command prints it and exits with `exit_code`."""
 
     exit_code: ClassVar[int] = 1
 

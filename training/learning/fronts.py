@@ -1,4 +1,8 @@
-"""The first module of a network for rows: it makes raw numbers fit to learn from, in the graph."""
+"""The first module of a network for table rows: it prepares raw numbers inside the graph.
+
+It standardises numbers, encodes categories and marks missing values, so that a published model
+takes rows as they are.
+"""
 
 import itertools
 from collections.abc import Callable, Sequence
@@ -10,18 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 VARIES = {np.dtype(np.float32): 1e-6, np.dtype(np.float64): 1e-12}
-"""A column whose deviation is a smaller share of its mean varies by rounding alone: dividing by its
-deviation would blow up noise."""
+"""A column whose standard deviation is a smaller fraction of its mean counts as constant: it varies
+by rounding alone, and dividing by that deviation would only amplify noise."""
 
 INTERVALS = 8
-"""Of a number in pieces: 8 and 16 do equally well on the sets of docs/results.md."""
+"""Intervals per number in the `-pieces` networks; on the data sets of docs/results.md, 16 score no
+better than 8."""
 
 
 class _Wide(nn.Module):
-    """A module that computes with float64 buffers, whatever precision the network is put into.
+    """A module whose buffers in `WIDE` keep their dtype when the network changes its precision.
 
-    Its results are of the network's type. Numbers such as Unix times lose in float32 what
-    distinguishes them; less their mean, they do not.
+    Its outputs have the network's dtype. Large numbers such as Unix times would lose their
+    differences in float32; once the mean is subtracted in float64, float32 holds them.
     """
 
     like: Tensor
@@ -44,9 +49,10 @@ class _Wide(nn.Module):
 
 
 class Standardise(_Wide):
-    """(x - mean) / deviation of each number, fitted to the training rows and kept in the graph.
+    """Computes (x - mean) / deviation for each number, with both fitted to the training rows.
 
-    A published model therefore takes unscaled numbers. A constant input is only centred.
+    It is part of the exported graph, so a published model takes unscaled numbers. A constant column
+    has its mean subtracted and is not divided.
     """
 
     mean: Tensor
@@ -60,27 +66,27 @@ class Standardise(_Wide):
 
     @classmethod
     def fitted(cls, rows: NDArray[np.floating[Any]]) -> "Standardise":
-        """Fit to training rows [N, …]."""
+        """Compute mean and deviation from training rows [N, …]; the result has the rows' dtype."""
         mean, deviation = _moments(rows)
         # float32 rows are standardised in float32, which costs half as much
         return cls(mean.astype(rows.dtype), deviation.astype(rows.dtype))
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, …] -> [B, …]."""
+        """Standardise rows [B, …]; the result has the same shape."""
         standardised: Tensor = (inputs - self.mean) / self.deviation
         return standardised.to(self.like.dtype)
 
 
 class Mixed(_Wide):
-    """Columns of numbers with gaps, and of category numbers, to what a network learns from.
+    """Turns rows of numbers and categories, some of them missing, into a network's features.
 
-    A number is standardised, and 0 (the mean) where it is missing. A column in which numbers are
-    missing among the training rows has a second output, 1 where they are. A category of K values
-    has K outputs, one of which is 1; none is for a value that was not learnt.
+    A number is standardised; a missing one (NaN) becomes 0, the mean. A numeric column with missing
+    values in the training rows gets a second output: 1 where the value is missing, else 0. A
+    category with K values gets K outputs (one-hot), all 0 for a value unseen in training.
 
-    With pieces, a number has an output more for each interval between quantiles of the training
-    rows: 0 below the interval, 1 above, rising in it, less its mean. What follows can then bend at
-    the quantiles, and a number far out, which standardising would leave large, is bounded.
+    With `pieces`, a number gets one more output for each interval between quantiles of the training
+    rows. The output rises from 0 below the interval to 1 above it, minus its mean over the training
+    rows. The network can then bend at the quantiles, and outliers stay bounded.
     """
 
     mean: Tensor
@@ -97,9 +103,11 @@ class Mixed(_Wide):
         gaps: Sequence[int],
         pieces: "Pieces | None" = None,
     ) -> None:
-        """Mean and deviation are [numbers]. sizes: values of each column, 0 for numbers.
+        """mean, deviation: [numbers], of the numeric columns.
 
-        gaps: the places, among the numbers, of those that have an output for being missing.
+        sizes: for each column, its number of category values; 0 for a numeric column. gaps: indices
+        among the numeric columns of those with an output for missing values. pieces: adds the
+        outputs of the intervals; None adds none.
         """
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(mean))
@@ -115,14 +123,17 @@ class Mixed(_Wide):
     def fitted(
         cls, rows: NDArray[np.floating[Any]], sizes: Sequence[int], *, in_pieces: bool = False
     ) -> "Mixed":
-        """Fit to training rows [N, columns]; sizes as in the constructor."""
+        """Fit to training rows [N, columns].
+
+        sizes: as in the constructor. in_pieces: also fit the intervals of each number.
+        """
         numbers = rows[:, [place for place, size in enumerate(sizes) if not size]]
         gaps = np.flatnonzero(np.isnan(numbers).any(axis=0)).tolist()
         pieces = Pieces.fitted(numbers) if in_pieces else None
         return cls(*_moments(numbers), sizes=sizes, gaps=gaps, pieces=pieces)
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, columns] -> [B, width]."""
+        """Turn rows [B, columns] into features [B, width]."""
         parts = []
         if self._numbers:
             numbers = inputs[:, self._numbers].to(self.mean.dtype)
@@ -140,7 +151,10 @@ class Mixed(_Wide):
 
 
 class Pieces(_Wide):
-    """Numbers [B, numbers] to their place in each interval between quantiles, less the mean."""
+    """Maps numbers [B, numbers] to their positions 0 … 1 in intervals between training quantiles.
+
+    Each position has its mean over the training rows subtracted.
+    """
 
     low: Tensor
     length: Tensor
@@ -150,7 +164,11 @@ class Pieces(_Wide):
     def __init__(
         self, places: Sequence[int], intervals: NDArray[np.float64], mean: NDArray[np.float64]
     ) -> None:
-        """places [P]: the number that each interval [P, 2], with its mean output [P], is of."""
+        """P intervals over all numbers.
+
+        places: [P] index of the number that each interval belongs to. intervals: [P, 2] its ends.
+        mean: [P] its mean position over the training rows.
+        """
         super().__init__()
         self.places = list(places)
         self.register_buffer("low", torch.from_numpy(intervals[:, 0].copy()))
@@ -159,7 +177,7 @@ class Pieces(_Wide):
 
     @classmethod
     def fitted(cls, numbers: NDArray[np.floating[Any]]) -> "Pieces":
-        """Fit to the numbers [N, numbers] of the training rows, of which some may be missing."""
+        """Fit to the numbers [N, numbers] of the training rows; missing ones are NaN."""
         wide = numbers.astype(np.float64)
         found = [(place, edges(column)) for place, column in enumerate(wide.T)]
         places = [place for place, ends in found for _ in ends[1:]]
@@ -173,16 +191,17 @@ class Pieces(_Wide):
         return cls(places, intervals, np.array(means, np.float64))
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """[B, numbers] -> [B, P]; 0, the mean, where the number is missing."""
+        """Return the positions [B, P] of numbers [B, numbers]; 0, the mean, where missing."""
         risen = (numbers[:, self.places].to(self.low.dtype) - self.low) / self.length
         centred = risen.clamp(0.0, 1.0) - self.mean
         return torch.where(torch.isnan(risen), 0.0, centred)
 
 
 def edges(column: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-    """The ends of a number's intervals: its values if they are few, else quantiles.
+    """Return the ends of the intervals of a numeric column [N], in ascending order.
 
-    None where a straight line is all that the values can show: with fewer than three.
+    They are the column's distinct values if there are at most INTERVALS + 1, else quantiles. With
+    fewer than three values the result is empty: two points show no more than a straight line.
     """
     there = column[np.isfinite(column)].astype(np.float64)
     values = np.unique(there)
@@ -194,7 +213,7 @@ def edges(column: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def _moments(
     rows: NDArray[np.floating[Any]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and deviation of each column over what is there; 0 and 1 where there is nothing."""
+    """Mean and standard deviation of each column, NaN left out; 0 and 1 for a column of NaN."""
     wide = rows.astype(np.float64)
     there = ~np.isnan(wide)
     count = np.maximum(there.sum(axis=0), 1)

@@ -1,4 +1,4 @@
-"""Losses by name: what each divides out of the label frequencies, and the last layer that it needs.
+"""Losses by name, what each divides out of the label frequencies, and the last layer it needs.
 
 The formulas are the functions in margins.py. The modules here hold their class vectors as buffers,
 so that they move to a device together with the network.
@@ -27,7 +27,7 @@ COSINE_SCALE = 30.0
 
 
 class MarginLoss(nn.Module):
-    """`separable_margin` with its class vectors [C] as buffers; without any it is cross-entropy."""
+    """`separable_margin` with its class vectors [C] as buffers; cross-entropy if it has none."""
 
     alpha: Tensor | None
     label_margin: Tensor | None
@@ -46,7 +46,7 @@ class MarginLoss(nn.Module):
         self.register_buffer("rival_margin", _tensor(rival_margin))
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        """Return the loss of each example, [B], for logits [B, C] and labels [B]."""
         return separable_margin(
             logits,
             labels,
@@ -57,7 +57,7 @@ class MarginLoss(nn.Module):
 
 
 class LogitAdjustedLoss(nn.Module):
-    """`logit_adjusted` with log pi [C] as its buffer."""
+    """`logit_adjusted` with log pi [C] as a buffer."""
 
     log_frequencies: Tensor
 
@@ -67,14 +67,14 @@ class LogitAdjustedLoss(nn.Module):
         self.loss_tau = loss_tau
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        """Return the loss of each example, [B], for logits [B, C] and labels [B]."""
         return logit_adjusted(
             logits, labels, log_frequencies=self.log_frequencies, loss_tau=self.loss_tau
         )
 
 
 class EqualisedRandomLoss(nn.Module):
-    """`equalised_random` with the mask of rare classes [C] as its buffer."""
+    """`equalised_random` with the mask of rare classes [C] as a buffer."""
 
     rare: Tensor
 
@@ -84,32 +84,32 @@ class EqualisedRandomLoss(nn.Module):
         self.gamma = gamma
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        """Return the loss of each example, [B], for logits [B, C] and labels [B]."""
         return equalised_random(logits, labels, rare=self.rare, gamma=self.gamma)
 
 
 class FocalLoss(nn.Module):
-    """`focal`, which has no class vectors."""
+    """`focal` as a module; it has no class vectors."""
 
     def __init__(self, *, gamma: float) -> None:
         super().__init__()
         self.gamma = gamma
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """Logits [B, C] and labels [B] to the loss of each example [B]."""
+        """Return the loss of each example, [B], for logits [B, C] and labels [B]."""
         return focal(logits, labels, gamma=self.gamma)
 
 
 class Objective(nn.Module):
     """A loss ready for training, and what the model trained with it must record.
 
-    name: of the loss.
-    example_loss: logits [B, C] and labels [B] to the loss of each example [B].
+    name: the name of the loss, one of LOSSES.
+    example_loss: takes logits [B, C] and labels [B]; returns the loss of each example, [B].
     recorded_loss_tau: the share of the label frequencies that training divides out, so that
     sigma ~ pi ** (1 - recorded_loss_tau).
-    source_prior: whether softmax(logits) is, at the optimum, exactly a posterior under sigma.
+    source_prior: "exact" if softmax(logits) is a posterior under sigma at the optimum.
     head: the last layer that the loss needs.
-    later: the loss used from the share `later_from` of the run on, if it changes.
+    later: the loss that replaces example_loss once the run's progress, 0 … 1, reaches `later_from`.
     """
 
     later: "Objective | None"
@@ -139,22 +139,23 @@ class Objective(nn.Module):
             )
 
     def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """The mean over the batch, a scalar: float32 or wider whatever the type of the logits."""
+        """Return the mean loss of logits [B, C] and labels [B]: a scalar in float32 or wider."""
         mean: Tensor = self.example_loss(logits, labels).mean()
         return mean
 
     def at(self, progress: float) -> "Objective":
-        """The objective at a share 0 … 1 of the run."""
+        """Return the objective in force when the run's progress is `progress`, 0 … 1."""
         return self if self.later is None or progress < self.later_from else self.later
 
 
 def make_loss(
     name: str, class_counts: NDArray[Any], *, loss_tau: float = 1.0, **options: float
 ) -> Objective:
-    """The loss called `name` for these training counts [C] (or frequencies; only ratios matter).
+    """Return the loss called `name` for training counts [C] (only their ratios matter).
 
     loss_tau belongs to `logit-adjusted` and `weighted-logit-adjusted`. OPTIONS lists the options
-    of the other losses. Raises InvalidObjective.
+    of the other losses. Raises InvalidObjective for an unknown name or option, a value out of
+    range, or a class without training examples.
     """
     if name not in _MAKERS:
         raise InvalidObjective(f"no loss '{name}'; expected one of {', '.join(LOSSES)}")
@@ -222,7 +223,7 @@ def _ldam(
     """LDAM as its authors ran it (Cao et al., NeurIPS 2019): logits are s * cos of a cosine head.
 
     cross-entropy(s * (cos - m_y * 1[y])), m_y = max_margin * (n_min / n_y)^(1/4); with DRW, from
-    drw_start on, weighted by class_balanced_weights.
+    progress drw_start on, weighted by class_balanced_weights.
     """
     margin = COSINE_SCALE * max_margin * (counts.min() / counts) ** 0.25
     weights = class_balanced_weights(counts, beta=beta)
@@ -276,13 +277,14 @@ OPTIONS: Mapping[str, Mapping[str, Option]] = {
     "equalised-random": {"gamma": Option(0.9, high=1), "rare_below": Option(0.005, high=1)},
     "focal": {"gamma": Option(2.0, high=100)},
 }
-"""The options of each loss: `gamma` of focal is its exponent, that of equalised-random a
-probability; `rare_below` is a label frequency; `drw` is 1 (re-weight from `drw_start` on) or 0.
+"""The options of each loss. `gamma` is an exponent for focal and a probability for
+equalised-random. `rare_below` is a label frequency. `drw` is 1 (re-weight once the run's progress
+reaches `drw_start`) or 0.
 """
 
 
 def class_balanced_weights(counts: Vector, *, beta: float = 0.9999) -> Vector:
-    """(1 - beta) / (1 - beta ** n_y), scaled to sum to C (Cui et al., CVPR 2019)."""
+    """[C] weights (1 - beta) / (1 - beta ** n_y), scaled to sum to C (Cui et al., CVPR 2019)."""
     weights: Vector = (1 - beta) / -np.expm1(counts * np.log(beta))
     weights *= len(counts) / weights.sum()
     return weights
@@ -295,7 +297,7 @@ def _frequencies(counts: Vector) -> Vector:
 
 
 def _mean_one(weights: Vector, counts: Vector) -> Vector:
-    """Weights scaled to a mean of 1 over the training examples, for the learning rate's sake."""
+    """Scale weights [C] to mean 1 over the training examples, so the learning rate can stay."""
     scaled: Vector = weights / np.dot(_frequencies(counts), weights)
     return scaled
 

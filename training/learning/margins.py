@@ -1,13 +1,13 @@
 """The losses of the paper and its neighbours, each a plain function of logits and labels.
 
-All are the pairwise margin loss (Menon et al., ICLR 2021, eq. 11) for some alpha and Delta,
+Each is the pairwise margin loss (Menon et al., ICLR 2021, eq. 11) for some alpha and Delta,
 
     l(y, f) = alpha_y * log(1 + sum_{y' != y} exp(Delta_{y y'}) * exp(f_{y'} - f_y)),
 
-or a cross-entropy that is not (focal, equalised-random). logits: [B, C], any float dtype; labels:
-[B], int64; class vectors: [C] float tensors on the logits' device. Every function returns the loss
-of each example, [B], in float32 or wider: the mean over them divides by B and never by the sum of
-the weights, which PyTorch's `cross_entropy(weight=...)` does.
+except two other forms of cross-entropy: focal and equalised-random. logits: [B, C], any float
+dtype; labels: [B], int64; class vectors: [C] float tensors on the logits' device. Every function
+returns the loss of each example, [B], in float32 or wider. Take the plain mean of it: PyTorch's
+`cross_entropy(weight=...)` divides by the sum of the weights instead of B.
 """
 
 import torch
@@ -25,9 +25,9 @@ def separable_margin(
 ) -> Tensor:
     """The pairwise margin loss for Delta_{y y'} = label_margin_y + rival_margin_{y'}.
 
-    Every named loss has this form. It is alpha_y * cross-entropy(t, y) with
-    t_{y'} = f_{y'} + rival_margin_{y'} and t_y = f_y - label_margin_y: one gather and one scatter
-    of [B] and one addition of [C], however many classes there are.
+    It equals alpha_y * cross-entropy(t, y) with t_{y'} = f_{y'} + rival_margin_{y'} and
+    t_y = f_y - label_margin_y. Beyond the cross-entropy, that takes one gather and one scatter of
+    [B] and one addition of [C].
     """
     wide = _wide(logits)
     own = _own(wide, labels)
@@ -40,7 +40,7 @@ def separable_margin(
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, *, alpha: Tensor | None = None) -> Tensor:
-    """alpha_y * -log softmax(f)_y; `erm` without alpha, `balanced` with alpha = 1 / pi.
+    """alpha_y * -log softmax(f)_y: `erm` without alpha; `balanced` with alpha = 1 / pi.
 
     >>> cross_entropy(torch.zeros(1, 4), torch.tensor([3]))
     tensor([1.3863])
@@ -71,11 +71,11 @@ def equalised_random(
     gamma: float = 0.9,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Softmax equalisation loss (Tan et al., CVPR 2020): it spares rare classes negative gradients.
+    """Softmax equalisation loss (Tan et al., CVPR 2020): spares rare classes negative gradients.
 
     -log(exp(f_y) / sum_k w_k exp(f_k)), w_k = 1 - b * rare_k * (1 - y_k), b ~ Bernoulli(gamma) for
-    each example and class. rare: [C] bool, pi_k < lambda. A weight of 0 becomes the lowest finite
-    logit; the published code, which multiplies by exp(f), overflows.
+    each example and class. rare: [C] bool, pi_k < lambda. A weight of 0 is applied as the lowest
+    finite logit; the published code multiplies by exp(f), which overflows.
     """
     wide = _wide(logits)
     draws = torch.rand(wide.shape, device=wide.device, generator=generator)
@@ -88,7 +88,7 @@ def equalised_random(
 def focal(logits: Tensor, labels: Tensor, *, gamma: float = 2.0) -> Tensor:
     """(1 - p_y)^gamma * -log p_y, p = softmax(f) (Lin et al., ICCV 2017).
 
-    gamma = 0 is cross-entropy. 1 - p_y is computed as -expm1(-loss), which is exact for small ones.
+    gamma = 0 is cross-entropy. 1 - p_y is computed as -expm1(-loss), exact even where it is tiny.
     """
     loss = F.cross_entropy(_wide(logits), labels, reduction="none")
     return (-torch.expm1(-loss)).pow(gamma) * loss if gamma else loss
@@ -99,7 +99,7 @@ def _own(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least float32: in bf16, 8 bits of mantissa lose log pi next to a logit of 30."""
+    """Convert to float32 or wider: bf16 has 8 bits, which lose log pi beside a logit of 30."""
     return logits if logits.dtype == torch.float64 else logits.float()
 
 

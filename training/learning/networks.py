@@ -1,4 +1,4 @@
-"""The networks by name, and importable factories."""
+"""The built-in networks by name, and networks made by a user's own factory function."""
 
 import importlib
 import inspect
@@ -31,14 +31,14 @@ class CosineLinear(nn.Module):
         self.weight = nn.Parameter(functional.normalize(directions, dim=-1))
 
     def forward(self, features: Tensor) -> Tensor:
-        """[B, features] -> [B, C]."""
+        """Return logits [B, C] in -COSINE_SCALE … COSINE_SCALE for features [B, features]."""
         return COSINE_SCALE * functional.linear(
             functional.normalize(features, dim=-1), functional.normalize(self.weight, dim=-1)
         )
 
 
 class Logits(nn.Module):
-    """A user's network, reduced to its logits.
+    """Wraps a user's network so that it returns only its logits.
 
     Hugging Face models return an object or a dict with `logits`. torchvision's networks with
     auxiliary heads return a named tuple with `logits` while they train. Tensors are passed through.
@@ -49,7 +49,7 @@ class Logits(nn.Module):
         self.network = network
 
     def forward(self, inputs: Tensor) -> Any:
-        """[B, …] -> [B, C], or what the network returns when there are no logits in it."""
+        """Return the logits [B, C] of inputs [B, …]; without any, the network's own result."""
         outputs = self.network(inputs)
         if isinstance(outputs, dict) and isinstance(outputs.get("logits"), Tensor):
             return outputs["logits"]
@@ -58,12 +58,12 @@ class Logits(nn.Module):
 
 
 def linear(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Multinomial logistic regression."""
+    """Multinomial logistic regression: one linear layer [B, *input_shape] -> [B, C]."""
     return nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(input_shape)), num_classes))
 
 
 def mlp_128(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Two hidden layers of 128, without dropout."""
+    """Two hidden layers of 128 units, without dropout: [B, *input_shape] -> [B, C]."""
     return nn.Sequential(
         nn.Flatten(),
         nn.Linear(int(np.prod(input_shape)), 128),
@@ -75,7 +75,7 @@ def mlp_128(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Two hidden layers of 256, a third of whose outputs are left out at each training step."""
+    """Two hidden layers of 256 units with dropout 1/3: [B, *input_shape] -> [B, C]."""
     width = 256
     return nn.Sequential(
         nn.Flatten(),
@@ -90,9 +90,10 @@ def mlp(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """Three convolutions (16, 32, 48 channels) with batch normalisation, and a hidden layer of 64.
+    """Three convolutions (16, 32, 48 channels) with batch norm, and a hidden layer of 64 units.
 
-    The features are pooled to 3 × 3 before the hidden layer.
+    The features are pooled to 3 × 3 before the hidden layer. Raises WrongUse unless an input is an
+    image of at least 8 × 8 pixels.
     """
     layers, features = _convolutions(input_shape)
     return nn.Sequential(*layers, nn.Linear(features, 64), nn.ReLU(), nn.Linear(64, num_classes))
@@ -105,7 +106,7 @@ def cnn_direct(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def _convolutions(input_shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
-    """Layers to [B, features], and the number of features."""
+    """The layers that turn images into [B, features], and the number of features."""
     if len(input_shape) != 3 or min(input_shape[1:]) < 8:
         raise WrongUse(
             "network cnn takes images of at least 8 × 8 pixels; an input here is "
@@ -128,9 +129,9 @@ def _convolutions(input_shape: tuple[int, ...]) -> tuple[list[nn.Module], int]:
 
 
 class MeanOfWords(nn.Module):
-    """The mean of the vectors [B, width] of the words with numbers [B, words].
+    """Looks up a vector for each word of a text and returns the mean of these vectors.
 
-    The number 0 stands for no word; a text without words has mean 0.
+    Word number 0 is padding and does not count; a text without words gets the zero vector.
     """
 
     def __init__(self, size: int, width: int) -> None:
@@ -142,7 +143,7 @@ class MeanOfWords(nn.Module):
             self.vectors.weight[0] = 0
 
     def forward(self, numbers: Tensor) -> Tensor:
-        """[B, words] -> [B, width]."""
+        """Return means [B, width] for word numbers [B, words]."""
         known = (numbers > 0).to(self.vectors.weight.dtype).unsqueeze(2)
         total = (self.vectors(numbers) * known).sum(dim=1)
         mean: Tensor = total / known.sum(dim=1).clamp(min=1)
@@ -150,12 +151,12 @@ class MeanOfWords(nn.Module):
 
 
 def text(num_classes: int, vocabulary_size: int) -> nn.Module:
-    """The mean of 64-number word vectors and a linear layer (Joulin et al., 2017)."""
+    """A linear layer on the mean of 64-dimensional word vectors (Joulin et al., 2017)."""
     return nn.Sequential(MeanOfWords(vocabulary_size, 64), nn.Linear(64, num_classes))
 
 
 def tfidf(num_classes: int, idf: NDArray[np.float32]) -> nn.Module:
-    """TF-IDF features and a linear layer."""
+    """A linear layer on TF-IDF features: token numbers [B, tokens] -> [B, C]."""
     return nn.Sequential(TfIdf(idf), nn.Linear(len(idf), num_classes))
 
 
@@ -171,7 +172,7 @@ NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
     "released-resnet32": released_resnet32,
 }
 PIECES = "-pieces"
-"""The end of the names of networks that get each number in pieces too (training.learning.fronts)"""
+"""Suffix of networks that also get each number's position in intervals (`fronts.Pieces`)."""
 TEXT_NETWORKS = ("text", "tfidf")
 NAMES = (*NETWORKS, *TEXT_NETWORKS)
 
@@ -184,11 +185,12 @@ def build(
     idf: NDArray[np.float32] | None = None,
     head: str = "linear",
 ) -> nn.Module:
-    """A new network [B, *input_shape] -> [B, num_classes], drawn from torch's generator.
+    """Build a network [B, *input_shape] -> [B, num_classes], initialised by torch's generator.
 
     name: one of NAMES, or module:function, a factory f(num_classes) -> nn.Module. idf: [size] of
-    the vocabulary of texts, which come as token numbers [B, tokens]. head: "cosine" replaces the
-    last linear layer by a CosineLinear. Raises WrongUse.
+    the vocabulary, for texts given as token numbers [B, tokens]; None for other inputs. head:
+    "cosine" replaces the last linear layer by a CosineLinear. Raises WrongUse for an unknown name,
+    a network that does not fit the inputs, or a factory that fails.
     """
     if (name in TEXT_NETWORKS) != (idf is not None):
         raise WrongUse(
@@ -214,7 +216,10 @@ _TEXT_HINT = ("; use --network tfidf", "")
 
 
 def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Module:
-    """Call the factory, by keyword if it can: torchvision and timm take other things first."""
+    """Call the factory with `num_classes` by keyword where it has that parameter.
+
+    The first parameter of torchvision's and timm's factories is another one.
+    """
     try:
         parameters = list(inspect.signature(factory).parameters.values())
     except ValueError:

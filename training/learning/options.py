@@ -8,14 +8,15 @@ from training.faults import WrongUse
 
 
 class InvalidObjective(WrongUse):
-    """An unknown loss or sampler, an invalid option, or unusable frequencies; the message says
-    which.
+    """An unknown loss or sampler, an invalid option, or class counts that cannot be used.
+
+    The message says which.
     """
 
 
 @dataclass(frozen=True)
 class Option:
-    """A number with its default and its range. With `below`, the range excludes its upper end."""
+    """A numeric option: its default and its range low … high, without `high` itself if `below`."""
 
     default: float
     low: float = 0.0
@@ -23,7 +24,7 @@ class Option:
     below: bool = False
 
     def allows(self, value: float) -> bool:
-        """Whether the value lies in the range; NaN does not."""
+        """Return whether the value is in the range; NaN never is."""
         return self.low <= value and (value < self.high if self.below else value <= self.high)
 
     def __str__(self) -> str:
@@ -35,10 +36,10 @@ class Option:
 def completed(
     kind: str, name: str, given: Mapping[str, float], options: Mapping[str, Option]
 ) -> dict[str, float]:
-    """The given options, and the defaults of the others. Raises InvalidObjective for an invalid
-    one.
+    """Return all options: the given values, and the defaults of the others.
 
-    kind: "loss" or "sampler"; kind and name identify the culprit in the message.
+    kind: "loss" or "sampler"; it is named in the message, as is `name`. Raises InvalidObjective for
+    an unknown option or a value out of its range.
     """
     unknown = sorted(set(given) - set(options))
     if unknown:

@@ -1,5 +1,6 @@
-"""ResNet-32 for 32 × 32 images, in two forms: as in He et al., which the paper cites, and as in the
-code released with the paper.
+"""ResNet-32 for 32 × 32 images in two variants.
+
+One follows He et al., which the paper cites; the other follows the code released with the paper.
 """
 
 import torch
@@ -11,7 +12,7 @@ BLOCKS = 5
 
 
 class ResNet(nn.Sequential):
-    """Stem, three stages of five blocks, mean, linear layer: [B, channels, H, W] -> [B, C]."""
+    """Stem, three stages of five blocks, pooling, linear layer: [B, channels, H, W] -> [B, C]."""
 
 
 def resnet32(num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
@@ -34,8 +35,9 @@ def resnet32(num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn
 def released_resnet32(num_classes: int, input_shape: tuple[int, ...] = (3, 32, 32)) -> nn.Module:
     """The ResNet-32 of the code released with the paper.
 
-    Its blocks are 1 × 1, 3 × 3, 1 × 1 of one width; the stem widens the picture by 4 pixels; the
-    shortcuts have convolutions; a batch normalisation follows at the end.
+    It differs from `resnet32` in four ways. Its blocks are 1 × 1, 3 × 3, 1 × 1 convolutions of one
+    width; the stem enlarges the image by 4 pixels; the shortcuts have convolutions; and a batch
+    normalisation follows the last stage.
     """
     layers: list[nn.Module] = [
         nn.Conv2d(input_shape[0], 16, 3, padding=3, bias=False),
@@ -71,7 +73,7 @@ class _Block(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         shortcut = inputs
         if self.stride > 1 or self.new_channels:
-            # option A: every second pixel, zeros for the new channels
+            # option A of He et al.: every second pixel, and zeros for the new channels
             half = self.new_channels // 2
             shortcut = inputs[:, :, :: self.stride, :: self.stride]
             shortcut = functional.pad(shortcut, (0, 0, 0, 0, half, self.new_channels - half))

@@ -21,14 +21,17 @@ class Sampler:
     name: str
     labels: Indices
     class_prior: Callable[[float], Vector | None]
-    """The class prior [C] to draw from at a share 0 … 1 of the run; None: each example once."""
+    """Takes the run's progress, 0 … 1, and returns the class prior [C] to draw from.
+
+    None means that the epoch takes each example once.
+    """
     seed: int
     recorded_loss_tau: float | None = None
     """The share of the label frequencies that sampling divides out; None leaves it to the loss."""
     source_prior: SourcePrior = "exact"
 
     def epoch_indices(self, epoch: int, total_epochs: int) -> Indices:
-        """[N] indices into the training set for epoch 0 … total_epochs - 1."""
+        """Return the [N] row indices to train on in an epoch, 0 … total_epochs - 1."""
         rng = np.random.default_rng([self.seed, epoch])
         prior = self.class_prior(epoch / max(total_epochs - 1, 1))
         if prior is None:
@@ -37,7 +40,7 @@ class Sampler:
 
 
 class Plan(NamedTuple):
-    """The classes that a sampler draws, and what that divides out of the label frequencies."""
+    """How a sampler draws classes, and which share of the label frequencies that divides out."""
 
     class_prior: Callable[[float], Vector | None]
     recorded_loss_tau: float | None
@@ -47,13 +50,14 @@ class Plan(NamedTuple):
 def make_sampler(
     name: str, labels: NDArray[Any], num_classes: int, *, seed: int, **options: float
 ) -> Sampler:
-    """The sampler called `name` for training labels [N]. OPTIONS lists the options.
+    """Return the sampler called `name` for training labels [N]; its options are in OPTIONS.
 
     `uniform`: every example once. `balanced`: every class equally often (Kang et al., 2020:
     class-aware; cRT uses it as well). `square-root`: classes by sqrt(n_y). `effective-number`:
     examples weighted by (1 - beta) / (1 - beta^n_y) (Cui et al., 2019). `progressive`: from uniform
     to balanced, linearly over the run (Kang et al.). `deferred`: uniform, then balanced from
-    `switch` of the run on (Cao et al.: DRS). Raises InvalidObjective.
+    `switch` of the run on (Cao et al.: DRS). Raises InvalidObjective for an unknown name or option,
+    or a value out of range.
     """
     if name not in _PLANS:
         raise InvalidObjective(f"no sampler '{name}'; expected one of {', '.join(SAMPLERS)}")
@@ -122,35 +126,34 @@ def _over_present(counts: Vector) -> Vector:
 
 
 class Recorded(NamedTuple):
-    """The facts about training that a published model states."""
+    """What a published model records about training, from the loss and the sampler together."""
 
     loss_tau: float
     source_prior: SourcePrior
 
 
 def recorded(objective: Objective, sampler: Sampler) -> Recorded:
-    """What a loss and a sampler together divide out of the label frequencies.
+    """Return what a loss and a sampler together divide out of the label frequencies.
 
-    Raises InvalidObjective when both would: a sampler that re-samples, with a loss that already
-    accounts for the label frequencies, would divide twice.
+    Raises InvalidObjective when each of them divides: the frequencies would then be divided out
+    twice.
     """
     if sampler.recorded_loss_tau is None:
         return Recorded(objective.recorded_loss_tau, objective.source_prior)
     if objective.recorded_loss_tau > 0 or objective.later is not None:
         raise InvalidObjective(
             f"sampler '{sampler.name}' and loss '{objective.name}' both divide out the label "
-            "frequencies; "
-            "use sampler 'uniform', or loss 'erm'"
+            "frequencies; use sampler 'uniform', or loss 'erm'"
         )
     approximate = "approximate" in (objective.source_prior, sampler.source_prior)
     return Recorded(sampler.recorded_loss_tau, "approximate" if approximate else "exact")
 
 
 def divided_share(label_frequencies: Vector, class_prior: Vector) -> float:
-    """The loss_tau in 0 … 1 for which label_frequencies ** (1 - loss_tau) is closest to
-    class_prior.
+    """Return the loss_tau in 0 … 1 whose label_frequencies ** (1 - loss_tau) best fits class_prior.
 
-    By least squares of one logarithm on the other; 0 when all frequencies are equal.
+    Both are [C] and positive. The fit is by least squares between the logarithms; the result is 0
+    when all frequencies are equal.
     """
     x = np.log(label_frequencies) - np.log(label_frequencies).mean()
     if not x.any():
@@ -160,10 +163,10 @@ def divided_share(label_frequencies: Vector, class_prior: Vector) -> float:
 
 
 def _draw(labels: Indices, class_prior: Vector, rng: np.random.Generator) -> Indices:
-    """[N] indices whose classes follow class_prior.
+    """Draw N row indices whose classes follow class_prior [C].
 
-    Within a class, examples are cycled through rather than drawn with replacement, so that their
-    frequencies differ by one at most.
+    Within a class, examples are cycled through rather than drawn with replacement, so two examples
+    of a class occur equally often or differ by one.
     """
     size = len(labels)
     wanted = rng.multinomial(size, class_prior)

@@ -13,9 +13,9 @@ from training.faults import WrongUse
 WEIGHTS_FILE = "weights.pt"
 ALL_BUT_LAST = "all-but-last"
 WRAPPERS = ("", "network.", "1.", "1.network.")
-"""What this package puts before the names of a user's network."""
+"""Prefixes that this package adds to the parameter names of a user's network."""
 FOREIGN = ("module.", "_orig_mod.", "model.", "state_dict.")
-"""What others put there."""
+"""Prefixes that other tools add, such as DataParallel and torch.compile."""
 NESTS = ("state", "state_dict", "model", "network")
 LISTED = 4
 
@@ -29,15 +29,16 @@ class Weights:
 
 
 def save(network: nn.Module, class_names: Sequence[str], path: Path) -> None:
-    """Write the network's state with its class names, for `read`."""
+    """Write the network's state and its class names to a file that `read` loads."""
     state = {name: tensor.detach().cpu() for name, tensor in network.state_dict().items()}
     torch.save({"state": state, "class_names": list(class_names)}, path)
 
 
 def read(path: Path) -> Weights:
-    """The weights of a published folder or of a file with a state dict. Raises WrongUse.
+    """Load the weights of a published folder, or of a file with a state dict.
 
-    Nothing of a file is run: it may hold tensors and plain values, as torch.load(weights_only).
+    No code in the file runs: it may hold only tensors and plain values, as with
+    torch.load(weights_only=True). Raises WrongUse when the file is missing or cannot be read.
     """
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
@@ -60,18 +61,20 @@ def read(path: Path) -> Weights:
     members = found if isinstance(found, dict) else {}
     state = {name: value for name, value in members.items() if isinstance(value, Tensor)}
     if not state:
-        raise WrongUse(f"--init {file}: holds no tensors by name; expected a state dict")
+        raise WrongUse(
+            f"--init {file}: holds no tensors by name; expected a state dict saved by torch.save"
+        )
     return Weights(state, tuple(names) if isinstance(names, list) else None)
 
 
 def start_from(
     network: nn.Module, weights: Weights, last: str, class_names: Sequence[str]
 ) -> list[str]:
-    """Put the weights into the network, and return sentences on what was left as it was drawn.
+    """Copy the weights into the network, and return a sentence on what keeps its random values.
 
-    last: the name of the last linear layer. Its rows are taken class by class where both class
-    lists are known, so a list may grow; a layer of another size is otherwise left as it is. Raises
-    WrongUse when another tensor is missing or of another shape.
+    last: the name of the last linear layer. Where both class lists are known, its rows are copied
+    class by class, so new classes may be added. Otherwise a last layer of another size keeps its
+    random values. Raises WrongUse when any other tensor is missing or has another shape.
     """
     own = network.state_dict()
     found = _named_alike(weights.state, own)
@@ -80,7 +83,7 @@ def start_from(
     if missing:
         raise WrongUse(
             f"--init: has no {_listed(missing)} ({len(missing)} of {len(own)} tensors are "
-            "missing); is it of the same network?"
+            "missing); give weights of the same --network"
         )
     wrong = [n for n in own if n in found and n not in head and found[n].shape != own[n].shape]
     if wrong:
@@ -110,13 +113,13 @@ def start_from(
 
 
 def _rows(before: Sequence[str] | None, now: Sequence[str]) -> list[tuple[int, int]]:
-    """(place now, place before) of the classes of both lists."""
+    """(index now, index before) of each class that is in both lists."""
     places = {name: place for place, name in enumerate(before or ())}
     return [(here, places[name]) for here, name in enumerate(now) if name in places]
 
 
 def _named_alike(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state under the network's names: wrappers that either has are left out."""
+    """Match the state to the network's parameter names, whatever prefixes wrappers have added."""
     best: dict[str, Tensor] = {}
     for foreign in ("", *FOREIGN):
         cut = {name.removeprefix(foreign): tensor for name, tensor in state.items()}
@@ -129,9 +132,10 @@ def _named_alike(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict
 
 
 def freeze(network: nn.Module, prefixes: Sequence[str], last: str) -> None:
-    """Hold the parameters still whose names begin with a prefix; all-but-last: all but the last.
+    """Freeze the parameters whose names begin with one of the prefixes.
 
-    Raises WrongUse for a prefix of no parameter, and when nothing is left to train.
+    The prefix `all-but-last` freezes everything but the layer named `last`. Raises WrongUse for a
+    prefix that no parameter has, or when every parameter would be frozen.
     """
     parts, parameters = _parts(network), dict(network.named_parameters())
     for prefix in prefixes:
@@ -144,11 +148,17 @@ def freeze(network: nn.Module, prefixes: Sequence[str], last: str) -> None:
         for parameter in named:
             parameter.requires_grad = False
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise WrongUse(f"--freeze {','.join(prefixes)}: nothing is left to train")
+        raise WrongUse(
+            f"--freeze {','.join(prefixes)}: nothing is left to train; freeze fewer layers"
+        )
 
 
 def factors(network: nn.Module, of_part: Mapping[str, float]) -> dict[str, float]:
-    """The factor of the learning rate of each parameter by name; the longest prefix decides."""
+    """Return the factor of the learning rate for each parameter, by its name.
+
+    of_part: factors by prefix; the longest prefix that fits decides, and 1 is the default. Raises
+    WrongUse for a prefix that no parameter has.
+    """
     parts = _parts(network)
     for prefix in of_part:
         if not any(_belongs(part, prefix) for part in parts.values()):
@@ -161,7 +171,10 @@ def factors(network: nn.Module, of_part: Mapping[str, float]) -> dict[str, float
 
 
 def hold_still(network: nn.Module) -> None:
-    """Put modules without a parameter to train into evaluation mode: no statistics, no dropout."""
+    """Put frozen modules into evaluation mode.
+
+    Their batch statistics then stay as they are, and they apply no dropout.
+    """
     for module in network.modules():
         parameters = list(module.parameters())
         if parameters and not any(parameter.requires_grad for parameter in parameters):
@@ -169,7 +182,7 @@ def hold_still(network: nn.Module) -> None:
 
 
 def _parts(network: nn.Module) -> dict[str, str]:
-    """The parameters' names, each with the name that a user knows it by."""
+    """Map each parameter's name to its name in the user's own network, without our prefix."""
     names = [name for name, _ in network.named_parameters()]
     wrapper = next(w for w in reversed(WRAPPERS) if all(name.startswith(w) for name in names))
     return {name: name.removeprefix(wrapper) for name in names}
