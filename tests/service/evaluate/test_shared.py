@@ -133,6 +133,19 @@ def test_the_newest_answers_are_stored_and_old_ones_removed(store, tmp_path):
     assert late.labels() == {}
 
 
+def test_answers_in_the_form_of_another_release_are_left_out(store, tmp_path):
+    one = Worker(store, tmp_path / "a")
+    one.answer("a")
+    one.share()
+    store.keep(*OF, "newer/0", b"2 rows of another form", seconds=3600.0)
+    one.share()
+    assert one.ids() == ["a"]
+    again = Worker(store, tmp_path / "b")
+    again.answer("b")
+    again.share()
+    assert again.ids() == ["a", "b"]
+
+
 def test_without_its_store_a_worker_keeps_answers_and_labels(tmp_path, caplog):
     opened = open_store(f"sqlite:///{tmp_path / 'none' / 'priors.db'}")
     one = Worker(opened.answers, tmp_path / "a")
