@@ -16,7 +16,7 @@ export class Problem extends Error {
 /** The service could not be reached at all. */
 export class Unreachable extends Error {}
 
-/** Fired on the window when another key is used, or none any more. */
+/** Fired on the window when the tab's key changes or is dropped. */
 export const KEY_CHANGED = "priordial-key-changed";
 
 /** The API key lives in this tab's session only; it is never written into an address or a snippet. */

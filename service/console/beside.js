@@ -1,4 +1,4 @@
-// Other models or versions beside the one of the page: their answers to the same input, tau and target.
+// Compares other models or versions with the page's own: their answers to the same input, tau and target.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";

@@ -1,6 +1,6 @@
 // Comma-separated values: rows of cells, and weights by class.
 
-/** Rows of cells. The separator is the comma, semicolon or tab that the first line has most of; quotes as in RFC 4180. */
+/** Rows of cells. The separator is whichever of comma, semicolon and tab is most frequent in the first line; quotes as in RFC 4180. */
 export function rowsOf(text) {
   const first = text.slice(0, text.search(/\r?\n|$/));
   const separator = [",", ";", "\t"].map((s) => [first.split(s).length, s]).sort((a, b) => b[0] - a[0])[0][1];
@@ -29,7 +29,7 @@ export function rowsOf(text) {
   return rows;
 }
 
-/** A cell as a number, NaN if it is none. */
+/** A cell as a number; NaN if it is not a number. */
 export const numberOf = (cell) => (cell === undefined || cell === "" ? NaN : Number(cell));
 
 /**

@@ -1,4 +1,4 @@
-// The dial: tau as an angle. The range below it does the same for keyboards and screen readers.
+// The dial: tau as an angle. The slider below it does the same for keyboards and screen readers.
 
 import { html, useRef } from "./vendor/preact.js";
 

@@ -18,7 +18,7 @@ export function logSource(counts, lossTau, classes) {
   return logPi.map((v) => v - shift);
 }
 
-/** The source prior that validation has measured, less the bias: what the service adjusts with where a model has its estimation block. */
+/** The source prior measured on validation, less the bias. The service adjusts with it if the model has an estimation block. */
 export function measuredSource(block) {
   const logSigma = block.source_prior.map((p, i) => Math.log(p) - block.bias[i]);
   const most = Math.max(...logSigma);

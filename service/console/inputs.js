@@ -4,7 +4,7 @@ import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { fromFile, own } from "./instances.js";
 import { MOST_FIELDS, MOST_ROWS, Row, Table, fieldsOf } from "./rows.js";
 
-/** The ways to give an input of one's own, by the kind of the model's input. */
+/** The ways to enter an own input, by the kind of the model's input. */
 export function Sources({ bundle, samples, chosen, add }) {
   const { input, class_names: names } = bundle;
   if (input.kind === "image") return html`<${Images} names=${names} add=${add} />`;
@@ -87,7 +87,7 @@ function example(shape) {
 
 const PAD = 256;
 
-/** A pen for small grey pictures: what is drawn is cut out, centred and averaged into side × side cells of 0 … most. */
+/** A pen for small grey pictures: the drawing is cut out, centred and averaged into side × side cells of 0 … most. */
 function Pen({ side, most, add }) {
   const canvas = useRef();
   const [drawn, setDrawn] = useState(false);
@@ -132,7 +132,7 @@ function Pen({ side, most, add }) {
   </div>`;
 }
 
-/** [side²] shares of ink, after cutting out what is drawn and fitting it into the square; null for a blank pad. */
+/** [side²] shares of ink, after the drawing is cut out and fitted into the square; null for a blank pad. */
 function averaged(canvas, side) {
   const { data } = canvas.getContext("2d").getImageData(0, 0, PAD, PAD);
   let [left, top, right, bottom] = [PAD, PAD, -1, -1];

@@ -1,4 +1,4 @@
-// One input of the Try page: {id, name, label, picture, instance, …}, from a sample, a file or what was written.
+// One input of the Try page: {id, name, label, picture, instance, …}, from a sample, a file or the user's entry.
 
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 let made = 0;

@@ -1,4 +1,4 @@
-// Labelled inputs of one's own: balanced error over tau, and what is mistaken for what at the tau of the dial.
+// The user's own labelled inputs: balanced error over tau, and the confusion matrix at the tau of the dial.
 
 import { html, useMemo } from "./vendor/preact.js";
 import { Chart } from "./chart.js";

@@ -1,4 +1,4 @@
-// The console's frame: which page, which model, which key, light or dark.
+// The console's frame: chooses the page, the model, the key, and light or dark.
 
 import { html, render, useEffect, useState } from "./vendor/preact.js";
 import { getJson } from "./api.js";

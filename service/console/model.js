@@ -1,4 +1,4 @@
-// Model: how it was made, how good it is at each tau, and what its adjustment does by default.
+// Model: its origin, its scores at each tau, and the adjustment that requests get by default.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath } from "./api.js";
@@ -141,7 +141,7 @@ function Counts({ bundle, report }) {
     <p class="quiet">Bars are logarithmic.${errors ? ` Errors are at the chosen τ on the ${report.test?.per_class ? `test split, ${whole(report.test.n)}` : `validation split, ${whole(report.validation.n)}`} examples in all.` : ""}</p></section>`;
 }
 
-/** Without a report, as after an import: what the adjustment does to each class for requests that name no prior. */
+/** Without a report, as after an import: the adjustment of each class for requests that name no prior. */
 function ByDefault({ bundle, newest }) {
   const found = useLoaded((signal) => getJson(`${modelPath(bundle.name)}/priors/default`, { signal }), [bundle]);
   if (!newest) return null;

@@ -14,7 +14,7 @@ const MANY_FLIPS = 0.25; // share of recent answers from which saving asks again
 
 const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expected: false, note: "" };
 
-/** Members that are written as JSON, each with what it is for and an example. */
+/** Members that are edited as JSON, each with its purpose and an example. */
 const MORE = [
   { name: "costs", words: "Costs of wrong decisions", example: '{"miss": {"lynx": 10}, "pairs": [["lynx", "cat", 20]], "reject": 0.2}' },
   { name: "context", words: "Use other priors by the context of a request", example: '{"site": {"north": "winter", "south": "summer"}, "else": "default"}' },
@@ -101,7 +101,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
       <${CopyAs} what="this change" call=${() => ({ method: "PUT", path, json: draft, headers: base?.revision ? { "If-Match": `"${base.revision}"` } : {} })} /></p>`;
 }
 
-/** Why a draft is drastic: {changed, rows, warnings}; null if it is not, or if the service cannot say. */
+/** Why a draft is drastic: {changed, rows, warnings}; null if it is not, or if the service cannot tell. */
 async function drasticness(path, draft) {
   let found;
   try {
@@ -114,7 +114,7 @@ async function drasticness(path, draft) {
   return many || warnings.length ? { changed: found.decisions_changed ?? undefined, rows: found.rows, warnings } : null;
 }
 
-/** How often each class occurs in training: the model's own counts, or numbers of one's own. */
+/** How often each class occurs in training: the model's own counts, or the user's numbers. */
 function Frequencies({ bundle, draft, change }) {
   const own = draft.label_frequencies !== null;
   const begin = () => Object.fromEntries(bundle.class_names.map((n, i) => [n, bundle.class_counts?.[i] ?? 1]));
@@ -127,7 +127,7 @@ function Frequencies({ bundle, draft, change }) {
       hint="Counts of training examples, or shares: only ratios matter. Each must be greater than 0." />`}</details>`;
 }
 
-/** The mix that recent traffic suggests, as a draft; one that the service does not call usable only on request. */
+/** The estimated mix of recent traffic as a draft; if its verdict is not usable, only after a second click. */
 function Estimate({ path, take }) {
   const [said, setSaid] = useState(null);
   const use = (found) => {
@@ -231,7 +231,7 @@ function Previewed({ found, bundle, stale }) {
         <td class="number quiet">${fine(c.before)}</td><td class="number">${fine(c.after)}</td></tr>`)}</tbody></table>`}</div>`;
 }
 
-/** Somebody else saved first: their changes, and the choice to save on top, to edit further, or to take theirs. */
+/** Another user saved first: shows their changes, and offers to save on top, to edit further, or to take theirs. */
 function Conflict({ bundle, name, base, draft, theirs, onTop, theirsOnly, goOn }) {
   if (theirs.gone)
     return html`<div class="conflict" role="alert"><h3>${name} was taken out of use while you were editing</h3><p>Your draft below is unchanged.</p>

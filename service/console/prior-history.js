@@ -1,4 +1,4 @@
-// The history of a prior: who changed it, when and why; two revisions side by side; back to any of them or to nothing.
+// The history of a prior: author, time and note; compares two revisions; goes back to any of them or to nothing stored.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, sendJson } from "./api.js";
@@ -57,7 +57,7 @@ export function History({ bundle, path, name, prior, done }) {
       : html`<${CopyAs} what="going back" call=${() => ({ method: "POST", path: `${path}/rollback`, json: { revision: asked }, headers: conditionOf(prior) })} />`}`;
 }
 
-/** The revision that a change is to replace, as a condition; an unstored prior but `default` has none. */
+/** The condition with the revision that a change replaces; an unstored prior other than `default` has none. */
 const conditionOf = (prior) => (prior.revision || prior.name === "default" ? { "If-Match": `"${prior.revision}"` } : {});
 
 function Compared({ bundle, path, name, pair }) {
@@ -67,7 +67,7 @@ function Compared({ bundle, path, name, pair }) {
       : html`<${Differences} bundle=${bundle} before=${found.value[0]} after=${found.value[1]} />`}`;
 }
 
-/** Members of a prior that are no vectors. */
+/** Members of a prior that are not vectors. */
 export const MEMBERS = ["costs", "context", "schedule"];
 
 /** A member as short JSON. */

@@ -9,7 +9,7 @@ const PAGE = 20;
 
 /**
  * A page of the classes that match a search and a group, in a chosen order, with the controls for it.
- * value(i): what "sort by value" sorts by, in descending order, when the order is chosen; words: its name.
+ * value(i): the number that "sort by value" sorts by, descending; words: the name of that order.
  */
 export function useClasses(bundle, { value, words } = {}) {
   const [search, setSearch] = useState("");
@@ -42,7 +42,7 @@ export function useClasses(bundle, { value, words } = {}) {
   return { order, rows: found.slice(here * PAGE, (here + 1) * PAGE), controls, pager };
 }
 
-/** A share with enough digits that only a class that cannot occur is shown as nothing. */
+/** A share with so many digits that only a class that cannot occur is shown as 0. */
 export function fine(p) {
   if (!(p > 0)) return percent(p);
   if (p < 1e-9) return `${(100 * p).toExponential(1)} %`;

@@ -64,7 +64,7 @@ export function tableOf(content, { fields, byName = false, names }) {
   return { inputs, problems, left: Math.max(0, rows.length - (header ? 1 : 0) - problems.length - inputs.length) };
 }
 
-/** One row, with a labelled field for each column. start: the instance whose values the fields begin with. */
+/** One row, with a labelled field for each column. start: the instance with the initial values. */
 export function Row({ fields, byName, start, add }) {
   const [cells, setCells] = useState(() => (start ? Object.fromEntries(fields.map(({ name }, i) => [name, String((byName ? start[name] : start[i]) ?? "")])) : {}));
   const [problem, setProblem] = useState("");
@@ -83,7 +83,7 @@ export function Row({ fields, byName, start, add }) {
   </form>`;
 }
 
-/** Many rows at once, pasted, chosen or dropped; with classes beside them the page shows how good the answers are. */
+/** Many rows at once, pasted, chosen or dropped; if they have classes, the page counts the errors. */
 export function Table({ fields, byName, names, add }) {
   const [problems, setProblems] = useState([]);
   const [said, setSaid] = useState("");

@@ -3,7 +3,7 @@
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(\S+)/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
 
-/** [{name, labels, value}] of the sample lines of an exposition; exemplars are passed over. */
+/** [{name, labels, value}] of the sample lines of an exposition, without exemplars. */
 export function parse(text) {
   const samples = [];
   for (const row of text.split("\n")) {
@@ -71,10 +71,10 @@ export function readingBefore(readings, seconds) {
   return whole.findLast((r) => r.at <= last.at - seconds) ?? whole[0];
 }
 
-/** b − a of counters; one that fell was reset by a restart and counts from 0. */
+/** b − a of counters. If the counter fell, a restart has reset it, and b is counted from 0. */
 export const grown = (b, a) => (b >= a ? b - a : b);
 
-/** grown for each key. */
+/** `grown` for each key of two objects. */
 export const grownBy = (b, a) => Object.fromEntries(Object.entries(b).map(([k, v]) => [k, grown(v, a?.[k] ?? 0)]));
 
 /** The q-quantile in seconds of cumulative buckets {le: count}, linear within its bucket; null without any. */

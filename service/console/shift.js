@@ -1,4 +1,4 @@
-// Shift: the class mix of traffic against the target, over time; what adopting it would change; and the way back.
+// Shift: the class mix of traffic against the target, over time; the effect of adopting it; and undoing that.
 
 import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";
@@ -21,7 +21,7 @@ const SAYS = {
 };
 const MODES = { on: "on", dry_run: "dry run: it only says what it would do", off: "off" };
 
-/** What the service knows, read again every two seconds while the page can be seen. */
+/** The service's estimate, read again every two seconds while the page is visible. */
 function useShift(path) {
   const [state, setState] = useState({});
   const [turn, setTurn] = useState(0);
@@ -55,7 +55,7 @@ export function Shift({ model, query, go }) {
   const names = useLoaded(async (signal) => (await getJson(`${modelPath(model)}/priors`, { signal })).priors.map((p) => p.name), [model]);
   if (about.error) return html`<${Failed} error=${about.error} again=${about.again} />`;
   if (error && (!value || error.status)) return html`<${Failed} error=${error} again=${again} />`;
-  if (!value || read !== path || about.value?.name !== model) return html`<${Loading} what="what is known of traffic" />`;
+  if (!value || read !== path || about.value?.name !== model) return html`<${Loading} what="the estimate of traffic" />`;
   const all = [...new Set(["default", name, ...(names.value ?? [])])];
   return html`<div class="line apart"><h1>Shift of ${model}</h1>
       ${all.length > 1 && html`<label class="line tight">against the prior <select value=${name} onChange=${(e) => go({ name: e.target.value })}>${all.map((n) => html`<option value=${n}>${n}</option>`)}</select></label>`}</div>
@@ -91,7 +91,7 @@ function Verdict({ found }) {
 const sentence = (text) => `${text[0].toUpperCase()}${text.slice(1)}${text.endsWith(".") ? "" : "."}`;
 const small = (p) => (p === 0 ? "0" : p < 0.001 ? p.toExponential(0) : p.toPrecision(2));
 
-/** What adopting now would change; asked for, because it is computed from thousands of rows. */
+/** The effect of adopting now; computed on request, because it takes thousands of rows. */
 function Adopting({ path, found, again }) {
   const [state, setState] = useState({});
   const ask = async () => {
@@ -136,7 +136,7 @@ const inWords = (reason) => reason.replace(/\b[a-z]+(_[a-z]+)+\b/g, (code) => (c
 
 const points = (share) => `${(100 * share).toFixed(1)} points`;
 
-/** Automatic adoption: what it decided, its steps, and the way back. */
+/** Automatic adoption: its decision, its steps, and the button that rolls one back. */
 function Automatic({ path, found, again }) {
   const history = useLoaded(async (signal) => (await getJson(`${path}/revisions?limit=20`, { signal })).revisions, [path, found.revision]);
   const [trouble, setTrouble] = useState("");

@@ -1,4 +1,4 @@
-// Traffic: what is predicted, from /metrics and from the service's own readings of the last minutes. Revisions mark the charts.
+// Traffic: predictions over time, from /metrics and the service's readings of the last minutes. Revisions mark the charts.
 
 import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, getText, modelPath, sendJson } from "./api.js";
@@ -116,7 +116,7 @@ function useChanges(model, revisions) {
 const begun = (readings) => readings[0].at;
 export const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet", label: `${c.prior} ${c.deleted ? "out of use" : c.revision}, ${c.by}, ${when(c.updated_at)}` }));
 
-/** The changes in words, for those who cannot see the lines and for those who ask who it was. */
+/** The changes as a list with their authors, also for those who cannot see the lines. */
 function Changes({ model, changes, since }) {
   const shown = changes.slice(0, 8);
   if (!shown.length) return null;

@@ -201,7 +201,7 @@ function Gallery({ inputs, at, pick, answers, names }) {
   })}</div>`;
 }
 
-/** How many of the samples are right, as trained and now. */
+/** How many of the samples are answered correctly, as trained and at the current setting. */
 function Score({ inputs, answers, names }) {
   const labelled = inputs.filter((i) => i.label !== undefined && answers[i.id]);
   if (!labelled.length) return null;
@@ -242,7 +242,7 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
     <${CopyAs} what="this prediction" call=${() => callOf(model, bundle, input, choice, tau)} />`;
 }
 
-/** What the costs of the prior make of the probabilities. */
+/** The decision by the prior's costs at the current probabilities. */
 function Decision({ names, is, decision }) {
   const cost = decision.cost.toLocaleString("en", { maximumSignificantDigits: 3 });
   if (decision.index === null) return html`<p class="decision">Decision by cost: <b>none, the row is rejected</b>, which costs ${cost}.</p>`;
@@ -288,7 +288,7 @@ function BeforeAfter({ names, counts, before, after }) {
 const GRID = Array.from({ length: 121 }, (_, i) => (i * DIAL_MAX) / 120);
 const STROKES = ["c1", "c2", "c3", "c4", "c5"];
 
-/** Probability of the leading classes over the whole dial. */
+/** Probability of the leading classes over the full range of the dial. */
 function Curves({ names, logits, rule, tau, setTau }) {
   const { leading, data } = useMemo(() => {
     const columns = GRID.map((t) => adjusted(logits, rule.logSigma, rule.logRho, t));

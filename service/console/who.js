@@ -1,4 +1,4 @@
-// Which API key this tab uses, what it may do, and the way to use another one or none.
+// The API key of this tab, its roles, and the form to use another one or none.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { KEY_CHANGED, Problem, ROLES, getJson, key } from "./api.js";
@@ -22,7 +22,7 @@ export function useWhoAmI() {
 
 const listed = (roles) => html`<ul>${roles.map((r) => html`<li><b>${r}</b>: ${ROLES[r] ?? r}</li>`)}</ul>`;
 
-/** The header's part: nothing where the service asks for no key. signedOut: after the key was dropped. */
+/** The part in the page's header; empty if the service requires no key. signedOut: called after the key was dropped. */
 export function Who({ me, signedOut }) {
   const place = useRef();
   const [asked, setAsked] = useState(false);

@@ -1,4 +1,4 @@
-"""The page Shift: what is known of traffic, what adopting would change, and the way back."""
+"""The page Shift: the estimate of traffic, the effect of adopting it, and undoing that."""
 
 import httpx
 import pytest
