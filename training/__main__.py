@@ -20,7 +20,7 @@ def run(arguments: Sequence[str] | None = None, *, prog: str = "training") -> in
         advice = missing_extra(error, first="training")
         if advice is None:
             raise
-        print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - a command speaks
+        print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - output of a command
         return 1
     if os.environ.get("WORLD_SIZE", "1") != "1":
         from training.loop.processes import end_now
@@ -30,7 +30,7 @@ def run(arguments: Sequence[str] | None = None, *, prog: str = "training") -> in
 
 
 def main() -> None:
-    """The console script."""
+    """Entry point of the console script `training`."""
     sys.exit(run())
 
 

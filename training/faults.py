@@ -1,4 +1,4 @@
-"""The faults that a user can correct, each with its exit code, and how the command reports them."""
+"""The errors that a user can correct, each with its exit code, and the report of the command."""
 
 import sys
 from typing import ClassVar

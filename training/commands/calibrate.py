@@ -35,17 +35,17 @@ def add_verb(add: AddVerb) -> None:
     parser.add_argument(
         "--split",
         choices=("val", "test"),
-        help="which rows (default: the validation rows of the training data; of others four "
+        help="which rows (default: the validation rows of the training data; of other data four "
         "fifths, and the report scores the rest)",
     )
 
 
 SAMPLES = 24
-"""Rows that a report shows where the model had none."""
+"""The number of sample rows in the report of a model that had none."""
 
 
 class _Scored(NamedTuple):
-    """Scores of the new calibration: the report, and the part that model.json keeps."""
+    """Scores of the new calibration: for the report, and the part for model.json."""
 
     report: dict[str, Any]
     short: dict[str, Any]
@@ -145,9 +145,9 @@ def recalibrate(
 ) -> dict[str, Any]:
     """Measure the block on labelled rows and publish it as the model's next version.
 
-    The rows must be new to the network. Where the model does not state its class_counts, the
-    source prior starts from uniform, and the bias that the rows show is what remains of it. test:
-    rows that had no part in it, which the new version's report scores.
+    The rows must be new to the network. If the model has no class_counts, the implied source prior
+    is taken to be uniform, and the fitted bias makes up for the difference. test: rows that were
+    not used for the fit, which the new version's report scores.
     """
     import numpy as np
 

@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 NETWORKS = {
-    "auto": "tries those that suit the data and takes the best on validation (the default)",
+    "auto": "tries those that suit the data and keeps the best on validation (the default)",
     "linear": "logistic regression, with a penalty that validation chooses",
-    "linear-pieces": "linear in each number between its quantiles, so that it bends there",
+    "linear-pieces": "piecewise linear in each number, with bends at its quantiles",
     "mlp": "two hidden layers of 256 with dropout, for rows of numbers",
-    "mlp-pieces": "mlp, given each number between its quantiles too",
+    "mlp-pieces": "mlp with each number also cut into pieces at its quantiles",
     "mlp-128": "two hidden layers of 128 without dropout",
     "cnn": "a small convolutional network with a hidden layer",
-    "cnn-direct": "the same convolutions, the classifier directly on their features",
+    "cnn-direct": "the same convolutions, with the classifier directly on their features",
     "resnet32": "the paper's network for CIFAR",
     "released-resnet32": "the ResNet-32 of the code released with the paper",
     "tfidf": "logistic regression on TF-IDF features of texts",
@@ -33,7 +33,7 @@ LOSSES = {
     "focal": "cross-entropy, with less weight on examples that are already right",
 }
 SAMPLERS = {
-    "uniform": "every example once an epoch",
+    "uniform": "every example once per epoch",
     "balanced": "classes equally often",
     "square-root": "classes by the root of their counts",
     "effective-number": "examples weighted by the effective number of their class",

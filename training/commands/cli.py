@@ -104,7 +104,7 @@ def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParse
 
 
 def _add_data(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
-    parser = add_verb("data", "Tell what is in a data specification.", _data)
+    parser = add_verb("data", "Describe the contents of a data specification.", _data)
     add_seed_flag(parser)
     add_data_flags(parser, required=True)
     add_image_flags(parser)

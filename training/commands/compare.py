@@ -15,8 +15,8 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare the verb; add_verb takes a name, a text and what runs."""
     parser = add_verb(
         "compare",
-        "Methods x seeds on one data set: the paper's table and figures. The same command goes on "
-        "after an interruption.",
+        "Methods x seeds on one data set: the paper's table and figures. After an interruption, "
+        "the same command continues.",
         _compare,
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

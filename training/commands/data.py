@@ -1,4 +1,4 @@
-"""`training data`: what is in a data specification."""
+"""`training data`: describes the contents of a data specification."""
 
 from collections import Counter
 from typing import Any
@@ -18,16 +18,16 @@ from training.run.prepare import prepare_data, with_profile
 from training.run.recipe import Recipe
 
 SHOWN_VALUES = 5
-"""Of a category, the most frequent first."""
+"""The most values shown of a category, the most frequent first."""
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
     """The object that `training data` prints.
 
     `splits` are those that the specification defines, with the profile if there is one. For data
-    without a validation split, the rows that a fit sets aside are still among the training rows
-    here; Fashion-MNIST and digits define a validation split of their own. `fit` has the sizes that
-    fit would use, `problems` what is likely to be wrong. Every image is read.
+    without a validation split, the rows that a fit would set aside count as training rows here;
+    Fashion-MNIST and digits define a validation split of their own. `fit` has the sizes that a fit
+    would use, and `problems` lists likely faults of the data. Every image is read.
     """
     loaded = sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options)
     data = made_ready(loaded, in_memory=False, part=Part(), skip_broken=recipe.skip_broken)
@@ -83,12 +83,12 @@ def groups(data: Dataset) -> dict[str, int]:
 
 
 def _fit(recipe: Recipe) -> dict[str, int] | None:
-    """Rows of each split in a fit; None when it would refuse (the reason goes to stderr)."""
+    """Rows of each split in a fit; None when a fit would refuse (the reason goes to stderr)."""
     try:
         used = prepare_data(recipe)
         check_held_out(used)
     except (WrongUse, BadData) as error:
-        say(f"fit would refuse this: {error}")
+        say(f"fit would refuse these data: {error}")
         return None
     return {name: split["n"] for name, split in _splits(used).items()}
 

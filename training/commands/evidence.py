@@ -24,7 +24,7 @@ def add_verbs(add_verb: AddVerb) -> None:
     synthetic.add_argument("--trials", type=int, default=100, help="default 100")
     synthetic.add_argument("--seed", type=int, default=0, help="default 0")
     estimate = add_verb(
-        "estimate", "Estimate the class prior of data whose labels are not looked at.", _estimate
+        "estimate", "Estimate the class prior of data without using their labels.", _estimate
     )
     estimate.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
     estimate.add_argument(

@@ -54,14 +54,14 @@ def _add_method_flags(method: Any) -> None:
         "--freeze",
         type=lambda text: tuple(part for part in text.split(",") if part),
         metavar="PART,PART",
-        help="hold parts still by the beginning of their parameters' names, or all-but-last",
+        help="freeze the parts whose parameter names begin so, or all-but-last",
     )
     method.add_argument(
         "--lr-of",
         action="append",
         type=name_and_number,
         metavar="PART=FACTOR",
-        help="the rate of a part, as in conv1=0.1",
+        help="factor of the learning rate of a part, as in conv1=0.1",
     )
     method.add_argument(
         "--features-once",
@@ -92,7 +92,7 @@ def _add_method_flags(method: Any) -> None:
     method.add_argument(
         "--afterwards",
         choices=("nothing", "weight-norm", "crt", "lws"),
-        help="how to change the last layer after training (default: nothing)",
+        help="change of the last layer after training (default: nothing)",
     )
     method.add_argument(
         "--norm-tau",
@@ -102,7 +102,7 @@ def _add_method_flags(method: Any) -> None:
     method.add_argument(
         "--publish-tau",
         choices=("one", "chosen"),
-        help="the tau that the service uses for requests that name none",
+        help="the default tau of the published model, for requests that name none",
     )
 
 

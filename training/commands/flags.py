@@ -16,7 +16,7 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
     )
     add_data_flags(parser, required=False)
     add_image_flags(parser)
-    parser.add_argument("--network", metavar="NET", help="as fit takes it")
+    parser.add_argument("--network", metavar="NET", help="a network, as for fit")
     add_optimisation_flags(parser.add_argument_group("optimisation"))
 
 
@@ -88,9 +88,9 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image-mean",
         type=_numbers,
-        help="for each channel, on the scale 0 … 1, such as 0.5,0.5,0.5",
+        help="mean of each channel, on the scale 0 … 1, such as 0.5,0.5,0.5",
     )
-    group.add_argument("--image-std", type=_numbers, help="of each channel")
+    group.add_argument("--image-std", type=_numbers, help="deviation of each channel")
     group.add_argument(
         "--skip-broken",
         action=argparse.BooleanOptionalAction,
@@ -113,13 +113,13 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--optimiser",
         choices=("sgd", "adamw", "lbfgs"),
-        help="default sgd; where no other flag of the optimisation is given, adamw for mlp and "
+        help="default sgd; if no other flag of the optimisation is given, adamw for mlp and "
         "lbfgs for linear and tfidf",
     )
     group.add_argument(
         "--penalty",
         type=float,
-        help="of lbfgs: times half the squared weights (default: chosen on validation)",
+        help="for lbfgs: factor of half the squared weights (default: chosen on validation)",
     )
     group.add_argument("--lr", type=float, help="learning rate (default 0.05; adamw: 0.001)")
     group.add_argument("--momentum", type=float, help="default 0.9")
@@ -127,7 +127,7 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--adam-beta2",
         type=float,
-        help="of adamw: squared gradients are averaged over about 1 / (1 - beta2) steps "
+        help="for adamw: squared gradients are averaged over about 1 / (1 - beta2) steps "
         "(default 0.999)",
     )
     group.add_argument("--weight-decay", type=float, help="default 5e-4; mlp: 0.1")

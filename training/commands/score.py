@@ -24,7 +24,11 @@ def add_verb(add: AddVerb) -> None:
         "--model", type=Path, required=True, metavar="models/N/V", help="the published model"
     )
     parser.add_argument(
-        "--out", type=Path, required=True, metavar="FILE.parquet", help="where the answers go"
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE.parquet",
+        help="the file to write the answers to",
     )
     parser.add_argument(
         "--tau", type=float, help="strength of the adjustment (default: the model's default_tau)"
@@ -37,7 +41,7 @@ def add_verb(add: AddVerb) -> None:
     parser.add_argument(
         "--estimate",
         action="store_true",
-        help="estimate the class prior of the rows first; answer with it where it is usable",
+        help="first estimate the class prior of the rows; answer with it if it is usable",
     )
     parser.add_argument(
         "--columns", help="features, separated by commas (default: those of the training table)"
@@ -63,7 +67,7 @@ def add_verb(add: AddVerb) -> None:
         "--engine",
         choices=("processes", "ray"),
         default="processes",
-        help="processes of this machine, or Ray Data, also on a cluster (RAY_ADDRESS)",
+        help="processes of this machine, or Ray Data, which also uses a cluster (RAY_ADDRESS)",
     )
     parser.add_argument("--block-rows", type=int, default=8192, help="rows of a block (8192)")
     parser.add_argument("--threads", type=int, default=0, help="threads of a graph call (0: all)")

@@ -37,7 +37,7 @@ def _scored_table(result: Mapping[str, Any]) -> str:
         f"{name:30}{count:>10}{_percent(count / rows):>9}" for name, count in most[:MAX_CLASSES]
     ]
     if len(most) > MAX_CLASSES:
-        lines.append(f"and {len(most) - MAX_CLASSES} classes more")
+        lines.append(f"and {len(most) - MAX_CLASSES} more classes")
     return "\n".join(lines)
 
 

@@ -36,8 +36,8 @@ class Augmentation:
     def draw(self, rows: int, *, seed: int) -> Tensor:
         """Random numbers for a batch, int64 [rows, 3]: mirror (0 or 1), row and column offset.
 
-        They are drawn for the whole batch, whichever part of it a process handles, so that several
-        processes together compute the batch of one.
+        Every process draws them for the whole batch, not only for its own part. So several
+        processes together augment exactly as one process would.
         """
         generator = torch.Generator().manual_seed(seed)
         mirror = torch.randint(0, 2, (rows, 1), generator=generator)

@@ -1,8 +1,8 @@
-"""Columns of numbers and of categories to one row of numbers, by a code that a graph can apply.
+"""Encodes columns of numbers and categories as rows of numbers, in a way that a graph can repeat.
 
-A row comes as a record with a field for each column: a number, or a string. A category becomes the
-number of its value, 1 … K; a value that was not learnt becomes 0. A missing category is the empty
-string, and a value like any other; a missing number is NaN.
+A row is a record with a field for each column: a number or a string. A category becomes the number
+of its value, 1 … K; a value that was not learnt becomes 0. A missing category is the empty string,
+which is a value like any other; a missing number is NaN.
 """
 
 from collections import Counter
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES = 1_000
-"""Values of one column that are learnt, the most frequent first."""
+"""The most values of one column that are learnt, the most frequent first."""
 FEW_VALUES = 20
-"""Up to this many values a column learns each; of more, those of two training rows or more."""
+"""A column with at most this many values learns all; with more, those in two training rows."""
 KEPT = 0.99
-"""The least share of a column's distinct numbers that float32 has to keep."""
+"""The smallest share of a column's distinct numbers that float32 must keep distinct."""
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,10 @@ class Column:
 
     name: str
     dtype: str
-    """Of the graph's input: a float, bool, or string."""
+    """The dtype of the graph's input: a float, bool, or string."""
     values: tuple[str, ...] | None = None
     missing: bool = False
-    """Whether NaN may come."""
+    """Whether the input accepts NaN."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,13 @@ class Columns:
 
     @classmethod
     def learnt(cls, rows: NDArray[Any], *others: NDArray[Any]) -> "Columns":
-        """From the records of the training rows; the other splits say where numbers are missing."""
+        """Learn from the records of the training rows; in the others, look for missing numbers."""
         assert rows.dtype.names is not None
         return cls(tuple(_column(name, rows, others) for name in rows.dtype.names))
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """Of each column: how many values its category has, 0 for numbers."""
+        """For each column, how many values its category has; 0 for numbers."""
         return tuple(len(column.values or ()) for column in self.columns)
 
     def encode(self, rows: NDArray[Any]) -> NDArray[np.float64]:
@@ -87,7 +87,7 @@ def _column(name: str, rows: NDArray[Any], others: Sequence[NDArray[Any]]) -> Co
 
 
 def float_type(values: NDArray[np.float64]) -> type[np.floating[Any]]:
-    """float32, or float64 where float32 makes equal what differs, as of Unix times."""
+    """float32, or float64 if float32 would make different numbers equal, as with Unix times."""
     there = values[~np.isnan(values)]
     kept = len(np.unique(there.astype(np.float32)))
     return np.float64 if kept < KEPT * len(np.unique(there)) else np.float32

@@ -47,7 +47,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pixels become the tensor, in the bundle's words (service.contract.bundle.InputSpec)."""
+    """How pixels become the tensor; the fields are those of service.contract.bundle.InputSpec."""
 
     size: tuple[int, int]
     color: Color
@@ -66,11 +66,11 @@ class ImageSpec:
 
 @dataclass(frozen=True)
 class Known:
-    """What a published model states about its inputs, for reading rows that it scores.
+    """The facts about a published model that are needed to read rows for it.
 
-    class_names: the classes, in output order. columns: of a table, in input order; None where the
-    model does not state them. sha256: of the data that the model was trained on, if stated. inputs:
-    of a model with several. missing: whether a model with one input accepts missing values.
+    class_names: the classes, in output order. columns: the columns of a table, in input order; None
+    if the model does not name them. sha256: digest of its training data, if known. inputs: those of
+    a model with several. missing: whether a model with one input accepts missing values.
     """
 
     class_names: tuple[str, ...]
@@ -89,8 +89,8 @@ class Dataset:
     vocabulary, columns: learnt from the training texts, or from the records of a table, before a
     run (training.run.prepare).
     picture: the shape in which a row of numbers can be shown as a grey picture.
-    val_per_class: rows a class that a fit sets aside when there is no val; None: a share of each.
-    reproducible_split: whether the test rows are the same whatever the seed.
+    val_per_class: rows per class that a fit sets aside if there is no val; None: a share of each.
+    reproducible_split: whether the test rows are the same for every seed.
     whole: all rows, where the test split was drawn from them rather than given.
     labelled: whether the labels are known; if not, they are all 0.
     notes: oddities that the reader found, as sentences for the user.
@@ -122,8 +122,7 @@ class Dataset:
             )
         if "" in self.class_names:
             raise BadData(
-                f"{self.spec}: a class has the empty name ''; give its rows a label, or leave them "
-                "out"
+                f"{self.spec}: a class has the empty name ''; label its rows, or leave them out"
             )
         empty = [
             name for name, n in zip(self.class_names, self.class_counts, strict=True) if n == 0
@@ -131,7 +130,7 @@ class Dataset:
         if empty:
             listed = ", ".join(f"'{name}'" for name in empty[:5]) + (" …" if len(empty) > 5 else "")
             raise BadData(
-                f"{self.spec}: no training example of {len(empty)} of {len(self.class_names)} "
+                f"{self.spec}: has no training example of {len(empty)} of {len(self.class_names)} "
                 f"classes: {listed}"
             )
 

@@ -93,7 +93,7 @@ class ArrayFeed:
 
 
 class TextFeed:
-    """Batches of texts as word numbers, padded to the longest text of the batch."""
+    """Batches of texts as token numbers, padded to the longest text of the batch."""
 
     def __init__(self, split: Split, vocabulary: Vocabulary, place: Place) -> None:
         self._encoded = Encoded.of(list(np.asarray(split.inputs)), vocabulary)

@@ -1,4 +1,4 @@
-"""Images in files as inputs: checked before a run starts, decoded when rows are asked for."""
+"""Images in files as inputs: checked before a run starts, decoded when their rows are needed."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,9 +15,9 @@ from training.data.order import Part
 from training.faults import BadData, say
 
 MEMORY_BYTES = 256 * 2**20
-"""Decoded images that take less are kept in memory."""
+"""Images that take less memory than this once decoded are kept."""
 MAX_BROKEN_SHARE = 0.1
-"""Of the images, for --skip-broken."""
+"""The largest share of images that --skip-broken leaves out."""
 LISTED = 20  # broken files in a message
 THREADS = max(1, min(32, (os.cpu_count() or 1)))  # Pillow decodes outside the interpreter's lock
 
@@ -65,7 +65,7 @@ class ImageFiles:
 def made_ready(
     data: Dataset, *, in_memory: bool | None, part: Part, skip_broken: bool = False
 ) -> Dataset:
-    """The data with every image known to be readable. Raises BadData with all that are not.
+    """Check that every image is readable. Raises BadData with a list of those that are not.
 
     in_memory: decode all images now and keep the pixels; None does so when they fit into
     MEMORY_BYTES. Otherwise each process decodes its part once as a check, and training decodes them
@@ -90,9 +90,9 @@ def made_ready(
         broken += faults
     rows = sum(map(len, own.values()))
     if broken and not skip_broken:
-        raise BadData(f"{_listed(broken, rows)}\n(--skip-broken leaves them out)")
+        raise BadData(f"{_listed(broken, rows)}\n(give --skip-broken to leave them out)")
     if len(broken) > MAX_BROKEN_SHARE * rows:
-        raise BadData(f"{_listed(broken, rows)}\n(too many to leave out)")
+        raise BadData(f"{_listed(broken, rows)}\n(too many to leave out: restore the files)")
     if not broken:
         return replace(data, **ready) if in_memory else data
     say(f"{_listed(broken, rows)}\n(left out)")
@@ -121,7 +121,7 @@ def _decoded(split: Split, _part: Part) -> tuple[Split, list[str]]:
 
 
 def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
-    """The split without broken images, of which this process looks at its part."""
+    """The split without broken images; this process checks its part of the files."""
     from tqdm import tqdm
 
     files = split.inputs
@@ -139,7 +139,7 @@ def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
 
 
 def _tried(read: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns, or the message of the BadData that it raises."""
+    """The result of a function, or the message of the BadData that it raises."""
     try:
         return read(*arguments)
     except BadData as error:

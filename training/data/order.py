@@ -33,7 +33,7 @@ class EpochIndices(Protocol):
 
 
 def steps_of(*, epochs: float, rows: int, batch_rows: int) -> int:
-    """The steps that show `rows` rows `epochs` times, at least 1."""
+    """How many steps go through `rows` rows `epochs` times, at least 1."""
     return max(1, round(epochs * rows / batch_rows))
 
 

@@ -1,4 +1,4 @@
-"""Finds what is likely to be wrong with readable data, as sentences for the user."""
+"""Finds likely faults in readable data and describes them to the user."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -44,29 +44,29 @@ def _small_classes(data: Dataset) -> Iterator[str]:
         held = np.bincount(data.val.labels, minlength=data.num_classes)
         absent = [data.class_names[index] for index in np.flatnonzero(held == 0)]
         if absent:
-            yield f"without a validation row, so without a say in T and tau: {_listed(absent)}"
+            yield f"classes without a validation row, which T and tau ignore: {_listed(absent)}"
         thin = [
             data.class_names[index]
             for index in np.flatnonzero((data.class_counts == 1) & (held > 1))
         ]
         if thin:
             yield (
-                f"with one training row and more in validation: {_listed(thin)}; "
+                f"classes with one training row and more in validation: {_listed(thin)}; "
                 "lower --validation-per-class"
             )
     else:
         alone = [data.class_names[index] for index in np.flatnonzero(data.class_counts == 1)]
         if alone:
-            yield f"with one training row, so never in a drawn validation split: {_listed(alone)}"
+            yield f"classes with one training row, never drawn for validation: {_listed(alone)}"
     if data.test is not None:
         tested = np.bincount(data.test.labels, minlength=data.num_classes)
         absent = [data.class_names[index] for index in np.flatnonzero(tested == 0)]
         if absent:
-            yield f"without a test row, so left out of every test score: {_listed(absent)}"
+            yield f"classes without a test row, left out of every test score: {_listed(absent)}"
 
 
 def _columns(data: Dataset) -> Iterator[str]:
-    """Columns of numbers that are constant, equal to another one, or determine the class alone."""
+    """Columns that are constant, equal to another one, or determine the class by themselves."""
     columns = data.origin.get("columns") if data.kind in {"tensor", "columns"} else None
     if not columns:
         return
@@ -90,7 +90,7 @@ def _columns(data: Dataset) -> Iterator[str]:
     ]
     if leaking:
         yield (
-            f"columns that tell the class of every training row alone: {_listed(leaking)}; "
+            f"columns that alone determine the class of every training row: {_listed(leaking)}; "
             "are they known when the model is used?"
         )
 
@@ -114,7 +114,7 @@ def _distinct(column: NDArray[Any]) -> int:
 def _tells_the_class(column: NDArray[Any], labels: NDArray[np.int64]) -> bool:
     """Whether the column's sorted values form one interval for each class.
 
-    Of categories: whether they are as many as the classes, and each belongs to one.
+    For categories: whether there are as many as classes, and each belongs to one class.
     """
     if len(labels) < LEAK_ROWS:
         return False
@@ -148,7 +148,7 @@ def _shared_rows(data: Dataset) -> Iterator[str]:
 
 
 def is_unspaced(data: Dataset) -> bool:
-    """Whether texts are hardly divided by spaces, so that their words are whole sentences."""
+    """Whether texts have so few spaces that their words would be whole sentences."""
     return _characters_a_word(data) > LONG_WORD
 
 
@@ -162,7 +162,7 @@ def _unspaced(data: Dataset) -> Iterator[str]:
         return
     if is_unspaced(data):
         yield (
-            f"texts have {_characters_a_word(data):.0f} characters a word: for a language without "
+            f"texts have {_characters_a_word(data):.0f} characters per word: for languages without "
             "spaces use --tokens characters"
         )
 

@@ -13,7 +13,7 @@ SHARE, SHARE_OF_FEW, FEW_ROWS = (
     0.1,
     0.2,
     2000,
-)  # of each class for validation; more of small data, or it tells nothing
+)  # share of each class for validation; larger for small data, where few rows tell little
 SPLIT_SEED = 20200714  # of the splits that must not change with the run's seed
 
 
@@ -22,8 +22,8 @@ def stratified(
 ) -> tuple[Rows, Rows]:
     """Rows (kept, drawn) in ascending order: per_class rows of each class, or a share of each.
 
-    Each class with more than `keep` rows gives at least one and keeps at least `keep`: a class of
-    two rows gives one, and a class of one row none.
+    A class with more than `keep` rows gives at least one row and keeps at least `keep`. With the
+    default, a class of two rows gives one, and a class of one row none.
     """
     generator = np.random.default_rng(seed)
     drawn: list[Rows] = []
@@ -49,8 +49,7 @@ def set_aside_validation(data: Dataset, *, per_class: int | None, seed: int) -> 
         return data.with_splits(train=data.train, val=None)
     if data.val is not None and per_class is not None:
         raise WrongUse(
-            f"{data.spec} has a validation split of its own; --validation-per-class has nothing "
-            "to do"
+            f"{data.spec} has a validation split of its own; leave out --validation-per-class"
         )
     if data.val is not None:
         return data

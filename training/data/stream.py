@@ -29,7 +29,7 @@ TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")
 ARRAYS = (".npz", ".npy")
 READABLE = (*TABLES, *ARRAYS, ".tar", *IMAGES)
 FOLDER = "images"
-"""Stands for the suffix of a source that is a list of image files."""
+"""The kind of a source that is a list of image files; other kinds are suffixes."""
 
 Rows = NDArray[Any]
 
@@ -65,9 +65,9 @@ class Block:
 class Reading:
     """How rows are read.
 
-    columns: of features, in the model's order; None takes every column that is not in `keep` or
-    `leave_out`. keep: columns carried through to the answer. leave_out: columns that are neither,
-    such as a label. array: the member of an .npz file. rows: in a block.
+    columns: the features, in the model's order; None takes every column that is not in `keep` or
+    `leave_out`. keep: columns copied to the answers. leave_out: columns to ignore, such as a label.
+    array: the member of an .npz file. rows: how many rows a block has.
     """
 
     spec: InputSpec
@@ -162,7 +162,7 @@ def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
             yield from file.iter_batches(batch_size=reading.rows)
     elif suffix == ".csv":
         quoted = csv.ParseOptions(newlines_in_values=True)
-        # numbers that are categories stay as they are written, and so does 01
+        # categories that are numbers stay as they are written, such as 01
         strings = {c.name: pa.string() for c in reading.spec.columns if c.dtype == "string"}
         converted = csv.ConvertOptions(column_types=strings)
         with csv.open_csv(path, parse_options=quoted, convert_options=converted) as reader:
@@ -190,7 +190,7 @@ def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Ro
             f"trained on; it has {_listed(table)}"
         )
     if not names:
-        raise WrongUse(f"{path}: has no column that is not kept or left out")
+        raise WrongUse(f"{path}: has no feature column: all are in --keep or --leave-out")
     if reading.spec.columns:
         found = {spec.name: _column(path, table, start, spec) for spec in reading.spec.columns}
         return records(found)
@@ -289,7 +289,7 @@ def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
 def _array_blocks(
     path: Path, reading: Reading, skip: Callable[[int], bool]
 ) -> Iterator[tuple[int, Block]]:
-    """Read an array from its file in order, block by block; the whole is never in memory."""
+    """Read an array from its file in order, block by block; it is never in memory as a whole."""
     try:
         with _array_file(path, reading.array) as file:
             shape, dtype = _header(path, file)

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 Tokens: TypeAlias = Literal["words", "characters", "subwords"]
 TOKENS: tuple[Tokens, ...] = ("words", "characters", "subwords")
 RUNS: dict[str, tuple[int, int]] = {"characters": (1, 3), "subwords": (3, 5)}
-"""Shortest and longest run of characters that is a token."""
+"""The shortest and the longest run of characters that is a token."""
 MAX_WORDS = 50_000
 MAX_RUNS = 30_000
 """The most tokens that are learnt: of words, and of runs of characters."""
-MANY_TEXTS = 1_000  # from here on a word must stand in two texts to count
+MANY_TEXTS = 1_000  # with at least this many texts, a word must occur in two of them
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _AROUND = string.punctuation + "“”‘’«»…–—¿¡\t\r\n"
 
@@ -37,7 +37,7 @@ def words(text: str) -> list[str]:
 
 
 def runs(text: str, shortest: int = 1, longest: int = 3) -> list[str]:
-    """All runs of so many characters of a text, as the exported graph sees them."""
+    """All runs of `shortest` to `longest` characters of a text, as the exported graph sees them."""
     lower = text.translate(_LOWER)
     return [
         lower[start : start + length]
@@ -73,7 +73,7 @@ class Vocabulary:
     def learnt(
         cls, texts: Iterable[str], *, tokens: Tokens = "words", max_words: int | None = None
     ) -> "Vocabulary":
-        """From training texts: the max_words tokens that are in the most texts."""
+        """Learn from training texts the max_words tokens that occur in the most texts."""
         if max_words is None:
             max_words = MAX_WORDS if tokens == "words" else MAX_RUNS
         spelling = bare if tokens == "words" else str
@@ -108,9 +108,9 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Encoded:
-    """Many texts as word numbers, end to end.
+    """Many texts as token numbers, one after another.
 
-    Those of text i are numbers[starts[i] : starts[i + 1]].
+    The numbers of text i are numbers[starts[i] : starts[i + 1]].
     """
 
     numbers: NDArray[np.int32]

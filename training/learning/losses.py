@@ -1,7 +1,7 @@
 """Losses by name, what each divides out of the label frequencies, and the last layer it needs.
 
 The formulas are the functions in margins.py. The modules here hold their class vectors as buffers,
-so that they move to a device together with the network.
+which move to a device together with the network.
 """
 
 import math
@@ -101,7 +101,7 @@ class FocalLoss(nn.Module):
 
 
 class Objective(nn.Module):
-    """A loss ready for training, and what the model trained with it must record.
+    """A loss ready for training, and the facts that a model trained with it must record.
 
     name: the name of the loss, one of LOSSES.
     example_loss: takes logits [B, C] and labels [B]; returns the loss of each example, [B].
@@ -168,7 +168,9 @@ def make_loss(
             raise InvalidObjective(f"loss_tau is {loss_tau}; expected 0 … {MAX_TAU:g}")
         settings["loss_tau"] = loss_tau
     elif loss_tau != 1.0:
-        raise InvalidObjective(f"loss_tau is {loss_tau}, and '{name}' has no loss_tau")
+        raise InvalidObjective(
+            f"loss_tau is {loss_tau}, but '{name}' has no loss_tau; leave it out"
+        )
     return _MAKERS[name](counts, **settings)
 
 

@@ -25,8 +25,8 @@ class CosineLinear(nn.Module):
 
     def __init__(self, features: int, num_classes: int) -> None:
         super().__init__()
-        # Vectors start with length 1, as in the authors' code: how far a step turns a vector
-        # depends on the step's size over the squared length.
+        # Vectors start with length 1, as in the authors' code: the angle by which a step turns a
+        # vector depends on the step's size over the squared length.
         directions = torch.empty(num_classes, features).uniform_(-1, 1)
         self.weight = nn.Parameter(functional.normalize(directions, dim=-1))
 

@@ -1,4 +1,4 @@
-"""Which examples an epoch sees: samplers by name, deterministic in (seed, epoch)."""
+"""Samplers by name: they choose the examples of an epoch, deterministically from (seed, epoch)."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass

@@ -105,9 +105,13 @@ def start_from(
                 grown[here] = found[name][there]
             new[name] = grown
         fresh = len(class_names) - len(rows)
-        said.append(f"--init: {len(rows)} classes keep their weights, {fresh} start afresh")
+        said.append(
+            f"--init: {len(rows)} classes keep their weights, {fresh} start from random ones"
+        )
     else:
-        said.append(f"--init: the last layer starts afresh, for {len(class_names)} classes")
+        said.append(
+            f"--init: the last layer starts from random weights, for {len(class_names)} classes"
+        )
     network.load_state_dict(new, strict=False)
     return said
 

@@ -93,7 +93,7 @@ class CheckpointFile:
             saved = dict(document["identity"])
         except Exception as error:  # torch raises several kinds for a damaged file
             raise RunFailed(
-                f"{self.path}: cannot be read ({error}); remove it to start afresh"
+                f"{self.path}: cannot be read ({error}); remove it to start from the beginning"
             ) from error
         self._check(saved)
         state.network.load_state_dict(document["network"])
@@ -152,9 +152,7 @@ def _flag(key: str) -> str:
 
 
 def _locked_file(path: Path) -> TextIO:
-    """The lock file, open and locked. If its last owner has deleted it meanwhile, open a
-    new one.
-    """
+    """Open and lock the lock file; a new one if its last owner has deleted it meanwhile."""
     while True:
         file = path.open("a+", encoding="ascii")
         try:
@@ -202,7 +200,7 @@ def restore_random(state: RandomState) -> None:
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Restore the state of every generator at the end, so that draws inside leave no trace."""
+    """Restore the state of every generator at the end, as if nothing had been drawn inside."""
     before = random_state()
     try:
         yield

@@ -20,7 +20,9 @@ def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
     """
     found = [(p, layer) for p, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not found:
-        raise WrongUse("the network has no linear layer at its end that could be read or replaced")
+        raise WrongUse(
+            "the network does not end in a linear layer, which could be read or replaced"
+        )
     return found[-1]
 
 

@@ -30,12 +30,12 @@ from training.scores.posthoc import LastLayer
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 WITHOUT_VALIDATION = 1.0
 WORSE = 2
-"""Penalties in a row that are worse than the best one, after which no weaker one is tried."""
+"""After this many penalties in a row that are worse than the best, no weaker one is tried."""
 MAX_ITERATIONS = 300
 MOST_IN_SPAN = 8_000
-"""Training rows up to which the span is computed: its matrix takes 8 bytes a pair of rows."""
+"""The most training rows for which the span is computed: its matrix takes 8 bytes per pair."""
 DENSE_SPEED = 15
-"""How many products of dense rows cost as much as one of sparse ones."""
+"""How many dense multiplications cost as much as one sparse multiplication."""
 ROUNDING = 1e-7
 PRODUCTS_A_THREAD = 20_000_000
 
@@ -99,8 +99,8 @@ def fit_last_layer(
 class Span:
     """The space that the training rows span, in which a penalised layer lies whatever its loss.
 
-    With X Xᵀ = L Lᵀ, the rows X are L in an orthonormal basis Q = L⁻¹ X, so that lengths, and with
-    them the penalty, stay as they are. n numbers a row take the place of thousands of features.
+    With X Xᵀ = L Lᵀ, the rows X are L in the orthonormal basis Q = L⁻¹ X. Lengths, and therefore
+    the penalty, stay the same. Each row then has n numbers instead of thousands of features.
     """
 
     features: csr_matrix
@@ -110,7 +110,7 @@ class Span:
 
     @classmethod
     def of(cls, features: csr_matrix) -> "Span":
-        """Of training rows; the Gram matrix gets a ridge of rounding size, as rows may be equal."""
+        """The span of training rows. Rows may be equal, so the Gram matrix gets a tiny ridge."""
         wide = features.astype(np.float64)
         gram = torch.from_numpy((wide @ wide.T).toarray())
         gram.diagonal().add_(ROUNDING * float(gram.diagonal().max()))
@@ -122,7 +122,7 @@ class Span:
         return self.factor.float().numpy()
 
     def coordinates(self, features: csr_matrix) -> NDArray[np.float32]:
-        """Other rows [m, D], their part in the span, as [m, n]."""
+        """The projection of other rows [m, D] onto the span, as [m, n]."""
         gram = torch.from_numpy((self.features @ features.astype(np.float64).T).toarray())
         found = torch.linalg.solve_triangular(self.factor, gram, upper=False)
         coordinates: NDArray[np.float32] = found.T.contiguous().float().numpy()
@@ -138,7 +138,7 @@ class Span:
 
 
 def _is_dense(features: csr_matrix) -> bool:
-    """Whether products with n numbers a row are quicker than with the features that are there."""
+    """Whether products with n dense numbers per row are faster than with the sparse features."""
     rows = features.shape[0]
     return bool(rows <= MOST_IN_SPAN and rows * rows < DENSE_SPEED * features.nnz)
 
@@ -150,7 +150,7 @@ def _chosen(
     layer: LastLayer,
     log_source_prior: Vector,
 ) -> Penalised:
-    """From strong to weak, each fit starting from the one before it."""
+    """Fit from strong to weak penalties, each from the fit before, and return the best."""
     best: Penalised | None = None
     curve: list[tuple[float, float]] = []
     for penalty in PENALTIES:
@@ -191,7 +191,7 @@ def _fitted(
         result = minimize(value, first, jac=True, method="L-BFGS-B", options=options)
     if not np.isfinite(result.fun):
         raise WrongUse(
-            "the loss is not finite: the features or the options of the loss are extreme"
+            "the loss is not finite: check the features and the options of the loss for extremes"
         )
     if result.nit >= MAX_ITERATIONS:
         say(f"penalty {penalty:g}: stopped after {MAX_ITERATIONS} iterations, near the minimum")
@@ -220,7 +220,7 @@ def _products(features: Features) -> tuple[Product, Product]:
 
 @contextmanager
 def _threads(products: int) -> Iterator[None]:
-    """One thread of torch where a pass takes so few products that more would only wait."""
+    """Use one thread of torch where a pass is so small that more threads would only wait."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if products < PRODUCTS_A_THREAD else before)
     try:
@@ -230,7 +230,7 @@ def _threads(products: int) -> Iterator[None]:
 
 
 def _features(network: nn.Module, data: Dataset, split: Split, device: torch.device) -> Features:
-    """What the last layer is given [n, D]; of TF-IDF features only those that are not 0."""
+    """The inputs of the last layer [n, D]; TF-IDF features are sparse."""
     weigher = next((m for m in network.modules() if isinstance(m, TfIdf)), None)
     if weigher is not None and data.vocabulary is not None:
         texts = Encoded.of(list(np.asarray(split.inputs)), data.vocabulary)

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on stderr, a log with a line a step, and TensorBoard if asked for."""
+"""Progress of a run: a bar on stderr, a log with a line per step, and optionally TensorBoard."""
 
 import json
 import math
@@ -21,7 +21,7 @@ LINE_SECONDS = 10.0
 
 
 def stage(text: str, *, quiet: bool) -> None:
-    """Print what the run does next, unless it is quiet."""
+    """Print the next stage of the run, unless it is quiet."""
     if not quiet:
         say(text)
 

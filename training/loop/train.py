@@ -67,13 +67,13 @@ class Plan:
 
 @dataclass(frozen=True)
 class Keeping:
-    """What a run writes while it trains, and how it treats an earlier run's checkpoint.
+    """The files that a run writes while it trains, and how it treats an earlier run's checkpoint.
 
     checkpoint: where checkpoints are written; None writes none. resume: continue from the
-    checkpoint if there is one. restart: overwrite it. checkpoint_seconds: time between checkpoints;
-    checkpoint_steps, where given, replaces it by a number of steps. log: a file with a line for
-    each step. tensorboard: a folder for TensorBoard's files. quiet: show no progress. going_on: the
-    end of the message about an interrupted run, which says how to continue it.
+    checkpoint if there is one. restart: overwrite it. checkpoint_seconds: time between checkpoints.
+    checkpoint_steps: if given, the number of steps between them instead. log: a file with a line
+    for each step. tensorboard: a folder for TensorBoard's files. quiet: show no progress. going_on:
+    the end of the message about an interrupted run, which says how to continue it.
     """
 
     checkpoint: CheckpointFile | None = None
@@ -247,9 +247,7 @@ def _parameters(
 
 
 def _gathering(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """A context in which gradients are exchanged between processes only for a batch's last
-    piece.
-    """
+    """A context that exchanges gradients between processes only for a batch's last piece."""
     if last or not isinstance(network, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return network.no_sync()

@@ -80,7 +80,7 @@ def legend_beside(axes: Axes, **where: Any) -> None:
 
 
 def band(axes: Axes, x: Sequence[float], middle: Vector, spread: Vector, *, colour: str) -> None:
-    """A pale band of middle +- spread."""
+    """Draw a pale band of middle ± spread."""
     axes.fill_between(x, middle - spread, middle + spread, color=colour, alpha=0.15, linewidth=0)
 
 

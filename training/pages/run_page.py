@@ -1,4 +1,4 @@
-"""report.html of a published model, for human readers: how it was made, and every measurement."""
+"""report.html of a published model, for human readers: its origin and every measurement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

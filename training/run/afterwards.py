@@ -24,24 +24,24 @@ class Changed:
     network: nn.Module
     recorded: Recorded
     norm_tau: float | None = None
-    """Of weight normalisation."""
+    """The tau of weight normalisation; None for other changes."""
     curve: Curve = ()
-    """(tau, balanced error) on validation, where tau was chosen."""
+    """(tau, balanced error) on validation, if tau was chosen there."""
 
 
 def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> None:
     """Raise WrongUse unless recipe.afterwards fits the method and the untrained network."""
     kind, tau = recipe.afterwards, recipe.norm_tau
     if tau is not None and kind != "weight-norm":
-        raise WrongUse("--norm-tau belongs to --afterwards weight-norm")
+        raise WrongUse("--norm-tau is only for --afterwards weight-norm")
     if kind == "nothing":
         return
     if tau is not None and not 0 <= tau <= MAX_TAU:  # NaN compares false
         raise WrongUse(f"--norm-tau is {tau}; expected 0 … {MAX_TAU:g}")
     if ready.objective.head != "linear":
         raise WrongUse(
-            f"--afterwards {kind}: loss '{recipe.loss}' trains a {ready.objective.head} head, "
-            "and there is no linear layer whose weights could be changed; use another loss"
+            f"--afterwards {kind}: loss '{recipe.loss}' trains a {ready.objective.head} head "
+            "instead of a linear layer whose weights could be changed; use another loss"
         )
     if kind == "weight-norm" and ready.recorded.loss_tau != 0:
         raise WrongUse(

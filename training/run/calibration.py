@@ -19,7 +19,7 @@ MAX_NAMED_CLASSES = 5
 
 @dataclass(frozen=True)
 class Calibration:
-    """What was fitted to the validation split; without one, temperature 1 and tau 1."""
+    """The values fitted to the validation split; without one, temperature 1 and tau 1."""
 
     fitted: Temperature | None = None
     tau: float = 1.0
@@ -70,7 +70,7 @@ def calibrate(
     """Measure the estimation block, then choose tau for the balanced error.
 
     logits [n, C] and labels [n] are those of the validation split; without one, T and tau stay 1.
-    Lines on stderr say what the split is too small for.
+    Warnings on stderr name the values for which the split is too small.
     """
     if logits is None or labels is None:
         return Calibration()

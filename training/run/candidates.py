@@ -15,26 +15,26 @@ from training.run.recipe import AUTO, Recipe
 from training.scores.choose import uniform_nll
 
 SAMPLE = 10_000
-"""Rows that say whether a number has enough values to be cut into pieces."""
+"""How many rows are examined to find out whether a number has enough values for pieces."""
 MOST_PIECES = 2_048
-"""Pieces up to which auto tries the network mlp-pieces: embeddings have more, and no steps."""
+"""The most pieces for which auto tries mlp-pieces: embeddings have more, and gain nothing."""
 MOST_LINEAR = 50_000_000
-"""Rows × pieces up to which auto tries linear-pieces, which keeps them in memory (200 MB)."""
+"""The most rows × pieces for which auto tries linear-pieces: it keeps them in memory (200 MB)."""
 
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate, and how it did on validation."""
+    """A candidate and its validation score."""
 
     name: str
     uniform_nll: float | None
-    """In nats; None without a validation split."""
+    """Validation NLL in nats; None without a validation split."""
 
 
 def candidates(recipe: Recipe) -> list[Recipe]:
-    """The recipe itself; or, of network auto, one for each network that suits the data.
+    """The recipe itself, or for network auto one recipe per network that suits the data.
 
-    The first one is taken where there is no validation split.
+    The first is used if there is no validation split.
     """
     if recipe.network != AUTO:
         return [recipe]
@@ -64,7 +64,7 @@ def _of_kind(recipe: Recipe, data: Dataset) -> list[Recipe]:
 
 
 def _pieces(data: Dataset) -> int:
-    """How many inputs the numbers of a table have in pieces."""
+    """How many inputs the numbers of a table make when cut into pieces."""
     rows = np.asarray(data.train.inputs[:SAMPLE])
     if rows.dtype.names is None:
         columns = list(rows.T)
@@ -75,7 +75,7 @@ def _pieces(data: Dataset) -> int:
 
 
 def _linear(recipe: Recipe, network: str, tokens: str) -> Recipe:
-    """A linear candidate: the length of the run is that of the others."""
+    """A linear candidate; L-BFGS has no run length, so steps and epochs are dropped."""
     plain = recipe.optimiser is None and recipe.sampler == "uniform" and recipe.loss != "ldam"
     if not plain:
         return replace(recipe, network=network, tokens=tokens)
@@ -88,7 +88,7 @@ def name_of(recipe: Recipe) -> str:
 
 
 def described(recipe: Recipe, found: Sequence[Tried]) -> str:
-    """The network, and what it was chosen from."""
+    """Describe the chosen network and the candidates."""
     scores = ", ".join(
         each.name if each.uniform_nll is None else f"{each.name} {each.uniform_nll:.3f}"
         for each in found
@@ -98,7 +98,7 @@ def described(recipe: Recipe, found: Sequence[Tried]) -> str:
 
 
 def tried(recipe: Recipe, ready: Prepared, logits: NDArray[np.float32] | None) -> Tried:
-    """How a candidate did: its NLL on validation [n, C] at the uniform target."""
+    """Score a candidate by the NLL of its validation logits [n, C] at the uniform target."""
     val = ready.data.val
     if logits is None or val is None:
         return Tried(name_of(recipe), None)
@@ -107,7 +107,7 @@ def tried(recipe: Recipe, ready: Prepared, logits: NDArray[np.float32] | None) -
 
 
 def best_of(found: Sequence[Tried]) -> int:
-    """The place of the candidate with the lowest NLL; the first one without validation."""
+    """The index of the candidate with the lowest NLL; 0 without validation."""
     scores = [each.uniform_nll for each in found]
     if any(score is None for score in scores):
         return 0

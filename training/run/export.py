@@ -1,4 +1,4 @@
-"""Networks to plain ONNX files, checked in onnxruntime against the network on real rows."""
+"""Exports networks to plain ONNX files, and compares both on real rows."""
 
 import contextlib
 import io
@@ -28,7 +28,7 @@ OUTPUT = "logits"
 MAX_PROTOBUF_BYTES = 2**31 - 2**20
 ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 4
 ORT_DOMAIN = "com.microsoft"
-APART = "graph/"  # before the names of values that stand beside the names of a table's columns
+APART = "graph/"  # prefix of the graph's own values, which keeps them apart from column names
 LOCALE = "C"  # the default, en_US, is missing in most containers: the graph would not load
 TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
 
@@ -43,9 +43,9 @@ def export(
 ) -> None:
     """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis.
 
-    example: a few real inputs, as the network takes them. vocabulary: of a network that takes word
-    numbers [B, words]; the written graph takes the texts themselves. columns: of one that takes the
-    encoded rows of a table; the written graph has an input for each column.
+    example: a few real inputs, as the network takes them. vocabulary: for a network that takes
+    token numbers [B, tokens]; the written graph takes the texts themselves. columns: for one that
+    takes encoded rows of a table; the written graph has an input for each column.
     """
     network = network.eval()
     rows = (
@@ -110,7 +110,7 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
 
 
 def _apart(graph: onnx.GraphProto) -> None:
-    """Put APART before the name of every value but the output, so that a column may have it."""
+    """Put APART before the name of every value but the output: a column may have that name."""
     outputs = {value.name for value in graph.output}
 
     def named(name: str) -> str:
@@ -143,7 +143,7 @@ def take_columns(model: onnx.ModelProto, columns: Columns) -> None:
             keys = {value: number for number, value in enumerate(column.values, 1)}
             numbered = f"{part}/number"
             front += [
-                _numbering(keys or {"": 0}, column.name, numbered),  # none may be learnt
+                _numbering(keys or {"": 0}, column.name, numbered),  # there may be no learnt value
                 helper.make_node("Cast", [numbered], [part], to=TensorProto.DOUBLE),
             ]
         parts.append(part)
@@ -161,8 +161,8 @@ def _character_runs(
 ) -> list[onnx.NodeProto]:
     """Nodes from lowered texts to the numbers of their runs of characters.
 
-    A run of two is the concatenation of the characters but the last with those but the first. Each
-    length has its own encoder, so that a run shortened by padding is not mistaken for another.
+    A run of two concatenates all characters but the last with all but the first. Each length has
+    its own encoder, so that a run shortened by padding is not mistaken for another.
     """
     nodes = [
         helper.make_node(
@@ -251,9 +251,9 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
 def open_output(
     path: Path, output: str, *, threads: int = 0
 ) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session, and the name of the output that holds [batch, C] of what `output` says.
+    """A session, and the name of the [batch, C] output that corresponds to `output`.
 
-    A ZipMap gives a list of objects by class name, so that its input is opened instead.
+    A ZipMap makes a list of objects by class name; its input is used instead.
     """
     session = open_session(path, threads=threads)
     kinds = {item.name: item.type for item in session.get_outputs()}
@@ -285,7 +285,7 @@ def run_session(
 
 
 def fed(name: str, batch: Any) -> dict[str, Any]:
-    """What a session is given: the rows under the input's name, or records column by column."""
+    """The inputs of a session: the rows under the input's name, or records column by column."""
     if isinstance(batch, dict):
         return batch
     rows = np.asarray(batch)
@@ -300,7 +300,7 @@ def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.flo
     found = run_session(open_session(path), batches)
     if found.shape != expected.shape:
         raise RunFailed(
-            f"the exported model gives logits of shape {list(found.shape)}; the network "
+            f"the exported model gives logits of shape {list(found.shape)}, but the network "
             f"{list(expected.shape)}"
         )
     difference = float(np.abs(found.astype(np.float64) - expected).max())
@@ -315,7 +315,7 @@ def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.flo
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Silence the exporter: it reports its passes on stdout and warns of its own deprecations."""
+    """Silence the exporter, which reports its passes on stdout and warns about its deprecations."""
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     nowhere = io.StringIO()

@@ -1,4 +1,4 @@
-"""Turns a recipe into data, loss, sampler and plan, all checked."""
+"""Turns a recipe into checked data, loss, sampler and plan."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -34,14 +34,14 @@ class Prepared:
 
     @property
     def log_source_prior(self) -> Vector:
-        """Log sigma [C] of the model that this trains."""
+        """Log sigma [C] of the model to be trained."""
         return log_source_prior(self.data.class_counts, loss_tau=self.recorded.loss_tau)
 
 
 def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None = None) -> Prepared:
     """Load the data, set validation aside, apply the profile, and make the loss and the sampler.
 
-    in_memory: of images in files (see made_ready). part: of the files, for this process to check.
+    in_memory: for images in files, as for `made_ready`. part: the files that this process checks.
     """
     data = prepare_data(recipe)
     check_held_out(data)
@@ -56,7 +56,7 @@ def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None 
 
 
 def _with_method(recipe: Recipe, data: Dataset) -> Prepared:
-    """The data with the loss, the sampler and the plan that its training rows make."""
+    """Add the loss, the sampler and the plan, which depend on the training rows."""
     objective = make_loss(
         recipe.loss, data.class_counts, loss_tau=recipe.loss_tau, **recipe.loss_options
     )
@@ -80,7 +80,9 @@ def prepare_data(recipe: Recipe) -> Dataset:
     )
     data = with_profile(recipe, data)
     if recipe.tokens != "words" and data.kind != "text":
-        raise WrongUse(f"--tokens {recipe.tokens}: {recipe.data} holds no texts")
+        raise WrongUse(
+            f"--tokens {recipe.tokens}: {recipe.data} holds no texts; leave the flag out"
+        )
     if data.kind == "text":
         tokens: Tokens = recipe.tokens  # type: ignore[assignment]  # checked by Recipe
         vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs), tokens=tokens)
@@ -122,12 +124,14 @@ def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
     if recipe.augment == "none":
         return asked
     if data.image is None:
-        raise WrongUse(f"--augment {recipe.augment}: {recipe.data} holds no images")
+        raise WrongUse(
+            f"--augment {recipe.augment}: {recipe.data} holds no images; leave the flag out"
+        )
     if recipe.augment != "resized-crop-flip":
         return asked
     if asked or not isinstance(data.train.inputs, ImageFiles):
         raise WrongUse(
-            "--augment resized-crop-flip takes crops while it decodes: it needs images in files, "
-            "not in memory"
+            "--augment resized-crop-flip crops images while they are decoded: it needs images in "
+            "files, not in memory"
         )
     return False

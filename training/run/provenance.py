@@ -1,4 +1,4 @@
-"""Where a model came from: code revision and library versions."""
+"""The origin of a model: code revision and library versions."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the installed libraries that shape a model."""
+    """Versions of Python and of the libraries that affect a model."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:

@@ -112,7 +112,7 @@ def _estimation(calibration: Calibration) -> dict[str, Any]:
 def _facts(
     recipe: Recipe, ready: Prepared, *, command: str, tried: Sequence[Tried]
 ) -> dict[str, str]:
-    """How the model was made, for its page."""
+    """Facts about the training of the model, for its page."""
     data = ready.data
     rows = ", ".join(f"{name} {len(split):,}" for name, split in _splits(data).items())
     facts = {
@@ -187,7 +187,7 @@ def input_fields(data: Dataset) -> dict[str, Any]:
 
 
 def _measured_rows(data: Dataset) -> NDArray[Any]:
-    """Rows of training, spread over it, as the graph takes them; of records, the float columns."""
+    """A sample of training rows as the graph takes them; for records, the float columns."""
     rows = np.linspace(0, len(data.train) - 1, min(len(data.train), MEASURED_ROWS))
     split = data.train.take(np.unique(rows.astype(np.int64)))
     found = np.concatenate(list(graph_inputs(split, data.image)))
@@ -229,7 +229,7 @@ def _form(data: Dataset) -> dict[str, Any]:
 
 
 def _columns_fields(data: Dataset) -> dict[str, Any]:
-    """`inputs` of model.json, of a table with columns of strings."""
+    """`inputs` of model.json for a table with columns of strings."""
     if data.columns is None:
         return {}
     return {
@@ -276,7 +276,7 @@ def _splits(data: Dataset) -> dict[str, Split]:
 
 
 def _check_rows(data: Dataset) -> Split:
-    """Rows for the check of the export, spread over a split not trained on, if there is one."""
+    """Rows for the check of the export, sampled from a split not trained on if there is one."""
     split = data.test or data.val or data.train
     spread = np.unique(np.linspace(0, len(split) - 1, CHECKED_ROWS).astype(np.int64))
     return split.take(spread)

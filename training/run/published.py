@@ -41,7 +41,7 @@ class Published:
 
     @classmethod
     def open(cls, folder: Path) -> "Published":
-        """Raises WrongUse when there is no such folder, BadData when it is not a whole model."""
+        """Raises WrongUse when there is no such folder, BadData when it is not a complete model."""
         if not folder.is_dir():
             raise WrongUse(f"{folder}: no such model folder; expected models/<name>/<version>")
         try:
@@ -77,7 +77,7 @@ class Published:
         return output.logits(run_session(session, batches, output=name))
 
     def statistics(self, data: Dataset, split: Split) -> InputStatistics | None:
-        """What the float inputs of a split look like; None where there are none."""
+        """Mean and spread of the float inputs of a split; None where there are none."""
         names = float_names(self.bundle.input)
         if not names:
             return None
@@ -100,7 +100,7 @@ class Published:
 
     @property
     def known(self) -> Known:
-        """What the model states about its inputs, for readers of data."""
+        """The facts about the model's inputs that readers of data need."""
         data = self.bundle.provenance.get("data") or {}
         spec, names = self.bundle.input, self.bundle.column_names
         return Known(
@@ -114,8 +114,8 @@ class Published:
     def rows(self, spec: str, *, split: str | None) -> tuple[Dataset, Split]:
         """Rows of a specification to score, with this model's classes in this model's order.
 
-        split: train, val or test. None takes the test rows; of other data than the model was
-        trained on that bring no test rows of their own, all rows.
+        split: train, val or test. None takes the test rows, or all rows if the data are not those
+        that the model was trained on and have no test rows.
         """
         settings = self.bundle.provenance.get("settings") or {}
         seed = self.bundle.provenance.get("seed") or 0
@@ -206,17 +206,13 @@ def evaluate(
     model = Published.open(folder)
     data, rows = model.rows(spec, split=split)
     if not data.labelled:
-        raise WrongUse(
-            f"{spec}: has no labels, so it cannot be scored; `training estimate` takes it"
-        )
+        raise WrongUse(f"{spec}: has no labels, so it cannot be scored; use `training estimate`")
     used = model.bundle.tau if tau is None else _checked_tau(tau)
     rows, log_target, log_source = _target(model, rows, target)
     only_unadjusted = log_source is None
     if log_source is None:
         if used:
-            raise WrongUse(
-                f"{folder} does not say its class_counts, so only --tau 0 can be evaluated"
-            )
+            raise WrongUse(f"{folder} has no class_counts, so only --tau 0 can be evaluated")
         log_source = np.zeros(model.num_classes)
     scores = score(
         model.logits(data, rows, threads=threads),
@@ -297,7 +293,7 @@ def _shifted(
             f"{direction}-25"
         )
     if model.bundle.class_counts is None:
-        raise WrongUse(f"--target {direction}-{ratio}: the model does not say its class_counts")
+        raise WrongUse(f"--target {direction}-{ratio}: the model has no class_counts")
     counts = np.asarray(model.bundle.class_counts)
     kept = rows.take(shifted_rows(rows.labels, direction=direction, ratio=k, class_counts=counts))
     own = counts_of(kept.labels, model.num_classes)

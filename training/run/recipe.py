@@ -21,12 +21,12 @@ FEWEST_DEFAULT_STEPS = 1500  # small data get more than 20 epochs
 FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau")
 """Settings that do not change what the network learns."""
 AUTO = "auto"
-"""The network that validation chooses among those for the kind of data."""
+"""The name under which several networks are tried and validation chooses one."""
 LINEAR = ("linear", "linear-pieces", "tfidf")
 """Networks that are linear in fixed features."""
 MLPS = ("mlp", "mlp-pieces")
 MLP_DEFAULTS: Mapping[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine"}
-"""Of AdamW; docs/results.md has the comparison on twelve data sets that they come from."""
+"""Defaults for AdamW, from the comparison on twelve data sets in docs/results.md."""
 PUBLISHED_TAUS = ("one", "chosen")
 AFTERWARDS = ("nothing", "weight-norm", "crt", "lws")
 CHOICES: Mapping[str, tuple[str, ...]] = {
@@ -42,7 +42,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
     "afterwards": AFTERWARDS,
     "publish_tau": PUBLISHED_TAUS,
 }
-"""The fields that are one of a few names."""
+"""The fields that must have one of a few names."""
 POSITIVE = (
     "imbalance_ratio", "max_per_class", "image_size", "epochs", "steps", "batch", "accumulate",
     "lr", "drop", "penalty",
@@ -132,10 +132,12 @@ class Recipe:
         if self.features_once and self.optimiser not in {None, "lbfgs"}:
             raise WrongUse(
                 f"--features-once fits the last layer by lbfgs; --optimiser {self.optimiser} "
-                "would need the features again and again"
+                "would compute them at every step; leave out one flag"
             )
         if self.features_once and self.augment != "none":
-            raise WrongUse(f"--augment {self.augment}: --features-once sees each image once")
+            raise WrongUse(
+                f"--augment {self.augment} has no effect: --features-once uses each image once"
+            )
         if self.optimiser != "lbfgs" and not self.features_once:
             return
         if self.sampler != "uniform":
@@ -180,10 +182,10 @@ class Recipe:
         return Augmentation(self.augment, self.pad)
 
     def resolved(self) -> "Recipe":
-        """The recipe with an optimiser, its rate, its decay and a schedule.
+        """The recipe with its optimiser, rate, decay and schedule filled in.
 
-        Linear networks are fitted by L-BFGS where it can do what is asked: it takes every row at
-        once, so it has no sampler, no length and no cosine head. The network mlp has AdamW.
+        Linear networks are fitted by L-BFGS if the recipe allows it: L-BFGS takes every row at
+        once, so it has no sampler, no length and no cosine head. The network mlp uses AdamW.
         """
         given = (self.lr, self.weight_decay, self.schedule)
         optimiser = "lbfgs" if self.features_once else self.optimiser
@@ -241,7 +243,7 @@ class Recipe:
         )
 
     def learnt_from(self) -> dict[str, Any]:
-        """The settings that affect what is learnt, by name."""
+        """The settings that affect the trained network, by name."""
         return {key: value for key, value in asdict(self).items() if key not in FREE}
 
 

@@ -16,7 +16,7 @@ from training.run.recipe import Recipe
 
 FIELDS = {field.name: field for field in fields(Recipe)}
 NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
-    # each word occurs in few rows, so its vector needs its own step size
+    # each word occurs in few rows, so its vector needs a step size of its own
     "text": {"optimiser": "adamw", "lr": 0.005, "weight_decay": 0.01},
 }
 
@@ -50,7 +50,7 @@ def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
             f"--{stray[0].replace('_', '-')} has no effect without --profile exp or step"
         )
     if "data" not in settings:
-        raise WrongUse("--data is missing: what should be trained on?")
+        raise WrongUse("--data is missing; give the data to train on")
     settings = NETWORK_DEFAULTS.get(settings.get("network", ""), {}) | settings
     settings.setdefault("name", _name_of(settings["data"]))
     try:

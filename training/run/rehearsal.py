@@ -26,13 +26,13 @@ ROWS = 2
 CPU = torch.device("cpu")
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
 PROBABILITY_ROUNDING = 1e-4
-"""Rows that sum to 1 within this, without a negative number, are probabilities."""
+"""Rows without negative numbers that sum to 1 within this tolerance are probabilities."""
 
 
 def rehearse(recipe: Recipe, ready: Prepared, network: nn.Module, *, models: Path | None) -> None:
-    """Run a copy of the network forward and backward; with models, export it and write it there.
+    """Run a copy of the network forward and backward; with `models`, also export it to there.
 
-    The network is on the CPU and stays as it is. Raises WrongUse or RunFailed with the reason.
+    The network must be on the CPU and is not changed. Raises WrongUse or RunFailed with the reason.
     """
     rows = ready.data.train.take(np.arange(min(ROWS, len(ready.data.train))))
     tried = copy.deepcopy(network)
@@ -148,7 +148,7 @@ def _try_publishing(
     except Exception as error:
         raise RunFailed(
             f"network {recipe.network}: cannot be exported to ONNX: {_short(error)}; nothing was "
-            "trained. torch.export takes no branches or loops that depend on the data"
+            "trained. torch.export supports no branches or loops that depend on the data"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

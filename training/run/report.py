@@ -30,8 +30,8 @@ def report(
 ) -> dict[str, Any]:
     """The document; models/README.md describes its members.
 
-    class_counts: [C] of training; None where they are unknown. log_source_prior: [C] as they imply
-    it. logits: of the test rows.
+    class_counts: [C] of training; None where they are unknown. log_source_prior: [C], as implied by
+    them. logits: [n, C] of the test rows.
     """
     counts = None if class_counts is None else [int(count) for count in class_counts]
     choice = calibration.choice
@@ -145,7 +145,7 @@ def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
 
 
 def instance(row: NDArray[Any]) -> Any:
-    """A row of numbers as JSON holds it: null where one is missing, no digits beyond its type."""
+    """A row of numbers for JSON: null for a missing one, and no digits beyond its type."""
     if row.ndim > 1:
         return row.tolist()
     digits = ".7g" if row.dtype == np.float32 else ".17g"
@@ -153,7 +153,7 @@ def instance(row: NDArray[Any]) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """One column of a record as JSON has it."""
+    """One column of a record as a JSON value."""
     held = np.asarray(value)
     if held.size != 1:
         return held.tolist()

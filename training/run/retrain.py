@@ -32,7 +32,7 @@ def retrain_classifier(
     """
     generator = torch.Generator().manual_seed(seed)
     size = features.shape[1]
-    bound = size**-0.5  # as torch's own Linear starts
+    bound = size**-0.5  # the initial weights of torch's own Linear
     weight = (torch.rand(num_classes, size, generator=generator) * 2 - 1) * bound
     bias = torch.zeros(num_classes)
     parameters = [weight.requires_grad_(), bias.requires_grad_()]
@@ -57,7 +57,7 @@ def learn_scales(
     epochs: int = 10,
     lr: float = 0.1,
 ) -> LastLayer:
-    """LWS: s_y * (w_y . x + b_y), with only the scales s learnt, from 1.
+    """LWS: s_y * (w_y . x + b_y). Only the scales s are learnt, starting at 1.
 
     The recorded loss_tau is 1, approximate: scales alone cannot make the logits a posterior under a
     uniform prior.

@@ -38,16 +38,17 @@ from training.scores.evaluate import score
 
 @dataclass(frozen=True)
 class Running:
-    """How a run is carried out; nothing here changes what is learnt.
+    """How a run is carried out; nothing here affects the trained network.
 
     models: where to publish; None trains without publishing.
     runs: folder of checkpoints and logs; None keeps none.
     checkpoint: the checkpoint's file, by default runs/<name>/checkpoint.pt with its log beside it.
-    samples: test inputs that report.json shows.
-    workers: processes that decode images.
+    samples: how many test inputs report.json shows.
+    workers: how many processes decode images.
     in_memory: whether images are decoded once and kept; None: when they are small enough.
     command: the command line, for the report.
-    candidate: of several networks for one model, the one whose files go into a folder of its name.
+    candidate: the name of this network if several are tried; its files go into a folder of that
+    name.
     """
 
     models: Path | None = Path("models")
@@ -62,7 +63,7 @@ class Running:
 
 @dataclass(frozen=True)
 class Finished:
-    """A trained network, and what was measured on it. Comparisons keep parts of this."""
+    """A trained network with its logits and measurements. Comparisons keep parts of this."""
 
     recipe: Recipe
     ready: Prepared
@@ -94,7 +95,7 @@ def run(
 ) -> Finished | None:
     """Train, calibrate and publish. Returns None in all processes but the first.
 
-    Of network auto, every candidate is trained and the one that validation chooses is published.
+    For network auto, every candidate is trained, and the one that validation chooses is published.
     """
     started = time.monotonic()
     offered = candidates(recipe)
@@ -138,7 +139,7 @@ def _run_one(
     started: float,
     warned: bool,
 ) -> tuple[Finished, Keeping] | None:
-    """One network, trained, with the files it keeps. None in all processes but the first."""
+    """Train one network and keep its files. Returns None in all processes but the first."""
     ready = prepare(recipe, in_memory=running.in_memory, part=processes.part)
     if processes.first and not warned:
         for problem in problems(ready.data):
@@ -161,7 +162,7 @@ def _run_one(
 
 
 def _with_folder(running: Running, candidate: Recipe, *, several: bool) -> Running:
-    """Of several candidates, each has a folder of its own for its checkpoint and log."""
+    """The settings with a separate folder for the candidate's checkpoint and log, if several."""
     return replace(running, candidate=name_of(candidate)) if several else running
 
 
@@ -172,7 +173,7 @@ def _work(ready: Prepared) -> str:
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
-    """The recipe's network for this data, drawn from the seed; it standardises numbers itself."""
+    """The recipe's network for this data, drawn from the seed. It standardises numbers itself."""
     torch.manual_seed(recipe.seed)
     data = ready.data
     front = _front(data, recipe.network)
@@ -195,7 +196,7 @@ def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
 
 
 def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
-    """Put the weights of --init into a new network, and hold still what --freeze names."""
+    """Copy the weights of --init into a new network, and freeze what --freeze names."""
     frozen = (*recipe.freeze, *([ALL_BUT_LAST] if recipe.features_once else []))
     if recipe.init is None and not frozen:
         return
@@ -203,8 +204,8 @@ def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
     if recipe.init is not None:
         if data.vocabulary is not None:
             raise WrongUse(
-                f"--init {recipe.init}: a network for texts starts from the vocabulary of its own "
-                "data, whose numbers are others"
+                f"--init {recipe.init}: a network for texts learns a vocabulary from its own "
+                "data, which does not match that of other weights; leave out --init"
             )
         for sentence in start_from(network, read(Path(recipe.init)), last, data.class_names):
             say(sentence)
@@ -213,7 +214,7 @@ def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
 
 
 def _front(data: Dataset, network: str) -> nn.Module | None:
-    """What makes a row of numbers and categories fit to learn from; of other data, nothing."""
+    """The first module for rows of numbers and categories; None for other data."""
     in_pieces = network.endswith(PIECES)
     rows = np.asarray(data.train.inputs if data.kind in {"tensor", "columns"} else ())
     if in_pieces and data.columns is None and (data.kind != "tensor" or rows.ndim != 2):
@@ -245,7 +246,7 @@ def train_network(
     if ready.plan.optimiser == "lbfgs":
         return _fit_linear(recipe, ready, network, keeping, processes)
     images = ready.data.image is not None
-    if images:  # convolutions take half the time in this order of the numbers
+    if images:  # convolutions take half the time in this memory layout
         network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     processes.seed(recipe.seed)
     place = Place(processes.device, processes.part, recipe.seed, workers)
@@ -284,7 +285,7 @@ def _fit_linear(
 def fit_network(
     recipe: Recipe, ready: Prepared, *, keeping: Keeping, processes: Processes, workers: int = 2
 ) -> nn.Module:
-    """A network made and trained as the recipe says, without the checks and the files of a run."""
+    """Make and train a network as the recipe says, without the checks and files of a run."""
     network = make_network(recipe, ready)
     return train_network(recipe, ready, network, keeping, processes, workers=workers)
 
@@ -314,7 +315,7 @@ def answer(finished: Finished) -> dict[str, Any]:
 
 
 def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Running) -> Keeping:
-    """The keeping with the files of this run: its checkpoint, and its log unless compared."""
+    """`keeping` with the files of this run: its checkpoint, and its log except in comparisons."""
     if running.checkpoint is not None:
         return replace(
             keeping, checkpoint=CheckpointFile(running.checkpoint, identity(recipe, ready))
@@ -329,7 +330,7 @@ def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Runn
 def _finished(
     recipe: Recipe, ready: Prepared, network: nn.Module, device: torch.device, started: float
 ) -> Finished:
-    """The trained network with its last layer as the recipe has it, and its logits."""
+    """Change the last layer as the recipe says, and compute the logits of the splits."""
     changed = change_last_layer(recipe, ready, network, device=device)
     ready = replace(ready, recorded=changed.recorded)
     recipe = replace(recipe, norm_tau=changed.norm_tau)
@@ -383,7 +384,7 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
 
 @contextlib.contextmanager
 def _trained(keeping: Keeping) -> Iterator[None]:
-    """Add to the message of a failure that the trained network is kept."""
+    """Add to a failure's message where the trained network is kept."""
     try:
         yield
     except (Fault, OSError) as error:
@@ -391,8 +392,8 @@ def _trained(keeping: Keeping) -> Iterator[None]:
             raise
         raise RunFailed(
             f"{error}\nThe trained network is kept in {keeping.checkpoint.path}: once this is "
-            "mended, "
-            "the same command with --resume goes on after the training"
+            "fixed, "
+            "the same command with --resume continues after the training"
         ) from error
 
 

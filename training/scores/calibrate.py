@@ -34,9 +34,9 @@ LIKELIHOOD_DROP = 1.92
 """Half the 95 % quantile of chi-square with one degree of freedom."""
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 TAU_STANDARD_ERRORS = 2.0
-"""Tau leaves 1 only for a validation error that is lower by more than this many standard errors."""
+"""Tau stays 1 unless another's validation error is lower by over this many standard errors."""
 BEST_STANDARD_ERRORS = 1.645
-"""A tau belongs to the interval while it is worse than the best by no more than this many."""
+"""The interval contains each tau that is worse than the best by at most this many."""
 
 
 class CalibrationRefused(BadData):
@@ -167,9 +167,9 @@ def calibrate_temperature(
 ) -> Temperature:
     """The most probable T for logits [n, C], under the prior log T ~ N(0, (log 2)^2).
 
-    T stays 1, with the reason, where the split cannot tell: where the 95 % interval of the
-    likelihood holds 1 and does not end before a bound. That happens when validation has no error
-    (each smaller T is likelier) and when it has one class (no T is likelier than another).
+    T stays 1, with the reason, if the split cannot determine it: if the likelihood's 95 % interval
+    contains 1 and reaches a bound. That happens when validation has no error (each smaller T is
+    likelier) or only one class (no T is likelier than another).
     """
     split = SplitLikelihood.of(
         logits,
@@ -195,7 +195,7 @@ def calibrate_temperature(
 
 
 def _zero_of(rising: Callable[[float], float], low: float, high: float) -> float:
-    """The zero of a function that rises from low to high; the end nearer to it if it has none."""
+    """The zero of an increasing function on low … high; without one, the end nearer to it."""
     if rising(low) >= 0:
         return low
     if rising(high) <= 0:
@@ -211,7 +211,7 @@ def _why_one(split: SplitLikelihood) -> str:
     right = split.log_probabilities(1.0).argmax(axis=1) == split.labels
     if right.all():
         return (
-            f"none of the {len(right)} validation rows is wrong, so they set no lower bound to it"
+            f"none of the {len(right)} validation rows is wrong, so they set no lower limit for it"
         )
     return f"the {len(right)} validation rows fit temperatures from one bound to 1 equally well"
 
@@ -221,9 +221,9 @@ def fit_divided_share(
 ) -> float:
     """The loss_tau in 0 … 1 under which these validation logits [n, C] are likeliest.
 
-    For a classifier whose source prior follows from no rule: the share s of the label frequencies
-    pi that it has divided out, by the NLL of softmax(f / T + log pi_val - (1 - s) log pi), which is
-    convex in (1 / T, s). T is fitted along with it.
+    It is for a classifier whose source prior no formula gives. s is the share of the label
+    frequencies pi that it has divided out. The NLL of softmax(f / T + log pi_val - (1 - s) log pi)
+    is convex in (1 / T, s), and both are fitted.
     """
     f = np.asarray(logits, np.float64)
     f = f - f.max(axis=1, keepdims=True)
@@ -341,11 +341,11 @@ def choose_tau(
     """Choose tau on a validation split by the error under the target prior, uniform by default.
 
     logits [n, C]. The error is the mean over classes of the error within the class, weighted by
-    the target: with a uniform target that is the balanced error, which a long-tailed split gives
-    too, only less surely (the interval shows how much). Differences between two tau are paired:
-    both answer the same rows. Classes absent from the split do not count in the errors, but a lower
-    tau is taken, or a higher one left out of the interval, only if that would be right even where
-    it made all their answers wrong: they are the rare ones, which a lower tau answers less often.
+    the target; with a uniform target that is the balanced error. A long-tailed split estimates it
+    too, but less precisely, as the interval shows. Differences between two tau are paired, since
+    both answer the same rows. Classes absent from the split do not count in the errors. They are
+    rare ones, which a lower tau answers less often. So a lower tau is chosen, or a higher one
+    excluded from the interval, only if that holds even with all their answers wrong.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]

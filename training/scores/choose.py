@@ -1,4 +1,4 @@
-"""What networks, penalties and steps are compared by on the validation split. NumPy only."""
+"""The validation score by which networks, penalties and steps are compared. NumPy only."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from service.contract.adjustment import log_softmax
 from service.contract.scores import class_totals
 
 TEMPERATURES = tuple(float(2 ** (step / 2)) for step in range(-4, 7))
-"""0.25 … 8: a network that is too sure is judged by what calibration makes of it."""
+"""0.25 … 8: an overconfident network is judged after calibration."""
 
 
 def uniform_nll(
@@ -21,8 +21,8 @@ def uniform_nll(
 ) -> float:
     """The NLL at the uniform target, in nats: of softmax(f / T - log sigma), at the best T.
 
-    logits [n, C]. Each class weighs as much as another; classes without a row do not count. It is
-    what the balanced error follows, and says more of a few rows than the errors among them do.
+    logits [n, C]. All classes have the same weight; classes without a row do not count. This score
+    agrees with the balanced error, and is more informative on few rows.
     """
     f = np.asarray(logits, np.float64)
     totals = class_totals(labels, f.shape[1])

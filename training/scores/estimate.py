@@ -21,11 +21,11 @@ Labels: TypeAlias = NDArray[np.integer]
 
 METHODS = ("em", "bbse")
 REFUSED = ("too_little_traffic", "too_many_classes", "uncalibrated")
-"""Verdicts under which `em` gives no numbers: its intervals would not hold."""
+"""Verdicts with which `em` gives no numbers, since its intervals would be unreliable."""
 
 
 class EstimateRefused(BadData):
-    """These data cannot support an estimate; the message says why."""
+    """These data do not allow an estimate; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class HeldOut:
         if len(absent):
             raise EstimateRefused(
                 f"{len(absent)} of {self.num_classes} classes (the first is class {absent[0]}) "
-                "have no held-out example, so nothing says how the model answers them"
+                "have no held-out example, so the model's answers for them are unknown"
             )
         return measure(
             self.logits,
@@ -112,7 +112,7 @@ def _by_confusion(logits: Vector, calibration: Estimation) -> dict[str, Any]:
         return {"prior": prior.tolist()}
     cells = np.asarray(calibration.confusion)
     never = int((cells.diagonal() == 0).sum())
-    wrong = f"; {never} classes are never predicted right" if never else ""
+    wrong = f"; {never} classes are never predicted correctly" if never else ""
     return {
         "refused": f"the confusion matrix is ill-conditioned ({condition_of(cells):.3g}, "
         f"at most {MAX_CONDITION:g}){wrong}"

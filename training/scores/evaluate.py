@@ -36,9 +36,9 @@ def score(
 
     logits [n, C]; log_target_prior [C] is uniform by default. The top-level numbers are at
     served_tau, by default chosen_tau; `at_tau` has those at 0 (the model as trained), 1 and chosen.
-    `error` is the share of the split's own examples; `nll`, `ece` and `brier` are weighted so that
-    the split's class mix is the target's, because adjusted probabilities promise nothing about
-    another mix. `many`, `medium`, `few` follow the training counts and are None without them.
+    `error` is over the split's own examples. `nll`, `ece` and `brier` are weighted so that the
+    split's class mix is the target's, because adjusted probabilities hold for that mix only.
+    `many`, `medium`, `few` follow the training counts and are None without them.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]
@@ -77,9 +77,9 @@ def score_adjusted(
     train_class_counts: ArrayLike | None,
     intervals: bool = True,
 ) -> dict[str, Any]:
-    """The scores of answers as they are given: argmax and softmax of adjusted_logits [n, C].
+    """The scores of the answers argmax and softmax of adjusted_logits [n, C].
 
-    weights: [n], mean 1, for the scores of probabilities; equal ones leave the split's own mix.
+    weights: [n], mean 1, for the scores of probabilities; all 1 keeps the split's own mix.
     """
     num_classes = adjusted_logits.shape[1]
     predicted = adjusted_logits.argmax(axis=1)

@@ -13,7 +13,7 @@ Labels: TypeAlias = NDArray[np.integer]
 Curve: TypeAlias = tuple[tuple[float, float], ...]
 
 NORM_GRID = tuple(round(0.1 * step, 1) for step in range(21))
-"""Of weight normalisation (Kang et al., ICLR 2020): 0, 0.1, … 2."""
+"""The tau grid of weight normalisation (Kang et al., ICLR 2020): 0, 0.1, … 2."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class LastLayer:
     def normalised(self, tau: float) -> "LastLayer":
         """Weight normalisation: w_y / |w_y| ** tau, no bias (Kang et al., ICLR 2020).
 
-        The norms are folded into the weights, so that it exports as any other layer. A class whose
+        The norms are folded into the weights, so the layer exports like any other. A class whose
         weights are all 0 keeps them.
         """
         norms = np.where(self.norms > 0, self.norms, 1.0)

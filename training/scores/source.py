@@ -69,7 +69,7 @@ class Measured:
 
     @property
     def log_source(self) -> Vector:
-        """[C] log sigma* - bias: what logits / T are adjusted with."""
+        """[C] log sigma* - bias: the source prior with which logits / T are adjusted."""
         return log_normalise(self.log_source_prior - self.bias)
 
     def posteriors(self, logits: ArrayLike) -> Vector:
@@ -89,7 +89,7 @@ def measure(
     """The block of a model, and its temperature, from labelled rows of logits [n, C].
 
     log_source_prior: [C] log sigma, as training implies it. class_frequencies: [C] of training, by
-    default those that sigma implies. probabilities: whether the model gives these, not logits.
+    default those that sigma implies. probabilities: whether the model's output is probabilities.
     """
     f, log_sigma = np.asarray(logits, np.float64), np.asarray(log_source_prior, np.float64)
     classes = f.shape[1]
@@ -116,10 +116,10 @@ def measure(
 
 
 def calibrate(f: Vector, labels: Labels, *, log_source_prior: Vector) -> Measured:
-    """A temperature, a bias per class where it helps, and the source prior that is then measured.
+    """Fit a temperature, a bias per class if it helps, and then measure the source prior.
 
-    The bias is taken where folds of the split find its NLL lower by more than a standard error, at
-    the uniform target or at the source prior.
+    The bias is used if cross-validation on the split finds the NLL lower by more than a standard
+    error, at the uniform target or at the source prior.
     """
     biased = _bias_helps(f, labels, log_source_prior)
     return _fitted(f, labels, log_source_prior, biased=biased)
@@ -128,8 +128,9 @@ def calibrate(f: Vector, labels: Labels, *, log_source_prior: Vector) -> Measure
 def row_weights(labels: Labels, log_source_prior: Vector) -> Vector:
     """[n] weights of the rows in a calibration, summing to the number that the likelihood counts.
 
-    Half the source prior and half uniform over the split's own mix, of mean 1 and at most 1, so
-    that no row of a rare class rules its bias; the sum is Kish's effective number of rows.
+    The weights are half the source prior and half uniform, over the split's own mix. They have mean
+    1 and are then limited to 1, so that no single row of a rare class dominates its bias. The sum
+    is Kish's effective number of rows.
     """
     log_pi = log_validation_prior_of(labels, len(log_source_prior))
     wanted = (np.exp(log_source_prior) + 1 / len(log_source_prior)) / 2
@@ -213,11 +214,11 @@ def self_test(
 def _surest_rows(
     f: Vector, labels: Labels, log_source_prior: Vector, class_frequencies: ArrayLike
 ) -> SurestRows | None:
-    """How far estimates of one half miss beyond their intervals, calibrated on the other half.
+    """How much estimates on one half, calibrated on the other, miss beyond their intervals.
 
-    The excess of the squared error over the variances is that of so many labelled rows. A mix is
-    left out where the half has too few rows of a class for it: rows that are drawn again and again
-    would miss by more, however right the posteriors are.
+    The excess of the squared error over the variances is expressed as a number of labelled rows. A
+    mix is left out if the half has too few rows of a class for it: drawing the same rows repeatedly
+    would increase the error even with exact posteriors.
     """
     classes = f.shape[1]
     if classes > MAX_CLASSES_WITH_REPLICATES:
@@ -264,7 +265,7 @@ def _surest_rows(
 
 
 def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Every second row of each class, and the others; then the two exchanged."""
+    """Every second row of each class and the rest; then the same with the two halves swapped."""
     order = np.argsort(labels, kind="stable")
     ranks = np.empty(len(labels), np.intp)
     starts = np.searchsorted(labels[order], labels[order])
@@ -275,7 +276,7 @@ def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]
 
 
 def _plain(f: Vector, labels: Labels, found: Measured) -> Estimation:
-    """A block that holds the calibration and the sketch alone."""
+    """A block with only the calibration and the sketch."""
     temperature = found.temperature.value
     return Estimation(
         calibration=found.kind,
@@ -404,8 +405,8 @@ def _derivatives(
 ) -> tuple[Vector, Vector]:
     """Gradient of each row's loss [n, P] and the Hessian [P, P] of the penalised sum, at the fit.
 
-    P is 1 / T, and the bias where one was fitted. A temperature that stays 1 is no surer than one
-    that was fitted, so it varies in the replicates as well.
+    The parameters P are 1 / T, and the bias if one was fitted. A temperature that stays 1 is as
+    uncertain as a fitted one, so it varies in the replicates as well.
     """
     rows = np.arange(len(f))
     centred = f - np.einsum("nc,nc->n", p, f)[:, None]
@@ -426,7 +427,7 @@ def _derivatives(
 def _with_joint_interval(
     f: Vector, labels: Labels, found: Measured, log_sigma: Vector
 ) -> Temperature:
-    """The temperature with the interval that it has beside a bias: 1 / T is close to normal."""
+    """The temperature with its interval when fitted with a bias; 1 / T is nearly normal."""
     weights = row_weights(labels, log_sigma)
     mix = log_target_prior(class_totals(labels, len(log_sigma), weights))
     inverse = 1 / found.temperature.value
@@ -446,5 +447,5 @@ def _confusion(f: Vector, labels: Labels) -> list[list[int]]:
 
 
 def _rounded(values: Vector, *, digits: int = 9) -> list[float]:
-    """Numbers as they are written: so many digits that a block does not depend on the machine."""
+    """Numbers rounded for the file, so that a block does not depend on the machine."""
     return [float(f"{value:.{digits}g}") for value in values]

@@ -119,7 +119,7 @@ def recipe_for(recipe: Recipe, run: str) -> Recipe:
 def shared_by_all(recipe: Recipe) -> Recipe:
     """The recipe with one network and one optimiser for all methods.
 
-    L-BFGS could not draw samples, and would stop elsewhere.
+    L-BFGS cannot draw samples, and would stop at another point for each method.
     """
     network = "mlp" if recipe.network == AUTO else recipe.network
     return replace(recipe, network=network, optimiser=recipe.optimiser or "sgd").resolved()

@@ -1,4 +1,4 @@
-"""The compared methods: the run that each needs, and what is done with it afterwards."""
+"""The compared methods: the training run that each needs, and the processing after it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -38,8 +38,8 @@ RUNS: dict[str, Mapping[str, Any]] = {
     "sampler-deferred": {"sampler": "deferred"},
     ADAM_RUN: {"optimiser": "adamw", "weight_decay": 0.0, "adam_beta2": 0.95},
 }
-"""What each training run changes in the recipe of the comparison. AdamW without decay is the
-paper's Adam.
+"""The changes that each training run makes to the recipe of the comparison. AdamW without decay is
+the paper's Adam.
 
 Its beta2 is 0.95: the usual 0.999 would average squared gradients over about 1,000 steps, which is
 most of a run of 1,200.
@@ -56,8 +56,8 @@ docs/results.md compares other fractions.
 class Method:
     """A method of the comparison, which is one row of its table.
 
-    run: the training run that it uses, a key of RUNS. afterwards: what is done with the finished
-    run. note: what the method is, for the report.
+    run: the training run that it uses, a key of RUNS. afterwards: the processing of the finished
+    run. note: a description for the report.
     """
 
     name: str

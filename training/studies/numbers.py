@@ -48,7 +48,7 @@ SUMMARISED = (
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's logits on both splits, and how they are adjusted."""
+    """A method's logits on both splits, and their adjustment."""
 
     test: Vector
     val: Vector | None

@@ -255,9 +255,7 @@ def made() -> str:
 
 
 def _settings(document: Document) -> page.Block:
-    """What was set: settings without a value, or that no run of this comparison has read, are left
-    out.
-    """
+    """The settings, without those that have no value or that no run of this comparison used."""
     settings = dict(document["settings"])
     if settings.get("profile") is None:
         settings.pop("imbalance_ratio", None)

@@ -33,10 +33,10 @@ FITTED: dict[str, tuple[str, float]] = {
 }
 """Name in the table -> name and loss_tau of the loss. Class 0 is the common one, y = -1."""
 STARTS = 20
-"""Random starts of the two weight vectors, a trial."""
+"""Random starts of the two weight vectors per trial."""
 _POSTERIOR = np.array([2.0, 2.0, math.log(RARE / (1 - RARE))])
-"""The half-space of the true posterior, where every fit starts: all but focal are convex, so only
-time depends on it.
+"""The half-space of the true posterior, where every fit starts. All losses but focal are convex, so
+the start affects only the time.
 """
 TAUS = tuple(round(0.05 * step, 2) for step in range(61))
 

@@ -90,7 +90,9 @@ def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
 def test_a_validation_split_that_eats_a_class_is_told(tmp_path):
     spec = write(tmp_path / "own.npz", [0] * 60 + [1] * 40 + [2] * 20)
     told = problems(prepare_data(make(None, {"data": spec, "validation_per_class": 100_000})))
-    assert any("with one training row and more in validation: '0', '1', '2'" in t for t in told)
+    assert any(
+        "classes with one training row and more in validation: '0', '1', '2'" in t for t in told
+    )
     assert not any(
         "lower --validation" in t for t in problems(prepare_data(make(None, {"data": spec})))
     )

@@ -134,7 +134,7 @@ def test_free_text_and_ids_among_the_columns_are_told(tmp_path):
 
 def test_lists_beside_strings_are_refused_with_the_cure(tmp_path):
     path = write(tmp_path / "t.parquet", kind=KINDS, a=["x", "y"] * 30, v=[[1.0, 2.0]] * 60)
-    with pytest.raises(BadData, match="column 'v': lists of numbers beside columns of strings"):
+    with pytest.raises(BadData, match="column 'v': lists of numbers do not go with columns"):
         load(path)
 
 
@@ -150,7 +150,7 @@ def test_constant_equal_and_telling_columns_of_strings_are_told(tmp_path):
     told = "\n".join(problems(load(spec)))
     assert "one value in all training rows: 'flat'" in told
     assert "columns 'one' and 'same' are equal" in told
-    assert "tell the class of every training row alone: 'tells'" in told
+    assert "alone determine the class of every training row: 'tells'" in told
 
 
 def test_training_data_shows_what_is_in_each_column(tmp_path):

@@ -66,7 +66,7 @@ def test_linked_folders_are_entered_and_dangling_links_are_told(folders, tmp_pat
     (folders / "bee" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
     found = load(folders)
     assert np.bincount(found.whole.labels).tolist() == [10, 6, 6]
-    assert any("1 links to files that are not there" in note for note in found.notes)
+    assert any("1 links to missing files" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

@@ -163,7 +163,7 @@ def test_what_is_odd_about_rows_and_columns_is_told(tmp_path):
     told = "\n".join(problems(load(write(tmp_path / "own.csv", made), "label=kind&split=part")))
     assert "columns with one value in all training rows: 'flat'" in told
     assert "columns 'a' and 'same' are equal" in told
-    assert "tell the class of every training row alone: 'leak'" in told
+    assert "alone determine the class of every training row: 'leak'" in told
     assert "10 of 20 test rows are in the training rows as well" in told
 
 
@@ -171,8 +171,8 @@ def test_classes_that_look_alike_and_those_that_cannot_be_tested_are_told(tmp_pa
     made = columns(kind=["cat", "cat ", "dog"] * 9 + ["Dog"] * 2 + ["eel"])
     told = "\n".join(problems(load(write(tmp_path / "own.csv", made))))
     assert "'cat' and 'cat ' differ by spaces" in told
-    assert "with one training row, so never in a drawn validation split: 'Dog', 'eel'" in told
-    assert "without a test row, so left out of every test score: 'eel'" in told
+    assert "with one training row, never drawn for validation: 'Dog', 'eel'" in told
+    assert "without a test row, left out of every test score: 'eel'" in told
 
 
 def test_a_label_column_without_a_repeated_value_is_refused(tmp_path):

@@ -32,7 +32,7 @@ def test_classes_keep_their_rows_by_name_and_new_ones_start_afresh(tmp_path):
     (said,) = start_from(fresh, read(tmp_path), "3", ("ant", "cat", "dog"))
     assert torch.equal(fresh[3].weight[1:], trained[3].weight)
     assert torch.equal(fresh[3].weight[0], before[0])
-    assert "2 classes keep their weights, 1 start afresh" in said
+    assert "2 classes keep their weights, 1 start from random ones" in said
 
 
 @pytest.mark.parametrize("prefix", ["module.", "model."])
@@ -49,7 +49,7 @@ def test_a_last_layer_of_another_size_starts_afresh_and_other_layers_may_not_dif
     torch.save(network(1000).state_dict(), tmp_path / "own.pt")
     weights = read(tmp_path / "own.pt")
     assert start_from(network(), weights, "3", "abc") == [
-        "--init: the last layer starts afresh, for 3 classes"
+        "--init: the last layer starts from random weights, for 3 classes"
     ]
     with pytest.raises(WrongUse, match=r"0.weight is \[4, 2\]; the network's is \[5, 2\]"):
         start_from(network(width=5), weights, "3", "abc")

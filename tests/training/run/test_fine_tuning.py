@@ -35,7 +35,7 @@ def test_fine_tuning_with_frozen_layers_a_grown_class_list_and_features_once(
     first = tmp_path / "models/own/1"
     code, answer, err = fit("four", "--init", first, "--features-once")
     assert code == 0, err
-    assert "3 classes keep their weights, 1 start afresh" in err
+    assert "3 classes keep their weights, 1 start from random" in err
     assert answer["test"]["at_tau"]["1"]["balanced_error"] < 0.2
     code, answer, err = fit(
         "four", "--init", first, "--freeze", "1", "--lr-of", "7=2", "--steps", 60

@@ -154,7 +154,7 @@ def test_a_classifier_that_cannot_tell_two_classes_apart_is_refused_by_the_confu
         array[:, 4] = array[:, 3] - 50
     refused = estimate(logits, held.measured())["methods"]["bbse"]["refused"]
     assert "ill-conditioned" in refused
-    assert refused.endswith("classes are never predicted right")
+    assert refused.endswith("classes are never predicted correctly")
 
 
 def test_an_ill_conditioned_matrix_is_refused_also_when_every_class_is_sometimes_right(block):

@@ -90,7 +90,7 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
         raise BadData(f"{path}: cannot be read: {error}") from error
     header = 4 + 4 * rank
     if len(content) < header or content[:4] != bytes((0, 0, 8, rank)):
-        raise BadData(f"{path}: is no idx file of unsigned bytes with {rank} dimensions")
+        raise BadData(f"{path}: is not an idx file of unsigned bytes with {rank} dimensions")
     shape = struct.unpack(f">{rank}I", content[4:header])
     expected = header + int(np.prod(shape, dtype=np.int64))
     if len(content) != expected:

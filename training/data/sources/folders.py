@@ -1,4 +1,4 @@
-"""Images in a folder a class, or named by list files."""
+"""Images in one folder per class, or named by list files."""
 
 import os
 from collections.abc import Sequence
@@ -30,7 +30,7 @@ def load_folder(
     """DIR/<class>/… or DIR/{train,val,test}/<class>/…
 
     Without a test folder beside train, or without either, a fifth of each class is drawn for test.
-    known: of a published model that is to score the images.
+    known: the published model that will score the images, if any.
     """
     home = existing_folder(folder)
     parts, notes = _parts(home)
@@ -81,8 +81,8 @@ def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
     """TRAIN.txt,VAL.txt,TEST.txt@ROOT (or TRAIN.txt,TEST.txt@ROOT): lines `path label`, paths below
     ROOT.
 
-    A class is named after its training images' folder where that is one folder a class, else by its
-    number.
+    A class is named after the folder of its training images if each class has one folder, else by
+    its number.
     """
     lists, at, root = place.rpartition("@")
     files = [Path(name) for name in lists.split(",") if name]
@@ -132,14 +132,14 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
             else:
                 others += 1
     if others:
-        notes.append(f"{folder}: {others} files that are no images are left out")
+        notes.append(f"{folder}: {others} files that are not images are left out")
     if dangling:
-        notes.append(f"{folder}: {dangling} links to files that are not there are left out")
+        notes.append(f"{folder}: {dangling} links to missing files are left out")
     return paths, labels
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder in order, through links, without what is hidden."""
+    """All files below a folder in order, following links, without hidden ones."""
     found: list[Path] = []
     entered: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -171,7 +171,7 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
             )
         found = root / path.strip()
         if not found.is_file():
-            raise BadData(f"{file}, line {number}: {found} is not there")
+            raise BadData(f"{file}, line {number}: {found} does not exist")
         paths.append(str(found))
         labels.append(int(label))
     if not paths:

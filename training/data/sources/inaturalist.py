@@ -14,7 +14,7 @@ def load(spec: str, place: str, *, options: ImageOptions) -> Dataset:
     """DIR[?train=FILE&val=FILE]: train*.json and val*.json beside the images; val is the test
     split.
 
-    Categories without a training image are left out, so that a part of a download can be used.
+    Categories without a training image are left out, so that a partial download can be used.
     """
     folder, _, query = place.partition("?")
     chosen = dict(part.partition("=")[::2] for part in query.split("&") if part)
@@ -79,7 +79,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _categories(file: Path, document: dict[str, Any]) -> dict[int, str]:
-    """Names by id, in the order of ids; a name that is there twice gets its id added."""
+    """Names by id, in the order of ids; a repeated name gets its id appended."""
     found = document.get("categories")
     if not isinstance(found, list) or not found:
         raise BadData(f"{file}: has no list 'categories'")
@@ -109,7 +109,7 @@ def _annotated(
     for row, annotation in enumerate(document["annotations"]):
         where = f"{file}, annotations, row {row}"
         if not isinstance(annotation, dict):
-            raise BadData(f"{where}: is no object")
+            raise BadData(f"{where}: is not an object")
         name, category = files.get(annotation.get("image_id")), annotation.get("category_id")
         if not name:
             raise BadData(f"{where}: image_id {annotation.get('image_id')} is not among the images")
@@ -119,7 +119,7 @@ def _annotated(
             raise BadData(f"{where}: category_id {category} is not among the categories")
         path = home / name
         if not path.is_file():
-            raise BadData(f"{where}: {path} is not there")
+            raise BadData(f"{where}: {path} does not exist")
         paths.append(str(path))
         labels.append(index[category])
     return paths, labels

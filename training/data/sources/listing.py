@@ -26,7 +26,7 @@ Resize: TypeAlias = Literal["stretch", "crop"] | int
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images become the tensor; None leaves it to the data, as docs/training.md says."""
+    """How images become the tensor; None: derived from the data, as docs/training.md says."""
 
     size: int | None = None
     resize: Resize | None = None
@@ -36,14 +36,14 @@ class ImageOptions:
 
     @property
     def decoding(self) -> bool:
-        """Whether an option was given that only images in files have."""
+        """Whether an option was given that applies only to images in files."""
         return any(value is not None for value in (self.size, self.resize, self.color))
 
     def normalising(self, image: ImageSpec | None, spec: str) -> ImageSpec | None:
         """The image specification with the given mean and deviation."""
         for name, values in (("--image-mean", self.mean), ("--image-std", self.std)):
             if values is not None and (image is None or len(values) != image.channels):
-                raise WrongUse(f"{spec}: {name} takes one number a channel of images")
+                raise WrongUse(f"{spec}: {name} takes one number per channel, for images only")
         if image is None:
             return None
         return replace(image, mean=self.mean or image.mean, std=self.std or image.std)
@@ -62,8 +62,8 @@ def image_dataset(
 ) -> Dataset:
     """The data set of images in files.
 
-    listing: of the splits, with labels that are names or indices into names. draw_test: a share of
-    each class becomes the test split. notes: see Dataset.
+    listing: the files of each split, with labels that are names or indices into names. draw_test:
+    make a share of each class the test split. notes: as for `Dataset`.
     """
     image = _image_spec(next(paths for paths, _ in listing.values() if paths), options)
     splits = {
@@ -112,9 +112,7 @@ def _image_spec(paths: Sequence[str], options: ImageOptions) -> ImageSpec:
 
 
 def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, int], Resize]:
-    """Height and width, and the resizing that goes with them: small images that are alike stay as
-    they are.
-    """
+    """Height and width, and the way to resize; small images of one size keep it."""
     if options.size is not None:
         return (options.size, options.size), round(options.size * 256 / 224)
     spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
@@ -129,7 +127,7 @@ def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, in
 
 
 def existing_folder(name: str) -> Path:
-    """The folder, which must be there. Raises WrongUse."""
+    """The folder of this name. Raises WrongUse if there is none."""
     home = Path(name)
     if not home.is_dir():
         raise WrongUse(f"{home}: no such folder")

@@ -28,8 +28,8 @@ def load(
 ) -> Dataset:
     """Read what a specification names.
 
-    seed: of the split, for data that brings no test rows of its own. options: of images. known: of
-    a published model that is to score the rows: then training rows and labels may be missing.
+    seed: draws the split, for data without test rows of its own. options: for images. known: the
+    published model that will score the rows, if any; training rows and labels may then be missing.
     Raises WrongUse for a bad specification, BadData for bad contents.
     """
     kind, _, place = spec.partition(":")
@@ -38,7 +38,9 @@ def load(
     if kind not in FREE and not place:
         raise WrongUse(f"--data {kind} needs a place: {FORMS[kind]}")
     if kind == "digits" and place:
-        raise WrongUse(f"{spec}: digits is a set of scikit-learn's and needs no place")
+        raise WrongUse(
+            f"{spec}: digits is part of scikit-learn and takes no place; give digits alone"
+        )
     options = options or ImageOptions()
     if kind not in IN_FILES and options.decoding:
         raise WrongUse(f"{spec}: --image-size, --resize and --color are for {', '.join(IN_FILES)}")

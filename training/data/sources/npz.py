@@ -21,7 +21,7 @@ MEMBERS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "class_na
 def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
     """Floats are tensors; uint8 [N, H, W] or [N, H, W, 1 or 3] are images; strings are texts.
 
-    known: of a published model that is to score the rows: then x_test suffices.
+    known: the published model that will score the rows, if any; then x_test is enough.
     """
     path = Path(file)
     if not path.is_file():
@@ -31,7 +31,7 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
     for name in needed:
         if name not in arrays and not (known is not None and "x_train" in arrays):
             raise BadData(
-                f"{path}: has no {name}; expected x_train, y_train, x_test, y_test "
+                f"{path}: has no {name}; expected x_train, y_train, x_test and y_test "
                 "(and x_val, y_val, class_names)"
             )
     for split in ("train", "val", "test"):
@@ -116,7 +116,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
         names = tuple(str(name) for name in given)
         repeated = sorted({name for name in names if names.count(name) > 1 or not name})
         if repeated:
-            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or there twice")
+            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or repeated")
         return names
     if labels.dtype.kind in "US":
         written = sorted({str(name) for name in labels})
@@ -144,7 +144,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
 
 
 def _are_names(labels: NDArray[Any]) -> bool:
-    """Whether whole numbers are names: from 1 on without a gap, or some negative and no 0."""
+    """Whether whole numbers are names, not indices: 1, 2, 3 …, or some negative and no 0."""
     if labels.dtype.kind not in "if" or not labels.size or not np.isfinite(labels).all():
         return False
     own = np.unique(labels)
@@ -160,7 +160,7 @@ def _written(labels: NDArray[Any]) -> NDArray[Any]:
 
 
 def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
-    """The kind of the inputs, and what is odd about them."""
+    """The kind of the inputs, and notes on oddities."""
     if inputs.dtype.kind == "U" and inputs.ndim == 1:
         return "text", ()
     if inputs.dtype.kind == "S":
@@ -174,8 +174,8 @@ def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
         raise BadData(f"{path}, x_train: shape {list(inputs.shape)}; expected [rows, …]")
     if 0 in inputs.shape[1:]:
         raise BadData(
-            f"{path}, x_train: shape {list(inputs.shape)}: a row holds no number; expected one at "
-            "least"
+            f"{path}, x_train: shape {list(inputs.shape)}: a row holds no number; expected at "
+            "least one"
         )
     if inputs.dtype == np.uint8 and inputs.ndim == 4 and inputs.shape[3] == 4:
         raise BadData(

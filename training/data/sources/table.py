@@ -29,15 +29,15 @@ from training.faults import BadData, WrongUse
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
 LISTS = ("without", "category")
-"""What a specification may give several times."""
+"""The members that a specification may repeat."""
 FORM = (
     "table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN][&without=COLUMN]"
     "[&category=COLUMN][&encoding=NAME]"
 )
 MANY_VALUES = 0.5
-"""A label column with more distinct values than this share of its rows is no class list."""
+"""A label column whose distinct values exceed this share of its rows is not a class list."""
 MANY_CATEGORIES = 50
-"""Up to this many values a column of strings is not taken for free text or an id."""
+"""A column of strings with at most this many values is never suspected of being text or an id."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +54,15 @@ class _Wanted:
 
     @property
     def special(self) -> tuple[str, ...]:
-        """The columns that are no numbers."""
+        """The columns that are not numbers."""
         return tuple(name for name in (self.label, self.text, self.split) if name)
 
 
 def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dataset:
     """Read a table; without a split column a fifth of each class is drawn for test.
 
-    known: of a published model that the rows are for. Its columns are taken by name, its classes
-    are the only ones, and neither labels nor training rows are needed.
+    known: the published model that will score the rows, if any. Its columns are taken by name, only
+    its classes are allowed, and neither labels nor training rows are needed.
     """
     wanted = _parsed(spec, place, label_needed=known is None)
     wanted = _existing(wanted, label_needed=known is None)
@@ -161,7 +161,7 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
 def _features(
     table: TableFile, wanted: _Wanted, known: Known | None, notes: list[str]
 ) -> list[str]:
-    """The columns that are the inputs: the model's own by name, or all that are nothing else."""
+    """The input columns: the model's own by name, else all that have no other role."""
     if wanted.text:
         return [wanted.text]
     free = [n for n in table.names if n not in wanted.special and n not in wanted.without]
@@ -194,7 +194,7 @@ def _counts_rows(table: TableFile, name: str) -> bool:
 def _split_rows(
     table: TableFile, column: str | None, *, train_needed: bool
 ) -> dict[str, NDArray[np.int64]]:
-    """Rows of each split; all are training rows while no column says otherwise."""
+    """Rows of each split; without a split column, all are training rows."""
     if column is None:
         return {"train": np.arange(len(table))}
     values = np.array([str(value) for value in table.values(column)])
@@ -206,12 +206,12 @@ def _split_rows(
         )
     rows = {name: np.flatnonzero(values == name) for name in SPLITS if (values == name).any()}
     if train_needed and "train" not in rows:
-        raise BadData(f"{table.path}, column '{column}': no row says train")
+        raise BadData(f"{table.path}, column '{column}': has no row with the value train")
     return rows
 
 
 def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
-    """The labels as they are written; whole numbers that are stored as fractions lose their .0."""
+    """The labels as texts; whole numbers stored as fractions lose their .0."""
     values = table.values(column)
     if values.dtype.kind == "f" and (values == np.floor(values)).all():
         values = values.astype(np.int64)
@@ -267,7 +267,7 @@ def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     values = table.values(column)
     row = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if row is not None:
-        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is no text")
+        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is not a text")
     texts = np.empty(len(values), dtype=object)
     texts[:] = values
     return texts
@@ -296,7 +296,7 @@ def _inputs(
 ) -> NDArray[Any]:
     """Numbers [n, columns]; or records [n], where some of the columns are categories."""
     if not columns:
-        raise BadData(f"{table.path}: has no column beside the label that could be an input")
+        raise BadData(f"{table.path}: has no column besides the label that could be an input")
     strings: set[str] = set()
     if known is None:
         strings = {name for name in columns if name in forced or is_category(table, name)}
@@ -322,8 +322,8 @@ def _inputs(
         lists = [name for name, values in found.items() if values.shape[1] != 1]
         if lists:
             raise BadData(
-                f"{table.path}, column '{lists[0]}': lists of numbers beside columns of strings "
-                f"are not taken; give each number a column, or leave it out with "
+                f"{table.path}, column '{lists[0]}': lists of numbers do not go with columns "
+                f"of strings; give each number a column, or leave it out with "
                 f"&without={lists[0]}"
             )
         return records(found)
@@ -340,11 +340,11 @@ def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:
 
 
 def _alike(names: tuple[str, ...]) -> list[str]:
-    """Notes on classes that differ by spaces around them or by upper and lower case alone."""
+    """Notes on classes whose names differ only in surrounding spaces or in case."""
     seen: dict[str, str] = {}
     notes = []
     for name in names:
         other = seen.setdefault(name.strip().casefold(), name)
         if other != name:
-            notes.append(f"classes {other!r} and {name!r} differ by spaces or case alone")
+            notes.append(f"classes {other!r} and {name!r} differ only in spaces or case")
     return notes

@@ -1,4 +1,4 @@
-"""CSV and Parquet files as columns without gaps, with the place of each row for messages."""
+"""Reads CSV and Parquet files as columns without gaps, and locates rows for messages."""
 
 import codecs
 import csv
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
-"""What pandas calls a column that is the index of its rows."""
+"""Names that pandas gives to a column with the index of the rows."""
 MANY_ROWS = 10_000
-"""Cells of a column of strings that are looked at."""
+"""The most cells of a column of strings that are examined."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TableFile:
         return list(self.columns.column_names)
 
     def where(self, row: int) -> str:
-        """A row as people find it: counted from 0, and in a CSV file by its line."""
+        """The place of a row, for messages: its number from 0, and in a CSV file also its line."""
         if self.path.suffix.lower() == ".parquet":
             return f"{self.path}, row {row}"
         return f"{self.path}, row {row} (line {self._line_of(row)})"
@@ -80,7 +80,7 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
     try:
         if path.suffix.lower() == ".parquet":
             return list(parquet.read_schema(path).names)
-        # a byte order mark is no part of the first name
+        # a byte order mark is not part of the first name
         with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
             return next(csv.reader(file), [])
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
@@ -89,7 +89,7 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
 
 
 def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> TableFile:
-    """Read a file. texts: columns that are read as they are written, so that 001 stays 001.
+    """Read a file. texts: columns that are kept as strings, so that 001 stays 001.
 
     Raises BadData when the file cannot be read, has no rows, or names a column twice.
     """
@@ -124,10 +124,10 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
 
 
 def is_category(table: TableFile, name: str) -> bool:
-    """Whether a column holds strings that are to be taken as categories.
+    """Whether a column holds strings that count as categories.
 
-    Strings most of which are numbers are a damaged column of numbers, unless all are: those are
-    codes.
+    If all strings are numbers, they are codes, and so categories. If only most are, the column is
+    taken for a damaged column of numbers.
     """
     import pyarrow as pa
 
@@ -157,8 +157,8 @@ def categories(table: TableFile, name: str) -> NDArray[np.object_]:
 def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np.float64]:
     """A column of numbers [n, 1], or of lists of equally many numbers [n, width], in float64.
 
-    missing: whether a cell may be empty, which becomes NaN; lists may not. Raises BadData with the
-    first cell that is no number, or that float32 cannot hold.
+    missing: whether a cell may be empty and becomes NaN; lists may not. Raises BadData with the
+    first cell that is not a number, or that float32 cannot hold.
     """
     column = table.columns.column(name)
     refused = _refused(column.type)
@@ -179,7 +179,7 @@ def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np
             )
         if row is not None:
             raise BadData(
-                f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is no number "
+                f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is not a number "
                 f"(leave the column out with &without={name}, or take it as strings with "
                 f"&category={name})"
             )
@@ -193,7 +193,7 @@ def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np
     if bad.size:
         row = int(bad[0])
         cell = found[row][~(np.abs(found[row]) <= largest)][0]
-        reason = " does not fit into float32" if np.isfinite(cell) else " is no finite number"
+        reason = " does not fit into float32" if np.isfinite(cell) else " is not a finite number"
         raise BadData(
             f"{table.where(row)}, column '{name}': {cell:g}{reason} ({bad.size} rows like it)"
         )
@@ -212,12 +212,12 @@ def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.floa
         return np.stack([np.asarray(one, np.float64) for one in values])
     except (TypeError, ValueError) as error:
         raise BadData(
-            f"{table.path}, column '{name}': holds lists of no numbers: {error}"
+            f"{table.path}, column '{name}': holds lists of other values than numbers: {error}"
         ) from None
 
 
 def _refused(kind: Any) -> str | None:
-    """What a column holds that is no number, whatever its unit."""
+    """A name for values that are not numbers, such as dates; None for numbers."""
     import pyarrow as pa
 
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
@@ -243,7 +243,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_encoding(path: Path, encoding: str) -> None:
-    """Raise BadData with the first line that is not in the encoding; of CSV files."""
+    """Raise BadData with the first line of a CSV file that is not in the encoding."""
     if path.suffix.lower() == ".parquet":
         return
     number = 0
@@ -264,4 +264,6 @@ def _check_encoding(path: Path, encoding: str) -> None:
             f"{cure}"
         ) from None
     except LookupError:
-        raise BadData(f"{path}: there is no encoding '{encoding}'") from None
+        raise BadData(
+            f"{path}: unknown encoding '{encoding}'; expected one such as utf-8 or latin-1"
+        ) from None

@@ -1,7 +1,7 @@
 """Runs the shares of a scoring run on Ray Data, on one machine or on a cluster.
 
-Ray gives shares to processes and gives those of a lost process to another one. The part files make
-it exactly once: a share that is tried again skips the blocks that have one.
+Ray gives shares to processes, and those of a lost process to another one. A repeated share skips
+the blocks that already have a part file, so each block is scored exactly once.
 """
 
 import logging
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from training.faults import RunFailed, WrongUse
 
 SHARES_OF_A_WORKER = 8
-"""Shares for each process, so that what a lost one leaves is divided among the others."""
+"""Number of shares per process: those of a lost process are then divided among the others."""
 
 
 class Share(Protocol):

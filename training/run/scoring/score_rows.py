@@ -1,9 +1,9 @@
 """Scores files of unlabelled rows with a published model, as the service would answer them.
 
 Rows are read block by block, so that a file may be larger than memory. The answers to a block are
-written to a part file under a temporary name and renamed into place: a run that is killed loses at
-most the blocks in its hands, and a second run of the same command does the others only. At the end
-the parts become one file.
+written to a part file under a temporary name, which is then renamed. A run that is killed loses
+only its unfinished blocks, and the same command then scores only these. At the end the parts are
+joined into one file.
 """
 
 import hashlib
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 RUN_FILE = "run.json"
 MAX_ESTIMATE_CELLS = 4_000_000
-"""Logits that an estimate of the rows is made of: 32 MB."""
+"""The most logits that an estimate uses: 32 MB."""
 Report = Callable[[int, int], None]
 """Called with the blocks and rows done so far."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """What to answer for each row.
+    """The settings of the answers.
 
     tau: of the adjustment; None takes the model's own. prior: uniform, training, or a JSON file.
-    top_k: best classes a row, 0 for none beside the first. probabilities: write all C of them as
-    well. threads: of one graph call; 0 leaves the number to onnxruntime. target: [C] in the place
-    of the prior's own.
+    top_k: how many best classes to write per row; 0: only the first. probabilities: also write all
+    C of them. threads: of one graph call; 0 leaves the number to onnxruntime. target: [C], replaces
+    the prior's own target.
     """
 
     model: Path
@@ -75,11 +75,10 @@ def score_rows(
 ) -> dict[str, Any]:
     """Score every row that `place` names and write the answers to `out`, a Parquet file.
 
-    columns: of features, in the model's order; None takes those the model was trained on, where
-    model.json names them, else all that are neither kept nor left out. estimate_first: read the
-    rows once before, estimate their class prior, and answer with it where its verdict is `usable`.
-    engine: processes of this machine, or ray; all of them must see the files under the same names.
-    Returns counts and settings.
+    columns: the features, in the model's order; None takes those that model.json names, else all
+    that are neither kept nor left out. estimate_first: first read the rows to estimate their class
+    prior, and answer with it if its verdict is `usable`. engine: processes of this machine, or ray,
+    whose machines must all see the files under the same names. Returns counts and settings.
     Raises WrongUse, BadData; RunFailed when the answers cannot be written.
     """
     scorer = _Scorer(scoring)
@@ -134,7 +133,7 @@ def score_rows(
 
 
 class _Scorer:
-    """An opened model, and its adjustment."""
+    """An opened model with its adjustment."""
 
     def __init__(self, scoring: Scoring) -> None:
         self.scoring = scoring
@@ -144,7 +143,7 @@ class _Scorer:
         self.prior = prior_of(bundle, scoring.prior, flag="--prior")
         if self.tau and self.prior.log_source is None:
             raise WrongUse(
-                f"{scoring.model} does not say its class_counts, so only --tau 0 can be scored, "
+                f"{scoring.model} has no class_counts, so only --tau 0 can be scored, "
                 "or a "
                 "--prior file with label_frequencies"
             )
@@ -234,7 +233,7 @@ def _estimated(
             free = min(len(logits), most - len(held))
             held = np.concatenate([held, logits[:free]]) if free else held
             seen += free
-            for row in logits[free:]:  # a row takes the place of another with the right chance
+            for row in logits[free:]:  # reservoir sampling: every row has the same chance
                 seen += 1
                 place = int(rng.integers(seen))
                 if place < most:
@@ -332,7 +331,7 @@ def _write(table: "pa.Table", target: Path) -> None:
 def _identity(
     sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
 ) -> dict[str, Any]:
-    """What two runs must share for the second to go on where the first was stopped."""
+    """The facts that two runs must share for the second to continue the first."""
     files = [file for source in sources for file in (source.files or (source.path,))]
     listing = hashlib.sha256()
     for file in files:
@@ -357,10 +356,10 @@ def _identity(
 
 
 def _begin(parts: Path, identity: dict[str, Any]) -> int:
-    """Make the folder of parts, or find the one of a stopped run. Returns the number of finished
+    """Make the folder of parts, or find that of a stopped run. Returns the number of finished
     blocks.
 
-    Raises WrongUse when a stopped run had other settings.
+    Raises WrongUse when the stopped run had other settings.
     """
     record = parts / RUN_FILE
     if record.exists():
@@ -368,8 +367,8 @@ def _begin(parts: Path, identity: dict[str, Any]) -> int:
         changed = [name for name, value in identity.items() if before.get(name) != value]
         if changed:
             raise WrongUse(
-                f"{parts} holds a run that was stopped, with other {' and '.join(changed)}; "
-                "delete it to begin anew"
+                f"{parts} holds a stopped run with other {' and '.join(changed)}; "
+                "delete it to start again"
             )
         for leftover in parts.glob(".*.parquet.*"):
             leftover.unlink()
