@@ -1,5 +1,5 @@
-"""The service: priors, adjustment and batching behind HTTP; `service.contract` is what it shares
-with `training`.
+"""The service: priors, adjustment and batching behind HTTP. It shares `service.contract` with
+`training`.
 """
 
 import os

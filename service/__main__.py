@@ -34,7 +34,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "python -m servi
         advice = missing_extra(error, first="serve")
         if advice is None:
             raise
-        print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - a command speaks
+        print(f"{prog}: {advice}", file=sys.stderr)  # noqa: T201 - output of a command
         return FAILED
 
 
@@ -48,7 +48,7 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     from service.settings import add_flags
 
     class Parser(argparse.ArgumentParser):
-        """A verb's parser. A shortened flag would change its meaning when another flag comes."""
+        """A verb's parser. It refuses shortened flags: a new flag could make them ambiguous."""
 
         def __init__(self, **more: Any) -> None:
             super().__init__(**more, allow_abbrev=False)

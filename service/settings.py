@@ -14,7 +14,7 @@ _MODELS = Path("models")
 PROVIDERS = ("auto", "cpu", "cuda")
 _PREFIX = "PRIORDIAL_"
 _NOT_SETTINGS = re.compile(r"PRIORDIAL_(TEST_\w+|LEAVE_NOTHING_OUT|URL)")
-"""Variables of the tests and of clients, which the service does not read."""
+"""Variables for tests and clients, which the service ignores."""
 _SERVICE_LINK = re.compile(
     r"\w+_SERVICE_(HOST|PORT(_\w+)?)|\w+_PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?"
 )
@@ -99,7 +99,7 @@ class Settings:
     max_loaded_mib: int = _setting(
         0,
         "MiB that loaded models may take, counted as twice their files and 3 MiB; others are "
-        "loaded when a request names them, and the least recently used are let go; 0: load all",
+        "loaded when a request names them, and the least recently used are unloaded; 0: load all",
         low=0,
         high=10**7,
     )
@@ -111,7 +111,7 @@ class Settings:
     )
     models_poll_seconds: float = _setting(
         0.0,
-        "look for new versions of models this often; 0: on SIGHUP or load (a URL: every 30 s)",
+        "look for new model versions at this interval; 0: on SIGHUP or load (a URL: every 30 s)",
         low=0.0,
         high=86_400,
     )
@@ -120,7 +120,7 @@ class Settings:
     )
     max_batch_rows: int = _setting(64, "largest batch of one graph call", low=1, high=65536)
     max_queued_rows: int = _setting(
-        2048, "rows that may wait for one model; more are refused with 429", low=1, high=10**7
+        2048, "rows that may be queued for one model; more are refused with 429", low=1, high=10**7
     )
     max_queue_ms: int = _setting(
         300,
@@ -129,7 +129,7 @@ class Settings:
         high=10**7,
     )
     max_queued_mib: int = _setting(
-        256, "MiB of inputs that may wait for one model", low=1, high=10**6
+        256, "MiB of inputs that may be queued for one model", low=1, high=10**6
     )
     max_body_mib: int = _setting(64, "largest request body in MiB", low=1, high=4096)
     max_header_kib: int = _setting(64, "largest headers of a request in KiB", low=1, high=1024)
@@ -174,10 +174,10 @@ class Settings:
         high=10**6,
     )
     drain_seconds: float = _setting(
-        0.0, "after SIGTERM, keep serving for this long, already not ready", low=0, high=3600
+        0.0, "after SIGTERM, report not ready but keep serving for this long", low=0, high=3600
     )
     keys: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
-        None, "file of API keys, one a line as `priordial key` prints them"
+        None, "file of API keys, one per line as `priordial key` prints them"
     )
     api_keys: str = _setting(
         "", "the same lines, separated by ';' (hashes only, never a key itself)"
@@ -212,7 +212,7 @@ class Settings:
     )
     shift_seconds: float = _setting(
         60.0,
-        "how often the estimate of the traffic's class mix is judged, kept and combined",
+        "interval at which the estimate of the traffic's class mix is judged, stored and combined",
         low=1,
         high=3600,
     )
@@ -279,14 +279,13 @@ class Settings:
                 )
 
     def _check_ports(self) -> None:
-        """Refuse a port that two servers would have. Raises InvalidSetting."""
+        """Refuse a port that two servers would use. Raises InvalidSetting."""
         for name, others in (("metrics_port", ("port",)), ("grpc_port", ("metrics_port", "port"))):
             port = getattr(self, name)
             for other in others:
                 if port and port == getattr(self, other):
                     raise InvalidSetting(
-                        f"{flag_of(name)} is {port}, which is also {flag_of(other)}; expected a "
-                        "port of its own"
+                        f"{flag_of(name)} is {port}, which is also {flag_of(other)}; choose another"
                     )
 
 
@@ -361,7 +360,7 @@ def check_paths(settings: Settings) -> None:
 
 
 def _manifests_of_one(folder: Path) -> Iterator[Path]:
-    """Where a manifest lies if a folder is a model's or a version's, not one of models."""
+    """Manifests in a folder that is a model's or a version's, not the folder of all models."""
     yield folder / "model.json"
     yield from folder.glob("[0-9]*/model.json")
 
@@ -391,7 +390,7 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
     if not isinstance(raw, str):
         return raw
     if not raw.strip():
-        raise InvalidSetting(f"{name} is empty; give it a value, or leave it out for its default")
+        raise InvalidSetting(f"{name} is empty; give it a value, or unset it to use the default")
     if kind is bool:
         if raw.lower() not in ("0", "1", "true", "false"):
             raise InvalidSetting(f"{name} is '{raw}'; expected 1 or 0")

@@ -1,1 +1,1 @@
-"""The HTTP routes. They translate requests and answers; the rules are in the rooms below."""
+"""The HTTP and gRPC routes. They translate requests and answers; other packages make decisions."""

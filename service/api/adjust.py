@@ -49,11 +49,11 @@ from service.wire.shown import short
 MAX_SETTINGS = 100
 _MEMBERS = ("instances", "logits", "settings", "parameters")
 MAX_CELLS = 20_000_000
-"""Rows × classes × settings of one request: about one second of one core."""
+"""The most numbers (rows × classes × settings) of one request: about one second of one core."""
 _CHEAP_CELLS = 20_000
-"""Up to here the event loop computes faster than it hands work to a thread."""
+"""Up to this many numbers, computing on the event loop is faster than using a thread."""
 _CHEAP_VALUES = LARGE_ANSWER_VALUES // RANKED_VALUES
-"""Ranked classes of an answer that the event loop encodes itself."""
+"""The most ranked classes of an answer that is encoded on the event loop."""
 
 
 class Setting(NamedTuple):
@@ -73,9 +73,7 @@ class Asked(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A parsed request. values: the logits or the model's input tensor; None where images become
-    it.
-    """
+    """A parsed request. values: the logits or the model's input tensor; None for images."""
 
     model: ServedModel
     common: Parameters
@@ -319,7 +317,7 @@ def _check_size(asked: Asked, rows: int) -> tuple[int, int]:
     if cells > MAX_CELLS:
         raise Problem(
             "too-large",
-            f"{rows} rows of {classes} classes under {settings} settings are {cells} numbers; at "
+            f"{rows} rows of {classes} classes under {settings} settings make {cells} numbers; at "
             f"most {MAX_CELLS} are computed at once; send fewer rows or settings",
         )
     ranked_classes = rows * asked.top_k * settings
@@ -327,8 +325,8 @@ def _check_size(asked: Asked, rows: int) -> tuple[int, int]:
     if ranked_classes > most:
         raise Problem(
             "too-large",
-            f"{rows} rows with {asked.top_k} classes each under {settings} settings are "
-            f"{ranked_classes} classes to answer with; at most {most} are; send fewer rows or "
+            f"{rows} rows with {asked.top_k} classes each under {settings} settings make "
+            f"{ranked_classes} ranked classes; at most {most} are allowed; send fewer rows or "
             "settings, or ask for a smaller top_k",
         )
     return cells, ranked_classes
@@ -342,7 +340,7 @@ def _logits_of(entry: Entry) -> NDArray[Any]:
 
 
 def _far(asked: Asked, entry: Entry) -> str | None:
-    """A warning of inputs that are far from those of training."""
+    """The warning if a request's inputs are far from those of training, else None."""
     found = asked.model.far_inputs([entry])
     return None if found is None else found[0]
 
@@ -368,7 +366,7 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
             f"settings are {short(found)}; expected a list of objects with tau, prior or both"
         )
     if len(found) > MAX_SETTINGS:
-        raise InvalidInput(f"there are {len(found)} settings; at most {MAX_SETTINGS} are taken")
+        raise InvalidInput(f"there are {len(found)} settings; at most {MAX_SETTINGS} are allowed")
     wanted = []
     for number, item in enumerate(found):
         if not isinstance(item, dict) or not set(item) <= {"tau", "prior", "context"}:

@@ -1,5 +1,6 @@
-"""The console's files at `/`, `/docs` and `/console/…`: read once, served with headers that keep
-the page to this host.
+"""Serves the console's files at `/`, `/docs` and `/console/…`.
+
+The files are read once. Their headers let the page load nothing from other hosts.
 """
 
 import hashlib

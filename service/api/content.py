@@ -26,11 +26,11 @@ NPY = "application/x-npy"
 _ARRAY_TYPES = frozenset({NPY, "application/octet-stream"})
 JSON_TYPES = frozenset({"application/json", "text/json", ""})
 LARGE_BYTES = 128 * 1024
-"""A longer body of JSON, or a longer form, is read in a thread, since it would hold the loop."""
+"""Longer JSON bodies and forms are read in a thread, since they would hold up the event loop."""
 LARGE_ARRAY_BYTES = 2**20
-"""The limit for a body whose arrays are there as bytes."""
+"""This limit for bodies that hold arrays as raw bytes."""
 DEAR_BYTES = 4096
-"""For a longer body it pays to check first whether the queue has room for its rows."""
+"""Before a longer body is read, it is checked whether the queue has room."""
 
 
 class Content:
@@ -61,13 +61,13 @@ class Content:
             return cls(form.files, text_parameters(form.fields))
         raise Problem(
             "unsupported-media-type",
-            f"content type '{kind[:80]}' is not taken; expected application/json, "
+            f"content type '{kind[:80]}' is not accepted; expected application/json, "
             f"application/x-npy, {', '.join(TYPES)}, image/* or multipart/form-data",
         )
 
     @classmethod
     def of_instances(cls, instances: list[Any]) -> "Content":
-        """Take JSON instances that are {"b64": …}, all of them. Raises InvalidInput."""
+        """Take JSON instances, each of the form {"b64": …}. Raises InvalidInput."""
         images = []
         for row, item in enumerate(instances):
             if (
@@ -165,10 +165,10 @@ def may_pin(body: bytes | bytearray) -> bool:
 def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any]:
     """The rows of an `inputs` member, whose columns are lists by name.
 
-    Raises Malformed beside `instances`, TooLarge, or InvalidInput for columns that make no rows.
+    Raises Malformed if `instances` is given too, TooLarge, or InvalidInput if there is no row.
     """
     if "instances" in document:
-        raise Malformed("the body has 'instances' and 'inputs'; expected one of them")
+        raise Malformed("the body has 'instances' and 'inputs'; expected only one of them")
     rows = rows_of_columns(document["inputs"], max_rows=max_rows)
     if not rows:
         raise InvalidInput("there are no instances")
@@ -176,7 +176,7 @@ def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any
 
 
 def rows_by_name(instances: list[Any], bundle: Bundle) -> list[Any]:
-    """Objects by column name as rows of a model with one input. Raises InvalidInput."""
+    """Turn objects by column name into rows of a model with one input. Raises InvalidInput."""
     names = bundle.column_names
     assert names is not None
     rows = ordered_rows(instances, names)

@@ -115,7 +115,7 @@ def _object(document: dict[str, Any], name: str) -> dict[str, Any]:
 
 
 def _instances(name: str, given: Any, bundle: Bundle) -> Any:
-    """Rows as /predict takes them."""
+    """Rows in the form that /predict takes."""
     if name == "dataframe_split":
         return _split_frame(given, bundle)
     if name == "dataframe_records":

@@ -1,4 +1,4 @@
-"""POST and GET /feedback: labels for answers that were given, and what they say of the traffic."""
+"""POST and GET /feedback: true labels of answers, and the error of live traffic from them."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -46,7 +46,7 @@ from service.wire.tables.parquet import read_parquet
 from service.wire.tables.reader import CSV, PARQUET
 
 MAX_TABLE_BYTES = 64 * 2**20
-"""Of a Parquet file when decompressed: 100,000 ids of 256 characters are 26 MB."""
+"""The most bytes of a Parquet file once decompressed: 100,000 ids of 256 characters are 26 MB."""
 _BODY_PROBLEMS = ("malformed", "conflict", "too-large", "unsupported-media-type", "overloaded")
 _COLUMNS = ("request_id", "row", "label", "sampled")
 
@@ -56,7 +56,7 @@ class _View(BaseModel):
 
 
 class FeedbackFault(_View):
-    """A label that was not taken."""
+    """A label that was refused."""
 
     request_id: str
     row: int
@@ -64,7 +64,7 @@ class FeedbackFault(_View):
 
 
 class FeedbackTaken(_View):
-    """What became of the labels. `unknown`: no answer of that id and row is kept any more."""
+    """The outcome of labelling. `unknown`: labels whose answer (id and row) is no longer kept."""
 
     accepted: int
     changed: int
@@ -82,7 +82,7 @@ class Bounds(_View):
 
 
 class Confusion(_View):
-    """How often answers are of one class where another is true, as a share of the traffic."""
+    """How often one class is answered where another is true, as a share of the traffic."""
 
     true: str
     decided: str | None
@@ -92,7 +92,7 @@ class Confusion(_View):
 class ByLabels(_View):
     """The errors of live traffic by labels of known sampling, with 95 % intervals.
 
-    `calibration_gap` is the mean probability of the decisions less the share that is right.
+    `calibration_gap` is the mean probability of the decisions minus the share that is right.
     """
 
     labels: int
@@ -107,7 +107,7 @@ class ByLabels(_View):
 
 
 class ByPosterior(_View):
-    """Errors that need no labels: right while the model is calibrated for this traffic."""
+    """Errors without labels: correct only if the model is calibrated for this traffic."""
 
     balanced_error: float
     error: float
@@ -124,11 +124,10 @@ class OfLabelled(_View):
 
 
 class FeedbackView(_View):
-    """What is known of the error of recent answers of a model version.
+    """The estimated error of recent answers of a model version.
 
-    `mix` says which class mix the posteriors were taken under: the estimate of recent traffic, the
-    target that is expected, or the mix of training. `labels` are the counts by class, as PATCH of a
-    prior takes them.
+    `mix` says which class mix the posteriors assume: the estimate of recent traffic, an expected
+    target, or the training mix. `labels` are the counts by class, as PATCH of a prior takes them.
     """
 
     model: str
@@ -146,9 +145,9 @@ class FeedbackView(_View):
 
 
 class ContextMix(_View):
-    """One context of a prior: its rows, and the mix of their classes, pooled towards the whole.
+    """One context of a prior: its rows and their class mix, pulled towards the overall mix.
 
-    `own_share`: how much of the mix its own rows decide, from 0 to 1.
+    `own_share`: the weight of its own rows in the mix, from 0 to 1.
     """
 
     key: str
@@ -171,7 +170,7 @@ class ContextMixes(_View):
 
 
 class Kept(NamedTuple):
-    """What the routes of feedback need."""
+    """The objects that the feedback routes need."""
 
     answers: Answers
     feedback: Feedback
@@ -184,7 +183,7 @@ def kept(
     priors: Priors,
     find_reservoir: Callable[[Bundle], LogitReservoir | None],
 ) -> Kept:
-    """Connect the answers to the models and priors that they are of."""
+    """Connect the kept answers with their models and priors."""
 
     def classes_of(model: str, version: int) -> Sequence[str] | None:
         try:
@@ -199,7 +198,7 @@ def kept(
 
 
 def traffic_mix(bundle: Bundle, priors: Priors, reservoir: LogitReservoir | None) -> Mix:
-    """The class mix of a version's recent traffic, as far as it is known."""
+    """The best known class mix of a version's recent traffic."""
     try:
         prior = priors.in_force(bundle, "default").prior
     except (PriorDoesNotFit, UnknownLabelFrequencies):
@@ -222,21 +221,22 @@ def traffic_mix(bundle: Bundle, priors: Priors, reservoir: LogitReservoir | None
 
 
 class FeedbackRoutes:
-    """What each route does. They look through all that is kept, in a thread, one at a time; a few
-    may wait.
+    """The handlers of the feedback routes.
+
+    Each searches all kept answers in a thread. They run one at a time, and a few may wait.
     """
 
     def __init__(self, kept: Kept, *, repository: Repository, priors: Priors, workers: int) -> None:
-        """workers: of this service."""
+        """workers: the number of workers of this service."""
         self._kept, self._repository, self._priors = kept, repository, priors
         self._workers = workers
-        self._turns = Turns("feedback is being worked on")
+        self._turns = Turns("feedback is being processed")
 
     async def post(self, request: Request) -> Response:
         """Label answers by request id and row, as JSON, CSV or Parquet.
 
         `sampled` is the probability with which the row was chosen to be labelled. Labels without it
-        are counted, and say nothing of the traffic's error.
+        are counted, but not used for the traffic's error.
         """
         self._check_kept()
         model = request.path_params.get("model")
@@ -274,7 +274,7 @@ class FeedbackRoutes:
     async def get(
         self, request: Request, version: Annotated[Whole | None, Query(ge=1, le=999_999_999)] = None
     ) -> Response:
-        """The errors of recent answers, by labels and by the posterior alone, with intervals."""
+        """The errors of recent answers with intervals, from labels and from the posterior alone."""
         self._check_kept()
         bundle = self._repository.find(request.path_params.get("model"), version).bundle
         async with self._turns.turn():
@@ -284,7 +284,7 @@ class FeedbackRoutes:
     async def contexts(
         self, request: Request, name: Annotated[str, Path(description="A prior's name")]
     ) -> Response:
-        """The class mix of recent answers in each context of a prior, pooled towards the whole."""
+        """The class mix of recent answers per context, pulled towards the overall mix."""
         self._check_kept()
         bundle = self._repository.find(request.path_params.get("model")).bundle
         revision = self._priors.select(bundle, name)
@@ -305,14 +305,14 @@ class FeedbackRoutes:
     def _check_kept(self) -> None:
         if not self._kept.answers.kept:
             raise Problem(
-                "conflict", "no answers are kept: start the service with --feedback-mib above 0"
+                "conflict", "this service keeps no answers: start it with --feedback-mib above 0"
             )
 
 
 def router(
     kept: Kept, *, repository: Repository, priors: Priors, access: Access, workers: int
 ) -> APIRouter:
-    """The routes, for the default model and for each model. workers: of this service."""
+    """The routes, for the default model and for each model. workers: their number."""
     post = openapi.documented(FeedbackTaken, problems=_BODY_PROBLEMS, body=openapi.FEEDBACK)
     content = post["openapi_extra"]["requestBody"]["content"]
     content[CSV] = {"schema": {"type": "string"}}
@@ -478,12 +478,12 @@ def view_of(bundle: Bundle, found: Live) -> FeedbackView:
     if found.labels > found.sampled:
         warnings.append(
             f"{found.labels - found.sampled} of {found.labels} labels came without `sampled`, the "
-            "probability of being labelled: they say nothing of the traffic's error"
+            "probability of being labelled, so they are not used for the traffic's error"
         )
     if found.mix.origin != "estimate":
         warnings.append(
-            f"the posteriors are under the mix of {found.mix.origin}, since no usable estimate of "
-            "the traffic's mix is at hand: the figures without labels are those of that mix"
+            f"the posteriors assume the mix of {found.mix.origin}, since no usable estimate of the "
+            "traffic's mix exists: the figures without labels hold for that mix"
         )
     by_labels = None
     if labels is not None:

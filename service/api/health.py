@@ -17,9 +17,7 @@ from service.observe.metrics import Metrics
 
 @dataclass
 class Health:
-    """The state behind the probes: each callable returns None while all is well, else the
-    reason.
-    """
+    """The state behind the probes: each callable returns a reason, or None while all is well."""
 
     live: Callable[[], str | None]
     ready: Callable[[], str | None]
@@ -41,7 +39,7 @@ def router(health: Health, metrics: Metrics, history: History, access: Access) -
 
     @routes.get("/health/ready", tags=["health"], responses=_RED)
     async def ready(response: Response) -> dict[str, Any]:
-        """Whether to send requests here. `degraded` names what does not work meanwhile."""
+        """Whether to send requests here. `degraded` names what does not work for now."""
         reason = health.ready()
         if reason is not None:
             response.status_code = 503
@@ -70,7 +68,7 @@ def router(health: Health, metrics: Metrics, history: History, access: Access) -
         "/metrics/recent", tags=["health"], dependencies=[Depends(access.require("observe"))]
     )
     async def recent(model: str) -> dict[str, Any]:
-        """The counters of a model as they stood in each of the last fifteen minutes."""
+        """The counters of a model at each of the last fifteen minutes."""
         found = await run_in_threadpool(history.readings, model)
         return {"readings": [{"at": at, "metrics": text} for at, text in found]}
 
@@ -84,5 +82,5 @@ async def _in_turns(blocks: list[bytes]) -> AsyncIterator[bytes]:
         await asyncio.sleep(PAUSE_SECONDS)
 
 
-_RED: dict[int | str, dict[str, Any]] = {503: {"description": "No, with the reason"}}
+_RED: dict[int | str, dict[str, Any]] = {503: {"description": "The probe fails; the body says why"}}
 _SCRAPE: dict[int | str, dict[str, Any]] = {200: {"content": {"text/plain": {}}}}

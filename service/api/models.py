@@ -1,4 +1,4 @@
-"""GET /models: what is served, how it was made, and why a version is not served."""
+"""GET /models: the models and versions that serve, their origin, and why a version does not."""
 
 from typing import Any
 

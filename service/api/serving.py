@@ -1,4 +1,4 @@
-"""What every worker serves of a model, and orders that change it: versions, default, rollout."""
+"""Routes that show and change which versions of a model serve: versions, default, rollout."""
 
 import asyncio
 from datetime import datetime
@@ -31,7 +31,7 @@ class Change(_Body):
     """A change of a model's serving. A member that is left out stays as it is."""
 
     keep_versions: Annotated[int, Field(ge=1, le=100)] | None = Field(
-        None, description="Newest versions that serve; null: as --keep-versions says"
+        None, description="How many of the newest versions serve; null: as --keep-versions says"
     )
     default: bool | None = Field(
         None, description="Whether it is the model of /predict; false: as --default-model says"
@@ -53,7 +53,7 @@ class Targets(BaseModel):
 
 
 class WorkerLine(BaseModel):
-    """A worker process and what it serves of a model, the version that answers by default first."""
+    """A worker process and the versions of a model that it serves, the default version first."""
 
     replica: str
     worker: str
@@ -66,7 +66,7 @@ class WorkerLine(BaseModel):
 
 
 class ModelReplicas(BaseModel):
-    """What every worker serves; `agree`: all have carried out the newest order, and serve alike."""
+    """The versions that each worker serves. `agree`: all follow the newest order."""
 
     model: str
     order: int = Field(description="Change number of the newest order; 0 when there was none")
@@ -79,13 +79,13 @@ class ModelReplicas(BaseModel):
 
 
 class VersionCounts(BaseModel):
-    """What this replica has counted for a version since it started."""
+    """The counts of a version in this replica since the replica started."""
 
     version: int
     requests: int
     failed: int
     rows: int
-    mean_inference_ms: float | None = Field(description="Of a request; null without any")
+    mean_inference_ms: float | None = Field(description="Mean of a request; null before the first")
     mean_queue_ms: float | None
 
 
@@ -105,7 +105,7 @@ class RolloutView(BaseModel):
 def router(
     *, repository: Repository, metrics: Metrics, access: Access, orders: ModelOrders | None
 ) -> APIRouter:
-    """Changes of models, what serves where, and where Prometheus finds each replica."""
+    """The routes that change models, show what serves where, and list replicas for Prometheus."""
     routes, serving = APIRouter(tags=["models"]), _Serving(repository, metrics)
     change = ("malformed", "too-large", "unavailable")
 
@@ -173,7 +173,7 @@ class _Serving:
         self._repository, self._metrics = repository, metrics
 
     async def model_replicas(self, model: str) -> ModelReplicas:
-        """What each worker of each replica serves of a model, by its last report."""
+        """The versions of a model that each worker of each replica serves, by its last report."""
         order, workers = self._repository.order(model), await self._repository.workers(model)
         if order is None and not any(each.versions for each in workers):
             self._repository.find(model)  # raises, and names the models there are
@@ -206,7 +206,7 @@ class _Serving:
         return await self.model_replicas(model)
 
     async def rollout(self, model: str) -> RolloutView:
-        """The version on trial, its share, and what this replica has counted for both versions."""
+        """The version on trial, its share, and this replica's counts for both versions."""
         order = self._repository.order(model)
         found, wish = self._repository.find(model), self._repository.wish(model)
         trial = wish.rollout
@@ -241,7 +241,7 @@ class _Serving:
         return await self.rollout(model)
 
     async def rollout_take_back(self, model: str, request: Request) -> RolloutView:
-        """Stop serving the version on trial, in every worker; it is not taken up again."""
+        """Stop serving the version on trial, in every worker; it will not return by itself."""
         await self._repository.change(model, wishes.take_back, by=request.state.by)
         _audit(request, "take back", model)
         return await self.rollout(model)

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 _MIN_COMPRESSED_BYTES = 1024
 """A shorter answer is not compressed, whatever the client accepts."""
 _PREFIXES = {"open inference protocol": "oip_", "other servers' protocols": "other_"}
-"""What the operations of other protocols are called, beside ours of the same name."""
+"""Prefixes for the operation ids of other protocols, which would equal ours otherwise."""
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
 
 
@@ -71,7 +71,7 @@ def _operation_id(route: APIRoute) -> str:
 class _Compressing(GZipMiddleware):
     """Compresses long answers, except those of the Open Inference Protocol.
 
-    Triton's asyncio client says that it accepts gzip, and does not decompress what comes.
+    Triton's asyncio client claims to accept gzip but does not decompress it.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

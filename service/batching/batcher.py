@@ -1,7 +1,7 @@
 """Collects the rows of many callers into one graph call, within bounds and without a timer.
 
-A batch is whatever queued while the last one ran. Cheap batches run on the event loop, once it has
-read the requests that have arrived. Other batches run in the one thread that owns the session.
+A batch holds the rows that were queued while the last one ran. Cheap batches run on the event loop,
+once it has read the requests that have arrived. Others run in the one thread that owns the session.
 Requests share a batch when their rows have the same shape; tau, prior and top_k may differ. Every
 request gets an answer.
 """
@@ -63,17 +63,17 @@ class Batcher:
         run_graph: scores a batch; called by one thread at a time.
         table: the priors of queued rows; a request's slots are released when it is finished.
         record: where batches and refusals are counted.
-        cost_seconds: the expected time of a batch of so many rows.
+        cost_seconds: returns the expected time of a batch with a number of rows.
         max_batch_rows: rows of the largest batch.
         max_queued_rows: rows of the largest request, which is accepted only when no other waits.
         max_queued_bytes: bytes of all queued inputs together.
         max_waiting_rows: rows that may wait when a request arrives; None is max_queued_rows.
-        max_flood_rows: the same while requests are being refused; None is max_waiting_rows.
+        max_flood_rows: this limit while requests are being refused; None is max_waiting_rows.
         inline_seconds: batches expected to take no longer run on the event loop.
         try_graph: runs the graph on rows of its warm-up; raises when it no longer can.
         name: the model and version, for messages and the thread's name.
         tracer: records requests and graph calls; None without traces.
-        answered: hears of finished entries just before their replies, where answers are kept.
+        answered: called with finished entries just before their replies, where answers are kept.
         least_top_k: how many classes the next batch ranks at least; called in the thread that runs
         it. None: 1.
         clock: returns the time, as time.monotonic() does; a test sets its own.
@@ -122,7 +122,7 @@ class Batcher:
         self.failure: str | None = None
         """Why the batching loop failed, until it has restarted; else None."""
         self.lost: str | None = None
-        """Why the graph can score nothing any more; None while it can."""
+        """Why the graph can no longer score anything; None while it can."""
 
     def put(self, entry: Entry) -> None:
         """Queue a request. A later turn of the loop calls its reply, with its scores or an error.
@@ -132,7 +132,7 @@ class Batcher:
         """
         if (
             self._results
-        ):  # A turn of the loop may be long, and the session must not wait for its end.
+        ):  # A turn of the loop may be long; the session must not stay idle until it ends.
             self._take_results()
         now, work, in_flight = self._clock(), entry.work, self._in_flight
         ahead = in_flight[1].rows if len(in_flight) > 1 else 0
@@ -361,9 +361,9 @@ class Batcher:
         """Answer every caller with an error, make liveness fail, and restart the batching loop."""
         self.failure = f"{type(error).__name__}: {error}"
         if isinstance(error, GraphLost):
-            self.lost = f"{self.name} can score nothing: {error}"
+            self.lost = f"{self.name} cannot score any request: {error}"
         logger.error(
-            "the batching loop of %s failed; its requests get an error, and it restarts",
+            "the batching loop of %s failed; its queued requests get an error, and it restarts",
             self.name,
             exc_info=error,
         )
@@ -394,7 +394,7 @@ class _Waiter:
     __slots__ = ("_caller", "_future")
 
     request_id = None
-    """Not a request of a client, so that its answer is not kept for feedback."""
+    """None: this is not a client's request, so its answer is not kept for feedback."""
 
     def __init__(self, future: "asyncio.Future[Entry]", caller: Caller | None) -> None:
         self._future, self._caller = future, caller

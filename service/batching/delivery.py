@@ -31,7 +31,7 @@ class Delivery:
         name: str,
         answered: Callable[[list[Entry]], None] | None = None,
     ) -> None:
-        """`answered` hears of finished entries just before their replies."""
+        """answered: called with finished entries just before their replies."""
         self._answered = answered
         self._table, self._record, self._tracer, self._name = table, record, tracer, name
         self.explorations = 0
@@ -79,12 +79,15 @@ class Delivery:
             try:
                 self._answered(done)
             except Exception:
-                logger.exception("answers of %s could not be kept for feedback", self._name)
+                logger.exception(
+                    "answers of %s could not be kept, so feedback on them will be refused",
+                    self._name,
+                )
         for reply, entries in groups.items():
             try:
                 reply(entries)
             except Exception:
-                logger.exception("requests of %s were scored and could not be answered", self._name)
+                logger.exception("requests of %s were scored but could not be answered", self._name)
 
     def refused(self, error: Exception) -> None:
         """Count a request that is not scored. If counting fails, the request still gets
@@ -103,7 +106,7 @@ class Delivery:
         try:  # Recorded before any request is answered. If that fails, requests are still answered.
             self._record.batch(self._facts(pieces, result, seconds, bad))
         except Exception:
-            logger.exception("a batch of %s was answered and could not be recorded", self._name)
+            logger.exception("a batch of %s was answered but is missing in the metrics", self._name)
         start = 0
         for piece in pieces:
             entry, stop = piece.entry, start + piece.rows
@@ -178,7 +181,7 @@ class Delivery:
         self._settle(piece)
 
     def _settle(self, piece: Piece) -> None:
-        """Count a piece off; with the last one the request's slots of the table are released."""
+        """Note that a piece is finished; after the last one, release the request's table slots."""
         if piece.settled:
             return
         piece.settled = True
@@ -197,7 +200,7 @@ class Delivery:
 
 
 def _refused_rows(pieces: list[Piece], bad: NDArray[np.bool_]) -> list[int]:
-    """BatchFacts.refused. A request that already has its error is not counted again."""
+    """`BatchFacts.refused` of a batch. A request that already has an error is not counted again."""
     refused: list[int] = []
     start = 0
     for piece in pieces:
@@ -218,7 +221,7 @@ def _rows_of_nan(result: GraphOutputs) -> NDArray[np.bool_] | None:
 
 
 def _answered_rows(pieces: list[Piece], bad: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
-    """BatchFacts.answered. If one row of a request is bad, none of its rows counts."""
+    """`BatchFacts.answered` of a batch. If one row of a request is bad, none of its rows counts."""
     flags: list[bool] = []
     for piece in pieces:
         start = len(flags)

@@ -62,8 +62,8 @@ class BatchRun:
         """Make a runner of batches.
 
         run_graph, table: score a batch. wants_logits: whether the next batch should give logits.
-        try_graph: runs the graph on rows that it has scored before; raises when it cannot. None:
-        a batch that fails is always taken for the fault of its rows. least_top_k: how
+        try_graph: runs the graph on rows that it has scored before; raises when it cannot. If None,
+        a failing batch is always blamed on its rows. least_top_k: how
         many classes the next batch ranks at least; None: 1. clock: time.monotonic.
         """
         self._least_top_k = least_top_k
@@ -123,7 +123,7 @@ class BatchRun:
             self._try_graph()
         except Exception as again:
             raise GraphLost(
-                f"its graph fails on every input, also on the rows of its warm-up: {error}"
+                f"its graph fails on every input, even on the rows of its warm-up: {error}"
             ) from again
 
     def _run_finite(self, pieces: list[Piece]) -> list[Outcome]:
@@ -168,7 +168,7 @@ class BatchRun:
             taus.append(work.tau)
             slots.append(work.slot)
             top_k, full = max(top_k, work.top_k), full or work.full
-        # Read the generation first: a row that is written in between is copied again, never missed.
+        # Read the generation first: a row written in between is copied twice, but never missed.
         generation = self._table.generation
         outputs = self._run_graph(
             inputs,
@@ -184,7 +184,7 @@ class BatchRun:
 
 
 class GraphThread:
-    """Runs batches in order. It ends when it is handed None or when running a batch raises."""
+    """Runs batches in order. The thread ends when it gets None or when running a batch raises."""
 
     def __init__(
         self, name: str, run: Callable[[list[Piece]], list[Outcome]], report: "Report"

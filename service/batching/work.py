@@ -146,7 +146,7 @@ class BatchFacts(NamedTuple):
     requests: int = 1
     """Requests that have rows in the batch."""
     refused: Sequence[int] = ()
-    """For each request that fails because one of its rows came out as NaN: its rows in the batch.
+    """For each request that fails because the model's output has NaN: its rows in the batch.
     """
     taus: Sequence[float] | NDArray[np.floating] = ()
     """The tau of each row that answers traffic."""

@@ -17,13 +17,13 @@ from service.settings import InvalidSetting, Settings, check_paths
 
 
 def run(settings: Settings) -> int:
-    """Print the findings. Returns DONE when all is well, else FAILED."""
+    """Print the findings. Returns DONE if `serve` would start, else FAILED."""
     return findings.show(check(settings))
 
 
 def check(settings: Settings) -> Iterator[Finding]:
     """Check everything that a start depends on, without binding a port."""
-    yield True, "settings", "each is known and in its range"
+    yield True, "settings", "all are known and within their ranges"
     yield _paths(settings)
     yield from _access(settings)
     store = findings.store(settings.store, optional=settings.store_optional)
@@ -56,7 +56,7 @@ def _access(settings: Settings) -> Iterator[Finding]:
         yield False, "keys", str(error)
         return
     if access.open_to_all:
-        yield None, "keys", "there are none: anyone who can reach the port may do everything"
+        yield None, "keys", "none: anyone who can reach the port has every right"
     else:
         roles = ", ".join(sorted({role for key in access.keys for role in key.roles}))
         yield bool(roles), "keys", f"{len(access.keys)}, with the roles {roles or 'none'}"
@@ -111,7 +111,7 @@ def _priors(settings: Settings, bundles: list[Bundle]) -> Iterator[Finding]:
                 "is damaged in the store, so the revision before it is served; PUT the prior again",
             )
         elif bundle is None:
-            yield None, subject, f"its model '{model}' is not among the models"
+            yield None, subject, f"its model '{model}' is not in the models folder"
         else:
             try:
                 resolve_stored(bundle, entry, bundle.class_digest)

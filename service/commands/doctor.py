@@ -49,7 +49,7 @@ def _runtime(wanted: str) -> Iterator[Finding]:
     yield (
         True,
         "runtime packages",
-        "one of onnxruntime and onnxruntime-gpu is installed, as it must be",
+        "exactly one of onnxruntime and onnxruntime-gpu is installed, as required",
     )
     for name in ("cpu", "cuda"):
         reason = providers.probe(name)

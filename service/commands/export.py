@@ -107,7 +107,7 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
         offset = np.asarray(revision.offset, np.float32)
     if flags.inputs and not np.isfinite(offset).all():
         raise NotExported(
-            "the prior gives a class probability 0, whose shift is infinite: leave out --inputs, "
+            "the prior gives a class probability 0, so its shift is infinite: leave out --inputs, "
             "or give the class a small probability"
         )
     content, names, external = _composed(folder, bundle, offset, tau, as_inputs=flags.inputs)
@@ -169,7 +169,9 @@ def _folder(path: Path) -> Path:
         return path.resolve()
     found = versions(path)
     if not found:
-        raise NotExported(f"{path}: no model folder; expected models/NAME or models/NAME/VERSION")
+        raise NotExported(
+            f"{path} is not a model folder; expected models/NAME or models/NAME/VERSION"
+        )
     return (path / str(found[-1])).resolve()
 
 
@@ -232,7 +234,9 @@ def _check(
         )
         for name, values in wanted:
             if values is None or not np.array_equal(found[name], values, equal_nan=True):
-                raise UnusableModel(f"{out}: '{name}' differs from the service's answer")
+                raise UnusableModel(
+                    f"{out}: '{name}' differs from the service's answer; report this bug"
+                )
     return [_LOCALE_NOTE] if needs_other_locale else []
 
 

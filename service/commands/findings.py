@@ -14,13 +14,13 @@ from service.stores.mirror import NoRoom, open_mirror
 from service.stores.remote import InvalidModelsUrl, RemoteUnavailable
 
 Finding = tuple[bool | None, str, str]
-"""(True good, False bad, None neither; the subject; what was found)."""
+"""(True: good, False: bad, None: neither; the subject; the finding as text)."""
 
 _MARKS = {True: "ok  ", False: "BAD ", None: "    "}
 
 
 def show(findings: Iterable[Finding]) -> int:
-    """Print findings as they come. Returns FAILED if one is bad, else DONE."""
+    """Print each finding at once. Returns FAILED if any is bad, else DONE."""
     good = True
     for verdict, subject, found in findings:
         good = good and verdict is not False
@@ -30,7 +30,7 @@ def show(findings: Iterable[Finding]) -> int:
 
 
 def store(url: str, *, optional: bool) -> Finding:
-    """Connect to the store as `serve` does at its start. optional: a failure is not bad."""
+    """Connect to the store as `serve` does at its start. optional: a failure does not count."""
     try:
         opened = open_store(url)
     except InvalidStoreUrl as error:
@@ -71,7 +71,7 @@ def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:
     names = model_names(models)
     if not names:
         fine = None if settings.allow_no_models else False
-        text = f"there is none in '{settings.models}' (--allow-no-models starts without one)"
+        text = f"'{settings.models}' has no model (--allow-no-models starts without one)"
         yield (fine, "models", text), None
     for name in names:
         version = versions(models / name)[-1]

@@ -22,7 +22,7 @@ from service.priors.store.transfer import (
 )
 from service.process.exit_codes import DONE, FAILED, WRONG_USE
 
-Verbs = Any  # what add_subparsers returns has no public name
+Verbs = Any  # the type that add_subparsers returns is not public
 VERBS = ("priors", "key")
 _WRONG_USE = (
     InvalidKeys, InvalidStoreUrl, InvalidDocument, InvalidPrior, UnknownPrior, PriorConflict,
@@ -41,7 +41,7 @@ def add_verbs(verbs: Verbs) -> None:
     out.add_argument("--model", help="only the priors of this model")
     out.add_argument("--out", type=Path, help="file to write (default: standard output)")
     into = actions.add_parser(
-        "import", help="add the priors that a store lacks; a second import changes nothing"
+        "import", help="add the priors that the store lacks; repeating an import changes nothing"
     )
     into.add_argument("file", help="a file that export wrote, or - for standard input")
     actions.add_parser(
@@ -101,7 +101,7 @@ def _export(given: Mapping[str, Any], url: str) -> None:
     for entry in damaged:
         _tell(
             f"warning: revision {entry.revision} of prior '{entry.name}' of model "
-            f"'{entry.model}' is damaged; the whole prior was left out"
+            f"'{entry.model}' is damaged in the store; the whole prior was left out"
         )
     _tell(f"{len(document.entries)} revisions written")
 

@@ -133,7 +133,7 @@ def _diff(store: SqlPriorStore, model: str, name: str, *, old: int | None, new: 
 
 
 def _changes(field: str, before: PriorBody, after: PriorBody) -> Iterator[str]:
-    """The difference between two values of one field, in words."""
+    """Yield the lines that describe how one field differs."""
     old, new = getattr(before, field), getattr(after, field)
     if old == new:
         return
@@ -163,7 +163,7 @@ def _changes(field: str, before: PriorBody, after: PriorBody) -> Iterator[str]:
 def _rollback(
     store: SqlPriorStore, model: str, name: str, *, to: int | None, note: str
 ) -> Changed | None:
-    """Store the change and say what was done; None when there was nothing to change."""
+    """Store the change and print the outcome; None when there was nothing to change."""
     check_prior_name(name)
     newest = _history(store, model, name)[0]
     to = _last_different(store, newest) if to is None else to
@@ -213,7 +213,7 @@ def _history(store: SqlPriorStore, model: str, name: str) -> list[StoredRevision
     history = store.history(model, name, before=None, limit=1000)
     if not history:
         known = ", ".join(f"'{n}' of {m}" for m, n in sorted(_newest(store))[:20]) or "none"
-        raise UnknownPrior(f"the store has no prior '{name}' of model '{model}'; there is {known}")
+        raise UnknownPrior(f"the store has no prior '{name}' of model '{model}'; it has {known}")
     return history
 
 

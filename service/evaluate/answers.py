@@ -1,7 +1,7 @@
 """Keeps the answers of this worker for a while, so that feedback can refer to them.
 
-The event loop only notes what a batch answered. A thread turns the notes into rows of a ring, a
-few times a second and all at once.
+The event loop only notes the answers of a batch. A few times a second, a thread turns all notes
+into rows of a ring file.
 """
 
 import contextlib
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 EVERY_SECONDS = 0.25
 REFRESH_SECONDS = 30.0
 MAX_PENDING = 100_000
-"""Answers that may wait for the thread; more are not kept."""
+"""The most answers that wait for the thread; further ones are not kept."""
 MANY = 2_000
-"""Answers from which on the thread is woken at once."""
+"""From this many waiting answers on, the thread is woken at once."""
 NO_COSTS = -2
 """The decision of a row whose prior has no costs."""
 STOP_SECONDS = 2.0
@@ -48,17 +48,17 @@ class ChosenBy(Protocol):
 
     @property
     def key(self) -> str | None:
-        """What of the context decided."""
+        """The key of the context that decided."""
         ...
 
     @property
     def value(self) -> str | None:
-        """Its value."""
+        """The value of that key."""
         ...
 
 
 class UsedPrior(Protocol):
-    """What is needed of a prior."""
+    """The members of a prior that are used here."""
 
     @property
     def offset(self) -> NDArray[np.float32] | None:
@@ -67,15 +67,15 @@ class UsedPrior(Protocol):
 
     @property
     def chosen_by(self) -> ChosenBy | None:
-        """The context that led to it."""
+        """The context that led to this prior; None without one."""
         ...
 
 
 class Answered(NamedTuple):
-    """A request that was answered. Rows start … stop of the arrays are its rows.
+    """An answered request. Its rows are rows start … stop of the arrays of its batch [N, …].
 
-    tau: one, or [n]. prior_of_row: [n] into `priors`. decision: [N] by cost, where a prior has
-    costs.
+    tau: one value, or [n]. prior_of_row: [n] index into `priors`. decision: [N] by cost, where a
+    prior has costs.
     """
 
     request_id: str
@@ -88,14 +88,14 @@ class Answered(NamedTuple):
     priors: Sequence[UsedPrior]
     prior_of_row: NDArray[np.int64] | None
     first: int = 0
-    """The place in the request of the first row; more than 0 for a part of a large one."""
+    """Position of the first row in the request; above 0 for a later part of a large one."""
 
 
 class VersionAnswers:
     """The answers of one model version in this worker."""
 
     def __init__(self, path: Path, *, max_bytes: int, wake: Callable[[], object]) -> None:
-        """Rows go to the file `path`, at most `max_bytes` of them. `wake`: has the thread look."""
+        """path: the file for at most `max_bytes` of rows. wake: wakes the thread."""
         self._path, self._max_bytes, self._wake = path, max_bytes, wake
         self.waiting: deque[Answered] = deque()
         self.note = self.waiting.append
@@ -105,7 +105,7 @@ class VersionAnswers:
         self._lock = threading.Lock()
 
     def noted(self) -> None:
-        """Wake the thread, and bound what waits for it."""
+        """Wake the thread if many notes wait, and drop notes beyond the limit."""
         self._wake()
         while len(self.waiting) > MAX_PENDING:
             self.waiting.popleft()
@@ -118,7 +118,7 @@ class VersionAnswers:
                 self._add(rows_of(found, time.time()))
 
     def restore(self, rows: Rows) -> None:
-        """Take back rows that were stored before a restart, but for those that are still here."""
+        """Add rows that were stored before a restart, except those that are still held."""
         with self._lock:
             here = np.empty(0, ROW) if self._ring is None else self._ring.held()
             self._add(rows[~np.isin(rows["id"], here["id"])])
@@ -137,14 +137,14 @@ class VersionAnswers:
         except OSError as error:
             self._fault = True
             logger.warning(
-                "answers are not kept for feedback, because %s cannot be written: %s",
+                "answers are not kept for feedback, since %s cannot be written: %s",
                 self._path,
                 error.strerror or error,
             )
 
 
 def rows_of(answered: Sequence[Answered], now: float) -> Rows:
-    """Rows of the ring from what was noted."""
+    """Turn noted answers into rows of the ring; `now`: seconds since 1970."""
     counts = np.array([each.stop - each.start for each in answered])
     rows = np.zeros(int(counts.sum()), ROW)
     rows["id"] = np.repeat(np.array([id_of(each.request_id) for each in answered]), counts)
@@ -171,7 +171,7 @@ def rows_of(answered: Sequence[Answered], now: float) -> Rows:
 
 
 def _fill_alike(rows: Rows, found: Sequence[tuple[int, Answered]]) -> None:
-    """Write many requests of one tau and one prior each, with the same number of classes."""
+    """Write the rows of requests that each have one tau and one prior, all at once."""
     first, each = zip(*found, strict=True)
     counts = [one.stop - one.start for one in each]
     request = np.repeat(np.arange(len(each)), counts)
@@ -266,7 +266,7 @@ class Answers:
         shared: SharedAnswers | None = None,
         share_seconds: float = 60.0,
     ) -> None:
-        """Make it; `start` begins the thread.
+        """Keep no answers until `start` starts the thread.
 
         own: this worker's folder of a model and version. folders: those of all workers.
         max_bytes: of the rows of a version in a worker; 0 keeps none. seconds: how long a row is
@@ -280,7 +280,7 @@ class Answers:
         self._max_bytes, self.seconds = max_bytes, seconds
         self._versions: dict[tuple[str, int], VersionAnswers] = {}
         self._users: dict[tuple[str, int], int] = {}
-        """A version that is loaded again is in use twice until the old one has retired."""
+        """Uses of each version: two while it is loaded again and the old one retires."""
         self._rings: dict[Path, Ring] = {}
         self._woken = threading.Event()
         self._stopped = False
@@ -291,7 +291,7 @@ class Answers:
         return self._max_bytes > 0
 
     def of(self, bundle: Bundle) -> VersionAnswers | None:
-        """Where the answers of a version are noted until `forget`; None when none are kept."""
+        """The recorder of a version's answers, until `forget`; None if no answers are kept."""
         if not self.kept:
             return None
         key = (bundle.name, bundle.version)
@@ -314,7 +314,7 @@ class Answers:
             self._versions.pop(key, None)
 
     def start(self, refresh: Callable[[], object] = lambda: None) -> None:
-        """Begin to write what is noted. `refresh` is called about every REFRESH_SECONDS."""
+        """Start the writing thread. It also calls `refresh` about every REFRESH_SECONDS."""
         self._refresh = refresh
         if self.kept:
             self._thread = threading.Thread(target=self._run, name="answers", daemon=True)
@@ -356,10 +356,10 @@ class Answers:
         try:
             self._shared.add_labels(of, labels_of(rows))
         except Exception as error:  # noqa: BLE001 - the labels are set here
-            logger.warning("%d labels do not reach the other replicas: %s", len(rows), error)
+            logger.warning("%d labels did not reach the other replicas: %s", len(rows), error)
 
     def _share(self) -> None:
-        """Take back the answers before a restart, and share answers and labels."""
+        """Restore the answers from before a restart, and share answers and labels."""
         if self._shared is None:
             return
         versions = dict(self._versions)
@@ -374,7 +374,7 @@ class Answers:
                 logger.warning("answers cannot be shared through the store: %s", error)
 
     def publish(self, model: str, version: int, figures: Mapping[str, float]) -> None:
-        """Show figures of a version to the metrics of every worker; without room, to none."""
+        """Share figures of a version with the metrics of all workers; a failure is logged."""
         folder = self._own(model, version)
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -382,7 +382,12 @@ class Answers:
             beside.write_text(json.dumps({"at": time.time(), **figures}), encoding="utf-8")
             beside.replace(folder / FIGURES)
         except OSError as error:
-            logger.warning("figures of %s version %d are not shown: %s", model, version, error)
+            logger.warning(
+                "the error of live traffic of %s version %d is missing in the metrics: %s",
+                model,
+                version,
+                error,
+            )
 
     def published(self) -> dict[tuple[str, int], dict[str, float]]:
         """The newest figures of each version that any worker has published."""
@@ -410,7 +415,7 @@ class Answers:
                     refreshed = time.monotonic()
                     self._refresh()
             except Exception:
-                logger.exception("answers could not be kept for feedback")
+                logger.exception("answers could not be kept, so feedback on them will be refused")
         if self._shared is not None:
             self.flush()
             self._share()

@@ -1,9 +1,10 @@
-"""The class mix of the traffic of each context, pooled towards the whole where rows are few.
+"""The class mix of each context's traffic, pulled towards the overall mix where rows are few.
 
     q ← (Σ_i r_i + κ·q_whole) / (n + κ),    r_iy ∝ q_y · p_i(y) / σ_y        κ = 5·C rows
 
-This is expectation maximisation (Saerens et al. 2002) with a Dirichlet prior at the mix of all the
-contexts: with few rows a context is taken to be like the whole, with many it speaks for itself.
+This is expectation maximisation (Saerens et al. 2002) with a Dirichlet prior at the mix of all
+contexts together (q_whole). A context with few rows stays near that mix; one with many follows its
+own rows.
 """
 
 from collections.abc import Iterable
@@ -17,9 +18,9 @@ from service.evaluate.live import Mix, predicted
 from service.evaluate.ring import Rows, context_code
 
 ROWS_PER_CLASS = 5
-"""κ / C: how many rows a class of the whole counts for."""
+"""κ / C: the weight of the overall mix, in rows per class."""
 MAX_CONTEXTS = 100
-"""Contexts of one prior that are estimated: those with the most rows."""
+"""The most contexts of one prior that are estimated: those with the most rows."""
 _STEPS = 200
 _CLOSE = 1e-6
 
@@ -36,10 +37,10 @@ class Context(NamedTuple):
 def pooled(
     rows: Rows, prior: str, contexts: Iterable[tuple[str, str]], mix: Mix
 ) -> tuple[int, Vector, list[Context]]:
-    """(rows, mix of all contexts of a prior, each context with rows), the largest first.
+    """Return (rows, overall mix of a prior's contexts, the contexts with rows, largest first).
 
-    contexts: the (key, value) pairs to look for. mix: of all traffic, towards which the whole is
-    pulled in turn. log σ must be known.
+    contexts: the (key, value) pairs to look for. mix: that of all traffic, towards which the
+    overall mix is pulled in turn; its log σ must be known.
     """
     found = [(key, value, context_code(prior, key, value)) for key, value in contexts]
     codes, counts = np.unique(rows["context"], return_counts=True)
@@ -59,7 +60,7 @@ def pooled(
 
 
 def _likelihoods(rows: Rows, mix: Mix) -> tuple[NDArray[np.int64], Vector]:
-    """Classes [n, k], C for none, and p(y) / σ(y) of each, up to a factor for each row."""
+    """Classes [n, k], with C for no class, and p(y) / σ(y) of each, up to a factor per row."""
     assert mix.log_source is not None
     flat = predicted(rows, Mix(np.ones(len(mix.prior)), mix.log_source, mix.origin))
     there = flat.classes >= 0
@@ -67,7 +68,7 @@ def _likelihoods(rows: Rows, mix: Mix) -> tuple[NDArray[np.int64], Vector]:
 
 
 def _em(classes: NDArray[np.int64], likelihood: Vector, *, towards: Vector) -> Vector:
-    """The mix of rows, pulled towards another with the weight of κ rows."""
+    """The class mix [C] of rows, pulled towards another mix with the weight of κ rows."""
     weight = ROWS_PER_CLASS * len(towards)
     q = towards
     for _ in range(_STEPS):

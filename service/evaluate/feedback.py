@@ -12,12 +12,12 @@ from service.evaluate.answers import Answers
 from service.evaluate.ring import NO_LABEL, Rows, id_of, pieces
 
 MAX_ITEMS = 100_000
-"""Labels of one request."""
+"""The most labels of one feedback request."""
 MAX_ID = 256
-"""Characters of a request's id."""
+"""The most characters of a request id."""
 MAX_FAULTS = 100
 LEAST_SAMPLED = 1e-9
-"""The smallest probability of being labelled: a row's weight is 1 / it."""
+"""The smallest accepted `sampled`, since a row's weight is 1 / sampled."""
 
 
 class InvalidFeedback(ValueError):
@@ -29,7 +29,7 @@ class InvalidFeedback(ValueError):
 
 
 class Item(NamedTuple):
-    """The label of one row of a request. sampled: the probability with which it was chosen."""
+    """The label of one row of a request. sampled: the probability that this row was chosen."""
 
     request_id: str
     row: int
@@ -39,7 +39,7 @@ class Item(NamedTuple):
 
 @dataclass
 class Taken:
-    """What became of the items. counts: by (model, version, right | wrong | undecided)."""
+    """The outcome of labelling. counts: by (model, version, right | wrong | undecided)."""
 
     accepted: int = 0
     changed: int = 0
@@ -54,7 +54,12 @@ def parse_items(items: object) -> list[Item]:
         raise InvalidFeedback([("items", f"expected a list of labels; got {_short(items)}")])
     if len(items) > MAX_ITEMS:
         raise InvalidFeedback(
-            [("items", f"there are {len(items)}; at most {MAX_ITEMS} are taken at once")]
+            [
+                (
+                    "items",
+                    f"has {len(items)} labels; at most {MAX_ITEMS} may be sent at once",
+                )
+            ]
         )
     errors: list[tuple[str, str]] = []
     found = []
@@ -127,7 +132,7 @@ class Feedback:
     def take(self, items: Sequence[Item], *, model: str | None = None) -> tuple[Taken, list[Item]]:
         """Label the rows of items, of one model or of any; returns the items that were not found.
 
-        For a thread: it looks through all that is kept.
+        Call it in a thread: it searches all kept rows.
         """
         self._answers.flush()
         taken = Taken()
@@ -168,7 +173,7 @@ class Feedback:
 
 
 def _note(row: Rows, label: int, item: Item, taken: Taken, of: tuple[str, int]) -> None:
-    """Write a label into a row [1], and count what it says of the answer."""
+    """Write a label into a row [1], and count whether the answer was right."""
     before, decided = int(row["label"][0]), int(row["decided"][0])
     row["label"] = label
     row["sampled"] = np.nan if item.sampled is None else item.sampled

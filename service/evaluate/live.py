@@ -1,4 +1,4 @@
-"""What is known of the error of live traffic: with labels, and by the posterior alone."""
+"""Estimates the error of live traffic: from labels, and from the posterior alone."""
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,18 +18,18 @@ from service.evaluate.ppi import Figures, Labelled, Predicted, figures, without_
 from service.evaluate.ring import NO_LABEL, ROW, Rows, pieces
 
 MAX_ROWS = 500_000
-"""Answers that figures are computed from: the newest."""
+"""The most answers, the newest, that figures are computed from."""
 MAX_LABELS = 20_000
-"""Labels that figures are computed from: the newest."""
+"""The most labels, the newest, that figures are computed from."""
 
 Origin: TypeAlias = Literal["estimate", "target", "training"]
 
 
 class Mix(NamedTuple):
-    """The class mix of the traffic, as far as it is known.
+    """The best known class mix of the traffic.
 
-    prior: [C]. log_source: [C] log σ, None where it is unknown. origin: an estimate, the target
-    that is expected, or the mix of training.
+    prior: [C]. log_source: [C] log σ, None where it is unknown. origin: whether the mix is an
+    estimate, an expected target, or the training mix.
     """
 
     prior: Vector
@@ -41,7 +41,7 @@ class Mix(NamedTuple):
 class Live:
     """The figures of one model version. `by_labels` is None without labels of known sampling.
 
-    of_labelled: (labels, error) of the labelled answers as they are, whatever was sampled.
+    of_labelled: (number of labels, error) of the labelled answers, without sampling weights.
     """
 
     rows: int
@@ -61,12 +61,12 @@ class Evaluation:
     """Computes the figures of model versions, and publishes them for the metrics."""
 
     def __init__(self, answers: Answers, mix_of: Callable[[Bundle], Mix]) -> None:
-        """mix_of: the class mix of a version's traffic; called where the figures are computed."""
+        """mix_of: returns the class mix of a version's traffic; called in the computing thread."""
         self._answers, self.mix_of = answers, mix_of
         self.published = answers.published
 
     def of(self, bundle: Bundle) -> Live:
-        """The figures of a version now. For a thread: it may take a second."""
+        """The current figures of a version. Call it in a thread: it may take a second."""
         found = live(self.rows(bundle), self.mix_of(bundle), bundle)
         if found.by_labels is not None:
             error = found.by_labels.balanced_error
@@ -74,7 +74,7 @@ class Evaluation:
         return found
 
     def rows(self, bundle: Bundle) -> Rows:
-        """The answers of a version that are kept by any worker, in the order of time."""
+        """The answers of a version that all workers keep, oldest first."""
         self._answers.flush()
         parts = [
             rows
@@ -96,7 +96,7 @@ class Evaluation:
 
 
 def _fresh(parts: Sequence[Rows], seconds: float) -> Rows:
-    """The newest rows of all workers that are not too old, in the order of time."""
+    """The newest rows of all workers that are not too old, oldest first."""
     oldest = datetime.now(UTC).timestamp() - seconds
     times: Vector = np.empty(0)
     for rows in chain.from_iterable(map(pieces, parts)):
@@ -156,7 +156,7 @@ def live(rows: Rows, mix: Mix, bundle: Bundle) -> Live:
 
 
 def predicted(rows: Rows, mix: Mix) -> Predicted:
-    """The posterior of each row under a class mix, of the classes that were kept."""
+    """The posterior of each row under a class mix, over the classes that were kept."""
     classes = rows["top"].astype(np.int64)
     score = rows["score"].astype(np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -171,7 +171,7 @@ def predicted(rows: Rows, mix: Mix) -> Predicted:
 
 
 def groups_of(bundle: Bundle) -> dict[str, NDArray[np.int64]]:
-    """The classes of many, medium and few training examples; none where these are unknown."""
+    """The classes of the groups many, medium and few; empty where class_counts are unknown."""
     if bundle.class_counts is None:
         return {}
     names = np.array([group_of(count) for count in bundle.class_counts])

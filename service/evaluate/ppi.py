@@ -4,17 +4,17 @@
     B_c = mean_N p_c        + Σ_L w (1{y = c}        − p_c)        / Σ_L w
     A_c = mean_N p_c 1{ŷ=c} + Σ_L w (1{y = c, ŷ = c} − p_c 1{ŷ=c}) / Σ_L w
 
-N are all rows, L the labelled ones, ŷ the decision, and p any prediction of the label: the better
-it is, the fewer labels are needed, and whatever it is, A and B are right on average (Angelopoulos
-et al., Science 2023; Robins, Rotnitzky and Zhao, JASA 1994). Intervals are bootstraps of L.
+N are all rows, L the labelled ones, ŷ the decision, and p any prediction of the label. A and B are
+unbiased for any p (Angelopoulos et al., Science 2023; Robins, Rotnitzky and Zhao, JASA 1994), and a
+better p needs fewer labels. Intervals are bootstraps of L.
 
-A ratio of two right numbers is wrong on average by −Cov(A − R·B, B) / B² (Cochran, Sampling
-Techniques, §6.8): a rare class of few labels seems better than it is. The predictions tell the
-covariance, with the noise that was added by labelling a row with probability 1/w only, and
+The ratio of two unbiased numbers has the bias −Cov(A − R·B, B) / B² (Cochran, Sampling Techniques,
+§6.8): a rare class with few labels seems better than it is. The predictions give the covariance,
+including the noise of labelling a row only with probability 1/w, and
 
     recall_c = A_c / B_c + Σ_L w (w − 1) p_c (1 − p_c) (1{ŷ=c} − R_c) / (Σ_L w)² / (B² + Var B)
 
-with R_c and B by the predictions alone, so that the correction adds no noise.
+with R_c and B from the predictions alone, so that the correction adds no noise.
 """
 
 from collections.abc import Sequence
@@ -82,7 +82,7 @@ class Labelled:
 
 @dataclass(frozen=True)
 class Figures:
-    """What the labels say of the traffic. Errors are of decided rows, from 0 to 1.
+    """The errors of the traffic as estimated from labels: of decided rows, from 0 to 1.
 
     groups: the mean error of the classes of each group, by its name. gap: mean probability of the
     decision less the share that is right. class_shares: [C] the mix of the traffic.
@@ -106,7 +106,7 @@ def figures(
 ) -> Figures:
     """Estimate the errors of `everything` with the help of the labelled rows among it.
 
-    groups: the classes of each group by name. seed: of the bootstrap.
+    groups: the classes of each group by name. seed: of the bootstrap's generator.
     """
     traffic = _Traffic.of(everything, groups, classes)
     rows = np.flatnonzero(labelled.predicted.decided != REJECTED)
@@ -147,9 +147,9 @@ def figures(
 def without_labels(
     everything: Predicted, *, groups: dict[str, NDArray[np.int64]], classes: int
 ) -> dict[str, float]:
-    """Balanced error, error, gap and group errors by the predictions alone, without labels.
+    """Balanced error, error, gap and group errors from the predictions alone, without labels.
 
-    They are right while the predictions are calibrated. groups: as in `figures`.
+    They are correct only if the predictions are calibrated. groups: as in `figures`.
     """
     traffic = _Traffic.of(everything, groups, classes)
     found = traffic.numbers(traffic.share, traffic.hit, [], np.zeros(classes))
@@ -164,7 +164,7 @@ class _Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class _Traffic:
-    """What the predictions say of all rows: mean p_c and mean p_c 1{ŷ=c}, [C] each."""
+    """Means of the predictions over all rows: p_c and p_c 1{ŷ=c}, [C] each."""
 
     share: Vector
     hit: Vector
@@ -204,7 +204,7 @@ class _Traffic:
         )
 
     def skew(self, ours: Labelled) -> Vector:
-        """[C] by how much A_c / B_c is too large on average; see the head of this module."""
+        """[C] the bias of A_c / B_c, by the formula at the top of this module."""
         classes, total = len(self.share), ours.weight.sum()
         if total <= 0:
             return np.zeros(classes)
@@ -244,7 +244,7 @@ class _Traffic:
         return [of_classes(np.arange(len(self.share))), plain, plain, *each]
 
     def numbers(self, share: Vector, hit: Vector, confused: list[float], skew: Vector) -> _Estimate:
-        """From A and B to errors; where noise leaves a class no share, the predictions stand in."""
+        """The errors from A and B, or from predictions where noise leaves a class no share."""
         noise = (share <= 0) | (hit < 0)
         accuracy = float(hit.sum())
         share, hit = np.where(noise, self.share, share), np.where(noise, self.hit, hit)

@@ -1,9 +1,9 @@
-"""The answers that feedback may refer to: a ring of rows in one mapped file a worker and version.
+"""A ring of answered rows for feedback: one mapped file for each worker and model version.
 
-Any worker may look rows up in the files of all workers and write labels into them, so feedback may
-reach another worker than the answer came from. Only the owner adds rows. The file doubles until it
+Any worker may look up rows in the files of all workers and write labels into them, so feedback may
+go to another worker than the one that answered. Only the owner adds rows. The file doubles until it
 has its full size; then the oldest rows are overwritten. Disk space is allocated before it is
-mapped: a mapping without space behind it would end the process at the first write.
+mapped: writing to a mapping without disk space would kill the process.
 """
 
 import mmap
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from service.process.machine import allocate
 
 TOP = 5
-"""Classes of a row that are kept, the most probable first."""
+"""How many classes of a row are kept, the most probable first."""
 NO_LABEL = -1
 _ID_BYTES = 32
 ROW = np.dtype(
@@ -50,27 +50,25 @@ def context_code(prior: str | None, key: str | None, value: str | None) -> int:
 
 
 def id_of(request_id: str) -> bytes:
-    """The form in which a request's id is kept: short ones as they are, long ones as a digest."""
+    """The stored form of a request id: a short id as it is, a long one as a digest."""
     if len(request_id) <= _ID_BYTES:
         return request_id.encode("latin-1", "replace")
     return blake2b(request_id.encode(), digest_size=_ID_BYTES // 2).hexdigest().encode()
 
 
 def pieces(rows: Rows) -> Iterator[Rows]:
-    """The rows a piece at a time, as views: a ring may hold gigabytes, and who copies or compares
-    its rows takes memory by the piece.
-    """
+    """The rows in pieces, as views: a ring may hold gigabytes, too many to copy at once."""
     for begin in range(0, len(rows), _PIECE):
         yield rows[begin : begin + _PIECE]
 
 
 class Ring:
-    """A file of rows. `owner` makes and grows it; others see what it holds."""
+    """A file of rows. The owner creates and grows it; other processes read it and write labels."""
 
     def __init__(self, path: Path, *, max_bytes: int = 0, owner: bool = False) -> None:
         """Open the file, or make it. Raises OSError.
 
-        max_bytes: bound of the rows, for the owner.
+        max_bytes: the most bytes of rows; for the owner.
         """
         self._path, self._owner = path, owner
         self._capacity = max(1, max_bytes // ROW.itemsize)

@@ -47,8 +47,9 @@ def bake(
 ) -> Names:
     """Add the adjustment to a model in place and return the names of what was added.
 
-    output, kind, temperature, calibration: see `head.compose`. shift: [C] log σ − log ρ. tau: its
-    strength. as_inputs: make tau [1] and the shift [C] inputs, with these values as defaults.
+    output, kind, temperature, calibration: as for `head.compose`. shift: [C] log σ − log ρ, which
+    is subtracted tau times. as_inputs: make tau [1] and the shift [C] inputs of the graph, with
+    these values as defaults.
 
     Outputs: probabilities and adjusted_logits float32 [B, C], class_index int64 [B, 1] and
     class_probability float32 [B, 1] of the best class. They replace the graph's own. Raises

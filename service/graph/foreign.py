@@ -178,7 +178,7 @@ def _check_lengths(model: "onnx.ModelProto", folder: Path) -> None:
         held = (folder / entries["location"]).stat().st_size
         if held < needed:
             raise UnsupportedGraph(
-                f"external data '{entries['location']}' has {held:,} bytes, and '{tensor.name}' "
+                f"external data '{entries['location']}' has {held:,} bytes, but '{tensor.name}' "
                 f"ends at {needed:,}: the file is cut short; copy it again"
             )
 
@@ -199,9 +199,10 @@ _AT_FOUR = {
 
 
 def what_instead(path: Path) -> str | None:
-    """What lies at a path where a download or a clone left another file, and the remedy.
+    """What a file that should be a model really is, and the remedy, as a phrase for a message.
 
-    None where the first bytes are of no kind that is known here. Raises OSError.
+    A download or a clone may have left another file there. None where the first bytes belong to no
+    known kind of file. Raises OSError.
     """
     with path.open("rb") as file:
         head = file.read(256)

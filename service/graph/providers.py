@@ -39,8 +39,8 @@ class ProviderUnavailable(RuntimeError):
 class Device:
     """The GPU of a session, and how the session uses it.
 
-    number: of the GPU, as the driver counts them. memory_mib: the most memory that one session may
-    take; 0 is no limit. tf32: let matrix products and convolutions round their inputs to 10 bits of
+    number: the GPU's number, as the driver counts. memory_mib: the most memory of one session, in
+    MiB; 0 is no limit. tf32: let matrix products and convolutions round their inputs to 10 bits of
     mantissa.
     """
 
@@ -126,9 +126,11 @@ def resolve_provider(name: str, device: Device = FIRST_DEVICE) -> str:
     if name != "auto":
         raise ProviderUnavailable(f"provider {name} does not work here: {why}")
     if PROVIDERS["cuda"] in ort.get_available_providers():
-        logger.info("serving on the CPU: %s", why)
+        logger.info("provider auto: serving on the CPU: %s", why)
     else:
-        logger.info("serving on the CPU; onnxruntime for NVIDIA GPUs is another extra (gpu)")
+        logger.info(
+            "provider auto: serving on the CPU; for an NVIDIA GPU, install priordial[service,gpu]"
+        )
     return "cpu"
 
 
@@ -176,8 +178,8 @@ def _fell_back(on: str, reason: str | None) -> str:
 def preload_libraries() -> None:
     """Load the CUDA and cuDNN libraries that the extra `cuda` installed beside Python packages.
 
-    onnxruntime's own search does not find them there. What it fails to load it prints on standard
-    output, which belongs to others here.
+    onnxruntime's own search does not find them there. It prints the ones that fail to load on
+    standard output, which is kept for the results of commands, so that output is captured.
     """
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(None), contextlib.suppress(Exception):
@@ -188,7 +190,7 @@ def preload_libraries() -> None:
 def _captured_stderr() -> Iterator[Any]:
     """Capture what native code writes to standard error; yields a function that reads it so far.
 
-    Only there does onnxruntime say why it cannot load a provider.
+    onnxruntime reports only there why it cannot load a provider.
     """
     try:
         kept = os.dup(2)

@@ -117,10 +117,10 @@ class Graph:
     ) -> None:
         """Wrap an opened session.
 
-        bound: run through an IOBinding. place: type and number of the device. small: rows and
-        session of the smaller size class. large_rows: rows of the larger one, which `session` runs.
-        Batches are padded to the rows of their class; with None they run at their own size. tokens:
-        turns texts into the graph's inputs.
+        bound: run through an IOBinding. place: type and number of the device. small: the rows and
+        the session of the smaller size class. large_rows: the rows of the larger class, which
+        `session` runs. A batch is padded to the rows of its class; where these are None it runs at
+        its own size. tokens: turns texts into the graph's inputs.
         """
         self._session = session
         self.feeds = tokens or _feeder(bundle)
@@ -138,10 +138,9 @@ class Graph:
         self.has_choice = head.BY_BLOCKS in [item.name for item in session.get_inputs()]
         """Whether the graph has two selections of the best classes, as for a large class list."""
         self.blocks_from_rows: int | None = None
-        """The smallest batch that selects by blocks; None: no batch does. Answers are equal.
-        """
+        """The smallest batch that selects by blocks; None: no batch does. Answers are the same."""
         self.familiarity = _familiarity(bundle)
-        """Tells which inputs are far from those of training; None where model.json does not."""
+        """Finds inputs far from those of training; None where model.json has no statistics."""
         self._floats = float_names(bundle.input)
         self._most_by_blocks = ranking.most_by_blocks(len(bundle.class_names))
 
@@ -180,8 +179,8 @@ class Graph:
     ) -> GraphOutputs:
         """Score inputs [n, …] with tau [n] and prior_index [n] into prior_table [P, C].
 
-        `generation` changes with the table; until then a device keeps the last call's rows.
-        `full` adds the three [n, C] outputs, `with_logits` the first of them.
+        generation: changes whenever the table does; a device reuses its copy of the rows until
+        then. full: also return the three [n, C] outputs. with_logits: of these, only the logits.
         Raises whatever onnxruntime raises.
         """
         rows, features = len(inputs), None
@@ -220,7 +219,7 @@ class Graph:
         )
 
     def float_rows(self, inputs: Array) -> Array:
-        """Rows [n, …] of numbers: the inputs themselves, or the float fields of records."""
+        """Rows [n, …] of numbers: `inputs` itself, or the float fields of its records."""
         return float_rows(inputs, self._floats)
 
     def _by_blocks(self, rows: int, top_k: int) -> bool:
@@ -315,7 +314,7 @@ def open_graph(
     _release_model_bytes(session)
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
-            f"{folder}: asked for {wanted}, but onnxruntime opened it on "
+            f"{folder}: {wanted} was requested, but onnxruntime opened the graph on "
             f"{session.get_providers()[0]}"
         )
     own = [item for item in session.get_inputs() if not item.name.startswith(ranking.PREFIX)]
@@ -366,7 +365,7 @@ def _wrong_tokens(own: Sequence[Declared], tokenizer: TokenizerSpec) -> str | No
 
 
 def _stated(spec: InputSpec) -> Sequence[InputSpec]:
-    """The inputs of the graph that a model.json states."""
+    """The graph's inputs as model.json describes them."""
     return spec.columns or (spec,)
 
 
@@ -408,7 +407,8 @@ def open_plain(
     """Open a file without a head, on the CPU. Returns a function from its inputs to all outputs by
     name.
 
-    serialized: replaces the content of the file; external data lies beside the file either way.
+    serialized: used in place of the file's content. External data is read from beside the file in
+    either case.
     Raises UnusableModel when onnxruntime refuses the graph. The returned function raises whatever
     onnxruntime raises.
     """

@@ -18,10 +18,9 @@ from service.graph.session import Graph
 Array = NDArray[Any]
 
 BATCH_SIZE_TOLERANCE = 1e-2
-"""Allowed difference between a row alone and in a batch, where kernels round differently."""
+"""Allowed difference between a row alone and in a batch: other kernels run, and round otherwise."""
 NEIGHBOUR_TOLERANCE = 1e-4
-"""Allowed difference between a row with one neighbour and with another. Here kernels are the same.
-"""
+"""Allowed difference between a row with one neighbour and with another: the same kernels run."""
 _WORDS = ("alpha", "lynx", "stone", "river", "a", "the", "of", "not", "7", "été")
 
 
@@ -61,7 +60,7 @@ def random_rows(spec: InputSpec, rows: int, *, free: int) -> Iterator[Array]:
 
 
 def _random_records(columns: Sequence[InputSpec], rows: int, *, free: int) -> Iterator[Array]:
-    """Records with columns of each kind; masks are ones, token types and positions zeros."""
+    """Random records. Columns named as masks are ones; token types and positions are zeros."""
     kinds = [list(random_rows(column, rows, free=free)) for column in columns]
     for at in range(max(map(len, kinds))):
         made = {}
@@ -109,9 +108,9 @@ def _influence_on(
 
 
 def _neighbours(spec: InputSpec, row: Array) -> list[Array]:
-    """Rows that differ from `row` as much as their type allows: an empty one, and a large one.
+    """Two neighbours as different from `row` as the type allows: an empty and a large one.
 
-    Where the graph refuses values that it does not know, these are the first and the last known.
+    Where the graph refuses unknown values, these are the first and the last known value.
     """
     if spec.columns:
         of_columns = {each.name: _neighbours(each, row[each.name]) for each in spec.columns}

@@ -16,8 +16,8 @@ from service.graph.reasons import first_line
 from service.graph.session import Graph, GraphOutputs, UnusableModel
 
 WORTH_SECONDS = 5e-3
-"""A batch whose call takes less than this many seconds is never made smaller: the gain would be
-small, and its timing is inexact.
+"""Calls shorter than this many seconds are no reason for a smaller batch: the gain would be small,
+and the timing of so short a call is inexact.
 """
 SELECTION_SECONDS = 0.25
 """Time budget for comparing the two selections, in seconds.
@@ -73,9 +73,9 @@ def efficient_rows(cost_seconds: Mapping[int, float]) -> int:
     """The smallest batch that takes at least 5 ms and costs at most 5 % more per row than the
     cheapest.
 
-    Without such a batch, the largest batch measured. A larger batch would save nothing, and would
-    leave the session idle: nothing is queued while its answers travel to the callers and the next
-    rows come back. cost_seconds: seconds of a call, by its rows.
+    Without such a batch, the largest one measured. A larger batch would save nothing. It would also
+    leave the session idle, because the queue is empty until its answers have reached the callers
+    and they have sent their next rows. cost_seconds: seconds of a call, by its rows.
     """
     least = min(seconds / rows for rows, seconds in cost_seconds.items())
     worth = [

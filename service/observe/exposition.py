@@ -25,14 +25,14 @@ NAMES = "__names__"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_METRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 _BLOCK_BYTES = 2**16
-"""Size of the blocks that are sent: each costs tens of microseconds at sender and receiver."""
+"""Size in bytes of the blocks sent: each block costs either side tens of microseconds."""
 _SLICE = 512
-"""Lines that are formatted together, in about 30 µs."""
+"""Number of lines formatted together, in about 30 µs."""
 _EXACT = 2.0**53
 PAUSE_SECONDS = 0.002
 """Pause between slices, and between sent blocks.
 
-A shorter pause than a turn of the scheduler would not let other threads of a busy machine run.
+A pause shorter than the scheduler's time slice would not let other threads of a busy machine run.
 """
 
 VectorGauge = tuple[str, dict[str, str], Cells]

@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 60.0
 KEPT = 16
-"""Readings: fifteen minutes and both their ends."""
+"""The number of readings: one a minute over fifteen minutes, both ends included."""
 _SHOWN = (
     b"priordial_predictions_total{",
     b"priordial_group_predictions_total{",
@@ -21,7 +21,7 @@ _SHOWN = (
     b"priordial_request_seconds_bucket{",
     b"priordial_prior_revision{",
 )
-"""The series that are kept: those of which a page shows the growth."""
+"""The counters that are kept: a page shows how fast each grows."""
 
 
 class History:
@@ -66,6 +66,6 @@ class History:
             try:
                 self.take()
             except OSError as error:
-                logger.warning("the traffic of the last minute is not kept: %s", error)
+                logger.warning("the console will not show the last minute's traffic: %s", error)
             if self._stopped.wait(EVERY_SECONDS):
                 return

@@ -29,11 +29,11 @@ ANONYMOUS = "anonymous"
 
 FLUSH_SECONDS = 0.05
 BLOCK_LINES = 64
-"""Lines that are encoded together, which halves the time of each and delays no request."""
+"""Number of lines encoded together, which halves the time per line and delays no request."""
 BLOCKS_TOGETHER = 4
-"""Blocks handed to the thread together: waking it costs the loop more than encoding them."""
+"""Number of blocks handed to the thread together: waking it costs more than encoding them."""
 MAX_WAITING = 50
-"""Handovers that may wait while stderr is slow; further lines are dropped and counted."""
+"""The most handovers that wait while stderr is slow; further lines are dropped and counted."""
 
 
 def configure(log_format: str) -> None:
@@ -41,7 +41,7 @@ def configure(log_format: str) -> None:
     handler = logging.StreamHandler(sys.stderr)
     json = is_json(log_format)
     handler.setFormatter(JsonFormatter() if json else logging.Formatter(_TEXT, _TIME))
-    # Libraries only warn: clients of object stores would log each request, some with its headers.
+    # Libraries log warnings only: clients of object stores would log each request, even headers.
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("service").setLevel(logging.INFO)
 

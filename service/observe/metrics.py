@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 PUBLISH_SECONDS = 1.0
 ENDS = ("killed", "hung", "failed")
-"""How a worker that is replaced may have ended."""
+"""The ways in which a worker that was replaced may have ended."""
 _MAX_EXEMPLAR = 118
 """Longest request id: OpenMetrics allows 128 characters for an exemplar's names and values."""
 
@@ -82,7 +82,7 @@ class Metrics:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the files of the metrics, for readiness; None while nothing is."""
+        """Why metrics are incomplete, for readiness; None while they are complete."""
         return self._tally.fault or self._versions.fault or self._publish_fault
 
     def model(self, bundle: Bundle) -> ModelMetrics:
@@ -180,7 +180,9 @@ class Metrics:
                 self._publish_once()
             except OSError as error:
                 if self._publish_fault is None:
-                    logger.warning("gauges cannot be shown to the other workers: %s", error)
+                    logger.warning(
+                        "this worker's gauges are missing in scrapes of other workers: %s", error
+                    )
                 self._publish_fault = (
                     f"other workers do not see this worker's gauges: {error.strerror or error}"
                 )

@@ -61,7 +61,7 @@ class MetricsPort:
         except OSError as error:
             raise PortTaken(
                 f"cannot serve metrics on {host}:{port}: {error.strerror}; choose another "
-                "--metrics-port, or end the process that has it"
+                "--metrics-port, or end the process that uses it"
             ) from None
         self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, name="metrics", daemon=True).start()

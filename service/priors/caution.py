@@ -8,13 +8,13 @@ from service.contract.prior import Prior
 from service.priors.rule import Rule, chunks
 
 DRASTIC_RATIO = 10_000.0
-"""Between the largest and smallest target that are not 0: beyond it, warn."""
+"""Warn when the largest entry of a target is more than this many times the smallest nonzero one."""
 FEW_CLASSES = 1.01
-"""Effective classes of a target: below it (one class has 99.9 %), warn."""
+"""Warn when a target has fewer effective classes than this: one class then has over 99.9 %."""
 MENTIONED_FLIPS = 0.05
-"""Share of recent answers that would change: from it on, warn."""
+"""Warn when at least this share of the recent answers would change."""
 MIN_ROWS = 100
-"""Recent rows without which no change is refused: a share of few rows says little."""
+"""With fewer recent rows, no change is refused: the share of so few rows is unreliable."""
 
 
 class TooManyFlips(ValueError):
@@ -28,7 +28,7 @@ def effective_classes(target: Vector) -> float:
 
 
 def target_warnings(prior: Prior, class_names: list[str]) -> list[str]:
-    """What is extreme about a prior's target, in words."""
+    """Warnings about extremes in a prior's target; an empty list if there are none."""
     target = prior.target
     largest, positive = int(target.argmax()), target > 0
     smallest = int(np.where(positive, target, np.inf).argmin())
@@ -62,7 +62,7 @@ def flip_share(
 
 
 def flip_warning(share: float, rows: int, *, tau: float) -> str | None:
-    """A warning about the share of flipped answers, in words; None when it is small."""
+    """The warning about a share of flipped answers; None when the share is small."""
     if share < MENTIONED_FLIPS:
         return None
     return (
@@ -76,6 +76,6 @@ def check_flips(share: float, rows: int, *, most: float) -> None:
     if rows >= MIN_ROWS and share > most:
         raise TooManyFlips(
             f"{share:.0%} of the last {rows:,} answers would have had another label under this "
-            f"prior; at most {most:.0%} may (--max-flip-share). Nothing was stored. Look at the "
+            f"prior; at most {most:.0%} may (--max-flip-share). Nothing was stored. Check the "
             "preview, and repeat the request with ?force=1 if this is intended"
         )

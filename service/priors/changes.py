@@ -1,7 +1,8 @@
 """Changes of a stored prior, as values: replace, add counts, return to a revision, delete.
 
-The store applies a change inside its transaction to the newest entry of the prior (deletions
-included, None when there never was one) and stores the draft that comes back, or nothing for None.
+Inside its transaction, the store applies a change to the newest entry of the prior: a deletion
+counts as an entry, and None means that there is none. It stores the draft that the change returns,
+and nothing where that is None.
 """
 
 import math
@@ -27,7 +28,10 @@ Revisions: TypeAlias = Literal["*"] | frozenset[int]
 
 @dataclass(frozen=True)
 class Condition:
-    """If-Match and If-None-Match: revisions that the one in force must, and must not, be among."""
+    """The conditions If-Match and If-None-Match of a write, as sets of revisions.
+
+    The revision in force must be among those of If-Match, and not among those of If-None-Match.
+    """
 
     if_match: Revisions | None = None
     if_none_match: Revisions | None = None
@@ -40,13 +44,15 @@ class Condition:
             stored is not None if self.if_match == "*" else shown in self.if_match
         ):
             raise StaleRevision(
-                f"{_state(name, stored)}, which If-Match does not name", current=stored
+                f"{_state(name, stored)}, which If-Match does not list; read it again and retry",
+                current=stored,
             )
         if self.if_none_match is not None and (
             stored is not None if self.if_none_match == "*" else stored in self.if_none_match
         ):
             raise StaleRevision(
-                f"{_state(name, stored)}, which If-None-Match excludes", current=stored
+                f"{_state(name, stored)}, which If-None-Match excludes",
+                current=stored,
             )
 
 
@@ -71,7 +77,7 @@ class Change(Protocol):
 
 @dataclass(frozen=True)
 class Replace:
-    """A new revision with this body; nothing when the one in force says the same, note included.
+    """A new revision with this body; nothing when the one in force has the same body and note.
 
     With `class_names`, a vector in class order equals one by class name.
     """
@@ -160,7 +166,7 @@ class AddCounts:
 
     name: str
     added: Mapping[str, Mapping[str, float]]
-    """By field, then by class."""
+    """Counts to add: field, then class name, to number."""
     bundle: Bundle
     note: str
     condition: Condition = UNCONDITIONAL
@@ -175,7 +181,7 @@ class AddCounts:
         note: str,
         condition: Condition = UNCONDITIONAL,
     ) -> "AddCounts":
-        """The change for counts as a request gives them. Raises InvalidPrior."""
+        """The change for counts in the form of a request. Raises InvalidPrior."""
         added = {field: _named(field, v, bundle.class_names) for field, v in addition.items()}
         return cls(name, added, bundle, note, condition)
 
@@ -202,7 +208,7 @@ class AddCounts:
 
 
 def _frozen(body: PriorBody) -> PriorBody:
-    """The body with automatic steps frozen where they are on, so that none follows at once."""
+    """The body with `auto_adopt.freeze` set, if steps are on, so that none follows at once."""
     auto = body.auto_adopt
     if auto is None or auto.mode != "on":
         return body
@@ -232,7 +238,7 @@ def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str
 
 
 def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str, float]:
-    """The stored counts of a field, by class. Raises PriorConflict when they are no counts."""
+    """The stored counts of a field, by class. Raises PriorConflict when they are not counts."""
     spec = body.label_frequencies if field == "label_frequencies" else body.target
     if spec is None:
         if bundle.class_counts is None:

@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 
 EVERY_SECONDS = 5.0
 MIN_ROWS = 100
-"""Recent rows without which nothing is measured."""
+"""The fewest recent rows for a measurement."""
 BASELINE_CELLS = 250_000
-"""Logits of a model's first rows that are kept: 1 MB."""
+"""The most logits of a model's first rows that are kept as its baseline: 1 MB."""
 MAX_PRIORS = 50
-"""Priors of a model that are measured, the first ones by name."""
+"""The most priors measured per model, in alphabetical order."""
 _CHUNK_CELLS = 50_000  # a step holds the GIL for a short time only
 
 Logits = NDArray[np.float32]
@@ -108,7 +108,7 @@ class Drift:
             try:
                 self.look()
             except Exception:
-                logger.exception("drift could not be measured; trying again in %g s", EVERY_SECONDS)
+                logger.exception("drift could not be measured; next attempt in %g s", EVERY_SECONDS)
 
 
 def divergence(

@@ -29,9 +29,9 @@ def spread(seconds: float) -> float:
 
 @dataclass(frozen=True)
 class Changes:
-    """The entries and orders after some change, and the number of the last one.
+    """The entries and orders after some change, and the number of the last change.
 
-    Damaged entries are among them.
+    Damaged entries are included.
     """
 
     number: int
@@ -41,10 +41,10 @@ class Changes:
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """A worker process: it serves all entries up to `change`, except the `damaged` ones.
+    """A worker process and its state. It serves all entries up to `change` but the `damaged` ones.
 
-    models: JSON of what it serves of each model; an empty object while it starts. scraped_at:
-    HOST:PORT of its own metrics port; empty without one.
+    models: JSON of the versions it serves of each model; an empty object while it starts.
+    scraped_at: HOST:PORT of its own metrics port; empty without one.
     """
 
     worker: str
@@ -112,7 +112,7 @@ class Feed:
 
         Orders for models go to `deliver_orders`, on the loop too.
 
-        worker: who this process is to others. poll_seconds: pause between two polls.
+        worker: how other workers see this process. poll_seconds: pause between two polls.
         """
         self._store = store
         self.me = worker
@@ -123,7 +123,7 @@ class Feed:
         self._stopping = False
         self._opened = False
         self._asking_since: float | None = None
-        """When the look at the store began that has not come back; None between two looks."""
+        """When the poll in progress began; None between two polls."""
         self._read_trouble: StoreUnavailable | None = None
         self._write_trouble: StoreUnavailable | None = None
         self._damaged: dict[int, StoredRevision] = {}
@@ -132,7 +132,7 @@ class Feed:
         self._report_seconds = REPORT_SECONDS
         self._reported_at = self._rechecked_at = 0.0
         self.change = -1
-        """Number of the last change that was delivered; -1 before the first reading."""
+        """Number of the last change that was delivered; -1 before the first poll."""
 
     async def start(self, *, seconds: float) -> StoreUnavailable | None:
         """Start following. Returns the error if the first reading fails within `seconds`, else
@@ -203,7 +203,7 @@ class Feed:
 
     @property
     def _silent_seconds(self) -> float:
-        """How long the store has not answered the look that is under way."""
+        """Seconds that the poll in progress has waited for the store; 0 between polls."""
         since = self._asking_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -229,7 +229,7 @@ class Feed:
                 self._asking_since = None
                 self._woken.wait(spread(max(self._poll_seconds, 0.25)))
             except Exception:
-                log.exception("following the store of priors failed; trying again")
+                log.exception("following the store of priors failed; the next poll tries again")
                 self._note_trouble(StoreUnavailable("away", "an unexpected failure; see the log"))
                 self._asking_since = None
                 self._woken.wait(1.0)
@@ -263,7 +263,8 @@ class Feed:
             if entry.damaged:
                 self._damaged[entry.change] = entry
                 log.error(
-                    "revision %d of prior %r of model %r is damaged in the store and is not served",
+                    "revision %d of prior %r of model %r is damaged in the store and not served; "
+                    "write the prior again, or restore the store from a backup",
                     entry.revision,
                     entry.name,
                     entry.model,
@@ -303,7 +304,7 @@ class Feed:
         report = replace(me, change=self.change, damaged=damaged, models=self._models)
         pause = self._report_seconds if report == last else REPORT_AGAIN_SECONDS
         if last is not None and last.models != report.models:
-            pause = 0.0  # the sender of an order waits for this report
+            pause = 0.0  # whoever gave the order is waiting for this report
         if now - self._reported_at < pause:
             return
         self._reported_at = now

@@ -104,8 +104,9 @@ def estimate(
     """Estimate the class prior of the traffic and judge the estimate.
 
     The model's estimation block calibrates it, unless the prior names label frequencies of its own.
-    capacity: the most rows that can be kept. shrinkage: made-up rows per class of the target in
-    force. tracked: what a tracker knows of more rows. Raises TooLittleTraffic when no row is kept.
+    capacity: the most rows that are kept. shrinkage: pseudo-rows per class that pull the candidate
+    toward the target in force. tracked: a tracker's estimate from more rows. Raises
+    TooLittleTraffic when no row is kept.
     """
     if len(logits) == 0:
         raise TooLittleTraffic(
@@ -182,7 +183,7 @@ class _Sums:
         mean = self.probability / rows
         error = balanced = None
         if class_mass is not None:
-            present = class_mass >= 1  # expected at least once; the others' recalls would be noise
+            present = class_mass >= 1  # expected at least once; a rarer class's recall is noise
             error = float(1 - self.right.sum() / rows)
             if present.any():
                 balanced = float(1 - (self.right[present] / class_mass[present]).mean())
@@ -215,6 +216,6 @@ def _traffic_rule(logits: NDArray[np.float32], temperature: float, *priors: Prio
 
 
 def _thinned(logits: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Every k-th row, few enough for expectation maximisation to finish within seconds."""
+    """Every k-th row, with k so large that expectation maximisation finishes within seconds."""
     most = max(_FEWEST_EM_ROWS, _EM_CELLS // logits.shape[1])
     return logits[:: -(-len(logits) // most)]

@@ -53,9 +53,9 @@ from service.priors.snapshot import (
 from service.priors.store_calls import PriorStore, StoreCalls
 
 LONG_INLINE_VALUES = 2000
-"""Values of an inline prior that are checked on the event loop."""
+"""The most values of an inline prior that is checked on the event loop, not in a thread."""
 MAX_NAMES = 1000
-"""Stored priors that a model can have in use: each is a metric series and a line of the list."""
+"""The most stored priors in use per model: each adds a metric series and an entry of the list."""
 _MAX_BUNDLES = 64
 _MAX_CHOSEN = 4096
 
@@ -70,7 +70,7 @@ def _is_long(body: dict[str, Any]) -> bool:
 
 
 def this_worker() -> WorkerReport:
-    """This process, as other workers see it."""
+    """An empty report of this process, which identifies it to other workers."""
     return WorkerReport(
         worker=uuid.uuid4().hex[:12], replica=socket.gethostname(), pid=os.getpid(), change=-1
     )
@@ -221,7 +221,7 @@ class Priors:
         return self._built_in(bundle, name) if entry is None else self._resolve_entry(bundle, entry)
 
     def missing(self, bundle: Bundle, revision: PriorRevision) -> list[str]:
-        """Priors to which the context or schedule of a prior leads, and which cannot be used."""
+        """Names that a prior's context or schedule can choose but that cannot be used now."""
         switch, absent = revision.prior.switch, []
         for name in () if switch is None else switch.names:
             try:
@@ -231,7 +231,7 @@ class Priors:
         return absent
 
     def newest(self, model: str, name: str) -> StoredRevision | None:
-        """The newest entry of a prior that is in use, whether it fits or not."""
+        """The newest entry of a prior in use, whether it fits the model's classes or not."""
         held = self._in_force.get((model, name))
         return None if held is None or held.newest.deleted else held.newest
 
@@ -262,7 +262,7 @@ class Priors:
             return self.select(bundle)
         if isinstance(wanted, dict):
             if _is_long(wanted):
-                raise RevisionNotInMemory("an inline prior of many values")
+                raise RevisionNotInMemory("an inline prior of many values is checked in a thread")
             return self.inline(bundle, wanted)
         reference = parse_prior_reference(wanted)
         return self.select(bundle, reference.name, at=reference.at, at_least=reference.at_least)
@@ -405,7 +405,7 @@ class Priors:
         if at == 0 and (name == DEFAULT or name in BUILT_IN):
             return self._built_in(bundle, name)
         if name in BUILT_IN:
-            raise UnknownPrior(f"'{name}' is built in and has revision 0 only, not {at}")
+            raise UnknownPrior(f"'{name}' is built in and has only revision 0, not {at}")
         held = self._in_force.get((bundle.name, name))
         if held is not None and held.newest.deleted:
             raise UnknownPrior(f"prior '{name}' was deleted at revision {held.newest.revision}")
@@ -414,7 +414,7 @@ class Priors:
                 return self._resolve_entry(bundle, entry)
         found = self._resolved.get((id(bundle), name, at))
         if found is None:
-            raise RevisionNotInMemory(f"revision {at} of prior '{name}'")
+            raise RevisionNotInMemory(f"revision {at} of prior '{name}' is in the store only")
         return found
 
     def _recent(self, bundle: Bundle, name: str, at_least: int) -> PriorRevision:

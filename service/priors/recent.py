@@ -20,7 +20,7 @@ WINDOW_SECONDS = 600.0
 
 @dataclass(frozen=True)
 class Sample:
-    """Logits [n, C], each row for an equal part of recent traffic; when the first and last came."""
+    """Logits [n, C] of rows with equal weight, and when the first and the last were served."""
 
     logits: Rows
     since: datetime | None
@@ -30,11 +30,10 @@ class Sample:
 class LogitReservoir:
     """Recent logits of one model version: a sample whose rows all count the same.
 
-    Until the reservoir is full, every row is kept. Then a row is admitted with the probability
-    capacity / T, where T is the number of rows seen, each counting less with its age, and takes the
-    place of a kept row at random. A row's chance of being kept falls by a factor e in
-    `window_seconds`, busy minutes count by their rows, and every kept row can be used. `add` never
-    waits and costs a few microseconds.
+    Until the reservoir is full, every row is kept. Then a new row replaces a random kept row with
+    probability capacity / T, where T is the number of rows seen, each weighted less with its age.
+    The chance that a row is still kept falls by a factor e in `window_seconds`. Busy minutes
+    contribute in proportion to their rows. `add` never waits and costs a few microseconds.
     """
 
     def __init__(
@@ -48,8 +47,8 @@ class LogitReservoir:
     ) -> None:
         """max_rows = 0 switches it off; otherwise at least one row is kept, whatever max_bytes is.
 
-        max_rows, max_bytes: bounds of what is kept. window_seconds: mean age of the rows under
-        steady traffic. seed: of the choice of rows.
+        max_rows, max_bytes: limits on the rows that are kept. window_seconds: mean age of the rows
+        under steady traffic. seed: of the generator that chooses rows.
         """
         self.capacity = (
             0 if max_rows == 0 else max(1, min(max_rows, max_bytes // (4 * num_classes)))
@@ -130,7 +129,7 @@ class LogitReservoir:
 
 
 def _pages(rows: int, columns: int) -> Rows:
-    """float32 [rows, columns] in pages of its own, allocated when written, freed with the array.
+    """float32 [rows, columns] in separate pages: allocated when written, freed with the array.
 
     An ordinary allocator would keep the pages when a model version is unloaded.
     """

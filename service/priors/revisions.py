@@ -16,7 +16,7 @@ from service.contract.prior import InvalidPrior, Prior, PriorBody
 DEFAULT = "default"
 BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target="training")}
 MAX_REVISION = 2**53 - 1
-"""Largest revision number that a caller may give: every JSON reader can hold it exactly."""
+"""The largest revision number that a caller may give: any JSON reader can represent it exactly."""
 
 REFERENCE = rf"^({NAME_PATTERN})(?:@(>=)?([0-9]{{1,16}}))?$"
 """NAME, NAME@REVISION or NAME@>=REVISION, for requests and for `/openapi.json`."""
@@ -74,9 +74,9 @@ class StoreUnavailable(RuntimeError):
 class StoredRevision:
     """One entry of the history of a prior, as the store holds it; never edited.
 
-    body is None when the entry records a deletion, and when it is damaged: what was read differs
-    from what was written. change is the position in the history of the whole store. equals is an
-    older revision on the same page of a history with the same content.
+    body is None when the entry records a deletion, and when it is damaged (its checksum differs).
+    change is the position in the history of the whole store. equals is the number of an older
+    revision with the same content, on the same page of a history.
     """
 
     model: str
@@ -118,10 +118,11 @@ class Served:
 
 @dataclass(frozen=True)
 class ChosenBy:
-    """The prior whose context or schedule chose another one, and how it came to that.
+    """The prior whose context or schedule chose another one, and why.
 
-    name and revision: of the prior that was asked for. key, value: what of the request, or which
-    rule of the schedule, decided. fallback: why the mapped prior is not the one used; None: it is.
+    name, revision: the prior that the request named. key, value: the key of the request's context
+    and its value, or the rule of the schedule, that decided. fallback: why the mapped prior is not
+    used; None when it is.
     """
 
     name: str | None
@@ -144,7 +145,7 @@ class ChosenBy:
 
 @dataclass(frozen=True)
 class PriorRevision:
-    """A prior resolved for a model, with which requests are answered.
+    """A prior resolved for a model's class list, ready to answer requests with.
 
     name is None for an inline prior; revision is 0 for inline and built-in priors and an unstored
     default. offset is float32 [C], log sigma - log rho, or None when the label frequencies are
@@ -227,4 +228,4 @@ def check_prior_name(name: str) -> str:
 def unknown_prior(name: str, known: Sequence[str]) -> UnknownPrior:
     """The error for an unknown name; it names up to twenty known ones."""
     choices = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
-    return UnknownPrior(f"there is no prior '{name}'; there are {choices}")
+    return UnknownPrior(f"there is no prior '{name}'; expected one of {choices}")

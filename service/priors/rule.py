@@ -16,7 +16,7 @@ from service.contract.members.costs import Decisions
 from service.contract.prior import Prior
 
 CHUNK_CELLS = 1_000_000
-"""Logits that are adjusted at a time: 8 MB of float64."""
+"""How many logits are adjusted at a time: 8 MB of float64."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +78,7 @@ def rank(logits: NDArray[Any], rule: Rule | None, *, temperature: float, top_k: 
 
 
 def best(values: NDArray[Any], k: int) -> NDArray[np.int64]:
-    """Columns [n, k] of each row's k largest values, largest first; ties go to the lower one."""
+    """Indices [n, k] of each row's k largest values, largest first; ties go to the lower index."""
     columns = values.shape[1]
     if 4 * k >= columns:
         return np.argsort(-values, axis=1, kind="stable")[:, :k]

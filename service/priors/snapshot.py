@@ -1,4 +1,4 @@
-"""The stored priors in force, as one immutable snapshot, and their resolution for a model."""
+"""An immutable snapshot of the stored priors in force, and their resolution for a model."""
 
 import hashlib
 import threading
@@ -100,7 +100,7 @@ def resolve_stored(bundle: Bundle, entry: StoredRevision, class_digest: str) -> 
 
 
 def resolve_built_in(bundle: Bundle, name: str) -> PriorRevision:
-    """`uniform`, `training`, or the rule that stands for an unstored `default`."""
+    """`uniform`, `training`, or the rule that applies while no `default` is stored."""
     return resolve(bundle, name, 0, BUILT_IN.get(name, PriorBody()), (name, 0))
 
 
@@ -127,7 +127,7 @@ def content_key(body: object) -> bytes:
 
 @dataclass
 class ByteBoundedCache:
-    """Resolved priors, bounded by max_bytes: the least recently used go first. Thread-safe.
+    """A cache of resolved priors of at most max_bytes, least recently used first out. Thread-safe.
 
     Keys begin with the id of a bundle. The bundle is held beside the value, so that no other
     object can get the same id.
@@ -169,4 +169,4 @@ class ByteBoundedCache:
 
 
 _ENTRY_BYTES = 2000
-"""Rough memory of an entry without its vectors."""
+"""Approximate memory of an entry without its vectors, in bytes."""

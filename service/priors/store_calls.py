@@ -22,7 +22,7 @@ class PriorStore(FeedStore, OrderStore, Protocol):
     """
 
     def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
-        """Apply a change to the newest entry, atomically; what is newest then is returned.
+        """Apply a change to the newest entry, atomically, and return the newest entry afterwards.
 
         Raises StoreUnavailable("behind") when the store lacks change number `after`.
         """
@@ -40,7 +40,7 @@ class PriorStore(FeedStore, OrderStore, Protocol):
 
 
 MAX_WAITING = 1000
-"""Calls that may wait for the thread that reads, and for the one that writes."""
+"""The most calls that may wait for the reading thread, and for the writing thread."""
 
 
 class StoreCalls:

@@ -26,7 +26,7 @@ from service.process.threads import Threads, TooManyWait
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 1000
-"""Announcements that may wait; further ones are dropped and logged."""
+"""The most announcements that may wait; further ones are dropped and logged."""
 ANSWER_SECONDS = 5.0
 PAUSES = (1.0, 4.0, 16.0, 64.0)
 """Seconds before each new attempt."""
@@ -75,7 +75,7 @@ class Webhook:
         except TooManyWait:
             log.error(  # noqa: TRY400 - the traceback says nothing more
                 "revision %d of prior %r of model %r was not announced to --webhook: %d "
-                "announcements are waiting; look whether the receiver answers",
+                "announcements are waiting already; check that the receiver answers",
                 changed.entry.revision, changed.entry.name, changed.entry.model, MAX_WAITING,
             )  # fmt: skip
 

@@ -21,9 +21,9 @@ class Processors:
 
     machine: int
     affinity: int
-    """Processors that the process may run on."""
+    """How many processors the process may run on, by its affinity."""
     quota: float | None
-    """Processors' worth of time that the control group allows; None without a limit."""
+    """How many processors' time the control group allows; None without a limit."""
     quota_source: str
     """The file that sets the quota; empty without a limit."""
 
@@ -102,9 +102,8 @@ def _text(file: Path) -> str:
 def allocate(descriptor: int, offset: int, size: int) -> None:
     """Extend a file by `size` bytes from its end at `offset`, and allocate disk space for them.
 
-    A file that is only made longer has no disk space behind it. Writing to a mapping of it would
-    kill the process with SIGBUS when the disk is full. Raises OSError, and leaves the file as it
-    was.
+    A file that was only made longer has no disk space yet. On a full disk, writing to a mapping of
+    it would kill the process with SIGBUS. Raises OSError, and then leaves the file unchanged.
     """
     try:
         if hasattr(os, "posix_fallocate"):
@@ -118,12 +117,12 @@ def allocate(descriptor: int, offset: int, size: int) -> None:
 
 
 def bound_heaps() -> None:
-    """Let all threads allocate from two heaps, which keep little. Call it before there are threads.
+    """Limit glibc to two heaps that keep little freed memory. Call it before any thread starts.
 
-    glibc opens up to eight heaps a processor, and each keeps freed pages for its own threads. Once
-    a block of up to 32 MiB was freed, blocks of that size come from the heaps, too: they are not
-    returned, and growing one copies it. Here, blocks of 4 MiB and more are always mapped. What the
-    environment has chosen stays.
+    glibc opens up to eight heaps per processor, and each keeps freed pages for its own threads.
+    Once a block of up to 32 MiB has been freed, later blocks of that size come from the heaps, too:
+    their memory is not returned, and growing one copies it. Here, blocks of 4 MiB and more are
+    always mapped. Settings in the environment take precedence.
     """
     wanted = (
         ("MALLOC_ARENA_MAX", _M_ARENA_MAX, 2),

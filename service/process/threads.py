@@ -44,7 +44,7 @@ class Job(Generic[T]):
         self.answer: asyncio.Future[T] = self._loop.create_future()
         self.answer.add_done_callback(_mark_retrieved)
         self.abandoned = False
-        """Nobody waits for the answer; a call that has not begun never will."""
+        """Nobody waits for the answer any more; if the call has not begun, it never will."""
         self.working_since: float | None = None
         """`time.monotonic()` when the call began or resumed; None while it is not running."""
 
@@ -157,7 +157,7 @@ class Threads:
         with self._changed:
             if self._max_bytes is not None and self.bytes and self.bytes + size > self._max_bytes:
                 raise TooManyWait(
-                    f"{self.bytes} bytes wait or are in work; the limit is {self._max_bytes}"
+                    f"{self.bytes} bytes are queued or in progress; the limit is {self._max_bytes}"
                 )
             if self._max_calls is not None and len(self._waiting) >= self._max_calls:
                 raise TooManyWait(f"{len(self._waiting)} calls are waiting, which is the limit")

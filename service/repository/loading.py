@@ -34,7 +34,7 @@ from service.wire.arrays import example_input
 logger = logging.getLogger(__name__)
 
 BURST_ROWS = 64
-"""Rows that may wait even for a slow model, so that a burst of 64 one-row requests is accepted."""
+"""How many rows may wait even for a slow model: a burst of 64 one-row requests is accepted."""
 FLOOD_SHARE = 1 / 30
 """In flood mode, rows may wait for this share of `max_queue_ms`.
 
@@ -50,15 +50,15 @@ FREE_SIZES = (1, 8, 32, 224)
 
 @dataclass(frozen=True)
 class Loader:
-    """How every model version of this process is opened and served.
+    """Opens the model versions of this process, all with the same settings.
 
     provider, device, intra_op_threads: for the session. max_batch_rows: rows of the largest batch,
-    unless the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: bounds of
+    unless the graph takes only one size. max_queued_rows, max_queue_ms, max_queued_bytes: limits of
     the queue, in rows, in time by the measured cost, and in bytes. inline_seconds: a batch below
-    this cost runs on the event loop. recent_rows, recent_bytes: bounds of the sample of recent
+    this cost runs on the event loop. recent_rows, recent_bytes: limits of the sample of recent
     logits. calibrated_source: whether models with an estimation block are adjusted with it.
-    metrics: where versions are counted. tracer_of: the tracer of a version; None: no traces.
-    answers: where answers are kept for feedback.
+    metrics: counts the requests of versions. tracer_of: returns the tracer of a version; None: no
+    traces. answers: keeps answers for feedback.
     """
 
     provider: str
@@ -193,7 +193,8 @@ def _largest_batch(graph: graphs.Graph, bundle: Bundle, configured: int) -> int:
 def _has_one_cost(bundle: Bundle) -> bool:
     """Whether every row costs the same as the rows of the warm-up.
 
-    A text or a row of free size may be far longer, so its batches never run on the event loop.
+    Where rows are texts or of free size, one may be far longer. Such a model's batches never run on
+    the event loop.
     """
     specs = bundle.input.columns or (bundle.input,)
     return all(spec.kind != "text" and None not in spec.shape[1:] for spec in specs)
@@ -226,7 +227,7 @@ def _warm(
 def queue_bounds(
     seconds_of_row: float, max_queue_ms: float, *, full_batch: int
 ) -> tuple[int | None, int | None]:
-    """Rows that may wait when a request arrives, and the same while requests are refused."""
+    """(rows that may wait when a request arrives, this limit while requests are being refused)."""
     return (
         _most_waiting(seconds_of_row, max_queue_ms, floor=BURST_ROWS),
         _most_waiting(seconds_of_row, max_queue_ms * FLOOD_SHARE, floor=full_batch),

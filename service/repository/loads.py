@@ -20,7 +20,7 @@ Key = tuple[str, int]
 """A model's name and its version."""
 
 AT_ONCE = (os.cpu_count() or 1) + 4
-"""The most loads that run at once. Each spends part of its time waiting for a disk or a process."""
+"""The most loads that run at once. A load spends part of its time waiting for disk or a process."""
 _LATE_SECONDS = 1.0
 
 
@@ -142,8 +142,7 @@ class Loads(Generic[T]):
         self._threads.close(drop=True)
 
     def _watch(self, load: Load[T], job: Job[T], seconds: float, due: float | None = None) -> None:
-        """Give the load up once it has worked for `seconds`; until then, check again when that is
-        due.
+        """Abandon the load once it has worked for `seconds`; before that, plan the next check.
 
         due: the loop's time for which this call was planned. If the call comes late, the whole
         process was stopped (SIGSTOP, a paused container), and the load's time starts again.

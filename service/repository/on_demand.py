@@ -9,9 +9,9 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 FILE_FACTOR = 2
-"""ONNX Runtime keeps a model's weights, and a second form of those that it packs for speed."""
+"""Memory per byte of weights: ONNX Runtime also keeps a copy of those that it packs for speed."""
 SESSION_BYTES = 3 * 2**20
-"""Memory of a session, its queue and its counters besides the weights."""
+"""Memory of a session, its queue and its counters, without the weights, in bytes."""
 
 
 class UnknownModel(LookupError):
@@ -19,18 +19,19 @@ class UnknownModel(LookupError):
 
 
 class ModelRests(UnknownModel):
-    """The model is in the folder and is loaded when it is needed: await `load()`, then try again.
-
+    """The model is in the folder but not loaded yet: await `load()`, then try again.
     `load()` raises UnknownModel when the model cannot be loaded.
     """
 
     def __init__(self, name: str, load: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        super().__init__(f"model '{name}' is not loaded; a request that names it loads it")
+        super().__init__(
+            f"model '{name}' is not loaded now; the next request that names it loads it"
+        )
         self.load = load
 
 
 class OnDemand:
-    """The models that rest, and the sizes of those that are loaded, least recently used first."""
+    """Tracks which models rest (are not loaded), and the sizes and last use of the others."""
 
     def __init__(self, max_bytes: int) -> None:
         """max_bytes: how much the loaded models may take together, by `size_of`."""
@@ -49,9 +50,9 @@ class OnDemand:
         self._loaded.move_to_end(name)
 
     def let_go(self, *, keep: Iterable[str]) -> list[str]:
-        """Choose the models that must rest, so that the others are within the bound.
+        """Choose models to unload, least recently used first, until the others fit the limit.
 
-        keep: models that stay in any case; they may be larger than the bound.
+        keep: models that stay in any case, even if they exceed the limit.
         """
         stay = set(keep)
         left, chosen = sum(self._loaded.values()), []
@@ -64,11 +65,11 @@ class OnDemand:
         for name in chosen:
             del self._loaded[name]
             self.resting.add(name)
-            logger.info("model %s is let go until a request needs it (--max-loaded-mib)", name)
+            logger.info("model %s is unloaded until a request needs it (--max-loaded-mib)", name)
         return chosen
 
     def settle(self, name: str, *, is_loaded: bool) -> None:
-        """Note how the load or unload of a model ended. One that failed does not rest."""
+        """Note how the load or unload of a model ended. A model whose load failed does not rest."""
         self.resting.discard(name)
         if not is_loaded:
             self._loaded.pop(name, None)

@@ -19,7 +19,7 @@ _REASONS = {Overloaded: "overloaded", DeadlinePassed: "deadline", Abandoned: "ab
 
 
 class ModelRecord:
-    """Where a batcher reports what it did (service/batching/work.py, Record)."""
+    """Receives the reports of a batcher (`Record` in `service/batching/work.py`)."""
 
     def __init__(self, metrics: ModelMetrics, recent: LogitReservoir, stream: Stream) -> None:
         self._metrics, self._recent, self._stream = metrics, recent, stream
@@ -65,7 +65,7 @@ class ModelRecord:
 
 
 def ranking_of(facts: BatchFacts) -> Ranking:
-    """The answers of a batch, and the prior and tau of each."""
+    """The answers of a batch with the prior and tau of each, for the tracker."""
     settings = []
     for piece in facts.pieces:
         work = piece.entry.work
@@ -86,7 +86,7 @@ _new = tuple.__new__
 
 
 def keeper(answers: VersionAnswers) -> Callable[[Sequence[Entry]], None]:
-    """A function that notes the answers of finished entries; explorations are no answers."""
+    """A function that notes the answers of finished entries, except those of `/adjust`."""
     note, noted = answers.note, answers.noted
 
     def answered(entries: Sequence[Entry]) -> None:

@@ -17,7 +17,7 @@ _PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def read_report(folder: Path) -> dict[str, Any]:
-    """The object of report.json; empty where there is none that can be read and written again."""
+    """The object in report.json; empty where the file is missing or unusable, which is logged."""
     path = folder / "report.json"
     if not path.is_file():
         return {}
@@ -27,19 +27,19 @@ def read_report(folder: Path) -> dict[str, Any]:
     else:
         try:
             found = orjson.loads(path.read_bytes())
-            orjson.dumps(found)  # fails where it could not be answered either
+            orjson.dumps(found)  # raises for what an answer could not hold
         except (ValueError, TypeError) as error:  # the latter for what is nested too deeply
             why = str(error)
         else:
             if isinstance(found, dict):
                 return found
-            why = "it is no JSON object"
-    logger.warning("%s is not shown: %s", path, why)
+            why = "it is not a JSON object"
+    logger.warning("the report %s is not shown: %s", path, why)
     return {}
 
 
 def sample_pictures(report: dict[str, Any]) -> dict[int, bytes]:
-    """The PNG files of a report's samples by number, from 1. A report may be anybody's."""
+    """The PNG files of a report's samples by number, from 1; anything else is ignored."""
     found = {}
     for number, sample in _samples(report):
         png = sample.get("png")

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 class OtherWorkerFailed(RuntimeError):
-    """This worker has carried out an order for a model, and another one could not."""
+    """This worker has carried out an order for a model, but another worker could not."""
 
 
 class NoRollout(ValueError):
@@ -40,7 +40,7 @@ class ModelFailed(ValueError):
 Loaded = Mapping[str, Mapping[int, ServedModel]]
 _UNLOADED = "it was unloaded while it was loading"
 _MAX_REASON = 4000
-"""Characters of a reason that others are told: a report of faults may quote a whole file."""
+"""The most characters of a reason shown to other workers: it may quote a whole file."""
 _MAX_OUTCOMES = 256
 
 
@@ -67,10 +67,10 @@ class Repository:
         what it returns is called on the event loop and makes the served model. keep_versions: how
         many of the newest versions serve. load_seconds: how long a load may take. default_model:
         the model of `/predict`. rollout: the share of requests that a new version gets at first; 1:
-        all. max_loaded_bytes: about how much the loaded models may take; the others are loaded when
-        a request names them, and the least recently used are let go. 0: every model is loaded.
-        orders: the way to every worker; None: orders stay in this process. refresh: brings
-        the folder up to date with where it is copied from. retired: called
+        all. max_loaded_bytes: approximate limit on the memory of loaded models; others are loaded
+        when a request names them, and the least recently used are unloaded. 0: no limit.
+        orders: sends orders to every worker; None: orders stay in this process. refresh: brings
+        the folder up to date with the store that it mirrors. retired: called
         with each version that no longer serves.
         """
         self._folder, self._prepare, self._keep = folder, prepare, keep_versions
@@ -83,11 +83,11 @@ class Repository:
         self._waking: dict[str, asyncio.Task[None]] = {}
         self._channel = orders
         self._orders: dict[str, ModelOrder] = {}
-        """By model, the newest order; carried out or not."""
+        """By model, the newest order, whether carried out or not."""
         self._outcomes: OrderedDict[int, asyncio.Task[None]] = OrderedDict()
-        """By change number: what became of the last orders here."""
+        """By change number: the outcome of the last orders in this worker."""
         self._carried_out: dict[str, tuple[int, str | None]] = {}
-        """By model: the newest order that was carried out here, and why it could not be."""
+        """By model: the newest order that this worker dealt with, and its error if it failed."""
         self._begun = False
         if orders is not None:
             orders.follow(self.obey)
@@ -157,7 +157,7 @@ class Repository:
 
     @property
     def wanted_default(self) -> str | None:
-        """The default model that was ordered, or else set; it may not be there."""
+        """The default model by order, else by the setting; it may not exist."""
         order = self._orders.get(SERVICE)
         return self._set_default if order is None else order.wish.default_model or self._set_default
 
@@ -170,12 +170,12 @@ class Repository:
         return self._orders.get(name)
 
     def wish(self, name: str) -> Wish:
-        """What is wanted of a model."""
+        """The desired state of a model."""
         order = self._orders.get(name)
         return AS_SET if order is None else order.wish
 
     def newest(self) -> list[ServedModel]:
-        """Of each model the version that answers by default: the newest, unless it is on trial."""
+        """The default version of each model: the newest that is not on trial."""
         return [next(iter(by_version.values())) for by_version in self._loaded.values()]
 
     def names_on_disk(self) -> list[str]:
@@ -224,7 +224,7 @@ class Repository:
         await asyncio.to_thread(return_memory)
 
     def _to_load(self) -> list[str]:
-        """The models to load now: all, or with a bound the default one and those loaded before."""
+        """The models to load now: all, or under a limit the default one and those loaded before."""
         wanted = self._wanted()
         if self._on_demand is None:
             return wanted
@@ -232,14 +232,14 @@ class Repository:
         return [name for name in wanted if name in {*self._loaded, *self._pinned()}]
 
     def _pinned(self) -> list[str]:
-        """The default model, if there is one: it is never let go."""
+        """The default model, if there is one: it is never unloaded to make room."""
         try:
             return [self.default_name()]
         except UnknownModel:
             return []
 
     async def _wake(self, name: str) -> None:
-        """Load a model that rests, once for all who wait. Raises UnknownModel with the reason."""
+        """Load a model that rests, once for all waiting requests. Raises UnknownModel."""
         task = self._waking.get(name)
         if task is None:
             task = self._waking[name] = asyncio.get_running_loop().create_task(self._woken(name))
@@ -266,9 +266,9 @@ class Repository:
     # ---- orders, which every worker carries out
 
     async def load(self, name: str, *, by: str = "") -> None:
-        """Have every worker load the newest versions of a model, and retire those gone.
+        """Have every worker load the newest versions of a model, and retire deleted ones.
 
-        Raises UnknownModel, ModelFailed (the versions that served go on), OtherWorkerFailed and
+        Raises UnknownModel, ModelFailed (older versions keep serving), OtherWorkerFailed and
         StoreUnavailable.
         """
         if self._refresh_folder is not None:
@@ -278,7 +278,7 @@ class Repository:
         await self._give(name, wishes.load, by)
 
     async def unload(self, name: str, *, by: str = "") -> None:
-        """Have every worker stop serving and loading a model; requests that hold it are finished.
+        """Have every worker stop serving and loading a model; requests in progress are finished.
 
         Raises UnknownModel, OtherWorkerFailed and StoreUnavailable.
         """
@@ -295,7 +295,7 @@ class Repository:
         await self._give(name, change, by)
 
     async def make_default(self, name: str | None, *, by: str) -> None:
-        """Make a model the one of `/predict` in every worker; None: the one that was set."""
+        """Make a model the default one in every worker; None: go back to the setting."""
         await self._give(SERVICE, partial(wishes.make_default, name=name), by)
 
     async def start_rollout(self, name: str, version: int, share: float, *, by: str) -> None:
@@ -306,7 +306,7 @@ class Repository:
             older = f"there is {', '.join(map(str, there))}"
             raise NoRollout(
                 f"version {version} of model '{name}' cannot be on trial: it must be in the folder "
-                f"and have an older version beside it; {older}"
+                f"together with an older version; {older}"
             )
         stable = max(each for each in there if each < version)
         await self._give(
@@ -355,8 +355,8 @@ class Repository:
                 f"{each.replica} (process {each.pid}): {each.error}" for each in failed
             )
             raise OtherWorkerFailed(
-                f"this worker has carried out the order for '{name[:80]}' and another could not; "
-                f"try again, or restart it: {told[:_MAX_REASON]}"
+                f"this worker has carried out the order for '{name[:80]}', but another could not; "
+                f"try again, or restart that worker: {told[:_MAX_REASON]}"
             )
 
     async def _carry_out(self, order: ModelOrder) -> None:
@@ -384,7 +384,7 @@ class Repository:
             return
         if self._refresh_folder is not None:
             await self._refresh_folder()
-        if not self._is_on_disk(name):  # not yet here, or no more
+        if not self._is_on_disk(name):  # not copied here yet, or deleted
             raise UnknownModel(f"no model '{name[:80]}' in the repository of this worker")
         stopped = await self._refreshed(name)
         if stopped is not None:
@@ -414,10 +414,10 @@ class Repository:
             if change(wish) != wish:
                 await self._channel.give(name, change, by="rollout")
         except StoreUnavailable as error:
-            logger.warning("version %d of %s is not put on trial now: %s", there[-1], name, error)
+            logger.warning("version %d of %s could not be put on trial: %s", there[-1], name, error)
 
     def _report(self) -> None:
-        """Tell the other workers what this one serves, once it has begun."""
+        """Report what this worker serves to the others, once it has started."""
         if self._channel is None or not self._begun:
             return
         names = {*self._loaded, *self._carried_out} or {SERVICE}
@@ -451,7 +451,7 @@ class Repository:
             tell(stop, reason)
 
     def prepare_with(self, prepare: "Callable[[Path], Callable[[], ServedModel]]") -> None:
-        """Open later versions in another way; those that serve stay as they are."""
+        """Open versions from now on with `prepare`; those that serve stay as they are."""
         self._prepare = prepare
 
     async def close(self) -> None:
@@ -480,7 +480,7 @@ class Repository:
                     self._let_go(keep=name)
 
     def _reserve(self, name: str) -> None:
-        """Let models go until this one fits, which is about to be loaded."""
+        """Unload models until this one, which is about to be loaded, fits."""
         if self._on_demand is not None:
             newest = self._versions(name)[: self.wish(name).keep_versions or self._keep]
             folders = (self._folder / name / str(version) for version in newest)
@@ -488,7 +488,7 @@ class Repository:
             self._let_go(keep=name)
 
     def _let_go(self, *, keep: str) -> None:
-        """Let models go until the others are within the bound.
+        """Unload models until the others fit the limit.
 
         The default model, models that are loading and models that a request holds stay.
         """
@@ -545,7 +545,7 @@ class Repository:
         return None
 
     def _unserve(self, name: str) -> None:
-        """Serve a model no longer, and do not load it on demand either."""
+        """Stop serving a model, and do not load it on demand either."""
         self._swap(name, {})
         if self._on_demand is not None:
             self._on_demand.settle(name, is_loaded=False)
@@ -568,7 +568,7 @@ class Repository:
 
 
 def _on_trial(chosen: dict[int, ServedModel], wish: Wish) -> dict[int, ServedModel]:
-    """The versions with the one that answers by default first, and its trial set."""
+    """The versions in order, the default first, with its `trial` set from the wish."""
     rollout = wish.rollout
     candidate = None if rollout is None else chosen.get(rollout.version)
     stable = [model for model in chosen.values() if model is not candidate]

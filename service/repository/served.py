@@ -63,11 +63,11 @@ class ServedModel:
     report: dict[str, object] = field(default_factory=dict)
     infer_forms: dict[bytes, Any] = field(default_factory=dict)
     row_seconds: float = 0.0
-    """Measured seconds of a row in a full batch."""
+    """Measured seconds per row in a full batch."""
     full_batch: int = 1
     """Rows of a full batch."""
     trial: Trial | None = None
-    """The version on trial, where this one answers by default and there is one."""
+    """The version on trial beside this one; only the default version has one."""
     class_json: ClassJson = field(init=False)
     short_json: ShortJson = field(init=False)
     source_warnings: tuple[str, ...] = field(init=False)
@@ -80,10 +80,10 @@ class ServedModel:
         self.source_warnings = source_warnings(self.bundle)
 
     def far_inputs(self, entries: Sequence[Entry]) -> list[str | None] | None:
-        """A warning for each request whose inputs are far from those of training.
+        """A warning for each request whose inputs are far from those of training, else None.
 
-        None where there is none, or where nothing is known of the inputs of training. entries:
-        scored in one graph call.
+        Returns None if no request needs one or model.json has no input statistics. entries: the
+        requests of one graph call, with their scores.
         """
         familiarity, features = self.graph.familiarity, entries[0].outputs.features
         if familiarity is None or features is None:

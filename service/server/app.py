@@ -69,7 +69,7 @@ logger = logging.getLogger(__name__)
 
 VERSION = "0.1.0"
 URL_POLL_SECONDS = 30.0
-"""Pause between two looks at a URL of models, unless --models-poll-seconds is set."""
+"""Seconds between two polls of a URL of models, unless --models-poll-seconds is set."""
 GRPC_STOP_SECONDS = 10.0
 """Seconds that running gRPC calls get at shutdown. HTTP requests are finished before that."""
 
@@ -94,7 +94,7 @@ class Service:
     ) -> None:
         """Build the service, which counts its metrics in `run_folder`.
 
-                replaces: how the worker before this one ended, where there was one.
+        replaces: how the worker before this one ended; empty for the first.
         owns_process: whether the process may be ended when it hangs.
         """
         check_paths(settings)
@@ -412,7 +412,7 @@ class Service:
         if self.webhook is not None:
             self.webhook.announce(changed)
 
-    # -- models from a URL, and new versions without being told
+    # -- models from a URL, and polling for new versions
 
     def _models_folder(self) -> Path:
         return Path(self.settings.models) if self.mirror is None else self.mirror.folder
@@ -422,13 +422,15 @@ class Service:
         return prepare if self.mirror is None else self.mirror.loading(prepare)
 
     async def _refresh_mirror(self) -> None:
-        """Bring the local copy up to date; while the store is away, what was copied serves."""
+        """Bring the local copy up to date; while the store is away, the existing copy serves."""
         if self.mirror is None:
             return
         try:
             await asyncio.to_thread(self.mirror.refresh)
         except RemoteUnavailable as error:
-            logger.warning("new versions are not looked for: %s", error)
+            logger.warning(
+                "cannot look for new versions, so the copied ones keep serving: %s", error
+            )
 
     @property
     def _poll_seconds(self) -> float:
@@ -440,10 +442,10 @@ class Service:
             try:
                 await self.repository.load_all()
             except Exception:
-                logger.exception("looking for new versions failed; trying again")
+                logger.exception("looking for new versions failed; the next poll tries again")
 
     async def _load_named(self, request: Request) -> None:
-        """Load the model of a path, if it rests and the caller may call this service at all."""
+        """Load the model that a path names, if it rests and the caller may use the service."""
         name = request.path_params.get("model")
         if name is None or request.scope["path"].endswith(("/load", "/unload")):
             return
@@ -453,7 +455,7 @@ class Service:
         except ModelRests as rests:
             await rests.load()
         except UnknownModel:
-            pass  # the route says so, in its own form
+            pass  # the route answers with this error in its own format
 
     def _retired(self, bundle: Bundle) -> None:
         if self.mirror is not None:
@@ -469,7 +471,7 @@ class Service:
             return None
 
     def _sample(self, bundle: Bundle) -> Any | None:
-        """Return an input of the model's report where everybody may see one."""
+        """Return a sample input from the model's report, if anyone may see it."""
         if not self.access.open_to_all:
             return None
         try:
@@ -504,7 +506,7 @@ class Service:
         return sum(batcher.queued_rows for batcher in self._batchers())
 
     def reconfigure(self, settings: Settings) -> None:
-        """Take over the bound of the queues in time, for models that serve and for later ones."""
+        """Apply a new `max_queue_ms` to models that serve and to those loaded later."""
         self.settings = settings
         for by_version in self.repository.all().values():
             for model in by_version.values():
@@ -522,7 +524,7 @@ class Service:
 
     @property
     def unready(self) -> str | None:
-        """Why the service takes no requests, as /health/ready says; None while it does."""
+        """Why the service accepts no requests, for /health/ready; None while it does."""
         return self._why_not_ready()
 
     def _why_not_live(self) -> str | None:
@@ -562,13 +564,13 @@ class Service:
         return "; ".join(filter(None, reasons)) or None
 
     def _readiness(self) -> Iterator[Gauge]:
-        """What /health/ready says, for those who see metrics alone."""
+        """The state of /health/ready as gauges."""
         ready = self._why_not_ready() is None
         yield "priordial_ready", {}, float(ready)
         yield "priordial_degraded", {}, float(ready and self._why_degraded() is not None)
 
     def _check_default_model(self) -> None:
-        """Raise InvalidSetting when --default-model is the name of no model."""
+        """Raise InvalidSetting when no model has the name of --default-model."""
         default, names = self.settings.default_model, self.repository.names_on_disk()
         if default is None or default in names or self.settings.allow_no_models:
             return

@@ -29,8 +29,8 @@ class Application:
     `--grpc-port`, and changes nothing of the process: not the collector, the interpreter's switch
     interval, the allocator or the logging. A hang turns liveness red and does not end the process.
 
-    `port`, `workers` and `drain_seconds` belong to the server and are not used, nor is `host` but
-    for those two ports. Without keys, only requests that arrive on a loopback address or a Unix
+    `port`, `workers` and `drain_seconds` belong to the server and are ignored; `host` is used for
+    those two ports only. Without keys, only requests that arrive on a loopback address or a Unix
     socket are answered, unless `allow_anonymous` is set. With several processes, each has models
     of its own.
     """

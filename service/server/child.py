@@ -1,4 +1,4 @@
-"""A worker from its supervisor's point of view: a child process, and the line to it."""
+"""A worker from its supervisor's point of view: a child process, and the socket to it."""
 
 import asyncio
 import logging
@@ -30,7 +30,7 @@ class WorkerProcess:
         self.unready: str | None = None
         """Why it was not ready then, as it said itself; None where it was."""
         self.refused: str | None = None
-        """Why the worker refuses to serve, as it said itself; None while it does not refuse."""
+        """The worker's own reason for refusing to serve; None unless it refuses."""
 
     @classmethod
     async def start(cls, place: Place) -> "WorkerProcess":

@@ -1,4 +1,4 @@
-"""How many connections each process has, of those that share a port."""
+"""The number of connections of each of the processes that share a port."""
 
 import logging
 import mmap
@@ -46,7 +46,7 @@ def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
         return ConnectionCounts(folder, slots)
     except OSError as error:
         logger.warning(
-            "connections are shared unevenly between workers, because %s cannot be written: %s; "
+            "connections are spread unevenly over the workers, because %s cannot be written: %s; "
             "make room there and restart",
             folder,
             error.strerror or error,

@@ -31,8 +31,8 @@ _AT_ONCE = 256
 class FairServer(uvicorn.Server):
     """A uvicorn server on a bound socket, which other processes may share.
 
-    `counts` holds the connections of each process, and `slot` is this one's place in it. Without
-    `counts` the process accepts as if it were alone.
+    counts: the number of connections of each process; None: this process is the only one.
+    slot: this process's index in `counts`.
     """
 
     def __init__(
@@ -43,9 +43,7 @@ class FairServer(uvicorn.Server):
         self._acceptors: list[_Acceptor] = []
 
     def appear(self) -> None:
-        """Show the other workers that this one is about to accept, so that they leave it
-        its share.
-        """
+        """Announce to the other workers that this one is about to accept its share."""
         self._count()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

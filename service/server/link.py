@@ -19,7 +19,7 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 MAX_FRAME_BYTES = 2**20
-"""The reader drops a longer message. Writers shorten what they quote, so this does not happen."""
+"""The longest message. The reader drops longer ones; writers shorten quotations to stay below."""
 _MAX_REASON = 4000
 _LENGTH = struct.Struct("!I")
 _SKIP_BYTES = 2**16
@@ -27,9 +27,7 @@ _SKIP_BYTES = 2**16
 
 @dataclass(frozen=True)
 class Place:
-    """The first message of a supervisor to a worker: its slot and everything that it
-    starts from.
-    """
+    """The first message of a supervisor to a worker: its slot, its settings and its resources."""
 
     slot: int
     run_folder: str
@@ -57,7 +55,7 @@ def encoded(message: dict[str, Any]) -> bytes:
 
 
 def cut(reason: str) -> str:
-    """Shorten a reason for the line, since a validation report may quote a whole file."""
+    """Shorten a reason to fit a message, since a validation report may quote a whole file."""
     if len(reason) <= _MAX_REASON:
         return reason
     return f"{reason[:_MAX_REASON]}… (and {len(reason) - _MAX_REASON} more characters)"

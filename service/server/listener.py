@@ -33,7 +33,7 @@ def listen(listener: socket.socket, backlog: int) -> None:
         host, port = listener.getsockname()[:2]
         raise PortTaken(
             f"cannot listen on {host}:{port}: {error.strerror}; choose another --port, or end the "
-            "process that has it"
+            "process that uses it"
         ) from None
 
 

@@ -17,7 +17,7 @@ def serve(settings: Settings) -> int:
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:
-        advice = "choose another --host or --port, or end the process that has it"
+        advice = "choose another --host or --port, or end the process that uses it"
         if isinstance(error, socket.gaierror):
             advice = "expected an address of this machine or its name in --host"
         return refuse(

@@ -55,7 +55,7 @@ BACKLOG = 2048
 GC_ALLOCATIONS = 20_000
 SWITCH_SECONDS = 1e-4
 FINISH_SECONDS = 30
-"""Seconds that the last requests may take once no more are accepted."""
+"""Seconds for the last requests to finish once no more are accepted."""
 
 
 def serve_alone(settings: Settings, listener: socket.socket) -> int:
@@ -198,7 +198,7 @@ class _Serving:
             await self._service.stop()
 
     def _say_ready(self) -> None:
-        """Log the address, and that there is nothing to serve yet where that is so."""
+        """Log the address, and why the service is not ready if it is not."""
         unready = self._service.unready
         if self._link is not None:
             self._link.listens(unready)  # the supervisor logs it once for all workers

@@ -118,7 +118,7 @@ class _Supervisor:
             steady = served is not None and served > STEADY_SECONDS
             delay = 0.0 if steady else min(MAX_DELAY_SECONDS, max(FIRST_DELAY_SECONDS, 2 * delay))
             if ending.pid is None:
-                logger.error("worker %d %s; trying again in %g s", slot, ending.reason, delay)
+                logger.error("worker %d %s; next attempt in %g s", slot, ending.reason, delay)
             else:
                 replaces = ending.replaces
                 logger.error(
@@ -141,7 +141,7 @@ class _Supervisor:
             status = await self._attend(worker)
         except Exception as error:
             logger.exception(
-                "the supervisor failed to follow worker %d (process %d), and kills it",
+                "the supervisor lost track of worker %d (process %d) and kills it",
                 slot,
                 worker.pid,
             )
@@ -191,7 +191,7 @@ class _Supervisor:
         return await worker.wait()
 
     def _is_served(self) -> bool:
-        """Whether a worker serves: then another that cannot start ends nothing."""
+        """Whether a worker serves: then another one's failure to start does not end the service."""
         return any(worker.listens_at is not None for worker in self._workers.values())
 
     def _set_absent(self, slot: int) -> None:

@@ -39,7 +39,7 @@ class Watchdog:
         """Watch from `start` on.
 
         busy: yields the name of each kind of work, and the clock's time when it began (None: idle).
-        lost: says what is lost for good, so that only a new process can go on; None: nothing.
+        lost: returns what is lost for good and needs a new process; None: nothing.
         end: called with the exit status; None leaves the process alone and turns liveness red.
         """
         self._busy, self._hang_seconds, self._end = busy, hang_seconds, end
@@ -64,7 +64,7 @@ class Watchdog:
             self._timer.cancel()
 
     def look(self) -> str | None:
-        """Return what hangs now, in words, or None.
+        """Return a description of what hangs now, or None.
 
         If the watchdog itself was stopped since the last call, all times start again.
         """
@@ -88,7 +88,7 @@ class Watchdog:
             hung = self.look()
             if hung is None:
                 if self.hung is not None:
-                    logger.warning("there is progress again, after: %s", self.hung)
+                    logger.warning("working again; before: %s", self.hung)
                 self.hung = None
                 continue
             if self.hung is None:

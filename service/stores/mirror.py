@@ -1,7 +1,7 @@
 """A bounded local copy of a remote models folder, shared by the workers of a machine.
 
-The copy looks like any models folder. `refresh` writes the model.json of every version; the other
-files of a version come when it is loaded, each under its own name only once its sha256 is right.
+The copy looks like any models folder. `refresh` writes the model.json of every version. The other
+files of a version are fetched when it is loaded; each gets its name only once its sha256 is right.
 """
 
 import contextlib
@@ -54,9 +54,9 @@ class Mirror:
     """The local copy. Its calls block; they may come from several threads and processes."""
 
     def __init__(self, remote: RemoteFolder, folder: Path | None, *, max_bytes: int) -> None:
-        """Make a copy in `folder`, by default one in the temporary folder that belongs to the URL.
+        """Use `folder` for the copy; None: one in the temporary folder, named after the URL.
 
-        max_bytes: of the files of all versions together. Raises OSError.
+        max_bytes: the most bytes of the files of all versions together. Raises OSError.
         """
         if folder is None:
             name = hashlib.sha256(remote.url.encode()).hexdigest()[:16]
@@ -91,7 +91,7 @@ class Mirror:
         self.fault = None
 
     def loading(self, prepare: Callable[[Path], T]) -> Callable[[Path], T]:
-        """`prepare` for a version's folder, preceded by fetching its files."""
+        """A function that fetches the files of a version's folder and then calls `prepare`."""
 
         def fetched(folder: Path) -> T:
             self.fetch(folder)
@@ -139,7 +139,7 @@ class Mirror:
             try:
                 content = self._remote.read(manifest, at_most=MAX_MANIFEST_BYTES)
             except ChangedUnderway as error:
-                logger.error("%s", error)  # noqa: TRY400 - the words say it
+                logger.error("%s", error)  # noqa: TRY400 - the message is enough
                 continue
             self._put(folder, content)
             tags[manifest.path] = manifest.tag
@@ -193,7 +193,7 @@ class Mirror:
             part.replace(target)
 
     def _make_room(self, needed: int, key: tuple[str, int]) -> None:
-        """Evict the versions that nobody serves, the longest unused first. Raises NoRoom."""
+        """Evict versions that no process serves, the longest unused first. Raises NoRoom."""
         if not needed:
             return
         sizes = {folder: _size(folder) for folder in self._versions()}
@@ -205,7 +205,7 @@ class Mirror:
                 free += sizes[folder] - _size(folder)
         if free < needed:
             raise NoRoom(
-                f"model '{key[0]}' version {key[1]} needs {needed / 2**20:.1f} MiB, and "
+                f"model '{key[0]}' version {key[1]} needs {needed / 2**20:.1f} MiB, but only "
                 f"{max(0, free) / 2**20:.1f} MiB are left beside the versions that serve: raise "
                 "--models-cache-mib or lower --keep-versions"
             )
@@ -229,7 +229,7 @@ class Mirror:
 
     @contextlib.contextmanager
     def _alone(self, folder: Path | None = None) -> Iterator[None]:
-        """Hold off the other processes that share the copy, or a version of it."""
+        """Exclude other processes from the shared copy, or from one version of it."""
         place = self.folder if folder is None else folder
         with (place / _LOCK).open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
@@ -237,7 +237,7 @@ class Mirror:
 
 
 def _evicted(folder: Path) -> bool:
-    """Delete a version's files but its model.json, unless a process holds it."""
+    """Delete a version's files except model.json, unless a process holds the version."""
     with contextlib.suppress(OSError), (folder / _IN_USE).open("w") as mark:
         fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         for path in folder.rglob("*"):

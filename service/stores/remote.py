@@ -21,11 +21,11 @@ class InvalidModelsUrl(ValueError):
 
 
 class RemoteUnavailable(RuntimeError):
-    """The object store does not answer, or not with what was asked for."""
+    """The object store does not answer, or answers with an error."""
 
 
 class ChangedUnderway(ValueError):
-    """A file is not the one that model.json names, or larger than the store had said."""
+    """A file changed while it was read: its digest or its size is not the announced one."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +64,11 @@ class RemoteFolder:
             ) from None
 
     def listing(self) -> Listing:
-        """Every complete version that is there now."""
+        """Every complete version in the store now."""
         with _typed(self.url):
             self._files.invalidate_cache()
             found = self._files.find(self._root, detail=True)
-            if self.url.startswith("http"):  # a page of links tells neither size nor ETag
+            if self.url.startswith("http"):  # a page of links has neither sizes nor ETags
                 found = {path: self._files.info(path) for path in found}
         versions: dict[tuple[str, int], dict[str, RemoteFile]] = {}
         for path, info in found.items():
@@ -105,7 +105,7 @@ class RemoteFolder:
                     copy.write(piece)
                 copy.flush()
             if digest is not None and hashed.hexdigest() != digest.lower():
-                raise ChangedUnderway(f"{file.path}: its sha256 is not the one in {MANIFEST_FILE}")
+                raise ChangedUnderway(f"{file.path}: its sha256 is not that of {MANIFEST_FILE}")
         except BaseException:
             target.unlink(missing_ok=True)
             raise
@@ -134,7 +134,7 @@ def _options(scheme: str) -> dict[str, Any]:
 
 
 def _tag(info: Mapping[str, Any]) -> str:
-    """What changes when a file does: its ETag, or else the best that the store tells."""
+    """A text that changes when the file does: its ETag, else the best substitute of the store."""
     for name in ("ETag", "etag", "generation", "blob_id", "content_settings", "md5"):
         if info.get(name):
             return str(info[name])

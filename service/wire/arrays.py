@@ -21,11 +21,11 @@ from service.wire.shown import shape_words, short
 
 Array = NDArray[Any]
 MAX_TEXT_CHARACTERS = 20_000
-"""Characters of one text: a graph that splits texts into words pads every row of a batch to the
-longest.
+"""The most characters of one text: a graph that splits texts into words pads every row of a batch
+to the longest.
 """
 MAX_TENSOR_BYTES = 256 * 2**20
-"""Largest tensor that is made of a request's values by a conversion."""
+"""The largest tensor that converting a request's values may make."""
 
 
 def array_of(
@@ -33,8 +33,9 @@ def array_of(
 ) -> Array:
     """JSON instances (already decoded) as the model's input tensor [B, …]. Raises InvalidInput.
 
-    are_numbers: the instances hold no string and no boolean, or the body is so short that its
-    strings cannot become a large array. first_row: the number of the first instance, for messages.
+    are_numbers: skip the search for strings and booleans. The caller knows that there are none, or
+    the body is too short for its strings to become a large array. first_row: the number of the
+    first instance, for messages.
     """
     if spec.kind == "text":
         return _text_instances(instances, spec)
@@ -79,7 +80,7 @@ _HEAD_BYTES = 16 * 1024
 
 
 def _array_of_checked(instances: Sequence[Any], spec: InputSpec) -> Array:
-    """The array of instances that may hold anything. Raises Ragged."""
+    """The array of instances whose values are not known to be numbers. Raises Ragged."""
     shape, values = shape_of(list(instances))
     booleans = spec.dtype == "bool" and set(map(type, values)) == {bool}
     if not only_numbers(values) and not booleans:
@@ -118,7 +119,7 @@ def _too_long(row: int, size: str) -> InvalidInput:
 
 
 def _check_categories(strings: Sequence[str], spec: InputSpec) -> None:
-    """Raise InvalidInput for a text that the graph does not know of its column."""
+    """Raise InvalidInput for a text that is not among its column's categories."""
     columns = texts_per_row(spec)
     for column in range(columns):
         values = spec.categories_of(column)
@@ -163,10 +164,10 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
     TooLarge.
 
     Floats become the model's float type and integers may become floats. A float is never made an
-    integer, and no number wraps around. NaN and infinity in an array that is cast are refused, and
-    so are those that the cast makes. In an array that already has the model's type the batcher
-    finds them, for all rows of a batch at once. first_row: the number of the first row, for
-    messages.
+    integer, and no number wraps around. If a cast is needed, NaN and infinity are refused, whether
+    the array held them or the cast made them. An array that already has the model's type is not
+    searched here: the batcher checks all rows of a batch at once. first_row: the number of the
+    first row, for messages.
     """
     if spec.kind == "text":
         return _fitted_text(array, spec)
@@ -220,8 +221,8 @@ def _fitted_with_missing(array: Array, spec: InputSpec, first_row: int) -> Array
 
 
 _SAFE_SQUARES = 1e76
-"""No number whose square is smaller is NaN, infinite, or infinite as float32. The sum of all
-squares says so for a whole array, in a tenth of the time of `cast` and `is_finite`.
+"""If the sum of an array's squares is below this, all its numbers are finite, as float32 too. The
+sum takes a tenth of the time of `cast` and `is_finite`.
 """
 
 
@@ -250,7 +251,7 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
 
 
 def cast(array: Array, dtype: np.dtype[Any]) -> Array:
-    """Numbers converted to another type, where only precision is lost.
+    """Numbers converted to another type; at most precision is lost.
 
     Raises InvalidInput or TooLarge.
     """

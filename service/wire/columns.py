@@ -61,7 +61,9 @@ def rows_of_columns(columns: Any, *, max_rows: int) -> list[dict[str, Any]]:
         shown = ", ".join(f"{name[:40]}: {len(v)}" for name, v in list(columns.items())[:8])
         raise Malformed(f"inputs has columns of different lengths ({shown})")
     if max(lengths) > max_rows:
-        raise TooLarge(f"the columns have more than {max_rows} rows, the most that may wait")
+        raise TooLarge(
+            f"the columns have more than {max_rows} rows, the most that can wait: send fewer"
+        )
     by_row = zip(*columns.values(), strict=True)
     return [dict(zip(columns, values, strict=True)) for values in by_row]
 
@@ -105,7 +107,7 @@ def check_finite_or_missing(array: Array, *, first_row: int = 0) -> None:
 def _column(
     values: list[Any], spec: InputSpec, array_of: Callable[[Sequence[Any], InputSpec], Array]
 ) -> Array:
-    """The tensor [n, …] of one column; a column of one number a row may leave out its list."""
+    """The tensor [n, …] of one column; a single number per row need not be in a list."""
     if len(spec.shape) == 2 and spec.shape[1] in {1, None} and spec.kind != "text":
         values = [value if isinstance(value, list) else [value] for value in values]
     elif len(spec.shape) == 2 and spec.shape[1] == 1:

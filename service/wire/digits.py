@@ -8,7 +8,7 @@ import re
 
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][+-]?[0-9]+)?")
 _MOST_CHARACTERS = 400
-"""Of a decimal number: float() reads no more digits than this into a double."""
+"""The most characters of a decimal number: float() needs no more digits for a double."""
 
 
 def whole_number(text: str | bytes, *, below: int) -> int | None:
@@ -25,7 +25,7 @@ def whole_number(text: str | bytes, *, below: int) -> int | None:
 def decimal_number(text: str) -> float | None:
     """The number that ASCII digits, a sign, a point and an exponent write; None for anything else.
 
-    It is infinite where it is beyond a double.
+    It is infinite where a double cannot hold it.
     """
     if len(text) > _MOST_CHARACTERS or not _DECIMAL.fullmatch(text):
         return None

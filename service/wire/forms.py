@@ -13,7 +13,7 @@ MAX_PARTS = 1_000
 MAX_FIELD_BYTES = 4 * 2**20
 """Bytes of one text field: an inline prior of some hundred thousand classes."""
 _PIECE_BYTES = 256 * 1024
-"""Bytes that the parser gets at once: copying more would hold the interpreter."""
+"""Bytes passed to the parser at a time: copying more would hold the interpreter lock too long."""
 
 logging.getLogger("python_multipart").setLevel(
     logging.ERROR
@@ -21,7 +21,7 @@ logging.getLogger("python_multipart").setLevel(
 
 
 class Form(NamedTuple):
-    """Files in the order in which they came, and (name, text) of the other fields."""
+    """The files in the order of the body, and (name, text) of the other fields."""
 
     files: list[bytearray]
     fields: list[tuple[str, str]]

@@ -16,13 +16,13 @@ from service.wire.faults import InvalidImage, TooLarge
 
 FORMATS = pixels.FORMATS
 MAX_WEBP_PIXELS = 16_000_000
-"""Pixels of the largest WebP image: its decoder hands over all of them in one copy, and holds the
-interpreter for 2 ns a pixel.
+"""The most pixels of a WebP image: its decoder copies all of them at once, which holds the
+interpreter lock for 2 ns a pixel.
 """
 _BASE64_CHARACTERS = 2**20
-"""Characters that are decoded at once, a multiple of four: decoding holds the interpreter."""
+"""Base64 characters decoded at a time, a multiple of four: decoding holds the interpreter lock."""
 MAX_REQUEST_PIXELS = 500_000_000
-"""Pixels of all images of one request together."""
+"""The most pixels of all images of one request together."""
 
 pixels.load_decoders()  # otherwise the first image would wait until Pillow is imported
 
@@ -42,8 +42,8 @@ def image_array(images: Sequence[bytes | bytearray | str], spec: InputSpec) -> N
             total += image.width * image.height
             if image.format == "WEBP" and image.width * image.height > MAX_WEBP_PIXELS:
                 raise InvalidImage(
-                    f"image {row} has {image.width} × {image.height} pixels; of WebP at most "
-                    f"{MAX_WEBP_PIXELS} are decoded"
+                    f"image {row} has {image.width} × {image.height} pixels; a WebP image may have "
+                    f"at most {MAX_WEBP_PIXELS}: send a smaller one, or PNG or JPEG"
                 )
             if total > MAX_REQUEST_PIXELS:
                 raise InvalidImage(

@@ -4,10 +4,9 @@ a slice of rows at a time.
 A short body that holds nothing but numbers is read by simdjson, which writes them into one buffer:
 orjson makes a Python object of each, and NumPy reads them one by one.
 
-Of a long body, the JSON decoder holds the interpreter until it returns. Decoded whole, tens of
-megabytes would stop the event loop for a second, whichever thread decodes them. A slice takes a few
-milliseconds, and its values are put into an array before the next slice is decoded, so that memory
-stays small too.
+The JSON decoder holds the interpreter lock until it returns. Decoding tens of megabytes at once
+would stop the event loop for a second, whichever thread does it. A slice takes a few milliseconds.
+Its values are put into an array before the next slice is decoded, which also keeps memory small.
 """
 
 import contextlib
@@ -39,11 +38,11 @@ with contextlib.suppress(ImportError):  # no wheel for this platform: orjson rea
 
 SLICE_BYTES = 128 * 1024
 MAX_ROW_BYTES = 16 * 2**20
-"""The longest text of one row, which is decoded at once."""
+"""The longest JSON text of one row, in bytes: a row is decoded at once."""
 _BLOCK_BYTES = 2**20
 _MAX_STRINGS = 100
 _MAX_ROW_VALUES = 1_000_000
-"""Values of one row where the model does not say how many it takes."""
+"""The most values of one row where the model does not fix their number."""
 _OPENS, _CLOSES, _COMMA = b"["[0], b"]"[0], b","[0]
 _OPENS_OBJECT, _CLOSES_OBJECT = b"{"[0], b"}"[0]
 _QUOTE, _BACKSLASH = b'"'[0], b"\\"[0]
@@ -277,7 +276,9 @@ def _any_rows(body: bytes | bytearray, begin: int, max_rows: int) -> tuple[int, 
         commas = np.flatnonzero(is_comma) + at
         rows += len(commas)
         if rows > max_rows:
-            raise TooLarge(f"the body has more than {max_rows} instances, the most that may wait")
+            raise TooLarge(
+                f"the body has more than {max_rows} instances, the most that can wait: send fewer"
+            )
         found.append(commas)
         if len(ends):
             return at + last, np.concatenate(found)
@@ -315,7 +316,9 @@ def _rows(
         commas = np.flatnonzero((block == _COMMA) & (levels == 1)) + at
         rows += len(commas)
         if rows > max_rows:
-            raise TooLarge(f"the body has more than {max_rows} instances, the most that may wait")
+            raise TooLarge(
+                f"the body has more than {max_rows} instances, the most that can wait: send fewer"
+            )
         found.append(commas)
         if len(ends):
             return at + int(ends[0]), np.concatenate(found)

@@ -14,26 +14,28 @@ from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.shown import short
 
 MAX_DECODED_BYTES = 48 * 2**20
-"""Estimated memory of a decoded document; decoding it holds the interpreter for about 30 ms."""
+"""The most memory, by estimate, of a decoded document. Decoding that much holds the interpreter
+lock for about 30 ms.
+"""
 MAX_WHOLE_BYTES = 16 * 2**20
-"""Text that is decoded at once: checking and copying more would hold the interpreter too long."""
+"""The longest text that is decoded at once: a longer one would hold the interpreter too long."""
 MAX_STRINGS = 200_000
-"""Texts and names of a document that is decoded at once; a new name takes 0.2 µs."""
+"""The most texts and names of a document that is decoded at once; a new name takes 0.2 µs."""
 MAX_STORABLE_BYTES = 16 * 2**20
-"""Estimated memory of a decoded document that is to be stored: a prior of 400,000 classes."""
+"""The most memory, by estimate, of a decoded document to be stored: a prior of 400,000 classes."""
 MAX_STORABLE_LEVELS = 32
 _UNCHECKED_BYTES = 16 * 1024
-"""A shorter body cannot become large."""
+"""A body below this size is not measured: decoded, it cannot become large."""
 _WINDOW_BYTES = 2**20
 """Bytes that are searched at once: a search holds the interpreter, at up to 2 ns a byte."""
 _PAIRS_AT_ONCE = 10_000
 _MAX_LEVELS = 1024
 _VALUE_BYTES, _LIST_BYTES, _OBJECT_BYTES = 40, 64, 240
-"""CPython's memory of a number with its place in a list, of an empty list and of a small object."""
+"""Memory that CPython needs for a number with its list slot, an empty list, and a small object."""
 
 
 def holds(body: bytes | bytearray, word: bytes, begin: int = 0) -> bool:
-    """Whether a word stands in a body, from `begin` on. Other threads may run between windows."""
+    """Whether a body contains a word at or after `begin`. Other threads may run between windows."""
     if len(body) - begin <= _WINDOW_BYTES:
         return body.find(word, begin) >= 0
     more = len(word) - 1
@@ -105,7 +107,7 @@ def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) 
         quotes += body.count(b'"', begin, end)
         if quotes > 2 * MAX_STRINGS:
             raise TooLarge(
-                f"the JSON holds more than {MAX_STRINGS} texts and names, the most that is "
+                f"the JSON holds more than {MAX_STRINGS} texts and names, the most that are "
                 "accepted; send columns as lists, or fewer rows"
             )
         if size > limit:

@@ -16,7 +16,7 @@ class Ragged(ValueError):
 def shape_of(nested: list[Any], *, max_levels: int = 32) -> tuple[tuple[int, ...], list[Any]]:
     """The shape of nested lists, and their values flat. Raises Ragged.
 
-    Costs no more memory than the values have already, whatever they are.
+    It takes no more memory than the values already do, whatever they are.
     """
     level, shape = nested, [len(nested)]
     while level and isinstance(level[0], list):
@@ -26,7 +26,7 @@ def shape_of(nested: list[Any], *, max_levels: int = 32) -> tuple[tuple[int, ...
         shape.append(lengths.pop())
         level = list(chain.from_iterable(level))
     if list in set(map(type, level)):
-        raise Ragged("a list stands beside values")
+        raise Ragged("a list is mixed with values on one level")
     return tuple(shape), level
 
 

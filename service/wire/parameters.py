@@ -20,7 +20,9 @@ _MAX_FIELDS = 16
 _PARAMETERS = ("tau", "prior", "top_k", "version", "context")
 _MAX_TAU_DIGITS = 20
 _MAX_CACHED_QUERY_BYTES = 256
-"""A client repeats short queries; longer ones, which hold inline priors, are read each time."""
+"""Queries up to this length are cached, since clients repeat them. Longer ones hold inline priors
+and are parsed each time.
+"""
 
 
 class Parameters(NamedTuple):
@@ -31,10 +33,10 @@ class Parameters(NamedTuple):
     top_k: int | None = None
     version: int | None = None
     context: Mapping[str, str] | None = None
-    """What the context of a prior may decide by, such as {"site": "north"}."""
+    """Keys and values by which a prior's `context` chooses another, such as {"site": "north"}."""
 
     def merged(self, other: "Parameters") -> "Parameters":
-        """Both together. Raises Malformed when they differ in a parameter that both set."""
+        """The settings of both. Raises Malformed when both set a parameter to different values."""
         if other == NO_PARAMETERS:
             return self
         values = {}
@@ -62,7 +64,7 @@ def query_parameters(query: bytes) -> Parameters:
 def _read_query(query: bytes) -> Parameters:
     if not query:
         return NO_PARAMETERS
-    if query.startswith(b"tau="):  # a tau may differ in every request while the rest repeats
+    if query.startswith(b"tau="):  # clients often vary tau while the rest repeats
         text, _, rest = query[4:].partition(b"&")
         fits = text.replace(b".", b"", 1).isdigit() and len(text) <= _MAX_TAU_DIGITS
         if fits and not rest.startswith(b"tau="):
@@ -140,7 +142,7 @@ def prior_of_text(text: str | None) -> str | dict[str, Any] | None:
 
 
 def context_of(given: object) -> dict[str, str]:
-    """A context as an object of texts, as `KEY:VALUE`, or as the text of a JSON object.
+    """The context given as an object of texts, as `KEY:VALUE`, or as the text of a JSON object.
 
     Raises InvalidParameter or Malformed.
     """

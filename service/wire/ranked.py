@@ -14,7 +14,7 @@ from service.contract.members.costs import REJECTED
 
 _MAX_KEPT = 4096
 SLICE_VALUES = 20_000
-"""Numbers that are written in one call, which holds the interpreter for about two milliseconds."""
+"""Numbers written in one call, which holds the interpreter lock for about two milliseconds."""
 _NUMPY = orjson.OPT_SERIALIZE_NUMPY
 
 
@@ -48,7 +48,7 @@ def rows_json(
     classes: the JSON of each class.
     indices, probabilities: the classes of each row [n, k], best first.
     unadjusted, unadjusted_probabilities: the best class of each row at tau = 0 [n].
-    A number is written as the shortest text that its own type reads as the same number.
+    A number is written as the shortest text that reads back as the same number of its type.
     """
     n, k = indices.shape
     if n * k > SLICE_VALUES and n > 1:
@@ -120,9 +120,7 @@ def number_texts(values: NDArray[Any]) -> list[bytes]:
 
 
 def joined_texts(texts: Sequence[bytes]) -> bytes:
-    """Texts with commas between them, joined some at a time: one call would hold the
-    interpreter.
-    """
+    """Texts joined with commas, in portions: one long call would hold the interpreter lock."""
     if len(texts) <= SLICE_VALUES:
         return b",".join(texts)
     return b",".join(
@@ -131,9 +129,7 @@ def joined_texts(texts: Sequence[bytes]) -> bytes:
 
 
 def list_json(values: Any) -> bytes:
-    """A flat array of numbers, or any sequence whose slices are lists, as JSON, written some at a
-    time.
-    """
+    """A flat array of numbers, or a sequence with lists as slices, as JSON, written in portions."""
     if len(values) <= SLICE_VALUES:
         return orjson.dumps(values[:], option=_NUMPY)
     return b"[%b]" % b",".join(
@@ -144,7 +140,7 @@ def list_json(values: Any) -> bytes:
     )
 
 
-@lru_cache(maxsize=16)  # of 100,000 classes one is half a megabyte
+@lru_cache(maxsize=16)  # for 100,000 classes, one entry takes half a megabyte
 def _form(k: int) -> bytes:
     """A row with k classes, as a bytes format."""
     return b'%b%b,"top":[' + b",".join([b"%b%b}"] * k) + b'],"unadjusted":%b%b}}'

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 
 def short(value: object, limit: int = 60) -> str:
-    """A JSON value in at most `limit` characters; "a list" or "an object" for those."""
+    """A JSON value in at most `limit` characters; lists and objects as "a list" or "an object"."""
     if isinstance(value, Mapping):
         return "an object"
     if isinstance(value, list):
@@ -19,5 +19,5 @@ def short(value: object, limit: int = 60) -> str:
 
 
 def shape_words(shape: Sequence[int | None]) -> str:
-    """A model's input shape: [batch, 3, any]."""
+    """A model's input shape in words, such as [batch, 3, any]."""
     return "[" + ", ".join(["batch", *("any" if n is None else str(n) for n in shape[1:])]) + "]"

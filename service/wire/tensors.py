@@ -1,5 +1,5 @@
-"""Tensors of the Open Inference Protocol V2: JSON or raw bytes ↔ NumPy, without a copy where bytes
-allow it.
+"""Tensors of the Open Inference Protocol V2: JSON or raw bytes ↔ NumPy, without a copy where
+possible.
 """
 
 import math
@@ -39,7 +39,7 @@ BY_DTYPE = {
 _LITTLE = {name: dtype.newbyteorder("<") for name, dtype in DATATYPES.items()}
 MAX_DIMENSIONS = 16
 MAX_BYTES_ELEMENTS = 100_000
-"""Elements of one BYTES tensor: each becomes an object of its own."""
+"""The most elements of a BYTES tensor: each becomes a Python object of its own."""
 _NUMBERS: set[type] = {int, float}
 
 
@@ -59,7 +59,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class Described:
-    """An entry of `inputs`, whose values are JSON or `size` bytes of binary data."""
+    """A checked entry of `inputs`; its values are JSON, or `size` bytes of binary data."""
 
     name: str
     datatype: str

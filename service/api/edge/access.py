@@ -1,4 +1,4 @@
-"""Decides who may do what: API keys with roles, stored as hashes, each with its own rate limit."""
+"""Checks API keys, which have roles and rate limits of their own and are stored as hashes."""
 
 import hmac
 import ipaddress
@@ -34,7 +34,7 @@ def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
     if has_keys or allow_anonymous or is_loopback(host):
         return
     raise ExposedWithoutKeys(
-        f"without keys the service listens on loopback only, and {host} is not; give --keys FILE "
+        f"without keys the service may listen on loopback only, not on {host}; give --keys FILE "
         "(`python -m service key` makes keys) or --allow-anonymous"
     )
 
@@ -50,10 +50,10 @@ def is_loopback(host: str) -> bool:
 
 
 class Access:
-    """Checks API keys. Without any, every caller may do everything, and is named `anonymous`."""
+    """Checks API keys. Without any, every caller has all rights under the name `anonymous`."""
 
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
-        """Take the keys that never change, and a file of keys.
+        """keys: those that never change. file: a file of more keys.
 
         The file is read again within a second of a change. Raises InvalidKeys.
         """
@@ -107,7 +107,9 @@ class Access:
         given = _given_key(headers)
         if given is None:
             raise Problem(
-                "no-key", "give an API key: Authorization: Bearer KEY", headers=_CHALLENGE
+                "no-key",
+                "the request has no API key; send the header Authorization: Bearer KEY",
+                headers=_CHALLENGE,
             )
         key = self._find(hash_of(given))
         if key is None:
@@ -160,7 +162,7 @@ class Access:
         if wait > 0:
             raise Problem(
                 "rate-limited",
-                f"key '{key.name}' may make {per_second:g} requests a second; wait and ask again",
+                f"key '{key.name}' may make {per_second:g} requests per second; wait and try again",
                 headers={"Retry-After": str(max(1, round(wait + 0.5)))},
             )
 

@@ -48,7 +48,7 @@ class Edge:
 
         app: the routes that do not score.
         lane: the routes that score.
-        metrics, log_requests: where requests are counted, and where their log lines go.
+        metrics, log_requests: count the requests, and take their log lines.
         max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `ScoringProtocol`
         applies the last two.
         read_seconds: how many seconds a body may take to arrive.

@@ -21,7 +21,7 @@ Receive = Callable[[], Awaitable[Message]]
 
 _PIECE_BYTES = 64 * 1024
 _INFLATED_PIECE_BYTES = 2**20
-"""The most bytes that are decompressed at once: copying more would hold the interpreter."""
+"""The most bytes decompressed at once: copying more would hold the interpreter lock too long."""
 _MAX_MEMBERS = 10_000
 MIN_COMPRESSED_BYTES = 64 * 1024
 """Shorter answers of scoring routes are not compressed: that takes longer than sending them."""

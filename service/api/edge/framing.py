@@ -1,10 +1,9 @@
-"""One HTTP/1.1 connection: uvicorn's protocol, held to RFC 9110 and RFC 9112 and to bounds of its
-own.
+"""One HTTP/1.1 connection: uvicorn's protocol with stricter checks (RFC 9110, 9112) and limits.
 
 The parser (llhttp) refuses bad chunk sizes, folded headers, bare CR and LF, and contradictory
-lengths. This module refuses what the parser leaves open, ignores trailers, answers requests that
-ask for an upgrade over HTTP/1.1, bounds the request target and the headers while they arrive, and
-answers a client that has closed only its sending side.
+lengths. This module refuses other faults that the parser accepts. It ignores trailers, answers
+upgrade requests over HTTP/1.1, and limits the request target and the headers while they arrive. It
+also answers a client that has closed only its sending side.
 """
 
 import asyncio
@@ -34,7 +33,7 @@ _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _MAX_PIPELINED = 8
 """Reading pauses once this many requests wait behind the one that is being answered."""
 _SLICE_BYTES = 4096
-"""The most bytes that the parser gets at once, unless a longer part of a body is known to follow.
+"""The most bytes passed to the parser at once, unless a longer part of a body is known to follow.
 """
 _TURN_EVENTS = 500
 """The most parts of messages that a connection reads in one turn of the loop: about 1 ms of work.
@@ -42,7 +41,7 @@ _TURN_EVENTS = 500
 _MESSAGE_EVENTS = 25
 """A whole request counts as this many parts."""
 _LINGER_SECONDS = 2.0
-"""Seconds that a refused client may go on sending: closing at once could destroy the answer."""
+"""Seconds that a refused client may keep sending: closing at once could destroy the answer."""
 _MAX_DISCARDED_BYTES = 64 * 2**20
 _HALF_CLOSED_SECONDS = 0.1
 """Seconds after which the service tests whether a half-closed client still reads."""
@@ -155,7 +154,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.loop.call_soon(self._read_on)
 
     def _read_on(self) -> None:
-        """Read `_unread`, unless the pipeline is full; then the next answer makes it go on."""
+        """Read `_unread`, unless the pipeline is full; then the next answer resumes reading."""
         self._reads_on = False
         if self.transport.is_closing():
             self._unread = b""
@@ -188,9 +187,7 @@ class FramedProtocol(HttpToolsProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Note that the client has left, in every request of the connection, pipelined ones
-        included.
-        """
+        """Mark every request of the connection, pipelined ones included, as left by its client."""
         self.forget_open_requests()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
@@ -399,9 +396,9 @@ class FramedProtocol(HttpToolsProtocol):
     def end_connection(self) -> None:
         """Close the connection after its last answer; the client can still read that answer.
 
-        To close at once while the client sends makes its system drop what it has not read yet
-        (RFC 9112, section 9.6). Requests that wait behind the answer get none, as when the
-        service stops.
+        Closing at once while the client sends would make its system drop unread data (RFC 9112,
+        section 9.6). Requests that wait behind the answer get no answer, as when the service
+        stops.
         """
         if self.pipeline or self._half_closed or self.app.draining:
             self.transport.close()
@@ -499,7 +496,7 @@ class FramedProtocol(HttpToolsProtocol):
         return None
 
     def _read_without_upgrade(self) -> None:
-        """Read a head again without its wish for another protocol (RFC 9110 section 7.8).
+        """Read a head again without its request for an upgrade (RFC 9110 section 7.8).
 
         llhttp would otherwise treat the body as bytes of that protocol.
         """
@@ -525,9 +522,7 @@ class FramedProtocol(HttpToolsProtocol):
         return False
 
     def _probe(self) -> None:
-        """Find out whether a half-closed client still reads, by sending to it: one that has gone
-        refuses.
-        """
+        """Send to a half-closed client, to find out whether it still reads."""
         if self.transport.is_closing() or not self.is_answering():
             return
         answering = self._answering
@@ -546,7 +541,7 @@ class FramedProtocol(HttpToolsProtocol):
 
 
 class _AnswerTransport:
-    """What uvicorn's answer writes to: the connection, which a last answer ends without a reset."""
+    """The transport for uvicorn's answers, which ends the connection without a reset."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -557,7 +552,7 @@ class _AnswerTransport:
 
 
 def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
-    """A response as it is sent; without `with_body`, only its head."""
+    """The bytes of a response; without `with_body`, only its head."""
     status, content_type, body, request_id, headers = response
     extra = b"" if keep_alive else b"connection: close\r\n"
     if headers:

@@ -1,4 +1,4 @@
-"""JSON bodies of the routes that change something: bounded in size, unambiguous, and storable."""
+"""Reads the JSON bodies of routes that change something: limited in size, unambiguous, storable."""
 
 import asyncio
 from collections.abc import Mapping
@@ -34,7 +34,10 @@ def media_type(request: Request) -> str:
 
 
 def check_json(found: str, *, or_else: str = "") -> None:
-    """Raise Problem(unsupported-media-type) unless a type is JSON. or_else: also taken."""
+    """Raise Problem(unsupported-media-type) unless a type is JSON.
+
+    or_else: other accepted types, for the message.
+    """
     if found != "application/json" and not found.endswith("+json"):
         raise Problem(
             "unsupported-media-type",
@@ -50,7 +53,7 @@ async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> by
         if len(body) > max_bytes:
             raise Problem(
                 "too-large",
-                f"the body has more than {max_bytes} bytes, the most that is accepted here",
+                f"the body has more than {max_bytes} bytes, the most that are accepted here",
             )
     return bytes(body)
 

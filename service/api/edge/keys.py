@@ -55,15 +55,15 @@ def parse_keys(text: str) -> list[Key]:
 
 
 def parse_key_setting(text: str) -> list[Key]:
-    """The keys of a setting, which may be empty. Raises InvalidKeys also where it holds no key.
+    """The keys of a setting, which may be empty. Raises InvalidKeys if it is not but has no key.
 
-    A setting of a mere comment would otherwise open the service to everybody.
+    Otherwise a setting of only a comment would open the service to everybody.
     """
     keys = parse_keys(text)
     if text and not keys:
         raise InvalidKeys(
             "--api-keys holds no key; expected NAME ROLE[,ROLE] sha256:HEX, as "
-            "`python -m service key` makes them, or leave it out"
+            "`python -m service key` makes them, or no --api-keys at all"
         )
     return keys
 

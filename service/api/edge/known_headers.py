@@ -1,4 +1,4 @@
-"""Remembers parsed header blocks: a client repeats its block, and equal bytes mean the same.
+"""Remembers parsed header blocks, since clients repeat them byte by byte.
 
 Only a complete request with a plain request line is recognised. The HTTP parser reads all others.
 """
@@ -57,7 +57,7 @@ class Head:
 
 
 _CODINGS = (b"zstd", b"gzip") if zstd.AVAILABLE else (b"gzip",)
-"""The first is taken where a client accepts several alike."""
+"""Supported codings; the first wins if a client accepts several equally."""
 
 
 def _coding(header: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Computes one thing at a time, and bounds how many requests wait for that."""
+"""Lets requests compute one at a time, and limits how many wait."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -7,14 +7,14 @@ from contextlib import asynccontextmanager
 from service.api.edge.errors import Problem
 
 MAX_WAITING = 4
-"""Requests that wait while another is computed; each may hold all that its body became."""
+"""The most requests that wait while another computes; each keeps its decoded body in memory."""
 
 
 class Turns:
-    """Turns of the requests to a few routes."""
+    """Gives the requests to a few routes turns to compute."""
 
     def __init__(self, what: str, *, waiting: int = MAX_WAITING) -> None:
-        """what: is being computed for others, for messages. waiting: how many may wait."""
+        """what: says what is being computed, for messages. waiting: how many may wait."""
         self._what, self._most = what, 1 + waiting
         self._held = 0
         self._turn = asyncio.Lock()
@@ -23,7 +23,7 @@ class Turns:
     async def place(self) -> AsyncIterator[asyncio.Lock]:
         """Hold a place, and get the lock of the turns. Raises Problem when all places are held.
 
-        A holder takes the lock for what it computes, and leaves it while it waits for others.
+        A holder takes the lock while it computes, and releases it while it waits for others.
         """
         if self._held >= self._most:
             raise Problem(

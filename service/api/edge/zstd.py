@@ -62,7 +62,7 @@ class Reader:
 
 
 def compress(body: bytes) -> bytes:
-    """The body as one frame, by the quickest of the usual levels."""
+    """Compress a body into one frame, at the fastest of the usual levels."""
     assert _zstd is not None
     packed: bytes = _zstd.compress(body, level=1)
     return packed

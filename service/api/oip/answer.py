@@ -32,30 +32,30 @@ Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 _NUMBERS = {"class_index": "INT64", "class_probability": "FP32"}
 _MAX_PLANS = 16
 BINARY_A_VALUE = 8
-"""So many binary numbers of an answer count as one that is written as JSON."""
+"""How many binary numbers of an answer count as one number in JSON."""
 MAX_KEPT_HEADERS = 256
-"""Headers of binary requests that a model keeps in their parsed form."""
+"""The most parsed headers of binary requests that a model keeps."""
 MAX_KEPT_HEADER_BYTES = 2048
 """The longest header of a binary request that a model keeps."""
 
 
 class Plan(NamedTuple):
-    """What the outputs of a request need, for one model's number of classes and one top_k."""
+    """What the graph must compute for a request's outputs, given the classes and top_k."""
 
     classes: dict[str, int]
     """The number of classes of each ranked output, by the output's name."""
     top_k: int
-    """Classes that the graph must rank."""
+    """How many classes the graph must rank."""
     full: bool
     """Whether the graph must give all classes of a row."""
     columns: tuple[tuple[str, bool, int], ...] | None
     """(name, whether binary, numbers a row) of each output; None unless all are plain numbers."""
     values_a_row: int
-    """The size of a row's part of the answer, in numbers written as JSON."""
+    """How many numbers of JSON the answer to one row has."""
 
 
 class Form:
-    """What a header asks of one model: all of a request but its binary data.
+    """The parsed header of a request to one model: everything but its binary data.
 
     A client that sends binary tensors repeats its header, so a model keeps its recent forms.
     """
@@ -67,7 +67,7 @@ class Form:
         self.header, self._num_classes = header, len(bundle.class_names)
         self._plans: dict[int | None, Plan] = {}
         self.tensor: Described | None = None
-        """The one binary tensor of the request, where it is the model's input as it stands."""
+        """The only tensor of the request, if it is binary and exactly the model's input."""
         spec = bundle.input
         if spec.kind in {"tensor", "image"} and len(header.inputs) == 1:
             only = header.inputs[0]
@@ -75,7 +75,7 @@ class Form:
             self.tensor = only if fits and only.size is not None else None
 
     def plan(self, top_k: int | None) -> Plan:
-        """What the outputs need where the request asks for top_k. Raises InvalidParameter."""
+        """The plan for this top_k. Raises InvalidParameter."""
         plan = self._plans.get(top_k)
         if plan is None:
             k = check_top_k(top_k, self._num_classes)
@@ -86,8 +86,8 @@ class Form:
 
 
 def form_of(model: ServedModel, text: bytes | bytearray, *, is_repeated: bool) -> Form:
-    """The form of a header; it is kept where binary data follows the header. Raises as
-    `request.read_header` does.
+    """The form of a header, which is cached if binary data follows it. Raises what
+    `request.read_header` raises.
     """
     if not is_repeated or len(text) > MAX_KEPT_HEADER_BYTES:
         return Form(read_header(text), model.bundle)
@@ -204,9 +204,9 @@ def encoded(
     *,
     warning: str | None = None,
 ) -> Encoded:
-    """An answer with any outputs and settings: JSON, with the binary outputs behind it.
+    """An answer with any outputs and settings: JSON, followed by the binary outputs.
 
-    warning: of the inputs.
+    warning: about the inputs; None without one.
     """
     described, tensors = [], []
     for output in asked.outputs:

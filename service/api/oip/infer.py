@@ -1,6 +1,6 @@
 """POST /v2/models/{model}[/versions/{version}]/infer of the Open Inference Protocol V2.
 
-Tensors come and go as JSON or as binary data.
+Tensors are JSON or binary data, in both directions.
 """
 
 import math
@@ -38,7 +38,7 @@ from service.wire.parameters import Parameters, prior_of_text, query_parameters
 from service.wire.tensors import BY_DTYPE, Tensor
 
 MAX_ROW_PRIORS = 64
-"""Different priors in one request: each holds a row of the model's table."""
+"""The most different priors of one request: each occupies a row of the model's prior table."""
 _TAU, _PRIOR = "tau", "prior"
 _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
@@ -67,7 +67,7 @@ class _Read(NamedTuple):
 
 
 class Infer:
-    """The route."""
+    """The route `/infer` of every model and version."""
 
     oip = True
     template = "/v2/models/{model}/infer"
@@ -280,7 +280,7 @@ class _Rows:
             _check_column(self.own, 1)
 
     def inputs(self) -> NDArray[Any]:
-        """The model's input, where it need not be decoded first."""
+        """The model's input tensor; None where images must be decoded first."""
         if not self._spec.columns:
             return self._array(self.own, self._spec)
         arrays = {}
@@ -390,7 +390,7 @@ def _text(value: bytes | bytearray | str, name: str, row: int) -> str:
 
 
 def _facts(asked: Asked, entry: Entry) -> dict[str, Any]:
-    """What the log line says about a scored request."""
+    """The facts for the log line of a scored request."""
     bundle, settings = asked.model.bundle, asked.settings
     facts: dict[str, Any] = {
         "model": bundle.name,

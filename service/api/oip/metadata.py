@@ -152,7 +152,7 @@ def _tensor(
 
 
 def _shape(spec: InputSpec) -> list[int]:
-    """The shape with a free batch, since the service also serves a graph with a fixed one so."""
+    """The shape with a free batch: the service accepts any batch, even if the graph does not."""
     return [-1, *(-1 if n is None else n for n in spec.shape[1:])]
 
 
@@ -161,4 +161,4 @@ def _must_be_well(reason: str | None) -> None:
         raise Problem("unavailable", reason)
 
 
-_RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
+_RED: dict[int | str, dict[str, Any]] = {503: {"description": "The probe fails; the body says why"}}

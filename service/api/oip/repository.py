@@ -96,12 +96,14 @@ def _body(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"requestBody": {"content": {"application/json": {"schema": content}}}}
 
 
-_RED: dict[int | str, dict[str, Any]] = {503: {"description": "Not so, with the reason"}}
+_RED: dict[int | str, dict[str, Any]] = {
+    503: {"description": "Not possible now; the body says why"}
+}
 _INDEX_ERRORS: dict[int | str, dict[str, Any]] = {
-    400: {"description": "The body is not what it should be"},
+    400: {"description": "The body has an unknown or wrong member"},
     401: {"description": "An API key is needed"},
     403: {"description": "The API key may not do this"},
     413: {"description": "The body is too large"},
-    422: {"description": "The model cannot be loaded, or the body holds what no text may hold"},
+    422: {"description": "The model cannot be loaded, or a text of the body is invalid"},
     429: {"description": "The API key's rate limit is reached"},
 }

@@ -19,11 +19,11 @@ from service.wire.tensors import BY_DTYPE, DATATYPES, Described, Tensor, describ
 HEADER_LENGTH = b"inference-header-content-length"
 CLASSES_OF = ("probabilities", "adjusted_logits", "logits")
 DECISIONS = ("decision", "decision_index", "expected_cost")
-"""By the costs of the prior; without costs the most probable class, at the cost of an error."""
+"""Outputs of the decision by the prior's costs; without costs, of the most probable class."""
 OUTPUTS = (*CLASSES_OF, "class_index", "class_probability", "class_name", *DECISIONS)
 _OWN = ("tau", "prior", "top_k", "context")
 _IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "headers", "content_type")
-"""What clients of other servers send of themselves, and what means nothing to a classifier."""
+"""Parameters that clients of other servers send unasked; they mean nothing to a classifier."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class InferHeader:
         ):
             if stated is not None and stated != of_path:
                 raise Malformed(
-                    f"{member} is '{stated[:60]}' in the body; the path leads to '{of_path}'"
+                    f"{member} is '{stated[:60]}' in the body but '{of_path}' in the path"
                 )
 
 
@@ -134,8 +134,8 @@ def read_header(text: bytes | bytearray) -> InferHeader:
 def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, Tensor]:
     """Read a body that is one row of the model's input (Inference-Header-Content-Length: 0).
 
-    Outputs are answered in binary. The body of a text model is the text, that of an image model an
-    encoded image or the tensor. Raises Malformed when the shape leaves open how to read it.
+    Outputs are answered in binary. For a text model the body is the text; for an image model it is
+    an encoded image or the tensor. Raises Malformed if the shape does not determine how to read it.
     """
     if spec.columns:
         raise Malformed("a raw request holds one input; the model takes several")
@@ -196,9 +196,11 @@ def _outputs(entries: Any, *, binary: bool) -> list[Requested]:
     for entry in entries:
         name = entry.get("name") if isinstance(entry, dict) else None
         if name not in OUTPUTS:
-            raise InvalidInput(f"there is no output {short(name)}; there are {', '.join(OUTPUTS)}")
+            raise InvalidInput(
+                f"there is no output {short(name)}; expected one of {', '.join(OUTPUTS)}"
+            )
         if name in {each.name for each in found}:
-            raise Malformed(f"output '{name}' is asked for twice")
+            raise Malformed(f"output '{name}' is requested twice")
         parameters = entry.get("parameters") or {}
         if not isinstance(parameters, dict):
             raise Malformed(f"output '{name}': parameters must be an object")

@@ -1,6 +1,4 @@
-"""The whole of `/openapi.json`: FastAPI's description of its routes, and ours of the scoring
-routes.
-"""
+"""Builds `/openapi.json` from FastAPI's description of its routes and ours of scoring routes."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
@@ -66,9 +64,9 @@ def describe(
 ) -> None:
     """Make `app.openapi()` describe every route and every answer of each, errors included.
 
-    app: whose `openapi` is replaced. tau_cap: the largest tau. models: those that serve now, the
-    default one first; their names and inputs become the examples. sample_of: a real instance of a
-    model, None where there is none.
+    app: the application whose `openapi` is replaced. tau_cap: the largest tau. models: returns the
+    serving models, the default first; their names and inputs become the examples. sample_of:
+    returns a real instance of a model, or None.
     """
     own = app.openapi
     made: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -173,7 +171,7 @@ def _name_body(operation: dict[str, Any]) -> None:
 
 
 def _complete(path: str, operation: dict[str, Any]) -> None:
-    """Describe errors in the service's form, and add those that FastAPI does not describe."""
+    """Describe errors as the service sends them, and add those that FastAPI does not describe."""
     responses = operation["responses"]
     if "{model}" in path or operation.get("parameters"):
         responses.pop("422", None)
@@ -288,25 +286,27 @@ def _post(  # noqa: PLR0917 - the parts of an operation in the order in which th
 def _query(*names: str) -> list[Schema]:
     known = {
         "tau": parameter(
-            "tau", ref("Tau"), "Strength of the adjustment; else the model's default_tau"
+            "tau", ref("Tau"), "Strength of the adjustment; default: the model's default_tau"
         ),
         "prior": parameter(
             "prior",
             {"anyOf": [PRIOR_REFERENCE, _INLINE]},
-            "NAME, NAME@REVISION or NAME@>=REVISION, or an inline prior as JSON; else `default`",
+            "NAME, NAME@REVISION, NAME@>=REVISION or an inline prior as JSON; default: `default`",
         ),
         "top_k": parameter(
-            "top_k", {"type": "integer", "minimum": 1}, "Classes in `top`, 1 to C; else 5"
+            "top_k",
+            {"type": "integer", "minimum": 1},
+            "Classes in `top`, 1 to C; default: 5 at most",
         ),
         "version": parameter(
             "version",
             {"type": "integer", "minimum": 1, "maximum": 999_999_999},
-            "Pins a version; else the newest",
+            "Pins a version; default: the newest",
         ),
         "context": parameter(
             "context",
             {"type": "string"},
-            "What the context of the prior decides by: KEY:VALUE, or the text of a JSON object",
+            "Key and value for a prior with contexts: KEY:VALUE, or a JSON object as text",
         ),
     }
     return [known[name] for name in names]
@@ -316,7 +316,7 @@ def _timeout() -> Schema:
     return parameter(
         "X-Request-Timeout-Ms",
         {"type": "integer", "minimum": 1, "maximum": 86_400_000},
-        "Milliseconds after which the caller no longer wants the answer",
+        "Milliseconds until the request's deadline; later it is answered with 504",
         where="header",
     )
 

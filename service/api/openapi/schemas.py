@@ -1,4 +1,4 @@
-"""What the scoring routes take and answer, as models for `/openapi.json`.
+"""Models of the requests and answers of the scoring routes, for `/openapi.json`.
 
 The routes read and write bytes themselves, for speed; these models only document them, and a test
 holds real requests and answers to their schemas.
@@ -36,9 +36,9 @@ Context: TypeAlias = Annotated[ContextObject, Field(max_length=MAX_KEYS)] | str
 
 
 def _one_of(one: str, other: str) -> Schema:
-    """That just one of two members is given.
+    """A schema that requires exactly one of two members.
 
-    Generators of clients make a class of this; of `oneOf` they would make an untyped union.
+    Client generators turn this form into a class, but `oneOf` into an untyped union.
     """
     needs_one: Schema = {"required": [one]}
     return {"if": {"required": [other]}, "then": {"not": needs_one}, "else": needs_one}
@@ -49,7 +49,7 @@ class _Closed(BaseModel):
 
 
 class Tau(RootModel[Literal[0] | Annotated[float, Field(ge=MIN_TAU)]]):
-    """Strength of the adjustment: 0 is the model as trained, 1 the whole change of prior."""
+    """Strength of the adjustment: 0 is the model as trained, 1 the full change of prior."""
 
 
 class _Open(BaseModel):
@@ -82,7 +82,7 @@ class OipProblem(Problem):
 
 
 class Parameters(_Closed):
-    """What a JSON body may choose besides the query."""
+    """The settings that a JSON body may give instead of the query."""
 
     tau: Tau = Tau(0)
     prior: AnyPrior = None
@@ -153,9 +153,9 @@ class Prediction(Choice):
 
 
 class UsedContext(_Closed):
-    """The prior whose context or schedule led to the one used, by what, and the fall-back if any.
+    """The prior whose context or schedule chose the one used, what decided, and any fallback.
 
-    key, value: of the request's context, or `schedule` and the number of the rule.
+    key, value: from the request's context, or `schedule` and the number of the rule.
     """
 
     name: str | None
@@ -241,7 +241,7 @@ class InferInput(InferTensor):
 
 
 class InferParameters(_Open):
-    """What applies to every row of the request."""
+    """The settings of every row of the request."""
 
     tau: Tau = Tau(0)
     prior: str = ""
@@ -307,7 +307,7 @@ def components(tau_cap: float) -> dict[str, Schema]:
     schemas: dict[str, Schema] = document["$defs"]
     for schema in schemas.values():
         for member in schema.get("properties", {}).values():
-            member.pop("default", None)  # a default here only says that the member may be left out
+            member.pop("default", None)  # here a default only means that the member is optional
     schemas["Tau"]["anyOf"][1]["maximum"] = tau_cap
     return schemas
 

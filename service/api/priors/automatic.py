@@ -1,4 +1,4 @@
-"""Takes the automatic steps of priors, through the same checks and records as a person's writes."""
+"""Stores automatic steps of priors, with the same checks and records as writes by people."""
 
 import asyncio
 import logging
@@ -49,7 +49,7 @@ class AutomaticSteps:
         self._loop = asyncio.get_running_loop()
 
     def take(self, bundle: Bundle, automatic: Automatic) -> None:
-        """Take a step, from another thread than the loop's; a refusal is logged."""
+        """Take a step. Call it from a thread, not on the event loop; a refusal is logged."""
         step = self._step(bundle, automatic)
         try:
             asyncio.run_coroutine_threadsafe(step, self._loop).result(STEP_SECONDS)
@@ -60,7 +60,7 @@ class AutomaticSteps:
             TimeoutError,
         ) as error:  # fmt: skip
             logger.warning(
-                "the automatic step of prior %r of model %r was not taken: %s",
+                "the automatic step of prior %r of model %r was refused and not stored: %s",
                 automatic.prior, bundle.name, error,
             )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""What a candidate prior would change in recent traffic, and which prior the traffic suggests."""
+"""Previews a candidate prior on recent traffic, and estimates the prior of that traffic."""
 
 import asyncio
 import re
@@ -26,7 +26,7 @@ from service.priors.revisions import PriorDoesNotFit, PriorRevision, UnknownPrio
 from service.priors.rule import Rule, source_warnings
 
 MAX_WRITES = 100
-"""Writes whose effect on recent answers waits to be computed; each holds its prior."""
+"""The most writes that wait for their effect to be computed; each keeps its prior in memory."""
 Name = Annotated[str, Path(description="A prior's name")]
 Window = Annotated[
     str | None,
@@ -56,8 +56,8 @@ class Insight:
     ) -> None:
         """`find_model` and `find_reservoir`: see `router`. tau_cap: largest tau of a request.
 
-        max_flip_share: largest share of recent answers that a write may change. tracked: what a
-        tracker knows of a model's traffic, for class lists of which too few rows are kept.
+        max_flip_share: largest share of recent answers that a write may change. tracked: returns a
+        tracker's estimate, for class lists so large that too few rows are kept.
         """
         self._priors, self._find_model, self._find_reservoir = priors, find_model, find_reservoir
         self._tau_cap, self._max_flip_share = tau_cap, max_flip_share
@@ -223,7 +223,13 @@ class Insight:
             return (await self._priors.requested(bundle, prior) if prior else in_force), tau
         if prior:
             raise InvalidPrior(
-                [(key, "stands beside 'prior', which is the whole prior") for key in prior]
+                [
+                    (
+                        key,
+                        "is given together with 'prior', which is a complete prior; give only one",
+                    )
+                    for key in prior
+                ]
             )
         if isinstance(body["prior"], str | dict):
             return await self._priors.requested(bundle, body["prior"]), tau

@@ -43,7 +43,7 @@ def not_modified(request: Request, revision: int) -> bool:
 def _revisions(values: list[str], header: str, *, strong: bool) -> Revisions | None:
     """The revisions that a header names.
 
-    A tag that is no revision matches none; with `strong`, nor does a weak tag.
+    A tag that is not a revision matches none; with `strong`, neither does a weak tag.
     """
     if not values:
         return None

@@ -33,9 +33,9 @@ def router(
 ) -> APIRouter:
     """All routes of priors.
 
-    find_model: the model of a name, or the default model for None; may raise for an unknown one.
-    find_reservoir: the recent logits of a model version, None when none are kept.
-    shift: what is known of the class mix of traffic.
+    find_model: returns the model of a name, or the default model for None; may raise UnknownModel.
+    find_reservoir: returns the recent logits of a model version, or None when none are kept.
+    shift: tracks the class mix of traffic.
     require_if_match: refuse a write without If-Match. tau_cap: largest tau of a request.
     max_flip_share: largest share of recent answers that a write may change without `force`.
     announce: called with every change that was stored.

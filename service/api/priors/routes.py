@@ -55,7 +55,7 @@ class PriorRoutes:
         require_if_match: bool,
         announce: Announce,
     ) -> None:
-        """`announce` gets every change that was stored; `insight` counts the answers it changes."""
+        """announce: called with every stored change. insight: counts the answers it changes."""
         self._priors, self._find_model, self._insight = priors, find_model, insight
         self._require_if_match, self._announce = require_if_match, announce
 
@@ -154,8 +154,9 @@ class PriorRoutes:
     ) -> Response:
         """Store the estimate of recent traffic as the target, where the rule allows it.
 
-        The verdict must be usable, the step larger than the error of the self-test, and the
-        expected gain sure. The note of the revision holds the evidence. `force` overrules.
+        The verdict must be usable, the step larger than twice the self-test's error, and the 5 %
+        quantile of the gain large enough. The revision's note holds the evidence. `force` skips
+        the rule.
         """
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
@@ -285,7 +286,7 @@ class PriorRoutes:
         if name == DEFAULT:
             resolved = self._priors.resolved(bundle, name, None)
         else:
-            warnings = [f"nothing is stored as '{name}' any more: requests that name it get 404"]
+            warnings = [f"prior '{name}' is no longer stored: requests that name it get 404"]
         view = partial(views.prior_view, bundle, name, resolved, None, warnings=warnings)
         return await self._prior(view, bundle, 0)
 
@@ -336,7 +337,7 @@ def _leads_nowhere(names: list[str]) -> list[str]:
         return []
     shown = ", ".join(f"'{name}'" for name in names[:10])
     more = f" and {len(names) - 10} more" if len(names) > 10 else ""
-    return [f"it leads to priors that are not available for this model: {shown}{more}"]
+    return [f"its context or schedule names priors that this model lacks: {shown}{more}"]
 
 
 def _addition(value: object) -> dict[str, Any]:
@@ -369,7 +370,7 @@ def _addition(value: object) -> dict[str, Any]:
 
 
 MAX_COUNT = 1e300
-"""Of an addition; the sums of larger ones would overflow."""
+"""The largest count of an addition; sums of larger ones would overflow."""
 
 
 def _note(body: dict[str, Any]) -> str:

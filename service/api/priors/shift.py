@@ -1,4 +1,4 @@
-"""The class mix of traffic as it is followed over time, and what automatic adoption does."""
+"""GET …/shift: the tracked class mix of traffic over time, and the state of automatic adoption."""
 
 from collections.abc import Callable
 from datetime import datetime
@@ -17,7 +17,7 @@ from service.priors.shift.watch import Followed, ShiftWatch
 
 MAX_POINTS = 1000
 MAX_SHOWN_NUMBERS = 200_000
-"""Numbers in the points of an answer; of many classes fewer points are given."""
+"""The most numbers in an answer's points; with many classes there are fewer points."""
 Name = Annotated[str, Path(description="A prior's name")]
 
 
@@ -32,12 +32,12 @@ class ShiftPoint(BaseModel):
 
 
 class ShiftView(BaseModel):
-    """What is known of the class mix of a model's traffic, against the target of a prior.
+    """The class mix of a model's traffic, compared with the target of a prior.
 
     `estimate` follows the newest traffic of all workers and replicas. `judged` is the last verdict
-    on the newest rows, with its evidence. `automatic` is what automatic adoption of this prior
-    decided then: `adopt`, `wait` or `hold`, with the reason. Numbers are null before there was
-    traffic, or where the model's source prior is unknown.
+    on the newest rows, with its evidence. `automatic` is the decision of automatic adoption at that
+    time: `adopt`, `wait` or `hold`, with the reason. Numbers are null before the first traffic, and
+    where the model's source prior is unknown.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -60,7 +60,7 @@ class ShiftView(BaseModel):
 
 
 class ShiftRoutes:
-    """Serves what the tracking of traffic knows."""
+    """The handler of the route: serves the tracked estimate and its history."""
 
     def __init__(
         self,
@@ -75,7 +75,8 @@ class ShiftRoutes:
         request: Request,
         name: Name,
         points: Annotated[
-            Whole, Query(ge=0, le=MAX_POINTS, description="moments, spread over what is remembered")
+            Whole,
+            Query(ge=0, le=MAX_POINTS, description="moments, spread over the remembered time"),
         ] = 240,
     ) -> Response:
         """The tracked class mix of traffic over time, the verdict, and automatic adoption."""

@@ -1,4 +1,4 @@
-"""The answers of the routes of priors, as models that document and check them."""
+"""Models of the answers of the prior routes, which document and check them."""
 
 import asyncio
 from collections.abc import Callable
@@ -96,7 +96,7 @@ class ReplicaLine(_View):
 
 
 class Replicas(_View):
-    """The revision each worker serves; `agree`: all serve the newest that this worker knows."""
+    """The revision that each worker serves. `agree`: all serve the newest known to this worker."""
 
     model: str
     name: str
@@ -139,7 +139,7 @@ class PreviewClass(_View):
 
 
 class PreviewView(_View):
-    """What a candidate would have changed; numbers are null without recent traffic."""
+    """The changes that a candidate would have made; numbers are null without recent traffic."""
 
     model: str
     version: int
@@ -162,9 +162,9 @@ class EstimateView(_View):
     """The class prior of recent traffic with 95 % intervals, class by class.
 
     `verdict` says whether it can be trusted, `reason` why and what to do, `evidence` holds the
-    numbers behind it. `candidate` is the estimate pulled toward the target in force, with few rows
-    more than with many; it can be PUT as it is. `calibrated` says whether the model's estimation
-    block was used.
+    numbers behind it. `candidate` is the estimate pulled toward the target in force, more strongly
+    the fewer rows there are; it can be PUT as it is. `calibrated` says whether the model's
+    estimation block was used.
     """
 
     model: str
@@ -285,7 +285,7 @@ def preview_view(
 def estimate_view(
     bundle: Bundle, sample: Sample, found: Assessment, *, base: PriorBody, warnings: list[str]
 ) -> EstimateView:
-    """An estimate, and `base` with its candidate as the target."""
+    """The answer for an estimate. Its candidate is `base` with the estimate as the target."""
     names, estimate = bundle.class_names, found.estimate
     note = f"estimated from {estimate.n} rows of recent traffic; verdict {found.verdict}"
     return EstimateView(

@@ -50,8 +50,7 @@ _CODES = {
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
 _MAX_STREAM_IN_FLIGHT = 64
-"""Requests of one stream that are scored at a time; the next is read when one of them is answered.
-"""
+"""The most requests of one stream in progress; the next is read when one of them is answered."""
 T = TypeVar("T")
 Context: TypeAlias = Any
 """grpc.aio.ServicerContext, which has no types."""
@@ -87,8 +86,8 @@ class Front:
     ) -> None:
         """Make a server on top of the HTTP edge.
 
-        ready: why requests should not be sent here; None while they should.
-        max_message_bytes: of a request, and of an answer.
+        ready: returns why requests should not be sent here, or None.
+        max_message_bytes: the most bytes of a request, and of an answer.
         shares_port: let the other workers of this service listen on the same port.
         """
         self._edge, self._ready, self._gather = edge, ready, Gather()
@@ -195,9 +194,7 @@ class Front:
     async def _stream(
         self, requests: AsyncIterator[bytes], context: Context
     ) -> AsyncIterator[bytes]:
-        """Answer the requests of a stream in order; one that fails has its error, and the stream
-        goes on.
-        """
+        """Answer the requests of a stream in order. A failing one gets an error; others go on."""
         headers = _headers(context)
         running: asyncio.Queue[asyncio.Task[bytes] | None]
         running = asyncio.Queue(_MAX_STREAM_IN_FLIGHT)
@@ -393,7 +390,7 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         if request.service not in ("", SERVICE):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
-                f"no service '{request.service[:80]}'; there is {SERVICE}",
+                f"no service '{request.service[:80]}'; expected {SERVICE}",
             )
         return self._status()
 
@@ -445,7 +442,7 @@ def _kept_head(headers: tuple[tuple[bytes, bytes], ...], header_length: int) -> 
 
 
 def _head(headers: tuple[tuple[bytes, bytes], ...], header_length: int) -> Head:
-    """The head of a request. Those that a client repeats are kept."""
+    """The head of a request, cached since clients repeat it."""
     if any(name not in _REPEATED for name, _ in headers):
         return Head([*headers, (HEADER_LENGTH, b"%d" % header_length)], 0)
     return _kept_head(headers, header_length)

@@ -9,16 +9,16 @@ import asyncio
 from collections.abc import Callable
 
 IDLE_SECONDS = (0.003, 0.01)
-"""Calls wait four times the usual gap between two calls for the next one, within these bounds."""
+"""A group waits for the next call four times the usual gap between calls, within these limits."""
 LONGEST_SECONDS = 0.05
-"""The first call waits no longer than this, however many come after it."""
+"""The longest time that the first call of a group waits, however many follow."""
 PROBE_EVERY = 16
-"""Each so many groups a larger one is waited for, in case there are more clients than before."""
+"""Every so many groups, wait for a larger one (a probe): there may be more clients than before."""
 MAX_CALLS = 1024
 
 
 class Gather:
-    """Starts calls in groups. With one client at a time, no call waits but for the probes."""
+    """Starts calls in groups. With a single client, only calls that probe for more have to wait."""
 
     def __init__(self) -> None:
         self._waiting: list[Callable[[], None]] = []
@@ -48,7 +48,7 @@ class Gather:
         self._timer = loop.call_at(min(now + idle, self._until), self._start)
 
     def _start(self, *, is_whole: bool = False) -> None:
-        """Start the group. A probe that was whole is followed by a larger one."""
+        """Start the group. If a probe reached its size, the next probe is larger still."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

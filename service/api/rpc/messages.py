@@ -21,7 +21,7 @@ from service.wire.ranked import list_json
 from service.wire.tensors import MAX_BYTES_ELEMENTS
 
 MAX_TYPED_BYTES = 4 * 2**20
-"""Bytes of a message beside its raw contents: two of them may be an object when they are read."""
+"""The most bytes of a message besides raw contents: as few as two may become a Python object."""
 _MAX_FIELDS = 1000
 _RAW_CONTENTS = 7  # the number of the field, in open_inference.proto
 _CONTENTS = {
@@ -65,7 +65,9 @@ class Requests:
         self._lengths: list[int] = []
 
     def find(self, data: bytes) -> HttpRequest | None:
-        """A serialized ModelInferRequest that differs from an earlier one in its numbers alone."""
+        """Translate a serialized ModelInferRequest that repeats an earlier one with other numbers.
+        None for any other message.
+        """
         for length in self._lengths:
             known = self._known.get(data[:length])
             if known is not None and known.size == len(data):
@@ -135,7 +137,7 @@ def parsed(message: bytes) -> pb.ModelInferRequest:
 
 
 def _check_typed(message: bytes) -> None:
-    """Walk over the fields of a message, which are few, and add up all but the raw contents."""
+    """Add up the sizes of a message's fields without the raw contents. Raises TooLarge."""
     at, typed = 0, 0
     for _ in range(_MAX_FIELDS):
         if at >= len(message):
@@ -154,7 +156,7 @@ def _check_typed(message: bytes) -> None:
             typed += at - begin
     if at < len(message) or typed > MAX_TYPED_BYTES:
         raise TooLarge(
-            f"the message holds more than {MAX_TYPED_BYTES} bytes beside raw_input_contents; send "
+            f"the message holds more than {MAX_TYPED_BYTES} bytes besides raw_input_contents; send "
             "the tensors in raw_input_contents"
         )
 

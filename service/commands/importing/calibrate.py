@@ -21,7 +21,7 @@ from service.contract.columns import records
 Array = NDArray[Any]
 _STEPS = 100
 _RIDGE = 1e-6
-"""Weight of a penalty on the common part of the biases, which changes no probability."""
+"""Weight of a penalty on the mean of the biases, which does not affect any probability."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +55,8 @@ def check_flags(flags: argparse.Namespace) -> None:
 def labelled_rows(path: Path, spec: InputSpec, class_names: list[str]) -> tuple[Array, Array]:
     """Rows [n, …] and their class indices [n], from an .npz file. Raises ImportRefused.
 
-    The file holds `y`, class indices or names, and `x`, or for a model of several inputs an array
-    for each.
+    The file holds `y` (class indices or names) and `x`, or for a model of several inputs one array
+    per input instead of `x`.
     """
     where = f"--calibrate {path}"
     rows, labels = rows_of_file(path, spec, class_names, where=where, labelled=True)
@@ -87,7 +87,7 @@ def rows_of_file(
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ImportRefused(
-            f"{where}: no array '{missing[0]}'; it holds {', '.join(arrays) or 'none'}"
+            f"{where}: lacks the array '{missing[0]}'; it has {', '.join(arrays) or 'none'}"
         )
     labels = _indices(arrays["y"], class_names, where) if "y" in arrays else None
     if spec.columns:
@@ -95,7 +95,7 @@ def rows_of_file(
     else:
         rows = _column(arrays["x"], spec)
     if labels is not None and len(rows) != len(labels):
-        raise ImportRefused(f"{where}: {len(rows)} rows and {len(labels)} labels")
+        raise ImportRefused(f"{where}: has {len(rows)} rows but {len(labels)} labels")
     return rows, labels
 
 
@@ -167,7 +167,7 @@ def _indices(labels: Array, class_names: list[str], where: str) -> Array:
         raise ImportRefused(f"{where}: y is {labels.dtype}; expected class indices or names")
     if labels.max(initial=0) >= len(class_names):
         raise ImportRefused(
-            f"{where}: label {labels.max()}; the model has classes 0 to {len(class_names) - 1}"
+            f"{where}: has label {labels.max()}; the model has classes 0 to {len(class_names) - 1}"
         )
     return labels.ravel().astype(np.int64)
 

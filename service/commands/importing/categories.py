@@ -1,7 +1,7 @@
-"""The values of an input that a graph knows, where it refuses all others.
+"""Finds the values that a graph accepts in an input, if it refuses all others.
 
 scikit-learn's OneHotEncoder, as skl2onnx writes it, fails for a value that it was not trained on
-(unless handle_unknown is 'ignore'). So no random text would show what the model gives.
+(unless handle_unknown is 'ignore'). So the model cannot be tried out with random texts.
 """
 
 import math
@@ -18,7 +18,7 @@ Values: TypeAlias = list[str] | list[int]
 
 
 def known_values(graph: onnx.GraphProto) -> dict[str, dict[int | None, Values]]:
-    """The values by input and column, for columns of which the graph refuses all others.
+    """The accepted values by input and column, for columns where the graph refuses all others.
 
     The column None stands for every column that is not named.
     """
@@ -38,10 +38,10 @@ def known_values(graph: onnx.GraphProto) -> dict[str, dict[int | None, Values]]:
 def by_column(
     found: dict[int | None, Values], shape: Sequence[int | None]
 ) -> Values | list[Values | None] | None:
-    """The field `categories` of model.json: the values of a row of one column, or a list of them
-    for each column, None where any value is taken. None where the graph leaves the columns free.
+    """The field `categories` of model.json: a list of values for a row of one column, else a list
+    for each column, with None where any value is accepted. None if all columns accept any value.
 
-    shape: of the input, the batch included.
+    shape: the input's shape, with the batch.
     """
     if None in shape[1:] or not found:
         return None
@@ -63,8 +63,10 @@ class _Nodes:
         }
 
     def sources(self, name: str, column: int | None) -> list[tuple[str, int | None]]:
-        """The values, and the columns of them, that a column is taken from, through joined columns
-        and picked ones; those that cannot be told are left out. None stands for all columns.
+        """Trace a column back through nodes that join or pick columns.
+
+        Returns the tensors that it comes from, each with the column there; None: all its columns.
+        Unclear sources are left out.
         """
         node = self._producers.get(name)
         if node is None:

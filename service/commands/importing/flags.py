@@ -18,7 +18,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--validation",
         metavar="SPEC",
-        help="labelled rows that calibrate the model; for the command `priordial` alone",
+        help="labelled rows that calibrate the model; only with the command `priordial`",
     )
     add("--models", type=Path, default=Path("models"), help="the repository (default models)")
     _add_class_flags(parser)
@@ -33,13 +33,13 @@ def _add_class_flags(parser: argparse.ArgumentParser) -> None:
         "--class-names",
         type=Path,
         metavar="F",
-        help="class names in output order: one a line, a JSON list, or a JSON object from index to "
-        "name (id2label) or name to index (class_indices); else those that the file holds",
+        help="class names in output order: one per line, a JSON list, or a JSON object from index "
+        "to name (id2label) or name to index (class_indices); default: those in the ONNX file",
     )
     add(
         "--deduplicate",
         action="store_true",
-        help="add a number to names that come twice, as in 'crane (2)'",
+        help="add a number to repeated names, as in 'crane (2)'",
     )
     add(
         "--class-counts",
@@ -87,7 +87,7 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--example-rows",
         type=Path,
         metavar="DATA.npz",
-        help="rows x like those of training (or an array for each input): their mean and standard "
+        help="rows x like the training data (or an array for each input): their mean and standard "
         "deviation are recorded, and answers to rows far from them carry a warning",
     )
     add(
@@ -130,9 +130,9 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--resize",
         metavar="stretch|crop|letterbox|N|H,W",
-        help="how images come to that size (default stretch): crop covers it and cuts the centre, "
-        "letterbox adds borders, N scales the shorter side to N pixels and H,W stretches to them "
-        "before the centre is cut",
+        help="how images are brought to that size (default stretch): crop covers it and cuts the "
+        "centre, letterbox adds borders, N scales the shorter side to N pixels and H,W stretches "
+        "to them before the centre is cut",
     )
     add(
         "--resample",

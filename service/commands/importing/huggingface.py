@@ -1,4 +1,4 @@
-"""Reads a folder as Hugging Face's Optimum writes it: model.onnx, config.json, and the files for
+"""Reads a folder that Hugging Face's Optimum wrote: model.onnx, config.json, and the files for
 texts or images.
 """
 
@@ -27,7 +27,7 @@ _MAX_LENGTH = 1_000_000
 class Folder:
     """The content of a folder.
 
-    path: of model.onnx. names: of the classes; None where config.json has none.
+    path: the path of model.onnx. names: the class names; None where config.json has none.
     """
 
     home: Path
@@ -82,7 +82,7 @@ def read(home: Path, flags: argparse.Namespace) -> Folder:
 
 
 def image_flags(config: dict[str, Any]) -> dict[str, Any]:
-    """The image flags of `import` that a preprocessor_config.json stands for."""
+    """The image flags of `import` that are equivalent to a preprocessor_config.json."""
     found: dict[str, Any] = {"image": True}
     size = _sides(config.get("size")) if config.get("do_resize", True) else None
     crop = _sides(config.get("crop_size")) if config.get("do_center_crop") else None

@@ -1,9 +1,8 @@
 """`python -m service import`: publishes an ONNX classifier that was trained elsewhere.
 
-It writes the model.json and copies the file. What can be tested is not assumed: random rows show
-which output to serve and its kind, whether the model is deterministic, and whether rows influence
-each other. The model is published only if the graph with the service's head gives the same
-probabilities as the file.
+It writes the model.json and copies the file. It runs random rows to find out which output to serve
+and its kind, whether the model is deterministic, and whether rows influence each other. The model
+is published only if the graph with the service's head gives the same probabilities as the file.
 """
 
 import argparse
@@ -75,7 +74,7 @@ REFUSALS = (
 
 @dataclass
 class Import:
-    """One import: what was read and found so far, and the fields of model.json."""
+    """The state of one import: what was read and found so far, and the fields of model.json."""
 
     flags: argparse.Namespace
     file: onnx_file.OnnxFile
@@ -88,7 +87,7 @@ class Import:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Import a file: the new folder on stdout, what was found on stderr. Exit 0 done, 1 refused."""
+    """Import a file; print the new folder on stdout and notes on stderr. Exit 0 done, 1 refused."""
     if getattr(arguments, "validation", None):
         sys.stderr.write(
             "priordial: --validation needs `priordial import`, which may call the training "
@@ -145,7 +144,7 @@ def _check_flags(flags: argparse.Namespace) -> None:
     if (flags.image_example is None) != (flags.expect is None):
         raise ImportRefused("--image-example FILE and --expect CLASS go together")
     if is_cut(flags.description):
-        raise ImportRefused("--description is not UTF-8 text: write it in UTF-8")
+        raise ImportRefused("--description is not UTF-8 text; expected UTF-8")
     try:
         check_model_name(flags.name)
     except ValueError as error:
@@ -193,8 +192,9 @@ def _read(flags: argparse.Namespace) -> Import:
 
 
 def _tried(fields: dict[str, Any], run: Run) -> tuple[InputSpec, Trial]:
-    """The input, and rows that the model takes. A width that is free is settled by trial, if only
-    one runs.
+    """The input, and random rows that the model accepts.
+
+    If the width of a row is free, several are tried; the only one that runs is used.
     """
     spec = _spec_of(fields)
     try:
@@ -227,9 +227,9 @@ def _class_names(found: Import) -> list[str]:
     output, file = found.output, found.file
     names = onnx_file.class_names(file.model, output.name)
     if names is None or len(names) != output.columns:
-        held = "holds no names of them" if names is None else f"names {len(names)}"
+        held = "names none" if names is None else f"names {len(names)}"
         raise ImportRefused(
-            f"output '{output.name}' has {output.columns} classes and the file {held}: "
+            f"output '{output.name}' has {output.columns} classes, but the file {held}: "
             "give --class-names"
         )
     where = f"{file.path}: the names in it"
@@ -237,13 +237,13 @@ def _class_names(found: Import) -> list[str]:
 
 
 def _labels_of(found: Import, names: list[str]) -> list[str]:
-    """What the file's own label output says for each class."""
+    """The value of the file's own label output for each class."""
     held = onnx_file.class_names(found.file.model, found.output.name)
     return held if held is not None and len(held) == len(names) else names
 
 
 def _set_output(found: Import, names: list[str]) -> None:
-    """Write the field `output`, and add nodes that turn the file's own form into [batch, C]."""
+    """Write the field `output`, and add nodes that bring the output into the form [batch, C]."""
     output, file = found.output, found.file
     name, kind = output.name, output.kind
     if output.form == "flatten":
@@ -268,7 +268,7 @@ def _calibrate(found: Import, names: list[str]) -> None:
     step = len(found.trial.rows) if found.trial.one_at_a_time or found.spec.shape[0] else len(rows)
     if len(rows) % step:
         raise ImportRefused(
-            f"--calibrate: {len(rows)} rows; the graph takes them {step} at a time: "
+            f"--calibrate has {len(rows)} rows, but the graph takes {step} at a time: "
             f"give a multiple of {step}"
         )
     scores = np.concatenate(
@@ -286,7 +286,7 @@ def _calibrate(found: Import, names: list[str]) -> None:
 
 
 def _measure(found: Import, names: list[str]) -> None:
-    """Record what rows like those of training look like, where some are given."""
+    """Record the mean and spread of the example rows, if any are given."""
     flags, spec = found.flags, found.spec
     if spec.kind == "text":
         return
@@ -321,7 +321,7 @@ def _copy(found: Import, staging: Path) -> None:
 
 
 def _check(found: Import, staging: Path) -> None:
-    """Serve the copy once. Raises ImportRefused when its answers differ from those of the file.
+    """Run the copy as the service would. Raises ImportRefused if its answers are not the file's.
 
     Where rows of a batch influence each other, `max_batch_rows` becomes 1.
     """
@@ -335,8 +335,8 @@ def _check(found: Import, staging: Path) -> None:
     tolerance = _HALF_TOLERANCE if half else _TOLERANCE
     if not difference <= tolerance:
         raise ImportRefused(
-            f"with the adjustment head the graph differs from the file by {difference:.2g} in a "
-            f"probability; at most {tolerance:g} is allowed: check --output-kind"
+            f"with the adjustment head, a probability differs by {difference:.2g} from the "
+            f"file's own; at most {tolerance:g} is allowed: check --output-kind"
         )
     if bundle.max_batch_rows != 1 and graph.fixed_rows != 1:
         _check_neighbours(found, graph, bundle)
@@ -364,7 +364,7 @@ def _served(graph: Graph, rows: Array, bundle: Bundle) -> Array:
 
 
 def _expected(found: Import, bundle: Bundle) -> Array:
-    """[n, C] probabilities that the file itself gives for the rows that were tried."""
+    """[n, C] probabilities of the original file for the random rows."""
     calibration = bundle.output.calibration
     if calibration is None:
         return found.output.probabilities()
@@ -400,7 +400,7 @@ def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
         wanted = float(probabilities[names.index(flags.expect)])
         raise ImportRefused(
             f"--image-example {flags.image_example} is '{best}' with probability "
-            f"{float(probabilities.max()):.3f}, and '{flags.expect}' with {wanted:.3f}: check "
+            f"{float(probabilities.max()):.3f}, but '{flags.expect}' with {wanted:.3f}: check "
             "--preprocessing, --color, --scale, --mean, --std, --resize and the class names"
         )
 

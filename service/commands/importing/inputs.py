@@ -28,17 +28,17 @@ _MISSING_TRIED = 64
 """The most columns in which a missing value is tried."""
 _FREE_REMEDY = (
     f". Sizes of {', '.join(map(str, sorted(FREE_SIZES)))} were tried where the graph leaves one "
-    "free: if it takes one size only, export it with that size fixed, or with an exporter that "
+    "free: if it accepts one size only, export it with that size fixed, or with an exporter that "
     "keeps sizes free (torch.onnx.export(dynamo=True))"
 )
 
 
 @dataclass(frozen=True)
 class Trial:
-    """Rows that the model takes, and its outputs for them.
+    """Random rows that the model accepts, and its outputs for them.
 
     rows: [n, …]. outputs: by name. free: the size of free dimensions in the rows. one_at_a_time:
-    the model takes a batch of one row only, although its graph declares a free batch axis; n is
+    the model accepts only one row at a time, although its graph declares a free batch axis; n is
     then 1.
     """
 
@@ -78,8 +78,8 @@ def feeder(names: Sequence[str], run: Callable[[dict[str, Array]], dict[str, Any
 def try_rows(run: Run, spec: InputSpec) -> Trial:
     """Random rows that the model takes, and its outputs for them. Raises ImportRefused.
 
-    Of several kinds of rows the first is taken whose outputs are all finite, else the first that
-    runs at all. Where a batch does not run, or gives one row for many, a single row is tried.
+    Several kinds of rows are tried. The first whose outputs are all finite is used, else the first
+    that runs. If a batch does not run, or gives one row for many, a single row is tried.
     """
     runs: Trial | None = None
     why = ""
@@ -95,7 +95,7 @@ def try_rows(run: Run, spec: InputSpec) -> Trial:
             runs = runs or trial
     if runs is None:
         raise ImportRefused(
-            f"the model takes none of the random rows that were tried: {why.rstrip('.')}"
+            f"the model accepts none of the random rows that were tried: {why.rstrip('.')}"
             + (_FREE_REMEDY if _is_free(spec) else "")
         )
     return runs
@@ -194,7 +194,7 @@ def _is_free(spec: InputSpec) -> bool:
 
 
 def _batch(spec: InputSpec, free: int) -> int:
-    """Rows to try at once: few where a row is large."""
+    """How many rows to try at once: few if a row is large."""
     sizes = [
         np.prod([free if n is None else n for n in each.shape[1:]])
         for each in spec.columns or [spec]

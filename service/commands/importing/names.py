@@ -45,26 +45,24 @@ def column_names(path: Path) -> list[str]:
 
 
 def read_columns(path: Path, spec: InputSpec) -> list[str]:
-    """Names of the columns of a row, in the model's order, which must fit the input. Raises
-    ImportRefused.
-    """
+    """Names of a row's columns, in the model's order. Raises ImportRefused if they do not fit."""
     where, names = f"--column-names {path}", column_names(path)
     if spec.columns or spec.kind == "image" or len(spec.shape) > 2:
         raise ImportRefused(
-            f"{where}: belongs to a model with one input of one axis of columns; the model takes "
+            f"{where}: is for a model whose only input is [batch, columns]; this model takes "
             f"{spec.kind} {spec.shape}"
         )
     width = 1 if len(spec.shape) == 1 else spec.shape[1]
     if width not in {None, len(names)}:
-        raise ImportRefused(f"{where}: {len(names)} names; the model takes {width} columns")
+        raise ImportRefused(f"{where}: has {len(names)} names; the model takes {width} columns")
     return names
 
 
 def names_of_json(value: Any) -> list[str] | None:
     """Names in output order from a decoded list or object; None when it is neither.
 
-    Of an object's keys and values, one side must be the indices 0 … C - 1. An object that holds
-    `id2label`, such as a Hugging Face config, stands for that.
+    Either the keys or the values of an object must be the indices 0 … C - 1. If an object has the
+    member `id2label`, as a Hugging Face config does, that member is used.
     """
     if isinstance(value, dict) and isinstance(value.get("id2label"), dict):
         value = value["id2label"]
@@ -79,9 +77,10 @@ def names_of_json(value: Any) -> list[str] | None:
 def unique_names(
     names: Sequence[str], *, where: str, unit: str, deduplicate: bool = False
 ) -> list[str]:
-    """The names, each once. Raises ImportRefused naming the places of an empty or repeated name.
+    """Check that names are unique and not empty, and return them. Raises ImportRefused.
 
-    where: the flag and the file; unit: what a place is called. Places count from 1.
+    where: the flag and the file, for messages. unit: the word for a place in it, such as "line";
+    places count from 1.
     """
     places: dict[str, list[int]] = {}
     for place, name in enumerate(names, 1):
@@ -102,7 +101,7 @@ def unique_names(
         )
         more = f"; and {len(repeated) - 3} more" if len(repeated) > 3 else ""
         raise ImportRefused(
-            f"{where}: names must be unique, but these come twice: {shown}{more}. "
+            f"{where}: names must be unique, but these are repeated: {shown}{more}. "
             "Give them different names, or let --deduplicate add a number"
         )
     taken, found = set(names), []
@@ -120,7 +119,7 @@ def unique_names(
 
 
 def is_cut(text: str) -> bool:
-    """Whether a text holds half of a character."""
+    """Whether a text holds half of a character (a lone surrogate)."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -133,7 +132,9 @@ def read_counts(path: Path, class_names: list[str]) -> list[float]:
     where = f"--class-counts {path}"
     found = json_of(text_of(path, "--class-counts"), path, "--class-counts")
     if isinstance(found, list) and len(found) != len(class_names):
-        raise ImportRefused(f"{where}: {len(found)} counts for {len(class_names)} classes")
+        raise ImportRefused(
+            f"{where}: has {len(found)} counts; the model has {len(class_names)} classes"
+        )
     if isinstance(found, list):
         found = dict(zip(class_names, found, strict=True))
     if not isinstance(found, dict):

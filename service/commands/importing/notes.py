@@ -92,6 +92,6 @@ def _batches(fields: dict[str, Any], trial: Trial) -> Iterator[str]:
         )
     elif fixed is not None and fixed > 1:
         yield (
-            f"note     the graph takes batches of {fixed} only: with a free batch axis it would be "
-            "served faster"
+            f"note     the graph takes batches of {fixed} only; export with a free batch axis to "
+            "serve it faster"
         )

@@ -32,10 +32,10 @@ DTYPES: dict[int, str] = {
     TensorProto.STRING: "string",
 }
 _NAME_KEYS = ("class_names", "classes", "labels", "names", "id2label", "character")
-"""Keys of the metadata that hold class names; PaddlePaddle writes `character`, a name a line."""
+"""Metadata keys that may hold class names; PaddlePaddle's `character` has one name per line."""
 _FREE_CONSTANTS_IR = 4
-"""From this version of the file format on, weights need not be inputs. Files that declare an older
-one break that rule all the same, and onnx's converter then finds no weights.
+"""The first version of the file format in which weights need not be inputs. Some files declare an
+older one and still omit them; onnx's converter then finds no weights.
 """
 _PLACEHOLDER = 7919
 """A prime that no dimension of a graph is likely to have."""
@@ -49,8 +49,8 @@ _LABEL_ATTRIBUTES = ("classlabels_strings", "classlabels_int64s", "classlabels_i
 class GraphInput:
     """An input of a graph; shape includes the batch, None where a dimension is free.
 
-    categories: the values that it takes, where the graph refuses others; of several columns, a list
-    for each, None for any value.
+    categories: the values that the input accepts, if the graph refuses all others; for several
+    columns a list for each, with None for any value.
     """
 
     name: str
@@ -61,12 +61,12 @@ class GraphInput:
 
 @dataclass
 class OnnxFile:
-    """A model read without its external weights, whose files lie beside it.
+    """A model without its external weights, which stay in files beside it.
 
-    path: of the file. inputs: of the graph. external_files: that it names. opset: that the file
-    has, None for none. model: what is published, which may differ from the file. changed: whether
-    it does. mended: whether it names a locale that is not installed here, so that it runs only with
-    another.
+    path: the file. inputs: the graph's inputs. external_files: the files of weights that it names.
+    opset: its opset, None if it names none. model: the graph to publish. changed: whether that
+    differs from the file. mended: whether the file names a locale that is not installed here, so
+    that it runs only with another one.
     """
 
     path: Path
@@ -107,7 +107,7 @@ def read(path: Path) -> OnnxFile:
             "again"
         ) from None
     if not model.graph.output:
-        raise ImportRefused(f"{path} is not an ONNX file with a graph")
+        raise ImportRefused(f"{path} is an ONNX file without a graph; expected a model")
     external = foreign_graph.external_files(model, path.parent)
     mended = foreign_graph.mend_locales(copy.deepcopy(model))
     opset = opset_of(model)
@@ -120,12 +120,12 @@ def read(path: Path) -> OnnxFile:
 
 
 def handles_missing(model: onnx.ModelProto) -> bool:
-    """Whether a node of the graph is made for NaN: an imputer, IsNaN, or trees that learnt a
-    direction for it.
+    """Whether the graph has a node meant for NaN: an imputer, IsNaN, or trees trained with a branch
+    for it.
 
-    An SVM also returns finite numbers for NaN, as do trees without a direction for it, but these
-    are meaningless. CatBoost is the exception: it puts a missing value below every border, and its
-    files ask whether a number is above one, which NaN is not.
+    An SVM, and trees without such a branch, also return finite numbers for NaN, but these are
+    meaningless. CatBoost is the exception: it puts a missing value below every border, and its
+    files test whether a number is above a border, which NaN is not.
     """
     for node in model.graph.node:
         if node.op_type in {"Imputer", "IsNaN"}:
@@ -235,7 +235,7 @@ def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphI
 
 
 def opset_of(model: onnx.ModelProto) -> int | None:
-    """The version of the standard operators; None when a graph names none."""
+    """The opset of the standard operators; None when the graph names none."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
 
 
@@ -261,11 +261,11 @@ def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:
 
 
 def _converted_at_a_size(model: onnx.ModelProto) -> onnx.ModelProto | None:
-    """The same with a size in the place of each free dimension while the converter works.
+    """Convert the model with a placeholder size in each free dimension, and remove it afterwards.
 
-    Before opset 7, a node said along which axis it repeats its second input. The converter writes
-    that anew where it can compare sizes, and gives up at a free one. None where that fails too, or
-    where the size has got into the graph.
+    Before opset 7, a node named the axis along which it repeats its second input. The converter
+    replaces that where it can compare sizes, and gives up at a free one. Returns None if that also
+    fails, or if the placeholder remains in the graph.
     """
     sized = copy.deepcopy(model)
     for dim in _dimensions(sized.graph):

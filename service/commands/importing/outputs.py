@@ -17,9 +17,9 @@ from service.contract.adjustment import softmax
 Array = NDArray[Any]
 Form: TypeAlias = Literal["table", "flatten", "column", "columns"]
 _SUM_TOLERANCE = 5e-3
-"""Half-precision probabilities of many classes sum to 1 only roughly."""
+"""Allowed distance of a row's sum from 1: half-precision probabilities sum to 1 only roughly."""
 _LABELS_TOLERANCE = 0.25
-"""Share of random rows whose label may differ from the largest score.
+"""The largest share of random rows whose label may differ from the largest score.
 
 Ties and rounding are rare; an SVC chooses its label by votes and not by its probabilities.
 """
@@ -43,11 +43,12 @@ _DECISION_SCORES = f"holds decision scores and not log posteriors. {CALIBRATE_AD
 
 @dataclass(frozen=True)
 class Output:
-    """The output that tells the classes apart, as random rows show it.
+    """The output that scores the classes, as found by running random rows.
 
-    name: of the output, or of the first of several. form: "table" [batch, C]; "flatten", such as
-    [batch, C, 1, 1]; "column", one number a row for the second of two classes; "columns", one
-    output a class. kind: "logits", "probabilities", "percent" or "scores". values: float64 [n, C].
+    name: the output's name, or that of the first of several. form: "table" [batch, C]; "flatten",
+    such as [batch, C, 1, 1]; "column", one number per row for the second of two classes; "columns",
+    one output per class. kind: "logits", "probabilities", "percent" or "scores". values: float64
+    [n, C].
     """
 
     name: str
@@ -86,15 +87,15 @@ def choose_output(
     kind: str | None,
     classes: int | None,
 ) -> Output:
-    """The output that tells the classes apart, of the outputs for random rows. Raises
+    """Find the output that scores the classes among the outputs for random rows. Raises
     ImportRefused.
 
     rows: how many were fed. wanted, kind: `--output` and `--output-kind`, None where they were not
-    given. classes: the number of class names, None where it is not known. Of several outputs that
-    say the same, logits are preferred to their softmax.
+    given. classes: the number of class names, None where it is unknown. Logits are preferred to
+    their softmax if the file has both.
     """
     if wanted is not None and wanted not in outputs:
-        raise ImportRefused(f"no output '{wanted}'; the file has {', '.join(outputs)}")
+        raise ImportRefused(f"the file has no output '{wanted}'; it has {', '.join(outputs)}")
     candidates = {k: v for k, v in outputs.items() if wanted in {None, k}}
     tables = _tables(candidates, rows, classes)
     if not tables:
@@ -108,7 +109,7 @@ def choose_output(
 def check_labels(output: Output, outputs: Mapping[str, Any], class_names: Sequence[str]) -> None:
     """Compare every label output with the largest score of each row. Raises ImportRefused.
 
-    A label output holds one class a row, by its name or its index.
+    A label output holds one class per row, as its name or its index.
     """
     largest = output.values.argmax(axis=1)
     sure = _margin(output.values) > 1e-6
@@ -228,9 +229,9 @@ def _kind_of(name: str, table: _Table, given: str | None) -> str:
         return "percent"
     if between:
         raise ImportRefused(
-            f"output '{name}' lies between 0 and 1 and its rows do not sum to 1: "
-            "independent scores of each class are no posterior. Give --output-kind where they are "
-            f"logits or probabilities all the same, or {CALIBRATE_ADVICE}"
+            f"output '{name}' is between 0 and 1, but its rows do not sum to 1: "
+            "independent scores per class are not a posterior. Give --output-kind if they are "
+            f"logits or probabilities nevertheless, or {CALIBRATE_ADVICE}"
         )
     if values.shape[1] == 2 and np.allclose(values[:, 0], -values[:, 1], rtol=1e-5, atol=1e-7):
         raise ImportRefused(
@@ -246,14 +247,14 @@ def _refuse_named_probabilities(name: str, values: Array) -> None:
     """Refuse scores that are named like probabilities, as scikit-learn's converter names them."""
     if "prob" in name.lower():
         raise ImportRefused(
-            f"output '{name}' is named for probabilities and holds {values.min():.3g} to "
+            f"output '{name}' is named as probabilities but holds {values.min():.3g} to "
             f"{values.max():.3g}: decision scores. {LOGITS_ADVICE}. For margins (SVM, ridge, "
             f"perceptron): {CALIBRATE_ADVICE}"
         )
 
 
 def _as_probabilities(table: _Table, kind: str) -> Array:
-    """[n, C] values, those of one column written out as two."""
+    """[n, C] probabilities of a table; one column becomes two classes."""
     values = table.values / 100 if kind == "percent" else table.values
     if table.form != "column":
         return values
@@ -262,7 +263,7 @@ def _as_probabilities(table: _Table, kind: str) -> Array:
 
 
 def _labels(value: Any, rows: int, known: Mapping[str, int], classes: int) -> Array | None:
-    """[n] class indices of a label output; None for an output that is none."""
+    """[n] class indices of a label output; None for any other output."""
     if not isinstance(value, np.ndarray) or value.size != rows or value.dtype.kind not in "iuOUS":
         return None
     texts = [v.decode() if isinstance(v, bytes) else str(v) for v in value.ravel().tolist()]
@@ -274,7 +275,7 @@ def _labels(value: Any, rows: int, known: Mapping[str, int], classes: int) -> Ar
 
 
 def _margin(values: Array) -> Array:
-    """[n] how far the largest value of a row is above the next."""
+    """[n] the difference between the largest and the second largest value of each row."""
     ordered = np.sort(values, axis=1)
     return np.asarray(ordered[:, -1] - ordered[:, -2])
 

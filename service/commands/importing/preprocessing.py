@@ -1,4 +1,4 @@
-"""How a model of images needs its pixels: the flags, named standard recipes, and assumptions."""
+"""The preprocessing of an image model: its flags, named standard recipes, and assumptions."""
 
 import argparse
 from collections.abc import Iterator, Mapping
@@ -16,7 +16,7 @@ SCALES = {"0..1": None, "0..255": 1.0}
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """A recipe that a library of models uses. crop: the share of the shorter side that is kept."""
+    """The preprocessing of a model library. crop: the share of the shorter side that is kept."""
 
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
@@ -59,7 +59,7 @@ def image_fields(found: GraphInput, flags: argparse.Namespace) -> dict[str, Any]
         return {}
     if len(found.shape) != 4 or found.dtype == "string":
         raise ImportRefused(
-            f"--image needs an input of four dimensions; '{found.name}' is "
+            f"--image needs an input of four dimensions, but '{found.name}' is "
             f"{found.dtype} {found.shape}"
         )
     recipe = _recipe(flags)

@@ -1,4 +1,4 @@
-"""The error of an import. Its message says what came, what was expected and what to do."""
+"""The error of an import. Its message says what was found, what was expected and what to do."""
 
 
 class ImportRefused(ValueError):

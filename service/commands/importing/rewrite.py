@@ -65,11 +65,11 @@ def join_columns(model: onnx.ModelProto, outputs: Sequence[str]) -> str:
 
 
 def two_classes(model: onnx.ModelProto, output: str, kind: str) -> tuple[str, str]:
-    """Add an output [batch, 2] made of one number a row that speaks for the second class.
+    """Add an output [batch, 2] made from one number per row that scores the second class.
 
-    kind: whether it is a logit ("logits") or a probability ("probabilities"). A probability that a
-    Sigmoid makes is taken before it, where nothing has been rounded to 0 or 1. Returns the output's
-    name and kind.
+    kind: whether it is a logit ("logits") or a probability ("probabilities"). If a Sigmoid makes
+    the probability, its input is used instead, which has not been rounded to 0 or 1. Returns the
+    output's name and kind.
     """
     edit = _Edit(model)
     source = _before_sigmoid(model.graph, output) if kind == "probabilities" else None
@@ -97,9 +97,7 @@ def unused_name(graph: onnx.GraphProto, wanted: str) -> str:
 
 
 def _before_sigmoid(graph: onnx.GraphProto, output: str) -> str | None:
-    """The logit whose Sigmoid an output is, if only nodes that change the shape lie between; else
-    None.
-    """
+    """The input of the Sigmoid that makes an output, if only reshaping follows it; else None."""
     producers = {name: node for node in graph.node for name in node.output}
     node = producers.get(output)
     while node is not None and node.op_type in {"Identity", "Squeeze", "Reshape", "Flatten"}:

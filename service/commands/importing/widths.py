@@ -1,7 +1,7 @@
-"""Finds how many numbers a row of an input has where the graph leaves that free.
+"""Finds the width of an input's rows if the graph leaves it free.
 
-skl2onnx writes [None, None] unless it is given a width. Rows of another width would then be scored
-without an error: trees read the columns that they know, and ONNX Runtime does not check the rest.
+skl2onnx writes [None, None] unless it is given a width. Rows of a wrong width would then be scored
+without an error: trees read only the columns that they use, and ONNX Runtime does not check more.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,10 +32,10 @@ _PICKS = {"ArrayFeatureExtractor", "Gather"}
 def settled(
     found: Sequence[GraphInput], graph: onnx.GraphProto, columns: int | None
 ) -> list[GraphInput]:
-    """The inputs of a graph, with the width of a row of [batch, width] where it can be told.
+    """The inputs of a graph, with the width of [batch, width] filled in if it can be found.
 
-    columns: how many columns the caller has named, None for not. Raises ImportRefused where the
-    graph tells only the least width, so that rows of another one would be scored wrongly.
+    columns: how many columns the caller has named; None if none. Raises ImportRefused if the graph
+    shows only the smallest possible width, since rows of a wrong width would be scored wrongly.
     """
     return [_settled(each, graph, columns if len(found) == 1 else None) for each in found]
 
@@ -56,15 +56,15 @@ def _settled(found: GraphInput, graph: onnx.GraphProto, columns: int | None) -> 
     if least:
         raise ImportRefused(
             f"input '{found.name}' takes rows of any width, and the graph reads at least {least} "
-            f"columns of them; rows of another width would be scored wrongly: {REMEDY}"
+            f"columns; rows of another width would be scored wrongly: {REMEDY}"
         )
     return found
 
 
 def only_width(run: Run, spec: InputSpec) -> int | None:
-    """The width of the rows that a model takes, found by trial; None if it takes none or several.
+    """The only width of rows that the model accepts, found by trial; None if none or several run.
 
-    spec: of an input [batch, width] whose width is free.
+    spec: an input [batch, width] whose width is free.
     """
     taken = (width for width in range(1, _MAX_SCANNED + 1) if _takes(run, spec, width))
     first = next(taken, None)
@@ -72,7 +72,7 @@ def only_width(run: Run, spec: InputSpec) -> int | None:
 
 
 def _takes(run: Run, spec: InputSpec, width: int) -> bool:
-    """Whether two rows of this width give two answers."""
+    """Whether the model gives two answers for two rows of this width."""
     try:
         outputs = run(next(iter(random_rows(spec, 2, free=width))))
     except Exception:  # noqa: BLE001 - a refusal is an answer
@@ -83,7 +83,7 @@ def _takes(run: Run, spec: InputSpec, width: int) -> bool:
 def width_of(graph: onnx.GraphProto, name: str) -> tuple[int | None, int]:
     """The width of a row of an input [batch, width], by the nodes that read it.
 
-    Returns (the width, or None where no node tells it; the least width that the nodes read).
+    Returns (the width, or None where no node shows it; the smallest width that the nodes need).
     """
     constants = {item.name: item for item in graph.initializer}
     same, least = {name}, 0
@@ -99,13 +99,13 @@ def width_of(graph: onnx.GraphProto, name: str) -> tuple[int | None, int]:
 
 
 def _exact(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int | None:
-    """The width of the rows that a node takes; None where its weights do not tell it."""
+    """The width of the rows that a node takes; None where its weights do not show it."""
     read = _EXACT.get(node.op_type)
     return None if read is None else read(node, constants)
 
 
 def _of_vector(node: onnx.NodeProto, _: Any) -> int | None:
-    """Of a node with one number a column; a single number serves all columns."""
+    """The width of a node with one number per column; None if one number serves all columns."""
     keys = ("offset", "scale", "imputed_value_floats", "imputed_value_int64s")
     longest: int = max(len(_attribute(node, key) or ()) for key in keys)
     return longest if longest > 1 else None
@@ -134,7 +134,7 @@ def _of_vectors(node: onnx.NodeProto, _: Any) -> int | None:
 
 
 def _parts(whole: int, count: int) -> int | None:
-    """The size of each of `count` equal parts; None where there are none."""
+    """The size of each of `count` equal parts; None if `count` does not divide the whole."""
     return whole // count if whole and count and not whole % count else None
 
 
@@ -148,7 +148,7 @@ _EXACT: dict[str, Callable[[onnx.NodeProto, dict[str, onnx.TensorProto]], int | 
 
 
 def _least(node: onnx.NodeProto, constants: dict[str, onnx.TensorProto]) -> int:
-    """The width that rows must have at least, for the columns that a node reads to be there."""
+    """The smallest width of rows that has every column that a node reads."""
     if node.op_type in _TREES:
         columns = _attribute(node, "nodes_featureids") or ()
         return 1 + max(columns, default=-1)

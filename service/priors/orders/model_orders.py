@@ -16,12 +16,12 @@ from service.priors.revisions import StoreUnavailable
 from service.priors.store_calls import StoreCalls
 
 SEEN_SECONDS = 3.0
-"""A worker that has not seen an order after this long has ended or hangs; nobody waits for it."""
+"""A worker that has not seen an order after this long has ended or hangs; it is not waited for."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.2
 
 
 class ModelOrders:
-    """The way of orders to the store and back. Used from one event loop."""
+    """Writes orders to the store and hands stored ones to this worker. Used from one event loop."""
 
     def __init__(self, calls: StoreCalls, feed: Feed) -> None:
         self._calls, self._feed = calls, feed
@@ -29,14 +29,14 @@ class ModelOrders:
         self._early: list[ModelOrder] = []
 
     def follow(self, obey: Callable[[Sequence[ModelOrder]], None]) -> None:
-        """Have `obey` called on the loop with each new order, and with all that were given."""
+        """Call `obey` on the loop with each new order, and at once with all earlier ones."""
         self._obey = obey
         if self._early:
             early, self._early = self._early, []
             obey(early)
 
     def arrived(self, orders: Sequence[ModelOrder]) -> None:
-        """Hand orders on; the same one may come twice."""
+        """Hand orders on; the same order may arrive twice."""
         if self._obey is None:
             self._early += orders
         elif orders:
@@ -49,10 +49,10 @@ class ModelOrders:
     async def give(
         self, model: str, change: Callable[[Wish], Wish], *, by: str
     ) -> ModelOrder | None:
-        """Store a changed wish; it is then on its way to every worker, this one included.
+        """Store a changed wish, which then reaches every worker, this one included.
 
-        None when nothing was ever ordered and the wish stays as it is. Raises StoreUnavailable,
-        and what `change` raises.
+        None when nothing was ever ordered and `change` leaves the wish as it is. Raises
+        StoreUnavailable, and what `change` raises.
         """
         after = self._feed.change
         order = await self._calls.write(
@@ -77,8 +77,8 @@ class ModelOrders:
     async def carried_out(self, order: ModelOrder, *, seconds: float) -> list[WorkerModel]:
         """Wait until every worker that serves has carried an order out, or a later one.
 
-        Returns those that could not. A worker that has not seen the order after SEEN_SECONDS, or
-        works on it for more than `seconds`, is not waited for.
+        Returns the workers that failed. It does not wait for a worker that has not seen the order
+        after SEEN_SECONDS, or that works on it for more than `seconds`.
         """
         begun, pause = time.monotonic(), _FIRST_PAUSE
         while True:

@@ -1,4 +1,4 @@
-"""What is wanted of a model, as orders say it, and what a worker serves of it."""
+"""The desired state of a model, as set by orders, and the state that a worker reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +21,12 @@ class Rollout(BaseModel):
 
 
 class Wish(BaseModel):
-    """What is wanted of a model. Members that a newer program has written are ignored.
+    """The desired state of a model. Members that a newer release has written are ignored.
 
-    loaded: whether it serves. scans: how often it was ordered to look for new versions.
-    keep_versions: newest versions that serve; None: as the setting says. accepted: the newest
-    version that may answer every request, where new ones begin with a share. rollout: a newer
-    version on trial. withdrawn: versions that were taken back and do not serve. default_model: for
+    loaded: whether it serves. scans: how many times a search for new versions was ordered.
+    keep_versions: how many of the newest versions serve; None: as the setting says. accepted: the
+    newest version that may answer every request, where new ones begin with a share. rollout: a
+    newer version on trial. withdrawn: versions taken back, which do not serve. default_model: for
     SERVICE only.
     """
 
@@ -42,7 +42,7 @@ class Wish(BaseModel):
 
 
 AS_SET = Wish()
-"""What is wanted of a model for which no order was given."""
+"""The desired state of a model for which no order was given."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +58,11 @@ class ModelOrder:
 
 @dataclass(frozen=True)
 class WorkerModel:
-    """What one worker serves of a model, by its last report.
+    """The state of a model in one worker, by its last report.
 
-    versions: the one that answers by default first. order: the change number of the last order that
-    it has carried out; error: why it could not. seen: the last change that it has read. serving:
-    False while it starts.
+    versions: those that serve, the default first. order: change number of the last order that it
+    has carried out. error: why it could not. seen: number of the last change that it has read.
+    serving: False while the worker starts.
     """
 
     replica: str
@@ -82,9 +82,10 @@ class OrderStore(Protocol):
     def order(
         self, model: str, change: Callable[[Wish], Wish], *, by: str, after: int
     ) -> ModelOrder | None:
-        """Change what is wanted of a model, atomically. None: nothing was ever ordered or is now.
+        """Change the desired state of a model, atomically, and return the order in force.
 
-        Nothing is written when the wish stays as it is.
+        Nothing is written when `change` leaves the wish as it is. None when there never was an
+        order and none is written now.
         """
 
     def worker_models(self, model: str) -> list[WorkerModel]:
@@ -109,12 +110,12 @@ def unload(wish: Wish) -> Wish:
 
 
 def keep(wish: Wish, *, versions: int | None) -> Wish:
-    """Serve so many of the newest versions; None: as the setting says."""
+    """Serve this many of the newest versions; None: as many as the setting says."""
     return wish.model_copy(update={"keep_versions": versions})
 
 
 def make_default(wish: Wish, *, name: str | None) -> Wish:
-    """Make a model the default one; None: the one that was set."""
+    """Make a model the default one; None: go back to the model of the setting."""
     return wish.model_copy(update={"default_model": name})
 
 
@@ -162,5 +163,5 @@ def take_back(wish: Wish) -> Wish:
 
 def _on_trial(wish: Wish) -> Rollout:
     if wish.rollout is None:
-        raise NoTrial("no version of the model is on trial; a rollout may have ended already")
+        raise NoTrial("no version of the model is on trial; its rollout may already have ended")
     return wish.rollout

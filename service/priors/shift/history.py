@@ -1,4 +1,4 @@
-"""The tracked estimate over time, in bounded memory: the older, the same, but less often."""
+"""The tracked estimate over time, in bounded memory: long streams keep fewer points per hour."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from service.contract.tracking import Tracked
 
 MOST_POINTS = 2880
 MAX_HISTORY_BYTES = 2**20
-"""Of one model version."""
+"""The most points kept for one model version."""
 _FEWEST_POINTS = 16
 
 
@@ -27,8 +27,10 @@ class Point:
 
 
 class History:
-    """Points in order. When there is no more room, every second point goes, and of the points to
-    come every second one is kept, and so on: memory is bounded, and no time is forgotten.
+    """Points in the order of time.
+
+    When it is full, every second point is dropped, and from then on only every second new point is
+    kept, and so on. So memory is bounded, and the points always span the whole time.
     """
 
     def __init__(self, classes: int) -> None:
@@ -51,7 +53,7 @@ class History:
         calibration_variance: NDArray[np.float64] | float,
         verdict: str | None,
     ) -> None:
-        """Note what is known now."""
+        """Add a point with the current estimate, unless this one is to be skipped."""
         self._passed += 1
         if self._passed < self._every:
             return

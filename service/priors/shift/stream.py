@@ -1,8 +1,8 @@
-"""Rows of one model version on their way to its tracker: bounded, and never in a request's way.
+"""The queue of rows from the batcher to a model version's tracker: bounded, never delays requests.
 
-Up to RANKED_FROM classes a row is its raw logits. With more it is what the graph answers anyway:
-the most probable classes and their probabilities, from which the prior of the answer is divided
-out again.
+Below RANKED_FROM classes a row is its raw logits. With more it is what the graph returns anyway:
+the most probable classes and their probabilities. The tracker then divides out the prior that the
+answer used.
 """
 
 import threading
@@ -18,25 +18,26 @@ from service.contract.bundle import Bundle
 from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
 
 MAX_WAITING_ROWS = 256
-"""Rows that are tracked between two calls of `learn`; others are neither tracked nor counted."""
+"""The most rows tracked between two calls of `learn`; further rows are ignored and not counted."""
 FULL_PRICE_CLASSES = 1024
-"""With more classes a row of logits counts as several, so that the time for tracking stays the
-same.
+"""With more classes, a row of logits counts as several against MAX_WAITING_ROWS. The time for
+tracking then stays the same.
 """
 RANKED_FROM = 5000
-"""From so many classes on, a row is its best classes: then its time hardly depends on C."""
+"""With at least this many classes, a row is only its best classes, so its cost hardly grows with C.
+"""
 RANKED_CLASSES = 16
-"""Classes of such a row: ranking 16 instead of 5 of 100,000 costs a batch 1 to 3 % of its time."""
+"""Classes of such a row. Ranking 16 instead of 5 of 100,000 classes costs a batch 1 to 3 % more."""
 MAX_SETTINGS = 16
-"""Pairs of a prior and a tau that are divided out in one call of `learn`, each at a cost of C."""
+"""The most pairs of a prior and a tau that one call of `learn` divides out, each in O(C)."""
 _LEAST_REST = 1e-9
 
 
 class Setting(NamedTuple):
-    """How some rows of a batch were answered, in order: their number, tau and priors.
+    """The settings with which consecutive rows of a batch were answered.
 
-    tau: one, or [rows]. offsets: [C] of log σ − log ρ of each prior, None where σ is unknown.
-    prior_of_row: [rows] into them; None: all rows have the first.
+    tau: one value, or [rows]. offsets: for each prior, log σ − log ρ [C]; None where σ is unknown.
+    prior_of_row: [rows] index into `offsets`; None: all rows have the first.
     """
 
     rows: int
@@ -48,7 +49,7 @@ class Setting(NamedTuple):
 class Ranking(NamedTuple):
     """A batch of answers: the best classes [n, k] with probabilities [n, k], and their settings.
 
-    answered: [n] whether a row answers traffic; None: all do.
+    answered: [n] whether a row is traffic, and not a comparison of settings; None: all are.
     """
 
     classes: NDArray[np.int64]
@@ -70,10 +71,10 @@ class Stream:
         classes = len(bundle.class_names)
         ranked = log_source is not None and classes >= RANKED_FROM
         self.top_k = RANKED_CLASSES if ranked else 0
-        """Classes of a row for `add_ranking`; 0: rows of logits are taken, by `add`."""
+        """The number of classes per row for `add_ranking`; 0: use `add` with rows of logits."""
         self._price = 1.0 if ranked else max(1.0, classes / FULL_PRICE_CLASSES)
         self.credit = 0.0 if log_source is None else float(MAX_WAITING_ROWS)
-        """Rows are taken while it is above 0."""
+        """How many more rows are accepted before the next `learn`; none when it is not above 0."""
         self._log_source = log_source
         self._tracker = (
             None
@@ -93,7 +94,7 @@ class Stream:
     def add(self, logits: NDArray[np.float32]) -> None:
         """Take the raw logits [n, C] of a batch while there is credit.
 
-        A batch is taken whole, up to MAX_WAITING_ROWS, as its logits were fetched for it.
+        A whole batch is taken, up to MAX_WAITING_ROWS, since its logits have been fetched already.
         """
         if self.credit > 0 and len(logits):
             self._waiting.append(logits[:MAX_WAITING_ROWS])
@@ -108,7 +109,7 @@ class Stream:
             self.credit -= len(classes) * self._price
 
     def learn(self) -> None:
-        """Update the tracker with the rows that wait, and give credit for more."""
+        """Update the tracker with the queued rows, and accept more rows again."""
         taken = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if self._tracker is None:
             return
@@ -131,14 +132,14 @@ class Stream:
             return self._tracker.estimate()
 
     def state(self) -> bytes | None:
-        """What has been learnt, to be kept; None before the first row."""
+        """The tracker's state, to be stored; None before the first row."""
         if self._tracker is None:
             return None
         with self._lock:
             return self._tracker.state() if self._tracker.rows else None
 
     def restore(self, state: bytes) -> bool:
-        """Go on from a kept state, unless rows have come already or it does not fit."""
+        """Continue from a stored state. Returns False if it does not fit or rows came first."""
         if self._tracker is None:
             return False
         with self._lock:
@@ -154,10 +155,10 @@ class Stream:
 def ratios_of(rankings: Iterable[Ranking], log_source: Vector) -> Ranked | None:
     """The likelihood ratios of answers, at most MAX_WAITING_ROWS of them; None for no row.
 
-    A probability p_y of an answer with offset o and tau is R_y·π_y, where R_y is the ratio to the
-    source prior σ [C] and π_y ∝ σ_y·exp(−tau·o_y) are the odds that the answer took the classes to
-    have. The other classes of a row share 1 − Σ p; each is given their mean ratio, weighted by π.
-    Rows that say nothing of other classes, as π leaves them nothing, are left out.
+    An answer with offset o and tau has probabilities p_y = R_y·π_y. R_y is the likelihood ratio
+    against the source prior σ [C], and π_y ∝ σ_y·exp(−tau·o_y) is the prior that the answer used.
+    The classes not listed share 1 − Σ p; each gets their mean ratio, weighted by π. A row is left
+    out if π gives these classes no mass, so that it says nothing about them.
     """
     parts: list[Ranked] = []
     normal: dict[tuple[int, float], float] = {}
@@ -188,7 +189,7 @@ def _ratios(
 ) -> Ranked:
     """Ratios of rows with one tau and one prior, from the log of the odds π [n, k] of `ratios_of`.
 
-    A class with probability 0 is one of the others.
+    A class with probability 0 counts as not listed.
     """
     p = probabilities.astype(np.float64)
     odds = np.where(p > 0, np.exp(log_odds), 0.0)
@@ -205,7 +206,7 @@ def _ratios(
 def _alike(
     ranking: Ranking,
 ) -> Iterable[tuple[NDArray[np.int64], float, NDArray[np.float32] | None]]:
-    """Rows of answers to traffic, with their tau and the offset of their prior."""
+    """Yield groups of traffic rows with one tau and prior: (rows, tau, offset of the prior)."""
     groups: dict[tuple[int, float], tuple[list[int], NDArray[np.float32] | None]] = {}
     row, end = 0, len(ranking.classes)
     for setting in ranking.settings:
@@ -221,13 +222,13 @@ def _alike(
 
 
 def estimate_of(bundle: Bundle, state: bytes) -> Tracked | None:
-    """The estimate in a state that another worker has kept; None where it does not fit."""
+    """The estimate in another worker's stored state; None where the state does not fit."""
     other = Stream(bundle)
     return other.now() if other.restore(state) else None
 
 
 def source_of(bundle: Bundle) -> Vector | None:
-    """[C] the log source prior of a model: as measured, else as training implies it."""
+    """[C] the log source prior of a model: measured on validation, else implied by training."""
     if bundle.calibrated_log_source is not None:
         return bundle.calibrated_log_source
     if bundle.class_counts is not None:

@@ -1,8 +1,8 @@
-"""Follows the class prior of traffic, judges it now and then, and says what adopting would do.
+"""Tracks the class prior of traffic, judges the estimate, and decides on automatic adoption.
 
-Two threads, both off the event loop. One feeds the trackers a few times a second. The other looks
-every `--shift-seconds`: it keeps what this worker has learnt in the store, combines it with what
-other workers and replicas have kept there, and, in one worker of each replica, judges the newest
+It uses two threads, both off the event loop. One feeds the trackers a few times a second. The other
+runs every `--shift-seconds`. It stores the state of this worker's trackers and combines it with the
+stored states of other workers and replicas. In one worker of each replica it also judges the newest
 rows and decides on automatic steps.
 """
 
@@ -42,26 +42,26 @@ logger = logging.getLogger(__name__)
 LEARN_SECONDS = 0.25
 STOP_SECONDS = 2.0
 MAX_WATCHED_PRIORS = 10
-"""Priors of a model on whose automatic steps is decided: `default`, and others that ask for it."""
+"""The most priors per model with automatic steps: `default`, and others with `auto_adopt`."""
 _ALIVE_LOOKS = 4
-"""A worker that has kept nothing for so many looks counts no more."""
+"""A worker that has stored no state for this many intervals no longer counts."""
 _SHORTEST_ALIVE = timedelta(seconds=15)
 _RESTORED_FOR = timedelta(days=1)
-"""A state that is older says nothing about the traffic of now."""
+"""Older states are not restored: they say nothing about current traffic."""
 
 
 class Keeper(Protocol):
-    """Where states are kept; see service.priors.store.kept.KeptStates."""
+    """A store of tracker states, such as `service.priors.store.kept.KeptStates`."""
 
     def keep(self, kept: KeptState) -> None:
-        """Put a state in the place of its keeper's last one."""
+        """Replace the last state of the same keeper."""
 
     def of(self, model: str) -> list[KeptState]:
         """The states of a model, the newest first."""
 
 
 class Served(NamedTuple):
-    """The newest version of a model, as far as the watch needs it."""
+    """The parts of a model's newest version that the watch needs."""
 
     bundle: Bundle
     recent: LogitReservoir
@@ -70,7 +70,7 @@ class Served(NamedTuple):
 
 @dataclass(frozen=True)
 class Automatic:
-    """What automatic adoption of a prior does: its bounds, and its last decision."""
+    """The state of a prior's automatic adoption: its bounds and its last decision."""
 
     prior: str
     bounds: AutoAdopt
@@ -83,7 +83,7 @@ class Automatic:
 
 @dataclass(frozen=True)
 class Judged:
-    """The last judgement of a model's traffic, ready for JSON but for the time."""
+    """The last judgement of a model's traffic; all members but the time are ready for JSON."""
 
     at: datetime
     verdict: str
@@ -93,7 +93,7 @@ class Judged:
     automatic: dict[str, dict[str, Any]]
 
     def document(self) -> str:
-        """As it is kept in the store."""
+        """The JSON text that is kept in the store."""
         return json.dumps({**self.__dict__, "at": self.at.isoformat()})
 
     @classmethod
@@ -108,17 +108,17 @@ class Judged:
 
 @dataclass
 class Followed:
-    """What is known of one model's traffic."""
+    """The estimate, its history and the verdict for one model's traffic."""
 
     served: Served
     history: History
     together: Tracked | None = None
-    """Of all workers and replicas that see this model's traffic."""
+    """The combined estimate of all workers and replicas that see this model's traffic."""
     workers: int = 0
     judged: Judged | None = None
     calibration_variance: Vector | float = 0.0
     shown: str | None = None
-    """The verdict after two looks that agree."""
+    """The verdict shown to users; it changes when two judgements in a row agree."""
     last: str | None = None
     judged_at: datetime | None = None
     kept_rows: int = -1
@@ -148,8 +148,9 @@ class ShiftWatch:
     ) -> None:
         """`models` lists the newest version of each model; `act` takes a step that is due.
 
-        kept: where states survive a restart; None keeps them in memory only. every_seconds:
-        between two looks. slot: of this worker in its replica; the worker of slot 0 judges.
+        kept: the store in which states survive a restart; None keeps them in memory only.
+        every_seconds: time between two judgements. slot: this worker's number in its replica; the
+        worker with slot 0 judges.
         """
         self._priors, self._models, self._kept = priors, models, kept
         self._every, self._slot, self._act, self._now = every_seconds, slot, act, now
@@ -159,14 +160,14 @@ class ShiftWatch:
         self._store_trouble = ""
 
     def start(self) -> None:
-        """Follow and look until `stop`."""
+        """Start both threads; they run until `stop`."""
         for name, run in (("tracking", self._learn_on), ("shift", self._look_on)):
             threading.Thread(target=run, name=name, daemon=True).start()
 
     def stop(self) -> None:
-        """Keep what has been learnt once more, and follow no more. Blocks for STOP_SECONDS at most.
+        """Stop both threads and store the state a last time. Blocks for at most STOP_SECONDS.
 
-        The store may hang, so a thread that nobody waits for longer does the keeping.
+        The store may hang, so a separate thread writes the state.
         """
         self._stopped.set()
         last = threading.Thread(target=lambda: [*map(self._keep, self.followed())], daemon=True)
@@ -174,13 +175,13 @@ class ShiftWatch:
         last.join(STOP_SECONDS)
 
     def of(self, bundle: Bundle) -> Followed | None:
-        """What is known of a model version; None before the first look."""
+        """The state of a model version's traffic; None before the first judgement."""
         return self._followed.get(id(bundle))
 
     def tracked(self, bundle: Bundle) -> Tracked | None:
         """The estimate of a model version's traffic; None where it is not followed.
 
-        Before the first look, it is what this worker has seen.
+        Before the first judgement, only this worker's rows count.
         """
         one = self.of(bundle)
         if one is not None and one.together is not None:
@@ -189,7 +190,7 @@ class ShiftWatch:
         return next((stream.now() for stream in own), None)
 
     def followed(self) -> list[Followed]:
-        """What is known of every model."""
+        """The state of every model's traffic."""
         return list(self._followed.values())
 
     def divergences(self, one: Followed) -> Iterable[tuple[str, float]]:
@@ -202,12 +203,12 @@ class ShiftWatch:
                 yield name, jensen_shannon(one.together.prior, target)
 
     def learn(self) -> None:
-        """Update every tracker with the rows that wait for it."""
+        """Update every tracker with its queued rows."""
         for served in self._models():
             served.stream.learn()
 
     def look(self) -> None:
-        """Keep, combine and judge once."""
+        """Store the states, combine them and judge, once."""
         followed = {}
         for served in self._models():
             one = self._followed.get(id(served.bundle))
@@ -227,14 +228,16 @@ class ShiftWatch:
             try:
                 self.learn()
             except Exception:
-                logger.exception("the prior of traffic could not be followed; going on")
+                logger.exception(
+                    "the prior of traffic could not be tracked; the next turn tries again"
+                )
 
     def _look_on(self) -> None:
         while not self._stopped.wait(self._every):
             try:
                 self.look()
             except Exception:
-                logger.exception("traffic could not be judged; trying again in %g s", self._every)
+                logger.exception("traffic could not be judged; next attempt in %g s", self._every)
 
     def _look_at(self, one: Followed) -> None:
         own = one.served.stream.now()
@@ -254,7 +257,7 @@ class ShiftWatch:
             )
 
     def _judge(self, one: Followed, own: Tracked) -> None:
-        """Judge the newest rows, once enough of them are new since the last judgement."""
+        """Judge the newest rows if enough of them arrived since the last judgement."""
         bundle, recent, now = one.served.bundle, one.served.recent, self._now()
         least = rows_wanted(len(bundle.class_names))
         window = min(max(least, int(own.effective_rows)), recent.capacity)
@@ -291,7 +294,7 @@ class ShiftWatch:
     def _decide(
         self, one: Followed, name: str, logits: Any, own: Tracked, now: datetime
     ) -> Automatic | None:
-        """The assessment for one prior and what follows from it; None where none can be made."""
+        """Assess the traffic for one prior and decide on its step; None if it cannot be used."""
         bundle = one.served.bundle
         try:
             revision = self._priors.in_force(bundle, name)
@@ -347,7 +350,7 @@ class ShiftWatch:
     # ---- the store
 
     def _restore(self, one: Followed) -> None:
-        """Go on from this worker's own last state, else from one whose worker has gone."""
+        """Continue from this worker's last state, or from the state of a worker that has ended."""
         now, digest = self._now(), one.served.bundle.class_digest
         mine, gone = [], []
         for kept in self._read(one.served.bundle.name):
@@ -366,7 +369,7 @@ class ShiftWatch:
                 return
 
     def _keep(self, one: Followed) -> None:
-        """Keep this worker's state, where it has learnt something since."""
+        """Store this worker's state if it has learnt something since the last time."""
         own = one.served.stream.now()
         state = one.served.stream.state()
         if self._kept is None or own is None or state is None:
@@ -408,9 +411,13 @@ class ShiftWatch:
             return []
 
     def _note(self, trouble: str) -> None:
-        """Log trouble with the store when it begins."""
+        """Log trouble with the store, once until it is over."""
         if trouble and not self._store_trouble:
-            logger.warning("what is known of traffic is in memory only: %s", trouble)
+            logger.warning(
+                "the tracked class prior is in memory only, and a restart loses it, until the "
+                "store works again: %s",
+                trouble,
+            )
         self._store_trouble = trouble
 
     @property
@@ -427,7 +434,7 @@ def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> Prior
 
 
 def _told(each: Automatic, class_names: list[str]) -> dict[str, Any]:
-    """A decision for JSON."""
+    """A decision as a JSON object."""
     step, bounds = each.step, each.bounds
     target = None
     if step.target is not None:

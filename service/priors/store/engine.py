@@ -1,4 +1,6 @@
-"""Connections to SQLite and PostgreSQL: durable, bounded in time; always to the same database."""
+"""Connections to SQLite and PostgreSQL, with durable commits, time limits and a check that the
+database was not replaced.
+"""
 
 import importlib.util
 import sqlite3
@@ -55,18 +57,18 @@ def parse_store_url(text: str) -> URL:
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if url.database in (None, "", ":memory:"):
             raise InvalidStoreUrl(
-                f"the store is {shown}, which names no file that every worker can open; "
+                f"the store is {shown}, which is not a file that every worker can open; "
                 "expected sqlite:///FILE, with three slashes"
             )
         return url
-    raise InvalidStoreUrl(f"a store of kind '{url.drivername}' is not known; {expected}")
+    raise InvalidStoreUrl(f"unknown kind of store '{url.drivername}'; {expected}")
 
 
 class Database:
-    """The engine of a store and what every part of the store needs of it."""
+    """A store's engine, transactions and identity, which all parts of the store share."""
 
     def __init__(self, url: str, *, reads: str = "") -> None:
-        """Does not connect. `reads`: a standby that is followed. Raises InvalidStoreUrl."""
+        """Does not connect. reads: URL of a standby to follow instead. Raises InvalidStoreUrl."""
         parsed = parse_store_url(url)
         self._url = url
         self.file: SqliteFile | None = None
@@ -74,14 +76,14 @@ class Database:
             self.file = SqliteFile(Path(parsed.database or ""))
         self.engine = postgres_engine(parsed) if self.file is None else sqlite_engine(self.file)
         self.reader = self.engine
-        """Where the store is followed."""
+        """The engine that follows the store: the standby's where there is one."""
         if reads:
             standby = parse_store_url(reads)
             if self.file is not None or standby.get_backend_name() != "postgresql":
                 raise InvalidStoreUrl("--store-reads is for a PostgreSQL store and its standby")
             self.reader = postgres_engine(standby)
         self.store_id = ""
-        """Identifies the store once it is open, so that another one in its place is noticed."""
+        """Identifies the open store, so that a replacement is noticed."""
 
     @property
     def is_postgres(self) -> bool:
@@ -99,7 +101,7 @@ class Database:
         self.reader.dispose()
 
     def open(self, *, create: bool = True) -> None:
-        """Create or migrate the tables, unless they are as they should be.
+        """Create or migrate the tables where they are missing or old.
 
         Without `create`, a SQLite file that does not exist is not created.
         """
@@ -127,7 +129,7 @@ class Database:
             raise StoreUnavailable(
                 "away",
                 f"the folder '{error.filename}' for the store cannot be made: {error.strerror}; "
-                "give a place with --store sqlite:///FILE",
+                "name another file with --store sqlite:///FILE",
             ) from error
 
     @contextmanager
@@ -143,7 +145,7 @@ class Database:
 
 
 class SqliteFile:
-    """The file of a SQLite store: created on first use only, and never another file unseen."""
+    """The file of a SQLite store: created on first use only, and watched for replacement."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -173,7 +175,7 @@ class SqliteFile:
         return connection
 
     def identity(self) -> tuple[int, int]:
-        """Device and inode, which tell that the file was replaced while a connection was open."""
+        """Device and inode; they change when the file is replaced while a connection is open."""
         try:
             found = self.path.stat()
         except OSError as error:
@@ -200,7 +202,7 @@ def postgres_engine(url: URL) -> Engine:
     engine = create_engine(
         url,
         pool_pre_ping=True,
-        pool_size=1,  # the rest is closed after use: a thousand replicas are as many connections
+        pool_size=1,  # others close after use: a thousand replicas hold a thousand
         max_overflow=4,
         pool_timeout=2,
         connect_args={

@@ -20,14 +20,14 @@ from service.priors.store.schema import history, meta, model_orders
 from service.priors.store.trouble import typed_trouble
 
 LOOK_SECONDS = 1.0
-"""Pause between two looks at PostgreSQL while it notifies; they find out whether it answers."""
+"""Pause between two polls of PostgreSQL while it notifies. They only check that it answers."""
 STANDBY_SECONDS = 0.25
-"""Pause between two looks at a standby of PostgreSQL, which cannot notify."""
+"""Pause between two polls of a PostgreSQL standby, which cannot notify."""
 WORKERS_A_SECOND = 5000.0
 LONGEST_SPREAD_SECONDS = 0.3
-"""Looks after a notification are spread over so long at most, WORKERS_A_SECOND otherwise."""
+"""Workers spread their polls after a notification: WORKERS_A_SECOND, over at most this long."""
 MAX_STEPS = 256
-"""Changes that are read one by one; if there are more, only the newest entries are read."""
+"""The most changes that are read one by one; of more, only the newest entries are read."""
 
 
 class Follower:
@@ -73,8 +73,8 @@ class Follower:
     def wait(self, seconds: float, woken: threading.Event) -> None:
         """Return on a notification of PostgreSQL, when woken, or after about `seconds`.
 
-        Where many workers follow, each waits a little after a notification, and looks less often
-        while there is none.
+        With many workers, each waits a little after a notification, and polls less often while
+        there is none.
         """
         if not self._database.is_postgres or self._connection is None:
             woken.wait(seconds)
@@ -95,7 +95,7 @@ class Follower:
             self._unfollow()
 
     def report(self, worker: str, values: dict[str, Any], *, forget_before: int) -> None:
-        """Write what a worker serves, over the connection that is kept: one a worker is enough."""
+        """Write what a worker serves, over the open connection: a worker needs only one."""
         with self._following() as connection:
             self._fleet = write_report(connection, worker, values, forget_before=forget_before)
 
@@ -177,7 +177,7 @@ class Follower:
         if checksum not in found:
             raise StoreUnavailable(
                 "behind",
-                f"its history does not contain change {change} as this worker has served it: an "
+                f"its history does not contain change {change}, which this worker has served: an "
                 "older copy, or a standby that had not received it, has taken its place; restart "
                 "every worker to accept it",
             )
@@ -185,8 +185,8 @@ class Follower:
     def _number(self, connection: Connection) -> int:
         """The change number; on SQLite read only after another connection has committed.
 
-        A statement through SQLAlchemy takes the GIL a dozen times, and the store is read ten times
-        a second, which requests would feel.
+        A statement through SQLAlchemy takes the GIL a dozen times. At ten polls a second that would
+        slow requests down.
         """
         version = self._data_version(connection)
         if version is not None and self._last_read is not None and self._last_read[0] == version:

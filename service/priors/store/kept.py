@@ -29,8 +29,8 @@ from service.priors.store.rows import microseconds, moment
 from service.priors.store.trouble import typed_trouble
 
 FORGET_DAYS = 7
-"""States that nobody has renewed for so long are removed."""
-_LOCK = 0x7368696674  # any number, the same in every replica; another than the history's
+"""States that were not renewed for this long are removed."""
+_LOCK = 0x7368696674  # any number: the same in every replica, and not that of the history
 
 _metadata = MetaData()
 _states = Table(

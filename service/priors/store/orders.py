@@ -37,9 +37,9 @@ def changed_order(
     by: str,
     number: int,
 ) -> tuple[ModelOrder | None, bool]:
-    """Store a changed wish unless it stays as it is. Returns the order in force, and if it is new.
+    """Store a changed wish unless nothing changed. Returns (the order in force, whether it is new).
 
-    number: of this change. Call it inside a transaction that holds off other writers.
+    number: the number of this change. Call it in a transaction that excludes other writers.
     """
     mine = model_orders.c.model == model
     newest = select(func.max(model_orders.c.change)).where(mine).scalar_subquery()
@@ -95,7 +95,7 @@ def _orders(connection: Connection, where: Any) -> tuple[ModelOrder, ...]:
 
 
 def _order(row: Row[Any]) -> ModelOrder | None:
-    """The order of a row; None when it is not what was written, which is logged."""
+    """The order in a row; None, and a line in the log, when its checksum does not match."""
     values = {name: value for name, value in row._mapping.items() if name != "checksum"}  # noqa: SLF001 - public API
     wish = None
     if _checksum(values) == row.checksum:

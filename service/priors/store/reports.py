@@ -1,4 +1,4 @@
-"""What the workers report: which change each has read, and what it serves."""
+"""The reports of the workers: which change each has read, and what it serves."""
 
 from datetime import datetime, timedelta
 from typing import Any
@@ -9,7 +9,7 @@ from service.priors.store.rows import microseconds
 from service.priors.store.schema import workers
 
 ALIVE_SECONDS = 20
-"""A worker that has not reported for so long serves no more."""
+"""A worker that has not reported for this long counts as ended."""
 
 
 def alive(now: datetime) -> Any:

@@ -87,7 +87,7 @@ model_orders = Table(
 
 
 def schema_number(connection: Connection) -> int:
-    """The schema that is there; 0 when there is none."""
+    """The number of the schema in the database; 0 when there is none."""
     if not inspect(connection).has_table(meta.name):
         return 0
     return connection.execute(select(meta.c.schema)).scalar() or 0
@@ -104,7 +104,7 @@ def migrate(connection: Connection) -> None:
     if found > SCHEMA:
         raise StoreUnavailable(
             "incompatible",
-            f"its schema is {found}, and this program knows {SCHEMA} at most: a newer one "
+            f"its schema is {found}, but this release knows at most {SCHEMA}: a newer release "
             "wrote it; upgrade this one, or name another store with --store",
         )
     for step in _STEPS[found:]:
@@ -120,7 +120,7 @@ def _create(connection: Connection) -> None:
 
 
 def _add_model_orders(connection: Connection) -> None:
-    """Let orders for models travel through the store. Programs of schema 1 may go on beside it."""
+    """Add the tables for orders for models. Workers of a release with schema 1 can still run."""
     model_orders.create(connection, checkfirst=True)
     there = {column["name"] for column in inspect(connection).get_columns(workers.name)}
     for name, default in (("models", "{}"), ("scraped_at", "")):

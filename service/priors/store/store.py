@@ -88,7 +88,7 @@ class SqlPriorStore:
     def order(
         self, model: str, change: Callable[[Wish], Wish], *, by: str, after: int
     ) -> ModelOrder | None:
-        """Change what is wanted of a model, atomically; the order in force then is returned.
+        """Change the desired state of a model, atomically, and return the order then in force.
 
         Nothing is written when the wish stays as it is. Raises what the change raises, and
         StoreUnavailable("behind") when the store lacks change number `after`.
@@ -118,7 +118,7 @@ class SqlPriorStore:
             return sorted(set(connection.execute(query).scalars()))
 
     def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
-        """Apply a change to the newest entry, atomically; what is newest then is returned.
+        """Apply a change to the newest entry, atomically, and return the newest entry afterwards.
 
         Raises what the change raises, and StoreUnavailable("behind") when the store lacks change
         number `after`.
@@ -163,7 +163,7 @@ class SqlPriorStore:
     def history(
         self, model: str, name: str, *, before: int | None, limit: int
     ) -> list[StoredRevision]:
-        """Entries without their bodies, newest first, each with the oldest one here that is equal.
+        """Entries without their bodies, newest first, each with the oldest equal one on this page.
 
         Bodies of more than MAX_COMPARED_CHARACTERS are not compared.
         """
@@ -204,7 +204,7 @@ class SqlPriorStore:
             ]
 
     def everything(self, model: str | None = None) -> list[StoredRevision]:
-        """The whole history of one model or of all, in the order in which it was written."""
+        """The whole history of one model, or of all models, in the order of the writes."""
         wanted = (
             select(history) if model is None else select(history).where(history.c.model == model)
         )

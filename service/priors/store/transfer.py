@@ -40,7 +40,7 @@ class Entry(BaseModel):
         check_model_name(self.model)
         check_prior_name(self.name)
         if (self.class_digest == "") != (self.body is None):
-            raise ValueError("class_digest is empty for a deletion, and only then")
+            raise ValueError("class_digest must be empty for a deletion and not empty otherwise")
         if "\0" in self.note + self.by:
             raise ValueError("a text holds the character NUL")
         if self.updated_at.tzinfo is None:
@@ -75,9 +75,9 @@ class Imported:
     """The result of an import: numbers of priors."""
 
     whole: int
-    """New here: their whole history was taken over."""
+    """How many priors were new to the store; their whole history was imported."""
     newest: int
-    """Known here: their newest revision was added to the history that is here."""
+    """How many priors the store already had; their newest revision was added to its history."""
     unchanged: int
 
 

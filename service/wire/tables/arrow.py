@@ -1,7 +1,7 @@
-"""Arrow IPC streams, and columns of Arrow → columns by name, by the library pyarrow.
+"""Arrow IPC streams, and columns of Arrow → columns by name, with the library pyarrow.
 
-pyarrow allocates what a stream declares. So sizes are read here first, from each message, and
-columns in which few bytes stand for much are measured before they are spread out.
+pyarrow allocates as much memory as a stream declares. So this module first reads the sizes in each
+message, and measures compactly encoded columns before pyarrow expands them.
 """
 
 import struct
@@ -18,9 +18,9 @@ from service.wire.shown import short
 from service.wire.tables.rows import Column, check_names
 
 MAX_MESSAGES = 1_000
-"""Messages of one stream: schema, dictionaries and batches."""
+"""The most messages of one stream: schema, dictionaries and batches."""
 MAX_METADATA_BYTES = 2**20
-"""Bytes that describe one message, or a whole Parquet file."""
+"""The most bytes of metadata that describe one message, or a whole Parquet file."""
 _FILE_MAGIC, _FILE_HEAD_BYTES = b"ARROW1", 8
 _MAX_TEXT_BYTES = 4 * MAX_TEXT_CHARACTERS
 _TEXTS_AT_ONCE = 64
@@ -66,7 +66,9 @@ def read_arrow(
 def columns_of(table: Any, *, max_rows: int) -> dict[str, Column]:
     """The columns of a valid pyarrow.Table. Raises InvalidInput or TooLarge."""
     if table.num_rows > max_rows:
-        raise TooLarge(f"the body has more than {max_rows} rows, the most that may wait")
+        raise TooLarge(
+            f"the body has more than {max_rows} rows, the most that can wait: send fewer"
+        )
     pa = library()
     found = {}
     for name, column in zip(table.schema.names, table.columns, strict=True):
@@ -166,10 +168,12 @@ def _check_messages(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> Non
         rows += found_rows if message.type == "record batch" else 0
         size += found_bytes
         if rows > max_rows:
-            raise TooLarge(f"the body has more than {max_rows} rows, the most that may wait")
+            raise TooLarge(
+                f"the body has more than {max_rows} rows, the most that can wait: send fewer"
+            )
         if size > max_bytes:
             raise TooLarge(
-                f"the stream has more than {max_bytes} bytes when decompressed, the most that is "
+                f"the stream has more than {max_bytes} bytes when decompressed, the most that are "
                 "accepted"
             )
 
@@ -199,7 +203,7 @@ def _declared(message: Any) -> tuple[int, int]:
 
 
 def _slot(text: bytes, table: int, field: int) -> int:
-    """Where a field of a FlatBuffers table lies; 0 when it is left out."""
+    """The position of a field of a FlatBuffers table; 0 when the table leaves it out."""
     vtable = table - struct.unpack_from("<i", text, table)[0]
     entry = 4 + 2 * field
     if entry + 2 > struct.unpack_from("<H", text, vtable)[0]:
@@ -209,7 +213,7 @@ def _slot(text: bytes, table: int, field: int) -> int:
 
 
 def _child(text: bytes, table: int, field: int | None) -> int:
-    """Where the table or vector lies that a field refers to; None: the root of the message."""
+    """The position of the table or vector that a field refers to; None: the root of the message."""
     at = table if field is None else _slot(text, table, field)
     if field is not None and not at:
         raise Malformed("the body is not an Arrow stream: a message lacks a part")

@@ -10,9 +10,9 @@ from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.tables.rows import Column, check_names
 
 MAX_ROW_CHARACTERS = 2**20
-"""Characters of one row, its quoted line ends included."""
+"""The most characters of one row, including its quoted line ends."""
 MAX_EMPTY_LINES = 100_000
-"""Each costs a thread's time and adds no row, so the limit of rows does not count them."""
+"""The most empty lines. They are not rows, so the limit on rows does not bound their cost."""
 
 
 def read_csv(
@@ -48,7 +48,9 @@ def read_csv(
             )
         count += 1
         if count > max_rows:
-            raise TooLarge(f"the body has more than {max_rows} rows, the most that may wait")
+            raise TooLarge(
+                f"the body has more than {max_rows} rows, the most that can wait: send fewer"
+            )
         for column, cell in zip(cells, row, strict=True):
             column.append(cell)
     if not count:
@@ -76,7 +78,7 @@ class Lines:
         self._text = io.TextIOWrapper(file_of(body), encoding="utf-8-sig", newline="")
         self.number = 0
         self.characters = 0
-        """Of the row that is being read."""
+        """Characters of the current row so far."""
 
     def __iter__(self) -> Iterator[str]:
         while True:

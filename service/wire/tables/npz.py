@@ -14,7 +14,7 @@ from service.wire.npy import parse_npy
 from service.wire.shown import short
 
 MAX_DIRECTORY_BYTES = 64 * 1024
-"""Bytes of the list of a .npz file's arrays: some hundred arrays."""
+"""The most bytes of the list of arrays in a .npz file: enough for some hundred arrays."""
 _END = struct.Struct("<4s4H2LH")
 _LOCATOR_BYTES = 20
 _PIECE_BYTES = 2**20
@@ -22,14 +22,14 @@ _PIECE_BYTES = 2**20
 _FAULTS = (
     zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, ValueError, EOFError, OSError,
 )  # fmt: skip
-"""What zipfile raises for bytes that are no whole archive."""
+"""What zipfile raises for bytes that are not a complete archive."""
 _METHODS = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 def read_npz(body: bytes | bytearray, *, max_bytes: int) -> dict[str, NDArray[Any]]:
     """The arrays by name. Raises Malformed or TooLarge.
 
-    max_bytes: of all arrays together, inflated.
+    max_bytes: the most bytes of all arrays together, inflated.
     """
     found: dict[str, NDArray[Any]] = {}
     try:
@@ -67,7 +67,7 @@ def _members(body: bytes | bytearray, max_bytes: int) -> Iterator[tuple[str, byt
             if left < 0:
                 raise TooLarge(
                     f"the arrays of the .npz file have more than {max_bytes} bytes, the most "
-                    "that is accepted"
+                    "that are accepted"
                 )
             if len(held) != member.file_size:
                 raise Malformed(f"array {short(member.filename)} ends early")
@@ -83,7 +83,7 @@ def _check_directory(body: bytes | bytearray) -> None:
         raise Malformed("the .npz file is cut off, or has a comment at its end")
     locator = -_END.size - _LOCATOR_BYTES
     if body[locator : locator + 4] == b"PK\6\7":
-        raise Malformed("the .npz file has the form of files over 4 GiB")
+        raise Malformed("the .npz file is in the Zip64 format of files over 4 GiB")
     if size > MAX_DIRECTORY_BYTES:
         raise TooLarge(
             f"the .npz file's list of arrays has {size} bytes; at most {MAX_DIRECTORY_BYTES} "

@@ -1,7 +1,7 @@
-"""Parquet files → columns by name, by the library pyarrow.
+"""Parquet files → columns by name, with the library pyarrow.
 
-A page declares how many bytes it has when decompressed, and pyarrow allocates them. So the headers
-of all pages are read here first (Thrift's compact protocol, as parquet.thrift says).
+A page declares how many bytes it has when decompressed, and pyarrow allocates that many. So this
+module first reads the headers of all pages (Thrift's compact protocol, as in parquet.thrift).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from service.wire.tables.rows import Column, check_names
 
 MAX_ROW_GROUPS = 1_000
 MAX_PAGES = 20_000
-"""Pages of a file: their headers are read by Python."""
+"""The most pages of a file: reading their headers in Python takes time."""
 _MAGIC = b"PAR1"
 _KIND, _SIZE, _STORED = 1, 2, 3
 """Fields of PageHeader: its type, and its bytes before and after compression."""
@@ -24,11 +24,11 @@ _DETAILS = {_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}
 _ENCODINGS = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 4: "BIT_PACKED",
               5: "DELTA_BINARY_PACKED", 6: "DELTA_LENGTH_BYTE_ARRAY", 8: "RLE_DICTIONARY",
               9: "BYTE_STREAM_SPLIT"}  # fmt: skip
-"""All but DELTA_BYTE_ARRAY, in which one byte may stand for a whole long text."""
+"""All encodings except DELTA_BYTE_ARRAY, in which one byte may expand to a long text."""
 _MAX_FIXED_BYTES = 16
-"""Of a value of fixed length: a decimal number, or a float of 16 bits."""
+"""The most bytes of a fixed-length value: a decimal number, or a float of 16 bits."""
 _LEAST_BYTES = 4
-"""Of a value in a dictionary page."""
+"""The fewest bytes of a value in a dictionary page."""
 
 
 def read_parquet(
@@ -41,7 +41,7 @@ def read_parquet(
 ) -> dict[str, Column]:
     """The columns of a file. Raises Malformed, InvalidInput, TooLarge or UnsupportedBody.
 
-    check: raises for names of columns that are not as `expected`.
+    check: raises InvalidInput where the names of the columns are not as `expected`.
     max_rows, max_bytes: how many rows one request may have, and how many bytes when decompressed.
     """
     pa = library()
@@ -85,7 +85,7 @@ def _check_footer(body: bytes | bytearray) -> None:
 
 
 def _check_pages(body: bytes | bytearray, metadata: Any, *, max_rows: int, max_bytes: int) -> None:
-    """Add up what all pages declare."""
+    """Add up the sizes that all pages declare, and refuse a file that declares too much."""
     if metadata.num_row_groups > MAX_ROW_GROUPS:
         raise TooLarge(f"the Parquet file has more than {MAX_ROW_GROUPS} row groups")
     for at in range(metadata.num_columns):
@@ -100,7 +100,7 @@ def _check_pages(body: bytes | bytearray, metadata: Any, *, max_rows: int, max_b
     groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
     rows = sum(max(0, group.num_rows) for group in groups)
     if rows > max_rows:
-        raise TooLarge(f"the body has {rows} rows; at most {max_rows} may wait")
+        raise TooLarge(f"the body has {rows} rows; at most {max_rows} can wait: send fewer")
     pages = _Pages(body, max_bytes)
     for group in groups:
         for at in range(group.num_columns):
@@ -151,7 +151,7 @@ class _Pages:
         if self._bytes > self._max_bytes or self._count > MAX_PAGES:
             raise TooLarge(
                 f"the Parquet file has more than {self._max_bytes} bytes when decompressed, or "
-                f"more than {MAX_PAGES} pages; neither is accepted"
+                f"more than {MAX_PAGES} pages: send fewer rows"
             )
         return 0 if kind == _DICTIONARY else values
 

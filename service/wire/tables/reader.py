@@ -16,7 +16,7 @@ PARQUET = "application/vnd.apache.parquet"
 TYPES = (CSV, NPZ, ARROW, ARROW_FILE, PARQUET)
 """The content types that are read here."""
 DEAR_TYPES = frozenset(TYPES) - {CSV}
-"""Of these, those whose library is slow at first, or whose bytes may become many more."""
+"""Those of TYPES whose library is slow to load, or whose bytes may expand to many more."""
 
 
 def read_table(
@@ -31,9 +31,9 @@ def read_table(
 ) -> Array:
     """The model's input tensor of a body. Raises the errors of `wire.faults`.
 
-    content_type: with its parameters. names: of the columns of a model with a single input, where
-    it says them. model: its name, for messages. max_rows, max_bytes: how many rows one request may
-    have, and how many bytes when decompressed.
+    content_type: with its parameters. names: the column names of a model with a single input, where
+    its model.json has them. model: its name, for messages. max_rows, max_bytes: how many rows one
+    request may have, and how many bytes when decompressed.
     """
     kind, parameters = _parsed(content_type)
     if kind == NPZ:
@@ -75,7 +75,7 @@ def _csv(
 
 
 def _width(spec: InputSpec) -> int:
-    """Columns of a model with one input."""
+    """The number of columns of a model with one input. Raises UnsupportedBody for other shapes."""
     if spec.kind == "image" or len(spec.shape) > 2 or None in spec.shape[1:]:
         raise InvalidInput(
             f"the body is a table; the model takes {shape_words(spec.shape)}: send a .npy array"
@@ -86,7 +86,7 @@ def _width(spec: InputSpec) -> int:
 def _arrays(
     arrays: dict[str, Array], spec: InputSpec, names: Sequence[str] | None, *, model: str
 ) -> Array:
-    """A file of one array in the model's shape, or of an array for each column."""
+    """The input tensor from a file with one array in the model's shape, or one array per column."""
     if len(arrays) == 1 and not spec.columns:
         return fitted(next(iter(arrays.values())), spec)
     expected = rows.expected_names(spec, names, model=model)

@@ -16,15 +16,15 @@ from service.wire.shown import shape_words, short
 
 Array = NDArray[Any]
 Column: TypeAlias = Array | list[str | None]
-"""Numbers [n, …], in which NaN is a missing value; or texts, in which None is one."""
+"""Numbers [n, …] or texts; a missing value is NaN among numbers and None among texts."""
 _TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def expected_names(spec: InputSpec, names: Sequence[str] | None, *, model: str) -> list[str] | None:
     """The columns that a table must have, in the model's order; None for one of any name.
 
-    names: of the columns of a model with a single input, where it says them. Raises InvalidInput
-    for a model that no table suits.
+    names: the column names of a model with a single input, where its model.json has them. Raises
+    InvalidInput for a model that cannot take a table.
     """
     if spec.columns:
         return [column.name for column in spec.columns]
@@ -39,14 +39,14 @@ def expected_names(spec: InputSpec, names: Sequence[str] | None, *, model: str) 
     if width == 1:
         return None
     raise InvalidInput(
-        f"model '{model}' does not say the names of its columns, so a table cannot be put in "
-        "order: import it with --column-names, send text/csv;header=absent with the columns in "
+        f"model '{model}' does not name its columns, so a table's cannot be put in order: "
+        "import it with --column-names, send text/csv;header=absent with the columns in "
         "the model's order, or send a .npy array"
     )
 
 
 def check_names(found: Sequence[str], expected: Sequence[str] | None) -> None:
-    """Raise InvalidInput for columns that are missing, not known, without a name or there twice."""
+    """Raise InvalidInput for columns that are missing, unknown, unnamed or duplicated."""
     if "" in found:
         raise InvalidInput(
             "the table has a column without a name; if it is an index, leave it out "
@@ -65,7 +65,7 @@ def check_names(found: Sequence[str], expected: Sequence[str] | None) -> None:
 def table_rows(table: Mapping[str, Column], spec: InputSpec, order: Sequence[str] | None) -> Array:
     """The model's input of a table whose names were checked. Raises InvalidInput or TooLarge.
 
-    order: of the columns; None: there is one.
+    order: the names of the columns in the model's order; None: there is one column.
     """
     if not len(next(iter(table.values()))):
         raise InvalidInput("the table has no rows")
@@ -98,7 +98,7 @@ def column_tensor(values: Column, spec: InputSpec) -> Array:
 
 
 def _texts(values: Column, name: str) -> list[str]:
-    """Texts without a missing one."""
+    """The texts of a column. Raises InvalidInput where one is missing."""
     if isinstance(values, np.ndarray):
         if values.dtype.kind != "U" or math.prod(values.shape[1:]) != 1:
             raise InvalidInput(f"column {short(name)} holds {values.dtype}; expected texts")
@@ -110,7 +110,7 @@ def _texts(values: Column, name: str) -> list[str]:
 
 
 def _numbers(values: Column, name: str, spec: InputSpec) -> Array:
-    """Numbers, in which NaN stays where the model takes it for a missing value."""
+    """The numbers of a column; NaN stays where the model takes it as a missing value."""
     if isinstance(values, list):
         values = _parsed(values, name, spec)
     if values.dtype.kind not in "biuf":
@@ -137,7 +137,7 @@ def _not_a_number(name: str, row: int, value: Any, spec: InputSpec) -> str:
 
 
 def _whole(values: Array, name: str, spec: InputSpec) -> Array:
-    """Floats that hold whole numbers, as pandas makes of integers, as integers."""
+    """Integers from floats that hold whole numbers, as pandas stores integers with missing ones."""
     odd = np.flatnonzero((values != np.floor(values)) | (np.abs(values) >= 2**53))
     if len(odd):
         raise InvalidInput(
@@ -148,7 +148,7 @@ def _whole(values: Array, name: str, spec: InputSpec) -> Array:
 
 
 def _parsed(cells: list[str | None], name: str, spec: InputSpec) -> Array:
-    """Numbers of texts; an empty one is missing."""
+    """Numbers parsed from the texts of cells; an empty cell is a missing value."""
     found: list[float | int | bool] = []
     whole = np.dtype(spec.dtype).kind in "iu"
     for row, cell in enumerate(cells):

@@ -181,7 +181,7 @@ def test_more_work_than_a_request_may_make_is_refused(client):
     answer = client.post("/models/wide/adjust", json=body)
     assert answer.status_code == 413, answer.text
     assert (
-        "200 rows of 2000 classes under 100 settings are 40000000 numbers"
+        "200 rows of 2000 classes under 100 settings make 40000000 numbers"
         in answer.json()["detail"]
     )
     body["settings"] = body["settings"][:3]

@@ -119,7 +119,7 @@ def test_a_json_body_that_is_wrong(refused, status, body, told):
         (
             404,
             {"prior": "nowhere"},
-            "there is no prior 'nowhere'; there are default, uniform, training",
+            "there is no prior 'nowhere'; expected one of default, uniform, training",
         ),
         (404, {"prior": "default@7"}, "prior 'default' has no revision 7"),
         (503, {"prior": "default@>=7"}, "asks for at least 7"),

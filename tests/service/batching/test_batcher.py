@@ -508,7 +508,7 @@ def test_a_graph_that_fails_on_its_warm_up_too_is_lost_and_no_row_is_at_fault(in
             batcher.submit(work(3)), batcher.submit(work(1)), return_exceptions=True
         )
         assert [type(each) for each in lost] == [BatcherFailed, BatcherFailed]
-        assert "can score nothing" in batcher.lost
+        assert "cannot score any request" in batcher.lost
         assert type((await asyncio.gather(batcher.submit(work(3)), return_exceptions=True))[0]) is (
             BatcherFailed
         )
@@ -555,7 +555,7 @@ def test_a_batch_that_cannot_be_recorded_is_answered(inline, caplog):
         assert batcher.failure is None
 
     asyncio.run(go())
-    assert "could not be recorded" in caplog.text
+    assert "is missing in the metrics" in caplog.text
 
 
 @pytest.mark.parametrize("inline", [True, False])

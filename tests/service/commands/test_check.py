@@ -60,7 +60,7 @@ def test_a_missing_models_folder_and_a_folder_without_models_are_found(settings,
     missing = faults(settings(models=tmp_path / "modls"))
     assert f"did you mean '{tmp_path}/models'?" in missing["files and folders"]
     (tmp_path / "empty").mkdir()
-    assert "there is none in" in faults(settings(models=tmp_path / "empty"))["models"]
+    assert "has no model" in faults(settings(models=tmp_path / "empty"))["models"]
     assert faults(settings(models=tmp_path / "empty", allow_no_models=True)) == {}
 
 

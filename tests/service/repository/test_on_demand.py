@@ -94,7 +94,7 @@ def test_the_least_recently_used_model_is_let_go(client):
     for name in ("m1", "m2", "m1", "m3"):
         predicted(client, name)
     assert loaded(client) == ["m0", "m1", "m3"]
-    eventually(lambda: "model m2 is let go" in client.server.log)
+    eventually(lambda: "model m2 is unloaded" in client.server.log)
 
 
 def test_callers_who_arrive_together_wait_for_one_load(client):

@@ -200,7 +200,7 @@ def test_a_version_can_be_put_on_trial_where_new_ones_are_taken_up_at_once(model
             assert set(await versions(one, rows=20)) == {3}
             first = await one.put("/models/linear/rollout", json={"version": 1, "share": 0.5})
             assert first.status_code == 422
-            assert "an older version beside it" in first.json()["detail"]
+            assert "together with an older version" in first.json()["detail"]
 
     asyncio.run(go())
 

@@ -143,7 +143,9 @@ def test_a_batching_loop_that_dies_fails_its_callers_and_is_restarted(raising):
     assert guilty.status_code == 503
     assert guilty.headers["retry-after"] == "1"
     assert {each.status_code for each in neighbours} <= {200, 503}
-    raising.wait_for("the batching loop of linear version 1 failed; its requests get an error")
+    raising.wait_for(
+        "the batching loop of linear version 1 failed; its queued requests get an error"
+    )
     assert httpx.get(f"{raising.url}/health/live").status_code == 200
     _, neighbours = together(raising.url, fault())
     assert {each.status_code for each in neighbours} == {200}
@@ -307,5 +309,5 @@ def test_a_lost_graph_is_no_fault_of_its_rows_and_ends_the_process(models):
         assert [lost.status_code, after.status_code] == [503, 503]
         live = httpx.get(server.url + "/health/live")
         assert live.status_code == 503
-        assert "linear version 1 can score nothing" in live.json()["reason"]
+        assert "linear version 1 cannot score any request" in live.json()["reason"]
         assert server.process.wait(60) == HUNG

@@ -138,7 +138,7 @@ def test_what_is_lost_ends_the_process_though_everything_moves(clock):
         end=ended.append,
     )  # fmt: skip
     assert watchdog.look() is None
-    lost.append("linear version 1 can score nothing: CUDA failure 700")
+    lost.append("linear version 1 cannot score any request: CUDA failure 700")
 
     async def go():
         watchdog.start()

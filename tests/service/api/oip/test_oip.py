@@ -552,7 +552,7 @@ def request(*entries, **more):
         (
             422,
             request(entry(), outputs=[{"name": "scores"}]),
-            ("there is no output 'scores'; there are probabilities"),
+            ("there is no output 'scores'; expected one of probabilities"),
         ),
         (
             400,
@@ -562,7 +562,7 @@ def request(*entries, **more):
         (
             400,
             request(entry(), outputs=[{"name": "logits"}] * 2),
-            ("output 'logits' is asked for twice"),
+            ("output 'logits' is requested twice"),
         ),
         (
             422,

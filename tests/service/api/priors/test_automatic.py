@@ -87,6 +87,6 @@ def test_a_step_that_would_flip_too_many_answers_is_refused_and_logged(sqlite_ur
         await asyncio.to_thread(steps.take, pets, automatic(1))
         assert priors.newest("pets", "default").revision == 1
         assert announced == []
-        assert "was not taken" in caplog.text
+        assert "was refused" in caplog.text
 
     scenario(sqlite_url, pets, run, max_flip_share=0.1, logits=logits)

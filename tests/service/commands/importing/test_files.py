@@ -57,7 +57,7 @@ def test_another_file_in_the_place_of_a_model_is_named_with_the_remedy(
     [
         (None, "is missing: expected the file at"),
         (POINTER, "run `git lfs pull` there"),
-        (bytes(10), "has 10 bytes, and 'w' ends at 120: the file is cut short"),
+        (bytes(10), "has 10 bytes, but 'w' ends at 120: the file is cut short"),
     ],
     ids=["missing", "pointer", "cut"],
 )

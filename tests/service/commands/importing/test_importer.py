@@ -300,7 +300,7 @@ def test_a_file_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
         ("[10, 10, -1, 10, 10]", "'class-2' has count -1"),
         ("[10, 10, true, 10, 10]", "'class-2' has count True"),
         ("[10, 10, NaN, 10, 10]", "'class-2' has count nan"),
-        ("[10, 10]", "2 counts for 5 classes"),
+        ("[10, 10]", "has 2 counts; the model has 5 classes"),
         ('{"class-0": 1, "lynx": 2}', "unknown class 'lynx'"),
         ('{"class-0": 1}', "class 'class-1' has no count"),
         ("7", "expected a list or an object"),
@@ -319,7 +319,7 @@ def test_wrong_names_and_paths_are_told_apart(run, file, tmp_path):
     status, _, err = run(file)
     assert (
         status,
-        "has 5 classes and the file holds no names of them: give --class-names" in err,
+        "has 5 classes, but the file names none: give --class-names" in err,
     ) == (1, True)
     status, _, err = run(file, *named(tmp_path, NAMES))
     assert (status, "no output holds floats [batch, 3]" in err) == (1, True)

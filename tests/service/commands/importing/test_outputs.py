@@ -118,7 +118,7 @@ def test_scores_of_the_wrong_sign_are_turned_round():
 @pytest.mark.parametrize(
     ("held", "told"),
     [
-        ({"x": rows()}, "no array 'y'; it holds x"),
+        ({"x": rows()}, "lacks the array 'y'; it has x"),
         ({"x": rows(), "y": np.zeros(3, int)}, "9 rows and 3 labels"),
         (
             {"x": rows(), "y": np.zeros(9, int)},

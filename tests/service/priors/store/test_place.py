@@ -46,11 +46,11 @@ def test_a_store_that_is_named_is_taken_as_it_is(data):
     [
         ("/srv/p.db", "the store is '/srv/p.db'; expected sqlite:///FILE or postgresql://"),
         ("/srv/p.db", "for this file, sqlite:////srv/p.db"),
-        ("sqlite://p.db", "the store is 'sqlite://p.db', which names no file"),
+        ("sqlite://p.db", "the store is 'sqlite://p.db', which is not a file"),
         ("sqlite://", "with three slashes"),
-        ("mysql://h/n", "a store of kind 'mysql' is not known; expected sqlite"),
+        ("mysql://h/n", "unknown kind of store 'mysql'; expected sqlite"),
         ("ops:secret@db/x", "the store is not a URL of a store; expected sqlite"),
-        ("sqlite://ops:secret@", "the store is not a URL of a store, which names no file"),
+        ("sqlite://ops:secret@", "the store is not a URL of a store, which is not a file"),
     ],
 )
 def test_a_store_that_is_none_is_told_without_a_password(text, told):
