@@ -2,7 +2,7 @@
 
     python3 deploy/make_secrets.py [FOLDER]
 
-It needs Python's standard library only. Files that are there already are kept.
+It needs Python's standard library only. Existing files are kept.
 """
 
 import secrets
@@ -43,7 +43,7 @@ def main(folder: Path = ROOT / "deploy" / "secrets") -> int:
 
 
 def _keep(path: Path, content: str) -> bool:
-    """Write a file unless it is there; whether it was written."""
+    """Write a file unless it exists. Returns whether it was written."""
     if path.exists():
         return False
     path.write_text(content, encoding="ascii")

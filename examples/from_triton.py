@@ -1,4 +1,4 @@
-"""A client written for Triton asks Priordial instead, with a tau of its own for each row."""
+"""A client written for Triton that calls Priordial instead, with another tau for each row."""
 
 import os
 

@@ -10,7 +10,7 @@ import httpx
 
 SUMMER = {"t-shirt": 60, "sandal": 30, "shirt": 3}
 WINTER = {"coat": 30, "pullover": 30, "ankle boot": 20}
-"""Expected share of the classes that stand out; all others count 2 each."""
+"""Expected weight of the season's classes; every other class has weight 2."""
 
 month = int(sys.argv[1])
 name, mix = ("summer", SUMMER) if 4 <= month <= 9 else ("winter", WINTER)

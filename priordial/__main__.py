@@ -14,11 +14,11 @@ GROUPS = {
         "import": "publish an ONNX classifier that was trained elsewhere",
         "export": "write the adjusted model as one plain ONNX file",
         "check": "check settings, keys, store, models and priors without serving",
-        "doctor": "say what works on this machine, and why the rest does not",
+        "doctor": "show what works on this machine, and why the rest does not",
     },
     "operate a service": {
         "key": "make an API key",
-        "priors": "look at stored priors, go back, export, import, migrate",
+        "priors": "inspect stored priors, roll back, export, import, migrate",
     },
     "train a model, score files": {
         "train": "train, calibrate, compare and publish; the same as the command `training`",

@@ -29,7 +29,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _words(parsers: dict[str, argparse.ArgumentParser]) -> Iterator[tuple[str, list[str]]]:
-    """What may follow a command: its verbs and flags, by the words typed so far."""
+    """The verbs and flags that may follow a command, by the words typed so far."""
     yield "", sorted([*parsers, "--help", "--version"])
     for name, parser in parsers.items():
         below = subcommands(parser)
@@ -44,7 +44,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _longest_first(words: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
-    """The commands but for the bare one: `train fit` before `train`."""
+    """The commands except the bare one, the longest first: `train fit` before `train`."""
     found = sorted(words.items(), key=lambda item: -item[0].count(" "))
     return [(command, known) for command, known in found if command]
 

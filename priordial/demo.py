@@ -14,7 +14,7 @@ def models() -> Path:
     for folder in (_PACKAGE / "demo_models", _PACKAGE.parent / "models"):
         if (folder / DEFAULT_MODEL).is_dir():
             return folder
-    raise FileNotFoundError("this installation holds no models; install it from a wheel")
+    raise FileNotFoundError("this installation has no models; install it from a wheel")
 
 
 def arguments(given: list[str]) -> list[str]:

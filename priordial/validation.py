@@ -52,7 +52,7 @@ def import_and_calibrate(given: Sequence[str]) -> int:
 
 
 def spec_of(text: str) -> str:
-    """What `training --data` calls these rows: a path's ending says its kind; others stay."""
+    """The specification for `training --data`: made from a path's suffix; other texts stay."""
     path = Path(text)
     if path.is_dir():
         return f"images:{text}"
@@ -81,7 +81,7 @@ def _published(calibrated: Path, models: Path) -> Path:
 
 
 def _taken(given: Sequence[str]) -> tuple[list[str], str]:
-    """The arguments without `--validation`, and its value; exits where it has none."""
+    """The arguments without `--validation`, and its value; exits if it has no value."""
     rest, spec = [], ""
     words = iter(given)
     for word in words:

@@ -8,7 +8,7 @@ import orjson
 from benchmarks.endurance.traffic import Ask
 
 TOLERANCE = 1e-5
-"""The absolute tolerance of a probability. That of logits is relative, and ten times as large."""
+"""Absolute tolerance of probabilities. That of logits is relative, and ten times as large."""
 _DTYPES = {"FP32": "<f4", "INT64": "<i8"}
 
 
@@ -71,9 +71,7 @@ def _check_names(ask: Ask, index: list[int], names: list[str]) -> None:
 
 
 def _check_ranked(ask: Ask, row: int, index: list[int], k: int) -> None:
-    """Check the k best classes, best first. Classes that are nearly equal may stand in either
-    order.
-    """
+    """Check the k best classes, best first. Nearly equal classes may be in either order."""
     assert ask.scores is not None
     wanted = ask.scores.probabilities[row]
     _same(len(set(index)), k, "the number of classes")

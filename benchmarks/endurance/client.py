@@ -1,6 +1,4 @@
-"""Sends many requests at once over persistent connections, and hangs up early where a request says
-so.
-"""
+"""Sends many requests at once over persistent connections; hangs up early if a request says so."""
 
 import asyncio
 import contextlib

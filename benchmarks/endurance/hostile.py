@@ -46,7 +46,7 @@ from tests.support.small_models import FEATURES
 
 MAX_TURN_SECONDS, MAX_GROWTH_MIB = 0.05, 10.0
 TRIM_SECONDS = 1.0
-"""The service returns what was freed so long after a large request."""
+"""Seconds after a large request until the service has returned the freed memory."""
 _ANSWER_SECONDS = 60.0
 _RESET = struct.pack("ii", 1, 0)
 _GOOD = inputs.Request(
@@ -77,7 +77,7 @@ class Found:
     wrong_answers: list[str] = field(default_factory=list)
     longest_turn_seconds: float = 0.0
     held: list[str] = field(default_factory=list)
-    """Inputs that held the event loop too long; only a longer hold than before is added."""
+    """Inputs that held the event loop too long, each longer than any before it."""
     memory_before_mib: float = 0.0
     memory_after_mib: float = 0.0
     memory_peak_mib: float = 0.0
@@ -366,8 +366,8 @@ def ends_whole(stream: bytes) -> bool:
 def alike(lists: Sequence[list[Answer]], *, ends_whole: bool) -> bool:
     """Whether a stream got the same answers in every cut.
 
-    Of a stream that does not end whole, the last request may be refused for its path, for its
-    framing, or not at all when the end of the stream is seen first.
+    If a stream ends within a request, that request may be refused for its path or for its framing.
+    It may also get no answer, if the service sees the end of the stream first.
     """
     longest = max(lists, key=len)
     if ends_whole or not longest:
@@ -418,7 +418,7 @@ async def attack(hostile: Hostile, *, requests: int, seconds: float, heavy: bool
     deadline, few = begun + seconds, max(20, requests // 100)
     await hostile.check_good()
     await hostile.fuzz(max(100, requests // 10), deadline)
-    if heavy:  # the arenas of the graphs keep what the largest batch needs
+    if heavy:  # the arenas of the graphs keep the memory of the largest batch
         await hostile.bombs(deadline, heavy=True)
         await asyncio.sleep(2 * TRIM_SECONDS)
     hostile.found.memory_before_mib = hostile.memory_mib()

@@ -7,7 +7,7 @@ lost. Run by hand:
 With SQLite, one service runs two workers, and one of them is killed (SIGKILL) every few seconds.
 With PostgreSQL, two services share one database; they are killed likewise and started again. Each
 reader keeps one connection and requests predictions. At the end, the history in the store is
-compared with what was acknowledged and with what was read. The exit status is 1 when a promise was
+compared with the acknowledged writes and with the reads. The exit status is 1 when a promise was
 broken.
 """
 
@@ -69,7 +69,7 @@ def main() -> int:
 
 
 class Run:
-    """One engine's run: what was acknowledged, what was read, and the verdict."""
+    """One engine's run: the acknowledged writes, the reads, and the verdict."""
 
     def __init__(self, given: argparse.Namespace, folder: Path) -> None:
         self.given, self.folder = given, folder
@@ -200,7 +200,7 @@ class Run:
             self.restart()
 
     def report(self, engine: str) -> int:
-        """Print what happened, and return how many promises were broken."""
+        """Print the results, and return how many promises were broken."""
         store = open_store(self.store)
         store.open(create=False)
         entries = {entry.revision: entry for entry in store.everything()}

@@ -80,7 +80,7 @@ class Scores:
 class Setting:
     """A tau and a prior.
 
-    given: what the request says. told: how the answer names it. None: the default.
+    given: the prior in the request. told: the prior in the answer. None: the default.
     """
 
     tau: float

@@ -47,7 +47,7 @@ NAME = "swapped"
 
 @dataclass
 class Seen:
-    """What the clients saw."""
+    """The answers that the clients got."""
 
     answers: int = 0
     failed: list[str] = field(default_factory=list)

@@ -55,7 +55,7 @@ class Ask:
     named_row: int | None = None
     """The row that the error must name."""
     leaves: str | None = None
-    """When the client hangs up: "within" the body, "after" it, or None: it waits for the answer."""
+    """When the client hangs up: "within" the body or "after" it; None: it waits for the answer."""
 
 
 def asks(seed: int) -> Iterator[Ask]:

@@ -1,4 +1,4 @@
-"""The parts of docs/results.md that judge: expectations, and the comparison with an independent
+"""The evaluating parts of docs/results.md: expectations, and the comparison with an independent
 implementation.
 """
 
@@ -16,9 +16,7 @@ from training.studies.numbers import interval_of_mean
 
 
 def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) -> str:
-    """What the paper and the independent figures lead one to expect, and whether it holds, seed by
-    seed.
-    """
+    """Expectations from the paper and the independent figures, and whether they hold, by seed."""
     rows = []
     for document in documents:
         least = 9 if document["settings"]["imbalance_ratio"] >= 1000 else 2

@@ -1,11 +1,11 @@
-"""What decisions by cost save, beside the best that a target alone can do, on random cost matrices.
+"""The savings of decisions by cost compared with the best target alone, on random cost matrices.
 
 python -m benchmarks.results.costs [--model models/fashion/2 --data fashion-mnist --draws 6]
 
 Streams of 2,000 rows are drawn from the test split to four class mixes; the prior is estimated from
-them, and 5,000 fresh rows are scored. The mean cost of an answer is compared with what a prior
-without costs can do: the most probable class as trained, under the true mix, and under the true mix
-times what missing each class costs on average. The best of the three counts as the rival.
+them, and 5,000 fresh rows are scored. The mean cost of an answer is compared with three decisions
+of a prior without costs: the most probable class as trained, under the true mix, and under the true
+mix times the mean cost of missing each class. The cheapest of the three is the baseline.
 """
 
 import argparse
@@ -96,7 +96,7 @@ def costs_of(kind: str, counts: Vector, rng: np.random.Generator) -> tuple[Costs
 
 
 def mean_cost(matrix: Vector, reject: float | None, truth: Any, decided: Any) -> float:
-    """What the decisions really cost, a row."""
+    """The mean cost per row of the decisions, given the true classes."""
     paid = np.where(decided == REJECTED, reject or 0.0, matrix[truth, np.maximum(decided, 0)])
     return float(paid.mean())
 

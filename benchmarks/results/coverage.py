@@ -2,8 +2,8 @@
 
     python -m benchmarks.results.coverage OUT [--runs 1000] [--only errors ...] [--docs docs]
 
-OUT keeps one file a study, so that studies can run beside each other. With --docs, those that are
-there become a section of DOCS/results.md, and DOCS/results/coverage.json.
+OUT keeps one file per study, so studies can run at the same time. With --docs, the finished ones
+become a section of DOCS/results.md, and DOCS/results/coverage.json.
 """
 
 import argparse
@@ -32,7 +32,7 @@ HEADING = "How often the intervals hold"
 
 
 def main() -> None:
-    """Simulate what is asked for, keep it, and show what is there."""
+    """Run the requested simulations, save them, and show all saved results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("out", type=Path)
     parser.add_argument("--runs", type=int, default=1000, help="simulations of a line")
@@ -147,7 +147,7 @@ def _uniform(low: float, high: float, classes: int) -> Draw:
 
 
 def temperatures(runs: int) -> Rows:
-    """The interval of T, and what fitting T costs or gains compared with T = 1."""
+    """The interval of T, and the loss or gain of fitting T compared with T = 1."""
     lines: Rows = []
     prior, centres = np.array([0.6, 0.3, 0.1]), np.random.default_rng(5).normal(size=(3, 4))
     for spread in (1.0, 2.2):
@@ -185,7 +185,7 @@ def _temperature(
 
 
 def taus(runs: int) -> Rows:
-    """The interval of the best tau, and what choosing it costs compared with tau = 1."""
+    """The interval of the best tau, and the cost of choosing it compared with tau = 1."""
     lines: Rows = []
     for classes, largest in ((10, 500), (50, 200), (2, 1000)):
         found = []

@@ -1,4 +1,4 @@
-"""How near the live balanced error comes with few labels, and how often its interval holds.
+"""The accuracy of the live balanced error from few labels, and the coverage of its interval.
 
 python -m benchmarks.results.feedback [--model models/fashion/2 --data fashion-mnist --draws 40]
 
@@ -92,7 +92,7 @@ def main() -> None:
 
 
 def kept(chances: Vector, decided: Any) -> Predicted:
-    """What the service keeps of posteriors [n, C]: the most probable classes."""
+    """The part of posteriors [n, C] that the service keeps: the most probable classes."""
     top = np.argsort(-chances, axis=1, kind="stable")[:, :TOP]
     own = np.take_along_axis(chances, top, axis=1)
     return Predicted(top, own / own.sum(axis=1, keepdims=True), decided)

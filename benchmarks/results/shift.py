@@ -1,4 +1,4 @@
-"""How close the estimate of a class prior comes, and how adopting it changes the error.
+"""The accuracy of class prior estimates, and the effect of adopting them on the error.
 
 python -m benchmarks.results.shift [--model models/fashion/2 --data fashion-mnist --draws 10]
     [--studies estimates tracking adoptions alarms]
@@ -163,7 +163,7 @@ def estimates(case: Scored, *, sizes: list[int], draws: int) -> None:
 
 
 def broken(folder: Path, spec: str) -> dict[str, tuple[float, Vector]]:
-    """Streams that are no label shift, by name: the share of broken rows, and their logits.
+    """Streams that are not label shift, by name: the share of broken rows, and their logits.
 
     The images of the test split with Gaussian blur of 1 pixel; images of uniform noise; digits.
     """
@@ -343,7 +343,7 @@ def _wrong(scores: Vector, priors: Vector, labels: Any) -> float:
 
 
 def adoptions(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None:
-    """What automatic adoption does in 100 decisions without a shift, and in 100 with one."""
+    """Count automatic steps in 100 decisions without a shift, and in 100 with one."""
     rng = np.random.default_rng(7)
     mixes = target_mixes(counts)
     now = datetime(2026, 1, 1, tzinfo=UTC)

@@ -1,15 +1,15 @@
-"""The default networks beside scikit-learn's classifiers, on twelve long-tailed sets of people's.
+"""Compares the default networks with scikit-learn's classifiers on twelve long-tailed public sets.
 
     python -m benchmarks.sets.people_data SETS --r-packages R
     python -m benchmarks.results.tables SETS OUT [--seeds 5] [--only NAME] [--seconds 400]
 
-Each set and seed: 30 % of each class are the test rows. Of balanced sets, the others become
-long-tailed by an exponential profile of ratio 50 whose rarest class has two rows at least, the
-order of the classes drawn; sets with a long tail of their own stay as they are. Everyone gets the
-same rows, raw, and `training fit` with its default flags sets its validation rows aside from them.
-Every classifier is scored as it is and adjusted to the uniform target by the frequencies of its
-training rows. OUT keeps one file a set and seed, so that a stopped run goes on. OUT/tables.json has
-what docs/results.md shows.
+For each set and seed, 30 % of each class are the test rows. The other rows of balanced sets become
+long-tailed: an exponential profile of ratio 50, with classes in random order and at least two rows
+in the rarest. Sets with a long tail of their own stay as they are. All classifiers get the same raw
+rows, and `training fit` with its default flags sets its validation rows aside from them. Each
+classifier is scored unchanged, and adjusted to the uniform target by the frequencies of its
+training rows. OUT keeps one file per set and seed, so that a stopped run can continue.
+OUT/tables.json has the numbers that docs/results.md shows.
 """
 
 import argparse
@@ -126,7 +126,7 @@ def ours(data: Set, seed: int, folder: Path) -> tuple[NDArray[np.float64], NDArr
 
 
 def features(data: Set) -> tuple[NDArray[Any], Any]:
-    """For scikit-learn: what trees take, and what linear classifiers and networks take."""
+    """Inputs for scikit-learn: (those of trees, those of linear classifiers and networks)."""
     if data.name in TEXTS:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
@@ -198,7 +198,7 @@ def balanced(data: Set, logits: NDArray[np.float64], source: NDArray[Any], tau: 
 
 
 def measured(file: Path, seed: int, out: Path) -> dict[str, Any]:
-    """Errors of everyone on one set and seed."""
+    """Errors of all classifiers on one set and seed."""
     data = drawn(file, seed)
     counts = np.log(data.counts / data.counts.sum())
     found: dict[str, Any] = {}
@@ -237,7 +237,7 @@ HEADING = "Defaults on data of other people"
 
 
 def section(found: dict[str, Any]) -> str:
-    """The section of docs/results.md: adjusted balanced errors of everyone, set by set."""
+    """The section of docs/results.md: adjusted balanced errors of all classifiers, set by set."""
     everyone = list(
         dict.fromkeys(n for runs in found.values() for one in runs for n in one["errors"])
     )
@@ -304,7 +304,7 @@ aside from the same rows, so it learns from fewer. The best mean of a set is bol
 
 
 def main() -> None:
-    """Measure what is not there yet, then gather."""
+    """Measure the missing sets and seeds, then gather all results."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sets", type=Path)
     parser.add_argument("out", type=Path)

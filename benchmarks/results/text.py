@@ -25,7 +25,7 @@ def ns(documents: Sequence[Document]) -> str:
 
 
 def key(document: Document) -> tuple[int, float]:
-    """What identifies a setting: (largest class, imbalance ratio)."""
+    """The key of a setting: (largest class, imbalance ratio)."""
     settings = document["settings"]
     return int(settings["max_per_class"]), float(settings["imbalance_ratio"])
 

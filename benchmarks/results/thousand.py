@@ -28,7 +28,7 @@ FIGURES = {
 
 
 def kept(document: Document) -> dict[str, Any]:
-    """What the section shows, of a results.json of `training compare`."""
+    """The parts of a results.json of `training compare` that the section shows."""
     counts = np.array(document["data"]["class_counts"])
     seconds = [
         one["seconds"] for method in document["methods"].values()
@@ -105,7 +105,7 @@ def with_section(page: str, docs: Path) -> str:
 
 
 def main() -> None:
-    """Keep what is shown of a comparison, draw its figures, and put the section into the page."""
+    """Save the shown parts of a comparison, draw its figures, and put the section into the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", type=Path, help="the --out of the comparison")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="default docs")

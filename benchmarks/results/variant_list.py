@@ -1,5 +1,5 @@
-"""The variants that benchmarks.results.variants trains: what each changes in the comparison's
-recipe, and for which settings and seeds.
+"""The variants that benchmarks.results.variants trains: their changes to the comparison's recipe,
+and their settings and seeds.
 """
 
 from collections.abc import Mapping

@@ -103,7 +103,7 @@ Errors = Mapping[str, float]
 
 
 def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """Which τ is theirs, and how much depends on the bias and on the validation split."""
+    """Sentences on which τ theirs may be, and on the effects of bias and validation split."""
     if not found or "weight-norm τ=1" not in theirs:
         return []
     reference = theirs["weight-norm τ=1"]
@@ -132,7 +132,7 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
 
 
 def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """Which largest margin is theirs."""
+    """A sentence on which largest margin theirs may be."""
     if not found or "ldam" not in theirs:
         return []
     errors = {"as compared": 100 * mean(document, "ldam"), **found}
@@ -147,7 +147,7 @@ def _with(name: str) -> str:
 
 
 def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """What the random flips change."""
+    """A sentence on the effect of the random flips."""
     if not found or "sampler-balanced" not in theirs:
         return []
     ours = 100 * mean(document, "sampler-balanced")

@@ -1,4 +1,4 @@
-"""Three classifiers of different cost, with random weights: what the benchmarks serve.
+"""The models that the benchmarks serve: three classifiers of different cost, with random weights.
 
 TINY   64 → 128 → 10, a perceptron: the cost is in the request
 WIDE   256 → 8,142, a linear layer: the cost is in the head

@@ -16,7 +16,7 @@ TICK_SECONDS = 1e-3
 class Arrivals:
     """Outcomes of the requests of one phase.
 
-    A latency runs from the moment at which its request was due, not from when it was sent.
+    A latency is measured from the time at which its request was due, not from when it was sent.
     """
 
     due: list[float] = field(default_factory=list)

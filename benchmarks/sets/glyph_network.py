@@ -6,7 +6,7 @@ from torch.nn import functional
 
 
 class Block(nn.Module):
-    """Two 3 × 3 convolutions and the way around them."""
+    """Two 3 × 3 convolutions with a shortcut around them."""
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()

@@ -3,8 +3,8 @@
     python -m benchmarks.sets.glyphs FONTS OUT
 
 A class is a letter, an example is a font family that has it: Latin letters are in hundreds of
-families, Han characters in dozens, and letters of rare scripts in a few. So the long tail is that
-of the fonts, and no profile makes it. FONTS is a folder with font files at any depth, such as
+families, Han characters in dozens, and letters of rare scripts in a few. So the fonts themselves
+make the long tail, not a profile. FONTS is a folder with font files at any depth, such as
 /usr/share/fonts, or one into which Debian's packages fonts-* were unpacked with `dpkg -x`. OUT gets
 `images/<class>/<family>.png`, 32 × 32 pixels in grey, and the lists train.txt, val.txt and test.txt
 that `--data list:…@OUT/images` reads.
@@ -25,13 +25,13 @@ from PIL import Image, ImageDraw, ImageFont
 SUFFIXES = (".ttf", ".otf", ".ttc")
 SIDE, MARGIN = 32, 3
 FEWEST = 7
-"""Families that have a letter, for it to become a class: 3 for test, 1 for validation."""
+"""The fewest families that must have a letter for it to become a class."""
 TEST, VALIDATION, MOST = 3, 1, 300
-"""Examples of a class for test and validation, and the most for training."""
+"""Examples of a class for test and for validation, and the most for training."""
 ALIKE = 0.5
-"""Letters with the same picture in this share of the families that have both are one class."""
+"""Two letters are one class if this share of the families that have both draws them alike."""
 INK = 12
-"""Fewest pixels of a letter: an empty glyph is none."""
+"""The fewest pixels of a letter; fewer mean an empty glyph."""
 
 Picture = NDArray[np.uint8]
 
@@ -60,7 +60,7 @@ def families(folder: Path) -> list[Family]:
                     chr(p) for p in points if unicodedata.category(chr(p))[0] == "L"
                 )
         except (TTLibError, OSError, KeyError, AssertionError, ValueError, TypeError):
-            continue  # a damaged or exotic file: there are a thousand others
+            continue  # a damaged or exotic file: there are enough others
         rank = 0 if style in {"regular", "book", "roman", "medium"} else 1
         if letters and (name not in found or rank < found[name][0]):
             found[name] = (rank, file, letters)
@@ -91,7 +91,7 @@ def chosen(all_families: list[Family], classes: int, *, seed: int) -> list[str]:
         return [letter for _, letter in usable]
     generator = np.random.default_rng(seed)
     size = np.log([n for n, _ in usable])
-    # as likely as its stretch of the logarithm is empty, so that the many small ones do not win
+    # weighted by how empty its part of the logarithmic scale is, or rare letters would dominate
     edges = np.linspace(size.min(), size.max() + 1e-9, 25)
     bins = np.digitize(size, edges)
     crowd = np.bincount(bins)
@@ -101,7 +101,7 @@ def chosen(all_families: list[Family], classes: int, *, seed: int) -> list[str]:
 
 
 def pictures(all_families: list[Family], letters: list[str]) -> Iterator[tuple[str, str, Picture]]:
-    """(family, letter, pixels) of every letter that a family shows and does not show elsewhere."""
+    """(family, letter, pixels) of every letter whose picture is unique within its family."""
     wanted = set(letters)
     for family in all_families:
         mine = sorted(wanted & family.letters)

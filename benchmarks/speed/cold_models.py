@@ -1,4 +1,4 @@
-"""More models than --max-loaded-mib has room for: memory, and the first answer of a cold model.
+"""Serves more models than --max-loaded-mib allows: memory, and the first answer of a cold model.
 
     python -m benchmarks.speed.cold_models [--models 200] [--room 160] [--requests 600] [--out FILE]
 

@@ -1,9 +1,10 @@
-"""Many replicas follow one PostgreSQL: what they cost it, and how soon each has a new prior.
+"""Many replicas follow one PostgreSQL: their load on it, and how soon each has a new prior.
 
     python -m benchmarks.speed.followers [--followers 200] [--writes 10]
 
-Each follower is what a replica has of it: a thread that listens, and one connection. They share a
-few processes, so that the machine measures PostgreSQL and not two hundred interpreters.
+Each follower is the part of a replica that follows the store: a thread that listens, and one
+connection. They share a few processes, so that PostgreSQL is measured and not two hundred
+interpreters.
 """
 
 import argparse
@@ -51,7 +52,7 @@ async def _follow(url: str, count: int, pipe: Any) -> None:
 
 
 def follow(url: str, count: int, pipe: Any) -> None:
-    """A process with so many followers, until told to end."""
+    """Run a process with `count` followers until the pipe says to end."""
     asyncio.run(_follow(url, count, pipe))
 
 

@@ -1,4 +1,4 @@
-"""ModelInfer over gRPC under load, beside a server of grpc.aio that parses the same message.
+"""ModelInfer over gRPC under load, compared with a grpc.aio server that parses the same message.
 
     python -m benchmarks.speed.grpc_load [--clients 64] [--calls 20000] [--rounds 3]
 

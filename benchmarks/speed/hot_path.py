@@ -1,9 +1,9 @@
-"""What a request costs inside the service: CPU time without HTTP, or the Python calls it makes.
+"""The cost of a request inside the service: CPU time without HTTP, or the Python calls it makes.
 
     python benchmarks/speed/hot_path.py [--model tiny] [--clients 64] [--body npy|json|oip]
     python benchmarks/speed/hot_path.py --calls [--model tiny] [--body json] [--query tau=0.5]
 
-CPU time is the steadiest figure on a busy machine: use it to compare two states of the code.
+CPU time varies least on a busy machine: use it to compare two versions of the code.
 
 `--calls` sends one request over a real connection: the tenth of that connection, when its header
 block is known and all caches are warm. `sys.setprofile` on the event loop's thread counts every

@@ -1,4 +1,4 @@
-"""What the adjustment head costs for a large class list, compared with the plain model.
+"""The cost of the adjustment head for a large class list, compared with the plain model.
 
     python -m benchmarks.speed.large_head [--classes 10 8142 100000] [--rows 1 16 64]
         [--top-k 5] [--features 256] [--out FILE.json]

@@ -1,4 +1,4 @@
-"""What an overload of ten times the capacity does to accepted requests and to memory.
+"""The effect of an overload of ten times the capacity on accepted requests and on memory.
 
     python -m benchmarks.speed.overload [--times 10] [--seconds 60] [--model conv] [--rows 4]
         [--flag=--max-queued-rows=64] [--out FILE.json]
@@ -10,11 +10,11 @@ in four phases:
 0.8 of the capacity, whether or not others were answered; * crowd: the same at `times` the capacity;
 * recovery: the same at 0.8 of the capacity again.
 
-A latency runs from the moment at which its request was due. A generator that falls behind therefore
-makes the figures worse, never better, and its delay is printed. The service has recovered at the
-first tenth of a second after the crowd that has no refusal and a p90 within the calm p99. Memory is
-read 5 s into the crowd and at its end. The exit status is 1 when a request got neither an answer
-nor a refusal with Retry-After, or when recovery took more than a second.
+A latency is measured from the time at which its request was due. A generator that falls behind
+therefore makes the figures worse, never better, and its delay is printed. The service has recovered
+at the first tenth of a second after the crowd that has no refusal and a p90 within the calm p99.
+Memory is read 5 s into the crowd and at its end. The exit status is 1 when a request got neither an
+answer nor a refusal with Retry-After, or when recovery took more than a second.
 """
 
 import argparse

@@ -1,5 +1,4 @@
-"""The service beside mosec, and beside the cheapest HTTP servers of this machine. One run,
-interleaved.
+"""Compares the service with mosec and with the cheapest HTTP servers of this machine, interleaved.
 
     python benchmarks/speed/peers.py [--rounds 5] [--seconds 2] [--connections 1 16 64]
         [--peers PYTHON] [--out runs/benchmarks/peers.json]
@@ -10,8 +9,9 @@ mosec waits 1 ms or 10 ms for a batch. Three servers show how fast HTTP itself i
 uvicorn, bare ASGI on granian, and nginx that answers `{}` without reading the body into a program.
 A server that is not installed is named and left out.
 
-Requests a second depend on the machine's load; CPU time a request, which counts every process of a
-server, hardly does. Figures are medians over the rounds, ratios are medians of the rounds' ratios.
+Requests per second depend on the machine's load. CPU time per request, which counts every process
+of a server, hardly does. Figures are medians over the rounds, ratios are medians of the rounds'
+ratios.
 """
 
 import argparse

@@ -4,11 +4,11 @@
     python -m benchmarks.speed.replicas --rate 200    # requests/s in all, on 1 and on 4 replicas
 
 On a machine with few processors, replicas share them, and each gets fewer requests than one alone
-would. So a number of replicas is loaded in two ways, in turn: together behind one proxy, and apart,
-each behind a proxy of its own. The ratio, by rounds, is what sharing the load costs a request.
+would. So the replicas are loaded in two alternating ways: together behind one proxy, and apart,
+each behind a proxy of its own. The ratio of both, by rounds, is the cost of sharing the load.
 
-With --rate, one replica and four get the same requests a second, in turn. What they take while
-nothing arrives is measured in between, and told apart: it grows with replicas, not with requests.
+With --rate, one replica and four get the same rate of requests, in turn. The CPU time of idle
+replicas is measured in between and reported apart: it grows with replicas, not with requests.
 With --bare too, the replicas are a bare ASGI application: its ratio is the machine's own.
 """
 
@@ -142,7 +142,7 @@ def measure_rate(
 
 
 async def offer(url: str, rate: float, seconds: float) -> int:
-    """Send requests at an even rate; how many were answered with 200."""
+    """Send requests at an even rate. Returns how many were answered with 200."""
     port = int(url.rsplit(":", 1)[1])
     head = f"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
     head += f"Content-Type: application/json\r\nContent-Length: {len(BODY)}\r\n\r\n"
@@ -154,7 +154,7 @@ async def offer(url: str, rate: float, seconds: float) -> int:
 
 
 class Proxy:
-    """What wrk drives."""
+    """The URL that wrk loads, in the form of a `Process`."""
 
     def __init__(self, url: str) -> None:
         self.url = url

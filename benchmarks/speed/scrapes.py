@@ -1,4 +1,4 @@
-"""What a scrape costs predictions at 10,000 classes: the ratio of p99 with and without scrapes.
+"""The cost of scrapes for predictions at 10,000 classes: the ratio of p99 with and without them.
 
     python benchmarks/speed/scrapes.py [--seconds 3] [--rounds 10] [--connections 4]
         [--port-of-its-own] [--elsewhere] [--nice 19]

@@ -1,4 +1,4 @@
-"""What traces cost: CPU time of a request inside the service with and without them, in one run.
+"""The cost of traces: CPU time of a request inside the service with and without them, in one run.
 
     python benchmarks/speed/tracing.py [--model tiny] [--clients 64] [--rounds 60] [--json FILE]
 

@@ -1,4 +1,4 @@
-"""What data and loss cost a training step, as ratios within one run. Run by hand:
+"""The cost of data and loss in a training step, as ratios within one run. Run by hand:
 
     python -m benchmarks.speed.training_step [--rounds 12] [--seconds 0.4] [--only CASE …]
         [--out runs/benchmarks/training.json]

@@ -1,7 +1,7 @@
-"""Shows what Alertmanager sends: a page of the last alerts, and a line on stdout for each.
+"""Shows the alerts that Alertmanager sends: a page of the last ones, and a line on stdout for each.
 
-For a first look at the alerts without an account anywhere. It keeps them in memory and asks for no
-key, so it listens inside the compose network and on loopback only.
+It shows alerts without an account anywhere. It keeps them in memory and requires no key, so it
+listens inside the compose network and on loopback only.
 """
 
 import json
@@ -37,7 +37,7 @@ def received(body: bytes) -> list[dict[str, str]]:
             for each in json.loads(body)["alerts"]
         ]
     except (KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"this is no webhook call of Alertmanager: {error!r}") from error
+        raise ValueError(f"this is not a webhook call of Alertmanager: {error!r}") from error
 
 
 def _name(alert: dict[str, str]) -> str:
@@ -49,7 +49,7 @@ def _name(alert: dict[str, str]) -> str:
 
 
 def page() -> str:
-    """The page, newest alert first; it asks for itself again every five seconds."""
+    """The page, newest alert first; it reloads itself every five seconds."""
     rows = "".join(
         f"<tr><td>{escape(each['since'][:19].replace('T', ' '))}</td>"
         f"<td class='{escape(each['status'])}'>{escape(each['status'])}</td>"
@@ -72,7 +72,7 @@ class Handler(BaseHTTPRequestHandler):
     """GET / shows the page; POST /alerts takes what Alertmanager sends."""
 
     def do_GET(self) -> None:
-        """Answer the page."""
+        """Answer with the page."""
         self._answer(200, page())
 
     def do_POST(self) -> None:

@@ -20,7 +20,7 @@ from service.settings import read_settings
 
 QUEUED_ROWS, TARGET = "queued_rows", "target_queued_rows"
 DEFAULT_TARGET = 64
-"""Rows that may wait for a replica: one more is started for each further so many."""
+"""The waiting rows per replica: one more replica is started for each further this many rows."""
 
 
 class Behind(Application):
@@ -109,7 +109,7 @@ class Priordial:
         self.app.reconfigure(user_config)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Tell Ray how many rows wait and how many may, for `replicas_for_queued_rows`."""
+        """Report to Ray how many rows wait and how many may, for `replicas_for_queued_rows`."""
         target = float(os.environ.get("TARGET_QUEUED_ROWS", DEFAULT_TARGET))
         return {QUEUED_ROWS: float(self.app.queued_rows), TARGET: target}
 

@@ -1,4 +1,4 @@
-"""Hooks of MkDocs: pages that lie outside of docs/, and reference pages that are made from code."""
+"""MkDocs hooks: add pages from outside docs/, and reference pages that are made from code."""
 
 import re
 import subprocess
@@ -21,7 +21,7 @@ OUTSIDE = {
     "DECISIONS.md": "reference/decisions.md",
     "models/README.md": "reference/model-json.md",
 }
-"""Pages outside of docs/, and where they lie on the site."""
+"""Pages from outside docs/, and their paths on the site."""
 REPOSITORY = "https://github.com/priordial/priordial/blob/main"
 COMMANDS = (
     ("",),
@@ -58,14 +58,14 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """Let links of pages in docs/ to files outside of it lead to their places on the site."""
+    """Rewrite links from pages in docs/ to files outside it, so that they work on the site."""
     if page.file.generated_by:
         return markdown
     return _with_links(markdown, f"docs/{page.file.src_uri}", page.file.src_uri)
 
 
 def _with_links(text: str, source: str, place: str) -> str:
-    """The text of a file with its links made to be read at a place on the site."""
+    """The text of a file with its links rewritten for its path on the site."""
     here = (ROOT / source).parent
 
     def moved(found: re.Match[str]) -> str:

@@ -89,8 +89,8 @@ def check_length(count: int) -> None:
     """Raise TooLarge for more bytes of JSON than are decoded at once."""
     if count > MAX_WHOLE_BYTES:
         raise TooLarge(
-            f"the JSON has {count} bytes; at most {MAX_WHOLE_BYTES} are decoded where they are "
-            "not one list of rows; send a .npy array or binary tensors, or fewer rows"
+            f"the JSON has {count} bytes; JSON that is not one plain list of rows may have at "
+            f"most {MAX_WHOLE_BYTES}: send a .npy array or binary tensors, or fewer rows"
         )
 
 

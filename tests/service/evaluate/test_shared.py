@@ -156,4 +156,4 @@ def test_without_its_store_a_worker_keeps_answers_and_labels(tmp_path, caplog):
     assert one.labels() == {"a": ("x", 1.0)}
     warnings = [record.getMessage() for record in caplog.records]
     assert sum("answers cannot be shared through the store" in each for each in warnings) == 1
-    assert any("1 labels do not reach the other replicas" in each for each in warnings)
+    assert any("1 labels did not reach the other replicas" in each for each in warnings)
