@@ -1,6 +1,4 @@
-"""What users rely on has a line in the documents, and the documents speak of nothing that is not
-there.
-"""
+"""Everything that users rely on is documented, and everything documented exists."""
 
 import collections
 import dataclasses

@@ -1,4 +1,4 @@
-"""A short run of the hostile client against a real service finds nothing that must not be."""
+"""A short run of the hostile client against a real service finds no fault."""
 
 from benchmarks.endurance import hostile
 

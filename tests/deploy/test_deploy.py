@@ -1,4 +1,4 @@
-"""The files of the deployment, each held to its own schema or program; no image was built."""
+"""The files of the deployment, each checked by its schema or its own program; no image is built."""
 
 import json
 import re

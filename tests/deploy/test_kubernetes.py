@@ -1,4 +1,4 @@
-"""The Helm chart and the KServe files, rendered and held to the types of what reads them."""
+"""The Helm chart and the KServe files, rendered and checked against their readers' types."""
 
 import dataclasses
 import io

@@ -84,7 +84,7 @@ def examples_of(block: Block) -> list[Example]:
 
 
 def differences(expected: str, printed: str, *, numbers_vary: bool = False) -> str:
-    """Why `printed` is not what a page says; empty when it is.
+    """How `printed` differs from the page's output; empty when it does not.
 
     Spaces and line breaks do not count. `…` stands for any text. Numbers with three or more
     decimals may differ by 1e-4, since processors round differently. With numbers_vary any
@@ -111,7 +111,7 @@ def differences(expected: str, printed: str, *, numbers_vary: bool = False) -> s
 class Desk:
     """A folder like a fresh checkout, in which the commands of a page are typed.
 
-    A folder that already holds models is taken as it is.
+    A folder that already holds models is used unchanged.
     """
 
     def __init__(self, folder: Path) -> None:

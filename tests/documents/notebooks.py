@@ -26,7 +26,7 @@ def stored(cell: dict[str, Any]) -> str:
 
 
 def run(notebook: dict[str, Any], *, folder: Path, url: str) -> list[str]:
-    """Run the code cells in one process, in order; what each prints."""
+    """Run the code cells in one process, in order; returns what each prints."""
     sources = ["".join(cell["source"]) for cell in code_cells(notebook)]
     program = f"\nprint({MARK!r}, end='')\n".join(sources)
     done = subprocess.run(

@@ -1,6 +1,4 @@
-"""A foreign classifier, imported into the repository, is scored and used for estimates as our own
-models are.
-"""
+"""An imported foreign classifier is scored and used for estimates like a model trained here."""
 
 import contextlib
 import io

@@ -91,7 +91,7 @@ def served(models, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def calibrated(models, tmp_path_factory):
-    """The service by its defaults: it adjusts with the source prior that the models measured."""
+    """The service with its defaults: it adjusts with the source prior that the models measured."""
     store = tmp_path_factory.mktemp("store") / "priors.db"
     with running(models, default_model="own", store=f"sqlite:///{store}") as server:
         yield server

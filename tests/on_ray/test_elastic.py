@@ -1,4 +1,4 @@
-"""Two agents of torchrun, as on two machines: a lost worker changes nothing of the result."""
+"""Two agents of torchrun, as on two machines: losing a worker does not change the result."""
 
 import contextlib
 import os

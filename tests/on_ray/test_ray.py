@@ -61,7 +61,7 @@ class Cluster:
         return found
 
     def workers(self):
-        """What each replica says that it serves."""
+        """What each replica reports as served."""
         return httpx.get(f"{self.url}/models/linear/replicas", timeout=30).json()["replicas"]
 
     def name_of(self, pid):

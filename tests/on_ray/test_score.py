@@ -1,4 +1,4 @@
-"""`training score --engine ray` writes the file of one process, whatever was killed on the way."""
+"""`training score --engine ray` writes the file that one process writes, whatever was killed."""
 
 import contextlib
 import os

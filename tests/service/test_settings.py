@@ -1,4 +1,4 @@
-"""Every mistake in a setting is refused, naming what came and the nearest right name."""
+"""Every wrong setting is refused with a message that names it and the nearest right name."""
 
 import argparse
 import dataclasses

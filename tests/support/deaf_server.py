@@ -1,5 +1,5 @@
-"""`python -m service` whose start goes on when it is cancelled, as it may when what it awaits ends
-at that moment. For tests.
+"""`python -m service` whose start continues although it is cancelled, as happens when the awaited
+call ends at that moment. For tests.
 """
 
 import asyncio

@@ -1,5 +1,5 @@
-"""Real ONNX classifiers that fail: one turns some inputs into NaN, one raises for some, one takes
-as long as it is told.
+"""Real ONNX classifiers that fail: one turns some inputs into NaN, one raises for some, one runs
+as long as its input says.
 """
 
 from pathlib import Path

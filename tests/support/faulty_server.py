@@ -1,5 +1,5 @@
 """`python -m service` with a fault in every stage of a request: raise, hang or nan. For tests; it
-is no part of the service. With `lose`, the first marked graph call is the last that runs.
+is no part of the service. With `lose`, the first marked graph call and every later one fail.
 
     python -m tests.support.faulty_server raise serve --models …
 

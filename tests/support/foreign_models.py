@@ -1,5 +1,5 @@
-"""ONNX classifiers that the project did not train, of every kind, each with rows and what its own
-library says of them.
+"""ONNX classifiers of every kind that the project did not train, each with rows and the answers of
+its own library.
 """
 
 import dataclasses

@@ -1,5 +1,5 @@
-"""`python -m service` on a machine whose wall clock jumps: it reads how far from a file. For tests;
-it is no part of the service.
+"""`python -m service` on a machine whose wall clock jumps by the seconds in a file. For tests; not
+part of the service.
 
     JUMP_FILE=path python -m tests.support.jumping_server serve --models …
 

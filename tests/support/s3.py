@@ -20,7 +20,7 @@ ENVIRONMENT = {
 
 
 class Bucket:
-    """A bucket, as a models folder that files are put into and taken out of."""
+    """A bucket used as a models folder; files can be added and deleted."""
 
     def __init__(self, endpoint: str, name: str) -> None:
         self.endpoint, self.name, self.url = endpoint, name, f"s3://{name}/models"

@@ -1,4 +1,4 @@
-"""Whatever comes in, a real service answers with a problem that names the fault, and goes on."""
+"""A real service answers every bad request with a problem that names the fault, and goes on."""
 
 import base64
 import io
@@ -218,7 +218,7 @@ def test_a_npy_body_that_is_wrong(refused, status, body, told):
         (400, "multipart/form-data", b"x", "names no boundary"),
         (400, "multipart/form-data; boundary=b", b"--b\r\n", "ends before its last boundary"),
         (400, "multipart/form-data; boundary=b", b"--b--\r\n", "holds no file"),
-        (415, "text/plain", b"x", "content type 'text/plain' is not taken"),
+        (415, "text/plain", b"x", "content type 'text/plain' is not accepted"),
         (415, "application/x-www-form-urlencoded", b"a=1", "expected application/json"),
     ],
 )

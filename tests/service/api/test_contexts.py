@@ -1,4 +1,4 @@
-"""A prior that leads to others: by the context of a request, or by the time."""
+"""A prior that selects other priors by the context of a request or by the time."""
 
 import json
 

@@ -28,7 +28,7 @@ def server(tmp_path_factory):
 
 
 def ask(server, request_id, rows=1, model="linear", seed=1, **parameters):
-    """Ask over a connection of its own, so that either worker may answer."""
+    """Send a request over a new connection, so that either worker may answer."""
     body = {"instances": inputs(rows, seed=seed).tolist(), "parameters": parameters}
     url = f"{server.url}/models/{model}/predict"
     answer = httpx.post(url, json=body, headers={"X-Request-Id": request_id})
@@ -177,7 +177,7 @@ def test_csv_beyond_a_bound_is_refused(server, content, status, told):
 
 
 def test_more_feedback_than_may_wait_is_refused_at_once(server):
-    """Unknown ids are looked for twice, so all of these are there together."""
+    """Unknown ids are searched for twice, so all these requests overlap."""
     body = {"items": [{"request_id": "never-seen", "label": NAMES[0]}]}
 
     async def ask_together():

@@ -1,4 +1,4 @@
-"""A large answer is made in a thread, and is the answer that its rows get a few at a time; one that
+"""A large answer is made in a thread and equals the answers to its rows in small requests; one that
 would be too large is refused.
 """
 

@@ -1,5 +1,5 @@
-"""Thousands of requests made from /openapi.json: no 500, no answer that it does not tell of, no
-rubbish accepted.
+"""Thousands of requests made from /openapi.json: no 500, no answer that it does not
+describe, no malformed request accepted.
 """
 
 import subprocess

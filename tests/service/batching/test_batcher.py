@@ -762,7 +762,7 @@ def test_what_would_wait_too_long_is_refused_though_the_queue_has_room_and_nothi
 
 
 def fill(batcher, rows):
-    """Requests of one row until one is refused, or so many are queued."""
+    """Submit requests of one row until one is refused or `rows` are queued."""
     entries = []
     with contextlib.suppress(Overloaded):
         entries.extend(batcher.submit(work(row)) for row in range(rows))

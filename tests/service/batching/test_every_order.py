@@ -219,7 +219,7 @@ class World:
     # -- what a state is, and what must hold when all is done
 
     def key(self):
-        """Two worlds with one key go on alike."""
+        """Two states with the same key have the same future."""
         queue, own = self.batcher, lambda pieces: tuple((p.entry.ask, p.start) for p in pieces)
         results = [
             len(result) if isinstance(result, list) else str(result)
@@ -253,7 +253,7 @@ class World:
         )
 
     def finish(self):
-        """Let loop and thread do what they have to do, and nobody else anything."""
+        """Let only the loop and the thread take their remaining steps."""
         for _ in range(200):
             steps = self._inner_steps()
             if not steps:

@@ -1,4 +1,4 @@
-"""Whatever else is asked at the time, each answer is the one its request gets alone."""
+"""Whatever is asked at the same time, each request gets the answer that it gets alone."""
 
 import asyncio
 import dataclasses

@@ -1,6 +1,4 @@
-"""`check` finds what would stop a start, or serve something else than what is meant; it serves
-nothing.
-"""
+"""`check` finds what would stop a start or serve something unintended; it serves nothing."""
 
 import asyncio
 import subprocess
@@ -28,7 +26,7 @@ def models(tmp_path):
 
 @pytest.fixture
 def settings(models, tmp_path):
-    """Makes settings that are right but for the given ones."""
+    """Makes valid settings, except for the given ones."""
 
     def make(**given):
         store = f"sqlite:///{tmp_path}/priors.db"
@@ -38,7 +36,7 @@ def settings(models, tmp_path):
 
 
 def faults(settings):
-    """Subject → text of what is bad."""
+    """Subject → text of each finding that is bad."""
     return {subject: text for good, subject, text in check.check(settings) if good is False}
 
 

@@ -39,7 +39,7 @@ def publish_wide(models: Path) -> None:
 
 @pytest.fixture(scope="session")
 def served(tmp_path_factory):
-    """digits, fashion (the default), fashion-la, which nobody asks, and wide."""
+    """digits, fashion (the default), fashion-la, which gets no requests, and wide."""
     models = shipped(
         tmp_path_factory.mktemp("console") / "models", "digits", "fashion", "fashion-la"
     )
@@ -102,7 +102,7 @@ def screenshots():
 
 @pytest.fixture(scope="session")
 def traffic(served):
-    """Some answers for every model: pages about traffic have something to show."""
+    """Send some requests to every model, for the pages about traffic to show."""
     samples = httpx.get(f"{served.url}/models/fashion/report").json()["samples"]
     with httpx.Client(base_url=served.url) as client:
         for tau in (0.5, 1, 1.5, 2):

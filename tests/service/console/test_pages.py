@@ -1,4 +1,4 @@
-"""Every page, in both themes, on a phone and on a desk, shows its subject and is accessible."""
+"""Every page, in both themes, on a phone and on a desktop, shows its subject and is accessible."""
 
 import httpx
 import numpy as np

@@ -1,4 +1,4 @@
-"""Automatic steps: never oftener, further or at another time than the prior allows."""
+"""Automatic steps: never more often, larger or at other times than the prior allows."""
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta

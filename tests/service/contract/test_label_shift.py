@@ -1,4 +1,4 @@
-"""The class prior of unlabelled data: found again, with intervals that hold it."""
+"""The class prior of unlabelled data is recovered, with intervals that contain it."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A name that was mistyped is answered with the one that was meant, where one is near."""
+"""For a mistyped name the nearest known name is suggested, if one is near."""
 
 from pathlib import Path
 

@@ -217,7 +217,7 @@ def test_an_interval_leaves_out_classes_without_examples():
 
 
 def test_intervals_are_the_same_for_the_same_seed_and_wider_for_a_higher_level():
-    """They need no seed at all."""
+    """These metrics need no seed."""
     errors, totals = np.array([0.2, 0.4]), [50, 50]
     narrow = scores.error_intervals(errors, totals, level=0.5)
     assert narrow == scores.error_intervals(errors, totals, level=0.5)

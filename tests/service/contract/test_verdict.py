@@ -1,4 +1,4 @@
-"""The verdict: a mix of the known classes is usable, everything else is named for what it is."""
+"""The verdict: a mix of the known classes is usable; every other stream gets its own reason."""
 
 import numpy as np
 import pytest

@@ -29,7 +29,7 @@ class Used:
 
 
 def answered(name="a", rows=1, *, logits=None, tau=1.0, offset=None, **more):
-    """An answered request as the graph would give it."""
+    """An answered request as the graph would return it."""
     logits = (
         np.random.default_rng(len(name)).normal(size=(rows, CLASSES)) if logits is None else logits
     )

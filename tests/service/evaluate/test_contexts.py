@@ -1,4 +1,4 @@
-"""The mix of each context: its own with many rows, that of the whole with few."""
+"""The mix of each context: its own when it has many rows, near the overall mix when few."""
 
 import numpy as np
 import pytest

@@ -1,5 +1,5 @@
-"""A class list of 100,000: as exact as a short one, and nothing of all classes leaves the graph
-unless it is asked for.
+"""A class list of 100,000: as exact as a short one, and no output over all classes leaves the
+graph unless a request asks for it.
 """
 
 from types import SimpleNamespace

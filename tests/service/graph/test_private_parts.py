@@ -1,4 +1,4 @@
-"""The private parts of onnxruntime that the service uses are still what it takes them for."""
+"""The private parts of onnxruntime that the service uses still work as it expects."""
 
 import inspect
 import subprocess

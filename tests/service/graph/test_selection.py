@@ -1,5 +1,5 @@
-"""Of many classes the best are found whole or by blocks: the same classes, the same probabilities,
-whichever is chosen at warm-up.
+"""The best of many classes are found among all or by blocks: the same classes and probabilities,
+whichever way the warm-up chooses.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""A line for every request, with what an engineer asks for and nothing of what a user sent."""
+"""Every request is logged in one line, with what an engineer needs and none of the user's data."""
 
 import asyncio
 import io

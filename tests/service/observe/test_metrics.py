@@ -1,4 +1,4 @@
-"""What a scrape tells is what was answered, in both formats, through any worker."""
+"""A scrape counts exactly the requests answered, in both formats, through any worker."""
 
 import math
 from datetime import datetime

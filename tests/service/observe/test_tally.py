@@ -1,5 +1,5 @@
-"""Numbers outlive their process; without room on the disk they are kept in memory, and it is
-told.
+"""Numbers outlive their process; on a full disk they are kept in memory, and the service reports
+it.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
-"""Traces: a real OTLP receiver on loopback gets the spans of requests, their waits, their inference
-and their batches.
+"""Traces: a real OTLP receiver on loopback gets the spans of requests, of their queueing and
+inference, and of their batches.
 """
 
 import functools
@@ -27,9 +27,7 @@ SECRET = 0.123456789
 
 
 class Collector:
-    """What an OpenTelemetry collector is to the service: it takes POST /v1/traces and keeps the
-    spans.
-    """
+    """Stands in for an OpenTelemetry collector: it accepts POST /v1/traces and keeps the spans."""
 
     def __init__(self):
         self.spans, self.resources, self.raw = [], [], b""

@@ -1,4 +1,4 @@
-"""The sample of recent logits: bounded, recent, in proportion to the traffic, and cheap."""
+"""The sample of recent logits: bounded, recent, proportional to the traffic, and cheap."""
 
 import threading
 

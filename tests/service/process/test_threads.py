@@ -1,5 +1,5 @@
-"""Blocking calls beside the event loop are bounded, can be walked away from, and can be written
-off.
+"""Blocking calls outside the event loop are bounded; a caller can stop waiting, and a hung call is
+given up.
 """
 
 import asyncio

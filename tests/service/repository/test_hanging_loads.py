@@ -1,5 +1,5 @@
-"""A model that does not come to be loaded is given up and told; what serves goes on, and nobody
-waits behind it.
+"""A load that hangs is given up and reported; loaded models keep serving, and no other load waits
+for it.
 """
 
 import asyncio
@@ -202,8 +202,8 @@ async def service_of(tmp_path, **settings):
 
 @pytest.fixture
 def blocked(tmp_path, monkeypatch, released):
-    """Sessions of version 2 are not opened before `released`; the event that tells that one is
-    being opened.
+    """Sessions of version 2 are not opened before `released`; returns the event that is set when
+    one is being opened.
     """
     opening, open_graph = threading.Event(), loading.graphs.open_graph
 

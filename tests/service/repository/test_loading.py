@@ -37,7 +37,7 @@ def test_models_that_are_loaded_at_once_are_measured_one_after_the_other(tmp_pat
 
 
 def test_memory_of_large_batches_goes_back_to_the_system_when_asked(tmp_path):
-    """In a process of its own: what others have freed would be used again, and hide it."""
+    """Runs in its own process: memory freed by other tests would be reused and hide the growth."""
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         found = process.submit(_memory_of_a_large_batch, tmp_path).result()
     before, after, again, half_an_array = found

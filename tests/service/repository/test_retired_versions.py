@@ -1,4 +1,4 @@
-"""A model version that is served no more leaves nothing behind, however many came before it."""
+"""A model version that is no longer served leaves nothing behind, however many came before it."""
 
 import asyncio
 import gc

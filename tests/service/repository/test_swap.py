@@ -179,7 +179,7 @@ def test_a_bad_version_leaves_the_old_one_serving_and_says_why(models, workers):
 
 
 def everywhere(url, path="/models/linear/predict", *, asked=24):
-    """The answers of so many new connections, which the workers share."""
+    """The answers on `asked` new connections, which are spread over the workers."""
     body = {"instances": ROWS[:1].tolist()}
     return [httpx.post(url + path, json=body, timeout=30) for _ in range(asked)]
 

@@ -1,4 +1,4 @@
-"""The line between a worker and its supervisor: what one message does costs no other."""
+"""The connection between a worker and its supervisor: one bad message affects no other message."""
 
 import asyncio
 import socket

@@ -1,5 +1,5 @@
-"""A faulty machine costs a worker, or a part of the metrics; the service goes on and says what is
-wrong.
+"""A faulty machine costs at most a worker or part of the metrics; the service keeps running and
+reports the fault.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
-"""An operator's mistake is refused at the start, or turns readiness red; it is never served in
-silence.
+"""An operator's mistake is refused at the start, or turns readiness red; it is never served
+silently.
 """
 
 import re

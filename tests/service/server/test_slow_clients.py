@@ -1,5 +1,5 @@
-"""Clients that do not send are let go and hold up nobody; clients of a service that drains are told
-to go elsewhere.
+"""Clients that stop sending are disconnected and delay nobody; a draining service tells its clients
+to reconnect elsewhere.
 """
 
 import contextlib

@@ -1,5 +1,5 @@
-"""Every stage of a request made to raise, to hang and to give NaN: who is guilty fails, its
-neighbours do not, and what dies comes back.
+"""Every stage of a request made to raise, to hang and to give NaN: only the request at
+fault fails, and a process that dies is replaced.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ def body(rows=None, **parameters):
 
 
 def fault(*, model="linear", content=None, headers=JSON, **parameters):
-    """What httpx sends for a request that a stage of the faulty server takes amiss."""
+    """Arguments of httpx for a request on which a stage of the faulty server fails."""
     return {
         "url": f"/models/{model}/predict",
         "content": body(**parameters) if content is None else content,

@@ -1,4 +1,4 @@
-"""Signals are handled from the first line on, and closed standard streams do no harm."""
+"""Signals are handled from the first line of code on, and closed standard streams do no harm."""
 
 import os
 import signal

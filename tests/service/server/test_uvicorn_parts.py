@@ -1,4 +1,4 @@
-"""Private parts of uvicorn that the service stands on: a release that changes one must fail here.
+"""Private parts of uvicorn that the service depends on: a release that changes one must fail here.
 
 `framing.py` and `protocol.py` of `service/api/edge/`, and `service/server/connections.py`, override
 or read them. When a test here fails after an update, compare these modules with uvicorn's new code,

@@ -1,4 +1,4 @@
-"""A hang ends the process; a process that was itself stopped is given its time anew."""
+"""A hang ends the process; for a process that was itself paused, the limit starts again."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from tests.support.eventually import eventually, eventually_async
 
 
 class Clock:
-    """Time that passes when it is told to."""
+    """A clock that the test advances."""
 
     def __init__(self):
         self.now = 1000.0

@@ -1,5 +1,5 @@
-"""Several processes share the port, the metrics and the models; one that ends is replaced and
-nothing else notices.
+"""Several processes share the port, the metrics and the models; one that ends is replaced
+without effect on the others.
 """
 
 import asyncio

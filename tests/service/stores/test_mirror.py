@@ -1,4 +1,4 @@
-"""Models of an object store serve as those of a folder do: whole, verified, bounded, in step."""
+"""Models of an object store are served like a folder's: complete, verified, bounded, current."""
 
 import functools
 import hashlib

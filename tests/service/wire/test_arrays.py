@@ -1,6 +1,4 @@
-"""Bytes become exactly the array that was meant, or an error that names the fault; never anything
-else.
-"""
+"""Bytes become exactly the intended array, or an error that names the fault; nothing else."""
 
 import contextlib
 import functools

@@ -1,5 +1,5 @@
-"""What a small body says costs no more memory than its limit: the refusal comes before the
-allocation.
+"""A small body that declares large data costs no more memory than its limit: it is refused before
+the allocation.
 """
 
 import json

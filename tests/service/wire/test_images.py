@@ -1,5 +1,5 @@
-"""An image becomes the tensor that its model.json describes, whatever its file is like, or is
-refused by number.
+"""An image becomes the tensor that its model.json describes, whatever its file format, or is
+refused with its number.
 """
 
 import base64

@@ -1,4 +1,4 @@
-"""A long JSON body that is read in slices becomes what it becomes when it is decoded whole."""
+"""A long JSON body that is read in slices gives the same rows as one decoded whole."""
 
 import json
 

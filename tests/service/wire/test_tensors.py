@@ -1,4 +1,4 @@
-"""Tensors survive the way through JSON and through bytes, whatever their type."""
+"""Tensors of every type survive a round trip through JSON and through bytes."""
 
 import orjson
 import pytest

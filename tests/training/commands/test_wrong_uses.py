@@ -1,4 +1,4 @@
-"""A hundred and fifty wrong uses and more: each is refused with a line, and none with a traceback.
+"""More than 150 wrong uses: each is refused with one line, none with a traceback.
 
 They are made from a table: every flag of a number with every wrong number, every verb without what
 it needs, and every kind of data that is not what it says.

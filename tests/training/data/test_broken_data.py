@@ -1,4 +1,4 @@
-"""Data that are wrong stop before a run starts, with the file and the row."""
+"""Wrong data are refused before a run starts, with the file and the row."""
 
 import json
 import pickle
@@ -177,7 +177,7 @@ def table(tmp_path, *lines):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("tall,1,a,train", "column 'x': 'tall' is no number"),
+        ("tall,1,a,train", "column 'x': 'tall' is not a number"),
         ("1.5,1,,train", "''"),
         ("1.5,1,c,test", "class 'c' has no training row"),
         ("1.5,1,a,dev", "column 'part': 'dev'"),

@@ -110,7 +110,7 @@ def test_a_byte_order_mark_and_windows_line_ends_are_no_part_of_a_name(tmp_path)
 def test_the_line_of_a_fault_counts_line_breaks_within_cells(tmp_path):
     made = columns(kind=["two\nlines"] * 30)
     made["a"][3] = "tall"
-    with pytest.raises(BadData, match=r"row 3 \(line 8\), column 'a': 'tall' is no number"):
+    with pytest.raises(BadData, match=r"row 3 \(line 8\), column 'a': 'tall' is not a number"):
         load(write(tmp_path / "own.csv", made))
 
 
@@ -170,7 +170,7 @@ def test_what_is_odd_about_rows_and_columns_is_told(tmp_path):
 def test_classes_that_look_alike_and_those_that_cannot_be_tested_are_told(tmp_path):
     made = columns(kind=["cat", "cat ", "dog"] * 9 + ["Dog"] * 2 + ["eel"])
     told = "\n".join(problems(load(write(tmp_path / "own.csv", made))))
-    assert "'cat' and 'cat ' differ by spaces" in told
+    assert "'cat' and 'cat ' differ only in spaces" in told
     assert "with one training row, never drawn for validation: 'Dog', 'eel'" in told
     assert "without a test row, left out of every test score: 'eel'" in told
 

@@ -1,4 +1,4 @@
-"""An interrupted run goes on as if nothing had happened."""
+"""An interrupted run resumes with the result of an uninterrupted one."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
-"""What may become of the last layer: refused with a reason where it means nothing; what it has
-divided out is measured.
+"""Changes of the last layer after training: refused with a reason where meaningless; the prior that
+they divide out is measured.
 """
 
 import numpy as np

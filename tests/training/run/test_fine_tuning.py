@@ -1,4 +1,4 @@
-"""Models are trained on from published ones, in part, and with features computed once."""
+"""Training starts from published models, in part, and with features computed once."""
 
 import json
 

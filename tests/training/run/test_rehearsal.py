@@ -1,4 +1,4 @@
-"""What would fail after the training fails before it, in seconds and with the reason."""
+"""Whatever would fail after training fails before it, within seconds and with the reason."""
 
 import pytest
 import torch

@@ -156,7 +156,7 @@ def test_a_table_of_categories_and_gaps_is_evaluated_and_scored_as_it_is(tmp_pat
     plain = write_all(tmp_path / "words.csv", table | {"size": ["tall"] * 120})
     code, _, err = command("evaluate", model, "--data", f"{plain}?label=label")
     assert code == 1
-    assert "column 'size': 'tall' is no number" in err
+    assert "column 'size': 'tall' is not a number" in err
 
 
 def write_all(path, table):

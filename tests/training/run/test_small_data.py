@@ -38,7 +38,7 @@ def test_fashion_mnist_is_read_from_four_files_gzipped_or_not(tmp_path, zipped):
     ("damage", "said"),
     [
         (lambda content: content[:-7], "bytes"),
-        (lambda content: b"\0\0\x0d" + content[3:], "no idx file"),
+        (lambda content: b"\0\0\x0d" + content[3:], "not an idx file"),
         (lambda content: gzip.compress(content)[:-20], "cannot be read"),
         (lambda content: content[:8] + bytes([0, 0, 0, 3]) + content[12:], "bytes"),
     ],

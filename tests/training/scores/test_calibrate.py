@@ -1,4 +1,4 @@
-"""Calibration: the truth of made-up data is found, and what a split is too small for refused."""
+"""Calibration finds the true values of made-up data, and refuses a split that is too small."""
 
 import numpy as np
 import pytest

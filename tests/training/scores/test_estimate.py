@@ -1,4 +1,4 @@
-"""Label shift: the prior of unlabelled data is found, and what data cannot support refused."""
+"""Label shift: the prior of unlabelled data is found, or refused where data cannot support it."""
 
 import json
 

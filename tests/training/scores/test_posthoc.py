@@ -104,5 +104,5 @@ def test_a_replaced_layer_gives_its_own_logits_and_leaves_the_network_alone():
 
 def test_the_last_linear_layer_is_found_and_its_absence_told():
     assert head_of(network())[0] == "2"
-    with pytest.raises(WrongUse, match="no linear layer"):
+    with pytest.raises(WrongUse, match="does not end in a linear layer"):
         head_of(nn.Sequential(nn.ReLU()))

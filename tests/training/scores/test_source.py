@@ -1,4 +1,4 @@
-"""The estimation block: what is true of a made-up model is measured again, from any class mix."""
+"""The estimation block: the true values of a made-up model are measured from any class mix."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""`training compare`: methods x seeds, resumable, to numbers and a report that stands alone."""
+"""`training compare`: methods x seeds, resumable, with numbers and a self-contained report."""
 
 import json
 import re

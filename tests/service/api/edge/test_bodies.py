@@ -1,4 +1,4 @@
-"""A compressed body becomes what it was, within its limit, or a problem that names the fault."""
+"""A compressed body is restored exactly within its limit; otherwise a problem names the fault."""
 
 import gzip
 import tracemalloc

@@ -1,4 +1,4 @@
-"""A header block that was parsed before is read as the parser read it, or not at all."""
+"""A remembered header block is read as the parser read it, or is left to the parser."""
 
 import httptools
 import pytest

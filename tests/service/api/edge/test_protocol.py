@@ -1,4 +1,4 @@
-"""The short way of a scoring request, and everything unusual that must not take it, over raw
+"""The fast path of scoring requests, and the unusual requests that must not take it, over raw
 sockets.
 """
 

@@ -1,5 +1,5 @@
-"""Triton's statistics extension as tritonclient asks for it: what was scored, by version, whichever
-worker is asked.
+"""Triton's statistics extension as tritonclient asks for it: counts by version, the same from
+every worker.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""/openapi.json tells every route, and real answers are what it says."""
+"""/openapi.json describes every route, and real answers match it."""
 
 import io
 import json

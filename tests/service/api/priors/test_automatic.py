@@ -1,4 +1,4 @@
-"""Automatic steps go through the door of people's writes: stored, audited, announced, refused."""
+"""Automatic steps take the path of manual writes: stored, audited, announced, refused."""
 
 import asyncio
 import logging

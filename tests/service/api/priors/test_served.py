@@ -1,4 +1,4 @@
-"""Priors in a serving process: answers report the revision that they were made with."""
+"""Priors in a serving process: an answer reports the revision that it was computed with."""
 
 import asyncio
 import re

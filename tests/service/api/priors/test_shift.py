@@ -49,7 +49,7 @@ def test_the_estimate_has_intervals_a_past_and_a_verdict(sqlite_url):
     kept = {}
 
     class Later(ShiftWatch):
-        """Stands where the routes want the watch before there is one."""
+        """A placeholder for the watch, which does not exist yet when the routes are made."""
 
         def __init__(self):
             pass

@@ -1,5 +1,5 @@
-"""Triton's own gRPC client, unmodified: the answers of the HTTP protocol, with its keys, deadlines
-and words.
+"""Triton's own gRPC client, unmodified: it gets the answers, key checks, deadlines and
+error messages of the HTTP protocol.
 """
 
 import socket

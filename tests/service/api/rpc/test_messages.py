@@ -1,4 +1,4 @@
-"""A message that is known by its bytes is read as one that is not."""
+"""A message whose bytes were seen before is read as a new one would be."""
 
 import contextlib
 

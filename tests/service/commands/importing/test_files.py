@@ -1,4 +1,4 @@
-"""Files that are no ONNX model, or one that does not fit, are told with what to do."""
+"""A file that is not an ONNX classifier is refused with a message that says what to do."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Decision scores are recognised, refused with the remedy, and taken when they are calibrated."""
+"""Decision scores are recognised, refused with the remedy, and accepted once calibrated."""
 
 import numpy as np
 import pytest

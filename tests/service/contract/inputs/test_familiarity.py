@@ -1,5 +1,5 @@
-"""Rows that were scaled otherwise than those of training are recognised, and rows like them are
-not.
+"""Rows that were scaled differently from the training rows are recognised; other rows cause no
+warning.
 """
 
 import numpy as np

@@ -1,4 +1,4 @@
-"""Rows on their way to a tracker: bounded, and truly counted."""
+"""The queue of rows to a tracker: bounded, with exact counts."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""A standby that is promoted takes the place of its primary when it has all that was served."""
+"""A promoted standby replaces its primary if it has every revision that was served."""
 
 import asyncio
 import shutil
@@ -56,7 +56,7 @@ class Pair:
         return position(self.standby, "pg_last_wal_replay_lsn") >= written
 
     def part(self):
-        """The standby hears no more of its primary."""
+        """Cut the standby off from its primary."""
         with psycopg.connect(self.standby.url("postgres"), autocommit=True) as connection:
             connection.execute("ALTER SYSTEM SET primary_conninfo = ''")
             connection.execute("SELECT pg_reload_conf()")

@@ -111,7 +111,7 @@ def fill(path):
 
 @pytest.fixture
 def own_postgres(make_postgres):
-    """A server that this test may do anything to."""
+    """A server of this test alone, which it may damage."""
     server = make_postgres()
     yield server
     server.signal(signal.SIGCONT)
@@ -433,7 +433,7 @@ def test_an_older_copy_in_its_place_does_not_take_revisions_back(sqlite_url, tmp
 
 
 def execute(url, statement):
-    """Behind the back of the service."""
+    """Written directly, without the service."""
     if url.startswith("sqlite"):
         with contextlib.closing(sqlite3.connect(url.removeprefix("sqlite:///"))) as connection:
             connection.execute(statement)
