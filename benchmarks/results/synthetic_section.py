@@ -61,7 +61,7 @@ def synthetic(document: Mapping[str, Any]) -> str:
 
 
 def copy_figures(folder: Path, place: Path) -> None:
-    """Copy the SVG files, on white."""
+    """Copy the SVG files, with a white background."""
     for name in FIGURES:
         text = (folder / f"{name}.svg").read_text(encoding="utf-8")
         text = text.replace("<svg ", '<svg style="background:#fff" ', 1)

@@ -72,7 +72,7 @@ def replicas(*, of_bare: bool = False) -> Iterator[tuple[list[int], list[int]]]:
 
 
 def measure(seconds: float, rounds: int, connections: int) -> list[dict[str, Any]]:
-    """Each number of replicas in turn, so that a disturbance meets all of them."""
+    """Measure each number of replicas in turn, so that a disturbance affects all alike."""
     found: dict[int, list[dict[str, float]]] = {count: [] for count in COUNTS}
     with contextlib.ExitStack() as stack:
         ports, pids = stack.enter_context(replicas())

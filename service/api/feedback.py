@@ -223,7 +223,7 @@ def traffic_mix(bundle: Bundle, priors: Priors, reservoir: LogitReservoir | None
 class FeedbackRoutes:
     """The handlers of the feedback routes.
 
-    Each searches all kept answers in a thread. They run one at a time, and a few may wait.
+    Each searches all kept answers in a thread. Only one runs at a time, and a few may wait.
     """
 
     def __init__(self, kept: Kept, *, repository: Repository, priors: Priors, workers: int) -> None:

@@ -134,7 +134,7 @@ Dropped: TypeAlias = tuple[Piece, Exception]
 
 
 class Batch:
-    """Pieces of one input shape. The event loop fills it until a thread begins it."""
+    """Pieces of requests with one input shape, filled by the event loop until a thread runs it."""
 
     __slots__ = ("_begun", "_lock", "pieces", "rows", "shape")
 

@@ -158,7 +158,7 @@ class InputSpec(_Strict):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if (self.kind == "columns") != (self.dtype == RECORD):
-            raise ValueError(f"kind 'columns' and dtype '{RECORD}' go together")
+            raise ValueError(f"kind 'columns' and dtype '{RECORD}' must be used together")
         self._check_categories()
         if self.missing and not self.dtype.startswith("float"):
             raise ValueError(f"missing needs a float dtype, not '{self.dtype}'")
@@ -175,7 +175,7 @@ class InputSpec(_Strict):
                     f"{', '.join(_IMAGE_ONLY)} belong to kind 'image', not '{self.kind}'"
                 )
         if (self.kind == "text") != (self.dtype == "string"):
-            raise ValueError("kind 'text' and dtype 'string' go together")
+            raise ValueError("kind 'text' and dtype 'string' must be used together")
         return self
 
     def _check_categories(self) -> None:
@@ -237,7 +237,7 @@ class OutputSpec(_Strict):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if (self.kind == "scores") != (self.calibration is not None):
-            raise ValueError("kind 'scores' and calibration go together")
+            raise ValueError("kind 'scores' and calibration must be used together")
         return self
 
     def logits(self, values: NDArray[Any]) -> NDArray[Any]:
@@ -333,7 +333,7 @@ class Bundle(_Strict):
 
     def _check_columns(self) -> None:
         if (self.input.kind == "columns") != (self.inputs is not None):
-            raise ValueError("input.kind 'columns' and inputs go together")
+            raise ValueError("input.kind 'columns' and inputs must be used together")
         for column in self.inputs or []:
             if column.kind not in {"tensor", "text"} or column.tokenizer is not None:
                 raise ValueError(

@@ -176,7 +176,7 @@ def assess(
 
 
 def rows_wanted(num_classes: int) -> int:
-    """The fewest unlabelled rows of an estimate that is usable."""
+    """The fewest unlabelled rows that an estimate needs to be usable."""
     return max(FEWEST_ROWS, ROWS_PER_CLASS * num_classes)
 
 

@@ -43,7 +43,7 @@ class ChosenBy(Protocol):
 
     @property
     def name(self) -> str | None:
-        """The prior that was asked for."""
+        """The name of the requested prior."""
         ...
 
     @property

@@ -1,9 +1,9 @@
-"""The line between a worker and its supervisor: JSON objects over a socket pair, framed by length.
+"""The link between a worker and its supervisor: JSON objects over a socket pair, framed by length.
 
     supervisor → worker   the Place, once
     worker → supervisor   {"listening": why it is not ready, or null}; {"refused": why}
 
-A closed line means that the other side has ended. Orders for models travel through the store.
+A closed link means that the other side has ended. Orders for models travel through the store.
 """
 
 import asyncio
@@ -62,7 +62,7 @@ def cut(reason: str) -> str:
 
 
 async def next_message(reader: asyncio.StreamReader) -> dict[str, Any] | None:
-    """Read a message; None at the end of the line. An unreadable message is logged and dropped."""
+    """Read a message; None when the link is closed. An unreadable message is logged and dropped."""
     while True:
         try:
             (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))

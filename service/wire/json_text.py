@@ -107,7 +107,7 @@ def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) 
         quotes += body.count(b'"', begin, end)
         if quotes > 2 * MAX_STRINGS:
             raise TooLarge(
-                f"the JSON holds more than {MAX_STRINGS} texts and names, the most that are "
+                f"the JSON holds more than {MAX_STRINGS} texts and names, the most that is "
                 "accepted; send columns as lists, or fewer rows"
             )
         if size > limit:

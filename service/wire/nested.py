@@ -26,7 +26,7 @@ def shape_of(nested: list[Any], *, max_levels: int = 32) -> tuple[tuple[int, ...
         shape.append(lengths.pop())
         level = list(chain.from_iterable(level))
     if list in set(map(type, level)):
-        raise Ragged("a list is mixed with values on one level")
+        raise Ragged("one level holds both lists and values")
     return tuple(shape), level
 
 

@@ -124,7 +124,7 @@ def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
 
 
 def _same(name: str, before: str | None, value: str) -> str:
-    """The value, unless another was given before. Raises Malformed."""
+    """Return the value. Raises Malformed if another was given before."""
     if before is not None and before != value:
         raise Malformed(f"{name} is given twice: {before[:60]!r} and {value[:60]!r}")
     return value
@@ -197,7 +197,7 @@ def body_parameters(members: object) -> Parameters:
     if members is None:
         return NO_PARAMETERS
     if not isinstance(members, dict):
-        raise InvalidParameter(f"parameters must be an object; got {short(members)}")
+        raise InvalidParameter(f"parameters are {short(members)}; expected an object")
     for name in members:
         if name not in _PARAMETERS:
             raise Malformed(

@@ -101,7 +101,9 @@ def test_the_folder_of_one_model_is_refused(tmp_path, folder):
 @pytest.mark.parametrize(("one", "other"), [("metrics", "grpc"), ("metrics", ""), ("grpc", "")])
 def test_two_servers_on_one_port_are_refused(one, other):
     names = [f"{each}_port".lstrip("_") for each in (one, other)]
-    with pytest.raises(InvalidSetting, match=r"-port is 9000, which is also --.*port; choose another"):
+    with pytest.raises(
+        InvalidSetting, match=r"-port is 9000, which is also --.*port; choose another"
+    ):
         read_settings(dict.fromkeys(names, "9000"), {})
 
 

@@ -42,7 +42,7 @@ def batches(
 ) -> Iterator[tuple[int, NDArray[np.int64]]]:
     """(step, rows [batch_rows]) from first_step to steps - 1.
 
-    Every batch is full: one that an epoch's end falls into is filled from the next epoch. The
+    Every batch is full: one that crosses the end of an epoch is filled from the next epoch. The
     position in the data is therefore a function of the step, and a run can start at any step.
     """
     total_epochs = -(-steps * batch_rows // rows)

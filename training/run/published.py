@@ -293,7 +293,10 @@ def _shifted(
             f"{direction}-25"
         )
     if model.bundle.class_counts is None:
-        raise WrongUse(f"--target {direction}-{ratio}: the model has no class_counts")
+        raise WrongUse(
+            f"--target {direction}-{ratio}: the model has no class_counts to rank its classes; "
+            "give uniform or a JSON file"
+        )
     counts = np.asarray(model.bundle.class_counts)
     kept = rows.take(shifted_rows(rows.labels, direction=direction, ratio=k, class_counts=counts))
     own = counts_of(kept.labels, model.num_classes)

@@ -104,7 +104,7 @@ class Recipe:
     publish_tau: str = "one"
 
     def __post_init__(self) -> None:
-        """Raise WrongUse for a value that has no meaning, whether a flag or a file gave it."""
+        """Raise WrongUse for a meaningless value, from a flag or from a file."""
         self._check_ranges()
         for name, choices in CHOICES.items():
             value = getattr(self, name)

@@ -53,7 +53,7 @@ async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> by
         if len(body) > max_bytes:
             raise Problem(
                 "too-large",
-                f"the body has more than {max_bytes} bytes, the most that are accepted here",
+                f"the body has more than {max_bytes} bytes, the most that is accepted here",
             )
     return bytes(body)
 

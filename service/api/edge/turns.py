@@ -28,7 +28,7 @@ class Turns:
         if self._held >= self._most:
             raise Problem(
                 "overloaded",
-                f"{self._what} for {self._most} requests, the most that may wait; send this one "
+                f"{self._what} for {self._most} requests, the most that can wait; send this one "
                 "again",
                 headers={"Retry-After": "1"},
             )

@@ -168,7 +168,7 @@ def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
     if members is None:
         return NO_PARAMETERS, None, False
     if not isinstance(members, dict):
-        raise Malformed(f"parameters must be an object; got {short(members)}")
+        raise Malformed(f"parameters are {short(members)}; expected an object")
     own = {name: members[name] for name in _OWN if name in members}
     for name in members:
         if name not in {*own, "timeout", "binary_data_output", *_IGNORED} and not name.startswith(

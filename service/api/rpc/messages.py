@@ -42,7 +42,7 @@ _CONTENTS = {
 
 
 class HttpRequest(NamedTuple):
-    """A request as the HTTP protocol has it: its path, its body, and its JSON header's length."""
+    """An HTTP request with the same content: its path, its body, and its JSON header's length."""
 
     path: str
     body: bytes
@@ -113,7 +113,7 @@ def _size(size: int) -> bytes:
 
 
 def http_request(message: bytes) -> HttpRequest:
-    """A serialized request as HTTP has it. Raises Malformed or TooLarge."""
+    """Translate a serialized request into an HTTP request. Raises Malformed or TooLarge."""
     found = parsed(message)
     path = model_path(found.model_name, found.model_version) + "/infer"
     return HttpRequest(path, *http_body(found))

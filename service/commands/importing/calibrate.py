@@ -47,8 +47,8 @@ def check_flags(flags: argparse.Namespace) -> None:
     """Raise ImportRefused unless `--output-kind scores` and `--calibrate` come together."""
     if (flags.output_kind == "scores") != (flags.calibrate is not None):
         raise ImportRefused(
-            "--output-kind scores and --calibrate DATA.npz go together: decision scores become "
-            "probabilities by a fit to labelled rows"
+            "--output-kind scores and --calibrate DATA.npz must be given together: decision scores "
+            "become probabilities by a fit to labelled rows"
         )
 
 

@@ -142,7 +142,7 @@ def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
 def _check_flags(flags: argparse.Namespace) -> None:
     calibrate.check_flags(flags)
     if (flags.image_example is None) != (flags.expect is None):
-        raise ImportRefused("--image-example FILE and --expect CLASS go together")
+        raise ImportRefused("--image-example FILE and --expect CLASS must be given together")
     if is_cut(flags.description):
         raise ImportRefused("--description is not UTF-8 text; expected UTF-8")
     try:

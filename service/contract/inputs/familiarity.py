@@ -64,7 +64,9 @@ class InputStatistics(_Strict):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         if len(self.mean) != len(self.sd):
-            raise ValueError(f"mean has {len(self.mean)} entries and sd {len(self.sd)}")
+            raise ValueError(
+                f"mean has {len(self.mean)} entries and sd {len(self.sd)}; expected as many"
+            )
         return self
 
 

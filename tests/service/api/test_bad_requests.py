@@ -97,7 +97,11 @@ JSON = {"content-type": "application/json"}
         (422, b'{"instances": [{"b64": "aGk="}]}', "model 'linear' takes tensor input, not images"),
         (400, b'{"instances": [[0]], "extra": 1}', "unknown member 'extra'"),
         (400, b'{"instances": [[0]], "parameters": {"taU": 1}}', "unknown parameter 'taU'"),
-        (422, b'{"instances": [[0]], "parameters": [1]}', "parameters must be an object"),
+        (
+            422,
+            b'{"instances": [[0]], "parameters": [1]}',
+            "parameters are a list; expected an object",
+        ),
     ],
 )
 def test_a_json_body_that_is_wrong(refused, status, body, told):

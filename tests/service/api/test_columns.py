@@ -133,7 +133,7 @@ def test_rows_of_many_callers_share_batches_and_keep_their_own_answers(url):
         ({"inputs": {"age": [1], "fare": [1, 2], "sex": ["f"]}}, "columns of different lengths"),
         ({"inputs": {"age": 1}}, "column 'age' is 1; expected a list"),
         ({"inputs": []}, "inputs is a list; expected an object"),
-        ({"inputs": COLUMNS, "instances": ROWS}, "'instances' and 'inputs'; expected one"),
+        ({"inputs": COLUMNS, "instances": ROWS}, "'instances' and 'inputs'; expected only one"),
     ],
 )
 def test_a_fault_names_its_row_and_its_column(url, body, told):

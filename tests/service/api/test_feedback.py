@@ -189,7 +189,7 @@ def test_more_feedback_than_may_wait_is_refused_at_once(server):
     refused = [answer for answer in answers if answer.status_code == 429]
     assert {answer.status_code for answer in answers} == {200, 429}
     assert all(answer.headers["retry-after"] == "1" for answer in refused)
-    assert "the most that may wait" in refused[0].json()["detail"]
+    assert "the most that can wait" in refused[0].json()["detail"]
 
 
 def test_ids_that_are_not_kept_are_counted_and_wrong_labels_are_named(server):

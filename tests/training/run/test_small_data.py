@@ -106,7 +106,7 @@ def with_nan():
         ({"x_train": with_nan()}, "x_train, row 12: holds NaN"),
         ({"x_test": np.ones((6, 5))}, "x_test: rows have shape"),
         ({"y_test": np.arange(5) % 3}, "x_test has 6 rows, y_test 5"),
-        ({"x_val": np.ones((6, 4))}, "x_val and y_val go together"),
+        ({"x_val": np.ones((6, 4))}, "x_val and y_val must be given together"),
         ({"class_names": ["a", "b", "a"]}, "class_names: 'a'"),
         ({"x_train": np.array([{}] * 30)}, "x_train: .*Python objects"),
         ({"y_train": np.zeros(30, int), "y_test": np.zeros(6, int)}, "expected"),

@@ -125,7 +125,7 @@ class _ArraysOnly(pickle.Unpickler):
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Only what arrays are made of."""
+        """Return the class if arrays consist of it; refuse to unpickle any other."""
         if (module_name, global_name) not in self._ALLOWED:
             raise pickle.UnpicklingError(
                 f"it asks for {module_name}.{global_name}, which no batch needs"

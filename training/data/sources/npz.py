@@ -36,9 +36,9 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
             )
     for split in ("train", "val", "test"):
         if f"y_{split}" in arrays and f"x_{split}" not in arrays:
-            raise BadData(f"{path}: x_{split} and y_{split} go together")
+            raise BadData(f"{path}: x_{split} and y_{split} must be given together")
         if known is None and f"x_{split}" in arrays and f"y_{split}" not in arrays:
-            raise BadData(f"{path}: x_{split} and y_{split} go together")
+            raise BadData(f"{path}: x_{split} and y_{split} must be given together")
     arrays = {name: _labels(path, name, array) for name, array in arrays.items()}
     labelled = [array for name, array in arrays.items() if name.startswith("y_")]
     if known is not None and labelled and "class_names" not in arrays:

@@ -512,7 +512,7 @@ def request(*entries, **more):
         (400, request(entry(), entry()), "input 'x' is given twice"),
         (400, request(entry(), id=7), "id is 7; expected a string"),
         (400, request(entry(), parameters={"taU": 1}), "unknown parameter 'taU'"),
-        (400, request(entry(), parameters=[1]), "parameters must be an object"),
+        (400, request(entry(), parameters=[1]), "parameters are a list; expected an object"),
         (422, request(entry(), parameters={"tau": "1"}), "tau is '1'; expected a number"),
         (422, request(entry(), parameters={"tau": -1}), "tau is -1.0"),
         (422, request(entry(), parameters={"timeout": -1}), "timeout is -1"),

@@ -166,7 +166,7 @@ def test_an_example_of_a_known_class_holds_the_preprocessing_to_account(import_f
     status, _, err = import_file(*arguments, "purple")
     assert (status, "'purple' is not a class" in err) == (1, True)
     status, _, err = import_file(*arguments[:-1])
-    assert (status, "go together" in err) == (1, True)
+    assert (status, "must be given together" in err) == (1, True)
 
 
 @pytest.mark.parametrize(

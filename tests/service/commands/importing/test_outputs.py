@@ -119,7 +119,7 @@ def test_scores_of_the_wrong_sign_are_turned_round():
     ("held", "told"),
     [
         ({"x": rows()}, "lacks the array 'y'; it has x"),
-        ({"x": rows(), "y": np.zeros(3, int)}, "9 rows and 3 labels"),
+        ({"x": rows(), "y": np.zeros(3, int)}, "9 rows but 3 labels"),
         (
             {"x": rows(), "y": np.zeros(9, int)},
             "class 'class-1' has no labelled row",
@@ -137,7 +137,7 @@ def test_labelled_rows_that_do_not_fit_are_refused(import_file, tmp_path, held, 
     status, _, err = import_file(path, *names, *flags)
     assert (status, told in err) == (1, True), err
     status, _, err = import_file(path, *names, *flags[:2])
-    assert (status, "go together" in err) == (1, True)
+    assert (status, "must be given together" in err) == (1, True)
 
 
 def test_a_label_output_that_contradicts_the_scores_is_named():
