@@ -273,7 +273,7 @@ def leaving_data(model):
             "no output holds floats [batch, 5]; for random rows the file gives best float32 []",
         ),
         (two_meanings, "several outputs could be meant: logits, minus; choose one with --output"),
-        (independent_scores, "'scores' lies between 0 and 1 and its rows do not sum to 1"),
+        (independent_scores, "'scores' is between 0 and 1, but its rows do not sum to 1"),
         (broken_node, "has no operator 'NoSuchOperator' in opset 20: export the model"),
         (reserved_name, "names that begin with 'adjustment.' are reserved"),
         (leaving_data, "external data '../../outside.bin' of 'w' leaves the folder"),
