@@ -67,7 +67,7 @@ def _members(body: bytes | bytearray, max_bytes: int) -> Iterator[tuple[str, byt
             if left < 0:
                 raise TooLarge(
                     f"the arrays of the .npz file have more than {max_bytes} bytes, the most "
-                    "that are accepted"
+                    "that is accepted"
                 )
             if len(held) != member.file_size:
                 raise Malformed(f"array {short(member.filename)} ends early")

@@ -158,7 +158,7 @@ def test_parquet_is_taken_with_its_empty_cells_and_faulty_columns_are_named(serv
     [
         (b"request_id,label\n" + b"," * (2**20 + 1), 413, "line 2: a row has more than 1,048,576"),
         (b"," * (2**20 + 1), 413, "line 1: a row has more than 1,048,576"),
-        (b"request_id,label\n" + b"a,b\n" * 100_001, 422, "at most 100000 are taken"),
+        (b"request_id,label\n" + b"a,b\n" * 100_001, 422, "at most 100000 may be sent"),
         (b"request_id,label,row\na,b,1_0\n", 422, "line 2.row"),
         ("request_id,label,row\na,b,٧\n".encode(), 422, "line 2.row"),
         (b"request_id,label,row\na,b,-1\n", 422, "line 2.row"),
