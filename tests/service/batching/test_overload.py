@@ -7,10 +7,13 @@ import socket
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import httpx
 import numpy as np
 import pytest
 
+from service.api.rpc import open_inference_pb2 as pb
+from service.api.rpc.front import SERVICE
 from tests.support.eventually import eventually
 from tests.support.faulty_models import publish_slow
 from tests.support.server import metric, running
@@ -152,24 +155,46 @@ def npy(rounds):
     return file.getvalue()
 
 
+def messages():
+    """A short and a long ModelInferRequest of one row."""
+    made = pb.ModelInferRequest(model_name="slow")
+    made.inputs.add(name="x", datatype="FP32", shape=[1, 2])
+    made.raw_input_contents.append(np.array([1.0, LONG], np.float32).tobytes())
+    short = made.SerializeToString()
+    made.id = "a" * 100_000
+    return short, made.SerializeToString()
+
+
 def test_a_client_that_leaves_is_noticed_whatever_it_has_sent(models):
-    sent = leavers()
-    queued = 1 + len(sent)  # of pipelined requests only the first is begun
-    with busy(models) as (server, admitted):
-        host, port = server.url.removeprefix("http://").split(":")
+    sent, (short, long) = leavers(), messages()
+    calls = 4
+    queued = 1 + len(sent) + calls  # of pipelined requests only the first is begun
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with (
+        busy(models, grpc_port=port) as (server, admitted),
+        grpc.insecure_channel(f"127.0.0.1:{port}") as channel,
+    ):
+        host, web = server.url.removeprefix("http://").split(":")
         leaving = []
         for request, _ in sent.values():
-            leaving.append(socket.create_connection((host, int(port)), timeout=60))
+            leaving.append(socket.create_connection((host, int(web)), timeout=60))
             leaving[-1].sendall(request)
+        call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+        stream = channel.stream_stream(f"/{SERVICE}/ModelStreamInfer")
+        calling = [call.future(short), call.future(long), stream(iter([short, short]))]
         until_queued(server.url, queued)
         for each in leaving:
             each.close()
+        for each in calling:
+            each.cancel()
         assert statuses(admitted) == [200, 200]
         slow_ones = {"model": "slow"}
         eventually(
             lambda: (
                 found(server.url, "priordial_rejected_total", reason="abandoned", **slow_ones)
-                == len(sent)
+                == len(sent) + calls
             )
         )
         assert found(server.url, "priordial_batch_rows_sum", **slow_ones) == 2
