@@ -19,7 +19,8 @@ EXPECTED = {
 }
 """Balanced errors in percent of the independent reproduction, at 10,000 training points."""
 FIGURES = {
-    "errors": "Balanced error of each loss over the trials (paper, Fig. 2 left)",
+    "errors": "Balanced error of each loss above Bayes' over the trials, logarithmic "
+    "(paper, Fig. 2 left)",
     "separators": "Mean separators (paper, Fig. 2 middle)",
     "tau": "Balanced error against τ (paper, Fig. 2 right)",
 }

@@ -61,10 +61,12 @@ def _calibration_table(result: Mapping[str, Any]) -> str:
 
 
 def _score_table(result: Mapping[str, Any]) -> str:
+    from service.contract.verdict import VALIDATION_ROWS_PER_CLASS
+
     lines: list[str] = []
     if "temperature" in result:
         lines.append(
-            f"temperature {result['temperature']:.3f}, tau {result['tau']['chosen']:g}, "
+            f"temperature {result['temperature']:.3f}, τ {result['tau']['chosen']:g}, "
             f"{result['seconds']:.0f} s"
         )
     norm_tau = result.get("last_layer", {}).get("norm_tau")
@@ -77,21 +79,29 @@ def _score_table(result: Mapping[str, Any]) -> str:
     if "balanced_error" in result:
         scores = {result["split"]: result}
     lines.append(
-        f"{'':12}{'tau':>7}{'n':>8}{'error':>9}{'balanced':>10}{'many':>8}{'medium':>8}{'few':>8}{'ECE':>8}{'NLL':>8}"
+        f"{'':12}{'τ':>7}{'n':>8}{'error':>9}{'balanced':>10}{'many':>8}{'medium':>8}{'few':>8}{'ECE':>8}{'NLL':>8}"
     )
     for name, score in scores.items():
         seen = set()
         for at in score["at_tau"].values():
             if at["tau"] not in seen:
-                lines.append(_score_line(name, score["n"], at))
+                mark = "  served" if at["tau"] == _served_tau(score) else ""
+                lines.append(_score_line(name, score["n"], at) + mark)
             seen.add(at["tau"])
     lines += [_interval_line(name, score) for name, score in scores.items()]
+    rare = result.get("rarest_in_validation")
+    if rare is not None and rare["rows"] < VALIDATION_ROWS_PER_CLASS:
+        lines.append(
+            f"note     class '{rare['class']}' has {rare['rows']} validation rows: the temperature "
+            f"and the choice of τ are uncertain below {VALIDATION_ROWS_PER_CLASS}"
+        )
     return "\n".join(lines)
 
 
-def _interval_line(name: str, score: Mapping[str, Any]) -> str:
+def _served_tau(score: Mapping[str, Any]) -> float:
+    """The τ that the top-level scores are of, which need not be the chosen one."""
     top = ("error_interval", "balanced_error_interval")
-    tau = next(  # of the tau that is served, which need not be the chosen one
+    found = next(
         (
             at["tau"]
             for at in reversed(score["at_tau"].values())
@@ -99,11 +109,15 @@ def _interval_line(name: str, score: Mapping[str, Any]) -> str:
         ),
         score["at_tau"]["chosen"]["tau"],
     )
+    return float(found)
+
+
+def _interval_line(name: str, score: Mapping[str, Any]) -> str:
     spans = [
         f"{text} {_percent(score[f'{key}_interval'][0])} … {_percent(score[f'{key}_interval'][1])}"
         for key, text in (("error", "error"), ("balanced_error", "balanced error"))
     ]
-    return f"{name}, 95 % at tau {tau:g}: {', '.join(spans)}"
+    return f"{name}, 95 % at τ = {_served_tau(score):g}: {', '.join(spans)}"
 
 
 def _synthetic_table(result: Mapping[str, Any]) -> str:

@@ -310,8 +310,17 @@ def answer(finished: Finished) -> dict[str, Any]:
         "tau": calibration.tau_object(),
         "validation": finished.scores.get("val"),
         "test": finished.scores.get("test"),
+        "rarest_in_validation": _rarest(finished.ready.data),
         "seconds": finished.seconds,
     }
+
+
+def _rarest(data: Dataset) -> dict[str, Any] | None:
+    """The class with the fewest validation rows; None without validation rows."""
+    if data.val is None or not len(data.val):
+        return None
+    counts = np.bincount(data.val.labels, minlength=len(data.class_names))
+    return {"class": data.class_names[int(counts.argmin())], "rows": int(counts.min())}
 
 
 def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Running) -> Keeping:

@@ -104,8 +104,20 @@ def test_the_interval_of_an_error_holds_it(name):
     assert f"{name}_interval" not in scored(*split(), intervals=False)
 
 
+def test_a_class_with_few_validation_rows_is_named_and_the_served_row_is_marked():
+    found = scored(*split(), chosen_tau=0.5, served_tau=1.0)
+    fit = {"temperature": 1.0, "tau": {"chosen": 0.5}, "seconds": 1.0, "validation": found}
+    rare = {"class": "lynx", "rows": 2}
+    printed = table({**fit, "rarest_in_validation": rare}).splitlines()
+    (served,) = [line for line in printed if line.endswith("  served")]
+    assert served.split()[:2] == ["validation", "1"]
+    assert "class 'lynx' has 2 validation rows" in printed[-1]
+    enough = table({**fit, "rarest_in_validation": {**rare, "rows": 20}})
+    assert "lynx" not in enough
+
+
 def test_the_printed_intervals_name_the_tau_that_they_are_of():
     found = scored(*split(), chosen_tau=0.5, served_tau=1.0)
     last = table({"split": "test", **found}).splitlines()[-1]
-    assert last.startswith("test, 95 % at tau 1: ")
+    assert last.startswith("test, 95 % at τ = 1: ")
     assert f"{100 * found['at_tau']['1']['error_interval'][0]:.2f}%" in last

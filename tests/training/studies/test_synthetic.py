@@ -130,6 +130,7 @@ def test_the_report_is_self_contained_and_every_figure_is_well_formed(results, t
     for foreign in ("<script", "src=", "@import", "<link", "url(http"):
         assert foreign not in html
     assert html.count("<svg") == 3
+    assert "above Bayes' 7.865 %, points (logarithmic)" in html
     for name in ("errors", "separators", "tau"):
         ET.parse(tmp_path / f"{name}.svg")
     document = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
