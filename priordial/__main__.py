@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.metadata
+import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -59,13 +60,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _print(_unknown(given[0]), to_stderr=True)
         return 2
     try:
-        return _run(given)
+        status = _run(given)
+        sys.stdout.flush()  # a reader that has gone is met here, not while the interpreter ends
+    except BrokenPipeError:  # `priordial doctor | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except ModuleNotFoundError as error:
         advice = missing_extra(error, first="training" if given[0] in TRAINING else "serve")
         if advice is None:
             raise
         _print(f"priordial: {advice}", to_stderr=True)
         return 1
+    else:
+        return status
 
 
 def version() -> str:

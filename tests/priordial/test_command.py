@@ -74,3 +74,15 @@ def test_a_missing_library_is_one_line_with_the_command_that_installs_it(command
     line = f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'\n"
     assert done.stderr.endswith(line)
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", [("doctor",), ("import", "--help")], ids=" ".join)
+def test_a_reader_that_stops_early_gets_no_traceback(command):
+    program = [sys.executable, "-m", "priordial", *command]
+    with subprocess.Popen(
+        program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as started:
+        started.stdout.close()
+        told = started.stderr.read()
+    assert "Traceback" not in told
+    assert "BrokenPipeError" not in told
