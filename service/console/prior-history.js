@@ -1,6 +1,6 @@
 // The history of a prior: author, time and note; compares two revisions; goes back to any of them or to nothing stored.
 
-import { html, useMemo, useState } from "./vendor/preact.js";
+import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, sendJson } from "./api.js";
 import { groupOf } from "./formula.js";
 import { fine } from "./prior-view.js";
@@ -10,11 +10,16 @@ import { Failed, Group, Loading, useLoaded, when, whole } from "./widgets.js";
 const PAGE = 50;
 const SHOWN = 30;
 
-/** prior: the one in force, revision 0 while nothing is stored. */
-export function History({ bundle, path, name, prior, done }) {
+/** prior: the one in force when the page read it, revision 0 while nothing is stored; stale: reads it again. */
+export function History({ bundle, path, name, prior, done, stale }) {
   const [before, setBefore] = useState([]);
   const at = before[before.length - 1];
   const page = useLoaded((signal) => getJson(`${path}/revisions?limit=${PAGE}${at ? `&before=${at}` : ""}`, { signal }), [path, at, prior.revision]);
+  // Somebody else may have changed the prior since the page read it: in force is what the history says.
+  useEffect(() => {
+    const newest = at ? undefined : page.value?.revisions[0];
+    if (newest && (newest.deleted ? 0 : newest.revision) !== prior.revision) stale();
+  }, [page.value]);
   const [picked, setPicked] = useState([]);
   const [asked, setAsked] = useState(null);
   const [problem, setProblem] = useState("");

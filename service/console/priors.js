@@ -61,10 +61,13 @@ function Prior({ model, bundle, name, builtIn, stored, tab, go, changed }) {
   const exists = stored || builtIn || name === "default";
   const found = useLoaded(async (signal) => (exists ? getJson(path, { signal }) : null), [path, exists]);
   const [notice, setNotice] = useState("");
-  const done = (words) => {
-    setNotice(words);
+  const readAgain = () => {
     found.again();
     changed();
+  };
+  const done = (words) => {
+    setNotice(words);
+    readAgain();
   };
   if (found.error) return html`<section class="card"><${Failed} error=${found.error} again=${found.again} /></section>`;
   if (found.value === undefined) return html`<section class="card"><${Loading} what="the prior" /></section>`;
@@ -82,7 +85,7 @@ function Prior({ model, bundle, name, builtIn, stored, tab, go, changed }) {
       <p class="line apart"><${CopyAs} what="this prior" call=${() => ({ method: "GET", path })} />
       ${stored && html`<${Remove} path=${path} name=${name} revision=${prior.revision} removed=${() => { go({ name: "default" }); changed(); }} />`}</p>`}
     ${here === "edit" && html`<${Editor} bundle=${bundle} path=${path} name=${name} prior=${prior} stored=${stored} saved=${(words) => { go({ name, tab: "view" }); done(words); }} />`}
-    ${here === "history" && html`<${History} bundle=${bundle} path=${path} name=${name} prior=${prior ?? { revision: 0, name }} done=${done} />`}
+    ${here === "history" && html`<${History} bundle=${bundle} path=${path} name=${name} prior=${prior ?? { revision: 0, name }} done=${done} stale=${readAgain} />`}
   </section>`;
 }
 

@@ -221,6 +221,21 @@ def test_history_goes_back_to_nothing_stored_and_from_there_to_a_revision_again(
     httpx.delete(path).raise_for_status()
 
 
+def test_history_that_is_opened_after_somebody_elses_change_says_what_is_in_force(
+    open_page, served
+):
+    path = f"{served.url}/models/digits/priors/default"
+    httpx.delete(path)
+    page = open_page("/#/priors?model=digits&name=default")
+    page.wait_for_selector("text=not stored: the model's own rule")
+    stored = httpx.put(path, json={"target": "training"}).json()["revision"]
+    page.get_by_role("link", name="History", exact=True).click()
+    page.locator(".history tr", has_text=f"{stored} in force").wait_for()
+    page.wait_for_selector(f"h2 >> text=revision {stored}")
+    page.get_by_role("button", name="Go back to nothing stored").wait_for()
+    httpx.delete(path).raise_for_status()
+
+
 def test_a_prior_that_is_out_of_use_can_be_taken_back_from_its_history(open_page, served, name):
     path = f"{served.url}/models/fashion/priors/{name}"
     httpx.delete(path).raise_for_status()
