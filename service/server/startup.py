@@ -2,7 +2,8 @@
 
 From here on, every signal has a defined effect. SIGTERM and SIGINT end the process at once until
 the event loop handles them. SIGHUP is ignored until models can be loaded. SIGUSR1 writes the stacks
-of all threads to stderr. SIGUSR2 is ignored.
+of all threads to stderr. Signals that mean nothing to the service, and whose default is to end it,
+are ignored; the first of each kind is told on stderr.
 """
 
 import contextlib
@@ -25,9 +26,20 @@ def prepare_process() -> None:
     _open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
-    for number in (signal.SIGHUP, signal.SIGUSR2):
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, _show_stacks)
+    for number in meaningless():
+        signal.signal(number, _ignore)
+
+
+def meaningless() -> list[int]:
+    """The signals that end a process by default without a fault in it, and that nothing here
+    uses.
+    """
+    names = ("SIGUSR2", "SIGALRM", "SIGVTALRM", "SIGPROF", "SIGIO", "SIGPWR", "SIGSTKFLT")
+    named = [int(getattr(signal, name)) for name in names if hasattr(signal, name)]
+    real_time = range(signal.SIGRTMIN, signal.SIGRTMAX + 1) if hasattr(signal, "SIGRTMIN") else ()
+    return [*named, *real_time]
 
 
 def on_signals(callbacks: Mapping[signal.Signals, Callable[[], object]]) -> None:
@@ -48,6 +60,20 @@ def _forward(
 ) -> None:
     with contextlib.suppress(RuntimeError):  # the loop has closed: the process is about to end
         loop.call_soon_threadsafe(callback)
+
+
+_told: set[int] = set()
+
+
+def _ignore(number: int, *_frame: Any) -> None:
+    """Say once that a signal is ignored. Not by the log, which may be in the middle of a line."""
+    if number in _told:
+        return
+    _told.add(number)
+    known = number in set(signal.Signals)
+    name = signal.Signals(number).name if known else f"signal {number}"
+    with contextlib.suppress(OSError):
+        os.write(2, f"priordial: {name} is ignored; SIGTERM ends the service\n".encode())
 
 
 def _show_stacks(*_signal: Any) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.server.startup import meaningless
 from tests.support.eventually import eventually
 from tests.support.server import READY, children, running, starting
 from tests.support.small_models import publish_model
@@ -44,10 +45,22 @@ def prepared():
     process.communicate()
 
 
-@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGUSR2])
-def test_a_signal_that_comes_early_ends_nothing(prepared, number):
-    for _ in range(20):
+def test_signals_that_mean_nothing_end_nothing_and_are_told_once(prepared):
+    everything = [*meaningless(), signal.SIGPIPE, signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD]
+    for number in everything * 3:
         prepared.send_signal(number)
+    told = {prepared.stderr.readline() for _ in meaningless()}
+    for name in ("SIGALRM", "SIGPROF", "SIGUSR2", "SIGRTMIN"):
+        assert f"priordial: {name} is ignored; SIGTERM ends the service\n" in told
+    assert len(told) == len(meaningless())
+    prepared.send_signal(signal.SIGUSR1)
+    assert "most recent call first" in prepared.stderr.readline()
+    assert prepared.poll() is None
+
+
+def test_a_signal_that_comes_early_ends_nothing(prepared):
+    for _ in range(20):
+        prepared.send_signal(signal.SIGHUP)
     prepared.send_signal(signal.SIGUSR1)
     assert "most recent call first" in prepared.stderr.readline()
     assert prepared.poll() is None
@@ -74,7 +87,7 @@ def test_a_storm_of_signals_ends_nothing_before_and_after_the_start(models, work
 
 def storm(pids):
     for _ in range(20):
-        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGALRM):
             for pid in pids:
                 os.kill(pid, number)
 
