@@ -28,8 +28,8 @@ def prepare_process() -> None:
         signal.signal(number, _end)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGUSR1, _show_stacks)
-    for number in meaningless():
-        signal.signal(number, _ignore)
+    for each in meaningless():
+        signal.signal(each, _ignore)
 
 
 def meaningless() -> list[int]:
