@@ -37,6 +37,12 @@ def _setting(default: Any, text: str, **more: Any) -> Any:
     return field(default=default, metadata={"help": text, **more})
 
 
+THREADS_A_PROCESSOR = 16
+"""More threads of a graph call for each processor are refused: 1,024 on two never got a model
+ready.
+"""
+
+
 @dataclass(frozen=True)
 class Settings:
     """All settings. `max_batch_rows` is `--max-batch-rows` and PRIORDIAL_MAX_BATCH_ROWS."""
@@ -357,6 +363,21 @@ def check_paths(settings: Settings) -> None:
         )
     if keys is not None and not keys.exists():
         raise InvalidSetting(f"--keys is '{keys}'; there is no such file{nearest_path(keys)}")
+    if keys is not None and keys.is_dir():
+        raise InvalidSetting(f"--keys is '{keys}', which is a folder; expected a file of keys")
+
+
+def check_threads(settings: Settings, *, processors: int) -> None:
+    """Raise InvalidSetting for so many threads that graph calls would never end.
+
+    processors: how many threads of this process can run at the same time.
+    """
+    most = THREADS_A_PROCESSOR * processors
+    if settings.intra_op_threads > most:
+        raise InvalidSetting(
+            f"--intra-op-threads is {settings.intra_op_threads}; this process may use {processors} "
+            f"processors, and threads beyond that make graph calls slower; expected at most {most}"
+        )
 
 
 def _manifests_of_one(folder: Path) -> Iterator[Path]:

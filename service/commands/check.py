@@ -13,7 +13,8 @@ from service.contract.nearest import did_you_mean
 from service.priors.revisions import PriorDoesNotFit, StoreUnavailable
 from service.priors.snapshot import resolve_stored
 from service.priors.store import InvalidStoreUrl, open_store
-from service.settings import InvalidSetting, Settings, check_paths
+from service.process.machine import available_threads
+from service.settings import InvalidSetting, Settings, check_paths, check_threads
 
 
 def run(settings: Settings) -> int:
@@ -42,6 +43,7 @@ def check(settings: Settings) -> Iterator[Finding]:
 def _paths(settings: Settings) -> Finding:
     try:
         check_paths(settings)
+        check_threads(settings, processors=available_threads())
     except InvalidSetting as error:
         return False, "files and folders", str(error)
     models = settings.models

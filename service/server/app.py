@@ -58,7 +58,7 @@ from service.repository.served import ServedModel
 from service.server.gauges import Gauges
 from service.server.loop_turns import LoopTurns
 from service.server.watchdog import Watchdog
-from service.settings import InvalidSetting, Settings, check_paths
+from service.settings import InvalidSetting, Settings, check_paths, check_threads
 from service.stores.mirror import open_mirror
 from service.stores.remote import RemoteUnavailable
 
@@ -98,6 +98,7 @@ class Service:
         owns_process: whether the process may be ended when it hangs.
         """
         check_paths(settings)
+        check_threads(settings, processors=available_threads())
         self.settings = settings
         self.access = Access(parse_key_setting(settings.api_keys), file=settings.keys)
         providers.check_runtime()

@@ -11,6 +11,7 @@ from service.settings import (
     Settings,
     add_flags,
     check_paths,
+    check_threads,
     flag_of,
     read_settings,
 )
@@ -119,6 +120,18 @@ def test_a_models_folder_that_is_not_there_is_refused_with_the_nearest(tmp_path)
     with pytest.raises(InvalidSetting, match=rf"no such folder; did you mean '{near}'\?"):
         check_paths(Settings(models=tmp_path / "modles"))
     check_paths(Settings(models=tmp_path / "modles", allow_no_models=True))
+
+
+def test_a_folder_in_place_of_keys_is_told(tmp_path):
+    with pytest.raises(InvalidSetting, match="which is a folder; expected a file of keys"):
+        check_paths(Settings(models=tmp_path, keys=tmp_path))
+
+
+def test_more_threads_than_any_machine_can_use_are_refused():
+    check_threads(Settings(intra_op_threads=32), processors=2)
+    told = "is 33; this process may use 2 processors, .* expected at most 32"
+    with pytest.raises(InvalidSetting, match=told):
+        check_threads(Settings(intra_op_threads=33), processors=2)
 
 
 def test_the_nearest_path_keeps_what_follows_the_misspelt_part(tmp_path):

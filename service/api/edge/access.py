@@ -169,7 +169,7 @@ class Access:
     def _read(self, file: Path) -> list[Key]:
         try:
             found = file.stat()
-            keys = parse_keys(file.read_text(encoding="utf-8"))
+            keys = parse_keys(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InvalidKeys(f"{file}: {error.strerror}") from None
         except UnicodeDecodeError:

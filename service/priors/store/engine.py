@@ -160,13 +160,20 @@ class SqliteFile:
             )
         if not self.may_create and not self.path.exists():
             raise StoreUnavailable("away", f"there is no file '{self.path}'; nothing is stored yet")
-        connection = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode={'rwc' if self.may_create else 'rw'}",
-            uri=True,
-            timeout=BUSY_SECONDS,
-            isolation_level=None,
-            check_same_thread=False,
-        )
+        if self.path.is_dir():
+            raise StoreUnavailable("away", f"'{self.path}' is a folder; expected the store's file")
+        try:
+            connection = sqlite3.connect(
+                f"file:{quote(str(self.path))}?mode={'rwc' if self.may_create else 'rw'}",
+                uri=True,
+                timeout=BUSY_SECONDS,
+                isolation_level=None,
+                check_same_thread=False,
+            )
+        except sqlite3.OperationalError as error:
+            raise StoreUnavailable(
+                "away", f"'{self.path}' cannot be opened: {error}; is it this user's to write?"
+            ) from error
         try:
             connection.execute("PRAGMA synchronous=FULL")
         except BaseException:

@@ -31,6 +31,13 @@ def test_a_setting_without_a_key_does_not_open_the_service(text):
     assert parse_key_setting("") == []
 
 
+def test_a_list_that_an_editor_began_with_a_byte_order_mark_is_read(tmp_path):
+    _, key = make_key("me", ["observe"])
+    file = tmp_path / "keys"
+    file.write_text(key.line() + "\n", encoding="utf-8-sig")
+    assert not Access(file=file).open_to_all
+
+
 def test_a_list_without_a_key_lets_nobody_in_and_says_how_to_add_one(tmp_path, caplog):
     file = tmp_path / "keys"
     file.write_text("# none yet\n")

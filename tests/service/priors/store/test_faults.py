@@ -616,3 +616,12 @@ def test_a_worker_that_was_killed_in_a_write_leaves_nothing_half(store_url):
             assert [entry.revision for entry in entries] == [2, 1]
 
     asyncio.run(main())
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path):
+    with pytest.raises(StoreUnavailable, match=rf"'{tmp_path}' is a folder; expected the store's"):
+        SqliteFile(tmp_path).connect()
+    with pytest.raises(
+        StoreUnavailable, match=r"'/proc/none\.db' cannot be opened: unable to open"
+    ):
+        SqliteFile(Path("/proc/none.db")).connect()
