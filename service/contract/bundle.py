@@ -453,6 +453,8 @@ def load_bundle(folder: Path) -> Bundle:
     """
     manifest = folder / MANIFEST_FILE
     try:
+        if manifest.exists() and not manifest.is_file():  # a pipe would never be read to its end
+            raise InvalidBundle(f"{manifest}: not a file")
         if manifest.stat().st_size > MAX_MANIFEST_BYTES:
             raise InvalidBundle(f"{manifest}: larger than {MAX_MANIFEST_BYTES} bytes")
         bundle = parse_bundle(manifest.read_bytes(), where=str(manifest))

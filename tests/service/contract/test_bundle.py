@@ -1,6 +1,7 @@
 """The model folder: what model.json may say, that files match it, and atomic publication."""
 
 import json
+import os
 
 import numpy as np
 import pytest
@@ -179,8 +180,11 @@ def test_external_data_is_verified_too_and_reports_are_not(tmp_path):
         load_bundle(folder)
 
 
-def test_a_missing_or_oversized_manifest_is_refused(tmp_path, monkeypatch):
+def test_a_manifest_that_is_missing_no_file_or_oversized_is_refused(tmp_path, monkeypatch):
     with pytest.raises(InvalidBundle, match="No such file"):
+        load_bundle(tmp_path)
+    os.mkfifo(tmp_path / "model.json")
+    with pytest.raises(InvalidBundle, match=r"model\.json: not a file"):
         load_bundle(tmp_path)
     folder = published(tmp_path)
     monkeypatch.setattr(bundle, "MAX_MANIFEST_BYTES", 10)
