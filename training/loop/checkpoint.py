@@ -1,4 +1,4 @@
-"""Checkpoints of a run: written atomically, and complete enough to continue exactly."""
+"""Checkpoints of a run, written atomically. A run continued from one gives identical results."""
 
 import contextlib
 import os
@@ -32,14 +32,15 @@ LATER: Mapping[str, Any] = {
     "lr_of": {},
     "features_once": False,
 }
-"""Settings that older files lack. Before each became a setting, it had this fixed value."""
+"""Settings missing from older checkpoints, with the fixed values they had before."""
 
 
 @dataclass(frozen=True)
 class RunState:
-    """The state that training changes.
+    """The parts of a run that training changes.
 
-    The order of the data, the augmentation and the learning rate follow from the step alone.
+    The order of the data, the augmentation and the learning rate are functions of the step, so a
+    checkpoint need not hold them.
     """
 
     network: nn.Module
@@ -51,17 +52,17 @@ class RunState:
 class CheckpointFile:
     """One run's checkpoint at `path`.
 
-    identity: settings that must equal those in the file for a run to continue from it.
+    identity: the run's settings; a run continues only from a file with equal ones.
     """
 
     path: Path
     identity: Identity
 
     def save(self, state: RunState, *, step: int, random_states: Sequence[RandomState]) -> None:
-        """Write the state after `step` steps.
+        """Write the state after `step` steps, atomically.
 
-        After a power failure the file holds either the old or the new state. random_states: one for
-        each process, in order of rank.
+        After a power failure the file holds either the old or the new state. random_states: one per
+        process, in order of rank.
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         document = {
@@ -91,7 +92,7 @@ class CheckpointFile:
         try:
             document = torch.load(self.path, map_location=device, weights_only=True)
             saved = dict(document["identity"])
-        except Exception as error:  # torch raises several kinds for a damaged file
+        except Exception as error:  # torch raises various classes for a damaged file
             raise RunFailed(
                 f"{self.path}: cannot be read ({error}); remove it to start from the beginning"
             ) from error
@@ -106,7 +107,7 @@ class CheckpointFile:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold a lock beside the file. Raises WrongUse when another process holds it.
+        """Hold a lock file beside the checkpoint. Raises WrongUse when another process holds it.
 
         The system releases the lock when the process ends, even if it is killed.
         """
@@ -152,7 +153,10 @@ def _flag(key: str) -> str:
 
 
 def _locked_file(path: Path) -> TextIO:
-    """Open and lock the lock file; a new one if its last owner has deleted it meanwhile."""
+    """Open and lock the lock file; if its last owner has just deleted it, create a new one.
+
+    Raises WrongUse, naming the owner's process, when another process holds the lock.
+    """
     while True:
         file = path.open("a+", encoding="ascii")
         try:
@@ -171,12 +175,12 @@ def _locked_file(path: Path) -> TextIO:
 
 
 def filled(settings: Mapping[str, Any], *, like: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of an older file, completed with the former values of settings that it lacks."""
+    """Complete an older file's settings: those that it lacks get their values of that time."""
     return {key: value for key, value in LATER.items() if key in like} | dict(settings)
 
 
 def random_state() -> RandomState:
-    """The state of every generator that a network may draw from."""
+    """Return the state of every random generator that a network may draw from."""
     kind, keys, *rest = np.random.get_state(legacy=True)  # noqa: NPY002 - a user's network may use it
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -189,7 +193,7 @@ def random_state() -> RandomState:
 
 
 def restore_random(state: RandomState) -> None:
-    """Restore the state of every generator."""
+    """Restore the random generators to a state that `random_state` returned."""
     random.setstate(state["python"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, keys.cpu().numpy().astype(np.uint32), *rest))  # noqa: NPY002 - see above
@@ -200,7 +204,7 @@ def restore_random(state: RandomState) -> None:
 
 @contextlib.contextmanager
 def undrawn() -> Iterator[None]:
-    """Restore the state of every generator at the end, as if nothing had been drawn inside."""
+    """Restore every random generator on exit, so that draws inside do not affect later ones."""
     before = random_state()
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while training: the current step finishes and a checkpoint is written."""
+"""Lets Ctrl-C and SIGTERM stop training after the current step, with a checkpoint written."""
 
 import signal
 from types import FrameType, TracebackType
@@ -8,11 +8,11 @@ from training.faults import Fault
 
 
 class Interrupted(Fault):
-    """The run stopped on a signal; the message says how to continue it."""
+    """A signal stopped the run; the message says how to continue it."""
 
 
 class StopSignal:
-    """Records the first SIGINT or SIGTERM within the `with`; a second SIGINT stops at once."""
+    """A context that notes the first SIGINT or SIGTERM in `requested`; a second SIGINT raises."""
 
     def __init__(self) -> None:
         self.requested = False
@@ -22,9 +22,7 @@ class StopSignal:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._before[number] = signal.signal(number, self._note)
-            except (
-                ValueError
-            ):  # Outside the main thread, Python allows no handlers: the caller handles signals.
+            except ValueError:  # not in the main thread, so Python leaves signals to the caller
                 return self
         return self
 

@@ -1,4 +1,4 @@
-"""The last linear layer of a network: finding, reading and replacing it; and its inputs."""
+"""Finds, reads and replaces the last linear layer of a network, and computes its inputs."""
 
 import copy
 
@@ -14,9 +14,9 @@ from training.scores.posthoc import LastLayer
 
 
 def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
-    """(path, layer) of the last linear layer.
+    """Return (dotted path, layer) of the last linear layer.
 
-    Raises WrongUse when there is none (a cosine head is not one).
+    Raises WrongUse when there is none; a cosine head is not linear.
     """
     found = [(p, layer) for p, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not found:
@@ -27,7 +27,7 @@ def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
 
 
 def last_layer(network: nn.Module) -> LastLayer:
-    """The weights of the network's last linear layer, in float64."""
+    """Return the weights and bias of the network's last linear layer, in float64."""
     _, head = head_of(network)
     weight = head.weight.detach().double().cpu().numpy()
     bias = np.zeros(len(weight)) if head.bias is None else head.bias.detach().double().cpu().numpy()
@@ -38,9 +38,9 @@ def last_layer(network: nn.Module) -> LastLayer:
 def features_of(
     network: nn.Module, data: Dataset, split: Split, *, device: torch.device
 ) -> NDArray[np.float32]:
-    """The inputs of the last linear layer [N, D] for the rows of a split, in evaluation mode.
+    """Return the inputs [N, D] of the last linear layer for the N rows of a split.
 
-    Raises WrongUse when that layer is not the end of the network.
+    The network is put into evaluation mode. Raises WrongUse when it does anything after that layer.
     """
     network.eval()
     _, head = head_of(network)
@@ -60,7 +60,7 @@ def features_of(
 
 
 def with_last_layer(network: nn.Module, layer: LastLayer) -> nn.Module:
-    """A copy of the network with other weights in its last linear layer."""
+    """Return a copy of the network whose last linear layer is `layer`, [C, D]."""
     changed = copy.deepcopy(network)
     path, head = head_of(changed)
     replacement = nn.Linear(head.in_features, head.out_features, device=head.weight.device)

@@ -1,8 +1,8 @@
-"""Fits the last linear layer of a network whose features are fixed: a convex problem.
+"""Fits the last linear layer of a network whose other layers are fixed: a convex problem.
 
-L-BFGS minimises the loss summed over the rows + penalty / 2 · ‖W‖², without a penalty on the bias;
-at `penalty` 1 that is scikit-learn's LogisticRegression with C = 1. Without a given penalty, the
-one with the lowest validation NLL at the uniform target is taken, from strong to weak.
+L-BFGS minimises the summed loss of the rows + penalty / 2 · ‖W‖²; the bias has no penalty. A
+`penalty` of 1 equals scikit-learn's LogisticRegression with C = 1. If none is given, penalties are
+tried from strong to weak, and the one with the lowest validation NLL at the uniform target wins.
 """
 
 from collections.abc import Callable, Iterator
@@ -30,12 +30,12 @@ from training.scores.posthoc import LastLayer
 PENALTIES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 WITHOUT_VALIDATION = 1.0
 WORSE = 2
-"""After this many penalties in a row that are worse than the best, no weaker one is tried."""
+"""The search stops after this many penalties in a row that are worse than the best one."""
 MAX_ITERATIONS = 300
 MOST_IN_SPAN = 8_000
-"""The most training rows for which the span is computed: its matrix takes 8 bytes per pair."""
+"""The most training rows for which `Span` is used: its matrix takes 8 bytes per pair of rows."""
 DENSE_SPEED = 15
-"""How many dense multiplications cost as much as one sparse multiplication."""
+"""So many multiplications of dense rows take the time of one multiplication of sparse rows."""
 ROUNDING = 1e-7
 PRODUCTS_A_THREAD = 20_000_000
 
@@ -44,12 +44,12 @@ Features: TypeAlias = "NDArray[np.float32] | csr_matrix"
 
 @dataclass(frozen=True)
 class Penalised:
-    """A fitted layer, and the curve on which its penalty was chosen."""
+    """A fitted layer, its penalty, and the validation curve that chose the penalty."""
 
     layer: LastLayer
     penalty: float
     curve: tuple[tuple[float, float], ...] = ()
-    """(penalty, validation NLL at the uniform target)."""
+    """(penalty, validation NLL at the uniform target) of each penalty tried; empty if given."""
 
 
 def fit_last_layer(
@@ -61,17 +61,18 @@ def fit_last_layer(
     penalty: float | None,
     device: torch.device,
 ) -> Penalised:
-    """Fit the network's last linear layer in place, on the features that come before it.
+    """Fit the network's last linear layer in place, on the outputs of the layers before it.
 
-    penalty: None chooses it on the validation split. Raises WrongUse when the network has
-    parameters before its last layer: those are not fitted.
+    log_source_prior: [C], for the validation NLL. penalty: the strength of the L2 penalty; None
+    chooses it on the validation split, or takes WITHOUT_VALIDATION if there is none. Raises
+    WrongUse when an earlier layer has parameters to train: only the last layer is fitted.
     """
     _, head = head_of(network)
     own = {id(parameter) for parameter in head.parameters()}
     if any(id(p) not in own and p.requires_grad for p in network.parameters()):
         raise WrongUse(
             "--optimiser lbfgs fits a linear layer on fixed features (networks linear and tfidf); "
-            "this network has parameters before its last layer"
+            "this network has parameters before its last layer; use --optimiser sgd or adamw"
         )
     train = _features(network, data, data.train, device)
     val = None if data.val is None else _features(network, data, data.val, device)
@@ -97,10 +98,10 @@ def fit_last_layer(
 
 @dataclass(frozen=True)
 class Span:
-    """The space that the training rows span, in which a penalised layer lies whatever its loss.
+    """The span of the n training rows X; a layer fitted with a penalty has its weights in it.
 
-    With X Xᵀ = L Lᵀ, the rows X are L in the orthonormal basis Q = L⁻¹ X. Lengths, and therefore
-    the penalty, stay the same. Each row then has n numbers instead of thousands of features.
+    With X Xᵀ = L Lᵀ and the orthonormal basis Q = L⁻¹ X, the rows have the coordinates L. Lengths,
+    and so the penalty, do not change. Each row is then n numbers instead of thousands of features.
     """
 
     features: csr_matrix
@@ -110,7 +111,7 @@ class Span:
 
     @classmethod
     def of(cls, features: csr_matrix) -> "Span":
-        """The span of training rows. Rows may be equal, so the Gram matrix gets a tiny ridge."""
+        """Compute the span; the Gram matrix gets a tiny ridge, because rows may be equal."""
         wide = features.astype(np.float64)
         gram = torch.from_numpy((wide @ wide.T).toarray())
         gram.diagonal().add_(ROUNDING * float(gram.diagonal().max()))
@@ -118,18 +119,18 @@ class Span:
 
     @property
     def rows(self) -> NDArray[np.float32]:
-        """The training rows [n, n] in the basis."""
+        """The coordinates [n, n] of the training rows in the basis."""
         return self.factor.float().numpy()
 
     def coordinates(self, features: csr_matrix) -> NDArray[np.float32]:
-        """The projection of other rows [m, D] onto the span, as [m, n]."""
+        """Project other rows [m, D] onto the span, and return their coordinates [m, n]."""
         gram = torch.from_numpy((self.features @ features.astype(np.float64).T).toarray())
         found = torch.linalg.solve_triangular(self.factor, gram, upper=False)
         coordinates: NDArray[np.float32] = found.T.contiguous().float().numpy()
         return coordinates
 
     def weights(self, weight: Vector) -> Vector:
-        """Weights [C, n] of the basis as weights [C, D] of the features: w L⁻¹ X."""
+        """Convert weights [C, n] for coordinates into weights [C, D] for features: w L⁻¹ X."""
         turned = torch.linalg.solve_triangular(
             self.factor.T, torch.from_numpy(weight.T.copy()), upper=True
         )
@@ -138,7 +139,7 @@ class Span:
 
 
 def _is_dense(features: csr_matrix) -> bool:
-    """Whether products with n dense numbers per row are faster than with the sparse features."""
+    """Return whether n coordinates per row multiply faster than the row's non-zero features."""
     rows = features.shape[0]
     return bool(rows <= MOST_IN_SPAN and rows * rows < DENSE_SPEED * features.nnz)
 
@@ -150,7 +151,7 @@ def _chosen(
     layer: LastLayer,
     log_source_prior: Vector,
 ) -> Penalised:
-    """Fit from strong to weak penalties, each from the fit before, and return the best."""
+    """Fit with penalties from strong to weak, each from the fit before it, and keep the best."""
     best: Penalised | None = None
     curve: list[tuple[float, float]] = []
     for penalty in PENALTIES:
@@ -191,7 +192,7 @@ def _fitted(
         result = minimize(value, first, jac=True, method="L-BFGS-B", options=options)
     if not np.isfinite(result.fun):
         raise WrongUse(
-            "the loss is not finite: check the features and the options of the loss for extremes"
+            "the loss is not finite; scale down extreme features, or choose milder loss options"
         )
     if result.nit >= MAX_ITERATIONS:
         say(f"penalty {penalty:g}: stopped after {MAX_ITERATIONS} iterations, near the minimum")
@@ -203,10 +204,10 @@ Product: TypeAlias = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 def _products(features: Features) -> tuple[Product, Product]:
-    """Functions from M to features @ M and to features.T @ M.
+    """Return two functions of M: features @ M, and features.T @ M.
 
-    torch multiplies dense ones: NumPy's BLAS has threads that cannot be told to stay out of small
-    products, and costs thirty times the work on a busy machine.
+    torch multiplies dense features. NumPy's BLAS starts threads even for small products, which
+    takes thirty times as long on a busy machine.
     """
     if isinstance(features, csr_matrix):
         turned = features.T.tocsr()
@@ -220,7 +221,7 @@ def _products(features: Features) -> tuple[Product, Product]:
 
 @contextmanager
 def _threads(products: int) -> Iterator[None]:
-    """Use one thread of torch where a pass is so small that more threads would only wait."""
+    """Limit torch to one thread if a pass has too few products for more threads to help."""
     before = torch.get_num_threads()
     torch.set_num_threads(1 if products < PRODUCTS_A_THREAD else before)
     try:
@@ -230,7 +231,7 @@ def _threads(products: int) -> Iterator[None]:
 
 
 def _features(network: nn.Module, data: Dataset, split: Split, device: torch.device) -> Features:
-    """The inputs of the last layer [n, D]; TF-IDF features are sparse."""
+    """Return the inputs of the last layer [n, D]; TF-IDF features as a sparse matrix."""
     weigher = next((m for m in network.modules() if isinstance(m, TfIdf)), None)
     if weigher is not None and data.vocabulary is not None:
         texts = Encoded.of(list(np.asarray(split.inputs)), data.vocabulary)

@@ -1,4 +1,4 @@
-"""The processes that train one network together: a single one, or several started by torchrun."""
+"""The processes that train one network: a single one, or several that torchrun has started."""
 
 import logging
 import os
@@ -15,12 +15,12 @@ from training.data.order import Part
 from training.faults import WrongUse
 from training.loop.sync_norm import share_batch_norms
 
-WAIT = timedelta(hours=6)  # the others wait while the first evaluates and exports
+WAIT = timedelta(hours=6)  # how long the others wait while the first evaluates and exports
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among `world` of them. Only the first writes files and shows progress."""
+    """One of the `world` processes. Only the first, rank 0, writes files and shows progress."""
 
     device: torch.device
     rank: int = 0
@@ -30,7 +30,7 @@ class Processes:
     def join(cls, device: str) -> "Processes":
         """Join the processes that torchrun has started, or run alone.
 
-        device: auto, cpu, cuda or cuda:N.
+        device: auto, cpu, cuda or cuda:N. Raises WrongUse for another one, or one that is not here.
         """
         world = int(os.environ.get("WORLD_SIZE", "1"))
         chosen = _device(device)
@@ -44,16 +44,16 @@ class Processes:
 
     @property
     def part(self) -> Part:
-        """This process's share of each batch."""
+        """The part of each batch that this process computes."""
         return Part(self.rank, self.world)
 
     @property
     def first(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """Whether this is the first process: the one that writes files and shows progress."""
         return self.rank == 0
 
     def spread(self, network: nn.Module) -> nn.Module:
-        """Wrap the network so that gradients are averaged over the processes."""
+        """Wrap the network so that its gradients are averaged over the processes."""
         if self.world == 1:
             return network
         if self.device.type == "cuda":
@@ -63,16 +63,14 @@ class Processes:
         return nn.parallel.DistributedDataParallel(network)
 
     def mean(self, values: Tensor) -> Tensor:
-        """The mean of a tensor over the processes."""
+        """Return the mean of a tensor over the processes, in the same shape."""
         if self.world > 1:
             distributed.all_reduce(values)
             values /= self.world
         return values
 
     def gather(self, value: Any) -> list[Any]:
-        """In the first process, the values of all processes in order of rank; elsewhere only its
-        own.
-        """
+        """Return every process's value in order of rank; any but the first gets only its own."""
         if self.world == 1:
             return [value]
         found: list[Any] | None = [None] * self.world if self.first else None
@@ -80,14 +78,14 @@ class Processes:
         return found or [value]
 
     def seed(self, seed: int) -> None:
-        """Give every process but the first another random state, derived from `seed`."""
+        """Seed torch's generator from `seed` and rank; the first process keeps its state."""
         if not self.first:
             torch.manual_seed(
                 int(np.random.SeedSequence([seed, 4, self.rank]).generate_state(1)[0])
             )
 
     def wait(self) -> None:
-        """Wait for the other processes, since one that exits early may abort the others."""
+        """Wait until every process gets here; one that exits early may abort the others."""
         if self.world > 1:
             distributed.barrier()
 
@@ -100,7 +98,7 @@ class Processes:
 def end_now(status: int) -> NoReturn:
     """Exit without torch's teardown.
 
-    On a busy machine the teardown has aborted one of several processes after all work was done.
+    On a busy machine the teardown has aborted a process after all work was done.
     """
     logging.shutdown()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Progress of a run: a bar on stderr, a log with a line per step, and optionally TensorBoard."""
+"""Shows the progress of a run: a bar on stderr, a log line per step, and optionally TensorBoard."""
 
 import json
 import math
@@ -15,13 +15,13 @@ from tqdm import tqdm
 from training.faults import RunFailed, WrongUse, say
 
 SMOOTHING = 0.05  # weight of a new loss in the moving average that the bar shows
-DIVERGED = 1e9  # a run whose loss is larger never recovers
+DIVERGED = 1e9  # a run whose loss exceeds this never recovers
 LINE_SECONDS = 10.0
 """Seconds between lines of progress when stderr is not a terminal, as in a cluster's log."""
 
 
 def stage(text: str, *, quiet: bool) -> None:
-    """Print the next stage of the run, unless it is quiet."""
+    """Print `text`, the name of the run's next stage, on stderr unless `quiet`."""
     if not quiet:
         say(text)
 
@@ -29,11 +29,12 @@ def stage(text: str, *, quiet: bool) -> None:
 class Progress:
     """Collects the loss of each step, and reads the values every `flush_steps` steps.
 
-    Reading makes the CPU wait for the device, so on a GPU it is not done at each step.
+    Reading a loss makes the CPU wait for the device, so on a GPU not every step does it.
 
-    steps: of the whole run. first_step: the first step of this process; more than 0 after a resume.
-    batch_rows: rows of a step, for the rate shown. log: a file with a line for each step.
-    tensorboard: a folder. quiet: show no bar.
+    steps: the steps of the whole run. first_step: the step to start at; above 0 after a resume.
+    batch_rows: the rows of a step, to compute rows/s. flush_steps: the steps between two reads.
+    log: the file that gets a line per step; None writes none. tensorboard: the folder for
+    TensorBoard's files; None writes none. quiet: show neither a bar nor lines.
     """
 
     def __init__(
@@ -91,13 +92,16 @@ class Progress:
                 self._board.close()
 
     def step(self, step: int, *, loss: Tensor, rate: float) -> None:
-        """Record one finished step."""
+        """Record a finished step.
+
+        step: its number, from 0. loss: a scalar, still on the device. rate: its learning rate.
+        """
         self._waiting.append((step, rate, loss))
         if len(self._waiting) >= self._flush_steps:
             self.flush()
 
     def flush(self) -> None:
-        """Show and write the collected steps. Raises RunFailed when a loss is not finite."""
+        """Show and log the collected steps. Raises RunFailed when a loss is not finite or huge."""
         for step, rate, tensor in self._waiting:
             loss = float(tensor)
             if self._log is not None:
@@ -125,7 +129,7 @@ class Progress:
         self._waiting.clear()
 
     def _show_line(self, rows_a_second: float) -> None:
-        """Print a line every LINE_SECONDS, where there is no bar."""
+        """Print a line at most every LINE_SECONDS, in place of the bar."""
         now = time.monotonic()
         if now < self._line_due:
             return
@@ -143,12 +147,12 @@ def _has_width() -> bool:
         OSError,
         ValueError,
         AttributeError,
-    ):  # no terminal, or a stream without a file descriptor
+    ):  # stderr is no terminal, or has no file descriptor
         return False
 
 
 def _opened_log(path: Path | None, first_step: int) -> Any:
-    """The log, cut back to the steps before first_step, since later steps are run again."""
+    """Open the log, cut back to the steps before first_step: the later ones run again."""
     if path is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)

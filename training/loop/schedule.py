@@ -9,7 +9,11 @@ SCHEDULES = ("steps", "cosine", "constant")
 
 
 def in_steps(points: Sequence[float], *, steps: int, name: str) -> tuple[int, ...]:
-    """Points of a run in steps: numbers below 1 are shares of the run. Raises WrongUse."""
+    """Convert points of a run to steps; a number below 1 is a fraction of the run.
+
+    steps: the steps of the run. name: the flag, for messages. Raises WrongUse for a point beyond
+    the run, or points that do not ascend.
+    """
     turned = []
     for point in points:
         if not 0 <= point <= steps:
@@ -30,10 +34,11 @@ def learning_rate(
     milestones: Sequence[int] = (),
     drop: float = 0.1,
 ) -> float:
-    """The learning rate of step 0 … steps - 1.
+    """Return the learning rate of a step, 0 … steps - 1.
 
-    Warm-up is linear over the first `warmup` steps. "steps" multiplies by drop at each milestone;
-    "cosine" falls from base at the end of the warm-up to 0 at the end of the run.
+    Warm-up is linear over the first `warmup` steps. schedule "steps" multiplies the rate by
+    `drop` at each milestone; "cosine" lowers it from `base` after the warm-up to 0 at the end of
+    the run. Raises WrongUse for another schedule.
     """
     if step < warmup:
         return base * (step + 1) / warmup

@@ -1,7 +1,7 @@
 """Batch normalisation over a batch that several processes share, on any device.
 
-torch's own SyncBatchNorm supports GPUs only. This one also works over gloo, so that a run on two
-processes computes what one process computes.
+torch's own SyncBatchNorm supports GPUs only. This one also works on CPUs (over gloo), so that two
+processes compute what one process computes.
 """
 
 from typing import Any
@@ -34,7 +34,10 @@ class _Sum(torch.autograd.Function):
 
 
 class SharedBatchNorm(_BatchNorm):
-    """Replaces a BatchNorm layer, and shares its parameters and statistics."""
+    """Replaces a BatchNorm layer, using the same parameter and statistics tensors.
+
+    world: the number of processes; each must have equally many rows.
+    """
 
     def __init__(self, own: _BatchNorm, world: int) -> None:
         super().__init__(
@@ -54,7 +57,7 @@ class SharedBatchNorm(_BatchNorm):
         del input
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """Normalise [B, channels, …]; in training, by mean and variance over all processes."""
+        """Normalise inputs [B, channels, …]; in training, by the statistics of all processes."""
         if not self.training and self.running_mean is not None:
             return functional.batch_norm(
                 inputs,
@@ -69,7 +72,7 @@ class SharedBatchNorm(_BatchNorm):
         shape = [1, -1] + [1] * (inputs.ndim - 2)
         # statistics of a bf16 or fp16 forward pass are float32, as in torch's own layer
         wide = inputs if inputs.dtype == torch.float64 else inputs.float()
-        # every process has as many rows, so the mean of means is the mean
+        # every process has equally many rows, so the mean of their means is the overall mean
         mean = self._over_all(wide.mean(axes))
         centred = wide - mean.view(shape)
         variance = self._over_all(centred.square().mean(axes))
@@ -97,7 +100,7 @@ class SharedBatchNorm(_BatchNorm):
 
 
 def share_batch_norms(network: nn.Module, *, world: int) -> nn.Module:
-    """Replace every batch normalisation of the network by a SharedBatchNorm, in place."""
+    """Replace every batch normalisation by a SharedBatchNorm, and return the network."""
     if isinstance(network, _BatchNorm) and not isinstance(network, SharedBatchNorm):
         return SharedBatchNorm(network, world)
     for name, child in network.named_children():

@@ -1,4 +1,4 @@
-"""The training loop: forward, backward, step, starting from the checkpoint."""
+"""The training loop: forward pass, backward pass, optimiser step, from a checkpoint if any."""
 
 import time
 from collections.abc import Iterator, Mapping
@@ -27,12 +27,16 @@ OPTIMISERS = ("sgd", "adamw")
 ADAM_BETA1 = 0.9
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS = ("fp32", "fp64", *AUTOCAST)
-"""Names of --precision; the first is the default."""
+"""The values of --precision; the first is the default."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How a network is optimised. Lengths are in steps; a step takes batch_rows rows in all."""
+    """How a network is optimised.
+
+    steps, warmup and milestones count optimiser steps. A step takes batch_rows rows over all
+    processes, in `accumulate` pieces each.
+    """
 
     steps: int
     batch_rows: int
@@ -50,10 +54,10 @@ class Plan:
     precision: str = "fp32"
     accumulate: int = 1
     lr_of: Mapping[str, float] = field(default_factory=dict)
-    """Factors of the rate for parts of the network, by the prefix of their names."""
+    """Factors of the learning rate, by prefix of the parameters' names."""
 
     def rate(self, step: int) -> float:
-        """The learning rate of a step."""
+        """Return the learning rate of a step, 0 … steps - 1."""
         return learning_rate(
             step,
             base=self.lr,
@@ -71,9 +75,9 @@ class Keeping:
 
     checkpoint: where checkpoints are written; None writes none. resume: continue from the
     checkpoint if there is one. restart: overwrite it. checkpoint_seconds: time between checkpoints.
-    checkpoint_steps: if given, the number of steps between them instead. log: a file with a line
-    for each step. tensorboard: a folder for TensorBoard's files. quiet: show no progress. going_on:
-    the end of the message about an interrupted run, which says how to continue it.
+    checkpoint_steps: steps between checkpoints; takes precedence. log: the file that gets a line
+    per step. tensorboard: the folder for TensorBoard's files. quiet: show no progress. going_on:
+    the end of an interrupted run's message, which says how to continue.
     """
 
     checkpoint: CheckpointFile | None = None
@@ -88,7 +92,11 @@ class Keeping:
 
     @contextmanager
     def begun(self, processes: Processes) -> Iterator[None]:
-        """Hold the checkpoint's lock. Raises WrongUse when the run would overwrite another one."""
+        """Hold the checkpoint's lock for the length of a run.
+
+        Raises WrongUse when another process trains this run, or when a checkpoint exists and
+        neither resume nor restart was given.
+        """
         if self.checkpoint is None:
             yield
             return
@@ -101,7 +109,7 @@ class Keeping:
             yield
 
     def due(self, done: int, *, seconds: float) -> bool:
-        """Whether a checkpoint is due after `done` steps, `seconds` after the last one."""
+        """Return whether to write a checkpoint after `done` steps, `seconds` after the last one."""
         if self.checkpoint_steps is not None:
             return done % self.checkpoint_steps == 0
         return seconds > self.checkpoint_seconds
@@ -120,14 +128,16 @@ def train(
 ) -> None:
     """Train the network in place, on its device.
 
-    rows: in the training split. Raises Interrupted after writing a checkpoint, RunFailed when the
-    loss is not finite.
+    rows: the number of rows in the training split. Raises Interrupted when a signal stops the run
+    (its checkpoint is then written), RunFailed when the loss is not finite, and WrongUse when the
+    batch cannot be divided evenly.
     """
     device = processes.device
     if plan.batch_rows % (processes.world * plan.accumulate):
         raise WrongUse(
             f"--batch {plan.batch_rows} cannot be divided by {processes.world} processes × "
-            f"--accumulate {plan.accumulate}"
+            f"--accumulate {plan.accumulate}; give a multiple of "
+            f"{processes.world * plan.accumulate}"
         )
     network.train()
     hold_still(network)
@@ -181,7 +191,10 @@ def training_step(
     state: RunState,
     plan: Plan,
 ) -> Tensor:
-    """One step of the optimiser over a batch, in `accumulate` pieces. Returns the mean loss."""
+    """Take one optimiser step over a batch: inputs [B, …] and labels [B].
+
+    The batch is processed in `accumulate` pieces. Returns the mean loss, a float64 scalar.
+    """
     if plan.precision == "fp64" and inputs.is_floating_point():
         inputs = inputs.double()
     state.optimiser.zero_grad(set_to_none=True)
@@ -202,7 +215,7 @@ def training_step(
 def logits_of(
     network: nn.Module, data: Dataset, split: Split, *, device: torch.device
 ) -> NDArray[np.float32]:
-    """The network's logits [N, C] for the rows of a split, in float32 and evaluation mode."""
+    """Return the float32 logits [N, C] of a split's rows; sets the network to evaluation mode."""
     network.eval()
     parts = [
         network(inputs).float().cpu().numpy() for inputs in in_order(data, split, device=device)
@@ -211,9 +224,10 @@ def logits_of(
 
 
 def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
-    """SGD with momentum, or AdamW.
+    """Return the plan's optimiser: SGD with momentum, or AdamW.
 
-    Without decay_norms, neither biases nor normalisation layers are decayed.
+    Unless decay_norms is set, biases and normalisation layers get no weight decay. Raises WrongUse
+    for another optimiser, or a network without parameters to train.
     """
     factor = factors(network, plan.lr_of)
     groups = [
@@ -247,7 +261,7 @@ def _parameters(
 
 
 def _gathering(network: nn.Module, *, last: bool) -> AbstractContextManager[None]:
-    """A context that exchanges gradients between processes only for a batch's last piece."""
+    """Return a context in which processes exchange gradients only for a batch's last piece."""
     if last or not isinstance(network, nn.parallel.DistributedDataParallel):
         return nullcontext()
     return network.no_sync()
@@ -264,8 +278,8 @@ def _agree(
 ) -> tuple[Tensor, bool, bool]:
     """Agree with the other processes after a step.
 
-    Returns the mean loss over all processes, whether any was asked to stop, and whether any finds a
-    checkpoint due. All processes therefore stop, and save, after the same step.
+    Returns (mean loss over all processes, whether any was asked to stop, whether a checkpoint is
+    due in any). All processes therefore stop and save after the same step.
     """
     if processes.world == 1:
         return loss, stopping, due
@@ -277,9 +291,8 @@ def _agree(
 def _save(keeping: Keeping, state: RunState, processes: Processes, step: int) -> None:
     if keeping.checkpoint is None:
         return
-    drawn = processes.gather(
-        random_state()
-    )  # each process draws random numbers of its own, such as those of dropout
+    # each process draws its own random numbers, for example for dropout
+    drawn = processes.gather(random_state())
     if processes.first:
         keeping.checkpoint.save(state, step=step, random_states=drawn)
 

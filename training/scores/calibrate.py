@@ -1,4 +1,4 @@
-"""Temperature, a bias per class and tau, chosen on the validation split. NumPy from logits on.
+"""Fits a temperature, a bias per class and tau to validation logits, with NumPy and SciPy only.
 
 None of these functions is given the test split.
 """
@@ -25,38 +25,38 @@ from training.faults import BadData
 MIN_TEMPERATURE = 0.05
 MAX_TEMPERATURE = 20.0
 LOG_TEMPERATURE_SD = math.log(2)
-"""Prior of the temperature: log T ~ N(0, (log 2)^2). Two networks of three lie in 0.5 … 2."""
+"""Prior of the temperature: log T ~ N(0, (log 2)^2), so about 2/3 of its mass is in 0.5 … 2."""
 WIDE_TEMPERATURE = 3.0
-"""An interval of T whose ends differ by this factor deserves a warning."""
+"""An interval of T whose ends differ by more than this factor deserves a warning."""
 RIDGE = 4.0
 """Prior precision of each bias, in validation rows: N(0, 1/4)."""
 LIKELIHOOD_DROP = 1.92
 """Half the 95 % quantile of chi-square with one degree of freedom."""
 TAU_GRID = tuple(round(0.1 * step, 1) for step in range(41))
 TAU_STANDARD_ERRORS = 2.0
-"""Tau stays 1 unless another's validation error is lower by over this many standard errors."""
+"""Tau stays 1 unless another tau's validation error is lower by more standard errors than this."""
 BEST_STANDARD_ERRORS = 1.645
-"""The interval contains each tau that is worse than the best by at most this many."""
+"""The interval holds each tau whose error is at most this many standard errors above the lowest."""
 
 
 class CalibrationRefused(BadData):
-    """The validation split is too small for the fit; the message says why."""
+    """The validation split does not support the fit; the message says why."""
 
 
 def log_validation_prior_of(labels: NDArray[np.integer], num_classes: int) -> Vector:
-    """The log of the class frequencies [C] of a validation split; LOG_ZERO for absent classes."""
+    """Return the log class frequencies [C] of labels [n]; LOG_ZERO for absent classes."""
     return log_target_prior_of(class_totals(labels, num_classes))
 
 
 @dataclass(frozen=True)
 class Temperature:
-    """A fitted temperature."""
+    """A fitted temperature with its 95 % interval."""
 
     value: float
     interval: Interval
-    """95 % interval by the likelihood alone, within MIN_TEMPERATURE … MAX_TEMPERATURE."""
+    """95 % interval from the likelihood alone, within MIN_TEMPERATURE … MAX_TEMPERATURE."""
     why_one: str | None = None
-    """Why `value` stays 1 although a split was given."""
+    """Why `value` stays 1, as a clause; None if T was fitted."""
 
     @property
     def is_wide(self) -> bool:
@@ -69,17 +69,17 @@ class Temperature:
 class SplitLikelihood:
     """The negative log likelihood of a labelled split as a function of 1 / T and a bias per class.
 
-    It scores softmax(f / T + b + log pi_val - log sigma): softmax(f / T) is a posterior under the
-    source prior sigma, and the labels follow the split's own prior pi_val.
+    It scores softmax(f / T + b + log pi_val - log sigma), because softmax(f / T) is a posterior
+    under the source prior sigma while the labels follow the split's own prior pi_val.
     """
 
     logits: Vector
-    """[n, C], the largest of each row being 0."""
+    """[n, C], shifted so that the largest of each row is 0."""
     labels: NDArray[np.integer]
     offset: Vector
     """[C] log pi_val - log sigma."""
     weights: Vector
-    """[n], summing to the number of rows that the likelihood counts."""
+    """[n]; their sum is the number of rows that the likelihood counts as."""
     own: float
     """Weighted sum of the labels' logits."""
     totals: Vector
@@ -95,7 +95,7 @@ class SplitLikelihood:
         log_validation_prior: ArrayLike,
         weights: Vector | None = None,
     ) -> Self:
-        """The likelihood of logits [n, C]; weights are 1 by default."""
+        """Build it from logits [n, C], labels [n] and priors [C]; weights [n] are 1 by default."""
         f = np.asarray(logits, np.float64)
         f = f - f.max(axis=1, keepdims=True)
         w = np.ones(len(f)) if weights is None else weights
@@ -109,21 +109,24 @@ class SplitLikelihood:
         )
 
     def log_probabilities(self, inverse: float, bias: Vector | float = 0.0) -> Vector:
-        """[n, C] log p at 1 / T = inverse."""
+        """Return [n, C] log probabilities at 1 / T = inverse, with a bias [C]."""
         return log_softmax(self.logits * inverse + bias + self.offset)
 
     def value(self, inverse: float) -> float:
-        """Summed over the rows, in nats, without a bias."""
+        """Return the weighted sum over the rows, in nats, at 1 / T = inverse without a bias."""
         own = self.log_probabilities(inverse)[np.arange(len(self.labels)), self.labels]
         return -float(self.weights @ own)
 
     def slope(self, inverse: float) -> float:
-        """Derivative of `value`."""
+        """Return the derivative of `value` with respect to 1 / T."""
         p = np.exp(self.log_probabilities(inverse))
         return float(self.weights @ np.einsum("nc,nc->n", p, self.logits)) - self.own
 
     def penalised(self, parameters: Vector, ridge: float) -> tuple[float, Vector]:
-        """Value and gradient at (1 / T, bias [C]), with both priors."""
+        """Return (value, gradient [1 + C]) of the likelihood with the priors of T and of the bias.
+
+        parameters: [1 + C], 1 / T and then the bias. ridge: the prior precision of each bias.
+        """
         inverse, bias = float(parameters[0]), parameters[1:]
         log_p = self.log_probabilities(inverse, bias)
         p = np.exp(log_p)
@@ -135,7 +138,7 @@ class SplitLikelihood:
 
 
 def _log_prior(inverse: float) -> tuple[float, float]:
-    """The penalty of a temperature, (log T)^2 / (2 sd^2), and its derivative in 1 / T."""
+    """Return the penalty (log T)^2 / (2 sd^2) at 1 / T = inverse, and its derivative in 1 / T."""
     log_inverse = math.log(inverse)
     variance = LOG_TEMPERATURE_SD**2
     return log_inverse**2 / (2 * variance), log_inverse / (variance * inverse)
@@ -148,7 +151,7 @@ def fit_temperature(
     log_source_prior: ArrayLike,
     log_validation_prior: ArrayLike,
 ) -> float:
-    """The temperature alone; see calibrate_temperature."""
+    """Return the value of `calibrate_temperature` without its interval."""
     return calibrate_temperature(
         logits,
         labels,
@@ -165,11 +168,12 @@ def calibrate_temperature(
     log_validation_prior: ArrayLike,
     weights: Vector | None = None,
 ) -> Temperature:
-    """The most probable T for logits [n, C], under the prior log T ~ N(0, (log 2)^2).
+    """Return the most probable T for logits [n, C], under the prior log T ~ N(0, (log 2)^2).
 
-    T stays 1, with the reason, if the split cannot determine it: if the likelihood's 95 % interval
-    contains 1 and reaches a bound. That happens when validation has no error (each smaller T is
-    likelier) or only one class (no T is likelier than another).
+    labels and weights are [n], the priors [C]. T stays 1, with the reason in `why_one`, where the
+    split cannot decide: the 95 % interval of the likelihood contains 1 and reaches MIN_TEMPERATURE
+    or MAX_TEMPERATURE. That happens without a validation error (the smaller T, the likelier) or
+    with a single class (every T is equally likely).
     """
     split = SplitLikelihood.of(
         logits,
@@ -195,7 +199,7 @@ def calibrate_temperature(
 
 
 def _zero_of(rising: Callable[[float], float], low: float, high: float) -> float:
-    """The zero of an increasing function on low … high; without one, the end nearer to it."""
+    """Return the zero of an increasing function in low … high, or the end nearest to its zero."""
     if rising(low) >= 0:
         return low
     if rising(high) <= 0:
@@ -211,7 +215,7 @@ def _why_one(split: SplitLikelihood) -> str:
     right = split.log_probabilities(1.0).argmax(axis=1) == split.labels
     if right.all():
         return (
-            f"none of the {len(right)} validation rows is wrong, so they set no lower limit for it"
+            f"none of the {len(right)} validation rows is wrong, so they set no lower bound on it"
         )
     return f"the {len(right)} validation rows fit temperatures from one bound to 1 equally well"
 
@@ -219,11 +223,11 @@ def _why_one(split: SplitLikelihood) -> str:
 def fit_divided_share(
     logits: ArrayLike, labels: NDArray[np.integer], *, log_label_frequencies: ArrayLike
 ) -> float:
-    """The loss_tau in 0 … 1 under which these validation logits [n, C] are likeliest.
+    """Return the loss_tau in 0 … 1 under which these validation logits [n, C] are likeliest.
 
-    It is for a classifier whose source prior no formula gives. s is the share of the label
-    frequencies pi that it has divided out. The NLL of softmax(f / T + log pi_val - (1 - s) log pi)
-    is convex in (1 / T, s), and both are fitted.
+    For a classifier whose training does not determine its source prior. The result s is the
+    exponent of the label frequencies pi [C] that it has divided out. s and T minimise the NLL of
+    softmax(f / T + log pi_val - (1 - s) log pi), which is convex in (1 / T, s).
     """
     f = np.asarray(logits, np.float64)
     f = f - f.max(axis=1, keepdims=True)
@@ -245,14 +249,14 @@ def fit_divided_share(
 
 @dataclass(frozen=True)
 class BiasCorrected:
-    """Temperature with a bias per class: calibrated logits are f / temperature + bias (BCTS)."""
+    """A temperature and a bias per class (BCTS): calibrated logits are f / temperature + bias."""
 
     temperature: float
     bias: Vector
     """[C], mean 0."""
 
     def logits(self, logits: ArrayLike) -> Vector:
-        """Calibrated logits [n, C]: a posterior under the source prior, as the model's own are."""
+        """Calibrate logits [n, C]. The result is still under the model's source prior."""
         calibrated: Vector = np.asarray(logits, np.float64) / self.temperature + self.bias
         return calibrated
 
@@ -268,9 +272,10 @@ def fit_bcts(
 ) -> BiasCorrected:
     """Bias-corrected temperature scaling (Alexandari et al., ICML 2020), with a ridge on the bias.
 
-    The most probable (1 / T, bias) under the prior of calibrate_temperature and N(0, 1 / ridge)
-    for each bias, so that a class of few rows keeps a small one. weights: [n], 1 by default.
-    Raises CalibrationRefused when the split lacks a class, or the fit does not converge.
+    Returns the most probable (1 / T, bias) under the prior of `calibrate_temperature` and
+    N(0, 1 / ridge) for each bias, which keeps the bias of a class with few rows small. weights:
+    [n], 1 by default. Raises CalibrationRefused when the split lacks a class, or the fit does not
+    converge.
     """
     split = SplitLikelihood.of(
         logits,
@@ -312,21 +317,21 @@ def _refuse_absent(labels: NDArray[np.integer], num_classes: int) -> None:
 
 @dataclass(frozen=True)
 class TauChoice:
-    """The tau that validation supports, with its uncertainty."""
+    """The tau chosen on the validation split, with its uncertainty."""
 
     chosen: float
-    """1, unless a tau has an error that is lower by more than TAU_STANDARD_ERRORS."""
+    """1, unless the error of `lowest` is lower by more than TAU_STANDARD_ERRORS standard errors."""
     lowest: float
-    """The tau of the lowest validation error; of equals, the one nearest 1."""
+    """The tau with the lowest validation error; on a tie, the one nearest 1."""
     curve: tuple[tuple[float, float], ...]
-    """(tau, error) over the grid: the balanced error for a uniform target."""
+    """(tau, error) for each tau of the grid; with a uniform target, the balanced error."""
     interval: Interval
-    """From the smallest to the largest tau that is not clearly worse than the lowest: in at least
-    95 of 100 splits it holds the tau that is best for the classifier."""
+    """The smallest and the largest tau that are not clearly worse than `lowest`. In at least 95 of
+    100 splits, the interval contains the classifier's best tau."""
     bands: tuple[Interval, ...]
-    """95 % interval of the error at each tau of the curve."""
+    """The 95 % interval of the error at each tau of `curve`."""
     n: int
-    """Validation examples."""
+    """The number of validation rows."""
 
 
 def choose_tau(
@@ -340,12 +345,14 @@ def choose_tau(
 ) -> TauChoice:
     """Choose tau on a validation split by the error under the target prior, uniform by default.
 
-    logits [n, C]. The error is the mean over classes of the error within the class, weighted by
-    the target; with a uniform target that is the balanced error. A long-tailed split estimates it
-    too, but less precisely, as the interval shows. Differences between two tau are paired, since
-    both answer the same rows. Classes absent from the split do not count in the errors. They are
-    rare ones, which a lower tau answers less often. So a lower tau is chosen, or a higher one
-    excluded from the interval, only if that holds even with all their answers wrong.
+    logits: [n, C]; labels: [n]; priors: [C] logs. The error is the mean of the errors within each
+    class, weighted by the target; with a uniform target that is the balanced error. A long-tailed
+    split estimates it too, with a wider interval. Two values of tau are compared by paired
+    differences, because both answer the same rows.
+
+    Classes absent from the split do not count in the errors. They are usually rare, and a lower tau
+    predicts rare classes less often. So before a tau below 1 is chosen, or a higher one left out of
+    the interval, the lower one is charged as if it got every row of the absent classes wrong.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]
@@ -353,7 +360,9 @@ def choose_tau(
     totals = class_totals(labels, num_classes)
     wanted = np.exp(target - target.max())
     share = np.where(totals > 0, wanted, 0.0)
-    unseen = float(wanted.sum() / share.sum()) - 1  # of the absent classes, for 1 of the others
+    unseen = (
+        float(wanted.sum() / share.sum()) - 1
+    )  # target mass of the absent classes, relative to the others
     share /= share.sum()
     wrong = np.empty((len(grid), len(f)))
     for row, tau in enumerate(grid):
@@ -397,6 +406,6 @@ def _bands(wrong: Vector, labels: NDArray[np.integer], share: Vector) -> list[In
 
 
 def _lowest(curve: Vector, grid: tuple[float, ...]) -> int:
-    """Index of the lowest error; of equals (to rounding), of the tau nearest 1."""
+    """Return the index of the lowest error; on a tie (to rounding), that of the tau nearest 1."""
     tied = np.flatnonzero(curve <= curve.min() + 1e-12)
     return int(min(tied, key=lambda row: abs(grid[row] - 1)))

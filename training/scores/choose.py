@@ -9,7 +9,7 @@ from service.contract.adjustment import log_softmax
 from service.contract.scores import class_totals
 
 TEMPERATURES = tuple(float(2 ** (step / 2)) for step in range(-4, 7))
-"""0.25 … 8: an overconfident network is judged after calibration."""
+"""0.25 … 8. An overconfident network is thus judged as it will be after calibration."""
 
 
 def uniform_nll(
@@ -19,10 +19,11 @@ def uniform_nll(
     log_source_prior: ArrayLike,
     temperatures: Sequence[float] = TEMPERATURES,
 ) -> float:
-    """The NLL at the uniform target, in nats: of softmax(f / T - log sigma), at the best T.
+    """Return the NLL in nats of softmax(f / T - log sigma), the uniform target, at the best T.
 
-    logits [n, C]. All classes have the same weight; classes without a row do not count. This score
-    agrees with the balanced error, and is more informative on few rows.
+    logits: [n, C]; labels: [n]; log_source_prior: [C] log sigma. Every class has equal weight;
+    classes without a row do not count. On few rows, the NLL ranks models more reliably than the
+    balanced error, which it tracks.
     """
     f = np.asarray(logits, np.float64)
     totals = class_totals(labels, f.shape[1])

@@ -1,6 +1,6 @@
-"""The class prior of unlabelled data, from logits, as `training estimate` prints it. NumPy only.
+"""Estimates the class prior of unlabelled data from logits, for `training estimate`. NumPy only.
 
-The estimate is the service's own: both call service.contract.verdict.assess.
+The service computes the same estimate: both call service.contract.verdict.assess.
 """
 
 from dataclasses import dataclass
@@ -21,22 +21,22 @@ Labels: TypeAlias = NDArray[np.integer]
 
 METHODS = ("em", "bbse")
 REFUSED = ("too_little_traffic", "too_many_classes", "uncalibrated")
-"""Verdicts with which `em` gives no numbers, since its intervals would be unreliable."""
+"""Verdicts under which `em` has no numbers, because its intervals would be wrong."""
 
 
 class EstimateRefused(BadData):
-    """These data do not allow an estimate; the message says why."""
+    """The data do not support an estimate; the message says why."""
 
 
 @dataclass(frozen=True)
 class HeldOut:
-    """A labelled split that calibrates the estimate of a model without an `estimation` block."""
+    """A labelled split, to calibrate the estimate where the model has no `estimation` block."""
 
     logits: Vector
     """[m, C] raw logits."""
     labels: Labels
     log_source_prior: Vector
-    """[C] log sigma of the model, as training implies it."""
+    """[C] log of the model's source prior sigma, as its training implies it."""
 
     @property
     def num_classes(self) -> int:
@@ -44,12 +44,17 @@ class HeldOut:
         return int(self.logits.shape[1])
 
     def measured(self, *, class_frequencies: ArrayLike | None = None) -> Estimation:
-        """The block of the split. Raises EstimateRefused when a class has no row in it."""
+        """Measure the `estimation` block on the split.
+
+        class_frequencies: [C] of training; by default those that sigma implies. Raises
+        EstimateRefused when a class has no row in the split.
+        """
         absent = np.flatnonzero(class_totals(self.labels, self.num_classes) == 0)
         if len(absent):
             raise EstimateRefused(
                 f"{len(absent)} of {self.num_classes} classes (the first is class {absent[0]}) "
-                "have no held-out example, so the model's answers for them are unknown"
+                "have no held-out row, so the model's answers for them cannot be measured; give "
+                "at least one row of each class"
             )
         return measure(
             self.logits,
@@ -66,11 +71,12 @@ def estimate(
     class_frequencies: ArrayLike | None = None,
     current: ArrayLike | None = None,
 ) -> dict[str, Any]:
-    """The estimate of unlabelled logits [n, C]: the object of `training estimate --json`.
+    """Estimate the prior of unlabelled logits [n, C]; return the object that `--json` prints.
 
-    current: [C] the target in force, uniform by default; `candidate` is pulled toward it.
-    `em` has the prior with its intervals, or `refused` with the reason in their place. `bbse` is a
-    cross-check by the confusion matrix. `recommended` is `em` or, when that is refused, null.
+    class_frequencies: [C] of training. current: [C] the target in force, uniform by default;
+    `candidate` is pulled toward it. In the result, `em` has the prior with its intervals, or only
+    `refused` with the reason. `bbse` is a cross-check by the confusion matrix. `recommended` is
+    `em`, or null if that is refused.
     """
     f = np.asarray(logits, np.float64)
     classes = calibration.num_classes
@@ -103,7 +109,7 @@ def estimate(
 
 
 def _by_confusion(logits: Vector, calibration: Estimation) -> dict[str, Any]:
-    """Black-box shift estimation from the block's confusion matrix, without intervals."""
+    """Estimate by black-box shift estimation: from the confusion matrix, without intervals."""
     if calibration.confusion is None:
         return {"refused": f"{calibration.num_classes} classes are too many for a confusion matrix"}
     predicted = np.bincount(logits.argmax(axis=1), minlength=calibration.num_classes)

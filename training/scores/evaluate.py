@@ -1,4 +1,4 @@
-"""Scores of a classifier from its logits, at several values of tau. NumPy only."""
+"""Computes the scores of a classifier from its logits, at several values of tau. NumPy only."""
 
 from typing import Any
 
@@ -32,13 +32,14 @@ def score(
     served_tau: float | None = None,
     intervals: bool = True,
 ) -> dict[str, Any]:
-    """Every score of one split, ready for JSON (None where there is no number).
+    """Return every score of one split, ready for JSON; None where a score has no number.
 
-    logits [n, C]; log_target_prior [C] is uniform by default. The top-level numbers are at
-    served_tau, by default chosen_tau; `at_tau` has those at 0 (the model as trained), 1 and chosen.
-    `error` is over the split's own examples. `nll`, `ece` and `brier` are weighted so that the
-    split's class mix is the target's, because adjusted probabilities hold for that mix only.
-    `many`, `medium`, `few` follow the training counts and are None without them.
+    logits: [n, C]; labels: [n]; log_target_prior: [C], uniform by default. The top-level scores are
+    at served_tau, by default chosen_tau; `at_tau` has those at 0 (the model as trained), 1 and
+    chosen_tau. `error` is the share of wrong rows in the split as it is. `nll`, `ece` and `brier`
+    weight the rows to the target's class mix, because adjusted probabilities hold only for that
+    mix. `many`, `medium` and `few` group the classes by train_class_counts [C] and are None without
+    it.
     """
     f = np.asarray(logits, np.float64)
     num_classes = f.shape[1]
@@ -77,9 +78,10 @@ def score_adjusted(
     train_class_counts: ArrayLike | None,
     intervals: bool = True,
 ) -> dict[str, Any]:
-    """The scores of the answers argmax and softmax of adjusted_logits [n, C].
+    """Score the argmax and the softmax of adjusted_logits [n, C] as the model's answers.
 
-    weights: [n], mean 1, for the scores of probabilities; all 1 keeps the split's own mix.
+    weights: [n] with mean 1, for the scores of probabilities; equal weights keep the split's own
+    class mix. train_class_counts: [C], to group the classes. intervals: add 95 % intervals.
     """
     num_classes = adjusted_logits.shape[1]
     predicted = adjusted_logits.argmax(axis=1)

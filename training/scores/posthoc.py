@@ -1,4 +1,4 @@
-"""Tau sweeps and weight normalisation, from a trained classifier's logits and last layer."""
+"""Tau sweeps and weight normalisation, computed from logits or a classifier's last layer."""
 
 from dataclasses import dataclass
 from typing import TypeAlias
@@ -13,7 +13,7 @@ Labels: TypeAlias = NDArray[np.integer]
 Curve: TypeAlias = tuple[tuple[float, float], ...]
 
 NORM_GRID = tuple(round(0.1 * step, 1) for step in range(21))
-"""The tau grid of weight normalisation (Kang et al., ICLR 2020): 0, 0.1, … 2."""
+"""The values of tau for weight normalisation (Kang et al., ICLR 2020): 0, 0.1, … 2."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class LastLayer:
     """[C]."""
 
     def logits(self, features: ArrayLike) -> Vector:
-        """[n, C] of features [n, D]."""
+        """Return logits [n, C] for features [n, D]."""
         result: Vector = np.asarray(features, np.float64) @ self.weight.T + self.bias
         return result
 
@@ -37,16 +37,16 @@ class LastLayer:
         return lengths
 
     def normalised(self, tau: float) -> "LastLayer":
-        """Weight normalisation: w_y / |w_y| ** tau, no bias (Kang et al., ICLR 2020).
+        """Return the layer with weights w_y / |w_y| ** tau and no bias (Kang et al., ICLR 2020).
 
-        The norms are folded into the weights, so the layer exports like any other. A class whose
+        The norms are folded into the weights, so it exports like any other layer. A class whose
         weights are all 0 keeps them.
         """
         norms = np.where(self.norms > 0, self.norms, 1.0)
         return LastLayer(self.weight / norms[:, None] ** tau, np.zeros_like(self.bias))
 
     def scaled(self, scales: ArrayLike) -> "LastLayer":
-        """Learnable weight scaling: s_y * (w_y . x + b_y)."""
+        """Return the layer with scales [C] folded in: s_y * (w_y . x + b_y)."""
         factors = np.asarray(scales, np.float64)
         return LastLayer(self.weight * factors[:, None], self.bias * factors)
 
@@ -54,7 +54,7 @@ class LastLayer:
 def adjustment_curve(
     logits: ArrayLike, labels: Labels, *, log_source_prior: ArrayLike, grid: tuple[float, ...]
 ) -> Curve:
-    """(tau, balanced error) of logit adjustment, argmax f - tau * log sigma (Menon, eq. 9)."""
+    """Return (tau, balanced error) of argmax f - tau * log sigma (Menon, eq. 9) over the grid."""
     f = np.asarray(logits, np.float64)
     uniform = np.zeros(f.shape[1])
 
@@ -68,7 +68,7 @@ def adjustment_curve(
 def norm_curve(
     layer: LastLayer, features: ArrayLike, labels: Labels, *, grid: tuple[float, ...] = NORM_GRID
 ) -> Curve:
-    """(tau, balanced error) of weight normalisation on features [n, D]."""
+    """Return (tau, balanced error) of weight normalisation on features [n, D] over the grid."""
     classes = len(layer.bias)
     plain = np.asarray(features, np.float64) @ layer.weight.T
     norms = np.where(layer.norms > 0, layer.norms, 1.0)
@@ -78,7 +78,7 @@ def norm_curve(
 
 
 def best_tau(curve: Curve, *, near: float = 1.0) -> float:
-    """The tau of the lowest error; of equals, the one nearest `near`."""
+    """Return the tau with the lowest error; on a tie, the one nearest `near`."""
     lowest = min(error for _, error in curve)
     return min(
         (tau for tau, error in curve if error <= lowest + 1e-12), key=lambda t: abs(t - near)

@@ -1,6 +1,6 @@
-"""The `estimation` block of a model, measured on a labelled split: see service.contract.estimation.
+"""Measures a model's `estimation` block (service.contract.estimation) on a labelled split.
 
-The split may have any class mix. Everything here is deterministic.
+The split may have any class mix. The result is deterministic.
 """
 
 from collections.abc import Iterator
@@ -53,27 +53,27 @@ SELF_TEST_ROWS = 2000
 SELF_TEST_DRAWS = 5
 EXCESS_DRAWS = 10
 FEWEST_EXCESS_ROWS = 200
-_MOST_CELLS = 4_000_000  # of logits that are fitted several times
+_MOST_CELLS = 4_000_000  # the most logits that are used where a fit is repeated
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Temperature, bias and source prior, as fitted."""
+    """A fitted temperature, bias and source prior."""
 
     kind: Kind
     temperature: Temperature
     bias: Vector
     """[C], mean 0."""
     log_source_prior: Vector
-    """[C] log sigma*, normalised."""
+    """[C] log of the measured source prior sigma*, normalised."""
 
     @property
     def log_source(self) -> Vector:
-        """[C] log sigma* - bias: the source prior with which logits / T are adjusted."""
+        """[C] log sigma* - bias: subtracted from logits / T when they are adjusted."""
         return log_normalise(self.log_source_prior - self.bias)
 
     def posteriors(self, logits: ArrayLike) -> Vector:
-        """[n, C] calibrated posteriors under the measured source prior."""
+        """Return calibrated posteriors [n, C] of logits [n, C], under the measured source prior."""
         f = np.asarray(logits, np.float64)
         return softmax(f / self.temperature.value + self.bias)
 
@@ -86,9 +86,9 @@ def measure(
     class_frequencies: ArrayLike | None = None,
     probabilities: bool = False,
 ) -> tuple[Estimation, Temperature]:
-    """The block of a model, and its temperature, from labelled rows of logits [n, C].
+    """Return a model's block and its temperature, from logits [n, C] and labels [n].
 
-    log_source_prior: [C] log sigma, as training implies it. class_frequencies: [C] of training, by
+    log_source_prior: [C] log sigma, as training implies it. class_frequencies: [C] of training; by
     default those that sigma implies. probabilities: whether the model's output is probabilities.
     """
     f, log_sigma = np.asarray(logits, np.float64), np.asarray(log_source_prior, np.float64)
@@ -116,9 +116,9 @@ def measure(
 
 
 def calibrate(f: Vector, labels: Labels, *, log_source_prior: Vector) -> Measured:
-    """Fit a temperature, a bias per class if it helps, and then measure the source prior.
+    """Fit a temperature and, if it helps, a bias per class; then measure the source prior.
 
-    The bias is used if cross-validation on the split finds the NLL lower by more than a standard
+    f: logits [n, C]. A bias helps if it lowers the cross-validated NLL by more than a standard
     error, at the uniform target or at the source prior.
     """
     biased = _bias_helps(f, labels, log_source_prior)
@@ -126,11 +126,11 @@ def calibrate(f: Vector, labels: Labels, *, log_source_prior: Vector) -> Measure
 
 
 def row_weights(labels: Labels, log_source_prior: Vector) -> Vector:
-    """[n] weights of the rows in a calibration, summing to the number that the likelihood counts.
+    """Return the [n] weights of the rows in a calibration.
 
-    The weights are half the source prior and half uniform, over the split's own mix. They have mean
-    1 and are then limited to 1, so that no single row of a rare class dominates its bias. The sum
-    is Kish's effective number of rows.
+    They change the split's class mix to the mean of the source prior and the uniform one. Weights
+    above the mean are cut to it, so that no single row of a rare class decides its bias. They are
+    then scaled to sum to Kish's effective number of rows.
     """
     log_pi = log_validation_prior_of(labels, len(log_source_prior))
     wanted = (np.exp(log_source_prior) + 1 / len(log_source_prior)) / 2
@@ -143,9 +143,10 @@ def row_weights(labels: Labels, log_source_prior: Vector) -> Vector:
 def sketch(
     logits: Vector, labels: Labels, *, temperature: float, probabilities: bool = False
 ) -> Sketch | None:
-    """Histogram per class of the energy, or of the entropy where the model gives probabilities.
+    """Return one histogram per class of the rows' energy, or of their entropy for probabilities.
 
-    The edges are deciles, each class weighing the same. None when they coincide.
+    logits: [n, C]. The edges are deciles in which every class has equal weight. Returns None when
+    two edges coincide.
     """
     statistic: Literal["energy", "entropy"] = "entropy" if probabilities else "energy"
     values = sketched(logits, statistic=statistic, temperature=temperature)
@@ -168,9 +169,10 @@ def sketch(
 def self_test(
     f: Vector, labels: Labels, *, log_source_prior: Vector, class_frequencies: ArrayLike
 ) -> SelfTest | None:
-    """Calibrate on one half of each class, estimate streams of the other, and the reverse.
+    """Calibrate on one half of each class, estimate streams drawn from the other half, and swap.
 
-    None when a class has fewer than two rows, so that a half would lack it.
+    f: logits [n, C]. Returns None when a class has fewer than two rows, so that one half would
+    lack it, or when an estimate does not converge.
     """
     if class_totals(labels, f.shape[1]).min() < 2:
         return None
@@ -214,11 +216,12 @@ def self_test(
 def _surest_rows(
     f: Vector, labels: Labels, log_source_prior: Vector, class_frequencies: ArrayLike
 ) -> SurestRows | None:
-    """How much estimates on one half, calibrated on the other, miss beyond their intervals.
+    """Measure how far estimates miss beyond their intervals, as an equivalent number of rows.
 
-    The excess of the squared error over the variances is expressed as a number of labelled rows. A
-    mix is left out if the half has too few rows of a class for it: drawing the same rows repeatedly
-    would increase the error even with exact posteriors.
+    Streams of one half are estimated with the calibration of the other. Where the squared error
+    exceeds the variance that the intervals claim, the excess equals the sampling error of so many
+    labelled rows. A mix is left out if the half has too few rows of a class for it: drawing the
+    same rows repeatedly would add an error even with exact posteriors.
     """
     classes = f.shape[1]
     if classes > MAX_CLASSES_WITH_REPLICATES:
@@ -265,7 +268,7 @@ def _surest_rows(
 
 
 def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Every second row of each class and the rest; then the same with the two halves swapped."""
+    """Yield every second row of each class with the other rows; then the same halves swapped."""
     order = np.argsort(labels, kind="stable")
     ranks = np.empty(len(labels), np.intp)
     starts = np.searchsorted(labels[order], labels[order])
@@ -276,7 +279,7 @@ def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]
 
 
 def _plain(f: Vector, labels: Labels, found: Measured) -> Estimation:
-    """A block with only the calibration and the sketch."""
+    """Return a block with only the calibration and the sketch."""
     temperature = found.temperature.value
     return Estimation(
         calibration=found.kind,
@@ -318,9 +321,9 @@ def _measured_source(
     bias: Vector,
     weights: Vector | None = None,
 ) -> Vector:
-    """[C] log of sigma * mean posterior / split's prior, where the posterior is under that prior.
+    """Return [C] log of sigma * mean posterior / split's prior, normalised.
 
-    A class that the split lacks keeps sigma.
+    The posteriors are taken under the split's prior. A class that the split lacks keeps its sigma.
     """
     totals = class_totals(labels, len(log_sigma), weights)
     present = totals > 0
@@ -332,7 +335,7 @@ def _measured_source(
 
 
 def _bias_helps(f: Vector, labels: Labels, log_sigma: Vector) -> bool:
-    """Compare both calibrations by the NLL of rows that were not fitted."""
+    """Return whether a bias lowers the NLL of rows that the fit did not see."""
     step = max(1, f.size // _MOST_CELLS)
     some, own = f[::step], labels[::step]
     fold = np.arange(len(own)) % FOLDS
@@ -353,7 +356,7 @@ def _bias_helps(f: Vector, labels: Labels, log_sigma: Vector) -> bool:
 
 
 def _better(before: Vector, after: Vector, weights: Vector) -> bool:
-    """Whether the weighted mean loss falls by more than its standard error."""
+    """Return whether the weighted mean loss falls by more than the standard error of the fall."""
     gain = before - after
     mean = float(np.average(gain, weights=weights))
     error = np.sqrt(np.square(weights * (gain - mean)).sum()) / weights.sum()
@@ -369,10 +372,10 @@ def _mix_weights(labels: Labels, target: Vector) -> Vector:
 def _replicates(
     f: Vector, labels: Labels, found: Measured, *, log_source_prior: Vector
 ) -> Replicates | None:
-    """The calibration on REPLICATES re-weighted copies of the split (Bayesian bootstrap by class).
+    """Calibrate on REPLICATES reweighted copies of the split (Bayesian bootstrap by class).
 
-    Each row gets an exponential weight, scaled within its class. The parameters move by one Newton
-    step from the fit, whose Hessian is the same for all copies.
+    Each row gets an exponential weight, scaled within its class. For each copy, one Newton step
+    from the fit gives the parameters; all copies use the fit's Hessian.
     """
     classes = len(log_source_prior)
     if classes > MAX_CLASSES_WITH_REPLICATES:
@@ -403,10 +406,10 @@ def _replicates(
 def _derivatives(
     f: Vector, labels: Labels, p: Vector, weights: Vector, inverse: float, *, biased: bool
 ) -> tuple[Vector, Vector]:
-    """Gradient of each row's loss [n, P] and the Hessian [P, P] of the penalised sum, at the fit.
+    """Return each row's gradient [n, P] and the penalised sum's Hessian [P, P], at the fit.
 
-    The parameters P are 1 / T, and the bias if one was fitted. A temperature that stays 1 is as
-    uncertain as a fitted one, so it varies in the replicates as well.
+    The P parameters are 1 / T and, if one was fitted, the bias. A temperature that stays 1 is as
+    uncertain as a fitted one, so the replicates vary it too.
     """
     rows = np.arange(len(f))
     centred = f - np.einsum("nc,nc->n", p, f)[:, None]
@@ -427,7 +430,7 @@ def _derivatives(
 def _with_joint_interval(
     f: Vector, labels: Labels, found: Measured, log_sigma: Vector
 ) -> Temperature:
-    """The temperature with its interval when fitted with a bias; 1 / T is nearly normal."""
+    """Return the temperature with its interval in the joint fit: 1 / T is close to normal."""
     weights = row_weights(labels, log_sigma)
     mix = log_target_prior(class_totals(labels, len(log_sigma), weights))
     inverse = 1 / found.temperature.value
@@ -447,5 +450,5 @@ def _confusion(f: Vector, labels: Labels) -> list[list[int]]:
 
 
 def _rounded(values: Vector, *, digits: int = 9) -> list[float]:
-    """Numbers rounded for the file, so that a block does not depend on the machine."""
+    """Round to so many digits that a block does not depend on the machine that computed it."""
     return [float(f"{value:.{digits}g}") for value in values]
