@@ -1,4 +1,4 @@
-"""Augmentation of whole batches of images: pad, crop and flip."""
+"""Augments whole batches of images: pad, crop and flip."""
 
 from dataclasses import dataclass
 
@@ -15,8 +15,9 @@ AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop-flip")
 class Augmentation:
     """The augmentation of training images.
 
-    none; flip: mirror half of the images; crop-flip: also shift by up to `pad` pixels, filled with
-    black. resized-crop-flip crops images in files while they are decoded (pixels.random_crop).
+    name: `none`; `flip` mirrors half of the images; `crop-flip` also shifts them by up to `pad`
+    pixels and fills with black; `resized-crop-flip` crops image files while they are decoded
+    (pixels.random_crop).
     """
 
     name: str = "none"
@@ -30,14 +31,14 @@ class Augmentation:
 
     @property
     def on_batches(self) -> bool:
-        """Whether whole batches are augmented, rather than each image while it is decoded."""
+        """Whether whole batches are augmented, not each image while it is decoded."""
         return self.name in ("flip", "crop-flip")
 
     def draw(self, rows: int, *, seed: int) -> Tensor:
-        """Random numbers for a batch, int64 [rows, 3]: mirror (0 or 1), row and column offset.
+        """Draw a batch's augmentation, int64 [rows, 3]: mirror (0 or 1), row and column offset.
 
-        Every process draws them for the whole batch, not only for its own part. So several
-        processes together augment exactly as one process would.
+        Every process draws for the whole batch and takes its part, so that several processes
+        together compute the same batch as one.
         """
         generator = torch.Generator().manual_seed(seed)
         mirror = torch.randint(0, 2, (rows, 1), generator=generator)
@@ -45,7 +46,7 @@ class Augmentation:
         return torch.cat([mirror, offsets], dim=1)
 
     def apply(self, images: Tensor, drawn: Tensor) -> Tensor:
-        """Augment images [B, channels, H, W] of any type as `drawn` [B, 3] says."""
+        """Augment images [B, channels, H, W] of any dtype as `drawn` [B, 3] says."""
         batch, channels, height, width = images.shape
         mirror = drawn[:, :1].bool()
         column = torch.arange(width, device=images.device)

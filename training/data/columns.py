@@ -1,8 +1,8 @@
 """Encodes columns of numbers and categories as rows of numbers, in a way that a graph can repeat.
 
-A row is a record with a field for each column: a number or a string. A category becomes the number
-of its value, 1 … K; a value that was not learnt becomes 0. A missing category is the empty string,
-which is a value like any other; a missing number is NaN.
+A row is a record with a field per column: a number or a string. A category becomes the number of
+its value, 1 … K, or 0 for a value unseen in training. A missing category is the empty string, which
+counts as a value like any other; a missing number is NaN.
 """
 
 from collections import Counter
@@ -14,44 +14,47 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_VALUES = 1_000
-"""The most values of one column that are learnt, the most frequent first."""
+"""The most values of a column that get a number: its most frequent ones."""
 FEW_VALUES = 20
-"""A column with at most this many values learns all; with more, those in two training rows."""
+"""If a column has more values than this, those that occur in one training row get no number."""
 KEPT = 0.99
-"""The smallest share of a column's distinct numbers that float32 must keep distinct."""
+"""float32 is used if it keeps at least this share of a column's distinct numbers apart."""
 
 
 @dataclass(frozen=True)
 class Column:
-    """One input of a table: numbers where `values` is None, else a category."""
+    """One column of a table: numbers if `values` is None, else a category with these values."""
 
     name: str
     dtype: str
-    """The dtype of the graph's input: a float, bool, or string."""
+    """The dtype of the graph's input: a float type, bool or string."""
     values: tuple[str, ...] | None = None
     missing: bool = False
-    """Whether the input accepts NaN."""
+    """Whether the column accepts NaN."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The inputs of a table of numbers and categories, in their order."""
+    """The columns of a table of numbers and categories, in input order."""
 
     columns: tuple[Column, ...]
 
     @classmethod
     def learnt(cls, rows: NDArray[Any], *others: NDArray[Any]) -> "Columns":
-        """Learn from the records of the training rows; in the others, look for missing numbers."""
+        """Fit to the records of the training rows.
+
+        others: the records of the other splits, where only missing numbers are looked for.
+        """
         assert rows.dtype.names is not None
         return cls(tuple(_column(name, rows, others) for name in rows.dtype.names))
 
     @property
     def sizes(self) -> tuple[int, ...]:
-        """For each column, how many values its category has; 0 for numbers."""
+        """For each column, the number of its category's values; 0 for a numeric column."""
         return tuple(len(column.values or ()) for column in self.columns)
 
     def encode(self, rows: NDArray[Any]) -> NDArray[np.float64]:
-        """Records [n] as numbers [n, columns]."""
+        """Encode records [n] as numbers [n, columns]."""
         found = np.empty((len(rows), len(self.columns)))
         for place, column in enumerate(self.columns):
             values = rows[column.name].reshape(-1)
@@ -64,14 +67,14 @@ class Columns:
 
 
 def written(value: Any) -> str:
-    """A category as JSON and CSV write it: booleans in lower case, a missing one empty."""
+    """Return a category as JSON and CSV write it: booleans in lower case, a missing one as ''."""
     if value is None:
         return ""
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def has_missing(*arrays: NDArray[Any]) -> bool:
-    """Whether there is NaN in any of the arrays."""
+    """Return whether any of the arrays contains NaN."""
     return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in arrays)
 
 
@@ -87,7 +90,7 @@ def _column(name: str, rows: NDArray[Any], others: Sequence[NDArray[Any]]) -> Co
 
 
 def float_type(values: NDArray[np.float64]) -> type[np.floating[Any]]:
-    """float32, or float64 if float32 would make different numbers equal, as with Unix times."""
+    """Return float32, or float64 if float32 would merge different values, as for Unix times."""
     there = values[~np.isnan(values)]
     kept = len(np.unique(there.astype(np.float32)))
     return np.float64 if kept < KEPT * len(np.unique(there)) else np.float32

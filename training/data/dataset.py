@@ -1,4 +1,4 @@
-"""A data set: splits of inputs with labels, and the names of the classes."""
+"""Defines a data set: splits of labelled inputs, the class names, and facts about the inputs."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -16,10 +16,11 @@ Labels: TypeAlias = NDArray[np.int64]
 
 
 class Inputs(Protocol):
-    """The inputs of a split: an array, or something that reads as one (images in files).
+    """The inputs of a split: an array, or an object that NumPy converts to one (images in files).
 
-    Arrays: float [N, …] tensors, in which NaN is a missing number; uint8 [N, H, W, channels]
-    images; object [N] strings; or records [N] with a field for each column of a table.
+    An array is one of four kinds. float [N, …]: tensors, where NaN is a missing number. uint8
+    [N, H, W, channels]: images. object [N]: strings. Records [N]: rows of a table, a field per
+    column.
     """
 
     def __len__(self) -> int: ...
@@ -28,7 +29,7 @@ class Inputs(Protocol):
 
 @dataclass(frozen=True)
 class Split:
-    """Inputs with their labels [N], each an index into the class names."""
+    """N inputs with their labels [N], which are indices into the class names."""
 
     inputs: Inputs
     labels: Labels
@@ -41,13 +42,13 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: NDArray[np.integer]) -> "Split":
-        """The given rows, in the given order."""
+        """Return the split of these rows, given by index, in the given order."""
         return Split(self.inputs[rows], self.labels[rows])
 
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pixels become the tensor; the fields are those of service.contract.bundle.InputSpec."""
+    """How pixels become the tensor; the fields mean the same as in `contract.bundle.InputSpec`."""
 
     size: tuple[int, int]
     color: Color
@@ -60,17 +61,17 @@ class ImageSpec:
 
     @property
     def channels(self) -> int:
-        """1 for L, 3 for RGB and BGR."""
+        """The number of channels: 1 for L, 3 for RGB and BGR."""
         return 1 if self.color == "L" else 3
 
 
 @dataclass(frozen=True)
 class Known:
-    """The facts about a published model that are needed to read rows for it.
+    """What a published model states about its inputs; used to read rows for it.
 
     class_names: the classes, in output order. columns: the columns of a table, in input order; None
-    if the model does not name them. sha256: digest of its training data, if known. inputs: those of
-    a model with several. missing: whether a model with one input accepts missing values.
+    if the model does not state them. sha256: the digest of its training data, if stated. inputs:
+    the inputs of a model with several. missing: whether a model with one input accepts NaN.
     """
 
     class_names: tuple[str, ...]
@@ -82,19 +83,19 @@ class Known:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Training, validation and test rows of one class list.
+    """Training, validation and test rows that share one class list.
 
-    val and test: None where the source has none.
+    val, test: None if the source has none.
     image: how pixels become the tensor, for kind `image`.
-    vocabulary, columns: learnt from the training texts, or from the records of a table, before a
-    run (training.run.prepare).
-    picture: the shape in which a row of numbers can be shown as a grey picture.
-    val_per_class: rows per class that a fit sets aside if there is no val; None: a share of each.
+    vocabulary, columns: fitted to the training texts, or to a table's records, before a run
+    (training.run.prepare).
+    picture: the shape in which a row of numbers can be shown as a grey image.
+    val_per_class: rows per class that `fit` sets aside if val is None; None: a fraction of each.
     reproducible_split: whether the test rows are the same for every seed.
-    whole: all rows, where the test split was drawn from them rather than given.
+    whole: all rows, if the test split was drawn from them; None if the source defines it.
     labelled: whether the labels are known; if not, they are all 0.
     notes: oddities that the reader found, as sentences for the user.
-    origin: where the rows came from, for the provenance.
+    origin: where the rows came from, for the model's provenance.
     """
 
     spec: str
@@ -115,7 +116,7 @@ class Dataset:
     origin: dict[str, Any] = field(default_factory=dict)
 
     def check_trainable(self) -> None:
-        """Raise BadData unless there are two classes, with names and a training row each."""
+        """Raise BadData unless there are two classes, each with a name and a training row."""
         if len(self.class_names) < 2:
             raise BadData(
                 f"{self.spec}: has {len(self.class_names)} class; a classifier needs at least 2"
@@ -141,16 +142,16 @@ class Dataset:
 
     @property
     def class_counts(self) -> Labels:
-        """Training examples of each class, [C]."""
+        """The number of training rows of each class, [C]."""
         return counts_of(self.train.labels, len(self.class_names))
 
     def with_splits(self, *, train: Split, val: Split | None) -> "Dataset":
-        """A copy with other training and validation rows."""
+        """Return a copy with these training and validation rows."""
         return replace(self, train=train, val=val)
 
 
 def counts_of(labels: Labels, num_classes: int) -> Labels:
-    """How many rows each class has, [C]."""
+    """Return the number of rows of each class, [C], from labels [N]."""
     return np.bincount(labels, minlength=num_classes).astype(np.int64)
 
 
@@ -162,9 +163,10 @@ def check_labels(
     row_word: str = "row",
     first_row: int = 0,
 ) -> Labels:
-    """Labels as int64 indices.
+    """Convert labels [N], class names or indices, to int64 indices.
 
-    Raises BadData with the first row whose label is no class. Rows are counted from first_row.
+    where: the file, for messages. row_word, first_row: what a message calls a row, and the number
+    of the first one. Raises BadData that names the first row whose label is no class.
     """
     if labels.ndim != 1:
         raise BadData(f"{where}: labels have shape {list(labels.shape)}; expected one label a row")
@@ -189,8 +191,7 @@ def check_labels(
     if wrong.size:
         raise BadData(
             f"{where}, {row_word} {wrong[0] + first_row}: label {labels[wrong[0]]} is out of "
-            "range; "
-            f"expected 0 to {len(class_names) - 1}"
+            f"range; expected 0 to {len(class_names) - 1}"
             + (
                 " (labels seem to start at 1: subtract 1)"
                 if labels.min() == 1 and labels.max() == len(class_names)

@@ -1,4 +1,4 @@
-"""Batches on a device: those of training steps, and the rows of a split in order."""
+"""Puts batches on the device: augmented ones for training steps, or a split's rows in order."""
 
 import itertools
 import signal
@@ -27,21 +27,21 @@ Order: TypeAlias = Iterable[tuple[int, Rows]]
 EVALUATION_ROWS = 256
 # for several steps at once, as between the steps of a small network everything would be cold, and
 # cost thrice as much
-GATHERED_BYTES = 2**21  # of rows in memory
+GATHERED_BYTES = 2**21  # rows are copied in groups of this size
 GATHERED_TEXTS = 1024
 
 
 class Feed(Protocol):
-    """Produces the batches of an order."""
+    """Turns the row numbers of each step into a batch on the device."""
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """For each (step, rows of the whole batch), this process's augmented part on the device."""
+        """Yield, for each (step, row numbers of the whole batch), this process's augmented part."""
         ...
 
 
 @dataclass(frozen=True)
 class Place:
-    """The destination of a feed: a device, one of several processes, and the seed for its draws."""
+    """Where a feed's batches go: the device, this process's part, and the seed for augmentation."""
 
     device: torch.device
     part: Part
@@ -50,7 +50,7 @@ class Place:
 
 
 def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
-    """The feed for the training rows of a data set."""
+    """Return the feed that suits the data set's kind of training rows."""
     if data.vocabulary is not None:
         return TextFeed(data.train, data.vocabulary, place)
     if data.columns is not None:
@@ -62,7 +62,7 @@ def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
 
 
 class ArrayFeed:
-    """Batches of rows in memory, augmented and normalised a whole batch at a time."""
+    """A feed for rows in memory; it augments and normalises a whole batch at a time."""
 
     def __init__(
         self, split: Split, image: ImageSpec | None, augmentation: Augmentation, place: Place
@@ -76,11 +76,11 @@ class ArrayFeed:
         self._place = place
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """This process's part of each batch, as Feed.batches says."""
+        """Yield this process's part of each batch, as in `Feed.batches`."""
         for group in _groups(order, rows=GATHERED_BYTES // max(1, self._inputs[:1].nbytes)):
             parts = [rows[self._place.part.of(len(rows))] for _, rows in group]
             mine = torch.from_numpy(np.concatenate(parts)).to(self._place.device)
-            # index_select copies whole rows; indexing would go number by number, 40 times slower
+            # index_select copies whole rows; indexing would copy single numbers, 40 times slower
             inputs = self._inputs.index_select(0, mine).split_with_sizes(
                 [len(part) for part in parts]
             )
@@ -93,7 +93,7 @@ class ArrayFeed:
 
 
 class TextFeed:
-    """Batches of texts as token numbers, padded to the longest text of the batch."""
+    """A feed for texts: token numbers, padded to the longest text of the batch."""
 
     def __init__(self, split: Split, vocabulary: Vocabulary, place: Place) -> None:
         self._encoded = Encoded.of(list(np.asarray(split.inputs)), vocabulary)
@@ -101,7 +101,7 @@ class TextFeed:
         self._place = place
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """This process's part of each batch, as Feed.batches says."""
+        """Yield this process's part of each batch, as in `Feed.batches`."""
         device = self._place.device
         for group in _groups(order, rows=GATHERED_TEXTS):
             mine = [rows[self._place.part.of(len(rows))] for _, rows in group]
@@ -111,7 +111,7 @@ class TextFeed:
 
 
 class FileFeed:
-    """Batches of images in files, decoded and cropped ahead of time by worker processes."""
+    """A feed for image files; worker processes decode and crop them ahead of time."""
 
     def __init__(
         self, files: ImageFiles, labels: Rows, augmentation: Augmentation, place: Place
@@ -123,7 +123,7 @@ class FileFeed:
         self._place = place
 
     def batches(self, order: Order) -> Iterator[Batch]:
-        """This process's part of each batch, as Feed.batches says."""
+        """Yield this process's part of each batch, as in `Feed.batches`."""
         device = self._place.device
         for_loader, for_here = itertools.tee(order)  # the loader runs ahead of the steps
         loader: DataLoader[Any] = DataLoader(
@@ -155,17 +155,20 @@ class Finish:
             self._scale = (1 / (255 * std), -mean / std)
 
     def drawn(self, step: int, *, rows: int) -> Tensor | None:
-        """The random numbers for this process's part of a batch of `rows` rows."""
+        """Draw the augmentation of this process's part of a batch; None without augmentation.
+
+        rows: the rows of the whole batch.
+        """
         if self._augmentation is None:
             return None
-        # drawn for the whole batch, so that the parts of several processes add up to the batch of
-        # one
+        # drawn for the whole batch, so that several processes together use the same numbers as one
         numbers = self._augmentation.draw(rows, seed=step_seed(self._place.seed, step))
         return numbers[self._place.part.of(rows)].to(self._place.device)
 
     def __call__(self, inputs: Tensor, drawn: Tensor | None) -> Tensor:
-        """Float32 inputs [B, …], changed as drawn. The caller must not use its own inputs
-        afterwards.
+        """Return float32 network inputs [B, …], augmented as drawn.
+
+        The inputs may be changed in place; the caller must not use them afterwards.
         """
         if self._augmentation is not None and drawn is not None:
             inputs = self._augmentation.apply(inputs, drawn)
@@ -177,7 +180,7 @@ class Finish:
 
 
 def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[Tensor]:
-    """The inputs of a split for the network, unaugmented, in order, EVALUATION_ROWS at a time."""
+    """Yield the network's inputs for a split, unaugmented, in order, EVALUATION_ROWS at a time."""
     for batch in graph_inputs(split, data.image):
         numbers = batch
         if data.vocabulary is not None:
@@ -188,9 +191,9 @@ def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[T
 
 
 def graph_inputs(split: Split, image: ImageSpec | None) -> Iterator[NDArray[Any]]:
-    """The inputs of a split as the exported graph takes them, EVALUATION_ROWS at a time.
+    """Yield the exported graph's inputs for a split, in order, EVALUATION_ROWS at a time.
 
-    Texts stay strings, and the rows of a table records; image says how pixels become the tensor.
+    Texts stay strings, and the rows of a table stay records. image: how pixels become the tensor.
     """
     for start in range(0, len(split), EVALUATION_ROWS):
         rows = np.asarray(split.inputs[start : start + EVALUATION_ROWS])
@@ -198,7 +201,7 @@ def graph_inputs(split: Split, image: ImageSpec | None) -> Iterator[NDArray[Any]
 
 
 def _groups(order: Order, *, rows: int) -> Iterator[list[tuple[int, Rows]]]:
-    """The order in groups of steps that together have at least this many rows."""
+    """Group the steps so that each group (but the last) has at least `rows` rows."""
     group: list[tuple[int, Rows]] = []
     taken = 0
     for step, one in order:
@@ -212,15 +215,16 @@ def _groups(order: Order, *, rows: int) -> Iterator[list[tuple[int, Rows]]]:
 
 
 def step_seed(seed: int, step: int) -> int:
-    """A seed for each step of a run."""
+    """Derive the seed of a step from the seed of the run."""
     return int(
         np.random.SeedSequence([seed, 2, step]).generate_state(1, np.uint64)[0] >> np.uint64(1)
     )
 
 
 class _Decoder(TorchDataset[Any]):
-    """(row, step, position in the batch) -> pixels uint8 [H, W, channels] and label, in a worker
-    process.
+    """Runs in a worker process: decodes a row for (row, step, position in the batch).
+
+    Returns its pixels, uint8 [H, W, channels], and its label.
     """
 
     def __init__(self, files: ImageFiles, labels: Rows, *, crops: bool, seed: int) -> None:
@@ -240,7 +244,7 @@ class _Decoder(TorchDataset[Any]):
 
 
 class _Asking:
-    """Turns the order of a run into the batches that a DataLoader asks for."""
+    """The batch sampler of a DataLoader, made from the order of a run."""
 
     def __init__(self, order: Order, part: Part) -> None:
         self._order = order
@@ -253,7 +257,7 @@ class _Asking:
 
 
 def _leave_signals_to_the_parent(_worker: int) -> None:
-    """Ignore Ctrl-C, which reaches the whole process group: the parent handles it."""
+    """Ignore Ctrl-C in workers: it reaches the whole process group, and the parent handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     torch.set_num_threads(1)

@@ -1,4 +1,4 @@
-"""Images in files as inputs: checked before a run starts, decoded when their rows are needed."""
+"""Image files as inputs: checked before a run starts, decoded when their rows are used."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -15,16 +15,16 @@ from training.data.order import Part
 from training.faults import BadData, say
 
 MEMORY_BYTES = 256 * 2**20
-"""Images that take less memory than this once decoded are kept."""
+"""By default, images that take at most this much once decoded are kept in memory."""
 MAX_BROKEN_SHARE = 0.1
-"""The largest share of images that --skip-broken leaves out."""
-LISTED = 20  # broken files in a message
+"""The largest share of the images that --skip-broken leaves out."""
+LISTED = 20  # the most broken files that a message lists
 THREADS = max(1, min(32, (os.cpu_count() or 1)))  # Pillow decodes outside the interpreter's lock
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Rows that are files.
+    """Inputs whose rows are image files.
 
     Indexing selects rows; np.asarray decodes them to [n, H, W, channels].
     """
@@ -34,7 +34,7 @@ class ImageFiles:
 
     @classmethod
     def of(cls, paths: Sequence[str], spec: ImageSpec) -> "ImageFiles":
-        """The rows for a list of paths."""
+        """Make a row of each path; `spec` says how the image becomes the pixels."""
         found = np.empty(len(paths), dtype=object)
         found[:] = paths
         return cls(found, spec)
@@ -58,18 +58,19 @@ class ImageFiles:
 
     @property
     def decoded_bytes(self) -> int:
-        """Size of all rows in memory once decoded."""
+        """The bytes that all rows take once decoded."""
         return len(self) * self.spec.size[0] * self.spec.size[1] * self.spec.channels
 
 
 def made_ready(
     data: Dataset, *, in_memory: bool | None, part: Part, skip_broken: bool = False
 ) -> Dataset:
-    """Check that every image is readable. Raises BadData with a list of those that are not.
+    """Check that every image can be read, and return the data, with pixels if kept in memory.
 
-    in_memory: decode all images now and keep the pixels; None does so when they fit into
-    MEMORY_BYTES. Otherwise each process decodes its part once as a check, and training decodes them
-    again. skip_broken: leave unreadable images out, up to MAX_BROKEN_SHARE.
+    in_memory: decode all images now and keep the pixels; None does so if they fit in MEMORY_BYTES.
+    Otherwise each process decodes its part once as a check, and training decodes the images again.
+    skip_broken: leave unreadable images out, up to MAX_BROKEN_SHARE. Raises BadData that lists the
+    unreadable images.
     """
     splits = {"train": data.train, "val": data.val, "test": data.test}
     own = {
@@ -92,7 +93,10 @@ def made_ready(
     if broken and not skip_broken:
         raise BadData(f"{_listed(broken, rows)}\n(give --skip-broken to leave them out)")
     if len(broken) > MAX_BROKEN_SHARE * rows:
-        raise BadData(f"{_listed(broken, rows)}\n(too many to leave out: restore the files)")
+        raise BadData(
+            f"{_listed(broken, rows)}\n"
+            f"(too many to leave out; at most {MAX_BROKEN_SHARE:.0%} may be)"
+        )
     if not broken:
         return replace(data, **ready) if in_memory else data
     say(f"{_listed(broken, rows)}\n(left out)")
@@ -102,7 +106,7 @@ def made_ready(
 
 
 def _decoded(split: Split, _part: Part) -> tuple[Split, list[str]]:
-    """The split with its pixels in memory, without broken images; and what is broken."""
+    """Decode the split; return it without broken images, and the errors of those."""
     files = split.inputs
     assert isinstance(files, ImageFiles)
     height, width = files.spec.size
@@ -121,7 +125,7 @@ def _decoded(split: Split, _part: Part) -> tuple[Split, list[str]]:
 
 
 def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
-    """The split without broken images; this process checks its part of the files."""
+    """Decode this process's part; return the split without broken images, and their errors."""
     from tqdm import tqdm
 
     files = split.inputs
@@ -139,7 +143,7 @@ def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
 
 
 def _tried(read: Callable[..., Any], *arguments: Any) -> Any:
-    """The result of a function, or the message of the BadData that it raises."""
+    """Call a function; return its result, or the message of the BadData that it raises."""
     try:
         return read(*arguments)
     except BadData as error:

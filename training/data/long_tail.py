@@ -1,4 +1,4 @@
-"""Long-tailed class counts (Cao et al., 2019) and shifted test sets (LADE)."""
+"""Computes long-tailed class counts (Cao et al., 2019) and shifted test sets (LADE)."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,11 @@ PROFILES = ("exp", "step")
 def profile_counts(
     name: str, *, max_per_class: int, imbalance_ratio: float, num_classes: int
 ) -> Labels:
-    """Training rows of each class [C], classes in label order, for r = 1 / imbalance_ratio.
+    """Return the training rows [C] of each class in label order; r = 1 / imbalance_ratio.
 
     exp: int(max_per_class * r ** (i / (C - 1))); step: the first half max_per_class, the second
-    int(max_per_class * r). Raises WrongUse when a class would be left empty.
+    int(max_per_class * r). Raises WrongUse for an unknown name, a ratio below 1, or counts that
+    would leave a class empty.
     """
     if imbalance_ratio < 1:
         raise WrongUse(
@@ -35,7 +36,7 @@ def profile_counts(
     if counts.min() < 1:
         raise WrongUse(
             f"imbalance ratio {imbalance_ratio:g} with {max_per_class} rows in the largest class "
-            "leaves a class empty"
+            "leaves a class empty; lower the ratio or raise --max-per-class"
         )
     return counts
 
@@ -43,11 +44,11 @@ def profile_counts(
 def shifted_counts(
     direction: str, *, ratio: float, class_counts: Labels, available: Labels
 ) -> Labels:
-    """Test rows of each class for LADE's forward-k and backward-k: a long tail of ratio k.
+    """Return the test rows [C] of each class for LADE's forward-k or backward-k, with k = ratio.
 
-    Classes are ranked by their training counts (ties by index); forward keeps that order, backward
-    reverses it. The largest class gets as many rows as every class could give; each class keeps at
-    least one.
+    The counts are a long tail of ratio k. Classes are ranked by class_counts [C] of training (ties
+    by index); forward keeps that order, backward reverses it. The largest class gets as many rows
+    as the smallest entry of available [C]; every class keeps at least one.
     """
     if direction not in ("forward", "backward"):
         raise WrongUse(f"unknown shift '{direction}'; expected forward or backward")
@@ -63,7 +64,11 @@ def shifted_counts(
 def shifted_rows(
     labels: Labels, *, direction: str, ratio: float, class_counts: Labels, seed: int = 0
 ) -> NDArray[np.int64]:
-    """Rows of a test set resampled without replacement to forward-k or backward-k, ascending."""
+    """Draw test rows without replacement so that they follow forward-k or backward-k.
+
+    labels: [N]; class_counts: [C] of training. Returns row numbers in ascending order. Raises
+    WrongUse if a class has no row.
+    """
     available = counts_of(labels, len(class_counts))
     if available.min() < 1:
         raise WrongUse(

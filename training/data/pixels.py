@@ -1,5 +1,4 @@
-"""Images of a data set: files to pixels, pixels to the network's tensor, and the statistics of the
-channels.
+"""Decodes image files to pixels, and turns pixels into the network's tensor.
 
 `service.contract.pixels` says how an image becomes a tensor; this module names the file in every
 error and adds what only training does: random crops, a check of whole files, and statistics.
@@ -24,8 +23,9 @@ STATISTICS_ROWS = 20_000  # a mean over these is exact to the four digits that a
 
 
 def decode(path: str | Path, spec: ImageSpec) -> NDArray[np.uint8]:
-    """Pixels [H, W, channels] of an image file, resized as spec says. Raises BadData naming the
-    file.
+    """Decode an image file to pixels [H, W, channels], resized as `spec` says.
+
+    Raises BadData that names the file.
     """
     try:
         return contract.decode_pixels(contract.open_image(_bytes_of(path)), spec)
@@ -34,11 +34,10 @@ def decode(path: str | Path, spec: ImageSpec) -> NDArray[np.uint8]:
 
 
 def random_crop(path: str | Path, spec: ImageSpec, *, seed: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Pixels [H, W, channels] of a random part of the image, half of the time mirrored, for
-    training.
+    """Decode a random part of an image to pixels [H, W, channels], mirrored half of the time.
 
-    The part has 8 … 100 % of the area and sides 3:4 … 4:3 (Szegedy et al., 2015; Goyal et al.,
-    2017).
+    The part has 8 … 100 % of the area and an aspect ratio of 3:4 … 4:3 (Szegedy et al., 2015; Goyal
+    et al., 2017). Raises BadData that names the file.
     """
     from PIL.Image import Resampling, Transpose
 
@@ -52,14 +51,15 @@ def random_crop(path: str | Path, spec: ImageSpec, *, seed: tuple[int, ...]) -> 
 
 
 def check(path: str | Path) -> None:
-    """Decode the whole file, coarsely where the format allows it. Raises BadData naming the
-    file.
+    """Decode the whole file, at low resolution if the format allows it.
+
+    Raises BadData that names the file.
     """
     _upright(path, "RGB", 1)
 
 
 def size_of(path: str | Path) -> tuple[int, int]:
-    """(height, width) by the file's header. Raises BadData naming the file."""
+    """Read (height, width) from the file's header. Raises BadData that names the file."""
     try:
         with Path(path).open("rb") as file:
             image = contract.open_header(file)
@@ -71,19 +71,21 @@ def size_of(path: str | Path) -> tuple[int, int]:
 
 
 def channel_statistics(images: Any) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel of uint8 [N, H, W, channels], on the scale 0 … 1.
+    """Compute each channel's mean and standard deviation over uint8 images [N, H, W, channels].
 
-    Both are rounded to four digits.
+    Both are on the scale 0 … 1, rounded to four digits.
     """
     step = max(1, len(images) // STATISTICS_ROWS)
     scaled = np.asarray(images[::step], np.float64) / 255
     mean = scaled.mean(axis=(0, 1, 2))
-    std = np.maximum(scaled.std(axis=(0, 1, 2)), 1e-3)  # a constant channel stays finite
+    std = np.maximum(
+        scaled.std(axis=(0, 1, 2)), 1e-3
+    )  # keeps a constant channel finite when it is divided by
     return tuple(round(float(m), 4) for m in mean), tuple(round(float(s), 4) for s in std)
 
 
 def normalise(images: NDArray[np.uint8], spec: ImageSpec) -> NDArray[np.float32]:
-    """The network's tensor, float32 [N, channels, H, W], of uint8 images [N, H, W, channels]."""
+    """Turn uint8 images [N, H, W, channels] into float32 inputs [N, channels, H, W]."""
     scaled = contract.normalise(images, mean=spec.mean, std=spec.std, scale=spec.scale)
     return np.ascontiguousarray(contract.channels_first(scaled))
 
@@ -113,8 +115,9 @@ def _why(error: OSError) -> str:
 
 
 def _part(image: "Image", generator: np.random.Generator) -> tuple[float, float, float, float]:
-    """The box (left, top, right, bottom) of a random part; the centre square when none of the tries
-    fits.
+    """Draw the box (left, top, right, bottom) of a random part of the image.
+
+    If no draw fits in the image, the box is the centre square.
     """
     width, height = image.size
     for _ in range(CROP_TRIES):

@@ -1,4 +1,4 @@
-"""Finds likely faults in readable data and describes them to the user."""
+"""Finds likely faults in data that can be read, and describes them to the user."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,7 +12,7 @@ from training.data.image_files import ImageFiles
 from training.data.text import words
 from training.faults import BadData
 
-MAX_ROWS = 200_000  # of a column that is sorted or a split that is hashed; more are sampled
+MAX_ROWS = 200_000  # the most rows of a column or split that are examined; more are sampled
 LEAK_ROWS = 30  # with fewer, a column may tell the classes apart by chance
 LISTED = 5
 MAX_TEXTS = 2_000
@@ -20,7 +20,7 @@ LONG_WORD = 16  # characters; languages with spaces have 4 to 8
 
 
 def check_held_out(data: Dataset) -> None:
-    """Raise BadData when no row can be held out, so that neither T, tau nor an error is known."""
+    """Raise BadData if no row can be held out: T, tau and the error could then not be measured."""
     if data.val is None and data.test is None and int(data.class_counts.max()) == 1:
         raise BadData(
             f"{data.spec}: each of its {data.num_classes} classes has a single row, so nothing can "
@@ -29,7 +29,7 @@ def check_held_out(data: Dataset) -> None:
 
 
 def problems(data: Dataset) -> list[str]:
-    """All problems of a data set; those that its reader noted come first."""
+    """Return all problems of a data set as phrases; its reader's notes come first."""
     return [
         *data.notes,
         *_small_classes(data),
@@ -66,7 +66,7 @@ def _small_classes(data: Dataset) -> Iterator[str]:
 
 
 def _columns(data: Dataset) -> Iterator[str]:
-    """Columns that are constant, equal to another one, or determine the class by themselves."""
+    """Yield numeric columns that are constant, equal another one, or determine the class alone."""
     columns = data.origin.get("columns") if data.kind in {"tensor", "columns"} else None
     if not columns:
         return
@@ -96,7 +96,7 @@ def _columns(data: Dataset) -> Iterator[str]:
 
 
 def columns_of(inputs: Any, columns: Sequence[str] | None) -> dict[str, NDArray[Any]]:
-    """The columns of a table by name, at most MAX_ROWS of each; nothing of other data."""
+    """Return a table's columns by name, at most MAX_ROWS rows each; {} for other data."""
     rows = np.asarray(inputs[:MAX_ROWS])
     if rows.dtype.names is not None:
         return {name: np.ascontiguousarray(rows[name].reshape(-1)) for name in rows.dtype.names}
@@ -112,9 +112,10 @@ def _distinct(column: NDArray[Any]) -> int:
 
 
 def _tells_the_class(column: NDArray[Any], labels: NDArray[np.int64]) -> bool:
-    """Whether the column's sorted values form one interval for each class.
+    """Return whether a column determines the class of every row.
 
-    For categories: whether there are as many as classes, and each belongs to one class.
+    For numbers: whether each class has an interval of its own. For categories: whether there are
+    as many as classes, and each occurs in only one class.
     """
     if len(labels) < LEAK_ROWS:
         return False
@@ -133,7 +134,7 @@ def _tells_the_class(column: NDArray[Any], labels: NDArray[np.int64]) -> bool:
 
 
 def _shared_rows(data: Dataset) -> Iterator[str]:
-    """Counts of rows that are in the training rows and in another split as well."""
+    """Yield how many rows of the other splits are also among the training rows."""
     splits = {"val": data.val, "test": data.test}
     train = set(_digests(data.train)) if any(split is not None for split in splits.values()) else ()
     for name, split in splits.items():
@@ -148,7 +149,7 @@ def _shared_rows(data: Dataset) -> Iterator[str]:
 
 
 def is_unspaced(data: Dataset) -> bool:
-    """Whether texts have so few spaces that their words would be whole sentences."""
+    """Return whether the texts have so few spaces that their words are whole sentences."""
     return _characters_a_word(data) > LONG_WORD
 
 
@@ -168,7 +169,7 @@ def _unspaced(data: Dataset) -> Iterator[str]:
 
 
 def _digests(split: Split) -> Iterator[bytes]:
-    """One digest for each row; images in files are compared by content."""
+    """Yield a digest of each row; for image files, of the file's content."""
     inputs = split.inputs
     if isinstance(inputs, ImageFiles):
         for path in inputs.paths[:MAX_ROWS]:
@@ -184,7 +185,9 @@ def _digests(split: Split) -> Iterator[bytes]:
 def _bytes_of(row: Any) -> bytes:
     if isinstance(row, str):
         return row.encode()
-    if isinstance(row, np.void):  # of a table: the strings lie elsewhere
+    if isinstance(
+        row, np.void
+    ):  # a record of a table: its bytes hold pointers to the strings, not the strings
         return repr(row.tolist()).encode()
     return np.ascontiguousarray(row).tobytes()
 

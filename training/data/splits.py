@@ -1,4 +1,4 @@
-"""Stratified splits, and a long-tailed training set drawn from a balanced one."""
+"""Draws stratified splits, and a long-tailed training set from a balanced one."""
 
 import math
 
@@ -13,26 +13,26 @@ SHARE, SHARE_OF_FEW, FEW_ROWS = (
     0.1,
     0.2,
     2000,
-)  # share of each class for validation; larger for small data, where few rows tell little
-SPLIT_SEED = 20200714  # of the splits that must not change with the run's seed
+)  # of each class for validation; more of small data, or it tells nothing
+SPLIT_SEED = 20200714  # the seed of splits that must be the same for every run
 
 
 def stratified(
     labels: Labels, *, per_class: int | None = None, share: float = 0.1, keep: int = 1, seed: int
 ) -> tuple[Rows, Rows]:
-    """Rows (kept, drawn) in ascending order: per_class rows of each class, or a share of each.
+    """Split labels [N] into row numbers (kept, drawn), each in ascending order.
 
-    A class with more than `keep` rows gives at least one row and keeps at least `keep`. With the
-    default, a class of two rows gives one, and a class of one row none.
+    per_class: rows to draw of each class; None draws the share `share`. Each class keeps at least
+    `keep` rows, and one with more gives at least one. With keep = 1, a class of two rows gives one
+    and a class of one row none.
     """
     generator = np.random.default_rng(seed)
     drawn: list[Rows] = []
     for index in range(int(labels.max(initial=-1)) + 1):
         rows = np.flatnonzero(labels == index)
         wanted = per_class if per_class is not None else max(1, math.floor(share * len(rows) + 0.5))
-        order = generator.permutation(
-            rows
-        )  # drawn even when none is wanted: the next class does not depend on it
+        # drawn even when none is wanted, so that the next class does not depend on it
+        order = generator.permutation(rows)
         drawn.append(order[: max(0, min(wanted, len(rows) - keep))])
     chosen = np.sort(np.concatenate(drawn)) if drawn else np.empty(0, np.int64)
     kept = np.setdiff1d(np.arange(len(labels)), chosen, assume_unique=True)
@@ -40,16 +40,16 @@ def stratified(
 
 
 def set_aside_validation(data: Dataset, *, per_class: int | None, seed: int) -> Dataset:
-    """The data with a validation split: its own, or one drawn from the training rows.
+    """Return the data with a validation split: its own, or one drawn from the training rows.
 
-    per_class: rows of each class; None follows the data set's own rule; 0 leaves the data without
-    validation.
+    per_class: validation rows of each class; None takes the data set's default; 0 makes no
+    validation split. Raises WrongUse for a number above 0 if the data has a validation split.
     """
     if per_class == 0:
         return data.with_splits(train=data.train, val=None)
     if data.val is not None and per_class is not None:
         raise WrongUse(
-            f"{data.spec} has a validation split of its own; leave out --validation-per-class"
+            f"{data.spec} has a validation split of its own; leave --validation-per-class out"
         )
     if data.val is not None:
         return data
@@ -66,7 +66,7 @@ def set_aside_validation(data: Dataset, *, per_class: int | None, seed: int) -> 
 
 
 def long_tailed(split: Split, class_counts: Labels, *, seed: int) -> Split:
-    """class_counts[y] rows of each class y, drawn by the seed, in ascending order.
+    """Draw class_counts[y] rows of each class y, and return them in their original order.
 
     Raises WrongUse when a class has too few rows.
     """
@@ -76,8 +76,8 @@ def long_tailed(split: Split, class_counts: Labels, *, seed: int) -> Split:
         worst = int(short[0])
         raise WrongUse(
             f"the profile asks for {class_counts[worst]} training rows of class {worst}; "
-            f"{available[worst]} are left "
-            "beside validation and test (lower --max-per-class or --validation-per-class)"
+            f"{available[worst]} are left beside validation and test "
+            "(lower --max-per-class or --validation-per-class)"
         )
     generator = np.random.default_rng([seed, 1])
     rows = [

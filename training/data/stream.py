@@ -1,8 +1,8 @@
-"""Unlabelled rows from files that need not fit in memory, block by block, as a model takes them.
+"""Reads unlabelled rows for a model block by block, from files that need not fit in memory.
 
-Parquet, CSV and JSON lines give columns; `.npz` and `.npy` give arrays; folders of images and tar
-shards give image files. A block is addressed by its file and its position, so that a run can skip
-blocks it has finished.
+Parquet, CSV and JSON lines hold columns; `.npz` and `.npy` hold arrays; folders and tar shards hold
+image files. A block is identified by its file and its number, so that a run can skip the blocks
+that it has finished.
 """
 
 import tarfile
@@ -29,21 +29,21 @@ TABLES = (".parquet", ".csv", ".jsonl", ".ndjson")
 ARRAYS = (".npz", ".npy")
 READABLE = (*TABLES, *ARRAYS, ".tar", *IMAGES)
 FOLDER = "images"
-"""The kind of a source that is a list of image files; other kinds are suffixes."""
+"""The `kind` of a source that is a list of image files, in place of a suffix."""
 
 Rows = NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Source:
-    """One file, or the image files below one folder, in order."""
+    """One file, or the image files of one folder, in order."""
 
     path: Path
     files: tuple[Path, ...] = ()
 
     @property
     def kind(self) -> str:
-        """The suffix that decides how the source is read, or `FOLDER`."""
+        """The file's suffix, which decides how it is read, or `FOLDER`."""
         return FOLDER if self.files else self.path.suffix.lower()
 
 
@@ -51,8 +51,8 @@ class Source:
 class Block:
     """Rows `start` to `start + len(inputs)` of a source.
 
-    inputs: [n, …] as the model takes them. kept: columns that are carried through, by name.
-    names: the image file of each row, where rows are image files.
+    inputs: [n, …] as the model takes them. kept: the columns to copy to the output, by name.
+    names: the image file of each row, if the rows are image files.
     """
 
     start: int
@@ -65,9 +65,9 @@ class Block:
 class Reading:
     """How rows are read.
 
-    columns: the features, in the model's order; None takes every column that is not in `keep` or
-    `leave_out`. keep: columns copied to the answers. leave_out: columns to ignore, such as a label.
-    array: the member of an .npz file. rows: how many rows a block has.
+    columns: the feature columns, in the model's order; None takes every column that is not in
+    `keep` or `leave_out`. keep: columns to copy to the output. leave_out: columns to ignore, such
+    as a label. array: the name of the array in an .npz file. rows: the rows of a block.
     """
 
     spec: InputSpec
@@ -79,7 +79,10 @@ class Reading:
 
 
 def find(place: str) -> list[Source]:
-    """The sources that a file, a folder or a pattern names, in order. Raises WrongUse."""
+    """Return the sources that a file, a folder or a pattern names, in order.
+
+    Raises WrongUse if there are none, or none that can be read.
+    """
     path = Path(place)
     if any(letter in place for letter in "*?["):
         root = Path(path.anchor or ".")
@@ -111,7 +114,7 @@ def _shown(file: Path, folder: Path) -> bool:
 def blocks(
     source: Source, reading: Reading, *, skip: Callable[[int], bool]
 ) -> Iterator[tuple[int, Block]]:
-    """Number and content of each block of a source for which `skip(number)` is false.
+    """Yield (number, block) of a source for every block for which `skip(number)` is false.
 
     Raises WrongUse when the source does not fit the model, BadData when it is damaged.
     """
@@ -162,7 +165,7 @@ def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
             yield from file.iter_batches(batch_size=reading.rows)
     elif suffix == ".csv":
         quoted = csv.ParseOptions(newlines_in_values=True)
-        # categories that are numbers stay as they are written, such as 01
+        # categories written as numbers stay text, so that 01 does not become 1
         strings = {c.name: pa.string() for c in reading.spec.columns if c.dtype == "string"}
         converted = csv.ConvertOptions(column_types=strings)
         with csv.open_csv(path, parse_options=quoted, convert_options=converted) as reader:
@@ -190,7 +193,9 @@ def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Ro
             f"trained on; it has {_listed(table)}"
         )
     if not names:
-        raise WrongUse(f"{path}: has no feature column: all are in --keep or --leave-out")
+        raise WrongUse(
+            f"{path}: every column is kept or left out; name the features with --columns"
+        )
     if reading.spec.columns:
         found = {spec.name: _column(path, table, start, spec) for spec in reading.spec.columns}
         return records(found)
@@ -236,7 +241,7 @@ def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> 
 
 
 def _column(path: Path, table: "pa.Table", start: int, spec: InputSpec) -> Rows:
-    """One input of a model of a table's columns, [n, 1]."""
+    """Read one input of a model whose inputs are a table's columns, [n, 1]."""
     column = table.column(spec.name)
     if spec.dtype != "string":
         values = _numbers(path, column, start, spec.name, missing=spec.missing)
@@ -256,7 +261,7 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
     values = np.asarray(column.to_numpy())
     if column.null_count == len(values):
         return np.full(len(values), np.nan)
-    if values.dtype == object and column.null_count:  # booleans with gaps
+    if values.dtype == object and column.null_count:  # booleans with missing values
         values = np.array([np.nan if value is None else value for value in values])
     if values.dtype.kind not in "iufb":
         raise BadData(
@@ -271,8 +276,9 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
 
 
 def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
-    """Rows in the model's shape and type; a flat row is reshaped where only one shape is
-    possible.
+    """Convert rows to the model's shape and dtype.
+
+    A flat row is reshaped if only one shape is possible. Raises WrongUse if none fits.
     """
     wanted = reading.spec.shape[1:]
     if all(size is not None for size in wanted):
@@ -289,7 +295,7 @@ def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
 def _array_blocks(
     path: Path, reading: Reading, skip: Callable[[int], bool]
 ) -> Iterator[tuple[int, Block]]:
-    """Read an array from its file in order, block by block; it is never in memory as a whole."""
+    """Read an array from its file block by block; it is never in memory as a whole."""
     try:
         with _array_file(path, reading.array) as file:
             shape, dtype = _header(path, file)
@@ -358,7 +364,7 @@ def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
 
 
 def _pixels(path: Path, rows: Rows, spec: InputSpec) -> Rows:
-    """uint8 images [n, H, W] or [n, H, W, channels] at the model's size, as its tensor."""
+    """Convert uint8 images [n, H, W] or [n, H, W, channels] of the model's size to its tensor."""
     images = rows[..., None] if rows.ndim == 3 else rows
     channels = 3 if spec.color == "RGB" else 1
     wanted = [*(spec.size or []), channels]

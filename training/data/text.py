@@ -1,13 +1,13 @@
-"""Turns tokens of texts into numbers, by a vocabulary that an ONNX graph can also apply.
+"""Turns the tokens of texts into numbers, in a way that an ONNX graph can repeat.
 
-Words are separated by spaces, with A … Z in lower case: StringSplit and StringNormalizer (in the
-locale "C", which is always available) do no more. A word with punctuation around it is therefore a
-separate key that has the number of the bare word: "good," and "good" are the same word, in the
-graph as well.
+Words are separated by spaces, and only A … Z become lower case: that is all that the ONNX operators
+StringSplit and StringNormalizer do (in the locale "C", which is always available). So that "good,"
+and "good" count as the same word, each spelling with punctuation is a key of its own with the
+number of the bare word.
 
-Tokens may instead be runs of characters, with A … Z in lower case: of one to three, for languages
-without spaces, or of three to five, for parts of words. The graph then needs onnxruntime's own
-Tokenizer.
+Instead of words, tokens may be runs of characters, with A … Z in lower case: of one to three
+characters for languages without spaces, or of three to five for parts of words. The graph then
+needs onnxruntime's own Tokenizer.
 """
 
 import string
@@ -25,19 +25,19 @@ RUNS: dict[str, tuple[int, int]] = {"characters": (1, 3), "subwords": (3, 5)}
 """The shortest and the longest run of characters that is a token."""
 MAX_WORDS = 50_000
 MAX_RUNS = 30_000
-"""The most tokens that are learnt: of words, and of runs of characters."""
-MANY_TEXTS = 1_000  # with at least this many texts, a word must occur in two of them
+"""The most tokens in a vocabulary: of words (MAX_WORDS), and of character runs (MAX_RUNS)."""
+MANY_TEXTS = 1_000  # with at least this many texts, a word must occur in two
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _AROUND = string.punctuation + "“”‘’«»…–—¿¡\t\r\n"
 
 
 def words(text: str) -> list[str]:
-    """The words of a text, as the exported graph sees them."""
+    """Split a text into words, as the exported graph does."""
     return [word for word in text.translate(_LOWER).split(" ") if word]
 
 
 def runs(text: str, shortest: int = 1, longest: int = 3) -> list[str]:
-    """All runs of `shortest` to `longest` characters of a text, as the exported graph sees them."""
+    """Return all runs of `shortest` to `longest` characters, as the exported graph forms them."""
     lower = text.translate(_LOWER)
     return [
         lower[start : start + length]
@@ -47,12 +47,12 @@ def runs(text: str, shortest: int = 1, longest: int = 3) -> list[str]:
 
 
 def bare(word: str) -> str:
-    """A word without the punctuation around it; the word itself if it is all punctuation."""
+    """Strip the punctuation around a word; a word that is all punctuation stays as it is."""
     return word.strip(_AROUND) or word
 
 
 def tokens_of(tokens: Tokens) -> Callable[[str], list[str]]:
-    """The function that splits a text into such tokens."""
+    """Return the function that splits a text into tokens of this kind."""
     if tokens == "words":
         return words
     shortest, longest = RUNS[tokens]
@@ -61,19 +61,23 @@ def tokens_of(tokens: Tokens) -> Callable[[str], list[str]]:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """keys: each spelling of a token -> its number, 1 … size. Other tokens are 0 and ignored."""
+    """The known tokens of texts.
+
+    keys: maps each spelling of a token to its number, 1 … size. Unknown tokens get the number 0 and
+    are ignored.
+    """
 
     keys: dict[str, int]
     size: int
     tokens: Tokens = "words"
     idf: NDArray[np.float32] | None = None
-    """[size] log((1 + texts) / (1 + texts that have the token)) + 1, of the training texts."""
+    """[size] log((1 + texts) / (1 + texts with the token)) + 1, over the training texts."""
 
     @classmethod
     def learnt(
         cls, texts: Iterable[str], *, tokens: Tokens = "words", max_words: int | None = None
     ) -> "Vocabulary":
-        """Learn from training texts the max_words tokens that occur in the most texts."""
+        """Build the vocabulary: the max_words tokens found in the most training texts."""
         if max_words is None:
             max_words = MAX_WORDS if tokens == "words" else MAX_RUNS
         spelling = bare if tokens == "words" else str
@@ -102,15 +106,15 @@ class Vocabulary:
         return cls(keys, len(kept), tokens, idf.astype(np.float32))
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
-        """Word numbers [len(texts), longest], padded with 0; at least one column."""
+        """Return token numbers [len(texts), longest text], padded with 0; at least one column."""
         return Encoded.of(texts, self).padded(np.arange(len(texts))).astype(np.int64)
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """Many texts as token numbers, one after another.
+    """The token numbers of many texts in one array, one text after the other.
 
-    The numbers of text i are numbers[starts[i] : starts[i + 1]].
+    Text i has numbers[starts[i] : starts[i + 1]].
     """
 
     numbers: NDArray[np.int32]
@@ -128,13 +132,13 @@ class Encoded:
         return cls(numbers, starts.astype(np.int64))
 
     def padded(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
-        """[len(rows), longest of them], padded with 0; at least one column."""
+        """Return the texts `rows` as [len(rows), longest], padded with 0; at least one column."""
         starts = self.starts[rows][:, None]
         lengths = self.starts[rows + 1][:, None] - starts
         columns = np.arange(max(1, int(lengths.max(initial=1))))
         if not len(self.numbers):
             return np.zeros((len(rows), len(columns)), np.int32)
-        # numbers beyond a text belong to another text, or lie beyond the end: they are set to 0
+        # positions beyond a text belong to the next one, or to none: they are set to 0
         table = self.numbers.take(starts + columns, mode="clip")
         table *= columns < lengths
         return table

@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 from the "python version" batches as their authors distribute them."""
+"""Reads CIFAR-10 and CIFAR-100 from the "python version" batches of their authors."""
 
 import io
 import pickle
@@ -41,7 +41,11 @@ FORMS = {
 
 
 def load(spec: str, kind: str, folder: str) -> Dataset:
-    """kind: cifar10 or cifar100; folder: the one that holds the batches, or its parent."""
+    """Load the data set.
+
+    kind: cifar10 or cifar100. folder: the folder of the batches, or its parent. Raises WrongUse if
+    a batch is missing, BadData if one cannot be read.
+    """
     inner, train, test, meta, label_key, names_key = FORMS[kind]
     home = Path(folder)
     if not (home / train[0]).is_file() and (home / inner).is_dir():
@@ -52,8 +56,7 @@ def load(spec: str, kind: str, folder: str) -> Dataset:
     if missing:
         raise WrongUse(
             f"{home}: {', '.join(missing)} missing; expected the unpacked python version "
-            f"({inner}.tar.gz "
-            "from the CIFAR page of the University of Toronto)"
+            f"({inner}.tar.gz from the CIFAR page of the University of Toronto)"
         )
     names = _names(home / meta, names_key)
     return Dataset(
@@ -113,7 +116,7 @@ def _read(path: Path) -> dict[bytes, Any]:
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Unpickles arrays and plain values and nothing else, as a pickle could run any code."""
+    """Unpickles only arrays and plain values, because a pickle could otherwise run any code."""
 
     _ALLOWED: ClassVar = {
         ("numpy", "ndarray"), ("numpy", "dtype"), ("_codecs", "encode"),
@@ -125,7 +128,7 @@ class _ArraysOnly(pickle.Unpickler):
         super().__init__(file, encoding="bytes")
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """Return the class if arrays consist of it; refuse to unpickle any other."""
+        """Return the class, if arrays are made of it; refuse every other one."""
         if (module_name, global_name) not in self._ALLOWED:
             raise pickle.UnpicklingError(
                 f"it asks for {module_name}.{global_name}, which no batch needs"

@@ -1,4 +1,4 @@
-"""sha256 of the data of a run, for the provenance of its model."""
+"""Computes the sha256 of a run's data, for the provenance of its model."""
 
 import hashlib
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 
 def files_digest(paths: Iterable[Path]) -> str:
-    """One digest of several files' contents, in the given order."""
+    """Return one digest of the contents of several files, in the given order."""
     total = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:
@@ -19,7 +19,7 @@ def files_digest(paths: Iterable[Path]) -> str:
 
 
 def arrays_digest(*arrays: NDArray[Any]) -> str:
-    """One digest of several arrays: their types, shapes and values."""
+    """Return one digest of several arrays: their dtypes, shapes and values."""
     total = hashlib.sha256()
     for array in arrays:
         total.update(f"{array.dtype.str}{array.shape}".encode())
@@ -28,9 +28,9 @@ def arrays_digest(*arrays: NDArray[Any]) -> str:
 
 
 def names_digest(root: Path, paths: Iterable[str]) -> str:
-    """One digest of many files by their names below root and their sizes.
+    """Return one digest of the names, relative to root, and the sizes of many files.
 
-    Reading their contents would take minutes.
+    Their contents are not read, because that would take minutes.
     """
     total = hashlib.sha256()
     for path in paths:

@@ -11,7 +11,7 @@ VAL_PER_CLASS = 30
 
 
 def load(spec: str) -> Dataset:
-    """Digits with a fixed test split of 40 rows per class (the data set has none)."""
+    """Load the digits, with a fixed test split of 40 rows per class (scikit-learn defines none)."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

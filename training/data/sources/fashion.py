@@ -36,7 +36,7 @@ IMAGE = ImageSpec(size=(28, 28), color="L", resize="stretch", mean=(0.286,), std
 
 
 def load(spec: str, folder: str | None) -> Dataset:
-    """Fashion-MNIST from Debian's package, or from a folder with the four files, gzipped or not."""
+    """Load Fashion-MNIST from Debian's package, or from a folder with its four files."""
     home = Path(folder) if folder else DEBIAN_FOLDER
     paths = {key: _find(home, name) for key, name in FILES.items()}
     splits = {
@@ -59,8 +59,8 @@ def _find(home: Path, name: str) -> Path:
         if candidate.is_file():
             return candidate
     raise WrongUse(
-        f"Fashion-MNIST: {home / name}[.gz] is not there. Install Debian's package (apt install "
-        "dataset-fashion-mnist), "
+        f"Fashion-MNIST: {home / name}[.gz] is not there. Install Debian's package "
+        "(apt install dataset-fashion-mnist), "
         f"or name a folder that holds {', '.join(FILES.values())}, gzipped or not: --data "
         "fashion-mnist:FOLDER"
     )
@@ -79,7 +79,7 @@ def _split(images_path: Path, labels_path: Path) -> Split:
 def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
     """Read an idx file of unsigned bytes, gzipped or not.
 
-    Raises BadData when it has another rank or is cut short.
+    rank: its number of dimensions. Raises BadData if the file has another rank or is cut short.
     """
     try:
         with path.open("rb") as raw:

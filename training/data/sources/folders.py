@@ -1,4 +1,4 @@
-"""Images in one folder per class, or named by list files."""
+"""Reads images from one folder per class, or as named by list files."""
 
 import os
 from collections.abc import Sequence
@@ -15,22 +15,22 @@ from training.faults import BadData, WrongUse
 
 UNREAD_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg")
 LEFT_OUT = ("__MACOSX",)
-"""Folders that tools leave behind; hidden ones (.ipynb_checkpoints) are left out as well."""
+"""Folders to ignore because tools create them; hidden folders are ignored as well."""
 PARTS = {
     "train": ("train", "training", "training_set", "train_set"),
     "val": ("val", "valid", "validation", "validation_set", "val_set", "dev"),
     "test": ("test", "testing", "test_set"),
 }
-"""Names of the folders of each split, in any case."""
+"""The folder names of each split, in upper or lower case."""
 
 
 def load_folder(
     spec: str, folder: str, *, seed: int, options: ImageOptions, known: Known | None = None
 ) -> Dataset:
-    """DIR/<class>/… or DIR/{train,val,test}/<class>/…
+    """Load images from DIR/<class>/… or DIR/{train,val,test}/<class>/…
 
-    Without a test folder beside train, or without either, a fifth of each class is drawn for test.
-    known: the published model that will score the images, if any.
+    If there is no test folder, a fifth of each class is drawn for test. known: what the published
+    model that will score the images states.
     """
     home = existing_folder(folder)
     parts, notes = _parts(home)
@@ -60,7 +60,7 @@ def load_folder(
 
 
 def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
-    """The folder of each split, where the class folders lie below such folders; and notes."""
+    """Return the folder of each split, {} if DIR has none, and notes for the user."""
     found: dict[str, str] = {}
     others: list[str] = []
     for entry in _subfolders(home):
@@ -78,11 +78,10 @@ def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
 
 
 def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
-    """TRAIN.txt,VAL.txt,TEST.txt@ROOT (or TRAIN.txt,TEST.txt@ROOT): lines `path label`, paths below
-    ROOT.
+    """Load images named by TRAIN.txt,VAL.txt,TEST.txt@ROOT, or by TRAIN.txt,TEST.txt@ROOT.
 
-    A class is named after the folder of its training images if each class has one folder, else by
-    its number.
+    Each line of a list is `path label`, with the path relative to ROOT. If the training images of
+    each class are in one folder of their own, the class has its name; else it has the label's.
     """
     lists, at, root = place.rpartition("@")
     files = [Path(name) for name in lists.split(",") if name]
@@ -115,7 +114,7 @@ def _left_out(entry: Path) -> bool:
 
 
 def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]]:
-    """Paths and labels of the images below each class folder; notes on what is left out."""
+    """Return the paths and labels of the images below each class folder; note what is left out."""
     paths: list[str] = []
     labels: list[Any] = []
     others = dangling = 0
@@ -139,7 +138,7 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
 
 
 def _files(folder: Path) -> list[Path]:
-    """All files below a folder in order, following links, without hidden ones."""
+    """Return all files below a folder in order; follow links, and skip what is hidden."""
     found: list[Path] = []
     entered: set[str] = set()
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -171,16 +170,16 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
             )
         found = root / path.strip()
         if not found.is_file():
-            raise BadData(f"{file}, line {number}: {found} does not exist")
+            raise BadData(f"{file}, line {number}: there is no file {found}")
         paths.append(str(found))
         labels.append(int(label))
     if not paths:
-        raise BadData(f"{file}: names no image")
+        raise BadData(f"{file}: names no image; expected lines `path label`")
     return paths, labels
 
 
 def _first_label(lists: Sequence[Sequence[int]]) -> int:
-    """1 where the labels of the training list are 1 … C and no list has a 0, else 0."""
+    """Return the lowest label: 1 if the training labels are 1 … C and no list has a 0, else 0."""
     own = set(lists[0])
     from_one = own == set(range(1, len(own) + 1)) and len(own) > 1
     return int(from_one and not any(0 in labels for labels in lists))

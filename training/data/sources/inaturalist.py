@@ -1,4 +1,4 @@
-"""Images named by the JSON of an iNaturalist competition."""
+"""Reads images named by the JSON files of an iNaturalist competition."""
 
 import json
 from pathlib import Path
@@ -11,10 +11,10 @@ from training.faults import BadData, WrongUse
 
 
 def load(spec: str, place: str, *, options: ImageOptions) -> Dataset:
-    """DIR[?train=FILE&val=FILE]: train*.json and val*.json beside the images; val is the test
-    split.
+    """Load DIR[?train=FILE&val=FILE], with train*.json and val*.json beside the images.
 
-    Categories without a training image are left out, so that a partial download can be used.
+    The images of val become the test split. Categories without a training image are left out, so
+    that part of a download can be used.
     """
     folder, _, query = place.partition("?")
     chosen = dict(part.partition("=")[::2] for part in query.split("&") if part)
@@ -79,7 +79,7 @@ def _read_json(file: Path) -> dict[str, Any]:
 
 
 def _categories(file: Path, document: dict[str, Any]) -> dict[int, str]:
-    """Names by id, in the order of ids; a repeated name gets its id appended."""
+    """Return the categories' names by id, in ascending order; repeated names get their id added."""
     found = document.get("categories")
     if not isinstance(found, list) or not found:
         raise BadData(f"{file}: has no list 'categories'")
@@ -119,7 +119,7 @@ def _annotated(
             raise BadData(f"{where}: category_id {category} is not among the categories")
         path = home / name
         if not path.is_file():
-            raise BadData(f"{where}: {path} does not exist")
+            raise BadData(f"{where}: there is no file {path}")
         paths.append(str(path))
         labels.append(index[category])
     return paths, labels

@@ -1,4 +1,4 @@
-"""Data sets of images in files, and how such images become the tensor."""
+"""Makes data sets of image files, and decides how their images become the tensor."""
 
 import contextlib
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Resize: TypeAlias = Literal["stretch", "crop"] | int
 
 @dataclass(frozen=True)
 class ImageOptions:
-    """How images become the tensor; None: derived from the data, as docs/training.md says."""
+    """The flags for image files. None: decided from the data, as docs/training.md describes."""
 
     size: int | None = None
     resize: Resize | None = None
@@ -36,14 +36,17 @@ class ImageOptions:
 
     @property
     def decoding(self) -> bool:
-        """Whether an option was given that applies only to images in files."""
+        """Whether an option was given that applies only to image files."""
         return any(value is not None for value in (self.size, self.resize, self.color))
 
     def normalising(self, image: ImageSpec | None, spec: str) -> ImageSpec | None:
-        """The image specification with the given mean and deviation."""
+        """Return the image specification with the given mean and standard deviation.
+
+        Raises WrongUse if their number is not that of the channels, or the data has no images.
+        """
         for name, values in (("--image-mean", self.mean), ("--image-std", self.std)):
             if values is not None and (image is None or len(values) != image.channels):
-                raise WrongUse(f"{spec}: {name} takes one number per channel, for images only")
+                raise WrongUse(f"{spec}: {name} takes one number per channel of images")
         if image is None:
             return None
         return replace(image, mean=self.mean or image.mean, std=self.std or image.std)
@@ -62,8 +65,9 @@ def image_dataset(
 ) -> Dataset:
     """The data set of images in files.
 
-    listing: the files of each split, with labels that are names or indices into names. draw_test:
-    make a share of each class the test split. notes: as for `Dataset`.
+    listing: paths and labels of each split; labels are class names or indices into names. root:
+    the folder, for messages. seed: of the drawn test split. draw_test: draw a test split from each
+    class. notes: for Dataset.notes. Raises BadData for a bad label, or without a training image.
     """
     image = _image_spec(next(paths for paths, _ in listing.values() if paths), options)
     splits = {
@@ -112,7 +116,10 @@ def _image_spec(paths: Sequence[str], options: ImageOptions) -> ImageSpec:
 
 
 def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, int], Resize]:
-    """Height and width, and the way to resize; small images of one size keep it."""
+    """Return the (height, width) of the tensor, and how images are resized to it.
+
+    Small images of one size keep their size.
+    """
     if options.size is not None:
         return (options.size, options.size), round(options.size * 256 / 224)
     spread = np.unique(np.linspace(0, len(paths) - 1, 64).astype(int))
@@ -127,7 +134,7 @@ def _size_of(paths: Sequence[str], options: ImageOptions) -> tuple[tuple[int, in
 
 
 def existing_folder(name: str) -> Path:
-    """The folder of this name. Raises WrongUse if there is none."""
+    """Return the folder as a path. Raises WrongUse if it does not exist."""
     home = Path(name)
     if not home.is_dir():
         raise WrongUse(f"{home}: no such folder")

@@ -1,4 +1,4 @@
-"""Data specifications to data sets; other rooms read data through `load` alone."""
+"""Loads the data set that a specification names; other packages read data only through `load`."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,20 +26,20 @@ IN_FILES = ("images", "list", "inaturalist")
 def load(
     spec: str, *, seed: int, options: ImageOptions | None = None, known: Known | None = None
 ) -> Dataset:
-    """Read what a specification names.
+    """Load the data set that a specification names.
 
-    seed: draws the split, for data without test rows of its own. options: for images. known: the
-    published model that will score the rows, if any; training rows and labels may then be missing.
-    Raises WrongUse for a bad specification, BadData for bad contents.
+    seed: for drawing test rows if the data has none. options: how image files become the tensor.
+    known: what the published model that will score the rows states; training rows and labels may
+    then be missing. Raises WrongUse for a bad specification, BadData for bad contents.
     """
     kind, _, place = spec.partition(":")
     if kind not in FORMS:
         raise WrongUse(f"unknown data '{spec}'; expected {', '.join(FORMS.values())}")
     if kind not in FREE and not place:
-        raise WrongUse(f"--data {kind} needs a place: {FORMS[kind]}")
+        raise WrongUse(f"--data {kind} needs a file or folder: {FORMS[kind]}")
     if kind == "digits" and place:
         raise WrongUse(
-            f"{spec}: digits is part of scikit-learn and takes no place; give digits alone"
+            f"{spec}: digits is part of scikit-learn and takes no place; give --data digits"
         )
     options = options or ImageOptions()
     if kind not in IN_FILES and options.decoding:

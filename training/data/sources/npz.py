@@ -1,5 +1,6 @@
-"""A user's own arrays: x_train, y_train, [x_val, y_val], x_test, y_test, [class_names] in one .npz
-file.
+"""Reads a user's own arrays from one .npz file.
+
+The arrays are x_train, y_train, [x_val, y_val], x_test, y_test and [class_names].
 """
 
 import zipfile
@@ -19,9 +20,10 @@ MEMBERS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "class_na
 
 
 def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
-    """Floats are tensors; uint8 [N, H, W] or [N, H, W, 1 or 3] are images; strings are texts.
+    """Load the arrays: floats are tensors, uint8 [N, H, W] or [N, H, W, 1 or 3] images.
 
-    known: the published model that will score the rows, if any; then x_test is enough.
+    Strings are texts. known: what the published model that will score the rows states; x_test alone
+    is then enough. Raises WrongUse if there is no file, BadData if its arrays cannot be used.
     """
     path = Path(file)
     if not path.is_file():
@@ -36,9 +38,9 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
             )
     for split in ("train", "val", "test"):
         if f"y_{split}" in arrays and f"x_{split}" not in arrays:
-            raise BadData(f"{path}: x_{split} and y_{split} must be given together")
+            raise BadData(f"{path}: has only one of x_{split} and y_{split}; give both")
         if known is None and f"x_{split}" in arrays and f"y_{split}" not in arrays:
-            raise BadData(f"{path}: x_{split} and y_{split} must be given together")
+            raise BadData(f"{path}: has only one of x_{split} and y_{split}; give both")
     arrays = {name: _labels(path, name, array) for name, array in arrays.items()}
     labelled = [array for name, array in arrays.items() if name.startswith("y_")]
     if known is not None and labelled and "class_names" not in arrays:
@@ -93,7 +95,7 @@ def _member(path: Path, archive: Mapping[str, NDArray[Any]], name: str) -> NDArr
 
 
 def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
-    """Label arrays as [n]: a column [n, 1] is flattened, bytes and booleans become names."""
+    """Return a label array as [n]: flatten a column [n, 1]; bytes and booleans become names."""
     if not name.startswith("y_"):
         return array
     if array.ndim == 2 and array.shape[1] == 1:
@@ -107,7 +109,7 @@ def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
 
 
 def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
-    """The given names, or those that the labels imply: 0 … C - 1, or any other values as names."""
+    """Return the given class names, or those that the labels imply: 0 … C - 1, or their values."""
     labels = arrays["y_train"]
     if "class_names" in arrays:
         given = arrays["class_names"].ravel()
@@ -116,7 +118,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
         names = tuple(str(name) for name in given)
         repeated = sorted({name for name in names if names.count(name) > 1 or not name})
         if repeated:
-            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or repeated")
+            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or occurs twice")
         return names
     if labels.dtype.kind in "US":
         written = sorted({str(name) for name in labels})
@@ -144,7 +146,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
 
 
 def _are_names(labels: NDArray[Any]) -> bool:
-    """Whether whole numbers are names, not indices: 1, 2, 3 …, or some negative and no 0."""
+    """Return whether integer labels are names: 1 … C without a gap, or some negative and no 0."""
     if labels.dtype.kind not in "if" or not labels.size or not np.isfinite(labels).all():
         return False
     own = np.unique(labels)
@@ -153,14 +155,14 @@ def _are_names(labels: NDArray[Any]) -> bool:
 
 
 def _written(labels: NDArray[Any]) -> NDArray[Any]:
-    """Labels as names: whole numbers without a fraction."""
+    """Return labels as names; whole numbers stored as floats lose their .0."""
     if labels.dtype.kind == "f" and (labels == np.floor(labels)).all():
         labels = labels.astype(np.int64)
     return labels.astype(str)
 
 
 def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
-    """The kind of the inputs, and notes on oddities."""
+    """Return the kind of the inputs, and notes on what is odd about them."""
     if inputs.dtype.kind == "U" and inputs.ndim == 1:
         return "text", ()
     if inputs.dtype.kind == "S":

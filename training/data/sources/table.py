@@ -1,4 +1,4 @@
-"""Tables, CSV or Parquet: a label column, and numbers and categories, or one column of text."""
+"""Reads CSV or Parquet tables: a label column with numbers and categories, or with one text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,7 +29,7 @@ from training.faults import BadData, WrongUse
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
 LISTS = ("without", "category")
-"""The members that a specification may repeat."""
+"""The options that a specification may give several times."""
 FORM = (
     "table:FILE.csv|parquet?label=COLUMN[&text=COLUMN][&split=COLUMN][&without=COLUMN]"
     "[&category=COLUMN][&encoding=NAME]"
@@ -37,12 +37,12 @@ FORM = (
 MANY_VALUES = 0.5
 """A label column whose distinct values exceed this share of its rows is not a class list."""
 MANY_CATEGORIES = 50
-"""A column of strings with at most this many values is never suspected of being text or an id."""
+"""A string column with more distinct values than this may be free text or an id."""
 
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A specification, parsed."""
+    """A parsed specification."""
 
     path: Path
     label: str | None
@@ -54,15 +54,15 @@ class _Wanted:
 
     @property
     def special(self) -> tuple[str, ...]:
-        """The columns that are not numbers."""
+        """The columns to read as strings."""
         return tuple(name for name in (self.label, self.text, self.split) if name)
 
 
 def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dataset:
-    """Read a table; without a split column a fifth of each class is drawn for test.
+    """Load a table; without a split column, a fifth of each class is drawn for test.
 
-    known: the published model that will score the rows, if any. Its columns are taken by name, only
-    its classes are allowed, and neither labels nor training rows are needed.
+    known: what the published model that will score the rows states. Its columns are then taken by
+    name, other classes than its own are refused, and labels and training rows may be missing.
     """
     wanted = _parsed(spec, place, label_needed=known is None)
     wanted = _existing(wanted, label_needed=known is None)
@@ -123,7 +123,7 @@ def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
     columns = {key: unquote(value) for key, value in once.items() if value}
     encoding = columns.pop("encoding", "utf-8")
     if len(set(columns.values())) != len(columns):
-        raise WrongUse(f"{spec}: label, text and split are different columns")
+        raise WrongUse(f"{spec}: label, text and split must be different columns")
     without, category = (
         tuple(unquote(value) for key, value in pairs if key == one) for one in LISTS
     )
@@ -132,7 +132,7 @@ def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
 
 
 def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
-    """The specification with the columns' own names: a + may stand for a space, as in a URL."""
+    """Return the specification with real column names: a + may mean a space, as in a URL."""
     names = column_names(wanted.path, encoding=wanted.encoding)
     found: dict[str, Any] = {}
     for part in ("label", "text", "split"):
@@ -161,7 +161,7 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
 def _features(
     table: TableFile, wanted: _Wanted, known: Known | None, notes: list[str]
 ) -> list[str]:
-    """The input columns: the model's own by name, else all that have no other role."""
+    """Return the input columns: the known model's, or all that have no other use."""
     if wanted.text:
         return [wanted.text]
     free = [n for n in table.names if n not in wanted.special and n not in wanted.without]
@@ -194,7 +194,7 @@ def _counts_rows(table: TableFile, name: str) -> bool:
 def _split_rows(
     table: TableFile, column: str | None, *, train_needed: bool
 ) -> dict[str, NDArray[np.int64]]:
-    """Rows of each split; without a split column, all are training rows."""
+    """Return the row numbers of each split; without a split column, all are training rows."""
     if column is None:
         return {"train": np.arange(len(table))}
     values = np.array([str(value) for value in table.values(column)])
@@ -211,7 +211,7 @@ def _split_rows(
 
 
 def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
-    """The labels as texts; whole numbers stored as fractions lose their .0."""
+    """Return the labels as strings; whole numbers stored as floats lose their .0."""
     values = table.values(column)
     if values.dtype.kind == "f" and (values == np.floor(values)).all():
         values = values.astype(np.int64)
@@ -228,8 +228,8 @@ def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
 def _class_names(
     written: NDArray[np.object_] | None, train: NDArray[np.int64], table: TableFile, wanted: _Wanted
 ) -> tuple[str, ...]:
-    """The classes of the training rows: whole numbers in their order, names alphabetically."""
-    assert written is not None  # a label column was demanded
+    """Return the classes of the training rows: numbers in ascending order, names alphabetically."""
+    assert written is not None  # the caller has checked that there is a label column
     names = sorted(set(written[train]))
     if len(names) > max(2, MANY_VALUES * len(train)) and len(names) == len(train):
         raise BadData(
@@ -267,14 +267,14 @@ def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     values = table.values(column)
     row = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if row is not None:
-        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is not a text")
+        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is not text")
     texts = np.empty(len(values), dtype=object)
     texts[:] = values
     return texts
 
 
 def _records(table: TableFile, inputs: Sequence[InputSpec]) -> NDArray[Any]:
-    """Records [n] with a field for each input of a published model, by its name."""
+    """Return records [n] with one field per input of a published model, by name."""
     found = {}
     for each in inputs:
         if each.dtype == "string":
@@ -294,7 +294,7 @@ def _inputs(
     forced: frozenset[str],
     notes: list[str],
 ) -> NDArray[Any]:
-    """Numbers [n, columns]; or records [n], where some of the columns are categories."""
+    """Return numbers [n, columns]; or records [n] if some of the columns are categories."""
     if not columns:
         raise BadData(f"{table.path}: has no column besides the label that could be an input")
     strings: set[str] = set()
@@ -308,7 +308,7 @@ def _inputs(
             continue
         gaps = known is None or known.missing
         wide = numbers(table, name, missing=gaps)
-        # a model says itself what it takes; narrowing here would lose what it needs
+        # a model states its own dtypes; narrowing here could lose digits that it needs
         kind = np.float64 if known is not None else float_type(wide)
         if kind is np.float64 and known is None:
             notes.append(
@@ -322,8 +322,8 @@ def _inputs(
         lists = [name for name, values in found.items() if values.shape[1] != 1]
         if lists:
             raise BadData(
-                f"{table.path}, column '{lists[0]}': lists of numbers do not go with columns "
-                f"of strings; give each number a column, or leave it out with "
+                f"{table.path}, column '{lists[0]}': lists of numbers cannot be combined "
+                "with columns of strings; give each number a column, or leave the lists out with "
                 f"&without={lists[0]}"
             )
         return records(found)
@@ -340,7 +340,7 @@ def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:
 
 
 def _alike(names: tuple[str, ...]) -> list[str]:
-    """Notes on classes whose names differ only in surrounding spaces or in case."""
+    """Return a note for each pair of classes that differ only by outer spaces or by case."""
     seen: dict[str, str] = {}
     notes = []
     for name in names:

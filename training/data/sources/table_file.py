@@ -1,4 +1,4 @@
-"""Reads CSV and Parquet files as columns without gaps, and locates rows for messages."""
+"""Reads CSV and Parquet files as columns, and locates a row in its file for messages."""
 
 import codecs
 import csv
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
-"""Names that pandas gives to a column with the index of the rows."""
+"""The names that pandas gives to a column that is the index of its rows."""
 MANY_ROWS = 10_000
-"""The most cells of a column of strings that are examined."""
+"""The most cells of a string column that are examined."""
 
 
 @dataclass(frozen=True)
 class TableFile:
-    """The columns of a file as Arrow has read them."""
+    """The columns of a file, as read by Arrow."""
 
     path: Path
     columns: "pa.Table"
@@ -39,13 +39,13 @@ class TableFile:
         return list(self.columns.column_names)
 
     def where(self, row: int) -> str:
-        """The place of a row, for messages: its number from 0, and in a CSV file also its line."""
+        """Describe a row for a message: its number, from 0, and in a CSV file its line."""
         if self.path.suffix.lower() == ".parquet":
             return f"{self.path}, row {row}"
         return f"{self.path}, row {row} (line {self._line_of(row)})"
 
     def values(self, name: str) -> NDArray[Any]:
-        """A column as an array. Raises BadData with the first row that has no value."""
+        """Return a column as an array. Raises BadData that names the first row without a value."""
         column = self.columns.column(name)
         if column.null_count:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
@@ -58,13 +58,13 @@ class TableFile:
         return np.asarray(column.to_numpy())
 
     def is_boolean(self, name: str) -> bool:
-        """Whether a column holds true and false."""
+        """Return whether a column holds booleans."""
         import pyarrow as pa
 
         return bool(pa.types.is_boolean(self.columns.column(name).type))
 
     def _line_of(self, row: int) -> int:
-        """The line on which a row begins: a quoted cell may hold line breaks."""
+        """Return the line on which a row begins; a quoted cell may contain line breaks."""
         with self.path.open(encoding=self.encoding, errors="replace", newline="") as file:
             reader = csv.reader(file)
             for _ in range(row + 1):
@@ -73,7 +73,7 @@ class TableFile:
 
 
 def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
-    """The names of a file's columns. Raises BadData when they cannot be read."""
+    """Read the names of a file's columns. Raises BadData if they cannot be read."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -89,9 +89,10 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
 
 
 def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> TableFile:
-    """Read a file. texts: columns that are kept as strings, so that 001 stays 001.
+    """Read a table.
 
-    Raises BadData when the file cannot be read, has no rows, or names a column twice.
+    texts: columns to read as strings, so that 001 stays 001. encoding: of a CSV file. Raises
+    BadData if the file cannot be read, has no rows, or has two columns of one name.
     """
     import pyarrow as pa
     from pyarrow import csv as arrow_csv
@@ -124,10 +125,10 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
 
 
 def is_category(table: TableFile, name: str) -> bool:
-    """Whether a column holds strings that count as categories.
+    """Return whether a column holds strings that count as categories.
 
-    If all strings are numbers, they are codes, and so categories. If only most are, the column is
-    taken for a damaged column of numbers.
+    If most but not all of the strings are numbers, the column counts as damaged numbers instead. If
+    all are numbers, they are codes, and so categories.
     """
     import pyarrow as pa
 
@@ -145,7 +146,7 @@ def is_category(table: TableFile, name: str) -> bool:
 
 
 def categories(table: TableFile, name: str) -> NDArray[np.object_]:
-    """A column as strings [n]; a missing one is empty."""
+    """Return a column as strings [n]; a missing value is an empty string."""
     column = table.columns.column(name)
     if _is_dictionary(column.type):
         column = column.cast(column.type.value_type)
@@ -155,10 +156,10 @@ def categories(table: TableFile, name: str) -> NDArray[np.object_]:
 
 
 def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np.float64]:
-    """A column of numbers [n, 1], or of lists of equally many numbers [n, width], in float64.
+    """Return a column of numbers [n, 1], or of equally long lists [n, width], as float64.
 
-    missing: whether a cell may be empty and becomes NaN; lists may not. Raises BadData with the
-    first cell that is not a number, or that float32 cannot hold.
+    missing: whether a cell may be empty, which then becomes NaN; a list never may. Raises BadData
+    that names the first cell that is not a number or does not fit into float32.
     """
     column = table.columns.column(name)
     refused = _refused(column.type)
@@ -217,7 +218,7 @@ def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.floa
 
 
 def _refused(kind: Any) -> str | None:
-    """A name for values that are not numbers, such as dates; None for numbers."""
+    """Name what a column of this type holds, if that cannot be used as numbers."""
     import pyarrow as pa
 
     if pa.types.is_date(kind) or pa.types.is_timestamp(kind):
@@ -228,7 +229,7 @@ def _refused(kind: Any) -> str | None:
 
 
 def _is_dictionary(kind: Any) -> bool:
-    """Whether a column is dictionary-encoded, as a category of pandas is."""
+    """Return whether a column is dictionary-encoded, like a pandas categorical."""
     import pyarrow as pa
 
     return bool(pa.types.is_dictionary(kind))
@@ -243,7 +244,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _check_encoding(path: Path, encoding: str) -> None:
-    """Raise BadData with the first line of a CSV file that is not in the encoding."""
+    """Raise BadData that names the first line of a CSV file that is not in the encoding."""
     if path.suffix.lower() == ".parquet":
         return
     number = 0
