@@ -215,7 +215,7 @@ def _why_one(split: SplitLikelihood) -> str:
     right = split.log_probabilities(1.0).argmax(axis=1) == split.labels
     if right.all():
         return (
-            f"none of the {len(right)} validation rows is wrong, so they set no lower bound on it"
+            f"none of the {len(right)} validation rows is wrong, so they set no lower limit for it"
         )
     return f"the {len(right)} validation rows fit temperatures from one bound to 1 equally well"
 

@@ -15,7 +15,7 @@ from training.commands.cli import main
     ("flags", "said"),
     [
         (("--data", "cats"), "unknown data 'cats'"),
-        (("--data", "npz:"), "needs a place"),
+        (("--data", "npz:"), "needs a file or folder"),
         (("--data", "npz:absent.npz"), "no such file"),
         (("--data", "fashion-mnist:absent"), "apt install dataset-fashion-mnist"),
         (("--data", "digits", "--network", "vast"), "unknown network 'vast'"),

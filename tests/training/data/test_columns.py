@@ -134,7 +134,7 @@ def test_free_text_and_ids_among_the_columns_are_told(tmp_path):
 
 def test_lists_beside_strings_are_refused_with_the_cure(tmp_path):
     path = write(tmp_path / "t.parquet", kind=KINDS, a=["x", "y"] * 30, v=[[1.0, 2.0]] * 60)
-    with pytest.raises(BadData, match="column 'v': lists of numbers do not go with columns"):
+    with pytest.raises(BadData, match="column 'v': lists of numbers cannot be combined"):
         load(path)
 
 

@@ -170,7 +170,7 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
             )
         found = root / path.strip()
         if not found.is_file():
-            raise BadData(f"{file}, line {number}: there is no file {found}")
+            raise BadData(f"{file}, line {number}: {found} does not exist")
         paths.append(str(found))
         labels.append(int(label))
     if not paths:

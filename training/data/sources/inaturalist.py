@@ -119,7 +119,7 @@ def _annotated(
             raise BadData(f"{where}: category_id {category} is not among the categories")
         path = home / name
         if not path.is_file():
-            raise BadData(f"{where}: there is no file {path}")
+            raise BadData(f"{where}: {path} does not exist")
         paths.append(str(path))
         labels.append(index[category])
     return paths, labels

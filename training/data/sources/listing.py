@@ -46,7 +46,7 @@ class ImageOptions:
         """
         for name, values in (("--image-mean", self.mean), ("--image-std", self.std)):
             if values is not None and (image is None or len(values) != image.channels):
-                raise WrongUse(f"{spec}: {name} takes one number per channel of images")
+                raise WrongUse(f"{spec}: {name} takes one number per channel, for images only")
         if image is None:
             return None
         return replace(image, mean=self.mean or image.mean, std=self.std or image.std)

@@ -39,7 +39,7 @@ def load(
         raise WrongUse(f"--data {kind} needs a file or folder: {FORMS[kind]}")
     if kind == "digits" and place:
         raise WrongUse(
-            f"{spec}: digits is part of scikit-learn and takes no place; give --data digits"
+            f"{spec}: digits is part of scikit-learn and takes no place; give digits alone"
         )
     options = options or ImageOptions()
     if kind not in IN_FILES and options.decoding:

@@ -38,9 +38,9 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
             )
     for split in ("train", "val", "test"):
         if f"y_{split}" in arrays and f"x_{split}" not in arrays:
-            raise BadData(f"{path}: has only one of x_{split} and y_{split}; give both")
+            raise BadData(f"{path}: x_{split} and y_{split} must be given together")
         if known is None and f"x_{split}" in arrays and f"y_{split}" not in arrays:
-            raise BadData(f"{path}: has only one of x_{split} and y_{split}; give both")
+            raise BadData(f"{path}: x_{split} and y_{split} must be given together")
     arrays = {name: _labels(path, name, array) for name, array in arrays.items()}
     labelled = [array for name, array in arrays.items() if name.startswith("y_")]
     if known is not None and labelled and "class_names" not in arrays:
@@ -118,7 +118,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
         names = tuple(str(name) for name in given)
         repeated = sorted({name for name in names if names.count(name) > 1 or not name})
         if repeated:
-            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or occurs twice")
+            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or repeated")
         return names
     if labels.dtype.kind in "US":
         written = sorted({str(name) for name in labels})

@@ -267,7 +267,7 @@ def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     values = table.values(column)
     row = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if row is not None:
-        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is not text")
+        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is not a text")
     texts = np.empty(len(values), dtype=object)
     texts[:] = values
     return texts
