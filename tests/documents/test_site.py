@@ -30,6 +30,12 @@ def test_every_page_of_the_documents_is_built(site):
         assert (site / page.relative_to(ROOT / "docs").with_suffix(".html")).exists()
 
 
+def test_a_numbered_list_counts_on_after_a_block():
+    for page in [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]:
+        narrow = re.findall(r"^ {1,3}```.*$", page.read_text(encoding="utf-8"), re.MULTILINE)
+        assert narrow == [], f"{page.name}: MkDocs wants four spaces before a block in a list"
+
+
 def test_the_reference_pages_are_made_from_code(site):
     for name, text in {
         "settings": "PRIORDIAL_MAX_BATCH_ROWS",
