@@ -129,6 +129,8 @@ def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
     if Path(text).suffix == ".json":
         try:
             body = json.loads(Path(text).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise OSError(f"--prior {text}: {error.strerror}") from None
         except ValueError as error:
             raise NotExported(f"--prior {text}: not JSON: {error}") from None
         return resolve_inline(bundle, body)

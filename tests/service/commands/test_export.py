@@ -206,7 +206,11 @@ def test_a_name_that_the_model_has_itself_is_not_taken(tmp_path, export):
         (("--tau", 0.5), 2, "the label frequencies of 'linear' are unknown"),
         (("--tau", -1), 2, "tau"),
         (("--prior", "a@b@c"), 2, "is not a prior"),
-        (("--prior", "missing.json"), 1, "missing.json"),
+        (
+            ("--prior", "missing.json"),
+            1,
+            "priordial: --prior missing.json: No such file or directory",
+        ),
     ],
 )
 def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, export, arguments, status, told):
