@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.support.eventually import eventually
@@ -49,8 +50,10 @@ def trained(home, *, lose_worker):
         assert [each.wait(PATIENCE) for each in started] == [0, 0]
     finally:
         for each in started:
-            with contextlib.suppress(ProcessLookupError):
-                each.kill()
+            with contextlib.suppress(psutil.Error):  # workers outlive an agent that is killed
+                for worker in psutil.Process(each.pid).children(recursive=True):
+                    worker.kill()
+            each.kill()
             each.wait()
     return log.read_text(), (home / "models/run/1/model.onnx").read_bytes()
 
