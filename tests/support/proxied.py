@@ -90,6 +90,7 @@ NOT_APPLICABLE = {
     "test_adjust.py::test_an_exploration_counts": SAMPLE,
     "test_feedback.py::test_labels_reach_answers_of_every_worker": LABELS,
     "test_feedback.py::test_the_balanced_error_is_a_gauge": LABELS,
+    "test_feedback.py::test_answers_in_the_store": "it names the port, and four replicas need four",
     "test_feedback.py::test_labels_of_unknown_sampling": LABELS,
     "test_feedback.py::test_csv_is_taken": LABELS,
     "test_feedback.py::test_parquet_is_taken": LABELS,
