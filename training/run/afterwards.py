@@ -1,4 +1,4 @@
-"""Changes to the last layer after training (Kang et al., ICLR 2020)."""
+"""Changes the last layer after training (Kang et al., ICLR 2020)."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ from training.scores.posthoc import Curve, best_tau, norm_curve
 
 @dataclass(frozen=True)
 class Changed:
-    """The network with its new last layer, and the facts that its model states."""
+    """The network with its new last layer, and the facts to record in model.json."""
 
     network: nn.Module
     recorded: Recorded
@@ -46,13 +46,12 @@ def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> Non
     if kind == "weight-norm" and ready.recorded.loss_tau != 0:
         raise WrongUse(
             f"--afterwards weight-norm: loss '{recipe.loss}' with sampler '{recipe.sampler}' has "
-            "divided out the label "
-            "frequencies already, and normalising would do it twice; use loss 'erm' and sampler "
-            "'uniform'"
+            "divided out the label frequencies already, and normalising would do it twice; "
+            "use loss 'erm' and sampler 'uniform'"
         )
     if kind == "weight-norm" and tau is None and ready.data.val is None:
         raise WrongUse(
-            "--afterwards weight-norm: tau is chosen on validation rows; give --norm-tau"
+            "--afterwards weight-norm: no validation rows to choose tau on; give --norm-tau"
         )
     few = ready.data.train.take(np.arange(min(2, len(ready.data.train))))
     try:
@@ -64,11 +63,11 @@ def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> Non
 def change_last_layer(
     recipe: Recipe, ready: Prepared, network: nn.Module, *, device: torch.device
 ) -> Changed:
-    """The trained network with its last layer changed as recipe.afterwards says.
+    """Return the trained network with its last layer changed as recipe.afterwards says.
 
-    Nothing is added to the graph: weights and bias are replaced. cRT and LWS are trained with
-    class-balanced sampling, which is recorded as loss_tau 1. How much of the label frequencies
-    weight normalisation divides out is measured on validation (1 without a validation split).
+    The change replaces weights and bias, and adds nothing to the graph. cRT and LWS train with
+    class-balanced sampling, which is recorded as loss_tau 1. Weight normalisation divides out a
+    share of the label frequencies that is measured on validation (1 without a validation split).
     """
     if recipe.afterwards == "nothing":
         return Changed(network, ready.recorded)

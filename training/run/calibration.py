@@ -1,4 +1,4 @@
-"""Temperature, source prior and tau of a run, fitted to its validation split and nothing else."""
+"""Fits the temperature, source prior and tau of a run to its validation split alone."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ class Calibration:
     tau: float = 1.0
     choice: TauChoice | None = None
     estimation: Estimation | None = None
-    """The block of model.json."""
+    """The `estimation` block of model.json."""
 
     @property
     def temperature(self) -> float:
@@ -34,15 +34,13 @@ class Calibration:
 
     @property
     def temperature_interval(self) -> list[float] | None:
-        """95 % likelihood interval of T."""
+        """The 95 % likelihood interval of T; None if T was not fitted."""
         return None if self.fitted is None else list(self.fitted.interval)
 
     def log_source_prior(self, implied: Vector) -> Vector:
-        """The source prior [C] of the service's adjustment: the measured one, or the one given
-        here.
+        """Return the log source prior [C] with which the service adjusts: the measured one if any.
 
-        `implied` is the source prior that the training counts imply. It is used when the split
-        lacks a class.
+        implied: [C], the one that the training counts imply; used if the split lacks a class.
         """
         block = self.estimation
         if block is None or not block.calibrates_every_class:
@@ -50,7 +48,7 @@ class Calibration:
         return block.log_source
 
     def tau_object(self) -> dict[str, Any]:
-        """The `tau` member of fit's answer."""
+        """Return the `tau` member of the object that `fit` prints."""
         return {
             "chosen": self.tau,
             "lowest": None if self.choice is None else self.choice.lowest,
@@ -69,7 +67,7 @@ def calibrate(
 ) -> Calibration:
     """Measure the estimation block, then choose tau for the balanced error.
 
-    logits [n, C] and labels [n] are those of the validation split; without one, T and tau stay 1.
+    logits [n, C] and labels [n] are of the validation split; without them, T and tau stay 1.
     Warnings on stderr name the values for which the split is too small.
     """
     if logits is None or labels is None:

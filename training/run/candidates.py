@@ -1,4 +1,4 @@
-"""The networks that `--network auto` tries, and the one that validation chooses."""
+"""Lists the networks that `--network auto` tries, and picks the best on validation."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class Tried:
 
 
 def candidates(recipe: Recipe) -> list[Recipe]:
-    """The recipe itself, or for network auto one recipe per network that suits the data.
+    """Return the recipe itself or, for network auto, one recipe per network that suits the data.
 
     The first is used if there is no validation split.
     """
@@ -64,7 +64,7 @@ def _of_kind(recipe: Recipe, data: Dataset) -> list[Recipe]:
 
 
 def _pieces(data: Dataset) -> int:
-    """How many inputs the numbers of a table make when cut into pieces."""
+    """Return how many inputs the numbers of a table become when cut into pieces."""
     rows = np.asarray(data.train.inputs[:SAMPLE])
     if rows.dtype.names is None:
         columns = list(rows.T)
@@ -75,7 +75,7 @@ def _pieces(data: Dataset) -> int:
 
 
 def _linear(recipe: Recipe, network: str, tokens: str) -> Recipe:
-    """A linear candidate; L-BFGS has no run length, so steps and epochs are dropped."""
+    """Make a linear candidate, without steps and epochs: L-BFGS has no length."""
     plain = recipe.optimiser is None and recipe.sampler == "uniform" and recipe.loss != "ldam"
     if not plain:
         return replace(recipe, network=network, tokens=tokens)
@@ -83,7 +83,7 @@ def _linear(recipe: Recipe, network: str, tokens: str) -> Recipe:
 
 
 def name_of(recipe: Recipe) -> str:
-    """A candidate's name in messages and in the run's folder."""
+    """Return a candidate's name, for messages and the run's folder."""
     return f"{recipe.network}-{recipe.tokens}" if recipe.network == "tfidf" else recipe.network
 
 
@@ -107,7 +107,7 @@ def tried(recipe: Recipe, ready: Prepared, logits: NDArray[np.float32] | None) -
 
 
 def best_of(found: Sequence[Tried]) -> int:
-    """The index of the candidate with the lowest NLL; 0 without validation."""
+    """Return the index of the candidate with the lowest NLL; 0 without validation."""
     scores = [each.uniform_nll for each in found]
     if any(score is None for score in scores):
         return 0

@@ -22,7 +22,7 @@ from training.data.text import RUNS, Vocabulary
 from training.faults import RunFailed
 
 OPSET = 20
-IR_VERSION = 10  # onnxruntime-gpu supports it too
+IR_VERSION = 10  # the version that onnxruntime-gpu supports too
 INPUT = "input"
 OUTPUT = "logits"
 MAX_PROTOBUF_BYTES = 2**31 - 2**20
@@ -30,7 +30,7 @@ ML_DOMAIN, ML_OPSET = "ai.onnx.ml", 4
 ORT_DOMAIN = "com.microsoft"
 APART = "graph/"  # prefix of the graph's own values, which keeps them apart from column names
 LOCALE = "C"  # the default, en_US, is missing in most containers: the graph would not load
-TOLERANCE = 1e-4  # of the largest logit, or of 1: float32 sums in another order
+TOLERANCE = 1e-4  # relative to the largest logit, or to 1: the order of float32 sums differs
 
 
 def export(
@@ -41,7 +41,7 @@ def export(
     vocabulary: Vocabulary | None = None,
     columns: Columns | None = None,
 ) -> None:
-    """Write the network, in evaluation mode on the CPU, as ONNX with a free batch axis.
+    """Write the network, in evaluation mode on the CPU, as an ONNX file with a free batch axis.
 
     example: a few real inputs, as the network takes them. vocabulary: for a network that takes
     token numbers [B, tokens]; the written graph takes the texts themselves. columns: for one that
@@ -50,7 +50,7 @@ def export(
     network = network.eval()
     rows = (
         example[:2] if len(example) > 1 else torch.cat([example, example])
-    )  # a batch of 1 would be fixed at 1
+    )  # the exporter would fix a batch axis of 1 at 1
     free = {0: torch.export.Dim("batch")}
     if vocabulary is not None:
         free[1] = torch.export.Dim("words")
@@ -77,10 +77,10 @@ def export(
 
 
 def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -> None:
-    """Replace the graph's only input, token numbers [B, tokens], by texts: strings [B].
+    """Replace the graph's only input, token numbers [B, tokens], by texts, strings [B].
 
-    StringNormalizer lowers A … Z; the tokens are split off, padded with empty strings; LabelEncoder
-    maps each to its number. Unknown tokens become 0, which the network ignores.
+    The new nodes convert A … Z to lower case, split each text into tokens, pad with empty strings,
+    and map each token to its number; an unknown token becomes 0, which the network ignores.
     """
     graph = model.graph
     old = graph.input[0].name
@@ -110,7 +110,7 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
 
 
 def _apart(graph: onnx.GraphProto) -> None:
-    """Put APART before the name of every value but the output: a column may have that name."""
+    """Prefix every value's name but the output's with APART: a column may have the same name."""
     outputs = {value.name for value in graph.output}
 
     def named(name: str) -> str:
@@ -126,7 +126,8 @@ def _apart(graph: onnx.GraphProto) -> None:
 def take_columns(model: onnx.ModelProto, columns: Columns) -> None:
     """Replace the graph's only input, numbers [B, columns], by an input [B, 1] for each column.
 
-    LabelEncoder maps each category to its number, 0 if it was not learnt; Concat makes the rows.
+    LabelEncoder maps each category to its number, or to 0 if unseen in training; Concat joins the
+    columns to rows.
     """
     graph = model.graph
     rows = graph.input[0].name
@@ -143,7 +144,9 @@ def take_columns(model: onnx.ModelProto, columns: Columns) -> None:
             keys = {value: number for number, value in enumerate(column.values, 1)}
             numbered = f"{part}/number"
             front += [
-                _numbering(keys or {"": 0}, column.name, numbered),  # there may be no learnt value
+                _numbering(
+                    keys or {"": 0}, column.name, numbered
+                ),  # a column may have no known value
                 helper.make_node("Cast", [numbered], [part], to=TensorProto.DOUBLE),
             ]
         parts.append(part)
@@ -159,10 +162,10 @@ def take_columns(model: onnx.ModelProto, columns: Columns) -> None:
 def _character_runs(
     graph: onnx.GraphProto, vocabulary: Vocabulary, *, name: str, numbers: str
 ) -> list[onnx.NodeProto]:
-    """Nodes from lowered texts to the numbers of their runs of characters.
+    """Return nodes that turn lower-case texts into the numbers of their runs of characters.
 
-    A run of two concatenates all characters but the last with all but the first. Each length has
-    its own encoder, so that a run shortened by padding is not mistaken for another.
+    Runs of two come from joining all characters but the last with all but the first. Each length
+    has its own encoder, so that a run shortened by padding is not mistaken for another.
     """
     nodes = [
         helper.make_node(
@@ -173,7 +176,7 @@ def _character_runs(
             mark=0,
             mincharnum=1,
             pad_value="",
-            separators=[""],  # none between the characters
+            separators=[""],  # nothing separates the characters
         )
     ]
     far = np.iinfo(np.int64).max
@@ -212,7 +215,7 @@ def _numbering(keys: Mapping[str, int], tokens: str, numbers: str) -> onnx.NodeP
 
 
 def plain(model: onnx.ModelProto) -> None:
-    """Remove the exporter's own notes, such as traces with local paths."""
+    """Remove the exporter's metadata, such as stack traces with local paths, from the model."""
     model.ir_version = IR_VERSION
     model.producer_name, model.producer_version, model.doc_string = "priordial", "", ""
     del model.metadata_props[:]
@@ -229,7 +232,7 @@ def plain(model: onnx.ModelProto) -> None:
 
 
 def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write one file; weights beyond protobuf's 2 GB go into model.onnx.data beside it."""
+    """Write the model file; if it exceeds protobuf's 2 GB, its weights go into model.onnx.data."""
     large = model.ByteSize() > MAX_PROTOBUF_BYTES
     onnx.save_model(
         model,
@@ -241,7 +244,7 @@ def save(model: onnx.ModelProto, path: Path) -> None:
 
 
 def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open the model on the CPU. threads: 0 leaves the number to onnxruntime."""
+    """Open the model in onnxruntime on the CPU. threads: 0 lets onnxruntime decide."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
@@ -251,9 +254,9 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
 def open_output(
     path: Path, output: str, *, threads: int = 0
 ) -> tuple[onnxruntime.InferenceSession, str]:
-    """A session, and the name of the [batch, C] output that corresponds to `output`.
+    """Return a session, and the name of the [batch, C] tensor that corresponds to `output`.
 
-    A ZipMap makes a list of objects by class name; its input is used instead.
+    A ZipMap node makes a list of objects by class name from a tensor; the tensor is used instead.
     """
     session = open_session(path, threads=threads)
     kinds = {item.name: item.type for item in session.get_outputs()}
@@ -278,14 +281,17 @@ def open_output(
 def run_session(
     session: onnxruntime.InferenceSession, batches: Iterator[Any], *, output: str = OUTPUT
 ) -> NDArray[np.float32]:
-    """The named output [N, C] for batches of inputs: arrays, or objects of them by input name."""
+    """Return the named output [N, C] for all batches together.
+
+    batches: arrays for a graph with one input, or records for one with several.
+    """
     name = session.get_inputs()[0].name
     parts = [session.run([output], fed(name, batch))[0] for batch in batches]
     return np.concatenate([np.asarray(part, np.float32) for part in parts])
 
 
 def fed(name: str, batch: Any) -> dict[str, Any]:
-    """The inputs of a session: the rows under the input's name, or records column by column."""
+    """Return a session's inputs by name: an array under `name`, or a record's fields."""
     if isinstance(batch, dict):
         return batch
     rows = np.asarray(batch)
@@ -293,9 +299,9 @@ def fed(name: str, batch: Any) -> dict[str, Any]:
 
 
 def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.float32]) -> float:
-    """The largest difference between the file's logits and the network's [N, C].
+    """Return the largest difference between the file's logits and the network's, `expected` [N, C].
 
-    Raises RunFailed when it is not small.
+    Raises RunFailed when the shapes differ, or the difference exceeds TOLERANCE.
     """
     found = run_session(open_session(path), batches)
     if found.shape != expected.shape:

@@ -1,4 +1,4 @@
-"""Turns a recipe into checked data, loss, sampler and plan."""
+"""Turns a recipe into data, a loss, a sampler and a plan, all checked."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,7 +24,7 @@ from training.run.recipe import Recipe
 
 @dataclass(frozen=True)
 class Prepared:
-    """A recipe's data and method, ready to train."""
+    """A recipe's data, loss, sampler and plan, ready to train."""
 
     data: Dataset
     objective: Objective
@@ -34,14 +34,15 @@ class Prepared:
 
     @property
     def log_source_prior(self) -> Vector:
-        """Log sigma [C] of the model to be trained."""
+        """[C] log of the source prior sigma of the model to be trained."""
         return log_source_prior(self.data.class_counts, loss_tau=self.recorded.loss_tau)
 
 
 def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None = None) -> Prepared:
     """Load the data, set validation aside, apply the profile, and make the loss and the sampler.
 
-    in_memory: for images in files, as for `made_ready`. part: the files that this process checks.
+    in_memory: for image files, as in `made_ready`. part: the files that this process checks. Raises
+    WrongUse for settings that do not fit the data, BadData for data that cannot be used.
     """
     data = prepare_data(recipe)
     check_held_out(data)
@@ -72,7 +73,7 @@ def _with_method(recipe: Recipe, data: Dataset) -> Prepared:
 
 
 def prepare_data(recipe: Recipe) -> Dataset:
-    """The data of a recipe; validation is set aside before the profile is applied."""
+    """Load the data of a recipe, set validation aside, then apply the profile."""
     data = set_aside_validation(
         sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options),
         per_class=recipe.validation_per_class,
@@ -99,7 +100,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
 
 
 def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
-    """The data with long-tailed training rows if the recipe has a profile, else unchanged."""
+    """Make the training rows long-tailed if the recipe has a profile; else change nothing."""
     if recipe.profile is None:
         return data
     counts = profile_counts(
@@ -112,7 +113,7 @@ def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
 
 
 def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
-    """The settings that a checkpoint must share with a run that continues from it."""
+    """Return the settings that must be equal for a run to continue from a checkpoint."""
     return recipe.learnt_from() | {
         "data_sha256": ready.data.origin.get("sha256"),
         "total_steps": ready.plan.steps,
@@ -120,7 +121,10 @@ def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
 
 
 def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
-    """Whether images are decoded once; random crops need the file each time."""
+    """Return whether images are decoded once; None decides by size.
+
+    Random crops need the file each time.
+    """
     if recipe.augment == "none":
         return asked
     if data.image is None:

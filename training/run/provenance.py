@@ -1,4 +1,4 @@
-"""The origin of a model: code revision and library versions."""
+"""Records the origin of a model: code revision and library versions."""
 
 import platform
 import subprocess
@@ -17,7 +17,7 @@ LIBRARIES = (
 
 
 def library_versions() -> dict[str, str]:
-    """Versions of Python and of the libraries that affect a model."""
+    """Return the versions of Python and of the libraries that affect a model."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         try:
@@ -28,7 +28,7 @@ def library_versions() -> dict[str, str]:
 
 
 def code_revision() -> str | None:
-    """The commit of this package, with "-dirty" when its files differ; None outside git."""
+    """Return the commit of this package, with "-dirty" if its files differ; None outside git."""
     package = Path(__file__).resolve().parents[1]
     revision = _git("rev-parse", "--short=12", "HEAD", folder=package)
     if not revision or not _git("ls-files", "__init__.py", folder=package):

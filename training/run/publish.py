@@ -1,4 +1,4 @@
-"""Publishes a trained network: export, check against the network, model.json, report.json."""
+"""Publishes a trained network: exports it, checks the export, writes model.json and reports."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -48,9 +48,11 @@ def publish(
     command: str = "",
     tried: Sequence[Tried] = (),
 ) -> Path:
-    """Write models/<name>/<next version> and return it.
+    """Write the model to the folder models/<name>/<next version>, and return the folder.
 
-    Raises RunFailed when onnxruntime disagrees with the network.
+    logits: [n, C] by split. samples: how many test inputs report.json shows. command: the command
+    line, for the report. tried: the candidates of network auto. Raises RunFailed when the exported
+    graph does not give the network's logits in onnxruntime.
     """
     network = network.cpu().eval()
     rows = _check_rows(ready.data)
@@ -100,7 +102,7 @@ def publish(
 
 
 def served_tau(recipe: Recipe, calibration: Calibration) -> float:
-    """The tau that the published model uses when a request names none."""
+    """Return the tau that the published model uses for requests without one."""
     return calibration.tau if recipe.publish_tau == "chosen" else 1.0
 
 
@@ -112,7 +114,7 @@ def _estimation(calibration: Calibration) -> dict[str, Any]:
 def _facts(
     recipe: Recipe, ready: Prepared, *, command: str, tried: Sequence[Tried]
 ) -> dict[str, str]:
-    """Facts about the training of the model, for its page."""
+    """Return facts about the model's training, by name, for its page."""
     data = ready.data
     rows = ", ".join(f"{name} {len(split):,}" for name, split in _splits(data).items())
     facts = {
@@ -143,7 +145,7 @@ def manifest_fields(
     scores: Mapping[str, Any],
     tried: Sequence[Tried] = (),
 ) -> dict[str, Any]:
-    """The fields of model.json except name, version and files."""
+    """Return the fields of model.json except name, version and files."""
     data = ready.data
     return {
         "description": recipe.description or _description(recipe),
@@ -176,7 +178,7 @@ def manifest_fields(
 
 
 def input_fields(data: Dataset) -> dict[str, Any]:
-    """`input` of model.json."""
+    """Return `input` of model.json."""
     found = _form(data)
     rows = _measured_rows(data) if data.kind != "text" else np.empty((0, 0))
     if rows.size:
@@ -187,7 +189,7 @@ def input_fields(data: Dataset) -> dict[str, Any]:
 
 
 def _measured_rows(data: Dataset) -> NDArray[Any]:
-    """A sample of training rows as the graph takes them; for records, the float columns."""
+    """Sample training rows as the graph takes them; for records, only the float columns."""
     rows = np.linspace(0, len(data.train) - 1, min(len(data.train), MEASURED_ROWS))
     split = data.train.take(np.unique(rows.astype(np.int64)))
     found = np.concatenate(list(graph_inputs(split, data.image)))
@@ -198,7 +200,7 @@ def _measured_rows(data: Dataset) -> NDArray[Any]:
 
 
 def _form(data: Dataset) -> dict[str, Any]:
-    """`input` without the statistics of the training rows."""
+    """Return `input` without the statistics of the training rows."""
     if data.image is not None:
         height, width = data.image.size
         return {
@@ -229,7 +231,7 @@ def _form(data: Dataset) -> dict[str, Any]:
 
 
 def _columns_fields(data: Dataset) -> dict[str, Any]:
-    """`inputs` of model.json for a table with columns of strings."""
+    """Return `inputs` of model.json for a table with columns of strings."""
     if data.columns is None:
         return {}
     return {
@@ -259,7 +261,7 @@ def _settings(recipe: Recipe) -> dict[str, Any]:
 
 
 def short_scores(score: Mapping[str, Any]) -> dict[str, Any]:
-    """`n` and the main scores, as trained and after adjustment."""
+    """Return `n` and the main scores, as trained and after adjustment."""
     kept = ("error", "balanced_error", "ece", "nll")
     return {
         "n": score["n"],
@@ -276,7 +278,7 @@ def _splits(data: Dataset) -> dict[str, Split]:
 
 
 def _check_rows(data: Dataset) -> Split:
-    """Rows for the check of the export, sampled from a split not trained on if there is one."""
+    """Sample rows to check the export, from a split not trained on if there is one."""
     split = data.test or data.val or data.train
     spread = np.unique(np.linspace(0, len(split) - 1, CHECKED_ROWS).astype(np.int64))
     return split.take(spread)

@@ -1,4 +1,4 @@
-"""Published models: their logits through onnxruntime, and their scores on any split."""
+"""Runs published models in onnxruntime, and scores them on any split."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -34,14 +34,17 @@ from training.scores.evaluate import score
 
 @dataclass(frozen=True)
 class Published:
-    """A model folder, verified against its checksums."""
+    """A published model whose files match the checksums in model.json."""
 
     folder: Path
     bundle: Bundle
 
     @classmethod
     def open(cls, folder: Path) -> "Published":
-        """Raises WrongUse when there is no such folder, BadData when it is not a complete model."""
+        """Open models/<name>/<version>.
+
+        Raises WrongUse when there is no such folder, BadData when it is not a complete model.
+        """
         if not folder.is_dir():
             raise WrongUse(f"{folder}: no such model folder; expected models/<name>/<version>")
         try:
@@ -55,21 +58,22 @@ class Published:
         return len(self.bundle.class_names)
 
     def log_source_prior(self) -> Vector | None:
-        """The source prior [C] of the service's adjustment: the measured one, else that of
-        training.
+        """The log source prior [C] with which the service adjusts.
+
+        It is the measured one if there is one, else that of training; None if neither is known.
         """
         measured = self.bundle.calibrated_log_source
         return self.training_source_prior() if measured is None else measured
 
     def training_source_prior(self) -> Vector | None:
-        """[C] log sigma as training implies it; None when the model does not state its counts."""
+        """[C] log sigma as training implies it; None if the model has no class_counts."""
         counts = self.bundle.class_counts
         if counts is None:
             return np.zeros(self.num_classes) if self.bundle.loss_tau == 1 else None
         return log_source_prior(counts, loss_tau=self.bundle.loss_tau)
 
     def logits(self, data: Dataset, split: Split, *, threads: int = 0) -> NDArray[np.float32]:
-        """Raw logits [N, C] of a split, in order; the log of the output if it is probabilities."""
+        """Return the raw logits [N, C] of a split; the log of the output if it is probabilities."""
         output = self.bundle.output
         session, name = open_output(self.folder / "model.onnx", output.name, threads=threads)
         feeds = self.feeder(session)
@@ -77,7 +81,7 @@ class Published:
         return output.logits(run_session(session, batches, output=name))
 
     def statistics(self, data: Dataset, split: Split) -> InputStatistics | None:
-        """Mean and spread of the float inputs of a split; None where there are none."""
+        """Compute mean and spread of a split's float inputs; None if there are none."""
         names = float_names(self.bundle.input)
         if not names:
             return None
@@ -100,7 +104,7 @@ class Published:
 
     @property
     def known(self) -> Known:
-        """The facts about the model's inputs that readers of data need."""
+        """Return the facts about the model's inputs that are needed to read data for it."""
         data = self.bundle.provenance.get("data") or {}
         spec, names = self.bundle.input, self.bundle.column_names
         return Known(
@@ -112,10 +116,11 @@ class Published:
         )
 
     def rows(self, spec: str, *, split: str | None) -> tuple[Dataset, Split]:
-        """Rows of a specification to score, with this model's classes in this model's order.
+        """Load rows to score, with labels in the order of this model's classes.
 
-        split: train, val or test. None takes the test rows, or all rows if the data are not those
-        that the model was trained on and have no test rows.
+        split: train, val or test. None takes the test rows; if the data has none and the model was
+        not trained on it, all rows. Raises WrongUse when there are no such rows, or the rows or
+        their classes do not fit the model.
         """
         settings = self.bundle.provenance.get("settings") or {}
         seed = self.bundle.provenance.get("seed") or 0
@@ -195,13 +200,14 @@ def evaluate(
     target: str = "uniform",
     threads: int = 0,
 ) -> dict[str, Any]:
-    """Score a published model on a split. The answer names the model, split, target and tau.
+    """Score a published model on a split; return the scores with model, split, target and tau.
 
-    Where the source prior is unknown, `at_tau` has no numbers at 1.
+    If the source prior is unknown, `at_tau` has no numbers at 1.
 
-    split: see Published.rows. target: `uniform`; `training` (the model's own counts); a JSON file
-    with a target or a whole prior; `forward-K` or `backward-K`, the split resampled to a long tail
-    of ratio K and adjusted to that known target.
+    split: as in `Published.rows`. tau: the model's default_tau if None. target: `uniform`;
+    `training` (the model's own counts); a JSON file with a target or a whole prior; `forward-K` or
+    `backward-K`, which resamples the split to a long tail of ratio K and adjusts to that target.
+    threads: 0 lets onnxruntime decide. Raises WrongUse when the data or the target does not fit.
     """
     model = Published.open(folder)
     data, rows = model.rows(spec, split=split)
@@ -236,7 +242,7 @@ def evaluate(
 
 
 def _offered(data: Dataset) -> str:
-    """A hint that names the splits that the data have."""
+    """Return a hint that names the splits of the data."""
     splits = {"train": data.train, "val": data.val, "test": data.test}
     there = [
         f"--split {name}" for name, split in splits.items() if split is not None and len(split)
@@ -252,7 +258,7 @@ def _checked_tau(tau: float) -> float:
 
 
 def _target(model: Published, rows: Split, target: str) -> tuple[Split, Vector, Vector | None]:
-    """The rows to score, log rho [C], and log sigma [C] or None."""
+    """Return the rows to score, log rho [C] of the target, and log sigma [C] or None."""
     direction, _, ratio = target.partition("-")
     if direction in ("forward", "backward") and ratio:
         return _shifted(model, rows, direction, ratio)
@@ -261,9 +267,10 @@ def _target(model: Published, rows: Split, target: str) -> tuple[Split, Vector, 
 
 
 def prior_of(bundle: Bundle, target: str, *, flag: str = "--target") -> Prior:
-    """The prior that a flag names: uniform, training, or a JSON file of a target or a whole prior.
+    """Return the prior that a flag names.
 
-    Raises WrongUse.
+    target: uniform, training, or a JSON file of a target or a whole prior. flag: for messages.
+    Raises WrongUse when the file cannot be read or does not fit the model.
     """
     body: dict[str, Any] = {"target": target}
     if target not in ("uniform", "training"):

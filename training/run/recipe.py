@@ -1,4 +1,4 @@
-"""The settings of one run, checked."""
+"""Holds and checks the settings of one run."""
 
 import math
 from collections.abc import Mapping
@@ -17,13 +17,13 @@ from training.loop.schedule import SCHEDULES, in_steps
 from training.loop.train import OPTIMISERS, PRECISIONS, Plan
 
 DEFAULT_EPOCHS = 20
-FEWEST_DEFAULT_STEPS = 1500  # small data get more than 20 epochs
+FEWEST_DEFAULT_STEPS = 1500  # the least default length, so that small data get more than 20 epochs
 FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau")
 """Settings that do not change what the network learns."""
 AUTO = "auto"
 """The name under which several networks are tried and validation chooses one."""
 LINEAR = ("linear", "linear-pieces", "tfidf")
-"""Networks that are linear in fixed features."""
+"""Networks whose only trained layer is linear, on fixed features."""
 MLPS = ("mlp", "mlp-pieces")
 MLP_DEFAULTS: Mapping[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine"}
 """Defaults for AdamW, from the comparison on twelve data sets in docs/results.md."""
@@ -118,12 +118,12 @@ class Recipe:
             )
 
     def _check_convex(self) -> None:
-        """Raise WrongUse for what L-BFGS cannot do, a penalty without it, and wrong rates."""
+        """Raise WrongUse for what L-BFGS cannot do, a penalty without it, or factors up to 0."""
         for part, factor in self.lr_of.items():
             if not 0 < factor < math.inf:
                 raise WrongUse(
-                    f"--lr-of {part}={factor:g}: expected a factor above 0; --freeze {part} holds "
-                    "a part still"
+                    f"--lr-of {part}={factor:g}: expected a factor above 0; --freeze {part} "
+                    "freezes the part"
                 )
         if self.penalty is not None and self.optimiser in OPTIMISERS:
             raise WrongUse(
@@ -171,7 +171,7 @@ class Recipe:
 
     @property
     def image_options(self) -> ImageOptions:
-        """How images become the tensor."""
+        """The settings of how images become the tensor."""
         resize: Any = self.resize
         color: Any = self.color
         return ImageOptions(self.image_size, resize, color, self.image_mean, self.image_std)
@@ -210,7 +210,7 @@ class Recipe:
         return plain and all(value is None for value in asked)
 
     def plan(self, rows: int) -> Plan:
-        """The optimisation for a number of training rows, with all lengths in steps."""
+        """Return how to optimise with `rows` training rows, with all lengths in steps."""
         used = self.resolved()
         assert used.optimiser is not None
         assert used.lr is not None
@@ -243,7 +243,7 @@ class Recipe:
         )
 
     def learnt_from(self) -> dict[str, Any]:
-        """The settings that affect the trained network, by name."""
+        """Return the settings that affect the trained network, by name."""
         return {key: value for key, value in asdict(self).items() if key not in FREE}
 
 

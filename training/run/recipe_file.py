@@ -1,4 +1,4 @@
-"""Recipes from TOML files, by name or path, with flags on top."""
+"""Reads recipes from TOML files, by name or path; flags override their settings."""
 
 import re
 import tomllib
@@ -22,7 +22,7 @@ NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
 
 
 def names() -> list[str]:
-    """The names of the recipes in the package."""
+    """Return the names of the recipes in the package."""
     folder = resources.files("training") / "recipes"
     return sorted(
         entry.name.removesuffix(".toml")
@@ -32,9 +32,10 @@ def names() -> list[str]:
 
 
 def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
-    """The recipe of a file with the given settings on top.
+    """Make a recipe from a file, with the given settings in place of the file's.
 
-    Raises WrongUse for unknown names, fields or types.
+    recipe: the name of a recipe in the package, or the path of a TOML file; None starts from the
+    defaults. Raises WrongUse for an unknown name, an unknown setting, or a value of another type.
     """
     settings: dict[str, Any] = {}
     if recipe is not None:
@@ -61,7 +62,7 @@ def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
 
 
 def read(recipe: str) -> dict[str, Any]:
-    """The checked settings of a recipe file."""
+    """Read and check the settings of a recipe file. Raises WrongUse."""
     if recipe.endswith(".toml"):
         where = recipe
         try:
@@ -112,7 +113,7 @@ def _checked(where: str, key: str, value: Any) -> Any:
 
 
 def _name_of(data: str) -> str:
-    """A model name from a data specification: its kind, or the file's or folder's name."""
+    """Make a model name from a data specification: its kind, or its file or folder name."""
     kind, _, place = data.partition(":")
     stem = Path(place.partition("?")[0].partition(",")[0].partition("@")[0]).stem if place else ""
     wanted = stem if kind in ("npz", "table", "images", "list") and stem else kind

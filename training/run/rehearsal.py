@@ -30,7 +30,7 @@ PROBABILITY_ROUNDING = 1e-4
 
 
 def rehearse(recipe: Recipe, ready: Prepared, network: nn.Module, *, models: Path | None) -> None:
-    """Run a copy of the network forward and backward; with `models`, also export it to there.
+    """Run a copy of the network forward and backward, and export it to `models` unless None.
 
     The network must be on the CPU and is not changed. Raises WrongUse or RunFailed with the reason.
     """
@@ -78,7 +78,9 @@ def _check_outputs(outputs: Tensor, recipe: Recipe, num_classes: int, rows: int)
             f"a logit for each class ({cure})"
         )
     if not bool(torch.isfinite(outputs).all()):
-        raise WrongUse(f"{name}: returns NaN or infinity before it is trained")
+        raise WrongUse(
+            f"{name}: returns NaN or infinity before it is trained; check its initial weights"
+        )
     sums = outputs.double().sum(dim=1)
     if bool((outputs >= 0).all()) and bool((sums - 1).abs().max() < PROBABILITY_ROUNDING):
         raise WrongUse(f"{name}: returns probabilities; expected logits (remove its last softmax)")
@@ -152,7 +154,7 @@ def _try_publishing(
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        with contextlib.suppress(OSError):  # a folder that is not empty has other files too
+        with contextlib.suppress(OSError):  # a folder with other files stays
             for place in missing:
                 place.rmdir()
 
@@ -166,8 +168,8 @@ def _described(outputs: object) -> str:
 
 
 def _short(error: BaseException) -> str:
-    """The kind of an error and the first informative line of its message."""
-    while error.__cause__ is not None:  # exporters wrap the error that has the reason
+    """Return an error's class and the first informative line of its message."""
+    while error.__cause__ is not None:  # exporters wrap the error that states the reason
         error = error.__cause__
     lines = [ANSI.sub("", line).strip() for line in str(error).splitlines()]
     said = next((line for line in lines if line and not line.startswith(("#", "="))), "")

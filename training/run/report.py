@@ -1,4 +1,4 @@
-"""report.json: the measurements of a run, for the console and for programs."""
+"""Makes report.json: the measurements of a run, for the console and for programs."""
 
 import base64
 import io
@@ -28,10 +28,11 @@ def report(
     samples: int,
     problems: Sequence[str],
 ) -> dict[str, Any]:
-    """The document; models/README.md describes its members.
+    """Return the document; models/README.md describes its members.
 
-    class_counts: [C] of training; None where they are unknown. log_source_prior: [C], as implied by
-    them. logits: [n, C] of the test rows.
+    class_counts: [C] of training; None if unknown. log_source_prior: [C], as they imply it.
+    logits: [n, C] by split; those of `test` are scored. samples: how many test inputs to show.
+    problems: warnings about the data, as sentences.
     """
     counts = None if class_counts is None else [int(count) for count in class_counts]
     choice = calibration.choice
@@ -76,7 +77,7 @@ def _outcome(
     temperature: float,
     tau: float,
 ) -> dict[str, Any]:
-    """Reliability and confusion of one tau on the test split, with a uniform target."""
+    """Compute reliability and confusion at one tau, on the test split with a uniform target."""
     num_classes = len(log_source)
     target = np.zeros(num_classes)
     probabilities = softmax(
@@ -106,7 +107,7 @@ def _outcome(
 
 
 def _samples(data: Dataset, split: Split, wanted: int) -> list[dict[str, Any]]:
-    """A few test inputs with their labels, from each class in turn."""
+    """Return `wanted` test inputs with their labels, taken from each class in turn."""
     first = [np.flatnonzero(split.labels == index) for index in range(data.num_classes)]
     turns = max((len(rows) for rows in first), default=0)
     rows = [
@@ -145,7 +146,7 @@ def _sample(data: Dataset, split: Split, row: int) -> dict[str, Any]:
 
 
 def instance(row: NDArray[Any]) -> Any:
-    """A row of numbers for JSON: null for a missing one, and no digits beyond its type."""
+    """Convert a row of numbers for JSON: NaN becomes null, digits beyond the dtype are dropped."""
     if row.ndim > 1:
         return row.tolist()
     digits = ".7g" if row.dtype == np.float32 else ".17g"
@@ -153,7 +154,7 @@ def instance(row: NDArray[Any]) -> Any:
 
 
 def _cell(value: Any) -> Any:
-    """One column of a record as a JSON value."""
+    """Convert one field of a record to a JSON value."""
     held = np.asarray(value)
     if held.size != 1:
         return held.tolist()
@@ -164,7 +165,7 @@ def _cell(value: Any) -> Any:
 
 
 def png(pixels: NDArray[np.uint8]) -> str:
-    """uint8 [H, W, 1 or 3] as the base64 text of a PNG file."""
+    """Encode pixels, uint8 [H, W, 1 or 3], as a PNG file in base64."""
     from PIL import Image
 
     file = io.BytesIO()

@@ -13,7 +13,7 @@ from training.loop.schedule import learning_rate
 from training.scores.posthoc import Labels, LastLayer
 
 BATCH = 128
-FEWEST_STEPS = 500  # small data get more than `epochs` epochs
+FEWEST_STEPS = 500  # so small data get more than `epochs` epochs
 
 
 def retrain_classifier(
@@ -26,9 +26,10 @@ def retrain_classifier(
     lr: float = 0.1,
     weight_decay: float = 5e-4,
 ) -> LastLayer:
-    """cRT: a new linear layer, trained by SGD with momentum and a cosine rate.
+    """Train a new linear layer (cRT) by SGD with momentum and a cosine schedule.
 
-    The recorded loss_tau is 1, as for balanced sampling. features [N, D], frozen; labels [N].
+    features: [N, D], frozen; labels: [N]. Sampling is class-balanced, so the loss_tau to record
+    is 1.
     """
     generator = torch.Generator().manual_seed(seed)
     size = features.shape[1]
@@ -57,10 +58,10 @@ def learn_scales(
     epochs: int = 10,
     lr: float = 0.1,
 ) -> LastLayer:
-    """LWS: s_y * (w_y . x + b_y). Only the scales s are learnt, starting at 1.
+    """Train the scales s of s_y * (w_y . x + b_y) alone, from 1 on (LWS).
 
-    The recorded loss_tau is 1, approximate: scales alone cannot make the logits a posterior under a
-    uniform prior.
+    features: [N, D], frozen; labels: [N]. The loss_tau to record is 1, but approximate: scales
+    alone cannot make the logits a posterior under a uniform prior.
     """
     weight = torch.from_numpy(layer.weight).float()
     bias = torch.from_numpy(layer.bias).float()

@@ -1,4 +1,4 @@
-"""One training run: recipe → data → network → loop → calibration → published folder."""
+"""Carries out a training run: recipe → data → network → loop → calibration → published folder."""
 
 import contextlib
 import time
@@ -41,11 +41,11 @@ class Running:
     """How a run is carried out; nothing here affects the trained network.
 
     models: where to publish; None trains without publishing.
-    runs: folder of checkpoints and logs; None keeps none.
-    checkpoint: the checkpoint's file, by default runs/<name>/checkpoint.pt with its log beside it.
+    runs: the folder of checkpoints and logs; None keeps none.
+    checkpoint: the checkpoint's file; by default runs/<name>/checkpoint.pt, with a log beside it.
     samples: how many test inputs report.json shows.
     workers: how many processes decode images.
-    in_memory: whether images are decoded once and kept; None: when they are small enough.
+    in_memory: whether images are decoded once and kept; None: if they are small enough.
     command: the command line, for the report.
     candidate: the name of this network if several are tried; its files go into a folder of that
     name.
@@ -69,13 +69,13 @@ class Finished:
     ready: Prepared
     changed: Changed
     logits: Mapping[str, NDArray[np.float32]]
-    """Raw logits [n, C] of the `val` and `test` splits, where the data has them."""
+    """Raw logits [n, C] of the `val` and `test` splits, as far as the data has them."""
     started: float
     """time.monotonic() when the run began."""
     calibration: Calibration = field(default_factory=Calibration)
     scores: Mapping[str, Any] = field(default_factory=dict)
     bundle: Path | None = None
-    """The published folder."""
+    """The folder of the published model; None if it was not published."""
     tried: tuple[Tried, ...] = ()
     """The candidates of network auto."""
 
@@ -93,7 +93,7 @@ class Finished:
 def run(
     recipe: Recipe, *, running: Running, keeping: Keeping, processes: Processes
 ) -> Finished | None:
-    """Train, calibrate and publish. Returns None in all processes but the first.
+    """Train, calibrate and publish as the recipe says. Returns None in all processes but the first.
 
     For network auto, every candidate is trained, and the one that validation chooses is published.
     """
@@ -162,7 +162,7 @@ def _run_one(
 
 
 def _with_folder(running: Running, candidate: Recipe, *, several: bool) -> Running:
-    """The settings with a separate folder for the candidate's checkpoint and log, if several."""
+    """If there are several candidates, give this one its own folder for checkpoint and log."""
     return replace(running, candidate=name_of(candidate)) if several else running
 
 
@@ -173,7 +173,10 @@ def _work(ready: Prepared) -> str:
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
-    """The recipe's network for this data, drawn from the seed. It standardises numbers itself."""
+    """Make the recipe's network for this data, initialised from the seed.
+
+    It standardises numbers itself. Raises WrongUse when it does not fit the data.
+    """
     torch.manual_seed(recipe.seed)
     data = ready.data
     front = _front(data, recipe.network)
@@ -214,7 +217,7 @@ def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
 
 
 def _front(data: Dataset, network: str) -> nn.Module | None:
-    """The first module for rows of numbers and categories; None for other data."""
+    """Return the first module of a network for rows of a table; None for other data."""
     in_pieces = network.endswith(PIECES)
     rows = np.asarray(data.train.inputs if data.kind in {"tensor", "columns"} else ())
     if in_pieces and data.columns is None and (data.kind != "tensor" or rows.ndim != 2):
@@ -266,7 +269,7 @@ def train_network(
 def _fit_linear(
     recipe: Recipe, ready: Prepared, network: nn.Module, keeping: Keeping, processes: Processes
 ) -> nn.Module:
-    """Fit a network that is linear in fixed features."""
+    """Fit the last layer of a network whose other layers are fixed."""
     if processes.world > 1:
         raise WrongUse("--optimiser lbfgs runs in one process; start it without torchrun")
     found = fit_last_layer(
@@ -291,7 +294,7 @@ def fit_network(
 
 
 def answer(finished: Finished) -> dict[str, Any]:
-    """The JSON object that `training fit` prints."""
+    """Return the object that `training fit --json` prints."""
     calibration, changed = finished.calibration, finished.changed
     return {
         "bundle": str(finished.bundle),
@@ -316,7 +319,7 @@ def answer(finished: Finished) -> dict[str, Any]:
 
 
 def _rarest(data: Dataset) -> dict[str, Any] | None:
-    """The class with the fewest validation rows; None without validation rows."""
+    """Return the class with the fewest validation rows; None without validation rows."""
     if data.val is None or not len(data.val):
         return None
     counts = np.bincount(data.val.labels, minlength=len(data.class_names))
@@ -324,7 +327,7 @@ def _rarest(data: Dataset) -> dict[str, Any] | None:
 
 
 def _with_files(keeping: Keeping, recipe: Recipe, ready: Prepared, running: Running) -> Keeping:
-    """`keeping` with the files of this run: its checkpoint, and its log except in comparisons."""
+    """Add this run's files to `keeping`: its checkpoint and, except in comparisons, its log."""
     if running.checkpoint is not None:
         return replace(
             keeping, checkpoint=CheckpointFile(running.checkpoint, identity(recipe, ready))
@@ -359,7 +362,7 @@ def _finished(
 
 
 def _published(finished: Finished, running: Running, keeping: Keeping) -> Finished:
-    """Calibrate, score and publish."""
+    """Calibrate, score and publish a trained network."""
     ready, val = finished.ready, finished.ready.data.val
     stage("calibrating and scoring", quiet=keeping.quiet)
     calibration = calibrate(
@@ -401,8 +404,7 @@ def _trained(keeping: Keeping) -> Iterator[None]:
             raise
         raise RunFailed(
             f"{error}\nThe trained network is kept in {keeping.checkpoint.path}: once this is "
-            "fixed, "
-            "the same command with --resume continues after the training"
+            "fixed, the same command with --resume continues after the training"
         ) from error
 
 

@@ -12,20 +12,21 @@ from typing import Any, Protocol
 from training.faults import RunFailed, WrongUse
 
 SHARES_OF_A_WORKER = 8
-"""Number of shares per process: those of a lost process are then divided among the others."""
+"""Shares per process. With several, those of a lost process are divided among the others."""
 
 
 class Share(Protocol):
-    """A share of the blocks; it can be pickled."""
+    """A picklable share of the blocks."""
 
     def run(self) -> None:
         """Score the blocks of this share that have no part file yet."""
 
 
 def run_on_ray(shares: Sequence[Share], *, workers: int) -> None:
-    """Run every share in one of `workers` processes. Raises WrongUse without Ray, and RunFailed.
+    """Run the shares on `workers` processes of Ray.
 
-    RAY_ADDRESS names a cluster that runs already; without it, Ray starts on this machine.
+    The environment variable RAY_ADDRESS names a running cluster; without it, Ray starts on this
+    machine. Raises WrongUse if Ray is not installed, RunFailed if a share fails.
     """
     try:
         import ray

@@ -36,17 +36,17 @@ RUN_FILE = "run.json"
 MAX_ESTIMATE_CELLS = 4_000_000
 """The most logits that an estimate uses: 32 MB."""
 Report = Callable[[int, int], None]
-"""Called with the blocks and rows done so far."""
+"""A function that is called with the numbers of blocks and rows done so far."""
 
 
 @dataclass(frozen=True)
 class Scoring:
-    """The settings of the answers.
+    """What to answer for each row, and with which adjustment.
 
-    tau: of the adjustment; None takes the model's own. prior: uniform, training, or a JSON file.
-    top_k: how many best classes to write per row; 0: only the first. probabilities: also write all
-    C of them. threads: of one graph call; 0 leaves the number to onnxruntime. target: [C], replaces
-    the prior's own target.
+    tau: the strength of the adjustment; None takes the model's default_tau. prior: uniform,
+    training, or a JSON file. top_k: how many of the best classes to write per row; 0: only the
+    first. probabilities: write the probabilities of all C classes too. threads: of one graph call;
+    0 lets onnxruntime decide. target: [C], replaces the prior's own target.
     """
 
     model: Path
@@ -79,7 +79,8 @@ def score_rows(
     that are neither kept nor left out. estimate_first: first read the rows to estimate their class
     prior, and answer with it if its verdict is `usable`. engine: processes of this machine, or ray,
     whose machines must all see the files under the same names. Returns counts and settings.
-    Raises WrongUse, BadData; RunFailed when the answers cannot be written.
+    Raises WrongUse for wrong arguments, BadData for rows that cannot be read, and RunFailed when
+    the answers cannot be written.
     """
     scorer = _Scorer(scoring)
     sources = stream.find(place)
@@ -143,9 +144,8 @@ class _Scorer:
         self.prior = prior_of(bundle, scoring.prior, flag="--prior")
         if self.tau and self.prior.log_source is None:
             raise WrongUse(
-                f"{scoring.model} has no class_counts, so only --tau 0 can be scored, "
-                "or a "
-                "--prior file with label_frequencies"
+                f"{scoring.model} has no class_counts, so its source prior is unknown; "
+                "give --tau 0, or a --prior file with label_frequencies"
             )
         if scoring.target is not None:
             target = np.asarray(scoring.target)
@@ -156,14 +156,12 @@ class _Scorer:
         self._feeds = self.model.feeder(self._session)
 
     def trained_columns(self) -> tuple[str, ...] | None:
-        """The columns of the table that the model was trained on, where its model.json names
-        them.
-        """
+        """The columns of the table that the model was trained on; None if not in model.json."""
         found = self.model.bundle.column_names
         return None if found is None else tuple(found)
 
     def answers(self, source: stream.Source, block: stream.Block) -> "pa.Table":
-        """The answers to a block, a row each; float64 adjustment, as the formula is defined."""
+        """Return the answers to a block, one row each; the adjustment is in float64."""
         import pyarrow as pa
 
         bundle = self.model.bundle
@@ -204,7 +202,7 @@ class _Scorer:
         return pa.table(columns)
 
     def logits(self, inputs: NDArray[Any]) -> NDArray[np.float64]:
-        """Logits [n, C] of a block, 256 rows a graph call."""
+        """Compute the logits [n, C] of a block, 256 rows per graph call."""
         bundle = self.model.bundle
         found = [
             self._session.run([self._output], self._feeds(inputs[start : start + 256]))[0]
@@ -217,12 +215,12 @@ class _Scorer:
 def _estimated(
     sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
 ) -> dict[str, Any]:
-    """The class prior of the rows, of at most MAX_ESTIMATE_CELLS logits drawn from all of them."""
+    """Estimate the class prior of the rows, from a sample of at most MAX_ESTIMATE_CELLS logits."""
     bundle = scorer.model.bundle
     if scorer.prior.log_source is None:
         raise WrongUse(
-            "--estimate needs the model's label frequencies: a --prior file with "
-            "label_frequencies, or `training calibrate`"
+            "--estimate needs the model's label frequencies; give a --prior file with "
+            "label_frequencies, or run `training calibrate` first"
         )
     most = max(1, MAX_ESTIMATE_CELLS // len(bundle.class_names))
     rng, seen = np.random.default_rng(0), 0
@@ -275,7 +273,7 @@ def _rows_of(values: NDArray[Any]) -> "pa.Array":
 
 @dataclass(frozen=True)
 class _Share:
-    """Every `workers`-th block of each source, which one process scores."""
+    """The blocks that one process scores: every `workers`-th block of each source."""
 
     scoring: Scoring
     sources: tuple[stream.Source, ...]
@@ -301,7 +299,7 @@ class _Share:
                     report(blocks, rows)
 
     def anywhere(self) -> "_Share":
-        """The share with absolute paths, for a process that works in another folder."""
+        """Return the share with absolute paths, for a process with another working folder."""
         sources = tuple(
             replace(
                 source,
@@ -320,7 +318,7 @@ class _Share:
 
 
 def _write(table: "pa.Table", target: Path) -> None:
-    """Write a part whole or not at all."""
+    """Write a part file atomically."""
     from pyarrow import parquet
 
     temporary = target.with_name(f".{target.name}.{os.getpid()}")
@@ -331,7 +329,7 @@ def _write(table: "pa.Table", target: Path) -> None:
 def _identity(
     sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
 ) -> dict[str, Any]:
-    """The facts that two runs must share for the second to continue the first."""
+    """Return the facts that must be equal for one run to continue another."""
     files = [file for source in sources for file in (source.files or (source.path,))]
     listing = hashlib.sha256()
     for file in files:
@@ -356,8 +354,7 @@ def _identity(
 
 
 def _begin(parts: Path, identity: dict[str, Any]) -> int:
-    """Make the folder of parts, or find that of a stopped run. Returns the number of finished
-    blocks.
+    """Make the folder of parts, or reuse that of a stopped run; return its finished blocks' number.
 
     Raises WrongUse when the stopped run had other settings.
     """
@@ -382,8 +379,9 @@ def _begin(parts: Path, identity: dict[str, Any]) -> int:
 
 
 def _join(parts: Path, out: Path) -> tuple[Counter[int], int, int]:
-    """Write the parts to one file in order. Returns predictions by class, changed decisions and
-    rows.
+    """Join the parts to one file, in order.
+
+    Returns (predictions by class, decisions that differ from tau 0, rows).
     """
     from pyarrow import parquet
 
