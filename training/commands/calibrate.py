@@ -1,4 +1,4 @@
-"""The verb `calibrate`: measure a published model on labelled rows, as its next version."""
+"""The verb `calibrate`: measures a model on labelled rows and publishes its next version."""
 
 import argparse
 import json
@@ -21,7 +21,7 @@ AddVerb = Callable[..., argparse.ArgumentParser]
 
 
 def add_verb(add: AddVerb) -> None:
-    """Declare the verb; `add` takes a name, a text and what runs."""
+    """Declare the verb. add: takes its name, its help text and the function to run."""
     parser = add(
         "calibrate", "Measure a published model on labelled rows; publish the next version.", _run
     )
@@ -45,7 +45,7 @@ SAMPLES = 24
 
 
 class _Scored(NamedTuple):
-    """Scores of the new calibration: for the report, and the part for model.json."""
+    """The scores of the new calibration, for report.json and for model.json."""
 
     report: dict[str, Any]
     short: dict[str, Any]
@@ -61,7 +61,7 @@ def _scored(
     log_source: "Vector",
     test: "Split | None",
 ) -> _Scored:
-    """Score the rows used for calibration, and the other rows."""
+    """Score the rows used for calibration, and the test rows if there are any."""
     from training.run.calibration import Calibration
     from training.run.publish import short_scores
     from training.run.report import report
@@ -118,11 +118,12 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
 def calibrated(model: "Published", spec: str, *, split: str | None) -> dict[str, Any]:
     """Measure a model on the rows of a specification and publish its next version.
 
-    split: which rows calibrate, as the flag says. Raises WrongUse.
+    split: the rows that calibrate, as --split names them. Raises WrongUse when there are no such
+    rows, they have no labels, or they lack a class.
     """
     data, rows = model.rows(spec, split=split)
     if not data.labelled:
-        raise WrongUse(f"--data {spec}: has no labels, and a calibration needs them")
+        raise WrongUse(f"--data {spec}: has no labels; a calibration needs labelled rows")
     test = None
     if split is None and data.origin.get("sha256") in (None, model.known.sha256):
         split = "val"

@@ -44,7 +44,7 @@ RECIPES = Path(__file__).parents[1] / "recipes"
 
 
 def recipes() -> dict[str, str]:
-    """The recipes of the package with their descriptions."""
+    """Return the descriptions of the package's recipes, by name."""
     return {
         path.stem: tomllib.loads(path.read_text(encoding="utf-8")).get("description", "")
         for path in sorted(RECIPES.glob("*.toml"))
@@ -52,14 +52,14 @@ def recipes() -> dict[str, str]:
 
 
 def methods() -> dict[str, str]:
-    """The methods of a comparison with their notes."""
+    """Return the notes on the methods of a comparison, by name."""
     from training.studies.methods import METHODS
 
     return {method.name: method.note for method in METHODS}
 
 
 def listing(**tables: Mapping[str, str]) -> str:
-    """An epilog for argparse: each table under its name."""
+    """Return an epilog for argparse that lists each table under its name."""
     parts = []
     for title, table in tables.items():
         width = max(map(len, table))

@@ -1,4 +1,4 @@
-"""The `training` command: verbs, flags, exit codes.
+"""Implements the `training` command: verbs, flags and exit codes.
 
 Results go to stdout, everything else to stderr.
 """
@@ -24,9 +24,9 @@ Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
 
 def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> int:
-    """Run one verb. Returns 0 done, 2 wrong use, 1 failed.
+    """Run one verb; return the exit code: 0 done, 1 failed, 2 wrong use.
 
-    prog: the command's name in its help and its errors.
+    arguments: by default those of the process. prog: the command's name in help and errors.
     """
     parser = make_parser(prog)
     given = sys.argv[1:] if arguments is None else list(arguments)
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
 
 
 def _of_the_system(error: OSError) -> str:
-    """The error of the operating system, with the file it concerns."""
+    """Return an operating system error as text, with the file it concerns."""
     place = f"{error.filename}: " if error.filename else ""
     return f"{place}{error.strerror or error}"
 
@@ -78,7 +78,7 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
-    """Make the parser of every verb. prog: the command's name."""
+    """Make the parser with all verbs. prog: the command's name in help and errors."""
     parser = argparse.ArgumentParser(
         prog=prog,
         description="Train, calibrate and publish classifiers for long-tailed data.",

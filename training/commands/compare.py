@@ -12,7 +12,7 @@ from training.faults import WrongUse
 
 
 def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
-    """Declare the verb; add_verb takes a name, a text and what runs."""
+    """Declare the verb. add_verb: takes its name, its help text and the function to run."""
     parser = add_verb(
         "compare",
         "Methods x seeds on one data set: the paper's table and figures. After an interruption, "

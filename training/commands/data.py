@@ -22,7 +22,7 @@ SHOWN_VALUES = 5
 
 
 def describe(recipe: Recipe) -> dict[str, Any]:
-    """The object that `training data` prints.
+    """Return the object that `training data --json` prints.
 
     `splits` are those that the specification defines, with the profile if there is one. For data
     without a validation split, the rows that a fit would set aside count as training rows here;
@@ -54,7 +54,7 @@ def describe(recipe: Recipe) -> dict[str, Any]:
 
 
 def columns(data: Dataset) -> list[dict[str, Any]]:
-    """Each column over the training rows: name, kind, distinct values, missing ones, range."""
+    """Describe each column of the training rows: name, kind, distinct and missing values, range."""
     found = columns_of(data.train.inputs, data.origin.get("columns"))
     return [_column(name, values) for name, values in found.items()]
 
@@ -77,13 +77,13 @@ def _column(name: str, values: NDArray[Any]) -> dict[str, Any]:
 
 
 def groups(data: Dataset) -> dict[str, int]:
-    """How many classes are many, medium and few by their training counts."""
+    """Return how many classes count as many, medium and few by their training rows."""
     names = [group_of(count) for count in data.class_counts]
     return {group: names.count(group) for group in GROUPS}
 
 
 def _fit(recipe: Recipe) -> dict[str, int] | None:
-    """Rows of each split in a fit; None when a fit would refuse (the reason goes to stderr)."""
+    """Return the rows of each split in a fit; None if a fit would refuse, with why on stderr."""
     try:
         used = prepare_data(recipe)
         check_held_out(used)

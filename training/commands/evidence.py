@@ -14,7 +14,7 @@ AddVerb = Callable[..., argparse.ArgumentParser]
 
 
 def add_verbs(add_verb: AddVerb) -> None:
-    """Declare the verbs; add_verb takes a name, a text and what runs."""
+    """Declare the verbs. add_verb: takes a name, a help text and the function to run."""
     _add_evaluate(add_verb)
     synthetic = add_verb(
         "synthetic", "The paper's synthetic experiment (Fig. 2), analytic errors.", _synthetic
@@ -102,7 +102,10 @@ def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def labelled_rows(model: Any, options: argparse.Namespace, *, labelled: bool) -> Any:
-    """Labelled rows for calibration: the validation rows, or all rows of new data."""
+    """Load the labelled rows for calibration: the validation rows, or all rows of new data.
+
+    labelled: whether --data has labels. Raises WrongUse when there are no labelled rows.
+    """
     if options.held_out is None:
         if not labelled:
             raise WrongUse(
@@ -114,7 +117,7 @@ def labelled_rows(model: Any, options: argparse.Namespace, *, labelled: bool) ->
     if data.origin.get("sha256") in (None, model.known.sha256) or data.val is not None:
         data, rows = model.rows(options.held_out, split="val")
     if not data.labelled:
-        raise WrongUse(f"--held-out {options.held_out}: has no labels")
+        raise WrongUse(f"--held-out {options.held_out}: has no labels; give labelled rows")
     return data, rows
 
 

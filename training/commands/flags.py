@@ -1,4 +1,4 @@
-"""Flags that several verbs share, and the recipe that they make."""
+"""Declares the flags that several verbs share, and makes a recipe from them."""
 
 import argparse
 import math
@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # importing it imports torch, and --help should not wait for 
 
 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags of every run of a comparison: the data, the network and its optimisation."""
+    """Add the flags for every run of a comparison: data, network and optimisation."""
     parser.add_argument(
         "--recipe", metavar="NAME|FILE.toml", help="settings to start from, without its loss"
     )
@@ -21,16 +21,16 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_of(options: argparse.Namespace) -> "Recipe":
-    """The recipe that the flags describe, on top of --recipe where the verb has it."""
+    """Make the recipe: that of --recipe, if the verb has it, overridden by the other flags."""
     from training.run import recipe_file
 
     return recipe_file.make(getattr(options, "recipe", None), _given(options, recipe_file.FIELDS))
 
 
 def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
-    """Flags for the data and its preparation.
+    """Add the flags for the data and its preparation.
 
-    required: the specification is a positional argument.
+    required: take the specification as a positional argument, not as --data.
     """
     group = parser.add_argument_group("data")
     if required:
@@ -67,12 +67,12 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
-    """The seed of one run; a comparison has --seeds instead."""
+    """Add --seed, the seed of one run; a comparison has --seeds instead."""
     parser.add_argument("--seed", type=int, help="seed of all random draws (default 0)")
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
-    """Flags for the conversion of image files."""
+    """Add the flags for the conversion of image files."""
     group = parser.add_argument_group("images in files")
     group.add_argument(
         "--image-size",
@@ -99,7 +99,7 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def add_optimisation_flags(group: Any) -> None:
-    """Flags for the optimisation."""
+    """Add the flags for the optimisation."""
     group.add_argument(
         "--epochs",
         type=float,
@@ -162,7 +162,7 @@ def add_optimisation_flags(group: Any) -> None:
 
 
 def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
-    """The settings of the recipe that were given as flags."""
+    """Return the settings that were given as flags."""
     given = {
         name: getattr(options, name) for name in fields if getattr(options, name, None) is not None
     }
@@ -174,7 +174,7 @@ def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:
 
 
 def at_least(lowest: int) -> Callable[[str], int]:
-    """Parses a whole number of at least `lowest`; argparse reports another one with its flag."""
+    """Return a parser of whole numbers of at least `lowest`; argparse reports any other value."""
 
     def number(text: str) -> int:
         value = int(text)
@@ -186,7 +186,7 @@ def at_least(lowest: int) -> Callable[[str], int]:
 
 
 def seconds(text: str) -> float:
-    """Parse a length of time of at least 0 seconds."""
+    """Parse a duration of at least 0 seconds."""
     value = float(text)
     if not 0 <= value < math.inf:  # NaN compares false
         raise argparse.ArgumentTypeError("expected a number of at least 0")
@@ -194,7 +194,7 @@ def seconds(text: str) -> float:
 
 
 def name_and_number(text: str) -> tuple[str, float]:
-    """Parse the NAME=VALUE of an option."""
+    """Parse an option given as NAME=NUMBER."""
     name, equals, value = text.partition("=")
     try:
         if not (name and equals):

@@ -1,4 +1,4 @@
-"""The verb `score`: answers for files of unlabelled rows, without a server."""
+"""The verb `score`: answers files of unlabelled rows without a server."""
 
 import argparse
 import sys
@@ -13,7 +13,7 @@ AddVerb = Callable[..., argparse.ArgumentParser]
 
 
 def add_verb(add: AddVerb) -> None:
-    """Declare the verb; `add` takes a name, a text and what runs."""
+    """Declare the verb. add: takes its name, its help text and the function to run."""
     parser = add("score", "Answer files of unlabelled rows, as the service would.", _score)
     parser.add_argument(
         "data",

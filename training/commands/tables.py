@@ -1,4 +1,4 @@
-"""Results as text, as the command prints them without --json."""
+"""Formats results as text, for the command without --json."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -7,7 +7,7 @@ MAX_CLASSES = 20
 
 
 def table(result: Mapping[str, Any]) -> str:
-    """The lines of text for the result of a verb."""
+    """Return the result of a verb as lines of text."""
     tables: dict[str, Callable[[Mapping[str, Any]], str]] = {
         "splits": _data_table,
         "bayes": _synthetic_table,
@@ -99,7 +99,7 @@ def _score_table(result: Mapping[str, Any]) -> str:
 
 
 def _served_tau(score: Mapping[str, Any]) -> float:
-    """The τ that the top-level scores are of, which need not be the chosen one."""
+    """Return the τ of the top-level scores, which may differ from the chosen one."""
     top = ("error_interval", "balanced_error_interval")
     found = next(
         (
@@ -188,7 +188,7 @@ def _column_lines(columns: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _contents(column: Mapping[str, Any]) -> str:
-    """The range of a column of numbers, or the most frequent values of a category."""
+    """Return the range of a numeric column, or the most frequent values of a category."""
     if "values" in column:
         listed = ", ".join(map(str, column["values"]))
         return listed if len(listed) <= 30 else f"{listed[:29]}…"

@@ -1,4 +1,4 @@
-"""Figures as SVG text in one style; no display is needed."""
+"""Draws figures as SVG text in one style, without a display."""
 
 import io
 from collections.abc import Sequence
@@ -41,7 +41,7 @@ _STYLE: dict[
 def charts(
     columns: int = 1, *, width: float = WIDTH, height: float = HEIGHT
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with axes side by side. width, height: in inches."""
+    """Make a figure with `columns` axes side by side. width, height: in inches."""
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots(1, columns, squeeze=False)[0]
@@ -49,7 +49,7 @@ def charts(
 
 
 def svg(figure: Figure, *, title: str) -> str:
-    """The figure as an <svg> element with a title for screen readers."""
+    """Return the figure as an <svg> element; `title` is for screen readers."""
     out = io.StringIO()
     with mpl.rc_context(_STYLE):
         figure.savefig(
@@ -62,7 +62,7 @@ def svg(figure: Figure, *, title: str) -> str:
 
 
 def label_axes(axes: Axes, *, x: str, y: str, title: str = "") -> None:
-    """Name the axes, with their units, and the chart."""
+    """Label the axes, with units, and set the chart's title."""
     axes.set_xlabel(x)
     axes.set_ylabel(y)
     if title:
@@ -70,12 +70,12 @@ def label_axes(axes: Axes, *, x: str, y: str, title: str = "") -> None:
 
 
 def legend(axes: Axes, **where: Any) -> None:
-    """A small legend without a frame; `where` as matplotlib's own legend takes it."""
+    """Add a small legend without a frame. where: arguments of matplotlib's `legend`."""
     axes.legend(frameon=False, fontsize=8.5, **where)
 
 
 def legend_beside(axes: Axes, **where: Any) -> None:
-    """The legend to the right of the chart."""
+    """Add the legend to the right of the chart."""
     legend(axes, loc="upper left", bbox_to_anchor=(1.0, 1.0), **where)
 
 

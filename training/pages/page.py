@@ -1,4 +1,4 @@
-"""Reports as self-contained HTML files, without scripts or external resources."""
+"""Makes reports as self-contained HTML files, without scripts or external resources."""
 
 import html
 import re
@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 _PIXELS_A_POINT = 1.4
-"""How large drawings are shown: type of 9.5 points is as high as the page's small type."""
+"""The scale of drawings: it makes their 9.5-point type as high as the page's small type."""
 
 _CSS = """
 :root { color-scheme: light dark; --ink: #1d2939; --soft: #475467; --line: #eaecf0;
@@ -49,30 +49,31 @@ pre code { padding: 0; background: none; }
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of the page, already HTML."""
+    """A piece of the page as HTML."""
 
     html: str
 
 
 def heading(text: str) -> Block:
-    """A section's title."""
+    """Make the title of a section."""
     return Block(f"<h2>{html.escape(text)}</h2>")
 
 
 def paragraph(text: str) -> Block:
-    """A paragraph; `code` in backquotes."""
+    """Make a paragraph; text in backquotes becomes code."""
     return Block(f"<p>{_inline(text)}</p>")
 
 
 def command(text: str) -> Block:
-    """A block of shell lines to copy."""
+    """Make a block of shell lines to copy."""
     return Block(f"<pre><code>{html.escape(text)}</code></pre>")
 
 
 def figure(svg: str, caption: str, *, name: str = "") -> Block:
-    """A chart with its caption, which begins with the name in bold.
+    """Make a chart with a caption, which begins with `name` in bold.
 
-    The drawing's own width decides how wide it is shown, so the type of all charts has one size.
+    The chart is shown at the drawing's own width, so that all charts have type of one size. Raises
+    ValueError unless `svg` is an <svg> element with a width in points.
     """
     points = re.search(r'<svg[^>]*\swidth="([\d.]+)pt"', svg)
     if points is None:
@@ -92,7 +93,7 @@ def table(
     caption: str = "",
     best: int | None = None,
 ) -> Block:
-    """A table: numbers are aligned right, text left. Row number `best` is tinted."""
+    """Make a table with numbers aligned right and text left. Row number `best` is tinted."""
     rows = list(rows)
     kinds = ["" if number else " class=text" for number in _are_numbers(header, rows)]
     head = "".join(
@@ -112,7 +113,7 @@ def table(
 
 
 def page(title: str, lead: str, blocks: Iterable[Block]) -> str:
-    """The whole HTML document."""
+    """Return the whole HTML document; `lead` is the text below the title."""
     body = "\n".join(block.html for block in blocks)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
@@ -124,7 +125,7 @@ def page(title: str, lead: str, blocks: Iterable[Block]) -> str:
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table as Markdown."""
+    """Return a table as Markdown."""
     rows = list(rows)
     rules = ["---:" if number else "---" for number in _are_numbers(header, rows)]
     lines = [f"| {' | '.join(header)} |", f"| {' | '.join(rules)} |"]
@@ -133,12 +134,12 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def percent(value: float | None, *, digits: int = 1) -> str:
-    """A fraction as a percentage without the sign: the header says %."""
+    """Format a fraction as a percentage without %, which the header has; None becomes –."""
     return "–" if value is None else f"{100 * value:.{digits}f}"
 
 
 def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
-    """Fractions as 'mean ± sd' in percent; one value has no sd."""
+    """Format fractions as 'mean ± sd' in percent; for one value, without sd."""
     mean = sum(values) / len(values)
     if len(values) < 2:
         return percent(mean, digits=digits)
@@ -147,8 +148,9 @@ def mean_sd(values: Sequence[float], *, digits: int = 1) -> str:
 
 
 def _are_numbers(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[bool]:
-    """Whether each column holds numbers, or the dash of a missing one; the first column holds
-    names.
+    """Return for each column whether it holds numbers, or – for missing ones.
+
+    The first column holds names.
     """
     starts = tuple("0123456789+-–*")
     return [

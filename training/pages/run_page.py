@@ -1,4 +1,4 @@
-"""report.html of a published model, for human readers: its origin and every measurement."""
+"""Makes report.html of a published model, for readers: its origin and every measurement."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,13 +26,13 @@ SCORES = (
 )
 MAX_CLASS_ROWS = 100
 SMALLEST_SHARE = 5e-4
-"""Bins of a reliability diagram with a smaller share of the rows have no point."""
+"""Bins of a reliability diagram with a smaller share of the rows are not drawn."""
 
 
 def run_page(document: Document, facts: Mapping[str, str], *, title: str, lead: str) -> str:
-    """The page for a report.json.
+    """Return the HTML page for a report.json, `document`.
 
-    facts: how the model was made (date, command, data, versions), as a name and a value each.
+    facts: how the model was made (date, command, data, versions), by name.
     """
     blocks = [
         page.heading("How it was made"),
@@ -99,7 +99,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 
 def _tau(document: Document) -> list[page.Block]:
-    """The figure of balanced error against τ on validation."""
+    """Draw balanced error against τ on validation."""
     curve = np.array(document["tau"]["validation_curve"])
     if not len(curve):
         return []
@@ -145,7 +145,7 @@ def _classes(document: Document) -> list[page.Block]:
 
 
 def _class_figure(document: Document, order: np.ndarray[Any, Any]) -> page.Block:
-    """Training examples and errors of the classes, most frequent first."""
+    """Draw the training examples and errors of the classes, most frequent first."""
     figure, (left, right) = charts(2, width=9.2, height=3.2)
     counts = np.array(document["class_counts"])[order]
     place = np.arange(len(order))
@@ -169,7 +169,7 @@ def _class_figure(document: Document, order: np.ndarray[Any, Any]) -> page.Block
 
 
 def _reliability(document: Document) -> list[page.Block]:
-    """The figure of accuracy against confidence on the test split, for each τ."""
+    """Draw accuracy against confidence on the test split, for each τ."""
     shown = {f"τ = {at['tau']:g}": at["reliability"] for at in document.get("at_tau", {}).values()}
     if not shown:
         return []
@@ -194,7 +194,7 @@ def _reliability(document: Document) -> list[page.Block]:
 
 
 def _confusion(document: Document) -> list[page.Block]:
-    """The confusion matrix of the test split at τ = 1, each row as shares of the true class."""
+    """Draw the test split's confusion matrix at τ = 1; each row has shares of a true class."""
     cells = document.get("at_tau", {}).get("1", {}).get("confusion")
     if cells is None:
         return []

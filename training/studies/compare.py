@@ -1,4 +1,4 @@
-"""`training compare`: methods × seeds on one data set, with results, a table and a report."""
+"""Runs `training compare`: trains methods × seeds on one data set, and reports the results."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -44,11 +44,10 @@ def compare(
     say: Callable[[str], None],
     quiet: bool = True,
 ) -> dict[str, Any]:
-    """Train what is missing, score everything, write the report. Returns the object of
-    results.json.
+    """Train the missing runs, score all, write the report; return the object of results.json.
 
-    The loss and the sampler of the recipe are replaced by those of the methods. A finished run is a
-    file in out/runs and is never trained again; an interrupted run continues from its checkpoint.
+    recipe: the shared settings; each method brings its own loss and sampler. A finished run is a
+    file in out/runs and is not trained again; an interrupted run continues from its checkpoint.
     Seeds and methods can be added later. Raises WrongUse when `out` holds a comparison with other
     settings.
     """
@@ -95,7 +94,10 @@ def finish_run(
     processes: Processes,
     quiet: bool,
 ) -> Outcome | None:
-    """Train one run, from its checkpoint if there is one, and return its outcome."""
+    """Train one run, from its checkpoint if there is one, and return its outcome.
+
+    Returns None in all processes but the first. Raises Interrupted, which names the run.
+    """
     try:
         return outcome_of(
             replace(recipe_for(recipe, run), seed=seed, name=f"{run}-{seed}"),
@@ -109,7 +111,7 @@ def finish_run(
 
 
 def recipe_for(recipe: Recipe, run: str) -> Recipe:
-    """The comparison's recipe with the changes that a run makes to it."""
+    """Return the comparison's recipe with the changes that the run `run` makes to it."""
     base = shared_by_all(recipe)
     own = replace(base, **RUNS[run])
     assert base.lr is not None  # resolved
@@ -117,9 +119,10 @@ def recipe_for(recipe: Recipe, run: str) -> Recipe:
 
 
 def shared_by_all(recipe: Recipe) -> Recipe:
-    """The recipe with one network and one optimiser for all methods.
+    """Return the recipe with one network and one optimiser for all methods.
 
-    L-BFGS cannot draw samples, and would stop at another point for each method.
+    L-BFGS is not used: it takes every row, so samplers would have no effect, and it would stop at a
+    different point for each method.
     """
     network = "mlp" if recipe.network == AUTO else recipe.network
     return replace(recipe, network=network, optimiser=recipe.optimiser or "sgd").resolved()
@@ -161,7 +164,7 @@ def _outcome(finished: Finished, device: torch.device, *, keep_features: bool) -
         if keep_features and split is not None
     }
     parts = {
-        name: SplitOutputs(splits[name].labels, logits, features.get(name))  # type: ignore[union-attr]  # logits are of splits that exist
+        name: SplitOutputs(splits[name].labels, logits, features.get(name))  # type: ignore[union-attr]  # there are logits only of splits that exist
         for name, logits in finished.logits.items()
     }
     return Outcome(
@@ -178,17 +181,17 @@ def _outcome(finished: Finished, device: torch.device, *, keep_features: bool) -
 
 
 def outcome_path(out: Path, run: str, seed: int) -> Path:
-    """The file of a finished run."""
+    """Return the path of a finished run's file."""
     return out / "runs" / f"{run}-seed{seed}.npz"
 
 
 def checkpoint_path(folder: Path, run: str, seed: int) -> Path:
-    """The checkpoint of an unfinished run."""
+    """Return the path of an unfinished run's checkpoint."""
     return folder / f"{run}-seed{seed}.pt"
 
 
 def settings_of(recipe: Recipe) -> dict[str, Any]:
-    """The settings that all runs of a comparison share; under `erm-adam`, those of the Adam run."""
+    """Return the settings that all runs share and, under `erm-adam`, those of the Adam run."""
     fields = json.loads(json.dumps(asdict(shared_by_all(recipe))))
     varied = {key for changes in RUNS.values() for key in changes} - {*RUNS[ADAM_RUN]}
     shared = {k: v for k, v in fields.items() if k not in FREE_SETTINGS and k not in varied}
@@ -197,9 +200,9 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
 
 
 def remember_settings(recipe: Recipe, out: Path) -> None:
-    """Write settings.json. Raises WrongUse when that of another comparison is there.
+    """Write settings.json. Raises WrongUse when it exists with other settings.
 
-    The settings of erm-adam may change as long as no such run exists; older files lack them.
+    The settings of erm-adam may change until such a run exists; older files lack them.
     """
     path = out / "settings.json"
     settings = settings_of(recipe)

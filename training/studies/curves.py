@@ -1,4 +1,4 @@
-"""The data of a comparison's figures for one seed."""
+"""Computes the data of a comparison's figures for one seed."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -21,7 +21,7 @@ ADJUSTMENTS = ("none", "balanced", "true target", "estimated target")
 
 
 def curves_of(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """The figures' data of one seed, as far as the available runs allow."""
+    """Return one seed's data for the figures, as far as the runs are available."""
     found: dict[str, Any] = {"norms": norms(outcomes), "reliability": {}}
     erm = outcomes.get("erm")
     for name, run in (("erm", "erm"), ("adam", "erm-adam")):
@@ -39,7 +39,7 @@ def _every_class(part: SplitOutputs, outcome: Outcome) -> bool:
 
 
 def tau_curves(outcome: Outcome) -> dict[str, Any]:
-    """[[tau, balanced error]] of both sweeps on test and validation, and the oracle.
+    """Return [[tau, balanced error]] of both sweeps on test and validation, and the oracle.
 
     The oracle is the best tau *on test*.
     """
@@ -65,7 +65,7 @@ def tau_curves(outcome: Outcome) -> dict[str, Any]:
 
 
 def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Norms of the last layer's rows by optimiser, with their rank correlation and norm_slope."""
+    """Return the last layer's norms by optimiser, their rank correlation and norm_slope."""
     found = {}
     for name, run in (("SGD", "erm"), ("Adam", "erm-adam")):
         outcome = outcomes.get(run)
@@ -81,11 +81,11 @@ def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
 
 
 def norm_slope(norms: ArrayLike, class_counts: ArrayLike) -> float | None:
-    """The exponent b of norms ~ class_counts ** b, by least squares of the logarithms.
+    """Fit the exponent b of norms ~ class_counts ** b, by least squares of the logarithms.
 
-    It is 0 when norms do not follow the counts, and None when all counts are equal. Unlike a rank
-    correlation it says how strongly they follow: weight normalisation with tau undoes a factor of
-    counts ** (b tau).
+    Both are [C]. The result is 0 if norms do not depend on the counts, and None if all counts are
+    equal. Unlike a rank correlation it shows how strong the dependence is: weight normalisation
+    with tau divides out a factor of counts ** (b tau).
     """
     x: Vector = np.log(np.asarray(class_counts, np.float64))
     x = x - x.mean()
@@ -95,9 +95,9 @@ def norm_slope(norms: ArrayLike, class_counts: ArrayLike) -> float | None:
 
 
 def reliabilities(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
-    """Reliability diagrams on the test split at a uniform target.
+    """Return the data of reliability diagrams on the test split at a uniform target.
 
-    They show the run as trained and adjusted, without and with temperature.
+    The diagrams are of each run as trained and after adjustment, with and without temperature.
     """
     found = {}
     for run in ("erm", "logit-adjusted"):
@@ -129,10 +129,11 @@ def _reliability(outcome: Outcome, *, tau: float, temperature: float) -> dict[st
 
 
 def shifted_errors(erm: Outcome) -> dict[str, Any]:
-    """Error on LADE's shifted test sets under each of ADJUSTMENTS, and EM's estimates.
+    """Return the error on LADE's shifted test sets under each of ADJUSTMENTS, and EM's estimates.
 
-    {"forward-50": {"n", "none", …, "estimate_distance"}, …, "uniform": {…}}; the distance is the
-    total variation. Both are None for a refused estimate.
+    The result is {"forward-50": {"n", "none", …, "estimate_distance"}, …, "uniform": {…}}. The
+    distance is the total variation from the true mix. For a refused estimate, it and the error of
+    EM are None.
     """
     assert erm.val is not None
     temperature = _temperature(erm, erm.val)

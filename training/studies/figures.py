@@ -1,4 +1,4 @@
-"""The figures of a comparison, as SVG text, from the object of results.json."""
+"""Draws the figures of a comparison, as SVG text, from the object of results.json."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
@@ -31,19 +31,19 @@ SHOWN = (
     "ldam-drw",
     "sampler-balanced",
 )
-"""The methods of the figures by class and group: more lines would be hard to distinguish."""
+"""The methods in the figures by class and by group; more lines would be hard to tell apart."""
 MAX_CLASSES = 20
 DECILES = 10
 TAU_SHOWN = 2.0
-"""The largest tau that is drawn: beyond it, post-hoc adjustment overshoots so far that the minimum
+"""The largest tau drawn. Beyond it, the error of post-hoc adjustment grows so far that the minimum
 would be invisible.
 """
 FEWEST_IN_BIN = 5e-4
-"""Bins with a smaller share of the examples are not drawn: so few say little about accuracy."""
+"""Bins with a smaller share of the examples are not drawn: their accuracy is too uncertain."""
 
 
 def overview(document: Document) -> str:
-    """Balanced error of every method: mean and sd over the seeds."""
+    """Draw the balanced error of every method: mean and sd over the seeds."""
     names = list(document["methods"])
     figure, (axes,) = charts(width=7.6, height=0.6 + 0.25 * len(names))
     for row, name in enumerate(names):
@@ -75,9 +75,7 @@ def overview(document: Document) -> str:
 
 
 def tau_sweep(document: Document) -> str:
-    """Balanced error against tau, for post-hoc adjustment and weight normalisation (paper,
-    Fig. 3).
-    """
+    """Draw balanced error against tau, for adjustment and weight normalisation (paper, Fig. 3)."""
     optimisers = [
         (key, title)
         for key, title in (("tau_erm", "SGD"), ("tau_adam", "Adam"))
@@ -109,9 +107,7 @@ def _sweep(axes: Axes, curves: Sequence[Any], *, name: str, colour: str, dash: s
 
 
 def by_class(document: Document) -> str:
-    """Error by class in order of frequency (paper, Fig. 4); by decile where there are many
-    classes.
-    """
+    """Draw the error by class in order of frequency (paper, Fig. 4); by decile if many classes."""
     order, labels = frequency_order(document)
     figure, (axes,) = charts(width=8.2, height=4.0)
     for index, name in enumerate(shown(document)):
@@ -141,7 +137,7 @@ def by_class(document: Document) -> str:
 
 
 def by_group(document: Document) -> str:
-    """Error of the many, medium and few classes (paper, Fig. 11)."""
+    """Draw the error of the many, medium and few classes (paper, Fig. 11)."""
     counts = document["data"]["class_counts"]
     sizes = {g: sum(group_of(n) == g for n in counts) for g in GROUPS}
     groups = [name for name in GROUPS if sizes[name]]
@@ -168,9 +164,7 @@ def by_group(document: Document) -> str:
 
 
 def weight_norms(document: Document) -> str:
-    """Norms of the classes' weight vectors against class frequency, by optimiser (paper,
-    Fig. 1).
-    """
+    """Draw the norms of the classes' weights by class frequency and optimiser (paper, Fig. 1)."""
     order, labels = frequency_order(document)
     names = [n for n in ("SGD", "Adam") if all(n in one["norms"] for one in document["curves"])]
     figure, axes = charts(len(names), width=4.3 * len(names), height=3.9)
@@ -194,7 +188,7 @@ def weight_norms(document: Document) -> str:
 
 
 def _stated(document: Document, name: str, key: str) -> str:
-    """One figure of the norms as 'mean ± sd' over the seeds."""
+    """Return one number about the norms as 'mean ± sd' over the seeds."""
     values = np.array([one["norms"][name][key] for one in document["curves"]], float)
     known = values[~np.isnan(values)]
     if not len(known):
@@ -204,7 +198,7 @@ def _stated(document: Document, name: str, key: str) -> str:
 
 
 def reliability(document: Document) -> str:
-    """Accuracy against confidence of the predicted class, on the test split at a uniform target."""
+    """Draw accuracy against confidence on the test split, at a uniform target."""
     names = list(document["curves"][0]["reliability"])
     figure, axes = charts(len(names), width=2.5 * len(names), height=3.1)
     for chart, name in zip(axes, names, strict=True):
@@ -229,7 +223,7 @@ def reliability(document: Document) -> str:
 
 
 def shifted(document: Document) -> str:
-    """Error of the ERM model on LADE's shifted test sets, by what is known of the target prior."""
+    """Draw the ERM model's error on LADE's shifted test sets, for each target it is adjusted to."""
     keys = (
         [f"backward-{k}" for k in reversed(SHIFTS)] + ["uniform"] + [f"forward-{k}" for k in SHIFTS]
     )
@@ -253,14 +247,15 @@ def shifted(document: Document) -> str:
 
 
 def shown(document: Document) -> list[str]:
-    """The methods of SHOWN that were compared; the first few of the others when none was."""
+    """Return the compared methods that are in SHOWN; if none is, the first few methods."""
     found = [name for name in SHOWN if name in document["methods"]]
     return found or list(document["methods"])[: len(SHOWN)]
 
 
 def frequency_order(document: Document) -> tuple[list[list[int]], list[str]]:
-    """Groups of class indices, most frequent first, with their labels: single classes, or deciles
-    of many.
+    """Return groups of class indices, most frequent first, and their labels.
+
+    A group is a single class or, if there are many, a decile of the classes.
     """
     data = document["data"]
     counts = np.array(data["class_counts"])
@@ -274,7 +269,7 @@ def frequency_order(document: Document) -> tuple[list[list[int]], list[str]]:
 
 
 def _pooled(share: Vector, values: Sequence[Sequence[float | None]]) -> Vector:
-    """[bins] mean over the seeds weighted by the share of the bin; NaN where it is always empty."""
+    """Return [bins] means over the seeds, weighted by the bin's share; NaN for an empty bin."""
     table = np.array([[0.0 if v is None else v for v in row] for row in values])
     total = share.sum(axis=0)
     pooled: Vector = np.divide(
@@ -284,6 +279,6 @@ def _pooled(share: Vector, values: Sequence[Sequence[float | None]]) -> Vector:
 
 
 def _sd(values: Vector) -> Vector:
-    """Standard deviation over the seeds (first axis); 0 for one seed."""
+    """Return the standard deviation over the seeds (first axis); 0 for one seed."""
     spread: Vector = values.std(axis=0, ddof=1) if len(values) > 1 else np.zeros(values.shape[1])
     return spread

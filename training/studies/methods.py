@@ -1,4 +1,4 @@
-"""The compared methods: the training run that each needs, and the processing after it."""
+"""Lists the compared methods: the training run that each needs, and the processing after it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -96,7 +96,7 @@ METHODS: tuple[Method, ...] = (
 
 
 def choose(names: str) -> tuple[Method, ...]:
-    """The methods of `--methods`: `all`, or names separated by commas.
+    """Return the methods that `--methods` names: `all`, or names separated by commas.
 
     Spaces and τ may be left out (`post-hoc`, `weight-norm`). Raises WrongUse for an unknown name.
     """
@@ -118,7 +118,7 @@ def choose(names: str) -> tuple[Method, ...]:
 
 
 def runs_of(methods: tuple[Method, ...]) -> tuple[str, ...]:
-    """The training runs that methods need, each once, in the order of RUNS."""
+    """Return the training runs that the methods need, each once, in the order of RUNS."""
     needed = {method.run for method in methods}
     return tuple(name for name in RUNS if name in needed)
 

@@ -1,6 +1,6 @@
-"""The numbers of a comparison, computed from the outcomes of its runs.
+"""Computes the numbers of a comparison from the outcomes of its runs.
 
-Everything from the logits on is NumPy; cRT and LWS fit a last layer.
+From the logits on, it uses NumPy alone; only cRT and LWS fit a last layer with torch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -48,14 +48,14 @@ SUMMARISED = (
 
 @dataclass(frozen=True)
 class Answer:
-    """A method's logits on both splits, and their adjustment."""
+    """A method's logits on both splits, and how to adjust them."""
 
     test: Vector
     val: Vector | None
     log_source_prior: Vector
     tau: float
     norm_tau: float | None = None
-    """The tau of weight normalisation, where the method uses it."""
+    """The tau of weight normalisation; None for other methods."""
 
 
 def results_of(
@@ -64,7 +64,10 @@ def results_of(
     seeds: Sequence[int],
     load: Callable[[str, int], Outcome],
 ) -> dict[str, Any]:
-    """Scores of every method and seed, their summary, and the data of the figures, for JSON."""
+    """Return the scores of every method and seed, their summary, and the figures' data, for JSON.
+
+    load: returns the outcome of a run, given the run's name and the seed.
+    """
     scored: dict[str, dict[str, Scores]] = {method.name: {} for method in methods}
     curves: list[dict[str, Any]] = []
     for seed in seeds:
@@ -91,11 +94,11 @@ def results_of(
 
 
 def score_method(method: Method, outcome: Outcome, *, seed: int) -> Scores:
-    """A method's scores on the test split.
+    """Score a method on the test split.
 
-    Errors are of the method's own decisions. `nll`, `ece` and `brier` are of its own probabilities;
-    the calibrated ones are after temperature and a full adjustment to a uniform target, as a
-    service would answer.
+    Errors count the method's own decisions, and `nll`, `ece` and `brier` use its own probabilities.
+    The calibrated scores are taken after temperature and full adjustment to a uniform target, as
+    the service would answer.
     """
     given = answer(method, outcome, seed=seed)
     test = outcome.test
@@ -139,7 +142,7 @@ def score_method(method: Method, outcome: Outcome, *, seed: int) -> Scores:
 
 
 def answer(method: Method, outcome: Outcome, *, seed: int) -> Answer:
-    """The answer of a method, given its run."""
+    """Apply a method to the outcome of its run. seed: for methods that train a last layer."""
     if method.afterwards in ("nothing", "tau-one", "tau-chosen"):
         fixed = {"nothing": 0.0, "tau-one": 1.0}.get(method.afterwards)
         return _of_logits(outcome, tau=chosen_tau(outcome) if fixed is None else fixed)
@@ -155,7 +158,7 @@ def answer(method: Method, outcome: Outcome, *, seed: int) -> Answer:
 
 
 def chosen_tau(outcome: Outcome) -> float:
-    """The tau with the lowest validation error, as in the paper; 1 without a validation split."""
+    """Return the tau with the lowest validation error, as in the paper; 1 without validation."""
     if outcome.val is None:
         return 1.0
     return choose_tau(
@@ -167,14 +170,14 @@ def chosen_tau(outcome: Outcome) -> float:
 
 
 def chosen_norm_tau(outcome: Outcome) -> float:
-    """Tau of weight normalisation from the validation split; 1 without one."""
+    """Choose the tau of weight normalisation on the validation split; 1 without one."""
     if outcome.val is None or outcome.val.features is None:
         return 1.0
     return best_tau(norm_curve(_layer(outcome), outcome.val.features, outcome.val.labels))
 
 
 def temperature_of(given: Answer, val: SplitOutputs) -> float:
-    """The temperature of a method's logits, from the validation split."""
+    """Fit the temperature of a method's logits to the validation split."""
     assert given.val is not None
     return fit_temperature(
         given.val,
@@ -185,7 +188,7 @@ def temperature_of(given: Answer, val: SplitOutputs) -> float:
 
 
 def summary(scores: Sequence[Scores] | Any) -> dict[str, Any]:
-    """{score: {"mean", "sd", "n"}} over the seeds; sd is null for one seed."""
+    """Return {score: {"mean", "sd", "n"}} over the seeds; sd is None for one seed."""
     rows = list(scores)
     found: dict[str, Any] = {}
     for key in SUMMARISED:
@@ -197,7 +200,10 @@ def summary(scores: Sequence[Scores] | Any) -> dict[str, Any]:
 
 
 def paired(own: Mapping[str, Scores], erm: Mapping[str, Scores] | None) -> dict[str, Any] | None:
-    """Balanced error minus ERM's, seed by seed: mean, 95 % t interval (null for one seed), n."""
+    """Compare with ERM by balanced error, paired by seed.
+
+    Returns the mean difference, its 95 % t interval (None for one seed), and n.
+    """
     if erm is None:
         return None
     differences = np.array([own[s]["balanced_error"] - erm[s]["balanced_error"] for s in own])
@@ -210,7 +216,7 @@ def paired(own: Mapping[str, Scores], erm: Mapping[str, Scores] | None) -> dict[
 
 
 def interval_of_mean(values: ArrayLike) -> list[float] | None:
-    """The 95 % t interval of the mean of values [n]; None for one."""
+    """Return the 95 % t interval of the mean of values [n]; None for a single value."""
     each = np.asarray(values, np.float64)
     n = len(each)
     if n < 2:
@@ -233,7 +239,7 @@ def _of_logits(outcome: Outcome, *, tau: float) -> Answer:
 
 
 def _of_layer(outcome: Outcome, layer: LastLayer, *, balanced: bool = False) -> Answer:
-    """The answer of a retrained last layer, whose logits are used without adjustment.
+    """Return the answer of a retrained last layer, whose logits are used without adjustment.
 
     balanced: the layer was trained under a uniform prior. Otherwise the share of the label
     frequencies that it has divided out is measured, as `fit` does.

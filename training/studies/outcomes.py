@@ -1,4 +1,4 @@
-"""The outcome of a training run: its logits, features and last layer, in one file."""
+"""Saves the outcome of a training run, its logits, features and last layer, in one file."""
 
 import json
 import os
@@ -18,7 +18,7 @@ Labels = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class SplitOutputs:
-    """One split of a run: labels [n], logits [n, C], and features [n, D] where they were kept."""
+    """One split of a run: labels [n], logits [n, C], and features [n, D] if they were kept."""
 
     labels: Labels
     logits: Array
@@ -27,7 +27,7 @@ class SplitOutputs:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished run, from which all numbers of the comparison are computed."""
+    """What a comparison keeps of a finished run, to compute all its numbers from."""
 
     class_counts: Labels
     recorded_loss_tau: float
@@ -38,15 +38,15 @@ class Outcome:
     train_labels: Labels | None = None
     train_features: Array | None = None
     layer: LastLayer | None = None
-    """The last linear layer, where the network has one."""
+    """The last linear layer; None if the network has none."""
 
     @property
     def log_source_prior(self) -> Vector:
-        """Log sigma [C]."""
+        """[C] log of the run's source prior sigma."""
         return log_source_prior(self.class_counts, loss_tau=self.recorded_loss_tau)
 
     def save(self, path: Path) -> None:
-        """Write the file atomically: it is complete or absent."""
+        """Write the file atomically: afterwards it is complete or absent."""
         arrays: dict[str, Any] = {"class_counts": self.class_counts}
         for name, part in (("val", self.val), ("test", self.test)):
             if part is not None:

@@ -1,4 +1,4 @@
-"""A comparison as files: table.md, the figures as SVG, and report.html with both."""
+"""Writes a comparison to files: table.md, the figures as SVG, and report.html with both."""
 
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
@@ -39,7 +39,7 @@ def write(document: Document, out: Path) -> None:
 
 
 def draw(document: Document) -> dict[str, str]:
-    """The figures that the available runs allow, as {name: SVG}."""
+    """Draw the figures for which the comparison has runs; return {name: SVG}."""
     curves = document["curves"]
     possible: dict[str, tuple[bool, Callable[[Document], str]]] = {
         "overview": (True, figures.overview),
@@ -54,12 +54,12 @@ def draw(document: Document) -> dict[str, str]:
 
 
 def table_rows(document: Document) -> list[list[str]]:
-    """One row for each method, in HEADER's order; percentages as mean ± sd over the seeds."""
+    """Return a row per method with HEADER's columns; percentages are mean ± sd over the seeds."""
     return [_row(name, method) for name, method in document["methods"].items()]
 
 
 def text_table(document: Document) -> str:
-    """The first columns of the table as lines of text."""
+    """Return the first columns of the table as lines of text."""
     rows = [row[:6] for row in table_rows(document)]
     widths = [max(len(row[i]) for row in [list(HEADER), *rows]) for i in range(6)]
     return "\n".join(
@@ -72,13 +72,13 @@ def text_table(document: Document) -> str:
 
 
 def sample(document: Document) -> str:
-    """'n = 3 seeds'."""
+    """Return the number of seeds as text, such as 'n = 3 seeds'."""
     n = len(document["seeds"])
     return f"n = {n} seed{'s' * (n != 1)}"
 
 
 def basis(document: Document) -> str:
-    """The data and settings behind the numbers, in one line."""
+    """Describe the data and settings behind the numbers, in one line."""
     n, seeds = document["data"]["n"], document["seeds"]
     sizes = ", ".join(f"{name} {size:,}" for name, size in n.items())
     return (
@@ -128,7 +128,7 @@ def _difference(difference: Mapping[str, Any]) -> str:
 
 
 def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) -> str:
-    """The HTML of report.html."""
+    """Return the HTML of report.html from the figures `drawn` and the table's rows."""
     data, n = document["data"], sample(document)
     test = f"{data['n']['test']:,} test examples"
     counts = data["class_counts"]
@@ -247,7 +247,7 @@ def _legend(document: Document) -> page.Block:
 
 
 def made() -> str:
-    """Today's date, the revision of the code where it is known, and the versions of libraries."""
+    """Return a line with the date, the code's revision if known, and the library versions."""
     revision = code_revision()
     code = "" if revision is None else f", code {revision}"
     versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
@@ -255,7 +255,7 @@ def made() -> str:
 
 
 def _settings(document: Document) -> page.Block:
-    """The settings, without those that have no value or that no run of this comparison used."""
+    """Make the table of settings, without those that are unset or that no run used."""
     settings = dict(document["settings"])
     if settings.get("profile") is None:
         settings.pop("imbalance_ratio", None)

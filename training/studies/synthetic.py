@@ -1,9 +1,8 @@
-"""The paper's synthetic experiment (Fig. 2): two Gaussians, an affine classifier, and errors known
-exactly.
+"""Runs the paper's synthetic experiment (Fig. 2): two Gaussians and an affine classifier.
 
-x | y ~ N(y (1, 1), I) for y = -1, +1 and P(y = +1) = 5 %. A classifier is a half-space, w . x + b >
-0, so its balanced error has a closed form and no test set is drawn; Bayes' is Phi(-sqrt 2) = 7.865
-%. Every loss is the one that training uses, fitted over (w, b) in float64.
+x | y ~ N(y (1, 1), I) for y = -1, +1 and P(y = +1) = 5 %. A classifier is a half-space,
+w . x + b > 0, so its balanced error has a closed form, and no test set is needed. The Bayes error
+is Phi(-sqrt 2) = 7.865 %. The losses are those of training, fitted to (w, b) in float64.
 """
 
 import math
@@ -31,7 +30,7 @@ FITTED: dict[str, tuple[str, float]] = {
     "focal": ("focal", 1.0),
     "logit-adjusted+adaptive": ("logit-adjusted+adaptive", 1.0),
 }
-"""Name in the table -> name and loss_tau of the loss. Class 0 is the common one, y = -1."""
+"""Maps a name in the table to the loss and its loss_tau. Class 0, y = -1, is the common one."""
 STARTS = 20
 """Random starts of the two weight vectors per trial."""
 _POSTERIOR = np.array([2.0, 2.0, math.log(RARE / (1 - RARE))])
@@ -43,27 +42,31 @@ TAUS = tuple(round(0.05 * step, 2) for step in range(61))
 
 @dataclass(frozen=True)
 class Results:
-    """The results of the experiment. Errors are analytic balanced errors, as fractions."""
+    """The results of the experiment. Errors are analytic balanced errors, 0 … 1."""
 
     n_train: int
     trials: int
     errors: dict[str, Vector]
-    """[trials] by method."""
+    """The error in each trial, [trials], by method."""
     half_spaces: dict[str, Vector]
-    """[trials, 3] (w, b) by method."""
+    """The fitted (w, b) of each trial, [trials, 3], by method."""
     tau_sweep: Vector
-    """[len(TAUS), trials] of post-hoc adjustment of ERM."""
+    """The errors of ERM after post-hoc adjustment, [len(TAUS), trials]."""
     norm_sweep: Vector
-    """[len(TAUS), trials] of weight normalisation of ERM with two weight vectors, mean over STARTS.
+    """The errors of ERM with two weight vectors after weight normalisation, [len(TAUS), trials];
+    means over STARTS random starts.
     """
     negative_share: Vector
-    """[trials, 2] share of each class's points whose own logit is negative, for those weight
-    vectors.
+    """For these weight vectors, the share of each class's points with a negative logit for their
+    own class, [trials, 2].
     """
 
 
 def run(*, n_train: int = 10_000, trials: int = 100, seed: int = 0) -> Results:
-    """Fit every loss on each trial's own training set, in one thread, as the arrays are small."""
+    """Fit every loss to a new training set of n_train points in each trial.
+
+    torch uses one thread, because the arrays are small.
+    """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -102,14 +105,14 @@ def _run(n_train: int, trials: int, seed: int) -> Results:
 
 
 def draw(n: int, rng: np.random.Generator) -> tuple[Vector, NDArray[np.int64]]:
-    """Points [n, 2] and labels [n]: 1 for the rare class."""
+    """Draw points [n, 2] and labels [n]; label 1 is the rare class."""
     labels = (rng.random(n) < RARE).astype(np.int64)
     x: Vector = rng.normal(size=(n, 2)) + (2 * labels - 1)[:, None]
     return x, labels
 
 
 def fit_half_space(objective: Objective, x: Vector, labels: NDArray[np.int64]) -> Vector:
-    """(w, b) [3] that minimises the mean loss of the logits (0, w . x + b)."""
+    """Return the (w, b) [3] that minimises the mean loss of the logits (0, w . x + b)."""
     design = torch.from_numpy(np.column_stack([x, np.ones(len(x))]))
     targets = torch.from_numpy(labels)
     loss = objective.example_loss.double()
@@ -127,7 +130,7 @@ def fit_half_space(objective: Objective, x: Vector, labels: NDArray[np.int64]) -
 
 
 def exact_balanced_error(half_space: Vector) -> Vector:
-    """The balanced error of half-spaces w . x + b > 0, given as (w, b) [..., 3].
+    """Return the balanced error of half-spaces w . x + b > 0, given as (w, b) [..., 3].
 
     It is the mean of Phi(-(sum w + b) / |w|) and Phi(-(sum w - b) / |w|).
     """
@@ -139,17 +142,17 @@ def exact_balanced_error(half_space: Vector) -> Vector:
 
 
 def adjusted(half_space: Vector, counts: NDArray[np.integer], *, tau: float) -> Vector:
-    """Post-hoc logit adjustment of a half-space: b - tau * log(pi_1 / pi_0)."""
+    """Adjust a half-space (w, b) post hoc: b becomes b - tau * log(pi_1 / pi_0)."""
     moved: Vector = half_space - np.array([0, 0, tau * math.log(counts[1] / counts[0])])
     return moved
 
 
 def two_weight_vectors(erm: Vector, rng: np.random.Generator, starts: int) -> Vector:
-    """The rows (w_y, b_y) [starts, 2, 3] that gradient descent on ERM reaches from random pairs.
+    """Return the pairs of rows (w_y, b_y), [starts, 2, 3], that ERM reaches from random pairs.
 
-    The two gradients are opposite, so descent moves the difference of the rows to the ERM solution
-    and leaves their mean at its start: here standard normal, with the bias as the weight of a
-    constant feature.
+    The two gradients are opposite, so gradient descent moves the difference of the rows to the ERM
+    solution `erm` [3] and leaves their mean at its start. The start is standard normal, and the
+    bias counts as the weight of a constant feature.
     """
     mean = rng.normal(size=(starts, 2, 3)).mean(axis=1, keepdims=True)
     pairs: Vector = np.concatenate([mean - erm / 2, mean + erm / 2], axis=1)
@@ -157,7 +160,7 @@ def two_weight_vectors(erm: Vector, rng: np.random.Generator, starts: int) -> Ve
 
 
 def normalised(pairs: Vector, *, tau: float) -> Vector:
-    """Half-spaces [starts, 3] after weight normalisation of pairs [starts, 2, 3].
+    """Return half-spaces [starts, 3] after weight normalisation of pairs [starts, 2, 3].
 
     Each row is divided by its norm ** tau.
     """
@@ -167,9 +170,9 @@ def normalised(pairs: Vector, *, tau: float) -> Vector:
 
 
 def negative_share(pairs: Vector) -> Vector:
-    """The share of each class's points whose own logit is negative [starts, 2].
+    """Return the share of each class's points with a negative logit for their class, [starts, 2].
 
-    No positive divisor can make such a class win.
+    No positive divisor can make that class win at such a point.
     """
     means = np.array([-1, 1]) * pairs[:, :, :2].sum(axis=2) + pairs[:, :, 2]
     share: Vector = norm.cdf(-means / np.linalg.norm(pairs[:, :, :2], axis=2))
@@ -177,7 +180,7 @@ def negative_share(pairs: Vector) -> Vector:
 
 
 def summary(results: Results) -> dict[str, Any]:
-    """The JSON object of `training synthetic --json`."""
+    """Return the object that `training synthetic --json` prints."""
     return {
         "n_train": results.n_train,
         "trials": results.trials,

@@ -1,6 +1,4 @@
-"""The synthetic experiment as a page: the paper's Figure 2, and its claim about weight
-normalisation.
-"""
+"""Writes the synthetic experiment's report: the paper's Figure 2, and why norms do not help."""
 
 import json
 from pathlib import Path
@@ -15,12 +13,12 @@ from training.studies.synthetic import BAYES, RARE, STARTS, TAUS, Results, draw,
 FIGURE_METHODS = ("erm", "adaptive", "equalised", "logit-adjusted", "post-hoc")
 DRAWN_POINTS = 600
 SMALLEST_EXCESS = 1e-3
-"""Points above Bayes' error; the logarithmic axis shows no less."""
+"""The smallest excess over the Bayes error, in points, that the logarithmic axis shows."""
 _DRAWN_AREA = 4.0
 
 
 def write(results: Results, out: Path) -> None:
-    """results.json, three SVG files, table.md and report.html into a folder."""
+    """Write results.json, three SVG files, table.md and report.html into the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     figures = {
         "errors": errors_figure(results),
@@ -37,7 +35,7 @@ def write(results: Results, out: Path) -> None:
 
 
 def error_rows(results: Results) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of balanced errors, %."""
+    """Return the header and rows of the table of balanced errors, in %."""
     rows = [
         [
             name,
@@ -51,7 +49,7 @@ def error_rows(results: Results) -> tuple[list[str], list[list[str]]]:
 
 
 def errors_figure(results: Results) -> str:
-    """Fig. 2 left: the balanced error of each loss over the trials."""
+    """Draw Fig. 2 left: the balanced error of each loss over the trials."""
     names = [*FIGURE_METHODS, *(n for n in results.errors if n not in FIGURE_METHODS)]
     figure, (axes,) = charts(width=8.2, height=4.2)
     # On a plain axis, losses that reach Bayes' error are thinner than a pixel beside the others.
@@ -76,14 +74,14 @@ def errors_figure(results: Results) -> str:
 
 
 def separators_figure(results: Results) -> str:
-    """Fig. 2 middle: the points of one trial and the mean separator of each loss."""
+    """Draw Fig. 2 middle: the points of one trial and the mean separator of each loss."""
     figure, (axes,) = charts(width=6.0, height=4.2)
     x, labels = draw(DRAWN_POINTS, np.random.default_rng(0))
     for label, colour, name in ((0, "#98a2b3", "y = −1 (95 %)"), (1, "#d1480c", "y = +1 (5 %)")):
         own = x[labels == label]
         axes.scatter(own[:, 0], own[:, 1], s=7, color=colour, alpha=0.55, linewidths=0, label=name)
     edge = np.array([-_DRAWN_AREA, _DRAWN_AREA])
-    # wide and pale, below the lines that cover it
+    # wide and pale, so that it shows below the lines that cover it
     axes.plot(edge, -edge, color=LIGHT, linewidth=6, solid_capstyle="butt", label="Bayes")
     for name, colour, dash in zip(
         FIGURE_METHODS, PALETTE, ("-", "-", "-", "-", (0, (3, 3))), strict=False
@@ -102,9 +100,7 @@ def separators_figure(results: Results) -> str:
 
 
 def tau_figure(results: Results) -> str:
-    """Fig. 2 right: balanced error against tau, for post-hoc adjustment and weight
-    normalisation.
-    """
+    """Draw Fig. 2 right: balanced error against tau, for adjustment and weight normalisation."""
     figure, (axes,) = charts(width=6.4, height=3.8)
     series = (
         ("post-hoc logit adjustment", results.tau_sweep, PALETTE[1]),
@@ -122,7 +118,7 @@ def tau_figure(results: Results) -> str:
 
 
 def _separator(half_spaces: Vector, x: Vector) -> Vector:
-    """x2 of the mean separator where w . x + b = 0."""
+    """Return x2 on the mean separator, w . x + b = 0, for values x of x1."""
     w1, w2, b = (half_spaces / np.linalg.norm(half_spaces[:, :2], axis=1, keepdims=True)).mean(0)
     line: Vector = -(w1 * x + b) / w2
     return line
