@@ -95,7 +95,7 @@ def made_ready(
     if len(broken) > MAX_BROKEN_SHARE * rows:
         raise BadData(
             f"{_listed(broken, rows)}\n"
-            f"(too many to leave out; at most {MAX_BROKEN_SHARE:.0%} may be)"
+            f"(too many to leave out: at most {MAX_BROKEN_SHARE:.0%} may be; restore the files)"
         )
     if not broken:
         return replace(data, **ready) if in_memory else data
