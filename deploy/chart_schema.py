@@ -31,12 +31,12 @@ OWN = {
 
 
 def camel(name: str) -> str:
-    """`max_batch_rows` → `maxBatchRows`."""
+    """Convert a name to camel case: `max_batch_rows` becomes `maxBatchRows`."""
     return re.sub(r"_(\w)", lambda found: found[1].upper(), name)
 
 
 def setting(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """The JSON Schema of one setting; null keeps the service's default."""
+    """Return the JSON Schema of one setting; null keeps the service's default."""
     kind = {bool: "boolean", int: "integer", float: "number"}.get(field.type, "string")  # type: ignore[arg-type]
     made: dict[str, Any] = {"type": [kind, "null"], "description": field.metadata["help"]}
     if "low" in field.metadata:
@@ -61,7 +61,7 @@ MAP = {"type": "object"}
 
 
 def schema() -> dict[str, Any]:
-    """The whole schema."""
+    """Return the JSON Schema of all values of the chart."""
     from service.settings import Settings
 
     settings = {
@@ -126,7 +126,7 @@ def schema() -> dict[str, Any]:
 
 
 def text() -> str:
-    """The file's content."""
+    """Return the content of values.schema.json."""
     return json.dumps(schema(), indent=2, ensure_ascii=False) + "\n"
 
 

@@ -1,4 +1,4 @@
-"""Pin in constraints.txt what pyproject.toml allows today, without the address of any index.
+"""Pins in constraints.txt the newest versions that pyproject.toml allows, without index addresses.
 
 Packages that come with a CUDA build of torch are left out: torch itself names their exact versions.
 """

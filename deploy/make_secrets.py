@@ -12,7 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from service.api.edge.keys import make_key  # noqa: E402 - after the path of the checkout
+from service.api.edge.keys import make_key  # noqa: E402 - the checkout must be on the path first
 
 READABLE = 0o644
 """Docker mounts a secret with its file's mode, and the containers do not run as its owner."""
@@ -24,7 +24,7 @@ KEYS = {
 
 
 def main(folder: Path = ROOT / "deploy" / "secrets") -> int:
-    """Make what is missing. Returns 0."""
+    """Make the missing files in `folder`, and print the console's key. Returns 0."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("postgres_password", "grafana_password"):
         _keep(folder / name, secrets.token_hex(24))
@@ -43,7 +43,7 @@ def main(folder: Path = ROOT / "deploy" / "secrets") -> int:
 
 
 def _keep(path: Path, content: str) -> bool:
-    """Write a file unless it exists. Returns whether it was written."""
+    """Write a file unless it exists; return whether it was written."""
     if path.exists():
         return False
     path.write_text(content, encoding="ascii")

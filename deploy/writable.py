@@ -14,7 +14,7 @@ TEMPORARY = ("tmp", "var/tmp", "run/lock")
 
 
 def writable(root: Path, *, uid: int, groups: set[int]) -> Iterator[Path]:
-    """Files and folders below root that a process of this user may write, links not followed."""
+    """Yield the files and folders below root that this user may write; do not follow links."""
     left = {root / each for each in (*NOT_OF_THE_IMAGE, *TEMPORARY)}
     for name, folders, files in os.walk(root):
         folder = Path(name)
@@ -27,14 +27,14 @@ def writable(root: Path, *, uid: int, groups: set[int]) -> Iterator[Path]:
 
 def _may_write(found: os.stat_result, uid: int, groups: set[int]) -> bool:
     if found.st_uid == uid:
-        return True  # an owner can give itself the right
+        return True  # the owner may change the mode
     if found.st_gid in groups:
         return bool(found.st_mode & stat.S_IWGRP)
     return bool(found.st_mode & stat.S_IWOTH)
 
 
 def main() -> int:
-    """Search the whole file system as the user that runs this."""
+    """Search the whole file system for what the current user may write; return the exit status."""
     if os.getuid() == 0:
         sys.stdout.write("the user is root, who can write everything\n")
         return 1

@@ -29,10 +29,10 @@ GROUPS = {
         "completion": "print a script that completes verbs and flags in bash, zsh or fish",
     },
 }
-"""Every verb with its line of help, by group."""
+"""The verbs with their one-line help, by group."""
 
 TRAINING = ("train", "score")
-"""Verbs of the training package; all others are verbs of the service."""
+"""The verbs of the training package; all others belong to the service."""
 VERBS = [verb for group in GROUPS.values() for verb in group]
 DEMO_HELP = """usage: priordial demo [flags of priordial serve]
 
@@ -48,7 +48,7 @@ USAGE = "usage: priordial VERB …, priordial VERB --help, priordial --version"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one verb. Returns 0 done, 1 failed, 2 wrong use."""
+    """Run one verb; return the exit code: 0 done, 1 failed, 2 wrong use."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
         _print(help_text(), to_stderr=not given)
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     try:
         status = _run(given)
-        sys.stdout.flush()  # a reader that has gone is met here, not while the interpreter ends
+        sys.stdout.flush()  # a closed pipe raises here, not while the interpreter exits
     except BrokenPipeError:  # `priordial doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def version() -> str:
-    """The installed version of the package, or `unknown` in a folder that is not installed."""
+    """Return the installed version of the package, or `unknown` if it is not installed."""
     try:
         return importlib.metadata.version("priordial")
     except importlib.metadata.PackageNotFoundError:
@@ -84,7 +84,7 @@ def version() -> str:
 
 
 def help_text() -> str:
-    """The verbs in groups, with a line for each."""
+    """Return the help: the verbs in groups, a line each."""
     lines = [USAGE, "", "Serve any ONNX classifier and change its class prior while it runs."]
     for group, verbs in GROUPS.items():
         lines += ["", f"{group}:", *(f"  {verb:<10} {text}" for verb, text in verbs.items())]

@@ -1,4 +1,4 @@
-"""Completion scripts of the command `priordial` for bash, zsh and fish."""
+"""Makes completion scripts for the command `priordial` in bash, zsh and fish."""
 
 import argparse
 import shlex
@@ -10,17 +10,17 @@ USE = {
     "zsh": "source <(priordial completion zsh)",
     "fish": "priordial completion fish | source",
 }
-"""How each shell reads its script."""
+"""The command with which each shell loads its script."""
 
 
 def script(shell: str, parsers: dict[str, argparse.ArgumentParser]) -> str:
-    """The script of one of SHELLS. parsers: each verb with its parser."""
+    """Return the completion script for one of SHELLS. parsers: the parser of each verb."""
     write = {"bash": _bash, "zsh": _zsh, "fish": _fish}[shell]
     return f"# {USE[shell]}\n{write(dict(_words(parsers)))}"
 
 
 def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
-    """The parsers of the verbs below a parser."""
+    """Return the parsers of a parser's own verbs, by name; {} if it has none."""
     found: dict[str, argparse.ArgumentParser] = {}
     for action in parser._actions:  # noqa: SLF001 - argparse has no public way to list them
         if isinstance(action.choices, dict):
@@ -29,7 +29,7 @@ def subcommands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentP
 
 
 def _words(parsers: dict[str, argparse.ArgumentParser]) -> Iterator[tuple[str, list[str]]]:
-    """The verbs and flags that may follow a command, by the words typed so far."""
+    """Yield (words typed so far, the verbs and flags that may follow them)."""
     yield "", sorted([*parsers, "--help", "--version"])
     for name, parser in parsers.items():
         below = subcommands(parser)
@@ -44,7 +44,7 @@ def _flags(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def _longest_first(words: dict[str, list[str]]) -> list[tuple[str, list[str]]]:
-    """The commands except the bare one, the longest first: `train fit` before `train`."""
+    """Return all but the empty command, longest first: `train fit` before `train`."""
     found = sorted(words.items(), key=lambda item: -item[0].count(" "))
     return [(command, known) for command, known in found if command]
 

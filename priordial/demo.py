@@ -7,9 +7,9 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def models() -> Path:
-    """The folder of the shipped models: in the installed package, or in the clone.
+    """Return the folder of the shipped models: in the installed package, or in the clone.
 
-    Raises FileNotFoundError where the package was installed without them.
+    Raises FileNotFoundError if the package was installed without them.
     """
     for folder in (_PACKAGE / "demo_models", _PACKAGE.parent / "models"):
         if (folder / DEFAULT_MODEL).is_dir():
@@ -18,5 +18,5 @@ def models() -> Path:
 
 
 def arguments(given: list[str]) -> list[str]:
-    """The arguments of `serve` for a demo. given: further flags, which override the demo's."""
+    """Return the arguments of `serve` for a demo. given: further flags, which override them."""
     return ["serve", "--models", str(models()), "--default-model", DEFAULT_MODEL, *given]

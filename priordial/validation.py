@@ -1,7 +1,7 @@
-"""`priordial import --validation`: publishes a foreign model together with its calibration.
+"""Implements `priordial import --validation`: publishes an imported model with its calibration.
 
-Importing is the service's work and calibrating is training's. The model is imported into a folder
-of its own, calibrated there, and published once, whole.
+The service imports a model, and the training package calibrates it. Both work in a temporary
+folder, so that the model is published once, with its calibration.
 """
 
 import contextlib
@@ -31,7 +31,7 @@ def import_and_calibrate(given: Sequence[str]) -> int:
         with contextlib.redirect_stdout(imported), contextlib.redirect_stderr(notes):
             status = serve([*rest, "--models", folder], prog="priordial")
         first = imported.getvalue().strip()
-        told = "" if status else to_serve(Path(first))  # it names the folder that will go
+        told = "" if status else to_serve(Path(first))  # made now, because the folder is temporary
         sys.stderr.write(notes.getvalue().replace(told, "") if told else notes.getvalue())
         if status:
             return status
@@ -52,7 +52,7 @@ def import_and_calibrate(given: Sequence[str]) -> int:
 
 
 def spec_of(text: str) -> str:
-    """The specification for `training --data`: made from a path's suffix; other texts stay."""
+    """Return a specification for `training --data`, made from a path's suffix; or the text."""
     path = Path(text)
     if path.is_dir():
         return f"images:{text}"
@@ -81,7 +81,7 @@ def _published(calibrated: Path, models: Path) -> Path:
 
 
 def _taken(given: Sequence[str]) -> tuple[list[str], str]:
-    """The arguments without `--validation`, and its value; exits if it has no value."""
+    """Return the arguments without `--validation`, and its value; exit if it has none."""
     rest, spec = [], ""
     words = iter(given)
     for word in words:

@@ -268,7 +268,7 @@ class Hostile:
             writer.transport.abort()
 
     async def _again(self, whole: bytes) -> list[Answer]:
-        """The second of two answers to the same bytes on one connection.
+        """Send the same bytes twice on one connection, and return the second answer.
 
         The service knows the header block of the second request.
         """
@@ -352,7 +352,7 @@ class _Reader:
 
 
 def ends_whole(stream: bytes) -> bool:
-    """Whether a stream is well-formed and ends with the end of a request."""
+    """Return whether a stream is well-formed and ends with the end of a request."""
     reader = _Reader()
     parser = httptools.HttpRequestParser(reader)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
@@ -364,7 +364,7 @@ def ends_whole(stream: bytes) -> bool:
 
 
 def alike(lists: Sequence[list[Answer]], *, ends_whole: bool) -> bool:
-    """Whether a stream got the same answers in every cut.
+    """Return whether a stream got the same answers in every cut.
 
     If a stream ends within a request, that request may be refused for its path or for its framing.
     It may also get no answer, if the service sees the end of the stream first.

@@ -128,9 +128,7 @@ class Run:
             thread.join()
 
     def write(self, writer: int) -> None:
-        """Compare and set, one update after another. A request whose answer was lost does not
-        count.
-        """
+        """Compare and set, one update after another; requests without an answer do not count."""
         done = 0
         with contextlib.ExitStack() as stack:
             clients = [
@@ -240,7 +238,7 @@ class Run:
 
 
 def target_of(note: str | None) -> list[float]:
-    """A different target for each note; uniform without a note."""
+    """Return a target that is different for each note; uniform without a note."""
     if note is None:
         return [1.0] * CLASSES
     rng = random.Random(note)
@@ -248,7 +246,7 @@ def target_of(note: str | None) -> list[float]:
 
 
 def probabilities_of(note: str | None) -> np.ndarray:
-    """The probabilities by the formula at tau 1, for the target of a note."""
+    """Return the probabilities that the formula gives at tau 1, for the target of a note."""
     target = np.array(target_of(note))
     return softmax(ROW.astype(np.float64) @ W + B - np.log(SOURCE) + np.log(target / target.sum()))
 

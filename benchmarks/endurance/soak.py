@@ -9,7 +9,7 @@ deadlines, clients that hang up, faults). Twice a second, a prior that no reques
 revision, and the service scans the models' folder again (SIGHUP). Each answer is compared with the
 formula in float64.
 
-Memory is read 50 times, at even distances. It counts as flat when the median of the last ten
+Memory is read 50 times, at equal intervals. It counts as flat when the median of the last ten
 readings is at most 8 MiB above that of readings 10 to 20; by then every cache and sample is full.
 With --leak the service keeps a copy of every request body, and the check must fail: this shows that
 it can. After Ctrl-C or SIGTERM the script reports the results so far. The exit status is 1 when an

@@ -56,7 +56,7 @@ class Subject:
         return len(self.class_names)
 
     def scores(self, rows: Rows, settings: "list[Setting]") -> "Scores":
-        """The expected scores of rows. settings: one for each row, or one for all."""
+        """Return the expected scores of rows. settings: one per row, or one for all."""
         logits = np.asarray(self.logits(rows), np.float64)
         offsets = np.stack([each.offset(self) for each in settings])
         taus = np.array([[each.tau] for each in settings])
@@ -90,7 +90,7 @@ class Setting:
     target: list[float] | str
 
     def offset(self, subject: Subject) -> np.ndarray:
-        """The row [C] of log ρ − log σ, which the formula adds at tau 1."""
+        """Return [C] log ρ − log σ, which the formula adds at tau 1."""
         frequencies = subject.counts if self.frequencies is None else self.frequencies
         target = {"uniform": np.ones(subject.classes), "training": frequencies}
         wanted = target[self.target] if isinstance(self.target, str) else self.target
@@ -179,7 +179,7 @@ SUBJECTS = (
 
 
 def publish_models(models: Path) -> None:
-    """Publish every subject into a models' folder."""
+    """Publish every subject in the repository `models`."""
     publish_trio(models)
     publish_model(models, "linear", model=linear_model(seed=5), temperature=2.0)
     wide = linear_model(classes=MANY, seed=3)
@@ -189,7 +189,7 @@ def publish_models(models: Path) -> None:
 
 
 def stored_priors(subject: Subject) -> dict[str, list[dict[str, Any]]]:
-    """The revisions of each stored prior of a model, in the order in which they are PUT."""
+    """Return the revisions of each stored prior of a model, in the order of their PUTs."""
     count = subject.classes
     return {
         "shop": [

@@ -53,20 +53,20 @@ class Ask:
     outputs: dict[str, bool] = field(default_factory=dict)
     """For each output of the Open Inference Protocol: whether it is returned as binary data."""
     named_row: int | None = None
-    """The row that the error must name."""
+    """The index of the row that the error must name; None if it names none."""
     leaves: str | None = None
     """When the client hangs up: "within" the body or "after" it; None: it waits for the answer."""
 
 
 def asks(seed: int) -> Iterator[Ask]:
-    """An endless sequence of requests."""
+    """Yield requests without end; a seed always gives the same ones."""
     rng = np.random.default_rng(seed)
     while True:
         yield draw(rng)
 
 
 def draw(rng: np.random.Generator) -> Ask:
-    """One request."""
+    """Draw one request."""
     subject = _one_of(rng, SUBJECTS)
     count = int(_one_of(rng, (1, 1, 1, 2, 3, 5, 17, 40, 90)))
     if subject.model == "image":
@@ -94,7 +94,7 @@ def _tau(rng: np.random.Generator) -> float | None:
 
 
 def _prior(rng: np.random.Generator, subject: Subject) -> dict[str, Any]:
-    """The members of a Setting except tau."""
+    """Draw the members of a Setting except tau."""
     kind = _one_of(rng, ("none", "uniform", "training", "stored", "stored", "pinned", "inline"))
     if kind == "none":
         return {"given": None, "told": ("default", 0), "frequencies": None, "target": "uniform"}
@@ -122,7 +122,7 @@ def _vectors(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _setting(rng: np.random.Generator, subject: Subject) -> tuple[Setting, dict[str, Any]]:
-    """A setting for all rows, and the query parameters that select it."""
+    """Draw a setting for all rows, and the query parameters that select it."""
     tau = _tau(rng)
     setting = Setting(1.0 if tau is None else tau, **_prior(rng, subject))
     given = {"tau": tau, "prior": setting.given}
@@ -138,7 +138,7 @@ def _query(parameters: dict[str, Any]) -> str:
 
 
 def _native(rng: np.random.Generator, subject: Subject, rows: Any) -> Ask:
-    """A body of JSON or .npy for /models/{model}/predict."""
+    """Make a request to /models/{model}/predict with a body of JSON or .npy."""
     setting, parameters = _setting(rng, subject)
     top_k = _one_of(
         rng, (None, None, 1, subject.classes, int(rng.integers(1, subject.classes + 1)))
@@ -161,7 +161,7 @@ def _native(rng: np.random.Generator, subject: Subject, rows: Any) -> Ask:
 
 
 def _oip(rng: np.random.Generator, subject: Subject, rows: Any) -> Ask:
-    """An Open Inference Protocol request, with a setting for all rows or one for each."""
+    """Make an Open Inference Protocol request, with a setting for all rows or one per row."""
     binary = bool(rng.random() < 0.5)
     tensors: list[tuple[str, str, Any]] = [(subject.input, subject.datatype, rows)]
     setting, parameters = _setting(rng, subject)

@@ -112,7 +112,7 @@ def beside_reference(documents: Sequence[Document]) -> str:
 
 
 def reach_of_a_run(document: Document, names: Mapping[str, float]) -> float | None:
-    """How far one more run may lie from the mean of a document's seeds, in points.
+    """Return how far one more run may be from the mean of a document's seeds, in points.
 
     This is half of the 95 % prediction interval. The standard deviation is pooled over the methods
     in `names`, since that of three seeds alone is too uncertain. Returns None for one seed.

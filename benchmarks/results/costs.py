@@ -23,7 +23,7 @@ STREAMS = ("training", "uniform", "reversed", "dirichlet")
 
 
 def main() -> None:
-    """Print a table for each kind of costs."""
+    """Print a table for each kind of cost matrix."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/fashion/2"))
     parser.add_argument("--data", default="fashion-mnist")
@@ -78,7 +78,7 @@ def main() -> None:
 
 
 def costs_of(kind: str, counts: Vector, rng: np.random.Generator) -> tuple[Costs, Vector]:
-    """Costs of a kind, and their matrix [C, C] by true and decided class."""
+    """Draw costs of a kind; return them, and their matrix [C, C] by true and decided class."""
     classes = len(counts)
     matrix = 1.0 - np.eye(classes)
     rare = int(counts.argmin())

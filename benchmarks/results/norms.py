@@ -95,7 +95,7 @@ def _over_all(found: Sequence[Row]) -> list[str]:
 
 
 def _gain(rows: Sequence[Row], name: str) -> float:
-    """By how many points a treatment changes the balanced error, mean over rows."""
+    """Return by how many points a treatment changes the balanced error, as a mean over rows."""
     return 100 * float(np.mean([row[name] - row["balanced_error"] for row in rows]))
 
 

@@ -9,7 +9,7 @@ quapy is installed, its EMQ, PACC and KDEyML get the same posteriors, and the se
 source turns their priors into decisions. `tracking`
 follows seven streams of 24,000 rows. `adoptions` takes 100 automatic decisions without a shift and
 100 with one. `alarms` counts how often 2,000 rows are refused as `not_explained`: of 660 streams
-that are true label shift, and of streams that are none, as some images are blurred, noise or
+that are true label shift, and of streams that are not, because some images are blurred, noise or
 digits.
 """
 
@@ -39,7 +39,7 @@ TARGETS = ("training", "uniform", "reversed", "dirichlet", "absent", "dominant",
 
 
 def main() -> None:
-    """Run the studies that are asked for."""
+    """Run the requested studies."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=Path("models/fashion/2"))
     parser.add_argument("--data", default="fashion-mnist")
@@ -96,7 +96,7 @@ def scored(folder: Path, spec: str) -> Scored:
 
 
 def estimates(case: Scored, *, sizes: list[int], draws: int) -> None:
-    """One table for each number of rows."""
+    """Print a table of estimates and errors for each number of rows."""
     logits, labels, block, counts, log_source, temperature = case
     peers = _peers(logits["val"], labels["val"], block)
     for n in sizes:
@@ -313,7 +313,7 @@ def _stream(name: str, mixes: dict[str, Vector], rng: np.random.Generator) -> Ve
 def _followed(
     f: Vector, block: Estimation, mixes: dict[str, Vector], scores: Vector
 ) -> dict[str, Vector]:
-    """[STREAM_ROWS, C] the prior that each method uses for a row, before it has seen its batch."""
+    """[STREAM_ROWS, C] the prior that each method uses for a row, fixed before the row's batch."""
     calibration = {"temperature": block.temperature, "log_source": block.log_source}
     fixed = {"tracker": np.stack([mixes["uniform"], mixes["training"]])}
     fixed["moving"] = np.empty((0, f.shape[1]))

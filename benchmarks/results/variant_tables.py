@@ -1,4 +1,4 @@
-"""The parts of docs/results.md that explain published figures of others.
+"""Writes the parts of docs/results.md that explain the published figures of others.
 
 They read the file that benchmarks.results.variants writes.
 """
@@ -103,7 +103,7 @@ Errors = Mapping[str, float]
 
 
 def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """Sentences on which τ theirs may be, and on the effects of bias and validation split."""
+    """Return sentences on which τ they may have used, and what bias and validation split change."""
     if not found or "weight-norm τ=1" not in theirs:
         return []
     reference = theirs["weight-norm τ=1"]
@@ -132,7 +132,7 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
 
 
 def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
-    """A sentence on which largest margin theirs may be."""
+    """Return a sentence on which largest margin they may have used."""
     if not found or "ldam" not in theirs:
         return []
     errors = {"as compared": 100 * mean(document, "ldam"), **found}

@@ -28,11 +28,11 @@ class BenchModel:
     graph: "functools.partial[onnx.ModelProto]"
 
     def inputs(self, rows: int, seed: int = 0) -> np.ndarray:
-        """Random inputs: float32 [rows, *shape]."""
+        """Return random inputs, float32 [rows, *shape]."""
         return np.random.default_rng(seed).normal(size=(rows, *self.shape)).astype(np.float32)
 
     def counts(self) -> list[float]:
-        """A long tail from 1,000 to 10 training examples a class."""
+        """Return training counts of the classes: a long tail from 1,000 to 10."""
         return [
             max(1.0, round(1000 * 0.01 ** (i / (self.classes - 1)))) for i in range(self.classes)
         ]

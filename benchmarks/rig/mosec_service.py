@@ -26,15 +26,15 @@ class Classifier(Worker):
         self._session = ort.InferenceSession(os.environ["MODEL"], options)
 
     def deserialize(self, data: bytes):
-        """One row of floats."""
+        """Read one row of floats from a JSON body."""
         return np.array(orjson.loads(data)["instances"][0], np.float32)
 
     def serialize(self, data) -> bytes:
-        """The JSON of one answer."""
+        """Write one answer as JSON."""
         return orjson.dumps(data)
 
     def forward(self, data: list):
-        """The answers to all rows of a batch."""
+        """Return the answers to all rows of a batch."""
         (logits,) = self._session.run(None, {"x": np.stack(data)})
         chances = np.exp(logits - logits.max(axis=1, keepdims=True))
         chances /= chances.sum(axis=1, keepdims=True)

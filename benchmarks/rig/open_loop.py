@@ -25,10 +25,10 @@ class Arrivals:
     without_retry_after: int = 0
     broken: int = 0
     late: list[float] = field(default_factory=list)
-    """Seconds by which the generator itself was late, for each request."""
+    """For each request, how late the generator sent it, in seconds."""
 
     def milliseconds(self, percentile: float, status: int = 200) -> float:
-        """The percentile of the latencies of answers with a status, in ms; NaN without answers."""
+        """Return a percentile of the latency, in ms, of answers with `status`; NaN without any."""
         taken = np.array(self.seconds)[np.array(self.status) == status]
         return float(1e3 * np.percentile(taken, percentile)) if len(taken) else float("nan")
 

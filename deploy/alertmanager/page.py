@@ -1,4 +1,4 @@
-"""Shows the alerts that Alertmanager sends: a page of the last ones, and a line on stdout for each.
+"""Shows the alerts that Alertmanager sends: the latest on a page, and each as a line on stdout.
 
 It shows alerts without an account anywhere. It keeps them in memory and requires no key, so it
 listens inside the compose network and on loopback only.
@@ -23,7 +23,7 @@ alerts: deque[dict[str, str]] = deque(maxlen=KEPT)
 
 
 def received(body: bytes) -> list[dict[str, str]]:
-    """The alerts of one of Alertmanager's webhook calls. Raises ValueError for anything else."""
+    """Return the alerts in the body of a webhook call. Raises ValueError for any other body."""
     try:
         return [
             {
@@ -41,7 +41,7 @@ def received(body: bytes) -> list[dict[str, str]]:
 
 
 def _name(alert: dict[str, str]) -> str:
-    """The alert's name, linked to the runbook. An address that is none of the web gets no link."""
+    """Return the alert's name, linked to the runbook if its address is http or https."""
     name, url = escape(alert["name"]), alert["runbook_url"]
     return (
         f"<a href='{escape(url)}'>{name}</a>" if url.startswith(("https://", "http://")) else name
@@ -49,7 +49,7 @@ def _name(alert: dict[str, str]) -> str:
 
 
 def page() -> str:
-    """The page, newest alert first; it reloads itself every five seconds."""
+    """Return the page, newest alert first; it reloads every five seconds."""
     rows = "".join(
         f"<tr><td>{escape(each['since'][:19].replace('T', ' '))}</td>"
         f"<td class='{escape(each['status'])}'>{escape(each['status'])}</td>"
@@ -93,7 +93,7 @@ class Handler(BaseHTTPRequestHandler):
         self._answer(200, "kept")
 
     def log_message(self, *_: object) -> None:
-        """Print no line for a request: the alerts themselves are printed."""
+        """Log no requests: the alerts themselves are printed."""
 
     def _answer(self, status: int, text: str) -> None:
         content = text.encode()

@@ -20,7 +20,7 @@ from service.settings import read_settings
 
 QUEUED_ROWS, TARGET = "queued_rows", "target_queued_rows"
 DEFAULT_TARGET = 64
-"""The waiting rows per replica: one more replica is started for each further this many rows."""
+"""The number of queued rows for which one more replica is started."""
 
 
 class Behind(Application):
@@ -42,9 +42,9 @@ def build() -> Application:
     """Make the service of a replica, which also serves its metrics on a port of its own.
 
     `GET /metrics/targets` lists these ports for Prometheus. Without keys everything is bound to
-    loopback; with keys the metrics are bound to the node's address. Raises ExposedWithoutKeys where
-    there are no keys and Ray listens on more than loopback: what its proxy passes on comes from
-    loopback, so the service itself cannot tell.
+    loopback; with keys the metrics are bound to the node's address. Raises ExposedWithoutKeys if
+    there are no keys and Ray listens on more than loopback: Ray's proxy forwards every request
+    from loopback, so the service itself could not tell.
     """
     settings = read_settings({}, os.environ)
     has_keys = settings.keys is not None or bool(settings.api_keys)
@@ -54,7 +54,7 @@ def build() -> Application:
 
 
 def _ray_host() -> str:
-    """The address that Ray's proxies listen on; there is no public way to learn it."""
+    """Return the address that Ray's proxies listen on; no public API states it."""
     host: str | None = _get_global_client().http_config.host
     return host or "0.0.0.0"  # noqa: S104 - unknown counts as all interfaces
 
@@ -67,11 +67,11 @@ def _free_port(host: str) -> int:
 
 
 def replicas_for_queued_rows(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-    """Return how many replicas the rows that wait need, between the configured bounds.
+    """Return how many replicas the queued rows need, within the configured bounds.
 
-    Up: enough for TARGET_QUEUED_ROWS each. Down: one at a time, once nothing waits and the requests
-    in progress would not fill the remaining ones. Ray's controller runs this, without the
-    environment of the replicas, so they report the target.
+    Scaling up adds replicas until each has at most the target of queued rows. Scaling down removes
+    one at a time, once no row is queued and the other replicas can take the requests in progress.
+    Ray's controller runs this without the replicas' environment, so they report the target.
     """
     now = context.current_num_replicas
     reported = context.aggregated_metrics or {}
@@ -87,7 +87,7 @@ def replicas_for_queued_rows(context: AutoscalingContext) -> tuple[int, dict[str
 
 
 @serve.deployment(
-    max_ongoing_requests=1024,  # well above --max-batch-rows: Ray must not hold back what fills it
+    max_ongoing_requests=1024,  # well above --max-batch-rows, so that Ray lets batches fill
     health_check_period_s=5,
     health_check_timeout_s=10,
     graceful_shutdown_timeout_s=60,
@@ -109,7 +109,7 @@ class Priordial:
         self.app.reconfigure(user_config)
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Report to Ray how many rows wait and how many may, for `replicas_for_queued_rows`."""
+        """Report the queued rows and their target to Ray, for `replicas_for_queued_rows`."""
         target = float(os.environ.get("TARGET_QUEUED_ROWS", DEFAULT_TARGET))
         return {QUEUED_ROWS: float(self.app.queued_rows), TARGET: target}
 

@@ -1,7 +1,8 @@
 """`training fit` on a Ray cluster: python -m deploy.ray.train --workers 4 -- --name shop --data … .
 
-Ray Train starts the processes and restarts all of them when one is lost. Add `--resume`, and give
-`--runs` and `--models` on a file system that every node mounts: the checkpoints are fit's own.
+Ray Train starts the processes, and restarts all of them when one is lost. Add `--resume`, and put
+`--runs` and `--models` on a file system that every node mounts: `fit` itself writes and reads the
+checkpoints.
 """
 
 import argparse
@@ -19,12 +20,12 @@ def fit(config: dict[str, Any]) -> None:
 
     status = run_verb(["fit", *config["arguments"]])
     if status:
-        raise RuntimeError(f"training fit has ended with status {status}; its log says why")
+        raise RuntimeError(f"training fit ended with exit status {status}; its log says why")
     train.report({"status": status})
 
 
 def main(arguments: list[str]) -> int:
-    """Train, and return 0 when the model is published."""
+    """Train on the cluster; return 0 once the model is published."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--gpu", action="store_true", help="one GPU for each worker")

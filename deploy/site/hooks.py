@@ -9,7 +9,7 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # mkdocs as a command does not look for modules in this folder
+sys.path.insert(0, str(ROOT))  # the command `mkdocs` does not search this folder for modules
 
 from service import settings  # noqa: E402 - the path comes first
 from service.observe import families  # noqa: E402
@@ -43,7 +43,7 @@ COMMANDS = (
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Add the pages that are not files of docs/."""
+    """Add the pages from outside docs/ and those made from code."""
     for source, place in OUTSIDE.items():
         text = (ROOT / source).read_text(encoding="utf-8")
         files.append(File.generated(config, place, content=_with_links(text, source, place)))
@@ -65,7 +65,7 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
 
 
 def _with_links(text: str, source: str, place: str) -> str:
-    """The text of a file with its links rewritten for its path on the site."""
+    """Return a file's text with links rewritten for `place`, its path on the site."""
     here = (ROOT / source).parent
 
     def moved(found: re.Match[str]) -> str:
