@@ -36,7 +36,10 @@ class Split:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.labels):
-            raise BadData(f"{len(self.inputs)} inputs, but {len(self.labels)} labels")
+            raise BadData(
+                f"{len(self.inputs)} inputs, but {len(self.labels)} labels; "
+                "expected one label per input"
+            )
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +135,7 @@ class Dataset:
             listed = ", ".join(f"'{name}'" for name in empty[:5]) + (" …" if len(empty) > 5 else "")
             raise BadData(
                 f"{self.spec}: has no training example of {len(empty)} of {len(self.class_names)} "
-                f"classes: {listed}"
+                f"classes: {listed}; add some, or leave these classes out"
             )
 
     @property
@@ -169,7 +172,9 @@ def check_labels(
     of the first one. Raises BadData that names the first row whose label is no class.
     """
     if labels.ndim != 1:
-        raise BadData(f"{where}: labels have shape {list(labels.shape)}; expected one label a row")
+        raise BadData(
+            f"{where}: labels have shape {list(labels.shape)}; expected one label per row"
+        )
     if labels.dtype.kind in "US" or labels.dtype == object:
         index = {name: i for i, name in enumerate(class_names)}
         for row, name in enumerate(labels):

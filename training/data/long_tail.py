@@ -72,7 +72,8 @@ def shifted_rows(
     available = counts_of(labels, len(class_counts))
     if available.min() < 1:
         raise WrongUse(
-            f"class {int(available.argmin())} has no row in this split, so it cannot be shifted"
+            f"class {int(available.argmin())} has no row in this split, so it cannot be shifted; "
+            "give a split with rows of every class"
         )
     counts = shifted_counts(direction, ratio=ratio, class_counts=class_counts, available=available)
     generator = np.random.default_rng(seed)

@@ -271,7 +271,10 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
     wide = values.astype(np.float64)
     bad = np.flatnonzero(np.isinf(wide) if missing else ~np.isfinite(wide))
     if bad.size:
-        raise BadData(f"{path}, row {start + bad[0]}, column '{name}': holds {values[bad[0]]}")
+        raise BadData(
+            f"{path}, row {start + bad[0]}, column '{name}': holds {values[bad[0]]}; "
+            "expected a finite number"
+        )
     return values
 
 
@@ -347,7 +350,7 @@ def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
     if reading.spec.kind == "text":
         if rows.dtype.kind != "U" or rows.ndim != 1:
             raise WrongUse(
-                f"{path}: holds {rows.dtype} {list(rows.shape[1:])}; expected one text a row"
+                f"{path}: holds {rows.dtype} {list(rows.shape[1:])}; expected one text per row"
             )
         return rows.astype(object)
     if reading.spec.kind == "image":

@@ -250,7 +250,7 @@ def _factory(name: str) -> Callable[..., Any]:
     except (ImportError, AttributeError, ValueError) as error:
         raise WrongUse(f"network {name}: {error}") from error
     if not callable(factory):
-        raise WrongUse(f"network {name}: is not a function")
+        raise WrongUse(f"network {name}: is not a function; expected a factory f(num_classes)")
     return factory  # type: ignore[no-any-return]  # whatever the user's module holds
 
 
@@ -259,7 +259,10 @@ def _use_cosine_head(network: nn.Module, name: str) -> None:
         (path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Linear)
     ]
     if not found:
-        raise WrongUse(f"network {name}: has no linear layer that the cosine head could replace")
+        raise WrongUse(
+            f"network {name}: has no linear layer that the cosine head could replace; "
+            "use another loss"
+        )
     path, last = found[-1]
     parent, _, attribute = path.rpartition(".")
     setattr(

@@ -88,7 +88,10 @@ def start_from(
     wrong = [n for n in own if n in found and n not in head and found[n].shape != own[n].shape]
     if wrong:
         shapes = f"{list(found[wrong[0]].shape)}; the network's is {list(own[wrong[0]].shape)}"
-        raise WrongUse(f"--init: {wrong[0]} is {shapes} ({len(wrong)} tensors differ)")
+        raise WrongUse(
+            f"--init: {wrong[0]} is {shapes} ({len(wrong)} tensors differ); "
+            "give weights of this network"
+        )
     new = {name: found[name] for name in own if name in found and name not in head}
     said = []
     rows = _rows(weights.class_names, class_names)

@@ -52,7 +52,10 @@ def features_of(
             seen.clear()
             logits = network(inputs)
             if len(seen) != 1 or not torch.equal(head(seen[0]), logits):
-                raise WrongUse("the network does something after its last linear layer")
+                raise WrongUse(
+                    "the network does something after its last linear layer; "
+                    "expected that layer last"
+                )
             parts.append(seen[0].float().cpu().numpy())
     finally:
         hook.remove()

@@ -17,10 +17,12 @@ def in_steps(points: Sequence[float], *, steps: int, name: str) -> tuple[int, ..
     turned = []
     for point in points:
         if not 0 <= point <= steps:
-            raise WrongUse(f"{name} {point:g} is outside the run of {steps} steps")
+            raise WrongUse(
+                f"{name} {point:g} is outside the run of {steps} steps; give an earlier step"
+            )
         turned.append(int(point * steps) if point < 1 else int(point))
     if sorted(turned) != turned:
-        raise WrongUse(f"{name} are not in ascending order: {list(points)}")
+        raise WrongUse(f"{name} are not in ascending order: {list(points)}; sort them")
     return tuple(turned)
 
 

@@ -237,7 +237,7 @@ def make_optimiser(network: nn.Module, plan: Plan) -> torch.optim.Optimizer:
         if (parameters := _parameters(network, plan, factor, of_rate, decayed=decays == 1.0))
     ]
     if not groups:
-        raise WrongUse("the network has no parameters to train")
+        raise WrongUse("the network has no parameters to train; choose another --network")
     if plan.optimiser == "sgd":
         return torch.optim.SGD(
             groups, lr=plan.lr, momentum=plan.momentum, nesterov=plan.nesterov and plan.momentum > 0

@@ -218,7 +218,9 @@ def evaluate(
     only_unadjusted = log_source is None
     if log_source is None:
         if used:
-            raise WrongUse(f"{folder} has no class_counts, so only --tau 0 can be evaluated")
+            raise WrongUse(
+                f"{folder} has no class_counts, so its source prior is unknown; give --tau 0"
+            )
         log_source = np.zeros(model.num_classes)
     scores = score(
         model.logits(data, rows, threads=threads),

@@ -136,7 +136,8 @@ class Recipe:
             )
         if self.features_once and self.augment != "none":
             raise WrongUse(
-                f"--augment {self.augment} has no effect: --features-once uses each image once"
+                f"--augment {self.augment} has no effect: --features-once uses each image once; "
+                "leave one out"
             )
         if self.optimiser != "lbfgs" and not self.features_once:
             return

@@ -156,7 +156,7 @@ def _outcome(finished: Finished, device: torch.device, *, keep_features: bool) -
     ready, network = finished.ready, finished.network
     data = ready.data
     if data.test is None:
-        raise BadData(f"{data.spec}: has no test split to compare methods on")
+        raise BadData(f"{data.spec}: has no test split to compare methods on; give data with one")
     splits = {"train": data.train, "val": data.val, "test": data.test}
     features = {
         name: features_of(network, data, split, device=device)
@@ -218,7 +218,10 @@ def remember_settings(recipe: Recipe, out: Path) -> None:
         if differing:
             others = before | {ADAM_RUN: None} != settings | {ADAM_RUN: None}
             hint = "" if others else f" (remove runs/{ADAM_RUN}-seed* to train those again)"
-            raise WrongUse(f"{out} holds another comparison: {'; '.join(differing)}{hint}")
+            raise WrongUse(
+                f"{out} holds another comparison: {'; '.join(differing)}; "
+                f"give the same settings, or another --out{hint}"
+            )
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 

@@ -73,7 +73,7 @@ def load(spec: str, kind: str, folder: str) -> Dataset:
 def _names(path: Path, key: bytes) -> tuple[str, ...]:
     found = _read(path).get(key)
     if not isinstance(found, list) or not found:
-        raise BadData(f"{path}: has no list {key.decode()}")
+        raise BadData(f"{path}: has no list {key.decode()}; expected a CIFAR batch")
     return tuple(name.decode() if isinstance(name, bytes) else str(name) for name in found)
 
 

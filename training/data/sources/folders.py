@@ -35,7 +35,7 @@ def load_folder(
     home = existing_folder(folder)
     parts, notes = _parts(home)
     if parts and "train" not in parts and known is None:
-        raise BadData(f"{home}: has {', '.join(parts.values())} but no train folder")
+        raise BadData(f"{home}: has {', '.join(parts.values())} but no train folder; add one")
     listing = {
         name: _class_folders(home / part, notes) for name, part in (parts or {"train": "."}).items()
     }
@@ -68,7 +68,10 @@ def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
         if name is None or not _subfolders(entry):
             others.append(entry.name)
         elif name in found:
-            raise BadData(f"{home}: {found[name]} and {entry.name} both look like the {name} split")
+            raise BadData(
+                f"{home}: {found[name]} and {entry.name} both look like the {name} split; "
+                "rename one"
+            )
         else:
             found[name] = entry.name
     if not found or (others and "train" not in found):
@@ -124,7 +127,7 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
             if not path.is_file():
                 dangling += 1
             elif suffix in UNREAD_SUFFIXES:
-                raise BadData(f"{path}: is {suffix[1:]}; JPEG, PNG and WebP are read (and served)")
+                raise BadData(f"{path}: is {suffix[1:]}; convert it to JPEG, PNG or WebP")
             elif suffix in pixels.SUFFIXES:
                 paths.append(str(path))
                 labels.append(entry.name)

@@ -109,7 +109,7 @@ def _annotated(
     for row, annotation in enumerate(document["annotations"]):
         where = f"{file}, annotations, row {row}"
         if not isinstance(annotation, dict):
-            raise BadData(f"{where}: is not an object")
+            raise BadData(f"{where}: is not an object; expected image_id and category_id")
         name, category = files.get(annotation.get("image_id")), annotation.get("category_id")
         if not name:
             raise BadData(f"{where}: image_id {annotation.get('image_id')} is not among the images")

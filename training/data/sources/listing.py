@@ -103,7 +103,7 @@ def image_dataset(
 
 def _image_spec(paths: Sequence[str], options: ImageOptions) -> ImageSpec:
     if not paths:
-        raise BadData("there is no training image")
+        raise BadData("there is no training image; expected at least one JPEG, PNG or WebP file")
     size, fitting = _size_of(paths, options)
     color = options.color or "RGB"
     return ImageSpec(

@@ -118,7 +118,10 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
         names = tuple(str(name) for name in given)
         repeated = sorted({name for name in names if names.count(name) > 1 or not name})
         if repeated:
-            raise BadData(f"{path}, class_names: '{repeated[0]}' is empty or repeated")
+            raise BadData(
+                f"{path}, class_names: '{repeated[0]}' is empty or repeated; "
+                "give each class its own name"
+            )
         return names
     if labels.dtype.kind in "US":
         written = sorted({str(name) for name in labels})
@@ -170,7 +173,7 @@ def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
     if inputs.dtype.kind not in "iufb":
         raise BadData(
             f"{path}, x_train: is {inputs.dtype} of shape {list(inputs.shape)}; "
-            "expected numbers, or one string a row"
+            "expected numbers, or one string per row"
         )
     if inputs.ndim < 2:
         raise BadData(f"{path}, x_train: shape {list(inputs.shape)}; expected [rows, …]")
@@ -217,7 +220,7 @@ def _split(
     if len(inputs) != len(labels):
         raise BadData(f"{path}: x_{split} has {len(inputs)} rows, y_{split} {len(labels)}")
     if not len(inputs):
-        raise BadData(f"{where}: has no rows")
+        raise BadData(f"{where}: has no rows; expected at least one")
     checked = check_labels(labels, names, where=f"{path}, y_{split}")
     if kind == "text":
         return Split(inputs.astype(object), checked)

@@ -206,7 +206,9 @@ def _split_rows(
         )
     rows = {name: np.flatnonzero(values == name) for name in SPLITS if (values == name).any()}
     if train_needed and "train" not in rows:
-        raise BadData(f"{table.path}, column '{column}': has no row with the value train")
+        raise BadData(
+            f"{table.path}, column '{column}': has no row with the value train; expected some"
+        )
     return rows
 
 
@@ -259,7 +261,10 @@ def _indices(
         )
     if wrong.size:
         row = int(wrong[0])
-        raise BadData(f"{table.where(row)}: class '{written[row]}' has no training row")
+        raise BadData(
+            f"{table.where(row)}: class '{written[row]}' has no training row; "
+            "add one, or leave this row out"
+        )
     return found
 
 
@@ -296,7 +301,9 @@ def _inputs(
 ) -> NDArray[Any]:
     """Return numbers [n, columns]; or records [n] if some of the columns are categories."""
     if not columns:
-        raise BadData(f"{table.path}: has no column besides the label that could be an input")
+        raise BadData(
+            f"{table.path}: has no column besides the label that could be an input; add one"
+        )
     strings: set[str] = set()
     if known is None:
         strings = {name for name in columns if name in forced or is_category(table, name)}

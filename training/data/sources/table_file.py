@@ -118,9 +118,9 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
         _check_encoding(path, encoding)
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
     if repeated:
-        raise BadData(f"{path}: has two columns named '{repeated[0]}'")
+        raise BadData(f"{path}: has two columns named '{repeated[0]}'; rename one")
     if not found.num_rows:
-        raise BadData(f"{path}: has no rows")
+        raise BadData(f"{path}: has no rows; expected at least one")
     return TableFile(path, found, encoding)
 
 

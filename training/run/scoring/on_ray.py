@@ -58,4 +58,6 @@ def run_on_ray(shares: Sequence[Share], *, workers: int) -> None:
     except ray.exceptions.RayError as error:
         raise RunFailed(f"scoring on Ray failed: {str(error).splitlines()[-1]}") from error
     if done != len(shares):
-        raise RunFailed(f"scoring on Ray ended with {done} of {len(shares)} shares")
+        raise RunFailed(
+            f"scoring on Ray ended with {done} of {len(shares)} shares; run the command again"
+        )

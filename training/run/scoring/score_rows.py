@@ -237,7 +237,7 @@ def _estimated(
                 if place < most:
                     held[place] = row
     if not len(held):
-        raise WrongUse("the data holds no rows")
+        raise WrongUse("the data holds no rows; expected at least one")
     measured = bundle.calibrated_log_source is not None and scorer.prior.calibrated
     found = assess(
         held,
@@ -399,7 +399,7 @@ def _join(parts: Path, out: Path) -> tuple[Counter[int], int, int]:
             writer = parquet.ParquetWriter(temporary, table.schema)
         writer.write_table(table)
     if writer is None:
-        raise WrongUse("the data holds no rows")
+        raise WrongUse("the data holds no rows; expected at least one")
     writer.close()
     temporary.rename(out)
     return counts, changed, rows
