@@ -154,7 +154,7 @@ function ByDefault({ bundle, newest }) {
 }
 
 function Outcome({ report, names }) {
-  const [at, setAt] = useState("1");
+  const [at, setAt] = useState(report.at_tau?.["1"] ? "1" : "0");
   const found = report.at_tau?.[at];
   const split = report.test ? "test" : "validation";
   const examples = (found?.confusion ?? []).flat().reduce((a, b) => a + b, 0);
