@@ -121,7 +121,7 @@ def running(
     *,
     environment: dict[str, str] | None = None,
     program: tuple[str, ...] = ("service",),
-    start_seconds: float = 30,
+    start_seconds: float = 90,
     **settings: object,
 ) -> Iterator[Server]:
     """The process once it is ready, within `start_seconds`, with its `url`. See `starting`."""
