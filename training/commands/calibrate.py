@@ -147,8 +147,9 @@ def recalibrate(
     """Measure the block on labelled rows and publish it as the model's next version.
 
     The rows must be new to the network. If the model has no class_counts, the implied source prior
-    is taken to be uniform, and the fitted bias makes up for the difference. test: rows that were
-    not used for the fit, which the new version's report scores.
+    is taken to be uniform, and the fitted bias makes up for the difference. spec: the rows'
+    specification, for messages. test: rows that were not used for the fit, which the new version's
+    report scores. Raises WrongUse when a class has no row.
     """
     import numpy as np
 

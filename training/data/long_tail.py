@@ -48,7 +48,8 @@ def shifted_counts(
 
     The counts are a long tail of ratio k. Classes are ranked by class_counts [C] of training (ties
     by index); forward keeps that order, backward reverses it. The largest class gets as many rows
-    as the smallest entry of available [C]; every class keeps at least one.
+    as the smallest entry of available [C]; every class keeps at least one. Raises WrongUse for an
+    unknown direction.
     """
     if direction not in ("forward", "backward"):
         raise WrongUse(f"unknown shift '{direction}'; expected forward or backward")

@@ -100,7 +100,7 @@ def cnn(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
 
 
 def cnn_direct(num_classes: int, input_shape: tuple[int, ...]) -> nn.Module:
-    """The convolutions of `cnn`, with the classifier directly on their normalised features."""
+    """The convolutions of `cnn` with a linear layer directly on their normalised features."""
     layers, features = _convolutions(input_shape)
     return nn.Sequential(*layers, nn.Linear(features, num_classes))
 

@@ -45,7 +45,8 @@ def export(
 
     example: a few real inputs, as the network takes them. vocabulary: for a network that takes
     token numbers [B, tokens]; the written graph takes the texts themselves. columns: for one that
-    takes encoded rows of a table; the written graph has an input for each column.
+    takes encoded rows of a table; the written graph has an input for each column. Raises RunFailed
+    when torch cannot export the network.
     """
     network = network.eval()
     rows = (

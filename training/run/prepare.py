@@ -73,7 +73,10 @@ def _with_method(recipe: Recipe, data: Dataset) -> Prepared:
 
 
 def prepare_data(recipe: Recipe) -> Dataset:
-    """Load the data of a recipe, set validation aside, then apply the profile."""
+    """Load the data of a recipe, set validation aside, then apply the profile.
+
+    Raises WrongUse for settings that do not fit the data, BadData for data that cannot be used.
+    """
     data = set_aside_validation(
         sources.load(recipe.data, seed=recipe.seed, options=recipe.image_options),
         per_class=recipe.validation_per_class,

@@ -30,7 +30,8 @@ def load_folder(
     """Load images from DIR/<class>/… or DIR/{train,val,test}/<class>/…
 
     If there is no test folder, a fifth of each class is drawn for test. known: what the published
-    model that will score the images states.
+    model that will score the images states. Raises WrongUse if DIR does not exist, BadData if its
+    folders are not laid out like this.
     """
     home = existing_folder(folder)
     parts, notes = _parts(home)
@@ -84,7 +85,8 @@ def load_lists(spec: str, place: str, *, options: ImageOptions) -> Dataset:
     """Load images named by TRAIN.txt,VAL.txt,TEST.txt@ROOT, or by TRAIN.txt,TEST.txt@ROOT.
 
     Each line of a list is `path label`, with the path relative to ROOT. If the training images of
-    each class are in one folder of their own, the class has its name; else it has the label's.
+    each class are in one folder of their own, the class has the folder's name; else the label is
+    its name. Raises WrongUse for a wrong specification, BadData for a bad line.
     """
     lists, at, root = place.rpartition("@")
     files = [Path(name) for name in lists.split(",") if name]
