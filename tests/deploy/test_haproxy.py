@@ -42,7 +42,13 @@ class Fleet:
 
     def start(self, number):
         self.servers[number] = self._stacks[number].enter_context(
-            starting(self._models, store=self._store, port=self.ports[number], drain_seconds=1.5)
+            starting(
+                self._models,
+                store=self._store,
+                port=self.ports[number],
+                drain_seconds=1.5,
+                default_model="linear",
+            )
         )
 
     def ready(self, number):
@@ -57,6 +63,7 @@ class Fleet:
 def fleet(tmp_path_factory, store):
     models = tmp_path_factory.mktemp("fleet") / "models"
     publish_model(models)
+    publish_model(models, "other")  # without any model, a replica is not ready and gets nothing
     found = Fleet(models, store)
     try:
         for number in range(REPLICAS):
@@ -122,7 +129,8 @@ def test_orders_and_priors_reach_every_replica_through_the_proxy(proxy, fleet):
         }
 
     for verb, status in (("unload", 404), ("load", 200)):
-        httpx.post(f"{proxy}/v2/repository/models/linear/{verb}", timeout=30).raise_for_status()
+        answer = httpx.post(f"{proxy}/v2/repository/models/linear/{verb}", timeout=30)
+        assert answer.status_code == 200, answer.text
         assert statuses() == {status}
     prior = {"target": {"class-1": 3}, "others": 1}
     written = httpx.put(f"{proxy}/models/linear/priors/default", json=prior)
