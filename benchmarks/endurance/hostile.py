@@ -252,7 +252,7 @@ class Hostile:
         try:
             async with asyncio.timeout(_ANSWER_SECONDS):
                 reading = asyncio.ensure_future(reader.read())
-                with contextlib.suppress(ConnectionError):  # it may have answered before
+                with contextlib.suppress(OSError):  # it may have answered and closed before
                     for number, part in enumerate(parts):
                         if number:
                             await asyncio.sleep(0.0005)
