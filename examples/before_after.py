@@ -58,5 +58,5 @@ def picture(report: dict) -> str:
 
 
 if __name__ == "__main__":
-    told = json.loads(Path("models/fashion/2/report.json").read_text(encoding="utf-8"))
-    Path("docs/before-after.svg").write_text(picture(told), encoding="utf-8")
+    reported = json.loads(Path("models/fashion/2/report.json").read_text(encoding="utf-8"))
+    Path("docs/before-after.svg").write_text(picture(reported), encoding="utf-8")

@@ -31,8 +31,10 @@ def import_and_calibrate(given: Sequence[str]) -> int:
         with contextlib.redirect_stdout(imported), contextlib.redirect_stderr(notes):
             status = serve([*rest, "--models", folder], prog="priordial")
         first = imported.getvalue().strip()
-        told = "" if status else to_serve(Path(first))  # made now, because the folder is temporary
-        sys.stderr.write(notes.getvalue().replace(told, "") if told else notes.getvalue())
+        reported = (
+            "" if status else to_serve(Path(first))
+        )  # made now, because the folder is temporary
+        sys.stderr.write(notes.getvalue().replace(reported, "") if reported else notes.getvalue())
         if status:
             return status
         answer = io.StringIO()

@@ -48,7 +48,7 @@ def _check_native(ask: Ask, answer: dict[str, Any]) -> None:
     assert scores is not None
     _same((answer["model"], answer["version"]), (subject.model, subject.version), "model")
     _same(answer["tau"], setting.tau, "tau")
-    _same((answer["prior"]["name"], answer["prior"]["revision"]), setting.told, "prior")
+    _same((answer["prior"]["name"], answer["prior"]["revision"]), setting.named, "prior")
     predictions = answer["predictions"]
     _same(len(predictions), len(scores.probabilities), "predictions")
     k = min(5, subject.classes) if ask.top_k is None else ask.top_k
@@ -86,9 +86,13 @@ def _check_oip(ask: Ask, headers: dict[str, str], body: bytes) -> None:
     version = (answer["model_name"], answer["model_version"])
     _same(version, (subject.model, str(subject.version)), "model")
     if len(ask.settings) == 1 and "prior" in answer["parameters"]:
-        name, revision = ask.settings[0].told
-        told = answer["parameters"]
-        _same((told["prior"], told["prior_revision"]), (name or "inline", revision), "prior")
+        name, revision = ask.settings[0].named
+        parameters = answer["parameters"]
+        _same(
+            (parameters["prior"], parameters["prior_revision"]),
+            (name or "inline", revision),
+            "prior",
+        )
     outputs = _outputs(answer, body[length:])
     _same(list(outputs), list(ask.outputs), "outputs")
     for name in ("probabilities", "adjusted_logits", "logits"):

@@ -74,11 +74,11 @@ async def run(server: Process, given: argparse.Namespace) -> dict:
     faults: list[str] = []
     wrong, memory = 0, [server.rss_mib()]
     begun, traffic = time.perf_counter(), asks(given.seed)
-    told = asyncio.Event()
+    signalled = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, told.set)
+        asyncio.get_running_loop().add_signal_handler(number, signalled.set)
     for _ in range(PIECES):
-        if told.is_set():
+        if signalled.is_set():
             break
         piece = itertools.islice(traffic, given.requests // PIECES)
         driven = await drive(server.url, piece, connections=given.connections)

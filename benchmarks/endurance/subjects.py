@@ -80,12 +80,12 @@ class Scores:
 class Setting:
     """A tau and a prior.
 
-    given: the prior in the request. told: the prior in the answer. None: the default.
+    given: the prior in the request. named: the prior in the answer. None: the default.
     """
 
     tau: float
     given: str | dict[str, Any] | None
-    told: tuple[str | None, int]
+    named: tuple[str | None, int]
     frequencies: list[float] | None
     target: list[float] | str
 

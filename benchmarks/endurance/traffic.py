@@ -97,16 +97,16 @@ def _prior(rng: np.random.Generator, subject: Subject) -> dict[str, Any]:
     """Draw the members of a Setting except tau."""
     kind = _one_of(rng, ("none", "uniform", "training", "stored", "stored", "pinned", "inline"))
     if kind == "none":
-        return {"given": None, "told": ("default", 0), "frequencies": None, "target": "uniform"}
+        return {"given": None, "named": ("default", 0), "frequencies": None, "target": "uniform"}
     if kind in {"uniform", "training"}:
-        return {"given": kind, "told": (kind, 0), "frequencies": None, "target": kind}
+        return {"given": kind, "named": (kind, 0), "frequencies": None, "target": kind}
     if kind == "inline":
         target = (rng.integers(0, 4, subject.classes) * 1.0).tolist()
         target[int(rng.integers(subject.classes))] = 1.0  # not all zeros
         body = {"target": target}
         if rng.random() < 0.5:
             body["label_frequencies"] = rng.uniform(1, 100, subject.classes).round(2).tolist()
-        return {"given": body, "told": (None, 0), **_vectors(body)}
+        return {"given": body, "named": (None, 0), **_vectors(body)}
     stored = stored_priors(subject)
     name = _one_of(rng, sorted(stored))
     revision = newest = len(stored[name])
@@ -114,7 +114,7 @@ def _prior(rng: np.random.Generator, subject: Subject) -> dict[str, Any]:
     if kind == "pinned":
         revision = int(rng.integers(1, newest + 1))
         given = f"{name}@{revision}"
-    return {"given": given, "told": (name, revision), **_vectors(stored[name][revision - 1])}
+    return {"given": given, "named": (name, revision), **_vectors(stored[name][revision - 1])}
 
 
 def _vectors(body: dict[str, Any]) -> dict[str, Any]:

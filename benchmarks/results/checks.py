@@ -93,10 +93,12 @@ def beside_reference(documents: Sequence[Document]) -> str:
             ours = own["summary"]["balanced_error"]
             difference = 100 * ours["mean"] - reference
             gains = reference - theirs["erm"], 100 * own["against_erm"]["mean"]
-            told = [f"{points:+.1f}" for points in (difference, *gains)]
+            reported = [f"{points:+.1f}" for points in (difference, *gains)]
             verdict = "–" if reach is None else "no" if abs(difference) <= reach else "**yes**"
-            told.insert(1, "–" if reach is None else f"± {reach:.1f}")
-            rows.append([title(document), name, f"{reference:.1f}", spread(ours), *told, verdict])
+            reported.insert(1, "–" if reach is None else f"± {reach:.1f}")
+            rows.append(
+                [title(document), name, f"{reference:.1f}", spread(ours), *reported, verdict]
+            )
     header = (
         "setting", "method", "theirs", f"ours ({ns(documents)})", "difference, points",
         "chance alone, 95 %", "against ERM, theirs", "against ERM, ours", "more than chance?",

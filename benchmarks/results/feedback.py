@@ -62,7 +62,7 @@ def main() -> None:
                     chosen = np.flatnonzero(rng.random(ROWS) < likelihood)
                     sampled = np.minimum(1.0, likelihood[chosen])
                     y = labels["test"][rows][chosen]
-                    told = figures(
+                    reported = figures(
                         everything,
                         Labelled(everything.take(chosen), y, 1 / sampled),
                         groups={},
@@ -74,7 +74,7 @@ def main() -> None:
                     ]
                     alone = without_labels(everything, groups={}, classes=classes)
                     for way, value in (
-                        ("PPI", told),
+                        ("PPI", reported),
                         ("labels only", (float(np.mean(bare)), 0.0, 0.0)),
                         ("posterior alone", (alone["balanced_error"], 0.0, 0.0)),
                     ):

@@ -156,7 +156,7 @@ def runs(documents: Sequence[Document]) -> str:
     )
     shared = {key: documents[0]["settings"][key] for key in COMMON}
     adam = documents[0]["settings"][ADAM_RUN]
-    told = ", ".join(f"{key} {value}" for key, value in shared.items())
+    reported = ", ".join(f"{key} {value}" for key, value in shared.items())
     commands = "".join(f"    {command(document)}\n" for document in documents)
     commands += (
         "    python -m benchmarks.results.variants runs/variants.json "
@@ -165,7 +165,7 @@ def runs(documents: Sequence[Document]) -> str:
     return (
         markdown_table(header, rows)
         + "\nExponential profile; validation is balanced and set aside before the profile is "
-        f"applied. Every run: {told}.\n"
+        f"applied. Every run: {reported}.\n"
         f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. "
         "Temperature and every τ but 1 are chosen on validation. The median run "
         f"took {seconds(documents):.0f} s on one thread, beside other work.\n\n{commands}"

@@ -240,10 +240,10 @@ def alarms(case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int 
                 rows[changed] = broken_rows[rng.integers(len(broken_rows), size=len(changed))]
             seen.setdefault(target, []).append(verdict_of(rows))
         every = [each for verdicts in seen.values() for each in verdicts]
-        told = ", ".join(f"{k} {np.mean([v == WRONG for v in s]):.2f}" for k, s in seen.items())
+        reported = ", ".join(f"{k} {np.mean([v == WRONG for v in s]):.2f}" for k, s in seen.items())
         print(
             f"  {name}: {np.mean([v == WRONG for v in every]):.3f} of {len(every)} streams refused "
-            f"({told}); {np.mean([v != 'usable' for v in every]):.3f} not usable",
+            f"({reported}); {np.mean([v != 'usable' for v in every]):.3f} not usable",
             flush=True,
         )
 

@@ -285,11 +285,11 @@ def behind(found: dict[str, Any]) -> str:
         if means[OURS] - means[best] > 1:
             far.append(f"{name} ({means[OURS] - means[best]:.1f} behind {best})")
     near = len(found) - len(far)
-    told = f"“{OURS}” is the best or within a point of it on {near} of {len(found)} sets."
+    reported = f"“{OURS}” is the best or within a point of it on {near} of {len(found)} sets."
     if not far:
-        return told
+        return reported
     return (
-        f"{told} It is further behind on {', '.join(far)}. Small sets have the most to lose: a "
+        f"{reported} It is further behind on {', '.join(far)}. Small sets have the most to lose: a "
         "fifth of their rows, and one of a rarest class of two, are set aside for validation."
     )
 

@@ -78,7 +78,7 @@ def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
 
     Alternatives that were not trained are left out.
     """
-    told = []
+    reported = []
     for document in documents:
         theirs = REFERENCE.get(key(document), {})
         found = {
@@ -92,10 +92,10 @@ def concluded(documents: Sequence[Document], rows: Sequence[Row]) -> str:
             *_of_sampling(document, theirs, found["sampler"]),
         ]
         if sentences:
-            told.append(
+            reported.append(
                 f"- {title(document)[0].upper()}{title(document)[1:]}: {' '.join(sentences)}\n"
             )
-    return "\n" + "".join(told) if told else ""
+    return "\n" + "".join(reported) if reported else ""
 
 
 Errors = Mapping[str, float]
@@ -163,7 +163,7 @@ def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]
 
 def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
     """A note for settings in which weighting the loss by 1 / pi is worse than no weights."""
-    told = ""
+    reported = ""
     for document in documents:
         if "balanced" not in document["methods"] or mean(document, "balanced") <= mean(
             document, "erm"
@@ -176,7 +176,7 @@ def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
             f"{spread(summary(own))} {name}"
             for name, own in variants_of(rows, "balanced", largest, ratio).items()
         ]
-        told += (
+        reported += (
             f"\n`balanced` fails at {title(document)}: one example of the rarest class weighs as "
             f"much as {weight:.0f} average ones, and a step\n"
             "for it undoes many others at this learning rate. Sampling the classes equally often "
@@ -187,4 +187,4 @@ def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
                 else ""
             )
         )
-    return told
+    return reported

@@ -73,10 +73,10 @@ def load(port: int, body: Path, *, clients: int, calls: int) -> float:
         "-H", "content-type: application/grpc", "-H", "te: trailers",
         f"http://127.0.0.1:{port}/{METHOD}",
     ]  # fmt: skip
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    if f"{calls} succeeded" not in told:
-        raise RuntimeError(told)
-    return float(re.search(r"([\d.]+) req/s", told)[1])
+    reported = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    if f"{calls} succeeded" not in reported:
+        raise RuntimeError(reported)
+    return float(re.search(r"([\d.]+) req/s", reported)[1])
 
 
 def mean_batch_rows(url: str) -> float:

@@ -86,7 +86,7 @@ def measure(classes: int, rows: int, features: int, top_k: int) -> dict[str, flo
         head.FULL_ROWS: np.array([0]),
     }
     plain = opened(linear_model(features=features, classes=classes))
-    small = opened(composed(features, classes, told=0))
+    small = opened(composed(features, classes, declared=0))
     ranked = functools.partial(small.run, [*head.RANKED])
     calls: Calls = {
         "plain": lambda: plain.run(None, {"x": x}),
@@ -110,7 +110,7 @@ def measure(classes: int, rows: int, features: int, top_k: int) -> dict[str, flo
 
 def of_large(features: int, classes: int, feeds: dict[str, Any], ruling: np.ndarray) -> Calls:
     """The calls of a head with both selections, and of NumPy in place of the head."""
-    model = composed(features, classes, told=classes)
+    model = composed(features, classes, declared=classes)
     large = opened(model)
     given = [item.name for item in model.graph.input]
     unranked = opened(extracted(model, [head.ADJUSTED_LOGITS, head.LOGITS]))
@@ -140,10 +140,10 @@ def of_large(features: int, classes: int, feeds: dict[str, Any], ruling: np.ndar
 UNRANKED = ("x", head.TAU, head.PRIOR_INDEX, head.PRIOR_TABLE)
 
 
-def composed(features: int, classes: int, *, told: int) -> onnx.ModelProto:
-    """A linear layer composed with the head that the service would build for `told` classes."""
+def composed(features: int, classes: int, *, declared: int) -> onnx.ModelProto:
+    """A linear layer composed with the head that the service would build for `declared` classes."""
     model = linear_model(features=features, classes=classes)
-    return head.compose(model, output="logits", kind="logits", classes=told)
+    return head.compose(model, output="logits", kind="logits", classes=declared)
 
 
 def extracted(model: onnx.ModelProto, outputs: list[str]) -> onnx.ModelProto:

@@ -208,8 +208,8 @@ def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
             f"{part} {1e3 * took:.2f} ms" for part, took in seconds.items() if took is not None
         ]
         parts.append(", ".join([f"{line['rows']} rows", *times]))
-    told = {name: line.get(name) for name in ("problem", "key")}
-    parts += [f"{name} {text}" for name, text in told.items() if text not in (None, ANONYMOUS)]
+    details = {name: line.get(name) for name in ("problem", "key")}
+    parts += [f"{name} {text}" for name, text in details.items() if text not in (None, ANONYMOUS)]
     return "  ".join([*parts, line["request_id"]]).encode(errors="replace") + b"\n"
 
 

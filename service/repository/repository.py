@@ -351,12 +351,12 @@ class Repository:
             return
         failed = await self._channel.carried_out(order, seconds=self._load_seconds)
         if failed:
-            told = "; ".join(
+            failures = "; ".join(
                 f"{each.replica} (process {each.pid}): {each.error}" for each in failed
             )
             raise OtherWorkerFailed(
                 f"this worker has carried out the order for '{name[:80]}', but another could not; "
-                f"try again, or restart that worker: {told[:_MAX_REASON]}"
+                f"try again, or restart that worker: {failures[:_MAX_REASON]}"
             )
 
     async def _carry_out(self, order: ModelOrder) -> None:

@@ -124,11 +124,11 @@ def test_one_command_makes_the_secrets_once_and_the_keys_work(compose, tmp_path)
 
 def test_an_alert_is_shown_on_the_page_and_printed():
     labels = {"alertname": "PriordialDown", "severity": "page"}
-    told = {"summary": "<b> cannot be scraped", "runbook_url": f"{RUNBOOK}#priordialdown"}
+    reported = {"summary": "<b> cannot be scraped", "runbook_url": f"{RUNBOOK}#priordialdown"}
     alert = {
         "status": "firing",
         "labels": labels,
-        "annotations": told,
+        "annotations": reported,
         "startsAt": "2026-01-01T00:00:00Z",
     }
     command = [sys.executable, DEPLOY / "alertmanager" / "page.py", "127.0.0.1", "0"]
@@ -139,7 +139,7 @@ def test_an_alert_is_shown_on_the_page_and_printed():
             assert httpx.post(f"{url}/alerts", json={"alerts": [alert]}).status_code == 200
             printed = json.loads(server.stdout.readline())
             page = httpx.get(url).text
-            told["runbook_url"] = "javascript:alert(1)"
+            reported["runbook_url"] = "javascript:alert(1)"
             assert httpx.post(f"{url}/alerts", json={"alerts": [alert]}).status_code == 200
             assert "javascript" not in httpx.get(url).text
             for wrong in (b"", b"[]", b'{"alerts": [{}]}'):

@@ -20,9 +20,9 @@ def test_the_mix_is_the_usual_one_but_for_the_sale():
 
 
 def test_it_says_in_words_what_happens():
-    told = [DEMO["what_happens"](hour) for hour in range(DEMO["HOURS"])]
-    assert list(dict.fromkeys(told)) == ["the usual", "a sale", "a camera is broken"]
-    assert told[-1] == "the usual"
+    reported = [DEMO["what_happens"](hour) for hour in range(DEMO["HOURS"])]
+    assert list(dict.fromkeys(reported)) == ["the usual", "a sale", "a camera is broken"]
+    assert reported[-1] == "the usual"
 
 
 def test_without_the_images_it_says_what_to_install(monkeypatch, capsys, tmp_path):

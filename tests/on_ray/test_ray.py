@@ -250,10 +250,10 @@ class Crowd:
                 with self._lock:
                     if answer.status_code == 200:
                         self.classes.update(each["label"] for each in answer.json()["predictions"])
-                    self.statuses[told(answer)] += 1
+                    self.statuses[reported(answer)] += 1
 
 
-def told(answer):
+def reported(answer):
     """The status of an answer, or who gave it in the place of a replica."""
     if answer.status_code == 500 and answer.headers["content-type"] == "text/plain":
         return UNANSWERED

@@ -83,6 +83,6 @@ def test_a_reader_that_stops_early_gets_no_traceback(command):
         program, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as started:
         started.stdout.close()
-        told = started.stderr.read()
-    assert "Traceback" not in told
-    assert "BrokenPipeError" not in told
+        reported = started.stderr.read()
+    assert "Traceback" not in reported
+    assert "BrokenPipeError" not in reported

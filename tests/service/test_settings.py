@@ -129,8 +129,8 @@ def test_a_folder_in_place_of_keys_is_told(tmp_path):
 
 def test_more_threads_than_any_machine_can_use_are_refused():
     check_threads(Settings(intra_op_threads=32), processors=2)
-    told = "is 33; this process may use 2 processors, .* expected at most 32"
-    with pytest.raises(InvalidSetting, match=told):
+    reported = "is 33; this process may use 2 processors, .* expected at most 32"
+    with pytest.raises(InvalidSetting, match=reported):
         check_threads(Settings(intra_op_threads=33), processors=2)
 
 

@@ -135,8 +135,8 @@ def import_file(flags: argparse.Namespace) -> tuple[Path, list[str]]:
             (flags.models / flags.name).rmdir()  # refused where it holds a version
         raise
     pixels = found.spec.may_be_pixels
-    told = notes(flags, found.file, fields, found.trial, found.output, may_be_pixels=pixels)
-    return folder, list(told)
+    note_lines = notes(flags, found.file, fields, found.trial, found.output, may_be_pixels=pixels)
+    return folder, list(note_lines)
 
 
 def _check_flags(flags: argparse.Namespace) -> None:

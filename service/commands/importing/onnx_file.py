@@ -273,7 +273,7 @@ def _converted_at_a_size(model: onnx.ModelProto) -> onnx.ModelProto | None:
             dim.dim_value = _PLACEHOLDER
     try:
         found = version_converter.convert_version(sized, foreign_graph.MIN_OPSET)
-    except Exception:  # noqa: BLE001 - the first error is told
+    except Exception:  # noqa: BLE001 - the first error is reported
         return None
     for dim in _dimensions(found.graph):
         if dim.dim_value == _PLACEHOLDER:

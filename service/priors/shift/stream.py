@@ -198,9 +198,11 @@ def _ratios(
     rest = np.maximum(1 - p.sum(axis=1), 0.0) / np.maximum(left, _LEAST_REST)
     ratios = np.where(odds > 0, ratios, rest[:, None])
     peak = np.maximum(ratios.max(axis=1), rest)
-    told = np.flatnonzero((left > _LEAST_REST) & (peak > 0) & np.isfinite(peak))
-    scaled = (ratios[told] / peak[told, None]).astype(np.float32)
-    return Ranked(classes[told], scaled, (rest[told] / peak[told]).astype(np.float32))
+    informative = np.flatnonzero((left > _LEAST_REST) & (peak > 0) & np.isfinite(peak))
+    scaled = (ratios[informative] / peak[informative, None]).astype(np.float32)
+    return Ranked(
+        classes[informative], scaled, (rest[informative] / peak[informative]).astype(np.float32)
+    )
 
 
 def _alike(

@@ -536,8 +536,8 @@ def test_only_rows_that_answer_traffic_are_told_to_be_answered():
         graph.gate.set()
         await asyncio.gather(first, *sent, return_exceptions=True)
         await asyncio.gather(batcher.submit(work(1)), batcher.submit(work(2)))
-        told = [None if f.answered is None else f.answered.tolist() for f in batcher.facts]
-        assert told == [None, [True, True, False, False, False, False, True], None]
+        reported = [None if f.answered is None else f.answered.tolist() for f in batcher.facts]
+        assert reported == [None, [True, True, False, False, False, False, True], None]
         assert batcher._delivery.explorations == 0
 
     asyncio.run(go())

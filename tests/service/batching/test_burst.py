@@ -84,8 +84,8 @@ def check(model, answers):
             continue
         assert status == 200, document
         (found,) = document["predictions"]
-        told = {each["index"]: each["probability"] for each in found["top"]}
-        assert told == pytest.approx(dict(enumerate(chances.tolist())), abs=1e-5)
+        reported = {each["index"]: each["probability"] for each in found["top"]}
+        assert reported == pytest.approx(dict(enumerate(chances.tolist())), abs=1e-5)
     return collections.Counter(status for status, _, _ in answers)
 
 

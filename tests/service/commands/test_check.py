@@ -42,7 +42,7 @@ def faults(settings):
 
 def test_right_settings_pass_and_each_subject_has_a_line(settings, capsys):
     assert check.run(settings(default_model="linear")) == 0
-    told = capsys.readouterr().out
+    reported = capsys.readouterr().out
     for subject in (
         "settings",
         "files and folders",
@@ -51,7 +51,7 @@ def test_right_settings_pass_and_each_subject_has_a_line(settings, capsys):
         "default model",
         "priors",
     ):
-        assert f"ok   {subject}" in told
+        assert f"ok   {subject}" in reported
 
 
 def test_a_missing_models_folder_and_a_folder_without_models_are_found(settings, tmp_path):

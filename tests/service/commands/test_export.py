@@ -201,7 +201,7 @@ def test_a_name_that_the_model_has_itself_is_not_taken(tmp_path, export):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "status", "told"),
+    ("arguments", "status", "message"),
     [
         (("--tau", 0.5), 2, "the label frequencies of 'linear' are unknown"),
         (("--tau", -1), 2, "tau"),
@@ -213,10 +213,10 @@ def test_a_name_that_the_model_has_itself_is_not_taken(tmp_path, export):
         ),
     ],
 )
-def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, export, arguments, status, told):
+def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, export, arguments, status, message):
     folder = publish_model(tmp_path / "models", class_counts=None).parent
     store = ("--store", f"sqlite:///{tmp_path}/none.db")
     found, path, err = export(folder, *arguments, *store)
-    assert (found, told in err, len(err.splitlines())) == (status, True, 1), err
+    assert (found, message in err, len(err.splitlines())) == (status, True, 1), err
     assert not path.exists()
     assert export(tmp_path / "nowhere")[0] == 2

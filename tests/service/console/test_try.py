@@ -288,8 +288,8 @@ def test_labelled_rows_of_a_csv_give_the_balanced_error_and_the_confusion_at_eac
         for tau in (0.0, 1.0, 2.5):
             page.get_by_label("τ as a number").fill(str(tau))
             shown.get_by_text(f"Balanced error at τ = {tau:.2f}").wait_for()
-            told = shown.locator("b").first.inner_text().removesuffix(" %")
-            assert float(told) == pytest.approx(100 * error_at(tau), abs=0.051)
+            reported = shown.locator("b").first.inner_text().removesuffix(" %")
+            assert float(reported) == pytest.approx(100 * error_at(tau), abs=0.051)
         cells = shown.locator(".confusion td").all_inner_texts()
         assert sum(int(cell) for cell in cells if cell) == 60
         page.screenshot(path=screenshots / "try-labelled.png", full_page=True)

@@ -95,18 +95,18 @@ def test_the_gpu_tests_say_that_there_is_no_gpu_and_fail():
 def test_the_doctor_finds_what_works_and_what_does_not(models, tmp_path, capsys):
     fine = Settings(models=models, store=f"sqlite:///{tmp_path}/priors.db", provider="cpu")
     assert doctor.run(fine) == 0
-    told = capsys.readouterr().out
-    assert "ok   provider cpu" in told
-    assert "ok   model linear/1" in told
+    reported = capsys.readouterr().out
+    assert "ok   provider cpu" in reported
+    assert "ok   model linear/1" in reported
     (models / "linear" / "1" / "model.onnx").write_bytes(b"damaged")
     broken = Settings(
         models=models, store=f"sqlite:///{models}/linear/1/model.onnx/p.db", provider="cpu"
     )
     assert doctor.run(broken) == 1
-    told = capsys.readouterr().out
-    assert "BAD  model linear/1" in told
-    assert "sha256" in told
-    assert "BAD  prior store" in told
+    reported = capsys.readouterr().out
+    assert "BAD  model linear/1" in reported
+    assert "sha256" in reported
+    assert "BAD  prior store" in reported
 
 
 def test_the_probe_runs_a_convolution_and_a_matrix_product_and_compares_them(monkeypatch):

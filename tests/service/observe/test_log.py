@@ -96,7 +96,7 @@ def test_the_log_never_shows_an_input_or_a_key(models):
 
 def test_a_terminal_gets_the_same_facts_as_text():
     text = as_text(SCORED, 0.0).decode()
-    told = [
+    reported = [
         "200 POST",
         "/predict",
         "1.23 ms",
@@ -107,7 +107,7 @@ def test_a_terminal_gets_the_same_facts_as_text():
         "shop",
         "abc",
     ]
-    for fact in told:
+    for fact in reported:
         assert fact in text
     assert text.count("\n") == 1
     assert ANONYMOUS not in as_text({**SCORED, "key": ANONYMOUS}, 0.0).decode(), "noise there"

@@ -331,7 +331,7 @@ def _jensen_shannon(p, q):
     )
 
 
-def told(samples, name, label, **labels):
+def reported(samples, name, label, **labels):
     """A label's values → their numbers, of the samples that have these labels."""
     return {
         s.labels[label]: s.value
@@ -349,7 +349,7 @@ def test_the_targets_in_force_are_told_by_class_and_group_and_follow_what_is_sto
             return parsed(answer.content, answer.headers["content-type"])
 
         def by_class(prior, **more):
-            return told(scrape(**more), "priordial_target_prior", "class", prior=prior)
+            return reported(scrape(**more), "priordial_target_prior", "class", prior=prior)
 
         names = [f"class-{i}" for i in range(5)]
         assert by_class("default") == dict.fromkeys(names, 0.2)
@@ -361,15 +361,15 @@ def test_the_targets_in_force_are_told_by_class_and_group_and_follow_what_is_sto
                 wanted = dict(zip(names, [0.1, 0.2, 0.3, 0, 0.4], strict=True))
                 assert by_class(prior, accept=accept) == pytest.approx(wanted)
         samples = scrape()
-        groups = told(samples, "priordial_group_target_prior", "group", prior="shop")
+        groups = reported(samples, "priordial_group_target_prior", "group", prior="shop")
         assert groups == pytest.approx({"many": 0.3, "medium": 0.3, "few": 0.4})
-        expected = told(samples, "priordial_target_expected", "prior", model="linear")
+        expected = reported(samples, "priordial_target_expected", "prior", model="linear")
         assert expected == {"default": 1, "shop": 1}
         http.delete("/models/linear/priors/shop").raise_for_status()
         http.put("/models/linear/priors/default", json={}).raise_for_status()
         assert by_class("shop") == {}
         assert by_class("default") == dict.fromkeys(names, 0.2)
-        assert told(scrape(), "priordial_target_expected", "prior") == {"default": 0}
+        assert reported(scrape(), "priordial_target_expected", "prior") == {"default": 0}
 
 
 def test_the_series_of_targets_are_bounded_and_what_is_left_out_is_summed(models):
@@ -378,7 +378,7 @@ def test_the_series_of_targets_are_bounded_and_what_is_left_out_is_summed(models
             body = {"target": [1, 2, 3, 0, 4]}
             http.put(f"/models/linear/priors/{prior}", json=body).raise_for_status()
         samples = parsed(http.get("/metrics").content, "text")
-        shown = told(samples, "priordial_target_prior", "class", prior="default")
+        shown = reported(samples, "priordial_target_prior", "class", prior="default")
         assert shown == pytest.approx({"class-0": 0.1, "class-1": 0.2, OTHER: 0.7})
         priors = {
             dict(labels)["prior"] for name, labels in samples if name == "priordial_target_prior"
@@ -405,7 +405,7 @@ def test_the_tau_of_every_row_is_counted(models):
         }
         http.post("/v2/models/linear/infer", json=per_row).raise_for_status()
         samples = parsed(http.get("/metrics").content, "text")
-        buckets = told(samples, "priordial_tau_bucket", "le", model="linear")
+        buckets = reported(samples, "priordial_tau_bucket", "le", model="linear")
         assert [buckets[le] for le in ("0.0", "0.25", "0.5", "1.5", "2.0", "+Inf")] == [
             4,
             4,

@@ -64,9 +64,9 @@ def test_a_load_that_hangs_is_given_up_with_its_stack_in_the_log(released, caplo
         assert await loads.begin(("a", 1), lambda: "now") == "now"
 
     asyncio.run(go())
-    (told,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
-    assert "in run" in told
-    assert "in wait" in told
+    (reported,) = [r.getMessage() for r in caplog.records if r.levelname == "ERROR"]
+    assert "in run" in reported
+    assert "in wait" in reported
     assert "a version 1, which had timed out, has ended" in caplog.text
 
 

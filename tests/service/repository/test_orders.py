@@ -87,10 +87,10 @@ def test_every_replica_has_carried_an_order_out_when_it_is_answered(models, stor
             publish_version(models, 2)
             await done(other.post(LOAD))
             assert await versions(one) == [2]
-            told = await done(one.get("/models/linear/replicas"))
-            assert told["agree"]
-            assert [each["versions"] for each in told["replicas"]] == [[2, 1], [2, 1]]
-            assert {each["order"] for each in told["replicas"]} == {told["order"]}
+            reported = await done(one.get("/models/linear/replicas"))
+            assert reported["agree"]
+            assert [each["versions"] for each in reported["replicas"]] == [[2, 1], [2, 1]]
+            assert {each["order"] for each in reported["replicas"]} == {reported["order"]}
             shutil.rmtree(models / "linear" / "2")
             await done(one.post(LOAD))
             assert await versions(other) == [1]
@@ -124,9 +124,9 @@ def test_versions_to_keep_and_the_default_model_are_the_same_everywhere(models, 
             publish_version(models, version)
         publish_model(models, "other")
         async with two(models, store, default_model="linear") as (one, other):
-            told = await done(one.patch("/models/linear", json={"keep_versions": 1}))
-            assert [each["versions"] for each in told["replicas"]] == [[3], [3]]
-            assert told["keep_versions"] == 1
+            reported = await done(one.patch("/models/linear", json={"keep_versions": 1}))
+            assert [each["versions"] for each in reported["replicas"]] == [[3], [3]]
+            assert reported["keep_versions"] == 1
             await done(other.patch("/models/linear", json={"keep_versions": None}))
             assert (await done(one.get("/models/linear")))["versions"] == [3, 2]
             await done(one.patch("/models/other", json={"default": True}))
@@ -153,9 +153,12 @@ def test_a_new_version_gets_its_share_of_the_requests_the_same_ones_everywhere(m
                     text, "priordial_version_requests_total", version=version, outcome="scored"
                 )
                 assert counted == seen.count(version)
-            told = await done(other.get("/models/linear/rollout"))
-            assert (told["version"], told["share"], told["stable"]) == (2, 0.25, 1)
-            assert [each["requests"] for each in told["compared"]] == [seen.count(1), seen.count(2)]
+            reported = await done(other.get("/models/linear/rollout"))
+            assert (reported["version"], reported["share"], reported["stable"]) == (2, 0.25, 1)
+            assert [each["requests"] for each in reported["compared"]] == [
+                seen.count(1),
+                seen.count(2),
+            ]
             pinned = await versions(one, rows=20, path=f"{PREDICT}?version=1")
             assert set(pinned) == {1}
             await done(other.put("/models/linear/rollout", json={"version": 2, "share": 1.0}))
@@ -241,9 +244,9 @@ def test_a_replica_that_cannot_carry_an_order_out_is_named(models, tmp_path):
             assert answer.status_code == 503
             assert "another could not" in answer.text
             assert "model.onnx" in answer.text
-            told = await done(other.get("/models/linear/replicas"))
-            assert not told["agree"]
-            assert sum(each["error"] is not None for each in told["replicas"]) == 1
+            reported = await done(other.get("/models/linear/replicas"))
+            assert not reported["agree"]
+            assert sum(each["error"] is not None for each in reported["replicas"]) == 1
 
     asyncio.run(go())
 

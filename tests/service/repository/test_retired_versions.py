@@ -73,15 +73,15 @@ def test_everything_of_a_retired_version_is_gone(tmp_path):
         service.drift.look()
         gc.collect()
         alive = [name for name, ref in gone if ref() is not None and not name.endswith(f" {SWAPS}")]
-        told = versions_told(service.metrics)
+        reported = versions_told(service.metrics)
         graph_threads = [t.name for t in threading.enumerate() if t.name.startswith("graph-linear")]
         folders = run_folder.tallies()
         await service.stop()
-        return alive, told, graph_threads, folders
+        return alive, reported, graph_threads, folders
 
-    alive, told, graph_threads, folders = asyncio.run(swap_on())
+    alive, reported, graph_threads, folders = asyncio.run(swap_on())
     assert alive == []
-    assert told == set(range(SWAPS + 1 - 2 - KEPT + 1, SWAPS + 2))
+    assert reported == set(range(SWAPS + 1 - 2 - KEPT + 1, SWAPS + 2))
     assert len(graph_threads) <= 2
     assert len(folders) == 1 + 2 + KEPT
 

@@ -23,11 +23,11 @@ threads = [threading.Thread(target=allocate) for _ in range(4)]
 for thread in threads:
     thread.start()
 together.wait()
-with tempfile.NamedTemporaryFile() as told:
-    file = ctypes.c_void_p(libc.fopen(told.name.encode(), b"w"))
+with tempfile.NamedTemporaryFile() as dump:
+    file = ctypes.c_void_p(libc.fopen(dump.name.encode(), b"w"))
     libc.malloc_info(0, file)
     libc.fclose(file)
-    print(len(re.findall(rb"<heap ", told.read())))
+    print(len(re.findall(rb"<heap ", dump.read())))
 """
 
 
@@ -49,12 +49,12 @@ def test_onnxruntime_keeps_no_record_for_its_maker(tmp_path):
     with running(tmp_path / "models") as server:
         found = psutil.Process(server.process.pid).open_files()
         assert [file.path for file in found if "onnxruntime" in file.path] == []
-    told = (
+    dump = (
         "import training.run.export, psutil; print(*(f.path for f in "
         "psutil.Process().open_files()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", told], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", dump], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "onnxruntime" not in done.stdout
 

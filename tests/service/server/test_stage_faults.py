@@ -160,7 +160,7 @@ def not_a_number(models):
 
 
 @pytest.mark.parametrize(
-    ("stage", "told"),
+    ("stage", "message"),
     [
         ("decode body", "instance 0 holds NaN or infinity"),
         ("prior lookup", "instance 0: the model's output is NaN"),
@@ -168,12 +168,12 @@ def not_a_number(models):
     ],
 )
 def test_a_stage_that_gives_nan_fails_the_request_that_is_guilty_and_no_other(
-    not_a_number, stage, told
+    not_a_number, stage, message
 ):
     alone = httpx.post(f"{not_a_number}/models/linear/predict", content=body(), headers=JSON).json()
     guilty, neighbours = together(not_a_number, GUILTY[stage])
     assert guilty.status_code == 422, guilty.text
-    assert told in guilty.json()["detail"]
+    assert message in guilty.json()["detail"]
     assert [each.json() for each in neighbours] == [alone] * NEIGHBOURS
 
 
@@ -187,14 +187,14 @@ FAILING = {
 @pytest.mark.parametrize("inline_us", [0, 100_000], ids=["thread", "loop"])
 def test_a_network_that_fails_for_a_row_fails_the_requests_that_hold_it(bad_models, inline_us):
     with running(bad_models, inline_us=inline_us) as server:
-        for model, (good, bad, told) in FAILING.items():
+        for model, (good, bad, message) in FAILING.items():
             neighbour = {"url": f"/models/{model}/predict", "content": body([good, good])}
             alone = httpx.post(server.url + neighbour["url"], content=neighbour["content"]).json()
             guilty = {"url": neighbour["url"], "content": body([good, bad, good, bad])}
             for _ in range(3):
                 refused, neighbours = together(server.url, guilty, neighbour=neighbour)
                 assert refused.status_code == 422
-                assert f"instance 1, 3: {told}" in refused.json()["detail"]
+                assert f"instance 1, 3: {message}" in refused.json()["detail"]
                 assert "ONNXRuntimeError" not in refused.text
                 assert [each.json() for each in neighbours] == [alone] * NEIGHBOURS
             text = httpx.get(f"{server.url}/metrics").text
@@ -245,17 +245,17 @@ HANGS_BESIDE = {
 def test_what_hangs_beside_the_loop_turns_liveness_red_while_others_are_answered(
     request, models, what
 ):
-    guilty, told = HANGS_BESIDE[what]
+    guilty, message = HANGS_BESIDE[what]
     folder = models if what == "pool" else request.getfixturevalue("bad_models")
     with (
         broken(folder, "hang", hang_seconds=1, inline_us=0) as server,
         ThreadPoolExecutor(1) as pool,
     ):
         hanging = pool.submit(answered, server.url, guilty)
-        assert told in eventually(lambda: red_liveness(server.url))
+        assert message in eventually(lambda: red_liveness(server.url))
         assert answered(server.url, fault()) == 200
         assert server.exit() == 70
-        assert told in server.log
+        assert message in server.log
         assert re.search(STACK, server.log)
         assert hanging.result() is None
 

@@ -49,10 +49,10 @@ def test_signals_that_mean_nothing_end_nothing_and_are_told_once(prepared):
     everything = [*meaningless(), signal.SIGPIPE, signal.SIGURG, signal.SIGWINCH, signal.SIGCHLD]
     for number in everything * 3:
         prepared.send_signal(number)
-    told = {prepared.stderr.readline() for _ in meaningless()}
+    reported = {prepared.stderr.readline() for _ in meaningless()}
     for name in ("SIGALRM", "SIGPROF", "SIGUSR2", "SIGRTMIN"):
-        assert f"priordial: {name} is ignored; SIGTERM ends the service\n" in told
-    assert len(told) == len(meaningless())
+        assert f"priordial: {name} is ignored; SIGTERM ends the service\n" in reported
+    assert len(reported) == len(meaningless())
     prepared.send_signal(signal.SIGUSR1)
     assert "most recent call first" in prepared.stderr.readline()
     assert prepared.poll() is None

@@ -80,7 +80,7 @@ def described(descr, shape="(2, 3)", order="False"):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         (b"", "not a .npy file"),
         (b"PK\x03\x04", "not a .npy file"),
@@ -110,10 +110,10 @@ def described(descr, shape="(2, 3)", order="False"):
         (b"\x93NUMPY\x02\x00" + (10**6).to_bytes(4, "little") + bytes(10**6), "at most 4096"),
     ],
 )
-def test_a_npy_file_that_is_no_plain_array_is_refused_for_what_it_is(body, told):
+def test_a_npy_file_that_is_no_plain_array_is_refused_for_what_it_is(body, message):
     with pytest.raises(Malformed) as refused:
         parse_npy(body)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("offset", range(1, 8))
@@ -135,7 +135,7 @@ def test_json_numbers_become_the_models_type(dtype):
 
 
 @pytest.mark.parametrize(
-    ("instances", "dtype", "told"),
+    ("instances", "dtype", "message"),
     [
         ([[1, 2]], "float32", "the input has shape [1, 2]; the model takes [batch, 3]"),
         ([[[1, 2, 3]]], "float32", "the input has shape [1, 1, 3]"),
@@ -159,10 +159,10 @@ def test_json_numbers_become_the_models_type(dtype):
         ([[1, 2, 3]], "bool", "the input is int64; the model takes bool"),
     ],
 )
-def test_instances_that_do_not_fit_are_refused_by_row_and_reason(instances, dtype, told):
+def test_instances_that_do_not_fit_are_refused_by_row_and_reason(instances, dtype, message):
     with pytest.raises(InvalidInput) as refused:
         array_of(instances, spec(dtype), are_numbers=False)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @settings(max_examples=300, deadline=None)
@@ -224,7 +224,7 @@ def test_a_model_of_several_texts_takes_a_list_of_them():
 
 
 @pytest.mark.parametrize(
-    ("array", "told"),
+    ("array", "message"),
     [
         (np.zeros(2), "the input is float64; the model takes text"),
         (np.array([b"\xff"]), "not UTF-8"),
@@ -233,10 +233,10 @@ def test_a_model_of_several_texts_takes_a_list_of_them():
         (np.array([], "<U1"), "there are no instances"),
     ],
 )
-def test_an_array_that_is_no_text_is_refused_by_a_text_model(array, told):
+def test_an_array_that_is_no_text_is_refused_by_a_text_model(array, message):
     with pytest.raises(InvalidInput) as refused:
         fitted(array, TEXT)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_text_is_refused_by_a_model_of_numbers():
@@ -371,7 +371,7 @@ def test_files_come_in_order_and_other_fields_are_text():
 
 
 @pytest.mark.parametrize(
-    ("content_type", "body", "told"),
+    ("content_type", "body", "message"),
     [
         (b"multipart/form-data", form(), "names no boundary"),
         (FORM, b"", "ends before its last boundary"),
@@ -382,10 +382,10 @@ def test_files_come_in_order_and_other_fields_are_text():
         (b"multipart/form-data; boundary=" + b"b" * 5000, b"x", "cannot be read"),
     ],
 )
-def test_a_multipart_body_that_is_not_whole_is_malformed(content_type, body, told):
+def test_a_multipart_body_that_is_not_whole_is_malformed(content_type, body, message):
     with pytest.raises(Malformed) as refused:
         parse_form(content_type, body)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 def test_a_text_field_is_bounded_and_a_file_is_not():

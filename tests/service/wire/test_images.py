@@ -178,7 +178,7 @@ def png(width, height, body=b""):
 
 
 @pytest.mark.parametrize(
-    ("data", "told"),
+    ("data", "message"),
     [
         (b"", "image 1 is empty"),
         (b"hello", "image 1 is not a JPEG, PNG or WebP image"),
@@ -195,10 +195,10 @@ def png(width, height, body=b""):
         ("", "image 1 is empty"),
     ],
 )
-def test_what_is_no_whole_image_is_refused_by_its_number(data, told):
+def test_what_is_no_whole_image_is_refused_by_its_number(data, message):
     with pytest.raises(InvalidImage) as refused:
         image_array([encoded(picture()), data], spec())
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])

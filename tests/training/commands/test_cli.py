@@ -107,19 +107,19 @@ def test_scores_for_people_come_with_their_intervals(command, own_npz, tmp_path)
     command("fit", *data, "--network", "linear", "--steps", 20, "--quiet", *places)
     folder = tmp_path / "models" / "own" / "1"
     _, result, _ = command("evaluate", folder, *data, "--target", "backward-5", "--json")
-    _, _, told = command("evaluate", folder, *data, "--target", "backward-5")
+    _, _, reported = command("evaluate", folder, *data, "--target", "backward-5")
     for key in ("error", "balanced_error"):
         low, high = (f"{100 * end:.2f}%" for end in result[f"{key}_interval"])
-        assert f"{key.replace('_', ' ')} {low} … {high}" in told
+        assert f"{key.replace('_', ' ')} {low} … {high}" in reported
 
 
 def test_a_reader_that_goes_away_gets_no_traceback():
     command = (sys.executable, "-m", "training", "data", "digits", "--json")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as run:
         run.stdout.close()
-        told = run.stderr.read().decode()
+        reported = run.stderr.read().decode()
     assert run.returncode == 1
-    assert told == ""
+    assert reported == ""
 
 
 def test_a_split_that_is_not_there_is_wrong_use(command, own_npz, tmp_path):

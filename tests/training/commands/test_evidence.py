@@ -32,9 +32,9 @@ def test_estimate_tells_the_mix_of_unlabelled_data_with_its_interval(command):
 
 
 def test_synthetic_refuses_too_few_trials(command, tmp_path):
-    code, _, told = command("synthetic", "--out", tmp_path, "--trials", 1)
+    code, _, reported = command("synthetic", "--out", tmp_path, "--trials", 1)
     assert code == 2
-    assert "--trials" in told
+    assert "--trials" in reported
 
 
 def test_calibrate_publishes_the_next_version_with_a_block_and_the_same_graph(command, tmp_path):
@@ -83,8 +83,8 @@ def test_calibrate_refuses_rows_that_lack_a_class(command, tmp_path):
     x[:, 0] = np.arange(30)
     y = np.arange(30) % 3
     np.savez(tmp_path / "few.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    code, _, told = command(
+    code, _, reported = command(
         "calibrate", "models/digits/2", "--data", f"npz:{tmp_path / 'few.npz'}", "--split", "test"
     )
     assert code == 2
-    assert "7 of 10 classes have no row" in told
+    assert "7 of 10 classes have no row" in reported

@@ -75,9 +75,9 @@ def test_texts_without_spaces_are_told_of_the_flag_for_characters(tmp_path):
     texts = np.array(["今天天气很好我们去公园散步吧明天也一样"[i % 3 :] for i in range(12)])
     spec = write(tmp_path / "own.npz", ["good", "bad"] * 6, x=texts)
     found = prepare_data(make(None, {"data": spec, "network": "text"}))
-    assert any("use --tokens characters" in told for told in problems(found))
+    assert any("use --tokens characters" in reported for reported in problems(found))
     recipe = make(None, {"data": spec, "network": "text", "tokens": "characters"})
-    assert not any("--tokens" in told for told in problems(prepare_data(recipe)))
+    assert not any("--tokens" in reported for reported in problems(prepare_data(recipe)))
 
 
 def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
@@ -89,9 +89,9 @@ def test_texts_without_a_repeated_word_are_refused_before_training(tmp_path):
 
 def test_a_validation_split_that_eats_a_class_is_told(tmp_path):
     spec = write(tmp_path / "own.npz", [0] * 60 + [1] * 40 + [2] * 20)
-    told = problems(prepare_data(make(None, {"data": spec, "validation_per_class": 100_000})))
+    reported = problems(prepare_data(make(None, {"data": spec, "validation_per_class": 100_000})))
     assert any(
-        "classes with one training row and more in validation: '0', '1', '2'" in t for t in told
+        "classes with one training row and more in validation: '0', '1', '2'" in t for t in reported
     )
     assert not any(
         "lower --validation" in t for t in problems(prepare_data(make(None, {"data": spec})))

@@ -147,10 +147,10 @@ def test_constant_equal_and_telling_columns_of_strings_are_told(tmp_path):
         one=["u", "v"] * 30,
         same=["u", "v"] * 30,
     )
-    told = "\n".join(problems(load(spec)))
-    assert "one value in all training rows: 'flat'" in told
-    assert "columns 'one' and 'same' are equal" in told
-    assert "alone determine the class of every training row: 'tells'" in told
+    reported = "\n".join(problems(load(spec)))
+    assert "one value in all training rows: 'flat'" in reported
+    assert "columns 'one' and 'same' are equal" in reported
+    assert "alone determine the class of every training row: 'tells'" in reported
 
 
 def test_training_data_shows_what_is_in_each_column(tmp_path):

@@ -160,19 +160,19 @@ def test_what_is_odd_about_rows_and_columns_is_told(tmp_path):
     order = [KINDS.index(kind) + 0.001 * i for i, kind in enumerate(made["kind"])]
     made |= {"same": made["a"], "flat": [7] * 60, "leak": order, "part": split}
     made["leak"][50:] = made["leak"][:10]
-    told = "\n".join(problems(load(write(tmp_path / "own.csv", made), "label=kind&split=part")))
-    assert "columns with one value in all training rows: 'flat'" in told
-    assert "columns 'a' and 'same' are equal" in told
-    assert "alone determine the class of every training row: 'leak'" in told
-    assert "10 of 20 test rows are in the training rows as well" in told
+    reported = "\n".join(problems(load(write(tmp_path / "own.csv", made), "label=kind&split=part")))
+    assert "columns with one value in all training rows: 'flat'" in reported
+    assert "columns 'a' and 'same' are equal" in reported
+    assert "alone determine the class of every training row: 'leak'" in reported
+    assert "10 of 20 test rows are in the training rows as well" in reported
 
 
 def test_classes_that_look_alike_and_those_that_cannot_be_tested_are_told(tmp_path):
     made = columns(kind=["cat", "cat ", "dog"] * 9 + ["Dog"] * 2 + ["eel"])
-    told = "\n".join(problems(load(write(tmp_path / "own.csv", made))))
-    assert "'cat' and 'cat ' differ only in spaces" in told
-    assert "with one training row, never drawn for validation: 'Dog', 'eel'" in told
-    assert "without a test row, left out of every test score: 'eel'" in told
+    reported = "\n".join(problems(load(write(tmp_path / "own.csv", made))))
+    assert "'cat' and 'cat ' differ only in spaces" in reported
+    assert "with one training row, never drawn for validation: 'Dog', 'eel'" in reported
+    assert "without a test row, left out of every test score: 'eel'" in reported
 
 
 def test_a_label_column_without_a_repeated_value_is_refused(tmp_path):

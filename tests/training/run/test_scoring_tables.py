@@ -146,11 +146,11 @@ def test_a_table_of_categories_and_gaps_is_evaluated_and_scored_as_it_is(tmp_pat
     code, found, err = command("evaluate", model, "--data", f"{new}?label=label", "--json")
     assert (code, found["n"]) == (0, 120), err
     assert found["balanced_error"] < 0.1
-    code, told, err = command(
+    code, reported, err = command(
         "score", tmp_path / "new.csv", "--model", model, "--out", tmp_path / "out.parquet", "--json"
     )
     assert code == 0, err
-    assert told["n"] == 120
+    assert reported["n"] == 120
     answers = parquet.read_table(tmp_path / "out.parquet").column("label").to_pylist()
     assert np.mean(np.array(answers) != labels) < 0.1
     plain = write_all(tmp_path / "words.csv", table | {"size": ["tall"] * 120})

@@ -126,10 +126,10 @@ def test_another_setting_in_the_same_folder_is_refused(done):
 def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_removed(done, tmp_path):
     copy_seed_0(done[0], tmp_path)
     settings = json.loads((done[0] / "settings.json").read_text())
-    told = settings.pop("erm-adam")
-    assert told["optimiser"] == "adamw"
-    assert told["lr"] == pytest.approx(ADAM_RATE * RECIPE.lr)
-    assert (told["adam_beta2"], settings["adam_beta2"]) == (0.95, RECIPE.adam_beta2)
+    reported = settings.pop("erm-adam")
+    assert reported["optimiser"] == "adamw"
+    assert reported["lr"] == pytest.approx(ADAM_RATE * RECIPE.lr)
+    assert (reported["adam_beta2"], settings["adam_beta2"]) == (0.95, RECIPE.adam_beta2)
     settings.pop("adam_beta2")  # as before it could be set
     (tmp_path / "settings.json").write_text(json.dumps(settings))
     adam = tmp_path / "runs" / "erm-adam-seed0.npz"
@@ -138,7 +138,7 @@ def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_remove
         compared(tmp_path, methods="erm", seeds=1)
     adam.unlink()
     assert compared(tmp_path, methods="erm", seeds=1)[1] == ["scoring"]
-    assert json.loads((tmp_path / "settings.json").read_text())["erm-adam"] == told
+    assert json.loads((tmp_path / "settings.json").read_text())["erm-adam"] == reported
 
 
 def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbers(
@@ -313,6 +313,6 @@ def test_the_verb_compares_as_a_user_calls_it(command, tmp_path):
     )
     assert code == 0
     assert result["seeds"] == [0]
-    code, _, told = command("compare", "--data", "digits", "--seeds", 0, "--out", tmp_path)
+    code, _, reported = command("compare", "--data", "digits", "--seeds", 0, "--out", tmp_path)
     assert code == 2
-    assert "--seeds 0" in told
+    assert "--seeds 0" in reported

@@ -30,7 +30,7 @@ def zipped(data):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda data: POINTER, "run `git lfs pull` there"),
         (lambda data: b"\n<!DOCTYPE html><html></html>", "a web page"),
@@ -43,17 +43,17 @@ def zipped(data):
     ids=["pointer", "page", "gzip", "zip", "empty", "cut", "ort"],
 )
 def test_another_file_in_the_place_of_a_model_is_named_with_the_remedy(
-    import_file, names, tmp_path, change, told
+    import_file, names, tmp_path, change, message
 ):
     path = tmp_path / "model.onnx"
     path.write_bytes(change(linear_model().SerializeToString()))
     status, _, err = import_file(path, *names)
     assert (status, len(err.splitlines())) == (1, 1)
-    assert told in err
+    assert message in err
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "message"),
     [
         (None, "is missing: expected the file at"),
         (POINTER, "run `git lfs pull` there"),
@@ -61,7 +61,9 @@ def test_another_file_in_the_place_of_a_model_is_named_with_the_remedy(
     ],
     ids=["missing", "pointer", "cut"],
 )
-def test_external_weights_that_are_not_there_are_named(import_file, names, tmp_path, content, told):
+def test_external_weights_that_are_not_there_are_named(
+    import_file, names, tmp_path, content, message
+):
     path = tmp_path / "model.onnx"
     onnx.save(
         linear_model(), path, save_as_external_data=True, location="weights", size_threshold=0
@@ -71,7 +73,7 @@ def test_external_weights_that_are_not_there_are_named(import_file, names, tmp_p
         (tmp_path / "weights").write_bytes(content)
     status, _, err = import_file(path, *names)
     assert (status, len(err.splitlines())) == (1, 1)
-    assert told in err
+    assert message in err
 
 
 @pytest.mark.parametrize("length", ["1_20", "many", "9" * 5000])
@@ -91,11 +93,11 @@ def test_external_weights_whose_length_is_no_number_are_named(import_file, names
 
 
 @pytest.mark.parametrize(
-    ("versions", "told"),
+    ("versions", "message"),
     [((99, 8), "its opset of ai.onnx is 99"), ((17, 99), "its ir_version is 99")],
 )
 def test_a_file_that_is_newer_than_the_runtime_is_told_with_what_it_takes(
-    import_file, names, tmp_path, versions, told
+    import_file, names, tmp_path, versions, message
 ):
     model = linear_model()
     model.opset_import[0].version, model.ir_version = versions
@@ -103,7 +105,7 @@ def test_a_file_that_is_newer_than_the_runtime_is_told_with_what_it_takes(
     path.write_bytes(model.SerializeToString())
     status, _, err = import_file(path, *names)
     assert (status, len(err.splitlines())) == (1, 1)
-    assert told in err
+    assert message in err
     assert "export it with an older one" in err
 
 
@@ -153,7 +155,7 @@ def with_node(operator, domain):
 
 
 @pytest.mark.parametrize(
-    ("operator", "domain", "told"),
+    ("operator", "domain", "message"),
     [
         ("Fancy", "com.acme", "'Fancy' of the domain 'com.acme': export the model with standard"),
         ("Split", "ai.onnx.contrib", "those of onnxruntime-extensions, which tokenise texts"),
@@ -161,12 +163,12 @@ def with_node(operator, domain):
     ],
 )
 def test_an_operator_that_onnxruntime_lacks_is_named_with_the_remedy(
-    import_file, tmp_path, operator, domain, told
+    import_file, tmp_path, operator, domain, message
 ):
     onnx.save(with_node(operator, domain), tmp_path / "m.onnx")
     status, _, err = import_file(tmp_path / "m.onnx")
     assert (status, len(err.splitlines())) == (1, 1)
-    assert told in err
+    assert message in err
     assert "ONNXRuntimeError" not in err
 
 

@@ -93,7 +93,7 @@ def test_a_recipe_of_colours_is_averaged_for_grey_models():
 
 
 @pytest.mark.parametrize(
-    ("flags", "told"),
+    ("flags", "message"),
     [
         ({"preprocessing": "imagnet"}, "expected one of imagenet"),
         ({"resize": "zoom"}, "expected stretch, crop, letterbox, N or H,W"),
@@ -104,8 +104,8 @@ def test_a_recipe_of_colours_is_averaged_for_grey_models():
         ({"image": False, "scale": "0..255"}, "--scale go with --image"),
     ],
 )
-def test_a_wrong_image_flag_is_refused_with_what_is_expected(flags, told):
-    with pytest.raises(ImportRefused, match=told):
+def test_a_wrong_image_flag_is_refused_with_what_is_expected(flags, message):
+    with pytest.raises(ImportRefused, match=message):
         fields(**flags)
 
 
@@ -129,8 +129,8 @@ def test_a_model_of_pictures_that_is_imported_as_tensors_names_the_flag(import_f
     with running(tmp_path / "imported") as server:
         answer = httpx.post(f"{server.url}/predict", files={"image": body})
     assert answer.status_code == 422
-    told = "takes tensor input, not images; to send pictures, import it again with --image"
-    assert told in answer.json()["detail"]
+    message = "takes tensor input, not images; to send pictures, import it again with --image"
+    assert message in answer.json()["detail"]
     assert bundle.input.may_be_pixels
     last = bundle.input.model_copy(update={"shape": [None, 8, 8, 1]})
     assert last.may_be_pixels

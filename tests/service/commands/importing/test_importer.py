@@ -208,9 +208,9 @@ def test_a_model_of_images_takes_encoded_images(run, names, tmp_path):
         256,
     )
     assert (spec.mean, spec.std) == ([0.5, 0.5, 0.5], [0.2, 0.3, 0.4])
-    status, _, told = run(path, *names, "--mean", "0.5")
+    status, _, message = run(path, *names, "--mean", "0.5")
     assert status == 1
-    assert "go with --image" in told
+    assert "go with --image" in message
 
 
 # ---- what is refused, and how
@@ -263,7 +263,7 @@ def leaving_data(model):
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (drop_shape, "input 'x' has no shape with a batch axis"),
         (two_inputs, "the inputs have different batch axes (x [None, 6], mask [7])"),
@@ -280,21 +280,21 @@ def leaving_data(model):
     ],
 )
 def test_a_file_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
-    run, names, tmp_path, change, told
+    run, names, tmp_path, change, message
 ):
     (tmp_path.parent / "outside.bin").write_bytes(bytes(1000))
     model = linear_model()
     change(model)
     status, out, err = run(save(tmp_path, model), *names)
     assert (status, out) == (1, "")
-    assert told in err
+    assert message in err
     assert len(err.splitlines()) == 1
     assert not versions(tmp_path / "new" / "models" / "m")
     assert not list((tmp_path / "new").rglob("*.onnx"))
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("[10, 10, 0, 10, 10]", "'class-2' has count 0; expected more than 0"),
         ("[10, 10, -1, 10, 10]", "'class-2' has count -1"),
@@ -307,12 +307,12 @@ def test_a_file_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
         ("{", "not JSON"),
     ],
 )
-def test_wrong_counts_are_refused_by_class(run, tmp_path, text, told):
+def test_wrong_counts_are_refused_by_class(run, tmp_path, text, message):
     file, names = save(tmp_path, linear_model()), named(tmp_path, [f"class-{i}" for i in range(5)])
     (tmp_path / "counts.json").write_text(text, encoding="utf-8")
     status, _, err = run(file, *names, "--class-counts", tmp_path / "counts.json")
     assert status == 1
-    assert told in err
+    assert message in err
 
 
 def test_wrong_names_and_paths_are_told_apart(run, file, tmp_path):

@@ -116,7 +116,7 @@ def test_scores_of_the_wrong_sign_are_turned_round():
 
 
 @pytest.mark.parametrize(
-    ("held", "told"),
+    ("held", "message"),
     [
         ({"x": rows()}, "lacks the array 'y'; it has x"),
         ({"x": rows(), "y": np.zeros(3, int)}, "9 rows but 3 labels"),
@@ -129,13 +129,13 @@ def test_scores_of_the_wrong_sign_are_turned_round():
         ({"x": rows(), "y": np.zeros(9)}, "y is float64; expected class indices or names"),
     ],
 )
-def test_labelled_rows_that_do_not_fit_are_refused(import_file, tmp_path, held, told):
+def test_labelled_rows_that_do_not_fit_are_refused(import_file, tmp_path, held, message):
     names = named(tmp_path, [f"class-{i}" for i in range(CLASSES)])
     path = save(tmp_path, linear_model())
     np.savez(tmp_path / "rows.npz", **held)
     flags = ["--output-kind", "scores", "--calibrate", tmp_path / "rows.npz"]
     status, _, err = import_file(path, *names, *flags)
-    assert (status, told in err) == (1, True), err
+    assert (status, message in err) == (1, True), err
     status, _, err = import_file(path, *names, *flags[:2])
     assert (status, "must be given together" in err) == (1, True)
 
@@ -153,7 +153,7 @@ def test_a_label_output_that_contradicts_the_scores_is_named():
 
 
 @pytest.mark.parametrize(
-    ("outputs", "told"),
+    ("outputs", "message"),
     [
         ({"o": np.ones((8, 5))}, "for 32 rows the file gives o float64 [8, 5]"),
         ({"o": np.ones((256, 5))}, "one answer a row instead of one a token"),
@@ -164,10 +164,10 @@ def test_a_label_output_that_contradicts_the_scores_is_named():
         ({"label": np.ones(32, np.int64)}, "no output holds floats [batch, C > 1]"),
     ],
 )
-def test_outputs_without_a_row_for_each_row_are_refused_with_what_to_do(outputs, told):
+def test_outputs_without_a_row_for_each_row_are_refused_with_what_to_do(outputs, message):
     with pytest.raises(ImportRefused) as refused:
         choose_output(outputs, rows=32, wanted=None, kind=None, classes=None)
-    assert told in str(refused.value)
+    assert message in str(refused.value)
 
 
 @pytest.mark.parametrize("name", sorted(set(NEIGHBOUR_MODELS) - REFUSED))

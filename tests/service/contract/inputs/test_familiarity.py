@@ -38,16 +38,16 @@ def test_rows_like_those_of_training_are_not_warned_of(known):
 def test_four_pictures_scaled_to_0_1_instead_of_normalised_are_told(known):
     rows = 0.45 + 0.27 * pictures(400, seed=2)
     features = known.features(rows)
-    told = [known.warning(rows[at : at + 4], features[at : at + 4]) for at in range(0, 400, 4)]
-    assert all(told)
-    assert "check scaling and normalisation" in told[0]
+    reported = [known.warning(rows[at : at + 4], features[at : at + 4]) for at in range(0, 400, 4)]
+    assert all(reported)
+    assert "check scaling and normalisation" in reported[0]
 
 
 def test_one_picture_of_0_to_255_is_told_with_both_means(known):
     rows = 255 * (0.45 + 0.27 * pictures(1, seed=3))
-    told = known.warning(rows, known.features(rows))
-    assert "instance 0: the numbers are far" in told
-    assert f"mean {rows.mean():.3g}" in told
+    reported = known.warning(rows, known.features(rows))
+    assert "instance 0: the numbers are far" in reported
+    assert f"mean {rows.mean():.3g}" in reported
 
 
 def test_a_column_in_another_unit_is_told(known):

@@ -180,7 +180,7 @@ def test_workers_and_replicas_know_the_traffic_of_all(store_url, bundle, kept_in
         found = [site.look() for site in sites]
         assert [one.together.rows for one in found] == [3000] * 3
         assert [one.workers for one in found] == [3] * 3
-        assert found[1].judged is not None  # told by the worker that judges
+        assert found[1].judged is not None  # stored by the worker that judges
         assert found[1].judged.verdict == "usable"
 
     with_priors(store_url, run)
@@ -214,11 +214,11 @@ def test_a_prior_without_bounds_of_its_own_is_a_dry_run(sqlite_url, bundle, capl
         for seed in range(3):
             site.traffic(OTHER, 2000, seed=seed)
             found = site.look()
-        told = found.judged.automatic["default"]
-        assert told["mode"] == "dry_run"
+        reported = found.judged.automatic["default"]
+        assert reported["mode"] == "dry_run"
         assert site.steps == []
         assert caplog.text.count("dry run") == 1  # not again within the hour
-        assert told["action"] == "wait"
+        assert reported["action"] == "wait"
 
     with_priors(sqlite_url, run)
 

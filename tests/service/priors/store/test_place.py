@@ -42,7 +42,7 @@ def test_a_store_that_is_named_is_taken_as_it_is(data):
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("/srv/p.db", "the store is '/srv/p.db'; expected sqlite:///FILE or postgresql://"),
         ("/srv/p.db", "for this file, sqlite:////srv/p.db"),
@@ -53,8 +53,8 @@ def test_a_store_that_is_named_is_taken_as_it_is(data):
         ("sqlite://ops:secret@", "the store is not a URL of a store, which is not a file"),
     ],
 )
-def test_a_store_that_is_none_is_told_without_a_password(text, told):
+def test_a_store_that_is_none_is_told_without_a_password(text, message):
     with pytest.raises(InvalidStoreUrl) as caught:
         parse_store_url(text)
-    assert told in str(caught.value)
+    assert message in str(caught.value)
     assert "secret" not in str(caught.value)
