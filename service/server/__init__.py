@@ -1,4 +1,4 @@
-"""Builds the service and runs it: processes, sockets and signals, or inside any ASGI server."""
+"""Builds the service and runs it, in its own processes or as an application of any ASGI server."""
 
 from typing import TYPE_CHECKING
 
@@ -8,10 +8,10 @@ if TYPE_CHECKING:
 
 
 def create_app(settings: "Settings | None" = None) -> "Application":
-    """Make the service as an ASGI application with lifespan, for any ASGI server.
+    """Return the service as an ASGI application with a lifespan, for any ASGI server.
 
-    Without settings the PRIORDIAL_* environment variables are read. See `Application`.
-    Raises InvalidSetting.
+    settings: None reads the PRIORDIAL_* environment variables; a wrong one raises InvalidSetting.
+    Nothing is loaded until the server starts the lifespan.
     """
     from service.server.asgi import Application  # the package itself stays light for its processes
 

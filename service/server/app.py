@@ -71,17 +71,18 @@ VERSION = "0.1.0"
 URL_POLL_SECONDS = 30.0
 """Seconds between two polls of a URL of models, unless --models-poll-seconds is set."""
 GRPC_STOP_SECONDS = 10.0
-"""Seconds that running gRPC calls get at shutdown. HTTP requests are finished before that."""
+"""Seconds that running gRPC calls get at shutdown, after HTTP requests have finished."""
 
 
 class NothingToServe(RuntimeError):
-    """Models exist, but none of them can be served; the log says why for each."""
+    """Models exist, but none can be served; the log gives the reason for each."""
 
 
 class Service:
-    """Everything that serves, built from settings.
+    """The whole service of one process, built from settings.
 
-    Construct it and `start` it on a running loop. Serve `asgi`, then `drain` and `stop`.
+    Construct it, await `start` on a running event loop, serve `asgi`, then `drain` and await
+    `stop`.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class Service:
         replaces: str = "",
         owns_process: bool = True,
     ) -> None:
-        """Build the service, which counts its metrics in `run_folder`.
+        """Build the service without loading anything.
 
         replaces: how the worker before this one ended; empty for the first.
         owns_process: whether the process may be ended when it hangs.
@@ -175,11 +176,14 @@ class Service:
 
     @property
     def started(self) -> bool:
-        """Whether models and priors are loaded."""
+        """Whether `start` has finished, so that models and priors are loaded."""
         return self.start_done.is_set()
 
     def drain(self) -> None:
-        """Make readiness fail, and close each connection after its next answer."""
+        """Make readiness fail, and close each connection after its next answer.
+
+        Requests are still answered.
+        """
         self.draining = self.asgi.draining = True
         self.repository.end_loading("the service is shutting down")
 
@@ -279,7 +283,7 @@ class Service:
         self.watchdog.stop()
 
     def _shared(self, store: AnswerStore, slot: int) -> SharedAnswers | None:
-        """The answers that are kept in the store; None where they stay on this host."""
+        """The part that shares kept answers through the store; None if they stay on this host."""
         if not self.settings.feedback_store_rows:
             return None
         return SharedAnswers(
@@ -503,7 +507,7 @@ class Service:
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for a batch of any model."""
+        """The number of rows that wait in the queues of all models."""
         return sum(batcher.queued_rows for batcher in self._batchers())
 
     def reconfigure(self, settings: Settings) -> None:
@@ -581,7 +585,7 @@ class Service:
         )
 
     def _followed(self) -> list[Served]:
-        """Return the newest version of each model, with what its tracker learns from."""
+        """Return the newest version of each model, with the data that its tracker reads."""
         return [
             Served(model.bundle, model.recent, model.stream) for model in self.repository.newest()
         ]

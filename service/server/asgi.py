@@ -1,4 +1,4 @@
-"""The service as an ASGI application, for servers other than our own."""
+"""The service as an ASGI application, for servers other than `serve`."""
 
 import contextlib
 import dataclasses
@@ -24,10 +24,11 @@ CHANGEABLE = ("max_queue_ms",)
 class Application:
     """The whole service behind the ASGI interface: uvicorn, granian, hypercorn or Ray can serve it.
 
-    The server's lifespan starts and stops it. Where there is no lifespan (a mounted application),
-    await `start` and `stop`. It handles no signals, binds no ports but `--metrics-port` and
-    `--grpc-port`, and changes nothing of the process: not the collector, the interpreter's switch
-    interval, the allocator or the logging. A hang turns liveness red and does not end the process.
+    The server's lifespan starts and stops it. If there is no lifespan (a mounted application),
+    await `start` and `stop` yourself. The application handles no signals and binds only
+    `--metrics-port` and `--grpc-port`. It leaves process-wide settings alone: the garbage
+    collector, the interpreter's switch interval, the allocator and the logging. A hang makes
+    liveness fail but does not end the process.
 
     `port`, `workers` and `drain_seconds` belong to the server and are ignored; `host` is used for
     those two ports only. Without keys, only requests that arrive on a loopback address or a Unix
@@ -36,7 +37,10 @@ class Application:
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
-        """Raises InvalidSetting for wrong environment variables; the rest fails in `start`."""
+        """Read the settings; None reads the PRIORDIAL_* environment variables.
+
+        Raises InvalidSetting for a wrong environment variable. Other errors come from `start`.
+        """
         self.settings = read_settings({}, os.environ) if settings is None else settings
         self._service: Service | None = None
         self._resources = contextlib.ExitStack()
@@ -60,7 +64,8 @@ class Application:
     async def start(self) -> None:
         """Load models and priors.
 
-        Raises what would end the start of `serve`, after releasing what was opened.
+        Raises the errors with which `serve` would refuse to start (`serving.WILL_NOT_START`). All
+        that was opened is then closed again.
         """
         try:
             root = self._resources.enter_context(new_run())
@@ -77,10 +82,10 @@ class Application:
         self._service = service
 
     def drain(self) -> None:
-        """Make readiness fail, and close each connection after its next answer. Requests are
-        answered.
+        """Make readiness fail, and close each connection after its next answer.
 
-        Call it before `stop` when a load balancer needs time to send clients elsewhere.
+        Requests are still answered. Call it before `stop` if a load balancer needs time to send
+        clients elsewhere.
         """
         if self._service is not None:
             self._service.drain()
@@ -95,24 +100,25 @@ class Application:
 
     @property
     def fault(self) -> str | None:
-        """Why the service must be replaced: a hang, or a batcher that failed; None: it is live."""
+        """Why the process must be replaced (a hang or a failed batcher); None while it is live."""
         return None if self._service is None else self._service.fault
 
     @property
     def queued_rows(self) -> int:
-        """Rows that wait for a batch of any model."""
+        """The number of rows that wait in the queues of all models."""
         return 0 if self._service is None else self._service.queued_rows
 
     def reconfigure(self, changes: Mapping[str, Any]) -> None:
-        """Change `max_queue_ms` while requests run; every other setting needs a new start.
+        """Change `max_queue_ms` while requests run; every other setting needs a restart.
 
-        Raises InvalidSetting for another setting or a wrong value.
+        changes: new values by setting name. Raises InvalidSetting for another setting or a wrong
+        value.
         """
         fixed = sorted(set(changes) - set(CHANGEABLE))
         if fixed:
             raise InvalidSetting(
-                f"'{fixed[0]}' cannot be changed while the service runs; expected "
-                f"{', '.join(CHANGEABLE)}"
+                f"'{fixed[0]}' cannot be changed while the service runs, only "
+                f"{', '.join(CHANGEABLE)}: restart the service to change it"
             )
         self.settings = dataclasses.replace(self.settings, **changes)
         if self._service is not None:
@@ -134,7 +140,7 @@ class Application:
                 return
 
     def _check_own_ports(self, service: Service) -> None:
-        """Raise ExposedWithoutKeys for a port that the application itself binds."""
+        """Raise ExposedWithoutKeys if a port that the application binds needs keys to be safe."""
         settings = self.settings
         if settings.metrics_port or settings.grpc_port:
             check_exposure(

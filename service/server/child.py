@@ -12,8 +12,9 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerProcess:
-    """A worker process, made by `start`. It has ended once `next_message` is None and `wait`
-    returned.
+    """A worker process. Create it with `start`.
+
+    The worker has ended once `next_message` returned None and `wait` returned.
     """
 
     def __init__(
@@ -26,17 +27,17 @@ class WorkerProcess:
         self.slot, self.pid = slot, process.pid
         self._process, self._reader, self._writer = process, reader, writer
         self.listens_at: float | None = None
-        """time.monotonic() when it began to take connections."""
+        """time.monotonic() when the worker began to accept connections; None before that."""
         self.unready: str | None = None
-        """Why it was not ready then, as it said itself; None where it was."""
+        """Why the worker was not ready at that moment, in its own words; None if it was."""
         self.refused: str | None = None
         """The worker's own reason for refusing to serve; None unless it refuses."""
 
     @classmethod
     async def start(cls, place: Place) -> "WorkerProcess":
-        """Start `python -m service.server.worker` and send it its place.
+        """Start `python -m service.server.worker` and send it its `Place`.
 
-        Raises OSError, or RuntimeError when the system has no thread left to wait for the process.
+        Raises OSError, or RuntimeError if no thread can be started to wait for the process.
         """
         ours, theirs = socket.socketpair()
         try:
@@ -54,12 +55,13 @@ class WorkerProcess:
         return cls(place.slot, process, reader, writer)
 
     async def next_message(self) -> dict[str, Any] | None:
-        """Return the worker's next message; None once it has closed the line."""
+        """Return the worker's next message; None once it has closed the socket."""
         return await next_message(self._reader)
 
     async def wait(self) -> int:
-        """Wait until the worker has ended, and return its exit status (negative: killed by a
-        signal).
+        """Wait until the worker has ended, and return its exit status.
+
+        A status of -N means that signal N killed it.
         """
         status = await self._process.wait()
         self._writer.close()

@@ -15,7 +15,10 @@ class ConnectionCounts:
     """One number per slot, in a file that all workers map into memory."""
 
     def __init__(self, folder: Path, slots: int) -> None:
-        """Raises OSError when the folder has no room for the file."""
+        """Map the file `connections` of a folder, with room for `slots` numbers.
+
+        Raises OSError if the file cannot be written, for instance on a full disk.
+        """
         size = 4 * slots
         with (folder / "connections").open("a+b") as file:
             there = file.seek(0, 2)
@@ -28,19 +31,19 @@ class ConnectionCounts:
         self._counts[slot] = connections
 
     def absent(self, slot: int) -> None:
-        """Note that no worker serves in this slot."""
+        """Record that no worker serves in this slot."""
         self._counts[slot] = _ABSENT
 
     def fewest(self) -> int:
-        """Return the smallest number of connections that a serving worker has."""
+        """Return the smallest number of connections of any serving worker."""
         return min(self._counts)
 
 
 def open_counts(folder: Path, slots: int) -> ConnectionCounts | None:
-    """Open the counts of a run.
+    """Open the counts in a run folder, for a number of slots.
 
-    Returns None, and logs a warning, when the file cannot be written; connections are then shared
-    unevenly.
+    If the file cannot be written, logs a warning and returns None. Connections are then shared
+    unevenly between the workers.
     """
     try:
         return ConnectionCounts(folder, slots)

@@ -1,13 +1,13 @@
 """Accepts connections evenly from a socket that workers share, and closes those of slow clients.
 
-Without this, one process would accept nearly all of a burst of connections, and keep them until
-they end. Each of several workers therefore accepts one connection per turn of its event loop. A
-worker that has more connections than the others pauses for a moment, so that they accept the next
-one. A connection never waits for a process that hangs or has died: another one accepts it.
+Without this, one process would accept nearly all connections of a burst and keep them until they
+end. With several workers, each one accepts one connection per turn of its event loop. A worker
+that has more connections than the others pauses for 3 ms, so that another accepts the next one. A
+connection never waits for a process that hangs or has died, since any other can accept it.
 
 A single process accepts all waiting connections at once. asyncio's own server would accept one per
-turn, and a turn may take as long as a batch: the last connection of a burst would wait for a tenth
-of a second.
+turn, and a turn may take as long as a batch, so the last connection of a burst would wait for about
+0.1 s.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ class FairServer(uvicorn.Server):
         self._count()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start accepting from the sockets."""
+        """Start accepting connections from the sockets; overrides uvicorn's own acceptors."""
         await self.lifespan.startup()
         config = self.config
 
@@ -63,12 +63,15 @@ class FairServer(uvicorn.Server):
         self.started = True
 
     async def on_tick(self, counter: int) -> bool:
-        """Publish the number of connections every tenth of a second: some may have ended."""
+        """Publish the number of connections every 0.1 s, since some may have ended.
+
+        Returns whether the server should exit.
+        """
         self._count()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Shut down, and show the other workers that this one accepts no more connections."""
+        """Publish that this worker accepts no more connections, then shut down."""
         if self._counts is not None:
             self._counts.absent(self._slot)
         await super().shutdown(sockets)
@@ -94,10 +97,11 @@ class _Acceptor:
         protocol: Callable[[], asyncio.Protocol],
         should_leave_it: Callable[[], bool] | None,
     ) -> None:
-        """Accept from now on.
+        """Start accepting.
 
-        protocol: makes the protocol of a connection.
-        should_leave_it: whether another worker should take the next connection; None: no others.
+        protocol: makes the protocol object of a new connection.
+        should_leave_it: tells whether another worker should accept the next connection; None if
+        there is no other worker.
         """
         self._listener, self._protocol, self._should_leave_it = listener, protocol, should_leave_it
         self._loop = asyncio.get_running_loop()
@@ -117,7 +121,7 @@ class _Acceptor:
         self._loop.remove_reader(self._listener)
 
     async def wait_closed(self) -> None:
-        """Return once each accepted connection has its protocol."""
+        """Wait until every accepted connection has its protocol."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _watch(self) -> None:
@@ -148,7 +152,8 @@ class _Acceptor:
             return False  # no connection waits, another worker took it, or the client has hung up
         except OSError as error:
             logger.error(  # noqa: TRY400 - not an error of the service
-                "cannot accept a connection: %s; trying again every %g s",
+                "cannot accept a connection: %s; trying again every %g s (if this persists, raise "
+                "the limit of open files)",
                 error.strerror,
                 _NO_DESCRIPTORS_SECONDS,
             )
@@ -165,24 +170,25 @@ class _Acceptor:
 
 
 class SlowClients:
-    """Closes connections whose client does not start a request, or does not finish its headers.
+    """Closes connections whose client does not start a request or does not finish its headers.
 
-    uvicorn would wait for headers without limit. Bodies have a limit of their own where they are
-    read (`api/edge/bodies.py`), and idle connections have uvicorn's `timeout_keep_alive`. All
-    connections are checked every `seconds`. A connection without progress since the last check is
-    closed.
+    uvicorn would wait for headers without a limit. Other limits cover bodies
+    (`api/edge/bodies.py`) and idle connections (uvicorn's `timeout_keep_alive`). Every `seconds`,
+    all connections that wait for a request or its headers are checked. A connection is closed if
+    it waited at the last check too and no new request has begun since.
     """
 
     def __init__(self, connections: Callable[[], Iterable[Any]], *, seconds: float) -> None:
-        """Check uvicorn's protocols, as `connections` returns them, every `seconds`.
+        """Prepare to check connections every `seconds`; `start` begins.
 
-        A protocol's `headers` must be a new list for each request.
+        connections: returns uvicorn's protocol objects. Each must have a new list `headers` for
+        each request.
         """
         self._connections, self._seconds = connections, seconds
         self._waiting: dict[Any, Any] = {}
 
     def start(self) -> None:
-        """Start checking, on the running loop."""
+        """Schedule the next check on the running loop."""
         asyncio.get_running_loop().call_later(self._seconds, self._check)
 
     def _check(self) -> None:

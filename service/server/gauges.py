@@ -1,4 +1,4 @@
-"""The gauges of models and priors, computed by the thread that answers a scrape."""
+"""The gauges of models and priors, computed on each scrape by the thread that answers it."""
 
 from collections.abc import Iterable, Iterator
 from typing import get_args
@@ -37,7 +37,7 @@ class Gauges:
         self._max_class_series = max_class_series
 
     def numbers(self) -> Iterator[Gauge]:
-        """What is known of priors, queued rows and loaded models."""
+        """Yield the gauges of priors, traffic estimates, queued rows and loaded models."""
         for found in self._drift.measured:
             labels = {"model": found.model, "prior": found.prior}
             yield "priordial_prior_divergence", labels, found.value
@@ -61,8 +61,9 @@ class Gauges:
                 yield "priordial_rollout_share", version, newest.trial.share
 
     def vectors(self) -> Iterator[VectorGauge]:
-        """Yield gauges with one number per class: each prior's target, for each model's newest
-        version.
+        """Yield gauges with one number per class, for each model's newest version.
+
+        They are the target of each prior, and the estimated class mix of traffic with its interval.
         """
         for newest in self._repository.newest():
             for name in (*self._shown(newest), TRAINING):
@@ -77,7 +78,7 @@ class Gauges:
                 yield from newest.metrics.estimated(one.together.prior, low, high)
 
     def _of_priors(self, newest: ServedModel) -> Iterator[Gauge]:
-        """Revisions, with their authors, and expected targets, for a model's newest version."""
+        """Yield each prior's revision, its last author, and whether its target is expected."""
         model = newest.bundle.name
         for prior in self._names(model):
             labels = {"model": model, "prior": prior}
@@ -111,9 +112,7 @@ class Gauges:
         return {DEFAULT: None, **dict.fromkeys(self._priors.names(model))}
 
     def _shown(self, model: ServedModel) -> Iterable[str]:
-        """The priors that get gauges: `default`, then other stored priors by name, up to
-        the limit.
-        """
+        """Return the priors that get gauges: `default`, then stored ones, up to the limit."""
         room = 1 + self._max_class_series // model.metrics.class_series
         return list(self._names(model.bundle.name))[:room]
 

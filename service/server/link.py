@@ -35,21 +35,21 @@ class Place:
     """File descriptor of the bound socket that all workers share."""
     settings: dict[str, Any]
     replaces: str = ""
-    """How the worker before this one ended: killed, hung or failed; empty for the first."""
+    """How the previous worker in the slot ended: killed, hung or failed; empty for the first."""
 
     def encoded(self) -> bytes:
-        """Return the message as bytes, framed by its length."""
+        """Return the message as bytes: its length, then JSON."""
         return encoded(asdict(self))
 
     @classmethod
     def read(cls, line: socket.socket) -> "Place":
-        """Read the first message, blocking. Raises EOFError when the supervisor has ended."""
+        """Read the first message, blocking. Raises EOFError if the supervisor has ended."""
         (length,) = _LENGTH.unpack(_received(line, _LENGTH.size))
         return cls(**json.loads(_received(line, length)))
 
 
 def encoded(message: dict[str, Any]) -> bytes:
-    """Return the frame of a message."""
+    """Return a message as bytes: its length in 4 bytes, big-endian, then JSON."""
     body = json.dumps(message).encode()
     return _LENGTH.pack(len(body)) + body
 
@@ -98,7 +98,7 @@ def _received(line: socket.socket, length: int) -> bytes:
 
 
 class Link:
-    """The worker's end of the line to its supervisor."""
+    """The worker's end of the socket to its supervisor."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
@@ -106,16 +106,19 @@ class Link:
 
     @classmethod
     async def open(cls, line: socket.socket) -> "Link":
-        """Make a link over a connected socket."""
+        """Make a link from a connected socket."""
         reader, writer = await asyncio.open_connection(sock=line)
         return cls(reader, writer)
 
     def listens(self, unready: str | None) -> None:
-        """Report that this worker takes connections, and why it is not ready, if it is not."""
+        """Report that this worker accepts connections.
+
+        unready: why it is not ready; None if it is.
+        """
         self._send({"listening": None if unready is None else cut(unready)})
 
     async def refuse(self, reason: str) -> None:
-        """Report why this worker will not start."""
+        """Report why this worker refuses to start, and wait until that is sent."""
         self._send({"refused": cut(reason)})
         await self._writer.drain()
 
@@ -124,7 +127,7 @@ class Link:
         self._following = asyncio.get_running_loop().create_task(self._watch(when_alone))
 
     def close(self) -> None:
-        """Stop watching and close the line."""
+        """Stop watching and close the socket."""
         if self._following is not None:
             self._following.cancel()
         self._writer.close()

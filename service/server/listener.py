@@ -7,9 +7,9 @@ from service.observe.port import PortTaken
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Bind a socket. It does not listen yet: connections are refused until a worker is ready.
+    """Bind a TCP socket; `[::1]` and `::1` both mean IPv6. Raises OSError if it cannot be bound.
 
-    Raises OSError.
+    The socket does not listen yet, so connections are refused until a worker is ready.
     """
     host = host.strip("[]")
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -23,9 +23,10 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def listen(listener: socket.socket, backlog: int) -> None:
-    """Accept connections from now on. Raises PortTaken.
+    """Start listening. backlog: the most connections that may wait to be accepted.
 
-    Two services can bind one port while neither listens yet, as when both are loading models.
+    Raises PortTaken if another process listens on the port. Two services can both bind a port while
+    neither listens, for instance while both load their models.
     """
     try:
         listener.listen(backlog)

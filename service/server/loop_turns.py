@@ -1,4 +1,4 @@
-"""Measures how long one turn holds the event loop: a debugging aid (`--measure-loop-turns`)."""
+"""Measures how long one turn blocks the event loop: a debugging aid (`--measure-loop-turns`)."""
 
 import asyncio
 import logging
@@ -14,26 +14,26 @@ logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.002
 LONG_SECONDS = 0.05
-"""A longer turn is logged."""
+"""Turns that take longer than this many seconds are logged."""
 _SCHEDSTAT = Path("/proc/thread-self/schedstat")
 
 
 class LoopTurns:
-    """Keeps the longest turn of the running event loop, in which it served no other request.
+    """Records the longest turn of the running event loop, during which no other request is served.
 
-    A turn is noticed because a periodic tick comes late. Time in which the loop's thread was ready
-    but the machine ran something else is subtracted. A turn never counts for more than the
-    processor time that this process used during it.
+    A long turn makes a periodic tick late; the delay is the turn's length. Time during which the
+    loop's thread could run but the machine ran something else is subtracted. A turn never counts
+    for more than the processor time that this process used during it.
     """
 
     def __init__(self) -> None:
         self.longest_seconds = 0.0
         self._due = self._used = self._waited = 0.0
         self._schedstat: int | None = None
-        """The file descriptor of the loop's thread; None where the system does not say."""
+        """File descriptor of the loop thread's schedstat file; None if the system has none."""
 
     def start(self, *, delay_seconds: float = 0.5) -> None:
-        """Measure on the running loop, from `delay_seconds` after now on."""
+        """Start measuring the running loop after `delay_seconds`."""
         self._loop = asyncio.get_running_loop()
         if _SCHEDSTAT.exists():
             self._schedstat = os.open(_SCHEDSTAT, os.O_RDONLY)
@@ -41,7 +41,7 @@ class LoopTurns:
         self._loop.call_later(delay_seconds, self._plan)
 
     def gauges(self) -> Iterator[Gauge]:
-        """The longest turn since the start, as a gauge."""
+        """Yield the longest turn since the start, in seconds."""
         yield "priordial_loop_turn_seconds", {}, self.longest_seconds
 
     def _plan(self) -> None:
@@ -59,10 +59,10 @@ class LoopTurns:
         self._plan()
 
     def _waited_for_processor(self) -> float:
-        """Seconds in which the loop's thread was ready but did not run, as far as is known.
+        """Seconds for which the loop's thread could run but did not; 0 if that is unknown.
 
-        In one call: after each, the loop may have to wait for the interpreter, and that would count
-        as part of the turn.
+        The file is read in one call: after each call the loop's thread may have to wait for the
+        interpreter, and that wait would count as part of the turn.
         """
         if self._schedstat is None:
             return 0.0

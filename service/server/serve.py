@@ -1,6 +1,6 @@
 """The `serve` verb: binds the port, then serves in this process or starts several that share it.
 
-It imports little, so that the supervisor of several workers stays small.
+The module imports little, so that the supervisor of several workers uses little memory.
 """
 
 import socket
@@ -12,7 +12,7 @@ from service.settings import Settings
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT. Returns the exit status."""
+    """Serve until SIGTERM or SIGINT. Returns one of `service.process.exit_codes`."""
     log.configure(settings.log_format)
     try:
         listener = bind(settings.host, settings.port)

@@ -59,7 +59,10 @@ FINISH_SECONDS = 30
 
 
 def serve_alone(settings: Settings, listener: socket.socket) -> int:
-    """Serve as the only process until a signal ends it. Returns the exit status."""
+    """Serve as the only process until a signal ends it.
+
+    listener: the bound socket. Returns one of `service.process.exit_codes`.
+    """
     bound_heaps()
     with new_run() as folder:
         try:
@@ -78,7 +81,8 @@ async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFol
 def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int:
     """Serve as one of several processes until a signal or the supervisor ends it.
 
-    Returns the exit status.
+    place: the supervisor's first message. line: the socket to the supervisor.
+    Returns one of `service.process.exit_codes`.
     """
     bound_heaps()
     log.configure(settings.log_format)
@@ -101,8 +105,7 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
 
 
 def _left(status: int) -> int:
-    """Return the exit status. While a thread still runs native code, end the process at once
-    instead.
+    """Return the exit status, or end the process at once if a thread still runs native code.
 
     Native code in a daemon thread would crash during the interpreter's own shutdown.
     """
@@ -125,10 +128,9 @@ class _Serving:
         place: Place | None = None,
         link: Link | None = None,
     ) -> None:
-        """Build everything. Only one of several workers has a `place` and a `link` to the
-        supervisor.
+        """Build the service and its server. Raises one of WILL_NOT_START.
 
-        Raises one of WILL_NOT_START.
+        place, link: the supervisor's message and the socket to it; None without a supervisor.
         """
         self._listener, self._link = listener, link
         self._drain_seconds = settings.drain_seconds
@@ -212,9 +214,9 @@ class _Serving:
     def _leave(self) -> None:
         """End the process, faster with each signal.
 
-        First signal: readiness fails, the process serves on for the drain delay, then it finishes
-        admitted requests. Second signal: skip the rest of the drain delay. Third signal: end
-        without finishing.
+        First signal: readiness fails; the process keeps serving for the drain delay, then finishes
+        admitted requests and ends. Second signal: the rest of the drain delay is skipped. Third
+        signal: the process ends without finishing requests.
         """
         self._signals_to_end += 1
         if not self._service.started:
@@ -253,14 +255,12 @@ class _Serving:
 
 
 def tune_interpreter() -> None:
-    """Tune the garbage collector and the interpreter's lock for serving. Only for our own
-    processes.
+    """Tune the garbage collector and the interpreter's lock, in processes that `serve` started.
 
-    The collector ignores objects that the start has made, and runs less often. A thread that
-    returns from the graph gets the interpreter sooner: by default the event loop may keep it for 5
-    ms, in which the session could have run its next batch. An overflow in a sum of squares shows
-    that a number is too large (`service.wire.arrays`); NumPy's warning about it would go to stderr,
-    beside the log.
+    The collector runs less often and ignores the objects that exist now. A thread that returns from
+    the graph gets the interpreter sooner: by default the event loop may keep it for 5 ms, in which
+    the session could run its next batch. NumPy's overflow warning is silenced, since
+    `service.wire.arrays` provokes it to find numbers that are too large.
     """
     warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning)
     sys.setswitchinterval(SWITCH_SECONDS)

@@ -3,7 +3,7 @@
 From here on, every signal has a defined effect. SIGTERM and SIGINT end the process at once until
 the event loop handles them. SIGHUP is ignored until models can be loaded. SIGUSR1 writes the stacks
 of all threads to stderr. Signals that mean nothing to the service, and whose default is to end it,
-are ignored; the first of each kind is reported on stderr.
+are ignored; the first of each kind is told on stderr.
 """
 
 import contextlib
@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 
 def prepare_process() -> None:
-    """Open closed standard streams and handle signals. Call it before anything else is imported."""
+    """Open the standard streams that are closed, and handle signals.
+
+    Call it before importing anything else, so that a signal during the imports has its effect.
+    """
     _open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
@@ -43,10 +46,10 @@ def meaningless() -> list[int]:
 
 
 def on_signals(callbacks: Mapping[signal.Signals, Callable[[], object]]) -> None:
-    """Call these functions on the running loop for each of their signals, until the process ends.
+    """Call a function on the running loop whenever its signal arrives, until the process ends.
 
-    A loop's own `add_signal_handler` restores the default action when the loop closes. A second
-    SIGTERM would then kill the process during its last steps.
+    The loop's own `add_signal_handler` is not used: it restores the default action when the loop
+    closes, and a second SIGTERM would then kill the process during its last steps.
     """
     import asyncio  # imported late: it takes 0.1 s, during which signals must already be handled
 
@@ -79,8 +82,9 @@ def _ignore(number: int, *_frame: Any) -> None:
 def _show_stacks(*_signal: Any) -> None:
     """Write the stacks of all threads to stderr.
 
-    Python's own signal handler holds the interpreter's lock; faulthandler's does not. Without the
-    lock, stacks of running threads change while they are read, which may crash the process.
+    A Python signal handler holds the interpreter's lock; faulthandler's own handler does not.
+    Without the lock, the stacks of running threads change while they are read, which can crash the
+    process.
     """
     faulthandler.dump_traceback(2, all_threads=True)
 
@@ -90,8 +94,9 @@ def _end(*_signal: Any) -> None:
 
 
 def _open_standard_streams() -> None:
-    """Open /dev/null for each closed standard stream; otherwise the next opened file would take its
-    number.
+    """Open /dev/null for each closed standard stream.
+
+    Otherwise the next opened file or socket would get its descriptor, and logs would go into it.
     """
     while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(descriptor, True)

@@ -1,7 +1,7 @@
-"""The parent of several serving processes: starts, replaces and ends them.
+"""The parent of several worker processes: starts, replaces and ends them.
 
-It loads no model. The parent and all workers hold one bound socket. Connections that wait to be
-accepted therefore outlive a worker that dies: another worker accepts them.
+It loads no model. The parent and all workers hold the same bound socket. If a worker dies, the
+connections that wait to be accepted are kept, and another worker accepts them.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from service.settings import Settings
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 40
-"""Seconds after the drain delay within which a worker must end; then it is killed."""
+"""A worker that still runs this many seconds after the drain delay is killed."""
 STEADY_SECONDS = 30.0
-"""A worker that served for this many seconds is replaced at once, others after growing pauses."""
+"""A worker that served for longer than this is replaced at once, others after growing pauses."""
 FIRST_DELAY_SECONDS, MAX_DELAY_SECONDS = 0.1, 30.0
 MAX_FAILED_STARTS = 3
 
@@ -58,7 +58,10 @@ class _Ending:
 
 
 def supervise(settings: Settings, listener: socket.socket) -> int:
-    """Serve with `settings.workers` processes until SIGTERM or SIGINT. Returns the exit status."""
+    """Serve with `settings.workers` processes until SIGTERM or SIGINT.
+
+    listener: the bound socket. Returns one of `service.process.exit_codes`.
+    """
     with new_run() as folder:
         try:
             return asyncio.run(_Supervisor(settings, listener, folder).run())
@@ -76,7 +79,10 @@ class _Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
-        """Keep a worker in each slot. Returns DONE when all ended well. Raises WillNotStart."""
+        """Keep a worker running in each slot until the service ends.
+
+        Returns DONE if all workers ended well, else FAILED. Raises WillNotStart.
+        """
         on_signals(
             {
                 signal.SIGTERM: self._leave,
@@ -87,7 +93,7 @@ class _Supervisor:
         loop = asyncio.get_running_loop()
         slots = [loop.create_task(self._keep(slot)) for slot in range(self._settings.workers)]
         await asyncio.wait(slots, return_when=asyncio.FIRST_EXCEPTION)
-        if not self._leaving.is_set():  # a worker refuses to start
+        if not self._leaving.is_set():  # a worker refused to start
             self._leave()
             await asyncio.wait(slots)
         ended = await asyncio.gather(*slots, return_exceptions=True)  # several may have refused
@@ -99,7 +105,7 @@ class _Supervisor:
     # -- a slot
 
     async def _keep(self, slot: int) -> int:
-        """Keep a worker in the slot until the service ends.
+        """Keep a worker running in the slot until the service ends.
 
         Returns DONE if the last worker ended well, else FAILED.
         """
@@ -199,9 +205,7 @@ class _Supervisor:
             self._counts.absent(slot)
 
     def _announce(self, newest: WorkerProcess) -> None:
-        """Log once, as a single process does, that all workers listen; later only which of them
-        is not ready.
-        """
+        """Log once that all workers listen. After that, log only a new worker that is not ready."""
         if self._announced:
             if newest.unready is not None:
                 logger.warning("worker %d is not ready: %s", newest.slot, newest.unready)
@@ -231,9 +235,7 @@ class _Supervisor:
     # -- signals
 
     def _leave(self) -> None:
-        """Pass each signal on to the workers: the first ends them gently, each further one
-        sooner.
-        """
+        """Pass a signal on to the workers, which end faster with each one."""
         if not self._leaving.is_set():
             self._leaving.set()
             self._soon(self._kill_those_that_stay())

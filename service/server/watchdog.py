@@ -1,4 +1,4 @@
-"""A thread that detects a hanging event loop or graph call, which the loop itself cannot."""
+"""A thread that detects a hanging event loop or graph call. The loop itself could not."""
 
 import asyncio
 import faulthandler
@@ -14,17 +14,17 @@ from service.process.exit_codes import HUNG
 logger = logging.getLogger(__name__)
 
 GRACE_SECONDS = 2.0
-"""Seconds from a detected hang to the end of the process: a probe can see liveness fail."""
+"""Seconds from a detected hang to the end of the process, so that a probe sees liveness fail."""
 _LATE_SECONDS = 1.0
 
 
 class Watchdog:
     """Ends the process when the loop, a graph call or pool work makes no progress for too long.
 
-    Python cannot stop native code that hangs, so the process ends and a supervisor starts it again.
-    Stacks are logged first. The watchdog also notices when it did not run itself. Then the whole
-    process was stopped (SIGSTOP, a paused container, a migrated machine) and nothing else could
-    make progress either, so `hang_seconds` starts again for everything.
+    Python cannot stop native code that hangs, so the process must end and be started again by a
+    supervisor. The stacks of all threads are written to stderr first. If the watchdog itself did
+    not run for a while, the whole process was stopped (SIGSTOP, a paused container, a migrated
+    machine). Nothing else could make progress either, so `hang_seconds` starts again for all work.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Watchdog:
         end: Callable[[int], object] | None = os._exit,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Watch from `start` on.
+        """Prepare to watch; `start` begins.
 
         busy: yields the name of each kind of work, and the clock's time when it began (None: idle).
         lost: returns what is lost for good and needs a new process; None: nothing.
@@ -48,7 +48,7 @@ class Watchdog:
         self._stopped = threading.Event()
         self._timer: asyncio.TimerHandle | None = None
         self.hung: str | None = None
-        """What hangs or is lost; None while nothing is. Liveness reads it."""
+        """What hangs or is lost, in words; None while nothing is. Liveness reports it."""
 
     def start(self) -> None:
         """Schedule a heartbeat on the running loop, and start the watching thread."""
@@ -105,7 +105,7 @@ class Watchdog:
         faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
 
     def _still_hangs(self) -> bool:
-        """Whether something still hangs after the grace period, which is spent in short waits."""
+        """Wait for the grace period in short steps. Returns whether something still hangs then."""
         for _ in range(max(1, round(GRACE_SECONDS / self._interval))):
             if self._stopped.wait(self._interval):
                 return False
@@ -126,6 +126,6 @@ class Watchdog:
                 continue
             taken = now - max(since, self._awake_since)
             if taken > self._hang_seconds:
-                # Work on the loop holds the loop for as long: then the loop is what hangs.
+                # Work that runs on the loop blocks it too; then report the loop as what hangs.
                 return stands if idle > self._hang_seconds else f"{name} has run for {taken:.1f} s"
         return None

@@ -1,4 +1,4 @@
-"""`python -m service.server.worker FD`: a serving process, started by the supervisor behind FD."""
+"""`python -m service.server.worker FD`: a worker process. FD is the socket to its supervisor."""
 
 import socket
 import sys
