@@ -1,6 +1,6 @@
-"""POST /models/{model}/adjust: answer once for many settings of tau and prior.
+"""POST /models/{model}/adjust: one answer for many settings of tau and prior.
 
-The rows are scored once, or their logits come with the request.
+The rows are scored once, or the request brings their logits.
 """
 
 from collections.abc import Callable, Sequence
@@ -57,14 +57,14 @@ _CHEAP_VALUES = LARGE_ANSWER_VALUES // RANKED_VALUES
 
 
 class Setting(NamedTuple):
-    """A tau and the revision that goes with it."""
+    """One tau and one prior revision to answer for."""
 
     tau: float
     revision: PriorRevision
 
 
 class Asked(NamedTuple):
-    """What the answer to a request needs besides the logits."""
+    """What `encode` needs, besides the logits, to answer a request."""
 
     request: Request
     model: ServedModel
@@ -99,15 +99,15 @@ class Adjust:
     ) -> None:
         """Make the route.
 
-        repository, classifier: where models and priors are found.
-        pool: decodes images, reads large bodies, and applies the formula where that takes long.
+        repository, classifier: find models and priors.
+        pool: runs what takes long: decoding images, reading large bodies, large adjustments.
         timeout_seconds: the deadline of a request that sets none.
         """
         self._repository, self._classifier = repository, classifier
         self._pool, self._timeout_seconds = pool, timeout_seconds
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The model's name."""
+        """Return {"model": name}; None if the path is not of this route."""
         if path.endswith("/adjust") and path.startswith("/models/"):
             name = path[8:-7]
             return {"model": name} if name and "/" not in name else None
@@ -116,7 +116,7 @@ class Adjust:
     # -- from a request to the queue
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
-        """Read each setting's prior, then queue the instances; answer given logits at once."""
+        """Resolve each setting's prior, then queue the instances or answer the given logits."""
         kind = request.content_type
         if kind not in JSON_TYPES:
             raise Problem(
@@ -156,7 +156,9 @@ class Adjust:
         if values is None and "logits" in document:
             given = document["logits"]
             if not isinstance(given, list) or not given:
-                raise InvalidInput(f"logits are {short(given)}; expected a list of rows")
+                raise InvalidInput(
+                    f"logits are {short(given)}; expected a list of rows, each a list of numbers"
+                )
             spec = _logits_spec(len(model.bundle.class_names))
             values = array_of(given, spec, are_numbers=not may_hold_strings(body, b"logits"))
         elif values is None:
@@ -173,7 +175,10 @@ class Adjust:
     def _numbers(
         self, request: Request, name: str, query: Parameters
     ) -> tuple[dict[str, Any], NDArray[Any]] | None:
-        """The members and the numbers of a large body, read in slices."""
+        """Read the members and the numbers of a large body slice by slice.
+
+        None if the body is small or may name a version: then it is decoded whole.
+        """
         if not is_large(request) or holds(request.body, b"version"):
             return None
         model = self._repository.find(name, query.version, request.body)
@@ -212,7 +217,7 @@ class Adjust:
         deadline: Deadline,
         reply: Reply,
     ) -> Answer | None:
-        """Read priors from the store first."""
+        """Answer a request whose priors must first be read from the store."""
         model = read.model
         with model.held():
             revisions = [
@@ -255,7 +260,7 @@ class Adjust:
         return None
 
     def _work(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Work:
-        """Score for the logits alone, at tau = 0."""
+        """Make the work for the batcher: score at tau = 0, for the logits alone."""
         revision = self._classifier.revision_at_hand(asked.model.bundle, None)
         return self._classifier.admit(
             asked.model,
@@ -268,14 +273,14 @@ class Adjust:
         )
 
     async def _decoded(self, asked: Asked, content: Content, deadline: Deadline) -> Answer:
-        """Decode images, score them, apply the formula."""
+        """Decode images, score them, and apply the formula."""
         with asked.model.held():
             inputs = await content.decoded_images(asked.request, asked.model, self._pool, deadline)
             _check_size(asked, len(inputs))
             return await self._later(asked, inputs, deadline)
 
     async def _later(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Answer:
-        """Score, then apply the formula in a thread."""
+        """Score the inputs, then apply the formula in a thread."""
         with asked.model.held():
             work = self._work(asked, inputs, deadline)
             entry = await asked.model.batcher.submit(work, caller=asked.request)
@@ -308,9 +313,9 @@ class Adjust:
 
 
 def _check_size(asked: Asked, rows: int) -> tuple[int, int]:
-    """The numbers to compute, and the ranked classes of the answer.
+    """Return (the numbers to compute, the ranked classes in the answer).
 
-    Raises Problem(too-large) for more than one request may ask for.
+    Raises Problem(too-large) if either exceeds the limit for one request.
     """
     classes, settings = len(asked.model.bundle.class_names), len(asked.settings)
     cells = rows * classes * settings
@@ -357,7 +362,10 @@ def _answer(asked: Asked, logits: NDArray[Any], far: str | None = None) -> Answe
 
 
 def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
-    """The settings of a request; its own parameters fill in what a setting leaves out."""
+    """Read the settings of a request.
+
+    common: the request's own parameters, which fill in what a setting leaves out.
+    """
     if ("instances" in document) == ("logits" in document):
         raise Malformed("the body must have either 'instances' or 'logits'")
     found = document.get("settings")

@@ -51,7 +51,10 @@ class _File:
 
 
 def router(folder: Path = FOLDER) -> APIRouter:
-    """GET /, /docs and /console/{path}. Only files that existed at the start are served."""
+    """Make the routes GET /, /docs and /console/{path}.
+
+    folder: the console's files, read now. Files that are added later are not served.
+    """
     routes = APIRouter(include_in_schema=False)
     files = {
         str(PurePosixPath(path.relative_to(folder))): _File(path)

@@ -34,7 +34,7 @@ DEAR_BYTES = 4096
 
 
 class Content:
-    """Encoded images, and the parameters that came with them."""
+    """The encoded images of a request, and the parameters sent with them."""
 
     __slots__ = ("_images", "parameters")
 
@@ -57,7 +57,7 @@ class Content:
         if kind == "multipart/form-data":
             form = parse_form(request.headers[b"content-type"], body)
             if not form.files:
-                raise Malformed("the multipart body holds no file")
+                raise Malformed("the multipart body holds no file; send each image as a file part")
             return cls(form.files, text_parameters(form.fields))
         raise Problem(
             "unsupported-media-type",
@@ -82,7 +82,10 @@ class Content:
     async def decoded_images(
         self, request: Request, model: ServedModel, pool: Pool, deadline: Deadline
     ) -> NDArray[Any]:
-        """The model's input tensor of the images, which are decoded in the pool."""
+        """Decode the images in the pool. Returns the model's input tensor.
+
+        Raises InvalidInput for a model without image input, InvalidImage, and the pool's errors.
+        """
         kind = model.bundle.input.kind
         if kind != "image":
             remedy = (
@@ -103,9 +106,10 @@ async def decoded(
     pool: Pool,
     deadline: Deadline,
 ) -> NDArray[Any]:
-    """The model's input tensor of encoded images.
+    """Decode images in the pool. Returns the model's input tensor.
 
-    Raises InvalidImage, and the errors of the pool, which are counted as refusals.
+    encoded: image files as bytes, or base64 texts. Raises InvalidImage, and the pool's errors,
+    which are counted as refusals of the request.
     """
     # It needs Pillow, which was imported when a model that takes images was loaded.
     from service.wire import images
@@ -129,9 +133,10 @@ async def in_pool(
     size: int,
     deadline: Deadline,
 ) -> T:
-    """The result of `call()`, which reads `size` bytes of a request.
+    """Run `call()` in the pool and return its result.
 
-    The pool's refusals are counted.
+    size: bytes of the request that it reads. If the pool refuses it, the refusal is counted for
+    the model, and the pool's error is raised.
     """
     try:
         return await pool.run(call, size=size, deadline=deadline, caller=request)
@@ -141,7 +146,7 @@ async def in_pool(
 
 
 def is_large(request: Request) -> bool:
-    """Whether a request's body is large enough to be read in the pool."""
+    """Whether a request's body takes so long to parse that the pool should do it."""
     length = len(request.body)
     if request.content_type in DEAR_TYPES:
         return True
@@ -151,10 +156,11 @@ def is_large(request: Request) -> bool:
 
 
 def may_pin(body: bytes | bytearray) -> bool:
-    """Whether a body may name a version itself.
+    """Whether a JSON body may contain a `version` parameter.
 
-    Of a large body only both ends are searched, where `parameters` stand: all of it would hold the
-    loop. A version that is missed costs its request a refusal while the newest version is busy.
+    Only both ends of a large body are searched, where `parameters` usually is: searching all of it
+    would block the event loop. If a version is missed, the request may be refused because the
+    newest version is busy, although the version that it names is not.
     """
     if len(body) <= LARGE_BYTES:
         return b"version" in body
@@ -163,7 +169,7 @@ def may_pin(body: bytes | bytearray) -> bool:
 
 
 def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any]:
-    """The rows of an `inputs` member, whose columns are lists by name.
+    """Turn an `inputs` member, {column: list of values}, into rows by column name.
 
     Raises Malformed if `instances` is given too, TooLarge, or InvalidInput if there is no row.
     """
@@ -184,7 +190,7 @@ def rows_by_name(instances: list[Any], bundle: Bundle) -> list[Any]:
 
 
 def are_named(instances: list[Any], bundle: Bundle) -> bool:
-    """Whether instances are objects by column name of a model with one input."""
+    """Whether instances are objects by column name, sent to a model with one input."""
     return (
         isinstance(instances[0], dict)
         and bundle.input.kind in {"tensor", "text"}
@@ -193,7 +199,7 @@ def are_named(instances: list[Any], bundle: Bundle) -> bool:
 
 
 def instances_of(document: dict[str, Any]) -> list[Any]:
-    """The `instances` member. Raises Malformed or InvalidInput."""
+    """Return the `instances` member, a list of at least one row. Raises Malformed, InvalidInput."""
     if "instances" not in document:
         raise Malformed("the body has no 'instances'")
     instances = document["instances"]

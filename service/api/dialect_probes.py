@@ -1,4 +1,4 @@
-"""Answers what clients of other servers request before they score: model status and health.
+"""Answers the status and health requests that clients of other servers send before they score.
 
 KServe V1 and TensorFlow Serving share GET /v1/models/{model}: one reads `ready`, the other
 `model_version_status`. SageMaker requests GET /ping, and Vertex AI the path that it chooses.
@@ -14,7 +14,7 @@ from service.repository.repository import Repository
 
 
 def router(*, repository: Repository, health: Health, health_route: str = "") -> APIRouter:
-    """GET /v1/models…, /ping, and `health_route` where one is set."""
+    """Make the routes GET /v1/models…, /ping, and `health_route` if it is not empty."""
     routes = APIRouter(tags=["other servers' protocols"])
 
     @routes.get("/v1/models")

@@ -1,13 +1,13 @@
-"""The scoring routes of other servers, onto /predict: their paths and the forms of their bodies.
+"""The scoring routes of other servers, translated to /predict: their paths and body formats.
 
 | server | scores at |
 | --- | --- |
 | TensorFlow Serving, KServe V1 | /v1/models/{model}[/versions/{version}]:predict |
 | SageMaker, MLflow | /invocations |
-| Vertex AI | the route that it names, /predict by default |
+| Vertex AI | the route that it configures, /predict by default |
 
-The answer is that of /predict, whose `predictions` have one entry for each instance, as all of
-these expect.
+The answer is that of /predict. Its `predictions` have one entry for each instance, as all these
+clients expect.
 """
 
 import re
@@ -40,8 +40,10 @@ class Dialect:
     oip = False
 
     def __init__(self, predict: Predict, find: Find, *, template: str) -> None:
-        """Make a route on top of /predict; `template` names its path, also in metrics and the
-        log.
+        """Make a route on top of /predict.
+
+        predict: answers the translated requests. find: finds a model.
+        template: the path template, as metrics and the log show it.
         """
         self._predict, self._find, self.template = predict, find, template
 
@@ -60,15 +62,15 @@ class Dialect:
         return self._predict.begin(request.with_body(body, query=query), path, reply)
 
     def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
-        """The answers, which are those of /predict."""
+        """Return the answers of /predict to these entries."""
         return self._predict.encode(entries)
 
 
 class V1(Dialect):
-    """The first protocol of TensorFlow Serving and KServe."""
+    """The V1 protocol of TensorFlow Serving and KServe."""
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The model, and the version where the path names one."""
+        """Return the model, and the version if the path has one; None for another path."""
         if not path.startswith("/v1/models/"):
             return None
         found = _V1.fullmatch(path)
@@ -82,7 +84,7 @@ class Invocations(Dialect):
     """The scoring path of SageMaker, MLflow or Vertex AI, for the default model."""
 
     def match(self, path: str) -> dict[str, str] | None:
-        """An empty object: the path has no parameters."""
+        """Return an empty object, since the path has no parameters; None for another path."""
         return {} if path == self.template else None
 
 
@@ -91,7 +93,7 @@ def _joined(one: bytes, other: bytes) -> bytes:
 
 
 def _translated(body: bytes | bytearray, bundle: Bundle) -> bytes:
-    """A JSON body of another server as one of /predict. Raises Malformed or InvalidInput."""
+    """Translate a JSON body of another server to /predict. Raises Malformed or InvalidInput."""
     document = parse_json_object(body, _MEMBERS)
     rows = [name for name in _ROWS if name in document]
     if len(rows) != 1:
@@ -126,7 +128,7 @@ def _instances(name: str, given: Any, bundle: Bundle) -> Any:
 
 
 def _split_frame(given: Any, bundle: Bundle) -> Any:
-    """{"columns": […], "data": [[…], …]}: rows by column name, or plain rows without names."""
+    """Turn {"columns": […], "data": [[…], …]} into rows by column name, or plain rows."""
     if not isinstance(given, dict) or not isinstance(given.get("data"), list):
         raise Malformed(
             f"dataframe_split is {short(given)}; expected an object with columns and data"
@@ -151,7 +153,7 @@ def _split_frame(given: Any, bundle: Bundle) -> Any:
 
 
 def _are_positions(columns: Any) -> bool:
-    """Whether pandas numbered the columns, since the frame had no names."""
+    """Whether the columns are 0, 1, 2 …, as pandas numbers them in a frame without names."""
     return isinstance(columns, list) and [str(name) for name in columns] == [
         str(at) for at in range(len(columns))
     ]
@@ -164,7 +166,7 @@ def _records(given: Any, bundle: Bundle) -> Any:
 
 
 def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
-    """Named tensors: the only one, or columns turned into rows by name."""
+    """Turn named tensors into instances: the only tensor itself, or columns into rows by name."""
     if len(given) == 1 and not bundle.input.columns:
         return next(iter(given.values()))
     lengths = {name: len(v) if isinstance(v, list) else None for name, v in given.items()}
@@ -176,16 +178,16 @@ def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
 
 
 def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
-    """Rows by column name, in the order of the table that the model was trained on.
+    """Put the values of rows by column name into the order of the model's training table.
 
-    Raises InvalidInput when the model names no columns, or different ones: values in the wrong
-    order would give wrong answers without a warning.
+    Raises InvalidInput if the model has no column names, or other ones: values in the wrong order
+    would give wrong answers without a warning.
     """
     if bundle.input.columns:
         return rows
     if bundle.column_names is None:
         raise InvalidInput(
-            f"model '{bundle.name}' does not say the names of its columns, so rows cannot be put "
-            "in order by name; send rows without names, as instances"
+            f"model '{bundle.name}' has no column names, so rows cannot be put in order by name; "
+            "send rows without names, as instances"
         )
     return rows_by_name(rows, bundle)

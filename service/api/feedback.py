@@ -90,7 +90,7 @@ class Confusion(_View):
 
 
 class ByLabels(_View):
-    """The errors of live traffic by labels of known sampling, with 95 % intervals.
+    """The errors of live traffic, from labels with a known sampling probability.
 
     `calibration_gap` is the mean probability of the decisions minus the share that is right.
     """
@@ -117,7 +117,7 @@ class ByPosterior(_View):
 
 
 class OfLabelled(_View):
-    """The plain error among the labelled answers, which is not that of the traffic."""
+    """The plain error among the labelled answers; it may differ from the error of the traffic."""
 
     labels: int
     error: float
@@ -158,7 +158,7 @@ class ContextMix(_View):
 
 
 class ContextMixes(_View):
-    """The class mix of recent answers by the context that led to their prior."""
+    """The class mix of recent answers, by the context that selected their prior."""
 
     model: str
     version: int
@@ -290,7 +290,7 @@ class FeedbackRoutes:
         revision = self._priors.select(bundle, name)
         switch = revision.prior.switch
         if switch is None:
-            raise Problem("conflict", f"prior '{name}' has no context and no schedule")
+            raise Problem("conflict", f"prior '{name}' has neither a context nor a schedule")
         evaluation = self._kept.evaluation
         async with self._turns.turn():
             mix = await asyncio.to_thread(evaluation.mix_of, bundle)
@@ -345,7 +345,10 @@ def router(
 def mixes_of(
     bundle: Bundle, revision: PriorRevision, rows: int, whole: Vector, each: Sequence[Context]
 ) -> ContextMixes:
-    """The answer of GET /priors/{name}/contexts."""
+    """Make the answer of GET /priors/{name}/contexts.
+
+    rows: the number of kept answers. whole: [C] the class mix of all of them.
+    """
     pull = ROWS_PER_CLASS * len(bundle.class_names)
 
     def by_class(vector: Vector) -> dict[str, float]:
@@ -376,11 +379,11 @@ def _json(view: BaseModel) -> Response:
 
 
 async def _model_in_path(model: Annotated[str, Path(description="A model's name")]) -> None:
-    """Declare the parameter for the documents; the routes read it from the path."""
+    """Declare the path parameter for /openapi.json; the handlers read it from the request."""
 
 
 def json_items(body: bytes) -> list[Item]:
-    """Labels as JSON. Raises Malformed, TooLarge, InvalidInput or InvalidFeedback."""
+    """Read labels from JSON. Raises Malformed, TooLarge, InvalidInput or InvalidFeedback."""
     document = parse_storable(body)
     if not isinstance(document, dict) or set(document) != {"items"}:
         raise Problem("invalid", 'expected {"items": [{"request_id", "row", "label", "sampled"}]}')
@@ -388,7 +391,7 @@ def json_items(body: bytes) -> list[Item]:
 
 
 def csv_items(body: bytes) -> list[Item]:
-    """Labels as CSV with a header. Raises Malformed, TooLarge or InvalidFeedback."""
+    """Read labels from CSV with a header. Raises Malformed, TooLarge or InvalidFeedback."""
     lines = csv_text.Lines(body)
     rows = csv_text.rows_of(lines)
     header = next(rows, [])
@@ -406,7 +409,7 @@ def csv_items(body: bytes) -> list[Item]:
 
 
 def parquet_items(body: bytes) -> list[Item]:
-    """Labels as a Parquet file. Raises the errors of `wire.faults`, or InvalidFeedback."""
+    """Read labels from a Parquet file. Raises the errors of `wire.faults`, or InvalidFeedback."""
     columns = read_parquet(
         body, None, max_rows=MAX_ITEMS, max_bytes=MAX_TABLE_BYTES, check=_check_columns
     )
@@ -472,7 +475,7 @@ def _together(one: Taken, other: Taken) -> Taken:
 
 
 def view_of(bundle: Bundle, found: Live) -> FeedbackView:
-    """The answer of GET /feedback."""
+    """Make the answer of GET /feedback."""
     names, labels = bundle.class_names, found.by_labels
     warnings = []
     if found.labels > found.sampled:

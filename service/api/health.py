@@ -25,7 +25,7 @@ class Health:
 
 
 def router(health: Health, metrics: Metrics, history: History, access: Access) -> APIRouter:
-    """GET /health/live, /health/ready, /metrics and /metrics/recent."""
+    """Make the routes GET /health/live, /health/ready, /metrics and /metrics/recent."""
     routes = APIRouter()
 
     @routes.get("/health/live", tags=["health"], responses=_RED)

@@ -14,15 +14,15 @@ from service.repository.served import ServedModel
 
 
 def router(repository: Repository, access: Access) -> APIRouter:
-    """GET /models, /models/{model}, and below it /report and /samples/{number}.png."""
+    """Make the routes GET /models, /models/{model}, and its /report and /samples/{number}.png."""
     routes = APIRouter(tags=["models"])
 
     @routes.get("/models")
     async def models() -> dict[str, Any]:
-        """Every model that is loaded, and the versions that could not be.
+        """Every loaded model, and the versions that could not be loaded.
 
-        `on_demand` names the models that are loaded when a request names them, where
-        --max-loaded-mib is set.
+        If --max-loaded-mib is set, `on_demand` lists the models that are loaded only when a request
+        names them.
         """
         loaded, resting = repository.all(), repository.resting()
         return {

@@ -1,6 +1,6 @@
-"""POST /predict and /models/{model}/predict: turn a body of any kind into ranked classes.
+"""POST /predict and /models/{model}/predict: turn a body of any accepted type into ranked classes.
 
-A request waits in its model's batcher. Requests that were scored together are answered together.
+A request waits in its model's batcher. Requests that are scored together are answered together.
 """
 
 from collections.abc import Sequence
@@ -48,7 +48,7 @@ _new = tuple.__new__
 
 
 class Asked(NamedTuple):
-    """What the answer to a queued request needs besides the scores."""
+    """What `encode` needs, besides the scores, to answer a queued request."""
 
     request: Request
     model: ServedModel
@@ -56,7 +56,7 @@ class Asked(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A parsed request: the model's input tensor, or encoded images that become it."""
+    """A parsed request: the model's input tensor, or encoded images to decode first."""
 
     model: ServedModel
     parameters: Parameters
@@ -81,8 +81,8 @@ class Predict:
     ) -> None:
         """Make a route.
 
-        repository, classifier: where models and priors are found.
-        default: whether it is the route of the default model, /predict.
+        repository, classifier: find models and priors.
+        default: whether it is /predict, the route of the default model.
         pool: decodes images and reads large bodies.
         timeout_seconds: the deadline of a request that sets none.
         max_body_bytes: the largest body, also after it is decompressed.
@@ -93,7 +93,7 @@ class Predict:
         self.template = "/predict" if default else "/models/{model}/predict"
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The model's name, where the path has one."""
+        """Return the model's name, if the path has one; None if the path is of another route."""
         if self._default:
             return {} if path == "/predict" else None
         if path.startswith("/models/") and path.endswith("/predict"):
@@ -166,7 +166,7 @@ class Predict:
     def _instances(
         document: dict[str, Any], body: bytes | bytearray, model: ServedModel
     ) -> tuple[NDArray[Any] | None, Content | None]:
-        """The model's input tensor of a decoded body, or the encoded images in it."""
+        """Return (the model's input tensor, None) or (None, the encoded images) of a JSON body."""
         bundle = model.bundle
         instances = document.get("instances")
         if "inputs" in document:
@@ -182,7 +182,7 @@ class Predict:
         return None, Content.of_instances(instances)
 
     def _table(self, request: Request, body: bytes | bytearray, model: ServedModel) -> NDArray[Any]:
-        """The model's input tensor of a table or a file of arrays."""
+        """Read a table or a file of arrays. Returns the model's input tensor."""
         return read_table(
             request.headers[b"content-type"],
             body,
@@ -197,7 +197,10 @@ class Predict:
     def _numbers(
         body: bytes | bytearray, model: ServedModel
     ) -> tuple[dict[str, Any], NDArray[Any]] | None:
-        """The members and the instances of a large body of numbers, read in slices."""
+        """Read the members and the numbers of a large body slice by slice.
+
+        None if the body may name a version: then it is decoded whole.
+        """
         if holds(body, b"version"):  # another version may have another shape
             return None
         return numbers_of_json(
@@ -210,7 +213,7 @@ class Predict:
 
     @staticmethod
     def _document(body: bytes | bytearray, model: ServedModel) -> dict[str, Any]:
-        """The members of a body, decoded whole unless it is too long for that."""
+        """Decode the members of a JSON body, in pieces if it is long."""
         if len(body) <= MAX_WHOLE_BYTES:
             return parse_json_object(body, _MEMBERS)
         most = model.batcher.max_request_rows
@@ -225,7 +228,7 @@ class Predict:
         revision: PriorRevision | None = None,
         deadline: Deadline | None = None,
     ) -> Later | None:
-        """Queue a request, or return what it must wait for first."""
+        """Queue a request; if it must wait for something first, return that as a coroutine."""
         model, inputs = read.model, read.inputs
         if deadline is None:
             deadline = request.deadline(self._timeout_seconds)
@@ -287,7 +290,7 @@ def _encoded(entries: Sequence[Entry]) -> list[Answer]:
     count = 0
     for entry in entries:
         count += entry.stop - entry.start
-    if count != end - begin:  # rows of other requests lie between them
+    if count != end - begin:  # rows of other requests are in between
         rows = [row for entry in entries for row in range(entry.start, entry.stop)]
     predictions = rows_json(
         model.class_json,

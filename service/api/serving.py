@@ -28,7 +28,7 @@ class _Body(BaseModel):
 
 
 class Change(_Body):
-    """A change of a model's serving. A member that is left out stays as it is."""
+    """A change to how a model is served. A member that is left out keeps its value."""
 
     keep_versions: Annotated[int, Field(ge=1, le=100)] | None = Field(
         None, description="How many of the newest versions serve; null: as --keep-versions says"
@@ -39,7 +39,7 @@ class Change(_Body):
 
 
 class Trial(_Body):
-    """A version and the share of the requests that it gets."""
+    """A version to put on trial, and the share of the requests that it gets."""
 
     version: Annotated[int, Field(ge=1)]
     share: Annotated[float, Field(gt=0, le=1)]
@@ -90,13 +90,13 @@ class VersionCounts(BaseModel):
 
 
 class RolloutView(BaseModel):
-    """The version on trial, and the two versions compared; version is null when there is none."""
+    """The version on trial, compared with the stable one; `version` is null if none is on trial."""
 
     model: str
     version: int | None
     share: float | None
     stable: int | None = Field(description="The version that answers the other requests")
-    withdrawn: list[int] = Field(description="Versions that were taken back")
+    withdrawn: list[int] = Field(description="Versions whose trial was taken back")
     by: str | None
     updated_at: datetime | None
     compared: list[VersionCounts]
@@ -167,7 +167,7 @@ def router(
 
 
 class _Serving:
-    """The endpoints."""
+    """The handlers of the routes."""
 
     def __init__(self, repository: Repository, metrics: Metrics) -> None:
         self._repository, self._metrics = repository, metrics
@@ -252,7 +252,7 @@ def _audit(request: Request, action: str, model: str, **more: Any) -> None:
 
 
 async def _read(request: Request, kind: type[B]) -> B:
-    """The body as an object of a kind. Raises Problem, which names every wrong member."""
+    """Read the body as an object of a class. Raises Problem, which names every wrong member."""
     found = parse_storable(await request.body())
     if not isinstance(found, dict):
         raise Problem(

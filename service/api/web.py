@@ -1,4 +1,4 @@
-"""The FastAPI application: every route that does not score, with one form of error for all."""
+"""Builds the FastAPI application of all routes that do not score, with one format for errors."""
 
 import logging
 from collections.abc import Awaitable, Callable, Iterable
@@ -17,7 +17,7 @@ from service.api.edge.errors import PROBLEM_JSON, Problem, kinds, problem_of
 logger = logging.getLogger(__name__)
 
 _MIN_COMPRESSED_BYTES = 1024
-"""A shorter answer is not compressed, whatever the client accepts."""
+"""A shorter answer is never compressed."""
 _PREFIXES = {"open inference protocol": "oip_", "other servers' protocols": "other_"}
 """Prefixes for the operation ids of other protocols, which would equal ours otherwise."""
 _BY_STATUS = {404: "not-found", 405: "method-not-allowed", 415: "unsupported-media-type"}
@@ -29,11 +29,10 @@ def application(
     version: str,
     first: Callable[[Request], Awaitable[None]] | None = None,
 ) -> FastAPI:
-    """Build the application of these routes. Errors are answered as problems.
+    """Build the application of these routes. Errors are answered as problems (RFC 9457).
 
-    first: called before every route.
-
-    A trailing slash is not redirected: the location would be made of the client's Host header.
+    version: of the service, for /openapi.json. first: awaited before every route.
+    A trailing slash is not redirected, since the location would contain the client's Host header.
     """
     app = FastAPI(
         title="Priordial",
@@ -75,13 +74,13 @@ class _Compressing(GZipMiddleware):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
+        """Pass a request on, with compression unless its path is under /v2."""
         app = self.app if scope.get("path", "").startswith("/v2") else super().__call__
         await app(scope, receive, send)
 
 
 def answer(request: Request, problem: Problem) -> Response:
-    """Make the response for a problem; under /v2 it has the Open Inference Protocol's form."""
+    """Make the response for a problem, under /v2 in the form of the Open Inference Protocol."""
     oip = _path(request).startswith("/v2")
     return Response(
         problem.body(oip=oip),
@@ -92,7 +91,7 @@ def answer(request: Request, problem: Problem) -> Response:
 
 
 def _path(request: Request) -> str:
-    """The path that the routes see: without the prefix of a proxy."""
+    """The path as the routes see it, without a proxy's prefix."""
     path: str = request.scope["path"]
     return path.removeprefix(request.scope.get("root_path", ""))
 
@@ -115,7 +114,7 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     kind = _BY_STATUS.get(error.status_code, "malformed")
     detail = {
-        "not-found": f"nothing is at {_path(request)[:200]}",
+        "not-found": f"there is no route {_path(request)[:200]}; /docs lists them all",
         "method-not-allowed": f"{request.method} is not allowed at {_path(request)[:200]}",
     }.get(kind, str(error.detail))
     headers = error.headers
@@ -125,7 +124,7 @@ async def _http(request: Request, error: Exception) -> Response:
 
 
 def _methods_here(request: Request) -> list[str]:
-    """Every method of the path. Each route has one method and knows no other route."""
+    """Every method that the path allows: each route has only one, so all routes are asked."""
     methods: set[str] = set()
     for route in request.app.state.all_routes:
         if route.matches(request.scope)[0] is not Match.NONE:

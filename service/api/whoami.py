@@ -8,7 +8,7 @@ from service.api.edge.keys import ROLES
 
 
 class WhoAmI(BaseModel):
-    """The caller, as the service knows it."""
+    """The caller's API key and what it may do."""
 
     name: str = Field(description="The key's name; 'anonymous' where the service asks for no key")
     roles: list[str] = Field(description="What the key may do, implied roles included")
@@ -17,7 +17,7 @@ class WhoAmI(BaseModel):
 
 
 def router(access: Access) -> APIRouter:
-    """GET /whoami."""
+    """Make the route GET /whoami."""
     routes = APIRouter(tags=["access"])
 
     @routes.get("/whoami", responses=_PROBLEMS)

@@ -23,7 +23,7 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class ExposedWithoutKeys(ValueError):
-    """Without keys, the service would be reachable from other machines."""
+    """The service has no keys but could be reached from other machines."""
 
 
 def check_exposure(host: str, *, has_keys: bool, allow_anonymous: bool) -> None:
@@ -55,7 +55,8 @@ class Access:
     def __init__(self, keys: Sequence[Key] = (), *, file: Path | None = None) -> None:
         """keys: those that never change. file: a file of more keys.
 
-        The file is read again within a second of a change. Raises InvalidKeys.
+        keys: from the settings; they never change. file: more keys; a change of the file takes
+        effect within a second. Raises InvalidKeys.
         """
         self._fixed = list(keys)
         self._file = file
@@ -82,9 +83,7 @@ class Access:
         return self._keys
 
     def check(self, headers: Headers, role: str) -> str:
-        """Return the name of the caller's key if it has this role. Raises Problem if it
-        does not.
-        """
+        """Return the name of the caller's key. Raises Problem if the key lacks this role."""
         if (
             not self._keys and self._file is None
         ):  # every request runs this method, so it makes no further call
@@ -173,7 +172,7 @@ class Access:
         except OSError as error:
             raise InvalidKeys(f"{file}: {error.strerror}") from None
         except UnicodeDecodeError:
-            raise InvalidKeys(f"{file}: not UTF-8 text") from None
+            raise InvalidKeys(f"{file}: not UTF-8 text; save it as UTF-8") from None
         except InvalidKeys as error:
             raise InvalidKeys(f"{file}, {error}") from None
         self._file_state = (found.st_mtime_ns, found.st_size, found.st_ino)

@@ -51,7 +51,7 @@ class Edge:
         metrics, log_requests: count the requests, and take their log lines.
         max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `ScoringProtocol`
         applies the last two.
-        read_seconds: how many seconds a body may take to arrive.
+        read_seconds: the most seconds that a body may take to arrive.
         root_path: the path prefix that a proxy removes, such as "/priordial".
         """
         self.lane = lane
@@ -205,7 +205,7 @@ def _template(scope: Scope) -> str:
 
 
 class _Unknown:
-    """The connection of an ASGI server that cannot tell whether the client has left."""
+    """The connection of an ASGI server that does not show whether the client has left."""
 
     disconnected = False
 

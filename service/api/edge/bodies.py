@@ -1,6 +1,4 @@
-"""Reads request bodies within limits of size and time, and decompresses them within the limit of
-size.
-"""
+"""Reads and decompresses request bodies within limits of size and time."""
 
 import asyncio
 import gzip
@@ -43,8 +41,8 @@ async def read_body(
 ) -> bytes | bytearray:
     """Read the whole body. Must run in a task.
 
-    Raises ClientLeft, and Problem when the body takes longer than `seconds` or is larger than the
-    limit. A declared length is checked before any of the body is read.
+    limit: the most bytes. seconds: how long the body may take. Raises ClientLeft, and Problem for a
+    body that is too large or too slow. A declared length is checked before the body is read.
     """
     _check_declared(headers.get(b"content-length", b""), limit)
     try:
@@ -55,9 +53,7 @@ async def read_body(
 
 
 def _check_declared(length: bytes, limit: int) -> None:
-    """Refuse a Content-Length above the limit. The parser has already refused one that is no
-    number.
-    """
+    """Refuse a Content-Length above the limit. The parser has checked that it is a number."""
     if length and whole_number(length, below=limit + 1) is None:
         raise Problem(
             "too-large",
@@ -94,9 +90,10 @@ def _too_slow(seconds: float) -> Problem:
 
 
 def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) -> Receive:
-    """Wrap `receive` so that it raises Problem for a body that is too large or too late.
+    """Wrap `receive` so that it raises Problem for a body that is too large or too slow.
 
-    declared: the Content-Length, or empty. seconds: how long the body may take from now on.
+    declared: the Content-Length, or empty. limit: the most bytes. seconds: how long the body may
+    take from now on.
     """
     seen = 0
     deadline: float | None = asyncio.get_running_loop().time() + seconds
@@ -161,7 +158,7 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
             raise _too_long(limit)
         left = reader.unconsumed_tail or reader.unused_data
         at += len(piece) - len(left)
-        more = len(part) == _INFLATED_PIECE_BYTES  # the reader may hold a rest of its output
+        more = len(part) == _INFLATED_PIECE_BYTES  # the reader may hold more of its output
         if not reader.eof:
             continue
         members += 1
@@ -172,12 +169,16 @@ def _members(body: "memoryview[int]", name: bytes, limit: int) -> bytearray:
         reader = _READERS[name]()
     raise Problem(
         "malformed",
-        f"the body is not one whole {name.decode()} stream of at most {_MAX_MEMBERS} members",
+        f"the body is not one whole {name.decode()} stream of at most {_MAX_MEMBERS} members; "
+        "expected a body that is not cut short",
     )
 
 
 def compressed(response: Response, coding: bytes) -> Response:
-    """Compress a response's JSON body with gzip, which takes about 1 ms for each 64 KiB."""
+    """Compress a response's JSON body; gzip takes about 1 ms for each 64 KiB.
+
+    coding: b"gzip" or b"zstd".
+    """
     status, content_type, body, request_id, headers = response
     packed = (
         zstd.compress(body) if coding == b"zstd" else gzip.compress(body, compresslevel=1, mtime=0)
@@ -187,7 +188,7 @@ def compressed(response: Response, coding: bytes) -> Response:
 
 
 def is_compressed(response: Response | None, head: Head) -> bool:
-    """Whether a response is long enough, and its client willing, to get it compressed."""
+    """Whether to compress a response: it is long enough, and its client accepts a coding."""
     return (
         response is not None
         and head.coding != b""

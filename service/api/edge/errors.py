@@ -1,4 +1,4 @@
-"""Every error that a caller can see: one status table, one body (RFC 9457)."""
+"""Every error that a caller can see: one table of statuses, one form of body (RFC 9457)."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -48,7 +48,7 @@ TITLES = {
 
 
 class Problem(Exception):
-    """A refusal or failure that is reported to the caller. `kind` is a key of `TITLES`."""
+    """A refusal or failure to report to the caller. `kind` is a key of `TITLES`."""
 
     def __init__(
         self,
@@ -66,7 +66,7 @@ class Problem(Exception):
         self.headers = dict(headers or {})
 
     def body(self, *, oip: bool = False) -> bytes:
-        """Make the JSON body; `oip` adds the `error` member of the Open Inference Protocol."""
+        """Return the JSON body; `oip` adds the `error` member of the Open Inference Protocol."""
         members: dict[str, Any] = {
             "type": f"/problems/{self.kind}",
             "title": self.title,
@@ -81,7 +81,7 @@ class Problem(Exception):
 
 
 def kinds() -> Mapping[type[Exception], str]:
-    """Make the status table: for each domain error, the kind of problem that a caller gets."""
+    """Return the status table: the kind of problem for each class of domain error."""
     return {
         faults.Malformed: "malformed",
         faults.InvalidInput: "invalid",
@@ -122,10 +122,10 @@ _RETRY = {"overloaded", "unavailable"}
 
 
 def problem_of(error: Exception) -> Problem:
-    """Make the Problem for any error.
+    """Turn any error into a Problem.
 
-    An error that is not in the table is a fault of the service. Its answer reveals nothing about
-    it.
+    An error that is not in the table is a fault of the service: the answer is `internal` and
+    reveals nothing about it.
     """
     if isinstance(error, Problem):
         return error

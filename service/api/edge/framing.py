@@ -31,15 +31,14 @@ _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
 _PROCESSING = b"HTTP/1.1 102 Processing\r\n\r\n"
 _MAX_PIPELINED = 8
-"""Reading pauses once this many requests wait behind the one that is being answered."""
+"""Reading pauses while this many requests wait behind the one that is being answered."""
 _SLICE_BYTES = 4096
 """The most bytes passed to the parser at once, unless a longer part of a body is known to follow.
 """
 _TURN_EVENTS = 500
-"""The most parts of messages that a connection reads in one turn of the loop: about 1 ms of work.
-"""
+"""The most message parts that a connection reads in one turn of the loop: about 1 ms of work."""
 _MESSAGE_EVENTS = 25
-"""A whole request counts as this many parts."""
+"""A whole request counts as this many message parts."""
 _LINGER_SECONDS = 2.0
 """Seconds that a refused client may keep sending: closing at once could destroy the answer."""
 _MAX_DISCARDED_BYTES = 64 * 2**20
@@ -61,37 +60,37 @@ class FramedProtocol(HttpToolsProtocol):
     _in_head = False
     """Whether that part ends inside the request line or the headers."""
     _handed_over = False
-    """Whether uvicorn answers the request that is being read or, between requests, the last one."""
+    """Whether uvicorn answers the current request or, between requests, the last one."""
     _dropped = False
-    """Whether the rest of the message that is being read is ignored."""
+    """Whether the rest of the current message is ignored."""
     _ended = False
-    """Whether nothing more is read from this connection."""
+    """Whether all further bytes of this connection are ignored."""
     _head_bytes = 0
-    """Bytes of the headers of this message so far."""
+    """Bytes of this message's headers so far."""
     _idle_bytes = 0
     """Bytes received since the parser last completed a head, a part of a body or a message."""
     _progressed = False
     """Whether the last bytes completed a part of a body or a message."""
     _body_left = 0
-    """Bytes of the body of this message that are still to come, where a length was declared."""
+    """Bytes of this message's body that are still to come, if a length was declared."""
     _events = 0
-    """Parts of messages that were read in this turn of the loop."""
+    """Number of message parts read in this turn of the loop."""
     _unread = b""
-    """Received bytes that wait for a later turn of the loop, or for room in the pipeline."""
+    """Received bytes that are parsed in a later turn, or once the pipeline has room."""
     _reads_on = False
     """Whether a later turn of the loop will read `_unread`."""
     _eof_waits = False
-    """Whether the client has closed its sending side after `_unread`."""
+    """Whether the client has closed its sending side, and `_unread` is still to be read."""
     _discarded_bytes = 0
     _refusal: bytes | None = None
-    """An answer that is sent after those that are still due, and closes the connection."""
+    """An error answer that is sent after all other answers, and then closes the connection."""
     _lingering: asyncio.TimerHandle | None = None
-    """The timer that closes a connection whose sending side is closed."""
+    """The timer that closes the connection after its sending side has been closed."""
     _half_closed = False
     _answering: Any = None
-    """uvicorn's cycle of the request that is being answered."""
+    """uvicorn's `RequestResponseCycle` of the request that is being answered."""
     _resting_since = 0.0
-    """loop.time() when the last answer was given."""
+    """loop.time() when the last answer was sent."""
 
     # -- from the socket
 
@@ -195,7 +194,7 @@ class FramedProtocol(HttpToolsProtocol):
             self._lingering.cancel()
 
     def forget_open_requests(self) -> None:
-        """Mark the requests that wait for an answer as abandoned."""
+        """Mark the requests that have no answer yet as abandoned."""
         waiting = [cycle for cycle, _ in self.pipeline]
         self.pipeline.clear()
         for cycle in [*waiting, self._answering]:
@@ -261,7 +260,10 @@ class FramedProtocol(HttpToolsProtocol):
             return
         if self.parser.should_upgrade():
             if self.parser.get_method() == b"CONNECT":
-                self.refuse("malformed", "the method is CONNECT; this is not a proxy")
+                self.refuse(
+                    "malformed",
+                    "the method is CONNECT, but this is not a proxy; send the request to it",
+                )
             else:
                 self._dropped = True  # `data_received` reads it again
             return
@@ -300,7 +302,7 @@ class FramedProtocol(HttpToolsProtocol):
         super().on_body(body)
 
     def end_message(self) -> None:
-        """Hook: a request is complete. Reading goes on, so that a client that leaves is noticed."""
+        """Hook: a request is complete. Reading continues, to notice when the client leaves."""
         super().on_message_complete()
         waiting = sum(len(cycle.body) for cycle, _ in self.pipeline)
         if len(self.pipeline) < _MAX_PIPELINED and waiting <= HIGH_WATER_LIMIT:
@@ -321,8 +323,9 @@ class FramedProtocol(HttpToolsProtocol):
     # -- to the client
 
     def refuse(self, kind: str, detail: str) -> None:
-        """Answer invalid input with a problem, after the answers that are due, and close the
-        connection.
+        """Answer invalid input with a problem, after all earlier answers, and close the connection.
+
+        kind: a key of `errors.TITLES`. detail: the message for the client.
         """
         if self._ended:
             return
@@ -368,10 +371,9 @@ class FramedProtocol(HttpToolsProtocol):
             self._check_rest_in(self.timeout_keep_alive)
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection if it has been idle for long enough, else wait for the remaining
-        time.
+        """Close the connection if it has been idle for long enough, else wait the remaining time.
 
-        One timer compares with the time of the last answer; there is no timer for each request.
+        One timer per connection checks the time of the last answer, so requests need no timers.
         """
         self.timeout_keep_alive_task = None
         if self.mid_message or self.is_answering():
@@ -394,7 +396,7 @@ class FramedProtocol(HttpToolsProtocol):
             self._end_writing()
 
     def end_connection(self) -> None:
-        """Close the connection after its last answer; the client can still read that answer.
+        """Close the connection after its last answer, so that the client can still read it.
 
         Closing at once while the client sends would make its system drop unread data (RFC 9112,
         section 9.6). Requests that wait behind the answer get no answer, as when the service
@@ -407,9 +409,7 @@ class FramedProtocol(HttpToolsProtocol):
         self._end_writing()
 
     def _end_writing(self) -> None:
-        """Close the sending side now and the connection later, so that the client can read the
-        answer.
-        """
+        """Close the sending side now, and the connection once the client could read the answer."""
         if self._lingering is None and not self.transport.is_closing():
             self.transport.write_eof()
             self._lingering = self.loop.call_later(_LINGER_SECONDS, self.transport.close)
@@ -426,9 +426,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _check_idle_bytes(self) -> None:
-        """Refuse a head or trailers that never end, before the parser has stored more than is
-        allowed.
-        """
+        """Refuse a head or trailers that never end, before the parser stores more than allowed."""
         limit: int = self.app.max_header_bytes + (self.app.max_url_bytes if self._in_head else 0)
         if self._idle_bytes <= limit:
             return
@@ -446,8 +444,9 @@ class FramedProtocol(HttpToolsProtocol):
             )
 
     def _fault(self) -> str | None:
-        """Return what is wrong with a head, or None. Turns the request target into a path with a
-        query.
+        """Return what is wrong with a head, or None.
+
+        Also reduces the request target to a path and a query.
         """
         version = self.parser.get_http_version()
         if version not in ("1.1", "1.0"):
@@ -460,7 +459,7 @@ class FramedProtocol(HttpToolsProtocol):
         return self._target_fault()
 
     def _field_fault(self, version: str) -> str | None:
-        """Return what is wrong with the framing headers, or None. Notes the declared length."""
+        """Return what is wrong with the framing headers, or None. Records the declared length."""
         hosts = []
         for name, value in self.headers:
             if name == b"host":
@@ -498,7 +497,7 @@ class FramedProtocol(HttpToolsProtocol):
     def _read_without_upgrade(self) -> None:
         """Read a head again without its request for an upgrade (RFC 9110 section 7.8).
 
-        llhttp would otherwise treat the body as bytes of that protocol.
+        Otherwise llhttp would treat the body as bytes of the other protocol.
         """
         lines = [
             b"%b %b HTTP/%b"
@@ -511,9 +510,9 @@ class FramedProtocol(HttpToolsProtocol):
         self.parser.feed_data(b"\r\n".join([*lines, b"", b""]))
 
     def _leave_unfinished(self) -> bool:
-        """Remove the request whose body is incomplete from the pipeline.
+        """Remove the request with an incomplete body from the pipeline.
 
-        Returns False if it is not in it.
+        Returns False if the pipeline does not contain it.
         """
         if self.pipeline and self.pipeline[0][0] is self.cycle:
             self.pipeline.popleft()

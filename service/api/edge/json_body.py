@@ -15,9 +15,9 @@ _INLINE_BYTES = 32 * 1024
 
 
 async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any:
-    """Decode the body.
+    """Decode the JSON body of a request, at most `max_bytes` long.
 
-    Raises Malformed, TooLarge or InvalidInput; Problem(unsupported-media-type) and
+    Raises Malformed, TooLarge or InvalidInput, Problem(unsupported-media-type) and
     Problem(too-large).
     """
     check_json(media_type(request))
@@ -28,7 +28,7 @@ async def read_json(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> Any
 
 
 def media_type(request: Request) -> str:
-    """The type of the body, in lower case and without parameters; JSON where none is given."""
+    """Return the body's media type, in lower case and without parameters; JSON if none is given."""
     content_type: str = request.headers.get("content-type", "application/json")
     return content_type.split(";", maxsplit=1)[0].strip().lower()
 
@@ -46,7 +46,7 @@ def check_json(found: str, *, or_else: str = "") -> None:
 
 
 async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> bytes:
-    """The body. Raises Problem(too-large)."""
+    """Read the body, at most `max_bytes` long. Raises Problem(too-large)."""
     body = bytearray()
     async for piece in request.stream():
         body += piece
@@ -59,9 +59,9 @@ async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> by
 
 
 async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[str, Any]:
-    """Decode a JSON object. Raises Problem.
+    """Decode a JSON object. Raises Problem, which lists unknown and missing members.
 
-    members: the names it may have, each with whether it is required.
+    members: {name: whether it is required} of all the members that it may have.
     """
     found = await read_json(request)
     if not isinstance(found, dict):

@@ -1,4 +1,4 @@
-"""API keys: a list of keys holds hashes, never the keys themselves."""
+"""Makes and reads API keys. A list of keys holds only hashes, never the keys themselves."""
 
 import hashlib
 import re
@@ -17,16 +17,16 @@ class InvalidKeys(ValueError):
 
 @dataclass(frozen=True)
 class Key:
-    """What the service keeps of an API key: its hash, not the key."""
+    """What the service stores about an API key: its hash, not the key itself."""
 
     name: str
     roles: frozenset[str]
     sha256: bytes
     per_second: float | None = None
-    """Requests per second that the key may make; None without a limit."""
+    """The most requests per second with this key; None: no limit."""
 
     def line(self) -> str:
-        """Return the key's line for a list of keys."""
+        """Return the line that describes the key in a list of keys."""
         rate = "" if self.per_second is None else f" rate={self.per_second:g}"
         return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.sha256.hex()}{rate}"
 
@@ -34,7 +34,11 @@ class Key:
 def make_key(
     name: str, roles: Sequence[str], *, per_second: float | None = None
 ) -> tuple[str, Key]:
-    """Make a new key: the secret, to be shown once, and the entry to keep. Raises InvalidKeys."""
+    """Make a new key. Returns (the secret, to be shown once; the entry to store).
+
+    per_second: the most requests per second; None: no limit. Raises InvalidKeys for an invalid
+    name, role or rate.
+    """
     secret = _PREFIX + secrets.token_urlsafe(32)
     key = Key(name, frozenset(roles), hash_of(secret.encode()), per_second)
     return secret, parse_keys(key.line())[0]

@@ -12,21 +12,21 @@ from service.wire.digits import decimal_number, whole_number
 Pairs = list[tuple[bytes, bytes]]
 
 _REQUEST_LINE = re.compile(rb'POST (/[!-"$&->@-~]*)(?:\?([!-"$-~]*))? HTTP/1\.1\r\n')
-"""A path without escapes, a query, and no fragment: printable ASCII."""
+"""A request line of printable ASCII: a path without escapes, maybe a query, no fragment."""
 _END = b"\r\n\r\n"
 _SERVED_TYPES = (b"*/*", b"json", b"application/*", b"octet-stream")
 _MAX_BLOCK_BYTES = 2048
 _MAX_BLOCKS = 512
 _OF_ONE_REQUEST = frozenset({b"x-request-id", b"traceparent", b"tracestate", b"x-b3-traceid"})
-"""Clients do not repeat a block with one of these headers, so it is not remembered."""
+"""These headers differ in each request, so a block with one of them is not remembered."""
 _OF_THE_CONNECTION = frozenset({b"transfer-encoding", b"expect", b"upgrade"})
-"""Blocks with one of these headers are left to the parser, as are those with a `connection` other
-than keep-alive.
+"""Blocks with one of these headers, or with a `connection` other than keep-alive, are left to the
+parser.
 """
 
 
 class Head:
-    """The meaning of a header block."""
+    """A parsed header block: its fields, and what the service derives from them."""
 
     __slots__ = (
         "accepts_json",
@@ -39,7 +39,7 @@ class Head:
     )
 
     def __init__(self, headers: Pairs, content_length: int) -> None:
-        """Keep headers with lower-case names, which never change afterwards."""
+        """Parse headers, whose names are in lower case. content_length: bytes of the body."""
         self.headers, self.content_length = headers, content_length
         self.by_name = by_name = dict(headers)
         if len(by_name) != len(headers):
@@ -61,7 +61,7 @@ _CODINGS = (b"zstd", b"gzip") if zstd.AVAILABLE else (b"gzip",)
 
 
 def _coding(header: bytes) -> bytes:
-    """The content coding of an Accept-Encoding header, by its weights; empty when none suits."""
+    """The content coding to use for an Accept-Encoding header; empty if none is acceptable."""
     if not header:
         return b""
     weights: dict[bytes, float] = {}
@@ -78,7 +78,7 @@ def _coding(header: bytes) -> bytes:
 
 
 def _joined(headers: Pairs) -> dict[bytes, bytes]:
-    """Headers by name. Values of the same name are joined to one list (RFC 9110 section 5.2)."""
+    """Headers by name. Values with the same name are joined by commas (RFC 9110 section 5.2)."""
     found: dict[bytes, list[bytes]] = {}
     for name, value in headers:
         found.setdefault(name, []).append(value)
@@ -90,14 +90,15 @@ KnownRequest: TypeAlias = tuple[bytes, bytes, Head, bytes]
 
 
 class KnownHeads:
-    """The header blocks of recent requests of all clients: at most 512, of at most 2 KiB each."""
+    """The header blocks of recent requests of all clients: at most 512, each at most 2 KiB."""
 
     def __init__(self) -> None:
         self._blocks: dict[bytes, Head] = {}
 
     def find(self, data: bytes) -> KnownRequest | None:
-        """Return the request in `data` if it is exactly one complete request with a known header
-        block.
+        """Return the request in `data`, if that is one complete request with a known header block.
+
+        None for anything else, which the parser must read.
         """
         line = _REQUEST_LINE.match(data)
         if line is None:
@@ -113,9 +114,7 @@ class KnownHeads:
         return path, query, head, data[end + 4 :]
 
     def learn(self, data: bytes, headers: Pairs) -> None:
-        """Remember the header block of `data`, which the parser has read as one complete
-        request.
-        """
+        """Remember the header block of `data`, one complete request that the parser has read."""
         line = _REQUEST_LINE.match(data)
         end = data.find(_END)
         if line is None or not 0 < end - line.end() <= _MAX_BLOCK_BYTES:

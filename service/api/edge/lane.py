@@ -1,8 +1,8 @@
-"""The lane of scoring requests, which are matched, checked, counted, logged and answered here.
+"""The lane matches, checks, counts, logs and answers scoring requests, instead of FastAPI.
 
-They bypass FastAPI, whose routing costs more than a small model. The connection, through `protocol`
-or ASGI, gives each request a `send`. The route queues the request with the lane's reply, and
-`_reply` gets it back together with the others of its batch.
+FastAPI's routing would cost more than a small model. The connection (`protocol`, or ASGI) hands in
+each request with a `send` function. The route queues the request with the lane's reply function.
+When its batch has been scored, `_reply` gets all requests of the batch at once.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ CLIENT_LEFT = 499
 
 
 class ScoringLane:
-    """All scoring routes, and what they have in common."""
+    """All scoring routes, and the steps that they have in common."""
 
     def __init__(
         self,
@@ -55,8 +55,8 @@ class ScoringLane:
         metrics: counts requests by route and status.
         access: checks the API key of each request.
         max_body_bytes: the largest body, before and after decompression.
-        read_seconds: how many seconds a client may take to send a body.
-        log_requests: takes the log lines of answered requests.
+        read_seconds: the most seconds that a client may take to send a body.
+        log_requests: gets the log lines of answered requests.
         """
         self._routes = [(route, partial(self._reply, route)) for route in routes]
         self._metrics, self._access, self._log_requests = metrics, access, log_requests
@@ -70,9 +70,7 @@ class ScoringLane:
         self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:
-        """The route of a path and the path's parameters; None when no scoring route has
-        the path.
-        """
+        """Find the route of a path. None if it is not the path of a scoring route."""
         known = self._matched.get(path)
         if known is not None:
             return known
@@ -97,7 +95,11 @@ class ScoringLane:
         connection: Connection,
         send: Send,
     ) -> None:
-        """Accept a POST with its body. `send` is called with the response, now or later."""
+        """Accept a POST with its complete body.
+
+        query: the raw query string. connection: knows whether the client has left. send: called
+        once with the response, now or later; with None if the client has left.
+        """
         begun, key = time.perf_counter(), None
         try:
             if not head.accepts_json:
@@ -137,9 +139,9 @@ class ScoringLane:
         connection: Connection,
         begun: float,
     ) -> Response | None:
-        """Read the body of a request from `receive` and return the response.
+        """Read the body of a request from `receive`, and wait for the response.
 
-        None when the client left.
+        begun: time.perf_counter() when the request arrived. Returns None if the client has left.
         """
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         send = self._send_to(answered)
@@ -148,7 +150,7 @@ class ScoringLane:
             if method != "POST":
                 raise Problem(
                     "method-not-allowed",
-                    f"{method[:20]} is not allowed here; use POST",
+                    f"the method {method[:20]} is not allowed here; use POST",
                     headers={"Allow": "POST"},
                 )
             if not head.accepts_json:
@@ -177,13 +179,13 @@ class ScoringLane:
         return await answered
 
     def _send_to(self, answered: "asyncio.Future[Response | None]") -> Send:
-        """A `send` that completes a future."""
+        """Make a `send` function that sets the result of a future."""
         return partial(_give, answered)
 
     # -- from a request to the queue
 
     def _begin(self, match: Match, request: Request) -> None:
-        """Let the route queue a request, answer it, or start the work that must come first."""
+        """Let the route queue a request, answer it at once, or start the work that comes first."""
         try:
             found = match.route.begin(request, match.path, match.reply)
         except ModelRests as rests:
@@ -202,7 +204,7 @@ class ScoringLane:
             self._run(match.route, request, self._unless_it_rests(match, request, found))
 
     async def _unless_it_rests(self, match: Match, request: Request, later: Later) -> Answer | None:
-        """Run the rest of a request; begin it again if its model must be loaded first."""
+        """Run the rest of a request. If its model must be loaded first, begin again after that."""
         try:
             return await later
         except ModelRests as rests:
@@ -220,7 +222,7 @@ class ScoringLane:
     async def _once_loaded(self, match: Match, request: Request, rests: ModelRests) -> None:
         """Begin a request again once its model is loaded.
 
-        Only a deadline that the caller set ends the wait.
+        The wait has no limit unless the caller has set a deadline.
         """
         deadline = request.deadline(math.inf)
         left = deadline.at - time.monotonic()
@@ -251,7 +253,7 @@ class ScoringLane:
             self._trim_soon()
 
     def _trim_soon(self) -> None:
-        """Return the memory of large bodies to the system; the allocator would keep it."""
+        """Return the memory of large bodies to the system soon; the allocator would keep it."""
         if self._trim is None:
             self._trim = asyncio.get_running_loop().call_later(_TRIM_SECONDS, self._trim_heaps)
 
@@ -262,7 +264,7 @@ class ScoringLane:
     # -- from the queue to the client
 
     def _reply(self, route: Route, entries: list[Entry]) -> None:
-        """Answer entries of one route that finished together."""
+        """Encode and send the answers to queue entries of one route that finished together."""
         requests: list[Request] = []
         scored: list[Entry] = []
         values = 0

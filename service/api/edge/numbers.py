@@ -1,6 +1,6 @@
-"""Numbers in queries and paths of FastAPI's routes, read as those of scoring requests are.
+"""Number types for the queries and paths of FastAPI's routes, as strict as the scoring routes.
 
-Pydantic also takes 1_0, 1.0 and blanks for the text of a whole number, and nan for a decimal one.
+Pydantic by itself also accepts 1_0, 1.0 and blanks as a whole number, and nan as a decimal one.
 """
 
 from typing import Annotated, Any

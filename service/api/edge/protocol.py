@@ -20,16 +20,16 @@ _COPIED_BYTES = 2**20
 
 
 class _NoEvent:
-    """Stands for uvicorn's message event: nothing waits for the messages of a scoring request."""
+    """Replaces uvicorn's message event, since nothing waits for parts of a scoring request."""
 
     def set(self) -> None:
         """Ignore that a message has arrived."""
 
 
 class _ScoringCycle:
-    """The part of uvicorn's request state that its protocol reads.
+    """The attributes of uvicorn's `RequestResponseCycle` that its protocol reads.
 
-    A connection has one for all its scoring requests.
+    All scoring requests of a connection share one object.
     """
 
     __slots__ = ("disconnected", "keep_alive", "response_complete")
@@ -45,14 +45,14 @@ class ScoringProtocol(FramedProtocol):
     """One connection. The application must be an Edge."""
 
     _match: Match | None = None
-    """The scoring route of the request that is being read.
+    """The scoring route of the current request.
 
-    None while no such request is read, and once uvicorn answers it.
+    None for any other request, and once the request was handed over to uvicorn.
     """
     _query = b""
     _body = b""
     _whole: Pairs | None = None
-    """The headers of a scoring request that is complete in the bytes being read."""
+    """The headers of the current scoring request, if the bytes being read hold all of it."""
     _scoring_cycle: _ScoringCycle | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -77,7 +77,7 @@ class ScoringProtocol(FramedProtocol):
                 lane.heads.learn(data, self._whole)
             self._whole = None
         if self._match is not None and not self.transport.is_closing():
-            self.hand_over()  # It is not complete: the fast path never waits for a client.
+            self.hand_over()  # The request is incomplete, and the fast path never waits.
 
     def on_message_begin(self) -> None:
         """Parser: a request begins."""
@@ -112,7 +112,7 @@ class ScoringProtocol(FramedProtocol):
         )
 
     def hand_over(self) -> None:
-        """Let uvicorn answer the request, as far as it has arrived."""
+        """Let uvicorn answer the request, from the part that has arrived on."""
         body, self._body = self._body, b""
         is_scoring, self._match = self._match is not None, None
         super().hand_over()
@@ -156,7 +156,7 @@ class ScoringProtocol(FramedProtocol):
         return lane.match(path.decode("latin-1"))
 
     def _respond_to(self, head: Head, response: Response | None) -> None:
-        """Send a response to a client that accepts a coding; a thread compresses a long one."""
+        """Send a response. A thread first compresses a long one, if the client accepts that."""
         if response is None or not is_compressed(response, head):
             self._respond(response)
             return

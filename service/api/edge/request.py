@@ -1,4 +1,4 @@
-"""Requests of scoring routes, their answers, and the interface of such a route."""
+"""A scoring request, its answer, and the interface that every scoring route has."""
 
 import random
 import time
@@ -17,10 +17,10 @@ _MAX_REQUEST_ID = 128
 _random_bits = random.Random().getrandbits  # noqa: S311 - it names a request and protects nothing
 
 Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
-"""An answer or a problem as it is sent: status, content type, body, request id, further headers."""
+"""(status, content type, body, request id, further headers) of an answer or a problem."""
 
 Send: TypeAlias = Callable[[Response | None], None]
-"""Sends the response to a request; None where the client has left."""
+"""Sends the response to a request. It gets None if the client has left."""
 
 
 class Request:
@@ -71,7 +71,7 @@ class Request:
         self.request_id = request_id
 
     def with_body(self, body: bytes | bytearray, *, query: bytes | None = None) -> "Request":
-        """The request with a body that was read later and, optionally, with another query."""
+        """Return a copy with this body and, if given, another query."""
         return Request(
             self.method,
             self.query if query is None else query,
@@ -85,10 +85,10 @@ class Request:
         )
 
     def deadline(self, default_seconds: float, own_seconds: float | None = None) -> Deadline:
-        """When the caller stops waiting.
+        """Return when the caller stops waiting: the earliest of three limits.
 
-        default_seconds: the service's default. own_seconds: what the body asks for. The header
-        X-Request-Timeout-Ms counts too; the earliest applies. Raises Malformed.
+        default_seconds: the service's default. own_seconds: the limit that the body sets, if any.
+        The third is the header X-Request-Timeout-Ms. Raises Malformed if that is invalid.
         """
         given = self.headers.get(TIMEOUT_HEADER)
         now = time.monotonic()
@@ -113,7 +113,7 @@ class Request:
 
 
 class Answer(NamedTuple):
-    """The answer of a route to a request."""
+    """A route's successful answer to a request."""
 
     body: bytes
     facts: dict[str, Any]
@@ -123,30 +123,30 @@ class Answer(NamedTuple):
 
 
 Later: TypeAlias = Coroutine[Any, Any, Answer | None]
-"""The remaining work of a request. Its result is the answer, or None once the request is queued."""
+"""The remaining work of a request. It returns the answer, or None once the request is queued."""
 
 
 class Route(Protocol):
-    """A scoring route. It queues requests one by one, and answers them a batch at a time."""
+    """A scoring route. It queues requests one by one, and encodes answers a batch at a time."""
 
     template: str
-    """The path template, for metrics and the log."""
+    """The path template that metrics and the log show."""
     oip: bool
     """Whether its problems have the `error` member of the Open Inference Protocol."""
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The path's parameters, or None when the path belongs to another route."""
+        """Return the path's parameters by name; None if the path belongs to another route."""
 
     def begin(self, request: Request, path: dict[str, str], reply: Reply) -> Answer | Later | None:
         """Queue a request, in an entry with this reply and the request as its caller.
 
-        Returns None when it is queued, the answer of a request that needs no scoring, or a
-        coroutine for a request that must wait before it can be queued. Raises the errors of the
-        status table, and so may the coroutine.
+        Returns None once it is queued, an answer if no scoring is needed, or a coroutine if the
+        request must wait before it can be queued. Both this method and the coroutine raise the
+        errors of the status table (`errors.kinds`).
         """
 
     def encode(self, entries: Sequence[Entry]) -> Sequence[Answer]:
-        """The answers to entries of this route that were scored together, in their order."""
+        """Encode the answers to entries of this route that were scored together, in their order."""
         ...
 
 
@@ -159,7 +159,7 @@ class Match(NamedTuple):
 
 
 def request_id_of(headers: dict[bytes, bytes]) -> str:
-    """The client's X-Request-Id if it is printable and short, else a new id."""
+    """Return the client's X-Request-Id if it is printable and short, else a new id."""
     given = headers.get(b"x-request-id")
     if given is not None and 0 < len(given) <= _MAX_REQUEST_ID:
         text = given.decode("latin-1")

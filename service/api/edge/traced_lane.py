@@ -1,4 +1,4 @@
-"""The lane of a service with traces: each request has its own context, which holds its span."""
+"""The scoring lane of a service with traces: each request runs in a context with its span."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -19,8 +19,10 @@ class TracedLane(ScoringLane):
     def __init__(
         self, routes: Sequence[Route], *, start_span: Callable[[str, Pairs], None], **common: Any
     ) -> None:
-        """Make the lane. `start_span` starts a span in the current context, from method and
-        headers.
+        """Make the lane.
+
+        start_span: starts a span in the current context; it gets the method and the headers.
+        common: the arguments of ScoringLane.
         """
         super().__init__(routes, **common)
         self._start_span = start_span
@@ -35,7 +37,7 @@ class TracedLane(ScoringLane):
         connection: Connection,
         send: Send,
     ) -> None:
-        """Take a request in a context with its span."""
+        """Accept a request as ScoringLane does, in a new context with its span."""
         context = copy_context()
         context.run(self._start_span, "POST", head.headers)
         # In a copy: `_count` enters the context itself, and a context cannot be entered twice.
@@ -62,7 +64,7 @@ class TracedLane(ScoringLane):
         connection: Connection,
         begun: float,
     ) -> Response | None:
-        """Answer a request in the context of the running task, with its span."""
+        """Answer a request as ScoringLane does, with its span in the running task's context."""
         self._start_span(method, head.headers)
         return await super().answer(
             match,
@@ -90,7 +92,7 @@ class TracedLane(ScoringLane):
 
 
 class _TracedSend:
-    """The destination of a traced request's response, with the context that holds its span."""
+    """Sends a traced request's response, and keeps the context that holds the request's span."""
 
     __slots__ = ("_send", "context")
 

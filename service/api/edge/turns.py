@@ -21,7 +21,7 @@ class Turns:
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[asyncio.Lock]:
-        """Hold a place, and get the lock of the turns. Raises Problem when all places are held.
+        """Hold a place in the queue. Yields the lock to take while computing.
 
         A holder takes the lock while it computes, and releases it while it waits for others.
         """
@@ -40,6 +40,6 @@ class Turns:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
-        """Hold a place and wait for the turn. Raises Problem when all places are held."""
+        """Wait for the turn, and hold it. Raises Problem(overloaded) if the queue is full."""
         async with self.place() as turn, turn:
             yield

@@ -1,11 +1,11 @@
-"""The content coding zstd (RFC 8878), where its library is installed (extra `zstd`)."""
+"""The content coding zstd (RFC 8878), available if its library is installed (extra `zstd`)."""
 
 from types import ModuleType
 
 from service.wire.faults import UnsupportedBody
 
 _WINDOW_LOG = 23
-"""A frame may refer to the last 8 MiB, as RFC 9659 says for HTTP."""
+"""Base-2 logarithm of the largest window in bytes: 8 MiB, as RFC 9659 sets for HTTP."""
 
 
 def _library() -> ModuleType | None:
@@ -29,7 +29,7 @@ class Reader:
     unconsumed_tail = b""
 
     def __init__(self) -> None:
-        """Raises UnsupportedBody where the library is not installed."""
+        """Begin a frame. Raises UnsupportedBody if the library is not installed."""
         if _zstd is None:
             raise UnsupportedBody(
                 "content encoding 'zstd' needs a library that is not installed: "
@@ -39,7 +39,7 @@ class Reader:
         self._reader = _zstd.ZstdDecompressor(options=window)
 
     def decompress(self, data: bytes | memoryview, most: int) -> bytes:
-        """The next bytes, at most `most` of them. Raises ValueError for what is not zstd."""
+        """Return the next bytes, at most `most`. Raises ValueError if the data is not zstd."""
         assert _zstd is not None
         try:
             found: bytes = self._reader.decompress(data, max_length=most)
@@ -51,13 +51,13 @@ class Reader:
 
     @property
     def unused_data(self) -> bytes:
-        """What follows the frame."""
+        """The bytes after the end of the frame."""
         held: bytes = self._reader.unused_data if self._reader.eof else b""
         return held
 
     @property
     def eof(self) -> bool:
-        """Whether the frame is whole."""
+        """Whether the frame is complete."""
         return bool(self._reader.eof)
 
 

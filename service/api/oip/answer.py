@@ -1,4 +1,4 @@
-"""The body of an Open Inference Protocol V2 answer, made from scores."""
+"""Builds the body of an Open Inference Protocol V2 answer from scores."""
 
 from collections.abc import Sequence
 from functools import lru_cache
@@ -27,7 +27,7 @@ from service.wire.ranked import joined_texts, list_json, number_texts
 from service.wire.tensors import BY_DTYPE, Described, encode_binary, encode_json
 
 Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
-"""Body, media type and headers."""
+"""(body, media type, further headers) of an answer."""
 
 _NUMBERS = {"class_index": "INT64", "class_probability": "FP32"}
 _MAX_PLANS = 16
@@ -47,9 +47,9 @@ class Plan(NamedTuple):
     top_k: int
     """How many classes the graph must rank."""
     full: bool
-    """Whether the graph must give all classes of a row."""
+    """Whether the graph must return the values of all classes."""
     columns: tuple[tuple[str, bool, int], ...] | None
-    """(name, whether binary, numbers a row) of each output; None unless all are plain numbers."""
+    """(name, whether binary, numbers per row) of each output; None unless all hold only numbers."""
     values_a_row: int
     """How many numbers of JSON the answer to one row has."""
 
@@ -102,7 +102,7 @@ def form_of(model: ServedModel, text: bytes | bytearray, *, is_repeated: bool) -
 
 
 def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
-    """Plan the outputs. A number of classes above the model's means all of them, as in Triton."""
+    """Plan the outputs. More classes than the model has means all of them, as in Triton."""
     classes = {}
     full, are_numbers = False, True
     for each in outputs:
@@ -133,9 +133,10 @@ def _plan(outputs: list[Requested], top_k: int, num_classes: int) -> Plan:
 def encoded_together(
     entries: Sequence[Entry], columns: tuple[tuple[str, bool, int], ...]
 ) -> list[Encoded]:
-    """The answers to requests with the same outputs, plain numbers, and one tau and prior each.
+    """Encode the answers to requests with the same numeric outputs, and one tau and prior each.
 
-    Each number of the batch is written once, and each answer takes its own.
+    The numbers of the whole batch are encoded together, and each answer takes its part.
+    columns: see Plan.
     """
     outputs, begin, stop = entries[0].outputs, entries[0].start, entries[-1].stop
     found = []
@@ -155,7 +156,7 @@ def _joined(
     found: Sequence[bytes | list[bytes]],
     first: int,
 ) -> Encoded:
-    """One answer; `first` is the place of its first row among the rows of `found`."""
+    """One answer. found: the encoded rows of the batch. first: the answer's first row there."""
     asked, rows = entry.ask, entry.stop - entry.start
     bundle, settings = asked.model.bundle, asked.settings
     texts, tensors = [], []
@@ -179,7 +180,7 @@ def _joined(
 
 @lru_cache(maxsize=256)
 def _form(model: str, version: int, columns: tuple[tuple[str, bool, int], ...], rows: int) -> bytes:
-    """The JSON of an answer as a bytes format: for the id, the parameters, the JSON outputs."""
+    """The JSON of an answer as a bytes format, with places for id, parameters and JSON outputs."""
     parts = [orjson.dumps({"model_name": model, "model_version": str(version)})[:-1]]
     parts[0] = parts[0].replace(b"%", b"%%") + b'%b,"parameters":%b,"outputs":['
     described = []
@@ -226,8 +227,8 @@ def encoded(
         document["id"] = asked.id
     document["parameters"] = parameters = _parameters(bundle, settings)
     if warning is not None:
-        reported = parameters.get("warnings")
-        parameters["warnings"] = f"{reported}; {warning}" if reported else warning
+        told = parameters.get("warnings")
+        parameters["warnings"] = f"{told}; {warning}" if told else warning
     document["outputs"] = described
     header = orjson.dumps(document)
     if not tensors:
@@ -237,7 +238,7 @@ def encoded(
 
 
 def _parameters(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
-    """The tau and priors of an answer; the protocol allows strings, numbers and booleans only."""
+    """The tau and priors of an answer; the protocol allows only strings, numbers and booleans."""
     tau, revision = settings.tau, settings.revisions[0]
     if settings.prior_of_row is None and isinstance(tau, float):
         found: dict[str, Any] = {
@@ -253,7 +254,7 @@ def _parameters(bundle: Bundle, settings: RowSettings) -> dict[str, Any]:
 
 
 def _context(revision: PriorRevision) -> dict[str, str]:
-    """The context that led to a prior, as the text of a JSON object."""
+    """The context that selected a prior, as the text of a JSON object."""
     chosen = revision.chosen_by
     return {} if chosen is None else {"prior_context": orjson.dumps(chosen.shown()).decode()}
 
@@ -312,10 +313,10 @@ def _values(
 
 
 def _decision(name: str, bundle: Bundle, scored: Entry) -> tuple[Any, list[int], str]:
-    """(values, shape, datatype) of an output about the decisions.
+    """(values, shape, datatype) of one of the outputs DECISIONS.
 
-    A rejected row has the empty text and the index -1. Where the prior has no costs, the decision
-    is the most probable class and its cost the probability that this is wrong.
+    A rejected row has an empty text and the index -1. If the prior has no costs, the decision is
+    the most probable class, and its cost is the probability that this is wrong.
     """
     outputs, rows = scored.outputs, slice(scored.start, scored.stop)
     index = outputs.top_index[rows, 0].copy()
@@ -334,7 +335,7 @@ def _decision(name: str, bundle: Bundle, scored: Entry) -> tuple[Any, list[int],
 
 
 def _classes(bundle: Bundle, values: NDArray[np.float32], index: NDArray[np.int64]) -> list[str]:
-    """The classification extension's "value:index:label" of each."""
+    """The classification extension's text "value:index:label" for each ranked class."""
     names = bundle.class_names
     return [
         f"{v!s}:{i}:{names[i]}" for v, i in zip(values.ravel(), index.ravel().tolist(), strict=True)

@@ -44,7 +44,7 @@ _PREFIX, _VERSIONS = "/v2/models/", "/versions/"
 
 
 class Asked(NamedTuple):
-    """What the answer to a queued request needs besides the scores."""
+    """What `encode` needs, besides the scores, to answer a queued request."""
 
     request: Request
     model: ServedModel
@@ -54,7 +54,7 @@ class Asked(NamedTuple):
 
 
 class _Read(NamedTuple):
-    """A parsed request. inputs: the model's input tensor; None where `images` become it."""
+    """A parsed request. inputs: the model's input tensor; None if `images` are to be decoded."""
 
     model: ServedModel
     form: Form
@@ -82,7 +82,7 @@ class Infer:
     ) -> None:
         """Make the route.
 
-        repository, classifier: where models and priors are found.
+        repository, classifier: find models and priors.
         pool: decodes images and reads large bodies.
         timeout_seconds: the deadline of a request that sets none.
         """
@@ -90,7 +90,7 @@ class Infer:
         self._pool, self._timeout_seconds = pool, timeout_seconds
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The model's name and the version, which may be empty."""
+        """Return the model's name and the version, which may be empty; None for another path."""
         if not (path.startswith(_PREFIX) and path.endswith("/infer")):
             return None
         name, versions, version = path[len(_PREFIX) : -len("/infer")].partition(_VERSIONS)
@@ -219,7 +219,7 @@ class Infer:
     # -- from the queue to the answers
 
     def encode(self, entries: Sequence[Entry]) -> list[Answer]:
-        """The answers to requests that were scored together."""
+        """Encode the answers to requests that were scored together."""
         first: Asked = entries[0].ask
         columns, outputs = first.plan.columns, entries[0].outputs
         for entry in entries:
@@ -242,7 +242,7 @@ class Infer:
 
 
 def _encoded(entry: Entry) -> Answer:
-    """The answer to one request, whatever its outputs and settings are."""
+    """The answer to one request with any outputs and settings."""
     asked: Asked = entry.ask
     far = asked.model.far_inputs([entry])
     body, content_type, headers = encoded(
@@ -257,7 +257,7 @@ def _encoded(entry: Entry) -> Answer:
 
 
 class _Rows:
-    """The inputs of a request: the model's own, and optionally tau and prior of each row."""
+    """The inputs of a request: those of the model, and optionally tau and prior for each row."""
 
     def __init__(self, inputs: Mapping[str, Tensor], bundle: Bundle) -> None:
         specs = bundle.input.columns or (bundle.input,)
@@ -271,7 +271,7 @@ class _Rows:
                 )
         for name in names:
             if name not in inputs:
-                raise InvalidInput(f"input '{name}' is missing")
+                raise InvalidInput(f"input '{name}' is missing; the model needs it")
         self.own, self._spec = inputs[names[0]], bundle.input
         self._tensors = [inputs[name] for name in names]
         self._count = self.own.shape[0]
@@ -325,7 +325,10 @@ class _Rows:
     def priors(
         self, common: str | dict[str, Any] | None
     ) -> tuple[list[str | dict[str, Any] | None], NDArray[np.int64] | None]:
-        """The different priors, and which of them each row has."""
+        """Return (the different priors, [n] the position of each row's prior among them).
+
+        common: the prior of the request's parameters. The positions are None if all rows share it.
+        """
         tensor = self._column(_PRIOR, "BYTES", common)
         if tensor is None:
             return [common], None
@@ -358,10 +361,10 @@ class _Rows:
 
 
 def version_of(text: str) -> int:
-    """A version in a path. Raises UnknownModel."""
+    """Parse the version in a path. Raises UnknownModel if it is not a whole number."""
     number = whole_number(text, below=10**9)
     if number is None:
-        raise UnknownModel(f"'{text[:40]}' is not a version; versions are numbers")
+        raise UnknownModel(f"'{text[:40]}' is not a version; versions are whole numbers")
     return number
 
 

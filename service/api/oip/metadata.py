@@ -23,7 +23,7 @@ EXTENSIONS = [
 
 
 def router(*, repository: Repository, health: Health, version: str) -> APIRouter:
-    """Every GET under /v2."""
+    """Make the GET routes under /v2. version: of the service."""
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
 
     @routes.get("")
@@ -56,22 +56,22 @@ def router(*, repository: Repository, health: Health, version: str) -> APIRouter
 
     @routes.get("/models/{model}/config")
     async def config(model: str) -> dict[str, Any]:
-        """A model's configuration in Triton's form, with the fields that this service has."""
+        """A model's configuration in Triton's form, as far as its fields apply here."""
         return _config(repository.find(model))
 
     @routes.get("/models/{model}/versions/{version}/config")
     async def version_config(model: str, version: str) -> dict[str, Any]:
-        """A version's configuration in Triton's form, with the fields that this service has."""
+        """A version's configuration in Triton's form, as far as its fields apply here."""
         return _config(repository.find(model, version_of(version)))
 
     @routes.get("/models/{model}/ready", responses=_RED)
     async def model_ready(model: str) -> dict[str, Any]:
-        """200 while the model answers."""
+        """200 while the model can answer requests."""
         return _ready(repository.find(model))
 
     @routes.get("/models/{model}/versions/{version}/ready", responses=_RED)
     async def version_ready(model: str, version: str) -> dict[str, Any]:
-        """200 while the version answers."""
+        """200 while the version can answer requests."""
         return _ready(repository.find(model, version_of(version)))
 
     return routes
@@ -119,9 +119,9 @@ def _metadata(bundle: Bundle, versions: list[int]) -> dict[str, Any]:
 
 
 def _config(model: ServedModel) -> dict[str, Any]:
-    """A model's configuration as Triton's model_config.proto has it.
+    """A model's configuration in the form of Triton's model_config.proto.
 
-    Shapes leave out the batch, types have a prefix, and BYTES is STRING.
+    There, shapes leave out the batch, types have the prefix TYPE_, and BYTES is STRING.
     """
     about = _metadata(model.bundle, [model.bundle.version])
     return {

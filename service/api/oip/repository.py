@@ -12,7 +12,10 @@ from service.wire.json_text import parse_storable
 
 
 def router(*, repository: Repository, access: Access) -> APIRouter:
-    """POST /v2/repository/index, /v2/repository/models/{model}/load and …/unload."""
+    """Make the routes POST /v2/repository/index and /v2/repository/models/{model}/load, …/unload.
+
+    access: loading and unloading need the role `operate`.
+    """
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     changing: dict[str, Any] = {
         "dependencies": [Depends(access.require("operate"))],
@@ -28,15 +31,13 @@ def router(*, repository: Repository, access: Access) -> APIRouter:
         openapi_extra=_body("ready", {"type": "boolean"}),
     )
     async def index(request: Request) -> list[dict[str, str]]:
-        """Every version with its state; {"ready": true} selects those that serve."""
+        """Every version with its state. The body {"ready": true} selects those that serve."""
         only_ready = await _member(request, "ready", bool)
         return [item for item in _index(repository) if not only_ready or item["state"] == "READY"]
 
     @routes.post("/repository/models/{model}/load", **changing)
     async def load(model: str, request: Request) -> Response:
-        """Load the newest versions of a model from the repository; they replace the
-        serving ones.
-        """
+        """Load the newest versions of a model. They replace the versions that serve."""
         await _refuse_overrides(request)
         await repository.load(model, by=request.state.by)
         return Response(media_type="application/json")
@@ -65,24 +66,24 @@ def _index(repository: Repository) -> Iterator[dict[str, str]]:
 
 
 async def _refuse_overrides(request: Request) -> None:
-    """Refuse a configuration or files, which Triton's clients can send: versions are immutable."""
+    """Refuse the configuration or files that Triton's clients can send: versions are immutable."""
     for name in await _member(request, "parameters", dict):
         if name != "unload_dependents":
             raise Problem(
                 "malformed",
-                f"parameter '{name[:60]}' is not supported: models are published as files",
+                f"parameter '{name[:60]}' is not supported: publish the model's files and load it",
             )
 
 
 async def _member(request: Request, name: str, kind: type) -> Any:
-    """The one member that a body may have; false or empty without it.
+    """Read the only member that a body may have; its empty value if it is missing.
 
-    The body may be empty, and of any content type.
+    The body may be empty, and its content type is not checked.
     """
     raw = await request.body()
     body = parse_storable(raw) if raw else {}
     if not isinstance(body, dict) or set(body) - {name}:
-        raise Problem("malformed", f"expected an object with '{name}' or nothing")
+        raise Problem("malformed", f"expected a JSON object with only '{name}', or an empty body")
     value = body.get(name, kind())
     if not isinstance(value, kind):
         raise Problem(

@@ -1,4 +1,4 @@
-"""Reads the body of an Open Inference Protocol V2 inference request, whatever the model is."""
+"""Reads the body of an Open Inference Protocol V2 inference request, for any model."""
 
 import math
 from collections.abc import Mapping
@@ -28,7 +28,7 @@ _IGNORED = ("sequence_id", "sequence_start", "sequence_end", "priority", "header
 
 @dataclass(frozen=True, slots=True)
 class Requested:
-    """An output that was asked for; classes is the k of the classification extension."""
+    """An output that the request asks for. classes: the k of the classification extension."""
 
     name: str
     binary: bool
@@ -39,7 +39,7 @@ class Requested:
 class InferHeader:
     """The JSON of a request: everything except its binary data.
 
-    timeout_seconds is Triton's `timeout` parameter.
+    timeout_seconds: from Triton's `timeout` parameter, which is in microseconds.
     """
 
     inputs: list[Described]
@@ -51,7 +51,7 @@ class InferHeader:
     model_version: str | None = None
 
     def check(self, name: str, version: int) -> None:
-        """Raise Malformed where the body names another model or version than the path."""
+        """Raise Malformed if the body names a different model or version than the path."""
         for stated, member, of_path in (
             (self.model_name, "model_name", name),
             (self.model_version, "model_version", str(version)),
@@ -63,9 +63,10 @@ class InferHeader:
 
 
 def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes | bytearray:
-    """The JSON at the start of a body, as long as its HTTP header says; else the whole body.
+    """Return the JSON at the start of a body.
 
-    Raises Malformed or TooLarge.
+    header_length: its length in bytes, from Inference-Header-Content-Length; None means that the
+    whole body is JSON. Raises Malformed or TooLarge.
     """
     length = len(body)
     if header_length is None:
@@ -83,9 +84,9 @@ def header_of(body: bytes | bytearray, header_length: bytes | None) -> bytes | b
 def read_inputs(
     header: InferHeader, body: bytes | bytearray, header_bytes: int
 ) -> dict[str, Tensor]:
-    """The inputs of a request, by name. Raises Malformed.
+    """Read the input tensors of a request, by name. Raises Malformed.
 
-    header_bytes: where the binary data begins.
+    header_bytes: the offset in `body` at which the binary data begins.
     """
     inputs: dict[str, Tensor] = {}
     offset = header_bytes
@@ -138,7 +139,7 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
     an encoded image or the tensor. Raises Malformed if the shape does not determine how to read it.
     """
     if spec.columns:
-        raise Malformed("a raw request holds one input; the model takes several")
+        raise Malformed("a raw request can only hold one input; the model takes several")
     outputs = [Requested("probabilities", binary=True)]
     dtype = DATATYPES[BY_DTYPE[spec.dtype]]
     free = [at for at, n in enumerate(spec.shape) if at and n is None]
@@ -155,7 +156,7 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
         shape[free[0]] = len(body) // size
     elif free or len(body) != size:
         raise Malformed(
-            f"a raw request of {len(body)} bytes does not fill one row of {spec.dtype} "
+            f"the raw request has {len(body)} bytes, which is not one row of {spec.dtype} "
             f"{spec.shape[1:]}"
         )
     values = np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
@@ -164,7 +165,7 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
 
 
 def _parameters(members: Any) -> tuple[Parameters, float | None, bool]:
-    """(tau, prior and top_k; seconds; whether outputs are binary unless they say otherwise)."""
+    """(tau, prior and top_k; the timeout in seconds; whether outputs are binary by default)."""
     if members is None:
         return NO_PARAMETERS, None, False
     if not isinstance(members, dict):

@@ -26,9 +26,9 @@ NOT_SERVED = {
 
 
 def router(*, repository: Repository, metrics: Metrics, access: Access) -> APIRouter:
-    """GET /v2/models/stats and /v2/models/{model}[/versions/{version}]/stats.
+    """Make the routes GET /v2/models/stats and /v2/models/{model}[/versions/{version}]/stats.
 
-    It must be included before the other routes of /v2/models.
+    Include this router before the others under /v2/models, whose paths would match `stats`.
     """
     routes = APIRouter(prefix="/v2", tags=["open inference protocol"])
     observing: dict[str, Any] = {
@@ -41,7 +41,7 @@ def router(*, repository: Repository, metrics: Metrics, access: Access) -> APIRo
 
     @routes.get("/models/stats", **observing)
     async def every() -> dict[str, Any]:
-        """The statistics of every version of every model that serves, of all workers together."""
+        """The statistics of every version that serves, of all models, summed over all workers."""
         loaded = repository.all()
         return await statistics_of(
             [(name, version) for name in sorted(loaded) for version in loaded[name]]

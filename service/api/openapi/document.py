@@ -85,7 +85,7 @@ def describe(
         return orjson.dumps({**document, "servers": [{"url": root}]} if root else document)
 
     async def answer(request: Request) -> Response:
-        """In a thread: it takes 0.2 s at first, and again when other models are loaded."""
+        """Build it in a thread: that takes 0.2 s at first, and after other models are loaded."""
         root = request.scope.get("root_path", "").rstrip("/")
         async with turn:
             body = await asyncio.to_thread(page, models(), root)
@@ -129,9 +129,9 @@ def _whole(
 
 
 def _add_examples(document: dict[str, Any], serving: Sequence[Bundle], sample: Any | None) -> None:
-    """Fill the forms of `/docs` with names that exist and one row that the first model takes.
+    """Fill the forms of `/docs` with existing names, and with a row that the first model accepts.
 
-    sample: a real instance of that model; without one the row is zeros or an empty text.
+    sample: a real instance for that model; if None, the row is zeros or an empty text.
     """
     names = list(dict.fromkeys(bundle.name for bundle in serving))
     for operations in document["paths"].values():
@@ -150,7 +150,7 @@ def _add_examples(document: dict[str, Any], serving: Sequence[Bundle], sample: A
 
 
 def _blank(spec: InputSpec) -> Any | None:
-    """An instance of zeros or empty texts; None where it would be too long to read."""
+    """An instance of zeros or empty texts; None if it would be too long to read."""
     example = example_input(spec)
     if example.size > _MAX_EXAMPLE_NUMBERS:
         return None
@@ -163,7 +163,7 @@ _MAX_EXAMPLES, _MAX_EXAMPLE_NUMBERS = 100, 1000
 
 
 def _name_body(operation: dict[str, Any]) -> None:
-    """Refer to the body of a prior's route by its name, which generated clients give its class."""
+    """Refer to the body of a prior's route by name, so that generated clients name its class so."""
     for content in operation.get("requestBody", {}).get("content", {}).values():
         for name, schema in _BODIES.items():
             if content["schema"] == schema:
@@ -184,7 +184,7 @@ def _complete(path: str, operation: dict[str, Any]) -> None:
 
 
 def _problems(kinds: Iterable[str], path: str) -> dict[str, Any]:
-    """Responses by status; several kinds of one status share a description."""
+    """The error responses by status; kinds with the same status share a description."""
     found: dict[str, Any] = {}
     for kind in kinds:
         status, title = TITLES[kind]
@@ -222,7 +222,8 @@ def _scoring() -> dict[str, Any]:
     length = parameter(
         "Inference-Header-Content-Length",
         {"type": "integer", "minimum": 0},
-        "Bytes of JSON before the binary tensors; 0: the body is one row of the model's input",
+        "Length in bytes of the JSON before the binary tensors; 0: the body is one row of the "
+        "model's input",
         where="header",
     )
     return {
@@ -323,12 +324,12 @@ def _timeout() -> Schema:
 
 _PREDICT = (
     "Takes instances as JSON, one .npy array [batch, …], one image, or several images in a form. "
-    "The answer names the model, the tau and the revision of the prior that it was computed with, "
-    "and for every row also the class at tau = 0."
+    "The answer names the model, the tau and the prior revision with which it was computed. For "
+    "every row it also gives the class at tau = 0."
 )
 _ADJUST = (
-    "Takes logits, or instances, which are scored once, and answers for each of up to 100 settings "
-    "of tau and prior. What a setting leaves out comes from the parameters of the request."
+    "Takes logits, or instances, which are scored once. Answers for each of up to 100 settings of "
+    "tau and prior. What a setting leaves out comes from the parameters of the request."
 )
 _INFER = (
     "Inputs: the model's own, and optionally tau FP32 [batch, 1] and prior BYTES [batch, 1] for "

@@ -1,4 +1,4 @@
-"""Describes for `/openapi.json` the routes of priors, which read their bodies themselves."""
+"""Describes the routes of priors for `/openapi.json`, since they read their bodies themselves."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -23,12 +23,11 @@ def documented(
     body: dict[str, Any] | None = None,
     links: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Keyword arguments of `add_api_route`: the answers that a route gives and the body that it
-    takes.
+    """Return keyword arguments for `add_api_route` that describe a route's answers and body.
 
-    answer: the model of a 200; None: the route answers 204. problems: its kinds of error besides
-    ALWAYS. also: a second good status, 201 with the same body or 304 with none. body: the schema of
-    the request. links: operations that the answer leads to.
+    answer: the model of a 200 answer; None: the route answers 204. problems: kinds of error besides
+    those in ALWAYS. also: a second success status: 201 with the same body, or 304 without a body.
+    body: the schema of the request body. links: operations that can follow the answer.
     """
     responses: dict[int | str, dict[str, Any]] = {}
     for kind in (*ALWAYS, *problems):
@@ -51,8 +50,9 @@ def documented(
 
 
 def prior_links(suffix: str) -> dict[str, Any]:
-    """The operations that a written prior leads to; `suffix` ends their ids for the same form of
-    path.
+    """Return the OpenAPI links from a written prior to the operations that can follow.
+
+    suffix: the end of their operation ids, for the same form of path.
     """
     where = {"name": "$response.body#/name"} | (
         {"model": "$response.body#/model"} if suffix else {}
@@ -103,7 +103,7 @@ _COUNTS = {"anyOf": _WEIGHTS}
 
 
 def _whole(schema: Any, parts: Mapping[str, Any]) -> Any:
-    """Put the parts of a schema where it refers to them: it is shown below other paths."""
+    """Replace references by the parts that they name, since the schema moves to another place."""
     if isinstance(schema, list):
         return [_whole(each, parts) for each in schema]
     if not isinstance(schema, dict):

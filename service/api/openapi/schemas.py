@@ -1,7 +1,7 @@
 """Models of the requests and answers of the scoring routes, for `/openapi.json`.
 
-The routes read and write bytes themselves, for speed; these models only document them, and a test
-holds real requests and answers to their schemas.
+The routes read and write bytes themselves, for speed. These models only document them; a test
+checks real requests and answers against their schemas.
 """
 
 from typing import Annotated, Any, Literal, TypeAlias
@@ -92,7 +92,7 @@ class Parameters(_Closed):
 
 
 class EncodedImage(_Closed):
-    """The file of an image."""
+    """An image file, encoded in base64."""
 
     b64: Base64
 
@@ -133,7 +133,7 @@ class Choice(_Closed):
 
 
 class Decision(_Closed):
-    """The decision that is expected to cost least under a prior with costs; null: rejected."""
+    """The decision with the lowest expected cost, under a prior with costs; null: rejected."""
 
     label: str | None
     index: Index | None
@@ -142,9 +142,9 @@ class Decision(_Closed):
 
 
 class Prediction(Choice):
-    """The best class of a row, the next best, and the best class at tau = 0.
+    """The most probable class of a row, the next ones, and the most probable class at tau = 0.
 
-    `decision` is there where the prior has costs.
+    `decision` is present if the prior has costs.
     """
 
     top: Annotated[list[Choice], Field(min_length=1)]
@@ -166,7 +166,7 @@ class UsedContext(_Closed):
 
 
 class UsedPrior(_Closed):
-    """The prior and the revision that an answer was computed with; name null: an inline prior."""
+    """The prior revision with which an answer was computed; `name` is null for an inline prior."""
 
     name: str | None
     revision: Index
@@ -193,7 +193,7 @@ class PredictAnswer(Answer):
 
 
 class AdjustSetting(_Closed):
-    """A tau and a prior; what it leaves out comes from the parameters of the request."""
+    """A tau and a prior. What a setting leaves out comes from the parameters of the request."""
 
     tau: Tau = Tau(0)
     prior: AnyPrior = None
@@ -229,7 +229,7 @@ class InferTensor(_Open):
 
 
 class BinarySize(_Open):
-    """Where a tensor's bytes are."""
+    """The number of a tensor's bytes in the binary part of the body."""
 
     binary_data_size: Index = 0
 
@@ -259,7 +259,7 @@ class OutputParameters(_Open):
 
 
 class WantedOutput(_Open):
-    """An output to send."""
+    """An output that the client wants."""
 
     name: str
     parameters: OutputParameters = OutputParameters()
@@ -299,7 +299,7 @@ _MODELS: tuple[type[BaseModel], ...] = (
 
 
 def components(tau_cap: float) -> dict[str, Schema]:
-    """Every schema that the scoring routes refer to, by name; tau_cap is the largest tau."""
+    """Return every schema that the scoring routes refer to, by name. tau_cap: the largest tau."""
     _, document = models_json_schema(
         [(model, "validation") for model in _MODELS],
         ref_template="#/components/schemas/{model}",
@@ -313,12 +313,15 @@ def components(tau_cap: float) -> dict[str, Schema]:
 
 
 def ref(name: str) -> Schema:
-    """A reference to a component."""
+    """Return a reference to a component schema."""
     return {"$ref": f"#/components/schemas/{name}"}
 
 
 def parameter(name: str, schema: Schema, description: str, *, where: str = "query") -> Schema:
-    """A parameter of an operation; those of the path are required."""
+    """Return the description of an operation's parameter. where: "query", "path" or "header".
+
+    Parameters of the path are required.
+    """
     return {
         "name": name,
         "in": where,
@@ -329,5 +332,5 @@ def parameter(name: str, schema: Schema, description: str, *, where: str = "quer
 
 
 def binary(*media_types: str) -> dict[str, Any]:
-    """`content` of bodies that are bytes."""
+    """Return the field `content` of a body that is raw bytes, of these media types."""
     return {each: {"schema": BINARY} for each in media_types}

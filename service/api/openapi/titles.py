@@ -1,4 +1,4 @@
-"""The titles of `/docs`: of each group, in the order of the page, and of each operation."""
+"""The titles that `/docs` shows: of each group, in the page's order, and of each operation."""
 
 TAGS = {
     "prediction": "Classify inputs, with a τ and a prior for each request or each row.",
@@ -7,7 +7,7 @@ TAGS = {
     "models": "The models that are served, how they were trained, and how good they are.",
     "access": "API keys and their roles.",
     "health": "Probes and metrics.",
-    "open inference protocol": "The protocol of KServe and Triton, onto the same models.",
+    "open inference protocol": "The protocol of KServe and Triton, for the same models.",
     "other servers' protocols": "The paths of TensorFlow Serving, KServe V1 and SageMaker.",
 }
 OPERATIONS = {
@@ -59,8 +59,8 @@ OPERATIONS = {
     "get /priors/{name}/estimate": "Estimate the class mix of recent traffic",
     "post /priors/{name}/estimate/adopt": "Adopt the estimated class mix as the target",
 }
-"""Titles by method and path. A path below /models/{model} or /versions/{version} that is not here
-has the title of the path without that part.
+"""Titles by method and path. If a path with /models/{model} or /versions/{version} has no entry, it
+gets the title of the path without that part.
 """
 _OF_MODEL, _OF_VERSION = (
     ("/models/{model}/priors", "/models/{model}/feedback"),
@@ -69,7 +69,7 @@ _OF_MODEL, _OF_VERSION = (
 
 
 def title(method: str, path: str) -> str | None:
-    """The title of an operation; None where the route's own is to be kept.
+    """Return the title of an operation; None if the route keeps its own.
 
     >>> title("get", "/models/{model}/priors/{name}")
     "Read a prior, by the model's name"

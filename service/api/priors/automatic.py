@@ -31,7 +31,7 @@ STEP_SECONDS = 30.0
 
 
 class AutomaticSteps:
-    """Stores the steps that automatic adoption has decided on. Made on the event loop."""
+    """Stores the steps that automatic adoption decides on. Create it on the event loop."""
 
     def __init__(
         self,
@@ -41,7 +41,12 @@ class AutomaticSteps:
         max_flip_share: float,
         announce: Callable[[Changed], None],
     ) -> None:
-        """max_flip_share: as for writes by people. announce: gets every change that is stored."""
+        """Prepare to store steps.
+
+        find_reservoir: returns the recent logits of a version, or None. max_flip_share: the largest
+        share of recent answers that a step may change, as for writes by people. announce: called
+        with every change that was stored.
+        """
         self._priors, self._announce = priors, announce
         self._insight = Insight(
             priors, _no_model, find_reservoir, tau_cap=1.0, max_flip_share=max_flip_share
@@ -54,7 +59,7 @@ class AutomaticSteps:
         try:
             asyncio.run_coroutine_threadsafe(step, self._loop).result(STEP_SECONDS)
         except StaleRevision:
-            pass  # the prior has just been changed: the next estimate starts from that
+            pass  # the prior has just been changed: the next step starts from the new one
         except (
             TooManyFlips, StoreUnavailable, InvalidPrior, PriorConflict, PriorDoesNotFit,
             TimeoutError,

@@ -35,14 +35,14 @@ Window = Annotated[
 
 
 class Flips(NamedTuple):
-    """The share of recent answers that a write changes, None without traffic; and its warnings."""
+    """The share of recent answers that a write changes (None without traffic), and warnings."""
 
     share: float | None
     warnings: list[str]
 
 
 class Insight:
-    """Previews and estimates. They are computed in a thread, one at a time; a few may wait."""
+    """Computes previews and estimates in a thread, one at a time, while a few others may wait."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Insight:
         max_flip_share: float,
         tracked: Callable[[Bundle], Tracked | None] = lambda _: None,
     ) -> None:
-        """`find_model` and `find_reservoir`: see `router`. tau_cap: largest tau of a request.
+        """Connect to the priors and the recent traffic.
 
         max_flip_share: largest share of recent answers that a write may change. tracked: returns a
         tracker's estimate, for class lists so large that too few rows are kept.
@@ -62,7 +62,7 @@ class Insight:
         self._priors, self._find_model, self._find_reservoir = priors, find_model, find_reservoir
         self._tau_cap, self._max_flip_share = tau_cap, max_flip_share
         self._tracked = tracked
-        self._flipping = Turns("the effects of new priors are being computed", waiting=MAX_WRITES)
+        self._flipping = Turns("the effects of other priors are being computed", waiting=MAX_WRITES)
         self._turns = Turns("previews and estimates are being computed")
 
     async def preview(self, request: Request, name: Name, tau: Decimal | None = None) -> Response:
@@ -118,7 +118,7 @@ class Insight:
     async def estimate(self, request: Request, name: Name, window: Window = None) -> Response:
         """Estimate the class prior of recent traffic, with intervals and a verdict.
 
-        It is not applied. `candidate` is the estimate, pulled toward the target in force.
+        Nothing is applied. `candidate` is the estimate, moved toward the target in force.
         """
         bundle = self._bundle(request)
         sample, found = await self.assess(bundle, name, window)
@@ -129,7 +129,11 @@ class Insight:
     async def assess(
         self, bundle: Bundle, name: str, window: str | None
     ) -> tuple[Sample, Assessment]:
-        """The estimate for a prior from recent rows, and the rows."""
+        """Return (recent rows, the estimate for a prior from them).
+
+        window: which rows, such as "600s" or "2000"; None for all. Raises Problem, and
+        TooLittleTraffic for too few rows.
+        """
         limits = _window(window)
         reservoir = self._reservoir(bundle)
         current = self._in_force(bundle, name)
@@ -150,7 +154,7 @@ class Insight:
         return sample, found
 
     def base(self, bundle: Bundle, name: str) -> PriorBody:
-        """The stored body of the prior in force, whose target an estimate replaces."""
+        """Return the stored body of the prior in force; an estimate replaces its target."""
         current = self._in_force(bundle, name)
         entry = self._priors.newest(bundle.name, current.name or name)
         return entry.body if entry is not None and entry.body is not None else PriorBody()
@@ -158,9 +162,9 @@ class Insight:
     async def flips(
         self, bundle: Bundle, name: str, candidate: PriorRevision, *, force: bool
     ) -> Flips:
-        """The share of recent answers that a candidate for `name` would change.
+        """Compute the share of recent answers that a candidate for the prior `name` would change.
 
-        Raises TooManyFlips when it is above the limit, unless `force` is set.
+        Raises TooManyFlips if it is above the limit and `force` is False.
         """
         warnings = caution.target_warnings(candidate.prior, bundle.class_names)
         reservoir = self._find_reservoir(bundle)
@@ -168,7 +172,7 @@ class Insight:
             return Flips(None, warnings)
         try:
             in_force = self._in_force(bundle, name)
-        except PriorDoesNotFit:  # the prior to be replaced does not apply to this model
+        except PriorDoesNotFit:  # the prior to replace does not apply to this model
             in_force = self._priors.select(bundle)
         before, after = (
             Rule(each.prior, _default_tau(bundle, each)) for each in (in_force, candidate)
@@ -205,7 +209,7 @@ class Insight:
         return reservoir
 
     def _in_force(self, bundle: Bundle, name: str) -> PriorRevision:
-        """The prior of this name, or the default for a name that is still to be stored."""
+        """The prior of this name, or the default if the name is not stored yet."""
         try:
             return self._priors.select(bundle, name)
         except UnknownPrior:
@@ -240,7 +244,7 @@ class Insight:
 
 
 def _default_tau(bundle: Bundle, revision: PriorRevision) -> float:
-    """The tau of requests that name none; 0 where nothing can be adjusted."""
+    """The tau of requests that give none; 0 if nothing can be adjusted."""
     return 0.0 if revision.offset is None else bundle.tau
 
 

@@ -1,4 +1,4 @@
-"""If-Match, If-None-Match and ETag of priors: an ETag is the revision in quotes."""
+"""The headers If-Match, If-None-Match and ETag of priors. An ETag is the revision in quotes."""
 
 import re
 
@@ -11,14 +11,15 @@ _TAG = re.compile(r'(W/)?"([^"]*)"|([0-9]+)')
 
 
 def etag(revision: int) -> str:
-    """The strong ETag of a revision."""
+    """Return the strong ETag of a revision."""
     return f'"{revision}"'
 
 
 def condition_of(request: Request, *, required: bool = False) -> Condition:
-    """The condition in If-Match and If-None-Match.
+    """Read the condition of a write from If-Match and If-None-Match.
 
-    Raises Problem: 400 for a header that cannot be read, 428 when one is required and absent.
+    required: whether a request without either is refused. Raises Problem: 400 for a header that
+    cannot be read, 428 for a required header that is missing.
     """
     condition = Condition(
         if_match=_revisions(request.headers.getlist("if-match"), "If-Match", strong=True),
@@ -35,13 +36,13 @@ def condition_of(request: Request, *, required: bool = False) -> Condition:
 
 
 def not_modified(request: Request, revision: int) -> bool:
-    """Whether the caller has this revision already."""
+    """Whether the caller already has this revision, by its If-None-Match."""
     known = _revisions(request.headers.getlist("if-none-match"), "If-None-Match", strong=False)
     return known == "*" or (known is not None and revision in known)
 
 
 def _revisions(values: list[str], header: str, *, strong: bool) -> Revisions | None:
-    """The revisions that a header names.
+    """The revisions that a header names; None if the header is missing.
 
     A tag that is not a revision matches none; with `strong`, neither does a weak tag.
     """

@@ -31,7 +31,7 @@ def router(
     max_flip_share: float = 1.0,
     announce: Announce = lambda _: None,
 ) -> APIRouter:
-    """All routes of priors.
+    """Make all routes of priors.
 
     find_model: returns the model of a name, or the default model for None; may raise UnknownModel.
     find_reservoir: returns the recent logits of a model version, or None when none are kept.
@@ -175,4 +175,4 @@ def router(
 
 
 async def _model_in_path(model: Annotated[str, Path(description="A model's name")]) -> None:
-    """Declare the parameter for the documents; PriorRoutes reads it from the path."""
+    """Declare the path parameter for /openapi.json; PriorRoutes reads it from the request."""

@@ -92,7 +92,7 @@ class PriorRoutes:
         return await self.put(request, DEFAULT, force)
 
     async def put(self, request: Request, name: Name, force: Force = False) -> Response:  # noqa: FBT002
-        """Store a new revision; none when the body equals the one in force."""
+        """Store a new revision, unless the body equals the one in force."""
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
         body = await asyncio.to_thread(parse_prior, await read_json(request))
@@ -105,7 +105,7 @@ class PriorRoutes:
         return await self._written(request, "put", bundle, written, flips=flips, force=force)
 
     async def add(self, request: Request, name: Name, force: Force = False) -> Response:  # noqa: FBT002
-        """Add observed counts to the stored ones."""
+        """Add observed counts to the stored ones, as a new revision."""
         bundle = self._bundle(request)
         condition = condition_of(request)
         body = await read_object(request, members={"add": True, "note": False})
@@ -152,7 +152,7 @@ class PriorRoutes:
         window: Window = None,
         force: Force = False,  # noqa: FBT002
     ) -> Response:
-        """Store the estimate of recent traffic as the target, where the rule allows it.
+        """Store the estimate of recent traffic as the target, if it is good enough.
 
         The verdict must be usable, the step larger than twice the self-test's error, and the 5 %
         quantile of the gain large enough. The revision's note holds the evidence. `force` skips
@@ -176,8 +176,8 @@ class PriorRoutes:
     async def delete(self, request: Request, name: Name) -> Response:
         """Take a prior out of use: it is not listed, and reading it by name is 404.
 
-        It can be stored again. Its revisions stay in history: `?revision=`, `/revisions` and
-        rollback still find them.
+        It can be stored again. Its history stays: `?revision=`, `/revisions` and rollback still
+        find the old revisions.
         """
         bundle = self._bundle(request)
         condition = condition_of(request, required=self._require_if_match)
@@ -193,7 +193,7 @@ class PriorRoutes:
         limit: Annotated[Whole, Query(ge=1, le=1000)] = 100,
         before: Annotated[Whole | None, Query(ge=1, le=MAX_REVISION)] = None,
     ) -> Response:
-        """The history of a prior, newest first, deletions included."""
+        """The history of a prior, newest first, including deletions."""
         bundle = self._bundle(request)
         if name in BUILT_IN:
             return _json(views.RevisionPage(revisions=[], next=None))
@@ -235,7 +235,7 @@ class PriorRoutes:
     async def _entry(
         self, bundle: Bundle, name: str, revision: int | None
     ) -> StoredRevision | None:
-        """The entry in force or that of a revision; None for a built-in and an unstored default."""
+        """The entry in force or of a revision; None for a built-in and an unstored `default`."""
         if revision is None:
             entry = self._priors.newest(bundle.name, name)
             if entry is None:
@@ -281,7 +281,7 @@ class PriorRoutes:
         return await self._prior(view, bundle, number, status)
 
     async def _nothing_stored(self, bundle: Bundle, name: str) -> Response:
-        """The answer after a return to revision 0."""
+        """The answer after a return to revision 0, which means that nothing is stored."""
         resolved, warnings = None, []
         if name == DEFAULT:
             resolved = self._priors.resolved(bundle, name, None)
@@ -314,14 +314,14 @@ class PriorRoutes:
     ) -> Response:
         entry = written.entry
         share = None if flips is None else flips.share
-        details = {"force": force or None, "to": to, "decisions_changed": share}
+        told = {"force": force or None, "to": to, "decisions_changed": share}
         audit(
             request,
             action=action,
             model=bundle.name,
             name=entry.name,
             revision=entry.revision,
-            **{key: value for key, value in details.items() if value is not None},
+            **{key: value for key, value in told.items() if value is not None},
         )
         if written.changed:
             self._announce(Changed(action, entry, share))
@@ -332,7 +332,7 @@ class PriorRoutes:
 
 
 def _leads_nowhere(names: list[str]) -> list[str]:
-    """The warning about priors that a context or schedule names and that cannot be used."""
+    """A warning that a context or schedule names priors which this model does not have."""
     if not names:
         return []
     shown = ", ".join(f"'{name}'" for name in names[:10])
@@ -341,7 +341,7 @@ def _leads_nowhere(names: list[str]) -> list[str]:
 
 
 def _addition(value: object) -> dict[str, Any]:
-    """The `add` member of a PATCH. Raises InvalidPrior."""
+    """Check the `add` member of a PATCH and return it. Raises InvalidPrior."""
     if not isinstance(value, dict) or not value:
         raise InvalidPrior([("add", "expected an object with target, label_frequencies, or both")])
     errors = []

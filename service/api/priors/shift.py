@@ -22,7 +22,7 @@ Name = Annotated[str, Path(description="A prior's name")]
 
 
 class ShiftPoint(BaseModel):
-    """The estimate at a moment: vectors in class order, with 95 % intervals class by class."""
+    """The estimate at one time: vectors in class order, with a 95 % interval for each class."""
 
     at: datetime
     estimate: list[float]
@@ -102,7 +102,11 @@ def shift_view(
     *,
     points: int,
 ) -> ShiftView:
-    """The answer; None before the first estimate."""
+    """Make the answer of GET /priors/{name}/shift.
+
+    revision, target: of the prior in force. one: the tracked traffic; None before the first
+    estimate. points: the most points in time.
+    """
     together = None if one is None else one.together
     known = together is not None and together.rows > 0
     estimate = low = high = None
@@ -110,11 +114,11 @@ def shift_view(
         ends = together.interval(one.calibration_variance)
         estimate, low, high = (_rounded(v) for v in (together.prior, *ends))
     judged = None if one is None else one.judged
-    verdict_view: dict[str, Any] | None = None
+    told: dict[str, Any] | None = None
     automatic: dict[str, Any] | None = None
     if judged is not None:
-        verdict_view = {**judged.__dict__, "at": judged.at.isoformat()}
-        automatic = verdict_view.pop("automatic").get(name)
+        told = {**judged.__dict__, "at": judged.at.isoformat()}
+        automatic = told.pop("automatic").get(name)
     return ShiftView(
         model=bundle.name,
         version=bundle.version,
@@ -128,14 +132,14 @@ def shift_view(
         estimate=estimate,
         low=low,
         high=high,
-        judged=verdict_view,
+        judged=told,
         automatic=automatic,
         points=[] if one is None else _points(one, points, len(bundle.class_names)),
     )
 
 
 def _points(one: Followed, wanted: int, classes: int) -> list[ShiftPoint]:
-    """At most this many points, evenly spread, including the newest."""
+    """At most `wanted` points in time, evenly spread, including the newest."""
     found = list(one.history)
     most = min(wanted, MAX_SHOWN_NUMBERS // (3 * classes), len(found))
     if most == 0:

@@ -17,7 +17,7 @@ from service.priors.revisions import PriorRevision, StoredRevision
 
 ByClass: TypeAlias = dict[str, float]
 _MANY_CLASSES = 2_000
-"""A longer class list takes milliseconds to write."""
+"""Answers for more classes than this take milliseconds to encode."""
 
 
 class _View(BaseModel):
@@ -25,7 +25,7 @@ class _View(BaseModel):
 
 
 class PriorLine(_View):
-    """One prior in a list; one whose `fits` is false has another class list and is not applied."""
+    """One prior in a list. `fits` is false if it has another class list and is not applied."""
 
     name: str
     revision: int
@@ -44,10 +44,10 @@ class PriorList(_View):
 
 
 class PriorView(_View):
-    """A prior. Vectors are normalised, by class; null if unknown or if the class list is another.
+    """A prior. Vectors are normalised, by class name; null if unknown or for another class list.
 
-    `decisions_changed` is the share of recent answers that a write gave another label; null after
-    reading, and when no recent answers are kept.
+    `decisions_changed` is the share of recent answers whose label a write changed. It is null in
+    answers to GET, and if no recent answers are kept.
     """
 
     model: str
@@ -68,7 +68,7 @@ class PriorView(_View):
 
 
 class RevisionLine(_View):
-    """One entry of a history; `equals` is the oldest revision on the page with the same content."""
+    """One entry of a history. `equals`: the oldest revision on the page with the same content."""
 
     revision: int
     updated_at: datetime
@@ -79,7 +79,7 @@ class RevisionLine(_View):
 
 
 class RevisionPage(_View):
-    """Entries, newest first; `next` is the `before` of the next page, null on the last."""
+    """Entries, newest first. `next` is the `before` of the next page; null on the last page."""
 
     revisions: list[RevisionLine]
     next: int | None
@@ -114,14 +114,14 @@ class Rule(_View):
 
 
 class Pair(_View):
-    """A number before and after."""
+    """A number under the prior in force and under the candidate."""
 
     before: float
     after: float
 
 
 class MaybePair(_View):
-    """A number before and after; null on a side whose prior has no costs."""
+    """A number under the prior in force and under the candidate; null for a prior without costs."""
 
     before: float | None
     after: float | None
@@ -159,7 +159,7 @@ class PreviewView(_View):
 
 
 class EstimateView(_View):
-    """The class prior of recent traffic with 95 % intervals, class by class.
+    """The estimated class prior of recent traffic, with a 95 % interval for each class.
 
     `verdict` says whether it can be trusted, `reason` why and what to do, `evidence` holds the
     numbers behind it. `candidate` is the estimate pulled toward the target in force, more strongly
@@ -185,8 +185,10 @@ class EstimateView(_View):
 
 
 async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
-    """The JSON of a view. That of many classes is made in a thread, since it would hold the
-    loop.
+    """Encode a view as JSON.
+
+    For a model with many classes this runs in a thread, since it would block the event loop.
+    make: builds the view, in the same place.
     """
     if len(bundle.class_names) <= _MANY_CLASSES:
         return make().model_dump_json().encode()
@@ -194,7 +196,7 @@ async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
 
 
 def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:
-    """An entry in the list of priors."""
+    """Make the line of an entry in the list of priors. fits: whether it has the model's classes."""
     return PriorLine(
         name=entry.name,
         revision=entry.revision,
@@ -206,7 +208,7 @@ def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:
 
 
 def revision_line(entry: StoredRevision) -> RevisionLine:
-    """An entry in a history."""
+    """Make the line of an entry in a history."""
     return RevisionLine(
         revision=entry.revision,
         updated_at=entry.updated_at,
@@ -226,7 +228,11 @@ def prior_view(
     warnings: list[str],
     decisions_changed: float | None = None,
 ) -> PriorView:
-    """A prior from its vectors (None: it does not fit) and its entry (None: it is not stored)."""
+    """Make the view of a prior.
+
+    resolved: its vectors; None if it does not fit the model. entry: None if it is not stored.
+    decisions_changed: the share of recent answers that the write changed, 0 to 1, or None.
+    """
     prior = None if resolved is None else resolved.prior
     names = bundle.class_names
     body = None if entry is None else entry.body
@@ -258,7 +264,10 @@ def preview_view(
     after: Rule,
     warnings: list[str],
 ) -> PreviewView:
-    """A preview; None when there has been no traffic."""
+    """Make the view of a preview.
+
+    found: None if there was no traffic. before, after: the prior in force and the candidate.
+    """
     return PreviewView(
         model=bundle.name,
         version=bundle.version,
@@ -308,7 +317,7 @@ def estimate_view(
 
 
 def candidate_body(bundle: Bundle, found: Assessment, *, base: PriorBody, note: str) -> PriorBody:
-    """`base` with the candidate of an estimate as its target."""
+    """Return `base` with the candidate of an estimate as its target, and this note."""
     target = dict(zip(bundle.class_names, found.candidate.tolist(), strict=True))
     return base.model_copy(update={"target": target, "expected": True, "note": note})
 

@@ -1,9 +1,8 @@
-"""The Open Inference Protocol V2 over gRPC: every call goes through the routes of the HTTP
-protocol.
+"""The Open Inference Protocol V2 over gRPC. Every call goes through the HTTP protocol's routes.
 
-Inference enters the scoring lane beside HTTP, so rows of both share batches, and keys, limits,
-deadlines, metrics, traces and the log are those of the HTTP route. Other calls ask the ASGI
-application.
+Inference calls enter the same scoring lane as HTTP requests. So rows of both share batches, and
+keys, limits, deadlines, metrics, traces and the log work as for the HTTP route. All other calls
+are sent to the ASGI application.
 """
 
 import asyncio
@@ -31,9 +30,9 @@ from service.wire.faults import Malformed, TooLarge
 
 SERVICE = "inference.GRPCInferenceService"
 _FORWARDED = ("authorization", "x-api-key", "x-request-id", "traceparent", "tracestate")
-"""Metadata that is passed on as headers."""
+"""Metadata keys that are passed on as HTTP headers."""
 _REPEATED = {b"authorization", b"x-api-key"}
-"""Headers that are the same for each call of a client."""
+"""Headers whose value a client repeats in every call."""
 _CODES = {
     400: grpc.StatusCode.INVALID_ARGUMENT,
     401: grpc.StatusCode.UNAUTHENTICATED,
@@ -53,11 +52,11 @@ _MAX_STREAM_IN_FLIGHT = 64
 """The most requests of one stream in progress; the next is read when one of them is answered."""
 T = TypeVar("T")
 Context: TypeAlias = Any
-"""grpc.aio.ServicerContext, which has no types."""
+"""A grpc.aio.ServicerContext; the library has no type hints."""
 
 
 class Refused(Exception):
-    """A call that is answered with a status instead of a message."""
+    """A call fails: it is answered with a status instead of a message."""
 
     def __init__(self, status: int, detail: str) -> None:
         super().__init__(detail)
@@ -65,7 +64,7 @@ class Refused(Exception):
 
 
 class Call:
-    """The connection of a call: it knows whether its client has left."""
+    """The connection of a call, which knows whether the client has left."""
 
     __slots__ = ("disconnected",)
 
@@ -131,7 +130,7 @@ class Front:
         )
 
     async def start(self, host: str, port: int) -> int:
-        """Listen; returns the port. Raises OSError when it is taken."""
+        """Start listening. Returns the port, which matters for port 0. Raises OSError if taken."""
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         try:
             bound = self._server.add_insecure_port(address)
@@ -141,7 +140,7 @@ class Front:
         return int(bound)
 
     async def stop(self, *, seconds: float) -> None:
-        """Accept no new calls, and give running ones `seconds` to end."""
+        """Accept no new calls, and give running calls `seconds` to end."""
         await self._server.stop(seconds)
 
     # -- inference
@@ -151,7 +150,7 @@ class Front:
         return await _off_loop(len(answer[0]), messages.response_of, *answer)
 
     async def _read(self, message: bytes) -> messages.HttpRequest:
-        """Translate a request."""
+        """Translate a message to an HTTP request."""
         found = self._requests.find(message)
         if found is None:
             found = await _off_loop(len(message), messages.http_request, message)
@@ -161,14 +160,15 @@ class Front:
     async def _scored(
         self, request: messages.HttpRequest, headers: tuple[tuple[bytes, bytes], ...]
     ) -> tuple[bytes, int]:
-        """Queue a request in the scoring lane, and wait for the body of its answer and the length
-        of that body's JSON header.
+        """Queue a request in the scoring lane, and wait for its answer.
+
+        Returns (the body, the length of the JSON header in it).
         """
         path, body, header_length = request
         lane = self._edge.lane
         match = lane.match(path)
         if match is None:
-            raise Refused(404, f"no model is at '{path[:80]}'")
+            raise Refused(404, f"there is no model at '{path[:80]}'")
         head = _head(headers, header_length)
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         call = Call()
@@ -319,7 +319,7 @@ class Front:
     async def _ask(
         self, method: str, path: str, context: Context, body: bytes = b""
     ) -> tuple[int, bytes]:
-        """Status and body of an HTTP request to this service, made without a connection."""
+        """Send an HTTP request to the ASGI application. Returns (status, body)."""
         headers = [*_headers(context), (b"host", b"grpc"), (b"content-length", b"%d" % len(body))]
         if body:
             headers.append((b"content-type", b"application/json"))
@@ -360,7 +360,7 @@ class Front:
 
 
 class _Pool:
-    """The descriptors of this service, and those of every other, for reflection."""
+    """The protobuf descriptors of this service and of all others, for gRPC reflection."""
 
     def __init__(self, own: Any) -> None:
         self._own = own
@@ -386,7 +386,7 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return states(status=states.SERVING if self._ready() is None else states.NOT_SERVING)
 
     async def Check(self, request: Any, context: Context) -> Any:  # noqa: N802 - gRPC's name
-        """The state of the service; NOT_FOUND for a name that is not served."""
+        """Return the state of the service; NOT_FOUND for any other service name."""
         if request.service not in ("", SERVICE):
             await context.abort(
                 grpc.StatusCode.NOT_FOUND,
@@ -395,7 +395,7 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         return self._status()
 
     async def Watch(self, request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: N802
-        """The state now, and again whenever it changes; it is compared once a second."""
+        """Yield the state now, and again whenever it has changed; it is checked once a second."""
         unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
         last = None
         while True:
@@ -425,7 +425,7 @@ def _answering(method: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable
 
 
 async def _off_loop(size: int, call: Callable[..., T], *arguments: Any) -> T:
-    """The result of a call on `size` bytes; made in a thread when they are many."""
+    """Return the result of a call that works on `size` bytes, in a thread if they are many."""
     if size <= LARGE_BYTES:
         return call(*arguments)
     return await asyncio.to_thread(call, *arguments)
@@ -449,7 +449,7 @@ def _head(headers: tuple[tuple[bytes, bytes], ...], header_length: int) -> Head:
 
 
 def _headers(context: Context) -> tuple[tuple[bytes, bytes], ...]:
-    """HTTP headers for the metadata and the deadline of a call."""
+    """The HTTP headers that correspond to a call's metadata and deadline."""
     found = []
     for name, value in context.invocation_metadata() or ():
         if name in _FORWARDED:

@@ -1,8 +1,8 @@
-"""Gathers calls that arrive one at a time, so that those of concurrent clients are scored together.
+"""Gathers calls that arrive one at a time, so that calls of concurrent clients share a batch.
 
 gRPC for Python passes one call per turn to the event loop, and the batcher treats a turn without a
-new row as the end of a burst. Calls therefore wait here until there are as many as last time, or
-until no call has come for a moment.
+new row as the end of a burst. Calls therefore wait here until there are as many as in the last
+group, or until no call has arrived for a moment.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ class Gather:
         self._gap = IDLE_SECONDS[0]
 
     def add(self, start: Callable[[], None]) -> None:
-        """Call `start` with its group, in this turn of the loop or soon. It must not raise."""
+        """Call `start` together with its group, at once or within 50 ms. It must not raise."""
         loop = asyncio.get_running_loop()
         now = loop.time()
         if self._waiting:

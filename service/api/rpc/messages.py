@@ -1,10 +1,10 @@
-"""Inference messages of gRPC as bodies of the Open Inference Protocol over HTTP, and back.
+"""Translates gRPC inference messages to HTTP bodies of the Open Inference Protocol, and back.
 
 Both carry the same tensors: raw contents are the binary data of the HTTP form, and typed contents
-its JSON data. So one parser and one encoder serve both, and an answer is the same over either.
+its JSON data. So one parser and one encoder serve both, and both give the same answers.
 
-Messages of a client usually differ only in their numbers, and so do the answers. A message that was
-translated before is recognised by its other bytes.
+The messages of a client usually differ only in their numbers, and so do the answers. A message
+whose other bytes are known from an earlier one is not parsed again.
 """
 
 from collections.abc import Mapping
@@ -50,7 +50,7 @@ class HttpRequest(NamedTuple):
 
 
 class _Known(NamedTuple):
-    """A message that was translated before. size: of the message, with its numbers."""
+    """The translation of an earlier message. size: of the whole message, in bytes."""
 
     path: str
     header: bytes
@@ -58,7 +58,7 @@ class _Known(NamedTuple):
 
 
 class Requests:
-    """Translates inference requests, and remembers translated ones."""
+    """Remembers translated inference requests, so that similar ones need no parsing."""
 
     def __init__(self) -> None:
         self._known: dict[bytes, _Known] = {}
@@ -75,7 +75,10 @@ class Requests:
         return None
 
     def learn(self, data: bytes, found: HttpRequest) -> None:
-        """Keep a message whose last field holds the numbers of its only input."""
+        """Remember the translation `found` of the message `data`, if that can help.
+
+        It can if the last field of the message holds the numbers of its only input.
+        """
         raw = memoryview(found.body)[found.header_length :]
         length = len(data) - len(raw)
         size = _size(len(raw))
@@ -120,13 +123,13 @@ def http_request(message: bytes) -> HttpRequest:
 
 
 def model_path(name: str, version: str) -> str:
-    """The path of a model in the HTTP protocol."""
+    """Return the path of a model, or of a version if it is not empty, in the HTTP protocol."""
     path = f"/v2/models/{quote(name, safe='')}"
     return f"{path}/versions/{quote(version, safe='')}" if version else path
 
 
 def parsed(message: bytes) -> pb.ModelInferRequest:
-    """Read a request whose size is bounded before it is read. Raises Malformed or TooLarge."""
+    """Parse a request, after checking its size. Raises Malformed or TooLarge."""
     if len(message) > MAX_TYPED_BYTES:
         _check_typed(message)
     try:
@@ -175,7 +178,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 
 
 def http_body(request: pb.ModelInferRequest) -> tuple[bytes, int]:
-    """The HTTP body of a request, and the length of its JSON header.
+    """Return (the HTTP body of a request, the length of its JSON header in bytes).
 
     Raises Malformed or TooLarge.
     """
@@ -246,7 +249,7 @@ def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
 
 
 def response_of(body: bytes, header_length: int) -> bytes:
-    """The serialized ModelInferResponse of an HTTP answer whose outputs are all binary."""
+    """Translate an HTTP answer with only binary outputs to a serialized ModelInferResponse."""
     before, sizes = _kept_header(body[:header_length])
     parts, at = [before], header_length
     for size in sizes:
@@ -256,14 +259,14 @@ def response_of(body: bytes, header_length: int) -> bytes:
 
 
 def streamed(body: bytes, header_length: int) -> bytes:
-    """The serialized ModelStreamInferResponse of such an answer."""
+    """Translate such an answer to a serialized ModelStreamInferResponse."""
     inner = response_of(body, header_length)
     return b"".join((_INFER_RESPONSE, _size(len(inner)), inner))
 
 
 @lru_cache(maxsize=256)
 def _kept_header(header: bytes) -> tuple[bytes, tuple[int, ...]]:
-    """A message without its numbers, and the bytes of each output."""
+    """Return (the message without its numbers, the number of bytes of each output)."""
     document = orjson.loads(header)
     found = pb.ModelInferResponse(
         model_name=document["model_name"],

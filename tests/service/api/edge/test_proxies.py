@@ -75,7 +75,10 @@ def test_a_proxy_that_keeps_the_prefix_is_served_too(url):
 
 def test_problems_name_the_path_without_the_prefix(url):
     for path in ("/nothing", "/ml/priors/nothing"):
-        assert httpx.get(url + path).json()["detail"] == "nothing is at /nothing"
+        assert (
+            httpx.get(url + path).json()["detail"]
+            == "there is no route /nothing; /docs lists them all"
+        )
     assert "error" in httpx.get(f"{url}/v2/nothing").json()
 
 
