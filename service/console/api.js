@@ -2,7 +2,7 @@
 
 const KEY = "priordial-key";
 
-/** An error that the service answered, in the service's own words. */
+/** An error answer of the service, with its own message. */
 export class Problem extends Error {
   constructor(status, body) {
     super(body.detail || body.title || `The service answered ${status}`);
@@ -19,7 +19,7 @@ export class Unreachable extends Error {}
 /** Fired on the window when the tab's key changes or is dropped. */
 export const KEY_CHANGED = "priordial-key-changed";
 
-/** The API key lives in this tab's session only; it is never written into an address or a snippet. */
+/** The API key is kept only in this tab's session storage, and never written into a URL or a snippet. */
 export const key = {
   get: () => sessionStorage.getItem(KEY) || "",
   set: (value) => {
@@ -59,7 +59,7 @@ export const getJson = async (path, options) => (await request("GET", path, opti
 /** GET as text, for /metrics. */
 export const getText = async (path, options) => (await request("GET", path, options)).text();
 
-/** Send an object as JSON; the answer with its ETag. */
+/** Send an object as JSON. Returns {etag, status, body} of the answer. */
 export async function sendJson(method, path, value, { headers = {}, signal } = {}) {
   const response = await request(method, path, {
     body: value === undefined ? undefined : JSON.stringify(value),
@@ -70,7 +70,7 @@ export async function sendJson(method, path, value, { headers = {}, signal } = {
   return { etag: response.headers.get("ETag"), status: response.status, body: text ? JSON.parse(text) : null };
 }
 
-/** Send bytes as they are, for images. */
+/** Send raw bytes, for images. */
 export async function sendBytes(path, blob, { signal } = {}) {
   return (await request("POST", path, { body: blob, headers: { "Content-Type": blob.type }, signal })).json();
 }

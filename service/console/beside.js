@@ -14,7 +14,7 @@ async function others(bundle, signal) {
   return all.filter((m) => !(here(m) && m.version === bundle.version)).sort((a, b) => here(b) - here(a));
 }
 
-/** prior: a built-in name, or {target: {class: weight}}. A stored prior belongs to its model and is given by its target. */
+/** prior: a built-in name, or {target: {class: weight}}. A stored prior belongs to one model, so its target is sent instead. */
 export function Beside({ bundle, input, tau, prior }) {
   const list = useLoaded((signal) => others(bundle, signal), [bundle]);
   const [chosen, setChosen] = useState([]);

@@ -1,12 +1,12 @@
-// uPlot in the console's colours: follows the width of its place and the theme, with a description in words.
+// A uPlot chart in the console's colours. It follows the theme and the width of its container, and has a text description.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import uPlot from "./vendor/uplot.js";
 
-/** The value of a colour of style.css. */
+/** The value of a colour that style.css defines. */
 export const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
-/** A number that changes when the theme does, as a dependency of what draws on a canvas. */
+/** A number that changes with the theme. Use it as a dependency of code that draws on a canvas. */
 export function useThemeTurn() {
   const [turn, setTurn] = useState(0);
   useEffect(() => {
@@ -107,7 +107,7 @@ function line(u, at, stroke, dash) {
   ctx.restore();
 }
 
-/** The words of marks, at their lines' upper ends; one that would cover another is left out. */
+/** The labels of marks, at the top of their lines. A label that would cover another is left out. */
 function labels(u, marks) {
   const { ctx } = u;
   ctx.save();
@@ -141,5 +141,5 @@ function dot(u, { x, y, stroke }) {
   ctx.restore();
 }
 
-/** Bars of uPlot: one series beside another. */
+/** uPlot bars with several series side by side. index: this series; of: how many there are. */
 export const bars = (index, of) => uPlot.paths.bars({ size: [0.8 / of, 60], align: of === 1 ? 0 : index === 0 ? -1 : 1 });

@@ -54,6 +54,6 @@ export function weightsOf(text, names) {
     else if (name in values) problems.push(`line ${line}: '${name}' comes twice`);
     else values[name] = value;
   });
-  if (!body.length) problems.push("There are no rows.");
+  if (!body.length) problems.push("There are no rows. Put a class and a number on each line.");
   return { values, problems };
 }

@@ -17,7 +17,7 @@ const arc = (from, to, radius) => {
   return `M${x0} ${y0}A${radius} ${radius} 0 ${angle(to) - angle(from) > 180 ? 1 : 0} 1 ${x1} ${y1}`;
 };
 
-/** stops: [{tau, label}] where the dial catches; flips: [{tau}] where the answer changes. */
+/** stops: [{tau, label}] to which the dial snaps; flips: [{tau}] at which the answer changes. */
 export function Dial({ tau, setTau, stops, flips }) {
   const face = useRef();
   const turn = (event) => {

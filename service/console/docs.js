@@ -1,10 +1,10 @@
-// The API's page: Swagger UI, with the key and the colours of the console.
+// The API page: Swagger UI with the console's API key and colours.
 
 import { key } from "./api.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
-/** Light or dark as in the console; Swagger UI has a class of its own for the dark scheme. */
+/** Set light or dark as in the console. Swagger UI uses its own class for the dark scheme. */
 function paint() {
   const theme = localStorage.getItem("priordial-theme") ?? "auto";
   if (theme === "auto") delete document.documentElement.dataset.theme;

@@ -1,4 +1,4 @@
-// The adjustment z = f/T + tau·(log rho - log sigma), as service/contract/adjustment.py has it; a test compares the two.
+// The adjustment z = f/T + tau·(log rho - log sigma), as in service/contract/adjustment.py; a test compares the two.
 
 const LOG_ZERO = -1e30;
 const TINY = 1.1754944e-38;
@@ -50,7 +50,7 @@ export function argmax(values) {
   return best;
 }
 
-/** Where turning the dial changes the answer: [{tau, from, to}] on 0 … maxTau. Exact: the answer is an upper envelope of lines. */
+/** Where turning the dial changes the answer: [{tau, from, to}] on 0 … maxTau. This is exact, since the answer is an upper envelope of lines. */
 export function flips(logits, logSigma, logRho, maxTau) {
   const found = [];
   let at = argmax(logits);
@@ -76,15 +76,15 @@ export function flips(logits, logSigma, logRho, maxTau) {
   return found;
 }
 
-/** many (> 100), medium (20 … 100), few (< 20) training examples, else unknown. */
+/** The group of a class by its training examples: many (> 100), medium (20 … 100) or few (< 20); unknown without a count. */
 export function groupOf(count) {
   if (count === null || count === undefined) return "unknown";
   return count > 100 ? "many" : count >= 20 ? "medium" : "few";
 }
 
 /**
- * The decision that costs least, as service/contract/costs.py has it: {index, cost}; index null: rejected.
- * costs: `costs` as a prior holds it. L[y][k] is what deciding k costs where y is true.
+ * The decision with the lowest expected cost, as in service/contract/members/costs.py: {index, cost}; index null: rejected.
+ * costs: the member `costs` of a prior. L[y][k] is the cost of deciding k if y is true.
  */
 export function decide(probabilities, costs, names) {
   const missed = names.map((name, y) => (Array.isArray(costs.miss) ? costs.miss[y] : costs.miss?.[name]) ?? 1);

@@ -1,4 +1,4 @@
-// Where inputs come from: files, folders, the clipboard, a pen, texts, rows of a table.
+// Forms for the user's own inputs: files, folders, the clipboard, a drawing, texts, rows of a table.
 
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { fromFile, own } from "./instances.js";
@@ -77,7 +77,7 @@ function Numbers({ shape, add }) {
   </form>`;
 }
 
-/** Numbers of a shape, the first few of each axis. */
+/** An example array of a shape, with the first few numbers of each axis. */
 function example(shape) {
   if (!shape.length) return "0.5";
   const [n, ...rest] = shape;

@@ -3,7 +3,7 @@
 const bytesOf = (base64) => Uint8Array.from(atob(base64), (c) => c.charCodeAt(0));
 let made = 0;
 
-/** A sample of report.json as an input: {id, name, label, picture, instance}. Inputs of one's own have `own` set. */
+/** A sample of report.json as an input: {id, name, label, picture, instance}. The user's own inputs also have `own`. */
 export const fromSample = (sample, i) => ({
   id: `sample-${i}`,
   name: `Sample ${i + 1}`,
@@ -14,7 +14,7 @@ export const fromSample = (sample, i) => ({
   short: sample.instance !== undefined && !sample.png ? String(sample.instance).slice(0, 40) : "",
 });
 
-/** A picture in a file. */
+/** An input from an image file. */
 export async function fromFile(file) {
   const picture = await new Promise((done, failed) => {
     const reader = new FileReader();
@@ -25,5 +25,5 @@ export async function fromFile(file) {
   return { id: `own-${++made}`, own: true, name: file.name || "Pasted image", picture, instance: { b64: picture.split(",")[1] }, blob: file, file: file.name || "image.png" };
 }
 
-/** An input that was written or drawn on the page. */
+/** An input that the user wrote or drew on the page. */
 export const own = (name, instance, more = {}) => ({ id: `own-${++made}`, own: true, name, instance, short: String(instance).slice(0, 40), ...more });

@@ -10,7 +10,7 @@ const STEPS = 30;
 const GRID = Array.from({ length: STEPS + 1 }, (_, i) => (i * DIAL_MAX) / STEPS);
 const MOST_CLASSES = 20;
 
-/** The mean over the true classes of their error rates. cases: [[truth, answer]] as indices of classes. */
+/** The mean error rate of the true classes; null without cases. cases: [[truth, answer]] as class indices. */
 export function balancedError(cases) {
   const seen = new Map();
   for (const [truth, answer] of cases) {

@@ -45,7 +45,7 @@ function App() {
     addEventListener("hashchange", moved);
     return () => removeEventListener("hashchange", moved);
   }, []);
-  const resting = (models.value?.on_demand ?? []).map((name) => ({ name })); // their pages load them
+  const resting = (models.value?.on_demand ?? []).map((name) => ({ name })); // opening one's page loads it
   const known = [...(models.value?.models ?? []), ...resting];
   const wanted = here.query.get("model");
   const model = known.some((m) => m.name === wanted) ? wanted : models.value?.default ?? known[0]?.name;

@@ -12,7 +12,7 @@ const PAGE = 20;
 const CURVE_MAX = 2.5;
 const TAUS = [["0", "as trained"], ["1", "τ = 1"], ["chosen", "chosen τ"]];
 
-/** The taus of a report, each once: the chosen one may equal another. */
+/** The taus of a report without repetition, since the chosen one may equal another. */
 function taus(atTau) {
   const chosen = atTau.chosen?.tau;
   const same = TAUS.find(([t]) => t !== "chosen" && chosen !== undefined && atTau[t]?.tau === chosen)?.[0];

@@ -10,7 +10,7 @@ import { Weights } from "./weights.js";
 import { NeedsKey } from "./who.js";
 import { Failed, Group, Loading, percent, when, whole } from "./widgets.js";
 
-const MANY_FLIPS = 0.25; // share of recent answers from which saving asks again
+const MANY_FLIPS = 0.25; // saving asks for confirmation if at least this share of recent answers would change
 
 const BLANK = { label_frequencies: null, target: "uniform", smoothing: 0, expected: false, note: "" };
 
@@ -21,7 +21,7 @@ const MORE = [
   { name: "schedule", words: "Use other priors by date and time", example: '{"time_zone": "Europe/Berlin", "rules": [{"weekdays": ["sat", "sun"], "hours": [9, 18], "prior": "weekend"}], "else": "default"}' },
 ];
 
-/** The draft to begin with: the prior as it was written, with `others` written out class by class. */
+/** The initial draft: the prior as it was written, with `others` expanded to one value per class. */
 function draftOf(prior, names) {
   const written = prior?.as_written;
   if (!written) return { ...BLANK };
@@ -51,7 +51,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     const { body, status } = await sendJson("PUT", force ? `${path}?force=1` : path, draft, { headers });
     saved(status === 201 || body.revision !== onto?.revision ? `Saved as revision ${body.revision}.` : `Nothing was changed: the draft equals revision ${body.revision}.`);
   };
-  /** Save the draft; a drastic one only when it was `confirmed`. */
+  /** Save the draft. A drastic change is saved only if the user has `confirmed` it. */
   const save = async (onto, confirmed = false) => {
     setBusy(true);
     setError(null);
@@ -150,7 +150,7 @@ function Estimate({ path, take }) {
       <p class="line"><button type="button" class="small" onClick=${() => use(said.doubt)}>Use it as a draft anyway</button><button type="button" class="small" onClick=${() => setSaid(null)}>Discard it</button></p></div>`}`;
 }
 
-/** One member of the draft as JSON; empty: the prior has none. */
+/** An editor for one member of the draft, as JSON. An empty text removes the member. */
 function Member({ name, words, example, value, change }) {
   const [text, setText] = useState(null);
   const [problem, setProblem] = useState("");

@@ -22,7 +22,7 @@ export function useClasses(bundle, { value, words } = {}) {
   const sorted = useMemo(() => {
     if (sort === "name") return [...order].sort((a, b) => names[a].localeCompare(names[b]));
     if (sort === "value") return [...order].sort((a, b) => value(b) - value(a));
-    return order; // rows keep their places while values are edited: `value` is no dependency
+    return order; // `value` is not a dependency, so that rows keep their places while values are edited
   }, [order, sort]);
   const wanted = search.trim().toLowerCase();
   const found = useMemo(
@@ -69,12 +69,12 @@ export function Vectors({ bundle, prior }) {
           <td class="number quiet wide">${s === null || t === 0 ? "–" : signed(Math.log(t / s))}</td></tr>`;
       })}</tbody></table>
     ${pager}
-    <p class="quiet"><i class="key bg-was"></i>source: the mix that the logits assume; it is divided out. <i class="key bg-accent"></i>target: the mix that the answers aim at; it is multiplied in.<span class="wide"> The shift is added to the logits at τ = 1.</span></p>`;
+    <p class="quiet"><i class="key bg-was"></i>source: the class mix that the logits assume; it is divided out. <i class="key bg-accent"></i>target: the class mix that the answers assume; it is multiplied in.<span class="wide"> The shift is added to the logits at τ = 1.</span></p>`;
 }
 
 const signed = (x) => `${x >= 0 ? "+" : "−"}${Math.abs(x).toFixed(2)}`;
 
-/** Thousands of classes at a glance: both priors over the rank in training, logarithmic. */
+/** Chart for many classes: both priors over the classes' rank in training, on a logarithmic scale. */
 function Profile({ names, order, prior }) {
   const data = useMemo(() => {
     const log = (v) => (v > 0 ? Math.log10(v) : null);

@@ -1,4 +1,4 @@
-// Priors: the list, and one of them with its vectors, its editor and its history.
+// The Priors page: the list of priors, and one prior with its vectors, editor and history.
 
 import { html, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";
@@ -47,7 +47,7 @@ function List({ list, name, go }) {
 
 function Fresh({ taken, go }) {
   const [name, setName] = useState("");
-  const wrong = name && !NAME.test(name) ? "Use at most 64 lowercase letters, digits, '.', '_' and '-', with a letter or digit first." : taken.includes(name) ? "A prior of this name exists already." : "";
+  const wrong = name && !NAME.test(name) ? "Use at most 64 lowercase letters, digits, '.', '_' and '-', with a letter or digit first." : taken.includes(name) ? "A prior with this name already exists." : "";
   const make = (event) => {
     event.preventDefault();
     if (name && !wrong) go({ name, tab: "edit" });

@@ -1,4 +1,4 @@
-// Rows of a table as inputs: a form with a field for each column, and CSV.
+// Table rows as inputs: a form with a field for each column, and CSV.
 
 import { html, useRef, useState } from "./vendor/preact.js";
 import { numberOf, rowsOf } from "./csv.js";
@@ -7,7 +7,7 @@ import { own } from "./instances.js";
 export const MOST_FIELDS = 60;
 export const MOST_ROWS = 500;
 
-/** The columns of a model's rows, [{name, text, missing}]; null where a row is not a list of single values. */
+/** The columns of a model's rows, [{name, text, missing}]; null if a row is not a list of single values. */
 export function fieldsOf({ input, inputs, provenance }) {
   if (input.kind === "columns") {
     const single = ({ shape }) => shape.slice(1).every((n) => n === 1);
@@ -20,7 +20,7 @@ export function fieldsOf({ input, inputs, provenance }) {
   return Array.from({ length: width }, (_, i) => ({ name: named ? known[i] : `value ${i + 1}`, text: false, missing: input.missing }));
 }
 
-/** A cell as the value of a field; undefined where it is none. */
+/** A cell as the value of a field; undefined if the cell is not a valid value. */
 function valueOf(cell, { text, missing }) {
   if (text) return cell;
   if (missing && /^(na|nan|null)?$/i.test(cell.trim())) return null;
@@ -34,9 +34,9 @@ const instanceOf = (fields, values, byName) => {
 };
 
 /**
- * Rows of a CSV as inputs: {inputs, problems, left}. A header that names every field may have them in any order.
- * Without one a row has a cell for each field, or one more: its class. The class stands last, or under a header that
- * is label, class or target.
+ * The rows of a CSV as inputs: {inputs, problems, left}. A header that names every field may list them in any order.
+ * Without a header, a row has a cell for each field, and optionally one more at the end: its class. With a header, the
+ * class is in the column label, class or target.
  */
 export function tableOf(content, { fields, byName = false, names }) {
   const rows = rowsOf(content);

@@ -1,4 +1,4 @@
-// Prometheus text as numbers, and rates and quantiles from two scrapes.
+// Reads Prometheus text as numbers, and computes rates and quantiles from two scrapes.
 
 const LINE = /^([a-zA-Z_:][\w:]*)(?:\{((?:[^"}]|"(?:[^"\\]|\\.)*")*)\})?\s+(\S+)/;
 const LABEL = /([a-zA-Z_]\w*)="((?:[^"\\]|\\.)*)"/g;
@@ -52,8 +52,8 @@ const MINUTE = 60;
 export const SPAN = 15 * MINUTE;
 
 /**
- * The readings and the next one, at most `most` of them beside one a minute. Numbers by class, which may be thousands,
- * stay for a minute, and in one reading of each minute (`held`) for as long as the page counts.
+ * Append a reading. Keeps at most `most` readings, plus one per minute (`held`). Numbers by class, of which there may be
+ * thousands, are dropped after a minute except in the held readings.
  */
 export function keep(readings, next, most) {
   const mark = readings.findLast((r) => r.held);
@@ -64,7 +64,7 @@ export function keep(readings, next, most) {
   return [...before, { ...next, held }];
 }
 
-/** The newest reading that is at least `seconds` older than the last one and has numbers by class; else the oldest that has. */
+/** The newest reading with numbers by class that is at least `seconds` older than the last one; else the oldest one with such numbers. */
 export function readingBefore(readings, seconds) {
   const last = readings[readings.length - 1];
   const whole = readings.filter((r) => r.classes && r !== last);
@@ -77,7 +77,7 @@ export const grown = (b, a) => (b >= a ? b - a : b);
 /** `grown` for each key of two objects. */
 export const grownBy = (b, a) => Object.fromEntries(Object.entries(b).map(([k, v]) => [k, grown(v, a?.[k] ?? 0)]));
 
-/** The q-quantile in seconds of cumulative buckets {le: count}, linear within its bucket; null without any. */
+/** The q-quantile, in seconds, of cumulative buckets {le: count}, interpolated linearly within a bucket; null if all are empty. */
 export function quantile(buckets, q) {
   const edges = Object.entries(buckets).map(([le, n]) => [le === "+Inf" ? Infinity : Number(le), n]).sort((a, b) => a[0] - b[0]);
   const total = edges.length ? edges[edges.length - 1][1] : 0;

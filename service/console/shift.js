@@ -14,12 +14,12 @@ const SAYS = {
   usable: ["Usable", "The newest answers look like a mix of the known classes."],
   too_little_traffic: ["Too little traffic", "There are too few rows for an estimate."],
   too_many_classes: ["Too many classes", "The service cannot keep enough rows for so many classes."],
-  uncalibrated: ["Not calibrated", "Nothing says how wrong an estimate would be."],
+  uncalibrated: ["Not calibrated", "It is unknown how wrong an estimate would be."],
   ill_conditioned: ["Ill-conditioned", "On validation, estimates near this mix are wrong."],
   suspect: ["Suspect", "The newest answers fit a mix of the known classes badly."],
   not_explained: ["Not explained", "No mix of the known classes explains the newest answers."],
 };
-const MODES = { on: "on", dry_run: "dry run: it only says what it would do", off: "off" };
+const MODES = { on: "on", dry_run: "dry run: it only reports what it would do", off: "off" };
 
 /** The service's estimate, read again every two seconds while the page is visible. */
 function useShift(path) {
@@ -59,11 +59,11 @@ export function Shift({ model, query, go }) {
   const all = [...new Set(["default", name, ...(names.value ?? [])])];
   return html`<div class="line apart"><h1>Shift of ${model}</h1>
       ${all.length > 1 && html`<label class="line tight">against the prior <select value=${name} onChange=${(e) => go({ name: e.target.value })}>${all.map((n) => html`<option value=${n}>${n}</option>`)}</select></label>`}</div>
-    ${error && html`<p class="note" role="alert">${error.message} The page shows what it knew last.</p>`}
+    ${error && html`<p class="note" role="alert">${error.message} The page shows the last known values.</p>`}
     ${value.estimate ? html`<${Board} key=${path} path=${path} found=${value} bundle=${about.value} again=${again} />`
       : html`<div class="card"><${Empty} title="No traffic has been followed yet">
           ${about.value.class_counts || about.value.estimation ? html`<p>The service estimates the class mix of the rows that it scores. The estimate appears here a few seconds after the first predictions. Answers on Try are not counted.</p><p><a href=${`#/traffic?model=${encodeURIComponent(model)}`}>Send the first ones on Traffic</a></p>`
-            : html`<p>The service cannot estimate the class mix of this model's traffic, because the model states no class counts. Import it again with <code>--class-counts</code>, or run <code>priordial train calibrate models/${model}/${about.value.version} --data …</code> on labelled rows.</p>`}
+            : html`<p>The service cannot estimate the class mix of this model's traffic, because the model has no class counts. Import it again with <code>--class-counts</code>, or run <code>priordial train calibrate models/${model}/${about.value.version} --data …</code> on labelled rows.</p>`}
         </${Empty}></div>`}`;
 }
 
@@ -131,7 +131,7 @@ function Adopting({ path, found, again }) {
         <button disabled=${state.busy} onClick=${ask}>Compute again</button></p>`}</section>`;
 }
 
-/** A reason of the service, with the verdict's code in words. */
+/** A reason from the service, with the codes of verdicts replaced by words. */
 const inWords = (reason) => reason.replace(/\b[a-z]+(_[a-z]+)+\b/g, (code) => (code in SAYS ? SAYS[code][0].toLowerCase() : code));
 
 const points = (share) => `${(100 * share).toFixed(1)} points`;

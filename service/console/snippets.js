@@ -1,4 +1,4 @@
-// The page's requests as curl commands and Python programs.
+// Writes the page's requests as curl commands and Python programs.
 
 import { html } from "./vendor/preact.js";
 import { key } from "./api.js";
@@ -6,7 +6,7 @@ import { Copy } from "./widgets.js";
 
 const origin = () => location.origin + location.pathname.replace(/\/$/, "");
 
-/** 'text' for a POSIX shell. */
+/** A text in quotes for a POSIX shell. */
 const quoted = (text) => `'${String(text).replaceAll("'", `'\\''`)}'`;
 
 /** A JSON value as a Python literal. */
@@ -20,8 +20,8 @@ export function pythonic(value) {
 }
 
 /**
- * call: {method, path, query, json | file, type, headers}. file is a file's name, sent as it is with content type `type`.
- * The key is never in a snippet: it is taken from PRIORDIAL_KEY.
+ * call: {method, path, query, json | file, type, headers}. file: the name of a file to send as the body, with the content type `type`.
+ * A snippet never contains the key: it reads the key from PRIORDIAL_KEY.
  */
 export function asCurl({ method, path, query = {}, json, file, type, headers = {} }) {
   const all = Object.entries(query).filter(([, v]) => v !== undefined && v !== null);

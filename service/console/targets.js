@@ -1,4 +1,4 @@
-// The target of the Try page: built in, stored, or made by hand.
+// The choice of the target on the Try page: built in, stored, or set by hand.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { Group, percent } from "./widgets.js";

@@ -11,14 +11,14 @@ import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, when, whole }
 import { groupOf } from "./formula.js";
 
 const EVERY_MS = 2000;
-const FIRST_MS = 600; // until there is something to draw
+const FIRST_MS = 600; // the pause between readings until there is something to draw
 const KEPT = 450;
 const PAGE = 20;
 const MINUTE = 60;
 const QUARTER = 15 * MINUTE;
 const kept = new Map();
 
-/** The service's readings of the last fifteen minutes, oldest first; none where it keeps none. */
+/** The service's readings of the last fifteen minutes, oldest first; empty if it keeps none. */
 async function earlier(model, signal) {
   try {
     const { readings } = await getJson(`metrics/recent?model=${encodeURIComponent(model)}`, { signal });
@@ -29,7 +29,7 @@ async function earlier(model, signal) {
   }
 }
 
-/** Readings of a model, newest last; polled while the page is open and can be seen. */
+/** Readings of a model, newest last, polled while the page is open and visible. */
 function useReadings(model) {
   const [state, setState] = useState({ readings: kept.get(model) ?? [] });
   const [turn, setTurn] = useState(0);
@@ -70,7 +70,7 @@ export function Traffic({ model }) {
   if (!readings.length || about.value?.name !== model) return html`<${Loading} what="the metrics" />`;
   const last = readings[readings.length - 1];
   return html`<h1>Traffic of ${model}</h1>
-    ${error && html`<p class="note" role="alert">${error.message} The page shows what it knew last.</p>`}
+    ${error && html`<p class="note" role="alert">${error.message} The page shows the last known values.</p>`}
     ${last.answered ? html`<${Board} key=${model} model=${model} bundle=${about.value} readings=${readings} />` : html`<${Quiet} model=${model} />`}`;
 }
 
@@ -97,7 +97,7 @@ function Quiet({ model }) {
 const MARKED = 10; // priors whose revisions are marked
 const REVISIONS = 20; // of each, the newest
 
-/** The newest revisions of the priors in use, newest first: [{prior, revision, at, by, note, deleted}]. Read again when one changes. */
+/** The newest revisions of the priors in use, newest first: [{prior, revision, at, by, note, deleted}]. Read again after a change. */
 function useChanges(model, revisions) {
   const names = [...new Set(["default", ...Object.keys(revisions)])].slice(0, MARKED);
   const now = JSON.stringify(names.map((name) => [name, revisions[name]]));
@@ -112,7 +112,7 @@ function useChanges(model, revisions) {
   return found.value ?? [];
 }
 
-/** Dashed lines where a revision was stored while the chart was collecting. */
+/** Dashed lines at the times when a revision was stored while the chart was collecting. */
 const begun = (readings) => readings[0].at;
 export const marksOf = (changes, readings) => changes.filter((c) => c.at >= begun(readings)).map((c) => ({ x: c.at, stroke: c.prior === "default" ? "alert" : "quiet", label: `${c.prior} ${c.deleted ? "out of use" : c.revision}, ${c.by}, ${when(c.updated_at)}` }));
 
@@ -182,7 +182,7 @@ function steps(readings, values) {
     data[0].push(b.at);
     values.forEach((f, n) => data[n + 1].push(f(b, a, b.at - a.at)));
   }
-  if (data[0].length) { // the first value holds from the first reading on
+  if (data[0].length) { // draw the first value from the first reading on
     data[0].unshift(readings[0].at);
     values.forEach((_, n) => data[n + 1].unshift(data[n + 1][0]));
   }
@@ -219,7 +219,7 @@ function Latency({ readings, marks }) {
         series=${[{ label: "median", stroke: "accent", ...DOTTED }, { label: "99th percentile", stroke: "c3", ...DOTTED }]} />`}</section>`;
 }
 
-const DOTTED = { spanGaps: true, points: { show: true, size: 4 } }; // a burst may be one reading: no line
+const DOTTED = { spanGaps: true, points: { show: true, size: 4 } }; // a burst may be a single reading, which has no line
 
 const total = (counts) => Object.values(counts).reduce((a, b) => a + b, 0);
 

@@ -1,4 +1,4 @@
-// Try: the service scores each input once, at tau = 0; the page computes every answer of the dial itself.
+// The Try page: the service scores each input once, at tau = 0; the page itself computes the answers for the dial.
 
 import { html, useEffect, useMemo, useRef, useState } from "./vendor/preact.js";
 import { Problem, getJson, modelPath, sendJson } from "./api.js";
@@ -18,10 +18,10 @@ const CURVES = 5;
 const AT_ONCE = 20000;
 const SHORT_BODY = 6000;
 
-/** Score inputs in one request: [{logits, before, warnings}], logits up to a constant. The service warns of the inputs together. */
+/** Score inputs in one request: [{logits, before, warnings}], with logits up to a constant. Warnings are for all inputs together. */
 async function score(model, classes, inputs) {
   const instances = inputs.map((input) => input.instance);
-  const asked = { instances, settings: [{ tau: 0 }], parameters: { top_k: classes } };  // no traffic: it is not counted
+  const asked = { instances, settings: [{ tau: 0 }], parameters: { top_k: classes } };  // /adjust does not count as traffic
   const { body } = await sendJson("POST", `${modelPath(model)}/adjust`, asked);
   const { predictions, warnings = [] } = body.results[0];
   return predictions.map(({ top }) => {
@@ -35,7 +35,7 @@ const storedPriors = (model, signal) =>
   getJson(`${modelPath(model)}/priors`, { signal }).then(
     (found) => found.priors.filter((p) => p.fits),
     (error) => {
-      if (error instanceof Problem) return []; // this key may predict and not observe
+      if (error instanceof Problem) return []; // this key may predict but not observe
       throw error;
     },
   );
@@ -111,7 +111,7 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
     request([input]);
   };
   const again = () => {
-    const failed = inputs.filter((input) => scores[input.id]?.error); // a new key, or a service that is back, answers for all
+    const failed = inputs.filter((input) => scores[input.id]?.error); // with a new key, or once the service is back, all may succeed
     failed.forEach((input) => asked.current.delete(input.id));
     setScores((old) => Object.fromEntries(Object.entries(old).filter(([, scored]) => !scored.error)));
     request(failed);
@@ -124,8 +124,8 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
   useEffect(() => {
     if (begun.current || !answers || !samples.every((s) => answers[s.id] || !together)) return;
     begun.current = true;
-    const answerOf = (s) => answers[s.id];
-    const best = samples.find((s) => answerOf(s) && answerOf(s).was !== answerOf(s).is && bundle.class_names[answerOf(s).is] === s.label);
+    const told = (s) => answers[s.id];
+    const best = samples.find((s) => told(s) && told(s).was !== told(s).is && bundle.class_names[told(s).is] === s.label);
     if (best) setAt(best.id);
   }, [answers]);
 
@@ -149,7 +149,7 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
   </div>`;
 }
 
-/** The vectors of the chosen target: {logSigma, logRho, share, costs}; null while a stored prior is read. */
+/** The vectors of the chosen target: {logSigma, logRho, share, costs}; null while a stored prior is being read. */
 function useRule(model, bundle, choice) {
   const stored = useLoaded(
     async (signal) => (choice.kind === "stored" ? getJson(`${modelPath(model)}/priors/${encodeURIComponent(choice.name)}`, { signal }) : null),
@@ -180,7 +180,7 @@ function answersOf(inputs, scores, rule, tau) {
 }
 
 function Gallery({ inputs, at, pick, answers, names }) {
-  const caption = (input) => {
+  const told = (input) => {
     const answer = answers?.[input.id];
     if (!answer) return { words: "", mark: "" };
     const right = input.label === undefined ? undefined : names[answer.is] === input.label;
@@ -192,7 +192,7 @@ function Gallery({ inputs, at, pick, answers, names }) {
     };
   };
   return html`<div class="samples" role="group" aria-label="Inputs">${inputs.map((input) => {
-    const { words, mark, kind } = caption(input);
+    const { words, mark, kind } = told(input);
     return html`<button key=${input.id} class=${`sample ${kind ?? ""}`} aria-pressed=${input.id === at} onClick=${() => pick(input)}
         aria-label=${`${input.name}${input.short && !input.picture ? ` ${input.short}` : ""}${input.label === undefined ? "" : `: ${input.label}`}${words}`}>
       ${input.picture ? html`<img src=${input.picture} alt="" />` : html`<span class="excerpt">${input.short}</span>`}
@@ -230,7 +230,7 @@ function Answer({ model, bundle, input, scored, rule, tau, setTau, choice, choos
       ${input.label !== undefined && html`<p class="quiet">True class: <b>${input.label}</b></p>`}
     </div>
     ${rule.unknown && html`<p class="note">The model's label frequencies are unknown, so its answers cannot be adjusted. <a href=${`#/priors?model=${encodeURIComponent(model)}&name=default&tab=edit`}>Give label frequencies</a> first.</p>`}
-    ${rule.impossible && html`<p class="note">Every class is impossible: raise one of the sliders.</p>`}
+    ${rule.impossible && html`<p class="note">All weights are 0, so no class is possible: raise one of the sliders.</p>`}
     <${Dial} tau=${tau} setTau=${setTau} stops=${stops} flips=${turns} />
     <p class="quiet flips">${turns.length
       ? html`The answer becomes ${turns.map((t, i) => html`${i ? ", then " : ""}${names[t.to]} at τ = <button class="link" onClick=${() => setTau(Math.min(DIAL_MAX, Math.ceil(t.tau * 100 + 1e-9) / 100))}>${t.tau.toFixed(2)}</button>`)}.`
@@ -249,7 +249,7 @@ function Decision({ names, is, decision }) {
   return html`<p class="decision">Decision by cost: <b>${names[decision.index]}</b>${decision.index === is ? "" : ", not the most probable class"}. Expected cost ${cost}.</p>`;
 }
 
-/** The chosen target as a prior that any model with these classes takes. */
+/** The chosen target as a prior that any model with these classes accepts. */
 function priorOf(names, choice, rule) {
   if (choice.kind === "uniform" || choice.kind === "training") return choice.kind;
   return { target: Object.fromEntries(names.map((name, i) => [name, Number(rule.share[i].toPrecision(6))])) };

@@ -1,4 +1,4 @@
-// A number for each class, for targets and label frequencies: by hand, or from a CSV.
+// Edits a number for each class, for targets and label frequencies, by hand or from a CSV.
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { weightsOf } from "./csv.js";
@@ -8,7 +8,7 @@ import { Group, whole } from "./widgets.js";
 
 const PROBLEMS = 5;
 
-/** values: {class: number} or a list in class order; others: what classes without a value have. what: the number's name. */
+/** values: {class: number} or a list in class order; others: the number of classes without a value. what: the name of the numbers. */
 export function Weights({ bundle, values: given, others = 0, what, hint, change }) {
   const names = bundle.class_names;
   const values = useMemo(() => Object.fromEntries(names.map((n, i) => [n, (Array.isArray(given) ? given[i] : given[n]) ?? others])), [given, others]);
@@ -31,7 +31,7 @@ export function Weights({ bundle, values: given, others = 0, what, hint, change 
     <${FromCsv} names=${names} what=${what} before=${values} take=${change} />`;
 }
 
-/** Values from a pasted, chosen or dropped CSV; nothing is taken over before it has been read without a fault. */
+/** Reads values from a pasted, chosen or dropped CSV. Nothing is filled in if any line has a fault. */
 function FromCsv({ names, what, before, take }) {
   const [text, setText] = useState("");
   const [rest, setRest] = useState("0");

@@ -3,7 +3,7 @@
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { KEY_CHANGED, Problem, ROLES, getJson, key } from "./api.js";
 
-/** {value: the answer of /whoami, error}; asked again when the key changes. */
+/** {value: the answer of /whoami, error}; requested again when the key changes. */
 export function useWhoAmI() {
   const [state, setState] = useState({});
   useEffect(() => {
@@ -49,7 +49,7 @@ export function Who({ me, signedOut }) {
   </details>`;
 }
 
-/** A field for a key. The key is used only if the service knows it; else the form says why not. */
+/** A form for a key. The key is used only if the service accepts it; otherwise the form says why not. */
 export function KeyForm({ used }) {
   const field = useRef();
   const [wrong, setWrong] = useState("");

@@ -1,4 +1,4 @@
-// Small parts that every page uses.
+// Small components that all pages use.
 
 import { html, useEffect, useState } from "./vendor/preact.js";
 import { Problem } from "./api.js";
@@ -9,7 +9,7 @@ export const percent = (p, digits = 1) =>
 
 export const whole = (n) => (n === null || n === undefined ? "–" : Math.round(n).toLocaleString("en"));
 
-/** A moment of the API for people: the time of day for today, else the date too. */
+/** A time from the API for people: only the time of day if it is today, else also the date. */
 export function when(moment) {
   if (!moment) return "never";
   const at = new Date(moment);
@@ -20,7 +20,7 @@ export function when(moment) {
 export const Pager = ({ page, pages, go }) => html`<p class="line pager"><button class="small" disabled=${page === 0} onClick=${() => go(page - 1)}>Previous</button>
   <span class="quiet">${page + 1} of ${pages}</span><button class="small" disabled=${page >= pages - 1} onClick=${() => go(page + 1)}>Next</button></p>`;
 
-/** Run `load` when `deps` change; {value, error, loading, again}. Answers that come too late are dropped. */
+/** Run `load` when `deps` change: {value, error, loading, again}. Outdated answers are dropped. */
 export function useLoaded(load, deps) {
   const [state, setState] = useState({ loading: true });
   const [turn, setTurn] = useState(0);
@@ -56,7 +56,7 @@ async function copied(text) {
     await navigator.clipboard.writeText(text);
     return true;
   } catch {
-    // Pages that came over plain HTTP from another machine have no clipboard of their own.
+    // Browsers offer no clipboard API to pages that came over plain HTTP from another machine.
     const field = Object.assign(document.createElement("textarea"), { value: text, className: "sr" });
     document.body.append(field);
     field.select();
