@@ -124,8 +124,8 @@ function Bench({ model, bundle, samples, chosen, stored, reload }) {
   useEffect(() => {
     if (begun.current || !answers || !samples.every((s) => answers[s.id] || !together)) return;
     begun.current = true;
-    const told = (s) => answers[s.id];
-    const best = samples.find((s) => told(s) && told(s).was !== told(s).is && bundle.class_names[told(s).is] === s.label);
+    const answerOf = (s) => answers[s.id];
+    const best = samples.find((s) => answerOf(s) && answerOf(s).was !== answerOf(s).is && bundle.class_names[answerOf(s).is] === s.label);
     if (best) setAt(best.id);
   }, [answers]);
 
@@ -180,7 +180,7 @@ function answersOf(inputs, scores, rule, tau) {
 }
 
 function Gallery({ inputs, at, pick, answers, names }) {
-  const told = (input) => {
+  const caption = (input) => {
     const answer = answers?.[input.id];
     if (!answer) return { words: "", mark: "" };
     const right = input.label === undefined ? undefined : names[answer.is] === input.label;
@@ -192,7 +192,7 @@ function Gallery({ inputs, at, pick, answers, names }) {
     };
   };
   return html`<div class="samples" role="group" aria-label="Inputs">${inputs.map((input) => {
-    const { words, mark, kind } = told(input);
+    const { words, mark, kind } = caption(input);
     return html`<button key=${input.id} class=${`sample ${kind ?? ""}`} aria-pressed=${input.id === at} onClick=${() => pick(input)}
         aria-label=${`${input.name}${input.short && !input.picture ? ` ${input.short}` : ""}${input.label === undefined ? "" : `: ${input.label}`}${words}`}>
       ${input.picture ? html`<img src=${input.picture} alt="" />` : html`<span class="excerpt">${input.short}</span>`}

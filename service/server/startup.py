@@ -3,7 +3,7 @@
 From here on, every signal has a defined effect. SIGTERM and SIGINT end the process at once until
 the event loop handles them. SIGHUP is ignored until models can be loaded. SIGUSR1 writes the stacks
 of all threads to stderr. Signals that mean nothing to the service, and whose default is to end it,
-are ignored; the first of each kind is told on stderr.
+are ignored; the first of each kind is reported on stderr.
 """
 
 import contextlib

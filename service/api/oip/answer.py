@@ -227,8 +227,8 @@ def encoded(
         document["id"] = asked.id
     document["parameters"] = parameters = _parameters(bundle, settings)
     if warning is not None:
-        told = parameters.get("warnings")
-        parameters["warnings"] = f"{told}; {warning}" if told else warning
+        reported = parameters.get("warnings")
+        parameters["warnings"] = f"{reported}; {warning}" if reported else warning
     document["outputs"] = described
     header = orjson.dumps(document)
     if not tensors:

@@ -314,14 +314,14 @@ class PriorRoutes:
     ) -> Response:
         entry = written.entry
         share = None if flips is None else flips.share
-        told = {"force": force or None, "to": to, "decisions_changed": share}
+        details = {"force": force or None, "to": to, "decisions_changed": share}
         audit(
             request,
             action=action,
             model=bundle.name,
             name=entry.name,
             revision=entry.revision,
-            **{key: value for key, value in told.items() if value is not None},
+            **{key: value for key, value in details.items() if value is not None},
         )
         if written.changed:
             self._announce(Changed(action, entry, share))

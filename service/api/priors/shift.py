@@ -114,11 +114,11 @@ def shift_view(
         ends = together.interval(one.calibration_variance)
         estimate, low, high = (_rounded(v) for v in (together.prior, *ends))
     judged = None if one is None else one.judged
-    told: dict[str, Any] | None = None
+    verdict_view: dict[str, Any] | None = None
     automatic: dict[str, Any] | None = None
     if judged is not None:
-        told = {**judged.__dict__, "at": judged.at.isoformat()}
-        automatic = told.pop("automatic").get(name)
+        verdict_view = {**judged.__dict__, "at": judged.at.isoformat()}
+        automatic = verdict_view.pop("automatic").get(name)
     return ShiftView(
         model=bundle.name,
         version=bundle.version,
@@ -132,7 +132,7 @@ def shift_view(
         estimate=estimate,
         low=low,
         high=high,
-        judged=told,
+        judged=verdict_view,
         automatic=automatic,
         points=[] if one is None else _points(one, points, len(bundle.class_names)),
     )

@@ -132,7 +132,7 @@ def test_unknown_label_frequencies_allow_tau_zero_and_inline_ones(client):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "message"),
     [
         (400, {"settings": [{}]}, "either 'instances' or 'logits'"),
         (
@@ -169,10 +169,10 @@ def test_unknown_label_frequencies_allow_tau_zero_and_inline_ones(client):
         (400, {"logits": [[0] * 5], "settings": [{}], "x": 1}, "unknown member 'x'"),
     ],
 )
-def test_what_is_wrong_is_told(client, status, body, told):
+def test_what_is_wrong_is_told(client, status, body, message):
     answer = client.post("/models/linear/adjust", json=body)
     assert answer.status_code == status, answer.text
-    assert told in answer.json()["detail"]
+    assert message in answer.json()["detail"]
 
 
 def test_more_work_than_a_request_may_make_is_refused(client):

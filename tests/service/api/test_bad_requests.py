@@ -36,7 +36,7 @@ def client(server):
 def refused(client):
     """POST a body: the problem, checked for its form; and the service still answers afterwards."""
 
-    def post(path, status, told, **request):
+    def post(path, status, message, **request):
         answer = client.post(path, **request)
         problem = answer.json()
         assert answer.status_code == status, problem
@@ -44,7 +44,7 @@ def refused(client):
         assert problem["status"] == status
         assert problem["type"].startswith("/problems/")
         assert problem["title"]
-        assert told in problem["detail"], problem["detail"]
+        assert message in problem["detail"], problem["detail"]
         assert client.post("/predict", json=GOOD).status_code == 200
         return answer
 
@@ -68,7 +68,7 @@ JSON = {"content-type": "application/json"}
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "message"),
     [
         (400, b"", "the body is empty"),
         (400, b"[" * 10**6, "the body is not JSON"),
@@ -104,12 +104,12 @@ JSON = {"content-type": "application/json"}
         ),
     ],
 )
-def test_a_json_body_that_is_wrong(refused, status, body, told):
-    refused("/predict", status, told, content=body, headers=JSON)
+def test_a_json_body_that_is_wrong(refused, status, body, message):
+    refused("/predict", status, message, content=body, headers=JSON)
 
 
 @pytest.mark.parametrize(
-    ("status", "parameters", "told"),
+    ("status", "parameters", "message"),
     [
         (422, {"tau": -1}, "tau is -1.0; expected 0 or a number from 1e-06 to 10"),
         (422, {"tau": 1e-7}, "tau is 1e-07"),
@@ -142,13 +142,13 @@ def test_a_json_body_that_is_wrong(refused, status, body, told):
         (422, {"prior": {"targets": "uniform"}}, "targets: unknown member"),
     ],
 )
-def test_parameters_in_the_body_that_are_wrong(refused, status, parameters, told):
-    answer = refused("/predict", status, told, json={**GOOD, "parameters": parameters})
+def test_parameters_in_the_body_that_are_wrong(refused, status, parameters, message):
+    answer = refused("/predict", status, message, json={**GOOD, "parameters": parameters})
     assert ("retry-after" in answer.headers) == (status == 503)
 
 
 @pytest.mark.parametrize(
-    ("status", "query", "told"),
+    ("status", "query", "message"),
     [
         (422, "tau=-1", "tau is -1.0"),
         (422, "tau=nan", "tau is 'nan'; expected a number"),
@@ -163,8 +163,8 @@ def test_parameters_in_the_body_that_are_wrong(refused, status, parameters, told
         (400, "%ff=1", "query string"),
     ],
 )
-def test_a_query_that_is_wrong(refused, status, query, told):
-    refused(f"/predict?{query}", status, told, json=GOOD)
+def test_a_query_that_is_wrong(refused, status, query, message):
+    refused(f"/predict?{query}", status, message, json=GOOD)
 
 
 @pytest.mark.parametrize("text", ["1_0", "1.0", "%201", "+1", "٧", "9" * 5000])
@@ -195,7 +195,7 @@ def test_a_parameter_given_twice_with_different_values_is_told(refused):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "message"),
     [
         (400, b"", "the body is empty"),
         (400, b"x", "not a .npy file"),
@@ -209,12 +209,14 @@ def test_a_parameter_given_twice_with_different_values_is_told(refused):
         (413, npy(np.zeros((50_000, FEATURES))), "at most 2097152 are accepted"),
     ],
 )
-def test_a_npy_body_that_is_wrong(refused, status, body, told):
-    refused("/predict", status, told, content=body, headers={"content-type": "application/x-npy"})
+def test_a_npy_body_that_is_wrong(refused, status, body, message):
+    refused(
+        "/predict", status, message, content=body, headers={"content-type": "application/x-npy"}
+    )
 
 
 @pytest.mark.parametrize(
-    ("status", "kind", "body", "told"),
+    ("status", "kind", "body", "message"),
     [
         (422, "image/png", png()[:-30], "image 0 is truncated"),
         (422, "image/png", b"not an image", "image 0 is not a JPEG, PNG or WebP image"),
@@ -226,12 +228,12 @@ def test_a_npy_body_that_is_wrong(refused, status, body, told):
         (415, "application/x-www-form-urlencoded", b"a=1", "expected application/json"),
     ],
 )
-def test_a_body_for_a_model_of_images_that_is_wrong(refused, status, kind, body, told):
-    refused("/models/image/predict", status, told, content=body, headers={"content-type": kind})
+def test_a_body_for_a_model_of_images_that_is_wrong(refused, status, kind, body, message):
+    refused("/models/image/predict", status, message, content=body, headers={"content-type": kind})
 
 
 @pytest.mark.parametrize(
-    ("instances", "told"),
+    ("instances", "message"),
     [
         ([{"b64": "%%"}], "instance 0: b64 is not valid base64"),
         ([{"b64": 7}], "instance 0 is not of the form"),
@@ -241,20 +243,20 @@ def test_a_body_for_a_model_of_images_that_is_wrong(refused, status, kind, body,
         (["a string"], "instance 0 is 'a string'; expected numbers"),
     ],
 )
-def test_json_instances_for_a_model_of_images_that_are_wrong(refused, instances, told):
-    refused("/models/image/predict", 422, told, json={"instances": instances})
+def test_json_instances_for_a_model_of_images_that_are_wrong(refused, instances, message):
+    refused("/models/image/predict", 422, message, json={"instances": instances})
 
 
 @pytest.mark.parametrize(
-    ("instances", "told"),
+    ("instances", "message"),
     [
         ([7], "instance 0 holds 7; expected a string"),
         (["a", None], "instance 1 holds null"),
         ([["a"]], "instance 0 holds a list"),
     ],
 )
-def test_instances_for_a_model_of_text_that_are_wrong(refused, instances, told):
-    refused("/models/text/predict", 422, told, json={"instances": instances})
+def test_instances_for_a_model_of_text_that_are_wrong(refused, instances, message):
+    refused("/models/text/predict", 422, message, json={"instances": instances})
 
 
 def test_other_ways_to_ask_wrongly(refused, client):

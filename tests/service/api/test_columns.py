@@ -115,7 +115,7 @@ def test_rows_of_many_callers_share_batches_and_keep_their_own_answers(url):
 
 
 @pytest.mark.parametrize(
-    ("body", "told"),
+    ("body", "message"),
     [
         ({"instances": [ROWS[0], {"age": 1, "fare": 2}]}, "instance 1 lacks column 'sex'"),
         ({"instances": [{**ROWS[0], "agee": 1}]}, "instance 0 has an unknown column 'agee'"),
@@ -136,10 +136,10 @@ def test_rows_of_many_callers_share_batches_and_keep_their_own_answers(url):
         ({"inputs": COLUMNS, "instances": ROWS}, "'instances' and 'inputs'; expected only one"),
     ],
 )
-def test_a_fault_names_its_row_and_its_column(url, body, told):
+def test_a_fault_names_its_row_and_its_column(url, body, message):
     answer = post(url, "table", body)
     assert answer.status_code in {400, 422}
-    assert told in answer.json()["detail"]
+    assert message in answer.json()["detail"]
 
 
 def test_an_array_is_refused_with_the_names_of_the_columns(url):

@@ -119,10 +119,10 @@ def test_a_body_that_does_not_fit_is_refused_and_says_why(client, path, body, st
 
 def test_status_and_health_are_told_as_each_client_reads_them(client):
     assert client.get("/v1/models").json() == {"models": ["linear", "nameless"]}
-    told = client.get("/v1/models/linear").json()
-    assert told["ready"] is True
-    assert {each["version"] for each in told["model_version_status"]} == {"1", "2"}
-    assert all(each["state"] == "AVAILABLE" for each in told["model_version_status"])
+    reported = client.get("/v1/models/linear").json()
+    assert reported["ready"] is True
+    assert {each["version"] for each in reported["model_version_status"]} == {"1", "2"}
+    assert all(each["state"] == "AVAILABLE" for each in reported["model_version_status"])
     one = client.get("/v1/models/linear/versions/1").json()
     assert [each["version"] for each in one["model_version_status"]] == ["1"]
     assert client.get("/v1/models/none").status_code == 404

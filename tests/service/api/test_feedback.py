@@ -154,7 +154,7 @@ def test_parquet_is_taken_with_its_empty_cells_and_faulty_columns_are_named(serv
 
 
 @pytest.mark.parametrize(
-    ("content", "status", "told"),
+    ("content", "status", "message"),
     [
         (b"request_id,label\n" + b"," * (2**20 + 1), 413, "line 2: a row has more than 1,048,576"),
         (b"," * (2**20 + 1), 413, "line 1: a row has more than 1,048,576"),
@@ -168,12 +168,12 @@ def test_parquet_is_taken_with_its_empty_cells_and_faulty_columns_are_named(serv
         (b"request_id,label,sampled\na,b,1e-50\n", 422, "from 1e-09 to 1; got 1e-50"),
     ],
 )
-def test_csv_beyond_a_bound_is_refused(server, content, status, told):
+def test_csv_beyond_a_bound_is_refused(server, content, status, message):
     answer = httpx.post(
         f"{server.url}/feedback", content=content, headers={"content-type": "text/csv"}, timeout=30
     )
     assert answer.status_code == status
-    assert told in answer.text
+    assert message in answer.text
 
 
 def test_more_feedback_than_may_wait_is_refused_at_once(server):

@@ -68,9 +68,11 @@ def test_curl_is_answered_whatever_version_it_prefers(url, wanted, flag):
     curl = program("curl", "curl")
     header = "content-type: application/json"
     shown = "\n%{http_version} %{num_connects}\n"
-    told = output(curl, "-sS", flag, "-H", header, "-d", BODY, "-w", shown, url, "-o", "-", url)
-    assert [json.loads(line) for line in told.splitlines() if line.startswith("{")] == [wanted] * 2
-    assert told.splitlines()[-1].split()[0] in {"1.1", "1"}
+    reported = output(curl, "-sS", flag, "-H", header, "-d", BODY, "-w", shown, url, "-o", "-", url)
+    assert [json.loads(line) for line in reported.splitlines() if line.startswith("{")] == [
+        wanted
+    ] * 2
+    assert reported.splitlines()[-1].split()[0] in {"1.1", "1"}
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd"])
@@ -82,6 +84,6 @@ def test_curl_unpacks_long_answers(url, coding):
         "-H", "content-type: application/json", "-w", "\n%header{content-encoding}",
         f"{url}?top_k=3",
     )  # fmt: skip
-    answer, _, told = kept.rpartition("\n")
-    assert told == coding
+    answer, _, reported = kept.rpartition("\n")
+    assert reported == coding
     assert len(json.loads(answer)["predictions"]) == 400

@@ -190,7 +190,7 @@ def warnings_of(answer):
 @pytest.mark.parametrize("rows", [1, 3])
 def test_inputs_far_from_those_of_training_are_answered_with_a_warning(url, rows):
     usual, far = NUMBERS[:rows], NUMBERS[:rows] * 255
-    for values, told in ((usual, False), (far, True)):
+    for values, reported in ((usual, False), (far, True)):
         data = {
             "name": "x",
             "datatype": "FP32",
@@ -204,14 +204,14 @@ def test_inputs_far_from_those_of_training_are_answered_with_a_warning(url, rows
             ("/v2/models/named/infer", {"inputs": [data]}),
         ):
             found = warnings_of(httpx.post(url + path, json=body))
-            assert any("far from those" in each for each in found) == told, (path, found)
+            assert any("far from those" in each for each in found) == reported, (path, found)
 
 
 def test_a_column_in_another_unit_is_answered_with_a_warning(url):
     cents = as_csv({**COLUMNS, "fare": [3000.0, 4500.0, 8000.0]})
     assert warnings_of(ask(url, "table", as_csv(COLUMNS), CSV)) == []
-    (told,) = warnings_of(ask(url, "table", cents, CSV))
-    assert "far from those that the model was trained on" in told
+    (reported,) = warnings_of(ask(url, "table", cents, CSV))
+    assert "far from those that the model was trained on" in reported
 
 
 @pytest.mark.parametrize(
@@ -264,10 +264,10 @@ def test_a_column_in_another_unit_is_answered_with_a_warning(url):
     ],
 )  # fmt: skip
 def test_a_table_at_fault_is_refused_by_column_and_row(url, model, kind, body, fault):
-    status, told = fault
+    status, reported = fault
     answer = ask(url, model, body, kind)
     assert answer.status_code == status, answer.text
-    assert told in answer.json()["detail"]
+    assert reported in answer.json()["detail"]
 
 
 def test_more_rows_than_may_wait_are_refused(url):
@@ -320,8 +320,8 @@ def test_a_short_body_that_would_become_long_is_refused(url, bomb):
     assert len(body) < 2**20
     answer = ask(url, "table", body, kind)
     assert answer.status_code in {413, 422}, answer.text
-    told = answer.json()["detail"]
-    assert any(word in told for word in ("is accepted", "at most", "send fewer", "encoding"))
+    reported = answer.json()["detail"]
+    assert any(word in reported for word in ("is accepted", "at most", "send fewer", "encoding"))
 
 
 def test_what_a_file_declares_is_refused_before_memory_is_taken():

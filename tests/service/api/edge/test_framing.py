@@ -116,7 +116,7 @@ def test_trailers_are_dropped(server):
 
 
 @pytest.mark.parametrize(
-    ("head", "told"),
+    ("head", "message"),
     [
         (LINE + COMMON + b"transfer-encoding: gzip, chunked\r\n", "expected chunked alone"),
         (
@@ -148,12 +148,12 @@ def test_trailers_are_dropped(server):
         (b"GET /\r\n", "HTTP/0.9"),
     ],
 )
-def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, head, told):
+def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, head, message):
     for parts in ([head + b"\r\n" + BODY + WHOLE], [head, b"\r\n" + BODY, WHOLE]):
         ((status, headers, body),) = answered(server, *parts)
         assert (status, headers["connection"]) == (400, "close")
         assert headers["content-type"] == "application/problem+json"
-        assert told in json.loads(body)["detail"]
+        assert message in json.loads(body)["detail"]
 
 
 @pytest.mark.parametrize(

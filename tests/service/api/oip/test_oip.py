@@ -282,8 +282,8 @@ def test_each_row_may_have_a_tau_and_a_prior_of_its_own(client, binary):
         wanted = formula(x[row : row + 1], float(tau), target=targets[prior])[2]
         np.testing.assert_allclose(found[row], wanted[0], atol=1e-5)
         assert answer.as_numpy("class_index")[row, 0] == wanted[0].argmax()
-    told = answer.get_response()["parameters"]
-    assert told == {"priors": "uniform@0, training@0, inline@0, default@0"}
+    expected_message = answer.get_response()["parameters"]
+    assert expected_message == {"priors": "uniform@0, training@0, inline@0, default@0"}
 
 
 def test_a_row_prior_goes_with_a_common_tau_and_the_other_way_round(client):
@@ -441,14 +441,14 @@ def test_a_text_that_is_too_long_is_refused_before_it_is_decoded(http):
     raw = {"inference-header-content-length": "0", "content-type": "application/octet-stream"}
     body = b"\xff" * 80_001
     refused = http.post("/v2/models/text/infer", content=body, headers=raw)
-    told = "instance 0 is a text of 80,001 bytes; expected at most 20,000 characters"
-    assert (refused.status_code, refused.json()["error"]) == (422, told)
+    expected_message = "instance 0 is a text of 80,001 bytes; expected at most 20,000 characters"
+    assert (refused.status_code, refused.json()["error"]) == (422, expected_message)
     given = {"name": "words", "datatype": "BYTES", "shape": [1, 1]}
     head = json.dumps({"inputs": [{**given, "parameters": {"binary_data_size": 80_005}}]}).encode()
     headers = {"inference-header-content-length": str(len(head))}
     whole = head + (80_001).to_bytes(4, "little") + body
     refused = http.post("/v2/models/text/infer", content=whole, headers=headers)
-    assert (refused.status_code, refused.json()["error"]) == (422, told)
+    assert (refused.status_code, refused.json()["error"]) == (422, expected_message)
 
 
 def test_an_optional_input_gives_way_to_a_models_own_of_the_same_name(client):
@@ -479,7 +479,7 @@ def request(*entries, **more):
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "told"),
+    ("status", "body", "expected_message"),
     [
         (400, {}, "the request has no inputs"),
         (400, [], "the body must be a JSON object"),
@@ -615,11 +615,13 @@ def request(*entries, **more):
         ),
     ],
 )
-def test_what_is_wrong_is_told_as_a_problem_with_an_error_member(http, status, body, told):
+def test_what_is_wrong_is_told_as_a_problem_with_an_error_member(
+    http, status, body, expected_message
+):
     answer = http.post("/v2/models/linear/infer", json=body)
     problem = answer.json()
     assert answer.status_code == status, problem
-    assert told in problem["error"]
+    assert expected_message in problem["error"]
     assert problem["detail"] == problem["error"]
     assert problem["status"] == status
     assert problem["type"].startswith("/problems/")

@@ -57,12 +57,12 @@ def statistics(client, model="", version=""):
 
 def counts(found):
     """(rows, graph calls, requests that succeeded, that failed)."""
-    told = found["inference_stats"]
+    message = found["inference_stats"]
     return (
         found["inference_count"],
         found["execution_count"],
-        told["success"]["count"],
-        told["fail"]["count"],
+        message["success"]["count"],
+        message["fail"]["count"],
     )
 
 
@@ -88,8 +88,8 @@ def test_one_request_after_the_other_is_counted_by_rows_calls_and_requests(clien
     assert found == [157, 1 + 1 + 1 + 3, 4, 0]
     assert begun <= after["last_inference"] <= int(1000 * time.time())
     sizes, earlier = (
-        {each["batch_size"]: each["compute_infer"]["count"] for each in told["batch_stats"]}
-        for told in (after, before)
+        {each["batch_size"]: each["compute_infer"]["count"] for each in message["batch_stats"]}
+        for message in (after, before)
     )
     assert {k: n - earlier.get(k, 0) for k, n in sizes.items()} == {1: 1, 3: 2, 64: 2, 22: 1}
 
@@ -97,17 +97,21 @@ def test_one_request_after_the_other_is_counted_by_rows_calls_and_requests(clien
 def test_the_times_of_requests_are_those_of_their_waiting_and_their_graph_calls(client):
     infer(client, inputs(2))
     (found,) = statistics(client, "linear", "2").values()
-    told, batches = found["inference_stats"], found["batch_stats"]
-    assert told["success"]["ns"] == pytest.approx(
-        told["queue"]["ns"] + told["compute_infer"]["ns"], abs=1
+    message, batches = found["inference_stats"], found["batch_stats"]
+    assert message["success"]["ns"] == pytest.approx(
+        message["queue"]["ns"] + message["compute_infer"]["ns"], abs=1
     )
-    assert told["queue"]["count"] == told["compute_infer"]["count"] == told["success"]["count"]
+    assert (
+        message["queue"]["count"]
+        == message["compute_infer"]["count"]
+        == message["success"]["count"]
+    )
     alone = sum(each["compute_infer"]["ns"] for each in batches)
     assert (
-        0 < alone <= told["compute_infer"]["ns"] + len(batches)
+        0 < alone <= message["compute_infer"]["ns"] + len(batches)
     )  # a call is charged to each request in it
     for part in ("compute_input", "compute_output", "cache_hit", "cache_miss"):
-        assert told[part] == {"count": 0, "ns": 0}
+        assert message[part] == {"count": 0, "ns": 0}
 
 
 def test_a_request_with_a_row_that_comes_out_as_nan_has_failed_and_its_rows_do_not_count(client):
@@ -198,8 +202,8 @@ def test_the_asyncio_client_gets_on_alike(server):
             x = InferInput("x", [3, FEATURES], "FP32").set_data_from_numpy(inputs(3))
             await client.infer("linear", [x], model_version="1")
             after = await client.get_inference_statistics("linear", "1")
-            told = [each["model_stats"][0]["inference_count"] for each in (before, after)]
-            assert told[1] - told[0] == 3
+            message = [each["model_stats"][0]["inference_count"] for each in (before, after)]
+            assert message[1] - message[0] == 3
             with pytest.raises(InferenceServerException, match="no model 'none'"):
                 await client.infer("none", [x])
 
@@ -220,7 +224,7 @@ def test_statistics_ask_for_the_key_that_metrics_ask_for(models, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("call", "told"),
+    ("call", "message"),
     [
         (lambda client: client.get_system_shared_memory_status(), "shared memory is not supported"),
         (
@@ -241,7 +245,7 @@ def test_statistics_ask_for_the_key_that_metrics_ask_for(models, tmp_path):
         (lambda client: client.update_log_settings({"log_info": True}), "--log-format"),
     ],
 )
-def test_an_extension_that_is_not_served_says_so(client, call, told):
-    with pytest.raises(InferenceServerException, match=told) as refused:
+def test_an_extension_that_is_not_served_says_so(client, call, message):
+    with pytest.raises(InferenceServerException, match=message) as refused:
         call(client)
     assert refused.value.status() == "404"

@@ -120,9 +120,9 @@ def test_operations_have_names_of_their_own(document):
 
 def check(document, answer, template, method="post"):
     """A real answer against the schema of its route, status and content type."""
-    told = document["paths"][template][method]["responses"][str(answer.status_code)]
+    reported = document["paths"][template][method]["responses"][str(answer.status_code)]
     kind = answer.headers["content-type"].split(";")[0]
-    schema = {**told["content"][kind]["schema"], "components": document["components"]}
+    schema = {**reported["content"][kind]["schema"], "components": document["components"]}
     if kind.endswith("json"):
         Draft202012Validator(schema).validate(answer.json())
 

@@ -571,8 +571,8 @@ def test_every_stored_change_is_announced(sqlite_url):
         await client.post("/priors/default/rollback", json={"revision": 1})
         await client.delete("/priors/default")
 
-    told = [(each.action, each.entry.revision, each.entry.deleted) for each in announced]
-    assert told == [
+    reported = [(each.action, each.entry.revision, each.entry.deleted) for each in announced]
+    assert reported == [
         ("put", 1, False), ("add", 2, False), ("rollback", 3, False), ("delete", 4, True),
     ]  # fmt: skip
 
@@ -756,8 +756,8 @@ def test_each_write_is_audited_with_the_name_of_the_key_and_never_the_key(sqlite
         await client.post("/priors/default/rollback", json={"revision": 1}, headers=headers)
         await client.delete("/priors/default", headers=headers)
 
-    told = [record.audit for record in caplog.records if record.name == "service.audit"]
-    assert [(line["action"], line["by"], line.get("revision")) for line in told] == [
+    reported = [record.audit for record in caplog.records if record.name == "service.audit"]
+    assert [(line["action"], line["by"], line.get("revision")) for line in reported] == [
         ("put", "ops", 1), ("add", "ops", 2), ("rollback", "ops", 3), ("delete", "ops", None),
     ]  # fmt: skip
     assert secret not in caplog.text
