@@ -49,12 +49,12 @@ def test_onnxruntime_keeps_no_record_for_its_maker(tmp_path):
     with running(tmp_path / "models") as server:
         found = psutil.Process(server.process.pid).open_files()
         assert [file.path for file in found if "onnxruntime" in file.path] == []
-    dump = (
+    program = (
         "import training.run.export, psutil; print(*(f.path for f in "
         "psutil.Process().open_files()))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", dump], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "onnxruntime" not in done.stdout
 
