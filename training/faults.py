@@ -1,7 +1,35 @@
 """The errors that a user can correct, each with its exit code, and the report of the command."""
 
+import re
 import sys
+import traceback
+from pathlib import Path
 from typing import ClassVar
+
+LONGEST = 300
+"""Characters of another library's message that are shown."""
+OTHER_FILES = (
+    (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull` there"),
+    (b"<!doctype", "a web page"),
+    (b"<html", "a web page"),
+    (b"<?xml", "XML"),
+    (b"\x1f\x8b", "compressed by gzip: unpack it"),
+    (b"BZh", "compressed by bzip2: unpack it"),
+    (b"\xfd7zXZ", "compressed by xz: unpack it"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it"),
+    (b"PK\x03\x04", "a ZIP archive or a workbook: unpack it, or save it in the right form"),
+    (b"\xd0\xcf\x11\xe0", "a workbook: save it in the right form"),
+    (b"PAR1", "a Parquet file"),
+    (b"\x93NUMPY", "a single array"),
+    (b"SQLite format 3", "an SQLite database"),
+    (b"%PDF", "a PDF"),
+)
+"""The first bytes of files that are often taken for others, and what they are."""
+ADDRESSES = ("http:/", "https:/", "s3:/", "gs:/", "hf:/", "file:/")
+"""Paths make one slash of two."""
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+_INSTALLED = ("site-packages", "dist-packages", f"python{sys.version_info[0]}.")
+"""Parts of the paths of code that a user did not write."""
 
 
 def say(message: str) -> None:
@@ -27,3 +55,68 @@ class BadData(Fault, ValueError):
 
 class RunFailed(Fault, RuntimeError):
     """A run did not finish; the message says what happened and what was kept."""
+
+
+def absent(path: Path) -> str:
+    """Why a path is no file that can be read."""
+    if str(path).startswith(ADDRESSES):
+        return f"{path}: is an address; training reads files, so download it first"
+    if path.is_dir():
+        return f"{path}: is a folder; expected a file"
+    return f"{path}: {'is no regular file' if path.exists() else 'no such file'}"
+
+
+def instead(path: Path) -> str:
+    """What lies in the place of a file that cannot be read, for the end of a message."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(64)
+    except OSError:
+        return ""
+    if not head:
+        return " (the file is empty)"
+    start = head.lstrip().lower()
+    found = next((what for mark, what in OTHER_FILES if start.startswith(mark.lower())), None)
+    return f" (it is {found})" if found else ""
+
+
+def readable(error: BaseException) -> str:
+    """A library's message without line breaks and bytes of the file that it could not read."""
+    said = "".join(letter if letter.isprintable() else " " for letter in str(error))
+    said = " ".join(said.split())
+    return said if len(said) <= LONGEST else f"{said[:LONGEST]} …"
+
+
+def short(error: BaseException) -> str:
+    """An error of a user's code or of a library in one line: kind, message, file and line.
+
+    Of errors that were raised from one another the first counts, as it has the reason. The file is
+    the user's own, where the error passed through one.
+    """
+    while error.__cause__ is not None:
+        error = error.__cause__
+    try:
+        lines = [_ANSI.sub("", line).strip() for line in str(error).splitlines()]
+    except Exception:  # noqa: BLE001 - the message is made by the error's own code
+        lines = []
+    said = next((line for line in lines if line and not line.startswith(("#", "="))), "")
+    if isinstance(error, SystemExit):
+        said = f"exit code {said or 0}"
+    if len(said) > LONGEST:
+        said = f"{said[:LONGEST]} …"
+    kind = type(error).__name__
+    return (f"{kind}: {said}" if said else kind) + _place_of(error)
+
+
+def _place_of(error: BaseException) -> str:
+    """Where the user's own code failed, in brackets; nothing for errors of other code."""
+    own = str(Path(__file__).parent)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith((own, "<"))
+        and not any(part in frame.filename for part in _INSTALLED)
+    ]
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({Path(error.filename).name}, line {error.lineno})"
+    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""

@@ -1,5 +1,7 @@
 """Factories of networks that cannot be trained or published as they are, and of some that can."""
 
+import sys
+import threading
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -73,6 +75,69 @@ def narrow(num_classes):
 
 def normed(num_classes):
     return nn.Sequential(nn.Linear(FEATURES, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+
+
+def complex_numbers(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: found.to(torch.complex64))
+
+
+def nowhere(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: found.to("meta"))
+
+
+def sparse(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: found.to_sparse())
+
+
+def detached(num_classes):
+    return Wrapped(num_classes, lambda _net, found, _x: found.detach())
+
+
+def mixing(num_classes):
+    """Each row's logits depend on the batch that it is in."""
+    return Wrapped(num_classes, lambda _net, found, _x: found - found.mean(dim=0))
+
+
+def drawing(num_classes):
+    """Noise on the logits, also in evaluation mode."""
+    return Wrapped(num_classes, lambda _net, found, _x: found + torch.randn(found.shape))
+
+
+def squashed(num_classes):
+    """Ends in a sigmoid that is no module."""
+    return Wrapped(num_classes, lambda _net, found, _x: torch.sigmoid(found))
+
+
+def locked(num_classes):
+    network = plain(num_classes)
+    network.lock = threading.Lock()
+    return network
+
+
+def leaving(num_classes):
+    sys.exit(0)
+
+
+def unspeakable(num_classes):
+    class Unspeakable(Exception):
+        def __str__(self):
+            raise ValueError
+
+    raise Unspeakable
+
+
+def tiring(num_classes, steps=2):
+    """Works in the rehearsal, and fails after some steps of training."""
+    done = []
+
+    def put(net, found, inputs):
+        if net.training and len(inputs) > 2:
+            done.append(1)
+            if len(done) > steps:
+                raise ValueError("too tired")
+        return found
+
+    return Wrapped(num_classes, put)
 
 
 def hugging(num_classes):

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from training.commands.flags import place
 from training.faults import WrongUse
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_verb(add: AddVerb) -> None:
     parser = add(
         "calibrate", "Measure a published model on labelled rows; publish the next version.", _run
     )
-    parser.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
+    parser.add_argument("model", type=place, metavar="models/N/V", help="the folder")
     parser.add_argument(
         "--data",
         required=True,

@@ -18,7 +18,7 @@ from training.commands import calibrate, evidence, score
 from training.commands import compare as comparing
 from training.commands import fit as fitting
 from training.commands.flags import add_data_flags, add_image_flags, add_seed_flag, recipe_of
-from training.faults import Fault, say
+from training.faults import Fault, say, short
 
 Verb = Callable[[argparse.Namespace], dict[str, Any]]
 
@@ -39,10 +39,8 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
         return _report("stopped", 1)
     except Fault as error:
         return _report(str(error), error.exit_code)
-    except MemoryError as error:
-        return _report(f"not enough memory: {error}", Fault.exit_code)
-    except OSError as error:
-        return _report(_of_the_system(error), Fault.exit_code)
+    except (MemoryError, OSError, SystemExit) as error:
+        return _report(_from_outside(error), Fault.exit_code)
     try:
         if result:
             _print(result, options)
@@ -53,10 +51,14 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
     return 0
 
 
-def _of_the_system(error: OSError) -> str:
-    """Return an operating system error as text, with the file it concerns."""
-    place = f"{error.filename}: " if error.filename else ""
-    return f"{place}{error.strerror or error}"
+def _from_outside(error: BaseException) -> str:
+    """What the operating system refused, with the file, or what a user's network has called."""
+    if isinstance(error, OSError):
+        place = f"{error.filename}: " if error.filename else ""
+        return f"{place}{error.strerror or error}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory: {error}"
+    return f"stopped before the end by {short(error)}"
 
 
 def _report(message: str, code: int) -> int:

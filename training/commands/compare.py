@@ -3,11 +3,10 @@
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from training.commands.choices import NETWORKS, listing, methods, recipes
-from training.commands.flags import add_run_flags, at_least, recipe_of
+from training.commands.flags import add_run_flags, at_least, place, recipe_of
 from training.faults import WrongUse
 
 
@@ -27,7 +26,7 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         help="all, or names of the methods below, separated by commas (default all)",
     )
     parser.add_argument("--seeds", type=int, default=5, help="number of seeds: 0, 1, … (default 5)")
-    parser.add_argument("--out", type=Path, required=True, help="folder of runs and report")
+    parser.add_argument("--out", type=place, required=True, help="folder of runs and report")
     add_run_flags(parser)
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument(

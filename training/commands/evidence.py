@@ -2,12 +2,11 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from training.commands.flags import at_least
+from training.commands.flags import at_least, place
 from training.faults import WrongUse
 
 AddVerb = Callable[..., argparse.ArgumentParser]
@@ -19,14 +18,14 @@ def add_verbs(add_verb: AddVerb) -> None:
     synthetic = add_verb(
         "synthetic", "The paper's synthetic experiment (Fig. 2), analytic errors.", _synthetic
     )
-    synthetic.add_argument("--out", type=Path, required=True, help="folder for report and figures")
+    synthetic.add_argument("--out", type=place, required=True, help="folder for report and figures")
     synthetic.add_argument("--n-train", type=int, default=10_000, help="default 10,000")
     synthetic.add_argument("--trials", type=int, default=100, help="default 100")
-    synthetic.add_argument("--seed", type=int, default=0, help="default 0")
+    synthetic.add_argument("--seed", type=at_least(0), default=0, help="default 0")
     estimate = add_verb(
         "estimate", "Estimate the class prior of data without using their labels.", _estimate
     )
-    estimate.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
+    estimate.add_argument("model", type=place, metavar="models/N/V", help="the folder")
     estimate.add_argument(
         "--data", required=True, metavar="SPEC", help="unlabelled data whose class mix is estimated"
     )
@@ -45,7 +44,7 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def _add_evaluate(add_verb: AddVerb) -> None:
     parser = add_verb("evaluate", "Score a published model through onnxruntime.", _evaluate)
-    parser.add_argument("model", type=Path, metavar="models/N/V", help="the folder")
+    parser.add_argument("model", type=place, metavar="models/N/V", help="the folder")
     parser.add_argument("--data", required=True, metavar="SPEC", help="what to score it on")
     parser.add_argument(
         "--split",

@@ -13,6 +13,7 @@ from training.commands.flags import (
     add_seed_flag,
     at_least,
     name_and_number,
+    place,
     recipe_of,
     seconds,
 )
@@ -108,11 +109,11 @@ def _add_method_flags(method: Any) -> None:
 
 def _add_running_flags(running: Any) -> None:
     running.add_argument(
-        "--models", type=Path, default=Path("models"), help="where to publish (default models)"
+        "--models", type=place, default=Path("models"), help="where to publish (default models)"
     )
     running.add_argument(
         "--runs",
-        type=Path,
+        type=place,
         default=Path("runs"),
         help="where checkpoints and logs go (default runs)",
     )
@@ -149,7 +150,7 @@ def _add_running_flags(running: Any) -> None:
         "--threads", type=at_least(1), help="threads on the CPU (default: torch decides)"
     )
     running.add_argument(
-        "--tensorboard", type=Path, metavar="DIR", help="folder for TensorBoard's files"
+        "--tensorboard", type=place, metavar="DIR", help="folder for TensorBoard's files"
     )
     running.add_argument(
         "--samples",

@@ -3,6 +3,7 @@
 import argparse
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # importing it imports torch, and --help should not wait for torch
@@ -60,9 +61,9 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
     group.add_argument(
         "--tokens",
-        choices=("words", "characters", "subwords"),
-        help="tokens of texts: words between spaces, or runs of 1 to 3 or of 3 to 5 characters "
-        "(default words)",
+        metavar="words|characters|subwords|FILE.json",
+        help="tokens of texts: words between spaces, runs of 1 to 3 or of 3 to 5 characters, or "
+        "those of a tokenizer.json (default words)",
     )
 
 
@@ -183,6 +184,13 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return value
 
     return number
+
+
+def place(text: str) -> Path:
+    """Parse a path. An empty one would be the current folder, which nobody means."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a path, not an empty text")
+    return Path(text)
 
 
 def seconds(text: str) -> float:

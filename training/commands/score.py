@@ -4,9 +4,9 @@ import argparse
 import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
+from training.commands.flags import place
 from training.faults import WrongUse
 
 AddVerb = Callable[..., argparse.ArgumentParser]
@@ -21,11 +21,11 @@ def add_verb(add: AddVerb) -> None:
         help="a .parquet, .csv, .jsonl, .npz, .npy, .tar file, a folder or a quoted pattern",
     )
     parser.add_argument(
-        "--model", type=Path, required=True, metavar="models/N/V", help="the published model"
+        "--model", type=place, required=True, metavar="models/N/V", help="the published model"
     )
     parser.add_argument(
         "--out",
-        type=Path,
+        type=place,
         required=True,
         metavar="FILE.parquet",
         help="the file to write the answers to",

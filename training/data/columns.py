@@ -73,6 +73,15 @@ def written(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a cell is a number, or a text that is one."""
+    try:
+        float(value)
+    except (TypeError, ValueError):
+        return False
+    return True
+
+
 def has_missing(*arrays: NDArray[Any]) -> bool:
     """Return whether any of the arrays contains NaN."""
     return any(array.dtype.kind == "f" and bool(np.isnan(array).any()) for array in arrays)

@@ -190,6 +190,12 @@ def in_order(data: Dataset, split: Split, *, device: torch.device) -> Iterator[T
         yield torch.from_numpy(numbers).to(device)
 
 
+def graph_feeds(data: Dataset, split: Split) -> Iterator[Any]:
+    """What the graph of a run is given, EVALUATION_ROWS rows at a time: rows, or inputs by name."""
+    for rows in graph_inputs(split, data.image):
+        yield rows if data.vocabulary is None else data.vocabulary.fed(rows)
+
+
 def graph_inputs(split: Split, image: ImageSpec | None) -> Iterator[NDArray[Any]]:
     """Yield the exported graph's inputs for a split, in order, EVALUATION_ROWS at a time.
 

@@ -153,6 +153,12 @@ def is_unspaced(data: Dataset) -> bool:
     return _characters_a_word(data) > LONG_WORD
 
 
+def is_one_word(data: Dataset) -> bool:
+    """Whether no text has a space inside: names, codes, or short sentences without spaces."""
+    sample = np.asarray(data.train.inputs[:MAX_TEXTS])
+    return not any(" " in str(text).strip() for text in sample)
+
+
 def _characters_a_word(data: Dataset) -> float:
     sample = [str(text) for text in np.asarray(data.train.inputs[:MAX_TEXTS])]
     return sum(map(len, sample)) / max(1, sum(len(words(text)) for text in sample))

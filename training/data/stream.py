@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from service.contract import pixels
 from service.contract.bundle import InputSpec
 from service.contract.columns import records
-from training.data.columns import written
+from training.data.columns import is_number, written
 from training.data.pixels import SUFFIXES as IMAGES
-from training.faults import BadData, Fault, WrongUse
+from training.faults import BadData, Fault, WrongUse, instead, readable, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -84,6 +84,8 @@ def find(place: str) -> list[Source]:
     Raises WrongUse if there are none, or none that can be read.
     """
     path = Path(place)
+    if not place:
+        raise WrongUse("DATA is empty; expected a file, a folder or a pattern")
     if any(letter in place for letter in "*?["):
         root = Path(path.anchor or ".")
         found = sorted(
@@ -95,14 +97,20 @@ def find(place: str) -> list[Source]:
         found = [path]
     else:
         raise WrongUse(f"{place}: no such file or folder")
-    readable = [each for each in found if each.suffix.lower() in READABLE]
-    if not readable:
+    known = [each for each in found if each.suffix.lower() in READABLE]
+    if not known:
         raise WrongUse(
             f"{place}: holds {len(found)} files, none of which can be read; "
             f"expected {', '.join(READABLE)}"
         )
-    images = tuple(each for each in readable if each.suffix.lower() in IMAGES)
-    others = [Source(each) for each in readable if each.suffix.lower() not in IMAGES]
+    if len(known) < len(found):
+        first = next(each for each in found if each.suffix.lower() not in READABLE)
+        say(
+            f"warning: {place}: {len(found) - len(known)} files of other kinds are left out "
+            f"(the first is {first})"
+        )
+    images = tuple(each for each in known if each.suffix.lower() in IMAGES)
+    others = [Source(each) for each in known if each.suffix.lower() not in IMAGES]
     return [*others, *([Source(path, images)] if images else [])]
 
 
@@ -152,7 +160,7 @@ def _table_blocks(
         if waiting is not None and waiting.num_rows and not skip(number):
             yield number, _of_table(path, waiting, start, reading)
     except (pa.ArrowException, OSError) as error:
-        raise BadData(f"{path}: cannot be read: {error}") from error
+        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
 
 
 def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
@@ -264,9 +272,10 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
     if values.dtype == object and column.null_count:  # booleans with missing values
         values = np.array([np.nan if value is None else value for value in values])
     if values.dtype.kind not in "iufb":
+        row = next((row for row, value in enumerate(values) if not is_number(value)), 0)
         raise BadData(
-            f"{path}, row {start}, column '{name}': holds {values[0]!r}; expected numbers "
-            "(name the features with --columns, or the others with --leave-out)"
+            f"{path}, row {start + row}, column '{name}': holds {str(values[row])[:60]!r}; "
+            "expected numbers (name the features with --columns, or the others with --leave-out)"
         )
     wide = values.astype(np.float64)
     bad = np.flatnonzero(np.isinf(wide) if missing else ~np.isfinite(wide))
@@ -314,7 +323,7 @@ def _array_blocks(
     except Fault:
         raise
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise BadData(f"{path}: cannot be read: {error}") from error
+        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
 
 
 def _array_file(path: Path, member: str | None) -> IO[bytes]:
@@ -325,7 +334,7 @@ def _array_file(path: Path, member: str | None) -> IO[bytes]:
         wanted = member or next((n for n in ("x", "x_test", "X") if n in names), None)
         if wanted not in names:
             raise WrongUse(
-                f"{path}: name the array to score with --array; it has {', '.join(names)}"
+                f"{path}: name the array to score with --array; it has {', '.join(names) or 'none'}"
             )
         return archive.open(f"{wanted}.npy")
 

@@ -7,20 +7,37 @@ number of the bare word.
 
 Instead of words, tokens may be runs of characters, with A … Z in lower case: of one to three
 characters for languages without spaces, or of three to five for parts of words. The graph then
-needs onnxruntime's own Tokenizer.
+needs onnxruntime's own Tokenizer. Or a `tokenizer.json` of Hugging Face's tokenizers makes the
+tokens, before the graph in the service too; a token is then named by its number in that file.
 """
 
+import functools
+import itertools
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-Tokens: TypeAlias = Literal["words", "characters", "subwords"]
-TOKENS: tuple[Tokens, ...] = ("words", "characters", "subwords")
+from service.contract.bundle import TokenizerSpec
+from service.contract.inputs.tokens import TokenizerUnusable
+from service.contract.inputs.tokens import Tokens as Tokenizer
+from training.faults import WrongUse, absent
+
+TOKENS = ("words", "characters", "subwords")
+TOKENIZER_SUFFIX = ".json"
+"""Of the files that may stand in place of a name of TOKENS."""
+TOKENIZER_FILE = "tokenizer.json"
+"""Its name in a published folder."""
+TOKENIZER_INPUTS: dict[str, Literal["ids", "attention_mask"]] = {
+    "input_ids": "ids", "attention_mask": "attention_mask",
+}  # fmt: skip
+"""The inputs of a graph whose texts become tokens outside of it."""
+TEXTS_AT_ONCE = 256
 RUNS: dict[str, tuple[int, int]] = {"characters": (1, 3), "subwords": (3, 5)}
 """The shortest and the longest run of characters that is a token."""
 MAX_WORDS = 50_000
@@ -51,12 +68,35 @@ def bare(word: str) -> str:
     return word.strip(_AROUND) or word
 
 
-def tokens_of(tokens: Tokens) -> Callable[[str], list[str]]:
-    """Return the function that splits a text into tokens of this kind."""
+def split(texts: Iterable[str], tokens: str) -> Iterator[list[str]]:
+    """Yield the tokens of each text. tokens: one of TOKENS, or the path of a tokenizer's file.
+
+    Raises WrongUse when the file cannot be used.
+    """
     if tokens == "words":
-        return words
-    shortest, longest = RUNS[tokens]
-    return lambda text: runs(text, shortest, longest)
+        yield from map(words, texts)
+    elif tokens in RUNS:
+        yield from (runs(text, *RUNS[tokens]) for text in texts)
+    else:
+        apply, waiting = tokenizer(tokens), iter(texts)
+        while batch := list(itertools.islice(waiting, TEXTS_AT_ONCE)):
+            found = apply(np.array(batch, dtype=object))
+            ids, there = (found[name] for name in TOKENIZER_INPUTS)
+            for row, mask in zip(ids, there, strict=True):
+                yield [str(number) for number in row[mask > 0]]
+
+
+@functools.lru_cache(maxsize=4)
+def tokenizer(path: str) -> Tokenizer:
+    """The tokenizer of a file, as the service applies it. Raises WrongUse."""
+    file = Path(path)
+    if not file.is_file():
+        raise WrongUse(f"--tokens {path}: {absent(file)}")
+    spec = TokenizerSpec(file=file.name, inputs=dict(TOKENIZER_INPUTS))
+    try:
+        return Tokenizer(file.parent, spec, dict.fromkeys(TOKENIZER_INPUTS, "int64"))
+    except TokenizerUnusable as error:
+        raise WrongUse(f"--tokens {path}: {error}") from error
 
 
 @dataclass(frozen=True)
@@ -69,25 +109,25 @@ class Vocabulary:
 
     keys: dict[str, int]
     size: int
-    tokens: Tokens = "words"
+    tokens: str = "words"
+    """One of TOKENS, or the path of a tokenizer's file."""
     idf: NDArray[np.float32] | None = None
     """[size] log((1 + texts) / (1 + texts with the token)) + 1, over the training texts."""
 
     @classmethod
     def learnt(
-        cls, texts: Iterable[str], *, tokens: Tokens = "words", max_words: int | None = None
+        cls, texts: Iterable[str], *, tokens: str = "words", max_words: int | None = None
     ) -> "Vocabulary":
         """Build the vocabulary: the max_words tokens found in the most training texts."""
         if max_words is None:
             max_words = MAX_WORDS if tokens == "words" else MAX_RUNS
         spelling = bare if tokens == "words" else str
-        split = tokens_of(tokens)
         seen: Counter[str] = Counter()
         spelt: dict[str, set[str]] = {}
         count = 0
-        for text in texts:
+        for each in split(texts, tokens):
             count += 1
-            found = set(split(text))
+            found = set(each)
             seen.update({spelling(word) for word in found})
             for word in found:
                 spelt.setdefault(spelling(word), {spelling(word)}).add(word)
@@ -104,6 +144,15 @@ class Vocabulary:
         having = np.array([seen[word] for word in kept], np.float64)
         idf = np.log((1 + count) / (1 + having)) + 1
         return cls(keys, len(kept), tokens, idf.astype(np.float32))
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The file that makes the tokens, where they are made outside of the graph."""
+        return None if self.tokens in TOKENS else Path(self.tokens)
+
+    def fed(self, texts: NDArray[np.object_]) -> Any:
+        """What the exported graph is given: the texts [n], or tensors [n, tokens] by input name."""
+        return texts if self.tokenizer is None else tokenizer(self.tokens)(texts)
 
     def encode(self, texts: Sequence[str]) -> NDArray[np.int64]:
         """Return token numbers [len(texts), longest text], padded with 0; at least one column."""
@@ -123,8 +172,11 @@ class Encoded:
     @classmethod
     def of(cls, texts: Sequence[str], vocabulary: Vocabulary) -> "Encoded":
         """Encode texts; tokens that are not in the vocabulary are dropped."""
-        keys, split = vocabulary.keys, tokens_of(vocabulary.tokens)
-        found = [[number for word in split(text) if (number := keys.get(word))] for text in texts]
+        keys = vocabulary.keys
+        found = [
+            [number for word in each if (number := keys.get(word))]
+            for each in split(texts, vocabulary.tokens)
+        ]
         starts = np.concatenate([[0], np.cumsum([len(one) for one in found], dtype=np.int64)])
         numbers = np.fromiter(
             (number for one in found for number in one), np.int32, int(starts[-1])

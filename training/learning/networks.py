@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from training.faults import WrongUse
+from training.faults import WrongUse, short
 from training.learning.losses import COSINE_SCALE
 from training.learning.resnet import released_resnet32, resnet32
 from training.learning.tfidf import TfIdf
@@ -228,11 +228,11 @@ def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Mod
     try:
         network = factory(num_classes=num_classes) if named else factory(num_classes)
     except TypeError as error:
-        raise WrongUse(f"network {name}: {error}; expected a factory f(num_classes)") from error
-    except Exception as error:
         raise WrongUse(
-            f"network {name}: the factory raised {type(error).__name__}: {error}"
+            f"network {name}: {short(error)}; expected a factory f(num_classes)"
         ) from error
+    except (Exception, SystemExit) as error:
+        raise WrongUse(f"network {name}: the factory raised {short(error)}") from error
     if not isinstance(network, nn.Module):
         raise WrongUse(
             f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"
@@ -245,10 +245,19 @@ def _factory(name: str) -> Callable[..., Any]:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         # `python -m` puts the current folder on the path; the console script does not.
         sys.path.append(str(Path.cwd()))
+    words = (*module_name.split("."), function_name)
+    if not all(map(str.isidentifier, words)) or module_name.endswith(".py"):
+        raise WrongUse(
+            f"network {name}: expected module:function, as Python imports it: folder.file:function "
+            "without .py, from the current folder or an installed package"
+        )
     try:
-        factory = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise WrongUse(f"network {name}: {error}") from error
+        module = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        raise WrongUse(f"network {name}: importing {module_name} raised {short(error)}") from error
+    factory = getattr(module, function_name, None)
+    if factory is None:
+        raise WrongUse(f"network {name}: module '{module_name}' has no function '{function_name}'")
     if not callable(factory):
         raise WrongUse(f"network {name}: is not a function; expected a factory f(num_classes)")
     return factory  # type: ignore[no-any-return]  # whatever the user's module holds

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.faults import WrongUse
+from training.faults import WrongUse, instead
 
 WEIGHTS_FILE = "weights.pt"
 ALL_BUT_LAST = "all-but-last"
@@ -42,16 +42,21 @@ def read(path: Path) -> Weights:
     """
     file = path / WEIGHTS_FILE if path.is_dir() else path
     if not file.is_file():
-        hint = " (the model was published without it)" if path.is_dir() else ""
+        published = (path / "model.json").is_file()
+        hint = " (the model was published without it)" if published else ""
+        inside = sorted(str(each.parent) for each in path.glob(f"*/{WEIGHTS_FILE}"))
+        offered = f"; is {inside[-1]} meant?" if inside else ""
         raise WrongUse(
             f"--init {path}: there is no file {file}{hint}; expected models/M/N or a state dict "
-            "saved by torch.save"
+            f"saved by torch.save{offered}"
         )
     try:
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of any class for a file of another kind
-        reason = str(error).partition("\n")[0]
-        raise WrongUse(f"--init {file}: cannot be read as a state dict: {reason}") from error
+        raise WrongUse(
+            f"--init {file}: is no state dict{instead(file)}; expected what "
+            "torch.save(network.state_dict(), FILE) writes, which holds tensors and no code"
+        ) from error
     names = found.get("class_names") if isinstance(found, dict) else None
     while isinstance(found, dict) and not any(isinstance(v, Tensor) for v in found.values()):
         nest = next((found[key] for key in NESTS if isinstance(found.get(key), dict)), None)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.faults import RunFailed, WrongUse
+from training.faults import RunFailed, WrongUse, instead
 
 try:
     import fcntl
@@ -75,11 +75,19 @@ class CheckpointFile:
             "random": list(random_states),
         }
         staging = self.path.with_suffix(".tmp")
-        with staging.open("wb") as file:
-            torch.save(document, file)
-            file.flush()
-            os.fsync(file.fileno())
-        staging.replace(self.path)
+        try:
+            with staging.open("wb") as file:
+                torch.save(document, file)
+                file.flush()
+                os.fsync(file.fileno())
+            staging.replace(self.path)
+        except (OSError, RuntimeError) as error:  # torch's, where the disk is full
+            staging.unlink(missing_ok=True)
+            reason = error.strerror if isinstance(error, OSError) else "is the disk full?"
+            raise RunFailed(
+                f"{self.path}: the checkpoint of step {step} cannot be written: {reason}; make "
+                "room or give another --runs"
+            ) from error
 
     def load(self, state: RunState, *, device: torch.device, rank: int = 0) -> int:
         """Restore the saved state and return its step; 0 when there is no checkpoint.
@@ -94,7 +102,8 @@ class CheckpointFile:
             saved = dict(document["identity"])
         except Exception as error:  # torch raises various classes for a damaged file
             raise RunFailed(
-                f"{self.path}: cannot be read ({error}); remove it to start from the beginning"
+                f"{self.path}: is not a whole checkpoint of this command{instead(self.path)}; "
+                "remove it to start from the beginning"
             ) from error
         self._check(saved)
         state.network.load_state_dict(document["network"])
@@ -141,6 +150,8 @@ class CheckpointFile:
             del differing["total_steps"]  # it follows from the others
         if "data_sha256" in differing:
             differing["data_sha256"] = "the contents of --data have changed"
+        if "tokens_sha256" in differing:
+            differing["tokens_sha256"] = "the contents of the file of --tokens have changed"
         if differing:
             raise WrongUse(
                 f"{self.path} is the checkpoint of another run: {'; '.join(differing.values())} "

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from training.data.dataset import Dataset, Split
 from training.data.feed import Feed, in_order
 from training.data.order import EpochIndices, batches
-from training.faults import WrongUse
+from training.faults import Fault, RunFailed, WrongUse, short
 from training.learning.losses import Objective
 from training.learning.weights import factors, hold_still
 from training.loop.checkpoint import CheckpointFile, RunState, random_state
@@ -162,7 +162,8 @@ def train(
             for group in optimiser.param_groups:
                 group["lr"] = rate * group.get("factor", 1.0)
             now = objective.at(step / plan.steps)
-            loss = training_step(spread, inputs, labels, objective=now, state=state, plan=plan)
+            with _named(step, inputs, keeping):
+                loss = training_step(spread, inputs, labels, objective=now, state=state, plan=plan)
             done = step + 1
             due = keeping.due(done, seconds=time.monotonic() - saved)
             loss, stopping, due = _agree(loss, processes, stopping=stop.requested, due=due)
@@ -217,9 +218,15 @@ def logits_of(
 ) -> NDArray[np.float32]:
     """Return the float32 logits [N, C] of a split's rows; sets the network to evaluation mode."""
     network.eval()
-    parts = [
-        network(inputs).float().cpu().numpy() for inputs in in_order(data, split, device=device)
-    ]
+    parts = []
+    for inputs in in_order(data, split, device=device):
+        try:
+            logits = network(inputs).float().cpu().numpy()
+        except Exception as error:
+            raise RunFailed(
+                f"the network fails on an input of shape {list(inputs.shape)}: {short(error)}"
+            ) from error
+        parts.append(logits)
     return np.concatenate(parts)
 
 
@@ -307,6 +314,22 @@ def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) ->
         flush_steps=1 if processes.device.type == "cpu" else 20,
         quiet=keeping.quiet or not processes.first,
     )
+
+
+@contextmanager
+def _named(step: int, inputs: Tensor, keeping: Keeping) -> Iterator[None]:
+    """Raise RunFailed for an error of the network or of torch, with the step and what is kept."""
+    try:
+        yield
+    except Fault:
+        raise
+    except Exception as error:
+        kept = ""
+        if keeping.checkpoint is not None and keeping.checkpoint.path.exists():
+            kept = f"; {keeping.checkpoint.path} holds an earlier step, {keeping.going_on}"
+        raise RunFailed(
+            f"step {step} failed on a batch of shape {list(inputs.shape)}: {short(error)}{kept}"
+        ) from error
 
 
 def _how_to_go_on(keeping: Keeping, done: int, steps: int) -> str:

@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from training.data.dataset import Dataset
-from training.data.problems import is_unspaced
+from training.data.problems import is_one_word, is_unspaced
 from training.data.sources import load as sources
 from training.learning.fronts import edges
 from training.run.prepare import Prepared
@@ -45,7 +46,7 @@ def candidates(recipe: Recipe) -> list[Recipe]:
 def _of_kind(recipe: Recipe, data: Dataset) -> list[Recipe]:
     if data.kind == "text":
         tokens = [recipe.tokens] if recipe.tokens != "words" else ["words", "subwords"]
-        if recipe.tokens == "words" and is_unspaced(data):
+        if recipe.tokens == "words" and (is_unspaced(data) or is_one_word(data)):
             tokens = ["characters"]
         return [_linear(recipe, "tfidf", each) for each in tokens]
     rows = data.kind == "columns" or (
@@ -84,7 +85,11 @@ def _linear(recipe: Recipe, network: str, tokens: str) -> Recipe:
 
 def name_of(recipe: Recipe) -> str:
     """Return a candidate's name, for messages and the run's folder."""
-    return f"{recipe.network}-{recipe.tokens}" if recipe.network == "tfidf" else recipe.network
+    return (
+        f"{recipe.network}-{Path(recipe.tokens).stem}"
+        if recipe.network == "tfidf"
+        else recipe.network
+    )
 
 
 def described(recipe: Recipe, found: Sequence[Tried]) -> str:

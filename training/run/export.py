@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from service.contract.columns import fields
 from training.data.columns import Columns
-from training.data.text import RUNS, Vocabulary
-from training.faults import RunFailed
+from training.data.text import RUNS, TOKENIZER_INPUTS, Vocabulary
+from training.faults import RunFailed, instead, readable
 
 OPSET = 20
 IR_VERSION = 10  # the version that onnxruntime-gpu supports too
@@ -44,9 +44,10 @@ def export(
     """Write the network, in evaluation mode on the CPU, as an ONNX file with a free batch axis.
 
     example: a few real inputs, as the network takes them. vocabulary: for a network that takes
-    token numbers [B, tokens]; the written graph takes the texts themselves. columns: for one that
-    takes encoded rows of a table; the written graph has an input for each column. Raises RunFailed
-    when torch cannot export the network.
+    token numbers [B, tokens]; the written graph takes the texts themselves, or what the
+    vocabulary's tokenizer makes of them. columns: for one that takes encoded rows of a table; the
+    written graph has an input for each column. Raises RunFailed when torch cannot export the
+    network.
     """
     network = network.eval()
     rows = (
@@ -69,7 +70,9 @@ def export(
     if program is None:
         raise RunFailed("the network could not be exported to ONNX")
     model = program.model_proto
-    if vocabulary is not None:
+    if vocabulary is not None and vocabulary.tokenizer is not None:
+        take_tokens(model, vocabulary)
+    elif vocabulary is not None:
         take_strings(model, vocabulary, name=INPUT)
     if columns is not None:
         take_columns(model, columns)
@@ -108,6 +111,35 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
         graph.node.insert(position, node)
     graph.input[0].CopyFrom(helper.make_tensor_value_info(name, TensorProto.STRING, ["batch"]))
     model.opset_import.append(helper.make_opsetid(ML_DOMAIN, ML_OPSET))
+
+
+def take_tokens(model: onnx.ModelProto, vocabulary: Vocabulary) -> None:
+    """Replace the graph's only input, token numbers [B, tokens], by a tokenizer's ids and mask.
+
+    A table maps each id to its number; ids that were not learnt, and padding, become 0.
+    """
+    graph = model.graph
+    old = graph.input[0].name
+    largest = max((int(key) for key in vocabulary.keys), default=0)
+    numbers = np.zeros(largest + 2, np.int64)  # the last place is for ids beyond the learnt ones
+    for key, number in vocabulary.keys.items():
+        numbers[int(key)] = number
+    ids, mask = TOKENIZER_INPUTS
+    table, last, kept, found = (f"{old}/{name}" for name in ("table", "last", "kept", "found"))
+    graph.initializer.append(numpy_helper.from_array(numbers, table))
+    graph.initializer.append(numpy_helper.from_array(np.array(largest + 1, np.int64), last))
+    front = [
+        helper.make_node("Min", [ids, last], [kept]),
+        helper.make_node("Gather", [table, kept], [found]),
+        helper.make_node("Mul", [found, mask], [old]),
+    ]
+    for position, node in enumerate(front):
+        graph.node.insert(position, node)
+    del graph.input[:]
+    for name in (ids, mask):
+        graph.input.append(
+            helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "tokens"])
+        )
 
 
 def _apart(graph: onnx.GraphProto) -> None:
@@ -249,7 +281,13 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # its classes have no common base
+        raise RunFailed(
+            f"{path}: onnxruntime {onnxruntime.__version__} cannot open it: "
+            f"{readable(error)}{instead(path)}"
+        ) from error
 
 
 def open_output(

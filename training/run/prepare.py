@@ -1,6 +1,7 @@
 """Turns a recipe into data, a loss, a sampler and a plan, all checked."""
 
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from training.data.order import Part
 from training.data.problems import check_held_out
 from training.data.sources import load as sources
 from training.data.splits import long_tailed, set_aside_validation
-from training.data.text import Tokens, Vocabulary
+from training.data.text import Vocabulary
 from training.faults import BadData, WrongUse
 from training.learning.losses import Objective, make_loss
 from training.learning.samplers import Recorded, Sampler, make_sampler, recorded
@@ -88,8 +89,7 @@ def prepare_data(recipe: Recipe) -> Dataset:
             f"--tokens {recipe.tokens}: {recipe.data} holds no texts; leave the flag out"
         )
     if data.kind == "text":
-        tokens: Tokens = recipe.tokens  # type: ignore[assignment]  # checked by Recipe
-        vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs), tokens=tokens)
+        vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs), tokens=recipe.tokens)
         if not vocabulary.size:
             raise BadData(
                 f"{recipe.data}: no word is in two training texts, so there is nothing to learn "
@@ -117,9 +117,13 @@ def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
 
 def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     """Return the settings that must be equal for a run to continue from a checkpoint."""
+    vocabulary = ready.data.vocabulary
+    file = None if vocabulary is None else vocabulary.tokenizer
+    tokens = {} if file is None else {"tokens_sha256": sha256(file.read_bytes()).hexdigest()}
     return recipe.learnt_from() | {
         "data_sha256": ready.data.origin.get("sha256"),
         "total_steps": ready.plan.steps,
+        **tokens,
     }
 
 

@@ -1,6 +1,7 @@
 """Publishes a trained network: exports it, checks the export, writes model.json and reports."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -18,8 +19,9 @@ from service.contract.inputs.familiarity import MEASURED_ROWS, measure
 from service.contract.publication import publish as publish_folder
 from training.data.columns import has_missing
 from training.data.dataset import Dataset, Split
-from training.data.feed import graph_inputs, in_order
+from training.data.feed import graph_feeds, graph_inputs, in_order
 from training.data.problems import problems
+from training.data.text import TOKENIZER_FILE, TOKENIZER_INPUTS
 from training.learning.weights import WEIGHTS_FILE, save
 from training.loop.train import logits_of
 from training.pages.run_page import run_page
@@ -79,11 +81,13 @@ def publish(
         )
         check_agreement(
             file,
-            graph_inputs(rows, ready.data.image),
+            graph_feeds(ready.data, rows),
             logits_of(network, ready.data, rows, device=CPU),
         )
         text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         save(network, ready.data.class_names, folder / WEIGHTS_FILE)
+        if ready.data.vocabulary is not None and ready.data.vocabulary.tokenizer is not None:
+            shutil.copyfile(ready.data.vocabulary.tokenizer, folder / TOKENIZER_FILE)
         (folder / "report.json").write_text(text, encoding="utf-8")
         html = run_page(
             document,
@@ -216,7 +220,10 @@ def _form(data: Dataset) -> dict[str, Any]:
             "layout": "NCHW",
         }
     if data.kind == "text":
-        return {"name": INPUT, "kind": "text", "shape": [None], "dtype": "string"}
+        text = {"name": INPUT, "kind": "text", "shape": [None], "dtype": "string"}
+        if data.vocabulary is None or data.vocabulary.tokenizer is None:
+            return text
+        return text | {"tokenizer": {"file": TOKENIZER_FILE, "inputs": dict(TOKENIZER_INPUTS)}}
     if data.kind == "columns":
         return {"name": INPUT, "kind": "columns", "shape": [None], "dtype": RECORD}
     one = np.asarray(data.train.inputs[:1])

@@ -1,6 +1,7 @@
 """Runs published models in onnxruntime, and scores them on any split."""
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import InvalidTau, Vector, check_tau, log_source_prior
-from service.contract.bundle import Bundle, InvalidBundle, load_bundle
+from service.contract.bundle import MANIFEST_FILE, Bundle, InvalidBundle, load_bundle
 from service.contract.columns import fields, float_names, float_rows
 from service.contract.inputs.familiarity import MEASURED_ROWS, InputStatistics, measure
 from service.contract.inputs.tokens import TokenizerUnusable, Tokens
@@ -47,6 +48,13 @@ class Published:
         """
         if not folder.is_dir():
             raise WrongUse(f"{folder}: no such model folder; expected models/<name>/<version>")
+        if not (folder / MANIFEST_FILE).exists():
+            inside = sorted(str(file.parent) for file in folder.glob(f"*/{MANIFEST_FILE}"))
+            offered = f"; is {inside[-1]} meant?" if inside else ""
+            raise WrongUse(
+                f"{folder}: is no model folder, as it has no {MANIFEST_FILE}; expected "
+                f"models/<name>/<version>{offered}"
+            )
         try:
             return cls(folder, load_bundle(folder.resolve()))
         except InvalidBundle as error:
@@ -213,7 +221,7 @@ def evaluate(
     data, rows = model.rows(spec, split=split)
     if not data.labelled:
         raise WrongUse(f"{spec}: has no labels, so it cannot be scored; use `training estimate`")
-    used = model.bundle.tau if tau is None else _checked_tau(tau)
+    used = model.bundle.tau if tau is None else checked_tau(tau)
     rows, log_target, log_source = _target(model, rows, target)
     only_unadjusted = log_source is None
     if log_source is None:
@@ -252,7 +260,8 @@ def _offered(data: Dataset) -> str:
     return f"; it has {', '.join(there)}" if there else ""
 
 
-def _checked_tau(tau: float) -> float:
+def checked_tau(tau: float) -> float:
+    """The tau of a flag. Raises WrongUse."""
     try:
         return check_tau(tau)
     except InvalidTau as error:
@@ -296,7 +305,7 @@ def _shifted(
         k = float(ratio)
     except ValueError:
         k = 0.0
-    if not k >= 1:
+    if not 1 <= k < math.inf:
         raise WrongUse(
             f"--target {direction}-{ratio}: expected {direction}-K with K of at least 1, as in "
             f"{direction}-25"

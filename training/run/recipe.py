@@ -9,7 +9,7 @@ from training.data.augment import AUGMENTATIONS, Augmentation
 from training.data.long_tail import PROFILES
 from training.data.order import steps_of
 from training.data.sources.listing import ImageOptions
-from training.data.text import TOKENS
+from training.data.text import TOKENIZER_SUFFIX, TOKENS
 from training.faults import WrongUse
 from training.learning.losses import LOSSES
 from training.learning.samplers import SAMPLERS
@@ -31,7 +31,6 @@ PUBLISHED_TAUS = ("one", "chosen")
 AFTERWARDS = ("nothing", "weight-norm", "crt", "lws")
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "profile": PROFILES,
-    "tokens": TOKENS,
     "loss": LOSSES,
     "sampler": SAMPLERS,
     "optimiser": (*OPTIMISERS, "lbfgs"),
@@ -47,6 +46,11 @@ POSITIVE = (
     "imbalance_ratio", "max_per_class", "image_size", "epochs", "steps", "batch", "accumulate",
     "lr", "drop", "penalty",
 )  # fmt: skip
+LARGEST = {
+    "batch": 10**7, "accumulate": 10**7, "image_size": 10**4, "pad": 10**4, "steps": 10**12,
+    "epochs": 10**9, "max_per_class": 10**12, "validation_per_class": 10**12,
+}  # fmt: skip
+"""Beyond these a number is a slip, and would take more memory or time than there is."""
 NOT_NEGATIVE = ("validation_per_class", "seed", "momentum", "weight_decay", "warmup", "pad")
 
 
@@ -106,6 +110,11 @@ class Recipe:
     def __post_init__(self) -> None:
         """Raise WrongUse for a meaningless value, from a flag or from a file."""
         self._check_ranges()
+        if self.tokens not in TOKENS and not self.tokens.endswith(TOKENIZER_SUFFIX):
+            raise WrongUse(
+                f"--tokens is '{self.tokens}'; expected one of {', '.join(TOKENS)}, or a "
+                "tokenizer.json of Hugging Face's tokenizers"
+            )
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             if value is not None and value not in choices:
@@ -149,15 +158,20 @@ class Recipe:
         if self.loss == "ldam":
             raise WrongUse("--loss ldam trains a cosine head; use --optimiser sgd")
 
-    def _check_ranges(self) -> None:
-        for name in POSITIVE:
+    def _check_sizes(self) -> None:
+        for name in (*POSITIVE, *NOT_NEGATIVE):
             value = getattr(self, name)
-            if value is not None and not 0 < value < math.inf:  # NaN compares false
+            if value is None:
+                continue
+            if name in POSITIVE and not 0 < value < math.inf:  # NaN compares false
                 raise WrongUse(f"{_flag(name)} is {value}; expected more than 0")
-        for name in NOT_NEGATIVE:
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < math.inf:
+            if not 0 <= value < math.inf:
                 raise WrongUse(f"{_flag(name)} is {value}; expected at least 0")
+            if value > LARGEST.get(name, math.inf):
+                raise WrongUse(f"{_flag(name)} is {value}; expected at most {LARGEST[name]}")
+
+    def _check_ranges(self) -> None:
+        self._check_sizes()
         self._check_convex()
         if not 0 <= self.adam_beta2 < 1:
             raise WrongUse(f"--adam-beta2 is {self.adam_beta2}; expected at least 0 and below 1")

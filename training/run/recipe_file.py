@@ -1,11 +1,13 @@
 """Reads recipes from TOML files, by name or path; flags override their settings."""
 
+import json
 import re
 import tomllib
 import types
 import typing
 from collections.abc import Mapping
 from dataclasses import fields
+from datetime import date, time
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,16 @@ from training.faults import WrongUse
 from training.run.recipe import Recipe
 
 FIELDS = {field.name: field for field in fields(Recipe)}
+LONGEST = 100
+"""Characters of a wrong value that a message shows."""
+WORDS: dict[type, str] = {
+    str: "a text in quotes",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a list of numbers, such as [0.6, 0.85]",
+    dict: "a table of numbers, such as { gamma = 2 }",
+}
 NETWORK_DEFAULTS: dict[str, dict[str, Any]] = {
     # each word occurs in few rows, so its vector needs a step size of its own
     "text": {"optimiser": "adamw", "lr": 0.005, "weight_decay": 0.01},
@@ -69,10 +81,12 @@ def read(recipe: str) -> dict[str, Any]:
             text = Path(recipe).read_text(encoding="utf-8")
         except OSError as error:
             raise WrongUse(f"--recipe {recipe}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise WrongUse(f"--recipe {recipe}: is not UTF-8 text: {error}") from error
     else:
         where = f"{recipe}.toml"
         file = resources.files("training") / "recipes" / where
-        if not file.is_file():
+        if recipe not in names():
             raise WrongUse(
                 f"unknown recipe '{recipe}'; expected {', '.join(names())}, or a path that ends "
                 "in .toml"
@@ -94,22 +108,41 @@ def _checked(where: str, key: str, value: Any) -> Any:
     origin = typing.get_origin(kind) or kind
     if kinds == (str, int, type(None)):  # resize
         origin = str if isinstance(value, str) else int
-    if origin is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if (
-        origin is tuple
-        and isinstance(value, list)
-        and all(isinstance(v, (int, float)) for v in value)
-    ):
-        return tuple(float(v) for v in value)
-    names = kind == tuple[str, ...] and isinstance(value, list)
-    if names and all(isinstance(part, str) for part in value):
+    if origin is float:
+        return _number(where, key, value)
+    if origin is dict and isinstance(value, dict):
+        return {name: _number(where, f"{key}.{name}", each) for name, each in value.items()}
+    if kind == tuple[float, ...] and isinstance(value, list):
+        return tuple(_number(where, f"a number of {key}", each) for each in value)
+    if kind == tuple[str, ...] and _all_names(value):
         return tuple(value)
-    if not isinstance(value, origin) or (isinstance(value, bool) and origin is not bool):
-        raise WrongUse(
-            f"{where}: {key} is {value!r}; expected {getattr(origin, '__name__', origin)}"
-        )
+    if origin is tuple or not isinstance(value, origin) or _is_other_bool(value, origin):
+        words = "a list of names" if kind == tuple[str, ...] else WORDS[origin]
+        raise WrongUse(f"{where}: {key} is {_written(value)}; expected {words}")
     return value
+
+
+def _all_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _is_other_bool(value: Any, kind: type) -> bool:
+    return isinstance(value, bool) and kind is not bool
+
+
+def _number(where: str, key: str, value: Any) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise WrongUse(f"{where}: {key} is {_written(value)}; expected {WORDS[float]}")
+    try:
+        return float(value)
+    except OverflowError:
+        raise WrongUse(f"{where}: {key} has {len(str(value))} digits; expected fewer") from None
+
+
+def _written(value: Any) -> str:
+    """A value as TOML writes it, cut off where it is long."""
+    text = str(value) if isinstance(value, date | time) else json.dumps(value, default=str)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]} …"
 
 
 def _name_of(data: str) -> str:

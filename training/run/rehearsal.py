@@ -6,7 +6,6 @@ whole run.
 
 import contextlib
 import copy
-import re
 import shutil
 import uuid
 from pathlib import Path
@@ -16,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from training.data.dataset import Split
-from training.data.feed import graph_inputs, in_order
-from training.faults import Fault, RunFailed, WrongUse
+from training.data.feed import graph_feeds, in_order
+from training.faults import Fault, RunFailed, WrongUse, say, short
 from training.run.export import check_agreement, export
 from training.run.prepare import Prepared
 from training.run.recipe import Recipe
 
 ROWS = 2
 CPU = torch.device("cpu")
-ANSI = re.compile(r"\x1b\[[0-9;]*m")
+ALONE_ROUNDING = 1e-3
+"""Of the largest logit, or of 1: by so much a row may differ alone, as sums have another order."""
+SIGMOID_ROWS = 32
 PROBABILITY_ROUNDING = 1e-4
 """Rows without negative numbers that sum to 1 within this tolerance are probabilities."""
 
@@ -35,15 +36,26 @@ def rehearse(recipe: Recipe, ready: Prepared, network: nn.Module, *, models: Pat
     The network must be on the CPU and is not changed. Raises WrongUse or RunFailed with the reason.
     """
     rows = ready.data.train.take(np.arange(min(ROWS, len(ready.data.train))))
-    tried = copy.deepcopy(network)
+    tried = _copy(recipe, network)
     inputs = next(in_order(ready.data, rows, device=CPU))
-    _check_outputs(
-        _forward(recipe, tried.eval(), inputs), recipe, ready.data.num_classes, len(rows)
-    )
+    outputs = _forward(recipe, tried.eval(), inputs)
+    _check_outputs(outputs, recipe, ready.data.num_classes, len(rows))
+    _check_alone(recipe, tried, inputs, outputs)
+    _warn_of_sigmoid(recipe, ready, tried, outputs)
     _check_last_module(recipe, tried)
     _try_step(recipe, ready, tried, inputs, rows)
     if models is not None:
         _try_publishing(recipe, ready, tried.eval(), rows, models=models)
+
+
+def _copy(recipe: Recipe, network: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(network)
+    except Exception as error:
+        raise WrongUse(
+            f"network {recipe.network}: cannot be copied: {short(error)}; keep locks, files and "
+            "connections out of the network's attributes"
+        ) from error
 
 
 def _forward(recipe: Recipe, network: nn.Module, inputs: Tensor) -> Tensor:
@@ -53,7 +65,7 @@ def _forward(recipe: Recipe, network: nn.Module, inputs: Tensor) -> Tensor:
     except Exception as error:
         raise WrongUse(
             f"network {recipe.network}: fails on an input of shape {list(inputs.shape)}: "
-            f"{_short(error)}"
+            f"{short(error)}"
         ) from error
     return _logits(outputs, recipe)
 
@@ -63,6 +75,12 @@ def _logits(outputs: object, recipe: Recipe, *, when: str = "") -> Tensor:
         raise WrongUse(
             f"network {recipe.network}: returns {_described(outputs)}{when}; expected the logits "
             "alone, a tensor [batch, classes] (wrap the network in a module that returns them)"
+        )
+    plain = outputs.is_floating_point() and outputs.layout is torch.strided
+    if not plain or outputs.device != CPU:
+        raise WrongUse(
+            f"network {recipe.network}: returns {_kind(outputs)}{when}; expected real numbers in a "
+            "dense tensor, on the device of the input"
         )
     return outputs
 
@@ -86,6 +104,33 @@ def _check_outputs(outputs: Tensor, recipe: Recipe, num_classes: int, rows: int)
         raise WrongUse(f"{name}: returns probabilities; expected logits (remove its last softmax)")
 
 
+def _check_alone(recipe: Recipe, network: nn.Module, inputs: Tensor, outputs: Tensor) -> None:
+    """Raise WrongUse unless a row has the same logits alone: the service mixes rows in batches."""
+    alone = _forward(recipe, network, inputs[:1])
+    limit = ALONE_ROUNDING * max(1.0, float(outputs.abs().max()))
+    if alone.shape != outputs[:1].shape or not float((alone - outputs[:1]).abs().max()) <= limit:
+        raise WrongUse(
+            f"network {recipe.network}: a row alone gets other logits than beside another row; "
+            "expected logits that depend on the row only, and not on chance (in evaluation mode)"
+        )
+
+
+def _warn_of_sigmoid(recipe: Recipe, ready: Prepared, network: nn.Module, outputs: Tensor) -> None:
+    """Say that every output lies between 0 and 1; logits do so over many rows by no chance."""
+    if not _within_one(outputs):
+        return
+    rows = ready.data.train.take(np.arange(min(SIGMOID_ROWS, len(ready.data.train))))
+    if _within_one(_forward(recipe, network, next(in_order(ready.data, rows, device=CPU)))):
+        say(
+            f"warning: network {recipe.network}: every output of {len(rows)} rows lies between 0 "
+            "and 1, as after a sigmoid; logits are expected (remove it)"
+        )
+
+
+def _within_one(outputs: Tensor) -> bool:
+    return bool(((outputs >= 0) & (outputs <= 1)).all())
+
+
 def _check_last_module(recipe: Recipe, network: nn.Module) -> None:
     leaves = [module for module in network.modules() if not any(module.children())]
     if leaves and isinstance(leaves[-1], nn.Softmax | nn.Sigmoid):
@@ -103,6 +148,11 @@ def _try_step(
     labels = torch.from_numpy(rows.labels[:piece])
     try:
         logits = _logits(network.train()(inputs[:piece]), recipe, when=" while it trains")
+        if not logits.requires_grad:
+            raise WrongUse(
+                f"network {recipe.network}: no parameter that can be trained leads to its logits "
+                "(all are frozen, or the outputs are detached, rounded or constant)"
+            )
         ready.objective(logits, labels).backward()
     except Fault:
         raise
@@ -110,7 +160,7 @@ def _try_step(
         hint = " (--batch over --accumulate leaves one row at a time)" if piece == 1 else ""
         rows_word = "one row" if piece == 1 else f"{piece} rows"
         raise WrongUse(
-            f"network {recipe.network}: a training step of {rows_word} fails: {_short(error)}{hint}"
+            f"network {recipe.network}: a training step of {rows_word} fails: {short(error)}{hint}"
         ) from error
 
 
@@ -139,7 +189,7 @@ def _try_publishing(
             vocabulary=ready.data.vocabulary,
             columns=ready.data.columns,
         )
-        check_agreement(file, graph_inputs(rows, ready.data.image), expected)
+        check_agreement(file, graph_feeds(ready.data, rows), expected)
     except Fault:
         raise
     except OSError as error:
@@ -149,7 +199,7 @@ def _try_publishing(
         ) from error
     except Exception as error:
         raise RunFailed(
-            f"network {recipe.network}: cannot be exported to ONNX: {_short(error)}; nothing was "
+            f"network {recipe.network}: cannot be exported to ONNX: {short(error)}; nothing was "
             "trained. torch.export supports no branches or loops that depend on the data"
         ) from error
     finally:
@@ -167,10 +217,8 @@ def _described(outputs: object) -> str:
     return f"a {type(outputs).__name__}"
 
 
-def _short(error: BaseException) -> str:
-    """Return an error's class and the first informative line of its message."""
-    while error.__cause__ is not None:  # exporters wrap the error that states the reason
-        error = error.__cause__
-    lines = [ANSI.sub("", line).strip() for line in str(error).splitlines()]
-    said = next((line for line in lines if line and not line.startswith(("#", "="))), "")
-    return f"{type(error).__name__}: {said[:300]}" if said else type(error).__name__
+def _kind(outputs: Tensor) -> str:
+    """What is odd about a tensor: its numbers, how they are kept, and where."""
+    dtype = str(outputs.dtype).removeprefix("torch.")
+    layout = "" if outputs.layout is torch.strided else " in a sparse tensor"
+    return f"{dtype}{layout} on {outputs.device}"

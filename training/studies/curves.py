@@ -71,7 +71,10 @@ def norms(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
         outcome = outcomes.get(run)
         if outcome is not None and outcome.layer is not None:
             lengths = outcome.layer.norms
-            correlation = float(spearmanr(lengths, outcome.class_counts).statistic)
+            alike = np.ptp(lengths) == 0 or np.ptp(outcome.class_counts) == 0
+            correlation = (
+                np.nan if alike else float(spearmanr(lengths, outcome.class_counts).statistic)
+            )
             found[name] = {
                 "norms": lengths.tolist(),
                 "spearman": None if np.isnan(correlation) else correlation,

@@ -103,6 +103,8 @@ def choose(names: str) -> tuple[Method, ...]:
     if names == "all":
         return METHODS
     wanted = [_plain(name) for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise WrongUse("--methods names no method; expected all, or names separated by commas")
     found = [
         [m for m in METHODS if _plain(m.name) == name or _plain(m.name.split(" ")[0]) == name]
         for name in wanted

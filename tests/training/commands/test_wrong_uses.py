@@ -4,16 +4,20 @@ They are made from a table: every flag of a number with every wrong number, ever
 it needs, and every kind of data that is not what it says.
 """
 
+import gzip
 import shutil
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from tests.support import data_files as files
 from training.commands.cli import main
 
 NUMBERS = {
-    "--batch": ("0", "-4", "x", ""),
+    "--batch": ("0", "-4", "x", "", "99999999999"),
     "--accumulate": ("0", "-1", "x"),
     "--steps": ("0", "-1", "1.5", "x"),
     "--epochs": ("0", "-1", "nan", "inf"),
@@ -52,7 +56,21 @@ NAMES = {
     "--augment": ("vast", "flip"),
     "--precision": ("fp8",),
     "--device": ("abacus", "cuda:99", ""),
-    "--recipe": ("vast", "vast.toml", ""),
+    "--recipe": (
+        "vast",
+        "vast.toml",
+        "",
+        "../recipes/fashion",
+        "latin.toml",
+        "rates.toml",
+        "names.toml",
+        "typo.toml",
+        "dates.toml",
+        "empty.toml",
+        "empty",
+    ),
+    "--models": ("", "own.csv", "own.csv/models"),
+    "--runs": ("", "own.csv"),
     "--name": ("a/b", "", "..", ".hidden", "a b"),
     "--resize": ("vast", "0"),
     "--color": ("CMYK",),
@@ -74,7 +92,11 @@ DATA = (
     "table:ragged.csv?label=kind", "table:latin1.csv?label=kind", "table:dates.csv?label=kind",
     "table:one.csv?label=kind", "table:unlike.csv?label=kind", "table:infinite.csv?label=kind",
     "table:twice.csv?label=kind", "table:fake.parquet?label=kind",
-    "table:own.csv?label=a&text=kind",
+    "table:own.csv?label=a&text=kind", "table:pointer.csv?label=kind", "table:page.csv?label=kind",
+    "table:packed.csv?label=kind", "table:lists.parquet?label=kind", "table:empty?label=kind",
+    "table:commas.csv?label=kind", "table:days.csv?label=kind", "table:measured.csv?label=kind",
+    "table:https://example.org/t.csv?label=kind", "npz:single.npz", "npz:bytes.npz", "npz:far.npz",
+    "npz:pointer.csv",
     "images:", "images:absent", "images:own.csv", "images:empty", "images:broken", "list:",
     "list:absent.txt", "list:a,b@.", "list:own.csv,own.csv@.", "cifar10:", "cifar10:absent",
     "cifar100:empty", "inaturalist:absent", "inaturalist:empty", "fashion-mnist:absent",
@@ -82,6 +104,7 @@ DATA = (
     "npz:objects.npz", "npz:lengths.npz", "npz:nan.npz", "npz:lacks.npz", "npz:one.npz",
     "npz:onehot.npz", "npz:nothing.npz", "npz:unnamed.npz", "digits:x?y",
 )  # fmt: skip
+MODEL = str(Path(__file__).parents[3] / "models" / "digits" / "1")
 OTHERS = (
     ("evaluate",),
     ("evaluate", "absent"),
@@ -96,6 +119,22 @@ OTHERS = (
     ("compare", "--data", "digits", "--out", "out", "--methods", "vast"),
     ("compare", "--data", "digits", "--out", "out", "--seeds", "x"),
     ("compare", "--data", "vast", "--out", "out"),
+    ("compare", "--data", "digits", "--out", "out", "--methods", ","),
+    ("compare", "--data", "digits", "--out", "", "--seeds", "1"),
+    ("synthetic", "--out", "out", "--seed", "-1"),
+    ("evaluate", MODEL, "--data", "digits", "--tau", "nan"),
+    ("evaluate", MODEL, "--data", "digits", "--target", "forward-inf"),
+    ("evaluate", MODEL, "--data", "digits", "--target", "own.csv"),
+    ("evaluate", MODEL, "--data", "table:own.csv?label=kind"),
+    ("estimate", MODEL, "--data", "digits", "--held-out", "table:own.csv?label=kind"),
+    ("score", "rows.npy", "--model", MODEL, "--out", "out.parquet", "--tau", "nan"),
+    ("score", "rows.npy", "--model", MODEL, "--out", "rows.csv"),
+    ("score", "rows.npy", "--model", MODEL, "--out", "empty"),
+    ("score", "rows.npy", "--model", MODEL, "--out", ""),
+    ("score", "", "--model", MODEL, "--out", "out.parquet"),
+    ("score", "packed.csv", "--model", MODEL, "--out", "out.parquet"),
+    ("score", "mine.parquet", "--model", MODEL, "--out", "mine.parquet"),
+    ("score", "own.csv", "--model", MODEL, "--out", "out.parquet", "--columns", "a,a"),
     ("synthetic", "--out", "own.csv", "--seeds", "x"),
     ("data",),
     ("data", "vast"),
@@ -125,6 +164,23 @@ def folder(tmp_path_factory):
     write("infinite.csv", "a,b,kind", *rows, "inf,1,a")
     write("twice.csv", "a,a,kind", *rows)
     write("fake.parquet", "a,b,kind", *rows)
+    write("pointer.csv", "version https://git-lfs.github.com/spec/v1", "oid sha256:0", "size 9")
+    write("page.csv", "<!DOCTYPE html>", "<title>404</title>")
+    write("commas.csv", "a,kind", *(f'"{i},5",{"ab"[i % 2]}' for i in range(30)))
+    write("days.csv", "a,kind", *(f"{i + 1:02}.01.2024,{'ab'[i % 2]}" for i in range(28)))
+    write("measured.csv", "a,kind", *(f"{i},{i // 2}.{i}" for i in range(60)))
+    (home / "packed.csv").write_bytes(gzip.compress((home / "own.csv").read_bytes()))
+    lists = pa.table({"a": range(6), "kind": [["x"], ["y"]] * 3})
+    parquet.write_table(lists, home / "lists.parquet")
+    parquet.write_table(pa.table({"a": range(64)}), home / "mine.parquet")
+    np.save(home / "rows.npy", np.zeros((3, 64)))
+    recipe = 'data = "table:own.csv?label=kind"'
+    write("latin.toml", recipe, 'description = "café"', encoding="latin-1")
+    write("rates.toml", recipe, "[lr_of]", 'conv = "small"')
+    write("names.toml", recipe, "freeze = [1, 2]")
+    write("typo.toml", recipe, "learning_rate = 1")
+    write("dates.toml", recipe, "lr = 2024-01-01")
+    (home / "empty.toml").mkdir()
     (home / "empty").mkdir()
     files.write_class_folders(home / "broken", (3, 3), names=("ant", "bee"))
     next((home / "broken").rglob("*.jpg")).write_bytes(b"<html>")
@@ -137,11 +193,15 @@ def folder(tmp_path_factory):
         "onehot": (x, np.eye(2)[y]),
         "nothing": (x[:, :0], y),
         "unnamed": (x, np.array(["", "a"])[y]),
+        "bytes": (x, np.array([b"\xff", b"a"])[y]),
+        "far": (x + 1e300, y),
     }
     for name, (inputs, labels) in sets.items():
         arrays = {"x_train": inputs, "y_train": labels, "x_test": inputs, "y_test": labels}
         np.savez(home / f"{name}.npz", **arrays)
     np.savez(home / "lacks.npz", x_train=x)
+    np.save(home / "single.npy", x)
+    (home / "single.npy").rename(home / "single.npz")
     return home
 
 
@@ -159,9 +219,9 @@ def wrong_uses():
 
 def outcome(arguments, folder):
     """What is wrong with the answer to a wrong use; None for a refusal with a reason."""
-    kept = ("--models", "models", "--runs", "runs", "--quiet") if arguments[:1] == ("fit",) else ()
+    kept = ("--models=models", "--runs=runs", "--quiet") if arguments[:1] == ("fit",) else ()
     try:
-        code = main([*arguments, *kept])
+        code = main([*arguments[:1], *kept, *arguments[1:]])
     except SystemExit as stopped:  # of argparse
         code = stopped.code
     except BaseException as error:  # noqa: BLE001 - this is what is looked for

@@ -146,6 +146,31 @@ def test_times_are_refused_whatever_their_unit_and_can_be_left_out(tmp_path, uni
     assert load(path, "label=kind&without=when").origin["columns"] == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ("{:02}.01.2024", "holds dates, such as '00.01.2024'; a graph cannot read them"),
+        ("2024-01-{:02} 10:00", "holds dates.* such as year, month, weekday and hour"),
+        ("{},5", "holds numbers with a comma, such as '0,5'; write numbers as 1234.5"),
+        ("{}%", "holds percentages"),
+        ("€{}", "holds amounts of money"),
+    ],
+)
+def test_strings_that_are_numbers_or_dates_in_another_spelling_are_no_categories(
+    tmp_path, cells, said
+):
+    path = tmp_path / "own.parquet"
+    made = columns(odd=[cells.format(row) for row in range(30)])
+    parquet.write_table(pa.table(made), path)
+    with pytest.raises(BadData, match=f"column 'odd': {said}"):
+        load(path)
+    assert load(path, "label=kind&category=odd").kind == "columns"
+    made["odd"] = [cells.format(row % 2) for row in range(30)]  # a few values may be meant so
+    parquet.write_table(pa.table(made), path)
+    if "dates" not in said:
+        assert load(path).kind == "columns"
+
+
 def test_numbers_that_float32_merges_are_told(tmp_path):
     found = load(write(tmp_path / "own.csv", columns(time=[1_700_000_000 + i for i in range(30)])))
     assert "column 'time': float32 would merge its numbers" in found.notes[0]

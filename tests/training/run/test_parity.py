@@ -1,14 +1,17 @@
 """What training feeds a network is what the service feeds the graph: pixels and words."""
 
 import io
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from service.contract.bundle import InputSpec
+from service.contract.bundle import InputSpec, load_bundle
+from service.graph.session import open_graph
 from service.wire.images import image_array
 from tests.support import data_files as files
 from training.data import pixels
@@ -17,6 +20,8 @@ from training.data.pixels import normalise
 from training.data.text import Vocabulary
 from training.learning.networks import build
 from training.run.export import check_agreement, export
+from training.run.prepare import prepare_data
+from training.run.recipe_file import make
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop", 40])
@@ -82,6 +87,45 @@ def test_a_graph_of_texts_answers_strings_as_the_network_answers_their_tokens(
     export(network, numbers, path, vocabulary=vocabulary)
     check_agreement(path, iter([asked]), expected)
     check_agreement(path, iter([asked[i : i + 1] for i in range(len(asked))]), expected)
+
+
+@pytest.mark.parametrize("network", ["text", "tfidf"])
+def test_texts_of_a_tokenizer_have_the_logits_of_the_network_in_the_service(
+    command, tmp_path, network
+):
+    texts, labels = files.texts((30, 20, 10))
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=60, special_tokens=["[PAD]", "[UNK]"])
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.save(str(tmp_path / "own.json"))
+    data = {"x_train": texts, "y_train": labels, "x_test": texts[::3], "y_test": labels[::3]}
+    np.savez(tmp_path / "own.npz", **{name: np.array(value) for name, value in data.items()})
+    settings = {"data": f"npz:{tmp_path / 'own.npz'}", "tokens": str(tmp_path / "own.json")}
+    kept = ("--models", tmp_path / "models", "--runs", tmp_path / "runs", "--quiet", "--json")
+    length = ("--steps", 5) if network == "text" else ()
+    flags = (part for name, value in settings.items() for part in (f"--{name}", value))
+    code, found, _ = command("fit", *flags, "--network", network, *length, *kept)
+    assert code == 0
+    folder = Path(found["bundle"])
+
+    vocabulary = prepare_data(make(None, settings)).vocabulary
+    own = build(network, num_classes=3, input_shape=(), idf=vocabulary.idf).eval()
+    own.load_state_dict(torch.load(folder / "weights.pt", weights_only=True)["state"])
+    asked = np.array([*texts, "", "GOOD-bad 日本", "good " * 700], dtype=object)
+    with torch.no_grad():
+        expected = own(torch.from_numpy(vocabulary.encode(asked.tolist()))).numpy()
+    graph = open_graph(folder, load_bundle(folder), provider="cpu")
+    rows = len(asked)
+    served = graph.run(
+        asked,
+        tau=np.zeros(rows, np.float32),
+        prior_index=np.zeros(rows, np.int64),
+        prior_table=np.zeros((1, 3), np.float32),
+        top_k=1,
+        with_logits=True,
+    )
+    assert np.abs(served.logits - expected).max() < 1e-6 * max(1.0, np.abs(expected).max())
 
 
 def test_runs_of_characters_are_all_those_of_one_to_three():

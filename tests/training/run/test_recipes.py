@@ -2,11 +2,13 @@
 
 from dataclasses import fields
 
+import numpy as np
 import pytest
 
 from training.data.order import steps_of
 from training.faults import WrongUse
 from training.learning.resnet import released_resnet32, resnet32
+from training.run.candidates import candidates
 from training.run.recipe import CHOICES, Recipe
 from training.run.recipe_file import make, names
 
@@ -90,7 +92,7 @@ def test_a_field_that_is_a_choice_is_checked_wherever_it_comes_from(field, tmp_p
 
 
 def test_every_field_of_text_is_a_choice_or_known_to_be_free():
-    free = {"data", "name", "recipe", "description", "resize", "network", "init"}
+    free = {"data", "name", "recipe", "description", "resize", "network", "init", "tokens"}
     texts = {f.name for f in fields(Recipe) if f.type in ("str", "str | None", str, str | None)}
     assert texts - free - set(CHOICES) == set()
 
@@ -109,3 +111,12 @@ def test_every_field_of_text_is_a_choice_or_known_to_be_free():
 def test_a_number_without_a_meaning_is_refused_by_its_flag(settings, said):
     with pytest.raises(WrongUse, match=said):
         make(None, {"data": "digits"} | settings)
+
+
+def test_auto_reads_texts_without_a_space_by_their_characters(tmp_path):
+    texts = np.array(["今天天气好", "他去了北京", "猫在睡觉", "我们吃饭"] * 5)
+    labels = np.arange(20) % 2
+    path = tmp_path / "own.npz"
+    np.savez(path, x_train=texts, y_train=labels, x_test=texts, y_test=labels)
+    (only,) = candidates(make(None, {"data": f"npz:{path}"}))
+    assert (only.network, only.tokens) == ("tfidf", "characters")

@@ -34,12 +34,57 @@ ODD = "tests.support.odd_networks"
         ("branching", "cannot be exported to ONNX: .*; nothing was trained"),
         ("raising", "the factory raised OSError: no route to the weights"),
         ("narrow", r"fails on an input of shape \[2, 6\]: RuntimeError: mat1 and mat2"),
+        ("complex_numbers", "returns complex64 on cpu; expected real numbers"),
+        ("nowhere", "returns float32 on meta; expected real numbers"),
+        ("sparse", "returns float32 in a sparse tensor on cpu; expected real numbers"),
+        ("detached", "no parameter that can be trained leads to its logits"),
+        ("mixing", "a row alone gets other logits than beside another row"),
+        ("drawing", "a row alone gets other logits than beside another row"),
+        ("locked", "cannot be copied: TypeError: cannot pickle"),
+        ("leaving", r"the factory raised SystemExit: exit code 0 \(odd_networks.py, line \d+\)"),
+        ("unspeakable", r"the factory raised Unspeakable \(odd_networks.py, line \d+\)"),
+        ("absent", "module 'tests.support.odd_networks' has no function 'absent'"),
     ],
 )
 def test_a_network_that_cannot_be_published_is_refused_by_name(own_npz, tmp_path, factory, said):
     with pytest.raises((ValueError, RuntimeError), match=f"network {ODD}:{factory}: {said}"):
         rehearsed(own_npz, tmp_path / "models", f"{ODD}:{factory}")
     assert not (tmp_path / "models").exists()
+
+
+MODULES = {
+    "cut": ("def net(:", r"importing cut raised SyntaxError: .* \(cut.py, line 1\)"),
+    "leaves": ("raise SystemExit(0)", "importing leaves raised SystemExit: exit code 0"),
+    "lost": ("import no_such_library", "importing lost raised ModuleNotFoundError: .*library"),
+    "breaks": ("1 / 0", r"importing breaks raised ZeroDivisionError: .* \(breaks.py, line 1\)"),
+    "here.py": ("", "expected module:function, as Python imports it"),
+}
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_that_cannot_be_imported_is_named_with_its_line(
+    own_npz, tmp_path, monkeypatch, module
+):
+    text, said = MODULES[module]
+    (tmp_path / f"{module.removesuffix('.py')}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ValueError, match=f"network {module}:net: {said}"):
+        rehearsed(own_npz, tmp_path / "models", f"{module}:net")
+
+
+def test_outputs_between_0_and_1_are_told_as_those_of_a_sigmoid(own_npz, tmp_path, capsys):
+    rehearsed(own_npz, tmp_path / "models", f"{ODD}:squashed")
+    assert "every output of 32 rows lies between 0 and 1" in capsys.readouterr().err
+
+
+def test_a_network_that_fails_in_training_is_told_with_step_and_line(command, own_npz, tmp_path):
+    kept = ("--models", tmp_path / "models", "--runs", tmp_path / "runs", "--name", "tired")
+    network = ("--network", f"{ODD}:tiring", "--steps", 9, "--checkpoint-steps", 1, "--quiet")
+    code, _, said = command("fit", "--data", f"npz:{own_npz}", *network, *kept)
+    assert code == 1
+    assert "step 2 failed on a batch of shape [128, 6]: ValueError: too tired" in said
+    assert "(odd_networks.py, line" in said
+    assert "checkpoint.pt holds an earlier step, --resume continues from it" in said
 
 
 @pytest.mark.parametrize("factory", ["hugging", "auxiliary"])

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from training.data.dataset import Dataset, ImageSpec, Known, Split, check_labels
 from training.data.pixels import channel_statistics
 from training.data.sources.digest import files_digest
-from training.faults import BadData, WrongUse
+from training.faults import BadData, WrongUse, absent, instead, readable
 
 MEMBERS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "class_names")
 
@@ -27,7 +27,7 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
     """
     path = Path(file)
     if not path.is_file():
-        raise WrongUse(f"{path}: no such file")
+        raise WrongUse(absent(path))
     arrays = _read(path)
     needed = ("x_train", "y_train", "x_test", "y_test") if known is None else ("x_test",)
     for name in needed:
@@ -74,14 +74,26 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
 
 def _read(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            if not hasattr(archive, "files"):
-                raise BadData(f"{path}: is a single array; expected an .npz archive")
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if isinstance(archive, np.ndarray):
+                raise BadData(
+                    f"{path}: is a single array; expected an .npz archive, as numpy.savez writes it"
+                )
             return {name: _member(path, archive, name) for name in archive.files if name in MEMBERS}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, BadData):
             raise
-        raise BadData(f"{path}: cannot be read as .npz: {error}") from error
+        raise BadData(f"{path}: {_not_npz(path, error)}") from error
+
+
+def _not_npz(path: Path, error: Exception) -> str:
+    """Why a file is no archive; NumPy would advise to load it unsafely."""
+    if zipfile.is_zipfile(path):
+        return f"cannot be read as .npz: {readable(error)}"
+    other = instead(path)
+    cut = " (it was cut short)" if "ZIP" in other else other
+    return f"is no .npz archive, as numpy.savez writes it{cut}"
 
 
 def _member(path: Path, archive: Mapping[str, NDArray[Any]], name: str) -> NDArray[Any]:
@@ -101,11 +113,15 @@ def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if array.dtype.kind == "S":
-        try:
-            return np.char.decode(array, "utf-8")
-        except UnicodeDecodeError as error:
-            raise BadData(f"{path}, {name}: labels are bytes that are not UTF-8: {error}") from None
+        return _decoded(path, name, array)
     return array.astype(str) if array.dtype.kind == "b" else array
+
+
+def _decoded(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
+    try:
+        return np.char.decode(array, "utf-8")
+    except UnicodeDecodeError as error:
+        raise BadData(f"{path}, {name}: holds bytes that are not UTF-8: {error}") from None
 
 
 def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
@@ -114,7 +130,7 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
     if "class_names" in arrays:
         given = arrays["class_names"].ravel()
         if given.dtype.kind == "S":
-            given = np.char.decode(given, "utf-8")
+            given = _decoded(path, "class_names", given)
         names = tuple(str(name) for name in given)
         repeated = sorted({name for name in names if names.count(name) > 1 or not name})
         if repeated:
@@ -226,11 +242,17 @@ def _split(
         return Split(inputs.astype(object), checked)
     if kind == "image":
         return Split(inputs if inputs.ndim == 4 else inputs[..., None], checked)
-    rows = inputs.astype(np.float32)
+    with np.errstate(over="ignore"):  # told below, with its row
+        rows = inputs.astype(np.float32)
     bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
     if bad.size:
-        raise BadData(f"{where}, row {bad[0]}: holds NaN or infinity ({bad.size} rows like it)")
+        held = "a number beyond float32" if _is_finite(inputs[bad[0]]) else "NaN or infinity"
+        raise BadData(f"{where}, row {bad[0]}: holds {held} ({bad.size} rows like it)")
     return Split(rows, checked)
+
+
+def _is_finite(row: NDArray[Any]) -> bool:
+    return bool(np.isfinite(row).all())
 
 
 def _image_spec(images: Any) -> ImageSpec:

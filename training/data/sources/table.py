@@ -15,16 +15,19 @@ from training.data.columns import float_type
 from training.data.dataset import Dataset, Known, Split
 from training.data.sources.digest import files_digest
 from training.data.sources.table_file import (
+    DATE_CURE,
+    DATES,
     INDEX_NAMES,
     TableFile,
     categories,
     column_names,
+    disguised,
     is_category,
     numbers,
     read_table,
 )
 from training.data.splits import stratified
-from training.faults import BadData, WrongUse
+from training.faults import BadData, WrongUse, absent, instead, say
 
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
@@ -36,6 +39,8 @@ FORM = (
 )
 MANY_VALUES = 0.5
 """A label column whose distinct values exceed this share of its rows is not a class list."""
+FEWEST_MEASURES = 20
+"""Up to this many different numbers may be classes, however few rows there are."""
 MANY_CATEGORIES = 50
 """A string column with more distinct values than this may be free text or an id."""
 
@@ -117,7 +122,7 @@ def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
         raise WrongUse(f"{spec}: expected {FORM}")
     path = Path(file)
     if not path.is_file():
-        raise WrongUse(f"{path}: no such file")
+        raise WrongUse(absent(path))
     if path.suffix.lower() not in (".csv", ".parquet"):
         raise WrongUse(f"{path}: expected a name that ends in .csv or .parquet")
     columns = {key: unquote(value) for key, value in once.items() if value}
@@ -142,12 +147,14 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
         if name.replace("+", " ") in names:
             found[part] = name.replace("+", " ")
         elif part == "label" and not label_needed:
+            say(f"{wanted.path}: has no column '{name}', so its rows are taken without labels")
             found[part] = None
         else:
             listed = ", ".join(names[:20])
             hint = ""
             if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
                 hint = "; the columns of a CSV file are separated by commas"
+            hint += instead(wanted.path)
             raise WrongUse(
                 f"{wanted.path}: has no column '{name}' (for {part}); it has {listed}{hint}"
             )
@@ -215,6 +222,10 @@ def _split_rows(
 def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
     """Return the labels as strings; whole numbers stored as floats lose their .0."""
     values = table.values(column)
+    if len(values) and isinstance(values[0], (np.ndarray, list, dict)):
+        raise BadData(
+            f"{table.path}, column '{column}': holds lists; expected one class for each row"
+        )
     if values.dtype.kind == "f" and (values == np.floor(values)).all():
         values = values.astype(np.int64)
     written = np.array([str(value) for value in values], dtype=object)
@@ -238,9 +249,20 @@ def _class_names(
             f"{table.path}, column '{wanted.label}': each of the {len(names)} rows has a class of "
             "its own, so nothing can be learnt or held out; is this the right label column?"
         )
+    many = len(names) > max(FEWEST_MEASURES, MANY_VALUES * len(train))
+    if many and "." in "".join(names) and all(map(_is_decimal, names)):
+        raise BadData(
+            f"{table.path}, column '{wanted.label}': has {len(names)} different numbers in "
+            f"{len(train)} rows, so it looks measured; expected a class for each row"
+        )
     if all(name.lstrip("-").isdecimal() and str(int(name)) == name for name in names):
         names.sort(key=int)
     return tuple(names)
+
+
+def _is_decimal(name: str) -> bool:
+    whole, point, fraction = name.lstrip("-").partition(".")
+    return whole.isdecimal() and (not point or fraction.isdecimal())
 
 
 def _indices(
@@ -285,7 +307,8 @@ def _records(table: TableFile, inputs: Sequence[InputSpec]) -> NDArray[Any]:
         if each.dtype == "string":
             values: NDArray[Any] = categories(table, each.name)
         else:
-            values = numbers(table, each.name, missing=each.missing).astype(each.dtype)
+            cells = numbers(table, each.name, missing=each.missing, published=True)
+            values = cells.astype(each.dtype)
         found[each.name] = values.reshape(
             len(table), *(-1 if n is None else n for n in each.shape[1:])
         )
@@ -310,11 +333,20 @@ def _inputs(
     found: dict[str, NDArray[Any]] = {}
     for name in columns:
         if name in strings:
-            found[name] = categories(table, name)[:, None]
+            values = categories(table, name)
+            spelt = None if name in forced else disguised(values)
+            if spelt:
+                cure = DATE_CURE if spelt == DATES else "write numbers as 1234.5"
+                raise BadData(
+                    f"{table.path}, column '{name}': holds {spelt}, such as {_some(values)!r}; "
+                    f"{cure}, leave the column out with &without={name}, or take it as strings "
+                    f"with &category={name}"
+                )
+            found[name] = values[:, None]
             _note_values(name, found[name], notes)
             continue
         gaps = known is None or known.missing
-        wide = numbers(table, name, missing=gaps)
+        wide = numbers(table, name, missing=gaps, published=known is not None)
         # a model states its own dtypes; narrowing here could lose digits that it needs
         kind = np.float64 if known is not None else float_type(wide)
         if kind is np.float64 and known is None:
@@ -335,6 +367,10 @@ def _inputs(
             )
         return records(found)
     return np.concatenate(list(found.values()), axis=1)
+
+
+def _some(values: NDArray[np.object_]) -> str:
+    return next(str(value) for value in values if value)
 
 
 def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:

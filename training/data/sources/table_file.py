@@ -2,6 +2,7 @@
 
 import codecs
 import csv
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,14 +11,28 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.columns import written
-from training.faults import BadData
+from training.data.columns import FEW_VALUES, is_number, written
+from training.faults import BadData, instead, readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
 """The names that pandas gives to a column that is the index of its rows."""
+DATES = "dates"
+DATE_CURE = (
+    "a graph cannot read them, so give what matters of them as numbers, such as year, month, "
+    "weekday and hour"
+)
+SPELLINGS = {
+    DATES: re.compile(
+        r"(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})|\d{4}[./-]\d{1,2}[./-]\d{1,2})([ T].*)?"
+    ),
+    "numbers with a comma": re.compile(r"[-+]?\d+(,\d+)+(\.\d+)?"),
+    "percentages": re.compile(r"[-+]?\d+([.,]\d+)?\s?%"),
+    "amounts of money": re.compile(r"[-+]?[€$£¥]\s?\d[\d.,]*|[-+]?\d[\d.,]*\s?[€$£¥]"),
+}
+"""Strings that are no categories, where a column has nothing else."""
 MANY_ROWS = 10_000
 """The most cells of a string column that are examined."""
 
@@ -82,10 +97,13 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
             return list(parquet.read_schema(path).names)
         # a byte order mark is not part of the first name
         with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
-            return next(csv.reader(file), [])
+            found = next(csv.reader(file), [])
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
-        raise BadData(f"{path}: cannot be read: {error}") from error
+        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
+    if not found:
+        raise BadData(f"{path}: the first line is empty; expected the names of the columns")
+    return found
 
 
 def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> TableFile:
@@ -113,7 +131,7 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
             )
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
-        raise BadData(f"{path}: cannot be read: {error}") from error
+        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
         _check_encoding(path, encoding)
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
@@ -141,8 +159,17 @@ def is_category(table: TableFile, name: str) -> bool:
     ):
         return False
     values = set(categories(table, name)[:MANY_ROWS]) - {""}
-    count = sum(map(_is_number, values))
+    count = sum(map(is_number, values))
     return declared or 2 * count <= len(values) or count == len(values)
+
+
+def disguised(values: NDArray[np.object_]) -> str | None:
+    """What strings [n] are, where all of them are dates, or numbers in another spelling."""
+    distinct = set(values[:MANY_ROWS]) - {""}
+    for what, pattern in SPELLINGS.items():
+        if distinct and all(map(pattern.fullmatch, distinct)):
+            return what if what == DATES or len(distinct) > FEW_VALUES else None
+    return None
 
 
 def categories(table: TableFile, name: str) -> NDArray[np.object_]:
@@ -155,19 +182,20 @@ def categories(table: TableFile, name: str) -> NDArray[np.object_]:
     return found
 
 
-def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np.float64]:
+def numbers(
+    table: TableFile, name: str, *, missing: bool = False, published: bool = False
+) -> NDArray[np.float64]:
     """Return a column of numbers [n, 1], or of equally long lists [n, width], as float64.
 
-    missing: whether a cell may be empty, which then becomes NaN; a list never may. Raises BadData
-    that names the first cell that is not a number or does not fit into float32.
+    missing: whether a cell may be empty, which then becomes NaN; a list never may. published:
+    whether the rows are for a published model, which needs the column. Raises BadData that names
+    the first cell that is not a number or does not fit into float32.
     """
     column = table.columns.column(name)
     refused = _refused(column.type)
     if refused:
-        raise BadData(
-            f"{table.path}, column '{name}': holds {refused}; give it as a number, "
-            f"or leave it out with &without={name}"
-        )
+        cure = "" if published else f", or leave it out with &without={name}"
+        raise BadData(f"{table.path}, column '{name}': holds {refused}; {DATE_CURE}{cure}")
     absent = column.is_null().to_numpy() if missing else np.zeros(len(table), bool)
     values = np.asarray(column.to_numpy()) if absent.any() else table.values(name)
     if values.dtype == object and len(values) and isinstance(values[0], np.ndarray | list):
@@ -176,13 +204,18 @@ def numbers(table: TableFile, name: str, *, missing: bool = False) -> NDArray[np
         row = None
         if values.dtype.kind not in "iufb":
             row = next(
-                (r for r, v in enumerate(values) if not absent[r] and not _is_number(v)), None
+                (r for r, v in enumerate(values) if not absent[r] and not is_number(v)), None
             )
         if row is not None:
+            cure = (
+                "the model takes numbers here"
+                if published
+                else f"leave the column out with &without={name}, or take it as strings with "
+                f"&category={name}"
+            )
             raise BadData(
                 f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is not a number "
-                f"(leave the column out with &without={name}, or take it as strings with "
-                f"&category={name})"
+                f"({cure})"
             )
         if values.dtype == object:
             values = np.where(absent, np.nan, values)
@@ -235,14 +268,6 @@ def _is_dictionary(kind: Any) -> bool:
     return bool(pa.types.is_dictionary(kind))
 
 
-def _is_number(value: Any) -> bool:
-    try:
-        float(value)
-    except (TypeError, ValueError):
-        return False
-    return True
-
-
 def _check_encoding(path: Path, encoding: str) -> None:
     """Raise BadData that names the first line of a CSV file that is not in the encoding."""
     if path.suffix.lower() == ".parquet":
@@ -254,6 +279,9 @@ def _check_encoding(path: Path, encoding: str) -> None:
                 number += 1
                 line.decode(encoding)
     except UnicodeDecodeError as error:
+        other = instead(path)
+        if number == 1 and other:
+            raise BadData(f"{path}: is no CSV file{other}") from None
         wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         cure = (
             "it looks like UTF-16; save the file as UTF-8"

@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.adjustment import adjust_logits, check_tau, log_target_prior, softmax
+from service.contract.adjustment import adjust_logits, log_target_prior, softmax
 from service.contract.verdict import assess
 from training.data import stream
 from training.faults import RunFailed, WrongUse
 from training.run.export import open_output
-from training.run.published import Published, prior_of
+from training.run.published import Published, checked_tau, prior_of
 from training.run.scoring.on_ray import SHARES_OF_A_WORKER, run_on_ray
 
 if TYPE_CHECKING:
@@ -84,9 +84,10 @@ def score_rows(
     """
     scorer = _Scorer(scoring)
     sources = stream.find(place)
+    _check_out(out, sources)
     reading = stream.Reading(
         spec=scorer.model.bundle.input,
-        columns=tuple(columns) if columns else scorer.trained_columns(),
+        columns=_columns(columns, scorer.trained_columns()),
         keep=tuple(keep),
         leave_out=tuple(leave_out),
         array=array,
@@ -133,6 +134,34 @@ def score_rows(
     }
 
 
+def _check_out(out: Path, sources: Sequence[stream.Source]) -> None:
+    """Raise WrongUse unless the answers get a file of their own, with the name of its kind."""
+    if out.suffix.lower() != ".parquet" or out.is_dir():
+        kind = "is a folder" if out.is_dir() else "is written as Parquet"
+        raise WrongUse(f"--out {out}: {kind}; expected a file name that ends in .parquet")
+    if any(out.resolve() == source.path.resolve() for source in sources):
+        raise WrongUse(
+            f"--out {out}: is among the data, which it would overwrite; name another file"
+        )
+
+
+def _columns(
+    named: Sequence[str] | None, trained: tuple[str, ...] | None
+) -> tuple[str, ...] | None:
+    """The columns of the features in the model's order. Raises WrongUse for another order."""
+    if not named:
+        return trained
+    twice = next((name for name in named if list(named).count(name) > 1), None)
+    if twice is not None:
+        raise WrongUse(f"--columns: names '{twice}' twice")
+    if trained is not None and tuple(named) != trained and set(named) == set(trained):
+        raise WrongUse(
+            f"--columns: the model was trained on these columns in the order "
+            f"{','.join(trained[:20])}; give them so, or leave out --columns"
+        )
+    return tuple(named)
+
+
 class _Scorer:
     """An opened model with its adjustment."""
 
@@ -140,7 +169,7 @@ class _Scorer:
         self.scoring = scoring
         self.model = Published.open(scoring.model)
         bundle = self.model.bundle
-        self.tau = bundle.tau if scoring.tau is None else check_tau(scoring.tau)
+        self.tau = bundle.tau if scoring.tau is None else checked_tau(scoring.tau)
         self.prior = prior_of(bundle, scoring.prior, flag="--prior")
         if self.tau and self.prior.log_source is None:
             raise WrongUse(

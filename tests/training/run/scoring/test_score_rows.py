@@ -157,6 +157,32 @@ def test_columns_are_found_by_name_kept_columns_are_carried_and_the_missing_one_
         score_rows(str(path), tmp_path / "b.parquet", Scoring(model=model), columns=COLUMNS)
 
 
+def test_the_model_s_columns_in_another_order_are_refused_and_other_names_are_taken_in_order(
+    rows, tmp_path
+):
+    model = publish_model(
+        tmp_path / "models", name="named", provenance={"data": {"columns": COLUMNS}}
+    )
+    path, out = tmp_path / "rows.parquet", tmp_path / "out.parquet"
+    parquet.write_table(table_of(rows), path)
+    with pytest.raises(WrongUse, match=f"--columns: .* in the order {COLUMNS[0]},{COLUMNS[1]}"):
+        score_rows(str(path), out, Scoring(model=model), columns=COLUMNS[::-1])
+    others = [name.upper() for name in COLUMNS]
+    parquet.write_table(table_of(rows).rename_columns(others), path)
+    score_rows(str(path), out, Scoring(model=model), columns=others)
+    found = parquet.read_table(out).column("index").to_numpy()
+    np.testing.assert_array_equal(found, expected(rows).argmax(axis=1))
+
+
+def test_answers_never_go_over_the_data_that_they_are_for(model, rows, tmp_path):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(table_of(rows), path)
+    before = path.read_bytes()
+    with pytest.raises(WrongUse, match="is among the data, which it would overwrite"):
+        score_rows(str(tmp_path), path, Scoring(model=model))
+    assert path.read_bytes() == before
+
+
 def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
     target = list(range(1, len(COUNTS) + 1))
     prior = tmp_path / "prior.json"
@@ -167,7 +193,7 @@ def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
     np.testing.assert_allclose(found, expected(rows, 0.37, target).max(axis=1), atol=1e-6)
 
 
-def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path):
+def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path, capsys):
     publish_model(tmp_path / "models", name="pictures", model=image_model(), **IMAGE_FIELDS)
     folder = tmp_path / "images" / "day 1"
     folder.mkdir(parents=True)
@@ -182,6 +208,7 @@ def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path):
             member.size = len(data)
             archive.addfile(member, io.BytesIO(data))
     (folder / ".hidden.png").write_bytes(b"x")
+    (folder / "list.txt").write_text("x")
     model = tmp_path / "models" / "pictures" / "1"
     answers = []
     for place in (tmp_path / "images", shard):
@@ -190,6 +217,7 @@ def test_images_of_a_folder_and_of_a_tar_shard_get_the_same_answers(tmp_path):
         answers.append(parquet.read_table(out).column("probability").to_pylist())
     assert len(answers[0]) == 7
     assert answers[0] == answers[1]
+    assert "1 files of other kinds are left out" in capsys.readouterr().err
 
 
 def test_the_verb_prints_what_it_did_and_refuses_what_it_cannot_read(
