@@ -8,6 +8,7 @@ import pytest
 
 from service.contract import bundle, publication
 from service.contract.bundle import (
+    InputSpec,
     InvalidBundle,
     check_model_name,
     class_digest,
@@ -68,6 +69,27 @@ def write_model(folder, content=b"graph"):
 
 def published(tmp_path, name="pets", write_files=write_model, **changes):
     return publish(tmp_path, name, fields=FIELDS | changes, write_files=write_files)
+
+
+@pytest.mark.parametrize(
+    ("shape", "may_be"),
+    [
+        ([None, 3, 32, 32], True),
+        ([None, 32, 32, 1], True),
+        ([None, 3, 3, 3], True),
+        ([None, 3, 1, 32], False),
+        ([None, 8, 8, 8], False),
+        ([None, 64], False),
+    ],
+)
+def test_a_tensor_that_may_be_pixels_has_one_or_three_channels(shape, may_be):
+    spec = InputSpec(name="x", kind="tensor", shape=shape, dtype="float32")
+    assert spec.may_be_pixels == may_be
+
+
+def test_only_a_tensor_may_be_pixels():
+    spec = InputSpec(name="x", kind="text", shape=[None], dtype="string")
+    assert not spec.may_be_pixels
 
 
 def test_a_published_folder_loads_as_what_was_published(tmp_path):
