@@ -20,15 +20,35 @@ help: ## list the commands
 run: .venv/.service ## serve the shipped models with the console on http://127.0.0.1:8000
 	$(BIN)/priordial serve --default-model $(MODEL) --port $(PORT)
 
+# The parts of the suite, two of which run side by side, the longest first. Each has a process of its own: the
+# console's tests keep an event loop, and a part's server under load must not stand in another part's way.
+PARTS := test-rest test-training test-server test-api test-console test-contract
+OF_A_PART := tests/training tests/service/server tests/service/api tests/service/contract tests/service/console
+PYTEST := $(BIN)/python -m pytest -q --durations 8
+
+.PHONY: $(PARTS)
 test: .venv/.all .venv/.deploy ## run every test
+	@$(MAKE) --no-print-directory --keep-going --jobs 2 --output-sync=target $(PARTS)
+
+test-training:
+	$(PYTEST) tests/training
+	$(PYTEST) --doctest-modules service/contract training/learning training/scores
+
+test-server:
+	$(PYTEST) tests/service/server
+
+test-api:
+	$(PYTEST) tests/service/api
+
+test-contract:
 	$(BIN)/python -m coverage run -m pytest -q tests/service/contract
 	$(BIN)/python -m coverage report
-	$(BIN)/python -m pytest -q --doctest-modules service/contract training/learning training/scores
-	@# Two cores: training is tested beside the console, whose event loop needs a process of its own.
-	@$(BIN)/python -m pytest -q tests/training > .training-tests.log 2>&1 & training=$$!; \
-	$(BIN)/python -m pytest -q tests/service/console; console=$$?; \
-	wait $$training; status=$$?; cat .training-tests.log; rm -f .training-tests.log; exit $$((console | status))
-	$(BIN)/python -m pytest -q --ignore tests/service/contract --ignore tests/service/console --ignore tests/training --ignore tests/on_ray
+
+test-console:
+	$(PYTEST) tests/service/console
+
+test-rest:
+	$(PYTEST) $(addprefix --ignore ,$(OF_A_PART)) --ignore tests/on_ray
 
 test-ray: .venv/.ray ## run the service on Ray Serve: two replicas, one PostgreSQL, a real Prometheus
 	$(BIN)/python -m pytest -q tests/on_ray

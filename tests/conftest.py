@@ -4,6 +4,11 @@ them.
 
 import os
 
+from hypothesis import settings
+
+settings.register_profile("suite", deadline=None)  # a busy machine is no failure
+settings.load_profile("suite")
+
 OPTIONAL = "optional: "
 """A skip whose reason starts so never fails CI: it needs what no package registry of the project
 installs.
