@@ -1,5 +1,6 @@
 """Starting from trained weights, and training only some of the layers."""
 
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,8 +54,10 @@ def read(path: Path) -> Weights:
     try:
         found: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises errors of any class for a file of another kind
+        # torch.save writes ZIP files too, so that kind explains nothing.
+        kind = "" if zipfile.is_zipfile(file) else instead(file)
         raise WrongUse(
-            f"--init {file}: is no state dict{instead(file)}; expected what "
+            f"--init {file}: cannot be read as a state dict{kind}; expected what "
             "torch.save(network.state_dict(), FILE) writes, which holds tensors and no code"
         ) from error
     names = found.get("class_names") if isinstance(found, dict) else None
