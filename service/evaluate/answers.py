@@ -356,7 +356,13 @@ class Answers:
         try:
             self._shared.add_labels(of, labels_of(rows))
         except Exception as error:  # noqa: BLE001 - the labels are set here
-            logger.warning("%d labels did not reach the other replicas: %s", len(rows), error)
+            logger.warning(
+                "labels of %d answers to %s version %d did not reach the other replicas: %s; "
+                "send them again once the store works",
+                len(rows),
+                *of,
+                error,
+            )
 
     def _share(self) -> None:
         """Restore the answers from before a restart, and share answers and labels."""

@@ -6,16 +6,14 @@ other replicas. Labels are stored at once, wherever they arrive. Every worker ap
 the others, to its own answers and to its copies.
 """
 
-import logging
+import time
 import zlib
 from collections.abc import Collection, Iterable, Mapping
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 import numpy as np
 
 from service.evaluate.ring import NO_LABEL, ROW, Rows
-
-logger = logging.getLogger(__name__)
 
 LABEL = np.dtype([("id", ROW["id"]), ("row", "<u4"), ("label", "<i4"), ("sampled", "<f4")])
 MAX_COPIED = 1_000_000
@@ -23,16 +21,15 @@ MAX_COPIED = 1_000_000
 MAX_LABELS = 200_000
 """Labels that a worker remembers, for copies that it reads later."""
 _MOST = 1000
+"""Requests whose labels are read in one query."""
 _FORM = b"1"
 """Change it together with ROW: releases that run side by side then leave each other's rows out."""
-Version = tuple[str, int]
-
-
-StoredAnswers = tuple[str, int, str, int, bytes]
+Version: TypeAlias = tuple[str, int]
+StoredAnswers: TypeAlias = tuple[str, int, str, int, bytes]
 """Model, version, keeper, time in microseconds, and rows: the answers of one worker to one model
 version.
 """
-StoredLabels = tuple[int, str, int, bytes]
+StoredLabels: TypeAlias = tuple[int, str, int, bytes]
 """A rising number, model, version and labels: what one request gave."""
 
 
@@ -92,6 +89,8 @@ class SharedAnswers:
         self._last_label = 0
         self._stored: dict[Version, int] = {}
         """Checksum of what was stored last."""
+        self._restored: set[Version] = set()
+        """Versions whose answers before the restart have not been given all labels yet."""
         self._before: dict[Version, Rows] | None = None
         """Answers of this worker before its restart, until their version is loaded."""
 
@@ -115,62 +114,75 @@ class SharedAnswers:
             rows = self._before.pop(of, None)
             if rows is not None:
                 found[of] = rows
+        self._restored |= set(found)
         return found
 
     def sync(self, own: Mapping[Version, Rows]) -> None:
         """Apply the labels of other workers, store the newest answers, and read those of others.
 
-        own: this worker's answers by version: views, in which labels are set.
+        own: this worker's answers by version: views, in which labels are set. Each label is set
+        once, so a later one that the store did not take stays.
         """
-        self._read_labels()
+        new = self._read_labels()
         for of, rows in own.items():
-            self._apply(of, rows)
+            _apply(self._labels.get(of) if of in self._restored else new.get(of), rows)
+            self._restored.discard(of)
             newest = rows[np.argsort(rows["at"], kind="stable")[-self._max_rows :]]
             checksum = zlib.crc32(newest.tobytes())
             if len(newest) and self._stored.get(of) != checksum:
                 self._store.keep(*of, self._keeper, _packed(newest), seconds=self._seconds)
                 self._stored[of] = checksum
+        for (model, version, _), rows in self._copies.items():
+            _apply(new.get((model, version)), rows)
         known = {(*of, moment) for of, moment in self._known.items()}
         for model, version, keeper, moment, stored in self._store.changed(known, but=self._here):
-            self._copies[model, version, keeper] = _unpacked(stored)
+            copy = _unpacked(stored)
+            _apply(self._labels.get((model, version)), copy)
+            self._copies[model, version, keeper] = copy
             self._known[model, version, keeper] = moment
-        for (model, version, _), rows in self._copies.items():
-            self._apply((model, version), rows)
         self._bound()
 
-    def _read_labels(self) -> None:
+    def _read_labels(self) -> dict[Version, Rows]:
+        """Remember the labels that were stored since the last call, and return them."""
+        new: dict[Version, Rows] = {}
         while found := list(self._store.labels_after(self._last_label, most=_MOST)):
             for number, model, version, stored in found:
                 labels = np.frombuffer(stored, LABEL)
-                held = self._labels.get((model, version), labels[:0])
-                self._labels[model, version] = np.concatenate([held, labels])[-MAX_LABELS:]
+                for held in (new, self._labels):
+                    before = held.get((model, version), labels[:0])
+                    held[model, version] = np.concatenate([before, labels])[-MAX_LABELS:]
                 self._last_label = number
-
-    def _apply(self, of: Version, rows: Rows) -> None:
-        """Set the remembered labels in rows. A later label of a row replaces an earlier one."""
-        labels = self._labels.get(of)
-        if labels is None:
-            return
-        places = np.flatnonzero(np.isin(rows["id"], labels["id"]))
-        if not len(places):
-            return
-        labels = labels[np.isin(labels["id"], rows["id"][places])]
-        at = {
-            (bytes(key), int(row)): place
-            for key, row, place in zip(
-                rows["id"][places], rows["row"][places], places.tolist(), strict=True
-            )
-        }
-        for key, row, label, sampled in labels.tolist():
-            place = at.get((key, row))
-            if place is not None:
-                rows["label"][place], rows["sampled"][place] = label, sampled
+        return new
 
     def _bound(self) -> None:
-        """Let go of the copies that were read first, where there are too many."""
+        """Drop the copies whose answers are all too old, and the first ones of too many."""
+        oldest = time.time() - self._seconds
+        for of, rows in list(self._copies.items()):
+            if not (rows["at"] >= oldest).any():
+                del self._copies[of]
         held = sum(map(len, self._copies.values()))
         while held > MAX_COPIED:
             held -= len(self._copies.pop(next(iter(self._copies))))
+
+
+def _apply(labels: Rows | None, rows: Rows) -> None:
+    """Set labels in rows. A later label of a row replaces an earlier one."""
+    if labels is None:
+        return
+    places = np.flatnonzero(np.isin(rows["id"], labels["id"]))
+    if not len(places):
+        return
+    labels = labels[np.isin(labels["id"], rows["id"][places])]
+    at = {
+        (bytes(key), int(row)): place
+        for key, row, place in zip(
+            rows["id"][places], rows["row"][places], places.tolist(), strict=True
+        )
+    }
+    for key, row, label, sampled in labels.tolist():
+        place = at.get((key, row))
+        if place is not None:
+            rows["label"][place], rows["sampled"][place] = label, sampled
 
 
 def labels_of(rows: Iterable[Rows]) -> Rows:

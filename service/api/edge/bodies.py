@@ -24,7 +24,7 @@ _MAX_MEMBERS = 10_000
 MIN_COMPRESSED_BYTES = 64 * 1024
 """Shorter answers of scoring routes are not compressed: that takes longer than sending them."""
 MIN_ASKED_BYTES = 16 * 1024
-"""The same for clients that ask for a coding, and not only accept it."""
+"""Answers from this size on are compressed for clients that name one coding alone."""
 _READERS: dict[bytes, Callable[[], Any]] = {
     b"gzip": partial(zlib.decompressobj, 16 + zlib.MAX_WBITS),
     b"deflate": partial(zlib.decompressobj, zlib.MAX_WBITS),

@@ -95,6 +95,21 @@ def test_a_later_label_replaces_an_earlier_one_wherever_it_came(store, tmp_path)
         assert worker.labels() == {"a": ("z", 1.0)}
 
 
+def test_a_correction_that_the_store_does_not_take_is_kept(store, tmp_path, monkeypatch):
+    one = Worker(store, tmp_path / "a")
+    one.answer("a")
+    one.label("a", "x", sampled=1.0)
+    one.share()
+
+    def refuse(*_):
+        raise OSError("the disk of the store is full")
+
+    monkeypatch.setattr(store, "add_labels", refuse)
+    one.label("a", "y", sampled=1.0)
+    one.share()
+    assert one.labels() == {"a": ("y", 1.0)}
+
+
 def test_after_a_restart_answers_and_labels_are_there_once(store, tmp_path):
     first = Worker(store, tmp_path / "first")
     first.answer("a", "b")
@@ -156,4 +171,5 @@ def test_without_its_store_a_worker_keeps_answers_and_labels(tmp_path, caplog):
     assert one.labels() == {"a": ("x", 1.0)}
     warnings = [record.getMessage() for record in caplog.records]
     assert sum("answers cannot be shared through the store" in each for each in warnings) == 1
-    assert any("1 labels did not reach the other replicas" in each for each in warnings)
+    text = "labels of 1 answers to pets version 1 did not reach the other replicas"
+    assert any(text in each for each in warnings)
