@@ -29,7 +29,7 @@ from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
 from service.process import threads
 from service.process.exit_codes import DONE, FAILED
-from service.process.machine import bound_heaps
+from service.process.machine import bound_heaps, return_memory
 from service.server.app import NothingToServe, Service
 from service.server.connection_counts import open_counts
 from service.server.connections import FairServer, SlowClients
@@ -155,6 +155,7 @@ class _Serving:
             timeout_keep_alive=settings.keep_alive_seconds,  # type: ignore[arg-type]
             timeout_graceful_shutdown=FINISH_SECONDS,
             http=ScoringProtocol,
+            ws="none",
             interface="asgi3",
             proxy_headers=False,  # nothing here uses the client's address
         )
@@ -264,6 +265,6 @@ def tune_interpreter() -> None:
     """
     warnings.filterwarnings("ignore", "overflow encountered in dot", RuntimeWarning)
     sys.setswitchinterval(SWITCH_SECONDS)
-    gc.collect()
+    return_memory()
     gc.freeze()
     gc.set_threshold(GC_ALLOCATIONS, 20, 50)

@@ -8,6 +8,7 @@ are ignored; the first of each kind is reported on stderr.
 
 import contextlib
 import faulthandler
+import gc
 import os
 import signal
 import sys
@@ -20,12 +21,17 @@ from service.process.exit_codes import DONE
 if TYPE_CHECKING:
     import asyncio
 
+STARTING_GC_ALLOCATIONS = 500_000
+"""The garbage collector's threshold until `tune_interpreter`: imports make little garbage,
+and looking for it takes a tenth of the start."""
+
 
 def prepare_process() -> None:
-    """Open the standard streams that are closed, and handle signals.
+    """Open the standard streams that are closed, handle signals, and let the collector rest.
 
     Call it before importing anything else, so that a signal during the imports has its effect.
     """
+    gc.set_threshold(STARTING_GC_ALLOCATIONS)
     _open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _end)
