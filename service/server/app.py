@@ -154,6 +154,7 @@ class Service:
             self._followed,
             kept=store.kept,
             every_seconds=settings.shift_seconds,
+            replica=self._replica,
             slot=run_folder.slot,
             act=self._adopt,
         )
@@ -173,6 +174,14 @@ class Service:
         self.start_done = asyncio.Event()
         self.draining = False
         self.asgi = self._asgi()
+
+    @property
+    def _replica(self) -> str:
+        """This replica's name in the store: its host and a port that it alone listens on.
+
+        Behind Ray only the port of the metrics is a replica's own.
+        """
+        return f"{socket.gethostname()}:{self.settings.metrics_port or self.settings.port}"
 
     @property
     def started(self) -> bool:
@@ -288,7 +297,7 @@ class Service:
             return None
         return SharedAnswers(
             store,
-            replica=f"{socket.gethostname()}:{self.settings.port}",
+            replica=self._replica,
             slot=slot,
             workers=self.settings.workers,
             max_rows=self.settings.feedback_store_rows,

@@ -75,14 +75,8 @@ class Stream:
         self._price = 1.0 if ranked else max(1.0, classes / FULL_PRICE_CLASSES)
         self.credit = 0.0 if log_source is None else float(MAX_WAITING_ROWS)
         """How many more rows are accepted before the next `learn`; none when it is not above 0."""
-        self._log_source = log_source
-        self._tracker = (
-            None
-            if log_source is None
-            else PriorTracker(
-                temperature=bundle.temperature, log_source=log_source, fixed=_fixed(bundle)
-            )
-        )
+        self._bundle, self._log_source = bundle, log_source
+        self._tracker = self._new_tracker()
         self._lock = threading.Lock()
         self._waiting: deque[NDArray[np.float32] | Ranking] = deque()
 
@@ -138,18 +132,39 @@ class Stream:
         with self._lock:
             return self._tracker.state() if self._tracker.rows else None
 
+    def could_restore(self, state: bytes) -> bool:
+        """Whether `restore` would accept a stored state now."""
+        return self._restored(state) is not None
+
     def restore(self, state: bytes) -> bool:
-        """Continue from a stored state. Returns False if it does not fit or rows came first."""
-        if self._tracker is None:
-            return False
+        """Continue from a stored state, in place of the rows learnt so far.
+
+        Returns False, and changes nothing, if the state does not fit or was learnt from no more
+        rows than this stream has learnt.
+        """
         with self._lock:
-            if self._tracker.rows:
-                return False
-            try:
-                self._tracker.restore(state)
-            except OtherState:
-                return False
-        return True
+            restored = self._restored(state)
+            if restored is not None:
+                self._tracker = restored
+        return restored is not None
+
+    def _restored(self, state: bytes) -> PriorTracker | None:
+        tracker = self._new_tracker()
+        if tracker is None or self._tracker is None:
+            return None
+        try:
+            tracker.restore(state)
+        except OtherState:
+            return None
+        return tracker if tracker.rows > self._tracker.rows else None
+
+    def _new_tracker(self) -> PriorTracker | None:
+        if self._log_source is None:
+            return None
+        bundle = self._bundle
+        return PriorTracker(
+            temperature=bundle.temperature, log_source=self._log_source, fixed=_fixed(bundle)
+        )
 
 
 def ratios_of(rankings: Iterable[Ranking], log_source: Vector) -> Ranked | None:

@@ -8,7 +8,6 @@ rows and decides on automatic steps.
 
 import json
 import logging
-import socket
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -48,6 +47,8 @@ _ALIVE_LOOKS = 4
 _SHORTEST_ALIVE = timedelta(seconds=15)
 _RESTORED_FOR = timedelta(days=1)
 """Older states are not restored: they say nothing about current traffic."""
+_RESTORING = timedelta(minutes=10)
+"""A new worker looks for a state for this long: a rolling update ends the old ones after it."""
 
 
 class Keeper(Protocol):
@@ -58,6 +59,9 @@ class Keeper(Protocol):
 
     def of(self, model: str) -> list[KeptState]:
         """The states of a model, the newest first."""
+
+    def take_over(self, kept: KeptState, keeper: str) -> bool:
+        """Give a state to another keeper; False if it has changed or another worker was first."""
 
 
 class Served(NamedTuple):
@@ -124,6 +128,8 @@ class Followed:
     kept_rows: int = -1
     steady: dict[str, bool] = field(default_factory=dict)
     dry_at: dict[str, datetime] = field(default_factory=dict)
+    restoring_until: datetime | None = None
+    """Until then a stored state is looked for; None once one has been restored."""
 
     @property
     def verdict(self) -> str | None:
@@ -141,20 +147,21 @@ class ShiftWatch:
         *,
         kept: Keeper | None,
         every_seconds: float,
+        replica: str,
         slot: int = 0,
         act: Callable[[Bundle, Automatic], None] = lambda *_: None,
-        replica: str | None = None,
         now: Callable[[], datetime] = lambda: datetime.now(UTC),
     ) -> None:
         """`models` lists the newest version of each model; `act` takes a step that is due.
 
         kept: the store in which states survive a restart; None keeps them in memory only.
-        every_seconds: time between two judgements. slot: this worker's number in its replica; the
-        worker with slot 0 judges.
+        every_seconds: time between two judgements. replica: this replica's name, which no other
+        replica with the same store has. slot: this worker's number in its replica; the worker with
+        slot 0 judges.
         """
         self._priors, self._models, self._kept = priors, models, kept
         self._every, self._slot, self._act, self._now = every_seconds, slot, act, now
-        self._keeper = f"{replica or socket.gethostname()}/{slot}"
+        self._keeper = f"{replica}/{slot}"
         self._followed: dict[int, Followed] = {}
         self._stopped = threading.Event()
         self._store_trouble = ""
@@ -214,6 +221,8 @@ class ShiftWatch:
             one = self._followed.get(id(served.bundle))
             if one is None:
                 one = Followed(served, History(len(served.bundle.class_names)))
+                one.restoring_until = self._now() + _RESTORING
+            if one.restoring_until is not None:
                 self._restore(one)
             followed[id(served.bundle)] = one
         self._followed = followed
@@ -350,11 +359,13 @@ class ShiftWatch:
     # ---- the store
 
     def _restore(self, one: Followed) -> None:
-        """Continue from this worker's last state, or from the state of a worker that has ended."""
-        now, digest = self._now(), one.served.bundle.class_digest
-        mine, gone = [], []
-        for kept in self._read(one.served.bundle.name):
-            if kept.class_digest != digest or kept.kept_at is None:
+        """Continue from this worker's last state, or from the state of a worker that has ended.
+
+        Each state of an ended worker goes to one worker alone: its rows must count once.
+        """
+        now, bundle, mine, gone = self._now(), one.served.bundle, [], []
+        for kept in self._read(bundle.name):
+            if kept.class_digest != bundle.class_digest or kept.kept_at is None:
                 continue
             age = now - kept.kept_at
             if age > _RESTORED_FOR:
@@ -363,10 +374,24 @@ class ShiftWatch:
                 mine.append(kept)
             elif age > self._alive:
                 gone.append(kept)
-        for kept in [*mine, *gone[:1]]:
-            if one.served.stream.restore(kept.state):
+        for kept in [*mine, *gone]:
+            if not one.served.stream.could_restore(kept.state):
+                continue
+            if (kept in mine or self._take_over(kept)) and one.served.stream.restore(kept.state):
                 one.judged = Judged.of_document(kept.judged)
+                one.restoring_until = None
                 return
+        if one.restoring_until is not None and now > one.restoring_until:
+            one.restoring_until = None
+
+    def _take_over(self, kept: KeptState) -> bool:
+        if self._kept is None:
+            return False
+        try:
+            return self._kept.take_over(kept, self._keeper)
+        except StoreUnavailable as error:
+            self._note(str(error))
+            return False
 
     def _keep(self, one: Followed) -> None:
         """Store this worker's state if it has learnt something since the last time."""

@@ -101,3 +101,30 @@ class KeptStates:
             )
             for row in rows
         ]
+
+    def take_over(self, kept: KeptState, keeper: str) -> bool:
+        """Give a state to another keeper, in place of that keeper's own.
+
+        Returns False if the state has changed since it was read, as when another keeper was first.
+        """
+        if kept.kept_at is None:
+            return False
+        named = _states.c.model == kept.model
+        unchanged = (_states.c.keeper == kept.keeper) & (
+            _states.c.kept_us == microseconds(kept.kept_at)
+        )
+        with typed_trouble(), self._database.transaction() as connection:
+            if not connection.execute(sql_delete(_states).where(named & unchanged)).rowcount:
+                return False
+            connection.execute(sql_delete(_states).where(named & (_states.c.keeper == keeper)))
+            connection.execute(
+                insert(_states).values(
+                    model=kept.model,
+                    keeper=keeper,
+                    class_digest=kept.class_digest,
+                    kept_us=microseconds(datetime.now(UTC)),
+                    state=kept.state,
+                    judged=kept.judged,
+                )
+            )
+        return True

@@ -41,7 +41,8 @@ async def serving(url, *bundles, reservoir=None, watch=None, keys=(), **options)
                     priors=priors,
                     find_model=find,
                     find_reservoir=lambda _: reservoir,
-                    shift=watch or ShiftWatch(priors, list, kept=None, every_seconds=60),
+                    shift=watch
+                    or ShiftWatch(priors, list, kept=None, every_seconds=60, replica="a"),
                     access=Access(keys),
                     tau_cap=10.0,
                     **options,

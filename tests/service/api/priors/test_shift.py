@@ -15,7 +15,7 @@ def followed(bundle, priors=None, *, looks=1, priced=True):
     """A watch that has seen traffic of the last class."""
     classes = len(bundle.class_names)
     served = Served(bundle, LogitReservoir(classes), Stream(bundle))
-    watch = ShiftWatch(priors, lambda: [served], kept=None, every_seconds=60)
+    watch = ShiftWatch(priors, lambda: [served], kept=None, every_seconds=60, replica="a")
     for _ in range(looks):
         rows = np.tile(12.0 * np.eye(classes, dtype=np.float32)[-1], (200, 1))
         served.recent.add(rows)

@@ -66,14 +66,19 @@ def test_a_model_whose_source_prior_is_unknown_is_not_followed():
     assert Stream(make_bundle(class_counts=None, loss_tau=1.0)).follows
 
 
-def test_a_state_is_taken_over_before_the_first_row_only():
-    first, second = Stream(make_bundle()), Stream(make_bundle())
+def test_a_state_is_restored_unless_as_many_rows_have_been_learnt_since():
+    first, second, third = (Stream(make_bundle()) for _ in range(3))
     assert first.state() is None
     first.add(rows(100))
     first.learn()
-    assert second.restore(first.state())
-    assert second.now().rows == 100
-    assert not second.restore(first.state())
+    third.add(rows(10))
+    third.learn()
+    for stream in (second, third):
+        assert stream.could_restore(first.state())
+        assert stream.restore(first.state())
+        assert stream.now().rows == 100
+        assert not stream.could_restore(first.state())
+        assert not stream.restore(first.state())
     assert not Stream(make_bundle()).restore(b"broken")
     assert estimate_of(make_bundle(), first.state()).rows == 100
     other = PriorTracker(temperature=1.0, log_source=np.zeros(5)).state()

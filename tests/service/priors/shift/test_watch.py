@@ -1,10 +1,12 @@
 """The watch over traffic: what it learns survives, is shared, is judged, and moves priors."""
 
 import asyncio
+import contextlib
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pytest
+from sqlalchemy import text
 
 from service.contract.automatic import AUTHOR
 from service.contract.prior import PriorBody, parse_prior
@@ -94,6 +96,15 @@ def kept_in():
         store.close()
 
 
+def age_states(url, *, hours):
+    """Let stored states look as if nothing had renewed them for some hours."""
+    store = open_store(url)
+    store.open()
+    with contextlib.closing(store), store.database.transaction() as connection:
+        earlier = f"UPDATE priordial_tracking SET kept_us = kept_us - {hours * 3_600_000_000}"
+        connection.execute(text(earlier))
+
+
 def test_the_estimate_of_traffic_and_its_verdict_are_known_after_a_look(sqlite_url, bundle):
     async def run(priors):
         site = Site(priors, bundle)
@@ -164,6 +175,49 @@ def test_a_worker_under_another_name_goes_on_where_one_that_is_gone_has_ended(
         too_late.shift = timedelta(days=2)
         too_late.look()
         assert too_late.served.stream.now().rows == 0
+
+    with_priors(sqlite_url, run)
+
+
+def test_the_state_of_a_worker_that_is_gone_goes_to_one_new_worker_alone(
+    store_url, bundle, kept_in
+):
+    async def run(priors):
+        for number in range(2):
+            before = Site(priors, bundle, kept=kept_in(store_url), replica=f"old-{number}")
+            before.traffic(OTHER, 1000 + 100 * number, seed=number)
+            before.look()
+        new = [
+            Site(priors, bundle, kept=kept_in(store_url), replica=f"new-{number}")
+            for number in range(3)
+        ]
+        age_states(store_url, hours=1)
+        for site in new:
+            site.look()
+        assert sorted(site.served.stream.now().rows for site in new) == [0, 1000, 1100]
+
+    with_priors(store_url, run)
+
+
+def test_a_new_worker_goes_on_where_one_ended_that_still_lived_at_its_start(
+    sqlite_url, bundle, kept_in
+):
+    async def run(priors):
+        before = Site(priors, bundle, kept=kept_in(sqlite_url), replica="old", every=1)
+        before.traffic(OTHER, 1000)
+        before.look()
+        after = Site(priors, bundle, kept=kept_in(sqlite_url), replica="new", every=1)
+        after.traffic(OTHER, 100)
+        assert after.look().together.rows == 1100  # both are alive
+        after.shift = timedelta(minutes=1)
+        after.look()
+        assert after.served.stream.now().rows == 1000
+        late = Site(priors, bundle, kept=kept_in(sqlite_url), replica="late", every=1)
+        late.look()
+        late.shift = timedelta(hours=1)
+        late.look()
+        late.look()
+        assert late.watch.of(bundle).restoring_until is None
 
     with_priors(sqlite_url, run)
 
@@ -284,5 +338,5 @@ def test_a_judgement_is_read_back_as_it_was_written():
     at = datetime(2026, 5, 1, tzinfo=UTC)
     judged = Judged(at, "usable", "fine", {"p": 0.5}, 100, {"default": {"mode": "off"}})
     assert Judged.of_document(judged.document()) == judged
-    for text in ("{}", "[1]", "no", '{"at": 3}'):
-        assert Judged.of_document(text) is None
+    for document in ("{}", "[1]", "no", '{"at": 3}'):
+        assert Judged.of_document(document) is None
