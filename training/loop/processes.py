@@ -3,6 +3,8 @@
 import logging
 import os
 import sys
+import time
+import uuid
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -10,11 +12,14 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from torch import Tensor, distributed, nn
+from torch.distributed import PrefixStore, Store  # type: ignore[attr-defined]  # not typed
+from torch.distributed.rendezvous import rendezvous
 
 from training.data.order import Part
 from training.faults import WrongUse
 from training.loop.sync_norm import share_batch_norms
 
+JOIN_SECONDS, POLL_SECONDS = 600, 0.05
 WAIT = timedelta(hours=6)  # how long the others wait while the first evaluates and exports
 
 
@@ -37,9 +42,12 @@ class Processes:
         if world == 1:
             return cls(chosen)
         if not distributed.is_initialized():
+            backend = "nccl" if chosen.type == "cuda" else "gloo"
+            store, rank, _ = next(rendezvous("env://"))
             distributed.init_process_group(
-                "nccl" if chosen.type == "cuda" else "gloo", timeout=WAIT
-            )
+                backend, store=_own_store(store, rank, world), rank=rank, world_size=world,
+                timeout=WAIT,
+            )  # fmt: skip
         return cls(chosen, rank=distributed.get_rank(), world=world)
 
     @property
@@ -93,6 +101,35 @@ class Processes:
         """Leave the process group."""
         if self.world > 1 and distributed.is_initialized():
             distributed.destroy_process_group()
+
+
+def _own_store(store: Store, rank: int, world: int) -> Store:
+    """Agree with the other processes of this attempt on a part of the store that is theirs alone.
+
+    torchrun gives the processes of every attempt the same store (seen with torch 2.13). A process
+    that restarts would read where those of the attempt before listened, and hang or fail. So the
+    first process names the attempt, and the others answer under that name. A name from an earlier
+    attempt has other members. Raises torch's DistStoreError, or TimeoutError, if a process does not
+    come.
+    """
+    own = uuid.uuid4().hex
+    if rank == 0:
+        store.set("attempt", own)
+        members = [store.get(f"{own}/{other}").decode() for other in range(1, world)]
+        store.set(f"{own}/members", " ".join(members))
+        return PrefixStore(own, store)
+    deadline = time.monotonic() + JOIN_SECONDS
+    while time.monotonic() < deadline:
+        attempt = store.get("attempt").decode()
+        store.set(f"{attempt}/{rank}", own)
+        known = store.check([f"{attempt}/members"])
+        if known and own in store.get(f"{attempt}/members").decode().split():
+            return PrefixStore(attempt, store)
+        time.sleep(POLL_SECONDS)
+    raise TimeoutError(
+        f"process {rank} of {world} waited {JOIN_SECONDS} s for the first one to start; see the "
+        "output of the process with RANK=0, and start all again"
+    )
 
 
 def end_now(status: int) -> NoReturn:

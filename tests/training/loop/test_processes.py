@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch.distributed import TCPStore
 
 from tests.support.train_only import train_only
 from training.loop.processes import Processes
@@ -51,6 +52,50 @@ def finished(arguments):
 
 def losses(log):
     return np.array([json.loads(line)["loss"] for line in log.read_text().splitlines()])
+
+
+MEMBER = """
+import os, sys, torch
+from training.loop.processes import Processes
+print("imported", flush=True)
+sys.stdin.readline()
+print("joins", flush=True)
+processes = Processes.join("cpu")
+print(processes.mean(torch.tensor([processes.rank * 2.0])).item(), flush=True)
+os._exit(0)  # as a process that was killed: it does not leave the group
+"""
+
+
+def member(store, rank):
+    """A process of an attempt that imports, and then waits for a line."""
+    of_torchrun = {"TORCHELASTIC_USE_AGENT_STORE": "True", "MASTER_ADDR": "127.0.0.1"}
+    attempt = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": str(store.port)}
+    return subprocess.Popen(
+        [sys.executable, "-c", MEMBER],
+        cwd=ROOT,
+        env=environment() | of_torchrun | attempt,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_second_attempt_with_the_store_of_the_first_does_not_look_for_its_processes(late):
+    store = TCPStore("127.0.0.1", 0, None, is_master=True, wait_for_workers=False)
+    for _ in range(2):
+        both = [member(store, rank) for rank in range(2)]
+        try:
+            for rank in (1 - late, late):  # the late one comes once the other one tries to join
+                assert both[rank].stdout.readline() == "imported\n"
+                both[rank].stdin.write("\n")
+                both[rank].stdin.flush()
+                assert both[rank].stdout.readline() == "joins\n"
+            assert [each.communicate(timeout=60)[0] for each in both] == ["1.0\n"] * 2
+        finally:
+            for each in both:
+                each.kill()
+                each.communicate()
 
 
 @pytest.fixture(scope="module")
