@@ -119,6 +119,7 @@ class Settings:
         0.0,
         "look for new model versions at this interval; 0: on SIGHUP or load (a URL: every 30 s)",
         low=0.0,
+        least=0.1,
         high=86_400,
     )
     intra_op_threads: int = _setting(
@@ -265,6 +266,10 @@ class Settings:
                 )
             if "low" in meta and not meta["low"] <= value <= meta["high"]:
                 raise InvalidSetting(f"{flag} is {value}; expected {meta['low']} to {meta['high']}")
+            if "least" in meta and 0 < value < meta["least"]:
+                raise InvalidSetting(
+                    f"{flag} is {value}; expected 0, or {meta['least']} to {meta['high']}"
+                )
         self._check_ports()
         if self.webhook and not self.webhook.startswith(("http://", "https://")):
             raise InvalidSetting(f"--webhook is '{self.webhook}'; expected an http or https URL")
@@ -414,7 +419,7 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
         raise InvalidSetting(f"{name} is empty; give it a value, or unset it to use the default")
     if kind is bool:
         if raw.lower() not in ("0", "1", "true", "false"):
-            raise InvalidSetting(f"{name} is '{raw}'; expected 1 or 0")
+            raise InvalidSetting(f"{name} is '{raw[:80]}'; expected 1 or 0")
         return raw.lower() in ("1", "true")
     if kind in (int, float):
         try:
@@ -422,7 +427,8 @@ def _parsed(raw: Any, kind: Any, name: str) -> Any:
                 raise ValueError
             return kind(raw)
         except ValueError:
-            raise InvalidSetting(f"{name} is '{raw}'; expected a number") from None
+            what = "a whole number" if kind is int else "a number"
+            raise InvalidSetting(f"{name} is '{raw[:80]}'; expected {what}") from None
     if kind == Path | str:
         return raw if "://" in raw else Path(raw)
     return Path(raw) if kind in (Path, Path | None) else raw

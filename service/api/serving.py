@@ -42,7 +42,7 @@ class Trial(_Body):
     """A version to put on trial, and the share of the requests that it gets."""
 
     version: Annotated[int, Field(ge=1)]
-    share: Annotated[float, Field(gt=0, le=1)]
+    share: Annotated[float, Field(ge=1e-6, le=1)]
 
 
 class Targets(BaseModel):

@@ -8,6 +8,7 @@ import getpass
 import json
 import math
 import sys
+from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
@@ -16,6 +17,7 @@ from service.contract.prior import STRUCTURED, PriorBody, VectorSpec
 from service.priors.changes import Change, Delete, ReturnTo, same_prior
 from service.priors.revisions import (
     DEFAULT,
+    MAX_REVISION,
     StoredRevision,
     StoreUnavailable,
     UnknownPrior,
@@ -23,6 +25,7 @@ from service.priors.revisions import (
 )
 from service.priors.store import SqlPriorStore, open_store
 from service.priors.webhook import Changed, send
+from service.wire.digits import whole_number
 
 HISTORY = 20
 """The most revisions that `show` lists."""
@@ -44,11 +47,24 @@ def add_verbs(actions: Any) -> None:
         parser.add_argument(
             "--model", help="may be omitted if the store has priors of only one model"
         )
-    show.add_argument("--revision", type=int, help="(default: the newest)")
-    diff.add_argument("--old", type=int, help="(default: the one before --new; 0: nothing stored)")
-    diff.add_argument("--new", type=int, help="(default: the newest)")
-    back.add_argument("--to", type=int, help="(default: the newest that differs from the current)")
+    show.add_argument("--revision", type=_revision, help="(default: the newest)")
+    diff.add_argument(
+        "--old", type=_revision, help="(default: the one before --new; 0: nothing stored)"
+    )
+    diff.add_argument("--new", type=_revision, help="(default: the newest)")
+    back.add_argument(
+        "--to", type=_revision, help="(default: the newest that differs from the current)"
+    )
     back.add_argument("--note", default="", help="why; shown in the history")
+
+
+def _revision(text: str) -> int:
+    """The number of a revision that an argument writes. Raises ArgumentTypeError."""
+    number = whole_number(text, below=MAX_REVISION + 1)
+    if number is None:
+        shown = text if len(text) <= 40 else text[:39] + "…"
+        raise ArgumentTypeError(f"expected a revision, a whole number of at least 0; got '{shown}'")
+    return number
 
 
 def run(given: Mapping[str, Any], url: str, environment: Mapping[str, str]) -> None:

@@ -34,7 +34,7 @@ def check_tau(tau: float, *, cap: float = MAX_TAU) -> float:
     if isinstance(tau, bool) or not isinstance(tau, (int, float, np.floating, np.integer)):
         raise InvalidTau(f"tau is {tau!r}; expected a number")
     if tau == 0 or MIN_TAU <= tau <= cap:  # NaN compares false to everything
-        return float(tau)
+        return float(tau) + 0.0  # -0.0 is shown as 0
     raise InvalidTau(f"tau is {tau}; expected 0 or a number from {MIN_TAU:g} to {cap:g}")
 
 

@@ -19,6 +19,8 @@ AUTHOR = "auto-adopt"
 """The author (`by`) recorded for a revision that was adopted automatically."""
 STRENGTH = 10.0
 """Pseudo-rows per class that pull an automatic candidate toward the target in force."""
+SMALLEST_STEP = 1e-6
+"""The least `largest_step`, in nats: with a smaller one the target would never move."""
 _SMALLEST = 1e-6  # replaces a target of 0 when the length of a step is computed
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 
@@ -39,7 +41,7 @@ class AutoAdopt(BaseModel):
     mode: Literal["on", "dry_run", "off"] = "dry_run"
     freeze: bool = False
     every_minutes: Annotated[float, Field(ge=0.01, le=100_000)] = 60.0
-    largest_step: Annotated[float, Field(gt=0, le=20)] = 0.5
+    largest_step: Annotated[float, Field(ge=SMALLEST_STEP, le=20)] = 0.5
     floor: Annotated[float, Field(ge=0, lt=1)] = 0.0001
     quiet_hours: (
         Annotated[

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PrivateAttr,
@@ -20,7 +21,14 @@ from pydantic import (
 )
 
 from service.contract.adjustment import MAX_TAU, MIN_TAU, Vector
-from service.contract.estimation import Estimation
+from service.contract.estimation import (
+    Estimation,
+    Positive,
+    Single,
+    Temperature,
+    between,
+    no_boolean,
+)
 from service.contract.inputs.familiarity import InputStatistics
 from service.contract.prior import pydantic_errors
 
@@ -81,7 +89,7 @@ class TokenizerSpec(_Strict):
     """
 
     file: str
-    max_length: Annotated[int, Field(ge=1)] | None = None
+    max_length: Annotated[int, Field(ge=1, le=10**9)] | None = None
     inputs: dict[str, Literal["ids", "attention_mask", "type_ids"]]
 
 
@@ -101,7 +109,7 @@ class InputSpec(_Strict):
 
     name: str
     kind: Literal["tensor", "image", "text", "columns"]
-    shape: Annotated[list[Annotated[int, Field(ge=1)] | None], Field(min_length=1)]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**40)] | None], Field(min_length=1)]
     dtype: str
     missing: bool = False
     categories: (
@@ -118,9 +126,9 @@ class InputSpec(_Strict):
     resize: Resize | None = None
     resample: Resample | None = None
     fill: Annotated[int, Field(ge=0, le=255)] | None = None
-    scale: Annotated[float, Field(gt=0)] | None = None
-    mean: list[float] | None = None
-    std: list[Annotated[float, Field(gt=0)]] | None = None
+    scale: Annotated[float, Field(gt=0), between(1e-30, 1e30)] | None = None
+    mean: list[Single] | None = None
+    std: list[Annotated[float, Field(gt=0), between(1e-30, 1e30)]] | None = None
     layout: Literal["NCHW", "NHWC"] | None = None
     tokenizer: TokenizerSpec | None = None
     statistics: InputStatistics | None = None
@@ -220,8 +228,8 @@ class InputSpec(_Strict):
 class Calibration(_Strict):
     """Turns decision scores into logits: `scale` · score + `bias`, each [C]."""
 
-    scale: list[float]
-    bias: list[float]
+    scale: list[Single]
+    bias: list[Single]
 
 
 class OutputSpec(_Strict):
@@ -259,19 +267,19 @@ class Bundle(_Strict):
     influence each other.
     """
 
-    format_version: Literal[1]
+    format_version: Annotated[Literal[1], BeforeValidator(no_boolean)]
     name: str
-    version: Annotated[int, Field(ge=1)]
+    version: Annotated[int, Field(ge=1, lt=10**9)]
     description: str = ""
     class_names: Annotated[list[str], Field(min_length=2)]
-    class_counts: list[Annotated[float, Field(gt=0)]] | None
+    class_counts: list[Positive] | None
     loss_tau: Annotated[float, Field(ge=0, le=MAX_TAU)]
-    temperature: Annotated[float, Field(gt=0)] = 1.0
+    temperature: Temperature = 1.0
     default_tau: Annotated[float, Field(ge=0, le=MAX_TAU)] | None = None
     input: InputSpec
     inputs: Annotated[list[InputSpec], Field(min_length=2)] | None = None
     output: OutputSpec
-    max_batch_rows: Annotated[int, Field(ge=1)] | None = None
+    max_batch_rows: Annotated[int, Field(ge=1, le=10**9)] | None = None
     files: dict[str, str]
     estimation: Estimation | None = None
     provenance: dict[str, Any] = {}

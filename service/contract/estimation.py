@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from service.contract.adjustment import Vector, log_normalise, softmax
 
@@ -19,8 +19,33 @@ ENERGY_BINS = 10
 MAX_CONFUSION_CLASSES = 100
 """A block holds the confusion matrix of up to this many classes."""
 
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=0)]
+MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
+"""Temperatures beyond these turn float32 logits into infinity, or every answer into a tie."""
+
+
+def between(low: float, high: float) -> AfterValidator:
+    """Refuse numbers outside of [low, high], with a message that is short for 1e-100 too."""
+
+    def check(value: float) -> float:
+        if not low <= value <= high:
+            raise ValueError(f"expected {low:g} to {high:g}")
+        return value
+
+    return AfterValidator(check)
+
+
+Positive = Annotated[float, Field(gt=0), between(1e-100, 1e100)]
+Temperature = Annotated[float, Field(gt=0), between(MIN_TEMPERATURE, MAX_TEMPERATURE)]
+Single = Annotated[float, between(-1e30, 1e30)]
+"""A number that stays finite as float32, in which graphs compute."""
+Count = Annotated[int, Field(ge=0, le=10**15)]
+
+
+def no_boolean(value: object) -> object:
+    """The value. Raises ValueError for true, which equals 1 and would pass for it."""
+    if isinstance(value, bool):
+        raise ValueError("expected a number")  # noqa: TRY004 - pydantic catches no TypeError
+    return value
 
 
 class _Strict(BaseModel):
@@ -30,7 +55,7 @@ class _Strict(BaseModel):
 class ValidationRows(_Strict):
     """The labelled split that the block was measured on."""
 
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1, le=10**15)]
     class_counts: list[Count]
 
     @property
@@ -75,7 +100,7 @@ class SelfTest(_Strict):
     quantile of the sketch's misfit (phi^2) over these streams, all of which are true label shift.
     """
 
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1, le=10**15)]
     training: Annotated[float, Field(ge=0, le=2)]
     uniform: Annotated[float, Field(ge=0, le=2)]
     reversed: Annotated[float, Field(ge=0, le=2)]
@@ -89,8 +114,8 @@ class Replicates(_Strict):
     temperature: [R]; log_source: [R][C], each row as `Estimation.log_source`.
     """
 
-    temperature: Annotated[list[Positive], Field(min_length=2)]
-    log_source: list[list[float]]
+    temperature: Annotated[list[Temperature], Field(min_length=2)]
+    log_source: list[list[Single]]
 
 
 class Estimation(_Strict):
@@ -102,11 +127,11 @@ class Estimation(_Strict):
     source_prior: [C] measured source prior sigma*, sums to 1.
     """
 
-    version: Literal[1] = 1
+    version: Annotated[Literal[1], BeforeValidator(no_boolean)] = 1
     calibration: Literal["none", "temperature", "bias"]
-    temperature: Positive
+    temperature: Temperature
     temperature_interval: Annotated[list[Positive], Field(min_length=2, max_length=2)] | None = None
-    bias: list[float]
+    bias: list[Single]
     source_prior: list[Positive]
     validation: ValidationRows
     sketch: Sketch | None = None
@@ -118,6 +143,8 @@ class Estimation(_Strict):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         classes = len(self.bias)
+        if self.sketch is not None and sorted(self.sketch.edges) != self.sketch.edges:
+            raise ValueError("sketch.edges must ascend")
         lengths = {
             "source_prior": [len(self.source_prior)],
             "validation.class_counts": [len(self.validation.class_counts)],

@@ -27,6 +27,8 @@ from service.contract.members.switch import ContextBody, ScheduleBody, Switch
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
 MAX_LISTED_ERRORS = 50
+SMALLEST_SHARE = 1e-300
+"""The smallest entry of a vector beside its largest, if it is not 0: less would be shown as 0."""
 _MAX_FIELD = 200
 """Characters of a field's name in an error: a client's class name may be as long as its body."""
 
@@ -209,6 +211,8 @@ def _label_frequencies(
     if not np.isfinite(given).all():
         errors.append(("smoothing", f"{body.smoothing:g} overflows"))
         return None
+    before = len(errors)
+    _check_shares(given, "label_frequencies", class_names, errors)
     zeros = [name for name, value in zip(class_names, given, strict=True) if value == 0]
     errors.extend(
         (
@@ -217,7 +221,7 @@ def _label_frequencies(
         )
         for name in zeros
     )
-    return None if zeros else given
+    return None if len(errors) > before else given
 
 
 def _target(
@@ -233,7 +237,25 @@ def _target(
     target = _vector(body.target, "target", class_names, body.others, errors)
     if target is not None and not (target > 0).any():
         errors.append(("target", "all entries are 0; expected at least one class with more than 0"))
+    elif target is not None:
+        _check_shares(target, "target", class_names, errors)
     return np.ones(len(class_names)) if target is None else target
+
+
+def _check_shares(
+    values: Vector, name: str, class_names: Sequence[str], errors: list[tuple[str, str]]
+) -> None:
+    """Report entries that are above 0 and yet no double's share of the whole. values: [C]."""
+    largest = values.max()
+    for place in np.flatnonzero((values > 0) & (values < largest * SMALLEST_SHARE)).tolist():
+        label = class_names[place]
+        came = f"'{_clip(label)}' has {_noun(name)} {values[place]:g} beside {largest:g}"
+        errors.append(
+            (
+                f"{name}.{label}",
+                f"{came}; expected 0 or at least {SMALLEST_SHARE:g} of the largest",
+            )
+        )
 
 
 def _vector(
@@ -299,7 +321,7 @@ def _finite(number: float) -> bool:
 
 def _normalised(weights: Vector) -> Vector:
     scaled = weights / weights.max()  # first, so that the sum of large counts cannot overflow
-    total: Vector = scaled / scaled.sum()
+    total: Vector = scaled / scaled.sum() + 0.0  # -0.0 is shown as 0
     return total
 
 

@@ -14,6 +14,7 @@ from service.settings import (
     check_threads,
     flag_of,
     read_settings,
+    variable_of,
 )
 from tests.support.small_models import publish_model
 
@@ -158,3 +159,35 @@ def test_every_switch_can_be_turned_on_and_off_by_its_flag():
             for given, value in ((flag, True), (flag.replace("--", "--no-", 1), False)):
                 found = read_settings(vars(parser.parse_args([given])), {})
                 assert getattr(found, item.name) is value, given
+
+
+def refusal_of(flags, environment):
+    """The message with which settings are refused; None where they are taken."""
+    try:
+        read_settings(flags, environment)
+    except InvalidSetting as error:
+        return str(error)
+    return None
+
+
+ODD = ("nan", "inf", "-inf", "-1", "1e-320", "1e308", "1" * 5000, "1" * 400, "true", "0x10", "[]")
+
+
+@pytest.mark.parametrize(
+    "item",
+    [item for item in dataclasses.fields(Settings) if item.type in (int, float)],
+    ids=lambda item: item.name,
+)
+def test_an_odd_number_is_refused_or_has_a_meaning(item):
+    taken = []
+    for text in ODD:
+        for source in ({item.name: text}, {}), ({}, {variable_of(item.name): text}):
+            refusal = refusal_of(*source)
+            if refusal is None:
+                taken.append(text)
+                continue
+            assert flag_of(item.name) in refusal or variable_of(item.name) in refusal
+            assert len(refusal) < 700
+    # a share or a pause may be as short as it likes; an interval of polls may not
+    least = ["1e-320"] * 2 if item.name in ("max_flip_share", "drain_seconds") else []
+    assert taken == least

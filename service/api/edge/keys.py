@@ -1,6 +1,7 @@
 """Makes and reads API keys. A list of keys holds only hashes, never the keys themselves."""
 
 import hashlib
+import math
 import re
 import secrets
 from collections.abc import Sequence
@@ -27,8 +28,13 @@ class Key:
 
     def line(self) -> str:
         """Return the line that describes the key in a list of keys."""
-        rate = "" if self.per_second is None else f" rate={self.per_second:g}"
+        rate = "" if self.per_second is None else f" rate={_decimal(self.per_second)}"
         return f"{self.name} {','.join(sorted(self.roles))} sha256:{self.sha256.hex()}{rate}"
+
+
+def _decimal(rate: float) -> str:
+    """The rate without an exponent, which a list of keys does not take."""
+    return f"{rate:.6f}".rstrip("0").rstrip(".") if math.isfinite(rate) else str(rate)
 
 
 def make_key(

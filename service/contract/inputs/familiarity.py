@@ -57,7 +57,7 @@ class InputStatistics(_Strict):
 
     mean: Annotated[list[float], Field(min_length=1)]
     sd: Annotated[list[Annotated[float, Field(ge=0)]], Field(min_length=1)]
-    rows: Annotated[int, Field(ge=1)]
+    rows: Annotated[int, Field(ge=1, le=10**15)]
     row_level: Spread | None = None
     row_spread: Spread | None = None
 
@@ -161,9 +161,9 @@ class Familiarity:
             self._high = UNKNOWN_LEVEL, UNKNOWN_SPREAD**2
             return
         (low, high), (least, most) = _edges(level), _edges(spread)
-        constant = math.exp(2 * spread.low) <= 2 * _LEAST_VARIANCE
-        self._low = low, -1.0 if constant else math.exp(2 * least)
-        self._high = high, math.exp(2 * most)
+        constant = _square_of(spread.low) <= 2 * _LEAST_VARIANCE
+        self._low = low, -1.0 if constant else _square_of(least)
+        self._high = high, _square_of(most)
         self._together = (level, spread)
 
     def features(self, rows: Array) -> Rows:
@@ -232,6 +232,11 @@ class Familiarity:
             f"sd {numbers.std():.3g}; in training mean {trained_mean:.3g}, sd {trained_sd:.3g}; "
             "check scaling and normalisation"
         )
+
+
+def _square_of(logarithm: float) -> float:
+    """exp(2 * logarithm); the largest double's neighbourhood where that would overflow."""
+    return math.exp(min(2 * logarithm, 700.0))
 
 
 def _edges(of: Spread) -> tuple[float, float]:

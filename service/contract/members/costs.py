@@ -25,6 +25,8 @@ MAX_MATRIX_CLASSES = 1_000
 """Classes up to which a prior can give the whole matrix of costs."""
 MAX_COST = 1e12
 """Largest cost: sums of costs times probabilities stay exact to a few digits."""
+MIN_LARGEST_COST = 1e-12
+"""The largest cost of a prior is at least this: products with small probabilities stay above 0."""
 REJECTED = -1
 """The index of a decision to leave a row undecided."""
 
@@ -172,10 +174,23 @@ def resolve_costs(body: CostsBody, class_names: Sequence[str], faults: list[Faul
             found[pair] = float(cost)
     if len(faults) > before:
         return None
-    if not miss.any() and not any(found.values()):
-        faults.append(("costs", "every decision costs 0; expected a cost above 0"))
+    if _too_small(max(float(miss.max()), *found.values(), 0.0), faults):
         return None
     return _of_pairs(miss, found, body.reject)
+
+
+def _too_small(largest: float, faults: list[Fault]) -> bool:
+    """Whether no cost is large enough to decide by; the fault is then added to `faults`."""
+    if largest >= MIN_LARGEST_COST:
+        return False
+    came = f"the largest cost is {largest:g}" if largest else "every decision costs 0"
+    wanted = (
+        f"expected a cost of at least {MIN_LARGEST_COST:g}"
+        if largest
+        else ("expected a cost above 0")
+    )
+    faults.append(("costs", f"{came}; {wanted}"))
+    return True
 
 
 def _whole(
@@ -191,9 +206,9 @@ def _whole(
         faults.append(("costs.matrix", f"{came}; {wanted} decision"))
     else:
         matrix = np.array(rows, np.float64)
-        if matrix.any():
-            return Costs(reject, matrix=matrix)
-        faults.append(("costs", "every decision costs 0; expected a cost above 0"))
+        if _too_small(matrix.max(), faults):
+            return None
+        return Costs(reject, matrix=matrix)
     return None
 
 

@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from service.contract.bundle import check_model_name
-from service.contract.prior import PriorBody, pydantic_errors
+from service.contract.prior import PriorBody, parse_prior, pydantic_errors
 from service.priors.changes import Change, Delete, Replace
 from service.priors.revisions import StoredRevision, check_prior_name
 from service.priors.store.store import SqlPriorStore
@@ -34,6 +41,12 @@ class Entry(BaseModel):
     by: Annotated[str, Field(max_length=200)]
     note: Annotated[str, Field(max_length=2000)]
     body: PriorBody | None
+
+    @field_validator("body", mode="before")
+    @classmethod
+    def _checked(cls, body: object) -> PriorBody | None:
+        """As a client's prior is checked: the type alone does not bound the costs."""
+        return body if body is None or isinstance(body, PriorBody) else parse_prior(body)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:

@@ -123,6 +123,32 @@ def test_an_export_makes_no_store_and_says_what_is_missing(tmp_path, capsys):
     assert "secret" not in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["nan", "inf", "-1", "0", "1e-320", "1e308"])
+def test_a_rate_that_is_no_number_of_requests_is_refused(capsys, number):
+    assert main(["key", "ops", f"--rate={number}"]) != 0
+    assert "expected rate= and a number of requests a second above 0" in capsys.readouterr().err
+
+
+def test_a_large_rate_is_written_as_a_list_of_keys_takes_it(capsys):
+    assert main(["key", "ops", "--rate=2345678"]) == 0
+    assert "rate=2345678" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("cost", [-1, 1e308, 1e-320])
+def test_an_imported_prior_is_checked_as_a_clients_is(tmp_path, capsys, cost):
+    """The document is written by hand here: an export cannot hold such a cost."""
+    fill(url := f"sqlite:///{tmp_path}/one.db")
+    out = tmp_path / "priors.json"
+    assert main(["priors", "export", "--store", url, "--out", str(out)]) == 0
+    document = json.loads(out.read_text())
+    document["entries"][0]["body"]["costs"] = {"miss": [cost, cost, cost]}
+    out.write_text(json.dumps(document))
+    other = f"sqlite:///{tmp_path}/other.db"
+    assert (main(["priors", "import", "--store", other, str(out)]) != 0) == (cost != 1e-320)
+    if cost != 1e-320:
+        assert "costs.miss.0: expected a cost from 0 to 1e+12" in capsys.readouterr().err
+
+
 def test_a_key_is_shown_once_and_kept_as_a_hash(tmp_path, capsys):
     file = tmp_path / "keys"
     assert (
@@ -227,6 +253,18 @@ def test_rollback_goes_back_one_step_or_to_any_revision_while_services_follow(st
             assert priors.newest("pets", "default") is None
 
     asyncio.run(go())
+
+
+@pytest.mark.parametrize("number", ["-1", "nan", "9" * 30, "9" * 5000, "1e3", "1.0", ""])
+@pytest.mark.parametrize("verb", ["rollback --to", "show --revision", "diff --old", "diff --new"])
+def test_a_number_that_is_no_revision_is_refused_by_name(capsys, verb, number):
+    action, flag = verb.split()
+    with pytest.raises(SystemExit) as ended:
+        main(["priors", action, f"{flag}={number}"])
+    assert ended.value.code == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert f"{flag}: expected a revision, a whole number of at least 0; got '" in said
+    assert len(said) < 300
 
 
 def test_a_rollback_is_announced_to_the_webhook_of_the_environment(tmp_path, capsys, monkeypatch):
