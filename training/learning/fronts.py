@@ -21,6 +21,10 @@ INTERVALS = 8
 """Intervals per number in the `-pieces` networks; on the data sets of docs/results.md, 16 score no
 better than 8."""
 
+MOMENTS_AT_ONCE = 2**20
+"""Numbers of which means and deviations are computed at once; float64 copies of them take 32 MiB.
+"""
+
 
 class _Wide(nn.Module):
     """A module whose buffers in `WIDE` keep their dtype when the network changes its precision.
@@ -178,14 +182,13 @@ class Pieces(_Wide):
     @classmethod
     def fitted(cls, numbers: NDArray[np.floating[Any]]) -> "Pieces":
         """Fit to the numbers [N, numbers] of the training rows; missing ones are NaN."""
-        wide = numbers.astype(np.float64)
-        found = [(place, edges(column)) for place, column in enumerate(wide.T)]
+        found = [(place, edges(column)) for place, column in enumerate(numbers.T)]
         places = [place for place, ends in found for _ in ends[1:]]
         intervals = np.array(
             [pair for _, ends in found for pair in itertools.pairwise(ends)], np.float64
         ).reshape(-1, 2)
         means = [
-            np.nanmean(np.clip((wide[:, place] - low) / (high - low), 0, 1))
+            np.nanmean(np.clip((numbers[:, place].astype(np.float64) - low) / (high - low), 0, 1))
             for place, (low, high) in zip(places, intervals, strict=True)
         ]
         return cls(places, intervals, np.array(means, np.float64))
@@ -213,7 +216,23 @@ def edges(column: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
 def _moments(
     rows: NDArray[np.floating[Any]],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Mean and standard deviation of each column, NaN left out; 0 and 1 for a column of NaN."""
+    """Mean and standard deviation of each column, NaN left out; 0 and 1 for a column of NaN.
+
+    Columns are taken some at a time: float64 copies of all rows would need several times the
+    memory of the data.
+    """
+    flat = rows.reshape(len(rows), -1)
+    blocks = max(1, min(-(-flat.size // MOMENTS_AT_ONCE), flat.shape[1]))
+    found = [_moments_of(block) for block in np.array_split(flat, blocks, axis=1)]
+    mean, deviation = (
+        np.concatenate(each).reshape(rows.shape[1:]) for each in zip(*found, strict=True)
+    )
+    return mean, deviation
+
+
+def _moments_of(
+    rows: NDArray[np.floating[Any]],
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     wide = rows.astype(np.float64)
     there = ~np.isnan(wide)
     count = np.maximum(there.sum(axis=0), 1)

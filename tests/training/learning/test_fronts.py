@@ -1,6 +1,7 @@
 """The first module of a network for rows, in whatever precision the network is."""
 
 import copy
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -24,6 +25,21 @@ def test_float32_rows_are_standardised_in_float32_and_constants_only_centred():
     front = Standardise.fitted(rows)
     assert front.mean.dtype == torch.float32
     assert front(torch.from_numpy(rows)).tolist() == [[-1, 0], [1, 0]]
+
+
+def test_fitting_to_many_rows_needs_little_memory_beside_them():
+    rows = np.random.default_rng(0).normal(3, 2, (100_000, 41)).astype(np.float32)
+    rows[::7, 5] = np.nan
+    tracemalloc.start()
+    try:
+        front = Mixed.fitted(rows, [0] * 41)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * rows.nbytes
+    numbers = rows.astype(np.float64)
+    assert front.mean.numpy() == pytest.approx(np.nanmean(numbers, axis=0), rel=1e-9)
+    assert front.deviation.numpy() == pytest.approx(np.nanstd(numbers, axis=0), rel=1e-9)
 
 
 def test_mixed_rows_are_numbers_gaps_and_one_output_a_value():

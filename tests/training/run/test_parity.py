@@ -1,6 +1,9 @@
 """What training feeds a network is what the service feeds the graph: pixels and words."""
 
 import io
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -139,6 +142,25 @@ def test_punctuation_and_capitals_do_not_make_another_word():
     numbers = vocabulary.encode(["good", "Good,", "GOOD!", "unheard"])[:, 0].tolist()
     assert numbers == [numbers[0]] * 3 + [0]
     assert vocabulary.size == 2
+
+
+def test_a_vocabulary_has_one_order_whatever_the_order_of_sets_in_a_process():
+    learn = (
+        "from training.data.text import Vocabulary\n"
+        "texts = ['Good, good. GOOD! bad', 'bad; worse, (worst)', '\"bad\" worst!']\n"
+        "for tokens in ('words', 'subwords'):\n"
+        "    print(list(Vocabulary.learnt(texts, tokens=tokens).keys.items()))\n"
+    )
+    found = [
+        subprocess.run(
+            [sys.executable, "-c", learn],
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        ).stdout
+        for hash_seed in ("1", "2")
+    ]
+    assert found[0] == found[1] != b""
 
 
 def test_a_cut_off_png_is_refused(tmp_path):
