@@ -124,6 +124,34 @@ def cut(graph: "onnx.GraphProto", value: str, kind: str) -> tuple[str, str]:
     return tensor, kind
 
 
+def is_float32(graph: "onnx.GraphProto", value: str) -> bool:
+    """Whether a tensor that a node of the graph makes is known to be float32."""
+    if not any(value in node.output for node in graph.node):
+        return False
+    types = [i.type.tensor_type for i in (*graph.output, *graph.value_info) if i.name == value]
+    return any(each.elem_type == _FLOATS[0] for each in types)
+
+
+def rename(graph: "onnx.GraphProto", old: str, new: str) -> str:
+    """Give a tensor another name in the nodes of a graph and in their branches; return it.
+
+    The graph's own outputs keep their names, since the head replaces them.
+    """
+    for item in graph.value_info:
+        if item.name == old:
+            item.name = new
+    for node in graph.node:
+        for names in (node.input, node.output):
+            for place, name in enumerate(names):
+                if name == old:
+                    names[place] = new
+        for attribute in node.attribute:
+            for inner in (attribute.g, *attribute.graphs):
+                if inner.node or inner.output:
+                    rename(inner, old, new)
+    return new
+
+
 def _keeps_values(node: "onnx.NodeProto") -> bool:
     if node.op_type == "Cast":
         return next((a.i for a in node.attribute if a.name == "to"), 0) in _FLOATS

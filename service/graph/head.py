@@ -87,10 +87,11 @@ def compose(
     them. A final softmax is cut off, so that the head starts from its input. classes: C, or 0 where
     it is not known.
 
-    Added inputs: tau float32 [B], prior_index int64 [B], prior_table float32 [P, C] with rows log σ
-    − log ρ, top_k int64 [1], full_rows int64 [1] (how many rows of PROBABILITIES to compute). From
-    ranking.LARGE classes on, by_blocks bool [] chooses the selection; it must be false where top_k
-    exceeds ranking.most_by_blocks(C). The outputs RANKED and FULL replace the graph's own.
+    Added inputs: tau float32 [B] and prior_index int64 [B] (or both [1]: the same for all rows),
+    prior_table float32 [P, C] with rows log σ − log ρ, top_k int64 [1], full_rows int64 [1] (how
+    many rows of PROBABILITIES to compute). From ranking.LARGE classes on, by_blocks bool [] chooses
+    the selection; it must be false where top_k exceeds ranking.most_by_blocks(C). The outputs
+    RANKED and FULL replace the graph's own.
     """
     foreign_graph.check_names(model, PREFIX)
     opset = foreign_graph.opset_of(model)
@@ -99,6 +100,8 @@ def compose(
     output = foreign_graph.find_output(graph, output)
     declared = foreign_graph.declared_columns(graph, output)
     value, kind = foreign_graph.cut(graph, output, kind)
+    if kind == "logits" and foreign_graph.is_float32(graph, value):
+        value = foreign_graph.rename(graph, value, LOGITS)
     head = _Head(Nodes(graph, opset))
     head.scaled = scaled_logits(head.nodes, value, kind, temperature, calibration)
     head.adjusted_logits()
@@ -114,7 +117,7 @@ def scaled_logits(
 ) -> str:
     """Add nodes for LOGITS = f in float32 and for f / T; return the name of the latter.
 
-    onnxruntime removes casts from float32 to itself.
+    value: the tensor to start from; LOGITS itself where the model's own tensor has that name.
     """
     from onnx import TensorProto
 
@@ -129,7 +132,7 @@ def scaled_logits(
         scale = nodes.constant("scale", np.array(calibration[0], np.float32))
         bias = nodes.constant("bias", np.array(calibration[1], np.float32))
         add("Add", [add("Mul", [wide, scale], PREFIX + "spread"), bias], LOGITS)
-    else:
+    elif value != LOGITS:
         add("Cast", [value], LOGITS, to=TensorProto.FLOAT)
     if temperature == 1.0:
         return LOGITS

@@ -189,6 +189,9 @@ class Graph:
         session, size = self._session_for(rows)
         if size is not None and rows != size:
             inputs, tau, prior_index = (_padded(a, size) for a in (inputs, tau, prior_index))
+        if self.has_choice and (tau == tau[0]).all() and (prior_index == prior_index[0]).all():
+            # One row of offsets is then worked out and applied to all, which changes no bit.
+            tau, prior_index = tau[:1], prior_index[:1]
         feeds = {
             **self.feeds(inputs),
             head.TAU: tau,

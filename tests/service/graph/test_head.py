@@ -190,6 +190,38 @@ def test_half_precision_logits_are_adjusted_in_single_precision(graph_of):
     np.testing.assert_allclose(out.probabilities, want, atol=1e-6)
 
 
+def read_in_branches(model):
+    """The model with its logits read by a node and, in branches, by two more."""
+    branches = []
+    for op in ("Identity", "Neg"):
+        read = helper.make_node(op, ["logits"], [f"of_{op}"])
+        value = helper.make_tensor_value_info(f"of_{op}", TensorProto.FLOAT, None)
+        branches.append(helper.make_graph([read], op, [], [value]))
+    yes = helper.make_tensor("yes", TensorProto.BOOL, [], [True])
+    model.graph.node.extend(
+        [
+            helper.make_node("Constant", [], ["yes"], value=yes),
+            helper.make_node(
+                "If", ["yes"], ["chosen"], then_branch=branches[0], else_branch=branches[1]
+            ),
+            helper.make_node("Add", ["chosen", "logits"], ["twice"]),
+        ]
+    )
+    model.graph.output.append(helper.make_tensor_value_info("twice", TensorProto.FLOAT, None))
+    return model
+
+
+def test_float32_logits_are_not_copied_even_where_other_nodes_read_them(graph_of):
+    composed = head.compose(read_in_branches(linear_model()), output="logits", kind="logits")
+    assert "Cast" not in {node.op_type for node in composed.graph.node}
+    graph = graph_of(model=read_in_branches(linear_model()))
+    x = inputs(6)
+    out = run(graph, x, [1.0] * 6, [0] * 6, table_of((COUNTS, TARGETS[1])))
+    np.testing.assert_allclose(
+        out.probabilities, expected(x, 1.0, COUNTS, TARGETS[1])[1], atol=1e-5
+    )
+
+
 def test_a_graph_that_insists_on_a_batch_size_takes_smaller_ones(graph_of):
     spec = {"name": "x", "kind": "tensor", "shape": [4, 6], "dtype": "float32"}
     graph = graph_of(linear_model(batch=4), input=spec)

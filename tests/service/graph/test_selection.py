@@ -165,6 +165,32 @@ def test_more_classes_than_blocks_would_serve_are_looked_for_whole(graphs):
         assert_same_bits(whole, by_blocks)
 
 
+@pytest.mark.parametrize("name", ["even", "opset 13", "temperature", "bound"])
+def test_rows_that_share_tau_and_prior_get_the_same_bits_as_beside_other_settings(graphs, name):
+    graph, rng = graphs[name], np.random.default_rng(0)
+    classes = PRIME if name == "opset 13" else EVEN
+    logits = rng.normal(size=(4, classes)).astype(np.float32)
+    table = rng.normal(size=(2, classes)).astype(np.float32)
+    table[1, 5:] = 1e30
+    for tau in (0, 0.7, 3):
+        answers = []
+        for taus, priors in (([tau] * 3 + [1], [1, 1, 1, 0]), ([tau] * 3, [1] * 3)):
+            answers.append(
+                graph.run(
+                    logits[: len(taus)],
+                    tau=np.array(taus, np.float32),
+                    prior_index=np.array(priors),
+                    prior_table=table,
+                    top_k=7,
+                    generation=next(_GENERATIONS),
+                    full=True,
+                )
+            )
+        mixed, shared = answers
+        for field in ("top_index", "top_probability", "adjusted_logits", "probabilities"):
+            np.testing.assert_array_equal(getattr(mixed, field)[:3], getattr(shared, field))
+
+
 def test_a_ruled_out_class_has_probability_zero(graphs):
     offset = np.full(EVEN, 1e30)
     offset[[3, 1100]] = 0
