@@ -58,6 +58,7 @@ class Classifier:
         self._tau_cap, self._select, self._clock = tau_cap, priors.select, clock
         self.revision_of = priors.requested
         self.revision_at_hand = priors.at_hand
+        self.default_revision = priors.select
 
     def in_context(
         self, bundle: Bundle, revision: PriorRevision, context: Mapping[str, str] | None

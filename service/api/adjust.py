@@ -261,7 +261,7 @@ class Adjust:
 
     def _work(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Work:
         """Make the work for the batcher: score at tau = 0, for the logits alone."""
-        revision = self._classifier.revision_at_hand(asked.model.bundle, None)
+        revision = self._classifier.default_revision(asked.model.bundle)
         return self._classifier.admit(
             asked.model,
             inputs,

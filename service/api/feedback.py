@@ -287,7 +287,7 @@ class FeedbackRoutes:
         """The class mix of recent answers per context, pulled towards the overall mix."""
         self._check_kept()
         bundle = self._repository.find(request.path_params.get("model")).bundle
-        revision = self._priors.select(bundle, name)
+        revision = await self._priors.selected(bundle, name)
         switch = revision.prior.switch
         if switch is None:
             raise Problem("conflict", f"prior '{name}' has neither a context nor a schedule")

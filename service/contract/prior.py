@@ -4,7 +4,7 @@ A prior is a pair: label frequencies (what is divided out) and a target (what is
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, TypeAlias
 
@@ -114,9 +114,48 @@ def parse_prior(body: object) -> PriorBody:
     if errors:
         raise InvalidPrior(errors)
     try:
-        return PriorBody.model_validate(body)
+        return body_of(body)
     except ValidationError as error:
         raise InvalidPrior(pydantic_errors(error)) from None
+
+
+_VECTORS = ("label_frequencies", "target")
+_LONG = 4096
+
+
+def body_of(document: Mapping[str, Any]) -> PriorBody:
+    """The body that a document describes. Raises ValidationError.
+
+    Long vectors are checked here, entry by entry: pydantic would let no other thread run meanwhile.
+    """
+    longs = {}
+    for name in _VECTORS:
+        found = document.get(name)
+        if isinstance(found, (dict, list)) and len(found) > _LONG:
+            entries = found.values() if isinstance(found, dict) else found
+            if all(type(each) in (int, float) and _finite(each) for each in entries):
+                longs[name] = found
+    if not longs:
+        return PriorBody.model_validate(document)
+    short = {name: value for name, value in document.items() if name not in longs}
+    vectors = {
+        name: {key: float(value) for key, value in found.items()}
+        if isinstance(found, dict)
+        else [float(value) for value in found]
+        for name, found in longs.items()
+    }
+    return PriorBody.model_validate(short).model_copy(update=vectors)
+
+
+def document_of(body: PriorBody, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The body as JSON values, in the order of its fields; long vectors are not copied."""
+    longs = {
+        name: value
+        for name in _VECTORS
+        if isinstance(value := getattr(body, name), (dict, list)) and len(value) > _LONG
+    }
+    found = {**body.model_dump(mode="json", exclude={*without, *longs}), **longs}
+    return {name: found[name] for name in PriorBody.model_fields if name in found}
 
 
 def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:

@@ -12,7 +12,14 @@ from typing import Literal, Protocol, TypeAlias
 
 from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
-from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies, resolve_prior
+from service.contract.prior import (
+    InvalidPrior,
+    PriorBody,
+    UnknownLabelFrequencies,
+    body_of,
+    document_of,
+    resolve_prior,
+)
 from service.priors.revisions import (
     DEFAULT,
     PriorConflict,
@@ -197,7 +204,7 @@ class AddCounts:
         stored = current is not None and not current.deleted
         if stored and not any(n > 0 for values in self.added.values() for n in values.values()):
             return None
-        summed = PriorBody.model_validate({**body.model_dump(), **update})
+        summed = body_of({**document_of(body), **update})
         resolve_prior(
             summed,
             class_names=bundle.class_names,

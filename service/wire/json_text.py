@@ -4,6 +4,7 @@ Every JSON body is read here: `parse_json` for rows to score, `parse_storable` f
 """
 
 import json
+import math
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -24,6 +25,10 @@ MAX_STRINGS = 200_000
 MAX_STORABLE_BYTES = 16 * 2**20
 """The most memory, by estimate, of a decoded document to be stored: a prior of 400,000 classes."""
 MAX_STORABLE_LEVELS = 32
+_STRICT_BYTES = 256 * 1024
+"""Bodies to be stored that are first decoded by orjson, whose messages are better."""
+_MAY_BE_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_LONGEST_WHOLE = 20
 _UNCHECKED_BYTES = 16 * 1024
 """A body below this size is not measured: decoded, it cannot become large."""
 _WINDOW_BYTES = 2**20
@@ -124,10 +129,18 @@ def parse_storable(body: bytes) -> Any:
 
     Raises Malformed, TooLarge or InvalidInput.
     """
-    parse_json(body, limit=MAX_STORABLE_BYTES)  # refuses lone surrogates and all that is not UTF-8
+    if len(body) <= _STRICT_BYTES or _MAY_BE_SURROGATE.search(body) is not None:
+        parse_json(body, limit=MAX_STORABLE_BYTES)  # refuses all that is not strict JSON
+    else:  # it would hold the interpreter
+        check_decoded_size(body, MAX_STORABLE_BYTES)
+        check_length(len(body))
     try:
         value = json.loads(
-            body, object_pairs_hook=_unique, parse_int=_whole_number, parse_float=_number
+            body.decode(),
+            object_pairs_hook=_unique,
+            parse_int=_whole,
+            parse_float=_finite,
+            parse_constant=_no_constant,
         )
     except (ValueError, RecursionError) as error:
         message = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
@@ -136,14 +149,20 @@ def parse_storable(body: bytes) -> Any:
     return value
 
 
-def _whole_number(text: str) -> int:
-    """`int`, as a function in Python: between its calls, the decoder lets other threads run."""
-    return int(text)
+def _whole(text: str) -> int | float:
+    """Written in Python as `slices.number` is. orjson reads long whole numbers as decimal, too."""
+    return int(text) if len(text) < _LONGEST_WHOLE else _finite(text)
 
 
-def _number(text: str) -> float:
-    """`float`, for the same reason."""
-    return float(text)
+def _finite(text: str) -> float:
+    found = float(text)
+    if found in (math.inf, -math.inf):
+        raise ValueError(f"number {text[:20]}… is larger than a double can hold")
+    return found
+
+
+def _no_constant(text: str) -> float:
+    raise ValueError(f"'{text}' is no number of JSON; write null for a missing value")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class Insight:
         """
         bundle = self._bundle(request)
         reservoir = self._reservoir(bundle)
-        before = self._in_force(bundle, name)
+        before = await self._in_force(bundle, name)
         after, asked_tau = await self._candidate(bundle, await read_json(request), before)
         if tau is not None and asked_tau is not None and tau != asked_tau:
             raise Problem("malformed", "tau is given twice with different values")
@@ -122,7 +122,7 @@ class Insight:
         """
         bundle = self._bundle(request)
         sample, found = await self.assess(bundle, name, window)
-        base, warnings = self.base(bundle, name), list(source_warnings(bundle))
+        base, warnings = await self.base(bundle, name), list(source_warnings(bundle))
         view = partial(views.estimate_view, bundle, sample, found, base=base, warnings=warnings)
         return Response(await views.rendered(view, bundle), media_type="application/json")
 
@@ -136,7 +136,7 @@ class Insight:
         """
         limits = _window(window)
         reservoir = self._reservoir(bundle)
-        current = self._in_force(bundle, name)
+        current = await self._in_force(bundle, name)
         if current.prior.log_source is None:
             raise UnknownLabelFrequencies(
                 "an estimate needs label frequencies, and neither the prior nor the model has any"
@@ -153,9 +153,9 @@ class Insight:
             )
         return sample, found
 
-    def base(self, bundle: Bundle, name: str) -> PriorBody:
+    async def base(self, bundle: Bundle, name: str) -> PriorBody:
         """Return the stored body of the prior in force; an estimate replaces its target."""
-        current = self._in_force(bundle, name)
+        current = await self._in_force(bundle, name)
         entry = self._priors.newest(bundle.name, current.name or name)
         return entry.body if entry is not None and entry.body is not None else PriorBody()
 
@@ -171,9 +171,9 @@ class Insight:
         if reservoir is None or reservoir.capacity == 0:
             return Flips(None, warnings)
         try:
-            in_force = self._in_force(bundle, name)
+            in_force = await self._in_force(bundle, name)
         except PriorDoesNotFit:  # the prior to replace does not apply to this model
-            in_force = self._priors.select(bundle)
+            in_force = await self._priors.selected(bundle, None)
         before, after = (
             Rule(each.prior, _default_tau(bundle, each)) for each in (in_force, candidate)
         )
@@ -208,12 +208,12 @@ class Insight:
             )
         return reservoir
 
-    def _in_force(self, bundle: Bundle, name: str) -> PriorRevision:
+    async def _in_force(self, bundle: Bundle, name: str) -> PriorRevision:
         """The prior of this name, or the default if the name is not stored yet."""
         try:
-            return self._priors.select(bundle, name)
+            return await self._priors.selected(bundle, name)
         except UnknownPrior:
-            return self._priors.select(bundle)
+            return await self._priors.selected(bundle, None)
 
     async def _candidate(
         self, bundle: Bundle, body: Any, in_force: PriorRevision

@@ -164,8 +164,9 @@ class PriorRoutes:
         _, found = await self._insight.assess(bundle, name, window)
         if not force:
             check_adoptable(found)
-        base, note = self._insight.base(bundle, name), evidence_note(found)
-        body = views.candidate_body(bundle, found, base=base, note=note)
+        base, note = await self._insight.base(bundle, name), evidence_note(found)
+        draft = partial(views.candidate_body, bundle, found, base=base, note=note)
+        body = await asyncio.to_thread(draft)
         candidate = await asyncio.to_thread(resolve, bundle, name, 0, body, None)
         flips = await self._insight.flips(bundle, name, candidate, force=force)
         written = await self._priors.put(
@@ -263,11 +264,14 @@ class PriorRoutes:
         resolved: PriorRevision | None = None
         warnings = [] if flips is None else list(flips.warnings)
         try:
-            resolved = self._priors.resolved(bundle, name, entry)
+            resolve_it = partial(self._priors.resolved, bundle, name, entry)
+            resolved = await views.apart_if_long(resolve_it, bundle)
         except PriorDoesNotFit as error:
             warnings.append(str(error))
         else:
-            warnings += _leads_nowhere(self._priors.missing(bundle, resolved))
+            if resolved.prior.switch is not None:  # it may lead to a thousand others
+                absent = await asyncio.to_thread(self._priors.missing, bundle, resolved)
+                warnings += _leads_nowhere(absent)
         view = partial(
             views.prior_view,
             bundle,
@@ -284,7 +288,8 @@ class PriorRoutes:
         """The answer after a return to revision 0, which means that nothing is stored."""
         resolved, warnings = None, []
         if name == DEFAULT:
-            resolved = self._priors.resolved(bundle, name, None)
+            resolve_it = partial(self._priors.resolved, bundle, name, None)
+            resolved = await views.apart_if_long(resolve_it, bundle)
         else:
             warnings = [f"prior '{name}' is no longer stored: requests that name it get 404"]
         view = partial(views.prior_view, bundle, name, resolved, None, warnings=warnings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from datetime import datetime
+from functools import partial
 from typing import Annotated, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from service.api.edge.numbers import Whole
+from service.api.priors.views import rendered, view_of
 from service.contract.bundle import Bundle
 from service.contract.verdict import Verdict
 from service.priors.priors import Priors
@@ -81,8 +83,9 @@ class ShiftRoutes:
     ) -> Response:
         """The tracked class mix of traffic over time, the verdict, and automatic adoption."""
         bundle = self._find_model(request.path_params.get("model"))
-        revision = self._priors.select(bundle, name)
-        view = shift_view(
+        revision = await self._priors.selected(bundle, name)
+        view = partial(
+            shift_view,
             bundle,
             name,
             revision.revision,
@@ -90,7 +93,7 @@ class ShiftRoutes:
             self._watch.of(bundle),
             points=points,
         )
-        return Response(view.model_dump_json(), media_type="application/json")
+        return Response(await rendered(view, bundle), media_type="application/json")
 
 
 def shift_view(
@@ -119,7 +122,7 @@ def shift_view(
     if judged is not None:
         verdict_view = {**judged.__dict__, "at": judged.at.isoformat()}
         automatic = verdict_view.pop("automatic").get(name)
-    return ShiftView(
+    return view_of(ShiftView, bundle)(
         model=bundle.name,
         version=bundle.version,
         name=name,

@@ -3,18 +3,21 @@
 import asyncio
 from collections.abc import Callable
 from datetime import datetime
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import Bundle
-from service.contract.prior import PriorBody
+from service.contract.prior import PriorBody, document_of
 from service.contract.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
 from service.priors.recent import Sample
 from service.priors.revisions import PriorRevision, StoredRevision
+from service.process.slices import long_json
 
+T = TypeVar("T")
+V = TypeVar("V", bound=BaseModel)
 ByClass: TypeAlias = dict[str, float]
 _MANY_CLASSES = 2_000
 """Answers for more classes than this take milliseconds to encode."""
@@ -192,7 +195,21 @@ async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
     """
     if len(bundle.class_names) <= _MANY_CLASSES:
         return make().model_dump_json().encode()
-    return await asyncio.to_thread(lambda: make().model_dump_json().encode())
+    return await asyncio.to_thread(lambda: long_json(make().__dict__, default=_members))
+
+
+async def apart_if_long(call: Callable[[], T], bundle: Bundle) -> T:
+    """Make a call whose time grows with the classes: in a thread for many, here for few."""
+    return call() if len(bundle.class_names) <= _MANY_CLASSES else await asyncio.to_thread(call)
+
+
+def view_of(view: type[V], bundle: Bundle) -> Callable[..., V]:
+    """What makes a view; that of many classes is not checked, as pydantic lets no thread run."""
+    return view if len(bundle.class_names) <= _MANY_CLASSES else view.model_construct
+
+
+def _members(view: BaseModel) -> dict[str, Any]:
+    return view.__dict__
 
 
 def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:
@@ -236,7 +253,7 @@ def prior_view(
     prior = None if resolved is None else resolved.prior
     names = bundle.class_names
     body = None if entry is None else entry.body
-    return PriorView(
+    return view_of(PriorView, bundle)(
         model=bundle.name,
         version=bundle.version,
         name=name,
@@ -251,7 +268,7 @@ def prior_view(
         target=None if prior is None else _by_class(names, prior.target),
         decisions_changed=decisions_changed,
         warnings=[*warnings, *(() if prior is None else prior.warnings)],
-        as_written=None if body is None else body.model_dump(mode="json"),
+        as_written=None if body is None else document_of(body),
     )
 
 
@@ -268,7 +285,7 @@ def preview_view(
 
     found: None if there was no traffic. before, after: the prior in force and the candidate.
     """
-    return PreviewView(
+    return view_of(PreviewView, bundle)(
         model=bundle.name,
         version=bundle.version,
         rows=0 if found is None else found.rows,
@@ -297,7 +314,7 @@ def estimate_view(
     """The answer for an estimate. Its candidate is `base` with the estimate as the target."""
     names, estimate = bundle.class_names, found.estimate
     note = f"estimated from {estimate.n} rows of recent traffic; verdict {found.verdict}"
-    return EstimateView(
+    return view_of(EstimateView, bundle)(
         model=bundle.name,
         version=bundle.version,
         rows=estimate.n,
@@ -312,7 +329,7 @@ def estimate_view(
         low=dict(zip(names, estimate.low.tolist(), strict=True)),
         high=dict(zip(names, estimate.high.tolist(), strict=True)),
         warnings=warnings,
-        candidate=candidate_body(bundle, found, base=base, note=note).model_dump(mode="json"),
+        candidate=document_of(candidate_body(bundle, found, base=base, note=note)),
     )
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Row
 
-from service.contract.prior import PriorBody
+from service.contract.prior import PriorBody, body_of, document_of
 from service.priors.revisions import StoredRevision
+from service.process.slices import decoded, stored_json
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -31,7 +32,7 @@ def row_of(entry: StoredRevision) -> dict[str, Any]:
     """The values of an entry's row."""
     body = None
     if entry.body is not None:
-        body = json.dumps(entry.body.model_dump(mode="json", exclude={"note"}), allow_nan=False)
+        body = stored_json(document_of(entry.body, without=("note",)))
     values: dict[str, Any] = {
         "change": entry.change,
         "model": entry.model,
@@ -54,7 +55,7 @@ def entry_of(row: Row[Any]) -> StoredRevision:
     body = None
     if not damaged and row.body is not None:
         try:
-            body = PriorBody.model_validate({**json.loads(row.body), "note": row.note})
+            body = body_of({**decoded(row.body), "note": row.note})
         except (
             ValidationError,
             ValueError,

@@ -14,6 +14,7 @@ from service.contract.prior import (
     InvalidPrior,
     PriorBody,
     UnknownLabelFrequencies,
+    document_of,
     parse_prior,
     resolve_prior,
 )
@@ -220,6 +221,32 @@ def test_no_body_fails_in_any_way_but_the_named_ones(body):
         resolve(body)
     except (InvalidPrior, UnknownLabelFrequencies) as error:
         json.dumps(getattr(error, "errors", []), allow_nan=False)
+
+
+@pytest.mark.parametrize("form", ["object", "list"])
+def test_a_long_vector_is_checked_as_a_short_one_is(form):
+    """From 4,097 entries on, entries are not checked by pydantic."""
+
+    def body(odd, length):
+        values = [odd, *range(1, length)]
+        named = {f"c{n}": value for n, value in enumerate(values)}
+        return {"target": named if form == "object" else values, "note": "long", "smoothing": 1}
+
+    for odd in (0, 1.5, -1, 10**20):
+        found, text = parse_prior(body(odd, 5000)), parse_prior(body(odd, 5))
+        assert found == PriorBody.model_validate(body(odd, 5000))
+        assert document_of(found) == found.model_dump(mode="json")
+        assert document_of(found, without=["note"]) == found.model_dump(
+            mode="json", exclude={"note"}
+        )
+        assert list(document_of(found)) == list(text.model_dump(mode="json"))
+    for odd in ("1", True, None, [], 10**400, float("nan"), float("inf")):
+        refusals = []
+        for length in (5, 5000):
+            with pytest.raises(InvalidPrior) as caught:
+                parse_prior(body(odd, length))
+            refusals.append(str(caught.value))
+        assert refusals[0] == refusals[1]
 
 
 def test_a_measured_source_replaces_that_of_the_counts_but_not_one_that_the_prior_names():

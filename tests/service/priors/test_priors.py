@@ -341,6 +341,31 @@ def test_a_pinned_revision_is_that_revision(pets, store_url):
     run(scenario())
 
 
+@pytest.mark.parametrize("wanted", ["a", "a@1", "a@>=1", "b", "uniform", None])
+def test_a_prior_of_many_classes_is_made_ready_off_the_loop(tmp_path, wanted):
+    """The cache holds one prior here, so that each of them is made anew."""
+    many = make_bundle(class_names=[f"c{n}" for n in range(2001)], class_counts=[1.0] * 2001)
+
+    async def scenario():
+        async with following(f"sqlite:///{tmp_path}/p.db", cache_bytes=1) as priors:
+            for name in "ab":
+                target = [ord(name) + n for n in range(2001)]
+                await priors.put(many, name, parse_prior({"target": target}), by="me")
+            await priors.requested(many, "training")
+            with pytest.raises(RevisionNotInMemory):
+                priors.at_hand(many, wanted)
+            found = await priors.requested(many, wanted)
+            assert priors.at_hand(many, wanted) is found
+            name = "default" if wanted is None else wanted[:1] if "@" in wanted else wanted
+            assert found.name == name
+            assert np.array_equal(found.offset, priors.in_force(many, name).offset)
+            for missing in ("winter", "winter@>=0", "a@>=9", "a@9"):
+                with pytest.raises((UnknownPrior, RevisionNotHere)):
+                    await priors.requested(many, missing)
+
+    run(scenario())
+
+
 def test_at_least_a_revision_is_that_or_a_newer_one_or_an_error(pets, store_url):
     async def scenario():
         async with following(store_url) as priors:

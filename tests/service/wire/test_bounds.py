@@ -14,7 +14,7 @@ from service.contract.bundle import InputSpec
 from service.wire import digits, parameters
 from service.wire.arrays import MAX_TENSOR_BYTES, array_of, cast, may_hold_strings
 from service.wire.faults import InvalidInput, Malformed, TooLarge
-from service.wire.json_text import MAX_DECODED_BYTES, holds, parse_json
+from service.wire.json_text import MAX_DECODED_BYTES, holds, parse_json, parse_storable
 
 MIB = 2**20
 NUMBERS = InputSpec(name="x", kind="tensor", shape=[None, 3], dtype="float32")
@@ -171,3 +171,31 @@ def test_strings_hidden_behind_many_blanks_are_told(blanks):
     body = b'{"instances":%b%b}' % (blanks, filler)
     assert may_hold_strings(body) is (len(blanks) > 16_384)
     assert may_hold_strings(b'{"instances":%b"a",%b}' % (blanks, filler))
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        b"NaN", b"-Infinity", b"1e309", b"-1e309", b"9" * 400, b"9" * 5000, b"01", b"1.", b"+1",
+        b"1_0", b"\xd9\xa1", b'"\xff"', b'"\xed\xa0\x80"', b'"\\ud800"', b'"\\u0000"', b'"a\nb"',
+        b"]", b'{"a": 1, "a": 2}', b"[" * 40 + b"]" * 40, b"nul", b"'a'", b"1 /* a */", b"",
+    ],
+)  # fmt: skip
+def test_a_long_body_to_be_stored_is_read_as_strictly_as_a_short_one(odd):
+    """From 256 KiB on, it is decoded in steps that let other threads run."""
+    for filling in (b"", b"0," * 140_000):
+        with pytest.raises((Malformed, InvalidInput, TooLarge)):
+            parse_storable(b'{"target": [' + filling + odd + b", 1]}")
+
+
+def test_a_long_body_to_be_stored_is_what_it_says():
+    rest = b'1, 2.5, -0.0, 1e300, 18446744073709551616, "\xc3\xa9", "\\u00e9", null, true'
+    short, long = (
+        parse_storable(b'{"target": [' + filling + rest + b"]}")["target"]
+        for filling in (b"", b"0," * 140_000)
+    )
+    assert repr(long[-9:]) == repr(short)
+    with pytest.raises(Malformed):
+        parse_storable(b"\xef\xbb\xbf" + b'{"target": [' + b"0," * 140_000 + b"1]}")
+    with pytest.raises(Malformed):
+        parse_storable(('{"target": [' + "0," * 140_000 + "1]}").encode("utf-16"))

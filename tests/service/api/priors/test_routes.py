@@ -10,6 +10,8 @@ import pytest
 from service.api.edge.access import Access
 from service.api.edge.keys import make_key
 from service.api.priors.router import router
+from service.api.priors.shift import ShiftView
+from service.api.priors.views import PriorView
 from service.api.web import application
 from service.contract.adjustment import softmax
 from service.contract.prior import parse_prior
@@ -331,10 +333,33 @@ def test_wrong_additions_are_refused(sqlite_url, body):
         assert (await client.get("/priors/default")).headers["etag"] == '"1"'
 
 
+def test_a_prior_of_many_classes_is_answered_as_one_of_few(sqlite_url):
+    names = tuple(f"class {n}" for n in range(5000))
+    many = make_bundle(class_names=names, class_counts=[1.0] * 5000)
+
+    @scenario(sqlite_url, many)
+    async def _(client):
+        target = {name: n % 7 + 1 for n, name in enumerate(names)}
+        written = await client.put("/priors", json={"target": target, "note": "é"})
+        assert written.status_code == 201, written.text
+        added = await client.patch("/priors/default", json={"add": {"target": [1] * 5000}})
+        read = await client.get("/priors/default")
+        view = PriorView.model_validate_json(read.content)
+        assert view == PriorView.model_validate_json(added.content)
+        assert list(view.target) == list(names)
+        assert view.as_written["target"]["class 8"] == 3.0
+        assert view.updated_at.tzinfo is not None
+        assert (await client.put("/priors", json=view.as_written)).json()["revision"] == 2
+        back = await client.post("/priors/default/rollback", json={"revision": 1})
+        assert back.json()["as_written"]["target"] == target
+        shift = await client.get("/priors/default/shift")
+        assert ShiftView.model_validate_json(shift.content).class_names == list(names)
+
+
 def test_sums_that_overflow_are_refused(sqlite_url):
     @scenario(sqlite_url)
     async def _(client):
-        await client.put("/priors", json={"target": [1.7e308, 1, 1]})
+        await client.put("/priors", json={"target": [1.7e308, 1e10, 1e10]})
         for _ in range(2):
             answer = await client.patch("/priors/default", json={"add": {"target": {"cat": 1e300}}})
             assert answer.status_code in (200, 422)
