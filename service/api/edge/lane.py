@@ -212,8 +212,15 @@ class ScoringLane:
             return None
 
     async def _inflated(self, match: Match, request: Request) -> None:
+        """Decompress the body in a thread, until the caller's deadline or `read_seconds` from now,
+        and begin.
+        """
         body = await asyncio.to_thread(
-            inflated, request.body, request.headers[b"content-encoding"], self._max_body_bytes
+            inflated,
+            request.body,
+            request.headers[b"content-encoding"],
+            self._max_body_bytes,
+            deadline=request.deadline(self._read_seconds),
         )
         if len(body) > _LARGE_BYTES:
             self._trim_soon()

@@ -1,6 +1,7 @@
 """A compressed body is restored exactly within its limit; otherwise a problem names the fault."""
 
 import gzip
+import time
 import tracemalloc
 import zlib
 
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from service.api.edge.bodies import inflated
 from service.api.edge.errors import Problem
+from service.batching.work import Deadline, DeadlinePassed
 from service.wire.faults import TooLarge
 from service.wire.json_text import parse_storable
 
@@ -91,3 +93,15 @@ def test_a_body_is_inflated_whole_in_pieces(size):
         )
     with pytest.raises(Problem, match="stream"):
         inflated(gzip.compress(data)[:-9], b"gzip", size + 1)
+
+
+def of_empty_blocks(count):
+    """A gzip body that is nearly all work: each five bytes are a stored block of nothing."""
+    return gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * count + b"\1\0\0\xff\xff" + bytes(8)
+
+
+def test_a_body_of_empty_blocks_is_inflated_until_the_deadline_only():
+    assert inflated(of_empty_blocks(200_000), b"gzip", LIMIT) == b""
+    begun = time.monotonic()
+    with pytest.raises(DeadlinePassed):
+        inflated(of_empty_blocks(10**6), b"gzip", LIMIT, deadline=Deadline(begun + 0.001))

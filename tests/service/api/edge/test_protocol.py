@@ -3,6 +3,7 @@ sockets.
 """
 
 import contextlib
+import gzip
 import json
 import socket
 
@@ -154,3 +155,12 @@ def test_a_connection_that_rests_is_closed_and_one_that_is_used_is_not(address):
             with contextlib.suppress(BlockingIOError):
                 closed = rests.recv(1) == b""
         assert answers(used, 1)[0][0] == "HTTP/1.1 200 OK"
+
+
+def test_a_deadline_ends_the_inflating_of_a_body_of_empty_blocks(address):
+    packed = gzip.compress(b"")[:10] + b"\0\0\0\xff\xff" * 10**6 + b"\1\0\0\xff\xff" + bytes(8)
+    more = ("Content-Encoding: gzip", "X-Request-Timeout-Ms: 1")
+    for headers, expected in ((more, "504"), (more[:1], "400")):
+        with sent(address, request(packed, *headers)) as connection:
+            ((status, _, _),) = answers(connection, 1)
+        assert status.split()[1] == expected
