@@ -26,6 +26,7 @@ def add_verb(add: AddVerb) -> None:
     parser = add(
         "calibrate", "Measure a published model on labelled rows; publish the next version.", _run
     )
+    parser.set_defaults(publishes=True)
     parser.add_argument("model", type=place, metavar="models/N/V", help="the folder")
     parser.add_argument(
         "--data",
@@ -109,32 +110,53 @@ def _scored(
     return _Scored(document, short)
 
 
+def _facts(model: "Published", data: "Dataset", rows: "Split", *, command: str) -> dict[str, str]:
+    """Return facts about the new version's origin, by name, for its page."""
+    from training.run.provenance import made_by
+
+    found = made_by(command)
+    return {
+        **found,
+        "calibrated from": f"version {model.bundle.version}",
+        "data": f"{data.spec}; {len(rows):,} rows to calibrate on",
+        "data, sha256": str(data.origin.get("sha256", "–")),
+    }
+
+
 def _run(options: argparse.Namespace) -> dict[str, Any]:
     from training.run.published import Published
 
     model = Published.open(options.model)
-    return calibrated(model, options.data, split=options.split)
+    return calibrated(model, options.data, split=options.split, command=options.command)
 
 
-def calibrated(model: "Published", spec: str, *, split: str | None) -> dict[str, Any]:
+def calibrated(
+    model: "Published",
+    spec: str,
+    *,
+    split: str | None,
+    command: str,
+    quiet: bool = False,
+) -> dict[str, Any]:
     """Measure a model on the rows of a specification and publish its next version.
 
-    split: the rows that calibrate, as --split names them. Raises WrongUse when there are no such
-    rows, they have no labels, or they lack a class.
+    split: the rows that calibrate, as --split names them. command: the command line, for the
+    report. quiet: say nothing about the data, which was said before. Raises WrongUse when there are
+    no such rows, they have no labels, or they lack a class.
     """
-    data, rows = model.rows(spec, split=split)
+    data, rows = model.rows(spec, split=split, quiet=quiet)
     if not data.labelled:
         raise WrongUse(f"--data {spec}: has no labels; a calibration needs labelled rows")
     test = None
     if split is None and data.origin.get("sha256") in (None, model.known.sha256):
         split = "val"
-        data, rows = model.rows(spec, split=split)
+        data, rows = model.rows(spec, split=split, quiet=True)
     elif split is None and data.whole is not None and data.test is not None:
         split = "train"  # four fifths of rows that are all new to the model
-        data, rows = model.rows(spec, split=split)
+        data, rows = model.rows(spec, split=split, quiet=True)
     if split in {"val", "train"} and data.test is not None and len(data.test):
-        test = model.rows(spec, split="test")[1]
-    return recalibrate(model, data, rows, spec=spec, test=test)
+        test = model.rows(spec, split="test", quiet=True)[1]
+    return recalibrate(model, data, rows, spec=spec, command=command, test=test)
 
 
 def recalibrate(
@@ -143,18 +165,22 @@ def recalibrate(
     rows: "Split",
     *,
     spec: str,
+    command: str,
     test: "Split | None" = None,
 ) -> dict[str, Any]:
     """Measure the block on labelled rows and publish it as the model's next version.
 
     The rows must be new to the network. If the model has no class_counts, the implied source prior
     is taken to be uniform, and the fitted bias makes up for the difference. spec: the rows'
-    specification, for messages. test: rows that were not used for the fit, which the new version's
-    report scores. Raises WrongUse when a class has no row.
+    specification, for messages. command: the command line, for the report. test: rows that were not
+    used for the fit, which the new version's report scores. Raises WrongUse when a class has no
+    row.
     """
     import numpy as np
 
     from service.contract.publication import publish
+    from training.learning.weights import WEIGHTS_FILE
+    from training.pages.run_page import run_page
     from training.scores.source import measure
 
     bundle = model.bundle
@@ -206,8 +232,17 @@ def recalibrate(
         for name in bundle.files:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(model.folder / name, folder / name)
+        if (model.folder / WEIGHTS_FILE).is_file():  # they are those of this graph too
+            shutil.copyfile(model.folder / WEIGHTS_FILE, folder / WEIGHTS_FILE)
         text = json.dumps(scored.report, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
         (folder / "report.json").write_text(text, encoding="utf-8")
+        html = run_page(
+            scored.report,
+            _facts(model, data, rows, command=command),
+            title=f"Model {bundle.name}",
+            lead=f"Version {bundle.version} with a new calibration. {bundle.description or ''}",
+        )
+        (folder / "report.html").write_text(html, encoding="utf-8")
 
     home = model.folder.resolve().parent
     written = publish(home.parent, bundle.name, fields=fields, write_files=write_files)

@@ -74,9 +74,10 @@ def _print(result: dict[str, Any], options: argparse.Namespace) -> None:
     from training.commands.tables import table
 
     print(table(result), file=sys.stderr)  # noqa: T201 - a line for the user
-    if "bundle" in result:
-        print(to_serve(Path(result["bundle"])), end="", file=sys.stderr)  # noqa: T201 - a line for the user
-        print(result["bundle"])  # noqa: T201 - for scripts
+    folder = result.get("published", result["bundle"] if options.publishes else None)
+    if folder is not None:
+        print(to_serve(Path(folder)), end="", file=sys.stderr)  # noqa: T201 - a line for the user
+        print(folder)  # noqa: T201 - for scripts
 
 
 def make_parser(prog: str) -> argparse.ArgumentParser:
@@ -100,7 +101,7 @@ def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParse
     parser: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    parser.set_defaults(run=run)
+    parser.set_defaults(run=run, publishes=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 

@@ -54,4 +54,5 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
         processes=Processes.join(options.device),
         say=lambda text: print(text, file=sys.stderr),  # noqa: T201 - a command speaks
         quiet=options.quiet,
+        command=options.command,
     )

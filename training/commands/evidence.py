@@ -86,7 +86,9 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
     )
     if options.publish:
         model = Published.open(options.model)
-        found["published"] = calibrated(model, options.data, split=None)["bundle"]
+        found["published"] = calibrated(
+            model, options.data, split=None, command=options.command, quiet=True
+        )["bundle"]
     return found
 
 
@@ -96,7 +98,7 @@ def _synthetic(options: argparse.Namespace) -> dict[str, Any]:
     if options.n_train < 100 or options.trials < 2:
         raise WrongUse("synthetic needs --n-train of at least 100 and --trials of at least 2")
     results = synthetic.run(n_train=options.n_train, trials=options.trials, seed=options.seed)
-    synthetic_report.write(results, options.out)
+    synthetic_report.write(results, options.out, command=options.command)
     return synthetic.summary(results)
 
 
@@ -114,7 +116,7 @@ def labelled_rows(model: Any, options: argparse.Namespace, *, labelled: bool) ->
         return model.rows(options.data, split="val")
     data, rows = model.rows(options.held_out, split=None)
     if data.origin.get("sha256") in (None, model.known.sha256) or data.val is not None:
-        data, rows = model.rows(options.held_out, split="val")
+        data, rows = model.rows(options.held_out, split="val", quiet=True)
     if not data.labelled:
         raise WrongUse(f"--held-out {options.held_out}: has no labels; give labelled rows")
     return data, rows
@@ -127,6 +129,7 @@ def _estimate(options: argparse.Namespace) -> dict[str, Any]:
     model = Published.open(options.model)
     counts = model.bundle.class_counts
     data, unlabelled = model.rows(options.data, split=options.split)
+    model.say_which(data, unlabelled, split=options.split)
     calibration = model.bundle.estimation
     if options.held_out is not None or calibration is None:
         log_source = model.training_source_prior()

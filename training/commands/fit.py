@@ -23,6 +23,7 @@ from training.faults import say
 def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare the verb. add_verb: takes its name, its help text and the function to run."""
     parser = add_verb("fit", "Train a model and publish it.", _fit)
+    parser.set_defaults(publishes=True)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = listing(networks=NETWORKS, losses=LOSSES, samplers=SAMPLERS, recipes=recipes())
     parser.add_argument(

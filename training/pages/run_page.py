@@ -124,21 +124,29 @@ def _tau(document: Document) -> list[page.Block]:
 
 
 def _classes(document: Document) -> list[page.Block]:
-    names, counts = document["class_names"], np.array(document["class_counts"])
-    order = np.argsort(-counts, kind="stable")
-    blocks = [_class_figure(document, order)]
+    names, counts = document["class_names"], document["class_counts"]
+    known = counts is not None
+    order = np.argsort(-np.array(counts), kind="stable") if known else np.arange(len(names))
+    blocks = [_class_figure(document, order)] if known else []
     scores = {name: document.get(name) for name in SPLITS if document.get(name)}
     header = ["class", "training examples", "group", *(f"{name} error, %" for name in scores)]
     rows = [
         [
             str(names[index]),
-            f"{counts[index]:,}",
-            str(document["groups"][index]),
+            f"{counts[index]:,}" if known else "–",
+            str(document["groups"][index]) if known else "–",
             *(page.percent(each["per_class"][index]) for each in scores.values() if each),
         ]
         for index in order[:MAX_CLASS_ROWS]
     ]
-    caption = "Most frequent first; errors at the published τ."
+    caption = (
+        "Most frequent first; errors at the published τ."
+        if known
+        else (
+            "In the model's order, as their training examples are not known; errors at the "
+            "published τ."
+        )
+    )
     if len(order) > MAX_CLASS_ROWS:
         caption += f" {len(order) - MAX_CLASS_ROWS:,} more classes are in report.json."
     return [*blocks, page.table(header, rows, caption=caption)]

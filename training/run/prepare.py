@@ -117,14 +117,14 @@ def with_profile(recipe: Recipe, data: Dataset) -> Dataset:
 
 def identity(recipe: Recipe, ready: Prepared) -> dict[str, Any]:
     """Return the settings that must be equal for a run to continue from a checkpoint."""
-    vocabulary = ready.data.vocabulary
-    file = None if vocabulary is None else vocabulary.tokenizer
+    return recipe.learnt_from() | {"total_steps": ready.plan.steps} | contents(ready.data)
+
+
+def contents(data: Dataset) -> dict[str, str | None]:
+    """Return the checksums of the files that a network learns from: data and tokenizer."""
+    file = None if data.vocabulary is None else data.vocabulary.tokenizer
     tokens = {} if file is None else {"tokens_sha256": sha256(file.read_bytes()).hexdigest()}
-    return recipe.learnt_from() | {
-        "data_sha256": ready.data.origin.get("sha256"),
-        "total_steps": ready.plan.steps,
-        **tokens,
-    }
+    return {"data_sha256": data.origin.get("sha256"), **tokens}
 
 
 def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:

@@ -2,6 +2,7 @@
 
 import platform
 import subprocess
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 
@@ -35,6 +36,16 @@ def code_revision() -> str | None:
         return None
     changed = _git("status", "--porcelain", "--untracked-files=no", "--", ".", folder=package)
     return f"{revision}-dirty" if changed else revision
+
+
+def made_by(command: str) -> dict[str, str]:
+    """Return what a report says of its making, by name: date, command line, code and libraries."""
+    return {
+        "date": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
+        "command": f"`{command}`" if command else "–",
+        "code": code_revision() or "–",
+        "libraries": ", ".join(map(" ".join, library_versions().items())),
+    }
 
 
 def _git(*arguments: str, folder: Path) -> str | None:

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from training.run.calibration import Calibration
 from training.run.candidates import Tried, described
 from training.run.export import INPUT, OUTPUT, check_agreement, export
 from training.run.prepare import Prepared
-from training.run.provenance import code_revision, library_versions
+from training.run.provenance import code_revision, library_versions, made_by
 from training.run.recipe import Recipe
 from training.run.report import report
 
@@ -121,9 +120,10 @@ def _facts(
     """Return facts about the model's training, by name, for its page."""
     data = ready.data
     rows = ", ".join(f"{name} {len(split):,}" for name, split in _splits(data).items())
-    facts = {
-        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": f"`{command}`" if command else "–",
+    made = made_by(command)
+    return {
+        "date": made["date"],
+        "command": made["command"],
         "recipe": recipe.recipe or "–",
         "data": f"{recipe.data}; {data.num_classes:,} classes; rows: {rows}",
         "data, sha256": str(data.origin.get("sha256", "–")),
@@ -136,9 +136,9 @@ def _facts(
             f"{recipe.batch:,} rows, seed {recipe.seed}"
         ),
         "loss_tau": f"{ready.recorded.loss_tau:g}, source prior {ready.recorded.source_prior}",
-        "code": code_revision() or "–",
+        "code": made["code"],
+        "libraries": made["libraries"],
     }
-    return facts | {"libraries": ", ".join(map(" ".join, library_versions().items()))}
 
 
 def manifest_fields(

@@ -123,21 +123,20 @@ class Published:
             spec.missing,
         )
 
-    def rows(self, spec: str, *, split: str | None) -> tuple[Dataset, Split]:
+    def rows(self, spec: str, *, split: str | None, quiet: bool = False) -> tuple[Dataset, Split]:
         """Load rows to score, with labels in the order of this model's classes.
 
         split: train, val or test. None takes the test rows; if the data has none and the model was
-        not trained on it, all rows. Raises WrongUse when there are no such rows, or the rows or
-        their classes do not fit the model.
+        not trained on it, all rows. quiet: do not say what was noticed in the data. Raises WrongUse
+        when there are no such rows, or the rows or their classes do not fit the model.
         """
         settings = self.bundle.provenance.get("settings") or {}
         seed = self.bundle.provenance.get("seed") or 0
         data = sources.load(spec, seed=seed, known=self.known)
-        for note in data.notes:
+        for note in () if quiet else data.notes:
             say(f"{spec}: {note}")
         own = data.origin.get("sha256") in (None, self.known.sha256)
         if split is None and data.whole is not None and not own:
-            say(f"{spec}: scoring all {len(data.whole):,} rows, as no split is named")
             return data, self._own_classes(spec, data, data.whole)
         if split == "val" and data.labelled:
             data = set_aside_validation(
@@ -149,6 +148,11 @@ class Published:
         if found is None or not len(found):
             raise WrongUse(f"{spec}: has no {split or 'test'} rows{_offered(data)}")
         return data, self._own_classes(spec, data, found)
+
+    def say_which(self, data: Dataset, rows: Split, *, split: str | None) -> None:
+        """Say that all rows of new data are used, if `rows` chose them."""
+        if split is None and data.whole is not None and len(rows) == len(data.whole):
+            say(f"{data.spec}: using all {len(rows):,} rows, as no split is named")
 
     def _own_classes(self, spec: str, data: Dataset, split: Split) -> Split:
         if not data.labelled:
@@ -219,6 +223,7 @@ def evaluate(
     """
     model = Published.open(folder)
     data, rows = model.rows(spec, split=split)
+    model.say_which(data, rows, split=split)
     if not data.labelled:
         raise WrongUse(f"{spec}: has no labels, so it cannot be scored; use `training estimate`")
     used = model.bundle.tau if tau is None else checked_tau(tau)

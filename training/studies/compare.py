@@ -1,20 +1,22 @@
 """Runs `training compare`: trains methods × seeds on one data set, and reports the results."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from training.data.dataset import Dataset
 from training.faults import BadData, WrongUse
-from training.loop.checkpoint import filled
+from training.loop.checkpoint import CHANGED, filled
 from training.loop.interrupt import Interrupted
 from training.loop.last_layer import features_of, last_layer
 from training.loop.processes import Processes
 from training.loop.train import Keeping
-from training.run.prepare import prepare_data
+from training.run.prepare import contents, prepare_data
+from training.run.provenance import made_by
 from training.run.recipe import AUTO, FREE, Recipe
 from training.run.run import Finished, Running, run
 from training.studies import report as comparison_report
@@ -43,17 +45,18 @@ def compare(
     processes: Processes,
     say: Callable[[str], None],
     quiet: bool = True,
+    command: str = "",
 ) -> dict[str, Any]:
     """Train the missing runs, score all, write the report; return the object of results.json.
 
     recipe: the shared settings; each method brings its own loss and sampler. A finished run is a
     file in out/runs and is not trained again; an interrupted run continues from its checkpoint.
-    Seeds and methods can be added later. Raises WrongUse when `out` holds a comparison with other
-    settings.
+    Seeds and methods can be added later. command: the command line, for the report. Raises WrongUse
+    when `out` holds a comparison with other settings.
     """
-    about = _about_data(recipe, seeds)
+    data = prepare_data(replace(recipe, seed=seeds[0]))
     out.mkdir(parents=True, exist_ok=True)
-    remember_settings(recipe, out)
+    remember_settings(recipe, out, files=contents(data))
     wanted = [(name, seed) for seed in seeds for name in runs_of(tuple(methods))]
     for number, (name, seed) in enumerate(wanted, 1):
         path = outcome_path(out, name, seed)
@@ -78,10 +81,10 @@ def compare(
         seeds=seeds,
         load=lambda run, seed: Outcome.load(outcome_path(out, run, seed)),
     )
-    document = {"settings": settings_of(recipe), "data": about} | results
+    document = {"settings": settings_of(recipe), "data": _about(recipe, data)} | results
     text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
     (out / "results.json").write_text(text, encoding="utf-8")
-    comparison_report.write(document, out)
+    comparison_report.write(document, out, made=made_by(command))
     return document
 
 
@@ -199,19 +202,23 @@ def settings_of(recipe: Recipe) -> dict[str, Any]:
     return shared | {ADAM_RUN: {key: adam[key] for key in ("lr", *RUNS[ADAM_RUN])}}
 
 
-def remember_settings(recipe: Recipe, out: Path) -> None:
+def remember_settings(recipe: Recipe, out: Path, *, files: Mapping[str, str | None]) -> None:
     """Write settings.json. Raises WrongUse when it exists with other settings.
 
-    The settings of erm-adam may change until such a run exists; older files lack them.
+    files: checksums of the data and the tokenizer; older settings lack them. The settings of
+    erm-adam may change until such a run exists; older files lack them, too.
     """
     path = out / "settings.json"
-    settings = settings_of(recipe)
+    settings = {**settings_of(recipe), **files}
     if path.exists():
-        before = filled(json.loads(path.read_text(encoding="utf-8")), like=settings)
+        found = json.loads(path.read_text(encoding="utf-8"))
+        before = {**files, **filled(found, like=settings)}
         if not any((out / "runs").glob(f"{ADAM_RUN}-seed*")):
             before[ADAM_RUN] = settings[ADAM_RUN]
+        if files.get("tokens_sha256", before) == before.get("tokens_sha256"):
+            before["tokens"] = settings["tokens"]  # the same tokenizer in another place
         differing = [
-            f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
+            CHANGED.get(key) or f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
             for key in sorted({*before, *settings})
             if before.get(key) != settings.get(key)
         ]
@@ -225,10 +232,10 @@ def remember_settings(recipe: Recipe, out: Path) -> None:
     path.write_text(json.dumps(settings, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
 
 
-def _about_data(recipe: Recipe, seeds: Sequence[int]) -> dict[str, Any]:
-    data = prepare_data(replace(recipe, seed=seeds[0]))
+def _about(recipe: Recipe, data: Dataset) -> dict[str, Any]:
     return {
         "spec": recipe.data,
+        "sha256": data.origin.get("sha256"),
         "class_names": list(data.class_names),
         "class_counts": [int(count) for count in data.class_counts],
         "n": {

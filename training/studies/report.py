@@ -1,12 +1,10 @@
 """Writes a comparison to files: table.md, the figures as SVG, and report.html with both."""
 
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from training.pages import page
-from training.run.provenance import code_revision, library_versions
 from training.studies import figures
 from training.studies.figures import Document
 from training.studies.methods import ADAM_RUN
@@ -26,8 +24,11 @@ HEADER = (
 )
 
 
-def write(document: Document, out: Path) -> None:
-    """Write table.md, the figures and report.html into the folder `out`."""
+def write(document: Document, out: Path, *, made: Mapping[str, str]) -> None:
+    """Write table.md, the figures and report.html into the folder `out`.
+
+    made: how the report was made (date, command line, versions), by name.
+    """
     drawn = draw(document)
     (out / "figures").mkdir(exist_ok=True)
     for name, text in drawn.items():
@@ -35,7 +36,7 @@ def write(document: Document, out: Path) -> None:
     rows = table_rows(document)
     lines = [page.markdown_table(HEADER, rows), f"{basis(document)}\n"]
     (out / "table.md").write_text("\n".join(lines), encoding="utf-8")
-    (out / "report.html").write_text(report(document, drawn, rows), encoding="utf-8")
+    (out / "report.html").write_text(report(document, drawn, rows, made=made), encoding="utf-8")
 
 
 def draw(document: Document) -> dict[str, str]:
@@ -127,8 +128,13 @@ def _difference(difference: Mapping[str, Any]) -> str:
     return f"{mean} [{low:+.1f}, {high:+.1f}]"
 
 
-def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) -> str:
-    """Return the HTML of report.html from the figures `drawn` and the table's rows."""
+def report(
+    document: Document, drawn: Mapping[str, str], rows: list[list[str]], *, made: Mapping[str, str]
+) -> str:
+    """Return the HTML of report.html from the figures `drawn` and the table's rows.
+
+    made: as in `write`.
+    """
     data, n = document["data"], sample(document)
     test = f"{data['n']['test']:,} test examples"
     counts = data["class_counts"]
@@ -158,7 +164,8 @@ def report(document: Document, drawn: Mapping[str, str], rows: list[list[str]]) 
         _legend(document),
         page.heading("Settings"),
         _settings(document),
-        page.paragraph(made()),
+        page.heading("How it was made"),
+        page.table(("", "value"), [list(fact) for fact in {**made, **_origin(document)}.items()]),
     ]
     lead = (
         f"{data['spec']}, {len(counts)} classes, {ratio}, {data['n']['train']:,} training "
@@ -246,12 +253,14 @@ def _legend(document: Document) -> page.Block:
     return page.table(["method", "training run", "what"], rows)
 
 
-def made() -> str:
-    """Return a line with the date, the code's revision if known, and the library versions."""
-    revision = code_revision()
-    code = "" if revision is None else f", code {revision}"
-    versions = ", ".join(f"{name} {version}" for name, version in library_versions().items())
-    return f"Written on {datetime.now(UTC):%Y-%m-%d} (UTC){code}, with {versions}."
+def _origin(document: Document) -> dict[str, str]:
+    """Return which data the runs saw, and which seeds they had."""
+    data = document["data"]
+    return {
+        "data": data["spec"],
+        "data, sha256": str(data.get("sha256") or "–"),
+        "seeds": ", ".join(map(str, document["seeds"])),
+    }
 
 
 def _settings(document: Document) -> page.Block:

@@ -8,6 +8,7 @@ import numpy as np
 from service.contract.adjustment import Vector
 from training.pages import page
 from training.pages.drawing import GREY, LIGHT, PALETTE, band, charts, label_axes, legend, svg
+from training.run.provenance import made_by
 from training.studies.synthetic import BAYES, RARE, STARTS, TAUS, Results, draw, summary
 
 FIGURE_METHODS = ("erm", "adaptive", "equalised", "logit-adjusted", "post-hoc")
@@ -17,8 +18,11 @@ SMALLEST_EXCESS = 1e-3
 _DRAWN_AREA = 4.0
 
 
-def write(results: Results, out: Path) -> None:
-    """Write results.json, three SVG files, table.md and report.html into the folder `out`."""
+def write(results: Results, out: Path, *, command: str = "") -> None:
+    """Write results.json, three SVG files, table.md and report.html into the folder `out`.
+
+    command: the command line, for the report.
+    """
     out.mkdir(parents=True, exist_ok=True)
     figures = {
         "errors": errors_figure(results),
@@ -31,7 +35,9 @@ def write(results: Results, out: Path) -> None:
     (out / "results.json").write_text(document, encoding="utf-8")
     header, rows = error_rows(results)
     (out / "table.md").write_text(page.markdown_table(header, rows), encoding="utf-8")
-    (out / "report.html").write_text(_report(results, figures), encoding="utf-8")
+    (out / "report.html").write_text(
+        _report(results, figures, made=made_by(command)), encoding="utf-8"
+    )
 
 
 def error_rows(results: Results) -> tuple[list[str], list[list[str]]]:
@@ -124,7 +130,7 @@ def _separator(half_spaces: Vector, x: Vector) -> Vector:
     return line
 
 
-def _report(results: Results, figures: dict[str, str]) -> str:
+def _report(results: Results, figures: dict[str, str], *, made: dict[str, str]) -> str:
     header, rows = error_rows(results)
     n = f"n = {results.n_train:,} training points a trial, {results.trials} trials"
     common, rare = results.negative_share.mean(axis=0)
@@ -170,5 +176,7 @@ def _report(results: Results, figures: dict[str, str]) -> str:
                 "and the balanced error goes "
                 f"from {drift[0]:.1%} at τ = 0 to {drift[-1]:.1%} at τ = {TAUS[-1]:g}."
             ),
+            page.heading("How it was made"),
+            page.table(("", "value"), [list(fact) for fact in made.items()]),
         ],
     )

@@ -129,6 +129,20 @@ def test_a_shorter_memory_of_adam_forgets_a_large_gradient_sooner():
     assert moved_after_a_shock(adam_beta2=0.9) > 3 * moved_after_a_shock() > 0
 
 
+def test_a_run_goes_on_with_its_tokenizer_in_another_place_and_not_with_another(tmp_path):
+    network = torch.nn.Linear(1, 1)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    state = RunState(network, torch.optim.SGD(network.parameters()), scaler)
+    path = tmp_path / "own.pt"
+    before = {"tokens": "own.json", "tokens_sha256": "a1"}
+    CheckpointFile(path, before).save(state, step=7, random_states=[])
+    moved = CheckpointFile(path, before | {"tokens": "there/own.json"})
+    assert moved.load(state, device=CPU) == 7
+    other = CheckpointFile(path, before | {"tokens_sha256": "b2"})
+    with pytest.raises(WrongUse, match="the contents of the file of --tokens have changed"):
+        other.load(state, device=CPU)
+
+
 def test_a_checkpoint_from_before_a_setting_is_of_a_run_with_what_it_was_then(tmp_path):
     network = torch.nn.Linear(1, 1)
     scaler = torch.amp.GradScaler("cpu", enabled=False)

@@ -2,7 +2,9 @@
 
 import csv
 import json
+import shlex
 import shutil
+from html import escape
 
 import numpy as np
 import pytest
@@ -60,11 +62,34 @@ def test_reordered_columns_score_as_they_did_in_order(home, new, tmp_path, comma
             "evaluate", home / "models/own/1", "--data", f"{spec}?label=label", "--json"
         )
         assert code == 0
-        assert "scoring all 60 rows" in err
+        assert "using all 60 rows" in err
         assert found["n"] == 60
         scores.append((found["error"], found["nll"]))
     assert scores[0] == scores[1]
     assert scores[0][0] < 0.1
+
+
+def test_evaluate_names_the_version_that_it_published_and_says_each_thing_once(
+    home, new, tmp_path, capsys
+):
+    shutil.copytree(home / "models/own/1", tmp_path / "own/1")
+    rows, labels = new
+    spec = write(tmp_path / "new.csv", rows, labels=labels) + "?label=label"
+    arguments = ["evaluate", str(tmp_path / "own/1"), "--data", spec]
+    assert main([*arguments, "--publish"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{tmp_path / 'own/2'}\n"
+    assert printed.err.count("all 60 rows") == 1
+    page = (tmp_path / "own/2/report.html").read_text(encoding="utf-8")
+    assert f"<code>{escape(shlex.join(['training', *arguments, '--publish']))}</code>" in page
+    assert "calibrated from" in page
+    one, two = (tmp_path / "own" / version / "weights.pt" for version in "12")
+    assert one.read_bytes() == two.read_bytes()
+
+    assert main(arguments) == 0
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert "load it" not in printed.err, "nothing was published"
 
 
 def test_renamed_columns_are_refused_by_name(home, new, tmp_path, command):
@@ -79,7 +104,7 @@ def test_the_training_file_itself_is_scored_on_its_test_rows(home, command):
     spec = f"table:{home / 'train.csv'}?label=label"
     _, found, err = command("evaluate", home / "models/own/1", "--data", spec, "--json")
     assert found["n"] == 52  # a fifth
-    assert "scoring all" not in err
+    assert "using all" not in err
 
 
 def test_test_rows_alone_are_scored(home, new, tmp_path, command):

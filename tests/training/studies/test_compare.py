@@ -5,6 +5,7 @@ import re
 import xml.etree.ElementTree as ET
 from dataclasses import replace
 from datetime import UTC, datetime
+from html import escape
 
 import numpy as np
 import pytest
@@ -38,6 +39,9 @@ RECIPE = Recipe(
 HERE = Processes(torch.device("cpu"))
 
 
+COMMAND = "training compare --data digits --network mlp --out 'a folder'"
+
+
 def compared(out, methods="erm,post-hoc,weight-norm,crt,logit-adjusted", seeds=2, recipe=RECIPE):
     said = []
     document = module.compare(
@@ -47,6 +51,7 @@ def compared(out, methods="erm,post-hoc,weight-norm,crt,logit-adjusted", seeds=2
         out=out,
         processes=HERE,
         say=said.append,
+        command=COMMAND,
     )
     return document, said
 
@@ -123,6 +128,26 @@ def test_another_setting_in_the_same_folder_is_refused(done):
         compared(out, recipe=replace(RECIPE, lr=0.3))
 
 
+def test_data_that_have_changed_since_are_not_mixed_with_those_of_the_finished_runs(tmp_path):
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(90, 4)), np.arange(90) % 3
+
+    def write(shift):
+        np.savez(tmp_path / "own.npz", x_train=x + shift, y_train=y, x_test=x[:30], y_test=y[:30])
+
+    recipe = Recipe(data=f"npz:{tmp_path / 'own.npz'}", network="linear", steps=2)
+    out = tmp_path / "out"
+    write(0)
+    compared(out, methods="erm", seeds=1, recipe=recipe)
+    write(1)
+    with pytest.raises(WrongUse, match="another comparison: the contents of --data have changed"):
+        compared(out, methods="erm", seeds=2, recipe=recipe)
+    settings = json.loads((out / "settings.json").read_text())
+    del settings["data_sha256"]  # as before it was remembered
+    (out / "settings.json").write_text(json.dumps(settings))
+    compared(out, methods="erm", seeds=1, recipe=recipe)
+
+
 def test_adam_runs_that_were_trained_otherwise_are_refused_until_they_are_removed(done, tmp_path):
     copy_seed_0(done[0], tmp_path)
     settings = json.loads((done[0] / "settings.json").read_text())
@@ -179,7 +204,9 @@ def test_an_interrupted_comparison_goes_on_from_its_checkpoint_to_the_same_numbe
 def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
     out, document = done
     html = (out / "report.html").read_text(encoding="utf-8")
-    assert f"Written on {datetime.now(UTC):%Y-%m}" in html
+    assert f"<code>{escape(COMMAND)}</code>" in html
+    assert f"{datetime.now(UTC):%Y-%m}-" in html
+    assert document["data"]["sha256"] in html
     assert f"torch {torch.__version__.split('+')[0]}" in html
     assert "imbalance_ratio" in html
     assert "erm-adam" not in html, "no run of this comparison reads its settings"

@@ -125,8 +125,9 @@ def test_a_run_is_determined_by_its_seed(results):
 
 
 def test_the_report_is_self_contained_and_every_figure_is_well_formed(results, tmp_path):
-    synthetic_report.write(results, tmp_path)
+    synthetic_report.write(results, tmp_path, command="training synthetic --out here")
     html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "<code>training synthetic --out here</code>" in html
     for foreign in ("<script", "src=", "@import", "<link", "url(http"):
         assert foreign not in html
     assert html.count("<svg") == 3
