@@ -2,7 +2,9 @@
 error messages of the HTTP protocol.
 """
 
+import re
 import socket
+from pathlib import Path
 
 import grpc
 import httpx
@@ -284,3 +286,44 @@ def test_statistics_count_what_was_scored_over_both_protocols(server, client):
     assert "linear" in names
     with pytest.raises(InferenceServerException, match="none"):
         client.get_inference_statistics("none")
+
+
+def resident_mib(server):
+    status = Path(f"/proc/{server.process.pid}/status").read_text()
+    return int(re.search(r"RssAnon:\s+(\d+)", status)[1]) / 1024
+
+
+@pytest.mark.parametrize("verb", ["ModelInfer", "ModelStreamInfer"])
+@pytest.mark.parametrize("kind", ["too large", "malformed", "wrong raw contents", "deadline"])
+def test_a_message_that_is_refused_leaves_no_memory_behind(server, verb, kind):
+    """Before, its error and gRPC's context held each other, until a rare garbage collection."""
+    mib = 2**20
+    wrong = pb.ModelInferRequest(model_name="linear", raw_input_contents=[bytes(16 * mib)])
+    messages = {
+        "too large": bytes(16 * mib),
+        "malformed": b"\x3a" + wrong.SerializeToString(),
+        "wrong raw contents": wrong.SerializeToString(),
+        "deadline": wrong.SerializeToString(),
+    }
+    unlimited = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(server.address, options=unlimited) as channel:
+        path = f"/{SERVICE}/{verb}"
+        is_stream = verb == "ModelStreamInfer"
+        call = channel.stream_stream(path) if is_stream else channel.unary_unary(path)
+
+        def refused():
+            seconds = 0.02 if kind == "deadline" else 30
+            try:
+                if is_stream:
+                    list(call(iter([messages[kind]] * 2), timeout=seconds))
+                else:
+                    call(messages[kind], timeout=seconds)
+            except grpc.RpcError:
+                pass
+
+        for _ in range(3):
+            refused()
+        before = resident_mib(server)
+        for _ in range(8):
+            refused()
+        assert resident_mib(server) - before < 5 * 16
