@@ -6,6 +6,7 @@ and then every request must have had its reply once, and nothing may be queued, 
 """
 
 import asyncio
+import contextlib
 from collections import deque
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from service.batching import batcher as batching
 from service.batching.batcher import Batcher
 from service.batching.queue import Entry
-from service.batching.work import Deadline, Overloaded, Work
+from service.batching.work import Deadline, DeadlinePassed, Overloaded, Work
 from service.graph.prior_table import PriorTable
 from service.graph.session import GraphOutputs
 
@@ -36,10 +37,37 @@ class Loop:
     def call_soon_threadsafe(self, callback, *arguments):
         self.woken.append((callback, arguments))
 
+    def create_future(self):
+        return Future()
+
     def call_later(self, _seconds, callback, *arguments):
         timer = Timer(callback, arguments)
         self.timers.append(timer)
         return timer
+
+
+class Future:
+    """A future that runs nothing by itself. Setting it twice is an error, as it is in asyncio."""
+
+    def __init__(self):
+        self.outcome = None
+
+    def done(self):
+        return self.outcome is not None
+
+    def set_result(self, result):
+        assert not self.done()
+        self.outcome = result or "result"
+
+    set_exception = set_result
+
+    def cancel(self):
+        if not self.done():
+            self.outcome = "cancelled"
+
+    def __await__(self):
+        if not self.done():
+            yield
 
 
 class Timer:
@@ -110,13 +138,14 @@ def graph(inputs, *, tau, **_):
 
 
 DEADLY = 666.0
+STARTED = 100.0
 
 
 class World:
     """A batcher and all that acts on it, after some steps."""
 
     def __init__(self, scenario):
-        self.loop, self.threads, self.now = Loop(), [], 100.0
+        self.loop, self.threads, self.now = Loop(), [], STARTED
         WORLD[:] = [self]
         self.scenario, self.replies, self.entries, self.refused = scenario, {}, [], 0
         self.table = PriorTable(4)
@@ -124,7 +153,7 @@ class World:
             graph,
             self.table,
             record=Silent(),
-            cost_seconds=lambda rows: float(rows > scenario["inline_rows"]),
+            cost_seconds=self._cost,
             max_batch_rows=2,
             max_queued_rows=8,
             max_queued_bytes=10_000,
@@ -132,6 +161,8 @@ class World:
             inline_seconds=0.5,
             clock=lambda: self.now,
         )
+        self.batcher._vain_waits = scenario.get("vain_waits", 0)
+        self.draining, self.is_closed, self.costs = None, False, 0
         if scenario.get("thread_dies"):
             whole = self.batcher._batch_run.run_wanted
 
@@ -146,6 +177,12 @@ class World:
         self.threads.append(Thread(run, report))
         return self.threads[-1]
 
+    def _cost(self, rows):
+        self.costs += 1
+        if self.costs == self.scenario.get("cost_fails_at"):
+            raise ArithmeticError("the estimate")
+        return float(rows > self.scenario["inline_rows"])
+
     # -- steps
 
     def steps(self):
@@ -153,6 +190,13 @@ class World:
         found = []
         if len(self.entries) < len(self.scenario["requests"]):
             found.append(("arrive",))
+        ends = self.scenario.get("ends")
+        if ends == "drain" and self.draining is None:
+            found.append(("drain",))
+        if not self.is_closed and (ends == "close" or self._is_drained()):
+            found.append(("close",))
+        if self.scenario.get("late") and self.now == STARTED:
+            found.append(("late",))
         return found + self._inner_steps() + self._rude_steps()
 
     def _inner_steps(self):
@@ -176,6 +220,15 @@ class World:
                 found.append(("leave", at))
         return found
 
+    def _has_to_drain(self):
+        """Whether `drain` was woken and has not run since."""
+        if self.draining is None or self._is_drained():
+            return False
+        return not self.batcher._drained
+
+    def _is_drained(self):
+        return self.draining is not None and self.draining.cr_frame is None
+
     def take(self, step):
         name, *at = step
         if name == "arrive":
@@ -189,23 +242,58 @@ class World:
             (timer,) = [t for t in self.loop.timers if t.arguments == (self.entries[at[0]],)]
             timer.fire()
         elif name == "leave":
-            self.entries[at[0]].caller.disconnected = True
+            caller = self.entries[at[0]].caller
+            if isinstance(caller, Client):
+                caller.disconnected = True
+            else:
+                self.entries[at[0]].ask.cancel()
+        elif name == "drain":
+            self.draining = self.batcher.drain()
+            self._go_on_draining()
+        elif name == "close":
+            self.is_closed = True
+            self.batcher.close()
+        elif name == "late":
+            self.now += 2
         else:
             getattr(self.threads[at[0]], name)()
 
     def _arrive(self, number):
         rows, options = self.scenario["requests"][number]
         inputs = np.full((rows, options.get("width", 2)), options.get("value", 1.0), np.float32)
-        deadline = Deadline(self.now + 1, is_hard=True) if options.get("hard") else Deadline()
+        limited = options.get("hard") or options.get("soft")
+        deadline = Deadline(self.now + 1, bool(options.get("hard"))) if limited else Deadline()
         slot = self.table.acquire(number, np.zeros(4))
         work = Work(inputs, 1.0, slot, (slot,), 1, deadline=deadline)
-        entry = Entry(work, caller=Client(), reply=self._reply, ask=number)
-        self.entries.append(entry)
         try:
-            self.batcher.put(entry)
-        except Overloaded as error:
+            if options.get("submit"):
+                self._submit(work)
+            else:
+                entry = Entry(work, caller=Client(), reply=self._reply, ask=number)
+                self.entries.append(entry)
+                self.batcher.put(entry)
+        except (Overloaded, DeadlinePassed) as error:
             self.replies.setdefault(number, []).append(error)
-            entry.error = error
+            self.entries[number].error = error
+
+    def _submit(self, work):
+        """Let the batcher make the entry, and keep it."""
+        put = self.batcher.put
+
+        def keep(entry):
+            self.entries.append(entry)
+            put(entry)
+
+        self.batcher.put = keep
+        try:
+            self.batcher.submit(work, caller=Client())
+        finally:
+            del self.batcher.put
+
+    def _go_on_draining(self):
+        """Let `drain` run to its next wait or to its end, as a task does."""
+        with contextlib.suppress(StopIteration):
+            self.draining.send(None)
 
     def _reply(self, entries):
         for entry in entries:
@@ -220,14 +308,19 @@ class World:
 
     def key(self):
         """Two states with the same key have the same future."""
-        queue, own = self.batcher, lambda pieces: tuple((p.entry.ask, p.start) for p in pieces)
+        queue, number = self.batcher, self.entries.index
+
+        def own(pieces):
+            return tuple((number(p.entry), p.start) for p in pieces)
+
         results = [
             len(result) if isinstance(result, list) else str(result)
             for _, result, _ in queue._results
         ]
         return (
             tuple(
-                (e.pieces_left, e.stop, repr(e.error), e.caller.disconnected) for e in self.entries
+                (e.pieces_left, e.stop, repr(e.error), e.caller.disconnected, self._outcome(e))
+                for e in self.entries
             ),
             tuple(sorted((at, len(found)) for at, found in self.replies.items())),
             own(queue._queue.pieces),
@@ -247,25 +340,38 @@ class World:
             ),
             tuple(results),
             (queue._is_scheduled, queue._turns, queue._seen_rows, queue.failure),
-            tuple(entry.ask for entry in queue._finished),
+            tuple(map(number, queue._finished)),
+            (min(queue._vain_waits, 70), self.is_closed, self.now, self.costs),
+            self.draining and (self._is_drained(), [each.done() for each in queue._drained] == []),
             tuple(timer.is_over for timer in self.loop.timers),
             self.scenario.get("again"),
         )
+
+    @staticmethod
+    def _outcome(entry):
+        return isinstance(entry.ask, Future) and repr(type(entry.ask.outcome))
 
     def finish(self):
         """Let only the loop and the thread take their remaining steps."""
         for _ in range(200):
             steps = self._inner_steps()
-            if not steps:
+            if not steps and not self._has_to_drain():
                 return
-            self.take(steps[0])
+            if steps:
+                self.take(steps[0])
+            else:
+                self._go_on_draining()
         raise AssertionError("it goes on for ever")
 
     def check(self):
         """Every request that arrived was answered once, and nothing of it is left."""
-        for entry in self.entries:
-            assert len(self.replies.get(entry.ask, ())) == 1, f"request {entry.ask}"
+        for number, entry in enumerate(self.entries):
+            if isinstance(entry.ask, Future) and number not in self.replies:
+                assert entry.ask.done(), f"request {number}"
+            else:
+                assert len(self.replies.get(number, ())) == 1, f"request {number}"
             assert entry.done()
+        assert self.draining is None or self._is_drained(), "it waits to be drained"
         queue = self.batcher
         assert not queue._in_flight
         assert (queue.queued_rows, queue._queue.bytes, queue._finished) == (0, 0, [])
@@ -291,6 +397,47 @@ SCENARIOS = {
     "and deadlines pass": {
         "inline_rows": 0,
         "requests": [(1, {"hard": 1}), (3, {"hard": 1}), (1, {})],
+    },
+    "and calls are cancelled": {
+        "inline_rows": 1,
+        "requests": [(1, {"submit": 1}), (3, {"submit": 1}), (1, {"submit": 1})],
+        "leaves": {0, 1},
+    },
+    "and soft deadlines pass": {
+        "inline_rows": 1,
+        "requests": [(1, {"soft": 1}), (3, {"soft": 1}), (1, {"hard": 1}), (1, {})],
+        "late": True,
+    },
+    "and the model is unloaded": {
+        "inline_rows": 1,
+        "requests": [(1, {}), (3, {"submit": 1}), (1, {"hard": 1})],
+        "ends": "close",
+    },
+    "and the model is swapped": {
+        "inline_rows": 1,
+        "requests": [(1, {}), (3, {"submit": 1}), (1, {})],
+        "leaves": {1},
+        "ends": "drain",
+    },
+    "on the loop, alone for long": {
+        "inline_rows": 8,
+        "requests": [(1, {})] * 4,
+        "vain_waits": batching._VAIN_WAITS - 1,
+    },
+    "on the loop, alone for longer": {
+        "inline_rows": 1,
+        "requests": [(1, {}), (1, {}), (2, {}), (1, {})],
+        "vain_waits": 2 * batching._VAIN_WAITS - 2,
+    },
+    "and the estimate fails at first": {
+        "inline_rows": 1,
+        "requests": [(1, {}), (2, {}), (1, {})],
+        "cost_fails_at": 1,
+    },
+    "and the estimate fails later": {
+        "inline_rows": 8,
+        "requests": [(1, {})] * 4,
+        "cost_fails_at": 3,
     },
     "and the queue is full": {"inline_rows": 0, "requests": [(1, {})] * 4, "max_waiting_rows": 1},
     "and the thread dies": {"inline_rows": 0, "requests": [(1, {})] * 4, "thread_dies": True},
