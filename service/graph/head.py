@@ -1,24 +1,18 @@
 """Composes the adjustment head onto any classifier's graph.
 
 With the head, the graph itself computes z = f/T − tau·(log σ − log ρ) for every row with the row's
-own tau and prior, ranks the classes and normalises. `python -m service.graph.head` composes in a
-separate process. The serving process therefore never imports onnx, which takes 30 MiB and a third
-of a second, and never parses a foreign file.
+own tau and prior, ranks the classes and normalises. `service.graph.composer` composes in a separate
+process. The serving process therefore never imports onnx, which takes 30 MiB and a third of a
+second, and never parses a foreign file.
 """
 
-import argparse
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 
 from service.graph import foreign as foreign_graph
 from service.graph import ranking
-from service.graph.foreign import UnsupportedGraph
 from service.graph.ranking import PREFIX, Nodes, RankingTensors
 
 if TYPE_CHECKING:
@@ -39,37 +33,8 @@ LOGITS, ADJUSTED_LOGITS, PROBABILITIES = FULL = tuple(
 Calibration: TypeAlias = tuple[Sequence[float], Sequence[float]]
 """Scale [C] and bias [C] of a calibration: logits = scale · score + bias."""
 
-_COMPOSE_SECONDS = 120
 # 1.1754944e-38: smaller probabilities are raised to it before their logarithm is taken.
 _TINY = np.float32(np.finfo(np.float32).tiny)
-
-
-def compose_file(
-    path: Path,
-    *,
-    output: str,
-    kind: str,
-    temperature: float,
-    classes: int = 0,
-    calibration: Calibration | None = None,
-) -> bytes:
-    """Compose in a separate process; return the graph serialised, without its external weights.
-
-    output, kind, temperature, classes, calibration: see `compose`. Raises UnsupportedGraph.
-    """
-    arguments = [str(path), output, kind, repr(temperature), str(classes)]
-    try:
-        done = subprocess.run(  # noqa: S603 - our own interpreter and module, no shell
-            [sys.executable, "-m", "service.graph.head", *arguments],
-            input=b"" if calibration is None else json.dumps(calibration).encode(),
-            capture_output=True, timeout=_COMPOSE_SECONDS, check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired:
-        raise UnsupportedGraph(f"{path}: took over {_COMPOSE_SECONDS} s to read") from None
-    if done.returncode != 0:
-        lines = done.stderr.decode(errors="replace").strip().splitlines()
-        raise UnsupportedGraph(f"{path}: {lines[-1] if lines else 'cannot be read'}")
-    return done.stdout
 
 
 def compose(
@@ -194,37 +159,3 @@ class _Head:
             width = PREFIX + "C" if name in FULL else (1 if "unadjusted" in name else PREFIX + "K")
             type_ = TensorProto.INT64 if name.endswith("index") else TensorProto.FLOAT
             graph.output.append(value(name, type_, [rows, width]))
-
-
-def main(arguments: list[str]) -> int:
-    """Compose a file and write the graph to stdout; on failure, write one line to stderr and return
-    1.
-    """
-    parser = argparse.ArgumentParser(prog="service.graph.head")
-    parser.add_argument("path", type=Path)
-    parser.add_argument("output")
-    parser.add_argument("kind", choices=("logits", "probabilities", "scores"))
-    parser.add_argument("temperature", type=float)
-    parser.add_argument("classes", type=int)
-    given = parser.parse_args(arguments)
-    import onnx
-
-    try:
-        model = onnx.load(given.path, load_external_data=False)
-        foreign_graph.external_files(model, given.path.parent)
-        wanted = {
-            name: getattr(given, name) for name in ("output", "kind", "temperature", "classes")
-        }
-        text = sys.stdin.buffer.read()
-        calibration = json.loads(text) if text else None
-        compose(model, **wanted, calibration=calibration)
-        sys.stdout.buffer.write(model.SerializeToString())
-    except Exception as error:  # noqa: BLE001 - a foreign file may raise anything; report it in one line
-        message = str(error).strip().splitlines() or [type(error).__name__]
-        sys.stderr.write(f"{message[0]}\n")
-        return 1
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -19,6 +19,7 @@ from service.contract.columns import fields, float_names, float_rows
 from service.contract.inputs.familiarity import Familiarity
 from service.contract.inputs.tokens import Tokens
 from service.graph import head, ranking
+from service.graph.composer import compose_file
 from service.graph.providers import (
     FIRST_DEVICE,
     PROVIDERS,
@@ -286,7 +287,7 @@ def open_graph(
     Raises UnsupportedGraph, UnusableModel or ProviderUnavailable.
     """
     scores = bundle.output.calibration
-    composed = head.compose_file(
+    composed = compose_file(
         folder / "model.onnx",
         output=bundle.output.name,
         kind=bundle.output.kind,

@@ -5,6 +5,7 @@ The module imports little, so that the supervisor of several workers uses little
 
 import socket
 
+from service.graph.composer import start_early
 from service.observe import log
 from service.observe.log import refuse
 from service.server.listener import bind
@@ -27,6 +28,7 @@ def serve(settings: Settings) -> int:
         from service.server.supervisor import supervise
 
         return supervise(settings, listener)
+    start_early()  # before the import below, which takes half a second
     from service.server.serving import serve_alone
 
     return serve_alone(settings, listener)

@@ -19,6 +19,7 @@ import uvloop
 from service.api.edge.access import ExposedWithoutKeys, check_exposure
 from service.api.edge.keys import InvalidKeys
 from service.api.edge.protocol import ScoringProtocol
+from service.graph.composer import end_shared
 from service.graph.providers import ProviderUnavailable
 from service.observe import log
 from service.observe.log import refuse
@@ -191,6 +192,7 @@ class _Serving:
                 if self._signals_to_end:  # the start may finish although it was cancelled
                     return
                 self._server.config.load()
+                end_shared()
                 tune_interpreter()
                 listen(self._listener, BACKLOG)  # before "ready" is logged: clients wait for it
                 self._server.appear()
@@ -198,6 +200,7 @@ class _Serving:
                 self._slow_clients.start()
                 await self._server.serve([self._listener])
         finally:
+            end_shared()
             await self._service.stop()
 
     def _say_ready(self) -> None:

@@ -3,6 +3,7 @@
 import socket
 import sys
 
+from service.graph.composer import start_early
 from service.server.startup import prepare_process
 
 
@@ -12,6 +13,7 @@ def main(arguments: list[str]) -> int:
     Returns the exit status, one of service.process.exit_codes.
     """
     prepare_process()
+    start_early()
     from service.process.exit_codes import DONE
     from service.server.link import Place
 

@@ -9,6 +9,7 @@ from onnx import TensorProto, helper
 from service.contract.adjustment import adjust_logits, log_source_prior, log_target_prior, softmax
 from service.contract.bundle import load_bundle
 from service.graph import head
+from service.graph.composer import compose_file
 from service.graph.foreign import UnsupportedGraph, external_files
 from service.graph.prior_table import PriorTable
 from service.graph.session import open_graph
@@ -251,7 +252,7 @@ def test_an_unknown_output_is_refused_with_the_names_there_are():
 def test_a_file_that_is_no_model_is_refused_in_one_line(tmp_path):
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(UnsupportedGraph, match=r"model\.onnx"):
-        head.compose_file(tmp_path / "model.onnx", output="y", kind="logits", temperature=1.0)
+        compose_file(tmp_path / "model.onnx", output="y", kind="logits", temperature=1.0)
 
 
 def test_external_data_that_leaves_the_folder_is_refused(tmp_path):
