@@ -109,6 +109,8 @@ class Objective(nn.Module):
     sigma ~ pi ** (1 - recorded_loss_tau).
     source_prior: "exact" if softmax(logits) is a posterior under sigma at the optimum.
     head: the last layer that the loss needs.
+    shifts_rivals: whether the loss holds the logits of rare rivals back less, which divides out an
+    unknown share of the label frequencies; a sampler may then not divide them out too.
     later: the loss that replaces example_loss once the run's progress, 0 … 1, reaches `later_from`.
     """
 
@@ -122,6 +124,7 @@ class Objective(nn.Module):
         *,
         source_prior: SourcePrior = "exact",
         head: Head = "linear",
+        shifts_rivals: bool = False,
         later: nn.Module | None = None,
         later_from: float = math.inf,
     ) -> None:
@@ -131,6 +134,7 @@ class Objective(nn.Module):
         self.recorded_loss_tau = recorded_loss_tau
         self.source_prior: SourcePrior = source_prior
         self.head: Head = head
+        self.shifts_rivals = shifts_rivals
         self.later_from = later_from
         self.later = None
         if later is not None:
@@ -242,12 +246,12 @@ def _ldam(
 
 def _equalised(counts: Vector) -> Objective:
     loss = MarginLoss(rival_margin=np.log(_frequencies(counts)))
-    return Objective("equalised", loss, 0.0, source_prior="approximate")
+    return Objective("equalised", loss, 0.0, source_prior="approximate", shifts_rivals=True)
 
 
 def _equalised_random(counts: Vector, *, gamma: float, rare_below: float) -> Objective:
     loss = EqualisedRandomLoss(_frequencies(counts) < rare_below, gamma=gamma)
-    return Objective("equalised-random", loss, 0.0, source_prior="approximate")
+    return Objective("equalised-random", loss, 0.0, source_prior="approximate", shifts_rivals=True)
 
 
 def _focal(counts: Vector, *, gamma: float) -> Objective:

@@ -140,7 +140,8 @@ def recorded(objective: Objective, sampler: Sampler) -> Recorded:
     """
     if sampler.recorded_loss_tau is None:
         return Recorded(objective.recorded_loss_tau, objective.source_prior)
-    if objective.recorded_loss_tau > 0 or objective.later is not None:
+    divides = objective.recorded_loss_tau > 0 or objective.shifts_rivals
+    if divides or objective.later is not None:
         raise InvalidObjective(
             f"sampler '{sampler.name}' and loss '{objective.name}' both divide out the label "
             "frequencies; use sampler 'uniform', or loss 'erm'"

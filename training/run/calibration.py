@@ -11,10 +11,15 @@ from service.contract.adjustment import Vector
 from service.contract.estimation import Estimation
 from training.data.dataset import Labels
 from training.faults import say
+from training.learning.losses import SourcePrior
 from training.scores.calibrate import TauChoice, Temperature, choose_tau
 from training.scores.source import measure
 
 MAX_NAMED_CLASSES = 5
+UNMEASURED = (
+    "this loss or sampler has only an approximate source prior, which validation rows of every "
+    "class would measure. Compare the scores at τ = 0 and τ = 1 before you serve the model"
+)
 
 
 @dataclass(frozen=True)
@@ -64,18 +69,24 @@ def calibrate(
     log_source_prior: Vector,
     class_counts: Sequence[float] | NDArray[Any],
     class_names: Sequence[str],
+    source_prior: SourcePrior = "exact",
 ) -> Calibration:
     """Measure the estimation block, then choose tau for the balanced error.
 
     logits [n, C] and labels [n] are of the validation split; without them, T and tau stay 1.
-    Warnings on stderr name the values for which the split is too small.
+    source_prior: whether training implies one exactly. Warnings on stderr name the values for which
+    the split is too small.
     """
     if logits is None or labels is None:
+        if source_prior == "approximate":
+            say(UNMEASURED)
         return Calibration()
     block, fitted = measure(
         logits, labels, log_source_prior=log_source_prior, class_frequencies=class_counts
     )
     _say_doubts(block, fitted, class_names)
+    if source_prior == "approximate" and not block.calibrates_every_class:
+        say(UNMEASURED)
     calibration = Calibration(fitted, estimation=block)
     choice = choose_tau(
         logits,

@@ -371,6 +371,7 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
         log_source_prior=ready.log_source_prior,
         class_counts=ready.data.class_counts,
         class_names=ready.data.class_names,
+        source_prior=ready.recorded.source_prior,
     )
     tau = served_tau(finished.recipe, calibration)
     scores = {

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from training.learning.losses import LOSSES, InvalidObjective, make_loss
 from training.learning.samplers import SAMPLERS, divided_share, make_sampler, recorded
@@ -115,7 +116,9 @@ def test_with_the_uniform_sampler_the_loss_decides_what_is_recorded(name):
 
 def test_a_resampling_sampler_with_a_loss_that_adjusts_too_is_refused():
     for sampler in SAMPLERS[1:]:
-        for loss in ("logit-adjusted", "balanced", "balanced-softmax", "ldam"):
+        for loss in LOSSES:
+            if loss in ("erm", "adaptive", "focal"):
+                continue
             with pytest.raises(InvalidObjective, match="both divide out the label frequencies"):
                 recorded(make_loss(loss, COUNTS), make_sampler(sampler, LABELS, 4, seed=0))
 
@@ -125,6 +128,62 @@ def test_a_resampling_sampler_with_a_plain_loss_records_the_samplers_share():
     assert recorded(make_loss("erm", COUNTS), square_root) == (0.5, "exact")
     assert recorded(make_loss("adaptive", COUNTS), square_root) == (0.5, "approximate")
     assert recorded(make_loss("logit-adjusted", COUNTS, loss_tau=0), square_root).loss_tau == 0.5
+
+
+def test_ldam_without_its_later_weights_may_be_resampled():
+    together = recorded(
+        make_loss("ldam", COUNTS, drw=0), make_sampler("balanced", LABELS, 4, seed=0)
+    )
+    assert together == (1.0, "approximate")
+
+
+def optimal_logits(loss, likelihoods, class_prior):
+    """[X, C] the logits at which the expected loss of each of X values of x is least."""
+    joint = torch.from_numpy(likelihoods * class_prior)
+    weights = joint / joint.sum(dim=1, keepdim=True)
+    labels = torch.arange(joint.shape[1]).expand_as(joint).reshape(-1)
+    logits = torch.zeros(joint.shape, dtype=torch.float64, requires_grad=True)
+    search = torch.optim.LBFGS(
+        [logits], max_iter=500, history_size=30, line_search_fn="strong_wolfe"
+    )
+
+    def expected():
+        search.zero_grad()
+        each = loss.double().example_loss(logits.repeat_interleave(joint.shape[1], 0), labels)
+        total = (each.reshape(joint.shape) * weights).sum()
+        total.backward()
+        return total
+
+    search.step(expected)
+    return logits.detach().numpy()
+
+
+@pytest.mark.parametrize("sampler_name", SAMPLERS)
+def test_the_best_logits_of_every_exact_combination_have_the_recorded_source_prior(sampler_name):
+    """For 30 values of x with known p(x | y), softmax(f) is p(y | x) at the recorded sigma."""
+    own = COUNTS / COUNTS.sum()
+    likelihoods = np.random.default_rng(1).dirichlet(np.ones(30), size=len(own)).T
+    sampler = make_sampler(sampler_name, LABELS, len(own), seed=0)
+    checked = 0
+    for name in LOSSES:
+        objective = make_loss(name, COUNTS)
+        try:
+            share, exactness = recorded(objective, sampler)
+        except InvalidObjective:
+            continue
+        drawn = sampler.class_prior(1.0)
+        if exactness == "approximate":
+            continue
+        logits = optimal_logits(objective, likelihoods, own if drawn is None else drawn)
+        log_source = (1 - share) * np.log(own)
+        posteriors = likelihoods * np.exp(log_source)
+        posteriors /= posteriors.sum(axis=1, keepdims=True)
+        found = np.exp(logits - logits.max(axis=1, keepdims=True))
+        found /= found.sum(axis=1, keepdims=True)
+        assert found == pytest.approx(posteriors, abs=2e-3), name
+        assert (logits - log_source).argmax(axis=1).tolist() == likelihoods.argmax(axis=1).tolist()
+        checked += 1
+    assert checked == {"uniform": 5, "balanced": 1, "square-root": 1}.get(sampler_name, 0)
 
 
 def test_an_unknown_sampler_is_refused_with_the_names():
