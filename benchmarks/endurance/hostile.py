@@ -232,7 +232,8 @@ class Hostile:
         ]
         for answers in lists:
             self._record(stream, answers)
-        if not alike(lists, ends_whole=ends_whole(stream)):
+        ends = {"ends_whole": ends_whole(stream), "ends_in_body": ends_in_body(stream)}
+        if not alike(lists, **ends):
             shown = " | ".join(map(_shown, lists))
             self.found.differences.append(f"{shown} to {stream[:800]!r}")
 
@@ -340,41 +341,61 @@ class Hostile:
 
 
 class _Reader:
-    """Callbacks of the parser: whether a request has begun and has no end yet."""
+    """Callbacks of the parser: whether a request has begun and has no end yet, and whether its
+    headers have ended.
+    """
 
     is_open = False
+    is_in_body = False
 
     def on_message_begin(self) -> None:
         self.is_open = True
 
+    def on_headers_complete(self) -> None:
+        self.is_in_body = True
+
     def on_message_complete(self) -> None:
-        self.is_open = False
+        self.is_open = self.is_in_body = False
 
 
 def ends_whole(stream: bytes) -> bool:
     """Return whether a stream is well-formed and ends with the end of a request."""
+    reader = _read(stream)
+    return reader is not None and not reader.is_open
+
+
+def ends_in_body(stream: bytes) -> bool:
+    """Return whether a stream is well-formed and ends within the body of a request."""
+    reader = _read(stream)
+    return reader is not None and reader.is_in_body
+
+
+def _read(stream: bytes) -> _Reader | None:
+    """The state after a stream; None if it is not well-formed."""
     reader = _Reader()
     parser = httptools.HttpRequestParser(reader)
     parser.set_dangerous_leniencies(lenient_data_after_close=True)
     try:
         parser.feed_data(stream)
     except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return False
-    return not reader.is_open
+        return None
+    return reader
 
 
-def alike(lists: Sequence[list[Answer]], *, ends_whole: bool) -> bool:
+def alike(lists: Sequence[list[Answer]], *, ends_whole: bool, ends_in_body: bool = False) -> bool:
     """Return whether a stream got the same answers in every cut.
 
     If a stream ends within a request, that request may be refused for its path or for its framing.
-    It may also get no answer, if the service sees the end of the stream first.
+    It may also get no answer, if the service sees the end of the stream first. A route that needs
+    no body may answer ahead of it.
     """
     longest = max(lists, key=len)
     if ends_whole or not longest:
         return all(answers == longest for answers in lists)
     sure = longest[:-1]
     return all(answers == longest for answers in lists) or all(
-        answers[: len(sure)] == sure and all(each.status >= 400 for each in answers[len(sure) :])
+        answers[: len(sure)] == sure
+        and (ends_in_body or all(each.status >= 400 for each in answers[len(sure) :]))
         for answers in lists
     )
 

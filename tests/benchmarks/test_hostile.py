@@ -31,3 +31,9 @@ def test_a_stream_must_get_the_same_answers_in_every_cut():
     assert not hostile.alike([[fine, gone], [gone]], ends_whole=False)
     assert not hostile.alike([[fine, gone, wrong], [fine]], ends_whole=False)
     assert not hostile.alike([[fine, fine], [fine]], ends_whole=False)
+    early = get[:-2] + b"Content-Length: 3\r\n\r\n"
+    assert hostile.ends_in_body(get + early)
+    assert hostile.ends_in_body(early + b"ab")
+    assert not any(map(hostile.ends_in_body, (get, get[:-1], early + b"abc", early + b"abcGE")))
+    assert hostile.alike([[fine, fine], [fine]], ends_whole=False, ends_in_body=True)
+    assert not hostile.alike([[fine, fine], [gone]], ends_whole=False, ends_in_body=True)
