@@ -104,6 +104,7 @@ class Priors:
         """
         self._in_force: Snapshot = EMPTY
         self._chosen: dict[tuple[int, str | None], tuple[Bundle, PriorRevision]] = {}
+        self._making: dict[tuple[int, str | None], asyncio.Future[None]] = {}
         self._resolved = ByteBoundedCache(cache_bytes)
         self._digests: dict[int, tuple[Bundle, str]] = {}
         self._feed: Feed | None = None
@@ -164,9 +165,7 @@ class Priors:
             if chosen is not None:
                 return chosen[1]
             revision = self.in_force(bundle, name or DEFAULT)
-            if len(self._chosen) >= _MAX_CHOSEN:
-                self._chosen = {}
-            self._chosen[id(bundle), name] = (bundle, revision)
+            self._choose(bundle, name, revision)
             return revision
         if at is not None:
             return self._pinned(bundle, name or DEFAULT, at)
@@ -301,11 +300,26 @@ class Priors:
     ) -> PriorRevision:
         """As `select`, but vectors of many classes are made in a thread. Raises as it does."""
         if not self._is_quick(bundle, name or DEFAULT):
-            before = self._in_force
-            revision = await asyncio.to_thread(self.in_force, bundle, name or DEFAULT)
-            if before is self._in_force:  # else a newer one may have arrived
-                self._chosen[id(bundle), name] = (bundle, revision)
+            key = (id(bundle), name)
+            making = self._making.get(key)
+            if making is None:
+                making = asyncio.ensure_future(self._make_ready(bundle, name))
+                self._making[key] = making
+                making.add_done_callback(partial(self._made, key))
+            await asyncio.shield(making)  # for others, although this caller may leave
         return self.select(bundle, name, at_least=at_least)
+
+    async def _make_ready(self, bundle: Bundle, name: str | None) -> None:
+        """Resolve the prior in force in a thread, once for all requests that come meanwhile."""
+        before = self._in_force
+        revision = await asyncio.to_thread(self.in_force, bundle, name or DEFAULT)
+        if before is self._in_force:  # else a newer one may have arrived
+            self._choose(bundle, name, revision)
+
+    def _made(self, key: tuple[int, str | None], made: asyncio.Future[None]) -> None:
+        del self._making[key]
+        if not made.cancelled():
+            made.exception()  # seen, although every caller may have left
 
     async def fetch(self, bundle: Bundle, name: str | None, at: int) -> PriorRevision:
         """An older revision, from memory or the store.
@@ -435,6 +449,11 @@ class Priors:
         return await self._need_store().read(lambda store: store.served(model, name))
 
     # ---- inside
+
+    def _choose(self, bundle: Bundle, name: str | None, revision: PriorRevision) -> None:
+        if len(self._chosen) >= _MAX_CHOSEN:
+            self._chosen = {}
+        self._chosen[id(bundle), name] = (bundle, revision)
 
     def _is_quick(self, bundle: Bundle, name: str, at: int | None = None) -> bool:
         """Whether `select` would end at once. Making the vectors of 20,000 classes takes 20 ms."""

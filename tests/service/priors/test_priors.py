@@ -366,6 +366,33 @@ def test_a_prior_of_many_classes_is_made_ready_off_the_loop(tmp_path, wanted):
     run(scenario())
 
 
+def test_requests_that_come_together_have_a_long_prior_made_ready_once(tmp_path, monkeypatch):
+    many = make_bundle(class_names=[f"c{n}" for n in range(2001)], class_counts=[1.0] * 2001)
+    made = []
+    resolve = Priors.in_force
+
+    def counted(self, bundle, name):
+        made.append(name)
+        return resolve(self, bundle, name)
+
+    async def scenario():
+        async with following(f"sqlite:///{tmp_path}/p.db", cache_bytes=1) as priors:
+            body = parse_prior({"target": [1 + n for n in range(2001)]})
+            await priors.put(many, "a", body, by="me")
+            await priors.requested(many, "training")
+            monkeypatch.setattr(Priors, "in_force", counted)
+            together = [asyncio.ensure_future(priors.requested(many, "a")) for _ in range(20)]
+            await asyncio.sleep(0)
+            together[0].cancel()  # the caller for whom it was begun
+            found = await asyncio.gather(*together[1:])
+            assert len({id(each) for each in found}) == 1
+            assert made == ["a"]
+            with pytest.raises(UnknownPrior):
+                await priors.requested(many, "winter")
+
+    run(scenario())
+
+
 def test_at_least_a_revision_is_that_or_a_newer_one_or_an_error(pets, store_url):
     async def scenario():
         async with following(store_url) as priors:
