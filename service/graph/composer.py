@@ -108,8 +108,12 @@ _shared = _Shared()
 
 
 def start_early() -> None:
-    """Start the process that the next loads share, so that it imports while this one does."""
-    _shared.start()
+    """Start the process that the next loads share, so that it imports while this one does.
+
+    Where none can be started, as without free descriptors, each load tries by itself.
+    """
+    with contextlib.suppress(OSError):
+        _shared.start()
 
 
 def end_shared() -> None:

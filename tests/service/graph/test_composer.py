@@ -67,6 +67,13 @@ def test_a_load_does_not_wait_for_another_that_takes_long(file, shared, monkeypa
     assert len(shared) == 1
 
 
+def test_where_no_process_can_be_started_early_a_load_starts_its_own(file, monkeypatch):
+    with monkeypatch.context() as broken:
+        broken.setattr(composer.sys, "executable", "/nowhere/python")
+        composer.start_early()
+    assert composed(file)
+
+
 def test_a_file_that_takes_too_long_is_refused_and_named(file, monkeypatch):
     monkeypatch.setattr(composer, "COMPOSE_SECONDS", 0)
     with pytest.raises(UnsupportedGraph, match=r"model\.onnx: took over 0 s to read"):
