@@ -192,6 +192,9 @@ class FramedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self._lingering is not None:
             self._lingering.cancel()
+        # The last request refers to this object. Without the way back, both are freed now; else
+        # they would wait for the garbage collector, with what they hold, for 800 connections.
+        self.cycle = None  # type: ignore[assignment]
 
     def forget_open_requests(self) -> None:
         """Mark the requests that have no answer yet as abandoned."""

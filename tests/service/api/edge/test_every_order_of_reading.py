@@ -6,6 +6,8 @@ A search visits every state that some order of the steps leads to; where nothing
 each request must have been answered once, in its order, and the connection must be closed.
 """
 
+import gc
+import weakref
 from collections import deque
 from itertools import pairwise
 
@@ -188,3 +190,24 @@ def test_every_pipelined_request_is_answered_in_its_order(kinds, cuts, monkeypat
             assert world.transport.is_closed, path
         assert world.answered == wanted[: len(world.answered)]
     assert ends >= 1
+
+
+@pytest.mark.parametrize("segments", [[SHORT % 0], [LONG % 0], [SHORT % 0 + LONG % 1]])
+@pytest.mark.parametrize("is_answered", [True, False])
+def test_a_lost_connection_is_freed_without_a_garbage_collection(segments, is_answered):
+    """Its requests refer to it. A way back would keep both, and their bodies, for long."""
+    gc.collect()
+    gc.disable()
+    try:
+        world = World(segments)
+        world.take("read")
+        while is_answered and world.protocol.open:
+            world.take("answer")
+        running, world.protocol.open = world.protocol.open, []
+        world.protocol.connection_lost(None)
+        assert all(cycle.disconnected for cycle in running)
+        lost = weakref.ref(world.protocol)
+        del world.protocol, running[:]
+        assert lost() is None
+    finally:
+        gc.enable()
