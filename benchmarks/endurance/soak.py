@@ -5,9 +5,10 @@ flat.
         [--leak] [--out FILE.json]
 
 One process gets requests of every kind (traffic.py: models, bodies, tau, priors, top_k, sizes,
-deadlines, clients that hang up, faults). Twice a second, a prior that no request names gets a new
-revision, and the service scans the models' folder again (SIGHUP). Each answer is compared with the
-formula in float64.
+deadlines, clients that hang up, faults), every fourth time several in one write. Twice a second, a
+prior that no request names gets a new revision, and the service scans the models' folder again
+(SIGHUP). Each answer is compared with the formula in float64; a request without an answer for 20 s
+is wrong, too.
 
 Memory is read 50 times, at equal intervals. It counts as flat when the median of the last ten
 readings is at most 8 MiB above that of readings 10 to 20; by then every cache and sample is full.
@@ -72,7 +73,7 @@ async def run(server: Process, given: argparse.Namespace) -> dict:
     changing = asyncio.ensure_future(change(server))
     statuses: Counter[int] = Counter()
     faults: list[str] = []
-    wrong, memory = 0, [server.rss_mib()]
+    wrong, lost, longest, memory = 0, 0, 0.0, [server.rss_mib()]
     begun, traffic = time.perf_counter(), asks(given.seed)
     signalled = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -84,6 +85,8 @@ async def run(server: Process, given: argparse.Namespace) -> dict:
         driven = await drive(server.url, piece, connections=given.connections)
         statuses += driven.statuses
         wrong += driven.faulty
+        lost += driven.lost
+        longest = max(longest, driven.longest_seconds)
         faults += driven.faults[:5]
         memory.append(server.rss_mib())
     seconds = time.perf_counter() - begun
@@ -97,6 +100,8 @@ async def run(server: Process, given: argparse.Namespace) -> dict:
         "seconds": seconds,
         "statuses": {str(status): count for status, count in sorted(statuses.items())},
         "wrong": wrong,
+        "lost": lost,
+        "longest_seconds": longest,
         "faults": faults[:20],
         "changes": dict(CHANGES),
         "memory_mib": memory,
@@ -130,7 +135,8 @@ def report(found: dict) -> str:
     statuses = ", ".join(f"{status}: {count}" for status, count in found["statuses"].items())
     lines = [
         (f"{found['requests']} requests in {found['seconds']:.0f} s ({statuses}; 0: the client "
-        f"left), {found['wrong']} wrong"),
+        f"left), {found['wrong']} wrong, {found['lost']} of them without an answer; longest wait "
+        f"{found['longest_seconds']:.2f} s"),
         f"meanwhile: {', '.join(f'{count} {what}' for what, count in found['changes'].items())}",
         (f"memory: {memory[0]:.1f} MiB at the start, {found['early_mib']:.1f} in the second fifth, "
         f"{found['late_mib']:.1f} in the last"),

@@ -160,7 +160,7 @@ async def ask(
     connection, last = Connection(url), 0
     while not ended.is_set():
         try:
-            status, _, answered = await connection.send(question)
+            ((status, _, answered),) = [each async for each in connection.send([question])]
         except (OSError, asyncio.IncompleteReadError) as error:
             seen.failed.append(repr(error))
             await connection.close()
