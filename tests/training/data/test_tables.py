@@ -151,6 +151,14 @@ def test_times_are_refused_whatever_their_unit_and_can_be_left_out(tmp_path, uni
     [
         ("{:02}.01.2024", "holds dates, such as '00.01.2024'; a graph cannot read them"),
         ("2024-01-{:02} 10:00", "holds dates.* such as year, month, weekday and hour"),
+        ("Jan {}, 2024", "holds dates"),
+        ("{} January", "holds dates"),
+        ("Fri, {} Jan 2024 10:35:00 GMT", "holds dates"),
+        ("{:02}/01/24", "holds dates"),
+        ("202401{:02}T1035", "holds dates"),
+        ("2024-W{:02}", "holds dates"),
+        ("10:{:02}", "holds times of day, such as '10:00'; a graph cannot read them"),
+        ("10:{:02} PM", "holds times of day"),
         ("{},5", "holds numbers with a comma, such as '0,5'; write numbers as 1234.5"),
         ("{}%", "holds percentages"),
         ("€{}", "holds amounts of money"),
@@ -169,6 +177,45 @@ def test_strings_that_are_numbers_or_dates_in_another_spelling_are_no_categories
     parquet.write_table(pa.table(made), path)
     if "dates" not in said:
         assert load(path).kind == "columns"
+
+
+def test_dates_are_known_beside_a_word_for_unknown_and_other_numbered_words_are_categories(
+    tmp_path,
+):
+    path = tmp_path / "own.parquet"
+
+    def kind_of(cells):
+        parquet.write_table(pa.table(columns(odd=cells)), path)
+        return load(path).kind
+
+    with pytest.raises(BadData, match="column 'odd': holds dates, such as '2024-01-01'"):
+        kind_of([f"2024-01-{row:02}" if row else "unknown" for row in range(30)])
+    for form in ("decile {}", "market-{}", "{}:1", "May be {}", "lot 12-{}"):
+        assert kind_of([form.format(row % 25) for row in range(30)]) == "columns", form
+    shifts = ["06:00", "14:00", "22:00"]
+    assert kind_of([shifts[row % 3] for row in range(30)]) == "columns"
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [(0, 'a,"b,kind'), (40, '7,"8,sun'), (40, '7,8,"sun'), (40, '7,"8"",sun')],
+)
+def test_a_quotation_mark_that_is_not_closed_is_found(tmp_path, row, wrong):
+    lines = ["a,b,kind", *(f"{n},{n % 7},{KINDS[n % len(KINDS)]}" for n in range(20_000))]
+    lines[row] = wrong
+    path = tmp_path / "own.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(BadData, match=rf"a quoted cell of the row in line {row + 1} has no end"):
+        load(path)
+
+
+def test_marks_within_cells_and_cells_of_many_lines_are_no_open_quotes(tmp_path):
+    cells = ['5" tube', '"said ""so"""', '"two\nlines"', "plain"] * 10
+    path = tmp_path / "own.csv"
+    rows = [f"{cell},{n % 5},{KINDS[n % len(KINDS)]}" for n, cell in enumerate(cells)]
+    rows.append(f'6" tube,1,{KINDS[0]}')  # an odd number of marks
+    path.write_text("\n".join(["a,b,kind", *rows]), encoding="utf-8")
+    assert len(load(path).whole) == 41
 
 
 def test_numbers_that_float32_merges_are_told(tmp_path):

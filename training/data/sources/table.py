@@ -18,6 +18,7 @@ from training.data.sources.table_file import (
     DATE_CURE,
     DATES,
     INDEX_NAMES,
+    TIMES,
     TableFile,
     categories,
     column_names,
@@ -336,9 +337,10 @@ def _inputs(
             values = categories(table, name)
             spelt = None if name in forced else disguised(values)
             if spelt:
-                cure = DATE_CURE if spelt == DATES else "write numbers as 1234.5"
+                what, example = spelt
+                cure = DATE_CURE if what in (DATES, TIMES) else "write numbers as 1234.5"
                 raise BadData(
-                    f"{table.path}, column '{name}': holds {spelt}, such as {_some(values)!r}; "
+                    f"{table.path}, column '{name}': holds {what}, such as {example!r}; "
                     f"{cure}, leave the column out with &without={name}, or take it as strings "
                     f"with &category={name}"
                 )
@@ -367,10 +369,6 @@ def _inputs(
             )
         return records(found)
     return np.concatenate(list(found.values()), axis=1)
-
-
-def _some(values: NDArray[np.object_]) -> str:
-    return next(str(value) for value in values if value)
 
 
 def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:

@@ -17,6 +17,7 @@ from training.faults import BadData, instead, readable
 if TYPE_CHECKING:
     import pyarrow as pa
 
+csv.field_size_limit(2**31 - 1)  # by default, a cell of more than 128 KB is an error
 INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
 """The names that pandas gives to a column that is the index of its rows."""
 DATES = "dates"
@@ -24,15 +25,38 @@ DATE_CURE = (
     "a graph cannot read them, so give what matters of them as numbers, such as year, month, "
     "weekday and hour"
 )
+TIMES = "times of day"
+_MONTH = (
+    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?"
+    r"|oct(ober)?|nov(ember)?|dec(ember)?)\.?"
+)
+_DAY = r"\d{1,2}(st|nd|rd|th)?"
+_YEAR = r"(19|20)\d\d"
+_FORMS_OF_DATES = (
+    r"\d{1,2}[./ -]\d{1,2}[./ -](\d{4}|\d{2})",  # 05/01/24
+    r"\d{4}[./-]\d{1,2}[./-]\d{1,2}",  # 2024-01-05
+    rf"{_YEAR}-(0[1-9]|1[0-2])",  # 2024-01
+    rf"{_YEAR}(0[1-9]|1[0-2])[0-3]\d(?=T)",  # 20240105T10
+    rf"{_YEAR}-?W\d\d(-?\d)?",  # 2024-W05
+    rf"{_DAY}[\s./-]+{_MONTH}([\s,./-]+\d{{2,4}})?",  # 5 Jan 2024
+    rf"{_MONTH}[\s./-]+{_DAY}(,?\s+\d{{2,4}})?",  # Jan 5, 2024
+    rf"{_MONTH}[\s,./-]+(\d{{4}}|\d{{2}})",  # Jan 2024
+)
 SPELLINGS = {
     DATES: re.compile(
-        r"(\d{1,2}[./-]\d{1,2}[./-](\d{4}|\d{2})|\d{4}[./-]\d{1,2}[./-]\d{1,2})([ T].*)?"
+        r"((mon|tue|wed|thu|fri|sat|sun)[a-z]*,?\s+)?"
+        rf"({'|'.join(_FORMS_OF_DATES)})([ T,].*)?",
+        re.IGNORECASE,
     ),
+    TIMES: re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?\s?([ap]\.?m\.?)?", re.IGNORECASE),
     "numbers with a comma": re.compile(r"[-+]?\d+(,\d+)+(\.\d+)?"),
     "percentages": re.compile(r"[-+]?\d+([.,]\d+)?\s?%"),
     "amounts of money": re.compile(r"[-+]?[€$£¥]\s?\d[\d.,]*|[-+]?\d[\d.,]*\s?[€$£¥]"),
 }
 """Strings that are no categories, where a column has nothing else."""
+NEARLY_ALL = 0.9
+"""A column is one of dates or times where this share of its different values is; the others may
+be words such as unknown."""
 MANY_ROWS = 10_000
 """The most cells of a string column that are examined."""
 
@@ -95,6 +119,7 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
     try:
         if path.suffix.lower() == ".parquet":
             return list(parquet.read_schema(path).names)
+        _check_quotes(path, encoding)
         # a byte order mark is not part of the first name
         with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
             found = next(csv.reader(file), [])
@@ -131,7 +156,9 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
             )
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
+        _check_quotes(path, encoding)
         raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
+    _check_quotes(path, encoding)
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
         _check_encoding(path, encoding)
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
@@ -163,12 +190,20 @@ def is_category(table: TableFile, name: str) -> bool:
     return declared or 2 * count <= len(values) or count == len(values)
 
 
-def disguised(values: NDArray[np.object_]) -> str | None:
-    """What strings [n] are, where all of them are dates, or numbers in another spelling."""
+def disguised(values: NDArray[np.object_]) -> tuple[str, str] | None:
+    """What strings [n] are, where they are dates or times, or numbers in another spelling.
+
+    Returns it with the first of them.
+
+    A few values may be meant as categories, such as the hours of three shifts, but not dates.
+    """
     distinct = set(values[:MANY_ROWS]) - {""}
     for what, pattern in SPELLINGS.items():
-        if distinct and all(map(pattern.fullmatch, distinct)):
-            return what if what == DATES or len(distinct) > FEW_VALUES else None
+        needed = NEARLY_ALL if what in (DATES, TIMES) else 1
+        alike = {value for value in distinct if pattern.fullmatch(value.strip())}
+        if alike and len(alike) >= needed * len(distinct):
+            first = next(value for value in values if value in alike)
+            return (what, first) if what == DATES or len(distinct) > FEW_VALUES else None
     return None
 
 
@@ -266,6 +301,32 @@ def _is_dictionary(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_dictionary(kind))
+
+
+def _check_quotes(path: Path, encoding: str) -> None:
+    """Raise BadData that names the row of a CSV file in which a quoted cell has no end.
+
+    The rest of the file is then one cell. Only files with an odd number of quotation marks are read
+    row by row.
+    """
+    if path.suffix.lower() == ".parquet":
+        return
+    with path.open("rb") as file:
+        marks = sum(piece.count(b'"') for piece in iter(lambda: file.read(2**20), b""))
+    if marks % 2 == 0:
+        return
+    begun = 1
+    with path.open(encoding=encoding, errors="replace", newline="") as text:
+        rows = csv.reader(text, strict=True)
+        try:
+            for _ in rows:
+                begun = rows.line_num + 1
+        except csv.Error as error:
+            if "unexpected end" in str(error):
+                raise BadData(
+                    f"{path}: a quoted cell of the row in line {begun} has no end; close its "
+                    'quotation mark ("), or write a mark within a cell twice ("")'
+                ) from None
 
 
 def _check_encoding(path: Path, encoding: str) -> None:
