@@ -1,7 +1,9 @@
 """The errors that a user can correct, each with its exit code, and the report of the command."""
 
+import os
 import re
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 from typing import ClassVar
@@ -91,7 +93,8 @@ def short(error: BaseException) -> str:
     """An error of a user's code or of a library in one line: kind, message, file and line.
 
     Of errors that were raised from one another the first counts, as it has the reason. The file is
-    the user's own, where the error passed through one.
+    the user's own, where the error passed through one. Otherwise it may be an error of this
+    package, and the line names a new file with the traceback.
     """
     while error.__cause__ is not None:
         error = error.__cause__
@@ -119,4 +122,19 @@ def _place_of(error: BaseException) -> str:
     ]
     if isinstance(error, SyntaxError) and error.filename:
         return f" ({Path(error.filename).name}, line {error.lineno})"
-    return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+    if frames:
+        return f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})"
+    return _kept_traceback(error)
+
+
+def _kept_traceback(error: BaseException) -> str:
+    """Write the traceback of an error to a new file; return the end of a message that names it."""
+    if isinstance(error, (OSError, MemoryError, SystemExit)):  # their messages are enough
+        return ""
+    try:
+        handle, path = tempfile.mkstemp(prefix="training-", suffix=".txt")
+    except OSError:
+        return ""
+    with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.writelines(traceback.format_exception(error))
+    return f" (traceback: {path})"

@@ -1,6 +1,7 @@
 """Draws figures as SVG text in one style, without a display."""
 
 import io
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -51,7 +52,9 @@ def charts(
 def svg(figure: Figure, *, title: str) -> str:
     """Return the figure as an <svg> element; `title` is for screen readers."""
     out = io.StringIO()
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(_STYLE), warnings.catch_warnings():
+        # the page's reader draws the text, with whatever fonts there are
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(
             out, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )

@@ -29,6 +29,12 @@ def test_the_page_says_how_the_model_was_made_and_has_all_figures(document):
         assert f"<b>{name}</b>" in text
 
 
+def test_names_in_any_script_are_drawn_without_a_warning(document, recwarn):
+    names = [f"猫 {name}" for name in document["class_names"]]
+    assert "猫 " in run_page(document | {"class_names": names}, {}, title="t", lead="l")
+    assert not [str(warning.message) for warning in recwarn]
+
+
 def test_the_type_of_all_charts_has_one_size(document):
     figures = re.findall(r'--w:(\d+)px"><svg[^>]*\swidth="([\d.]+)pt"', page_of(document))
     assert len(figures) == 4

@@ -1,8 +1,16 @@
 """Whatever would fail after training fails before it, within seconds and with the reason."""
 
+import re
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from training.faults import short
+from training.learning.losses import make_loss
 from training.run.prepare import prepare
 from training.run.recipe_file import make
 from training.run.rehearsal import rehearse
@@ -16,6 +24,19 @@ def rehearsed(own_npz, models, network, **settings):
     before = {key: value.clone() for key, value in made.state_dict().items()}
     rehearse(recipe, ready, made, models=models)
     return made, before
+
+
+def test_an_error_in_no_code_of_the_users_names_a_file_with_its_traceback(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    loss = make_loss("erm", np.array([5, 3, 2]))
+    with ThreadPoolExecutor() as threads:  # so that no line of this test is on the way
+        out_of_range = threads.submit(loss, torch.zeros(2, 3), torch.tensor([0, 7])).exception()
+        absent = threads.submit(Path.read_text, tmp_path / "absent").exception()
+    named = re.search(r"\(traceback: (.+)\)$", short(out_of_range))
+    told = Path(named[1]).read_text(encoding="utf-8")
+    assert told.startswith("Traceback")
+    assert "losses.py" in told
+    assert "traceback" not in short(absent)
 
 
 ODD = "tests.support.odd_networks"
