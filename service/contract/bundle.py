@@ -30,7 +30,8 @@ from service.contract.estimation import (
     no_boolean,
 )
 from service.contract.inputs.familiarity import InputStatistics
-from service.contract.prior import pydantic_errors
+from service.contract.members.sparse import SPARSE_FROM
+from service.contract.prior import OwnSource, own_source, pydantic_errors
 
 MODEL_FILE = "model.onnx"
 MANIFEST_FILE = "model.json"
@@ -284,6 +285,7 @@ class Bundle(_Strict):
     estimation: Estimation | None = None
     provenance: dict[str, Any] = {}
     _adjusts_with_block: bool = PrivateAttr(default=True)
+    _own_source: OwnSource | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
     def _whole(self) -> Self:
@@ -382,10 +384,29 @@ class Bundle(_Strict):
             return None
         return block.log_source
 
+    @property
+    def own_source(self) -> OwnSource | None:
+        """What the priors of this model share that give no label frequencies; worked out once.
+
+        None for a short class list, whose priors share nothing, and where class_counts hold a 0.
+        """
+        if self._own_source is None:
+            counts = self.class_counts
+            if len(self.class_names) < SPARSE_FROM or (counts is not None and not all(counts)):
+                return None
+            self._own_source = own_source(
+                self.class_counts,
+                classes=len(self.class_names),
+                loss_tau=self.loss_tau,
+                calibrated_log_source=self.calibrated_log_source,
+            )
+        return self._own_source
+
     def without_calibrated_source(self) -> Self:
         """This model, to be adjusted with its class_counts instead of the estimation block."""
         plain = self.model_copy()
         plain._adjusts_with_block = False  # noqa: SLF001 - of its own class
+        plain._own_source = None  # noqa: SLF001 - of its own class
         return plain
 
     @property

@@ -6,9 +6,10 @@ A prior is a pair: label frequencies (what is divided out) and a target (what is
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -23,6 +24,15 @@ from service.contract.automatic import AutoAdopt
 from service.contract.members import costs as of_costs
 from service.contract.members import switch as of_switch
 from service.contract.members.costs import Costs, CostsBody
+from service.contract.members.sparse import (
+    SPARSE_FROM,
+    Held,
+    Shared,
+    Sparse,
+    SparseOffset,
+    dense,
+    sparse_weights,
+)
 from service.contract.members.switch import ContextBody, ScheduleBody, Switch
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
@@ -75,18 +85,39 @@ STRUCTURED = ("auto_adopt", "costs", "context", "schedule")
 """Members of a prior that are not vectors; they are written only where they are set."""
 
 
+class Vectors(NamedTuple):
+    """The vectors [C] of a prior, each as an array or in a form that takes less memory.
+
+    label_frequencies and log_source are None when the model has none and the prior gives none.
+    """
+
+    label_frequencies: Held | None
+    target: Held
+    log_source: Held | None
+    log_target: Held
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of the vectors that no other prior shares, in bytes."""
+        return sum(vector.nbytes for vector in self if vector is not None)
+
+
+class OwnSource(NamedTuple):
+    """What the priors of a model share that give no label frequencies: two vectors [C]."""
+
+    label_frequencies: Vector | None
+    log_source: Vector | None
+
+
 @dataclass(frozen=True)
 class Prior:
     """A checked prior of one class list. All vectors are float64 [C]; offset = log sigma - log rho.
 
-    label_frequencies and log_source are None when the model has none and the prior gives none;
-    offset is then None too, and only tau = 0 can be served.
+    A vector that is not held as an array is made at each use. Without a log_source there is no
+    offset, and only tau = 0 can be served.
     """
 
-    label_frequencies: Vector | None
-    target: Vector
-    log_source: Vector | None
-    log_target: Vector
+    vectors: Vectors = field(repr=False)
     expected: bool = False
     warnings: tuple[str, ...] = field(default=())
     calibrated: bool = False
@@ -97,9 +128,36 @@ class Prior:
     """With a switch, another stored prior may apply in place of this one."""
 
     @property
-    def offset(self) -> Vector | None:
+    def label_frequencies(self) -> Vector | None:
+        """[C] what is divided out, normalised; None where it is unknown."""
+        held = self.vectors.label_frequencies
+        return None if held is None else dense(held)
+
+    @property
+    def target(self) -> Vector:
+        """[C] what is multiplied in, normalised."""
+        return dense(self.vectors.target)
+
+    @property
+    def log_source(self) -> Vector | None:
+        """[C] log sigma; None where it is unknown."""
+        held = self.vectors.log_source
+        return None if held is None else dense(held)
+
+    @property
+    def log_target(self) -> Vector:
+        """[C] log rho, LOG_ZERO where the target is 0."""
+        return dense(self.vectors.log_target)
+
+    @property
+    def offset(self) -> NDArray[np.float32] | SparseOffset | None:
         """[C] this prior's row of the prior table: tau * offset is subtracted from logits / T."""
-        return None if self.log_source is None else self.log_source - self.log_target
+        source, target = self.vectors.log_source, self.vectors.log_target
+        if source is None:
+            return None
+        if isinstance(target, Sparse):
+            return SparseOffset(source, target)
+        return (dense(source) - dense(target)).astype(np.float32)
 
 
 def parse_prior(body: object) -> PriorBody:
@@ -180,20 +238,138 @@ def resolve_prior(
     class_counts: Sequence[float] | None,
     loss_tau: float,
     calibrated_log_source: Vector | None = None,
+    own: OwnSource | None = None,
 ) -> Prior:
     """Turn a body into vectors for a model. Raises InvalidPrior or UnknownLabelFrequencies.
+
+    own: what class_counts, loss_tau and calibrated_log_source come to. A body that gives most of a
+    large class list one value then takes no vector of its own.
 
     calibrated_log_source: [C] the source prior that validation has measured (see
     Bundle.calibrated_log_source). It replaces the one that class_counts imply, unless the body
     names label frequencies of its own.
     """
     errors: list[tuple[str, str]] = []
-    frequencies = _label_frequencies(body, class_names, class_counts, errors)
-    target = _target(body, class_names, frequencies, errors)
     costs = None
     if body.costs is not None:
         costs = of_costs.resolve_costs(body.costs, class_names, errors)
     switch = of_switch.resolve_switch(body.context, body.schedule, errors)
+    vectors = None
+    if own is not None and len(class_names) >= SPARSE_FROM and not errors:
+        vectors = _sparse_vectors(body, class_names, loss_tau, own)
+    if vectors is None:
+        vectors = _dense_vectors(
+            body, class_names, class_counts, loss_tau, calibrated_log_source, errors
+        )
+    warnings: tuple[str, ...] = ()
+    if loss_tau == 1 and body.label_frequencies is not None:
+        warnings = (
+            (
+                "label_frequencies have no effect: the model was trained with loss_tau = 1, "
+                "so its source prior is uniform"
+            ),
+        )
+    return Prior(
+        vectors=vectors,
+        expected=body.expected,
+        warnings=warnings,
+        calibrated=calibrated_log_source is not None and body.label_frequencies is None,
+        costs=costs,
+        switch=switch,
+    )
+
+
+def own_source(
+    class_counts: Sequence[float] | None,
+    *,
+    classes: int,
+    loss_tau: float,
+    calibrated_log_source: Vector | None,
+) -> OwnSource:
+    """The vectors of priors that give no label frequencies. The arrays are read-only.
+
+    Raises ValueError when a count is 0.
+    """
+    frequencies = None if class_counts is None else _normalised(np.asarray(class_counts))
+    if calibrated_log_source is not None:
+        log_source: Vector | None = np.array(calibrated_log_source)
+    elif frequencies is not None or loss_tau == 1:
+        basis = np.ones(classes) if frequencies is None else np.asarray(class_counts)
+        log_source = log_source_prior(basis, loss_tau=loss_tau)
+    else:
+        log_source = None
+    for vector in (frequencies, log_source):
+        if vector is not None:
+            vector.setflags(write=False)
+    return OwnSource(frequencies, log_source)
+
+
+def _sparse_vectors(
+    body: PriorBody, class_names: Sequence[str], loss_tau: float, own: OwnSource
+) -> Vectors | None:
+    """The vectors of a body that gives most classes one value.
+
+    None for any other body, and for a wrong one: the dense way names its faults.
+    """
+    frequencies: Held | None = None
+    log_source: Held | None = None
+    given: Sparse | None = None
+    if body.label_frequencies is None:
+        if body.smoothing:
+            return None
+        frequencies = None if own.label_frequencies is None else Shared(own.label_frequencies)
+        log_source = None if own.log_source is None else Shared(own.log_source)
+    else:
+        given = _sparse_label_frequencies(body, class_names)
+        if given is None:
+            return None
+        frequencies, log_source = given.normalised(), given.log(1.0 - loss_tau)
+    target = given if body.target == "training" else _sparse_target(body, class_names)
+    if target is None:
+        return None
+    return Vectors(frequencies, target.normalised(), log_source, target.log())
+
+
+def _sparse_label_frequencies(body: PriorBody, class_names: Sequence[str]) -> Sparse | None:
+    if not isinstance(body.label_frequencies, dict):
+        return None
+    given = sparse_weights(body.label_frequencies, body.others, class_names)
+    if given is None:
+        return None
+    given = given.plus(body.smoothing)
+    lowest = min(given.base, given.values.min(initial=given.base))
+    return given if lowest > 0 and _shares_fit(given) else None
+
+
+def _sparse_target(body: PriorBody, class_names: Sequence[str]) -> Sparse | None:
+    if body.target == "uniform":
+        return Sparse(len(class_names), 1.0, np.empty(0, np.int64), np.empty(0))
+    if isinstance(body.target, dict):
+        target = sparse_weights(body.target, body.others, class_names)
+        return target if target is not None and _shares_fit(target) else None
+    return None
+
+
+def _shares_fit(weights: Sparse) -> bool:
+    """Whether `_check_shares` would find no fault, and the largest weight is finite."""
+    every = np.append(weights.values, weights.base)
+    largest = float(every.max())
+    return math.isfinite(largest) and bool((every[every > 0] >= largest * SMALLEST_SHARE).all())
+
+
+def _dense_vectors(  # noqa: PLR0917 - what resolve_prior was given
+    body: PriorBody,
+    class_names: Sequence[str],
+    class_counts: Sequence[float] | None,
+    loss_tau: float,
+    calibrated_log_source: Vector | None,
+    later_errors: list[tuple[str, str]],
+) -> Vectors:
+    """The vectors of any body. Raises InvalidPrior with its faults and then `later_errors`."""
+    errors: list[tuple[str, str]] = []
+    frequencies = _label_frequencies(body, class_names, class_counts, errors)
+    target = _target(body, class_names, frequencies, errors)
+    errors += later_errors
     if errors:
         raise InvalidPrior(errors)
     if target is None:
@@ -203,29 +379,14 @@ def resolve_prior(
         )
     source_known = frequencies is not None or loss_tau == 1
     basis = frequencies if frequencies is not None else np.ones(len(class_names))
-    warnings: tuple[str, ...] = ()
-    if loss_tau == 1 and body.label_frequencies is not None:
-        warnings = (
-            (
-                "label_frequencies have no effect: the model was trained with loss_tau = 1, "
-                "so its source prior is uniform"
-            ),
-        )
-    calibrated = calibrated_log_source is not None and body.label_frequencies is None
-    if calibrated:
-        log_source = calibrated_log_source
-    else:
+    log_source = calibrated_log_source
+    if log_source is None or body.label_frequencies is not None:
         log_source = log_source_prior(basis, loss_tau=loss_tau) if source_known else None
-    return Prior(
+    return Vectors(
         label_frequencies=None if frequencies is None else _normalised(frequencies),
         target=_normalised(target),
         log_source=log_source,
         log_target=log_target_prior(target),
-        expected=body.expected,
-        warnings=warnings,
-        calibrated=calibrated,
-        costs=costs,
-        switch=switch,
     )
 
 

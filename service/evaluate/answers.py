@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.bundle import Bundle
+from service.contract.members.sparse import SparseOffset
 from service.evaluate.ring import NO_LABEL, ROW, TOP, Ring, Rows, context_code, id_of
 from service.evaluate.shared import SharedAnswers, Version, labels_of
 
@@ -61,7 +62,7 @@ class UsedPrior(Protocol):
     """The members of a prior that are used here."""
 
     @property
-    def offset(self) -> NDArray[np.float32] | None:
+    def offset(self) -> NDArray[np.float32] | SparseOffset | None:
         """Log σ − log ρ [C]; None where σ is unknown."""
         ...
 

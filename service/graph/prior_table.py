@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.members.sparse import SparseOffset
+
 Rows = NDArray[np.float32]
 
 
@@ -28,8 +30,10 @@ class PriorTable:
         self._holders = [0] * capacity
         self._free = list(range(capacity - 1, 0, -1))
 
-    def acquire(self, key: Hashable, offset: NDArray[Any] | None) -> int:
+    def acquire(self, key: Hashable, offset: NDArray[Any] | SparseOffset | None) -> int:
         """Return the slot with the row of `key` and hold it; `offset` None is the row of zeros.
+
+        A sparse offset is written out only when the table has no row of `key`.
 
         The caller must `release` it.
         """
@@ -39,7 +43,7 @@ class PriorTable:
         if slot is None:
             slot = self._claim()
             self._slots[key] = slot
-            self.rows[slot] = offset
+            self.rows[slot] = np.asarray(offset)
             self.generation += 1
         else:
             self._slots.move_to_end(key)

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
+from service.contract.members.sparse import SPARSE_FROM
 from service.contract.prior import (
     InvalidPrior,
     PriorBody,
@@ -200,7 +201,12 @@ class AddCounts:
         update: dict[str, object] = {"note": self.note}
         for field, values in self.added.items():
             counts = _counts(self.name, field, body, bundle)
-            update[field] = {key: counts[key] + values.get(key, 0.0) for key in bundle.class_names}
+            others = 0.0 if body.others is None else body.others
+            names = {**counts, **values} if len(bundle.class_names) >= SPARSE_FROM else None
+            update[field] = {
+                key: counts.get(key, others) + values.get(key, 0.0)
+                for key in names or bundle.class_names
+            }
         stored = current is not None and not current.deleted
         if stored and not any(n > 0 for values in self.added.values() for n in values.values()):
             return None
@@ -210,6 +216,7 @@ class AddCounts:
             class_names=bundle.class_names,
             class_counts=bundle.class_counts,
             loss_tau=bundle.loss_tau,
+            own=bundle.own_source,
         )
         return Draft(summed, digest, self.note)
 
@@ -245,7 +252,10 @@ def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str
 
 
 def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str, float]:
-    """The stored counts of a field, by class. Raises PriorConflict when they are not counts."""
+    """The stored counts of a field, by class; without those that `others` gives.
+
+    Raises PriorConflict when they are not counts.
+    """
     spec = body.label_frequencies if field == "label_frequencies" else body.target
     if spec is None:
         if bundle.class_counts is None:
@@ -258,9 +268,11 @@ def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str,
         raise PriorConflict(f"the {field} of '{name}' is '{spec}', not counts; PUT counts first")
     if isinstance(spec, list):
         spec = dict(zip(bundle.class_names, spec, strict=True))
-    others = 0.0 if body.others is None else body.others
-    counts = {key: spec.get(key, others) for key in bundle.class_names}
-    if max(counts.values()) <= 1 and any(not value.is_integer() for value in counts.values()):
+    counts = dict(spec)
+    every = list(counts.values())
+    if body.others is not None and len(counts) < len(bundle.class_names):
+        every.append(body.others)
+    if max(every) <= 1 and any(not value.is_integer() for value in every):
         raise PriorConflict(
             f"the {field} of '{name}' holds probabilities, not counts; PUT counts first"
         )

@@ -9,7 +9,7 @@ from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.bundle import Bundle
 from service.contract.label_shift import NotConverged, em_prior
 from service.contract.members.costs import REJECTED
-from service.contract.prior import Prior
+from service.contract.prior import Prior, Vectors
 from service.contract.tracking import Tracked
 from service.contract.verdict import SHRINKAGE, Assessment, assess, may_adopt
 from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_shannon
@@ -212,7 +212,8 @@ def _traffic_rule(logits: NDArray[np.float32], temperature: float, *priors: Prio
         likeliest = em_prior(posteriors, source_prior=np.exp(known.log_source))
     except NotConverged:
         return None
-    return Rule(Prior(None, likeliest, known.log_source, log_target_prior(likeliest)), 1.0)
+    vectors = Vectors(None, likeliest, known.log_source, log_target_prior(likeliest))
+    return Rule(Prior(vectors), 1.0)
 
 
 def _thinned(logits: NDArray[np.float32]) -> NDArray[np.float32]:

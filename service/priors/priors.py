@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from service.contract.bundle import Bundle
-from service.contract.prior import PriorBody, UnknownLabelFrequencies, resolve_prior
+from service.contract.prior import PriorBody, UnknownLabelFrequencies
 from service.priors.changes import (
     UNCONDITIONAL,
     AddCounts,
@@ -47,6 +47,7 @@ from service.priors.snapshot import (
     Snapshot,
     advance,
     content_key,
+    resolve,
     resolve_built_in,
     resolve_inline,
     resolve_stored,
@@ -358,7 +359,7 @@ class Priors:
         """
         check_prior_name(name)
         digest = self._digest(bundle)
-        await asyncio.to_thread(_check_resolves, bundle, body)
+        await asyncio.to_thread(resolve, bundle, name, 0, body, None)
         if self.newest(bundle.name, name) is None and len(self.names(bundle.name)) >= MAX_NAMES:
             raise PriorConflict(
                 f"model '{bundle.name}' has {MAX_NAMES} priors already; delete one first"
@@ -570,12 +571,3 @@ class Priors:
                 "none", "no store was given, so only built-in and inline priors can be used"
             )
         return self._calls
-
-
-def _check_resolves(bundle: Bundle, body: PriorBody) -> None:
-    resolve_prior(
-        body,
-        class_names=bundle.class_names,
-        class_counts=bundle.class_counts,
-        loss_tau=bundle.loss_tau,
-    )

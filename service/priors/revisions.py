@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.members.sparse import SparseOffset
 from service.contract.members.switch import NAME_PATTERN, Fallback
 from service.contract.prior import InvalidPrior, Prior, PriorBody
 
@@ -148,32 +149,26 @@ class PriorRevision:
     """A prior resolved for a model's class list, ready to answer requests with.
 
     name is None for an inline prior; revision is 0 for inline and built-in priors and an unstored
-    default. offset is float32 [C], log sigma - log rho, or None when the label frequencies are
-    unknown (then only tau = 0 can be served). key identifies the offset among all priors of the
-    model version.
+    default. offset is float32 [C], log sigma - log rho, or the sparse form of it, or None when the
+    label frequencies are unknown (then only tau = 0 can be served). key identifies the offset
+    among all priors of the model version.
     """
 
     name: str | None
     revision: int
     prior: Prior
-    offset: NDArray[np.float32] | None = field(repr=False)
+    offset: NDArray[np.float32] | SparseOffset | None = field(repr=False)
     key: Hashable = field(repr=False)
     chosen_by: ChosenBy | None = None
     """Set where the context or schedule of another prior led to this one."""
 
     @property
     def nbytes(self) -> int:
-        """Memory of the vectors, in bytes."""
+        """Memory of the vectors that no other prior shares, in bytes."""
         prior = self.prior
-        vectors = (
-            prior.label_frequencies,
-            prior.target,
-            prior.log_source,
-            prior.log_target,
-            self.offset,
-        )
         costs = 0 if prior.costs is None else prior.costs.nbytes
-        return costs + sum(vector.nbytes for vector in vectors if vector is not None)
+        offset = 0 if self.offset is None else self.offset.nbytes
+        return costs + offset + prior.vectors.nbytes
 
 
 @dataclass(frozen=True)

@@ -76,9 +76,10 @@ def resolve(
         class_counts=bundle.class_counts,
         loss_tau=bundle.loss_tau,
         calibrated_log_source=bundle.calibrated_log_source,
+        own=bundle.own_source,
     )
-    offset = None if prior.offset is None else prior.offset.astype(np.float32)
-    if offset is not None:
+    offset = prior.offset
+    if isinstance(offset, np.ndarray):
         offset.setflags(write=False)
     return PriorRevision(name, revision, prior, offset, key)
 

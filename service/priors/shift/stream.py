@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, log_source_prior
 from service.contract.bundle import Bundle
+from service.contract.members.sparse import SparseOffset
 from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
 
 MAX_WAITING_ROWS = 256
@@ -42,7 +43,7 @@ class Setting(NamedTuple):
 
     rows: int
     tau: float | NDArray[np.float32]
-    offsets: Sequence[NDArray[np.float32] | None]
+    offsets: Sequence[NDArray[np.float32] | SparseOffset | None]
     prior_of_row: NDArray[np.int64] | None
 
 
@@ -185,7 +186,7 @@ def ratios_of(rankings: Iterable[Ranking], log_source: Vector) -> Ranked | None:
             if key not in normal:
                 if len(normal) == MAX_SETTINGS:
                     continue
-                odds = log_source if offset is None else log_source - tau * offset
+                odds = log_source if offset is None else log_source - tau * np.asarray(offset)
                 normal[key] = float(odds.max() + np.log(np.exp(odds - odds.max()).sum()))
             classes = ranking.classes[rows]
             log_odds = log_source[classes] - normal[key]
@@ -222,9 +223,11 @@ def _ratios(
 
 def _alike(
     ranking: Ranking,
-) -> Iterable[tuple[NDArray[np.int64], float, NDArray[np.float32] | None]]:
+) -> Iterable[tuple[NDArray[np.int64], float, NDArray[np.float32] | SparseOffset | None]]:
     """Yield groups of traffic rows with one tau and prior: (rows, tau, offset of the prior)."""
-    groups: dict[tuple[int, float], tuple[list[int], NDArray[np.float32] | None]] = {}
+    groups: dict[
+        tuple[int, float], tuple[list[int], NDArray[np.float32] | SparseOffset | None]
+    ] = {}
     row, end = 0, len(ranking.classes)
     for setting in ranking.settings:
         tau, of_row = setting.tau, setting.prior_of_row

@@ -298,7 +298,7 @@ def test_metrics_can_have_a_port_of_their_own_and_need_the_role_to_observe(model
 
 def test_divergence_is_measured_from_the_target_only_where_that_is_expected():
     from service.contract.adjustment import log_source_prior, log_target_prior, softmax
-    from service.contract.prior import Prior
+    from service.contract.prior import Prior, Vectors
     from service.priors.drift import divergence
     from service.priors.rule import Rule, mean_probability
 
@@ -308,7 +308,8 @@ def test_divergence_is_measured_from_the_target_only_where_that_is_expected():
     moved = first + np.array([3, 0, 0], np.float32)
 
     def prior(target, *, expected):
-        return Prior(None, np.asarray(target), log_source, log_target_prior(target), expected)
+        vectors = Vectors(None, np.asarray(target), log_source, log_target_prior(target))
+        return Prior(vectors, expected)
 
     uniform = prior([1 / 3] * 3, expected=False)
     given = {"tau": 1.0, "temperature": 1.5}

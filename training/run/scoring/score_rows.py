@@ -178,7 +178,10 @@ class _Scorer:
             )
         if scoring.target is not None:
             target = np.asarray(scoring.target)
-            self.prior = replace(self.prior, target=target, log_target=log_target_prior(target))
+            vectors = self.prior.vectors._replace(
+                target=target, log_target=log_target_prior(target)
+            )
+            self.prior = replace(self.prior, vectors=vectors)
         self._session, self._output = open_output(
             scoring.model / "model.onnx", bundle.output.name, threads=scoring.threads
         )
