@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
+import difflib
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from service.contract.nearest import did_you_mean, nearest_path
 _MODELS = Path("models")
 PROVIDERS = ("auto", "cpu", "cuda")
 _PREFIX = "PRIORDIAL_"
+_LIKE_THE_PREFIX = 0.85
+"""PRIODIAL and PRIMORDIAL are this near to the prefix; PRINCIPAL is not."""
 _NOT_SETTINGS = re.compile(r"PRIORDIAL_(TEST_\w+|LEAVE_NOTHING_OUT|URL)")
 """Variables for tests and clients, which the service ignores."""
 _SERVICE_LINK = re.compile(
@@ -27,6 +30,10 @@ _PLATFORMS = {
     "health_route": ("AIP_HEALTH_ROUTE",),
 }
 """Variables that Vertex AI and SageMaker set; PRIORDIAL_* and flags override them."""
+
+
+ROOT_PATH = re.compile(r"(?=.{1,200}\Z)(?:/[A-Za-z0-9._~-]+){1,16}")
+"""A path prefix, which goes into links and redirects: `//host` would lead to another host."""
 
 
 class InvalidSetting(ValueError):
@@ -271,8 +278,10 @@ class Settings:
                     f"{flag} is {value}; expected 0, or {meta['least']} to {meta['high']}"
                 )
         self._check_ports()
-        if self.webhook and not self.webhook.startswith(("http://", "https://")):
-            raise InvalidSetting(f"--webhook is '{self.webhook}'; expected an http or https URL")
+        if self.webhook and not re.match(r"https?://[^/?#:@\s]", self.webhook):
+            raise InvalidSetting(
+                f"--webhook is '{self.webhook[:80]}'; expected an http or https URL with a host"
+            )
         if self.webhook and not self.webhook_secret:
             raise InvalidSetting(
                 "--webhook needs a key for its signatures: set PRIORDIAL_WEBHOOK_SECRET"
@@ -282,12 +291,29 @@ class Settings:
                 f"--feedback-store-rows is {self.feedback_store_rows}, and --feedback-mib is 0, so "
                 "no answers are kept; set --feedback-mib above 0"
             )
+        self._check_address()
         for name in ("predict_route", "health_route"):
             path = getattr(self, name)
             if path and not re.fullmatch(r"/[A-Za-z0-9._~/-]{1,200}", path):
                 raise InvalidSetting(
                     f"{flag_of(name)} is '{path[:80]}'; expected a path such as /score"
                 )
+
+    def _check_address(self) -> None:
+        """Refuse a host with more than an address, and a prefix that is not a path.
+
+        Raises InvalidSetting.
+        """
+        if "/" in self.host or re.fullmatch(r"[^:]+:[0-9]*", self.host):
+            raise InvalidSetting(
+                f"--host is '{self.host[:80]}'; expected an address or a name alone, such as "
+                "127.0.0.1; give the port with --port"
+            )
+        object.__setattr__(self, "root_path", self.root_path.rstrip("/"))
+        if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
+            raise InvalidSetting(
+                f"--root-path is '{self.root_path[:80]}'; expected a path such as /priordial"
+            )
 
     def _check_ports(self) -> None:
         """Refuse a port that two servers would use. Raises InvalidSetting."""
@@ -398,7 +424,10 @@ def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
     platforms = {name for names in _PLATFORMS.values() for name in names}
     found = {name: value for name, value in environment.items() if name in platforms}
     for name, value in environment.items():
-        if not name.startswith(_PREFIX) or _NOT_SETTINGS.fullmatch(name):
+        if not name.startswith(_PREFIX):
+            _check_prefix(name, known)
+            continue
+        if _NOT_SETTINGS.fullmatch(name):
             continue
         if linked and _SERVICE_LINK.fullmatch(name) and (name not in known or "://" in value):
             continue
@@ -410,6 +439,17 @@ def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:
             raise InvalidSetting(f"{name} is not a setting{near or '; serve --help lists all'}")
         found[name] = value
     return found
+
+
+def _check_prefix(name: str, known: Collection[str]) -> None:
+    """Refuse a setting whose prefix is misspelt, as in PRIODIAL_PORT or priordial_port.
+
+    Raises InvalidSetting.
+    """
+    prefix, _, rest = name.upper().partition("_")
+    likeness = difflib.SequenceMatcher(None, prefix, _PREFIX.rstrip("_")).ratio()
+    if _PREFIX + rest in known and likeness > _LIKE_THE_PREFIX:
+        raise InvalidSetting(f"{name} is not a setting; did you mean '{_PREFIX}{rest}'?")
 
 
 def _parsed(raw: Any, kind: Any, name: str) -> Any:

@@ -191,3 +191,53 @@ def test_an_odd_number_is_refused_or_has_a_meaning(item):
     # a share or a pause may be as short as it likes; an interval of polls may not
     least = ["1e-320"] * 2 if item.name in ("max_flip_share", "drain_seconds") else []
     assert taken == least
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["priordial_port", "Priordial_Port", "PRIODIAL_PORT", "PRIMORDIAL_PORT", "PRIORIDAL_PORT"],
+)
+def test_a_misspelt_prefix_is_refused(name):
+    with pytest.raises(
+        InvalidSetting, match=rf"{name} is not a setting; did you mean 'PRIORDIAL_PORT'"
+    ):
+        read_settings({}, {name: "8000"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["PORT", "PRINCIPAL_PORT", "PRIMARY_HOST", "PRIORITY_PORT", "priordial", "PRIODIAL_X", "_PORT"],
+)
+def test_a_variable_of_another_program_is_left_alone(name):
+    assert read_settings({}, {name: "9"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("host", "http://127.0.0.1"),
+        ("host", "localhost:8000"),
+        ("host", "127.0.0.1/8"),
+        ("root_path", "priordial"),
+        ("root_path", "//evil.example"),
+        ("root_path", "http://x/priordial"),
+        ("root_path", "/a?b"),
+        ("root_path", "/" + "a" * 200),
+        ("webhook", "http://"),
+        ("webhook", "https:///hook"),
+        ("webhook", "http://:80/hook"),
+    ],
+)
+def test_an_address_or_path_of_another_form_is_refused(name, value):
+    with pytest.raises(InvalidSetting, match=rf"--{name.replace('_', '-')} is '") as refused:
+        read_settings({name: value, "webhook_secret": "x"}, {})
+    assert len(str(refused.value)) < 200
+
+
+def test_hosts_and_prefixes_that_are_meant():
+    for host in ("::1", "::", "127.0.0.1", "localhost", "fe80::1%eth0", "node-1.example"):
+        assert read_settings({"host": host}, {}).host == host
+    for path, kept in (("/", ""), ("/a/", "/a"), ("/ml/priors", "/ml/priors"), ("", "")):
+        assert read_settings({"root_path": path}, {}).root_path == kept
+    url = "https://user:secret@hooks.example:8443/x?y=z"
+    assert read_settings({"webhook": url, "webhook_secret": "x"}, {}).webhook == url
