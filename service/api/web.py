@@ -13,6 +13,7 @@ from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
 from service.api.edge.errors import PROBLEM_JSON, Problem, kinds, problem_of
+from service.api.edge.known_headers import accepts_gzip
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,13 @@ class _Compressing(GZipMiddleware):
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, with compression unless its path is under /v2."""
+        """Pass a request on. Its answer is compressed if its client accepts gzip, except under /v2.
+
+        Starlette looks for the word gzip only, which `gzip;q=0` has, too.
+        """
+        if scope["type"] == "http" and not accepts_gzip(scope["headers"]):
+            headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
+            scope = {**scope, "headers": headers}
         app = self.app if scope.get("path", "").startswith("/v2") else super().__call__
         await app(scope, receive, send)
 

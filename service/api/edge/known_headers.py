@@ -64,17 +64,30 @@ def _coding(header: bytes) -> bytes:
     """The content coding to use for an Accept-Encoding header; empty if none is acceptable."""
     if not header:
         return b""
-    weights: dict[bytes, float] = {}
-    for item in header.lower().split(b","):
-        name, _, weight = item.replace(b" ", b"").partition(b";q=")
-        number = decimal_number(weight.decode("latin-1") or "1")
-        weights[name.removeprefix(b"x-")] = 0.0 if number is None else number
+    weights = _weights(header)
     best, least = b"", 0.0
     for coding in _CODINGS:
         found = weights.get(coding, weights.get(b"*", 0.0))
         if found > least:
             best, least = coding, found
     return best
+
+
+def accepts_gzip(headers: Pairs) -> bool:
+    """Whether a client accepts gzip. A weight of 0 says that it does not (RFC 9110, 12.4.2)."""
+    given = _joined(headers).get(b"accept-encoding", b"")
+    weights = _weights(given) if given else {}
+    return weights.get(b"gzip", weights.get(b"*", 0.0)) > 0
+
+
+def _weights(header: bytes) -> dict[bytes, float]:
+    """The weight of each coding that an Accept-Encoding header names."""
+    weights: dict[bytes, float] = {}
+    for item in header.lower().split(b","):
+        name, _, weight = item.replace(b" ", b"").partition(b";q=")
+        number = decimal_number(weight.decode("latin-1") or "1")
+        weights[name.removeprefix(b"x-")] = 0.0 if number is None else number
+    return weights
 
 
 def _joined(headers: Pairs) -> dict[bytes, bytes]:

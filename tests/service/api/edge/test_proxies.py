@@ -90,6 +90,16 @@ def test_long_answers_are_compressed_for_clients_that_accept_it_and_for_no_other
         assert packed.headers["content-encoding"] == "gzip"
         assert packed.json() == plain.json()
         assert int(packed.headers["content-length"]) < len(plain.content) / 3
+        for refusing in (
+            "gzip;q=0",
+            "br, GZIP; q=0.0",
+            "x-gzip;q=0, identity",
+            "gzip;q=x",
+            "*;q=0",
+        ):
+            refused = client.get("/openapi.json", headers={"accept-encoding": refusing})
+            assert "content-encoding" not in refused.headers, refusing
+            assert refused.headers["vary"] == packed.headers["vary"] == "Accept-Encoding"
         live = client.get("/health/live", headers={"accept-encoding": "gzip"})
         assert "content-encoding" not in live.headers
 
