@@ -5,9 +5,15 @@ import re
 import sys
 import tempfile
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
+from service.contract.nearest import did_you_mean
+
+MOST_CLASSES = 100_000
+"""The most class names that an unknown one is compared with; this takes a second."""
+SHOWN_CLASSES = 10
 LONGEST = 300
 """Characters of another library's message that are shown."""
 OTHER_FILES = (
@@ -66,6 +72,15 @@ def absent(path: Path) -> str:
     if path.is_dir():
         return f"{path}: is a folder; expected a file"
     return f"{path}: {'is no regular file' if path.exists() else 'no such file'}"
+
+
+def nearest_class(name: str, class_names: Sequence[str]) -> str:
+    """The end of a message about an unknown class: the nearest name, or the first few."""
+    near = did_you_mean(name, class_names, most=MOST_CLASSES)
+    if near:
+        return near
+    more = f" … ({len(class_names)} classes)" if len(class_names) > SHOWN_CLASSES else ""
+    return f"; expected one of {', '.join(class_names[:SHOWN_CLASSES])}{more}"
 
 
 def instead(path: Path) -> str:

@@ -367,18 +367,32 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
     common: the request's own parameters, which fill in what a setting leaves out.
     """
     if ("instances" in document) == ("logits" in document):
-        raise Malformed("the body must have either 'instances' or 'logits'")
+        both = "both 'instances' and 'logits'" if "logits" in document else "no rows"
+        raise Malformed(f"the body has {both}; expected either 'instances' or 'logits'")
     found = document.get("settings")
-    if not isinstance(found, list) or not found:
+    if not isinstance(found, list):
         raise Malformed(
             f"settings are {short(found)}; expected a list of objects with tau, prior or both"
         )
+    if not found:
+        raise Malformed("there are no settings; expected at least one, such as {}")
     if len(found) > MAX_SETTINGS:
-        raise InvalidInput(f"there are {len(found)} settings; at most {MAX_SETTINGS} are allowed")
+        raise InvalidInput(
+            f"there are {len(found)} settings; at most {MAX_SETTINGS} are allowed: send several "
+            "requests"
+        )
     wanted = []
     for number, item in enumerate(found):
-        if not isinstance(item, dict) or not set(item) <= {"tau", "prior", "context"}:
-            raise Malformed(f"setting {number} is not an object with tau, prior and context")
+        if not isinstance(item, dict):
+            raise Malformed(
+                f"setting {number} is {short(item)}; expected an object with tau, prior and context"
+            )
+        unknown = next((name for name in item if name not in _MEMBERS_OF_A_SETTING), None)
+        if unknown is not None:
+            raise Malformed(
+                f"setting {number} has an unknown member '{unknown[:60]}'; expected "
+                f"{', '.join(_MEMBERS_OF_A_SETTING)}"
+            )
         own = body_parameters(item)
         wanted.append(
             Parameters(
@@ -388,6 +402,9 @@ def _settings(document: dict[str, Any], common: Parameters) -> list[Parameters]:
             )
         )
     return wanted
+
+
+_MEMBERS_OF_A_SETTING = ("tau", "prior", "context")
 
 
 def _encode(

@@ -18,6 +18,7 @@ from service.wire.columns import ordered_rows, rows_of_columns
 from service.wire.faults import InvalidInput, Malformed
 from service.wire.forms import parse_form
 from service.wire.parameters import NO_PARAMETERS, Parameters, text_parameters
+from service.wire.shown import NO_ROWS, short
 from service.wire.tables.reader import DEAR_TYPES, TYPES
 
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Content:
         """
         kind, body = request.content_type, request.body
         if not body:
-            raise Malformed("the body is empty")
+            raise Malformed("the body is empty; expected instances, an array, a table or an image")
         if kind.startswith("image/"):
             return cls([body], NO_PARAMETERS)
         if kind == "multipart/form-data":
@@ -75,7 +76,9 @@ class Content:
                 or set(item) != {"b64"}
                 or not isinstance(item["b64"], str)
             ):
-                raise InvalidInput(f'instance {row} is not of the form {{"b64": "…"}}')
+                raise InvalidInput(
+                    f'instance {row} is {short(item)}; expected {{"b64": "…"}}, an image in base64'
+                )
             images.append(item["b64"])
         return cls(images, NO_PARAMETERS)
 
@@ -177,7 +180,7 @@ def instances_of_columns(document: dict[str, Any], *, max_rows: int) -> list[Any
         raise Malformed("the body has 'instances' and 'inputs'; expected only one of them")
     rows = rows_of_columns(document["inputs"], max_rows=max_rows)
     if not rows:
-        raise InvalidInput("there are no instances")
+        raise InvalidInput(NO_ROWS)
     return rows
 
 
@@ -201,10 +204,10 @@ def are_named(instances: list[Any], bundle: Bundle) -> bool:
 def instances_of(document: dict[str, Any]) -> list[Any]:
     """Return the `instances` member, a list of at least one row. Raises Malformed, InvalidInput."""
     if "instances" not in document:
-        raise Malformed("the body has no 'instances'")
+        raise Malformed("the body has no 'instances'; expected a list of rows under that name")
     instances = document["instances"]
     if not isinstance(instances, list):
-        raise InvalidInput("instances must be a list")
+        raise InvalidInput(f"instances are {short(instances)}; expected a list of rows")
     if not instances:
-        raise InvalidInput("there are no instances")
+        raise InvalidInput(NO_ROWS)
     return instances

@@ -135,7 +135,10 @@ def _split_frame(given: Any, bundle: Bundle) -> Any:
         )
     unknown = sorted(set(given) - {"columns", "data", "index"})
     if unknown:
-        raise Malformed(f"dataframe_split has an unknown member '{unknown[0][:60]}'")
+        raise Malformed(
+            f"dataframe_split has an unknown member '{unknown[0][:60]}'; expected columns, data "
+            "and index"
+        )
     columns, data = given.get("columns"), given["data"]
     if columns is None or _are_positions(columns):
         return data
@@ -172,7 +175,9 @@ def _columns(given: dict[str, Any], bundle: Bundle) -> Any:
     lengths = {name: len(v) if isinstance(v, list) else None for name, v in given.items()}
     if None in lengths.values() or len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name[:40]}: {count}" for name, count in list(lengths.items())[:8])
-        raise Malformed(f"inputs have columns of different lengths ({shown})")
+        raise Malformed(
+            f"inputs have columns of different lengths ({shown}); expected lists of one length"
+        )
     rows = [dict(zip(given, values, strict=True)) for values in zip(*given.values(), strict=True)]
     return _ordered(rows, bundle)
 

@@ -41,6 +41,7 @@ from service.repository.repository import Repository
 from service.wire.digits import decimal_number, whole_number
 from service.wire.faults import Malformed
 from service.wire.json_text import parse_storable
+from service.wire.shown import short
 from service.wire.tables import csv_text
 from service.wire.tables.parquet import read_parquet
 from service.wire.tables.reader import CSV, PARQUET
@@ -290,13 +291,18 @@ class FeedbackRoutes:
         revision = await self._priors.selected(bundle, name)
         switch = revision.prior.switch
         if switch is None:
-            raise Problem("conflict", f"prior '{name}' has neither a context nor a schedule")
+            raise Problem(
+                "conflict",
+                f"prior '{name}' has neither a context nor a schedule, so there is one mix for all "
+                "traffic: see /priors/NAME/estimate, or PUT the prior with a context",
+            )
         evaluation = self._kept.evaluation
         async with self._turns.turn():
             mix = await asyncio.to_thread(evaluation.mix_of, bundle)
             if mix.log_source is None:
                 raise UnknownLabelFrequencies(
-                    "a mix needs label frequencies, and neither the prior nor the model has any"
+                    "a mix needs label frequencies, and neither the prior nor the model has any: "
+                    "PUT the prior with label_frequencies"
                 )
             rows = await asyncio.to_thread(evaluation.rows, bundle)
             found = await asyncio.to_thread(pooled, rows, name, switch.cases(), mix)
@@ -386,7 +392,11 @@ def json_items(body: bytes) -> list[Item]:
     """Read labels from JSON. Raises Malformed, TooLarge, InvalidInput or InvalidFeedback."""
     document = parse_storable(body)
     if not isinstance(document, dict) or set(document) != {"items"}:
-        raise Problem("invalid", 'expected {"items": [{"request_id", "row", "label", "sampled"}]}')
+        raise Problem(
+            "invalid",
+            f"the body is {short(document)}; expected "
+            '{"items": [{"request_id": …, "row": …, "label": …, "sampled": …}]}',
+        )
     return parse_items(document["items"])
 
 
@@ -400,7 +410,8 @@ def csv_items(body: bytes) -> list[Item]:
     for fields in rows:
         if len(fields) != len(header):
             raise Malformed(
-                f"line {lines.number} has {len(fields)} fields; the header has {len(header)}"
+                f"line {lines.number} has {len(fields)} fields; expected {len(header)}, as the "
+                "header has"
             )
         items.append(_typed(dict(zip(header, fields, strict=True)), lines.number))
         if len(items) > MAX_ITEMS:

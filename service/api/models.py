@@ -72,7 +72,9 @@ def router(repository: Repository, access: Access) -> APIRouter:
 
 def _no_sample(model: str, number: int, there: list[int]) -> str:
     if not there:
-        return f"model '{model}' was published without sample pictures"
+        return (
+            f"model '{model}' was published without sample pictures; publish it again to have some"
+        )
     return f"model '{model}' has no sample {number}; expected {there[0]} to {there[-1]}"
 
 

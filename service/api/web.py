@@ -122,7 +122,10 @@ async def _http(request: Request, error: Exception) -> Response:
     kind = _BY_STATUS.get(error.status_code, "malformed")
     detail = {
         "not-found": f"there is no route {_path(request)[:200]}; /docs lists them all",
-        "method-not-allowed": f"{request.method} is not allowed at {_path(request)[:200]}",
+        "method-not-allowed": (
+            f"{request.method} is not allowed at {_path(request)[:200]}; "
+            f"use {(error.headers or {}).get('Allow', 'a method that /docs lists')}"
+        ),
     }.get(kind, str(error.detail))
     headers = error.headers
     if kind == "method-not-allowed":
@@ -143,6 +146,8 @@ async def _any(request: Request, error: Exception) -> Response:
     problem = problem_of(error)
     if problem.kind == "internal":
         logger.error(
-            "request %s failed", request.scope.get("state", {}).get("request_id"), exc_info=error
+            "request %s got status 500; report this with the traceback",
+            request.scope.get("state", {}).get("request_id"),
+            exc_info=error,
         )
     return answer(request, problem)

@@ -363,7 +363,8 @@ class Batcher:
         if isinstance(error, GraphLost):
             self.lost = f"{self.name} cannot score any request: {error}"
         logger.error(
-            "the batching loop of %s failed; its queued requests get an error, and it restarts",
+            "the batching loop of %s failed; its queued requests get an error, and it restarts; "
+            "report this with the traceback",
             self.name,
             exc_info=error,
         )

@@ -18,6 +18,8 @@ from service.graph.session import GraphOutputs
 
 logger = logging.getLogger(__name__)
 
+_NAN = "the model's output is NaN; check the row for values unlike those of training"
+
 
 class Delivery:
     """Receives the finished batches of one batcher. Used from the event loop only."""
@@ -80,14 +82,19 @@ class Delivery:
                 self._answered(done)
             except Exception:
                 logger.exception(
-                    "answers of %s could not be kept, so feedback on them will be refused",
+                    "answers of %s could not be kept, so feedback on them will be refused; report "
+                    "this with the traceback",
                     self._name,
                 )
         for reply, entries in groups.items():
             try:
                 reply(entries)
             except Exception:
-                logger.exception("requests of %s were scored but could not be answered", self._name)
+                logger.exception(
+                    "requests of %s were scored but could not be answered; report this with the "
+                    "traceback",
+                    self._name,
+                )
 
     def refused(self, error: Exception) -> None:
         """Count a request that is not scored. If counting fails, the request still gets
@@ -96,7 +103,10 @@ class Delivery:
         try:
             self._record.refused(error)
         except Exception:
-            logger.exception("a refused request of %s could not be counted", self._name)
+            logger.exception(
+                "a refused request of %s is missing in the metrics; report this with the traceback",
+                self._name,
+            )
 
     def _cut(
         self, pieces: list[Piece], result: GraphOutputs, seconds: float, done: list[Entry]
@@ -106,7 +116,11 @@ class Delivery:
         try:  # Recorded before any request is answered. If that fails, requests are still answered.
             self._record.batch(self._facts(pieces, result, seconds, bad))
         except Exception:
-            logger.exception("a batch of %s was answered but is missing in the metrics", self._name)
+            logger.exception(
+                "a batch of %s was answered but is missing in the metrics; report this with the "
+                "traceback",
+                self._name,
+            )
         start = 0
         for piece in pieces:
             entry, stop = piece.entry, start + piece.rows
@@ -117,7 +131,7 @@ class Delivery:
             if entry.error is None:
                 if bad is not None and bad[start:stop].any():
                     rows = np.flatnonzero(bad[start:stop]) + piece.start
-                    entry.error = UnscorableRows(rows.tolist(), "the model's output is NaN")
+                    entry.error = UnscorableRows(rows.tolist(), _NAN)
                     done.append(entry)
                 elif entry.pieces_left == 0:
                     try:
@@ -170,7 +184,10 @@ class Delivery:
         try:
             tracer.graph_call(parts, seconds, failed=failed)
         except Exception:
-            logger.exception("a batch of %s could not be traced", self._name)
+            logger.exception(
+                "a batch of %s is missing in the traces; report this with the traceback",
+                self._name,
+            )
 
     def _fail(self, piece: Piece, reason: Exception, done: list[Entry]) -> None:
         """End a request whose piece is not scored."""

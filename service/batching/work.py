@@ -81,7 +81,10 @@ class Deadline(NamedTuple):
         (time.monotonic()).
         """
         late = 1000 * max(0.0, now - self.at)
-        return f"the deadline passed {late:.0f} ms ago, before the request was answered"
+        return (
+            f"the deadline passed {late:.0f} ms ago, before the request was answered; send it "
+            "again later, or with a larger X-Request-Timeout-Ms"
+        )
 
 
 NO_DEADLINE = Deadline()

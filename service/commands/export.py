@@ -24,6 +24,7 @@ from service.contract.bundle import (
     load_bundle,
     versions,
 )
+from service.contract.nearest import nearest_path
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
 from service.graph import baked, foreign
 from service.graph.session import UnusableModel, open_graph, open_plain
@@ -130,9 +131,15 @@ def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:
         try:
             body = json.loads(Path(text).read_text(encoding="utf-8"))
         except OSError as error:
-            raise OSError(f"--prior {text}: {error.strerror}") from None
+            raise OSError(
+                f"--prior {text}: {error.strerror}; expected a JSON file, or the name of a stored "
+                "prior"
+            ) from None
         except ValueError as error:
-            raise NotExported(f"--prior {text}: not JSON: {error}") from None
+            raise NotExported(
+                f"--prior {text}: not JSON: {error}; expected an object with target or "
+                "label_frequencies"
+            ) from None
         return resolve_inline(bundle, body)
     reference = parse_prior_reference(text)
     if reference.name in BUILT_IN:
@@ -172,7 +179,8 @@ def _folder(path: Path) -> Path:
     found = versions(path)
     if not found:
         raise NotExported(
-            f"{path} is not a model folder; expected models/NAME or models/NAME/VERSION"
+            f"{path} is not a model folder{nearest_path(path)}; expected models/NAME or "
+            "models/NAME/VERSION"
         )
     return (path / str(found[-1])).resolve()
 

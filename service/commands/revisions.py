@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from service.contract.nearest import did_you_mean
 from service.contract.prior import STRUCTURED, PriorBody, VectorSpec
 from service.priors.changes import Change, Delete, ReturnTo, same_prior
 from service.priors.revisions import (
@@ -100,7 +101,9 @@ def _only_model(store: SqlPriorStore) -> str:
     if len(models) == 1:
         return models[0]
     there = ", ".join(models) if models else "no model"
-    raise UnknownPrior(f"name the model with --model; the store has priors of {there}")
+    raise UnknownPrior(
+        f"--model is missing, and the store has priors of {there}; name the model with --model"
+    )
 
 
 def _list(store: SqlPriorStore, model: str | None) -> None:
@@ -229,7 +232,10 @@ def _history(store: SqlPriorStore, model: str, name: str) -> list[StoredRevision
     history = store.history(model, name, before=None, limit=1000)
     if not history:
         known = ", ".join(f"'{n}' of {m}" for m, n in sorted(_newest(store))[:20]) or "none"
-        raise UnknownPrior(f"the store has no prior '{name}' of model '{model}'; it has {known}")
+        near = did_you_mean(name, [n for m, n in _newest(store) if m == model])
+        raise UnknownPrior(
+            f"the store has no prior '{name}' of model '{model}'; it has {known}{near}"
+        )
     return history
 
 
@@ -239,9 +245,16 @@ def _entry(store: SqlPriorStore, model: str, name: str, revision: int) -> Stored
         return None
     entry = store.read(model, name, revision)
     if entry is None:
-        raise UnknownPrior(f"prior '{name}' of model '{model}' has no revision {revision}")
+        raise UnknownPrior(
+            f"prior '{name}' of model '{model}' has no revision {revision}; `priors show` lists "
+            "them"
+        )
     if entry.damaged:
-        raise StoreUnavailable("corrupt", f"revision {revision} of prior '{name}' is damaged")
+        raise StoreUnavailable(
+            "corrupt",
+            f"revision {revision} of prior '{name}' is damaged in the store; write the prior "
+            "again, or restore the store from a backup",
+        )
     return None if entry.deleted else entry
 
 

@@ -293,14 +293,14 @@ class Bundle(_Strict):
         seen: set[str] = set()
         for name in self.class_names:
             if name in seen:
-                raise ValueError(f"class_names has '{name}' twice")
+                raise ValueError(f"class_names has '{name}' twice; give each class its own name")
             if not name:
-                raise ValueError("class_names has an empty name")
+                raise ValueError("class_names has an empty name; give each class a name")
             seen.add(name)
         if self.class_counts is not None and len(self.class_counts) != len(self.class_names):
             raise ValueError(
-                f"class_counts has {len(self.class_counts)} entries for "
-                f"{len(self.class_names)} class_names"
+                f"class_counts has {len(self.class_counts)} entries; expected "
+                f"{len(self.class_names)}, as many as class_names"
             )
         self._check_columns()
         calibration = self.output.calibration
@@ -317,12 +317,17 @@ class Bundle(_Strict):
             object.__setattr__(self, "default_tau", 0.0 if unknown_source else 1.0)
         elif self.default_tau and unknown_source:
             raise ValueError(
-                "default_tau must be 0 while class_counts is null and loss_tau is not 1"
+                f"default_tau is {self.default_tau:g}; expected 0, since class_counts is null and "
+                "loss_tau is not 1: give class_counts, or calibrate the model"
             )
         elif self.default_tau and self.default_tau < MIN_TAU:
-            raise ValueError(f"default_tau must be 0 or at least {MIN_TAU:g}")
+            raise ValueError(
+                f"default_tau is {self.default_tau:g}; expected 0 or at least {MIN_TAU:g}"
+            )
         if MODEL_FILE not in self.files:
-            raise ValueError(f"files must name {MODEL_FILE}")
+            raise ValueError(
+                f"files does not name {MODEL_FILE}; add it with the sha256 of the file"
+            )
         self._check_estimation()
         return self
 
@@ -332,13 +337,13 @@ class Bundle(_Strict):
             return
         if block.num_classes != len(self.class_names):
             raise ValueError(
-                f"estimation has {block.num_classes} entries for "
-                f"{len(self.class_names)} class_names"
+                f"estimation has {block.num_classes} classes, class_names {len(self.class_names)}; "
+                "calibrate the model again"
             )
         if block.temperature != self.temperature:
             raise ValueError(
-                f"estimation.temperature is {block.temperature:g}; expected temperature, "
-                f"{self.temperature:g}"
+                f"estimation.temperature is {block.temperature:g}, and temperature "
+                f"{self.temperature:g}; expected equal ones: calibrate the model again"
             )
 
     def _check_columns(self) -> None:
@@ -351,7 +356,9 @@ class Bundle(_Strict):
                 )
         names = [column.name for column in self.inputs or []]
         if len(set(names)) != len(names):
-            raise ValueError(f"inputs has a name twice: {', '.join(names)}")
+            raise ValueError(
+                f"inputs has a name twice: {', '.join(names)}; give each input its own name"
+            )
         self.input._columns = tuple(self.inputs or ())  # noqa: SLF001 - its own room
 
     @property
@@ -483,20 +490,28 @@ def load_bundle(folder: Path) -> Bundle:
     manifest = folder / MANIFEST_FILE
     try:
         if manifest.exists() and not manifest.is_file():  # a pipe would never be read to its end
-            raise InvalidBundle(f"{manifest}: not a file")
+            raise InvalidBundle(f"{manifest}: not a file; expected a JSON file of that name")
         if manifest.stat().st_size > MAX_MANIFEST_BYTES:
-            raise InvalidBundle(f"{manifest}: larger than {MAX_MANIFEST_BYTES} bytes")
+            raise InvalidBundle(
+                f"{manifest}: larger than {MAX_MANIFEST_BYTES} bytes, the most that is read; "
+                "publish the model again"
+            )
         bundle = parse_bundle(manifest.read_bytes(), where=str(manifest))
     except OSError as error:
-        raise InvalidBundle(f"{manifest}: {error.strerror}") from error
+        raise InvalidBundle(
+            f"{manifest}: {error.strerror}; expected a file that this user can read"
+        ) from error
     if (bundle.name, str(bundle.version)) != (folder.parent.name, folder.name):
         raise InvalidBundle(
             f"{manifest}: names {bundle.name} version {bundle.version}, but is in the folder "
-            f"{folder.parent.name}/{folder.name}"
+            f"{folder.parent.name}/{folder.name}; rename the folder, or publish the model again"
         )
     for name, digest in bundle.files.items():
         if sha256_of(inside(folder, name)) != digest.lower():
-            raise InvalidBundle(f"{folder / name}: its sha256 is not that of {MANIFEST_FILE}")
+            raise InvalidBundle(
+                f"{folder / name}: its sha256 is not that of {MANIFEST_FILE}, so the file was "
+                "changed or cut short; copy the whole folder again"
+            )
     return bundle
 
 
@@ -507,9 +522,11 @@ def inside(folder: Path, name: str) -> Path:
     """
     path = (folder / name).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise InvalidBundle(f"{folder}: '{name}' leaves the folder")
+        raise InvalidBundle(
+            f"{folder}: '{name}' leaves the folder; expected a path to a file within it"
+        )
     if not path.is_file():
-        raise InvalidBundle(f"{folder}: '{name}' is missing")
+        raise InvalidBundle(f"{folder}: '{name}' is missing; copy the whole folder again")
     return path
 
 

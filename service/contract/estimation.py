@@ -154,12 +154,18 @@ class Estimation(_Strict):
         if self.replicates is not None:
             lengths["replicates.log_source"] = [len(row) for row in self.replicates.log_source]
             if len(self.replicates.log_source) != len(self.replicates.temperature):
-                raise ValueError("replicates.log_source needs one row for each temperature")
+                raise ValueError(
+                    f"replicates.log_source has {len(self.replicates.log_source)} rows; expected "
+                    f"{len(self.replicates.temperature)}, one for each temperature"
+                )
         if self.confusion is not None:
             lengths["confusion"] = [len(self.confusion), *map(len, self.confusion)]
         for name, found in lengths.items():
             if any(length != classes for length in found):
-                raise ValueError(f"{name} needs {classes} entries, as many as bias has")
+                raise ValueError(
+                    f"{name} has {', '.join(map(str, sorted(set(found))[:5]))} entries; expected "
+                    f"{classes}, as many as bias has"
+                )
         return self
 
     @property

@@ -1,16 +1,23 @@
 """Finds the known name that a misspelt one most likely stands for."""
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from pathlib import Path
 
+MOST_SEARCHED = 200
+"""The most names that are compared with a given one while requests wait: this takes 1 ms."""
 
-def did_you_mean(given: str, known: Iterable[str]) -> str:
+
+def did_you_mean(given: str, known: Collection[str], *, most: int = MOST_SEARCHED) -> str:
     """Return "; did you mean 'NAME'?" for the nearest known name, or "" when none is near.
+
+    most: of more names than this, none is searched.
 
     >>> did_you_mean("fasion", ["digits", "fashion"])
     "; did you mean 'fashion'?"
     """
+    if len(known) > most:
+        return ""
     by_lower = {name.lower(): name for name in known}
     found = difflib.get_close_matches(given.lower(), by_lower, n=1, cutoff=0.6)
     return f"; did you mean '{by_lower[found[0]]}'?" if found else ""

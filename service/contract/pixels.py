@@ -59,10 +59,10 @@ def open_image(data: bytes | bytearray) -> "Image":
     would decode the available part of a truncated one without an error.
     """
     if not data:
-        raise BadImage("is empty")
+        raise BadImage("is empty; expected a JPEG, PNG or WebP file")
     image = open_header(file_of(data))
     if image.format == "PNG" and not _has_png_end(data):
-        raise BadImage("is truncated: its last PNG chunk is missing")
+        raise BadImage("is truncated, as its last PNG chunk is missing; expected the whole file")
     return image
 
 

@@ -34,6 +34,7 @@ from service.contract.members.sparse import (
     sparse_weights,
 )
 from service.contract.members.switch import ContextBody, ScheduleBody, Switch
+from service.contract.nearest import did_you_mean
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
 MAX_LISTED_ERRORS = 50
@@ -222,9 +223,9 @@ def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
     for item in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"])
         if item["type"] == "extra_forbidden":
-            message = "unknown member"
+            message = "unknown member; correct its name, or leave it out"
         elif item["type"] == "missing":
-            message = "missing"
+            message = "missing; this member is required"
         else:
             message = f"{item['msg']}; got {_short(item['input'])}"
         found.setdefault(name, message)
@@ -409,7 +410,12 @@ def _label_frequencies(
     with np.errstate(over="ignore"):
         given = given + body.smoothing
     if not np.isfinite(given).all():
-        errors.append(("smoothing", f"{body.smoothing:g} overflows"))
+        errors.append(
+            (
+                "smoothing",
+                f"{body.smoothing:g} makes a label frequency infinite; give a smaller one",
+            )
+        )
         return None
     before = len(errors)
     _check_shares(given, "label_frequencies", class_names, errors)
@@ -470,14 +476,17 @@ def _vector(
     if isinstance(spec, list):
         if len(spec) != len(class_names):
             errors.append(
-                (name, f"has {len(spec)} entries; the model has {len(class_names)} classes")
+                (name, f"has {len(spec)} entries; expected {len(class_names)}, one for each class")
             )
             return None
         by_name: Mapping[str, float] = dict(zip(class_names, spec, strict=True))
     else:
         known = set(class_names)
         unknown = [key for key in spec if key not in known]
-        errors.extend((f"{name}.{key}", f"unknown class '{_clip(key)}'") for key in unknown)
+        errors.extend(
+            (f"{name}.{key}", f"unknown class '{_clip(key)}'{_near(key, at, class_names)}")
+            for at, key in enumerate(unknown)
+        )
         missing = [key for key in class_names if key not in spec]
         if missing and others is None and not unknown:
             first = f"{len(missing)} classes are not named (the first is '{missing[0]}')"
@@ -491,6 +500,18 @@ def _vector(
     if len(errors) > before:
         return None
     return np.fromiter((by_name[key] for key in class_names), np.float64, len(class_names))
+
+
+def _near(key: str, at: int, class_names: Sequence[str]) -> str:
+    """The end of the message about an unknown class: the nearest name, or where the names are.
+
+    at: the number of the fault; the nearest name is searched for the first few only.
+    """
+    near = did_you_mean(_clip(key), class_names) if at < _MOST_SEARCHES else ""
+    return near or "; expected one of the model's class_names"
+
+
+_MOST_SEARCHES = 5
 
 
 def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:

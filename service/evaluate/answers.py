@@ -138,7 +138,8 @@ class VersionAnswers:
         except OSError as error:
             self._fault = True
             logger.warning(
-                "answers are not kept for feedback, since %s cannot be written: %s",
+                "answers are not kept for feedback, since %s cannot be written: %s; make room "
+                "there, or lower --feedback-mib, and restart",
                 self._path,
                 error.strerror or error,
             )
@@ -378,7 +379,11 @@ class Answers:
         except Exception as error:  # noqa: BLE001 - the store may be away; answers stay here
             if str(error) != self._share_trouble:
                 self._share_trouble = str(error)
-                logger.warning("answers cannot be shared through the store: %s", error)
+                logger.warning(
+                    "answers cannot be shared through the store, and feedback finds only those of "
+                    "this replica until the store works again: %s",
+                    error,
+                )
 
     def publish(self, model: str, version: int, figures: Mapping[str, float]) -> None:
         """Share figures of a version with the metrics of all workers; a failure is logged."""
@@ -390,7 +395,8 @@ class Answers:
             beside.replace(folder / FIGURES)
         except OSError as error:
             logger.warning(
-                "the error of live traffic of %s version %d is missing in the metrics: %s",
+                "the error of live traffic of %s version %d is missing in the metrics: %s; the "
+                "next scrape tries again",
                 model,
                 version,
                 error,
@@ -422,7 +428,10 @@ class Answers:
                     refreshed = time.monotonic()
                     self._refresh()
             except Exception:
-                logger.exception("answers could not be kept, so feedback on them will be refused")
+                logger.exception(
+                    "answers could not be kept, so feedback on them will be refused; report this "
+                    "with the traceback"
+                )
         if self._shared is not None:
             self.flush()
             self._share()

@@ -53,14 +53,8 @@ def parse_items(items: object) -> list[Item]:
     if not isinstance(items, list) or not items:
         raise InvalidFeedback([("items", f"expected a list of labels; got {_short(items)}")])
     if len(items) > MAX_ITEMS:
-        raise InvalidFeedback(
-            [
-                (
-                    "items",
-                    f"has {len(items)} labels; at most {MAX_ITEMS} may be sent at once",
-                )
-            ]
-        )
+        many = f"has {len(items)} labels; at most {MAX_ITEMS} may be sent at once: send parts"
+        raise InvalidFeedback([("items", many)])
     errors: list[tuple[str, str]] = []
     found = []
     for number, item in enumerate(items):
@@ -155,7 +149,10 @@ class Feedback:
                         _note(row, label, item, taken, (name, version))
                         labelled.append(row)
                     elif len(taken.faults) < MAX_FAULTS:
-                        reason = f"model '{name}' has no class '{item.label[:60]}'"
+                        reason = (
+                            f"model '{name}' has no class '{item.label[:60]}'; expected one of its "
+                            "class_names"
+                        )
                         taken.faults.append(
                             {"request_id": item.request_id, "row": item.row, "reason": reason}
                         )

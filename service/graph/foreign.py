@@ -48,7 +48,9 @@ def opset_of(model: "onnx.ModelProto") -> int:
         )  # it uses ai.onnx.ml only
         return MIN_OPSET
     if opset < MIN_OPSET:
-        raise UnsupportedGraph(f"opset {opset}; expected {MIN_OPSET} or newer")
+        raise UnsupportedGraph(
+            f"opset {opset}; expected {MIN_OPSET} or newer: export the model again with a newer one"
+        )
     return int(opset)
 
 
@@ -174,7 +176,8 @@ def external_files(model: "onnx.ModelProto", folder: Path) -> list[str]:
         path = (folder / location).resolve()
         if not path.is_relative_to(folder.resolve()):
             raise UnsupportedGraph(
-                f"external data '{location}' of '{tensor.name}' leaves the folder"
+                f"external data '{location}' of '{tensor.name}' leaves the folder; expected a file "
+                "within it: export the model again"
             )
         if not path.is_file():
             raise UnsupportedGraph(

@@ -344,6 +344,9 @@ def open_graph(
     )
 
 
+_REPUBLISH = "publish or import the model again, which writes both files"
+
+
 def wrong_input(own: Sequence[Declared], bundle: Bundle) -> str | None:
     """How the graph's own inputs differ from model.json, in words; None when they agree."""
     names = [item.name for item in own]
@@ -351,10 +354,11 @@ def wrong_input(own: Sequence[Declared], bundle: Bundle) -> str | None:
         return _wrong_tokens(own, bundle.input.tokenizer)
     stated = {spec.name: _ORT_TYPES[spec.dtype] for spec in _stated(bundle.input)}
     if sorted(names) != sorted(stated):
-        return f"the graph's inputs are {names}; model.json says {list(stated)}"
+        return f"the graph's inputs are {names}, and model.json says {list(stated)}; {_REPUBLISH}"
     for item in own:
         if item.type != stated[item.name]:
-            return f"input '{item.name}' is {item.type}; model.json says {stated[item.name]}"
+            wanted = stated[item.name]
+            return f"input '{item.name}' is {item.type}, and model.json says {wanted}; {_REPUBLISH}"
     return None
 
 
@@ -393,7 +397,7 @@ def wrong_columns(logits: Declared, bundle: Bundle) -> str | None:
     """
     columns, classes = logits.shape[-1] if logits.shape else None, len(bundle.class_names)
     if isinstance(columns, int) and columns != classes:
-        return f"the graph has {columns} classes; class_names has {classes}"
+        return f"the graph has {columns} classes, and class_names {classes}; {_REPUBLISH}"
     return None
 
 

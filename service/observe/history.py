@@ -66,6 +66,9 @@ class History:
             try:
                 self.take()
             except OSError as error:
-                logger.warning("the console will not show the last minute's traffic: %s", error)
+                logger.warning(
+                    "the console will not show the last minute's traffic: %s; make room there",
+                    error,
+                )
             if self._stopped.wait(EVERY_SECONDS):
                 return

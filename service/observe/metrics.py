@@ -181,7 +181,9 @@ class Metrics:
             except OSError as error:
                 if self._publish_fault is None:
                     logger.warning(
-                        "this worker's gauges are missing in scrapes of other workers: %s", error
+                        "this worker's gauges are missing in scrapes of other workers: %s; make "
+                        "room there",
+                        error,
                     )
                 self._publish_fault = (
                     f"other workers do not see this worker's gauges: {error.strerror or error}"

@@ -120,4 +120,7 @@ class _Server(ThreadingHTTPServer):
         """Log why a scrape failed, unless the scraper has left."""
         error = sys.exception()
         if not isinstance(error, OSError):
-            logger.error("a scrape of the metrics port failed", exc_info=error)
+            logger.error(
+                "a scrape of the metrics port failed; report this with the traceback",
+                exc_info=error,
+            )

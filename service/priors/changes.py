@@ -59,7 +59,8 @@ class Condition:
             stored is not None if self.if_none_match == "*" else stored in self.if_none_match
         ):
             raise StaleRevision(
-                f"{_state(name, stored)}, which If-None-Match excludes",
+                f"{_state(name, stored)}, which If-None-Match excludes; to replace it, send "
+                "If-Match with that revision",
                 current=stored,
             )
 
@@ -129,7 +130,7 @@ class ReturnTo:
         if self.old.class_digest != self.class_digest:
             raise PriorDoesNotFit(
                 f"revision {self.old.revision} of '{self.name}' belongs to another class list "
-                "than the model's"
+                "than the model's; choose another revision, or PUT the prior again"
             )
 
     def apply(self, current: StoredRevision | None) -> Draft | None:
@@ -238,7 +239,7 @@ def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str
     if current is None or current.deleted:
         if name == DEFAULT:
             return PriorBody()
-        raise UnknownPrior(f"there is no stored prior '{name}' to add to")
+        raise UnknownPrior(f"there is no stored prior '{name}' to add to; PUT it first")
     if current.body is None:
         raise StoreUnavailable(
             "corrupt", f"revision {current.revision} of '{name}' cannot be read; PUT a whole prior"
@@ -261,7 +262,7 @@ def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str,
         if bundle.class_counts is None:
             raise UnknownLabelFrequencies(
                 f"'{name}' has no label_frequencies to add to, and the model's class_counts "
-                "are unknown"
+                "are unknown: PUT counts first"
             )
         return dict(zip(bundle.class_names, bundle.class_counts, strict=True))
     if isinstance(spec, str):
@@ -287,11 +288,15 @@ def _named(
     if not isinstance(values, Mapping):
         if len(values) != len(class_names):
             raise InvalidPrior(
-                [(where, f"has {len(values)} entries; the model has {len(class_names)} classes")]
+                [(where, f"has {len(values)} entries; expected {len(class_names)}, one a class")]
             )
         values = dict(zip(class_names, values, strict=True))
     known = set(class_names)
-    errors = [(f"{where}.{key}", "unknown class") for key in values if key not in known]
+    errors = [
+        (f"{where}.{key}", "unknown class; expected one of the model's class_names")
+        for key in values
+        if key not in known
+    ]
     errors += [
         (f"{where}.{key}", f"expected a number of at least 0; got {value:g}")
         for key, value in values.items()

@@ -108,7 +108,11 @@ class Drift:
             try:
                 self.look()
             except Exception:
-                logger.exception("drift could not be measured; next attempt in %g s", EVERY_SECONDS)
+                logger.exception(
+                    "drift could not be measured; next attempt in %g s; report this with the "
+                    "traceback",
+                    EVERY_SECONDS,
+                )
 
 
 def divergence(

@@ -229,7 +229,10 @@ class Feed:
                 self._asking_since = None
                 self._woken.wait(spread(max(self._poll_seconds, 0.25)))
             except Exception:
-                log.exception("following the store of priors failed; the next poll tries again")
+                log.exception(
+                    "following the store of priors failed; the next poll tries again; report this "
+                    "with the traceback"
+                )
                 self._note_trouble(StoreUnavailable("away", "an unexpected failure; see the log"))
                 self._asking_since = None
                 self._woken.wait(1.0)

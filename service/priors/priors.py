@@ -336,8 +336,11 @@ class Priors:
             entry = await self._need_store().entry(bundle.name, name, at)
         if entry is None or entry.deleted:
             newest = self.newest(bundle.name, name)
-            known = f"; it is at revision {newest.revision}" if newest else ""
-            raise UnknownPrior(f"prior '{name}' has no revision {at}{known}")
+            known = f"it is at revision {newest.revision}" if newest else "it was never stored"
+            raise UnknownPrior(
+                f"prior '{name}' has no revision {at}; {known}: name another, or none for the "
+                "newest"
+            )
         if len(bundle.class_names) <= LONG_INLINE_VALUES:
             return self._resolve_entry(bundle, entry)
         return await asyncio.to_thread(self._resolve_entry, bundle, entry)
@@ -430,7 +433,10 @@ class Priors:
         if is_prior_name(name):
             entry = await self._need_store().entry(model, name, revision)
         if entry is None:
-            raise UnknownPrior(f"prior '{name[:64]}' has no revision {revision}")
+            raise UnknownPrior(
+                f"prior '{name[:64]}' has no revision {revision}; "
+                f"GET /priors/{name[:64]}/revisions lists them"
+            )
         return entry
 
     async def history(
@@ -472,10 +478,15 @@ class Priors:
         if at == 0 and (name == DEFAULT or name in BUILT_IN):
             return self._built_in(bundle, name)
         if name in BUILT_IN:
-            raise UnknownPrior(f"'{name}' is built in and has only revision 0, not {at}")
+            raise UnknownPrior(
+                f"'{name}' is built in and has only revision 0, not {at}; leave the revision out"
+            )
         held = self._in_force.get((bundle.name, name))
         if held is not None and held.newest.deleted:
-            raise UnknownPrior(f"prior '{name}' was deleted at revision {held.newest.revision}")
+            raise UnknownPrior(
+                f"prior '{name}' was deleted at revision {held.newest.revision}; PUT it again, or "
+                "roll back to an older revision"
+            )
         for entry in () if held is None else (held.newest, *held.fitting.values()):
             if entry.revision == at:
                 return self._resolve_entry(bundle, entry)
@@ -492,16 +503,19 @@ class Priors:
                 self._feed.wake()
             raise RevisionNotHere(
                 f"this worker still serves revision {newest} of prior '{name}'; the request asks "
-                f"for at least {at_least}"
+                f"for at least {at_least}: send it again in a second"
             )
         chosen = self.select(bundle, name)
         if chosen.revision < at_least:
             if name in BUILT_IN or newest == 0 or (held is not None and held.newest.deleted):
-                raise UnknownPrior(f"prior '{name}' has no revision {at_least} or later in use")
+                raise UnknownPrior(
+                    f"prior '{name}' has no revision {at_least} or later in use; PUT it again, or "
+                    "ask for an earlier one"
+                )
             raise PriorDoesNotFit(
                 f"revision {newest} of prior '{name}' belongs to another class list than version "
-                f"{bundle.version} of model '{bundle.name}'; the newest that fits is revision "
-                f"{chosen.revision}"
+                f"{bundle.version} of model '{bundle.name}'; PUT the prior again, or use the "
+                f"newest that fits, revision {chosen.revision}"
             )
         return chosen
 
@@ -568,6 +582,8 @@ class Priors:
     def _need_store(self) -> StoreCalls:
         if self._calls is None:
             raise StoreUnavailable(
-                "none", "no store was given, so only built-in and inline priors can be used"
+                "none",
+                "no store was given, so only built-in and inline priors can be used; restart with "
+                "--store",
             )
         return self._calls

@@ -193,7 +193,9 @@ def parse_prior_reference(text: str) -> PriorReference:
         return PriorReference(match[1])
     revision = int(match[3])
     if revision > MAX_REVISION:
-        raise InvalidReference(f"revision {revision} is larger than {MAX_REVISION}")
+        raise InvalidReference(
+            f"the revision is {revision}; expected a number up to {MAX_REVISION}"
+        )
     return (
         PriorReference(match[1], at_least=revision)
         if match[2]

@@ -89,14 +89,14 @@ def resolve_stored(bundle: Bundle, entry: StoredRevision, class_digest: str) -> 
     if entry.class_digest != class_digest or entry.body is None:
         raise PriorDoesNotFit(
             f"revision {entry.revision} of prior '{entry.name}' belongs to another class list "
-            f"than version {bundle.version} of model '{bundle.name}'"
+            f"than version {bundle.version} of model '{bundle.name}'; PUT the prior again"
         )
     try:
         return resolve(bundle, entry.name, entry.revision, entry.body, (entry.name, entry.revision))
     except (InvalidPrior, UnknownLabelFrequencies) as error:
         raise PriorDoesNotFit(
             f"revision {entry.revision} of prior '{entry.name}' does not fit version "
-            f"{bundle.version} of model '{bundle.name}': {error}"
+            f"{bundle.version} of model '{bundle.name}': {error}; PUT the prior again"
         ) from error
 
 
@@ -114,7 +114,9 @@ def _parse(body: object) -> PriorBody:
     try:
         return parse_prior(body)
     except RecursionError:
-        raise InvalidPrior([("", "is nested too deeply")]) from None
+        raise InvalidPrior(
+            [("", "is nested too deeply; expected an object as GET /priors/NAME shows it")]
+        ) from None
 
 
 def content_key(body: object) -> bytes:
@@ -123,7 +125,8 @@ def content_key(body: object) -> bytes:
         return hashlib.sha256(orjson.dumps(body, option=orjson.OPT_SORT_KEYS)).digest()
     except orjson.JSONEncodeError:
         _parse(body)  # says what is wrong where it can
-        raise InvalidPrior([("", "holds a number or a text that JSON cannot carry")]) from None
+        held = "a number beyond 64 bits or a text that is not UTF-8"
+        raise InvalidPrior([("", f"holds {held}; expected what JSON can hold")]) from None
 
 
 @dataclass

@@ -93,7 +93,9 @@ class StoreCalls:
         entry = await asyncio.shield(reading)
         if entry is not None and entry.damaged:
             raise StoreUnavailable(
-                "corrupt", f"revision {revision} of prior '{name}' is damaged in the store"
+                "corrupt",
+                f"revision {revision} of prior '{name}' is damaged in the store; write the prior "
+                "again, or restore the store from a backup",
             )
         return entry
 
@@ -103,7 +105,10 @@ class StoreCalls:
         self._feed.check_reachable()
         limit, busy_since = self._answer_seconds, threads.busy_since
         if busy_since is not None and time.monotonic() - busy_since > limit:
-            raise StoreUnavailable("slow", f"an earlier call has not returned for {limit:g} s")
+            raise StoreUnavailable(
+                "slow",
+                f"an earlier call has not returned for {limit:g} s; check that the store answers",
+            )
         try:
             return await threads.run(lambda: call(self._store), seconds=limit)
         except TooManyWait as error:

@@ -157,10 +157,13 @@ class Threads:
         with self._changed:
             if self._max_bytes is not None and self.bytes and self.bytes + size > self._max_bytes:
                 raise TooManyWait(
-                    f"{self.bytes} bytes are queued or in progress; the limit is {self._max_bytes}"
+                    f"{self.bytes} bytes are queued or in progress of at most {self._max_bytes}; "
+                    "try again later"
                 )
             if self._max_calls is not None and len(self._waiting) >= self._max_calls:
-                raise TooManyWait(f"{len(self._waiting)} calls are waiting, which is the limit")
+                raise TooManyWait(
+                    f"{len(self._waiting)} calls are waiting, the most that may; try again later"
+                )
             self.bytes += size
             self._waiting.append(job)
             self._staff()

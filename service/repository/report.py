@@ -34,7 +34,7 @@ def read_report(folder: Path) -> dict[str, Any]:
             if isinstance(found, dict):
                 return found
             why = "it is not a JSON object"
-    logger.warning("the report %s is not shown: %s", path, why)
+    logger.warning("the report %s is not shown: %s; publish the model again", path, why)
     return {}
 
 

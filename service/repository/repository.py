@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from service.contract.bundle import Bundle, check_model_name, versions
+from service.contract.nearest import did_you_mean
 from service.priors.orders import wishes
 from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import AS_SET, SERVICE, ModelOrder, Wish, WorkerModel
@@ -117,8 +118,10 @@ class Repository:
         if not by_version:
             if self._on_demand is not None and name in self._on_demand.resting:
                 raise ModelRests(name, partial(self._wake, name))
+            known = sorted(self.known())
             raise UnknownModel(
-                f"no model '{name[:80]}'; there is {', '.join(sorted(self.known())) or 'none'}"
+                f"no model '{name[:80]}'; there is {', '.join(known) or 'none'}"
+                f"{did_you_mean(name[:80], known)}"
             )
         if self._on_demand is not None:
             self._on_demand.used(name)
@@ -127,7 +130,10 @@ class Repository:
             return found if found.trial is None or body is None else found.choose(body)
         if version not in by_version:
             there = ", ".join(map(str, sorted(by_version)))
-            raise UnknownModel(f"model '{name}' has no version {version} loaded; there is {there}")
+            raise UnknownModel(
+                f"model '{name}' has no version {version} loaded; there is {there}: name one of "
+                "them, or none for the default"
+            )
         return by_version[version]
 
     def default_name(self) -> str:
@@ -283,7 +289,8 @@ class Repository:
         Raises UnknownModel, OtherWorkerFailed and StoreUnavailable.
         """
         if name not in self.known() and name not in self._stops:
-            raise UnknownModel(f"no model '{name[:80]}' is loaded")
+            loaded = ", ".join(sorted(self.known())) or "none"
+            raise UnknownModel(f"no model '{name[:80]}' is loaded; there is {loaded}")
         await self._give(name, wishes.unload, by)
 
     async def change(self, name: str, change: Callable[[Wish], Wish], *, by: str) -> None:
@@ -385,7 +392,10 @@ class Repository:
         if self._refresh_folder is not None:
             await self._refresh_folder()
         if not self._is_on_disk(name):  # not copied here yet, or deleted
-            raise UnknownModel(f"no model '{name[:80]}' in the repository of this worker")
+            raise UnknownModel(
+                f"no model '{name[:80]}' in the repository of this worker; copy it to "
+                f"{self._folder}"
+            )
         stopped = await self._refreshed(name)
         if stopped is not None:
             raise ModelFailed(f"model '{name}' was not loaded: {stopped}")
@@ -414,7 +424,13 @@ class Repository:
             if change(wish) != wish:
                 await self._channel.give(name, change, by="rollout")
         except StoreUnavailable as error:
-            logger.warning("version %d of %s could not be put on trial: %s", there[-1], name, error)
+            logger.warning(
+                "version %d of %s could not be put on trial, and the version before it keeps all "
+                "requests: %s; load the model again once the store works",
+                there[-1],
+                name,
+                error,
+            )
 
     def _report(self) -> None:
         """Report what this worker serves to the others, once it has started."""
@@ -432,9 +448,10 @@ class Repository:
 
     def _check_on_disk(self, name: str) -> None:
         if not self._is_on_disk(name):
+            there = self.names_on_disk()
             raise UnknownModel(
                 f"no model '{name[:80]}' in the repository; there is "
-                f"{', '.join(self.names_on_disk()) or 'none'}"
+                f"{', '.join(there) or 'none'}{did_you_mean(name[:80], there)}"
             )
 
     def _is_on_disk(self, name: str) -> bool:

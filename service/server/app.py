@@ -456,7 +456,10 @@ class Service:
             try:
                 await self.repository.load_all()
             except Exception:
-                logger.exception("looking for new versions failed; the next poll tries again")
+                logger.exception(
+                    "looking for new versions failed; the next poll tries again; report this with "
+                    "the traceback"
+                )
 
     async def _load_named(self, request: Request) -> None:
         """Load the model that a path names, if it rests and the caller may use the service."""

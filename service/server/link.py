@@ -67,7 +67,12 @@ async def next_message(reader: asyncio.StreamReader) -> dict[str, Any] | None:
         try:
             (length,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
             if length > MAX_FRAME_BYTES:
-                logger.error("a message of %d bytes was dropped: it is too long", length)
+                logger.error(
+                    "a message of %d bytes between supervisor and worker was dropped: it is longer "
+                    "than %d; report this",
+                    length,
+                    MAX_FRAME_BYTES,
+                )
                 await _skip(reader, length)
                 continue
             body = await reader.readexactly(length)
@@ -79,7 +84,11 @@ async def next_message(reader: asyncio.StreamReader) -> dict[str, Any] | None:
             message = None
         if isinstance(message, dict):
             return message
-        logger.error("a message of %d bytes was dropped: it is not a JSON object", length)
+        logger.error(
+            "a message of %d bytes between supervisor and worker was dropped: it is not a JSON "
+            "object; report this",
+            length,
+        )
 
 
 async def _skip(reader: asyncio.StreamReader, length: int) -> None:

@@ -55,7 +55,11 @@ class LoopTurns:
         turn = min(late, time.process_time() - self._used)
         self.longest_seconds = max(self.longest_seconds, turn)
         if turn > LONG_SECONDS:
-            logger.warning("the event loop was held for %.0f ms", 1e3 * turn)
+            logger.warning(
+                "the event loop was held for %.0f ms, and requests waited; if this recurs, report "
+                "what was requested then",
+                1e3 * turn,
+            )
         self._plan()
 
     def _waited_for_processor(self) -> float:

@@ -233,7 +233,10 @@ class _Serving:
             self._server.force_exit = self._signals_to_end > 2
 
     def _leave_now(self) -> None:
-        logger.error("the supervisor has ended: this worker finishes its requests and ends")
+        logger.error(
+            "the supervisor has ended: this worker finishes its requests and ends; start the "
+            "service again"
+        )
         self._service.drain()
         self._signals_to_end = max(self._signals_to_end, 1)
         self._leave()

@@ -147,7 +147,8 @@ class _Supervisor:
             status = await self._attend(worker)
         except Exception as error:
             logger.exception(
-                "the supervisor lost track of worker %d (process %d) and kills it",
+                "the supervisor lost track of worker %d (process %d), kills it and starts another; "
+                "report this with the traceback",
                 slot,
                 worker.pid,
             )
@@ -248,7 +249,8 @@ class _Supervisor:
             await asyncio.sleep(1)
         for worker in self._workers.values():
             logger.error(
-                "worker %d (process %d) is killed: it is still running %d s after the drain delay",
+                "worker %d (process %d) is killed: it is still running %d s after the drain delay; "
+                "its requests are lost: lower --timeout-ms below that",
                 worker.slot,
                 worker.pid,
                 GRACE_SECONDS,

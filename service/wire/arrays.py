@@ -17,7 +17,7 @@ from service.wire.columns import check_finite_or_missing, record_rows, with_miss
 from service.wire.faults import InvalidInput, TooLarge
 from service.wire.json_text import MAX_WHOLE_BYTES, holds
 from service.wire.nested import Ragged, first_wrong, only_numbers, shape_of
-from service.wire.shown import shape_words, short
+from service.wire.shown import NO_ROWS, shape_words, short
 
 Array = NDArray[Any]
 MAX_TEXT_CHARACTERS = 20_000
@@ -173,7 +173,9 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
         return _fitted_text(array, spec)
     if spec.kind == "columns":
         names = ", ".join(column.name for column in spec.columns)
-        raise InvalidInput(f"the input is one array; the model takes the columns {names}")
+        raise InvalidInput(
+            f"the input is one array; the model takes the columns {names}: send them by name"
+        )
     wanted = spec.shape
     shape = array.shape
     if [*shape[1:]] != wanted[1:] and (
@@ -187,7 +189,7 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
             f"the input has shape {list(shape)}; the model takes {shape_words(wanted)}"
         )
     if shape[0] == 0:
-        raise InvalidInput("there are no instances")
+        raise InvalidInput(NO_ROWS)
     dtype = _dtype(spec.dtype)
     if spec.missing:
         return _fitted_with_missing(array, spec, first_row)
@@ -241,12 +243,14 @@ def _fitted_text(array: Array, spec: InputSpec) -> Array:
             f"the input has shape {list(array.shape)}; the model takes {shape_words(spec.shape)}"
         )
     if not len(array):
-        raise InvalidInput("there are no instances")
+        raise InvalidInput(NO_ROWS)
     try:
         strings = [t.decode() if isinstance(t, bytes) else t for t in array.ravel().tolist()]
         "".join(strings).encode()  # the runtime does not accept a lone surrogate
     except UnicodeError:
-        raise InvalidInput("the input holds bytes that are not UTF-8 text") from None
+        raise InvalidInput(
+            "the input holds bytes that are not UTF-8 text; encode its texts as UTF-8"
+        ) from None
     return text_array(strings, spec)
 
 
@@ -261,7 +265,7 @@ def cast(array: Array, dtype: np.dtype[Any]) -> Array:
     if array.size * dtype.itemsize > MAX_TENSOR_BYTES:
         raise TooLarge(
             f"the input would need {array.size * dtype.itemsize} bytes as {dtype}; at most "
-            f"{MAX_TENSOR_BYTES} are accepted"
+            f"{MAX_TENSOR_BYTES} are accepted: send fewer rows"
         )
     if target in "iu" and array.size:
         limits = np.iinfo(dtype)

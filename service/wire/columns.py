@@ -59,7 +59,9 @@ def rows_of_columns(columns: Any, *, max_rows: int) -> list[dict[str, Any]]:
     lengths = {len(values) for values in columns.values()}
     if len(lengths) != 1:
         shown = ", ".join(f"{name[:40]}: {len(v)}" for name, v in list(columns.items())[:8])
-        raise Malformed(f"inputs has columns of different lengths ({shown})")
+        raise Malformed(
+            f"inputs has columns of different lengths ({shown}); expected lists of one length"
+        )
     if max(lengths) > max_rows:
         raise TooLarge(
             f"the columns have more than {max_rows} rows, the most that can wait: send fewer"

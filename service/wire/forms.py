@@ -34,7 +34,9 @@ def parse_form(content_type: bytes, body: bytes | bytearray) -> Form:
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary")
     if not boundary:
-        raise Malformed("the multipart content type names no boundary")
+        raise Malformed(
+            "the multipart content type names no boundary; let the HTTP client set Content-Type"
+        )
     reader = _Reader()
     try:
         parser = MultipartParser(boundary, reader.callbacks())  # type: ignore[arg-type]
@@ -44,9 +46,11 @@ def parse_form(content_type: bytes, body: bytes | bytearray) -> Form:
     except (Malformed, TooLarge):
         raise
     except (FormParserError, ValueError) as error:
-        raise Malformed(f"the multipart body cannot be read: {error}") from None
+        raise Malformed(
+            f"the multipart body cannot be read: {error}; expected the form that RFC 7578 describes"
+        ) from None
     if not reader.ended:
-        raise Malformed("the multipart body ends before its last boundary")
+        raise Malformed("the multipart body ends before its last boundary; send it whole")
     return reader.form
 
 
@@ -73,7 +77,9 @@ class _Reader:
     def _begin(self) -> None:
         self._parts += 1
         if self._parts > MAX_PARTS:
-            raise Malformed(f"the multipart body has more than {MAX_PARTS} parts")
+            raise Malformed(
+                f"the multipart body has more than {MAX_PARTS} parts; send several requests"
+            )
         self._headers, self._data = {}, bytearray()
 
     def _header_end(self) -> None:
@@ -95,7 +101,10 @@ class _Reader:
         try:
             self.form.fields.append((name, self._data.decode()))
         except UnicodeDecodeError:
-            raise Malformed(f"form field '{name[:60]}' is not UTF-8 text") from None
+            raise Malformed(
+                f"form field '{name[:60]}' is not UTF-8 text; encode it as UTF-8, or give a file "
+                "its filename"
+            ) from None
 
     def _end(self) -> None:
         self.ended = True

@@ -48,7 +48,7 @@ def image_array(images: Sequence[bytes | bytearray | str], spec: InputSpec) -> N
             if total > MAX_REQUEST_PIXELS:
                 raise InvalidImage(
                     f"the images up to number {row} have {total} pixels together; "
-                    f"at most {MAX_REQUEST_PIXELS} are decoded"
+                    f"at most {MAX_REQUEST_PIXELS} are decoded: send fewer or smaller images"
                 )
             arrays.append(pixels.as_tensor(pixels.decode_pixels(image, spec), spec))
         except pixels.BadImage as error:
@@ -66,7 +66,9 @@ def from_base64(text: str, row: int) -> bytearray:
             if "=" in part and at + _BASE64_CHARACTERS < len(text):
                 raise ValueError("padding within the text")
     except (binascii.Error, ValueError):
-        raise InvalidImage(f"instance {row}: b64 is not valid base64") from None
+        raise InvalidImage(
+            f"instance {row}: b64 is not base64; expected A-Z, a-z, 0-9, '+', '/' and padding '='"
+        ) from None
     return found
 
 
@@ -78,5 +80,5 @@ def _check_tensor_size(count: int, spec: InputSpec) -> None:
     if needed > MAX_TENSOR_BYTES:
         raise TooLarge(
             f"{count} images would need {needed} bytes as the model's input; at most "
-            f"{MAX_TENSOR_BYTES} are accepted"
+            f"{MAX_TENSOR_BYTES} are accepted: send fewer images"
         )

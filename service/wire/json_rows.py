@@ -30,7 +30,7 @@ from service.wire.json_text import (
     holds,
     parse_json_object,
 )
-from service.wire.shown import shape_words
+from service.wire.shown import NO_ROWS, shape_words
 
 simdjson: Any = None
 with contextlib.suppress(ImportError):  # no wheel for this platform: orjson reads every body
@@ -159,7 +159,7 @@ def document_of_json(
     end, commas = _any_rows(body, begin, max_rows)
     document = _without_list(body, begin, end, allowed)
     if document.get(member) != [] or holds(body, b'"%b"' % member.encode(), end):
-        raise Malformed(f"the body has more than one member '{member}'")
+        raise Malformed(f"the body has more than one member '{member}'; keep one of them")
     bounds = np.concatenate([[begin], commas, [end]])
     _check_rows(body, bounds)
     found: list[Any] = []
@@ -190,7 +190,8 @@ def _without_list(
     others = begin + len(body) - end
     if others > MAX_WHOLE_BYTES:
         raise TooLarge(
-            f"the JSON has {others} bytes beside its rows; at most {MAX_WHOLE_BYTES} are accepted"
+            f"the JSON has {others} bytes beside its rows; at most {MAX_WHOLE_BYTES} are accepted: "
+            "store a long inline prior and name it"
         )
     view = memoryview(body)
     return parse_json_object(b"".join((view[: begin + 1], view[end:])), allowed)
@@ -205,7 +206,7 @@ def _check_rows(body: bytes | bytearray, bounds: NDArray[np.int64]) -> None:
             f"{MAX_ROW_BYTES} are accepted; send a .npy array, binary tensors or an image"
         )
     if len(bounds) == 2 and _is_blank(body, int(bounds[0]) + 1, int(bounds[1])):
-        raise InvalidInput("there are no instances")
+        raise InvalidInput(NO_ROWS)
 
 
 def _is_blank(body: bytes | bytearray, begin: int, end: int) -> bool:
@@ -358,7 +359,7 @@ def _decoded(text: bytes, rows: int, *, first_row: int) -> list[Any]:
         fault = fault_of(error)
         raise Malformed(f"the body is not JSON: instances from {first_row} on: {fault}") from None
     if len(instances) != rows:
-        raise Malformed("the body is not JSON: a comma without a value")
+        raise Malformed("the body is not JSON: a comma without a value; remove it")
     return instances
 
 

@@ -83,7 +83,9 @@ def parse_json_object(body: bytes | bytearray, allowed: Sequence[str]) -> dict[s
     """Decode a JSON object with no member but those allowed. Raises Malformed or TooLarge."""
     document = parse_json(body)
     if not isinstance(document, dict):
-        raise Malformed(f"the body must be a JSON object; got {short(document)}")
+        raise Malformed(
+            f"the body is {short(document)}; expected an object with {', '.join(allowed)}"
+        )
     for name in document:
         if name not in allowed:
             raise Malformed(f"unknown member '{name[:60]}'; expected {', '.join(allowed)}")
@@ -117,7 +119,10 @@ def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) 
             )
         if size > limit:
             if body.count(b"[", 0, end) - body.count(b"]", 0, end) > _MAX_LEVELS:
-                raise Malformed(f"the body is not JSON of at most {_MAX_LEVELS} levels")
+                raise Malformed(
+                    f"the body is not JSON of at most {_MAX_LEVELS} levels; check that every "
+                    "bracket is closed"
+                )
             raise TooLarge(
                 f"the JSON holds too many values: decoded it would need more than {limit} bytes, "
                 "the most that is accepted; send a .npy array or binary tensors, or fewer rows"
@@ -143,7 +148,8 @@ def parse_storable(body: bytes) -> Any:
             parse_constant=_no_constant,
         )
     except (ValueError, RecursionError) as error:
-        message = "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
+        deep = f"nested deeper than {MAX_STORABLE_LEVELS} levels, the most that is accepted"
+        message = deep if isinstance(error, RecursionError) else str(error)
         raise Malformed(f"the body is not JSON that can be read: {message[:200]}") from None
     _check_storable(value)
     return value
@@ -172,7 +178,7 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(found) != len(pairs):
         seen: set[str] = set()
         twice = next(name for name, _ in pairs if name in seen or seen.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"member '{twice[:60]}' is given twice")
+        raise ValueError(f"member '{twice[:60]}' is given twice; keep one of them")
     return found
 
 
@@ -188,8 +194,12 @@ def _check_storable(value: Any) -> None:
             elif isinstance(item, list):
                 inner += item
             elif isinstance(item, str) and "\0" in item:
-                raise InvalidInput("a text holds the character NUL, which cannot be stored")
+                raise InvalidInput(
+                    "a text holds the character NUL, which cannot be stored; remove it"
+                )
         if not inner:
             return
         level = inner
-    raise Malformed(f"the body is nested deeper than {MAX_STORABLE_LEVELS}")
+    raise Malformed(
+        f"the body is nested deeper than {MAX_STORABLE_LEVELS} levels, the most that is accepted"
+    )

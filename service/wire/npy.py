@@ -29,7 +29,7 @@ def parse_npy(body: bytes | bytearray) -> NDArray[Any]:
     if len(body) - begin != data_bytes:
         raise Malformed(
             f"the .npy file has {len(body) - begin} bytes of data; "
-            f"shape {list(shape)} of {dtype} needs {data_bytes}"
+            f"shape {list(shape)} of {dtype} needs {data_bytes}: send what np.save writes"
         )
     order: Literal["F", "C"] = "F" if fortran_order else "C"
     return np.ndarray(shape, dtype, body, begin, order=order)
@@ -38,17 +38,18 @@ def parse_npy(body: bytes | bytearray) -> NDArray[Any]:
 def _data_begin(body: bytes | bytearray) -> int:
     """Where the data begins. Raises Malformed."""
     if not body.startswith(_MAGIC):
-        raise Malformed("the body is not a .npy file")
+        raise Malformed("the body is not a .npy file; send what np.save writes")
     start = 12 if body[6:7] >= b"\x02" else 10
     if len(body) < start:
-        raise Malformed("the .npy file ends within its header")
+        raise Malformed("the .npy file ends within its header; send the whole file")
     length = int.from_bytes(body[8:start], "little")
     if length > _MAX_HEADER_BYTES:
         raise Malformed(
-            f"the .npy header has {length} bytes; at most {_MAX_HEADER_BYTES} are accepted"
+            f"the .npy header has {length} bytes; at most {_MAX_HEADER_BYTES} are accepted: send "
+            "what np.save writes"
         )
     if len(body) < start + length:
-        raise Malformed("the .npy file ends within its header")
+        raise Malformed("the .npy file ends within its header; send the whole file")
     return start + length
 
 

@@ -45,7 +45,7 @@ class Parameters(NamedTuple):
             if mine is not None and theirs is not None and mine != theirs:
                 raise Malformed(
                     f"{name} is given twice: {short(mine)} in the query "
-                    f"and {short(theirs)} in the body"
+                    f"and {short(theirs)} in the body; give only one of them"
                 )
             values[name] = theirs if mine is None else mine
         return Parameters(**values)
@@ -76,7 +76,9 @@ def _read_query(query: bytes) -> Parameters:
     except ValueError as error:
         if isinstance(error, (Malformed, InvalidParameter)):
             raise
-        raise Malformed(f"the query string cannot be read: {error}") from None
+        raise Malformed(
+            f"the query string cannot be read: {error}; expected NAME=VALUE pairs joined by '&'"
+        ) from None
 
 
 _cached_query = lru_cache(maxsize=1024)(_read_query)
@@ -126,7 +128,9 @@ def text_parameters(pairs: Iterable[tuple[str, str]]) -> Parameters:
 def _same(name: str, before: str | None, value: str) -> str:
     """Return the value. Raises Malformed if another was given before."""
     if before is not None and before != value:
-        raise Malformed(f"{name} is given twice: {before[:60]!r} and {value[:60]!r}")
+        raise Malformed(
+            f"{name} is given twice: {before[:60]!r} and {value[:60]!r}; give only one of them"
+        )
     return value
 
 

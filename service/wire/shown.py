@@ -2,6 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
+NO_ROWS = "there are no instances; expected at least one row"
+"""The message about a request without rows."""
+
 
 def short(value: object, limit: int = 60) -> str:
     """A JSON value in at most `limit` characters; lists and objects as "a list" or "an object"."""

@@ -86,7 +86,7 @@ class Described:
             if self.count > MAX_BYTES_ELEMENTS:
                 raise TooLarge(
                     f"input '{self.name[:60]}' has {self.count} elements; "
-                    f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted"
+                    f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted: send fewer rows"
                 )
             values = split_bytes(memoryview(body)[offset:end], self.name, self.count)
         else:
@@ -109,13 +109,14 @@ class Described:
 
     def _too_short(self, left: int) -> Malformed:
         return Malformed(
-            f"input '{self.name[:60]}' has {self.size} bytes of binary data; {left} are left"
+            f"input '{self.name[:60]}' has {self.size} bytes of binary data; {left} are left: send "
+            "them all"
         )
 
 
 def surplus(count: int) -> Malformed:
     """The error for a body with bytes after its last tensor."""
-    return Malformed(f"{count} bytes follow the last input's binary data")
+    return Malformed(f"{count} bytes follow the last input's binary data; expected none")
 
 
 def describe(entry: Any) -> Described:
@@ -128,11 +129,15 @@ def describe(entry: Any) -> Described:
     count = math.prod(shape)
     if size is None:
         if "data" not in entry:
-            raise Malformed(f"input '{name[:60]}' has neither 'data' nor 'binary_data_size'")
+            raise Malformed(
+                f"input '{name[:60]}' has neither 'data' nor 'binary_data_size'; give one of them"
+            )
         values, holds_null = _of_json(entry["data"], name, datatype, shape)
         return Described(name, datatype, shape, count, None, values, holds_null)
     if "data" in entry:
-        raise Malformed(f"input '{name[:60]}' has both 'data' and 'binary_data_size'")
+        raise Malformed(
+            f"input '{name[:60]}' has both 'data' and 'binary_data_size'; give only one of them"
+        )
     needed = count * DATATYPES[datatype].itemsize
     if datatype != "BYTES" and size != needed:
         raise Malformed(
@@ -153,7 +158,10 @@ def split_bytes(data: "memoryview[int]", name: str, count: int) -> list[bytes]:
         start = at + 4
         at = start + int.from_bytes(data[at:start], "little")
         if start > len(data) or at > len(data):
-            raise Malformed(f"input '{name[:60]}' ends within element {len(found)}")
+            raise Malformed(
+                f"input '{name[:60]}' ends within element {len(found)}; expected {count}, each "
+                "behind its length in 4 bytes, little-endian"
+            )
         found.append(bytes(data[start:at]))
     if len(found) != count:
         many = f"more than {count}" if len(found) > count else str(len(found))
@@ -168,7 +176,9 @@ def join_bytes(elements: Iterable[bytes]) -> bytes:
 
 def _described(entry: Any) -> tuple[str, str, tuple[int, ...]]:
     if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
-        raise Malformed("each input must be an object with name, datatype and shape")
+        raise Malformed(
+            f"an input is {short(entry)}; expected an object with name, datatype and shape"
+        )
     name, datatype, shape = entry["name"], entry.get("datatype"), entry.get("shape")
     if not isinstance(datatype, str) or datatype not in DATATYPES:
         raise Malformed(
@@ -181,7 +191,9 @@ def _described(entry: Any) -> tuple[str, str, tuple[int, ...]]:
         or not all(type(n) is int and 0 <= n < 2**40 for n in shape)
         or math.prod(max(n, 1) for n in shape) >= 2**59  # NumPy counts bytes with 63 bits
     ):
-        raise Malformed(f"input '{name[:60]}' has no usable shape; expected [batch, …]")
+        raise Malformed(
+            f"input '{name[:60]}' has shape {str(shape)[:60]}; expected [batch, …], whole numbers"
+        )
     return name, datatype, tuple(shape)
 
 
@@ -190,12 +202,18 @@ def _binary_size(entry: dict[str, Any], name: str) -> int | None:
     if parameters is None:
         return None
     if not isinstance(parameters, dict):
-        raise Malformed(f"input '{name[:60]}': parameters must be an object")
+        raise Malformed(
+            f"input '{name[:60]}': parameters are {short(parameters)}; expected an object"
+        )
     if "shared_memory_region" in parameters:
-        raise Malformed(f"input '{name[:60]}' is in shared memory, which is not supported")
+        raise Malformed(
+            f"input '{name[:60]}' is in shared memory, which is not supported; send its data"
+        )
     size = parameters.get("binary_data_size")
     if size is not None and (type(size) is not int or size < 0):
-        raise Malformed(f"input '{name[:60]}': binary_data_size is {short(size)}")
+        raise Malformed(
+            f"input '{name[:60]}': binary_data_size is {short(size)}; expected a number of bytes"
+        )
     return size
 
 
@@ -219,20 +237,21 @@ def _of_json(
         kinds.discard(type(None))
     if not kinds <= expected:
         wrong = next(item for item in flat if type(item) not in expected)
-        raise InvalidInput(f"input '{name[:60]}' holds {short(wrong)}, which is not {datatype}")
+        raise InvalidInput(f"input '{name[:60]}' holds {short(wrong)}; expected {datatype}")
     if datatype == "BYTES":
         return flat, False
     if holds_null:
         flat = [np.nan if value is None else value for value in flat]
     if dtype.kind in "iu" and float in kinds:
         raise InvalidInput(
-            f"input '{name[:60]}' holds numbers that are not whole; it is {datatype}"
+            f"input '{name[:60]}' holds numbers that are not whole; expected {datatype}"
         )
     try:
         array = np.array(flat, np.float64 if dtype.kind == "f" else dtype)
     except OverflowError:
         raise InvalidInput(
-            f"input '{name[:60]}' holds a number that {datatype} cannot hold"
+            f"input '{name[:60]}' holds a number beyond the range of {datatype}; expected a "
+            "smaller one"
         ) from None
     fit = array if array.dtype == dtype else cast(array, dtype)
     return fit.reshape(shape), holds_null
@@ -248,7 +267,8 @@ def _flat(data: Any, name: str, shape: tuple[int, ...]) -> list[Any]:
         depth += 1
         if depth > len(shape) or not all(isinstance(item, list) for item in flat):
             raise InvalidInput(
-                f"input '{name[:60]}': data is ragged or nested deeper than its shape"
+                f"input '{name[:60]}': data is ragged or nested deeper than its shape; expected "
+                f"lists as {list(shape)} says, or one flat list"
             )
         flat = list(chain.from_iterable(flat))
     if len(flat) != math.prod(shape):

@@ -180,7 +180,7 @@ def at_least(lowest: int) -> Callable[[str], int]:
     def number(text: str) -> int:
         value = int(text)
         if value < lowest:
-            raise argparse.ArgumentTypeError(f"expected a number of at least {lowest}")
+            raise argparse.ArgumentTypeError(f"'{text}': expected a number of at least {lowest}")
         return value
 
     return number
@@ -197,7 +197,7 @@ def seconds(text: str) -> float:
     """Parse a duration of at least 0 seconds."""
     value = float(text)
     if not 0 <= value < math.inf:  # NaN compares false
-        raise argparse.ArgumentTypeError("expected a number of at least 0")
+        raise argparse.ArgumentTypeError(f"'{text}': expected a finite number of at least 0")
     return value
 
 

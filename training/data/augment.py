@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from service.contract.nearest import did_you_mean
 from training.faults import WrongUse
 
 AUGMENTATIONS = ("none", "flip", "crop-flip", "resized-crop-flip")
@@ -27,6 +28,7 @@ class Augmentation:
         if self.name not in AUGMENTATIONS:
             raise WrongUse(
                 f"unknown augmentation '{self.name}'; expected {', '.join(AUGMENTATIONS)}"
+                f"{did_you_mean(self.name, AUGMENTATIONS)}"
             )
 
     @property

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from service.contract.bundle import Color, InputSpec, Resample, Resize
 from training.data.columns import Columns
 from training.data.text import Vocabulary
-from training.faults import BadData
+from training.faults import BadData, nearest_class
 
 Labels: TypeAlias = NDArray[np.int64]
 
@@ -181,7 +181,7 @@ def check_labels(
             if str(name) not in index:
                 raise BadData(
                     f"{where}, {row_word} {row + first_row}: '{name}' is not a class of the "
-                    "training data"
+                    f"training data{nearest_class(str(name), class_names)}"
                 )
         return np.fromiter((index[str(name)] for name in labels), np.int64, len(labels))
     if (

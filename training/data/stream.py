@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from service.contract import pixels
 from service.contract.bundle import InputSpec
 from service.contract.columns import records
+from service.contract.nearest import nearest_path
 from training.data.columns import is_number, written
 from training.data.pixels import SUFFIXES as IMAGES
 from training.faults import BadData, Fault, WrongUse, instead, readable, say
@@ -96,7 +97,7 @@ def find(place: str) -> list[Source]:
     elif path.exists():
         found = [path]
     else:
-        raise WrongUse(f"{place}: no such file or folder")
+        raise WrongUse(f"{place}: no such file or folder{nearest_path(Path(place))}")
     known = [each for each in found if each.suffix.lower() in READABLE]
     if not known:
         raise WrongUse(
@@ -230,7 +231,10 @@ def _texts(path: Path, column: Any, start: int, name: str) -> Rows:
     values = column.to_pylist()
     for row, value in enumerate(values):
         if not isinstance(value, str):
-            raise BadData(f"{path}, row {start + row}, column '{name}': {value!r} is not a text")
+            raise BadData(
+                f"{path}, row {start + row}, column '{name}': {value!r} is not a text; expected a "
+                "text in every row, such as an empty one"
+            )
     found = np.empty(len(values), dtype=object)
     found[:] = values
     return found
@@ -241,7 +245,7 @@ def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> 
     if len(lengths) != 1 or None in lengths:
         raise BadData(
             f"{path}, rows from {start}, column '{name}': lists of different lengths, or missing "
-            "ones"
+            "ones; expected lists of one length in every row"
         )
     (length,) = lengths
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
@@ -264,7 +268,7 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise BadData(
             f"{path}, row {start + row}, column '{name}': has no value "
-            f"({column.null_count} rows of this block like it)"
+            f"({column.null_count} rows of this block like it); give one, or leave these rows out"
         )
     values = np.asarray(column.to_numpy())
     if column.null_count == len(values):
@@ -316,7 +320,10 @@ def _array_blocks(
                 rows = min(reading.rows, shape[0] - start)
                 data = file.read(rows * step)
                 if len(data) != rows * step:
-                    raise BadData(f"{path}: ends within row {start + len(data) // max(step, 1)}")
+                    raise BadData(
+                        f"{path}: ends within row {start + len(data) // max(step, 1)} of "
+                        f"{shape[0]}, so it was cut short; copy it again"
+                    )
                 if not skip(number):
                     found = np.frombuffer(data, dtype).reshape(rows, *shape[1:])
                     yield number, Block(start, _array_rows(path, found, start, reading), {})
@@ -371,7 +378,7 @@ def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
     bad = np.flatnonzero(~there.all(axis=1))
     if bad.size:
         held = "infinity" if reading.spec.missing else "NaN or infinity"
-        raise BadData(f"{path}, row {start + bad[0]}: holds {held}")
+        raise BadData(f"{path}, row {start + bad[0]}: holds {held}; expected finite numbers")
     return _fitted(path, rows, reading)
 
 
@@ -402,7 +409,7 @@ def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
                     assert file is not None
                     yield member.name, file.read
     except (tarfile.TarError, EOFError, OSError) as error:
-        raise BadData(f"{path}: cannot be read as tar: {error}") from error
+        raise BadData(f"{path}: cannot be read as tar: {error}; make the archive again") from error
 
 
 def _image_blocks(

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from service.contract.adjustment import MAX_TAU, Vector
+from service.contract.nearest import did_you_mean
 from training.learning.margins import equalised_random, focal, logit_adjusted, separable_margin
 from training.learning.options import InvalidObjective, Option, completed
 
@@ -162,10 +163,13 @@ def make_loss(
     range, or a class without training examples.
     """
     if name not in _MAKERS:
-        raise InvalidObjective(f"no loss '{name}'; expected one of {', '.join(LOSSES)}")
+        near = did_you_mean(name, LOSSES)
+        raise InvalidObjective(f"no loss '{name}'; expected one of {', '.join(LOSSES)}{near}")
     counts = np.asarray(class_counts, np.float64)
     if counts.ndim != 1 or not (np.isfinite(counts).all() and (counts > 0).all()):
-        raise InvalidObjective("every class needs a finite training count greater than 0")
+        raise InvalidObjective(
+            "a class has no training row; every class needs a finite count greater than 0"
+        )
     settings = completed("loss", name, options, OPTIONS.get(name, {}))
     if name in ("logit-adjusted", "weighted-logit-adjusted"):
         if not 0 <= loss_tau <= MAX_TAU:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
+from service.contract.nearest import did_you_mean
 from training.faults import WrongUse, short
 from training.learning.losses import COSINE_SCALE
 from training.learning.resnet import released_resnet32, resnet32
@@ -201,12 +202,18 @@ def build(
         network = tfidf(num_classes, idf) if name == "tfidf" else text(num_classes, len(idf))
     elif name in NETWORKS:
         if name.endswith("resnet32") and len(input_shape) != 3:
-            raise WrongUse(f"network {name} takes images; an input here is {list(input_shape)}")
+            raise WrongUse(
+                f"network {name} takes images; an input here is {list(input_shape)}: use --network "
+                "mlp"
+            )
         network = NETWORKS[name](num_classes, input_shape)
     elif ":" in name:
         network = Logits(_made_by(_factory(name), num_classes, name))
     else:
-        raise WrongUse(f"unknown network '{name}'; expected {', '.join(NAMES)} or module:function")
+        near = did_you_mean(name, NAMES)
+        raise WrongUse(
+            f"unknown network '{name}'; expected {', '.join(NAMES)} or module:function{near}"
+        )
     if head == "cosine":
         _use_cosine_head(network, name)
     return network
@@ -232,7 +239,10 @@ def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Mod
             f"network {name}: {short(error)}; expected a factory f(num_classes)"
         ) from error
     except (Exception, SystemExit) as error:
-        raise WrongUse(f"network {name}: the factory raised {short(error)}") from error
+        raise WrongUse(
+            f"network {name}: the factory raised {short(error)}; call it in Python to find the "
+            "cause"
+        ) from error
     if not isinstance(network, nn.Module):
         raise WrongUse(
             f"network {name}: returned {type(network).__name__}; expected a torch.nn.Module"
@@ -254,10 +264,16 @@ def _factory(name: str) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except (Exception, SystemExit) as error:
-        raise WrongUse(f"network {name}: importing {module_name} raised {short(error)}") from error
+        raise WrongUse(
+            f"network {name}: importing {module_name} raised {short(error)}; expected a module in "
+            "the current folder or an installed package"
+        ) from error
     factory = getattr(module, function_name, None)
     if factory is None:
-        raise WrongUse(f"network {name}: module '{module_name}' has no function '{function_name}'")
+        near = did_you_mean(function_name, dir(module), most=10_000)
+        raise WrongUse(
+            f"network {name}: module '{module_name}' has no function '{function_name}'{near}"
+        )
     if not callable(factory):
         raise WrongUse(f"network {name}: is not a function; expected a factory f(num_classes)")
     return factory  # type: ignore[no-any-return]  # whatever the user's module holds

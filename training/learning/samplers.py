@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
+from service.contract.nearest import did_you_mean
 from training.learning.losses import Objective, SourcePrior
 from training.learning.options import InvalidObjective, Option, completed
 
@@ -60,7 +61,8 @@ def make_sampler(
     or a value out of range.
     """
     if name not in _PLANS:
-        raise InvalidObjective(f"no sampler '{name}'; expected one of {', '.join(SAMPLERS)}")
+        near = did_you_mean(name, SAMPLERS)
+        raise InvalidObjective(f"no sampler '{name}'; expected one of {', '.join(SAMPLERS)}{near}")
     settings = completed("sampler", name, options, OPTIONS.get(name, {}))
     targets = np.asarray(labels, np.int64)
     counts = np.bincount(targets, minlength=num_classes).astype(np.float64)

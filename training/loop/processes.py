@@ -159,4 +159,6 @@ def _device(name: str) -> torch.device:
     try:
         return torch.device(name)
     except RuntimeError as error:
-        raise WrongUse(f"--device {name}: {error}") from error
+        raise WrongUse(
+            f"--device {name}: {error}; expected a device that this machine has, or auto"
+        ) from error

@@ -224,7 +224,9 @@ def logits_of(
             logits = network(inputs).float().cpu().numpy()
         except Exception as error:
             raise RunFailed(
-                f"the network fails on an input of shape {list(inputs.shape)}: {short(error)}"
+                f"the network fails on an input of shape {list(inputs.shape)}: {short(error)}; try "
+                "it on "
+                "one such batch in Python"
             ) from error
         parts.append(logits)
     return np.concatenate(parts)

@@ -68,7 +68,10 @@ def export(
             verbose=False,
         )
     if program is None:
-        raise RunFailed("the network could not be exported to ONNX")
+        raise RunFailed(
+            f"torch {torch.__version__} made no ONNX graph from the network, and does not say why; "
+            "try torch.onnx.export(network, (rows,), dynamo=True) on it in Python"
+        )
     model = program.model_proto
     if vocabulary is not None and vocabulary.tokenizer is not None:
         take_tokens(model, vocabulary)
@@ -286,7 +289,8 @@ def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSessio
     except Exception as error:  # its classes have no common base
         raise RunFailed(
             f"{path}: onnxruntime {onnxruntime.__version__} cannot open it: "
-            f"{readable(error)}{instead(path)}"
+            f"{readable(error)}{instead(path)}; publish the model again, or install the release of "
+            "onnxruntime that made it"
         ) from error
 
 
@@ -345,17 +349,23 @@ def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.flo
     found = run_session(open_session(path), batches)
     if found.shape != expected.shape:
         raise RunFailed(
-            f"the exported model gives logits of shape {list(found.shape)}, but the network "
-            f"{list(expected.shape)}"
+            f"the ONNX file answers logits of shape {list(found.shape)}, and the network "
+            f"{list(expected.shape)}; {_REMEDY}"
         )
     difference = float(np.abs(found.astype(np.float64) - expected).max())
     limit = TOLERANCE * max(1.0, float(np.abs(expected).max()))
     if not difference <= limit:  # NaN compares false
         raise RunFailed(
-            f"the exported model differs from the network by {difference:.3g}; at most "
-            f"{limit:.3g} is allowed"
+            f"a logit of the ONNX file differs from the network's by {difference:.3g}, and at most "
+            f"{limit:.3g} is allowed; {_REMEDY}"
         )
     return difference
+
+
+_REMEDY = (
+    "keep branches that depend on the data, random numbers and in-place changes out of the "
+    "network's forward, and check that it is in evaluation mode there"
+)
 
 
 @contextlib.contextmanager

@@ -28,7 +28,7 @@ from training.data.image_files import ImageFiles
 from training.data.long_tail import shifted_rows
 from training.data.sources import load as sources
 from training.data.splits import set_aside_validation
-from training.faults import BadData, WrongUse, say
+from training.faults import BadData, WrongUse, nearest_class, say
 from training.run.export import open_output, run_session
 from training.scores.evaluate import score
 
@@ -162,6 +162,7 @@ class Published:
         if unknown:
             raise WrongUse(
                 f"{spec}: class '{unknown[0]}' is not one of the model's ({len(unknown)} like it)"
+                f"{nearest_class(unknown[0], self.bundle.class_names)}"
             )
         return Split(
             split.inputs, np.array([position[name] for name in data.class_names])[split.labels]
@@ -335,7 +336,9 @@ def _read_prior(path: Path, *, flag: str) -> dict[str, Any]:
             "or a JSON file"
         ) from error
     except ValueError as error:
-        raise WrongUse(f"{flag} {path}: is not JSON: {error}") from error
+        raise WrongUse(
+            f"{flag} {path}: is not JSON: {error}; expected an object by class name, or a prior"
+        ) from error
     whole = (
         isinstance(content, dict)
         and "target" in content

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from service.contract.bundle import check_model_name
+from service.contract.nearest import did_you_mean, nearest_path
 from training.faults import WrongUse
 from training.run.recipe import Recipe
 
@@ -80,28 +81,34 @@ def read(recipe: str) -> dict[str, Any]:
         try:
             text = Path(recipe).read_text(encoding="utf-8")
         except OSError as error:
-            raise WrongUse(f"--recipe {recipe}: {error.strerror}") from error
+            raise WrongUse(
+                f"--recipe {recipe}: {error.strerror}{nearest_path(Path(recipe))}; expected a TOML "
+                f"file, or one of {', '.join(names())}"
+            ) from error
         except UnicodeDecodeError as error:
-            raise WrongUse(f"--recipe {recipe}: is not UTF-8 text: {error}") from error
+            raise WrongUse(
+                f"--recipe {recipe}: is not UTF-8 text: {error}; save it as UTF-8"
+            ) from error
     else:
         where = f"{recipe}.toml"
         file = resources.files("training") / "recipes" / where
         if recipe not in names():
             raise WrongUse(
                 f"unknown recipe '{recipe}'; expected {', '.join(names())}, or a path that ends "
-                "in .toml"
+                f"in .toml{did_you_mean(recipe, names())}"
             )
         text = file.read_text(encoding="utf-8")
     try:
         content = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        raise WrongUse(f"{where}: {error}") from error
+        raise WrongUse(f"{where}: is not TOML: {error}; correct that line") from error
     return {key: _checked(where, key, value) for key, value in content.items()}
 
 
 def _checked(where: str, key: str, value: Any) -> Any:
     if key not in FIELDS:
-        raise WrongUse(f"{where}: unknown setting '{key}'; expected {', '.join(FIELDS)}")
+        near = did_you_mean(key, FIELDS)
+        raise WrongUse(f"{where}: unknown setting '{key}'; expected {', '.join(FIELDS)}{near}")
     wanted = typing.get_type_hints(Recipe)[key]
     kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
     kind = next(k for k in kinds if k is not type(None))

@@ -65,7 +65,7 @@ def _forward(recipe: Recipe, network: nn.Module, inputs: Tensor) -> Tensor:
     except Exception as error:
         raise WrongUse(
             f"network {recipe.network}: fails on an input of shape {list(inputs.shape)}: "
-            f"{short(error)}"
+            f"{short(error)}; choose a network for such inputs"
         ) from error
     return _logits(outputs, recipe)
 

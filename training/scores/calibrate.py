@@ -300,7 +300,8 @@ def fit_bcts(
     )
     if not result.success:
         raise CalibrationRefused(
-            f"the fit of a temperature with a bias per class did not converge: {result.message}"
+            "the fit of a temperature with a bias per class did not converge "
+            f"({result.message}); give more validation rows, or only a temperature"
         )
     bias = result.x[1:]
     return BiasCorrected(float(1 / result.x[0]), bias - bias.mean())
@@ -311,7 +312,8 @@ def _refuse_absent(labels: NDArray[np.integer], num_classes: int) -> None:
     if len(absent):
         raise CalibrationRefused(
             "a bias per class needs a validation row of each class; "
-            f"{len(absent)} of {num_classes} classes have none (the first is class {absent[0]})"
+            f"{len(absent)} of {num_classes} classes have none (the first is class {absent[0]}): "
+            "hold out rows of them"
         )
 
 

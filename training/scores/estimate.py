@@ -111,7 +111,8 @@ def estimate(
 def _by_confusion(logits: Vector, calibration: Estimation) -> dict[str, Any]:
     """Estimate by black-box shift estimation: from the confusion matrix, without intervals."""
     if calibration.confusion is None:
-        return {"refused": f"{calibration.num_classes} classes are too many for a confusion matrix"}
+        many = f"{calibration.num_classes} classes are too many for a confusion matrix"
+        return {"refused": f"{many}; use the estimate by expectation maximisation"}
     predicted = np.bincount(logits.argmax(axis=1), minlength=calibration.num_classes)
     prior = bbse_prior(calibration.confusion, predicted)
     if prior is not None:
@@ -121,5 +122,5 @@ def _by_confusion(logits: Vector, calibration: Estimation) -> dict[str, Any]:
     wrong = f"; {never} classes are never predicted correctly" if never else ""
     return {
         "refused": f"the confusion matrix is ill-conditioned ({condition_of(cells):.3g}, "
-        f"at most {MAX_CONDITION:g}){wrong}"
+        f"at most {MAX_CONDITION:g}){wrong}; use the estimate by expectation maximisation"
     }

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+from service.contract.nearest import did_you_mean
 from training.faults import WrongUse
 
 Afterwards: TypeAlias = Literal[
@@ -111,9 +112,10 @@ def choose(names: str) -> tuple[Method, ...]:
     ]
     for name, matches in zip(wanted, found, strict=True):
         if not matches:
+            known = list(dict.fromkeys(m.name.split(" ")[0] for m in METHODS))
             raise WrongUse(
-                f"--methods: no method '{name}'; expected all, or some of "
-                + ", ".join(dict.fromkeys(m.name.split(" ")[0] for m in METHODS))
+                f"--methods: no method '{name}'; expected all, or some of {', '.join(known)}"
+                f"{did_you_mean(name, known)}"
             )
     chosen = {m.name for matches in found for m in matches}
     return tuple(m for m in METHODS if m.name in chosen)

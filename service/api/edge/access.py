@@ -92,7 +92,11 @@ class Access:
         if key is None:
             return ANONYMOUS
         if role not in key.roles and role not in self.roles_of(key):
-            raise Problem("forbidden", f"key '{key.name}' lacks role '{role}'")
+            raise Problem(
+                "forbidden",
+                f"key '{key.name}' lacks role '{role}'; use a key that has it, or have the role "
+                "added",
+            )
         if key.per_second is not None:
             self._count(key, key.per_second)
         return key.name
@@ -170,7 +174,9 @@ class Access:
             found = file.stat()
             keys = parse_keys(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
-            raise InvalidKeys(f"{file}: {error.strerror}") from None
+            raise InvalidKeys(
+                f"{file}: {error.strerror}; expected a file that the service can read"
+            ) from None
         except UnicodeDecodeError:
             raise InvalidKeys(f"{file}: not UTF-8 text; save it as UTF-8") from None
         except InvalidKeys as error:

@@ -172,7 +172,9 @@ class Edge:
         try:
             self._metrics.requests(_template(scope), status, [Arrived(begun, request_id)])
         except Exception:
-            logger.exception("request %s could not be counted", request_id)
+            logger.exception(
+                "request %s is missing in the metrics; report this with the traceback", request_id
+            )
 
     def _log(
         self,
@@ -196,7 +198,9 @@ class Edge:
         try:
             self._log_requests([log])
         except Exception:
-            logger.exception("request %s could not be logged", request_id)
+            logger.exception(
+                "request %s is missing in the log; report this with the traceback", request_id
+            )
 
 
 def _template(scope: Scope) -> str:

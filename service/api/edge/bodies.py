@@ -86,7 +86,7 @@ async def _read(receive: Receive, limit: int) -> bytes | bytearray:
 def _too_slow(seconds: float) -> Problem:
     return Problem(
         "too-slow",
-        f"the body did not arrive within {seconds:g} s",
+        f"the body did not arrive within {seconds:g} s; send fewer rows, or over a faster link",
         headers={"Connection": "close"},  # the rest of the body may still arrive
     )
 
@@ -148,7 +148,11 @@ def inflated(
     except (zlib.error, ValueError) as error:
         if isinstance(error, UnsupportedBody):
             raise
-        raise Problem("malformed", f"the body is not {name.decode()}: {error}") from None
+        raise Problem(
+            "malformed",
+            f"the body is not {name.decode()}, as its Content-Encoding says: {error}; send whole "
+            "data in that encoding, or leave the header out",
+        ) from None
 
 
 def _members(body: "memoryview[int]", name: bytes, limit: int, deadline: Deadline) -> bytearray:
@@ -205,4 +209,7 @@ def is_compressed(response: Response | None, head: Head) -> bool:
 
 
 def _too_long(limit: int) -> Problem:
-    return Problem("too-large", f"the body has more than {limit} bytes, the most that is accepted")
+    return Problem(
+        "too-large",
+        f"the body has more than {limit} bytes, the most that is accepted: send it in parts",
+    )

@@ -233,7 +233,9 @@ class FramedProtocol(HttpToolsProtocol):
             return
         if len(self.url) + len(url) > limit:
             self.refuse(
-                "url-too-long", f"the URL is longer than {limit} bytes, the most that is accepted"
+                "url-too-long",
+                f"the URL is longer than {limit} bytes, the most that is accepted; send parameters "
+                "in the body",
             )
             return
         self.url += url

@@ -8,6 +8,7 @@ from fastapi import Request
 
 from service.api.edge.errors import Problem
 from service.wire.json_text import parse_storable
+from service.wire.shown import short
 
 MAX_BODY_BYTES = 16 * 2**20
 _INLINE_BYTES = 32 * 1024
@@ -53,7 +54,8 @@ async def read_bytes(request: Request, *, max_bytes: int = MAX_BODY_BYTES) -> by
         if len(body) > max_bytes:
             raise Problem(
                 "too-large",
-                f"the body has more than {max_bytes} bytes, the most that is accepted here",
+                f"the body has more than {max_bytes} bytes, the most that is accepted here; "
+                "send it in parts",
             )
     return bytes(body)
 
@@ -65,10 +67,14 @@ async def read_object(request: Request, *, members: Mapping[str, bool]) -> dict[
     """
     found = await read_json(request)
     if not isinstance(found, dict):
-        raise Problem("invalid", "expected a JSON object")
-    errors = [{"field": name, "message": "unknown member"} for name in found if name not in members]
+        raise Problem(
+            "invalid",
+            f"the body is {short(found)}; expected an object with {', '.join(members)}",
+        )
+    unknown = f"unknown member; expected {', '.join(members)}"
+    errors = [{"field": name, "message": unknown} for name in found if name not in members]
     errors += [
-        {"field": name, "message": "missing"}
+        {"field": name, "message": "missing; this member is required"}
         for name, needed in members.items()
         if needed and name not in found
     ]

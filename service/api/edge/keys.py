@@ -89,7 +89,10 @@ def _parse_line(line: str, where: str) -> Key:
         raise InvalidKeys(f"{where}: expected NAME ROLE[,ROLE] sha256:HEX [rate=PER_SECOND]")
     name, roles, digest = parts[:3]
     if not _NAME.fullmatch(name):
-        raise InvalidKeys(f"{where}: the name must be letters, digits, '.', '_', '-', at most 64")
+        raise InvalidKeys(
+            f"{where}: the first field is not a name; expected letters, digits, '.', '_', '-', at "
+            "most 64"
+        )
     unknown = sorted(set(roles.split(",")) - set(ROLES))
     if unknown:
         raise InvalidKeys(f"{where}: unknown role '{unknown[0][:20]}'; expected {', '.join(ROLES)}")

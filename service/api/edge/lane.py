@@ -315,7 +315,10 @@ class ScoringLane:
             try:
                 request.send((200, content_type, body, request.request_id.encode(), headers))
             except Exception:
-                logger.exception("the answer to request %s could not be sent", request.request_id)
+                logger.exception(
+                    "the answer to request %s could not be sent; report this with the traceback",
+                    request.request_id,
+                )
 
     def _fail(self, route: Route, request: Request, error: Exception) -> None:
         """Answer a request with the problem for an error."""
@@ -325,7 +328,11 @@ class ScoringLane:
             return
         problem, oip = problem_of(error), route.oip
         if problem.kind == "internal":
-            logger.error("request %s failed", request.request_id, exc_info=error)
+            logger.error(
+                "request %s got status 500; report this with the traceback",
+                request.request_id,
+                exc_info=error,
+            )
         # The traceback's frames refer to the request, and to a future that refers to the error:
         # without this, a large body would stay in memory until the next garbage collection.
         error.__traceback__ = error.__context__ = None
@@ -352,7 +359,11 @@ class ScoringLane:
         try:
             seconds = self._metrics.requests(template, status, requests)
         except Exception:
-            logger.exception("requests of %s were answered and could not be counted", template)
+            logger.exception(
+                "answered requests of %s are missing in the metrics; report this with the "
+                "traceback",
+                template,
+            )
             seconds = [time.perf_counter() - request.begun for request in requests]
         lines = []
         for request, own, took in zip(requests, facts, seconds, strict=True):
@@ -370,12 +381,18 @@ class ScoringLane:
         try:
             self._log_requests(lines)
         except Exception:
-            logger.exception("requests of %s were answered and could not be logged", template)
+            logger.exception(
+                "answered requests of %s are missing in the log; report this with the traceback",
+                template,
+            )
 
 
 def _not_acceptable(head: Head) -> Problem:
     accept = head.by_name[b"accept"][:80].decode("latin-1")
-    return Problem("not-acceptable", f"answers are application/json; the request accepts {accept}")
+    return Problem(
+        "not-acceptable",
+        f"answers are application/json, and the request accepts {accept}; add application/json",
+    )
 
 
 def _give(answered: "asyncio.Future[Response | None]", response: Response | None) -> None:

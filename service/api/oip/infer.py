@@ -271,7 +271,7 @@ class _Rows:
                 )
         for name in names:
             if name not in inputs:
-                raise InvalidInput(f"input '{name}' is missing; the model needs it")
+                raise InvalidInput(f"input '{name}' is missing; the model takes {', '.join(names)}")
         self.own, self._spec = inputs[names[0]], bundle.input
         self._tensors = [inputs[name] for name in names]
         self._count = self.own.shape[0]
@@ -293,7 +293,7 @@ class _Rows:
             if tensor.shape[0] != self._count:
                 raise InvalidInput(
                     f"input '{spec.name}' has {tensor.shape[0]} rows; "
-                    f"'{self.own.name}' has {self._count}"
+                    f"expected {self._count}, as '{self.own.name}' has"
                 )
         return records(arrays)
 
@@ -347,7 +347,9 @@ class _Rows:
         if tensor is None:
             return None
         if common is not None:
-            raise Malformed(f"{name} is given twice: as a parameter and for each row")
+            raise Malformed(
+                f"{name} is given twice, as a parameter and for each row; give only one of them"
+            )
         if tensor.datatype != datatype:
             raise InvalidInput(f"input '{name}' is {tensor.datatype}; expected {datatype}")
         _check_column(tensor, 1)
@@ -355,7 +357,8 @@ class _Rows:
             raise InvalidInput(_null(tensor))
         if tensor.shape[0] != self._count:
             raise InvalidInput(
-                f"input '{name}' has {tensor.shape[0]} rows; the request has {self._count}"
+                f"input '{name}' has {tensor.shape[0]} rows; expected {self._count}, one for each "
+                "row of the request"
             )
         return tensor
 
@@ -369,7 +372,7 @@ def version_of(text: str) -> int:
 
 
 def _null(tensor: Tensor) -> str:
-    return f"input '{tensor.name[:60]}' holds null, which is not {tensor.datatype}"
+    return f"input '{tensor.name[:60]}' holds null; expected {tensor.datatype}"
 
 
 def _check_column(tensor: Tensor, width: int) -> None:
@@ -389,7 +392,9 @@ def _text(value: bytes | bytearray | str, name: str, row: int) -> str:
     try:
         return value.decode()
     except UnicodeDecodeError:
-        raise InvalidInput(f"input '{name}' holds bytes that are not UTF-8 text") from None
+        raise InvalidInput(
+            f"input '{name}' holds bytes that are not UTF-8 text; encode its texts as UTF-8"
+        ) from None
 
 
 def _facts(asked: Asked, entry: Entry) -> dict[str, Any]:

@@ -71,7 +71,8 @@ async def _refuse_overrides(request: Request) -> None:
         if name != "unload_dependents":
             raise Problem(
                 "malformed",
-                f"parameter '{name[:60]}' is not supported: publish the model's files and load it",
+                f"parameter '{name[:60]}' is not supported; write the model's files to the "
+                "--models folder, then send this request without parameters",
             )
 
 

@@ -58,7 +58,8 @@ class InferHeader:
         ):
             if stated is not None and stated != of_path:
                 raise Malformed(
-                    f"{member} is '{stated[:60]}' in the body but '{of_path}' in the path"
+                    f"{member} is '{stated[:60]}' in the body but '{of_path}' in the path; leave "
+                    "it out of the body, or change one"
                 )
 
 
@@ -93,7 +94,9 @@ def read_inputs(
     for each in header.inputs:
         tensor, offset = each.read(body, offset)
         if tensor.name in inputs:
-            raise Malformed(f"input '{tensor.name[:60]}' is given twice")
+            raise Malformed(
+                f"input '{tensor.name[:60]}' is given twice; expected each input only once"
+            )
         inputs[tensor.name] = tensor
     if offset != len(body):
         raise surplus(len(body) - offset)
@@ -111,9 +114,12 @@ def read_header(text: bytes | bytearray) -> InferHeader:
     document = parse_json_object(text, _MEMBERS)
     entries = document.get("inputs")
     if not isinstance(entries, list) or not entries:
-        raise Malformed("the request has no inputs")
+        raise Malformed("the request has no inputs; expected a list of tensors under 'inputs'")
     if len(entries) > MAX_INPUTS:
-        raise TooLarge(f"the request has {len(entries)} inputs; at most {MAX_INPUTS} are accepted")
+        raise TooLarge(
+            f"the request has {len(entries)} inputs; at most {MAX_INPUTS} are accepted: send the "
+            "model's own, and tau and prior"
+        )
     identity = document.get("id")
     if identity is not None and not isinstance(identity, str):
         raise Malformed(f"id is {short(identity)}; expected a string")
@@ -139,7 +145,10 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
     an encoded image or the tensor. Raises Malformed if the shape does not determine how to read it.
     """
     if spec.columns:
-        raise Malformed("a raw request can only hold one input; the model takes several")
+        raise Malformed(
+            "a raw request can only hold one input, and the model takes several: send them as JSON "
+            "or with Inference-Header-Content-Length"
+        )
     outputs = [Requested("probabilities", binary=True)]
     dtype = DATATYPES[BY_DTYPE[spec.dtype]]
     free = [at for at, n in enumerate(spec.shape) if at and n is None]
@@ -148,7 +157,10 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
     if spec.kind == "text" or (spec.kind == "image" and len(body) != size):
         if spec.kind == "text":
             if texts_per_row(spec) != 1:
-                raise Malformed("a raw request can only hold one text; the model takes several")
+                raise Malformed(
+                    "a raw request can only hold one text, and the model takes several: send them "
+                    "as JSON or with Inference-Header-Content-Length"
+                )
             check_text_bytes(body, 0)
         tensor = Tensor(spec.name, "BYTES", (1,), [body])
         return InferHeader([], outputs, NO_PARAMETERS), tensor
@@ -201,12 +213,17 @@ def _outputs(entries: Any, *, binary: bool) -> list[Requested]:
                 f"there is no output {short(name)}; expected one of {', '.join(OUTPUTS)}"
             )
         if name in {each.name for each in found}:
-            raise Malformed(f"output '{name}' is requested twice")
+            raise Malformed(f"output '{name}' is requested twice; name each output only once")
         parameters = entry.get("parameters") or {}
         if not isinstance(parameters, dict):
-            raise Malformed(f"output '{name}': parameters must be an object")
+            raise Malformed(
+                f"output '{name}': parameters are {short(parameters)}; expected an object"
+            )
         if "shared_memory_region" in parameters:
-            raise Malformed(f"output '{name}': shared memory is not supported")
+            raise Malformed(
+                f"output '{name}': shared memory is not supported; leave out its parameters, and "
+                "the answer holds the tensor"
+            )
         binary_data = _flag(parameters, "binary_data", default=binary)
         found.append(Requested(name, binary_data, _classes(parameters, name)))
     return found

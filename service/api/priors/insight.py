@@ -24,6 +24,7 @@ from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir, Sample
 from service.priors.revisions import PriorDoesNotFit, PriorRevision, UnknownPrior
 from service.priors.rule import Rule, source_warnings
+from service.wire.shown import short
 
 MAX_WRITES = 100
 """The most writes that wait for their effect to be computed; each keeps its prior in memory."""
@@ -76,7 +77,11 @@ class Insight:
         before = await self._in_force(bundle, name)
         after, asked_tau = await self._candidate(bundle, await read_json(request), before)
         if tau is not None and asked_tau is not None and tau != asked_tau:
-            raise Problem("malformed", "tau is given twice with different values")
+            raise Problem(
+                "malformed",
+                "tau is given twice with different values, in the query and in the body; give only "
+                "one of them",
+            )
         after_tau = self._tau(bundle, tau if asked_tau is None else asked_tau)
         if after_tau and after.offset is None:
             raise UnknownLabelFrequencies(
@@ -139,7 +144,8 @@ class Insight:
         current = await self._in_force(bundle, name)
         if current.prior.log_source is None:
             raise UnknownLabelFrequencies(
-                "an estimate needs label frequencies, and neither the prior nor the model has any"
+                "an estimate needs label frequencies, and neither the prior nor the model has any: "
+                "PUT the prior with label_frequencies"
             )
         sample = await asyncio.to_thread(reservoir.sample, **limits)
         async with self._turns.turn():
@@ -220,7 +226,9 @@ class Insight:
     ) -> tuple[PriorRevision, Any]:
         """The prior that the body describes, and its tau as given."""
         if not isinstance(body, dict):
-            raise InvalidPrior([("", "expected a JSON object: a prior, or tau, or both")])
+            raise InvalidPrior(
+                [("", f"is {short(body)}; expected an object: a prior, or tau, or both")]
+            )
         prior = {key: value for key, value in body.items() if key not in ("tau", "prior")}
         tau = body.get("tau")
         if "prior" not in body:

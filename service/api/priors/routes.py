@@ -15,6 +15,7 @@ from service.api.priors import views
 from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
+from service.contract.nearest import did_you_mean
 from service.contract.prior import InvalidPrior, parse_prior
 from service.priors.changes import AddCounts, Draft
 from service.priors.preview import check_adoptable, evidence_note
@@ -200,7 +201,11 @@ class PriorRoutes:
             return _json(views.RevisionPage(revisions=[], next=None))
         entries = await self._priors.history(bundle.name, name, before=before, limit=limit + 1)
         if not entries and before is None and name != DEFAULT:
-            raise UnknownPrior(f"model '{bundle.name}' never had a prior '{name[:64]}'")
+            known = self._priors.names(bundle.name)
+            raise UnknownPrior(
+                f"model '{bundle.name}' never had a prior '{name[:64]}'"
+                f"{did_you_mean(name[:64], known)}; GET /priors lists those in use"
+            )
         lines = [views.revision_line(entry) for entry in entries[:limit]]
         more = len(entries) > limit
         return _json(views.RevisionPage(revisions=lines, next=lines[-1].revision if more else None))
@@ -246,7 +251,10 @@ class PriorRoutes:
             return None
         entry = await self._priors.entry(bundle.name, name, revision)
         if entry.deleted:
-            raise UnknownPrior(f"revision {revision} of prior '{name}' is a deletion")
+            raise UnknownPrior(
+                f"revision {revision} of prior '{name}' is a deletion, which has no vectors; ask "
+                "for another revision"
+            )
         return entry
 
     async def _has_history(self, bundle: Bundle, name: str) -> bool:

@@ -135,7 +135,10 @@ class Front:
         try:
             bound = self._server.add_insecure_port(address)
         except RuntimeError as error:
-            raise OSError(f"--grpc-port {port}: cannot listen on {address}: {error}") from None
+            raise OSError(
+                f"--grpc-port {port}: cannot listen on {address}: {error}; choose another port, or "
+                "end the process that uses it"
+            ) from None
         await self._server.start()
         return int(bound)
 
@@ -168,7 +171,7 @@ class Front:
         lane = self._edge.lane
         match = lane.match(path)
         if match is None:
-            raise Refused(404, f"there is no model at '{path[:80]}'")
+            raise Refused(404, f"there is no model at '{path[:80]}'; RepositoryIndex lists them")
         head = _head(headers, header_length)
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         call = Call()

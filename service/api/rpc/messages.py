@@ -174,7 +174,10 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return number, at
         shift += 7
-    raise Malformed("the message is not a ModelInferRequest: a number does not end")
+    raise Malformed(
+        "the message is not a ModelInferRequest: a number does not end; send the bytes that a "
+        "client of the Open Inference Protocol makes"
+    )
 
 
 def http_body(request: pb.ModelInferRequest) -> tuple[bytes, int]:
@@ -225,7 +228,7 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
         if len(values) > MAX_BYTES_ELEMENTS:
             raise TooLarge(
                 f"input '{tensor.name[:60]}' has {len(values)} elements; "
-                f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted"
+                f"at most {MAX_BYTES_ELEMENTS} of BYTES are accepted: send fewer rows"
             )
         try:
             described["data"] = [each.decode() for each in values]

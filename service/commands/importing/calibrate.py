@@ -17,6 +17,7 @@ from service.commands.importing.refusal import ImportRefused
 from service.contract.adjustment import softmax
 from service.contract.bundle import InputSpec
 from service.contract.columns import records
+from service.contract.nearest import did_you_mean
 
 Array = NDArray[Any]
 _STEPS = 100
@@ -82,7 +83,9 @@ def rows_of_file(
         with np.load(path, allow_pickle=False) as held:
             arrays = {name: held[name] for name in held.files}
     except (OSError, ValueError) as error:
-        raise ImportRefused(f"{where}: cannot be read as an .npz file: {error}") from None
+        raise ImportRefused(
+            f"{where}: cannot be read as an .npz file: {error}; expected what np.savez writes"
+        ) from None
     wanted = [*(["y"] if labelled else []), *([c.name for c in spec.columns] or ["x"])]
     missing = [name for name in wanted if name not in arrays]
     if missing:
@@ -95,7 +98,9 @@ def rows_of_file(
     else:
         rows = _column(arrays["x"], spec)
     if labels is not None and len(rows) != len(labels):
-        raise ImportRefused(f"{where}: has {len(rows)} rows but {len(labels)} labels")
+        raise ImportRefused(
+            f"{where}: has {len(rows)} rows but {len(labels)} labels; expected one label a row"
+        )
     return rows, labels
 
 
@@ -161,7 +166,11 @@ def _indices(labels: Array, class_names: list[str], where: str) -> Array:
         texts = [str(label) for label in labels.ravel().tolist()]
         unknown = next((text for text in texts if text not in known), None)
         if unknown is not None:
-            raise ImportRefused(f"{where}: label '{unknown}' is not a class of the model")
+            near = did_you_mean(str(unknown), class_names, most=100_000)
+            raise ImportRefused(
+                f"{where}: label '{unknown}' is not a class of the model"
+                f"{near or '; give the labels as class names or indices'}"
+            )
         return np.array([known[text] for text in texts])
     if labels.dtype.kind not in "iu" or labels.min(initial=0) < 0:
         raise ImportRefused(f"{where}: y is {labels.dtype}; expected class indices or names")

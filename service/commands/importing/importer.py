@@ -50,6 +50,7 @@ from service.contract.bundle import (
 from service.contract.columns import float_names, float_rows
 from service.contract.inputs.familiarity import measure
 from service.contract.inputs.tokens import TokenizerUnusable, Tokens
+from service.contract.nearest import did_you_mean
 from service.contract.next_steps import to_serve
 from service.contract.publication import publish
 from service.graph.foreign import UnsupportedGraph
@@ -357,7 +358,8 @@ def _served(graph: Graph, rows: Array, bundle: Bundle) -> Array:
         )
     except Exception as error:
         raise ImportRefused(
-            f"with the adjustment head the graph does not run: {first_line(error)}"
+            f"with the adjustment head the graph does not run: {first_line(error)}; export the "
+            "model again with a newer opset, or report this"
         ) from error
     assert outputs_.logits is not None
     return softmax(outputs_.logits.astype(np.float64))
@@ -392,7 +394,11 @@ def _check_example(found: Import, graph: Graph, bundle: Bundle) -> None:
         raise ImportRefused("--image-example needs a model of images: add --image")
     flags, names = found.flags, bundle.class_names
     if flags.expect not in names:
-        raise ImportRefused(f"--expect '{flags.expect}' is not a class of the model")
+        near = did_you_mean(flags.expect, names, most=100_000)
+        raise ImportRefused(
+            f"--expect '{flags.expect}' is not a class of the model"
+            f"{near or '; expected one of its class names'}"
+        )
     rows = _example(flags, bundle.input)
     (probabilities,) = _served(graph, rows, bundle)
     best = names[int(probabilities.argmax())]

@@ -7,6 +7,7 @@ from typing import Any
 
 from service.commands.importing.refusal import ImportRefused
 from service.contract.bundle import InputSpec
+from service.contract.nearest import did_you_mean, nearest_path
 
 
 def read_names(path: Path, *, deduplicate: bool) -> list[str]:
@@ -54,7 +55,9 @@ def read_columns(path: Path, spec: InputSpec) -> list[str]:
         )
     width = 1 if len(spec.shape) == 1 else spec.shape[1]
     if width not in {None, len(names)}:
-        raise ImportRefused(f"{where}: has {len(names)} names; the model takes {width} columns")
+        raise ImportRefused(
+            f"{where}: has {len(names)} names; expected {width}, one for each column of the model"
+        )
     return names
 
 
@@ -133,7 +136,7 @@ def read_counts(path: Path, class_names: list[str]) -> list[float]:
     found = json_of(text_of(path, "--class-counts"), path, "--class-counts")
     if isinstance(found, list) and len(found) != len(class_names):
         raise ImportRefused(
-            f"{where}: has {len(found)} counts; the model has {len(class_names)} classes"
+            f"{where}: has {len(found)} counts; expected {len(class_names)}, one for each class"
         )
     if isinstance(found, list):
         found = dict(zip(class_names, found, strict=True))
@@ -143,11 +146,16 @@ def read_counts(path: Path, class_names: list[str]) -> list[float]:
     for name in found:
         if name not in known:
             shown = ascii(name) if is_cut(name) else f"'{name}'"
-            raise ImportRefused(f"{where}: unknown class {shown}")
+            near = did_you_mean(name, class_names, most=100_000)
+            raise ImportRefused(
+                f"{where}: unknown class {shown}{near or '; expected the names of the classes'}"
+            )
     for name in class_names:
         count = found.get(name)
         if count is None:
-            raise ImportRefused(f"{where}: class '{name}' has no count")
+            raise ImportRefused(
+                f"{where}: class '{name}' has no count; give the training rows of every class"
+            )
         if isinstance(count, bool) or not isinstance(count, (int, float)) or not 0 < count < 1e300:
             raise ImportRefused(f"{where}: '{name}' has count {count!r}; expected more than 0")
     return [float(found[name]) for name in class_names]
@@ -158,7 +166,10 @@ def text_of(path: Path, flag: str) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise ImportRefused(f"{flag} {path}: {error.strerror}") from None
+        raise ImportRefused(
+            f"{flag} {path}: {error.strerror}{nearest_path(path)}; expected a file that this user "
+            "can read"
+        ) from None
     except UnicodeDecodeError:
         raise ImportRefused(f"{flag} {path}: not UTF-8 text; save it as UTF-8") from None
 
@@ -168,7 +179,9 @@ def json_of(text: str, path: Path, flag: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise ImportRefused(f"{flag} {path}: not JSON: {error}") from None
+        raise ImportRefused(
+            f"{flag} {path}: not JSON: {error}; correct it there, or write it again"
+        ) from None
 
 
 def _indexed(pairs: Any) -> list[str] | None:

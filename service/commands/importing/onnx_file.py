@@ -16,6 +16,7 @@ from service.commands.importing import rewrite
 from service.commands.importing.categories import Values, by_column, known_values
 from service.commands.importing.names import names_of_json
 from service.commands.importing.refusal import ImportRefused
+from service.contract.nearest import nearest_path
 from service.graph import foreign as foreign_graph
 from service.graph.reasons import first_line
 
@@ -97,7 +98,10 @@ def read(path: Path) -> OnnxFile:
             raise ImportRefused(f"{path} is not an ONNX file, but {other}")
         model = onnx.load(path, load_external_data=False)
     except OSError as error:
-        raise ImportRefused(f"{path}: {error.strerror}") from None
+        raise ImportRefused(
+            f"{path}: {error.strerror}{nearest_path(path)}; expected an ONNX file that this user "
+            "can read"
+        ) from None
     except ImportRefused:
         raise
     except Exception:  # noqa: BLE001 - protobuf raises errors of several families

@@ -65,7 +65,7 @@ class InputStatistics(_Strict):
     def _whole(self) -> Self:
         if len(self.mean) != len(self.sd):
             raise ValueError(
-                f"mean has {len(self.mean)} entries and sd {len(self.sd)}; expected as many"
+                f"mean has {len(self.mean)} entries and sd {len(self.sd)}; expected equal numbers"
             )
         return self
 

@@ -59,7 +59,10 @@ def _open(path: Path, max_length: int | None) -> Any:
     try:
         tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # noqa: BLE001 - the library raises plain exceptions
-        raise TokenizerUnusable(f"{path} cannot be read as a tokenizer: {error}") from None
+        raise TokenizerUnusable(
+            f"{path} cannot be read as a tokenizer: {error}; expected a tokenizer.json of Hugging "
+            "Face's tokenizers"
+        ) from None
     if max_length is not None or tokenizer.truncation is None:
         tokenizer.enable_truncation(max_length=max_length or DEFAULT_LENGTH)
     padding = tokenizer.padding or {}

@@ -201,7 +201,7 @@ def _whole(
         faults.append(("costs.matrix", f"the model has {classes} classes; {most}"))
     elif len(rows) != classes or any(len(row) != classes for row in rows):
         widths = sorted({len(row) for row in rows})[:3]
-        came = f"has {len(rows)} rows of {', '.join(map(str, widths)) or 0}"
+        came = f"has {len(rows)} rows of {', '.join(map(str, widths)) or 0} costs"
         wanted = f"the model has {classes} classes: a row for each true one, a column for each"
         faults.append(("costs.matrix", f"{came}; {wanted} decision"))
     else:
@@ -225,7 +225,7 @@ def _miss(
         faults.append(
             (
                 "costs.miss",
-                f"has {len(spec)} entries; the model has {len(class_names)} classes",
+                f"has {len(spec)} entries; expected {len(class_names)}, one for each class",
             )
         )
         return miss

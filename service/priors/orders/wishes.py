@@ -163,5 +163,8 @@ def take_back(wish: Wish) -> Wish:
 
 def _on_trial(wish: Wish) -> Rollout:
     if wish.rollout is None:
-        raise NoTrial("no version of the model is on trial; its rollout may already have ended")
+        raise NoTrial(
+            "no version of the model is on trial; its rollout may already have ended: see GET "
+            "/models"
+        )
     return wish.rollout

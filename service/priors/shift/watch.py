@@ -238,7 +238,8 @@ class ShiftWatch:
                 self.learn()
             except Exception:
                 logger.exception(
-                    "the prior of traffic could not be tracked; the next turn tries again"
+                    "the prior of traffic could not be tracked; the next turn tries again; report "
+                    "this with the traceback"
                 )
 
     def _look_on(self) -> None:

@@ -159,7 +159,11 @@ class SqliteFile:
                 "away", f"there is no folder '{folder}' for the store's file{nearest_path(folder)}"
             )
         if not self.may_create and not self.path.exists():
-            raise StoreUnavailable("away", f"there is no file '{self.path}'; nothing is stored yet")
+            raise StoreUnavailable(
+                "away",
+                f"there is no file '{self.path}'; nothing is stored yet: check --store, or PUT a "
+                "prior first",
+            )
         if self.path.is_dir():
             raise StoreUnavailable("away", f"'{self.path}' is a folder; expected the store's file")
         try:
@@ -186,7 +190,9 @@ class SqliteFile:
         try:
             found = self.path.stat()
         except OSError as error:
-            raise StoreUnavailable("away", f"{self.path}: {error.strerror}") from error
+            raise StoreUnavailable(
+                "away", f"{self.path}: {error.strerror}; expected a file that this user can write"
+            ) from error
         return found.st_dev, found.st_ino
 
 

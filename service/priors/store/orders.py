@@ -105,7 +105,10 @@ def _order(row: Row[Any]) -> ModelOrder | None:
             wish = None
     if wish is None:
         log.error(
-            "the order of change %d for model %r is damaged in the store", row.change, row.model
+            "the order of change %d for model %r is damaged in the store and not carried out; give "
+            "it again",
+            row.change,
+            row.model,
         )
         return None
     return ModelOrder(row.model, wish, row.change, row.author, moment(row.updated_us))

@@ -231,7 +231,8 @@ class SqlPriorStore:
         change, store_id = connection.execute(raised).one()
         if store_id != self.database.store_id or change <= after:
             raise StoreUnavailable(
-                "behind", "another or an older store was put in its place; restart every worker"
+                "behind",
+                "another or an older store was put in its place; restart every worker to accept it",
             )
         return int(change)
 

@@ -55,9 +55,9 @@ class Entry(BaseModel):
         if (self.class_digest == "") != (self.body is None):
             raise ValueError("class_digest must be empty for a deletion and not empty otherwise")
         if "\0" in self.note + self.by:
-            raise ValueError("a text holds the character NUL")
+            raise ValueError("a text holds the character NUL; remove it")
         if self.updated_at.tzinfo is None:
-            raise ValueError("updated_at needs a time zone")
+            raise ValueError("updated_at has no time zone; expected one, as in …T12:00:00Z")
         return self
 
 
@@ -77,7 +77,7 @@ class Document(BaseModel):
             if entry.revision != last[key] + 1:
                 raise ValueError(
                     f"prior '{entry.name}' of model '{entry.model}' goes from revision "
-                    f"{last[key]} to {entry.revision}"
+                    f"{last[key]} to {entry.revision}; expected revisions in ascending order"
                 )
             last[key] = entry.revision
         return self

@@ -52,7 +52,9 @@ def trouble_of(error: Exception) -> StoreUnavailable:
     """The kind and text of a failure, on one line and without the statement's parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error
     if isinstance(error, (NoResultFound, MultipleResultsFound, IntegrityError)):
-        return StoreUnavailable("corrupt", "its tables contradict each other")
+        return StoreUnavailable(
+            "corrupt", "its tables contradict each other; restore the store from a backup"
+        )
     words = " ".join(str(cause).split())[:300] or type(cause).__name__
     state = getattr(cause, "sqlstate", None)
     if state is not None:

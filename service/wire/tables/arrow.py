@@ -59,7 +59,10 @@ def read_arrow(
     except (InvalidInput, Malformed, TooLarge):
         raise
     except (pa.ArrowException, ValueError, OSError, struct.error, EOFError) as error:
-        raise Malformed(f"the body is not an Arrow stream: {str(error)[:200]}") from None
+        raise Malformed(
+            f"the body is not an Arrow stream: {str(error)[:200]}; send what "
+            "pyarrow.ipc.new_stream writes"
+        ) from None
     return columns_of(table, max_rows=max_rows)
 
 
@@ -97,7 +100,7 @@ def _column(pa: Any, column: Any) -> Column:
         return texts
     if types.is_fixed_size_list(kind) and _is_number(pa, kind.value_type):
         if column.null_count:
-            raise InvalidInput("holds an empty list")
+            raise InvalidInput("holds null in place of a list; expected a list in every row")
         flat = np.concatenate([np.empty(0), *(_numbers(pa, c.flatten()) for c in column.chunks)])
         found: NDArray[Any] = flat.reshape(len(column), kind.list_size)
         return found
@@ -156,7 +159,10 @@ def _check_messages(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> Non
         except StopIteration:
             return
         if number == MAX_MESSAGES:
-            raise TooLarge(f"the stream has more than {MAX_MESSAGES} messages")
+            raise TooLarge(
+                f"the stream has more than {MAX_MESSAGES} messages; write it in fewer batches of "
+                "rows"
+            )
         if message.metadata.size > MAX_METADATA_BYTES:
             raise TooLarge(
                 f"message {number} is described by {message.metadata.size} bytes; at most "
@@ -198,7 +204,10 @@ def _declared(message: Any) -> tuple[int, int]:
             (raw,) = struct.unpack_from("<q", body, offset)
             size += stored if raw == -1 else raw
             if raw < -1:
-                raise Malformed(f"the body is not an Arrow stream: a buffer has {raw} bytes")
+                raise Malformed(
+                    f"the body is not an Arrow stream: a buffer has {raw} bytes; send what "
+                    "pyarrow.ipc.new_stream writes"
+                )
     return rows, size
 
 
@@ -216,5 +225,8 @@ def _child(text: bytes, table: int, field: int | None) -> int:
     """The position of the table or vector that a field refers to; None: the root of the message."""
     at = table if field is None else _slot(text, table, field)
     if field is not None and not at:
-        raise Malformed("the body is not an Arrow stream: a message lacks a part")
+        raise Malformed(
+            "the body is not an Arrow stream: a message lacks a part; send what "
+            "pyarrow.ipc.new_stream writes"
+        )
     return at + int(struct.unpack_from("<I", text, at)[0])

@@ -85,14 +85,17 @@ class Lines:
             try:
                 line = self._text.readline(MAX_ROW_CHARACTERS + 1 - self.characters)
             except UnicodeDecodeError as error:
-                raise Malformed(f"the body is not UTF-8 text: {error.reason}") from None
+                raise Malformed(
+                    f"the body is not UTF-8 text ({error.reason}); encode it as UTF-8"
+                ) from None
             if not line:
                 return
             self.number += 1
             self.characters += len(line)
             if self.characters > MAX_ROW_CHARACTERS:
                 raise TooLarge(
-                    f"line {self.number}: a row has more than {MAX_ROW_CHARACTERS:,} characters"
+                    f"line {self.number}: a row has more than {MAX_ROW_CHARACTERS:,} characters; "
+                    "check its quotes, or shorten its texts"
                 )
             yield line
 
@@ -111,10 +114,15 @@ def rows_of(lines: Lines) -> Iterator[list[str]]:
         except StopIteration:
             return
         except csv.Error as error:
-            raise Malformed(f"the body is not CSV: line {lines.number}: {error}") from None
+            raise Malformed(
+                f"the body is not CSV: line {lines.number}: {error}; expected cells separated by "
+                "commas, with quotes as in RFC 4180"
+            ) from None
         if row:
             yield row
             continue
         empty += 1
         if empty > MAX_EMPTY_LINES:
-            raise TooLarge(f"line {lines.number}: more than {MAX_EMPTY_LINES:,} lines are empty")
+            raise TooLarge(
+                f"line {lines.number}: more than {MAX_EMPTY_LINES:,} lines are empty; remove them"
+            )

@@ -35,7 +35,9 @@ def read_npz(body: bytes | bytearray, *, max_bytes: int) -> dict[str, NDArray[An
     try:
         for name, held in _members(body, max_bytes):
             if name in found:
-                raise Malformed(f"the .npz file has the array {short(name)} twice")
+                raise Malformed(
+                    f"the .npz file has the array {short(name)} twice; give each array its own name"
+                )
             try:
                 found[name] = parse_npy(held)
             except Malformed as error:
@@ -43,9 +45,11 @@ def read_npz(body: bytes | bytearray, *, max_bytes: int) -> dict[str, NDArray[An
     except (Malformed, TooLarge):
         raise
     except _FAULTS as error:
-        raise Malformed(f"the body is not a .npz file: {str(error)[:200]}") from None
+        raise Malformed(
+            f"the body is not a .npz file: {str(error)[:200]}; send what np.savez writes"
+        ) from None
     if not found:
-        raise Malformed("the .npz file holds no array")
+        raise Malformed("the .npz file holds no array; expected at least one")
     return found
 
 
@@ -67,23 +71,32 @@ def _members(body: bytes | bytearray, max_bytes: int) -> Iterator[tuple[str, byt
             if left < 0:
                 raise TooLarge(
                     f"the arrays of the .npz file have more than {max_bytes} bytes, the most "
-                    "that is accepted"
+                    "that is accepted: send fewer rows"
                 )
             if len(held) != member.file_size:
-                raise Malformed(f"array {short(member.filename)} ends early")
+                raise Malformed(
+                    f"array {short(member.filename)} has {len(held)} bytes, and the file says "
+                    f"{member.file_size}; send what np.savez writes"
+                )
             yield member.filename.removesuffix(".npy"), held
 
 
 def _check_directory(body: bytes | bytearray) -> None:
     """Refuse a long list of members before any of it is read into memory."""
     if len(body) < _END.size or not body.startswith(b"PK"):
-        raise Malformed("the body is not a .npz file")
+        raise Malformed("the body is not a .npz file; send what np.savez writes")
     signature, *_, size, _, _ = _END.unpack(bytes(body[-_END.size :]))
     if signature != b"PK\5\6":
-        raise Malformed("the .npz file is cut off, or has a comment at its end")
+        raise Malformed(
+            "the .npz file is cut off, or has a comment at its end; send the whole file that "
+            "np.savez writes"
+        )
     locator = -_END.size - _LOCATOR_BYTES
     if body[locator : locator + 4] == b"PK\6\7":
-        raise Malformed("the .npz file is in the Zip64 format of files over 4 GiB")
+        raise Malformed(
+            "the .npz file is in the Zip64 format of files over 4 GiB; send fewer rows, or an "
+            "array as .npy"
+        )
     if size > MAX_DIRECTORY_BYTES:
         raise TooLarge(
             f"the .npz file's list of arrays has {size} bytes; at most {MAX_DIRECTORY_BYTES} "

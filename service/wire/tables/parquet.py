@@ -69,13 +69,22 @@ def read_parquet(
     except (InvalidInput, Malformed, TooLarge):
         raise
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise Malformed(f"the body is not a Parquet file: {str(error)[:200]}") from None
+        raise Malformed(
+            f"the body is not a Parquet file: {str(error)[:200]}; send what "
+            "pyarrow.parquet.write_table writes"
+        ) from None
     return columns_of(table, max_rows=max_rows)
+
+
+_WRITE_AGAIN = "write the Parquet file again, or send CSV"
 
 
 def _check_footer(body: bytes | bytearray) -> None:
     if not (len(body) > 12 and body.startswith(_MAGIC) and body.endswith(_MAGIC)):
-        raise Malformed("the body is not a whole Parquet file")
+        raise Malformed(
+            "the body is not a whole Parquet file: it does not begin and end with PAR1; send the "
+            "whole file"
+        )
     size = int.from_bytes(body[-8:-4], "little")
     if size > MAX_METADATA_BYTES:
         raise TooLarge(
@@ -87,7 +96,9 @@ def _check_footer(body: bytes | bytearray) -> None:
 def _check_pages(body: bytes | bytearray, metadata: Any, *, max_rows: int, max_bytes: int) -> None:
     """Add up the sizes that all pages declare, and refuse a file that declares too much."""
     if metadata.num_row_groups > MAX_ROW_GROUPS:
-        raise TooLarge(f"the Parquet file has more than {MAX_ROW_GROUPS} row groups")
+        raise TooLarge(
+            f"the Parquet file has more than {MAX_ROW_GROUPS} row groups; write it with larger ones"
+        )
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)
         if column.max_repetition_level or column.path != column.name:
@@ -122,11 +133,15 @@ class _Pages:
             at = chunk.dictionary_page_offset
         end = min(at + chunk.total_compressed_size, len(self._body))
         if at < 0 or chunk.num_values > rows:
-            raise Malformed(f"column {name}: the Parquet file's metadata is wrong")
+            raise Malformed(
+                f"column {name}: the Parquet file's metadata contradicts itself; {_WRITE_AGAIN}"
+            )
         seen = 0
         while seen < chunk.num_values:
             if at >= end:
-                raise Malformed(f"column {name}: the Parquet file ends within a column")
+                raise Malformed(
+                    f"column {name}: the Parquet file ends within a column; send the whole file"
+                )
             header, at = _Thrift(self._body, at).struct()
             seen += self._page(name, header, rows)
             at += header[_STORED]
@@ -136,11 +151,11 @@ class _Pages:
         kind, size, stored = (header.get(field) for field in (_KIND, _SIZE, _STORED))
         details = header.get(_DETAILS[kind]) if kind in _DETAILS else None
         if not (isinstance(size, int) and isinstance(stored, int) and isinstance(details, dict)):
-            raise Malformed(f"column {name}: a page of the Parquet file has a wrong header")
+            raise Malformed(f"column {name}: a page's header lacks a member; {_WRITE_AGAIN}")
         values, encoding = details.get(1), details.get(4 if kind == _DATA_V2 else 2)
         most = size // _LEAST_BYTES if kind == _DICTIONARY else rows
         if size < 0 or stored < 0 or not isinstance(values, int) or not 0 <= values <= most:
-            raise Malformed(f"column {name}: a page of the Parquet file has a wrong header")
+            raise Malformed(f"column {name}: a page's header has impossible sizes; {_WRITE_AGAIN}")
         if encoding not in _ENCODINGS:
             raise InvalidInput(
                 f"column {name} has encoding {short(encoding)}; expected one of "
@@ -216,4 +231,6 @@ class _Thrift:
 
 
 def _malformed() -> Malformed:
-    return Malformed("the body is not a Parquet file: a page header cannot be read")
+    return Malformed(
+        f"the body is not a Parquet file: a page header cannot be read; {_WRITE_AGAIN}"
+    )

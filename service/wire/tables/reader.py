@@ -94,7 +94,9 @@ def _arrays(
     lengths = {name: len(array) for name, array in arrays.items()}
     if len(set(lengths.values())) != 1:
         shown = ", ".join(f"{name[:40]}: {count}" for name, count in list(lengths.items())[:8])
-        raise InvalidInput(f"the arrays have different numbers of rows ({shown})")
+        raise InvalidInput(
+            f"the arrays have different numbers of rows ({shown}); expected as many in each"
+        )
     return rows.table_rows(arrays, spec, expected)
 
 

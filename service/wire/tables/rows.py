@@ -54,10 +54,12 @@ def check_names(found: Sequence[str], expected: Sequence[str] | None) -> None:
         )
     if len(set(found)) != len(found):
         twice = next(name for at, name in enumerate(found) if name in found[:at])
-        raise InvalidInput(f"the table has the column {short(twice)} twice")
+        raise InvalidInput(f"the table has the column {short(twice)} twice; keep one of them")
     if expected is None:
         if len(found) != 1:
-            raise InvalidInput(f"the table has {len(found)} columns; the model takes one")
+            raise InvalidInput(
+                f"the table has {len(found)} columns; the model takes one: send that column only"
+            )
     elif set(found) != set(expected):
         raise InvalidInput(f"the table {wrong_names(dict.fromkeys(found), expected)}")
 
@@ -160,7 +162,9 @@ def _parsed(cells: list[str | None], name: str, spec: InputSpec) -> Array:
             ) from None
     array = np.array(found)
     if array.dtype.kind == "O":
-        raise InvalidInput(f"column {short(name)} holds a number beyond 64 bits")
+        raise InvalidInput(
+            f"column {short(name)} holds a number beyond 64 bits; expected {spec.dtype}"
+        )
     return array
 
 

@@ -144,14 +144,18 @@ def test_unknown_label_frequencies_allow_tau_zero_and_inline_ones(client):
         (
             400,
             {"logits": [[0] * 5], "settings": []},
-            "settings are a list; expected a list of objects",
+            "there are no settings; expected at least one",
         ),
         (
             400,
             {"logits": [[0] * 5], "settings": [7]},
-            "setting 0 is not an object with tau, prior and context",
+            "setting 0 is 7; expected an object with tau, prior and context",
         ),
-        (400, {"logits": [[0] * 5], "settings": [{}, {"top_k": 1}]}, "setting 1 is not an object"),
+        (
+            400,
+            {"logits": [[0] * 5], "settings": [{}, {"top_k": 1}]},
+            "setting 1 has an unknown member 'top_k'; expected tau, prior, context",
+        ),
         (422, {"logits": [[0] * 5], "settings": [{}] * 101}, "there are 101 settings; at most 100"),
         (422, {"logits": [[0] * 5], "settings": [{"tau": -1}]}, "tau is -1.0"),
         (422, {"logits": [[0] * 5], "settings": [{"tau": False}]}, "tau is false"),

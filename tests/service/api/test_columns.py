@@ -273,4 +273,4 @@ def test_null_in_the_inference_protocol_is_a_missing_value_where_the_model_takes
     np.testing.assert_allclose(taken.json()["outputs"][0]["data"], by_index, atol=1e-7)
     refused = asked("table", "age", [None])
     assert refused.status_code == 422
-    assert "input 'age' holds null, which is not FP32" in refused.json()["detail"]
+    assert "input 'age' holds null; expected FP32" in refused.json()["detail"]

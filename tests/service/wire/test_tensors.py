@@ -76,7 +76,7 @@ def test_any_bytes_are_elements_or_malformed(raw, count):
 def test_a_shape_whose_elements_cannot_be_counted_is_refused():
     for shape in ([0, 2**39, 2**39], [2**39, 2**39], [0] * 15 + [2**39] * 2, [2**40]):
         for more in ({"data": []}, {"parameters": {"binary_data_size": 0}}):
-            with pytest.raises(Malformed, match="no usable shape"):
+            with pytest.raises(Malformed, match="expected"):
                 describe({"name": "x", "datatype": "FP32", "shape": shape, **more})
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.nearest import nearest_path
 from training.data.dataset import Dataset, ImageSpec, Split, check_labels
 from training.data.sources.digest import files_digest
 from training.faults import BadData, WrongUse
@@ -51,7 +52,10 @@ def load(spec: str, kind: str, folder: str) -> Dataset:
     if not (home / train[0]).is_file() and (home / inner).is_dir():
         home /= inner
     if not home.is_dir():
-        raise WrongUse(f"{home}: no such folder")
+        raise WrongUse(
+            f"{home}: no such folder{nearest_path(home)}; expected the folder of the unpacked "
+            "batches, or its parent"
+        )
     missing = [name for name in (*train, *test, meta) if not (home / name).is_file()]
     if missing:
         raise WrongUse(
@@ -96,9 +100,14 @@ def _batch(
         or pixels.ndim != 2
         or pixels.shape[1] != PIXELS
     ):
-        raise BadData(f"{path}: its data are not uint8 rows of {PIXELS} pixels")
+        raise BadData(
+            f"{path}: its data are not uint8 rows of {PIXELS} pixels; expected a CIFAR batch"
+        )
     if not isinstance(labels, (list, np.ndarray)) or len(labels) != len(pixels):
-        raise BadData(f"{path}: has {len(pixels)} images, but not as many {label_key.decode()}")
+        raise BadData(
+            f"{path}: has {len(pixels)} images, but not as many {label_key.decode()}; unpack the "
+            "archive again"
+        )
     images = pixels.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     return images, check_labels(np.asarray(labels), names, where=str(path))
 
@@ -107,9 +116,13 @@ def _read(path: Path) -> dict[bytes, Any]:
     try:
         content = _ArraysOnly(io.BytesIO(path.read_bytes())).load()
     except OSError as error:
-        raise BadData(f"{path}: {error.strerror}") from error
+        raise BadData(
+            f"{path}: {error.strerror}; expected a file that this user can read"
+        ) from error
     except Exception as error:  # a damaged pickle raises almost anything
-        raise BadData(f"{path}: cannot be read as a CIFAR batch: {error}") from error
+        raise BadData(
+            f"{path}: cannot be read as a CIFAR batch: {error}; unpack the archive again"
+        ) from error
     if not isinstance(content, dict):
         raise BadData(f"{path}: holds a {type(content).__name__}; expected a dictionary")
     return {key.encode() if isinstance(key, str) else key: value for key, value in content.items()}

@@ -72,7 +72,10 @@ def _split(images_path: Path, labels_path: Path) -> Split:
         raise BadData(f"{images_path}: images are {list(images.shape[1:])}; expected [28, 28]")
     labels = read_idx(labels_path, rank=1)
     if len(images) != len(labels):
-        raise BadData(f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels")
+        raise BadData(
+            f"{images_path} has {len(images)} images, {labels_path} {len(labels)} labels; expected "
+            "as many: take both files from one download"
+        )
     return Split(images[..., None], check_labels(labels, CLASS_NAMES, where=str(labels_path)))
 
 
@@ -87,12 +90,18 @@ def read_idx(path: Path, *, rank: int) -> NDArray[np.uint8]:
         with gzip.open(path) if packed else path.open("rb") as file:
             content: Any = file.read()
     except (OSError, EOFError, zlib.error) as error:
-        raise BadData(f"{path}: cannot be read: {error}") from error
+        raise BadData(f"{path}: cannot be read: {error}; download it again") from error
     header = 4 + 4 * rank
     if len(content) < header or content[:4] != bytes((0, 0, 8, rank)):
-        raise BadData(f"{path}: is not an idx file of unsigned bytes with {rank} dimensions")
+        raise BadData(
+            f"{path}: is not an idx file of unsigned bytes with {rank} dimensions; download it "
+            "again"
+        )
     shape = struct.unpack(f">{rank}I", content[4:header])
     expected = header + int(np.prod(shape, dtype=np.int64))
     if len(content) != expected:
-        raise BadData(f"{path}: has {len(content)} bytes; shape {list(shape)} needs {expected}")
+        raise BadData(
+            f"{path}: has {len(content)} bytes; shape {list(shape)} needs {expected}: download it "
+            "again"
+        )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from service.contract.nearest import nearest_path
 from training.data import pixels
 from training.data.dataset import Dataset, Known, check_labels
 from training.data.sources.digest import files_digest
@@ -163,9 +164,11 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except OSError as error:
-        raise WrongUse(f"{file}: {error.strerror}") from error
+        raise WrongUse(
+            f"{file}: {error.strerror}{nearest_path(file)}; expected a list of `path label` lines"
+        ) from error
     except UnicodeDecodeError as error:
-        raise BadData(f"{file}: is not UTF-8 text: {error}") from error
+        raise BadData(f"{file}: is not UTF-8 text: {error}; save it as UTF-8") from error
     for number, line in enumerate(lines, 1):
         path, _, label = line.strip().rpartition(" ")
         if not path or not label.lstrip("-").isdigit():
@@ -175,7 +178,10 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
             )
         found = root / path.strip()
         if not found.is_file():
-            raise BadData(f"{file}, line {number}: {found} does not exist")
+            raise BadData(
+                f"{file}, line {number}: {found} does not exist; paths are relative to the ROOT "
+                "behind @"
+            )
         paths.append(str(found))
         labels.append(int(label))
     if not paths:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from service.contract.nearest import nearest_path
 from training.data.dataset import Dataset
 from training.data.sources.digest import files_digest
 from training.data.sources.listing import ImageOptions, existing_folder, image_dataset
@@ -53,7 +54,7 @@ def _objects(values: list[Any]) -> list[dict[str, Any]]:
 def _one_json(home: Path, stem: str, chosen: str | None) -> Path:
     if chosen is not None:
         if not (home / chosen).is_file():
-            raise WrongUse(f"{home / chosen}: no such file")
+            raise WrongUse(f"{home / chosen}: no such file{nearest_path(home / chosen)}")
         return home / chosen
     found = sorted([*home.glob(f"{stem}*.json"), *home.glob(f"annotations/{stem}*.json")])
     if not found:

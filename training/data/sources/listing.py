@@ -8,6 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from service.contract.nearest import nearest_path
 from training.data import pixels
 from training.data.dataset import Dataset, ImageSpec, Split, check_labels
 from training.data.image_files import ImageFiles
@@ -137,5 +138,5 @@ def existing_folder(name: str) -> Path:
     """Return the folder as a path. Raises WrongUse if it does not exist."""
     home = Path(name)
     if not home.is_dir():
-        raise WrongUse(f"{home}: no such folder")
+        raise WrongUse(f"{home}: no such folder{nearest_path(home)}; name the folder of the images")
     return home

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+from service.contract.nearest import did_you_mean
 from training.data.dataset import Dataset, Known
 from training.data.sources import cifar, digits, fashion, folders, inaturalist, npz, table
 from training.data.sources.listing import ImageOptions
@@ -34,7 +35,8 @@ def load(
     """
     kind, _, place = spec.partition(":")
     if kind not in FORMS:
-        raise WrongUse(f"unknown data '{spec}'; expected {', '.join(FORMS.values())}")
+        near = did_you_mean(kind, FORMS)
+        raise WrongUse(f"unknown data '{spec}'; expected {', '.join(FORMS.values())}{near}")
     if kind not in FREE and not place:
         raise WrongUse(f"--data {kind} needs a file or folder: {FORMS[kind]}")
     if kind == "digits" and place:
@@ -43,7 +45,10 @@ def load(
         )
     options = options or ImageOptions()
     if kind not in IN_FILES and options.decoding:
-        raise WrongUse(f"{spec}: --image-size, --resize and --color are for {', '.join(IN_FILES)}")
+        raise WrongUse(
+            f"{spec}: --image-size, --resize and --color are for {', '.join(IN_FILES)}; leave them "
+            "out"
+        )
     data = _load(kind, spec, place, seed=seed, options=options, known=known)
     if known is None:
         data.check_trainable()

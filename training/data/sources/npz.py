@@ -121,7 +121,9 @@ def _decoded(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
     try:
         return np.char.decode(array, "utf-8")
     except UnicodeDecodeError as error:
-        raise BadData(f"{path}, {name}: holds bytes that are not UTF-8: {error}") from None
+        raise BadData(
+            f"{path}, {name}: holds bytes that are not UTF-8: {error}; save its texts as UTF-8"
+        ) from None
 
 
 def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, ...]:
@@ -230,11 +232,13 @@ def _split(
     reference = arrays.get("x_train", inputs)
     if inputs.ndim != reference.ndim or inputs.shape[1:] != reference.shape[1:]:
         raise BadData(
-            f"{where}: rows have shape {list(inputs.shape[1:])}; those of x_train "
-            f"{list(reference.shape[1:])}"
+            f"{where}: rows have shape {list(inputs.shape[1:])}; expected "
+            f"{list(reference.shape[1:])}, as those of x_train"
         )
     if len(inputs) != len(labels):
-        raise BadData(f"{path}: x_{split} has {len(inputs)} rows, y_{split} {len(labels)}")
+        raise BadData(
+            f"{path}: x_{split} has {len(inputs)} rows, y_{split} {len(labels)}; expected as many"
+        )
     if not len(inputs):
         raise BadData(f"{where}: has no rows; expected at least one")
     checked = check_labels(labels, names, where=f"{path}, y_{split}")
@@ -247,7 +251,10 @@ def _split(
     bad = np.flatnonzero(~np.isfinite(rows.reshape(len(rows), -1)).all(axis=1))
     if bad.size:
         held = "a number beyond float32" if _is_finite(inputs[bad[0]]) else "NaN or infinity"
-        raise BadData(f"{where}, row {bad[0]}: holds {held} ({bad.size} rows like it)")
+        raise BadData(
+            f"{where}, row {bad[0]}: holds {held} ({bad.size} rows like it); expected finite "
+            "numbers: replace them, or leave the rows out"
+        )
     return Split(rows, checked)
 
 

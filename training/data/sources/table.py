@@ -28,7 +28,7 @@ from training.data.sources.table_file import (
     read_table,
 )
 from training.data.splits import stratified
-from training.faults import BadData, WrongUse, absent, instead, say
+from training.faults import BadData, WrongUse, absent, instead, nearest_class, say
 
 TEST_SHARE = 0.2
 SPLITS = ("train", "val", "test")
@@ -281,6 +281,7 @@ def _indices(
         raise WrongUse(
             f"{table.path}: class '{written[wrong[0]]}' is not one of the model's "
             f"({len(set(written[wrong]))} like it)"
+            f"{nearest_class(str(written[wrong[0]]), names)}"
         )
     if wrong.size:
         row = int(wrong[0])
@@ -295,7 +296,10 @@ def _texts(table: TableFile, column: str) -> NDArray[np.object_]:
     values = table.values(column)
     row = next((row for row, value in enumerate(values) if not isinstance(value, str)), None)
     if row is not None:
-        raise BadData(f"{table.where(row)}, column '{column}': {values[row]!r} is not a text")
+        raise BadData(
+            f"{table.where(row)}, column '{column}': {values[row]!r} is not a text; expected a "
+            "text in every row, such as an empty one"
+        )
     texts = np.empty(len(values), dtype=object)
     texts[:] = values
     return texts

@@ -90,7 +90,7 @@ class TableFile:
             row = int(np.flatnonzero(column.is_null().to_numpy())[0])
             raise BadData(
                 f"{self.where(row)}, column '{name}': has no value ({column.null_count} rows like "
-                "it)"
+                "it); give one, or leave these rows out"
             )
         if _is_dictionary(column.type):
             column = column.cast(column.type.value_type)
@@ -264,7 +264,8 @@ def numbers(
         cell = found[row][~(np.abs(found[row]) <= largest)][0]
         reason = " does not fit into float32" if np.isfinite(cell) else " is not a finite number"
         raise BadData(
-            f"{table.where(row)}, column '{name}': {cell:g}{reason} ({bad.size} rows like it)"
+            f"{table.where(row)}, column '{name}': {cell:g}{reason} ({bad.size} rows like it); "
+            "correct them, or leave the rows out"
         )
     return found
 
@@ -281,7 +282,8 @@ def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.floa
         return np.stack([np.asarray(one, np.float64) for one in values])
     except (TypeError, ValueError) as error:
         raise BadData(
-            f"{table.path}, column '{name}': holds lists of other values than numbers: {error}"
+            f"{table.path}, column '{name}': holds lists of other values than numbers: {error}; "
+            f"leave the column out with &without={name}"
         ) from None
 
 

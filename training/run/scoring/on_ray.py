@@ -56,7 +56,10 @@ def run_on_ray(shares: Sequence[Share], *, workers: int) -> None:
     try:
         done = dataset.materialize().count()
     except ray.exceptions.RayError as error:
-        raise RunFailed(f"scoring on Ray failed: {str(error).splitlines()[-1]}") from error
+        raise RunFailed(
+            f"scoring on Ray failed: {str(error).splitlines()[-1]}; finished shares are kept: once "
+            "this is mended, run the command again"
+        ) from error
     if done != len(shares):
         raise RunFailed(
             f"scoring on Ray ended with {done} of {len(shares)} shares; run the command again"

@@ -153,7 +153,7 @@ def _columns(
         return trained
     twice = next((name for name in named if list(named).count(name) > 1), None)
     if twice is not None:
-        raise WrongUse(f"--columns: names '{twice}' twice")
+        raise WrongUse(f"--columns: names '{twice}' twice; keep one of them")
     if trained is not None and tuple(named) != trained and set(named) == set(trained):
         raise WrongUse(
             f"--columns: the model was trained on these columns in the order "
@@ -406,7 +406,9 @@ def _begin(parts: Path, identity: dict[str, Any]) -> int:
         parts.mkdir(parents=True, exist_ok=True)
         record.write_text(json.dumps(identity), encoding="utf-8")
     except OSError as error:
-        raise RunFailed(f"{parts}: cannot be written: {error.strerror}") from error
+        raise RunFailed(
+            f"{parts}: cannot be written: {error.strerror}; make room, or give another --out"
+        ) from error
     return 0
 
 

@@ -300,7 +300,7 @@ def test_a_file_that_cannot_be_served_is_refused_and_leaves_nothing_behind(
         ("[10, 10, -1, 10, 10]", "'class-2' has count -1"),
         ("[10, 10, true, 10, 10]", "'class-2' has count True"),
         ("[10, 10, NaN, 10, 10]", "'class-2' has count nan"),
-        ("[10, 10]", "has 2 counts; the model has 5 classes"),
+        ("[10, 10]", "has 2 counts; expected 5, one for each class"),
         ('{"class-0": 1, "lynx": 2}', "unknown class 'lynx'"),
         ('{"class-0": 1}', "class 'class-1' has no count"),
         ("7", "expected a list or an object"),
