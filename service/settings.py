@@ -385,7 +385,7 @@ def check_paths(settings: Settings) -> None:
     if not models.exists() and not settings.allow_no_models:
         raise InvalidSetting(
             f"--models is '{models}'; there is no such folder{nearest_path(models)} "
-            "(priordial demo serves shipped models, --allow-no-models starts without any)"
+            "(use priordial demo to serve shipped models, --allow-no-models to start without any)"
         )
     if models.is_dir() and any(each.is_file() for each in _manifests_of_one(models)):
         raise InvalidSetting(
@@ -393,7 +393,10 @@ def check_paths(settings: Settings) -> None:
             "folders of models"
         )
     if keys is not None and not keys.exists():
-        raise InvalidSetting(f"--keys is '{keys}'; there is no such file{nearest_path(keys)}")
+        raise InvalidSetting(
+            f"--keys is '{keys}'; there is no such file{nearest_path(keys)} (`priordial key NAME "
+            "--append FILE` makes one)"
+        )
     if keys is not None and keys.is_dir():
         raise InvalidSetting(f"--keys is '{keys}', which is a folder; expected a file of keys")
 

@@ -80,9 +80,7 @@ def router(folder: Path = FOLDER) -> APIRouter:
     @routes.get("/console/{path:path}")
     async def file(path: str, request: Request) -> Response:
         if path not in files:
-            raise Problem(
-                "not-found", f"the console has no file '{path[:80]}'; the page is /console"
-            )
+            raise Problem("not-found", f"the console has no file '{path[:80]}'; use /console")
         return _answer(files[path], request)
 
     return routes

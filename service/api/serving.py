@@ -264,7 +264,7 @@ async def _read(request: Request, kind: type[B]) -> B:
     except ValidationError as error:
         faults = [{"field": name, "message": text} for name, text in pydantic_errors(error)]
         detail = "; ".join(f"{each['field']}: {each['message']}" for each in faults)
-        raise Problem("invalid", detail or "the body is wrong", errors=faults) from None
+        raise Problem("invalid", detail, errors=faults) from None
 
 
 def _line(worker: WorkerModel) -> WorkerLine:

@@ -174,14 +174,14 @@ class InputSpec(_Strict):
         if self.statistics is not None and not self.dtype.startswith(("float", RECORD)):
             raise ValueError(f"statistics need a float dtype, not '{self.dtype}'")
         if self.tokenizer is not None and self.kind != "text":
-            raise ValueError(f"tokenizer belongs to kind 'text', not '{self.kind}'")
+            raise ValueError(f"tokenizer is only for kind 'text', not '{self.kind}'; leave it out")
         if self.kind == "image":
             self._check_image()
             return self
         for name in _IMAGE_ONLY:
             if getattr(self, name) is not None:
                 raise ValueError(
-                    f"{', '.join(_IMAGE_ONLY)} belong to kind 'image', not '{self.kind}'"
+                    f"{name} is only for kind 'image', not '{self.kind}'; leave it out"
                 )
         if (self.kind == "text") != (self.dtype == "string"):
             raise ValueError("kind 'text' and dtype 'string' must be used together")
@@ -206,8 +206,8 @@ class InputSpec(_Strict):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if values is not None and len(values) != channels:
                 raise ValueError(
-                    f"{name} has {len(values)} entries; "
-                    f"color '{self.color}' has {channels} channels"
+                    f"{name} has {len(values)} entries; expected {channels}, one for each channel "
+                    f"of color '{self.color}'"
                 )
         if not self.dtype.startswith("float") and (self.mean or self.std or self.scale):
             raise ValueError(f"scale, mean and std need a float dtype, not '{self.dtype}'")
@@ -222,7 +222,8 @@ class InputSpec(_Strict):
             for given, wanted in zip(self.shape[1:], expected, strict=True)
         ):
             raise ValueError(
-                f"shape {self.shape} does not fit [batch, {', '.join(map(str, expected))}]"
+                f"shape is {self.shape}; expected [batch, {', '.join(map(str, expected))}], as "
+                "size, color and layout say"
             )
 
 

@@ -81,7 +81,7 @@ def open_header(file: BinaryIO) -> "Image":
     try:
         image: Image = load_decoders().open(file, formats=FORMATS)
     except UnidentifiedImageError:
-        raise BadImage("is not a JPEG, PNG or WebP image") from None
+        raise BadImage("is not a JPEG, PNG or WebP image; convert it") from None
     except Exception as error:  # noqa: BLE001 - decoders raise errors of any class for damaged bytes
         raise BadImage(f"cannot be read: {error}") from None
     if max(image.size) > MAX_SIDE:
@@ -152,7 +152,9 @@ def decode_upright(image: "Image", *, color: Literal["RGB", "L"], needed: int) -
         orientation = _orientation(image)
         image = _converted(image, color)
     except Exception as error:  # noqa: BLE001 - decoders raise errors of any class for damaged bytes
-        raise BadImage(f"cannot be decoded: {error}") from None
+        raise BadImage(
+            f"cannot be decoded: {error}; expected a whole JPEG, PNG or WebP file"
+        ) from None
     turn = _turn(orientation)
     return image if turn is None else image.transpose(turn)
 

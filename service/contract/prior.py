@@ -164,7 +164,9 @@ class Prior:
 def parse_prior(body: object) -> PriorBody:
     """Check the form of a decoded JSON body. Raises InvalidPrior naming every wrong field."""
     if not isinstance(body, dict):
-        raise InvalidPrior([("", f"a prior is a JSON object; got {_kind(body)}")])
+        raise InvalidPrior(
+            [("", f"is {_kind(body)}; expected an object with target or label_frequencies")]
+        )
     errors: list[tuple[str, str]] = []
     for name in ("label_frequencies", "target"):
         errors += _vector_form_errors(name, body.get(name))

@@ -76,7 +76,10 @@ def target_weights(labels: Labels, target: ArrayLike) -> Vector:
     ratios = np.divide(wanted, totals, out=np.zeros(len(wanted)), where=totals > 0)
     weights: Vector = ratios[labels]
     if not weights.sum() > 0:
-        raise ValueError("the target gives no mass to any class of the split")
+        raise ValueError(
+            "the target gives no mass to any class of the split; expected one above 0 for a class "
+            "that has rows"
+        )
     weights *= len(labels) / weights.sum()
     return weights
 

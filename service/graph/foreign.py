@@ -92,7 +92,7 @@ def find_output(graph: "onnx.GraphProto", output: str) -> str:
     """
     names = [item.name for item in graph.output]
     if output not in names:
-        raise UnsupportedGraph(f"no output '{output}'; the graph has {', '.join(names)}")
+        raise UnsupportedGraph(f"there is no output '{output}'; expected one of {', '.join(names)}")
     return output
 
 

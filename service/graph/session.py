@@ -319,7 +319,7 @@ def open_graph(
     if session.get_providers()[0] != PROVIDERS[wanted]:
         raise ProviderUnavailable(
             f"{folder}: {wanted} was requested, but onnxruntime opened the graph on "
-            f"{session.get_providers()[0]}"
+            f"{session.get_providers()[0]}; run `priordial doctor`, or use --provider auto"
         )
     own = [item for item in session.get_inputs() if not item.name.startswith(ranking.PREFIX)]
     (logits,) = [item for item in session.get_outputs() if item.name == head.LOGITS]

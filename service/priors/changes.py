@@ -165,7 +165,7 @@ class Delete:
         if current is None or current.deleted:
             if current is not None and self.if_stored:
                 return None
-            raise UnknownPrior(f"there is no stored prior '{self.name}'")
+            raise UnknownPrior(f"there is no stored prior '{self.name}'; GET /priors lists them")
         return Draft(None, "", self.note)
 
 

@@ -199,7 +199,9 @@ class Feed:
         if self._read_trouble is not None:
             raise StoreUnavailable(self._read_trouble.kind, self._read_trouble.detail)
         if silent > STALLED_SECONDS:
-            raise StoreUnavailable("slow", f"it has not answered for {silent:.1f} s")
+            raise StoreUnavailable(
+                "slow", f"it has not answered for {silent:.1f} s; check its server or disk"
+            )
 
     @property
     def _silent_seconds(self) -> float:
@@ -327,7 +329,7 @@ class Feed:
         if error is not None and error.kind not in ("away", "slow") and not self._first.done():
             self._on_loop(lambda: self._fail_first(error))
         if error is not None and (before is None or before.kind != error.kind):
-            log.warning("%s; the priors served last stay in force", error)
+            log.warning("%s; the priors served last stay in force until it works again", error)
         if error is None and before is not None:
             log.warning("the store of priors answers again")
 

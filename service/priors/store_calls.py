@@ -101,7 +101,9 @@ class StoreCalls:
 
     async def _run(self, threads: Threads | None, call: Callable[[PriorStore], T]) -> T:
         if threads is None:
-            raise StoreUnavailable("none", "it is not followed yet")
+            raise StoreUnavailable(
+                "none", "it is not followed yet; wait until the service is ready"
+            )
         self._feed.check_reachable()
         limit, busy_since = self._answer_seconds, threads.busy_since
         if busy_since is not None and time.monotonic() - busy_since > limit:

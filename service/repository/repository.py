@@ -555,7 +555,11 @@ class Repository:
             except Exception as error:  # noqa: BLE001 - a bad version must not stop the others
                 self.faults[name, version] = f"{error}"
                 logger.error(  # noqa: TRY400
-                    "load of %s/%d failed: %s; %s", name, version, error, _still_serving(current)
+                    "load of %s/%d failed: %s; %s; correct this, then load the model again",
+                    name,
+                    version,
+                    error,
+                    _still_serving(current),
                 )
         if chosen or name in self._loaded:
             self._swap(name, _on_trial(chosen, wish))

@@ -592,8 +592,8 @@ class Service:
         if default is None or default in names or self.settings.allow_no_models:
             return
         raise InvalidSetting(
-            f"--default-model is '{default}'; {self.settings.models} holds "
-            f"{', '.join(names) or 'no model'}{did_you_mean(default, names)}"
+            f"--default-model is '{default}'; expected a model of {self.settings.models}, which "
+            f"holds {', '.join(names) or 'none'}{did_you_mean(default, names)}"
         )
 
     def _followed(self) -> list[Served]:

@@ -180,13 +180,15 @@ class Mirror:
         if unknown:
             raise ChangedUnderway(
                 f"{folder.parent.name} version {folder.name}: '{unknown[0]}' is not in "
-                f"{self._remote.url}"
+                f"{self._remote.url}; copy the whole version there, model.json last"
             )
         self._make_room(sum(max(0, there[name].size) for name in missing), key)
         for name, digest in missing.items():
             target = folder / name
             if not target.resolve().is_relative_to(folder.resolve()):
-                raise InvalidBundle(f"{folder}: '{name}' leaves the folder")
+                raise InvalidBundle(
+                    f"{folder}: '{name}' leaves the folder; expected a path to a file within it"
+                )
             target.parent.mkdir(parents=True, exist_ok=True)
             part = target.with_name(f"{target.name}{_PART}")
             self._remote.fetch(there[name], part, digest=digest)

@@ -85,7 +85,9 @@ class RemoteFolder:
         with _typed(file.path), self._files.open(file.path, "rb", cache_type="none") as source:
             content: bytes = source.read(at_most + 1)
         if len(content) > at_most:
-            raise ChangedUnderway(f"{file.path}: larger than {at_most} bytes")
+            raise ChangedUnderway(
+                f"{file.path}: larger than {at_most} bytes, the most that is read; publish it again"
+            )
         return content
 
     def fetch(self, file: RemoteFile, target: Path, *, digest: str | None) -> None:
@@ -105,7 +107,10 @@ class RemoteFolder:
                     copy.write(piece)
                 copy.flush()
             if digest is not None and hashed.hexdigest() != digest.lower():
-                raise ChangedUnderway(f"{file.path}: its sha256 is not that of {MANIFEST_FILE}")
+                raise ChangedUnderway(
+                    f"{file.path}: its sha256 is not that of {MANIFEST_FILE}; copy the whole "
+                    "version there, model.json last"
+                )
         except BaseException:
             target.unlink(missing_ok=True)
             raise

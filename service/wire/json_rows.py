@@ -284,7 +284,7 @@ def _any_rows(body: bytes | bytearray, begin: int, max_rows: int) -> tuple[int, 
         if len(ends):
             return at + last, np.concatenate(found)
         depth = int(levels[-1])
-    raise Malformed("the body is not JSON: a list does not end")
+    raise Malformed("the body is not JSON: a list does not end; close it")
 
 
 def _quotes(block: NDArray[np.uint8], backslashes: int) -> tuple[NDArray[np.int64], int]:
@@ -324,7 +324,7 @@ def _rows(
         if len(ends):
             return at + int(ends[0]), np.concatenate(found)
         depth = int(levels[-1])
-    raise Malformed("the body is not JSON: a list does not end")
+    raise Malformed("the body is not JSON: a list does not end; close it")
 
 
 def _slices(

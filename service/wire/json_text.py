@@ -58,7 +58,7 @@ def parse_json(body: bytes | bytearray, *, limit: int = MAX_DECODED_BYTES) -> An
     take, by estimate. Raises Malformed or TooLarge.
     """
     if not body:
-        raise Malformed("the body is empty")
+        raise Malformed("the body is empty; expected JSON")
     if len(body) > _UNCHECKED_BYTES:
         check_decoded_size(body, limit)
     check_length(len(body))
@@ -201,5 +201,6 @@ def _check_storable(value: Any) -> None:
             return
         level = inner
     raise Malformed(
-        f"the body is nested deeper than {MAX_STORABLE_LEVELS} levels, the most that is accepted"
+        f"the body is nested deeper than {MAX_STORABLE_LEVELS} levels, the most that is accepted; "
+        "send a flatter one"
     )

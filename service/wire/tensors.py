@@ -165,7 +165,9 @@ def split_bytes(data: "memoryview[int]", name: str, count: int) -> list[bytes]:
         found.append(bytes(data[start:at]))
     if len(found) != count:
         many = f"more than {count}" if len(found) > count else str(len(found))
-        raise Malformed(f"input '{name[:60]}' has {many} elements; its shape says {count}")
+        raise Malformed(
+            f"input '{name[:60]}' has {many} elements; expected {count}, as its shape says"
+        )
     return found
 
 
@@ -273,8 +275,8 @@ def _flat(data: Any, name: str, shape: tuple[int, ...]) -> list[Any]:
         flat = list(chain.from_iterable(flat))
     if len(flat) != math.prod(shape):
         raise InvalidInput(
-            f"input '{name[:60]}' has {len(flat)} elements; "
-            f"its shape {list(shape)} says {math.prod(shape)}"
+            f"input '{name[:60]}' has {len(flat)} elements; expected {math.prod(shape)}, as its "
+            f"shape {list(shape)} says"
         )
     return flat
 

@@ -24,7 +24,7 @@ def check_held_out(data: Dataset) -> None:
     if data.val is None and data.test is None and int(data.class_counts.max()) == 1:
         raise BadData(
             f"{data.spec}: each of its {data.num_classes} classes has a single row, so nothing can "
-            "be held out; is this the right label? Otherwise give validation and test rows"
+            "be held out; check the label, or give validation and test rows"
         )
 
 

@@ -195,8 +195,8 @@ def build(
     """
     if (name in TEXT_NETWORKS) != (idf is not None):
         raise WrongUse(
-            f"network {name}: networks {' and '.join(TEXT_NETWORKS)} are for texts, the others "
-            "are not" + _TEXT_HINT[name in TEXT_NETWORKS]
+            f"network {name}: networks {' and '.join(TEXT_NETWORKS)} take texts, and the others do "
+            "not; use --network auto"
         )
     if idf is not None:
         network = tfidf(num_classes, idf) if name == "tfidf" else text(num_classes, len(idf))
@@ -217,9 +217,6 @@ def build(
     if head == "cosine":
         _use_cosine_head(network, name)
     return network
-
-
-_TEXT_HINT = ("; use --network tfidf", "")
 
 
 def _made_by(factory: Callable[..., Any], num_classes: int, name: str) -> nn.Module:

@@ -21,7 +21,8 @@ def head_of(network: nn.Module) -> tuple[str, nn.Linear]:
     found = [(p, layer) for p, layer in network.named_modules() if isinstance(layer, nn.Linear)]
     if not found:
         raise WrongUse(
-            "the network does not end in a linear layer, which could be read or replaced"
+            "the network does not end in a linear layer, which could be read or replaced; use one "
+            "that does"
         )
     return found[-1]
 

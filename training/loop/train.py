@@ -330,7 +330,8 @@ def _named(step: int, inputs: Tensor, keeping: Keeping) -> Iterator[None]:
         if keeping.checkpoint is not None and keeping.checkpoint.path.exists():
             kept = f"; {keeping.checkpoint.path} holds an earlier step, {keeping.going_on}"
         raise RunFailed(
-            f"step {step} failed on a batch of shape {list(inputs.shape)}: {short(error)}{kept}"
+            f"step {step} failed on a batch of shape {list(inputs.shape)}: {short(error)}; try the "
+            f"network on such a batch in Python{kept}"
         ) from error
 
 

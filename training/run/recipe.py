@@ -136,7 +136,8 @@ class Recipe:
                 )
         if self.penalty is not None and self.optimiser in OPTIMISERS:
             raise WrongUse(
-                f"--penalty belongs to --optimiser lbfgs; {self.optimiser} has --weight-decay"
+                f"--penalty is only for --optimiser lbfgs; with {self.optimiser}, use "
+                "--weight-decay"
             )
         if self.features_once and self.optimiser not in {None, "lbfgs"}:
             raise WrongUse(

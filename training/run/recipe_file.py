@@ -61,7 +61,8 @@ def make(recipe: str | None, given: Mapping[str, Any]) -> Recipe:
     stray = [key for key in ("imbalance_ratio", "max_per_class") if key in settings]
     if stray and settings.get("profile") is None:
         raise WrongUse(
-            f"--{stray[0].replace('_', '-')} has no effect without --profile exp or step"
+            f"--{stray[0].replace('_', '-')} has no effect without a profile; add --profile exp or "
+            "step, or leave it out"
         )
     if "data" not in settings:
         raise WrongUse("--data is missing; give the data to train on")

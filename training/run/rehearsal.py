@@ -151,7 +151,8 @@ def _try_step(
         if not logits.requires_grad:
             raise WrongUse(
                 f"network {recipe.network}: no parameter that can be trained leads to its logits "
-                "(all are frozen, or the outputs are detached, rounded or constant)"
+                "(all are frozen, or the outputs are detached, rounded or constant); leave a layer "
+                "before the logits trainable"
             )
         ready.objective(logits, labels).backward()
     except Fault:
@@ -200,7 +201,7 @@ def _try_publishing(
     except Exception as error:
         raise RunFailed(
             f"network {recipe.network}: cannot be exported to ONNX: {short(error)}; nothing was "
-            "trained. torch.export supports no branches or loops that depend on the data"
+            "trained. Remove branches and loops that depend on the data"
         ) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -200,7 +200,10 @@ class Access:
                 )
             self._file_state = None
             return
-        log.warning("the list of keys has changed: %d keys are now valid", len(self._keys))
+        log.warning(
+            "the list of keys has changed: %d keys are now valid; restore it if nobody meant that",
+            len(self._keys),
+        )
 
 
 def audit(request: Request, *, action: str, model: str, name: str, **more: object) -> None:

@@ -367,7 +367,7 @@ def version_of(text: str) -> int:
     """Parse the version in a path. Raises UnknownModel if it is not a whole number."""
     number = whole_number(text, below=10**9)
     if number is None:
-        raise UnknownModel(f"'{text[:40]}' is not a version; versions are whole numbers")
+        raise UnknownModel(f"'{text[:40]}' is not a version; expected a whole number of at least 1")
     return number
 
 

@@ -168,7 +168,7 @@ def raw_request(body: bytes | bytearray, spec: InputSpec) -> tuple[InferHeader, 
         shape[free[0]] = len(body) // size
     elif free or len(body) != size:
         raise Malformed(
-            f"the raw request has {len(body)} bytes, which is not one row of {spec.dtype} "
+            f"the raw request has {len(body)} bytes; expected one row of {spec.dtype} "
             f"{spec.shape[1:]}"
         )
     values = np.frombuffer(body, dtype.newbyteorder("<")).reshape(shape)
@@ -238,7 +238,10 @@ def _classes(parameters: Mapping[str, Any], name: str) -> int | None:
             f"output '{name}': classification is {short(classes)}; expected at least 1"
         )
     if name not in CLASSES_OF:
-        raise InvalidInput(f"classification goes with {', '.join(CLASSES_OF)}, not with '{name}'")
+        raise InvalidInput(
+            f"output '{name}' cannot have classification; use {' or '.join(CLASSES_OF)}, or leave "
+            "it out"
+        )
     return classes
 
 

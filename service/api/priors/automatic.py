@@ -65,7 +65,8 @@ class AutomaticSteps:
             TimeoutError,
         ) as error:  # fmt: skip
             logger.warning(
-                "the automatic step of prior %r of model %r was refused and not stored: %s",
+                "the automatic step of prior %r of model %r was refused and not stored; adopt the "
+                "estimate by hand if it is right: %s",
                 automatic.prior, bundle.name, error,
             )  # fmt: skip
 

@@ -135,7 +135,10 @@ def parsed(message: bytes) -> pb.ModelInferRequest:
     try:
         found: pb.ModelInferRequest = pb.ModelInferRequest.FromString(message)
     except DecodeError as error:
-        raise Malformed(f"the message is not a ModelInferRequest: {error}") from None
+        raise Malformed(
+            f"the message is not a ModelInferRequest: {error}; send the bytes that a client of the "
+            "Open Inference Protocol makes"
+        ) from None
     return found
 
 

@@ -90,7 +90,8 @@ def rows_of_file(
     missing = [name for name in wanted if name not in arrays]
     if missing:
         raise ImportRefused(
-            f"{where}: lacks the array '{missing[0]}'; it has {', '.join(arrays) or 'none'}"
+            f"{where}: lacks the array '{missing[0]}'; it has {', '.join(arrays) or 'none'}: "
+            "expected x and y, or an array for each input"
         )
     labels = _indices(arrays["y"], class_names, where) if "y" in arrays else None
     if spec.columns:
@@ -176,7 +177,8 @@ def _indices(labels: Array, class_names: list[str], where: str) -> Array:
         raise ImportRefused(f"{where}: y is {labels.dtype}; expected class indices or names")
     if labels.max(initial=0) >= len(class_names):
         raise ImportRefused(
-            f"{where}: has label {labels.max()}; the model has classes 0 to {len(class_names) - 1}"
+            f"{where}: has label {labels.max()}; expected class indices 0 to "
+            f"{len(class_names) - 1}, or names"
         )
     return labels.ravel().astype(np.int64)
 

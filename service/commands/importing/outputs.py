@@ -95,7 +95,9 @@ def choose_output(
     their softmax if the file has both.
     """
     if wanted is not None and wanted not in outputs:
-        raise ImportRefused(f"the file has no output '{wanted}'; it has {', '.join(outputs)}")
+        raise ImportRefused(
+            f"--output: the file has no output '{wanted}'; choose one of {', '.join(outputs)}"
+        )
     candidates = {k: v for k, v in outputs.items() if wanted in {None, k}}
     tables = _tables(candidates, rows, classes)
     if not tables:

@@ -55,7 +55,10 @@ def image_fields(found: GraphInput, flags: argparse.Namespace) -> dict[str, Any]
     if not flags.image:
         given = [f"--{name}" for name in FLAGS if getattr(flags, name) is not None]
         if given:
-            raise ImportRefused(f"{', '.join(given)} go with --image, for models of images")
+            raise ImportRefused(
+                f"{', '.join(given)}: only for models of images; add --image, or leave these flags "
+                "out"
+            )
         return {}
     if len(found.shape) != 4 or found.dtype == "string":
         raise ImportRefused(

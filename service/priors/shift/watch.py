@@ -247,7 +247,11 @@ class ShiftWatch:
             try:
                 self.look()
             except Exception:
-                logger.exception("traffic could not be judged; next attempt in %g s", self._every)
+                logger.exception(
+                    "traffic could not be judged; next attempt in %g s; report this with the "
+                    "traceback",
+                    self._every,
+                )
 
     def _look_at(self, one: Followed) -> None:
         own = one.served.stream.now()

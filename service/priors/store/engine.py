@@ -80,7 +80,10 @@ class Database:
         if reads:
             standby = parse_store_url(reads)
             if self.file is not None or standby.get_backend_name() != "postgresql":
-                raise InvalidStoreUrl("--store-reads is for a PostgreSQL store and its standby")
+                raise InvalidStoreUrl(
+                    "--store-reads is only for a PostgreSQL store and its standby; leave it out, "
+                    "or give postgresql://… for both"
+                )
             self.reader = postgres_engine(standby)
         self.store_id = ""
         """Identifies the open store, so that a replacement is noticed."""
@@ -156,7 +159,9 @@ class SqliteFile:
         if self.may_create and not self.path.parent.is_dir():
             folder = self.path.parent
             raise StoreUnavailable(
-                "away", f"there is no folder '{folder}' for the store's file{nearest_path(folder)}"
+                "away",
+                f"there is no folder '{folder}' for the store's file{nearest_path(folder)}; make "
+                "it, or name another with --store",
             )
         if not self.may_create and not self.path.exists():
             raise StoreUnavailable(

@@ -180,7 +180,7 @@ def _check_messages(pa: Any, held: Any, *, max_rows: int, max_bytes: int) -> Non
         if size > max_bytes:
             raise TooLarge(
                 f"the stream has more than {max_bytes} bytes when decompressed, the most that is "
-                "accepted"
+                "accepted: send fewer rows"
             )
 
 

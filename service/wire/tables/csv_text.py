@@ -35,7 +35,7 @@ def read_csv(
     if header:
         found = next(rows, None)
         if found is None:
-            raise InvalidInput("the table has no rows")
+            raise InvalidInput("the table has no rows; expected at least one")
         names = [name.strip() for name in found]
         _check_header(names, expected)
     cells: list[list[str | None]] = [[] for _ in names]
@@ -54,7 +54,7 @@ def read_csv(
         for column, cell in zip(cells, row, strict=True):
             column.append(cell)
     if not count:
-        raise InvalidInput("the table has no rows")
+        raise InvalidInput("the table has no rows; expected at least one")
     return dict(zip(names, cells, strict=True))
 
 

@@ -70,7 +70,7 @@ def table_rows(table: Mapping[str, Column], spec: InputSpec, order: Sequence[str
     order: the names of the columns in the model's order; None: there is one column.
     """
     if not len(next(iter(table.values()))):
-        raise InvalidInput("the table has no rows")
+        raise InvalidInput("the table has no rows; expected at least one")
     if spec.columns:
         return records({each.name: column_tensor(table[each.name], each) for each in spec.columns})
     columns = [(name, table[name]) for name in order or table]

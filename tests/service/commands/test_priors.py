@@ -187,7 +187,7 @@ def test_list_and_show_tell_what_is_in_use_and_how_it_came_to_be(store_url, caps
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [line[:3] for line in lines[1:]] == [["cars", "default", "1"], ["pets", "default", "3"]]
     assert priors_command(store_url, "show") == 2
-    assert "--model; the store has priors of cars, pets" in capsys.readouterr().err
+    assert "--model is missing, and the store has priors of cars, pets" in capsys.readouterr().err
     assert priors_command(store_url, "show", "--model", "pets", "--revision", "2") == 0
     out = capsys.readouterr().out
     assert [line.split()[0] for line in out.splitlines()[1:4]] == ["3", "2", "1"]

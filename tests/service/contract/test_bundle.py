@@ -250,20 +250,26 @@ def test_the_default_tau_is_one_unless_the_source_prior_is_unknown(changes, tau)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"class_counts": None, "default_tau": 1}, "default_tau must be 0 while class_counts"),
-        ({"default_tau": 1e-9}, "default_tau must be 0 or at least 1e-06"),
+        (
+            {"class_counts": None, "default_tau": 1},
+            "default_tau is 1; expected 0, since class_counts is null",
+        ),
+        ({"default_tau": 1e-9}, "default_tau is 1e-09; expected 0 or at least 1e-06"),
         ({"class_names": ["cat", "cat"]}, "class_names has 'cat' twice"),
         ({"class_names": ["cat", ""]}, "class_names has an empty name"),
         ({"class_names": ["cat"], "class_counts": [1]}, "class_names"),
-        ({"class_counts": [1, 2, 3]}, "class_counts has 3 entries for 2 class_names"),
+        (
+            {"class_counts": [1, 2, 3]},
+            "class_counts has 3 entries; expected 2, as many as class_names",
+        ),
         ({"class_counts": [1, 0]}, "greater than 0"),
         ({"name": "../pets"}, "is not a model name"),
-        ({"files": {}}, r"files must name model\.onnx"),
+        ({"files": {}}, r"files does not name model\.onnx"),
         ({"format_version": 2}, "format_version"),
         ({"temperature": 0}, "temperature"),
         ({"input": TENSOR | {"dtype": "complex64"}}, "dtype: .*expected one of float16"),
         ({"input": TENSOR | {"shape": []}}, "shape"),
-        ({"input": TENSOR | {"color": "L"}}, "belong to kind 'image', not 'tensor'"),
+        ({"input": TENSOR | {"color": "L"}}, "is only for kind 'image', not 'tensor'"),
         (
             {"input": TENSOR | {"dtype": "string"}},
             "kind 'text' and dtype 'string' must be used together",
@@ -277,7 +283,7 @@ def test_the_default_tau_is_one_unless_the_source_prior_is_unknown(changes, tau)
         ({"input": image(shape=[None, 3, 32])}, "does not fit"),
         ({"input": image(std=[0.2, 0.2, 0])}, "greater than 0"),
         ({"input": TENSOR | {"dtype": "int64", "missing": True}}, "missing needs a float dtype"),
-        ({"input": TENSOR | {"tokenizer": TOKENIZER}}, "tokenizer belongs to kind 'text'"),
+        ({"input": TENSOR | {"tokenizer": TOKENIZER}}, "tokenizer is only for kind 'text'"),
         (
             {"input": TENSOR | {"dtype": "record"}},
             "kind 'columns' and dtype 'record' must be used together",
@@ -388,7 +394,9 @@ def test_a_block_makes_unknown_counts_adjustable():
 
 
 def test_a_block_of_other_classes_or_another_temperature_is_refused():
-    with pytest.raises(InvalidBundle, match="estimation has 2 entries for 3 class_names"):
+    with pytest.raises(
+        InvalidBundle, match="estimation has 2 classes, class_names 3; calibrate the model again"
+    ):
         parsed(class_names=["a", "b", "c"], class_counts=None, temperature=1.5, estimation=BLOCK)
     with pytest.raises(
         InvalidBundle, match=r"estimation.temperature is 1.5; expected temperature, 1"

@@ -126,7 +126,7 @@ def test_a_null_label_frequencies_is_the_models_own():
         ({"target": {"cat": 1}}, "target", "2 classes are not named (the first is 'dog')"),
         ({"target": {"wolf": 1}, "others": 1}, "target.wolf", "unknown class 'wolf'"),
         ({"target": {"wolf": 1}}, "target.wolf", "unknown class"),
-        ({"target": [1, 2]}, "target", "has 2 entries; the model has 3 classes"),
+        ({"target": [1, 2]}, "target", "has 2 entries; expected 3, one for each class"),
         ({"label_frequencies": []}, "label_frequencies", "has 0 entries"),
         (
             {"target": [1, 1, -0.1]},

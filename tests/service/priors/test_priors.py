@@ -447,7 +447,7 @@ def test_a_prior_of_another_class_list_is_told_and_not_applied(pets, store_url):
             assert priors.select(pets, "winter").revision == 1, (
                 "the old version keeps the prior that fits it"
             )
-            with pytest.raises(PriorDoesNotFit, match="newest that fits is revision 1"):
+            with pytest.raises(PriorDoesNotFit, match="newest that fits, revision 1"):
                 priors.select(pets, "winter", at_least=2)
         async with following(store_url) as priors:
             assert priors.select(wider, "winter").revision == 2

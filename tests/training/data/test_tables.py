@@ -249,7 +249,7 @@ def test_classes_that_look_alike_and_those_that_cannot_be_tested_are_told(tmp_pa
 
 def test_a_label_column_without_a_repeated_value_is_refused(tmp_path):
     path = write(tmp_path / "own.csv", columns(kind=[f"row {i}" for i in range(30)]))
-    with pytest.raises(BadData, match="is this the right label column"):
+    with pytest.raises(BadData, match="check the label column"):
         load(path)
     pairs = write(tmp_path / "two.csv", columns(2, kind=["cat", "dog"]))
     with pytest.raises(BadData, match="nothing can be held out"):

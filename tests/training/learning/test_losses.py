@@ -298,7 +298,7 @@ def test_an_objective_is_widened_as_every_module_is(name):
     ("name", "counts", "options", "message"),
     [
         ("cross-entropy", COUNTS, {}, "no loss 'cross-entropy'; expected one of erm"),
-        ("erm", [10, 0], {}, "every class needs a finite training count greater than 0"),
+        ("erm", [10, 0], {}, "every class needs a finite count greater than 0"),
         ("erm", [10, math.nan], {}, "every class needs"),
         ("erm", [[10, 2]], {}, "every class needs"),
         ("erm", COUNTS, {"loss_tau": 0.5}, "'erm' has no loss_tau"),

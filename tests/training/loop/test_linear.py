@@ -88,7 +88,7 @@ def test_a_network_with_a_hidden_layer_is_refused():
     [
         ({"optimiser": "lbfgs", "sampler": "balanced"}, "takes every row"),
         ({"optimiser": "lbfgs", "loss": "ldam"}, "cosine head"),
-        ({"optimiser": "sgd", "penalty": 1.0}, "--penalty belongs to"),
+        ({"optimiser": "sgd", "penalty": 1.0}, "--penalty is only for"),
         ({"penalty": 0.0}, "expected more than 0"),
     ],
 )

@@ -105,7 +105,7 @@ def test_every_field_of_text_is_a_choice_or_known_to_be_free():
         ({"seed": 10**23}, "expected a number below 2"),
         ({"momentum": 1.0}, "below 1"),
         ({"image_std": (0.0, 0.5, 0.5)}, "--image-std is .* expected more than 0"),
-        ({"imbalance_ratio": 10.0}, "has no effect without --profile"),
+        ({"imbalance_ratio": 10.0}, "has no effect without a profile"),
     ],
 )
 def test_a_number_without_a_meaning_is_refused_by_its_flag(settings, said):

@@ -179,8 +179,8 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
         found = root / path.strip()
         if not found.is_file():
             raise BadData(
-                f"{file}, line {number}: {found} does not exist; paths are relative to the ROOT "
-                "behind @"
+                f"{file}, line {number}: {found} does not exist; expected a path relative to the "
+                "ROOT behind @"
             )
         paths.append(str(found))
         labels.append(int(label))

@@ -54,7 +54,10 @@ def _objects(values: list[Any]) -> list[dict[str, Any]]:
 def _one_json(home: Path, stem: str, chosen: str | None) -> Path:
     if chosen is not None:
         if not (home / chosen).is_file():
-            raise WrongUse(f"{home / chosen}: no such file{nearest_path(home / chosen)}")
+            raise WrongUse(
+                f"{home / chosen}: no such file{nearest_path(home / chosen)}; expected one of "
+                "iNaturalist's JSON files"
+            )
         return home / chosen
     found = sorted([*home.glob(f"{stem}*.json"), *home.glob(f"annotations/{stem}*.json")])
     if not found:
@@ -71,10 +74,12 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
     except ValueError as error:
-        raise BadData(f"{file}: is not JSON: {error}") from error
+        raise BadData(f"{file}: is not JSON: {error}; download it again") from error
     for member in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(member), list):
-            raise BadData(f"{file}: has no list '{member}'")
+            raise BadData(
+                f"{file}: has no list '{member}'; expected iNaturalist's JSON, as in COCO"
+            )
     assert isinstance(content, dict)
     return content
 
@@ -83,13 +88,15 @@ def _categories(file: Path, document: dict[str, Any]) -> dict[int, str]:
     """Return the categories' names by id, in ascending order; repeated names get their id added."""
     found = document.get("categories")
     if not isinstance(found, list) or not found:
-        raise BadData(f"{file}: has no list 'categories'")
+        raise BadData(f"{file}: has no list 'categories'; expected iNaturalist's JSON, as in COCO")
     names: dict[int, str] = {}
     for row, category in enumerate(found):
         try:
             names[int(category["id"])] = str(category.get("name", category["id"]))
         except (KeyError, TypeError, ValueError):
-            raise BadData(f"{file}, categories, row {row}: has no whole-number id") from None
+            raise BadData(
+                f"{file}, categories, row {row}: has no id; expected a whole number"
+            ) from None
     listed = list(names.values())
     return {
         key: f"{names[key]} ({key})" if listed.count(names[key]) > 1 else names[key]
@@ -113,14 +120,22 @@ def _annotated(
             raise BadData(f"{where}: is not an object; expected image_id and category_id")
         name, category = files.get(annotation.get("image_id")), annotation.get("category_id")
         if not name:
-            raise BadData(f"{where}: image_id {annotation.get('image_id')} is not among the images")
+            raise BadData(
+                f"{where}: image_id {annotation.get('image_id')} is not among the images; take "
+                "both from one release"
+            )
         if category in left_out:
             continue
         if category not in index:
-            raise BadData(f"{where}: category_id {category} is not among the categories")
+            raise BadData(
+                f"{where}: category_id {category} is not among the categories; take both from one "
+                "release"
+            )
         path = home / name
         if not path.is_file():
-            raise BadData(f"{where}: {path} does not exist")
+            raise BadData(
+                f"{where}: {path} does not exist; unpack the images beside the JSON files"
+            )
         paths.append(str(path))
         labels.append(index[category])
     return paths, labels

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.contract.bundle import InputSpec
 from service.contract.columns import records
+from service.contract.nearest import did_you_mean
 from training.data.columns import float_type
 from training.data.dataset import Dataset, Known, Split
 from training.data.sources.digest import files_digest
@@ -44,6 +45,8 @@ FEWEST_MEASURES = 20
 """Up to this many different numbers may be classes, however few rows there are."""
 MANY_CATEGORIES = 50
 """A string column with more distinct values than this may be free text or an id."""
+SHOWN = 20
+"""The most column names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +154,8 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
             say(f"{wanted.path}: has no column '{name}', so its rows are taken without labels")
             found[part] = None
         else:
-            listed = ", ".join(names[:20])
-            hint = ""
+            listed = _first(names)
+            hint = did_you_mean(name, names)
             if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
                 hint = "; the columns of a CSV file are separated by commas"
             hint += instead(wanted.path)
@@ -162,8 +165,16 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
     for part in LISTS:
         absent = [name for name in getattr(wanted, part) if name not in names]
         if absent and label_needed:
-            raise WrongUse(f"{wanted.path}: has no column '{absent[0]}' (for {part})")
+            raise WrongUse(
+                f"{wanted.path}: has no column '{absent[0]}' (for {part})"
+                f"{did_you_mean(absent[0], names) or f'; it has {_first(names)}'}"
+            )
     return replace(wanted, **found)
+
+
+def _first(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(names[:SHOWN]) + more
 
 
 def _features(
@@ -180,7 +191,7 @@ def _features(
             more = f"; columns the model does not know: {', '.join(extra[:10])}" if extra else ""
             raise WrongUse(
                 f"{table.path}: lacks {len(missing)} of the model's {len(known.columns)} columns: "
-                f"{', '.join(missing[:10])}{more}"
+                f"{', '.join(missing[:10])}{more}; rename or add them"
             )
         if extra:
             notes.append(f"columns the model does not use are left out: {', '.join(extra[:10])}")
@@ -234,7 +245,7 @@ def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
     if empty.size:
         raise BadData(
             f"{table.where(int(empty[0]))}, column '{column}': has no value '' "
-            f"({empty.size} rows like it)"
+            f"({empty.size} rows like it); label its rows, or leave them out"
         )
     return written
 
@@ -248,7 +259,7 @@ def _class_names(
     if len(names) > max(2, MANY_VALUES * len(train)) and len(names) == len(train):
         raise BadData(
             f"{table.path}, column '{wanted.label}': each of the {len(names)} rows has a class of "
-            "its own, so nothing can be learnt or held out; is this the right label column?"
+            "its own, so nothing can be learnt or held out; check the label column"
         )
     many = len(names) > max(FEWEST_MEASURES, MANY_VALUES * len(train))
     if many and "." in "".join(names) and all(map(_is_decimal, names)):

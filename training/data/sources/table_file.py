@@ -249,8 +249,8 @@ def numbers(
                 f"&category={name}"
             )
             raise BadData(
-                f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is not a number "
-                f"({cure})"
+                f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is not a number; "
+                f"{cure}"
             )
         if values.dtype == object:
             values = np.where(absent, np.nan, values)
@@ -344,7 +344,7 @@ def _check_encoding(path: Path, encoding: str) -> None:
     except UnicodeDecodeError as error:
         other = instead(path)
         if number == 1 and other:
-            raise BadData(f"{path}: is no CSV file{other}") from None
+            raise BadData(f"{path}: is no CSV file{other}; save it as CSV or Parquet") from None
         wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
         cure = (
             "it looks like UTF-16; save the file as UTF-8"

@@ -434,7 +434,7 @@ def test_a_raw_request_is_one_row_and_is_answered_in_binary(http):
         assert http.post(f"/v2/models/{model}/infer", content=body, headers=raw).status_code == 200
     refused = http.post("/v2/models/linear/infer", content=x.tobytes()[:-1], headers=raw)
     assert refused.status_code == 400
-    assert "which is not one row of" in refused.json()["error"]
+    assert "expected one row of" in refused.json()["error"]
 
 
 def test_a_text_that_is_too_long_is_refused_before_it_is_decoded(http):
@@ -541,7 +541,11 @@ def request(*entries, **more):
             request(entry(shape=[1, 7], data=[0] * 7)),
             ("the input has shape [1, 7]; the model takes [batch, 6]"),
         ),
-        (422, request(entry(shape=[2, 6])), "has 6 elements; its shape [2, 6] says 12"),
+        (
+            422,
+            request(entry(shape=[2, 6])),
+            "has 6 elements; expected 12, as its shape [2, 6] says",
+        ),
         (422, request(entry(data=[[[0]] * 6])), "nested deeper than its shape"),
         (422, request(entry(data=[0, 0, 0, 0, 0, "a"])), "holds 'a'; expected FP32"),
         (422, request(entry(data=[0, 0, 0, 0, 0, True])), "holds true; expected FP32"),

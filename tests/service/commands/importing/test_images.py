@@ -101,7 +101,7 @@ def test_a_recipe_of_colours_is_averaged_for_grey_models():
         ({"scale": "big"}, r"expected 0\.\.1, 0\.\.255 or the number"),
         ({"mean": "1,2"}, "expected 3 numbers"),
         ({"color": "L"}, "--color is L; the graph takes 3 channels"),
-        ({"image": False, "scale": "0..255"}, "--scale go with --image"),
+        ({"image": False, "scale": "0..255"}, "--scale: only for models of images; add --image"),
     ],
 )
 def test_a_wrong_image_flag_is_refused_with_what_is_expected(flags, message):

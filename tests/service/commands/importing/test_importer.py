@@ -210,7 +210,7 @@ def test_a_model_of_images_takes_encoded_images(run, names, tmp_path):
     assert (spec.mean, spec.std) == ([0.5, 0.5, 0.5], [0.2, 0.3, 0.4])
     status, _, message = run(path, *names, "--mean", "0.5")
     assert status == 1
-    assert "go with --image" in message
+    assert "only for models of images" in message
 
 
 # ---- what is refused, and how

@@ -124,7 +124,7 @@ def test_scores_of_the_wrong_sign_are_turned_round():
             {"x": rows(), "y": np.zeros(9, int)},
             "class 'class-1' has no labelled row",
         ),
-        ({"x": rows(), "y": np.full(9, 7)}, "label 7; the model has classes 0 to 4"),
+        ({"x": rows(), "y": np.full(9, 7)}, "label 7; expected class indices 0 to 4"),
         ({"x": rows(), "y": np.full(9, "lynx")}, "label 'lynx' is not a class"),
         ({"x": rows(), "y": np.zeros(9)}, "y is float64; expected class indices or names"),
     ],

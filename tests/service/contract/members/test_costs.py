@@ -128,7 +128,7 @@ def test_a_correct_decision_may_have_a_cost_in_the_whole_matrix():
         ({"miss": 3}, "costs.miss", "by class name, or a list"),
         ({"miss": {"lynx": -1}}, "costs.miss.lynx", "got -1"),
         ({"miss": {"fox": 1}}, "costs.miss.fox", "unknown class 'fox'"),
-        ({"miss": [1, 2]}, "costs.miss", "has 2 entries; the model has 3"),
+        ({"miss": [1, 2]}, "costs.miss", "has 2 entries; expected 3, one for each class"),
         ({"miss": [1, True, 2]}, "costs.miss.1", "got True"),
         ({"miss": [0, 0, 0]}, "costs", "every decision costs 0"),
         ({"pairs": 3}, "costs.pairs", "expected a list"),
