@@ -17,9 +17,9 @@ LOGS = {"warning", "error", "exception", "critical"}
 VERBS = (
     "add allow ask calibrate call check choose close convert copy correct create decode delete "
     "download encode end export give hold import install keep leave lengthen let load lower make "
-    "measure move name open pass publish put raise read remove rename replace resume restore roll run save "
-    "scale see send set shorten sort split start stay stop store subtract take train try unpack "
-    "upgrade use wait write"
+    "measure move name open pass publish put raise read remove rename replace resume restore roll "
+    "run save scale see send set shorten sort split start stay stop store subtract take train try "
+    "unpack upgrade use wait write"
 )
 ACTIONS = re.compile(
     r"expected|at (?:most|least)|must|needs?\b|takes?\b|only for|did you mean|again|restart"
