@@ -34,7 +34,11 @@ def expectations(documents: Sequence[Document], variants: Sequence[Row] = ()) ->
         ]
         rows.append(_less_under_adam(document, sgd, adam))
         rows += _with_hidden_layer(document, variants)
-    return markdown_table(("setting", "expected", "each seed", "so?"), rows)
+    return (
+        "The expectations come from the paper and from the independent implementation below. One "
+        "holds where it holds for every seed.\n\n"
+        + markdown_table(("setting", "expected", "each seed", "holds?"), rows)
+    )
 
 
 def _with_hidden_layer(document: Document, variants: Sequence[Row]) -> list[list[str]]:
@@ -104,12 +108,14 @@ def beside_reference(documents: Sequence[Document]) -> str:
         "chance alone, 95 %", "against ERM, theirs", "against ERM, ours", "more than chance?",
     )  # fmt: skip
     return (
-        f"Balanced error in percent of {REFERENCE_SOURCE}, which is not ours. Networks, "
-        "augmentation and lengths differ, so the order and the gains over ERM\n"
-        "should agree, not the digits. How much their runs vary is not known. “Chance alone” is "
-        "how far one more run of *ours* may lie from the mean, from the\n"
-        "standard deviation of a setting's methods, pooled. Their weight normalisation does not "
-        "say its τ, so it stands beside both of ours.\n\n" + markdown_table(header, rows)
+        f"“Theirs” is the balanced error in percent of {REFERENCE_SOURCE}. Its network, "
+        "augmentation and length of training differ from ours.\n"
+        "The order of the methods and the gains over ERM should therefore agree, but not the "
+        "digits. The variation of their runs is not known.\n\n"
+        "“Chance alone” is how far another run of *ours* may lie from our mean, with 95 % "
+        "probability. Its standard deviation is pooled over\n"
+        "the methods of a setting. The τ of their weight normalisation is not known, so its error "
+        "is compared with both of ours.\n\n" + markdown_table(header, rows)
     )
 
 

@@ -77,7 +77,7 @@ def section(found: dict[str, Any]) -> str:
             for row in study["rows"]
         ]
         parts += [
-            f"{TITLES[name]} n = {study['runs']:,} simulations a line.",
+            f"{TITLES[name]} Each row has n = {study['runs']:,} simulations.",
             markdown_table(HEADERS[name], rows).strip(),
         ]
     return "\n\n".join(parts)
@@ -236,9 +236,10 @@ def estimates(runs: int) -> Rows:
     return lines
 
 
-LEAD = """Each interval says 95 %. Here rows are simulated from a known truth, and a line counts in
-how many simulations the interval contains it, in percent (`python -m benchmarks.results.coverage`).
-Validation splits are as small as a long tail makes them."""
+LEAD = """Every interval of `training` and of the service is meant to contain the truth with 95 %
+probability. To check this, rows are simulated from a known truth
+(`python -m benchmarks.results.coverage`). “Covered” is the share of simulations whose interval
+contains it. The validation splits are as small as a long tail makes them."""
 STUDIES: dict[str, Callable[[int], Rows]] = {
     "errors": errors,
     "balanced-errors": balanced_errors,
@@ -247,20 +248,28 @@ STUDIES: dict[str, Callable[[int], Rows]] = {
     "estimates": estimates,
 }
 TITLES = {
-    "errors": "**Error of one class** (Wilson), true errors drawn evenly from a range.",
-    "balanced-errors": "**Balanced error**, true errors of the classes in a range.",
+    "errors": (
+        "**Error of one class** (Wilson's interval). The true error is drawn evenly from a range."
+    ),
+    "balanced-errors": (
+        "**Balanced error**. The true errors of the classes are drawn from a range, or spread over "
+        "it evenly."
+    ),
     "temperatures": (
-        "**Temperature** T, three Gaussian classes whose logits are T times too large. “Stays 1” "
-        "is how often the split cannot tell T. NLL is that of new rows, in nats."
+        "**Temperature** T of three Gaussian classes whose logits are T times too large. “Stays 1” "
+        "is the share of splits that do not determine T, which then stays 1. NLL is the negative "
+        "log-likelihood of new rows, in nats."
     ),
     "taus": (
-        "**τ**, Gaussian classes whose validation rows are a fifth of a profile of ratio 100. "
-        "“Worse” and “better” compare the chosen τ with τ = 1 by over a point of balanced error."
+        "**τ** of Gaussian classes whose validation rows are a fifth of a profile of ratio 100. "
+        "“Worse” and “better” are the shares of simulations in which the balanced error of the "
+        "chosen τ is over a point above or below that of τ = 1."
     ),
     "estimates": (
-        "**Estimate of a class mix** (em) from 1,500 unlabelled rows, five Gaussian classes, the "
-        "training mix turned round. “Said” and “really” are labelled rows that would be as sure. "
-        "“Usable” is the verdict, and only usable estimates are recommended."
+        "**Estimate of a class mix** by expectation maximisation, from 1,500 unlabelled rows of "
+        "five Gaussian classes whose mix is that of training reversed. “Said” and “really” are how "
+        "many labelled rows would give an equally exact estimate, by its own account and in truth. "
+        "“Usable” is the share of estimates with that verdict, and only those are recommended."
     ),
 }
 HEADERS = {

@@ -41,17 +41,20 @@ def norms_under_adam(documents: Sequence[Document], rows: Sequence[Row]) -> str:
         for name, found in trainings.items()
     ]
     return (
-        "Rank correlation (Spearman) of the last layer's ‖w_y‖ with n_y. Over all settings and "
-        "seeds, with what two treatments change in the\n"
-        "balanced error on test:\n\n"
+        "‖w_y‖ is the norm of the last layer's weights of class y, and n_y the number of the "
+        "class's training examples. The table has\n"
+        "their rank correlation (Spearman) over all settings and seeds. Its last two columns show "
+        "by how many points two corrections\n"
+        "change the balanced error on test.\n\n"
         + markdown_table(
             OVER_ALL, [[name, *_over_all(found)] for name, found in everywhere.items()]
         )
         + _in_words(documents[0], everywhere)
         + _of_the_choice([trainings for _, trainings in by_setting])
-        + "\nBy setting, with the slope b between the logarithms of norm and count, and balanced "
-        "errors on test but where it is said;\n"
-        "mean ± standard deviation over the seeds:\n\n" + markdown_table(HEADER, lines)
+        + "\nThe next table has the same by setting. b is the slope of log ‖w_y‖ against log n_y. "
+        "Errors are balanced errors on test,\n"
+        "unless the column names validation: mean ± standard deviation over the seeds.\n\n"
+        + markdown_table(HEADER, lines)
     )
 
 
@@ -113,18 +116,22 @@ def _in_words(document: Document, everywhere: Mapping[str, Sequence[Row]]) -> st
     far = sum(row["spearman"] <= SURE for row in compared)
     mixed = 0 < len(always) < len(under_adam)
     hidden = any("hidden layer" in name for name in everywhere)
-    which = ": which of them it is depends on rate and β₂" if mixed else ""
-    network = "“Hidden layer” is the network `cnn`, which has one of 64 before its last layer."
+    which = ". Which of the two it is depends on learning rate and β₂" if mixed else ""
+    network = (
+        "“Hidden layer” is the network `cnn`, which has 64 hidden units before its last layer."
+    )
     by_norm = helped["weight_norm"]
     return f"""
 Under SGD, a class's weights grow by the sum of its gradients, and so with its examples. Adam
-divides each step by the size of recent gradients, over about 1 / (1 − β₂) steps: {own:,} in the
-comparison (of {steps:,} in a run), {_memory(Recipe.adam_beta2):,} with the default of
-{Recipe.adam_beta2:g}. With the long memory, the large gradients of a rare class's few examples
-keep its many other steps small. A short memory does not. Norms run against the counts in every run
-of: {"; ".join(always) or "none"}. The paper says “anti-correlated or independent”{which}. With ten
-classes, a correlation nearer to 0 than {SURE:.2f} cannot be told from none (5 %, two-sided); {far}
-of {len(compared)} of the compared Adam runs are at or below it. {network if hidden else ""}
+divides each step by the size of recent gradients. It remembers them for about 1 / (1 − β₂) steps:
+{own:,} of a run's {steps:,} in the comparison, and {_memory(Recipe.adam_beta2):,} with the default
+β₂ of {Recipe.adam_beta2:g}. With the long memory, the large gradients of a rare class's few
+examples keep its many other steps small. A short memory does not.
+
+Norms fall as counts rise in every run of these trainings with Adam: {"; ".join(always) or "none"}.
+The paper calls the two “anti-correlated or independent”{which}. With ten classes, a correlation
+between {SURE:.2f} and {-SURE:.2f} is not significant (5 %, two-sided). Of the {len(compared)}
+compared runs with Adam, {far} are at {SURE:.2f} or below. {network if hidden else ""}
 
 Post-hoc adjustment lowers the mean error in {len(helped["post_hoc"])} of {len(everywhere)}
 trainings. Weight normalisation with τ = 1 does so in {len(by_norm)}{_listed(by_norm)}.
@@ -163,10 +170,11 @@ def _of_the_choice(by_setting: Sequence[Mapping[str, Sequence[Row]]]) -> str:
         for score in ("on_validation", "post_hoc")
     )
     return f"""
-Rate and β₂ of the comparison were chosen on these settings and seeds with the norms in view, so
-their sign is no independent test of the claim. Of the other rates and β₂, {best} has the lowest
-error on validation: {val[1]} %, setting by setting, and the comparison's {val[0]}.
-Post-hoc adjusted, on test: {test[1]} there, {test[0]} in the comparison.
+Learning rate and β₂ of the compared Adam were chosen on these settings and seeds, with their norms
+known. The sign of its correlation is therefore no independent test of the paper's claim. Of the
+other trainings with Adam, {best} has the lowest error on validation: {val[1]} % in the settings'
+order, against {val[0]} % of the compared one. After post-hoc adjustment, the errors on test are
+{test[1]} % and {test[0]} %.
 """
 
 

@@ -124,17 +124,18 @@ def page(
 
 INTRODUCTION = """# Results
 
-Written by `python -m benchmarks.results.page` from the results of `training compare`,
-`training synthetic` and `python -m benchmarks.results.variants`. Edit that, not this page.
+`python -m benchmarks.results.page` writes this page from the results of `training compare`,
+`training synthetic` and `python -m benchmarks.results.variants`. Edit that program, not this page.
 
-Every method of [methods](methods.md), trained and scored here on long-tailed Fashion-MNIST.
-CIFAR-LT, ImageNet-LT and iNaturalist could not be had. The paper's own numbers for them stand at
-the end, marked as the paper's. “A thousand classes” has a set of images made of fonts.
+Every method of [methods](methods.md) was trained and scored on long-tailed Fashion-MNIST. CIFAR-LT,
+ImageNet-LT and iNaturalist were not available: the last section quotes the paper's figures for
+them. “A thousand classes” uses pictures of letters in many fonts.
 """
 
 
 EXPLAINED = """
-What differs, done in other ways on the same seeds (`python -m benchmarks.results.variants`):
+To find what causes the differences, the methods that differ were also run in other ways, on the
+same seeds (`python -m benchmarks.results.variants`):
 """
 
 
@@ -164,11 +165,14 @@ def runs(documents: Sequence[Document]) -> str:
     )
     return (
         markdown_table(header, rows)
-        + "\nExponential profile; validation is balanced and set aside before the profile is "
-        f"applied. Every run: {reported}.\n"
-        f"`erm-adam` is AdamW without decay, rate {adam['lr']:g} and β₂ {adam['adam_beta2']:g}. "
-        "Temperature and every τ but 1 are chosen on validation. The median run "
-        f"took {seconds(documents):.0f} s on one thread, beside other work.\n\n{commands}"
+        + "\nThe training examples follow an exponential profile. The validation split is "
+        "balanced and is set aside before the profile is\n"
+        f"applied. Every run has the settings {reported}.\n"
+        "`erm-adam` is trained by AdamW without weight decay, with learning rate "
+        f"{adam['lr']:g} and β₂ {adam['adam_beta2']:g}. The temperature, and every τ "
+        "that is “chosen”, are chosen on validation.\n"
+        f"The median run took {seconds(documents):.0f} s on one thread of a machine that did other "
+        f"work as well.\n\n{commands}"
     )
 
 
@@ -213,10 +217,10 @@ def overview(documents: Sequence[Document]) -> str:
         rows.append(cells)
     return (
         markdown_table(["method", "what", *(title(d) for d in documents)], rows)
-        + f"\nPercent, mean ± standard deviation over the seeds ({ns(documents)}), "
-        f"{documents[0]['data']['n']['test']:,} test examples; in brackets the "
-        "difference to ERM in points, paired by seed (its interval is in the tables below). The "
-        "best mean of a setting is bold.\n"
+        + "\nBalanced error in percent: mean ± standard deviation over the seeds "
+        f"({ns(documents)}), on {documents[0]['data']['n']['test']:,} test examples. In "
+        "brackets is the difference to ERM in points, paired by seed; the tables of each setting\n"
+        "below give its interval. The lowest mean of a setting is bold.\n"
     )
 
 
@@ -232,8 +236,9 @@ def details(document: Document, *, every: bool) -> str:
         "### "
         f"{title(document)[0].upper()}{title(document)[1:]}\n\n"
         f"{markdown_table(HEADER, table_rows(document))}\n"
-        f"{sample(document)}. “Served” is after the temperature of the validation split and the "
-        f"whole adjustment to a uniform target.\n\n{pictures}"
+        f"{sample(document)}. “Served” figures are those of the answers that the service would "
+        "give: calibrated by the temperature\n"
+        f"of validation, and adjusted to a uniform target.\n\n{pictures}"
     )
 
 

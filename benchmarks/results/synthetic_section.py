@@ -38,7 +38,7 @@ def synthetic(document: Mapping[str, Any]) -> str:
         for name, found in document["balanced_error"].items()
     ]
     sweep, norms = dict(document["tau_sweep"]), dict(document["weight_norm"]["tau_sweep"])
-    taus = ", ".join(f"{percent(sweep[tau])} at {tau:g}" for tau in (0.0, 0.5, 1.0, 1.5, 2.0))
+    taus = ", ".join(f"{percent(sweep[tau])} at τ = {tau:g}" for tau in (0.0, 0.5, 1.0, 1.5, 2.0))
     negative = document["weight_norm"]["negative_share"]
     sample = f"n = {document['n_train']:,} training points a trial, {document['trials']} trials"
     header = ("method", "balanced error, %", "above Bayes, points", "independent reproduction, %")
@@ -48,16 +48,18 @@ def synthetic(document: Mapping[str, Any]) -> str:
     )
     return (
         "    training synthetic --out runs/synthetic\n\n"
-        "Two Gaussians around (1, 1) and (−1, −1), 5 % positive, affine classifiers. Errors are "
-        "exact, of the learnt half-space; mean ± standard\n"
-        f"deviation over trials, {sample}. Bayes' is {percent(document['bayes'], digits=3)} %.\n\n"
+        "The two classes are Gaussians around (1, 1) and (−1, −1), 5 % of the points are positive, "
+        "and the classifiers are affine.\n"
+        "Errors are exact: that of a half-space has a closed form. The table has mean ± standard "
+        f"deviation over the trials ({sample}).\n"
+        f"The Bayes error is {percent(document['bayes'], digits=3)} %.\n\n"
         + markdown_table(header, rows)
-        + f"\nPost-hoc adjustment by τ, %: {taus}. Weight normalisation of two weight vectors "
-        f"that start at random: {percent(norms[0.0])} at 0, "
-        f"{percent(norms[3.0])} at 3. Of the rare class's points, "
-        f"{percent(negative['rare'], digits=0)} % have a\n"
-        "negative logit for their own class, which no positive divisor can make the largest.\n\n"
-        + pictures
+        + f"\nThe balanced error of post-hoc adjustment, in percent, is {taus}. Weight "
+        "normalisation of two\n"
+        f"weight vectors that start at random gives {percent(norms[0.0])} at τ = 0 and "
+        f"{percent(norms[3.0])} at τ = 3. It cannot help: of the rare class's points,\n"
+        f"{percent(negative['rare'], digits=0)} % have a negative logit for their own class, and "
+        "no division by a positive number makes that the largest.\n\n" + pictures
     )
 
 

@@ -283,23 +283,26 @@ def behind(found: dict[str, Any]) -> str:
         }
         best = min(means, key=means.__getitem__)
         if means[OURS] - means[best] > 1:
-            far.append(f"{name} ({means[OURS] - means[best]:.1f} behind {best})")
+            far.append(f"{name} ({means[OURS] - means[best]:.1f} points behind {best})")
     near = len(found) - len(far)
     reported = f"“{OURS}” is the best or within a point of it on {near} of {len(found)} sets."
     if not far:
         return reported
     return (
-        f"{reported} It is further behind on {', '.join(far)}. Small sets have the most to lose: a "
-        "fifth of their rows, and one of a rarest class of two, are set aside for validation."
+        f"{reported} It is further behind on {', '.join(far)}. Small sets lose the most: a fifth "
+        "of their rows, and one row of a rarest class of two, are set aside for validation."
     )
 
 
-LEAD = f"""Balanced error in percent on test, adjusted to the uniform target (τ = 1): mean ± sd over
-n seeds of split, profile and training (`python -m benchmarks.results.tables`). “{OURS}” is the
-command with its default flags, so `--network auto`. “Rows / classes / rarest” are those of the
-first seed. Everyone learns from the same rows. scikit-learn's classifiers have their default
-settings, on standardised and one-hot columns or on TF-IDF of words. Ours sets its validation rows
-aside from the same rows, so it learns from fewer. The best mean of a set is bold.
+LEAD = f"""The table has the balanced error on test in percent, adjusted to the uniform target
+(τ = 1). It is the mean ± standard deviation over n seeds of split, profile and training
+(`python -m benchmarks.results.tables`). “{OURS}” is the command with its default flags, and so with
+`--network auto`. “Rows / classes / rarest” are the training rows, the classes and the rows of the
+rarest class of the first seed. The lowest mean of a set is bold.
+
+All classifiers get the same training rows. `training fit` sets its validation rows aside from
+them, so it learns from fewer. scikit-learn's classifiers have their default settings, on
+standardised and one-hot columns or on TF-IDF of words.
 """
 
 

@@ -62,10 +62,11 @@ def section(found: dict[str, Any]) -> str:
     passes = found["steps"] * found["batch"] / n["train"]
     lines = [
         (
-            "A letter is a class and a font family an example "
-            f"(`python -m benchmarks.sets.glyphs`): {found['classes']:,} classes of {largest} … "
-            f"{smallest} training examples, median {median}. The fonts make the long tail, no "
-            f"profile does. {many} classes are many, {medium} medium and {few} few."
+            "Each letter is a class, and each font family that has it gives one example "
+            f"(`python -m benchmarks.sets.glyphs`). The {found['classes']:,} classes have "
+            f"{largest} to {smallest} training examples, with a median of {median}. The fonts make "
+            f"the long tail; no profile is applied. {many} classes have more than 100 examples "
+            f"(“many”), {medium} have 20 to 100 (“medium”) and {few} have fewer (“few”)."
         ),
         "",
         (
@@ -75,10 +76,11 @@ def section(found: dict[str, Any]) -> str:
         ),
         "",
         (
-            f"Each run takes {found['steps']:,} steps of {found['batch']} pictures, {passes:.1f} "
-            f"passes, at rate {found['lr']:g}: at most {found['longest_seconds']:.0f} s on one "
-            "thread. Such short runs stop before the network has learnt all it could. They compare "
-            "methods and are no record of what is possible."
+            f"Each run takes {found['steps']:,} steps of {found['batch']} pictures, or "
+            f"{passes:.1f} epochs, at learning rate {found['lr']:g}. It takes at most "
+            f"{found['longest_seconds']:.0f} s on one thread. Such short runs end before the "
+            "network has converged: they compare the methods, and longer ones may reach lower "
+            "errors."
         ),
         "",
         markdown_table(HEADER, found["table"]),
@@ -88,7 +90,7 @@ def section(found: dict[str, Any]) -> str:
             "paired by seed, with a 95 % t interval. Temperature and τ are chosen on validation."
         ),
         "",
-        f"With the first seed, the rank correlation of ‖w_y‖ and n_y is {found['spearman']:+.2f}.",
+        f"Rank correlation of ‖w_y‖ and n_y under ERM, first seed: {found['spearman']:+.2f}.",
         "",
         *(f"![{text}](results/thousand-{name}.svg)\n" for name, text in FIGURES.items()),
     ]

@@ -114,19 +114,20 @@ def _of_weight_norms(document: Document, theirs: Errors, found: Errors) -> list[
     return [
         (
             f"Weight normalisation is nearest to their {reference:.1f} % with {nearest} "
-            f"({fixed[nearest]:.1f})."
+            f"({fixed[nearest]:.1f} %)."
         ),
         (
             "Keeping the bias changes its error at τ = 1 by "
             f"{found['τ = 1, bias kept'] - found['τ = 1']:+.1f} points."
         ),
         (
-            "τ chosen on a long-tailed validation split, not on the balanced one: "
-            f"{found[f'{split} balanced error'] - chosen:+.1f} points;"
+            "Choosing τ on a long-tailed validation split in place of the balanced one changes it "
+            f"by {found[f'{split} balanced error'] - chosen:+.1f} points."
         ),
         (
-            f"chosen there by plain error, it leaves {erm - found[f'{split} error']:.1f} of the "
-            f"{erm - chosen:.1f} points below ERM."
+            "Choosing it there by plain error leaves "
+            f"{erm - found[f'{split} error']:.1f} of the {erm - chosen:.1f} points that it gains "
+            "over ERM."
         ),
     ]
 
@@ -137,9 +138,8 @@ def _of_ldam(document: Document, theirs: Errors, found: Errors) -> list[str]:
         return []
     errors = {"as compared": 100 * mean(document, "ldam"), **found}
     nearest = min(errors, key=lambda name: abs(errors[name] - theirs["ldam"]))
-    return [
-        f"LDAM is nearest to their {theirs['ldam']:.1f} % {_with(nearest)} ({errors[nearest]:.1f})."
-    ]
+    near = f"{_with(nearest)} ({errors[nearest]:.1f} %)"
+    return [f"LDAM is nearest to their {theirs['ldam']:.1f} % {near}."]
 
 
 def _with(name: str) -> str:
@@ -152,11 +152,13 @@ def _of_sampling(document: Document, theirs: Errors, found: Errors) -> list[str]
         return []
     ours = 100 * mean(document, "sampler-balanced")
     worse, of = found["without flips"] - ours, theirs["sampler-balanced"] - ours
-    why = ": a repeated example that is never changed is learnt by heart" if worse > 0 else ""
+    why = (
+        " The network learns repeated examples by heart if they never change." if worse > 0 else ""
+    )
     return [
         (
-            f"Balanced sampling without flips changes by {worse:+.1f} points; "
-            f"theirs differs from ours by {of:+.1f}{why}."
+            f"Without random flips, the error of balanced sampling changes by {worse:+.1f} points; "
+            f"theirs differs from ours by {of:+.1f} points.{why}"
         )
     ]
 
@@ -173,16 +175,17 @@ def on_weights(documents: Sequence[Document], rows: Sequence[Row]) -> str:
         counts = document["data"]["class_counts"]
         weight = sum(counts) / (len(counts) * min(counts))
         others = [
-            f"{spread(summary(own))} {name}"
+            f"{spread(summary(own))} % {name}"
             for name, own in variants_of(rows, "balanced", largest, ratio).items()
         ]
         reported += (
-            f"\n`balanced` fails at {title(document)}: one example of the rarest class weighs as "
-            f"much as {weight:.0f} average ones, and a step\n"
-            "for it undoes many others at this learning rate. Sampling the classes equally often "
-            "asks for the same mix and does not fail.\n"
+            f"\n`balanced` fails at {title(document)}. One example of the rarest class weighs as "
+            f"much as {weight:.0f} average ones, so at this\n"
+            "learning rate a step for it undoes many others. `sampler-balanced` asks for the same "
+            "class mix and does not fail.\n"
             + (
-                f"It is the step, not the formula or the precision: {', '.join(others)}.\n"
+                "The cause is the size of the step, not the formula or the precision. The balanced "
+                f"error is {' and '.join(others)}.\n"
                 if others
                 else ""
             )
