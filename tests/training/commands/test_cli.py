@@ -160,7 +160,9 @@ def test_a_count_that_cannot_be_is_refused_with_its_flag(capsys, flag):
     with pytest.raises(SystemExit) as stopped:
         main(["fit", "--data", "digits", *map(str, flag)])
     assert stopped.value.code == 2
-    assert f"argument {flag[0]}: '{flag[1]}': expected a number of at least" in capsys.readouterr().err
+    name, value = flag
+    message = capsys.readouterr().err
+    assert f"argument {name}: '{value}': expected a number of at least" in message
 
 
 def test_names_beyond_ascii_are_escaped_for_a_stream_that_is(own_npz, tmp_path, monkeypatch):
