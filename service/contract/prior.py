@@ -165,7 +165,13 @@ def parse_prior(body: object) -> PriorBody:
     """Check the form of a decoded JSON body. Raises InvalidPrior naming every wrong field."""
     if not isinstance(body, dict):
         raise InvalidPrior(
-            [("", f"is {_kind(body)}; expected an object with target or label_frequencies")]
+            [
+                (
+                    "",
+                    f"the prior is {_kind(body)}; expected an object with target or "
+                    "label_frequencies",
+                )
+            ]
         )
     errors: list[tuple[str, str]] = []
     for name in ("label_frequencies", "target"):

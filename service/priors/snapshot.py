@@ -115,7 +115,13 @@ def _parse(body: object) -> PriorBody:
         return parse_prior(body)
     except RecursionError:
         raise InvalidPrior(
-            [("", "is nested too deeply; expected an object as GET /priors/NAME shows it")]
+            [
+                (
+                    "",
+                    "the prior is nested too deeply; expected an object as GET /priors/NAME shows "
+                    "it",
+                )
+            ]
         ) from None
 
 
@@ -126,7 +132,7 @@ def content_key(body: object) -> bytes:
     except orjson.JSONEncodeError:
         _parse(body)  # says what is wrong where it can
         held = "a number beyond 64 bits or a text that is not UTF-8"
-        raise InvalidPrior([("", f"holds {held}; expected what JSON can hold")]) from None
+        raise InvalidPrior([("", f"the prior holds {held}; expected what JSON can hold")]) from None
 
 
 @dataclass

@@ -227,7 +227,7 @@ class Insight:
         """The prior that the body describes, and its tau as given."""
         if not isinstance(body, dict):
             raise InvalidPrior(
-                [("", f"is {short(body)}; expected an object: a prior, or tau, or both")]
+                [("", f"the body is {short(body)}; expected an object: a prior, or tau, or both")]
             )
         prior = {key: value for key, value in body.items() if key not in ("tau", "prior")}
         tau = body.get("tau")

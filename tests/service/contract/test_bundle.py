@@ -276,11 +276,17 @@ def test_the_default_tau_is_one_unless_the_source_prior_is_unknown(changes, tau)
         ),
         ({"input": TENSOR | {"kind": "text"}}, "must be used together"),
         ({"input": image(size=...)}, "needs size, color, resize and layout"),
-        ({"input": image(mean=[0.5])}, "mean has 1 entries; color 'RGB' has 3 channels"),
-        ({"input": image(color="L")}, "mean has 3 entries; color 'L' has 1 channels"),
+        (
+            {"input": image(mean=[0.5])},
+            "mean has 1 entries; expected 3, one for each channel of color 'RGB'",
+        ),
+        (
+            {"input": image(color="L")},
+            "mean has 3 entries; expected 1, one for each channel of color 'L'",
+        ),
         ({"input": image(dtype="uint8")}, "mean and std need a float dtype"),
-        ({"input": image(shape=[None, 32, 24, 3])}, "does not fit"),
-        ({"input": image(shape=[None, 3, 32])}, "does not fit"),
+        ({"input": image(shape=[None, 32, 24, 3])}, "as size, color and layout say"),
+        ({"input": image(shape=[None, 3, 32])}, "as size, color and layout say"),
         ({"input": image(std=[0.2, 0.2, 0])}, "greater than 0"),
         ({"input": TENSOR | {"dtype": "int64", "missing": True}}, "missing needs a float dtype"),
         ({"input": TENSOR | {"tokenizer": TOKENIZER}}, "tokenizer is only for kind 'text'"),
@@ -398,9 +404,7 @@ def test_a_block_of_other_classes_or_another_temperature_is_refused():
         InvalidBundle, match="estimation has 2 classes, class_names 3; calibrate the model again"
     ):
         parsed(class_names=["a", "b", "c"], class_counts=None, temperature=1.5, estimation=BLOCK)
-    with pytest.raises(
-        InvalidBundle, match=r"estimation.temperature is 1.5; expected temperature, 1"
-    ):
+    with pytest.raises(InvalidBundle, match=r"estimation.temperature is 1.5, and temperature 1"):
         parsed(estimation=BLOCK)
 
 

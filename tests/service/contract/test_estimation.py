@@ -54,12 +54,14 @@ def test_at_tau_zero_the_block_leaves_the_models_own_answer():
     ],
 )
 def test_every_part_has_an_entry_for_each_class(member, value):
-    with pytest.raises(ValidationError, match=rf"{member}.* needs 3 entries"):
+    with pytest.raises(
+        ValidationError, match=rf"{member}.* entries; expected 3, as many as bias has"
+    ):
         block(**{member: value})
 
 
 def test_each_replicate_has_a_temperature_and_a_source():
-    with pytest.raises(ValidationError, match="one row for each temperature"):
+    with pytest.raises(ValidationError, match="has 1 rows; expected 2, one for each temperature"):
         block(replicates={"temperature": [1.0, 1.0], "log_source": [[0.0] * 3]})
 
 

@@ -58,8 +58,8 @@ def test_bytes_after_the_end_of_an_image_are_ignored(form):
 def test_what_is_no_whole_image_is_refused_with_the_reason():
     for data, reason in (
         (b"", "^is empty; "),
-        (b"hello", "^is not a JPEG, PNG or WebP image$"),
-        (encoded(picture(), "BMP"), "^is not a JPEG, PNG or WebP image$"),
+        (b"hello", "^is not a JPEG, PNG or WebP image; convert it$"),
+        (encoded(picture(), "BMP"), "^is not a JPEG, PNG or WebP image; convert it$"),
         (encoded(picture(60, 40))[:-8], "^is truncated, as its last PNG chunk is missing; "),
         (encoded(picture(60, 40), "JPEG")[:-200], "^cannot be decoded: "),
     ):

@@ -147,16 +147,20 @@ def test_a_null_label_frequencies_is_the_models_own():
         ({"label_frequencies": "uniform"}, "label_frequencies", "or null; got 'uniform'"),
         ({"target": 3}, "target", "got 3"),
         ({"smoothing": -1}, "smoothing", "got -1"),
-        ({"smoothing": 1e308, "label_frequencies": [1e308] * 3}, "smoothing", "overflows"),
+        (
+            {"smoothing": 1e308, "label_frequencies": [1e308] * 3},
+            "smoothing",
+            "makes a label frequency infinite",
+        ),
         ({"others": "many"}, "others", "got 'many'"),
         ({"tagret": [1, 1, 1]}, "tagret", "unknown member"),
         ({"note": "x" * 2001}, "note", "2000"),
-        ([1, 1, 1], "", "a prior is a JSON object; got a list"),
-        ("uniform", "", "got a string"),
-        (None, "", "got null"),
-        (True, "", "got a boolean"),
-        (3, "", "got a number"),
-        ({1}, "", "got set"),
+        ([1, 1, 1], "", "the prior is a list; expected an object with target"),
+        ("uniform", "", "the prior is a string; expected"),
+        (None, "", "the prior is null; expected"),
+        (True, "", "the prior is a boolean; expected"),
+        (3, "", "the prior is a number; expected"),
+        ({1}, "", "the prior is set; expected"),
     ],
 )
 def test_a_fault_is_named_by_its_field_and_what_came(body, field, message):
@@ -192,7 +196,7 @@ def test_a_missing_member_of_a_wire_model_is_called_missing():
 
     with pytest.raises(ValidationError) as caught:
         Wire.model_validate({})
-    assert pydantic_errors(caught.value) == [("needed", "missing")]
+    assert pydantic_errors(caught.value) == [("needed", "missing; this member is required")]
 
 
 weights = st.lists(st.just(0.0) | st.floats(1e-149, 1e150), min_size=3, max_size=3)

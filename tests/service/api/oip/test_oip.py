@@ -576,7 +576,7 @@ def request(*entries, **more):
         (
             422,
             request(entry(), outputs=[{"name": "class_name", "parameters": {"classification": 1}}]),
-            "not with 'class_name'",
+            "output 'class_name' cannot have classification",
         ),
         (
             400,

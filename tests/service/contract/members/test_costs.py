@@ -138,7 +138,7 @@ def test_a_correct_decision_may_have_a_cost_in_the_whole_matrix():
         ({"pairs": [["cat", "cat", 9]]}, "costs.pairs.0", "twice; expected two classes"),
         ({"pairs": [["cat", "dog", 9], ["cat", "dog", 8]]}, "costs.pairs.1", "occurs twice"),
         ({"matrix": [1, 2]}, "costs.matrix", "a list of rows"),
-        ({"matrix": [[0, 1], [1, 0]]}, "costs.matrix", "has 2 rows of 2; the model has 3"),
+        ({"matrix": [[0, 1], [1, 0]]}, "costs.matrix", "has 2 rows of 2 costs; the model has 3"),
         ({"matrix": [[0] * 3] * 3}, "costs", "every decision costs 0"),
         ({"matrix": [[0, float("nan"), 1]]}, "costs.matrix.0.1", "got nan"),
         ({"matrix": [[0]], "reject": 1, "miss": [1]}, "costs.matrix", "leave out miss and pairs"),
