@@ -164,15 +164,8 @@ class Prior:
 def parse_prior(body: object) -> PriorBody:
     """Check the form of a decoded JSON body. Raises InvalidPrior naming every wrong field."""
     if not isinstance(body, dict):
-        raise InvalidPrior(
-            [
-                (
-                    "",
-                    f"the prior is {_kind(body)}; expected an object with target or "
-                    "label_frequencies",
-                )
-            ]
-        )
+        wanted = "an object with target or label_frequencies"
+        raise InvalidPrior([("", f"the prior is {_kind(body)}; expected {wanted}")])
     errors: list[tuple[str, str]] = []
     for name in ("label_frequencies", "target"):
         errors += _vector_form_errors(name, body.get(name))
