@@ -114,15 +114,8 @@ def _parse(body: object) -> PriorBody:
     try:
         return parse_prior(body)
     except RecursionError:
-        raise InvalidPrior(
-            [
-                (
-                    "",
-                    "the prior is nested too deeply; expected an object as GET /priors/NAME shows "
-                    "it",
-                )
-            ]
-        ) from None
+        deep = "the prior is nested too deeply; expected an object as GET /priors/NAME shows"
+        raise InvalidPrior([("", deep)]) from None
 
 
 def content_key(body: object) -> bytes:

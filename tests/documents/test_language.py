@@ -13,6 +13,7 @@ PAGES = [
     ROOT / "README.md",
     ROOT / "ARCHITECTURE.md",
     ROOT / "CONTRIBUTING.md",
+    ROOT / "DECISIONS.md",
     ROOT / "models/README.md",
     *sorted((ROOT / "docs").rglob("*.md")),
 ]
