@@ -58,7 +58,7 @@ class Settings:
         _MODELS, "folder of published models, or a URL: s3://, gs://, az://, hf:// or https://"
     )
     models_cache: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
-        None, "folder for the local copy of models from a URL; default: in the temporary folder"
+        None, "folder for the local copy of models from a URL; default: one in the temporary folder"
     )
     models_cache_mib: int = _setting(
         10_240, "MiB that the local copy of models from a URL may take", low=1, high=10**8
@@ -81,7 +81,7 @@ class Settings:
         "exists or this is a clone of the project, else in the user's data folder",
     )
     store_reads: str = _setting(
-        "", "standby of a PostgreSQL store to read from; writes go to --store"
+        "", "standby of a PostgreSQL --store, from which priors are read; writes go to --store"
     )
     store_optional: bool = _setting(
         False, "start with the built-in priors when the store cannot be reached"
@@ -124,21 +124,21 @@ class Settings:
     )
     models_poll_seconds: float = _setting(
         0.0,
-        "look for new model versions at this interval; 0: on SIGHUP or load (a URL: every 30 s)",
+        "seconds between looks for new model versions; 0: only on SIGHUP or load (of a URL: 30)",
         low=0.0,
         least=0.1,
         high=86_400,
     )
     intra_op_threads: int = _setting(
-        0, "threads of one graph call; 0 = processors that this process may use", low=0, high=1024
+        0, "threads of one graph call; 0: as many as this process may use", low=0, high=1024
     )
-    max_batch_rows: int = _setting(64, "largest batch of one graph call", low=1, high=65536)
+    max_batch_rows: int = _setting(64, "most rows of one graph call", low=1, high=65536)
     max_queued_rows: int = _setting(
         2048, "rows that may be queued for one model; more are refused with 429", low=1, high=10**7
     )
     max_queue_ms: int = _setting(
         300,
-        "requests that would wait longer, by the model's measured cost, get 429; 0: no limit",
+        "ms that a request may wait, by the model's measured cost; else it gets 429; 0: no limit",
         low=0,
         high=10**7,
     )
@@ -150,7 +150,7 @@ class Settings:
     max_url_kib: int = _setting(32, "longest URL of a request in KiB", low=1, high=63)
     keep_alive_seconds: float = _setting(
         75.0,
-        "close a connection that is idle for this long; set it higher than a proxy's own limit",
+        "seconds after which an idle connection is closed; set it above the limit of a proxy",
         low=0.1,
         high=86_400,
     )
@@ -160,23 +160,24 @@ class Settings:
         may_be_empty=True,
     )
     inline_us: int = _setting(
-        100, "batches that take no longer than this (µs) run on the event loop", low=0, high=10**6
+        100, "batches that take up to this many µs run on the event loop", low=0, high=10**6
     )
     timeout_ms: int = _setting(
-        30_000, "deadline of a request that sets none", low=1, high=86_400_000
+        30_000, "deadline in ms of a request that sets none", low=1, high=86_400_000
     )
     read_seconds: float = _setting(
-        60.0, "a request that is not complete after this long is refused", low=0.1, high=86_400
+        60.0, "seconds in which a request must arrive; else it gets 408", low=0.1, high=86_400
     )
     hang_seconds: float = _setting(
         60.0,
-        "a graph call or other work that takes longer ends the process",
+        "seconds after which a graph call or other work that still runs ends the process",
         low=0.1,
         high=86_400,
     )
     load_seconds: float = _setting(
         600.0,
-        "a model that takes longer to open, or to warm up, is abandoned; others keep serving",
+        "seconds in which a model must open and warm up; else its load fails, and others keep "
+        "serving",
         low=0.1,
         high=86_400,
     )
@@ -188,20 +189,21 @@ class Settings:
         high=10**6,
     )
     drain_seconds: float = _setting(
-        0.0, "after SIGTERM, report not ready but keep serving for this long", low=0, high=3600
+        0.0, "seconds to keep serving after SIGTERM, reported as not ready", low=0, high=3600
     )
     keys: Path | None = _setting(  # noqa: RUF009 - it is dataclasses.field
         None, "file of API keys, one per line as `priordial key` prints them"
     )
     api_keys: str = _setting(
-        "", "the same lines, separated by ';' (hashes only, never a key itself)"
+        "", "the lines of --keys, separated by ';' (hashes only, never a key itself)"
     )
     require_if_match: bool = _setting(
         False, "refuse a write to a stored prior without If-Match (428)"
     )
     max_flip_share: float = _setting(
         1.0,
-        "refuse a prior that would change a larger share of answers, unless ?force=1; 1: never",
+        "refuse a prior that would change a larger share of recent answers, unless ?force=1; 1: "
+        "never",
         low=0.0,
         high=1.0,
     )
@@ -226,7 +228,7 @@ class Settings:
     )
     shift_seconds: float = _setting(
         60.0,
-        "interval at which the estimate of the traffic's class mix is judged, stored and combined",
+        "seconds between judgements of the traffic's class mix, which is then stored and combined",
         low=1,
         high=3600,
     )
@@ -344,9 +346,12 @@ def variable_of(name: str) -> str:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare a flag for each setting. Flags that are not given stay absent from the result."""
     for item in dataclasses.fields(Settings):
-        shown = f"{item.metadata['help']} ({variable_of(item.name)}; default {item.default})"
+        parts = [*_range(item.metadata), *_default(item), variable_of(item.name)]
+        shown = f"{item.metadata['help']} ({'; '.join(parts)})"
         kind: dict[str, Any] = (
-            {"action": argparse.BooleanOptionalAction} if item.type is bool else {"metavar": "…"}
+            {"action": argparse.BooleanOptionalAction}
+            if item.type is bool
+            else {"metavar": _metavar(item)}
         )
         parser.add_argument(
             flag_of(item.name),
@@ -355,6 +360,43 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
             help=shown.replace("%", "%%"),
             **kind,
         )
+
+
+def _range(meta: Mapping[str, Any]) -> Iterator[str]:
+    """Yield the accepted numbers, if a setting is a number."""
+    if "least" in meta:
+        yield f"0, or {meta['least']:g} to {int(meta['high']):,}"
+    elif "low" in meta:
+        yield f"{meta['low']:g} to {int(meta['high']):,}"
+
+
+def _default(item: "dataclasses.Field[Any]") -> Iterator[str]:
+    """Yield the default in words, unless the help has it."""
+    if item.type is bool:
+        yield f"default {'on' if item.default else 'off'}"
+    elif item.default not in (None, ""):
+        shown = f"{item.default:g}" if isinstance(item.default, float) else item.default
+        yield f"default {shown}"
+    elif "default:" not in item.metadata["help"]:
+        yield "default none"
+
+
+_UNITS = {
+    "mib": "MIB", "kib": "KIB", "seconds": "SECONDS", "ms": "MILLISECONDS", "us": "MICROSECONDS",
+    "hours": "HOURS", "rows": "ROWS", "port": "PORT", "share": "SHARE", "rollout": "SHARE",
+    "cap": "TAU", "model": "NAME", "host": "ADDRESS", "route": "PATH", "path": "PATH",
+    "store": "URL", "reads": "URL", "webhook": "URL", "secret": "TEXT", "models": "DIR|URL",
+    "cache": "DIR", "keys": "FILE",
+}  # fmt: skip
+"""What stands for the value of a flag in the help, by the last word of its name."""
+
+
+def _metavar(item: "dataclasses.Field[Any]") -> str:
+    if "choices" in item.metadata:
+        return "|".join(item.metadata["choices"])
+    if item.name == "api_keys":
+        return "LINES"
+    return _UNITS.get(item.name.rpartition("_")[2], "N")
 
 
 def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> Settings:

@@ -17,10 +17,20 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[@REVISION]|FILE.json",
         help="a stored prior, training, uniform, or a JSON file of a prior (default: default)",
     )
-    add("--tau", type=float, help="strength of the adjustment (default: the model's default_tau)")
+    add(
+        "--tau",
+        type=float,
+        help="strength of the adjustment: 0, or 1e-6 to 10 (default: the model's default_tau)",
+    )
     add(
         "--inputs",
         action="store_true",
-        help="make tau and the prior's row optional inputs, with these values as defaults",
+        help="give the graph two more inputs, tau and the prior's row; these values are their "
+        "defaults",
     )
-    add("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")
+    add(
+        "--store",
+        metavar="URL",
+        help="where the prior is stored: sqlite:///FILE or postgresql://… (default as for serve; "
+        "PRIORDIAL_STORE)",
+    )

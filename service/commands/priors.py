@@ -38,8 +38,12 @@ def add_verbs(verbs: Verbs) -> None:
     actions = priors.add_subparsers(dest="action", required=True, metavar=_ACTIONS)
     revisions.add_verbs(actions)
     out = actions.add_parser("export", help="write every revision of every prior, oldest first")
-    out.add_argument("--model", help="only the priors of this model")
-    out.add_argument("--out", type=Path, help="file to write (default: standard output)")
+    out.add_argument(
+        "--model", metavar="NAME", help="only the priors of this model (default: of all models)"
+    )
+    out.add_argument(
+        "--out", type=Path, metavar="FILE", help="JSON file to write (default: standard output)"
+    )
     into = actions.add_parser(
         "import", help="add the priors that the store lacks; repeating an import changes nothing"
     )
@@ -48,19 +52,38 @@ def add_verbs(verbs: Verbs) -> None:
         "migrate", help="create the store's tables, or upgrade them to this version of the program"
     )
     for parser in actions.choices.values():
-        parser.add_argument("--store", help="sqlite:///FILE or postgresql://… (PRIORDIAL_STORE)")
+        parser.add_argument(
+            "--store",
+            metavar="URL",
+            help="where priors are stored: sqlite:///FILE or postgresql://… (default as for serve; "
+            "PRIORDIAL_STORE)",
+        )
     key = verbs.add_parser(
         "key", help="make an API key: print it once, with the line for the list of keys"
     )
-    key.add_argument("name", help="who or what uses it; appears in logs and beside revisions")
     key.add_argument(
-        "--roles", default="predict", help=f"one or more of {', '.join(ROLES)}, separated by commas"
+        "name",
+        metavar="NAME",
+        help="who or what uses the key, shown in logs and beside revisions: letters, digits, '.', "
+        "'_', '-', at most 64",
     )
     key.add_argument(
-        "--rate", type=float, help="the most requests per second with this key (default: no limit)"
+        "--roles",
+        default="predict",
+        metavar="ROLE[,ROLE]",
+        help=f"what the key may do: {', '.join(ROLES)} (default predict)",
     )
     key.add_argument(
-        "--append", type=Path, metavar="FILE", help="add the line to this list of keys"
+        "--rate",
+        type=float,
+        metavar="PER_SECOND",
+        help="most requests per second with this key, above 0 (default: no limit)",
+    )
+    key.add_argument(
+        "--append",
+        type=Path,
+        metavar="FILE",
+        help="add the key's line to this list of keys (default: print it)",
     )
 
 

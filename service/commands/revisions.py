@@ -37,26 +37,49 @@ DIFFERENCES = 30
 def add_verbs(actions: Any) -> None:
     """Declare the verbs below `priors`. The caller adds `--store` to each."""
     found = actions.add_parser("list", help="list the priors in use with their newest revision")
-    found.add_argument("--model", help="only the priors of this model")
+    found.add_argument(
+        "--model", metavar="NAME", help="only the priors of this model (default: of all models)"
+    )
     show = actions.add_parser("show", help="print a revision of a prior and the history before it")
     diff = actions.add_parser("diff", help="compare two revisions of a prior class by class")
     back = actions.add_parser(
         "rollback", help="store a new revision equal to an old one; revision 0: nothing stored"
     )
     for parser in (show, diff, back):
-        parser.add_argument("name", nargs="?", default=DEFAULT, help=f"(default: {DEFAULT})")
         parser.add_argument(
-            "--model", help="may be omitted if the store has priors of only one model"
+            "name",
+            nargs="?",
+            default=DEFAULT,
+            metavar="PRIOR",
+            help=f"name of the stored prior (default: {DEFAULT})",
         )
-    show.add_argument("--revision", type=_revision, help="(default: the newest)")
+        parser.add_argument(
+            "--model",
+            metavar="NAME",
+            help="model of the prior (default: the only one that has priors in the store)",
+        )
+    show.add_argument(
+        "--revision", type=_revision, metavar="N", help="revision to print (default: the newest)"
+    )
     diff.add_argument(
-        "--old", type=_revision, help="(default: the one before --new; 0: nothing stored)"
+        "--old",
+        type=_revision,
+        metavar="N",
+        help="revision to compare with; 0: nothing stored (default: the one before --new)",
     )
-    diff.add_argument("--new", type=_revision, help="(default: the newest)")
+    diff.add_argument(
+        "--new", type=_revision, metavar="N", help="revision to compare (default: the newest)"
+    )
     back.add_argument(
-        "--to", type=_revision, help="(default: the newest that differs from the current)"
+        "--to",
+        type=_revision,
+        metavar="N",
+        help="revision to return to; 0: nothing stored (default: the newest that differs from the "
+        "one in force)",
     )
-    back.add_argument("--note", default="", help="why; shown in the history")
+    back.add_argument(
+        "--note", default="", metavar="TEXT", help="reason, shown in the history (default: none)"
+    )
 
 
 def _revision(text: str) -> int:

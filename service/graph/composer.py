@@ -57,7 +57,10 @@ class Composer:
         if reply is None or len(content) < reply.get("bytes", 0):
             self.ended = True
         if self._late:
-            raise UnsupportedGraph(f"{path}: took over {COMPOSE_SECONDS} s to read")
+            raise UnsupportedGraph(
+                f"{path}: took over {COMPOSE_SECONDS} s to read; put it on a faster disk, or export "
+                "a smaller graph"
+            )
         if self.ended:
             raise _Ended
         if "error" in reply:

@@ -27,7 +27,9 @@ def add_verb(add: AddVerb) -> None:
         "calibrate", "Measure a published model on labelled rows; publish the next version.", _run
     )
     parser.set_defaults(publishes=True)
-    parser.add_argument("model", type=place, metavar="models/N/V", help="the folder")
+    parser.add_argument(
+        "model", type=place, metavar="models/N/V", help="folder of the published model's version"
+    )
     parser.add_argument(
         "--data",
         required=True,

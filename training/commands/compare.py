@@ -25,14 +25,29 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         default="all",
         help="all, or names of the methods below, separated by commas (default all)",
     )
-    parser.add_argument("--seeds", type=int, default=5, help="number of seeds: 0, 1, … (default 5)")
-    parser.add_argument("--out", type=place, required=True, help="folder of runs and report")
-    add_run_flags(parser)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)")
     parser.add_argument(
-        "--threads", type=at_least(1), help="threads on the CPU (default: torch decides)"
+        "--seeds",
+        type=int,
+        default=5,
+        metavar="N",
+        help="runs of each method, with the seeds 0 to N - 1 (default 5)",
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+    parser.add_argument(
+        "--out", type=place, required=True, metavar="DIR", help="folder for the runs and the report"
+    )
+    add_run_flags(parser)
+    parser.add_argument(
+        "--device",
+        default="auto",
+        help="where to train: cpu, cuda, cuda:N, or auto: a GPU if there is one (default auto)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=at_least(1),
+        metavar="N",
+        help="threads on the CPU (default: torch decides)",
+    )
+    parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:

@@ -18,14 +18,28 @@ def add_verbs(add_verb: AddVerb) -> None:
     synthetic = add_verb(
         "synthetic", "The paper's synthetic experiment (Fig. 2), analytic errors.", _synthetic
     )
-    synthetic.add_argument("--out", type=place, required=True, help="folder for report and figures")
-    synthetic.add_argument("--n-train", type=int, default=10_000, help="default 10,000")
-    synthetic.add_argument("--trials", type=int, default=100, help="default 100")
-    synthetic.add_argument("--seed", type=at_least(0), default=0, help="default 0")
+    synthetic.add_argument(
+        "--out", type=place, required=True, metavar="DIR", help="folder for the report and figures"
+    )
+    synthetic.add_argument(
+        "--n-train",
+        type=int,
+        default=10_000,
+        metavar="N",
+        help="training points of a trial, at least 100 (default 10,000)",
+    )
+    synthetic.add_argument(
+        "--trials", type=int, default=100, metavar="N", help="trials, at least 2 (default 100)"
+    )
+    synthetic.add_argument(
+        "--seed", type=at_least(0), default=0, metavar="N", help="seed of all draws (default 0)"
+    )
     estimate = add_verb(
         "estimate", "Estimate the class prior of data without using their labels.", _estimate
     )
-    estimate.add_argument("model", type=place, metavar="models/N/V", help="the folder")
+    estimate.add_argument(
+        "model", type=place, metavar="models/N/V", help="folder of the published model's version"
+    )
     estimate.add_argument(
         "--data", required=True, metavar="SPEC", help="unlabelled data whose class mix is estimated"
     )
@@ -44,20 +58,27 @@ def add_verbs(add_verb: AddVerb) -> None:
 
 def _add_evaluate(add_verb: AddVerb) -> None:
     parser = add_verb("evaluate", "Score a published model through onnxruntime.", _evaluate)
-    parser.add_argument("model", type=place, metavar="models/N/V", help="the folder")
-    parser.add_argument("--data", required=True, metavar="SPEC", help="what to score it on")
+    parser.add_argument(
+        "model", type=place, metavar="models/N/V", help="folder of the published model's version"
+    )
+    parser.add_argument(
+        "--data", required=True, metavar="SPEC", help="labelled data to score the model on"
+    )
     parser.add_argument(
         "--split",
         choices=("train", "val", "test"),
         help="rows to use (default: test, or all rows of new data without splits)",
     )
     parser.add_argument(
-        "--tau", type=float, help="strength of the adjustment (default: the model's default_tau)"
+        "--tau",
+        type=float,
+        help="strength of the adjustment: 0, or 1e-6 to 10 (default: the model's default_tau)",
     )
     parser.add_argument(
         "--target",
         default="uniform",
-        help="uniform, training, FILE.json, forward-K or backward-K (default uniform)",
+        help="class mix to adjust to and to weight the rows by: uniform, training or a JSON file, "
+        "or forward-K or backward-K: test rows with a long tail of ratio K (default uniform)",
     )
     parser.add_argument(
         "--threads",

@@ -29,10 +29,17 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     parser.add_argument(
         "--recipe",
         metavar="NAME|FILE.toml",
-        help="settings to start from; the other flags override them",
+        help="one of the recipes below, or a file; the other flags override its settings (default "
+        "none)",
     )
-    parser.add_argument("--name", help="name of the model (default: from the recipe or the data)")
-    parser.add_argument("--description", help="free text for model.json")
+    parser.add_argument(
+        "--name",
+        help="name of the model: letters, digits, '.', '_', '-', at most 64 (default: from the "
+        "recipe or the data)",
+    )
+    parser.add_argument(
+        "--description", metavar="TEXT", help="free text for model.json (default none)"
+    )
     add_seed_flag(parser)
     add_data_flags(parser, required=False)
     add_image_flags(parser)
@@ -50,29 +57,36 @@ def _add_method_flags(method: Any) -> None:
     method.add_argument(
         "--init",
         metavar="models/M/N|FILE.pt",
-        help="start from a published model, or from a state dict of the same network",
+        help="start from the weights of a published model, or of a state dict for the same network "
+        "(default: random weights)",
     )
     method.add_argument(
         "--freeze",
         type=lambda text: tuple(part for part in text.split(",") if part),
         metavar="PART,PART",
-        help="freeze the parts whose parameter names begin so, or all-but-last",
+        help="do not train the parameters whose names begin so, or all-but-last: all before the "
+        "last layer (default: train all)",
     )
     method.add_argument(
         "--lr-of",
         action="append",
         type=name_and_number,
         metavar="PART=FACTOR",
-        help="factor of the learning rate of a part, as in conv1=0.1",
+        help="factor of the learning rate for parameters whose names begin so, above 0, as in "
+        "conv1=0.1; may be repeated",
     )
     method.add_argument(
         "--features-once",
         action=argparse.BooleanOptionalAction,
-        help="compute the features before the last layer once and fit that layer to them",
+        help="compute the features before the last layer once, and fit only that layer, by lbfgs "
+        "(default off)",
     )
     method.add_argument("--loss", help="one of the losses below (default erm)")
     method.add_argument(
-        "--loss-tau", type=float, help="tau inside a logit-adjusted loss (default 1)"
+        "--loss-tau",
+        type=float,
+        metavar="TAU",
+        help="tau inside a logit-adjusted loss, 0 to 10 (default 1)",
     )
     method.add_argument(
         "--loss-option",
@@ -80,7 +94,8 @@ def _add_method_flags(method: Any) -> None:
         metavar="NAME=VALUE",
         dest="loss_options",
         type=name_and_number,
-        help="an option of the loss, such as max_margin=0.3",
+        help="an option of the loss, such as max_margin=0.3; may be repeated; docs/methods.md has "
+        "the list",
     )
     method.add_argument("--sampler", help="one of the samplers below (default uniform)")
     method.add_argument(
@@ -89,34 +104,42 @@ def _add_method_flags(method: Any) -> None:
         metavar="NAME=VALUE",
         dest="sampler_options",
         type=name_and_number,
-        help="an option of the sampler, such as switch=0.8",
+        help="an option of the sampler, such as switch=0.8; may be repeated",
     )
     method.add_argument(
         "--afterwards",
         choices=("nothing", "weight-norm", "crt", "lws"),
-        help="change of the last layer after training (default: nothing)",
+        help="change the last layer after training: normalise its weights, train it again on "
+        "balanced batches (crt), or learn a scale for each class (lws) (default nothing)",
     )
     method.add_argument(
         "--norm-tau",
         type=float,
-        help="tau of --afterwards weight-norm (default: the best on the validation split)",
+        metavar="TAU",
+        help="tau of --afterwards weight-norm, 0 to 10 (default: the best on the validation split)",
     )
     method.add_argument(
         "--publish-tau",
         choices=("one", "chosen"),
-        help="the default tau of the published model, for requests that name none",
+        help="the published model's default_tau, for requests that name none: 1, or the best on "
+        "validation (default one)",
     )
 
 
 def _add_running_flags(running: Any) -> None:
     running.add_argument(
-        "--models", type=place, default=Path("models"), help="where to publish (default models)"
+        "--models",
+        type=place,
+        default=Path("models"),
+        metavar="DIR",
+        help="folder in which the model is published as DIR/NAME/VERSION (default models)",
     )
     running.add_argument(
         "--runs",
         type=place,
         default=Path("runs"),
-        help="where checkpoints and logs go (default runs)",
+        metavar="DIR",
+        help="folder for checkpoints and logs (default runs)",
     )
     running.add_argument(
         "--resume", action="store_true", help="continue from this run's checkpoint, if there is one"
@@ -128,38 +151,52 @@ def _add_running_flags(running: Any) -> None:
         "--checkpoint-seconds",
         type=seconds,
         default=20.0,
-        help="seconds between checkpoints (default 20)",
+        metavar="SECONDS",
+        help="seconds between checkpoints, 0 or more (default 20)",
     )
     running.add_argument(
-        "--checkpoint-steps", type=at_least(1), help="steps between checkpoints, instead of seconds"
+        "--checkpoint-steps",
+        type=at_least(1),
+        metavar="N",
+        help="steps between checkpoints, in place of --checkpoint-seconds",
     )
     running.add_argument(
         "--workers",
         type=at_least(0),
         default=2,
-        help="processes that decode images (default 2; 0: none)",
+        metavar="N",
+        help="processes that decode images (default 2; 0: the training process decodes them)",
     )
     running.add_argument(
         "--in-memory",
         action=argparse.BooleanOptionalAction,
-        help="decode images once and keep them (default: when they fit 256 MB)",
+        help="decode images once and keep them in memory (default: if they fit into 256 MB)",
     )
     running.add_argument(
-        "--device", default="auto", help="auto, cpu, cuda or cuda:N (default auto)"
+        "--device",
+        default="auto",
+        help="where to train: cpu, cuda, cuda:N, or auto: a GPU if there is one (default auto)",
     )
     running.add_argument(
-        "--threads", type=at_least(1), help="threads on the CPU (default: torch decides)"
+        "--threads",
+        type=at_least(1),
+        metavar="N",
+        help="threads on the CPU (default: torch decides)",
     )
     running.add_argument(
-        "--tensorboard", type=place, metavar="DIR", help="folder for TensorBoard's files"
+        "--tensorboard",
+        type=place,
+        metavar="DIR",
+        help="folder for TensorBoard's event files (default: none are written)",
     )
     running.add_argument(
         "--samples",
         type=at_least(0),
         default=12,
-        help="number of test inputs in report.json (default 12; 0: none)",
+        metavar="N",
+        help="test inputs to keep in report.json, for the console (default 12; 0: none)",
     )
-    running.add_argument("--quiet", action="store_true", help="no progress bar")
+    running.add_argument("--quiet", action="store_true", help="show no progress bar")
 
 
 def _fit(options: argparse.Namespace) -> dict[str, Any]:

@@ -13,11 +13,15 @@ if TYPE_CHECKING:  # importing it imports torch, and --help should not wait for 
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags for every run of a comparison: data, network and optimisation."""
     parser.add_argument(
-        "--recipe", metavar="NAME|FILE.toml", help="settings to start from, without its loss"
+        "--recipe",
+        metavar="NAME|FILE.toml",
+        help="settings to start from, without its loss; other flags override them (default none)",
     )
     add_data_flags(parser, required=False)
     add_image_flags(parser)
-    parser.add_argument("--network", metavar="NET", help="a network, as for fit")
+    parser.add_argument(
+        "--network", metavar="NET", help="one of the networks below, for every run (default auto)"
+    )
     add_optimisation_flags(parser.add_argument_group("optimisation"))
 
 
@@ -35,28 +39,39 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     """
     group = parser.add_argument_group("data")
     if required:
-        group.add_argument("data", metavar="SPEC", help="what to read")
+        group.add_argument(
+            "data", metavar="SPEC", help="the data to describe; docs/training.md lists the forms"
+        )
     else:
         group.add_argument(
-            "--data", metavar="SPEC", help="what to train on; docs/training.md lists the forms"
+            "--data",
+            metavar="SPEC",
+            help="the data to train on, such as digits or table:FILE.csv?label=COLUMN; "
+            "docs/training.md lists the forms",
         )
     group.add_argument(
-        "--profile", choices=("exp", "step"), help="make the training rows long-tailed"
+        "--profile",
+        choices=("exp", "step"),
+        help="make the training rows long-tailed: class sizes fall exponentially, or half of the "
+        "classes are small (default: keep all rows)",
     )
     group.add_argument(
         "--imbalance-ratio",
         type=float,
-        help="rows of the profile's largest class over its smallest (default 100)",
+        metavar="RATIO",
+        help="rows of the profile's largest class over its smallest, at least 1 (default 100)",
     )
     group.add_argument(
         "--max-per-class",
         type=int,
+        metavar="ROWS",
         help="rows of the profile's largest class (default: as many as every class has)",
     )
     group.add_argument(
         "--validation-per-class",
         type=int,
-        help="validation rows to set aside; with 0, temperature and tau stay 1 "
+        metavar="ROWS",
+        help="validation rows of each class to set aside; with 0, temperature and tau stay 1 "
         "(default: a tenth of each class, a fifth of small data)",
     )
     group.add_argument(
@@ -69,7 +84,12 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def add_seed_flag(parser: argparse.ArgumentParser) -> None:
     """Add --seed, the seed of one run; a comparison has --seeds instead."""
-    parser.add_argument("--seed", type=int, help="seed of all random draws (default 0)")
+    parser.add_argument(
+        "--seed",
+        type=int,
+        metavar="N",
+        help="seed of all random draws, 0 or more and below 2^63 (default 0)",
+    )
 
 
 def add_image_flags(parser: argparse.ArgumentParser) -> None:
@@ -78,20 +98,35 @@ def add_image_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--image-size",
         type=int,
-        help="pixels per side (default: the images' own, if all are equal and small, else 224)",
+        metavar="PIXELS",
+        help="pixels per side of the network's input (default: the images' own, if all are equal "
+        "and small, else 224)",
     )
     group.add_argument(
         "--resize",
         type=_resize,
-        help="stretch, crop, or pixels of the shorter side before the centre is cut out",
+        metavar="stretch|crop|PIXELS",
+        help="how images are brought to that size: stretched, cut to a square, or scaled until "
+        "the shorter side has so many pixels, then the centre is cut out (default: the latter, "
+        "with 8/7 of --image-size)",
     )
-    group.add_argument("--color", choices=("RGB", "L"), help="default RGB")
+    group.add_argument(
+        "--color", choices=("RGB", "L"), help="three channels, or one of grey (default RGB)"
+    )
     group.add_argument(
         "--image-mean",
         type=_numbers,
-        help="mean of each channel, on the scale 0 … 1, such as 0.5,0.5,0.5",
+        metavar="M[,M,M]",
+        help="mean of each channel, which is subtracted, on the scale 0 … 1, such as 0.5,0.5,0.5 "
+        "(default: ImageNet's)",
     )
-    group.add_argument("--image-std", type=_numbers, help="deviation of each channel")
+    group.add_argument(
+        "--image-std",
+        type=_numbers,
+        metavar="S[,S,S]",
+        help="standard deviation of each channel, which divides, on the scale 0 … 1 and above 0 "
+        "(default: ImageNet's)",
+    )
     group.add_argument(
         "--skip-broken",
         action=argparse.BooleanOptionalAction,
@@ -104,62 +139,112 @@ def add_optimisation_flags(group: Any) -> None:
     group.add_argument(
         "--epochs",
         type=float,
-        help="length of the run in epochs (default 20, and at least 1,500 steps)",
+        metavar="N",
+        help="length of the run in epochs, above 0 (default 20, and at least 1,500 steps)",
     )
-    group.add_argument("--steps", type=int, help="length of the run in steps, instead of epochs")
-    group.add_argument("--batch", type=int, help="rows per step, over all processes (default 128)")
     group.add_argument(
-        "--accumulate", type=int, help="number of pieces in which a batch is computed (default 1)"
+        "--steps", type=int, metavar="N", help="length of the run in steps, instead of epochs"
+    )
+    group.add_argument(
+        "--batch", type=int, metavar="ROWS", help="rows per step, over all processes (default 128)"
+    )
+    group.add_argument(
+        "--accumulate",
+        type=int,
+        metavar="N",
+        help="pieces in which the gradient of a batch is computed, to save memory (default 1)",
     )
     group.add_argument(
         "--optimiser",
         choices=("sgd", "adamw", "lbfgs"),
-        help="default sgd; if no other flag of the optimisation is given, adamw for mlp and "
-        "lbfgs for linear and tfidf",
+        help="the optimiser (default sgd; if no other flag of the optimisation is given, adamw for "
+        "mlp and lbfgs for linear and tfidf)",
     )
     group.add_argument(
         "--penalty",
         type=float,
-        help="for lbfgs: factor of half the squared weights (default: chosen on validation)",
+        metavar="FACTOR",
+        help="for lbfgs: factor of half the squared weights, above 0 (default: chosen on "
+        "validation)",
     )
-    group.add_argument("--lr", type=float, help="learning rate (default 0.05; adamw: 0.001)")
-    group.add_argument("--momentum", type=float, help="default 0.9")
-    group.add_argument("--nesterov", action=argparse.BooleanOptionalAction, help="default on")
+    group.add_argument(
+        "--lr",
+        type=float,
+        metavar="RATE",
+        help="learning rate, above 0 (default 0.05; for adamw 0.001)",
+    )
+    group.add_argument(
+        "--momentum",
+        type=float,
+        metavar="SHARE",
+        help="for sgd: share of the last step that is added to the next; 0 to below 1 (default "
+        "0.9)",
+    )
+    group.add_argument(
+        "--nesterov",
+        action=argparse.BooleanOptionalAction,
+        help="for sgd: Nesterov's form of momentum (default on)",
+    )
     group.add_argument(
         "--adam-beta2",
         type=float,
-        help="for adamw: squared gradients are averaged over about 1 / (1 - beta2) steps "
-        "(default 0.999)",
+        metavar="BETA2",
+        help="for adamw: squared gradients are averaged over about 1 / (1 - beta2) steps; 0 to "
+        "below 1 (default 0.999)",
     )
-    group.add_argument("--weight-decay", type=float, help="default 5e-4; mlp: 0.1")
+    group.add_argument(
+        "--weight-decay",
+        type=float,
+        metavar="FACTOR",
+        help="factor by which weights are drawn towards 0, 0 or more (default 5e-4; for mlp 0.1)",
+    )
     group.add_argument(
         "--decay-norms",
         action=argparse.BooleanOptionalAction,
         help="also decay biases and normalisation layers (default on)",
     )
     group.add_argument(
-        "--schedule", choices=("steps", "cosine", "constant"), help="default steps; mlp: cosine"
+        "--schedule",
+        choices=("steps", "cosine", "constant"),
+        help="how the learning rate falls: at --milestones, along a cosine, or not (default steps; "
+        "for mlp cosine)",
     )
     group.add_argument(
         "--warmup",
         type=float,
-        help="warm-up in steps, or below 1 as a share of the run (default 0.05)",
+        metavar="N|SHARE",
+        help="length of the warm-up in steps, or below 1 as a share of the run (default 0.05)",
     )
     group.add_argument(
-        "--milestones", type=_numbers, help="where the rate drops, such as 0.6,0.85 or 12000,14000"
+        "--milestones",
+        type=_numbers,
+        metavar="N,N",
+        help="where the rate drops: steps such as 12000,14000, or shares of the run (default "
+        "0.6,0.85)",
     )
     group.add_argument(
-        "--drop", type=float, help="factor of the rate at each milestone (default 0.1)"
+        "--drop",
+        type=float,
+        metavar="FACTOR",
+        help="factor of the learning rate at each milestone, above 0 (default 0.1)",
     )
     group.add_argument(
         "--augment",
         choices=("none", "flip", "crop-flip", "resized-crop-flip"),
-        help="augmentation of images (default none)",
+        help="random changes of training images: mirrored, shifted as well, or random parts that "
+        "are resized (default none)",
     )
     group.add_argument(
-        "--pad", type=int, help="the most pixels by which crop-flip shifts (default 4)"
+        "--pad",
+        type=int,
+        metavar="PIXELS",
+        help="the most pixels by which crop-flip shifts an image, 0 or more (default 4)",
     )
-    group.add_argument("--precision", choices=("fp32", "fp64", "bf16", "fp16"), help="default fp32")
+    group.add_argument(
+        "--precision",
+        choices=("fp32", "fp64", "bf16", "fp16"),
+        help="number format of the training steps (default fp32)",
+    )
 
 
 def _given(options: argparse.Namespace, fields: Any) -> dict[str, Any]:

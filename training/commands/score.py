@@ -31,7 +31,9 @@ def add_verb(add: AddVerb) -> None:
         help="the file to write the answers to",
     )
     parser.add_argument(
-        "--tau", type=float, help="strength of the adjustment (default: the model's default_tau)"
+        "--tau",
+        type=float,
+        help="strength of the adjustment: 0, or 1e-6 to 10 (default: the model's default_tau)",
     )
     parser.add_argument(
         "--prior",
@@ -44,33 +46,62 @@ def add_verb(add: AddVerb) -> None:
         help="first estimate the class prior of the rows; answer with it if it is usable",
     )
     parser.add_argument(
-        "--columns", help="features, separated by commas (default: those of the training table)"
+        "--columns",
+        metavar="A,B",
+        help="columns that are features (default: those of the training table)",
     )
     parser.add_argument(
-        "--keep", default="", help="columns to carry into the answers, separated by commas"
+        "--keep",
+        default="",
+        metavar="A,B",
+        help="columns to copy into the answers, such as an id (default none)",
     )
     parser.add_argument(
-        "--leave-out", default="", help="columns to ignore, such as a label, separated by commas"
+        "--leave-out",
+        default="",
+        metavar="A,B",
+        help="columns to ignore, such as a label (default none)",
     )
-    parser.add_argument("--array", help="the array of an .npz file (default x, x_test or X)")
+    parser.add_argument(
+        "--array",
+        metavar="NAME",
+        help="the array of an .npz file to score (default x, x_test or X)",
+    )
     parser.add_argument(
         "--top-k",
         type=int,
         default=0,
-        help="number of best classes to write per row (default none)",
+        metavar="K",
+        help="best classes to write for each row, with their probabilities (default 0: only the "
+        "best)",
     )
     parser.add_argument(
         "--probabilities", action="store_true", help="write the probability of every class"
     )
-    parser.add_argument("--workers", type=int, default=1, help="processes (default 1)")
+    parser.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="processes that score (default 1)"
+    )
     parser.add_argument(
         "--engine",
         choices=("processes", "ray"),
         default="processes",
-        help="processes of this machine, or Ray Data, which also uses a cluster (RAY_ADDRESS)",
+        help="processes of this machine, or Ray Data, which also uses the cluster that RAY_ADDRESS "
+        "names (default processes)",
     )
-    parser.add_argument("--block-rows", type=int, default=8192, help="rows of a block (8192)")
-    parser.add_argument("--threads", type=int, default=0, help="threads of a graph call (0: all)")
+    parser.add_argument(
+        "--block-rows",
+        type=int,
+        default=8192,
+        metavar="ROWS",
+        help="rows that are read and scored at a time (default 8192)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=0,
+        metavar="N",
+        help="threads of a graph call (default 0: as many as processors)",
+    )
 
 
 def _names(text: str | None) -> tuple[str, ...]:

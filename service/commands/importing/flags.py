@@ -13,14 +13,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.onnx|DIR",
         help="an ONNX file, or a folder of Hugging Face's Optimum",
     )
-    add("--name", required=True, help="the model's name in the repository")
-    add("--description", default="", help="free text for model.json")
+    add(
+        "--name",
+        required=True,
+        help="the model's name in the repository: letters, digits, '.', '_', '-', at most 64",
+    )
+    add("--description", default="", metavar="TEXT", help="free text for model.json (default none)")
     add(
         "--validation",
         metavar="SPEC",
         help="labelled rows that calibrate the model; only with the command `priordial`",
     )
-    add("--models", type=Path, default=Path("models"), help="the repository (default models)")
+    add(
+        "--models",
+        type=Path,
+        default=Path("models"),
+        metavar="DIR",
+        help="the repository to publish into, as the next version (default models)",
+    )
     _add_class_flags(parser)
     _add_column_flags(parser)
     _add_output_flags(parser)
@@ -32,7 +42,7 @@ def _add_class_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--class-names",
         type=Path,
-        metavar="F",
+        metavar="FILE",
         help="class names in output order: one per line, a JSON list, or a JSON object from index "
         "to name (id2label) or name to index (class_indices); default: those in the ONNX file",
     )
@@ -44,7 +54,7 @@ def _add_class_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--class-counts",
         type=Path,
-        metavar="F.json",
+        metavar="FILE.json",
         help="training examples of each class, a JSON list or an object by name; without it only "
         "tau = 0 works until label frequencies are given",
     )
@@ -52,9 +62,9 @@ def _add_class_flags(parser: argparse.ArgumentParser) -> None:
         "--loss-tau",
         type=float,
         default=0.0,
-        metavar="…",
-        help="share of the label frequencies that training has divided out: 0 (default) for plain "
-        "cross-entropy, 1 for balanced training",
+        metavar="SHARE",
+        help="share of the label frequencies that training has divided out, 0 to 10: 0 (default) "
+        "for plain cross-entropy, 1 for balanced training",
     )
 
 
@@ -62,7 +72,7 @@ def _add_column_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--column-names",
         type=Path,
-        metavar="F",
+        metavar="FILE",
         help="names of the columns of a model with one input, in its order: one a line, or a JSON "
         "list; rows and tables are then put in order by name",
     )
@@ -70,7 +80,11 @@ def _add_column_flags(parser: argparse.ArgumentParser) -> None:
 
 def _add_output_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("the output").add_argument
-    add("--output", metavar="NAME", help="the output to serve, if several are possible")
+    add(
+        "--output",
+        metavar="NAME",
+        help="the graph's output to serve, if several could be meant (default: the only one)",
+    )
     add(
         "--output-kind",
         choices=("logits", "probabilities", "scores"),
@@ -94,8 +108,8 @@ def _add_output_flags(parser: argparse.ArgumentParser) -> None:
         "--temperature",
         type=float,
         default=1.0,
-        metavar="…",
-        help="the divisor that calibrates the logits (default 1)",
+        metavar="T",
+        help="the divisor that calibrates the logits, above 0 (default 1)",
     )
     add(
         "--refuse-dependent-rows",
@@ -125,8 +139,13 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
         choices=("NCHW", "NHWC"),
         help="position of the channels, if the shape does not show it",
     )
-    add("--size", metavar="H,W", help="height and width, if the shape does not show them")
-    add("--color", choices=("RGB", "BGR", "L"), help="order of the channels (default RGB)")
+    add("--size", metavar="H,W", help="height and width in pixels, if the shape does not show them")
+    add(
+        "--color",
+        choices=("RGB", "BGR", "L"),
+        help="order of the channels, or L for one channel of grey (default: that of "
+        "--preprocessing, or RGB; L where the graph takes one channel)",
+    )
     add(
         "--resize",
         metavar="stretch|crop|letterbox|N|H,W",
@@ -137,7 +156,7 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
     add(
         "--resample",
         choices=("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"),
-        help="the filter (default bilinear)",
+        help="the filter that resizes images (default bilinear)",
     )
     add(
         "--fill",
@@ -151,7 +170,24 @@ def _add_image_flags(parser: argparse.ArgumentParser) -> None:
         help="the range of the pixels before --mean and --std: divided by 255 (default), as "
         "decoded, or multiplied by a factor",
     )
-    add("--mean", metavar="M[,M,M]", help="subtracted from each channel")
-    add("--std", metavar="S[,S,S]", help="each channel is divided by it")
-    add("--image-example", type=Path, metavar="FILE", help="an image whose class is known")
-    add("--expect", metavar="CLASS", help="its class; the import is refused unless it is likeliest")
+    add(
+        "--mean",
+        metavar="M[,M,M]",
+        help="subtracted from each channel after --scale (default: that of --preprocessing, or 0)",
+    )
+    add(
+        "--std",
+        metavar="S[,S,S]",
+        help="divides each channel after --mean, above 0 (default: that of --preprocessing, or 1)",
+    )
+    add(
+        "--image-example",
+        type=Path,
+        metavar="FILE",
+        help="an image of the class --expect, which checks the flags above",
+    )
+    add(
+        "--expect",
+        metavar="CLASS",
+        help="class of --image-example; the import is refused unless the model finds it likeliest",
+    )
