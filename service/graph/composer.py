@@ -58,8 +58,8 @@ class Composer:
             self.ended = True
         if self._late:
             raise UnsupportedGraph(
-                f"{path}: took over {COMPOSE_SECONDS} s to read; put it on a faster disk, or export "
-                "a smaller graph"
+                f"{path}: took over {COMPOSE_SECONDS} s to read; put it on a faster disk, or "
+                "export a smaller graph"
             )
         if self.ended:
             raise _Ended
@@ -153,7 +153,7 @@ def compose_file(
     try:
         return own.compose(job)
     except _Ended:
-        raise UnsupportedGraph(f"{path}: cannot be read") from None
+        raise UnsupportedGraph(f"{path}: cannot be read; export the model again") from None
     finally:
         own.close()
 

@@ -163,7 +163,9 @@ def _whole(text: str) -> int | float:
 def _finite(text: str) -> float:
     found = float(text)
     if found in (math.inf, -math.inf):
-        raise ValueError(f"number {text[:20]}… is larger than a double can hold")
+        raise ValueError(
+            f"number {text[:20]}… is larger than a double can hold; give a smaller one"
+        )
     return found
 
 

@@ -42,6 +42,8 @@ NOT_SHOWN = {
     "no space left",
     "revision   of prior ' ' is in the store only",
     "an inline prior of many values is checked in a thread",
+    "a prior of many classes is made ready in a thread",
+    "abort always raises",
     "this step adopts nothing",
     "no answer within   s g",
     " bytes ,",

@@ -43,8 +43,14 @@ def test_the_shipped_model_warns_of_pixels_that_were_not_normalised(server, scal
     [
         ("fashion/samples/0.png", "model 'fashion' has no sample 0; expected 1 to 12"),
         ("fashion/samples/13.png", "model 'fashion' has no sample 13; expected 1 to 12"),
-        ("odd/samples/1.png", "model 'odd' was published without sample pictures"),
-        ("none/samples/1.png", "model 'none' was published without sample pictures"),
+        (
+            "odd/samples/1.png",
+            "model 'odd' was published without sample pictures; publish it again to have some",
+        ),
+        (
+            "none/samples/1.png",
+            "model 'none' was published without sample pictures; publish it again to have some",
+        ),
     ],
 )
 def test_a_sample_that_is_not_there_is_answered_with_those_that_are(server, path, detail):
