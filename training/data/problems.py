@@ -1,7 +1,9 @@
 """Finds likely faults in data that can be read, and describes them to the user."""
 
+import csv
 import hashlib
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,11 +14,39 @@ from training.data.image_files import ImageFiles
 from training.data.text import words
 from training.faults import BadData
 
+csv.field_size_limit(2**31 - 1)  # by default, a cell of more than 128 KB is an error
 MAX_ROWS = 200_000  # the most rows of a column or split that are examined; more are sampled
 LEAK_ROWS = 30  # with fewer, a column may tell the classes apart by chance
 LISTED = 5
 MAX_TEXTS = 2_000
 LONG_WORD = 16  # characters; languages with spaces have 4 to 8
+
+
+def check_quotes(path: Path, encoding: str = "utf-8") -> None:
+    """Raise BadData that names the first row of a CSV file whose quotation marks do not pair.
+
+    A reader would take the following rows into one cell. Only files with an odd number of marks are
+    read row by row.
+    """
+    if path.suffix.lower() != ".csv":
+        return
+    with path.open("rb") as file:
+        marks = sum(piece.count(b'"') for piece in iter(lambda: file.read(2**20), b""))
+    if marks % 2 == 0:
+        return
+    begun = 1
+    with path.open(encoding=encoding, errors="replace", newline="") as text:
+        rows = csv.reader(text, strict=True)
+        try:
+            for _ in rows:
+                begun = rows.line_num + 1
+        except csv.Error as error:
+            ends = "unexpected end" in str(error)
+            fault = "has no end" if ends else "is followed by more than a comma"
+            raise BadData(
+                f"{path}: a quoted cell of the row in line {begun} {fault}; close its "
+                'quotation mark ("), or write a mark within a cell twice ("")'
+            ) from None
 
 
 def check_held_out(data: Dataset) -> None:

@@ -21,6 +21,7 @@ from service.contract.columns import records
 from service.contract.nearest import nearest_path
 from training.data.columns import is_number, written
 from training.data.pixels import SUFFIXES as IMAGES
+from training.data.problems import check_quotes
 from training.faults import BadData, Fault, WrongUse, instead, readable, say
 
 if TYPE_CHECKING:
@@ -173,6 +174,7 @@ def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
         with parquet.ParquetFile(path) as file:
             yield from file.iter_batches(batch_size=reading.rows)
     elif suffix == ".csv":
+        check_quotes(path)
         quoted = csv.ParseOptions(newlines_in_values=True)
         # categories written as numbers stay text, so that 01 does not become 1
         strings = {c.name: pa.string() for c in reading.spec.columns if c.dtype == "string"}

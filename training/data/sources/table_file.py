@@ -12,12 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.columns import FEW_VALUES, is_number, written
+from training.data.problems import check_quotes
 from training.faults import BadData, instead, readable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-csv.field_size_limit(2**31 - 1)  # by default, a cell of more than 128 KB is an error
 INDEX_NAMES = ("__index_level_0__", "Unnamed: 0", "")
 """The names that pandas gives to a column that is the index of its rows."""
 DATES = "dates"
@@ -119,7 +119,7 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
     try:
         if path.suffix.lower() == ".parquet":
             return list(parquet.read_schema(path).names)
-        _check_quotes(path, encoding)
+        check_quotes(path, encoding)
         # a byte order mark is not part of the first name
         with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
             found = next(csv.reader(file), [])
@@ -156,9 +156,9 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
             )
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
-        _check_quotes(path, encoding)
+        check_quotes(path, encoding)
         raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
-    _check_quotes(path, encoding)
+    check_quotes(path, encoding)
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
         _check_encoding(path, encoding)
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
@@ -303,32 +303,6 @@ def _is_dictionary(kind: Any) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_dictionary(kind))
-
-
-def _check_quotes(path: Path, encoding: str) -> None:
-    """Raise BadData that names the row of a CSV file in which a quoted cell has no end.
-
-    The rest of the file is then one cell. Only files with an odd number of quotation marks are read
-    row by row.
-    """
-    if path.suffix.lower() == ".parquet":
-        return
-    with path.open("rb") as file:
-        marks = sum(piece.count(b'"') for piece in iter(lambda: file.read(2**20), b""))
-    if marks % 2 == 0:
-        return
-    begun = 1
-    with path.open(encoding=encoding, errors="replace", newline="") as text:
-        rows = csv.reader(text, strict=True)
-        try:
-            for _ in rows:
-                begun = rows.line_num + 1
-        except csv.Error as error:
-            if "unexpected end" in str(error):
-                raise BadData(
-                    f"{path}: a quoted cell of the row in line {begun} has no end; close its "
-                    'quotation mark ("), or write a mark within a cell twice ("")'
-                ) from None
 
 
 def _check_encoding(path: Path, encoding: str) -> None:

@@ -21,7 +21,7 @@ from tests.support.small_models import (
     publish_model,
     weights,
 )
-from training.faults import WrongUse
+from training.faults import BadData, WrongUse
 from training.run.scoring.score_rows import Scoring, score_rows
 
 ROWS = 1000
@@ -155,6 +155,18 @@ def test_columns_are_found_by_name_kept_columns_are_carried_and_the_missing_one_
     parquet.write_table(table.drop([COLUMNS[1]]), path)
     with pytest.raises(WrongUse, match=f"'{COLUMNS[1]}'"):
         score_rows(str(path), tmp_path / "b.parquet", Scoring(model=model), columns=COLUMNS)
+
+
+def test_rows_behind_a_quotation_mark_that_is_not_closed_are_not_lost(model, rows, tmp_path):
+    path, out = tmp_path / "own.csv", tmp_path / "out.parquet"
+    table = table_of(rows).append_column("note", pa.array(["none"] * ROWS))
+    csv.write_csv(table, path)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    lines[50] = lines[50].removesuffix('"')
+    path.write_text("\n".join(lines), encoding="utf-8")
+    with pytest.raises(BadData, match="a quoted cell of the row in line 51 is followed by"):
+        score_rows(str(path), out, Scoring(model=model), columns=COLUMNS, keep=["note"])
+    assert not out.exists()
 
 
 def test_the_model_s_columns_in_another_order_are_refused_and_other_names_are_taken_in_order(
