@@ -206,6 +206,7 @@ def test_the_report_stands_alone_and_every_figure_is_well_formed(done):
     html = (out / "report.html").read_text(encoding="utf-8")
     assert f"<code>{escape(COMMAND)}</code>" in html
     assert f"{datetime.now(UTC):%Y-%m}-" in html
+    assert "priordial 0." in html
     assert document["data"]["sha256"] in html
     assert f"torch {torch.__version__.split('+')[0]}" in html
     assert "imbalance_ratio" in html
