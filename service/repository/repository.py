@@ -94,6 +94,8 @@ class Repository:
             orders.follow(self.obey)
         self.faults: dict[tuple[str, int], str] = {}
         """(model, version) → why it does not serve."""
+        self.folder_fault = ""
+        """Why the folder of all models is not looked at; empty while it is."""
         self.loads: Loads[Callable[[], ServedModel]] = Loads(seconds=load_seconds)
         self._one_at_a_time: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
         """One lock for each model, so that a slow load delays no other model."""
@@ -217,9 +219,18 @@ class Repository:
         return [name for name in self.names_on_disk() if self.wish(name).loaded]
 
     async def load_all(self) -> None:
-        """Load new versions and retire those whose folder is gone; unloaded models stay so."""
+        """Load new versions and retire those whose folder is gone; unloaded models stay so.
+
+        When the folder of all models is gone or empty, as after a lost mount, all that was loaded
+        goes on serving, and `folder_fault` says so.
+        """
         if self._refresh_folder is not None and self._begun:
             await self._refresh_folder()
+        before, self.folder_fault = self.folder_fault, self._why_lost()
+        if self.folder_fault:
+            if self.folder_fault != before:
+                logger.error("%s", self.folder_fault)
+            return
         self._begun, known = True, list(self._orders.values())
         await asyncio.gather(*(self._taken_up(name) for name in self._to_load()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
@@ -228,6 +239,22 @@ class Repository:
             self._note(order, None)
         self._report()
         await asyncio.to_thread(return_memory)
+
+    def _why_lost(self) -> str:
+        """Why the folder of all models cannot be what it was; empty if it can."""
+        if not self._loaded:
+            return ""
+        try:
+            if any(self._folder.iterdir()):
+                return ""
+            fault = "is empty"
+        except OSError as error:
+            fault = f"cannot be read: {error.strerror}"
+        return (
+            f"the models folder '{self._folder}' {fault}; the models that were loaded go on "
+            "serving, and are lost with a restart: mount or restore the folder, then reload "
+            "(SIGHUP). To stop a model, unload it by its name"
+        )
 
     def _to_load(self) -> list[str]:
         """The models to load now: all, or under a limit the default one and those loaded before."""

@@ -577,7 +577,7 @@ class Service:
         default = self.repository.wanted_default
         if default is not None and default not in self.repository.all():
             reasons.append(f"the default model '{default}' is not served (GET /models says why)")
-        reasons.append(self.metrics.fault or "")
+        reasons += [self.repository.folder_fault, self.metrics.fault or ""]
         return "; ".join(filter(None, reasons)) or None
 
     def _readiness(self) -> Iterator[Gauge]:

@@ -114,9 +114,13 @@ def kinds() -> Mapping[type[Exception], str]:
         repository.OtherWorkerFailed: "unavailable",
         repository.NoRollout: "invalid",
         wishes.NoTrial: "conflict",
+        MemoryError: "unavailable",
     }
 
 
+_NO_MEMORY = (
+    "the machine has no memory left for this request; send it again later, or send fewer rows"
+)
 _KINDS = kinds()
 _RETRY = {"overloaded", "unavailable"}
 
@@ -136,7 +140,7 @@ def problem_of(error: Exception) -> Problem:
         )
     return Problem(
         kind,
-        str(error),
+        _NO_MEMORY if isinstance(error, MemoryError) else str(error),
         errors=getattr(error, "errors", None),
         headers={"Retry-After": "1"} if kind in _RETRY else None,
     )

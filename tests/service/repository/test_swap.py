@@ -204,6 +204,36 @@ def test_load_and_unload_reach_every_worker_and_those_that_come_later(models):
         assert server.terminate() == 0
 
 
+@pytest.mark.parametrize("loss", ["gone", "empty"])
+def test_a_lost_folder_of_models_costs_no_model(models, loss):
+    """As after a lost mount; a reload looks at the folder."""
+    away = models.with_name("away")
+    with running(models, workers=1) as server:
+        models.rename(away)
+        if loss == "empty":
+            models.mkdir()
+        server.process.send_signal(signal.SIGHUP)
+
+        def health():
+            return httpx.get(f"{server.url}/health/ready", timeout=30)
+
+        eventually(lambda: health().json()["status"] == "degraded")
+        assert health().status_code == 200
+        assert f"the models folder '{models}' " in health().json()["reason"]
+        assert {each.status_code for each in everywhere(server.url)} == {200}
+        if loss == "empty":
+            models.rmdir()
+        away.rename(models)
+        publish_version(models, 2)
+        server.process.send_signal(signal.SIGHUP)
+        eventually(lambda: {e.json()["version"] for e in everywhere(server.url)} == {2})
+        assert health().json()["status"] == "ready"
+        assert (
+            sum("go on serving" in line and '"error"' in line for line in server.log.splitlines())
+            == 1
+        )
+
+
 def restarts(url):
     return metric(httpx.get(f"{url}/metrics", timeout=30).text, "priordial_worker_restarts_total")
 

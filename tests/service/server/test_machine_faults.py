@@ -240,3 +240,16 @@ def test_a_wall_clock_that_jumps_back_and_forth_changes_nothing_but_time_stamps(
         assert server.process.poll() is None
         assert "Traceback" not in server.log
         assert server.terminate() == 0
+
+
+def test_a_request_for_which_no_memory_is_left_is_answered_and_the_others_are_served(models):
+    with running(models) as server:
+        pid = server.process.pid
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+        _, hard = resource.prlimit(pid, resource.RLIMIT_AS)
+        room = 24 * 2**20
+        resource.prlimit(pid, resource.RLIMIT_AS, (pages * resource.getpagesize() + room, hard))
+        large = httpx.post(f"{server.url}/predict", content=b" " * (60 * 2**20), timeout=60)
+        assert (large.status_code, large.headers["retry-after"]) == (503, "1")
+        assert "no memory left" in large.json()["detail"]
+        assert httpx.post(f"{server.url}/predict", json=BODY, timeout=60).status_code == 200
