@@ -3,6 +3,7 @@
 import base64
 import binascii
 import math
+import string
 from collections.abc import Sequence
 from typing import Any
 
@@ -62,7 +63,7 @@ def from_base64(text: str, row: int) -> bytearray:
     try:
         for at in range(0, len(text) or 1, _BASE64_CHARACTERS):
             part = text[at : at + _BASE64_CHARACTERS]
-            found += base64.b64decode(part, validate=True)
+            found += _decoded(part)
             if "=" in part and at + _BASE64_CHARACTERS < len(text):
                 raise ValueError("padding within the text")
     except (binascii.Error, ValueError):
@@ -70,6 +71,43 @@ def from_base64(text: str, row: int) -> bytearray:
             f"instance {row}: b64 is not base64; expected A-Z, a-z, 0-9, '+', '/' and padding '='"
         ) from None
     return found
+
+
+def _decoded(text: str) -> bytes:
+    """The bytes of base64 text, in half the time that CPython's decoder takes for a long one.
+
+    Two characters are looked up at a time. Whatever is not plain base64 goes to CPython's decoder,
+    which decides, and raises ValueError.
+    """
+    raw = text.encode("ascii")
+    fast = max(0, len(raw) // 4 * 4 - 4)  # the last four may hold padding
+    if fast < _SHORT_BASE64:
+        return base64.b64decode(raw, validate=True)
+    twelve = _PAIRS.take(np.frombuffer(raw, "<u2", fast // 2).astype(np.intp), mode="wrap")
+    if twelve.max() == _NO_PAIR:
+        return base64.b64decode(raw, validate=True)
+    left, right = twelve[0::2], twelve[1::2]
+    found = np.empty((len(left), 3), np.uint8)
+    np.right_shift(left, 4, out=found[:, 0], casting="unsafe")
+    found[:, 1] = ((left & 15) << 4) | (right >> 8)
+    found[:, 2] = right
+    return found.tobytes() + base64.b64decode(raw[fast:], validate=True)
+
+
+def _pairs() -> NDArray[np.uint16]:
+    """The 12 bits of each two characters of base64, by their 16 bits as they lie in memory."""
+    six = np.full(256, _NO_PAIR, np.uint32)
+    alphabet = string.ascii_uppercase + string.ascii_lowercase + string.digits + "+/"
+    six[list(alphabet.encode())] = np.arange(64)
+    first, second = np.tile(six, 256), np.repeat(six, 256)
+    known = (first != _NO_PAIR) & (second != _NO_PAIR)
+    return np.where(known, first << 6 | second, _NO_PAIR).astype(np.uint16)
+
+
+_SHORT_BASE64 = 2048
+"""Shorter texts are decoded by CPython, which then takes less time."""
+_NO_PAIR = 0xFFFF
+_PAIRS = _pairs()
 
 
 def _check_tensor_size(count: int, spec: InputSpec) -> None:

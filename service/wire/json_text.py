@@ -103,7 +103,8 @@ def check_length(count: int) -> None:
 
 def check_decoded_size(body: bytes | bytearray, limit: int = MAX_DECODED_BYTES) -> None:
     """Estimate the memory of decoded JSON from its punctuation. Raises TooLarge or Malformed."""
-    if len(body) <= _UNCHECKED_BYTES:
+    # Were every byte an object, or half of a text's quotes: a short body is within all limits.
+    if len(body) <= min(limit // _OBJECT_BYTES, 2 * MAX_STRINGS):
         return
     size = quotes = 0
     for begin in range(0, len(body), _WINDOW_BYTES):

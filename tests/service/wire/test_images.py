@@ -201,6 +201,23 @@ def test_what_is_no_whole_image_is_refused_by_its_number(data, message):
     assert message in str(refused.value)
 
 
+@pytest.mark.parametrize("count", [0, 1, 5, 2046, 2047, 2048, 9001, 9002, 800_000])
+def test_base64_of_any_length_is_decoded_or_refused_as_cpython_does(count):
+    data = np.random.default_rng(count).bytes(count)
+    text = base64.b64encode(data).decode()
+    assert images.from_base64(text, 0) == data
+    for at in {3, len(text) // 2, len(text) - 6, len(text) - 1} if 4 < count < 10_000 else ():
+        for wrong in "%=-\n\0é":
+            changed = text[:at] + wrong + text[at + 1 :]
+            try:
+                wanted = base64.b64decode(changed, validate=True)
+            except ValueError:
+                with pytest.raises(InvalidImage, match="b64 is not valid base64"):
+                    images.from_base64(changed, 0)
+            else:
+                assert images.from_base64(changed, 0) == wanted
+
+
 @pytest.mark.parametrize("form", ["PNG", "JPEG", "WEBP"])
 @pytest.mark.parametrize("size", [(6, 4), (300, 200)])
 def test_a_file_that_was_cut_anywhere_is_refused(form, size):
