@@ -35,7 +35,7 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
         return _status(model, [version])
 
     async def ping() -> Response:
-        """200 while requests should be sent here."""
+        """Answer 200 while the service is live and ready for requests."""
         reason = health.live() or health.ready()
         if reason is not None:
             raise Problem("unavailable", reason)

@@ -11,7 +11,7 @@ MOST_SEARCHED = 200
 def did_you_mean(given: str, known: Collection[str], *, most: int = MOST_SEARCHED) -> str:
     """Return "; did you mean 'NAME'?" for the nearest known name, or "" when none is near.
 
-    most: of more names than this, none is searched.
+    most: the most known names that are searched; for more, the answer is "".
 
     >>> did_you_mean("fasion", ["digits", "fashion"])
     "; did you mean 'fashion'?"

@@ -83,14 +83,18 @@ def open_header(file: BinaryIO) -> "Image":
     except UnidentifiedImageError:
         raise BadImage("is not a JPEG, PNG or WebP image; convert it") from None
     except Exception as error:  # noqa: BLE001 - decoders raise errors of any class for damaged bytes
-        raise BadImage(f"cannot be read: {error}") from None
+        raise BadImage(
+            f"cannot be read: {error}; expected a whole JPEG, PNG or WebP file"
+        ) from None
     if max(image.size) > MAX_SIDE:
         raise BadImage(
-            f"has {image.width} × {image.height} pixels; a side may have at most {MAX_SIDE}"
+            f"has {image.width} × {image.height} pixels; a side may have at most {MAX_SIDE}: send "
+            "a smaller one"
         )
     if image.width * image.height > MAX_PIXELS:
         raise BadImage(
-            f"has {image.width} × {image.height} pixels; at most {MAX_PIXELS} are decoded"
+            f"has {image.width} × {image.height} pixels; at most {MAX_PIXELS} are decoded: send a "
+            "smaller one"
         )
     return image
 
@@ -290,7 +294,7 @@ def _resized(image: "Image", spec: PixelSpec) -> "Image":
     if scaled[0] * scaled[1] > MAX_PIXELS:
         raise BadImage(
             f"would have {scaled[0]} × {scaled[1]} pixels before it is cut to size; at most "
-            f"{MAX_PIXELS} are allowed"
+            f"{MAX_PIXELS} are allowed: send one that is less long or wide"
         )
     image = _to(image, scaled, resample)
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -75,8 +75,8 @@ class UsedPrior(Protocol):
 class Answered(NamedTuple):
     """An answered request. Its rows are rows start … stop of the arrays of its batch [N, …].
 
-    tau: one value, or [n]. prior_of_row: [n] index into `priors`. decision: [N] by cost, where a
-    prior has costs.
+    tau: one value, or [n]. prior_of_row: [n] index into `priors`. decision: [N] class chosen by
+    cost, where a prior has costs.
     """
 
     request_id: str

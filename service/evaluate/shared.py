@@ -99,7 +99,7 @@ class SharedAnswers:
         return [(model, version, rows) for (model, version, _), rows in list(self._copies.items())]
 
     def add_labels(self, of: Version, labels: Rows) -> None:
-        """Store labels [n] of LABEL that were taken here."""
+        """Store labels that this worker took: [n] records of dtype LABEL."""
         self._store.add_labels(*of, labels.tobytes())
 
     def restored(self, loaded: Iterable[Version]) -> dict[Version, Rows]:

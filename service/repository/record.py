@@ -123,7 +123,7 @@ def keeper(answers: VersionAnswers) -> Callable[[Sequence[Entry]], None]:
 
 
 def _note_parts(entry: Entry, note: Callable[[Answered], object]) -> None:
-    """Note the pieces of a large request, whose scores are joined later, in a thread."""
+    """Note a large request piece by piece, as a thread joins its scores only later."""
     work, asked = entry.work, cast("Any", entry.caller)
     tau, of_row = work.tau, work.prior_of_row
     for first, outputs, start, stop in entry.parts or ():

@@ -225,8 +225,7 @@ def logits_of(
         except Exception as error:
             raise RunFailed(
                 f"the network fails on an input of shape {list(inputs.shape)}: {short(error)}; try "
-                "it on "
-                "one such batch in Python"
+                "it on one such batch in Python"
             ) from error
         parts.append(logits)
     return np.concatenate(parts)

@@ -33,7 +33,7 @@ def check_afterwards(recipe: Recipe, ready: Prepared, network: nn.Module) -> Non
     """Raise WrongUse unless recipe.afterwards fits the method and the untrained network."""
     kind, tau = recipe.afterwards, recipe.norm_tau
     if tau is not None and kind != "weight-norm":
-        raise WrongUse("--norm-tau is only for --afterwards weight-norm")
+        raise WrongUse("--norm-tau is only for --afterwards weight-norm; leave it out")
     if kind == "nothing":
         return
     if tau is not None and not 0 <= tau <= MAX_TAU:  # NaN compares false

@@ -204,7 +204,7 @@ def _measured_rows(data: Dataset) -> NDArray[Any]:
 
 
 def _form(data: Dataset) -> dict[str, Any]:
-    """Return `input` without the statistics of the training rows."""
+    """Return the member `input` of model.json, without the statistics of the training rows."""
     if data.image is not None:
         height, width = data.image.size
         return {

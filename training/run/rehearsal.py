@@ -116,7 +116,7 @@ def _check_alone(recipe: Recipe, network: nn.Module, inputs: Tensor, outputs: Te
 
 
 def _warn_of_sigmoid(recipe: Recipe, ready: Prepared, network: nn.Module, outputs: Tensor) -> None:
-    """Say that every output lies between 0 and 1; logits do so over many rows by no chance."""
+    """Warn if every output lies between 0 and 1, which logits of many rows hardly ever do."""
     if not _within_one(outputs):
         return
     rows = ready.data.train.take(np.arange(min(SIGMOID_ROWS, len(ready.data.train))))

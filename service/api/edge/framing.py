@@ -218,7 +218,7 @@ class FramedProtocol(HttpToolsProtocol):
     # -- from the parser
 
     def on_message_begin(self) -> None:
-        """Parser: a request begins. Only requests that uvicorn answers get an ASGI scope."""
+        """Begin a request, when the parser finds one; only those for uvicorn get an ASGI scope."""
         self.mid_message = self._in_head = True
         self._dropped = self._ended or self.transport.is_closing()
         self._head_bytes, self._body_left, self._handed_over = 0, 0, False
@@ -227,7 +227,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.expect_100_continue = False
 
     def on_url(self, url: bytes) -> None:
-        """Parser: a part of the request target."""
+        """Take a part of the request target from the parser."""
         limit: int = self.app.max_url_bytes
         if self._dropped:
             return
@@ -241,7 +241,7 @@ class FramedProtocol(HttpToolsProtocol):
         self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """Parser: a header field, or a trailer field, which is ignored."""
+        """Take a header field from the parser; a trailer field is ignored."""
         self._events += 1
         self._head_bytes += len(name) + len(value) + 4
         if self._dropped:
@@ -259,7 +259,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.headers.append((name, value.rstrip(b" \t")))
 
     def on_headers_complete(self) -> None:
-        """Parser: the headers are complete."""
+        """Check and route a request, when the parser has read its headers."""
         self._in_head = False
         if self._dropped:
             return
@@ -279,7 +279,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.begin_message()
 
     def on_body(self, body: bytes) -> None:
-        """Parser: a part of the body."""
+        """Take a part of the body from the parser."""
         self._progressed = True
         self._events += 1
         self._body_left -= len(body)
@@ -287,7 +287,7 @@ class FramedProtocol(HttpToolsProtocol):
             self.take_body(body)
 
     def on_message_complete(self) -> None:
-        """Parser: the request is complete."""
+        """End a request, when the parser has read all of it."""
         self.mid_message, self._progressed = False, True
         self._events += _MESSAGE_EVENTS
         if self._dropped:

@@ -80,7 +80,7 @@ class ScoringProtocol(FramedProtocol):
             self.hand_over()  # The request is incomplete, and the fast path never waits.
 
     def on_message_begin(self) -> None:
-        """Parser: a request begins."""
+        """Begin a request, when the parser finds one."""
         super().on_message_begin()
         self._match = None
 

@@ -83,7 +83,7 @@ class Switch:
         return list(dict.fromkeys([*mapped, *(r.prior for r in self.rules), *self.otherwise]))
 
     def cases(self) -> list[tuple[str, str]]:
-        """Every (key, value) of a choice that can be mapped."""
+        """Every (key, value) that leads to a prior; of a schedule, the numbers of its rules."""
         if self.zone is not None:
             return [("schedule", str(number)) for number in range(len(self.rules))]
         return [(key, value) for key, values in self.by_key.items() for value in values]

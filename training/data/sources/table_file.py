@@ -125,7 +125,10 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
             found = next(csv.reader(file), [])
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
-        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
+        raise BadData(
+            f"{path}: cannot be read: {readable(error)}{instead(path)}; expected a whole CSV or "
+            "Parquet file"
+        ) from error
     if not found:
         raise BadData(f"{path}: the first line is empty; expected the names of the columns")
     return found
@@ -157,8 +160,10 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
         check_quotes(path, encoding)
-        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
-    check_quotes(path, encoding)
+        raise BadData(
+            f"{path}: cannot be read: {readable(error)}{instead(path)}; expected a whole CSV or "
+            "Parquet file"
+        ) from error
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
         _check_encoding(path, encoding)
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
