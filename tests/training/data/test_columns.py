@@ -112,7 +112,7 @@ def test_one_word_among_numbers_is_a_damaged_number_unless_it_is_called_a_catego
     cells = [str(i) for i in range(59)] + ["tall"]
     path = tmp_path / "t.csv"
     path.write_text("\n".join(["a,kind", *map(",".join, zip(cells, KINDS, strict=True))]) + "\n")
-    with pytest.raises(BadData, match=r"column 'a': 'tall' is not a number .*&category=a"):
+    with pytest.raises(BadData, match=r"column 'a': 'tall' is not a number; .*&category=a"):
         load(f"table:{path}?label=kind")
     assert load(f"table:{path}?label=kind&category=a").kind == "columns"
 
