@@ -164,6 +164,7 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
             f"{path}: cannot be read: {readable(error)}{instead(path)}; expected a whole CSV or "
             "Parquet file"
         ) from error
+    check_quotes(path, encoding)
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
         _check_encoding(path, encoding)
     repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
