@@ -5,6 +5,7 @@ another one in its place, and daemon threads let the process exit while a call s
 """
 
 import asyncio
+import contextlib
 import sys
 import threading
 import time
@@ -166,7 +167,13 @@ class Threads:
                 )
             self.bytes += size
             self._waiting.append(job)
-            self._staff()
+            try:
+                self._staff()
+            except RuntimeError as error:  # the machine has no thread left
+                if not self._workers:
+                    self._waiting.pop()
+                    self.bytes -= size
+                    raise TooManyWait(f"no thread can be started for it: {error}") from None
         return job
 
     async def run(self, call: Callable[[], T], *, seconds: float, size: int = 0) -> T:
@@ -200,7 +207,8 @@ class Threads:
                 worker.written_off = True
                 self._workers.discard(worker)
                 self._working -= 1
-                self._staff()
+                with contextlib.suppress(RuntimeError):  # the next call tries again
+                    self._staff()
 
     def close(self, *, drop: bool = False, wait_seconds: float = 0.0) -> None:
         """Accept no more calls. Calls that wait still run, or are cancelled if `drop` is set.

@@ -186,3 +186,26 @@ def test_closing_runs_what_waits_unless_it_is_dropped(gate):
 
     assert asyncio.run(go(drop=False)) == [1]
     assert asyncio.run(go(drop=True)) == []
+
+
+@pytest.fixture
+def no_thread_starts():
+    """No machine has room for a stack of 64 TiB."""
+    before = threading.stack_size(2**46)
+    yield lambda: threading.stack_size(before)
+    threading.stack_size(before)
+
+
+def test_a_call_for_which_no_thread_can_be_started_is_refused_and_leaves_nothing(no_thread_starts):
+    async def scenario():
+        threads = Threads("few", count=2, max_bytes=10)
+        with pytest.raises(TooManyWait, match="no thread can be started for it"):
+            await threads.run(int, seconds=30, size=8)
+        assert threads.bytes == 0
+        no_thread_starts()
+        assert await threads.run(int, seconds=30, size=8) == 0
+        threading.stack_size(2**46)  # the thread that there is does the work of both
+        assert await asyncio.gather(*(threads.run(int, seconds=30) for _ in range(4))) == [0] * 4
+        threads.close()
+
+    asyncio.run(scenario())
