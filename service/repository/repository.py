@@ -420,8 +420,8 @@ class Repository:
             await self._refresh_folder()
         if not self._is_on_disk(name):  # not copied here yet, or deleted
             raise UnknownModel(
-                f"no model '{name[:80]}' in the repository of this worker; copy it to "
-                f"{self._folder}"
+                f"no model '{name[:80]}' in the repository of this worker; copy it into the "
+                "--models folder of this replica"
             )
         stopped = await self._refreshed(name)
         if stopped is not None:

@@ -256,7 +256,7 @@ def _depth(body: bytes | bytearray, begin: int, end: int) -> int:
 
 
 def _any_rows(body: bytes | bytearray, begin: int, max_rows: int) -> tuple[int, NDArray[np.int64]]:
-    """`_rows` of a list whose items may hold texts, and in them any character."""
+    """Do what `_rows` does, for a list whose items may hold texts, and in them any character."""
     depth, found, rows = 0, [], 1
     in_text, backslashes = False, 0
     for at in range(begin, len(body), _BLOCK_BYTES):

@@ -156,7 +156,7 @@ def _shape(found: GraphInput, flags: argparse.Namespace) -> tuple[str, list[int]
             f"the graph leaves the image's size free {found.shape}: give --size H,W"
         )
     if channels not in {1, 3, None}:
-        raise ImportRefused(f"the graph takes {channels} channels; images have 1 or 3")
+        raise ImportRefused(f"the graph takes {channels} channels; expected 1 or 3, as images have")
     return layout, [height, width], channels or 3
 
 

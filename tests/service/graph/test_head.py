@@ -245,7 +245,7 @@ def test_an_old_opset_is_refused_by_number():
 
 
 def test_an_unknown_output_is_refused_with_the_names_there_are():
-    with pytest.raises(UnsupportedGraph, match="no output 'z'; the graph has logits"):
+    with pytest.raises(UnsupportedGraph, match="no output 'z'; expected one of logits"):
         head.compose(linear_model(), output="z", kind="logits")
 
 

@@ -254,5 +254,5 @@ def test_blocks_are_used_from_the_size_on_where_most_sizes_had_them_faster(ways,
 
 
 def test_another_number_of_classes_than_the_graph_has_is_told_for_large_lists_too(tmp_path):
-    with pytest.raises(ValueError, match="the graph has 1200 classes; class_names has 1199"):
+    with pytest.raises(ValueError, match="the graph has 1200 classes, and class_names 1199"):
         opened(tmp_path, 1199, model=linear_model(features=1199, classes=1200))

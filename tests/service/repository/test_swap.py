@@ -155,7 +155,7 @@ def test_a_bad_version_leaves_the_old_one_serving_and_says_why(models, workers):
         no_json: "model.json",
         wrong_member: "class_mames",
         no_graph: "model.onnx",
-        too_few_names: "the graph has 5 classes; class_names has 4",
+        too_few_names: "the graph has 5 classes, and class_names 4",
     }
     with running(models, workers=workers) as server, httpx.Client(base_url=server.url) as client:
         for version, (spoil, words) in enumerate(bad.items(), 2):
