@@ -133,7 +133,8 @@ def test_what_fails_by_a_fault_of_the_service_is_in_the_log_under_its_request_id
     request = {**request, "headers": {**request["headers"], "x-request-id": "look-for-me"}}
     guilty, _ = together(raising.url, request)
     assert (
-        "look-for-me" in raising.wait_for(r"request look-for-me failed(?s:.*)Injected: _answer")[0]
+        "look-for-me"
+        in raising.wait_for(r"request look-for-me got status 500(?s:.*)Injected: _answer")[0]
     )
     assert "Injected" not in guilty.text
 
