@@ -39,7 +39,7 @@ def make_bundle(
 async def following(url: str, *, reads: str = "", **options):
     """Priors that follow the store at a URL while the block runs."""
     store = open_store(url, reads=reads)
-    priors = Priors(store, poll_seconds=0.02, **options)
+    priors = Priors(store, **{"poll_seconds": 0.02, **options})
     await priors.start()
     try:
         yield priors

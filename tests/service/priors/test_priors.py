@@ -343,11 +343,13 @@ def test_a_pinned_revision_is_that_revision(pets, store_url):
 
 @pytest.mark.parametrize("wanted", ["a", "a@1", "a@>=1", "b", "uniform", None])
 def test_a_prior_of_many_classes_is_made_ready_off_the_loop(tmp_path, wanted):
-    """The cache holds one prior here, so that each of them is made anew."""
+    """The cache holds one prior here, so that each is made anew; no poll makes one meanwhile."""
     many = make_bundle(class_names=[f"c{n}" for n in range(2001)], class_counts=[1.0] * 2001)
 
     async def scenario():
-        async with following(f"sqlite:///{tmp_path}/p.db", cache_bytes=1) as priors:
+        async with following(
+            f"sqlite:///{tmp_path}/p.db", cache_bytes=1, poll_seconds=3600
+        ) as priors:
             for name in "ab":
                 target = [ord(name) + n for n in range(2001)]
                 await priors.put(many, name, parse_prior({"target": target}), by="me")
@@ -376,7 +378,9 @@ def test_requests_that_come_together_have_a_long_prior_made_ready_once(tmp_path,
         return resolve(self, bundle, name)
 
     async def scenario():
-        async with following(f"sqlite:///{tmp_path}/p.db", cache_bytes=1) as priors:
+        async with following(
+            f"sqlite:///{tmp_path}/p.db", cache_bytes=1, poll_seconds=3600
+        ) as priors:
             body = parse_prior({"target": [1 + n for n in range(2001)]})
             await priors.put(many, "a", body, by="me")
             await priors.requested(many, "training")
