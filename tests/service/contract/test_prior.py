@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from service.contract.adjustment import LOG_ZERO
 from service.contract.prior import (
@@ -14,6 +15,7 @@ from service.contract.prior import (
     InvalidPrior,
     PriorBody,
     UnknownLabelFrequencies,
+    body_of,
     document_of,
     parse_prior,
     resolve_prior,
@@ -187,7 +189,7 @@ def test_a_bad_label_frequency_is_not_hidden_by_a_target_that_refers_to_it():
 
 
 def test_a_missing_member_of_a_wire_model_is_called_missing():
-    from pydantic import BaseModel, ValidationError
+    from pydantic import BaseModel
 
     from service.contract.prior import pydantic_errors
 
@@ -250,6 +252,8 @@ def test_a_long_vector_is_checked_as_a_short_one_is(form):
             with pytest.raises(InvalidPrior) as caught:
                 parse_prior(body(odd, length))
             refusals.append(str(caught.value))
+            with pytest.raises(ValidationError):
+                body_of(body(odd, length))
         assert refusals[0] == refusals[1]
 
 

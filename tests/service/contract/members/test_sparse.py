@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.bundle import load_bundle
-from service.contract.prior import InvalidPrior, parse_prior, resolve_prior
+from service.contract.members.sparse import sparse_weights
+from service.contract.prior import InvalidPrior, own_source, parse_prior, resolve_prior
 from service.graph.prior_table import PriorTable
 from service.priors.changes import AddCounts
 from service.priors.revisions import PriorConflict, StoredRevision
@@ -148,6 +149,44 @@ def test_a_wrong_sparse_prior_is_told_as_a_dense_one_is(bundles):
         "label_frequencies.class-2",
         "target.wolf",
     ]
+
+
+@pytest.mark.parametrize(
+    ("model", "body"),
+    [
+        ("unknown", {"target": {"class-1": 3}, "others": 1}),
+        ("counts", {"target": [1.0 + i % 2 for i in range(CLASSES)]}),
+        ("counts", {"target": "training", "label_frequencies": [1.0 + i for i in range(CLASSES)]}),
+        ("counts", {"target": "training"}),
+        ("counts", {"target": {"class-1": 0}, "others": 0}),
+        ("counts", {"target": {"class-1": 1e300}, "others": 1e-12}),
+    ],
+)
+def test_what_is_not_sparse_is_resolved_in_full(bundles, model, body):
+    bundle = bundles(model)
+    wrong = fault(lambda: in_full(bundle, body))
+    assert wrong == fault(lambda: resolve(bundle, "p", 1, parse_prior(body), ("p", 1)))
+    if wrong is None:
+        found, dense = both_ways(bundle, body)
+        np.testing.assert_allclose(found.prior.target, dense.target, rtol=1e-12)
+
+
+@pytest.mark.parametrize("odd", [-1.0, float("inf"), 0.0])
+def test_weights_that_are_no_prior_are_left_to_the_dense_way(odd):
+    assert sparse_weights({"class-1": odd}, 0.0, NAMES) is None
+    assert sparse_weights({"wolf": 1.0}, 1.0, NAMES) is None
+
+
+def test_a_measured_source_is_shared_too():
+    measured = np.log([0.5, 0.3, 0.2])
+    own = own_source([3.0, 2.0, 1.0], classes=3, loss_tau=0.0, calibrated_log_source=measured)
+    np.testing.assert_array_equal(own.log_source, measured)
+    with pytest.raises(ValueError, match="read-only"):
+        own.log_source[0] = 0
+
+
+def test_the_priors_of_a_short_class_list_share_nothing(tmp_path):
+    assert load_bundle(publish_model(tmp_path)).own_source is None
 
 
 def test_counts_added_to_a_sparse_prior_leave_it_sparse(bundles):
