@@ -2,6 +2,8 @@
 answer.
 """
 
+import asyncio
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -11,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching.run import MAX_GRAPH_TOP_K
-from service.batching.work import NO_DEADLINE, Deadline, Work
+from service.batching.work import NO_DEADLINE, Deadline, DeadlinePassed, Work
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
+from service.contract.members.switch import Choice
 from service.contract.prior import UnknownLabelFrequencies
 from service.graph.session import GraphOutputs
 from service.priors.priors import Priors
@@ -24,6 +27,7 @@ from service.wire.faults import InvalidParameter, TooLarge
 from service.wire.parameters import Parameters
 
 DEFAULT_TOP_K = 5
+_NOT_AVAILABLE = (UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies)
 _new = tuple.__new__
 """Creates a NamedTuple four times as fast as its constructor."""
 MAX_ANSWER_VALUES = 2_100_000
@@ -55,10 +59,9 @@ class Classifier:
         self, priors: Priors, *, tau_cap: float, clock: Callable[[], float] = time.time
     ) -> None:
         """tau_cap: largest tau of a request. clock: seconds since 1970, for schedules."""
-        self._tau_cap, self._select, self._clock = tau_cap, priors.select, clock
-        self.revision_of = priors.requested
+        self._tau_cap, self._clock = tau_cap, clock
+        self._requested = priors.requested
         self.revision_at_hand = priors.at_hand
-        self.default_revision = priors.select
 
     def in_context(
         self, bundle: Bundle, revision: PriorRevision, context: Mapping[str, str] | None
@@ -67,29 +70,56 @@ class Classifier:
 
         The context of the prior that is reached is not followed in turn. If that prior is not
         stored, or does not fit the model, `else` applies, and otherwise `revision` itself.
+        Raises RevisionNotInMemory where the vectors of that prior must be made first: await
+        `revision_for`.
         """
         switch = revision.prior.switch
         if switch is None:
             return revision
-        choice = switch.choose(context, self._clock())
-        used, fallback, missing = revision, choice.fallback, []
+        choice, used, missing = switch.choose(context, self._clock()), revision, []
         for name in choice.names:
             try:
-                used = self._select(bundle, name)
+                used = self.revision_at_hand(bundle, name)
                 break
-            except (UnknownPrior, PriorDoesNotFit, UnknownLabelFrequencies):
+            except _NOT_AVAILABLE:
                 missing.append(name)
-        if missing:
-            fallback = fallback or "prior_not_available"
-        warnings = tuple(
-            f"prior '{revision.name or 'inline'}' chose prior '{name}', which is not available "
-            f"for this model; '{used.name or 'inline'}' was used"
-            for name in missing
-        )
-        found = ChosenBy(
-            revision.name, revision.revision, choice.key, choice.value, fallback, warnings
-        )
-        return replace(used, chosen_by=found)
+        return _led(revision, choice, used, missing)
+
+    async def revision_for(
+        self,
+        bundle: Bundle,
+        wanted: str | dict[str, Any] | None,
+        context: Mapping[str, str] | None,
+        *,
+        deadline: Deadline = NO_DEADLINE,
+    ) -> PriorRevision:
+        """The prior of a request, and the one that it leads to, fetched or made in a thread.
+
+        Raises as `Priors.requested` does, and DeadlinePassed.
+        """
+        left = deadline.at - time.monotonic()
+        try:
+            async with asyncio.timeout(None if left == math.inf else max(0.0, left)):
+                revision = await self._requested(bundle, wanted)
+                return await self._reached(bundle, revision, context)
+        except TimeoutError:
+            raise DeadlinePassed(deadline.message(time.monotonic())) from None
+
+    async def _reached(
+        self, bundle: Bundle, revision: PriorRevision, context: Mapping[str, str] | None
+    ) -> PriorRevision:
+        """As `in_context`, but waits for the vectors of the prior that is reached."""
+        switch = revision.prior.switch
+        if switch is None:
+            return revision
+        choice, used, missing = switch.choose(context, self._clock()), revision, []
+        for name in choice.names:
+            try:
+                used = await self._requested(bundle, name)
+                break
+            except _NOT_AVAILABLE:
+                missing.append(name)
+        return _led(revision, choice, used, missing)
 
     def admit(
         self,
@@ -195,6 +225,20 @@ class Classifier:
     def tau_of(self, bundle: Bundle, tau: float | None) -> float:
         """The tau of a request, or the model's default. Raises InvalidTau."""
         return bundle.tau if tau is None else check_tau(tau, cap=self._tau_cap)
+
+
+def _led(
+    revision: PriorRevision, choice: Choice, used: PriorRevision, missing: Sequence[str]
+) -> PriorRevision:
+    """The prior that is used, with how `revision` led to it; `missing` could not be used."""
+    fallback = choice.fallback or ("prior_not_available" if missing else None)
+    warnings = tuple(
+        f"prior '{revision.name or 'inline'}' chose prior '{name}', which is not available "
+        f"for this model; '{used.name or 'inline'}' was used"
+        for name in missing
+    )
+    found = ChosenBy(revision.name, revision.revision, choice.key, choice.value, fallback, warnings)
+    return replace(used, chosen_by=found)
 
 
 def _too_large(rows: int) -> TooLarge:

@@ -146,6 +146,12 @@ class Settings:
         256, "MiB of inputs that may be queued for one model", low=1, high=10**6
     )
     max_body_mib: int = _setting(64, "largest request body in MiB", low=1, high=4096)
+    max_grpc_mib: int = _setting(
+        8,
+        "largest gRPC message in MiB, at most --max-body-mib; one of 32 holds all requests 0.1 s",
+        low=1,
+        high=2047,
+    )
     max_header_kib: int = _setting(64, "largest headers of a request in KiB", low=1, high=1024)
     max_url_kib: int = _setting(32, "longest URL of a request in KiB", low=1, high=63)
     keep_alive_seconds: float = _setting(

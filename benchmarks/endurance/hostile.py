@@ -466,7 +466,7 @@ def run(
     """Start a service with small models and attack it."""
     with tempfile.TemporaryDirectory(prefix="priordial-hostile-") as folder:
         models = Path(folder) / "models"
-        hostile_bombs.publish(models)
+        hostile_bombs.publish(models, heavy=heavy)
         flags = ("--default-model", "linear", "--measure-loop-turns", "--read-seconds", "20")
         with service(models, *flags) as server:
             hostile = Hostile(server, seed=seed, connections=connections)

@@ -23,14 +23,16 @@ from tests.support.small_models import FEATURES, linear_model, publish_model, pu
 
 MIB = 2**20
 _MANY, _THOUSAND, _WIDE, _SIDE = 20_000, 1000, 4096, 224
+_VAST = 180_000
 
 
-def publish(models: Path) -> None:
+def publish(models: Path, *, heavy: bool = False) -> None:
     """Publish the small models, and models of many classes, of wide rows, of rows of free size and
-    of photographs.
+    of photographs. heavy: also a model of very many classes, which `heavy` asks for.
     """
     publish_trio(models)
-    for name, classes in (("many", _MANY), ("thousand", _THOUSAND)):
+    sizes = [("many", _MANY), ("thousand", _THOUSAND), *([("vast", _VAST)] if heavy else [])]
+    for name, classes in sizes:
         publish_model(
             models,
             name,
@@ -166,6 +168,7 @@ def heavy() -> Iterator[tuple[str, bytes]]:
         _answers,
         _adjustments,
         _priors,
+        _long_priors,
         _short_bodies,
     )
     for make in (*bodies, _reads):
@@ -389,6 +392,55 @@ def _reads() -> Iterator[tuple[str, Request]]:
     ):
         yield f"read {page.decode()}", Request(b"GET", page, [], b"")
     yield "preview of many classes", Request(b"POST", path + b"/preview", head, put)
+
+
+def _long_priors() -> Iterator[tuple[str, Request]]:
+    """Every way that leads to a prior of very many classes, each of which is made anew."""
+    root, head = b"/models/vast/priors/", [(b"Content-Type", JSON)]
+    numbers = b",".join(b"%d" % (1 + at % 7) for at in range(_VAST))
+    row = [0.5] * FEATURES
+    for name in (b"p0", b"p1", b"p2", b"p3"):
+        body = b'{"target":[%b],"label_frequencies":[%b]}' % (numbers, numbers)
+        yield f"vast: write {name.decode()}", Request(b"PUT", root + name, head, body)
+    sites = {f"s{at}": f"p{at}" for at in range(4)}
+    leads: dict[str, Any] = {"context": {"site": sites}, "target": "training"}
+    rules = [{"hours": [0, 24], "prior": "p2"}]
+    dated = {"schedule": {"time_zone": "UTC", "rules": rules}}
+    for name, document in ((b"leads", leads), (b"dated", dated)):
+        yield (
+            f"vast: write {name.decode()}",
+            Request(b"PUT", root + name, head, json.dumps(document).encode()),
+        )
+    for site in sites:
+        led = {"prior": "leads", "context": {"site": site}}
+        document = {"instances": [row], "parameters": led}
+        yield (
+            f"vast: predict for {site}",
+            _post(b"/models/vast/predict", json.dumps(document).encode()),
+        )
+        tensor = {"name": "x", "datatype": "FP32", "shape": [1, FEATURES], "data": row}
+        outputs = [{"name": "class_index"}]
+        parameters = {"prior": "leads", "context": f"site:{site}", "top_k": 2}
+        document = {"inputs": [tensor], "outputs": outputs, "parameters": parameters}
+        yield (
+            f"vast: infer for {site}",
+            _post(b"/v2/models/vast/infer", json.dumps(document).encode()),
+        )
+    document = {
+        "instances": [row],
+        "settings": [{"prior": "leads", "context": {"site": site}} for site in sites],
+    }
+    yield "vast: adjust", _post(b"/models/vast/adjust", json.dumps(document).encode())
+    for prior in ("dated", "p0@1", "p1@>=1", "uniform", "training"):
+        document = {"instances": [row], "parameters": {"prior": prior}}
+        yield f"vast: {prior}", _post(b"/models/vast/predict", json.dumps(document).encode())
+    many = json.dumps({"instances": [row] * 30}).encode()
+    yield "vast: traffic", _post(b"/models/vast/predict?top_k=1", many)
+    yield "vast: preview", Request(b"POST", root + b"p0/preview", head, b'{"prior":"p3"}')
+    yield "vast: estimate", Request(b"GET", root + b"default/estimate", [], b"")
+    adopt = root + b"default/estimate/adopt?force=1"
+    yield "vast: adopt", Request(b"POST", adopt, head, b"")
+    yield "vast: read", Request(b"GET", root + b"p1", [], b"")
 
 
 def _short_bodies() -> Iterator[tuple[str, Request]]:

@@ -199,9 +199,13 @@ class Adjust:
         model = read.model
         top_k = check_top_k(read.common.top_k, len(model.bundle.class_names))
         deadline = request.deadline(self._timeout_seconds)
+        classifier, bundle = self._classifier, model.bundle
         try:
             revisions = [
-                self._classifier.revision_at_hand(model.bundle, each.prior) for each in read.wanted
+                classifier.in_context(
+                    bundle, classifier.revision_at_hand(bundle, each.prior), each.context
+                )
+                for each in read.wanted
             ]
         except RevisionNotInMemory:
             return self._fetched(request, read, top_k, deadline=deadline, reply=reply)
@@ -221,7 +225,10 @@ class Adjust:
         model = read.model
         with model.held():
             revisions = [
-                await self._classifier.revision_of(model.bundle, each.prior) for each in read.wanted
+                await self._classifier.revision_for(
+                    model.bundle, each.prior, each.context, deadline=deadline
+                )
+                for each in read.wanted
             ]
             asked = Asked(request, model, self._chosen(model, read.wanted, revisions), top_k)
             found = self._scored(asked, read, deadline, reply)
@@ -231,8 +238,7 @@ class Adjust:
         self, model: ServedModel, wanted: Sequence[Parameters], revisions: Sequence[PriorRevision]
     ) -> list[Setting]:
         settings = []
-        for parameters, named in zip(wanted, revisions, strict=True):
-            revision = self._classifier.in_context(model.bundle, named, parameters.context)
+        for parameters, revision in zip(wanted, revisions, strict=True):
             tau = self._classifier.tau_of(model.bundle, parameters.tau)
             check_adjustable(model.bundle, revision, tau)
             settings.append(Setting(tau, revision))
@@ -260,13 +266,15 @@ class Adjust:
         return None
 
     def _work(self, asked: Asked, inputs: NDArray[Any], deadline: Deadline) -> Work:
-        """Make the work for the batcher: score at tau = 0, for the logits alone."""
-        revision = self._classifier.default_revision(asked.model.bundle)
+        """Make the work for the batcher: score at tau = 0, for the logits alone.
+
+        No prior matters then; the first is at hand.
+        """
         return self._classifier.admit(
             asked.model,
             inputs,
             Parameters(tau=0.0, top_k=1),
-            revision,
+            asked.settings[0].revision,
             deadline=deadline,
             full=True,
             is_traffic=False,

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
+from service.contract.members import named
 from service.evaluate.contexts import ROWS_PER_CLASS, Context
 from service.evaluate.live import Live
 from service.evaluate.ppi import Interval
@@ -141,7 +142,7 @@ def mixes_of(
     pull = ROWS_PER_CLASS * len(bundle.class_names)
 
     def by_class(vector: Vector) -> dict[str, float]:
-        return dict(zip(bundle.class_names, vector.tolist(), strict=True))
+        return named.by_class(bundle.class_names, vector)
 
     return ContextMixes(
         model=bundle.name,
@@ -193,7 +194,7 @@ def view_of(bundle: Bundle, found: Live) -> FeedbackView:
                 )
                 for true, wrong, share in labels.confusions
             ],
-            class_shares=dict(zip(names, labels.class_shares.tolist(), strict=True)),
+            class_shares=named.by_class(names, labels.class_shares),
         )
     alone = found.by_posterior
     by_posterior = None

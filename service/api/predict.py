@@ -233,14 +233,15 @@ class Predict:
         if deadline is None:
             deadline = request.deadline(self._timeout_seconds)
         if inputs is not None and revision is None:
-            try:  # noqa: SIM105 - suppress() would make three calls for each request
+            try:
                 revision = self._classifier.revision_at_hand(model.bundle, read.parameters.prior)
+                if revision.prior.switch is not None:
+                    context = read.parameters.context
+                    revision = self._classifier.in_context(model.bundle, revision, context)
             except RevisionNotInMemory:
-                pass
+                revision = None
         if inputs is None or revision is None:
             return self._later(request, read, deadline=deadline, reply=reply)
-        if revision.prior.switch is not None and revision.chosen_by is None:
-            revision = self._classifier.in_context(model.bundle, revision, read.parameters.context)
         work = self._classifier.admit(model, inputs, read.parameters, revision, deadline=deadline)
         asked = _new(Asked, (request, model, revision))
         model.batcher.put(Entry(work, caller=request, reply=reply, ask=asked))
@@ -256,7 +257,10 @@ class Predict:
                 assert read.content is not None
                 inputs = await read.content.decoded_images(request, model, self._pool, deadline)
                 read = read._replace(inputs=inputs)
-            revision = await self._classifier.revision_of(model.bundle, read.parameters.prior)
+            parameters = read.parameters
+            revision = await self._classifier.revision_for(
+                model.bundle, parameters.prior, parameters.context, deadline=deadline
+            )
             self._queue(request, read, reply, revision=revision, deadline=deadline)
 
     # -- from the queue to the answers

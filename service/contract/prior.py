@@ -4,7 +4,7 @@ A prior is a pair: label frequencies (what is divided out) and a target (what is
 """
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 
@@ -24,6 +24,7 @@ from service.contract.automatic import AutoAdopt
 from service.contract.members import costs as of_costs
 from service.contract.members import switch as of_switch
 from service.contract.members.costs import Costs, CostsBody
+from service.contract.members.named import set_of, vector_of
 from service.contract.members.sparse import (
     SPARSE_FROM,
     Held,
@@ -420,7 +421,7 @@ def _label_frequencies(
         return None
     before = len(errors)
     _check_shares(given, "label_frequencies", class_names, errors)
-    zeros = [name for name, value in zip(class_names, given, strict=True) if value == 0]
+    zeros = [class_names[at] for at in np.flatnonzero(given == 0).tolist()]
     errors.extend(
         (
             f"label_frequencies.{name}",
@@ -480,10 +481,13 @@ def _vector(
                 (name, f"has {len(spec)} entries; expected {len(class_names)}, one for each class")
             )
             return None
-        by_name: Mapping[str, float] = dict(zip(class_names, spec, strict=True))
+        values = vector_of(spec)
     else:
-        known = set(class_names)
-        unknown = [key for key in spec if key not in known]
+        known = sum(key in spec for key in class_names)
+        unknown = []
+        if known < len(spec):
+            names = set_of(class_names)
+            unknown = [key for key in spec if key not in names]
         errors.extend(
             (f"{name}.{key}", f"unknown class '{_clip(key)}'{_near(key, at, class_names)}")
             for at, key in enumerate(unknown)
@@ -492,15 +496,20 @@ def _vector(
         if missing and others is None and not unknown:
             first = f"{len(missing)} classes are not named (the first is '{missing[0]}')"
             errors.append((name, f"{first}; name all, or give 'others' for the rest"))
-        by_name = {key: spec.get(key, others if others is not None else 0.0) for key in class_names}
+        rest = others if others is not None else 0.0
+        count = len(class_names)
+        values = np.fromiter((spec.get(key, rest) for key in class_names), np.float64, count)
     errors.extend(
-        (f"{name}.{key}", f"'{key}' has {_noun(name)} {value:g}; expected a number of at least 0")
-        for key, value in by_name.items()
-        if not (math.isfinite(value) and value >= 0)
+        (
+            f"{name}.{class_names[at]}",
+            (
+                f"'{class_names[at]}' has {_noun(name)} {values[at]:g}; "
+                "expected a number of at least 0"
+            ),
+        )
+        for at in np.flatnonzero(~(np.isfinite(values) & (values >= 0))).tolist()
     )
-    if len(errors) > before:
-        return None
-    return np.fromiter((by_name[key] for key in class_names), np.float64, len(class_names))
+    return None if len(errors) > before else values
 
 
 def _near(key: str, at: int, class_names: Sequence[str]) -> str:
@@ -517,11 +526,11 @@ _MOST_SEARCHES = 5
 
 def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:
     """One error for each wrong entry; pydantic's union would report each of them three times."""
-    entries: Sequence[tuple[object, object]]
+    entries: Iterable[tuple[object, object]]
     if isinstance(value, dict):
-        entries = list(value.items())
+        entries = value.items()
     elif isinstance(value, list):
-        entries = list(enumerate(value))
+        entries = enumerate(value)
     elif value is None or (name == "target" and value in ("uniform", "training")):
         return []
     else:

@@ -12,6 +12,7 @@ from typing import Literal, Protocol, TypeAlias
 
 from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
+from service.contract.members.named import are_equal, by_class, set_of
 from service.contract.members.sparse import SPARSE_FROM
 from service.contract.prior import (
     InvalidPrior,
@@ -31,6 +32,7 @@ from service.priors.revisions import (
     UnknownPrior,
 )
 
+_VECTORS = ("label_frequencies", "target")
 Revisions: TypeAlias = Literal["*"] | frozenset[int]
 
 
@@ -103,8 +105,8 @@ class Replace:
         draft = Draft(self.body, self.class_digest, self.body.note)
         if current is None or current.body is None or current.class_digest != self.class_digest:
             return draft
-        same = _by_name(current.body, self.class_names) == _by_name(self.body, self.class_names)
-        return None if same else draft
+        old, new = (_by_name(each, self.class_names) for each in (current.body, self.body))
+        return None if _are_equal(old, new) else draft
 
 
 @dataclass(frozen=True)
@@ -232,7 +234,7 @@ def _frozen(body: PriorBody) -> PriorBody:
 
 def same_prior(one: PriorBody, other: PriorBody) -> bool:
     """Whether two bodies are equal but for their notes."""
-    return one.model_copy(update={"note": other.note}) == other
+    return _are_equal(one.model_copy(update={"note": other.note}), other)
 
 
 def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str) -> PriorBody:
@@ -264,11 +266,11 @@ def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str,
                 f"'{name}' has no label_frequencies to add to, and the model's class_counts "
                 "are unknown: PUT counts first"
             )
-        return dict(zip(bundle.class_names, bundle.class_counts, strict=True))
+        return by_class(bundle.class_names, bundle.class_counts)
     if isinstance(spec, str):
         raise PriorConflict(f"the {field} of '{name}' is '{spec}', not counts; PUT counts first")
     if isinstance(spec, list):
-        spec = dict(zip(bundle.class_names, spec, strict=True))
+        spec = by_class(bundle.class_names, spec)
     counts = dict(spec)
     every = list(counts.values())
     if body.others is not None and len(counts) < len(bundle.class_names):
@@ -290,8 +292,8 @@ def _named(
             raise InvalidPrior(
                 [(where, f"has {len(values)} entries; expected {len(class_names)}, one a class")]
             )
-        values = dict(zip(class_names, values, strict=True))
-    known = set(class_names)
+        values = by_class(class_names, values)
+    known = set_of(class_names)
     errors = [
         (f"{where}.{key}", "unknown class; expected one of the model's class_names")
         for key in values
@@ -307,13 +309,24 @@ def _named(
     return dict(values)
 
 
+def _are_equal(one: PriorBody, other: PriorBody) -> bool:
+    """Whether two bodies are equal. Their vectors are compared entry by entry, as others run."""
+    for field in _VECTORS:
+        mine, theirs = getattr(one, field), getattr(other, field)
+        both = isinstance(mine, (dict, list)) and isinstance(theirs, (dict, list))
+        if not (are_equal(mine, theirs) if both else mine == theirs):
+            return False
+    rest: dict[str, object] = dict.fromkeys(_VECTORS)
+    return one.model_copy(update=rest) == other.model_copy(update=rest)
+
+
 def _by_name(body: PriorBody, class_names: Sequence[str] | None) -> PriorBody:
     """The body with its vectors by class name, so that bodies can be compared."""
     if class_names is None:
         return body
     vectors = {"target": body.target, "label_frequencies": body.label_frequencies}
     named = {
-        field: dict(zip(class_names, vector, strict=True))
+        field: by_class(class_names, vector)
         for field, vector in vectors.items()
         if isinstance(vector, list) and len(vector) == len(class_names)
     }

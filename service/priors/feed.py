@@ -2,9 +2,12 @@
 
 import asyncio
 import logging
+import os
 import random
+import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -54,6 +57,13 @@ class WorkerReport:
     damaged: tuple[tuple[str, str, int], ...] = ()
     models: str = "{}"
     scraped_at: str = ""
+
+
+def this_worker() -> WorkerReport:
+    """An empty report of this process, which identifies it to other workers."""
+    return WorkerReport(
+        worker=uuid.uuid4().hex[:12], replica=socket.gethostname(), pid=os.getpid(), change=-1
+    )
 
 
 class FeedStore(Protocol):

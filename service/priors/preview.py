@@ -16,6 +16,8 @@ from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_sh
 
 _FEWEST_EM_ROWS = 100
 _EM_CELLS = 400_000
+_MOST_EM_CELLS = 4_000_000
+"""The most logits of those fewest rows: 32 MB of float64."""
 _ESTIMATE_CELLS = 2_000_000
 
 
@@ -218,5 +220,6 @@ def _traffic_rule(logits: NDArray[np.float32], temperature: float, *priors: Prio
 
 def _thinned(logits: NDArray[np.float32]) -> NDArray[np.float32]:
     """Every k-th row, with k so large that expectation maximisation finishes within seconds."""
-    most = max(_FEWEST_EM_ROWS, _EM_CELLS // logits.shape[1])
+    few = min(_FEWEST_EM_ROWS, max(1, _MOST_EM_CELLS // logits.shape[1]))
+    most = max(few, _EM_CELLS // logits.shape[1])
     return logits[:: -(-len(logits) // most)]

@@ -1,9 +1,6 @@
 """The priors in force: chosen in constant time while requests run, changed through the store."""
 
 import asyncio
-import os
-import socket
-import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -20,7 +17,8 @@ from service.priors.changes import (
     Replace,
     ReturnTo,
 )
-from service.priors.feed import Feed, StoreState, WorkerReport
+from service.priors.feed import Feed, StoreState, WorkerReport, this_worker
+from service.priors.making import LONG_VALUES, Making, is_long
 from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import ModelOrder
 from service.priors.revisions import (
@@ -54,31 +52,13 @@ from service.priors.snapshot import (
 )
 from service.priors.store_calls import PriorStore, StoreCalls
 
-LONG_INLINE_VALUES = 2000
-"""The most values of an inline prior that is checked on the event loop, not in a thread.
-
-The most classes, too, of a model whose priors are resolved there.
-"""
 MAX_NAMES = 1000
 """The most stored priors in use per model: each adds a metric series and an entry of the list."""
 _MAX_BUNDLES = 64
 _MAX_CHOSEN = 4096
-
-
-def _is_long(body: dict[str, Any]) -> bool:
-    """Whether checking an inline prior takes more than about two milliseconds."""
-    if len(body) > LONG_INLINE_VALUES:
-        return True
-    return any(
-        isinstance(each, (dict, list)) and len(each) > LONG_INLINE_VALUES for each in body.values()
-    )
-
-
-def this_worker() -> WorkerReport:
-    """An empty report of this process, which identifies it to other workers."""
-    return WorkerReport(
-        worker=uuid.uuid4().hex[:12], replica=socket.gethostname(), pid=os.getpid(), change=-1
-    )
+_MAX_CHOSEN_BYTES = 128 * 2**20
+_MAX_ROUNDS = 3
+"""How often a prior is made anew because a newer revision arrived meanwhile."""
 
 
 class Priors:
@@ -105,7 +85,8 @@ class Priors:
         """
         self._in_force: Snapshot = EMPTY
         self._chosen: dict[tuple[int, str | None], tuple[Bundle, PriorRevision]] = {}
-        self._making: dict[tuple[int, str | None], asyncio.Future[None]] = {}
+        self._chosen_bytes = 0
+        self._making = Making()
         self._resolved = ByteBoundedCache(cache_bytes)
         self._digests: dict[int, tuple[Bundle, str]] = {}
         self._feed: Feed | None = None
@@ -136,6 +117,7 @@ class Priors:
 
     async def stop(self) -> None:
         """Stop following; the priors read so far stay in force."""
+        self._making.close()
         if self._calls is not None:
             self._calls.stop()
         if self._feed is not None:
@@ -180,8 +162,7 @@ class Priors:
         """
         if name in BUILT_IN:
             return self._built_in(bundle, name)
-        held = self._in_force.get((bundle.name, name))
-        entry = None if held is None else held.fitting.get(self._digest(bundle))
+        entry = self._fitting(bundle, name)
         if entry is not None:
             try:
                 return self._resolve_entry(bundle, entry)
@@ -202,6 +183,7 @@ class Priors:
     def forget(self, bundle: Bundle) -> None:
         """Drop what is cached for a model version that is no longer served."""
         self._chosen = {k: v for k, v in self._chosen.items() if v[0] is not bundle}
+        self._chosen_bytes = sum(revision.nbytes for _, revision in self._chosen.values())
         self._digests.pop(id(bundle), None)
         self._resolved.forget(bundle)
 
@@ -266,7 +248,7 @@ class Priors:
         raises RevisionNotInMemory: `requested` checks it in a thread.
         """
         if isinstance(wanted, dict):
-            if _is_long(wanted):
+            if is_long(wanted):
                 raise RevisionNotInMemory("an inline prior of many values is checked in a thread")
             return self.inline(bundle, wanted)
         chosen = self._chosen.get((id(bundle), wanted))
@@ -284,8 +266,8 @@ class Priors:
 
         A prior of many values or classes is checked or resolved in a thread.
         """
-        if isinstance(wanted, dict) and _is_long(wanted):
-            return await asyncio.to_thread(self.inline, bundle, wanted)
+        if isinstance(wanted, dict) and is_long(wanted):
+            return await self._making.made(partial(self.inline, bundle, wanted))
         try:
             return self.at_hand(bundle, wanted)
         except RevisionNotInMemory:
@@ -299,28 +281,30 @@ class Priors:
     async def selected(
         self, bundle: Bundle, name: str | None, *, at_least: int | None = None
     ) -> PriorRevision:
-        """As `select`, but vectors of many classes are made in a thread. Raises as it does."""
-        if not self._is_quick(bundle, name or DEFAULT):
-            key = (id(bundle), name)
-            making = self._making.get(key)
-            if making is None:
-                making = asyncio.ensure_future(self._make_ready(bundle, name))
-                self._making[key] = making
-                making.add_done_callback(partial(self._made, key))
-            await asyncio.shield(making)  # for others, although this caller may leave
-        return self.select(bundle, name, at_least=at_least)
+        """As `select`, but vectors of many classes are made in a thread.
 
-    async def _make_ready(self, bundle: Bundle, name: str | None) -> None:
-        """Resolve the prior in force in a thread, once for all requests that come meanwhile."""
-        before = self._in_force
-        revision = await asyncio.to_thread(self.in_force, bundle, name or DEFAULT)
-        if before is self._in_force:  # else a newer one may have arrived
-            self._choose(bundle, name, revision)
+        Raises as it does, and PriorsBusy.
+        """
+        for _ in range(_MAX_ROUNDS):
+            if self._is_quick(bundle, name or DEFAULT, chosen=name):
+                return self.select(bundle, name, at_least=at_least)
+            entry = self._fitting(bundle, name or DEFAULT)
+            then = partial(self._choose_if, bundle, name, entry)
+            make = partial(self.in_force, bundle, name or DEFAULT)
+            await self._making.once((id(bundle), name), make, then)
+        # Each time a newer revision arrived. This one is made for this request alone, which has
+        # begun before the thread reads what is in force, so that no request gets an older one.
+        revision = await self._making.made(partial(self.in_force, bundle, name or DEFAULT))
+        if at_least is not None and revision.revision < at_least:
+            return self.select(bundle, name, at_least=at_least)
+        return revision
 
-    def _made(self, key: tuple[int, str | None], made: asyncio.Future[None]) -> None:
-        del self._making[key]
-        if not made.cancelled():
-            made.exception()  # seen, although every caller may have left
+    def _choose_if(
+        self, bundle: Bundle, name: str | None, entry: StoredRevision | None, made: PriorRevision
+    ) -> None:
+        """Choose a prior that was just made, unless a newer revision has arrived meanwhile."""
+        if self._fitting(bundle, name or DEFAULT) is entry:
+            self._choose(bundle, name, made)
 
     async def fetch(self, bundle: Bundle, name: str | None, at: int) -> PriorRevision:
         """An older revision, from memory or the store.
@@ -331,9 +315,10 @@ class Priors:
         try:
             if self._is_quick(bundle, name, at):
                 return self._pinned(bundle, name, at)
-            return await asyncio.to_thread(self._pinned, bundle, name, at)
+            return await self._making.made(partial(self._pinned, bundle, name, at))
         except RevisionNotInMemory:
-            entry = await self._need_store().entry(bundle.name, name, at)
+            values = len(bundle.class_names)
+            entry = await self._need_store().entry(bundle.name, name, at, values=values)
         if entry is None or entry.deleted:
             newest = self.newest(bundle.name, name)
             known = f"it is at revision {newest.revision}" if newest else "it was never stored"
@@ -341,9 +326,9 @@ class Priors:
                 f"prior '{name}' has no revision {at}; {known}: name another, or none for the "
                 "newest"
             )
-        if len(bundle.class_names) <= LONG_INLINE_VALUES:
+        if len(bundle.class_names) <= LONG_VALUES:
             return self._resolve_entry(bundle, entry)
-        return await asyncio.to_thread(self._resolve_entry, bundle, entry)
+        return await self._making.made(partial(self._resolve_entry, bundle, entry))
 
     # ---- changing
 
@@ -408,7 +393,7 @@ class Priors:
         if revision == 0:
             change: Change = Delete(name, condition, note=note, if_stored=True)
         else:
-            old = await self.entry(bundle.name, name, revision)
+            old = await self.entry(bundle, name, revision)
             change = ReturnTo(name, old, self._digest(bundle), note, condition)
         return await self._write(bundle, name, change, by)
 
@@ -421,17 +406,18 @@ class Priors:
 
     # ---- reading history
 
-    async def entry(self, model: str, name: str, revision: int) -> StoredRevision:
+    async def entry(self, bundle: Bundle, name: str, revision: int) -> StoredRevision:
         """One entry of the history, which may be a deletion.
 
         Raises UnknownPrior, and StoreUnavailable for a damaged entry.
         """
-        newest = self.newest(model, name)
+        newest = self.newest(bundle.name, name)
         if newest is not None and newest.revision == revision:
             return newest
         entry = None
         if is_prior_name(name):
-            entry = await self._need_store().entry(model, name, revision)
+            values = len(bundle.class_names)
+            entry = await self._need_store().entry(bundle.name, name, revision, values=values)
         if entry is None:
             raise UnknownPrior(
                 f"prior '{name[:64]}' has no revision {revision}; "
@@ -458,17 +444,28 @@ class Priors:
     # ---- inside
 
     def _choose(self, bundle: Bundle, name: str | None, revision: PriorRevision) -> None:
-        if len(self._chosen) >= _MAX_CHOSEN:
-            self._chosen = {}
+        size = self._chosen_bytes + revision.nbytes
+        if len(self._chosen) >= _MAX_CHOSEN or size > _MAX_CHOSEN_BYTES:
+            self._chosen, size = {}, revision.nbytes
         self._chosen[id(bundle), name] = (bundle, revision)
+        self._chosen_bytes = size
 
-    def _is_quick(self, bundle: Bundle, name: str, at: int | None = None) -> bool:
-        """Whether `select` would end at once. Making the vectors of 20,000 classes takes 20 ms."""
-        if len(bundle.class_names) <= LONG_INLINE_VALUES:
+    def _fitting(self, bundle: Bundle, name: str) -> StoredRevision | None:
+        """The stored entry that is in force for a model; None for a built-in or none that fits."""
+        held = None if name in BUILT_IN else self._in_force.get((bundle.name, name))
+        return None if held is None else held.fitting.get(self._digest(bundle))
+
+    def _is_quick(
+        self, bundle: Bundle, name: str, at: int | None = None, *, chosen: str | None = ""
+    ) -> bool:
+        """Whether `select` would end at once. Making the vectors of 20,000 classes takes 20 ms.
+
+        chosen: the name under which it was perhaps chosen before; no prior is named "".
+        """
+        if len(bundle.class_names) <= LONG_VALUES or (id(bundle), chosen) in self._chosen:
             return True
         if at is None:
-            held = None if name in BUILT_IN else self._in_force.get((bundle.name, name))
-            entry = None if held is None else held.fitting.get(self._digest(bundle))
+            entry = self._fitting(bundle, name)
             if entry is None and name != DEFAULT and name not in BUILT_IN:
                 return True  # it raises
             at = 0 if entry is None else entry.revision
@@ -559,7 +556,7 @@ class Priors:
 
     def _apply(self, entries: Sequence[StoredRevision]) -> None:
         self._in_force = advance(self._in_force, entries)
-        self._chosen = {}
+        self._chosen, self._chosen_bytes = {}, 0
 
     def _order_models(self, orders: Sequence[ModelOrder]) -> None:
         assert self.orders is not None
@@ -575,7 +572,7 @@ class Priors:
             self._prepare([written.entry])
             return written
 
-        written = await calls.write(write)
+        written = await calls.write(write, values=len(bundle.class_names))
         self._apply([written.entry])
         return written
 

@@ -71,6 +71,10 @@ class StoreUnavailable(RuntimeError):
         self.detail = detail
 
 
+class PriorsBusy(RuntimeError):
+    """More long priors wait to be made ready than may."""
+
+
 @dataclass(frozen=True)
 class StoredRevision:
     """One entry of the history of a prior, as the store holds it; never edited.

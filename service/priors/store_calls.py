@@ -43,6 +43,10 @@ MAX_WAITING = 1000
 """The most calls that may wait for the reading thread, and for the writing thread."""
 
 
+_VALUE_SECONDS = 50e-6
+"""What a call may take longer for each number of a prior: ten times what a core alone needs."""
+
+
 class StoreCalls:
     """One thread for reading and one for writing. Used from one event loop."""
 
@@ -53,6 +57,8 @@ class StoreCalls:
         self._fetching: dict[tuple[str, str, int], asyncio.Future[StoredRevision | None]] = {}
         self._reads: Threads | None = None
         self._writes: Threads | None = None
+        self._limits: list[float] = []
+        """The seconds that each call which waits or runs may take."""
 
     def start(self) -> None:
         """Accept calls from now on."""
@@ -69,25 +75,32 @@ class StoreCalls:
         """The result of a call that reads. Raises StoreUnavailable."""
         return await self._run(self._reads, call)
 
-    async def write(self, call: Callable[[PriorStore], T]) -> T:
+    async def write(self, call: Callable[[PriorStore], T], *, values: int = 0) -> T:
         """The result of a call that writes; the feed learns of trouble.
 
-        Raises StoreUnavailable.
+        values: the most numbers of the prior that is written. Raises StoreUnavailable.
         """
         try:
-            written = await self._run(self._writes, call)
+            written = await self._run(self._writes, call, values=values)
         except StoreUnavailable as error:
             self._feed.write_failed(error)
             raise
         self._feed.write_failed(None)
         return written
 
-    async def entry(self, model: str, name: str, revision: int) -> StoredRevision | None:
-        """Read one entry; concurrent requests for the same one share the call."""
+    async def entry(
+        self, model: str, name: str, revision: int, *, values: int = 0
+    ) -> StoredRevision | None:
+        """Read one entry; concurrent requests for the same one share the call.
+
+        values: the most numbers of the prior that is read.
+        """
         key = (model, name, revision)
         reading = self._fetching.get(key)
         if reading is None:
-            call = self.read(lambda store: store.read(model, name, revision))
+            call = self._run(
+                self._reads, lambda store: store.read(model, name, revision), values=values
+            )
             reading = self._fetching[key] = asyncio.ensure_future(call)
             reading.add_done_callback(lambda _: self._fetching.pop(key, None))
         entry = await asyncio.shield(reading)
@@ -99,18 +112,22 @@ class StoreCalls:
             )
         return entry
 
-    async def _run(self, threads: Threads | None, call: Callable[[PriorStore], T]) -> T:
+    async def _run(
+        self, threads: Threads | None, call: Callable[[PriorStore], T], *, values: int = 0
+    ) -> T:
         if threads is None:
             raise StoreUnavailable(
                 "none", "it is not followed yet; wait until the service is ready"
             )
         self._feed.check_reachable()
-        limit, busy_since = self._answer_seconds, threads.busy_since
+        own = self._answer_seconds + values * _VALUE_SECONDS
+        limit, busy_since = max([own, *self._limits]), threads.busy_since
         if busy_since is not None and time.monotonic() - busy_since > limit:
             raise StoreUnavailable(
                 "slow",
                 f"an earlier call has not returned for {limit:g} s; check that the store answers",
             )
+        self._limits.append(own)
         try:
             return await threads.run(lambda: call(self._store), seconds=limit)
         except TooManyWait as error:
@@ -120,3 +137,5 @@ class StoreCalls:
                 "; it may still take effect" if error.started and threads is self._writes else ""
             )
             raise StoreUnavailable("slow", f"{error}{effect}") from None
+        finally:
+            self._limits.remove(own)

@@ -4,7 +4,8 @@ meanwhile no other thread can run, the event loop's among them.
 
 import json
 from collections.abc import Callable, Iterator
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 import orjson
 
@@ -14,6 +15,16 @@ _FEW = 64
 _LONG_TEXT = 64 * 1024
 
 Encode = Callable[[Any], bytes]
+
+
+class Made(NamedTuple):
+    """A long list of JSON values, of which never more than a slice exists at a time.
+
+    make: the entries from one place to another, as a list.
+    """
+
+    length: int
+    make: Callable[[int, int], list[Any]]
 
 
 def long_json(value: Any, *, default: Callable[[Any], Any] | None = None) -> bytes:
@@ -38,7 +49,13 @@ def stored_json(value: Any) -> str:
 
 
 def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[bytes]:
-    if not isinstance(value, (dict, list)) or not value:
+    if isinstance(value, Made):
+        yield b"["
+        for at in range(0, value.length, SLICE):
+            part = value.make(at, min(value.length, at + SLICE))
+            yield (comma if at else b"") + encode(part)[1:-1]
+        yield b"]"
+    elif not isinstance(value, (dict, list)) or not value:
         yield encode(value)
     elif isinstance(value, dict) and (len(value) <= _FEW or _holds_long(value.values())):
         yield b"{"
@@ -53,11 +70,11 @@ def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[
             yield from _pieces(inner, encode, comma, colon)
         yield b"]"
     else:
-        entries = list(value.items() if isinstance(value, dict) else value)
         kind, ends = (dict, b"{}") if isinstance(value, dict) else (list, b"[]")
+        entries = iter(value.items() if isinstance(value, dict) else value)
         yield ends[:1]
-        for at in range(0, len(entries), SLICE):
-            yield (comma if at else b"") + encode(kind(entries[at : at + SLICE]))[1:-1]
+        for at in range(0, len(value), SLICE):
+            yield (comma if at else b"") + encode(kind(islice(entries, SLICE)))[1:-1]
         yield ends[1:]
 
 

@@ -262,7 +262,8 @@ class Service:
         front = Front(
             self.asgi,
             ready=self._why_not_ready,
-            max_message_bytes=self.settings.max_body_mib * 2**20,
+            max_request_bytes=min(self.settings.max_grpc_mib, self.settings.max_body_mib) * 2**20,
+            max_answer_bytes=self.settings.max_body_mib * 2**20,
             shares_port=self.settings.workers > 1,
         )
         await front.start(self.settings.host, self.settings.grpc_port)

@@ -20,7 +20,7 @@ from service.api.rpc import messages
 from service.contract import pixels
 from service.contract.members import costs, switch
 from service.evaluate import answers, contexts, feedback, live
-from service.priors import priors
+from service.priors import making, priors
 from service.priors.shift import history, stream, watch
 from service.settings import Settings
 from service.wire import arrays, forms, images, json_rows, json_text, npy, parameters, tensors
@@ -31,6 +31,7 @@ MIB = 2**20
 SETTINGS = Settings()
 TABLE = {
     "a request body": [f"({SETTINGS.max_body_mib} MiB)"],
+    "a whole gRPC message": [f"({SETTINGS.max_grpc_mib} MiB)"],
     "the URL": [f"({SETTINGS.max_url_kib} KiB)"],
     "the headers together": [f"({SETTINGS.max_header_kib} KiB)"],
     "the time for a request": [f"({SETTINGS.read_seconds:g} s)"],
@@ -99,6 +100,7 @@ TABLE = {
     "settings of `/adjust`": [adjust.MAX_SETTINGS, adjust.MAX_CELLS],
     "a deadline": [f"({SETTINGS.timeout_ms // 1000} s)", f"({SETTINGS.tau_cap:g})"],
     "stored priors of a model": [priors.MAX_NAMES],
+    "long priors that wait": [making.MAX_WAITING],
     "header blocks that are kept": [
         known_headers._MAX_BLOCKS,
         f"{known_headers._MAX_BLOCK_BYTES // 1024} KiB",

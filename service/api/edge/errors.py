@@ -99,6 +99,7 @@ def kinds() -> Mapping[type[Exception], str]:
         revisions.StaleRevision: "stale",
         revisions.RevisionNotHere: "unavailable",
         revisions.StoreUnavailable: "unavailable",
+        revisions.PriorsBusy: "overloaded",
         feedback.InvalidFeedback: "invalid",
         preview.TooLittleTraffic: "too-little-traffic",
         preview.NotAdoptable: "not-adoptable",

@@ -161,16 +161,30 @@ class Infer:
         return _Read(model, form, parameters, priors, prior_of_row, taus, rows.inputs(), [])
 
     def _begin(self, request: Request, read: "_Read", reply: Reply) -> Later | None:
-        model, classifier = read.model, self._classifier
+        model = read.model
         deadline = request.deadline(self._timeout_seconds, read.form.header.timeout_seconds)
         if read.inputs is None:
             return self._later(request, read, deadline=deadline, reply=reply)
         try:
-            revisions = [classifier.revision_at_hand(model.bundle, each) for each in read.priors]
+            revisions = [
+                self._at_hand(model.bundle, each, read.parameters.context) for each in read.priors
+            ]
         except RevisionNotInMemory:
             return self._later(request, read, deadline=deadline, reply=reply)
         self._queue(request, read, read.inputs, revisions, deadline=deadline, reply=reply)
         return None
+
+    def _at_hand(
+        self,
+        bundle: Bundle,
+        wanted: str | dict[str, Any] | None,
+        context: Mapping[str, str] | None,
+    ) -> PriorRevision:
+        """The prior of some rows. Raises RevisionNotInMemory where one must be made first."""
+        revision = self._classifier.revision_at_hand(bundle, wanted)
+        if revision.prior.switch is None:
+            return revision
+        return self._classifier.in_context(bundle, revision, context)
 
     async def _later(
         self, request: Request, read: "_Read", *, deadline: Deadline, reply: Reply
@@ -178,7 +192,11 @@ class Infer:
         """Queue a request that must wait for priors from the store or for decoded images."""
         model, classifier = read.model, self._classifier
         with model.held():
-            revisions = [await classifier.revision_of(model.bundle, each) for each in read.priors]
+            context = read.parameters.context
+            revisions = [
+                await classifier.revision_for(model.bundle, each, context, deadline=deadline)
+                for each in read.priors
+            ]
             inputs = read.inputs
             if inputs is None:
                 inputs = await decoded(request, model, read.images, self._pool, deadline)
@@ -196,13 +214,7 @@ class Infer:
     ) -> None:
         """Queue the rows of a request. Raises the errors of the status table."""
         model, classifier = read.model, self._classifier
-        used = [
-            each
-            if each.prior.switch is None
-            else classifier.in_context(model.bundle, each, read.parameters.context)
-            for each in revisions
-        ]
-        settings = classifier.settings_of(model.bundle, read.taus, used, read.prior_of_row)
+        settings = classifier.settings_of(model.bundle, read.taus, revisions, read.prior_of_row)
         plan = read.form.plan(read.parameters.top_k)
         work = classifier.admit_rows(
             model,

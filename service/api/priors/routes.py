@@ -215,7 +215,9 @@ class PriorRoutes:
         bundle = self._bundle(request)
         last = None if name in BUILT_IN else self._priors.last(bundle.name, name)
         if last is None:
-            self._priors.select(bundle, name)  # raises for an unknown name, naming the known ones
+            await self._priors.selected(
+                bundle, name
+            )  # raises for an unknown name, naming the known
         newest = 0 if last is None else last.revision
         served = [] if name in BUILT_IN else await self._priors.served(bundle.name, name)
         lines = [
@@ -245,11 +247,11 @@ class PriorRoutes:
         if revision is None:
             entry = self._priors.newest(bundle.name, name)
             if entry is None:
-                self._priors.select(bundle, name)  # its message lists the priors of the model
+                await self._priors.selected(bundle, name)  # its message lists those of the model
             return entry
         if revision == 0 and (name == DEFAULT or name in BUILT_IN):
             return None
-        entry = await self._priors.entry(bundle.name, name, revision)
+        entry = await self._priors.entry(bundle, name, revision)
         if entry.deleted:
             raise UnknownPrior(
                 f"revision {revision} of prior '{name}' is a deletion, which has no vectors; ask "

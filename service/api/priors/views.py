@@ -9,12 +9,13 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict
 
 from service.contract.bundle import Bundle
+from service.contract.members.named import by_class
 from service.contract.prior import PriorBody, document_of
 from service.contract.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
 from service.priors.recent import Sample
 from service.priors.revisions import PriorRevision, StoredRevision
-from service.process.slices import long_json
+from service.process.slices import Made, long_json
 
 T = TypeVar("T")
 V = TypeVar("V", bound=BaseModel)
@@ -325,9 +326,9 @@ def estimate_view(
         reason=found.reason,
         evidence=found.evidence(),
         calibrated=found.calibrated,
-        target=dict(zip(names, estimate.prior.tolist(), strict=True)),
-        low=dict(zip(names, estimate.low.tolist(), strict=True)),
-        high=dict(zip(names, estimate.high.tolist(), strict=True)),
+        target=by_class(names, estimate.prior),
+        low=by_class(names, estimate.low),
+        high=by_class(names, estimate.high),
         warnings=warnings,
         candidate=document_of(candidate_body(bundle, found, base=base, note=note)),
     )
@@ -335,19 +336,21 @@ def estimate_view(
 
 def candidate_body(bundle: Bundle, found: Assessment, *, base: PriorBody, note: str) -> PriorBody:
     """Return `base` with the candidate of an estimate as its target, and this note."""
-    target = dict(zip(bundle.class_names, found.candidate.tolist(), strict=True))
+    target = by_class(bundle.class_names, found.candidate)
     return base.model_copy(update={"target": target, "expected": True, "note": note})
 
 
-def _classes(bundle: Bundle, before: Outcome, after: Outcome) -> list[PreviewClass]:
+def _classes(bundle: Bundle, before: Outcome, after: Outcome) -> list[dict[str, Any]] | Made:
     columns = (before.rates, after.rates, before.mean_probability, after.mean_probability)
-    rows = zip(bundle.class_names, *(column.tolist() for column in columns), strict=True)
-    return [
-        PreviewClass(
-            label=label, index=i, before=b, after=a, probability_before=pb, probability_after=pa
-        )
-        for i, (label, b, a, pb, pa) in enumerate(rows)
-    ]
+    members = tuple(PreviewClass.model_fields)
+
+    def made(begin: int, end: int) -> list[dict[str, Any]]:
+        parts = (column[begin:end].tolist() for column in columns)
+        rows = zip(bundle.class_names[begin:end], range(begin, end), *parts, strict=True)
+        return [dict(zip(members, row, strict=True)) for row in rows]
+
+    count = len(bundle.class_names)
+    return made(0, count) if count <= _MANY_CLASSES else Made(count, made)
 
 
 def _pair(found: Preview | None, name: str) -> Pair | None:
@@ -358,7 +361,7 @@ def _pair(found: Preview | None, name: str) -> Pair | None:
 
 
 def _by_class(names: list[str], vector: Any) -> ByClass | None:
-    return None if vector is None else dict(zip(names, vector.tolist(), strict=True))
+    return None if vector is None else by_class(names, vector)
 
 
 def _exp(log_vector: Any) -> Any:

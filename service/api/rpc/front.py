@@ -80,21 +80,23 @@ class Front:
         edge: Edge,
         *,
         ready: Callable[[], str | None],
-        max_message_bytes: int,
+        max_request_bytes: int,
+        max_answer_bytes: int,
         shares_port: bool,
     ) -> None:
         """Make a server on top of the HTTP edge.
 
         ready: returns why requests should not be sent here, or None.
-        max_message_bytes: the most bytes of a request, and of an answer.
+        max_request_bytes: the most bytes of a request. The library puts its parts together on the
+        event loop. max_answer_bytes: the most bytes of an answer.
         shares_port: let the other workers of this service listen on the same port.
         """
         self._edge, self._ready, self._gather = edge, ready, Gather()
         self._requests = messages.Requests()
         self._server = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", max_message_bytes),
-                ("grpc.max_send_message_length", max_message_bytes),
+                ("grpc.max_receive_message_length", max_request_bytes),
+                ("grpc.max_send_message_length", max_answer_bytes),
                 ("grpc.so_reuseport", int(shares_port)),
             ]
         )

@@ -19,6 +19,7 @@ import numpy as np
 from service.contract.adjustment import Vector
 from service.contract.automatic import STRENGTH, AutoAdopt, Step, next_step
 from service.contract.bundle import Bundle
+from service.contract.members.named import by_class
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
 from service.contract.tracking import Tracked
 from service.contract.verdict import Assessment, rows_wanted
@@ -459,7 +460,7 @@ def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> Prior
     """The body that an automatic step stores. Raises ValueError for a step that adopts nothing."""
     if automatic.step.target is None:
         raise ValueError("this step adopts nothing")
-    target = dict(zip(class_names, automatic.step.target.tolist(), strict=True))
+    target = by_class(class_names, automatic.step.target)
     return automatic.base.model_copy(update={"target": target, "expected": True, "note": note})
 
 
@@ -468,7 +469,7 @@ def _told(each: Automatic, class_names: list[str]) -> dict[str, Any]:
     step, bounds = each.step, each.bounds
     target = None
     if step.target is not None:
-        target = dict(zip(class_names, np.round(step.target, 6).tolist(), strict=True))
+        target = by_class(class_names, np.round(step.target, 6))
     return {
         "mode": bounds.mode,
         "freeze": bounds.freeze,

@@ -12,6 +12,7 @@ from service.contract.prior import PriorBody, body_of, document_of
 from service.priors.revisions import StoredRevision
 from service.process.slices import decoded, stored_json
 
+_SLICE_CHARACTERS = 2**18
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -87,5 +88,17 @@ def _entry(row: Row[Any], body: PriorBody | None, *, damaged: bool) -> StoredRev
 
 
 def _checksum(values: dict[str, Any]) -> str:
-    text = json.dumps(values, sort_keys=True, default=repr)
-    return hashlib.sha256(text.encode()).hexdigest()
+    """The digest of the values as JSON with sorted members; a long text is encoded in slices."""
+    found = hashlib.sha256()
+    for at, (name, value) in enumerate(sorted(values.items())):
+        found.update(f"{', ' if at else '{'}{json.dumps(name)}: ".encode())
+        if not isinstance(value, str):
+            found.update(json.dumps(value, sort_keys=True, default=repr).encode())
+            continue
+        found.update(b'"')
+        for begin in range(0, len(value), _SLICE_CHARACTERS):
+            part = json.dumps(value[begin : begin + _SLICE_CHARACTERS])
+            found.update(part[1:-1].encode())
+        found.update(b'"')
+    found.update(b"}")
+    return found.hexdigest()

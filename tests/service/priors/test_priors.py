@@ -261,7 +261,7 @@ def test_no_addition_is_lost_among_many_writers(pets, store_url):
             last = await one.history("pets", "default", before=None, limit=100)
             assert [entry.revision for entry in last] == list(range(41, 0, -1))
             await eventually_async(lambda: one.select(pets).revision == 41)
-            assert (await one.entry("pets", "default", 41)).body.target["lynx"] == 43
+            assert (await one.entry(pets, "default", 41)).body.target["lynx"] == 43
 
     run(scenario())
 
@@ -364,6 +364,18 @@ def test_a_prior_of_many_classes_is_made_ready_off_the_loop(tmp_path, wanted):
             for missing in ("winter", "winter@>=0", "a@>=9", "a@9"):
                 with pytest.raises((UnknownPrior, RevisionNotHere)):
                     await priors.requested(many, missing)
+
+    run(scenario())
+
+
+def test_a_long_prior_may_take_longer_to_store_than_a_short_one(tmp_path):
+    classes = 40_000
+    many = make_bundle(class_names=[f"c{n}" for n in range(classes)], class_counts=[1.0] * classes)
+
+    async def scenario():
+        async with following(f"sqlite:///{tmp_path}/p.db", answer_seconds=0.0) as priors:
+            body = parse_prior({"target": [1.0 + n for n in range(classes)]})
+            assert (await priors.put(many, "a", body, by="me")).entry.revision == 1
 
     run(scenario())
 

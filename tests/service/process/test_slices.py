@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import orjson
 import pytest
 
-from service.process.slices import SLICE, decoded, long_json, stored_json
+from service.process.slices import SLICE, Made, decoded, long_json, stored_json
 
 LONG = {f"class {n} é": n / 7 for n in range(2 * SLICE + 3)}
 VALUES = [
@@ -32,3 +32,18 @@ def test_what_json_does_not_have_is_refused_or_turned_into_what_it_has():
     moment = datetime(2026, 1, 2, tzinfo=UTC)
     shown = long_json({"at": moment, "odd": [{1, 2}]}, default=sorted)
     assert shown == b'{"at":"2026-01-02T00:00:00Z","odd":[[1,2]]}'
+
+
+@pytest.mark.parametrize("length", [0, 1, SLICE, 2 * SLICE + 3])
+def test_a_list_that_is_made_by_slices_is_the_list(length):
+    asked = []
+
+    def make(begin, end):
+        asked.append(end - begin)
+        return [{"index": n} for n in range(begin, end)]
+
+    whole = [{"index": n} for n in range(length)]
+    assert long_json({"rows": 3, "classes": Made(length, make)}) == orjson.dumps(
+        {"rows": 3, "classes": whole}
+    )
+    assert all(count <= SLICE for count in asked)

@@ -2,6 +2,7 @@
 error messages of the HTTP protocol.
 """
 
+import json
 import re
 import socket
 from pathlib import Path
@@ -37,7 +38,7 @@ def models(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(models):
     port = free_port()
-    with running(models, default_model="linear", grpc_port=port) as found:
+    with running(models, default_model="linear", grpc_port=port, max_grpc_mib=64) as found:
         found.address = f"127.0.0.1:{port}"
         yield found
 
@@ -327,3 +328,22 @@ def test_a_message_that_is_refused_leaves_no_memory_behind(server, verb, kind):
         for _ in range(8):
             refused()
         assert resident_mib(server) - before < 5 * 16
+
+
+def test_a_message_longer_than_its_limit_is_refused_and_bodies_keep_theirs(models):
+    """The library puts a message together on the event loop; over HTTP, nothing does."""
+    port = free_port()
+    longer = inputs(2000)
+    message = pb.ModelInferRequest(model_name="linear", raw_input_contents=[longer.tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=[2000, FEATURES])
+    message.raw_input_contents[0] += bytes(2**20)
+    with running(models, grpc_port=port, max_grpc_mib=1) as server:
+        options = [("grpc.max_send_message_length", -1)]
+        with grpc.insecure_channel(f"127.0.0.1:{port}", options=options) as channel:
+            call = channel.unary_unary(f"/{SERVICE}/ModelInfer")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(message.SerializeToString(), timeout=30)
+            assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+        body = json.dumps({"instances": longer.tolist(), "parameters": {}}) + " " * 2**20
+        answer = httpx.post(f"{server.url}/models/linear/predict", content=body, timeout=60)
+        assert answer.status_code == 200
