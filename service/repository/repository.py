@@ -5,29 +5,26 @@ A version that cannot be loaded is logged; the versions that serve keep serving.
 
 import asyncio
 import logging
-from collections import OrderedDict, defaultdict
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
-from datetime import UTC, datetime
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
-from service.contract.bundle import Bundle, check_model_name, versions
+from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
 from service.priors.orders import wishes
 from service.priors.orders.model_orders import ModelOrders
-from service.priors.orders.wishes import AS_SET, SERVICE, ModelOrder, Wish, WorkerModel
+from service.priors.orders.wishes import SERVICE, ModelOrder, Wish, WorkerModel
 from service.priors.revisions import StoreUnavailable
 from service.process.machine import return_memory
+from service.repository.folder import ModelFolder
 from service.repository.loads import Loads, first_of, tell
-from service.repository.on_demand import ModelRests, OnDemand, UnknownModel, size_of
-from service.repository.served import ServedModel, Trial
+from service.repository.on_demand import ModelRests, OnDemand, UnknownModel
+from service.repository.order_book import OrderBook, heard
+from service.repository.served import ServedModel, put_on_trial
 
 logger = logging.getLogger(__name__)
-
-
-class OtherWorkerFailed(RuntimeError):
-    """This worker has carried out an order for a model, but another worker could not."""
 
 
 class NoRollout(ValueError):
@@ -40,9 +37,6 @@ class ModelFailed(ValueError):
 
 Loaded = Mapping[str, Mapping[int, ServedModel]]
 _UNLOADED = "it was unloaded while it was loading"
-_MAX_REASON = 4000
-"""The most characters of a reason shown to other workers: it may quote a whole file."""
-_MAX_OUTCOMES = 256
 
 
 class Repository:
@@ -74,24 +68,16 @@ class Repository:
         the folder up to date with the store that it mirrors. retired: called
         with each version that no longer serves.
         """
-        self._folder, self._prepare, self._keep = folder, prepare, keep_versions
-        self._set_default, self._load_seconds = default_model, load_seconds
-        self._rollout = rollout
+        self._folder, self._prepare, self._keep = ModelFolder(folder), prepare, keep_versions
+        self._set_default, self._rollout = default_model, rollout
         self._loaded: Loaded = MappingProxyType({})
         self._ending, self._refresh_folder = "", refresh
         self._retired = retired
         self._on_demand = OnDemand(max_loaded_bytes) if max_loaded_bytes else None
         self._waking: dict[str, asyncio.Task[None]] = {}
-        self._channel = orders
-        self._orders: dict[str, ModelOrder] = {}
-        """By model, the newest order, whether carried out or not."""
-        self._outcomes: OrderedDict[int, asyncio.Task[None]] = OrderedDict()
-        """By change number: the outcome of the last orders in this worker."""
-        self._carried_out: dict[str, tuple[int, str | None]] = {}
-        """By model: the newest order that this worker dealt with, and its error if it failed."""
-        self._begun = False
-        if orders is not None:
-            orders.follow(self.obey)
+        self._book = OrderBook(
+            orders, carry_out=self._obey, serving=self.all, wait_seconds=load_seconds
+        )
         self.faults: dict[tuple[str, int], str] = {}
         """(model, version) → why it does not serve."""
         self.folder_fault = ""
@@ -166,7 +152,7 @@ class Repository:
     @property
     def wanted_default(self) -> str | None:
         """The default model by order, else by the setting; it may not exist."""
-        order = self._orders.get(SERVICE)
+        order = self._book.newest(SERVICE)
         return self._set_default if order is None else order.wish.default_model or self._set_default
 
     def all(self) -> Loaded:
@@ -175,12 +161,11 @@ class Repository:
 
     def order(self, name: str) -> ModelOrder | None:
         """The newest order for a model; None when none was given."""
-        return self._orders.get(name)
+        return self._book.newest(name)
 
     def wish(self, name: str) -> Wish:
         """The desired state of a model."""
-        order = self._orders.get(name)
-        return AS_SET if order is None else order.wish
+        return self._book.wish(name)
 
     def newest(self) -> list[ServedModel]:
         """The default version of each model: the newest that is not on trial."""
@@ -188,9 +173,7 @@ class Repository:
 
     def names_on_disk(self) -> list[str]:
         """Return the name of every folder that holds a version, loaded or not."""
-        if not self._folder.is_dir():
-            return []
-        return sorted(e.name for e in self._folder.iterdir() if e.is_dir() and versions(e))
+        return self._folder.names()
 
     def on_disk(self) -> list[tuple[str, int, str]]:
         """Return (name, version, why it does not serve) of every version in the folder.
@@ -200,7 +183,7 @@ class Repository:
         return [
             (name, version, self.faults.get((name, version), self._why_unserved(name, version)))
             for name in self.names_on_disk()
-            for version in versions(self._folder / name)
+            for version in self._folder.versions(name)
         ]
 
     def _why_unserved(self, name: str, version: int) -> str:
@@ -224,37 +207,20 @@ class Repository:
         When the folder of all models is gone or empty, as after a lost mount, all that was loaded
         goes on serving, and `folder_fault` says so.
         """
-        if self._refresh_folder is not None and self._begun:
+        if self._refresh_folder is not None and self._book.begun:
             await self._refresh_folder()
-        before, self.folder_fault = self.folder_fault, self._why_lost()
+        before = self.folder_fault
+        self.folder_fault = self._folder.why_lost() if self._loaded else ""
         if self.folder_fault:
             if self.folder_fault != before:
                 logger.error("%s", self.folder_fault)
             return
-        self._begun, known = True, list(self._orders.values())
+        arrived = self._book.begin()
         await asyncio.gather(*(self._taken_up(name) for name in self._to_load()))
         for name in set(self._loaded) - set(self._wanted()) - set(self._stops):
             self._unserve(name)
-        for order in known:
-            self._note(order, None)
-        self._report()
+        self._book.close_orders(arrived)
         await asyncio.to_thread(return_memory)
-
-    def _why_lost(self) -> str:
-        """Why the folder of all models cannot be what it was; empty if it can."""
-        if not self._loaded:
-            return ""
-        try:
-            if any(self._folder.iterdir()):
-                return ""
-            fault = "is empty"
-        except OSError as error:
-            fault = f"cannot be read: {error.strerror}"
-        return (
-            f"the models folder '{self._folder}' {fault}; the models that were loaded go on "
-            "serving, and are lost with a restart: mount or restore the folder, then reload "
-            "(SIGHUP). To stop a model, unload it by its name"
-        )
 
     def _to_load(self) -> list[str]:
         """The models to load now: all, or under a limit the default one and those loaded before."""
@@ -276,7 +242,7 @@ class Repository:
         task = self._waking.get(name)
         if task is None:
             task = self._waking[name] = asyncio.get_running_loop().create_task(self._woken(name))
-            task.add_done_callback(_heard)
+            task.add_done_callback(heard)
             task.add_done_callback(lambda _done: self._waking.pop(name, None))
         await asyncio.shield(task)
 
@@ -284,7 +250,7 @@ class Repository:
         if self._refresh_folder is not None:
             await self._refresh_folder()
         await self._taken_up(name)
-        self._report()
+        self._book.report()
         if name not in self._loaded:
             reasons = [reason for (model, _), reason in self.faults.items() if model == name]
             raise UnknownModel(
@@ -306,9 +272,9 @@ class Repository:
         """
         if self._refresh_folder is not None:
             await self._refresh_folder()
-        self._check_on_disk(name)
+        self._folder.check(name)
         await self._begin_rollout(name)
-        await self._give(name, wishes.load, by)
+        await self._book.give(name, wishes.load, by=by)
 
     async def unload(self, name: str, *, by: str = "") -> None:
         """Have every worker stop serving and loading a model; requests in progress are finished.
@@ -318,24 +284,24 @@ class Repository:
         if name not in self.known() and name not in self._stops:
             loaded = ", ".join(sorted(self.known())) or "none"
             raise UnknownModel(f"no model '{name[:80]}' is loaded; there is {loaded}")
-        await self._give(name, wishes.unload, by)
+        await self._book.give(name, wishes.unload, by=by)
 
     async def change(self, name: str, change: Callable[[Wish], Wish], *, by: str) -> None:
         """Have every worker carry out another order for a model of the folder.
 
         Raises what `change` raises, UnknownModel, OtherWorkerFailed and StoreUnavailable.
         """
-        self._check_on_disk(name)
-        await self._give(name, change, by)
+        self._folder.check(name)
+        await self._book.give(name, change, by=by)
 
     async def make_default(self, name: str | None, *, by: str) -> None:
         """Make a model the default one in every worker; None: go back to the setting."""
-        await self._give(SERVICE, partial(wishes.make_default, name=name), by)
+        await self._book.give(SERVICE, partial(wishes.make_default, name=name), by=by)
 
     async def start_rollout(self, name: str, version: int, share: float, *, by: str) -> None:
         """Give a version a share of the requests that name none. Raises NoRollout and the like."""
-        self._check_on_disk(name)
-        there = versions(self._folder / name)
+        self._folder.check(name)
+        there = self._folder.versions(name)
         if version not in there or version == there[0]:
             older = f"there is {', '.join(map(str, there))}"
             raise NoRollout(
@@ -343,74 +309,15 @@ class Repository:
                 f"together with an older version; {older}"
             )
         stable = max(each for each in there if each < version)
-        await self._give(
-            name, partial(wishes.begin_rollout, version=version, share=share, stable=stable), by
-        )
+        begin = partial(wishes.begin_rollout, version=version, share=share, stable=stable)
+        await self._book.give(name, begin, by=by)
 
     async def workers(self, name: str) -> list[WorkerModel]:
         """What each live worker of each replica serves of a model. Raises StoreUnavailable."""
-        return [] if self._channel is None else await self._channel.workers(name)
+        return await self._book.workers(name)
 
-    def obey(self, orders: Sequence[ModelOrder]) -> None:
-        """Carry out orders that have arrived, unless they are known or overtaken."""
-        for order in orders:
-            known = self._orders.get(order.model)
-            if known is not None and known.change >= order.change:
-                continue
-            self._orders[order.model] = order
-            if self._begun:
-                task = asyncio.get_running_loop().create_task(self._carry_out(order))
-                task.add_done_callback(_heard)
-                self._outcomes[order.change] = task
-                if len(self._outcomes) > _MAX_OUTCOMES:
-                    self._outcomes.popitem(last=False)
-
-    async def _give(self, name: str, change: Callable[[Wish], Wish], by: str) -> None:
-        """Store an order, carry it out here, and wait for the other workers."""
-        if self._channel is None:
-            now = self._orders.get(name)
-            wish = change(self.wish(name))
-            number = 1 if now is None else now.change + 1
-            order: ModelOrder | None = ModelOrder(name, wish, number, by, datetime.now(UTC))
-            assert order is not None
-            self.obey([order])
-        else:
-            order = await self._channel.give(name, change, by=by)
-        if order is None or not self._begun:
-            return
-        outcome = self._outcomes.get(order.change)
-        if outcome is not None:
-            await asyncio.shield(outcome)
-        if self._channel is None:
-            return
-        failed = await self._channel.carried_out(order, seconds=self._load_seconds)
-        if failed:
-            failures = "; ".join(
-                f"{each.replica} (process {each.pid}): {each.error}" for each in failed
-            )
-            raise OtherWorkerFailed(
-                f"this worker has carried out the order for '{name[:80]}', but another could not; "
-                f"try again, or restart that worker: {failures[:_MAX_REASON]}"
-            )
-
-    async def _carry_out(self, order: ModelOrder) -> None:
-        name, reason = order.model, None
-        try:
-            if name != SERVICE:
-                await self._obeyed(name, order.wish)
-        except Exception as error:
-            reason = str(error) or type(error).__name__
-            raise
-        finally:
-            self._note(order, reason)
-            self._report()
-
-    def _note(self, order: ModelOrder, reason: str | None) -> None:
-        """Note that an order was carried out, or why not, unless a later one was already."""
-        if self._carried_out.get(order.model, (0,))[0] < order.change:
-            self._carried_out[order.model] = (order.change, reason)
-
-    async def _obeyed(self, name: str, wish: Wish) -> None:
+    async def _obey(self, name: str, wish: Wish) -> None:
+        """Bring a model to its desired state. Raises UnknownModel and ModelFailed."""
         if not wish.loaded:
             if name in self._stops:
                 tell(self._stops[name], _UNLOADED)
@@ -418,7 +325,7 @@ class Repository:
             return
         if self._refresh_folder is not None:
             await self._refresh_folder()
-        if not self._is_on_disk(name):  # not copied here yet, or deleted
+        if not self._folder.holds(name):  # not copied here yet, or deleted
             raise UnknownModel(
                 f"no model '{name[:80]}' in the repository of this worker; copy it into the "
                 "--models folder of this replica"
@@ -434,9 +341,9 @@ class Repository:
 
     async def _begin_rollout(self, name: str) -> None:
         """Put a new version on trial, where a share is set, once for all workers."""
-        if self._rollout >= 1 or self._channel is None:
+        if self._rollout >= 1:
             return
-        there = versions(self._folder / name)
+        there = self._folder.versions(name)
         if not there:
             return
         serving = self._loaded.get(name)
@@ -446,10 +353,8 @@ class Repository:
             serving=next(iter(serving)) if serving else None,
             share=self._rollout,
         )
-        wish = self.wish(name)
         try:
-            if change(wish) != wish:
-                await self._channel.give(name, change, by="rollout")
+            await self._book.send(name, change, by="rollout")
         except StoreUnavailable as error:
             logger.warning(
                 "version %d of %s could not be put on trial, and the version before it keeps all "
@@ -458,35 +363,6 @@ class Repository:
                 name,
                 error,
             )
-
-    def _report(self) -> None:
-        """Report what this worker serves to the others, once it has started."""
-        if self._channel is None or not self._begun:
-            return
-        names = {*self._loaded, *self._carried_out} or {SERVICE}
-        self._channel.report({name: self._line(name) for name in sorted(names)})
-
-    def _line(self, name: str) -> dict[str, object]:
-        order, reason = self._carried_out.get(name, (0, None))
-        line: dict[str, object] = {"versions": list(self._loaded.get(name, ())), "order": order}
-        if reason is not None:
-            line["error"] = reason[:_MAX_REASON]
-        return line
-
-    def _check_on_disk(self, name: str) -> None:
-        if not self._is_on_disk(name):
-            there = self.names_on_disk()
-            raise UnknownModel(
-                f"no model '{name[:80]}' in the repository; there is "
-                f"{', '.join(there) or 'none'}{did_you_mean(name[:80], there)}"
-            )
-
-    def _is_on_disk(self, name: str) -> bool:
-        try:
-            check_model_name(name)
-        except ValueError:
-            return False
-        return bool(versions(self._folder / name))
 
     def end_loading(self, reason: str) -> None:
         """Load nothing more, and end every wait for a load with this reason."""
@@ -527,8 +403,7 @@ class Repository:
         """Unload models until this one, which is about to be loaded, fits."""
         if self._on_demand is not None:
             newest = self._versions(name)[: self.wish(name).keep_versions or self._keep]
-            folders = (self._folder / name / str(version) for version in newest)
-            self._on_demand.reserve(name, size_of(folders))
+            self._on_demand.reserve(name, self._folder.loaded_bytes(name, newest))
             self._let_go(keep=name)
 
     def _let_go(self, *, keep: str) -> None:
@@ -553,7 +428,7 @@ class Repository:
             newest = wish.accepted
         return [
             version
-            for version in versions(self._folder / name)[::-1]
+            for version in self._folder.versions(name)[::-1]
             if version not in wish.withdrawn and (newest is None or version <= newest)
         ]
 
@@ -570,7 +445,7 @@ class Repository:
                 chosen[version] = current[version]
                 continue
             try:
-                folder = self._folder / name / str(version)
+                folder = self._folder.version(name, version)
                 load = self.loads.begin((name, version), partial(self._prepare, folder))
                 await first_of(load, stop)
                 if stop.done():
@@ -589,7 +464,7 @@ class Repository:
                     _still_serving(current),
                 )
         if chosen or name in self._loaded:
-            self._swap(name, _on_trial(chosen, wish))
+            self._swap(name, put_on_trial(chosen, wish.rollout))
         return None
 
     def _unserve(self, name: str) -> None:
@@ -613,26 +488,6 @@ class Repository:
                 task = asyncio.get_running_loop().create_task(_retire(model, self._retired))
                 self._retiring.add(task)
                 task.add_done_callback(self._retiring.discard)
-
-
-def _on_trial(chosen: dict[int, ServedModel], wish: Wish) -> dict[int, ServedModel]:
-    """The versions in order, the default first, with its `trial` set from the wish."""
-    rollout = wish.rollout
-    candidate = None if rollout is None else chosen.get(rollout.version)
-    stable = [model for model in chosen.values() if model is not candidate]
-    for model in chosen.values():
-        model.trial = None
-    if rollout is None or candidate is None or not stable:
-        return chosen
-    stable[0].trial = Trial.of(candidate, rollout.share)
-    ordered = [stable[0], candidate, *stable[1:]]
-    return {model.bundle.version: model for model in ordered}
-
-
-def _heard(outcome: "asyncio.Task[None]") -> None:
-    """Keep asyncio from logging the error of an order; it is in the log and in the report."""
-    if not outcome.cancelled():
-        outcome.exception()
 
 
 async def _retire(model: ServedModel, retired: Callable[[Bundle], None]) -> None:

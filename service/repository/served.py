@@ -13,6 +13,7 @@ from service.contract.bundle import Bundle
 from service.graph.prior_table import PriorTable
 from service.graph.session import Graph
 from service.observe.model_metrics import ModelMetrics
+from service.priors.orders.wishes import Rollout
 from service.priors.recent import LogitReservoir
 from service.priors.rule import source_warnings
 from service.priors.shift.stream import Stream
@@ -139,3 +140,19 @@ class ServedModel:
 def _ends(body: bytes | bytearray) -> bytes | bytearray:
     """A short body, or both ends of a long one."""
     return body if len(body) <= 2 * _END_BYTES else body[:_END_BYTES] + body[-_END_BYTES:]
+
+
+def put_on_trial(chosen: dict[int, ServedModel], rollout: Rollout | None) -> dict[int, ServedModel]:
+    """Return the versions in order, the default first, with its `trial` set from the rollout.
+
+    chosen: versions by number, newest first; each loses the trial that it had.
+    """
+    candidate = None if rollout is None else chosen.get(rollout.version)
+    stable = [model for model in chosen.values() if model is not candidate]
+    for model in chosen.values():
+        model.trial = None
+    if rollout is None or candidate is None or not stable:
+        return chosen
+    stable[0].trial = Trial.of(candidate, rollout.share)
+    ordered = [stable[0], candidate, *stable[1:]]
+    return {model.bundle.version: model for model in ordered}

@@ -4,9 +4,8 @@ import asyncio
 import logging
 import os
 import random
-import shlex
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,6 @@ from service.api.openapi import document as description
 from service.api.predict import Predict
 from service.api.priors import router as priors
 from service.api.priors.automatic import AutomaticSteps
-from service.batching.batcher import Batcher
 from service.batching.pool import Pool
 from service.classifier import Classifier
 from service.contract.bundle import Bundle
@@ -40,7 +38,7 @@ from service.observe.history import History
 from service.observe.log import request_log
 from service.observe.metrics import Metrics
 from service.observe.port import MetricsPort
-from service.observe.run_folder import Gauge, RunFolder
+from service.observe.run_folder import RunFolder
 from service.observe.tally import Tally
 from service.observe.traces import open_traces
 from service.priors.drift import Drift
@@ -56,6 +54,7 @@ from service.repository.report import sample_instance
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.server.gauges import Gauges
+from service.server.health import ServiceHealth, batchers
 from service.server.loop_turns import LoopTurns
 from service.server.watchdog import Watchdog
 from service.settings import InvalidSetting, Settings, check_paths, check_threads
@@ -165,6 +164,14 @@ class Service:
             lost=self._lost_graph,
             end=os._exit if owns_process else None,
         )
+        self.health = ServiceHealth(
+            settings,
+            repository=self.repository,
+            priors=self.priors,
+            metrics=self.metrics,
+            watchdog=self.watchdog,
+            mirror=self.mirror,
+        )
         self._polling: asyncio.Task[None] | None = None
         self.webhook: Webhook | None = None
         self.steps: AutomaticSteps | None = None
@@ -172,7 +179,6 @@ class Service:
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
         self.request_log = request_log(settings.log_format)
         self.start_done = asyncio.Event()
-        self.draining = False
         self.asgi = self._asgi()
 
     @property
@@ -183,17 +189,12 @@ class Service:
         """
         return f"{socket.gethostname()}:{self.settings.metrics_port or self.settings.port}"
 
-    @property
-    def started(self) -> bool:
-        """Whether `start` has finished, so that models and priors are loaded."""
-        return self.start_done.is_set()
-
     def drain(self) -> None:
         """Make readiness fail, and close each connection after its next answer.
 
         Requests are still answered.
         """
-        self.draining = self.asgi.draining = True
+        self.health.draining = self.asgi.draining = True
         self.repository.end_loading("the service is shutting down")
 
     async def start(self) -> None:
@@ -219,7 +220,7 @@ class Service:
             max_class_series=self.settings.max_class_series,
         )
         self.metrics.add_gauges(gauges.numbers)
-        self.metrics.add_gauges(self._readiness)
+        self.metrics.add_gauges(self.health.gauges)
         self.metrics.show_vectors(gauges.vectors)
         self.drift.start()
         self.history.start()
@@ -254,6 +255,7 @@ class Service:
         if self._poll_seconds:
             self._polling = asyncio.get_running_loop().create_task(self._poll_models())
         self.watchdog.start()
+        self.health.started = True
         self.start_done.set()
 
     async def _start_grpc(self) -> None:
@@ -261,7 +263,7 @@ class Service:
 
         front = Front(
             self.asgi,
-            ready=self._why_not_ready,
+            ready=self.health.why_not_ready,
             max_request_bytes=min(self.settings.max_grpc_mib, self.settings.max_body_mib) * 2**20,
             max_answer_bytes=self.settings.max_body_mib * 2**20,
             shares_port=self.settings.workers > 1,
@@ -327,7 +329,9 @@ class Service:
     def _asgi(self) -> Edge:
         settings = self.settings
         probes = health.Health(
-            live=self._why_not_live, ready=self._why_not_ready, degraded=self._why_degraded
+            live=self.health.why_not_live,
+            ready=self.health.why_not_ready,
+            degraded=self.health.why_degraded,
         )
         app = web.application(
             first=self._load_named if settings.max_loaded_mib else None,
@@ -420,7 +424,7 @@ class Service:
         return Edge(self.traces.cold(app), lane=lane, **common, **edge)
 
     def _adopt(self, bundle: Bundle, automatic: Automatic) -> None:
-        if self.steps is not None and not self.draining:
+        if self.steps is not None and not self.health.draining:
             self.steps.take(bundle, automatic)
 
     def _announce(self, changed: Changed) -> None:
@@ -508,20 +512,16 @@ class Service:
     def _busy(self) -> Iterable[tuple[str, float | None]]:
         """Yield each kind of work that the watchdog checks, and when its current piece began."""
         yield "work in the pool", self.pool.busy_since
-        for batcher in self._batchers():
+        for batcher in batchers(self.repository):
             yield f"a graph call of {batcher.name}", batcher.busy_since
 
-    def _batchers(self) -> list[Batcher]:
-        loaded = self.repository.all().values()
-        return [model.batcher for by_version in loaded for model in by_version.values()]
-
     def _lost_graph(self) -> str | None:
-        return next((each.lost for each in self._batchers() if each.lost), None)
+        return next((each.lost for each in batchers(self.repository) if each.lost), None)
 
     @property
     def queued_rows(self) -> int:
         """The number of rows that wait in the queues of all models."""
-        return sum(batcher.queued_rows for batcher in self._batchers())
+        return sum(batcher.queued_rows for batcher in batchers(self.repository))
 
     def reconfigure(self, settings: Settings) -> None:
         """Apply a new `max_queue_ms` to models that serve and to those loaded later."""
@@ -534,58 +534,6 @@ class Service:
                     )
                 )
         self.repository.prepare_with(self._prepare())
-
-    @property
-    def fault(self) -> str | None:
-        """Why the service is not live; None while it is."""
-        return self._why_not_live()
-
-    @property
-    def unready(self) -> str | None:
-        """Why the service accepts no requests, for /health/ready; None while it does."""
-        return self._why_not_ready()
-
-    def _why_not_live(self) -> str | None:
-        failures = (each.lost or each.failure for each in self._batchers())
-        return self.watchdog.hung or next(filter(None, failures), None)
-
-    def _why_not_ready(self) -> str | None:
-        if self.draining:
-            return "draining"
-        if not self.started:
-            return "models are being loaded"
-        if not self.repository.known() and not self.settings.allow_no_models:
-            return (
-                f"no model is served from '{self.settings.models}': publish one there "
-                f"({self._how_to_publish()}) and load it "
-                "(SIGHUP, or POST /v2/repository/models/NAME/load)"
-            )
-        return None
-
-    def _how_to_publish(self) -> str:
-        models = str(self.settings.models)
-        if self.mirror is not None:
-            return f"copy a published folder NAME/VERSION to {models}"
-        return f"priordial import FILE.onnx --name NAME --models {shlex.quote(models)}"
-
-    def _why_degraded(self) -> str | None:
-        state = self.priors.store_state
-        reasons = [f"the load of {what} hangs" for what in self.repository.loads.hanging()]
-        if self.mirror is not None and self.mirror.fault is not None:
-            reasons.append(f"models: {self.mirror.fault}")
-        if state.degraded:
-            reasons += [f"prior store {state.kind}", state.detail, *state.faults]
-        default = self.repository.wanted_default
-        if default is not None and default not in self.repository.all():
-            reasons.append(f"the default model '{default}' is not served (GET /models says why)")
-        reasons += [self.repository.folder_fault, self.metrics.fault or ""]
-        return "; ".join(filter(None, reasons)) or None
-
-    def _readiness(self) -> Iterator[Gauge]:
-        """The state of /health/ready as gauges."""
-        ready = self._why_not_ready() is None
-        yield "priordial_ready", {}, float(ready)
-        yield "priordial_degraded", {}, float(ready and self._why_degraded() is not None)
 
     def _check_default_model(self) -> None:
         """Raise InvalidSetting when no model has the name of --default-model."""

@@ -101,7 +101,7 @@ class Application:
     @property
     def fault(self) -> str | None:
         """Why the process must be replaced (a hang or a failed batcher); None while it is live."""
-        return None if self._service is None else self._service.fault
+        return None if self._service is None else self._service.health.why_not_live()
 
     @property
     def queued_rows(self) -> int:

@@ -18,7 +18,7 @@ from typing import Any
 
 import uvicorn
 
-from service.server.connection_counts import ConnectionCounts
+from service.process.connection_counts import ConnectionCounts
 
 logger = logging.getLogger(__name__)
 

@@ -29,10 +29,10 @@ from service.observe.traces import TracesUnavailable
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
 from service.process import threads
+from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED
 from service.process.machine import bound_heaps, return_memory
 from service.server.app import NothingToServe, Service
-from service.server.connection_counts import open_counts
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
 from service.server.listener import listen, url_of
@@ -205,7 +205,7 @@ class _Serving:
 
     def _say_ready(self) -> None:
         """Log the address, and why the service is not ready if it is not."""
-        unready = self._service.unready
+        unready = self._service.health.why_not_ready()
         if self._link is not None:
             self._link.listens(unready)  # the supervisor logs it once for all workers
         elif unready is not None:
@@ -223,7 +223,7 @@ class _Serving:
         signal: the process ends without finishing requests.
         """
         self._signals_to_end += 1
-        if not self._service.started:
+        if not self._service.start_done.is_set():
             self._stop_starting()
         elif self._signals_to_end == 1:
             self._service.drain()

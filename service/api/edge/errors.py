@@ -10,7 +10,7 @@ from service.contract import adjustment, prior
 from service.evaluate import feedback
 from service.priors import caution, preview, revisions
 from service.priors.orders import wishes
-from service.repository import on_demand, repository
+from service.repository import on_demand, order_book, repository
 from service.wire import faults
 
 PROBLEM_JSON = "application/problem+json"
@@ -112,7 +112,7 @@ def kinds() -> Mapping[type[Exception], str]:
         work.BatcherFailed: "unavailable",
         on_demand.UnknownModel: "unknown-model",
         repository.ModelFailed: "invalid",
-        repository.OtherWorkerFailed: "unavailable",
+        order_book.OtherWorkerFailed: "unavailable",
         repository.NoRollout: "invalid",
         wishes.NoTrial: "conflict",
         MemoryError: "unavailable",

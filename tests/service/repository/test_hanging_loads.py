@@ -238,15 +238,15 @@ def test_a_version_whose_load_hangs_has_failed_and_the_one_before_serves_on(
             service.repository.loads._seconds = LONG
             assert "--load-seconds" in state(service, 2)
             assert served(service) == [1]
-            assert service._why_not_live() is None
-            assert service._why_degraded() == "the load of linear version 2 hangs"
+            assert service.health.why_not_live() is None
+            assert service.health.why_degraded() == "the load of linear version 2 hangs"
             with pytest.raises(ModelFailed, match="earlier load of this version hangs"):
                 await service.repository.load("linear")
             publish_model(tmp_path / "models", "other")
             await service.repository.load_all()
             assert set(service.repository.all()) == {"linear", "other"}
             released.set()
-            await until(lambda: service._why_degraded() is None)
+            await until(lambda: service.health.why_degraded() is None)
             await service.repository.load("linear")
             assert served(service) == [2, 1]
 

@@ -302,7 +302,7 @@ def test_a_websocket_is_refused(settings):
 def test_an_order_that_another_worker_could_not_carry_out_is_503_and_can_be_tried_again(
     settings, monkeypatch
 ):
-    from service.repository.repository import OtherWorkerFailed
+    from service.repository.order_book import OtherWorkerFailed
 
     async def failing(_self, name, **_by):
         raise OtherWorkerFailed(f"this worker could load '{name}' and another could not")

@@ -1,0 +1,65 @@
+"""The folder of all models: which models and versions it holds."""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from service.contract.bundle import check_model_name, versions
+from service.contract.nearest import did_you_mean
+from service.repository.on_demand import UnknownModel, size_of
+
+
+class ModelFolder:
+    """Reads the folder `NAME/VERSION` anew at each call; nothing is kept."""
+
+    def __init__(self, path: Path) -> None:
+        """path: the folder; it may be missing."""
+        self.path = path
+
+    def names(self) -> list[str]:
+        """Return the name of every model that has a version, in order."""
+        if not self.path.is_dir():
+            return []
+        return sorted(e.name for e in self.path.iterdir() if e.is_dir() and versions(e))
+
+    def versions(self, name: str) -> list[int]:
+        """Return the versions of a model, oldest first; none when the model is not there."""
+        return versions(self.path / name)
+
+    def version(self, name: str, version: int) -> Path:
+        """Return the folder of a version."""
+        return self.path / name / str(version)
+
+    def holds(self, name: str) -> bool:
+        """Whether a model of this name, which may come from a client, has a version."""
+        try:
+            check_model_name(name)
+        except ValueError:
+            return False
+        return bool(self.versions(name))
+
+    def check(self, name: str) -> None:
+        """Raise UnknownModel, with the names that are there, unless the model has a version."""
+        if not self.holds(name):
+            there = self.names()
+            raise UnknownModel(
+                f"no model '{name[:80]}' in the repository; there is "
+                f"{', '.join(there) or 'none'}{did_you_mean(name[:80], there)}"
+            )
+
+    def loaded_bytes(self, name: str, versions: Iterable[int]) -> int:
+        """Estimate the memory that these versions take once loaded, in bytes."""
+        return size_of(self.version(name, version) for version in versions)
+
+    def why_lost(self) -> str:
+        """Why a folder that held models no longer can; empty while it has an entry."""
+        try:
+            if any(self.path.iterdir()):
+                return ""
+            fault = "is empty"
+        except OSError as error:
+            fault = f"cannot be read: {error.strerror}"
+        return (
+            f"the models folder '{self.path}' {fault}; the models that were loaded go on "
+            "serving, and are lost with a restart: mount or restore the folder, then reload "
+            "(SIGHUP). To stop a model, unload it by its name"
+        )

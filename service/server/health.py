@@ -1,0 +1,86 @@
+"""What the health routes say of the service: whether it is live, ready and not degraded."""
+
+import shlex
+from collections.abc import Iterable, Iterator
+
+from service.batching.batcher import Batcher
+from service.observe.metrics import Metrics
+from service.observe.run_folder import Gauge
+from service.priors.priors import Priors
+from service.repository.repository import Repository
+from service.server.watchdog import Watchdog
+from service.settings import Settings
+from service.stores.mirror import Mirror
+
+
+class ServiceHealth:
+    """Collects the faults of all parts into one reason for each health route."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        repository: Repository,
+        priors: Priors,
+        metrics: Metrics,
+        watchdog: Watchdog,
+        mirror: Mirror | None,
+    ) -> None:
+        """Not ready until `started` is set. mirror: the local copy of a URL of models, if any."""
+        self._settings, self._repository, self._priors = settings, repository, priors
+        self._metrics, self._watchdog, self._mirror = metrics, watchdog, mirror
+        self.started = False
+        """Whether models and priors are loaded."""
+        self.draining = False
+
+    def why_not_live(self) -> str | None:
+        """The reason for which the process must be restarted; None while it is live."""
+        failures = (each.lost or each.failure for each in batchers(self._repository))
+        return self._watchdog.hung or next(filter(None, failures), None)
+
+    def why_not_ready(self) -> str | None:
+        """The reason for which no requests should be sent here; None while it is ready."""
+        if self.draining:
+            return "draining"
+        if not self.started:
+            return "models are being loaded"
+        if not self._repository.known() and not self._settings.allow_no_models:
+            return (
+                f"no model is served from '{self._settings.models}': publish one there "
+                f"({self._how_to_publish()}) and load it "
+                "(SIGHUP, or POST /v2/repository/models/NAME/load)"
+            )
+        return None
+
+    def why_degraded(self) -> str | None:
+        """Every fault that the service works around; None while there is none."""
+        state, repository = self._priors.store_state, self._repository
+        reasons = [f"the load of {what} hangs" for what in repository.loads.hanging()]
+        if self._mirror is not None and self._mirror.fault is not None:
+            reasons.append(f"models: {self._mirror.fault}")
+        if state.degraded:
+            reasons += [f"prior store {state.kind}", state.detail, *state.faults]
+        default = repository.wanted_default
+        if default is not None and default not in repository.all():
+            reasons.append(f"the default model '{default}' is not served (GET /models says why)")
+        reasons += [repository.folder_fault, self._metrics.fault or ""]
+        return "; ".join(filter(None, reasons)) or None
+
+    def gauges(self) -> Iterator[Gauge]:
+        """Yield the state of /health/ready as gauges."""
+        ready = self.why_not_ready() is None
+        yield "priordial_ready", {}, float(ready)
+        yield "priordial_degraded", {}, float(ready and self.why_degraded() is not None)
+
+    def _how_to_publish(self) -> str:
+        models = str(self._settings.models)
+        if self._mirror is not None:
+            return f"copy a published folder NAME/VERSION to {models}"
+        return f"priordial import FILE.onnx --name NAME --models {shlex.quote(models)}"
+
+
+def batchers(repository: Repository) -> Iterable[Batcher]:
+    """Yield the queue of every version that serves."""
+    for by_version in repository.all().values():
+        for model in by_version.values():
+            yield model.batcher

@@ -1,0 +1,43 @@
+"""`service.repository.folder`: which models the folder holds, and what a client's name can do."""
+
+import pytest
+
+from service.repository.folder import ModelFolder
+from service.repository.on_demand import UnknownModel
+from tests.support.small_models import publish_model
+
+
+@pytest.fixture
+def folder(tmp_path):
+    publish_model(tmp_path, "linear")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("not a model")
+    return ModelFolder(tmp_path)
+
+
+def test_only_folders_with_a_version_are_models(folder):
+    assert folder.names() == ["linear"]
+    assert folder.versions("linear") == [1]
+    assert folder.versions("gone") == []
+
+
+@pytest.mark.parametrize("name", ["empty", "notes.txt", "gone", "..", "linear/..", "", "a\0b"])
+def test_a_name_without_a_version_is_refused_with_the_names_that_are_there(folder, name):
+    assert not folder.holds(name)
+    with pytest.raises(UnknownModel, match="in the repository; there is linear"):
+        folder.check(name)
+
+
+def test_a_folder_with_any_entry_is_not_lost(folder):
+    assert folder.why_lost() == ""
+
+
+def test_an_empty_folder_and_one_that_is_gone_are_lost(tmp_path):
+    assert "is empty" in ModelFolder(tmp_path).why_lost()
+    assert "cannot be read: No such file" in ModelFolder(tmp_path / "gone").why_lost()
+
+
+def test_versions_take_more_memory_than_their_files(folder):
+    graph = folder.version("linear", 1) / "model.onnx"
+    assert folder.loaded_bytes("linear", [1]) > graph.stat().st_size
+    assert folder.loaded_bytes("linear", []) == 0
