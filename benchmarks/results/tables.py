@@ -33,9 +33,8 @@ from training.loop.processes import Processes
 from training.loop.train import Keeping
 from training.pages.page import markdown_table
 from training.run import recipe_file
-from training.run.calibration import calibrate
 from training.run.candidates import name_of
-from training.run.run import Running, run
+from training.run.run import Running, calibrated, run
 
 OWN_TAIL = {"shuttle", "soybean", "manual", "source", "changelog", "licences"}
 TEXTS = {"manual", "source", "changelog", "licences"}
@@ -110,14 +109,7 @@ def ours(data: Set, seed: int, folder: Path) -> tuple[NDArray[np.float64], NDArr
     assert finished is not None
     file.unlink()
     ready = finished.ready
-    val = ready.data.val
-    calibration = calibrate(
-        finished.logits.get("val"),
-        None if val is None else val.labels,
-        log_source_prior=ready.log_source_prior,
-        class_counts=ready.data.class_counts,
-        class_names=ready.data.class_names,
-    )
+    _, calibration = calibrated(finished)
     # the test rows of a CSV file stay in its order, and its classes are sorted as ours are
     order = [ready.data.class_names.index(name) for name in data.names]
     logits = finished.logits["test"].astype(np.float64)[:, order] / calibration.temperature

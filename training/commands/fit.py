@@ -119,6 +119,12 @@ def _add_method_flags(method: Any) -> None:
         help="tau of --afterwards weight-norm, 0 to 10 (default: the best on the validation split)",
     )
     method.add_argument(
+        "--refit",
+        action=argparse.BooleanOptionalAction,
+        help="train the network that validation chose again on all rows, its validation rows "
+        "included (default: with --network auto and fewer than 2,000 rows)",
+    )
+    method.add_argument(
         "--publish-tau",
         choices=("one", "chosen"),
         help="the published model's default_tau, for requests that name none: 1, or the best on "

@@ -48,11 +48,13 @@ def publish(
     samples: int,
     command: str = "",
     tried: Sequence[Tried] = (),
+    learnt_again: int = 0,
 ) -> Path:
     """Write the model to the folder models/<name>/<next version>, and return the folder.
 
     logits: [n, C] by split. samples: how many test inputs report.json shows. command: the command
-    line, for the report. tried: the candidates of network auto. Raises RunFailed when the exported
+    line, for the report. tried: the candidates of network auto. learnt_again: how many of the
+    training rows were the validation rows of the network before. Raises RunFailed when the exported
     graph does not give the network's logits in onnxruntime.
     """
     network = network.cpu().eval()
@@ -90,7 +92,7 @@ def publish(
         (folder / "report.json").write_text(text, encoding="utf-8")
         html = run_page(
             document,
-            _facts(recipe, ready, command=command, tried=tried),
+            _facts(recipe, ready, command=command, tried=tried, learnt_again=learnt_again),
             title=f"Model {recipe.name}",
             lead=recipe.description or _description(recipe),
         )
@@ -99,7 +101,14 @@ def publish(
     return publish_folder(
         models,
         recipe.name,
-        fields=manifest_fields(recipe, ready, calibration=calibration, scores=scores, tried=tried),
+        fields=manifest_fields(
+            recipe,
+            ready,
+            calibration=calibration,
+            scores=scores,
+            tried=tried,
+            learnt_again=learnt_again,
+        ),
         write_files=write_files,
     )
 
@@ -115,11 +124,16 @@ def _estimation(calibration: Calibration) -> dict[str, Any]:
 
 
 def _facts(
-    recipe: Recipe, ready: Prepared, *, command: str, tried: Sequence[Tried]
+    recipe: Recipe, ready: Prepared, *, command: str, tried: Sequence[Tried], learnt_again: int
 ) -> dict[str, str]:
     """Return facts about the model's training, by name, for its page."""
     data = ready.data
     rows = ", ".join(f"{name} {len(split):,}" for name, split in _splits(data).items())
+    if learnt_again:
+        rows += (
+            f"; {learnt_again:,} of the training rows were held out from a first network, which "
+            "the validation figures and the calibration describe"
+        )
     made = made_by(command)
     return {
         "date": made["date"],
@@ -148,6 +162,7 @@ def manifest_fields(
     calibration: Calibration,
     scores: Mapping[str, Any],
     tried: Sequence[Tried] = (),
+    learnt_again: int = 0,
 ) -> dict[str, Any]:
     """Return the fields of model.json except name, version and files."""
     data = ready.data
@@ -169,6 +184,7 @@ def manifest_fields(
             "steps": ready.plan.steps,
             "source_prior": ready.recorded.source_prior,
             **({"tried": [asdict(each) for each in tried]} if tried else {}),
+            **({"refit": {"validation_rows": learnt_again}} if learnt_again else {}),
             "data": {
                 "spec": recipe.data,
                 **data.origin,

@@ -138,6 +138,11 @@ class Published:
         own = data.origin.get("sha256") in (None, self.known.sha256)
         if split is None and data.whole is not None and not own:
             return data, self._own_classes(spec, data, data.whole)
+        if split == "val" and own and self.bundle.provenance.get("refit"):
+            raise WrongUse(
+                f"{spec}: the model was trained again on all rows, so none of its validation rows "
+                "is left; give labelled rows that it has not seen, or fit it with --no-refit"
+            )
         if split == "val" and data.labelled:
             data = set_aside_validation(
                 data, per_class=settings.get("validation_per_class"), seed=seed

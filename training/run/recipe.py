@@ -18,7 +18,7 @@ from training.loop.train import OPTIMISERS, PRECISIONS, Plan
 
 DEFAULT_EPOCHS = 20
 FEWEST_DEFAULT_STEPS = 1500  # the least default length, so that small data get more than 20 epochs
-FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau")
+FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau", "refit")
 """Settings that do not change what the network learns."""
 AUTO = "auto"
 """The name under which several networks are tried and validation chooses one."""
@@ -106,6 +106,7 @@ class Recipe:
     afterwards: str = "nothing"
     norm_tau: float | None = None
     publish_tau: str = "one"
+    refit: bool | None = None
 
     def __post_init__(self) -> None:
         """Raise WrongUse for a meaningless value, from a flag or from a file."""

@@ -32,6 +32,7 @@ from training.run.candidates import Tried, best_of, candidates, described, name_
 from training.run.prepare import Prepared, identity, prepare
 from training.run.publish import publish, served_tau
 from training.run.recipe import Recipe
+from training.run.refit import FOLDER, HeldOut, all_rows, moved
 from training.run.rehearsal import rehearse
 from training.scores.evaluate import score
 
@@ -78,6 +79,17 @@ class Finished:
     """The folder of the published model; None if it was not published."""
     tried: tuple[Tried, ...] = ()
     """The candidates of network auto."""
+    penalty: float | None = None
+    """The penalty of a linear layer that L-BFGS fitted."""
+    held_out: HeldOut | None = None
+    """The validation rows with the logits of the network before, if this one learnt them, too."""
+
+    @property
+    def measured(self) -> HeldOut | None:
+        """The validation rows, and the logits of the network that did not learn from them."""
+        if self.held_out is not None or self.ready.data.val is None:
+            return self.held_out
+        return HeldOut(self.ready, self.logits["val"])
 
     @property
     def network(self) -> nn.Module:
@@ -96,6 +108,7 @@ def run(
     """Train, calibrate and publish as the recipe says. Returns None in all processes but the first.
 
     For network auto, every candidate is trained, and the one that validation chooses is published.
+    Where rows are few, it is first trained again on all of them (training.run.refit).
     """
     started = time.monotonic()
     offered = candidates(recipe)
@@ -116,7 +129,19 @@ def run(
         found.append(tried(candidate, finished.ready, finished.logits.get("val")))
     if not runs:
         return None
-    finished, kept, own = runs[best_of(found)]
+    best = best_of(found)
+    finished, kept, own = runs[best]
+    again = all_rows(
+        recipe,
+        offered[best],
+        finished.ready,
+        penalty=finished.penalty,
+        world=processes.world,
+    )
+    if again is not None:
+        own = replace(running, candidate=FOLDER)
+        finished, kept = _learnt_again(again, finished, own, keeping, processes)
+        runs.append((finished, kept, own))
     if len(offered) > 1:
         finished = replace(finished, tried=tuple(found))
         say(f"network: {described(finished.recipe, found)}")
@@ -128,6 +153,19 @@ def run(
         if other.checkpoint is not None:
             other.checkpoint.remove()
     return finished
+
+
+def _learnt_again(
+    recipe: Recipe, chosen: Finished, running: Running, keeping: Keeping, processes: Processes
+) -> tuple[Finished, Keeping]:
+    """Train the chosen network on all rows; what validation measured stays with the result."""
+    stage(f"training {name_of(chosen.recipe)} again on all rows", quiet=keeping.quiet)
+    one = _run_one(
+        recipe.resolved(), running, keeping, processes, started=chosen.started, warned=True
+    )
+    assert one is not None  # there is one process
+    finished, kept = one
+    return replace(finished, recipe=chosen.recipe, held_out=chosen.measured), kept
 
 
 def _run_one(
@@ -154,11 +192,12 @@ def _run_one(
             models = running.models if processes.first else None
             rehearse(recipe, ready, network, models=models)
         stage(_work(ready), quiet=keeping.quiet)
-        train_network(recipe, ready, network, keeping, processes, workers=running.workers)
+        penalty = train_network(recipe, ready, network, keeping, processes, workers=running.workers)
         if not processes.first:
             return None
         with _trained(keeping):
-            return _finished(recipe, ready, network, processes.device, started), keeping
+            finished = _finished(recipe, ready, network, processes.device, started)
+        return replace(finished, penalty=penalty), keeping
 
 
 def _with_folder(running: Running, candidate: Recipe, *, several: bool) -> Running:
@@ -243,8 +282,11 @@ def train_network(
     processes: Processes,
     *,
     workers: int = 2,
-) -> nn.Module:
-    """Train the network in place as the recipe says, and return it."""
+) -> float | None:
+    """Train the network in place as the recipe says.
+
+    Returns the penalty of a linear layer that L-BFGS fitted, else None.
+    """
     network.to(processes.device)
     if ready.plan.optimiser == "lbfgs":
         return _fit_linear(recipe, ready, network, keeping, processes)
@@ -263,13 +305,14 @@ def train_network(
         keeping=keeping,
         processes=processes,
     )
-    return network.to(memory_format=torch.contiguous_format)  # type: ignore[no-any-return, call-overload]
+    network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return None
 
 
 def _fit_linear(
     recipe: Recipe, ready: Prepared, network: nn.Module, keeping: Keeping, processes: Processes
-) -> nn.Module:
-    """Fit the last layer of a network whose other layers are fixed."""
+) -> float:
+    """Fit the last layer of a network whose other layers are fixed; returns its penalty."""
     if processes.world > 1:
         raise WrongUse("--optimiser lbfgs runs in one process; start it without torchrun")
     found = fit_last_layer(
@@ -282,7 +325,7 @@ def _fit_linear(
     )
     chosen = " (the best of validation)" if found.curve else ""
     stage(f"penalty {found.penalty:g}{chosen}", quiet=keeping.quiet)
-    return network
+    return found.penalty
 
 
 def fit_network(
@@ -290,7 +333,8 @@ def fit_network(
 ) -> nn.Module:
     """Make and train a network as the recipe says, without the checks and files of a run."""
     network = make_network(recipe, ready)
-    return train_network(recipe, ready, network, keeping, processes, workers=workers)
+    train_network(recipe, ready, network, keeping, processes, workers=workers)
+    return network
 
 
 def answer(finished: Finished) -> dict[str, Any]:
@@ -313,15 +357,18 @@ def answer(finished: Finished) -> dict[str, Any]:
         "tau": calibration.tau_object(),
         "validation": finished.scores.get("val"),
         "test": finished.scores.get("test"),
-        "rarest_in_validation": _rarest(finished.ready.data),
+        "refit": finished.held_out is not None,
+        "rarest_in_validation": _rarest(finished.measured),
         "seconds": finished.seconds,
     }
 
 
-def _rarest(data: Dataset) -> dict[str, Any] | None:
+def _rarest(measured: HeldOut | None) -> dict[str, Any] | None:
     """Return the class with the fewest validation rows; None without validation rows."""
-    if data.val is None or not len(data.val):
+    if measured is None or not len(measured.logits):
         return None
+    data = measured.ready.data
+    assert data.val is not None
     counts = np.bincount(data.val.labels, minlength=len(data.class_names))
     return {"class": data.class_names[int(counts.argmin())], "rows": int(counts.min())}
 
@@ -361,28 +408,43 @@ def _finished(
     return Finished(recipe, ready, changed, logits, started)
 
 
+def calibrated(finished: Finished) -> tuple[Calibration, Calibration]:
+    """Calibrate on the validation rows: (for the network that did not learn them, as published)."""
+    held = finished.measured
+    source = (held or finished).ready
+    found = calibrate(
+        None if held is None else held.logits,
+        None if source.data.val is None else source.data.val.labels,
+        log_source_prior=source.log_source_prior,
+        class_counts=source.data.class_counts,
+        class_names=source.data.class_names,
+        source_prior=source.recorded.source_prior,
+    )
+    if finished.held_out is None or found.estimation is None:
+        return found, found
+    block = moved(
+        found.estimation, before=source.log_source_prior, after=finished.ready.log_source_prior
+    )
+    return found, replace(found, estimation=block)
+
+
 def _published(finished: Finished, running: Running, keeping: Keeping) -> Finished:
     """Calibrate, score and publish a trained network."""
-    ready, val = finished.ready, finished.ready.data.val
     stage("calibrating and scoring", quiet=keeping.quiet)
-    calibration = calibrate(
-        finished.logits.get("val"),
-        None if val is None else val.labels,
-        log_source_prior=ready.log_source_prior,
-        class_counts=ready.data.class_counts,
-        class_names=ready.data.class_names,
-        source_prior=ready.recorded.source_prior,
-    )
+    measured, calibration = calibrated(finished)
     tau = served_tau(finished.recipe, calibration)
-    scores = {
-        name: _score(ready, name, found, calibration, served=tau)
-        for name, found in finished.logits.items()
-    }
+    held, scores = finished.measured, {}
+    if held is not None:
+        scores["val"] = _score(held.ready, "val", held.logits, measured, served=tau)
+    if "test" in finished.logits:
+        scores["test"] = _score(
+            finished.ready, "test", finished.logits["test"], calibration, served=tau
+        )
     stage("exporting and checking the ONNX file", quiet=keeping.quiet)
     assert running.models is not None
     bundle = publish(
         finished.recipe,
-        ready,
+        finished.ready,
         finished.network,
         logits=finished.logits,
         calibration=calibration,
@@ -391,6 +453,7 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
         samples=running.samples,
         command=running.command,
         tried=finished.tried,
+        learnt_again=0 if finished.held_out is None else len(finished.held_out.logits),
     )
     return replace(finished, calibration=calibration, scores=scores, bundle=bundle)
 
