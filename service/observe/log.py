@@ -6,6 +6,7 @@ key. It holds the key's name.
 
 import asyncio
 import atexit
+import errno
 import logging
 import os
 import queue
@@ -97,6 +98,8 @@ class RequestLog:
         self._blocks: queue.Queue[bytes | None] = queue.Queue(MAX_WAITING)
         self._dropped = 0
         self._thread: threading.Thread | None = None
+        self.fault: str | None = None
+        """Why lines are lost, as on a full disk; None while they are written."""
 
     def __call__(self, lines: list[Line]) -> None:
         """Log answered requests. Call it on the event loop; the log keeps the dictionaries."""
@@ -155,8 +158,12 @@ class RequestLog:
             try:
                 self._stream.write(block)
                 self._stream.flush()
-            except (OSError, ValueError):  # the reader of stderr has gone, or the stream is closed
-                continue
+            except (OSError, ValueError) as error:
+                # Otherwise the reader of stderr has gone, or the stream is closed.
+                if getattr(error, "errno", None) in _NO_ROOM:
+                    self.fault = f"log lines are lost: {error}"
+            else:
+                self.fault = None
 
 
 def as_json(line: Line, at: float, *, event: str = "request") -> bytes:
@@ -231,6 +238,7 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
 
 
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 _TEXT = "%(asctime)s  %(levelname)s %(name)s: %(message)s"
 _TIME = "%Y-%m-%d %H:%M:%S"
 _SECONDS = ("seconds", "queue_seconds", "inference_seconds")

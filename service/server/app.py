@@ -164,6 +164,7 @@ class Service:
             lost=self._lost_graph,
             end=os._exit if owns_process else None,
         )
+        self.request_log = request_log(settings.log_format)
         self.health = ServiceHealth(
             settings,
             repository=self.repository,
@@ -171,13 +172,13 @@ class Service:
             metrics=self.metrics,
             watchdog=self.watchdog,
             mirror=self.mirror,
+            request_log=self.request_log,
         )
         self._polling: asyncio.Task[None] | None = None
         self.webhook: Webhook | None = None
         self.steps: AutomaticSteps | None = None
         self.grpc: Front | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
-        self.request_log = request_log(settings.log_format)
         self.start_done = asyncio.Event()
         self.asgi = self._asgi()
 

@@ -4,6 +4,7 @@ import shlex
 from collections.abc import Iterable, Iterator
 
 from service.batching.batcher import Batcher
+from service.observe.log import RequestLog
 from service.observe.metrics import Metrics
 from service.observe.run_folder import Gauge
 from service.priors.priors import Priors
@@ -25,8 +26,10 @@ class ServiceHealth:
         metrics: Metrics,
         watchdog: Watchdog,
         mirror: Mirror | None,
+        request_log: RequestLog,
     ) -> None:
         """Not ready until `started` is set. mirror: the local copy of a URL of models, if any."""
+        self._request_log = request_log
         self._settings, self._repository, self._priors = settings, repository, priors
         self._metrics, self._watchdog, self._mirror = metrics, watchdog, mirror
         self.started = False
@@ -63,7 +66,8 @@ class ServiceHealth:
         default = repository.wanted_default
         if default is not None and default not in repository.all():
             reasons.append(f"the default model '{default}' is not served (GET /models says why)")
-        reasons += [repository.folder_fault, self._metrics.fault or ""]
+        faults = (repository.folder_fault, self._metrics.fault, self._request_log.fault)
+        reasons += [each or "" for each in faults]
         return "; ".join(filter(None, reasons)) or None
 
     def gauges(self) -> Iterator[Gauge]:

@@ -3,18 +3,25 @@
 The module imports little, so that the supervisor of several workers uses little memory.
 """
 
+import logging
 import socket
 
 from service.graph.composer import start_early
 from service.observe import log
 from service.observe.log import refuse
+from service.process.allowance import file_limit
 from service.server.listener import bind
 from service.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> int:
     """Serve until SIGTERM or SIGINT. Returns one of `service.process.exit_codes`."""
     log.configure(settings.log_format)
+    limited = file_limit()
+    if limited is not None:
+        logger.warning("%s", limited)
     try:
         listener = bind(settings.host, settings.port)
     except OSError as error:

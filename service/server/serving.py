@@ -29,6 +29,7 @@ from service.observe.traces import TracesUnavailable
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl
 from service.process import threads
+from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED
 from service.process.machine import bound_heaps, return_memory
@@ -67,16 +68,14 @@ def serve_alone(settings: Settings, listener: socket.socket) -> int:
     bound_heaps()
     with new_run() as folder:
         try:
-            uvloop.run(_alone(settings, listener, RunFolder(folder)))
+            status = uvloop.run(_alone(settings, listener, RunFolder(folder)))
         except WILL_NOT_START as error:
             status = refuse(str(error))
-        else:
-            status = DONE
     return _left(status)
 
 
-async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFolder) -> None:
-    await _Serving(settings, listener, run_folder).run()
+async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFolder) -> int:
+    return await _Serving(settings, listener, run_folder).run()
 
 
 def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int:
@@ -94,13 +93,12 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
     async def go() -> int:
         link = await Link.open(line)
         try:
-            await _Serving(settings, listener, run_folder, place=place, link=link).run()
+            return await _Serving(settings, listener, run_folder, place=place, link=link).run()
         except WILL_NOT_START as error:
             await link.refuse(str(error))
             return FAILED
         finally:
             link.close()
-        return DONE
 
     return _left(uvloop.run(go()))
 
@@ -172,14 +170,19 @@ class _Serving:
         )
         self._tasks: set[asyncio.Task[None]] = set()
         self._signals_to_end = 0
+        self._status = DONE
 
-    async def run(self) -> None:
-        """Serve until a signal or the supervisor ends the process. Raises one of WILL_NOT_START."""
+    async def run(self) -> int:
+        """Serve until a signal or the supervisor ends the process.
+
+        Returns one of `service.process.exit_codes`. Raises one of WILL_NOT_START.
+        """
         on_signals(
             {
                 signal.SIGTERM: self._leave,
                 signal.SIGINT: self._leave,
                 signal.SIGHUP: self._reload,
+                signal.SIGXCPU: self._leave_spent,
             }
         )
         starting = asyncio.get_running_loop().create_task(self._service.start())
@@ -190,7 +193,7 @@ class _Serving:
             with contextlib.suppress(asyncio.CancelledError):
                 await starting
                 if self._signals_to_end:  # the start may finish although it was cancelled
-                    return
+                    return self._status
                 self._server.config.load()
                 end_shared()
                 tune_interpreter()
@@ -202,6 +205,7 @@ class _Serving:
         finally:
             end_shared()
             await self._service.stop()
+        return self._status
 
     def _say_ready(self) -> None:
         """Log the address, and why the service is not ready if it is not."""
@@ -240,6 +244,15 @@ class _Serving:
         self._service.drain()
         self._signals_to_end = max(self._signals_to_end, 1)
         self._leave()
+
+    def _leave_spent(self) -> None:
+        """End the process, whose processor time is used up; the system repeats the signal."""
+        if self._status == DONE:
+            self._status = FAILED
+            logger.critical("%s", processor_time())
+            self._signals_to_end = max(self._signals_to_end, 1)  # without the drain delay
+            self._service.drain()
+            self._leave()
 
     async def _drain(self) -> None:
         logger.info("draining for %g s", self._drain_seconds)

@@ -3,7 +3,8 @@
 From here on, every signal has a defined effect. SIGTERM and SIGINT end the process at once until
 the event loop handles them. SIGHUP is ignored until models can be loaded. SIGUSR1 writes the stacks
 of all threads to stderr. Signals that mean nothing to the service, and whose default is to end it,
-are ignored; the first of each kind is reported on stderr.
+are ignored; the first of each kind is reported on stderr. SIGXCPU, at the end of the processor
+time that the system allows, ends the process with a line that says so.
 """
 
 import contextlib
@@ -16,7 +17,8 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from service.process.exit_codes import DONE
+from service.process.allowance import heed_processor_time, processor_time
+from service.process.exit_codes import DONE, FAILED
 
 if TYPE_CHECKING:
     import asyncio
@@ -39,6 +41,7 @@ def prepare_process() -> None:
     signal.signal(signal.SIGUSR1, _show_stacks)
     for each in meaningless():
         signal.signal(each, _ignore)
+    heed_processor_time(_spent)
 
 
 def meaningless() -> list[int]:
@@ -97,6 +100,12 @@ def _show_stacks(*_signal: Any) -> None:
 
 def _end(*_signal: Any) -> None:
     os._exit(DONE)  # Nothing has been started. An exception could be swallowed by an import.
+
+
+def _spent() -> None:
+    with contextlib.suppress(OSError):
+        os.write(2, f"priordial: {processor_time()}\n".encode())
+    os._exit(FAILED)
 
 
 def _open_standard_streams() -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from service.observe.log import refuse
 from service.observe.run_folder import RunFolder, new_run
+from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED, HUNG
 from service.server.child import WorkerProcess
@@ -76,6 +77,7 @@ class _Supervisor:
         self._workers: dict[int, WorkerProcess] = {}
         self._announced = False
         self._leaving = asyncio.Event()
+        self._status = DONE
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def run(self) -> int:
@@ -88,6 +90,7 @@ class _Supervisor:
                 signal.SIGTERM: self._leave,
                 signal.SIGINT: self._leave,
                 signal.SIGHUP: self._reload,
+                signal.SIGXCPU: self._leave_spent,
             }
         )
         loop = asyncio.get_running_loop()
@@ -100,7 +103,7 @@ class _Supervisor:
         for each in ended:
             if isinstance(each, BaseException):
                 raise each
-        return max(status for status in ended if isinstance(status, int))
+        return max([self._status, *(status for status in ended if isinstance(status, int))])
 
     # -- a slot
 
@@ -242,6 +245,13 @@ class _Supervisor:
             self._soon(self._kill_those_that_stay())
         for worker in self._workers.values():
             worker.signal(signal.SIGTERM)
+
+    def _leave_spent(self) -> None:
+        """End the service: the processor time of this process is used up."""
+        if self._status == DONE:
+            self._status = FAILED
+            logger.critical("%s", processor_time())
+            self._leave()
 
     async def _kill_those_that_stay(self) -> None:
         # Short sleeps: time in which the whole machine was stopped does not count.

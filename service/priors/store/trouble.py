@@ -13,6 +13,7 @@ from sqlalchemy.exc import (
 )
 
 from service.priors.revisions import StoreTrouble, StoreUnavailable
+from service.process.allowance import file_limit
 
 _SQLITE: tuple[tuple[str, StoreTrouble], ...] = (
     ("readonly", "read-only"),
@@ -62,6 +63,9 @@ def trouble_of(error: Exception) -> StoreUnavailable:
             if state == code:
                 return StoreUnavailable(kind, words)
         return StoreUnavailable("away", words)
+    limit = file_limit()
+    if limit is not None and "disk I/O error" in words:
+        return StoreUnavailable("full", f"{words}; {limit}")
     for part, kind in _SQLITE:
         if part in words:
             if part == "not a database":

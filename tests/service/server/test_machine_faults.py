@@ -7,6 +7,7 @@ import os
 import resource
 import signal
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -14,8 +15,9 @@ import httpx
 import pytest
 
 from service.api.edge.keys import make_key
+from service.process.exit_codes import FAILED
 from tests.support.eventually import eventually
-from tests.support.server import children, metric, running, starting
+from tests.support.server import READY, ROOT, children, metric, running, starting
 from tests.support.small_models import inputs, publish_model
 
 BODY = {"instances": inputs(1).tolist()}
@@ -253,3 +255,50 @@ def test_a_request_for_which_no_memory_is_left_is_answered_and_the_others_are_se
         assert (large.status_code, large.headers["retry-after"]) == (503, "1")
         assert "no memory left" in large.json()["detail"]
         assert httpx.post(f"{server.url}/predict", json=BODY, timeout=60).status_code == 200
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_process_without_processor_time_answers_its_last_requests_and_says_why_it_ends(
+    models, workers
+):
+    """The limit counts from the start of a process, so it is set when its use is known."""
+    with running(models, workers=workers) as server:
+        pid = children(server.process.pid)[0] if workers > 1 else server.process.pid
+        clock = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+        used = (int(clock[11]) + int(clock[12])) // os.sysconf("SC_CLK_TCK")
+        resource.prlimit(pid, resource.RLIMIT_CPU, (used + 1, used + 60))
+        statuses = set()
+        with contextlib.suppress(httpx.TransportError), httpx.Client(timeout=60) as client:
+            while "processor time" not in server.log:
+                statuses.add(client.post(f"{server.url}/predict", json=BODY).status_code)
+        assert statuses <= {200, 503}
+        assert f"used up (hard limit {used + 60} s)" in server.log
+        if workers == 1:
+            assert server.exit() == FAILED
+        else:
+            server.wait_for("has ended: exit status 1; the next one starts")
+            assert eventually(lambda: predict(server.url) == [200])
+
+
+def test_a_limit_on_the_size_of_files_is_told_at_the_start_and_where_it_is_met(models, tmp_path):
+    log = tmp_path / "log"
+    command = ["prlimit", "--fsize=65536", sys.executable, "-m", "service", "serve"]
+    flags = ["--models", str(models), "--port", "0", "--store", f"sqlite:///{tmp_path}/p.db"]
+    with log.open("w") as stderr:
+        process = subprocess.Popen([*command, *flags], stderr=stderr, cwd=ROOT)
+    try:
+        url = eventually(lambda: READY.search(log.read_text()), seconds=60)[1]
+        assert "limits each file of this process to 65536 bytes" in log.read_text()
+        refused = None
+        for number in range(200):
+            body = {"target": [1, 2, 3, 4, 5 + number], "note": "x" * 1900}
+            answer = httpx.put(f"{url}/priors/default", json=body, timeout=30)
+            refused = answer if answer.status_code == 503 else refused
+        assert refused is not None
+        assert "(full)" in refused.json()["detail"]
+        assert "ulimit -f" in refused.json()["detail"]
+        assert eventually(lambda: "log lines are lost" in str(ready(url)), seconds=30)
+        assert predict(url) == [200]
+    finally:
+        process.terminate()
+        assert process.wait(60) == 0

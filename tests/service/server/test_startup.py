@@ -9,6 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from service.process.exit_codes import FAILED
 from service.server.startup import meaningless
 from tests.support.eventually import eventually
 from tests.support.server import READY, children, running, starting
@@ -125,3 +126,9 @@ def test_a_service_whose_standard_streams_are_closed_serves(models, tmp_path, cl
     finally:
         process.kill()
         process.wait()
+
+
+def test_a_process_whose_processor_time_is_used_up_says_so_at_every_moment(prepared):
+    prepared.send_signal(signal.SIGXCPU)
+    assert "processor time" in prepared.stderr.readline()
+    assert prepared.wait(60) == FAILED
