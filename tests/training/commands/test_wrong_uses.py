@@ -102,7 +102,9 @@ DATA = (
     "cifar100:empty", "inaturalist:absent", "inaturalist:empty", "fashion-mnist:absent",
     "npz:own.csv",
     "npz:objects.npz", "npz:lengths.npz", "npz:nan.npz", "npz:lacks.npz", "npz:one.npz",
-    "npz:onehot.npz", "npz:nothing.npz", "npz:unnamed.npz", "digits:x?y",
+    "npz:onehot.npz", "npz:nothing.npz", "npz:unnamed.npz", "npz:scalar.npz", "digits:x?y",
+    "table:absent.parquet?label=kind", "table:nan.parquet?label=kind",
+    "table:bytes.parquet?label=kind", "table:hollow.parquet?label=kind",
 )  # fmt: skip
 MODEL = str(Path(__file__).parents[3] / "models" / "digits" / "1")
 OTHERS = (
@@ -200,6 +202,11 @@ def folder(tmp_path_factory):
         arrays = {"x_train": inputs, "y_train": labels, "x_test": inputs, "y_test": labels}
         np.savez(home / f"{name}.npz", **arrays)
     np.savez(home / "lacks.npz", x_train=x)
+    np.savez(home / "scalar.npz", x_train=x, y_train=np.int64(1), x_test=x, y_test=y)
+    columns = {"nan": [np.nan, 1.0] * 3, "bytes": [b"\xff", b"a"] * 3, "hollow": ["a", "b"] * 3}
+    for name, kinds in columns.items():
+        cells = [[]] * 6 if name == "hollow" else range(6)
+        parquet.write_table(pa.table({"a": cells, "kind": kinds}), home / f"{name}.parquet")
     np.save(home / "single.npy", x)
     (home / "single.npy").rename(home / "single.npz")
     return home

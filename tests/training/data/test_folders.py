@@ -63,6 +63,7 @@ def test_linked_folders_are_entered_and_dangling_links_are_told(folders, tmp_pat
     (folders / "bee").mkdir()
     (folders / "bee" / "more").symlink_to(moved)
     (folders / "bee" / "up").symlink_to(folders / "bee")
+    (folders / "bee" / "all").symlink_to(folders)  # where the other classes' images are
     (folders / "bee" / "gone.jpg").symlink_to(tmp_path / "nothing.jpg")
     found = load(folders)
     assert np.bincount(found.whole.labels).tolist() == [10, 6, 6]

@@ -262,3 +262,46 @@ def test_a_label_column_without_a_repeated_value_is_refused(tmp_path):
     pairs = write(tmp_path / "two.csv", columns(2, kind=["cat", "dog"]))
     with pytest.raises(BadData, match="nothing can be held out"):
         check_held_out(load(pairs))
+
+
+def stored(path, **made):
+    parquet.write_table(pa.table(made), path)
+    return path
+
+
+def test_labels_stored_as_bytes_are_the_texts_that_they_spell(tmp_path):
+    kinds = [KINDS[i % 3].encode() for i in range(30)]
+    found = load(stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds))
+    assert found.class_names == KINDS
+    kinds[4] = b"\xff\xfe"
+    with pytest.raises(BadData, match=r"row 4, column 'kind': holds bytes that are not UTF-8"):
+        load(stored(tmp_path / "odd.parquet", a=columns()["a"], kind=kinds))
+
+
+def test_a_label_that_is_nan_is_a_missing_label_and_no_class(tmp_path):
+    kinds = [float(i % 3) for i in range(30)]
+    kinds[7] = float("nan")
+    path = stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds)
+    with pytest.raises(BadData, match=r"row 7, column 'kind': has no value '' \(1 rows like it\)"):
+        load(path)
+
+
+@pytest.mark.parametrize("mark", ["NA", "null", "None", "?"])
+def test_a_class_that_may_be_a_missing_label_is_told(tmp_path, mark):
+    kinds = [mark if kind == "eel" else kind for kind in columns()["kind"]]
+    notes = load(write(tmp_path / "own.csv", columns(kind=kinds))).notes
+    assert notes == (
+        f"class '{mark}' may stand for rows without a label; if it does, leave these rows out",
+    )
+
+
+def test_a_class_name_with_control_characters_is_told(tmp_path):
+    kinds = ["cat\0" if kind == "cat" else kind for kind in columns()["kind"]]
+    (note,) = load(stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds)).notes
+    assert r"'cat\x00' has control characters" in note
+
+
+def test_a_column_of_empty_lists_is_no_input(tmp_path):
+    path = stored(tmp_path / "own.parquet", a=[[]] * 30, kind=columns()["kind"])
+    with pytest.raises(BadData, match=r"column 'a': the list of row 0 is empty; .*&without=a"):
+        load(path)

@@ -144,9 +144,12 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return all files below a folder in order; follow links, and skip what is hidden."""
+    """Return all files below a folder in order; follow links, and skip what is hidden.
+
+    Links back up are not followed: a folder above this one also holds the images of other classes.
+    """
     found: list[Path] = []
-    entered: set[str] = set()
+    entered = {str(above) for above in Path(os.path.realpath(folder)).parents}
     for place, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(place)
         if real in entered:  # a link back up

@@ -108,6 +108,8 @@ def _member(path: Path, archive: Mapping[str, NDArray[Any]], name: str) -> NDArr
 
 def _labels(path: Path, name: str, array: NDArray[Any]) -> NDArray[Any]:
     """Return a label array as [n]: flatten a column [n, 1]; bytes and booleans become names."""
+    if array.ndim == 0:
+        raise BadData(f"{path}, {name}: is a single value, not one for each row; save an array")
     if not name.startswith("y_"):
         return array
     if array.ndim == 2 and array.shape[1] == 1:

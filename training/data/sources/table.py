@@ -1,5 +1,6 @@
 """Reads CSV or Parquet tables: a label column with numbers and categories, or with one text."""
 
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -45,6 +46,8 @@ FEWEST_MEASURES = 20
 """Up to this many different numbers may be classes, however few rows there are."""
 MANY_CATEGORIES = 50
 """A string column with more distinct values than this may be free text or an id."""
+MARKS_OF_MISSING = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?", "-")
+"""What tables write for a missing value; as a label it may also be a class, such as Namibia's."""
 SHOWN = 20
 """The most column names that a message lists."""
 
@@ -107,7 +110,7 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
         whole=whole if drawn else None,
         labelled=written is not None,
         reproducible_split=False,
-        notes=(*notes, *_alike(names)),
+        notes=(*notes, *_alike(names), *_unusual(names)),
         origin={
             "file": wanted.path.name,
             "sha256": files_digest([wanted.path]),
@@ -238,9 +241,13 @@ def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
         raise BadData(
             f"{table.path}, column '{column}': holds lists; expected one class for each row"
         )
-    if values.dtype.kind == "f" and (values == np.floor(values)).all():
-        values = values.astype(np.int64)
+    if any(isinstance(value, bytes) for value in values[:1]):
+        values = _decoded(table, column, values)
+    absent = np.isnan(values) if values.dtype.kind == "f" else np.zeros(len(values), bool)
+    if values.dtype.kind == "f" and (values == np.floor(values))[~absent].all():
+        values = np.where(absent, 0, values).astype(np.int64)
     written = np.array([str(value) for value in values], dtype=object)
+    written[absent] = ""
     empty = np.flatnonzero(written == "")
     if empty.size:
         raise BadData(
@@ -248,6 +255,20 @@ def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
             f"({empty.size} rows like it); label its rows, or leave them out"
         )
     return written
+
+
+def _decoded(table: TableFile, column: str, values: NDArray[Any]) -> NDArray[np.object_]:
+    """Return bytes as the strings that they spell in UTF-8."""
+    texts = np.empty(len(values), dtype=object)
+    for row, value in enumerate(values):
+        try:
+            texts[row] = value.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise BadData(
+                f"{table.where(row)}, column '{column}': holds bytes that are not UTF-8: {error}; "
+                "write the labels as strings"
+            ) from None
+    return texts
 
 
 def _class_names(
@@ -404,3 +425,17 @@ def _alike(names: tuple[str, ...]) -> list[str]:
         if other != name:
             notes.append(f"classes {other!r} and {name!r} differ only in spaces or case")
     return notes
+
+
+def _unusual(names: tuple[str, ...]) -> list[str]:
+    """Return a note for each class whose name marks a missing label, or has control characters."""
+    notes = [
+        f"class '{name}' may stand for rows without a label; if it does, leave these rows out"
+        for name in names
+        if name.strip().casefold() in MARKS_OF_MISSING
+    ]
+    return notes + [
+        f"the name of class {name!r} has control characters; is the file damaged?"
+        for name in names
+        if any(unicodedata.category(letter) == "Cc" for letter in name)
+    ]

@@ -278,6 +278,11 @@ def numbers(
 
 def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.float64]:
     width = len(values[0])
+    if not width:
+        raise BadData(
+            f"{table.path}, column '{name}': the list of row 0 is empty; expected at least one "
+            f"number in each, or leave the column out with &without={name}"
+        )
     wrong = next((row for row, one in enumerate(values) if len(one) != width), None)
     if wrong is not None:
         raise BadData(
