@@ -11,6 +11,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -92,8 +93,12 @@ class Request:
 def request(rng: random.Random) -> Request:
     """A random request: any kind of body for any model, sometimes with hostile headers."""
     model = rng.choice(["linear", "linear", "image", "text", "none"])
-    fitting = {"linear": [_json, _npy, _oip], "image": [_image, _form], "text": [_json, _oip]}
-    every = [_json, _npy, _oip, _image, _form, _plain]
+    fitting = {
+        "linear": [_json, _npy, _oip],
+        "image": [_image, _form],
+        "text": [_json, _oip, _table],
+    }
+    every = [_json, _npy, _oip, _image, _form, _plain, _table]
     make = rng.choice(fitting.get(model, every) if rng.random() < 0.6 else every)
     target, content_type, body, headers = make(rng, model)
     if rng.random() < 0.2:
@@ -282,6 +287,36 @@ def _form(rng: random.Random, model: str) -> _Made:
         b"".join(parts) + rng.choice([b"--b--\r\n", b"--b", b""]),
         [],
     )
+
+
+def _table(rng: random.Random, model: str) -> _Made:
+    """A table whose bytes are altered: pyarrow, which reads it, is C++ code."""
+    content_type, body = rng.choice(_tables())
+    altered = bytearray(body)
+    for _ in range(rng.choice((0, 1, 1, 2, 4))):
+        altered[rng.randrange(len(altered))] = rng.choice((0, 255, 127, rng.randrange(256)))
+    return _path(model, "predict"), content_type, bytes(altered), []
+
+
+@lru_cache(maxsize=1)
+def _tables() -> list[tuple[bytes, bytes]]:
+    """Tables of a column of texts, as Arrow, Parquet and .npz, with their media types."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table({"words": ["a b c", "dog", "cat dog"]})
+    stream, plain, packed, arrays = (io.BytesIO() for _ in range(4))
+    with pa.ipc.new_stream(stream, table.schema) as writer:
+        writer.write_table(table)
+    pq.write_table(table, plain)
+    pq.write_table(table, packed, compression="zstd", data_page_version="2.0")
+    np.savez_compressed(arrays, words=np.array([["a b"], ["dog"]]))
+    return [
+        (b"application/vnd.apache.arrow.stream", stream.getvalue()),
+        (b"application/vnd.apache.parquet", plain.getvalue()),
+        (b"application/vnd.apache.parquet", packed.getvalue()),
+        (b"application/x-npz", arrays.getvalue()),
+    ]
 
 
 def _plain(rng: random.Random, model: str) -> _Made:

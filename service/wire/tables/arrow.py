@@ -101,7 +101,9 @@ def _column(pa: Any, column: Any) -> Column:
     if types.is_fixed_size_list(kind) and _is_number(pa, kind.value_type):
         if column.null_count:
             raise InvalidInput("holds null in place of a list; expected a list in every row")
-        flat = np.concatenate([np.empty(0), *(_numbers(pa, c.flatten()) for c in column.chunks)])
+        with np.errstate(invalid="ignore"):  # a signalling NaN, which is refused later
+            parts = [_numbers(pa, chunk.flatten()) for chunk in column.chunks]
+            flat = np.concatenate([np.empty(0), *parts])
         found: NDArray[Any] = flat.reshape(len(column), kind.list_size)
         return found
     if not _is_number(pa, kind):

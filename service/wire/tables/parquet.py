@@ -1,7 +1,9 @@
 """Parquet files → columns by name, with the library pyarrow.
 
 A page declares how many bytes it has when decompressed, and pyarrow allocates that many. So this
-module first reads the headers of all pages (Thrift's compact protocol, as in parquet.thrift).
+module first reads the metadata and the headers of all pages (Thrift's compact protocol, as in
+parquet.thrift). It never asks pyarrow for a row group or a column chunk: for damaged metadata of
+one, its C++ code throws what Python's binding does not catch, and that ends the process.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,6 +18,14 @@ MAX_ROW_GROUPS = 1_000
 MAX_PAGES = 20_000
 """The most pages of a file: reading their headers in Python takes time."""
 _MAGIC = b"PAR1"
+_GROUPS = 4
+"""The field of FileMetaData that lists its row groups."""
+_CHUNKS, _GROUP_ROWS = 1, 3
+"""Fields of RowGroup."""
+_CHUNK_METADATA = 3
+"""The field of ColumnChunk that describes its pages."""
+_PATH, _VALUES, _CHUNK_SIZE, _FIRST_PAGE, _DICTIONARY_PAGE = 3, 5, 7, 9, 11
+"""Fields of ColumnMetaData."""
 _KIND, _SIZE, _STORED = 1, 2, 3
 """Fields of PageHeader: its type, and its bytes before and after compression."""
 _DATA, _DICTIONARY, _DATA_V2 = 0, 2, 3
@@ -27,6 +37,9 @@ _ENCODINGS = {0: "PLAIN", 2: "PLAIN_DICTIONARY", 3: "RLE", 4: "BIT_PACKED",
 """All encodings except DELTA_BYTE_ARRAY, in which one byte may expand to a long text."""
 _MAX_FIXED_BYTES = 16
 """The most bytes of a fixed-length value: a decimal number, or a float of 16 bits."""
+_FOOTER_LEVELS = 16
+"""The most structs and lists within each other in a file's metadata."""
+_MOST_FIELD, _LONG_LIST = 2**15, 15
 _LEAST_BYTES = 4
 """The fewest bytes of a value in a dictionary page."""
 
@@ -47,7 +60,7 @@ def read_parquet(
     pa = library()
     import pyarrow.parquet as pq
 
-    _check_footer(body)
+    groups = _groups(body)
     try:
         options: dict[str, Any] = {
             "thrift_string_size_limit": MAX_METADATA_BYTES,
@@ -57,7 +70,8 @@ def read_parquet(
         }
         file = pq.ParquetFile(pa.BufferReader(body), **options)
         check(file.schema_arrow.names, expected)
-        _check_pages(body, file.metadata, max_rows=max_rows, max_bytes=max_bytes)
+        _check_columns(file.metadata)
+        _check_pages(body, groups, max_rows=max_rows, max_bytes=max_bytes)
         texts = [
             file.metadata.schema.column(at).path
             for at in range(file.metadata.num_columns)
@@ -79,7 +93,8 @@ def read_parquet(
 _WRITE_AGAIN = "write the Parquet file again, or send CSV"
 
 
-def _check_footer(body: bytes | bytearray) -> None:
+def _groups(body: bytes | bytearray) -> list[dict[int, Any]]:
+    """The row groups of a file's metadata. Raises Malformed or TooLarge."""
     if not (len(body) > 12 and body.startswith(_MAGIC) and body.endswith(_MAGIC)):
         raise Malformed(
             "the body is not a whole Parquet file: it does not begin and end with PAR1; send the "
@@ -91,14 +106,19 @@ def _check_footer(body: bytes | bytearray) -> None:
             f"the Parquet file's metadata has {size} bytes; at most {MAX_METADATA_BYTES} are "
             "accepted"
         )
-
-
-def _check_pages(body: bytes | bytearray, metadata: Any, *, max_rows: int, max_bytes: int) -> None:
-    """Add up the sizes that all pages declare, and refuse a file that declares too much."""
-    if metadata.num_row_groups > MAX_ROW_GROUPS:
+    footer, _ = _Thrift(bytes(body[-8 - size : -8]), 0, keeps_all=True).struct(_FOOTER_LEVELS)
+    groups = _list(footer, _GROUPS)
+    if len(groups) > MAX_ROW_GROUPS:
         raise TooLarge(
             f"the Parquet file has more than {MAX_ROW_GROUPS} row groups; write it with larger ones"
         )
+    if not all(isinstance(group, dict) for group in groups):
+        raise _contradiction("a row group")
+    return groups
+
+
+def _check_columns(metadata: Any) -> None:
+    """Raise InvalidInput for a column that is not one number or text a row."""
     for at in range(metadata.num_columns):
         column = metadata.schema.column(at)
         if column.max_repetition_level or column.path != column.name:
@@ -108,14 +128,38 @@ def _check_pages(body: bytes | bytearray, metadata: Any, *, max_rows: int, max_b
                 f"column {short(column.path)} holds {column.length} bytes a row; expected numbers "
                 "or texts"
             )
-    groups = [metadata.row_group(at) for at in range(metadata.num_row_groups)]
-    rows = sum(max(0, group.num_rows) for group in groups)
+
+
+def _check_pages(
+    body: bytes | bytearray, groups: list[dict[int, Any]], *, max_rows: int, max_bytes: int
+) -> None:
+    """Add up the sizes that all pages declare, and refuse a file that declares too much."""
+    rows = sum(max(0, _number(group, _GROUP_ROWS, "a row group")) for group in groups)
     if rows > max_rows:
         raise TooLarge(f"the body has {rows} rows; at most {max_rows} can wait: send fewer")
     pages = _Pages(body, max_bytes)
     for group in groups:
-        for at in range(group.num_columns):
-            pages.add(group.column(at), group.num_rows)
+        for chunk in _list(group, _CHUNKS):
+            described = chunk.get(_CHUNK_METADATA) if isinstance(chunk, dict) else None
+            if not isinstance(described, dict):
+                raise _contradiction("a column")
+            pages.add(described, group[_GROUP_ROWS])
+
+
+def _list(struct: dict[int, Any], field: int) -> list[Any]:
+    found = struct.get(field)
+    return found if isinstance(found, list) else []
+
+
+def _number(struct: dict[int, Any], field: int, what: str) -> int:
+    found = struct.get(field)
+    if type(found) is not int:
+        raise _contradiction(what)
+    return found
+
+
+def _contradiction(what: str) -> Malformed:
+    return Malformed(f"{what}: the Parquet file's metadata contradicts itself; {_WRITE_AGAIN}")
 
 
 class _Pages:
@@ -125,19 +169,20 @@ class _Pages:
         self._body, self._max_bytes = body, max_bytes
         self._bytes = self._count = 0
 
-    def add(self, chunk: Any, rows: int) -> None:
-        """Add the pages of one column chunk."""
-        name = short(chunk.path_in_schema)
-        at = chunk.data_page_offset
-        if chunk.has_dictionary_page and 0 < chunk.dictionary_page_offset < at:
-            at = chunk.dictionary_page_offset
-        end = min(at + chunk.total_compressed_size, len(self._body))
-        if at < 0 or chunk.num_values > rows:
-            raise Malformed(
-                f"column {name}: the Parquet file's metadata contradicts itself; {_WRITE_AGAIN}"
-            )
+    def add(self, chunk: dict[int, Any], rows: int) -> None:
+        """Add the pages of one column chunk, given its ColumnMetaData."""
+        path = b".".join(part for part in _list(chunk, _PATH) if isinstance(part, bytes))
+        name = short(path.decode(errors="replace"))
+        at = _number(chunk, _FIRST_PAGE, f"column {name}")
+        dictionary = chunk.get(_DICTIONARY_PAGE)
+        if type(dictionary) is int and 0 < dictionary < at:
+            at = dictionary
+        end = min(at + _number(chunk, _CHUNK_SIZE, f"column {name}"), len(self._body))
+        values = _number(chunk, _VALUES, f"column {name}")
+        if at < 0 or values > rows:
+            raise _contradiction(f"column {name}")
         seen = 0
-        while seen < chunk.num_values:
+        while seen < values:
             if at >= end:
                 raise Malformed(
                     f"column {name}: the Parquet file ends within a column; send the whole file"
@@ -174,8 +219,9 @@ class _Pages:
 class _Thrift:
     """Reads structs of Thrift's compact protocol."""
 
-    def __init__(self, body: bytes | bytearray, at: int) -> None:
-        self._body, self._at = body, at
+    def __init__(self, body: bytes | bytearray, at: int, *, keeps_all: bool = False) -> None:
+        """keeps_all: texts and lists are read too; else texts are skipped and lists refused."""
+        self._body, self._at, self._keeps_all = body, at, keeps_all
 
     def struct(self, levels: int = 4) -> tuple[dict[int, Any], int]:
         """The fields of a struct by number, and where it ends. Raises Malformed."""
@@ -188,25 +234,42 @@ class _Thrift:
             if not head:
                 return found, self._at
             field = field + (head >> 4) if head >> 4 else self._zigzag()
+            if field in found or not 0 < field < _MOST_FIELD:
+                raise _malformed()  # pyarrow would read it otherwise
             found[field] = self._value(head & 15, levels)
 
     def _value(self, kind: int, levels: int) -> Any:
+        found: Any = None
         if kind in {1, 2}:
-            return kind == 1
-        if kind in {4, 5, 6}:
-            return self._zigzag()
-        if kind == 3:
-            return self._byte()
-        if kind == 7:
+            found = kind == 1
+        elif kind in {4, 5, 6}:
+            found = self._zigzag()
+        elif kind == 3:
+            found = self._byte()
+        elif kind == 7:
             self._at += 8
         elif kind == 8:
             size = self._varint()  # which moves self._at
             self._at += size
+            found = self._body[self._at - size : self._at] if self._keeps_all else None
         elif kind == 12:
-            return self.struct(levels - 1)[0]
-        else:  # lists, sets and maps: page headers have none
+            found = self.struct(levels - 1)[0]
+        elif kind in {9, 10} and self._keeps_all:
+            found = self._list(levels - 1)
+        else:  # page headers have no lists, and metadata no maps
             raise _malformed()
-        return None
+        return found
+
+    def _list(self, levels: int) -> list[Any]:
+        head = self._byte()
+        size, kind = head >> 4, head & 15
+        if size == _LONG_LIST:
+            size = self._varint()
+        if not levels or size > len(self._body) - self._at:
+            raise _malformed()
+        if kind in {1, 2}:  # unlike a field, an entry of a list has a byte of its own
+            return [self._byte() == 1 for _ in range(size)]
+        return [self._value(kind, levels) for _ in range(size)]
 
     def _byte(self) -> int:
         if not self._at < len(self._body):
@@ -232,5 +295,6 @@ class _Thrift:
 
 def _malformed() -> Malformed:
     return Malformed(
-        f"the body is not a Parquet file: a page header cannot be read; {_WRITE_AGAIN}"
+        f"the body is not a Parquet file: its metadata or a page header cannot be read; "
+        f"{_WRITE_AGAIN}"
     )
