@@ -4,9 +4,12 @@ A receiver checks that `X-Priordial-Signature` is `sha256=` and the hexadecimal 
 timestamp header, a full stop and the body, with `--webhook-secret` as the key.
 """
 
+import contextlib
 import hashlib
 import hmac
+import http.client
 import logging
+import socket
 import threading
 import time
 import urllib.error
@@ -28,6 +31,7 @@ log = logging.getLogger(__name__)
 MAX_WAITING = 1000
 """The most announcements that may wait; further ones are dropped and logged."""
 ANSWER_SECONDS = 5.0
+"""Seconds for the answer to an attempt, however slowly its bytes come."""
 PAUSES = (1.0, 4.0, 16.0, 64.0)
 """Seconds before each new attempt."""
 CLOSE_SECONDS = 2.0
@@ -126,8 +130,10 @@ def _attempt(url: str, secret: bytes, body: bytes, delivery: str) -> _Trouble | 
         with error:
             may_pass = error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
             return _Trouble(f"status {error.code}", may_pass or error.code in _WORTH_RETRYING)
-    except (OSError, ValueError) as error:  # no connection, no answer in time, or no HTTP
-        return _Trouble(str(error) or type(error).__name__, may_pass=True)
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        # no connection, no answer in time, or no HTTP
+        words = " ".join(str(error).split())[:200]
+        return _Trouble(words or type(error).__name__, may_pass=True)
 
 
 def headers_of(body: bytes, delivery: str, secret: bytes) -> dict[str, str]:
@@ -148,9 +154,51 @@ def signature(body: bytes, moment: str, secret: bytes) -> str:
     return hmac.new(secret, moment.encode() + b"." + body, hashlib.sha256).hexdigest()
 
 
+class _Bounded(http.client.HTTPConnection):
+    """A connection that ends after ANSWER_SECONDS: a socket's own limit is one for each read."""
+
+    def connect(self) -> None:
+        """Connect, and set the timer."""
+        super().connect()
+        _end_later(self.sock)
+
+
+class _BoundedTLS(http.client.HTTPSConnection):
+    """The same for HTTPS."""
+
+    def connect(self) -> None:
+        """Connect, and set the timer."""
+        super().connect()
+        _end_later(self.sock)
+
+
+def _end_later(connection: socket.socket) -> None:
+    """End a connection that is still open after ANSWER_SECONDS."""
+
+    def end() -> None:
+        with contextlib.suppress(OSError):  # it was closed in time
+            connection.shutdown(socket.SHUT_RDWR)
+
+    timer = threading.Timer(ANSWER_SECONDS, end)
+    timer.daemon = True
+    timer.start()
+
+
+class _Http(urllib.request.HTTPHandler):
+    def http_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Open a URL of http."""
+        return self.do_open(_Bounded, req)
+
+
+class _Https(urllib.request.HTTPSHandler):
+    def https_open(self, req: urllib.request.Request) -> http.client.HTTPResponse:
+        """Open a URL of https."""
+        return self.do_open(_BoundedTLS, req)
+
+
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     def redirect_request(self, *_: Any, **__: Any) -> None:
         """Treat a redirect as an error: following it would turn the POST into a GET."""
 
 
-_OPENER = urllib.request.build_opener(_NoRedirect)
+_OPENER = urllib.request.build_opener(_NoRedirect, _Http, _Https)

@@ -90,6 +90,7 @@ def read_parquet(
     return columns_of(table, max_rows=max_rows)
 
 
+_CONTRADICTS = "is described by metadata of the Parquet file that contradicts itself"
 _WRITE_AGAIN = "write the Parquet file again, or send CSV"
 
 
@@ -113,7 +114,7 @@ def _groups(body: bytes | bytearray) -> list[dict[int, Any]]:
             f"the Parquet file has more than {MAX_ROW_GROUPS} row groups; write it with larger ones"
         )
     if not all(isinstance(group, dict) for group in groups):
-        raise _contradiction("a row group")
+        raise Malformed(f"a row group {_CONTRADICTS}; {_WRITE_AGAIN}")
     return groups
 
 
@@ -142,7 +143,7 @@ def _check_pages(
         for chunk in _list(group, _CHUNKS):
             described = chunk.get(_CHUNK_METADATA) if isinstance(chunk, dict) else None
             if not isinstance(described, dict):
-                raise _contradiction("a column")
+                raise Malformed(f"a column {_CONTRADICTS}; {_WRITE_AGAIN}")
             pages.add(described, group[_GROUP_ROWS])
 
 
@@ -154,12 +155,8 @@ def _list(struct: dict[int, Any], field: int) -> list[Any]:
 def _number(struct: dict[int, Any], field: int, what: str) -> int:
     found = struct.get(field)
     if type(found) is not int:
-        raise _contradiction(what)
+        raise Malformed(f"{what} {_CONTRADICTS}; {_WRITE_AGAIN}")
     return found
-
-
-def _contradiction(what: str) -> Malformed:
-    return Malformed(f"{what}: the Parquet file's metadata contradicts itself; {_WRITE_AGAIN}")
 
 
 class _Pages:
@@ -180,7 +177,7 @@ class _Pages:
         end = min(at + _number(chunk, _CHUNK_SIZE, f"column {name}"), len(self._body))
         values = _number(chunk, _VALUES, f"column {name}")
         if at < 0 or values > rows:
-            raise _contradiction(f"column {name}")
+            raise Malformed(f"column {name} {_CONTRADICTS}; {_WRITE_AGAIN}")
         seen = 0
         while seen < values:
             if at >= end:

@@ -2,12 +2,15 @@
 
 import asyncio
 import http.server
+import itertools
+import socket
 import threading
 from datetime import UTC, datetime
 
 import orjson
 import pytest
 
+from service.priors import webhook as of_webhook
 from service.priors.revisions import StoredRevision
 from service.priors.webhook import Changed, Webhook, signature
 from service.settings import InvalidSetting, Settings
@@ -142,3 +145,47 @@ def test_a_webhook_needs_a_url_and_a_secret():
         Settings(webhook="ftp://example.org", webhook_secret=SECRET)
     with pytest.raises(InvalidSetting, match="PRIORDIAL_WEBHOOK_SECRET"):
         Settings(webhook="https://example.org")
+
+
+ODD_ANSWERS = {
+    "no HTTP": itertools.repeat(b"SSH-2.0-OpenSSH_9.6\r\n", 1),
+    "headers without end": itertools.repeat(b"HTTP/1.1 200 OK\r\n" + b"A: b\r\n" * 1000, 1),
+    "informational answers without end": itertools.repeat(b"HTTP/1.1 100 Continue\r\n\r\n"),
+    "nothing": iter(()),
+}
+
+
+@pytest.mark.parametrize("kind", ODD_ANSWERS)
+def test_an_attempt_ends_whatever_the_receiver_sends_and_the_next_is_made(
+    kind, monkeypatch, caplog
+):
+    """Before, some answers lost the announcement, and one kept a processor busy for ever."""
+    monkeypatch.setattr(of_webhook, "ANSWER_SECONDS", 0.2)
+    listener = socket.create_server(("127.0.0.1", 0))
+    accepted = []
+
+    def answer(connection, answers):
+        try:
+            connection.recv(65536)
+            for part in answers:
+                connection.sendall(part)
+            connection.recv(65536)
+        except OSError:
+            pass
+
+    def serve():
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            first, ODD_ANSWERS[kind] = itertools.tee(ODD_ANSWERS[kind])
+            accepted.append(connection)
+            threading.Thread(target=answer, args=(connection, first), daemon=True).start()
+
+    threading.Thread(target=serve, daemon=True).start()
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}/hook"
+    announce(url, [changed()], until=lambda: "giving up" in caplog.text)
+    assert len(accepted) == 3
+    assert "(attempt 1)" in caplog.text
+    listener.close()
