@@ -2,8 +2,8 @@
 
 Without this, one process would accept nearly all connections of a burst and keep them until they
 end. With several workers, each one accepts one connection per turn of its event loop. A worker
-that has more connections than the others pauses for 3 ms, so that another accepts the next one. A
-connection never waits for a process that hangs or has died, since any other can accept it.
+that has more connections than another leaves the next one to it, for at most 30 ms. Workers that
+have hung for half a second, or died, do not count, so no connection waits for them.
 
 A single process accepts all waiting connections at once. asyncio's own server would accept one per
 turn, and a turn may take as long as a batch, so the last connection of a burst would wait for about
@@ -23,6 +23,8 @@ from service.process.connection_counts import ConnectionCounts
 logger = logging.getLogger(__name__)
 
 _LEFT_TO_OTHERS_SECONDS = 0.003
+_MAX_PAUSES = 10
+"""The most pauses before this worker accepts, too. On busy cores, another may wait for its turn."""
 _NO_DESCRIPTORS_SECONDS = 1.0
 _AT_ONCE = 256
 """The most connections that a single process accepts in one turn of its event loop."""
@@ -41,6 +43,9 @@ class FairServer(uvicorn.Server):
         super().__init__(config)
         self._counts, self._slot = counts, slot
         self._acceptors: list[_Acceptor] = []
+        self._pauses = 0
+        if counts is not None:
+            self.server_state.connections = _Announced(self._count)
 
     def appear(self) -> None:
         """Announce to the other workers that this one is about to accept its share."""
@@ -57,8 +62,10 @@ class FairServer(uvicorn.Server):
             )
             return made
 
-        shared = self._has_more_than_others if self._counts is not None else None
-        self._acceptors = [_Acceptor(listener, protocol, shared) for listener in sockets or []]
+        shared = self._leaves_it if self._counts is not None else None
+        self._acceptors = [
+            _Acceptor(listener, protocol, shared, changed=self._count) for listener in sockets or []
+        ]
         self.servers = self._acceptors  # type: ignore[assignment]
         self.started = True
 
@@ -72,8 +79,9 @@ class FairServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Publish that this worker accepts no more connections, then shut down."""
-        if self._counts is not None:
-            self._counts.absent(self._slot)
+        counts, self._counts = self._counts, None
+        if counts is not None:
+            counts.absent(self._slot)
         await super().shutdown(sockets)
 
     def _count(self) -> int:
@@ -83,9 +91,33 @@ class FairServer(uvicorn.Server):
             self._counts.set(self._slot, connections)
         return connections
 
-    def _has_more_than_others(self) -> bool:
+    def _leaves_it(self) -> bool:
+        """Whether another worker, which has fewer connections, should accept the next one."""
         assert self._counts is not None
-        return self._count() > self._counts.fewest()
+        if self._count() <= self._counts.fewest() or self._pauses == _MAX_PAUSES:
+            self._pauses = 0
+            return False
+        self._pauses += 1
+        return True
+
+
+class _Announced(set[Any]):
+    """A set, such as uvicorn's open connections, that calls `changed` after each change.
+
+    A count that is published late sends the connections of the next burst to one worker.
+    """
+
+    def __init__(self, changed: Callable[[], object]) -> None:
+        super().__init__()
+        self._changed = changed
+
+    def add(self, connection: Any) -> None:
+        super().add(connection)
+        self._changed()
+
+    def discard(self, connection: Any) -> None:
+        super().discard(connection)
+        self._changed()
 
 
 class _Acceptor:
@@ -96,16 +128,18 @@ class _Acceptor:
         listener: socket.socket,
         protocol: Callable[[], asyncio.Protocol],
         should_leave_it: Callable[[], bool] | None,
+        *,
+        changed: Callable[[], object],
     ) -> None:
         """Start accepting.
 
         protocol: makes the protocol object of a new connection.
         should_leave_it: tells whether another worker should accept the next connection; None if
-        there is no other worker.
+        there is no other worker. changed: called when `connecting` has changed.
         """
         self._listener, self._protocol, self._should_leave_it = listener, protocol, should_leave_it
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[object]] = set()
+        self._tasks: set[asyncio.Task[object]] = _Announced(changed)
         self._closed = False
         listener.setblocking(False)
         self._watch()
@@ -135,13 +169,8 @@ class _Acceptor:
                     break
         elif self._should_leave_it():
             self._loop.remove_reader(self._listener)
-            self._loop.call_later(_LEFT_TO_OTHERS_SECONDS, self._accept_what_was_left)
+            self._loop.call_later(_LEFT_TO_OTHERS_SECONDS, self._watch)
         else:
-            self._accept()
-
-    def _accept_what_was_left(self) -> None:
-        if not self._closed:
-            self._watch()
             self._accept()
 
     def _accept(self) -> bool:
