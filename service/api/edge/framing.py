@@ -7,25 +7,20 @@ also answers a client that has closed only its sending side.
 """
 
 import asyncio
-import http
 import re
 import socket
 from collections.abc import Iterable
 from typing import Any
 
 import httptools
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.api.edge.known_headers import Pairs
-from service.api.edge.request import Response
+from service.api.edge.request import response_bytes
 from service.wire.digits import whole_number
 
-_STATUS_LINE = {
-    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
-    for status in http.HTTPStatus
-}
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
 _ABSOLUTE = re.compile(rb"https?://[^/?#]*", re.IGNORECASE)
 _UPGRADE_FIELDS = frozenset({b"upgrade", b"http2-settings"})
@@ -93,6 +88,11 @@ class FramedProtocol(HttpToolsProtocol):
     """loop.time() when the last answer was sent."""
 
     # -- from the socket
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin a connection, and read no more from it while `_unread` holds something."""
+        super().connection_made(transport)
+        self.flow = _Flow(self, transport)
 
     def data_received(self, data: bytes) -> None:
         """Receive bytes from the client.
@@ -195,6 +195,8 @@ class FramedProtocol(HttpToolsProtocol):
         # The last request refers to this object. Without the way back, both are freed now; else
         # they would wait for the garbage collector, with what they hold, for 800 connections.
         self.cycle = None  # type: ignore[assignment]
+        if isinstance(self.flow, _Flow):
+            self.flow.protocol = None
 
     def forget_open_requests(self) -> None:
         """Mark the requests that have no answer yet as abandoned."""
@@ -544,6 +546,20 @@ class FramedProtocol(HttpToolsProtocol):
             self.transport.abort()
 
 
+class _Flow(FlowControl):
+    """uvicorn resumes reading with each answer; bytes that wait here would grow without bound."""
+
+    def __init__(self, protocol: FramedProtocol, transport: asyncio.Transport) -> None:
+        super().__init__(transport)
+        self.protocol: FramedProtocol | None = protocol
+        """None once the connection is lost: else the two would keep each other in memory."""
+
+    def resume_reading(self) -> None:
+        """Resume reading, unless bytes that were read before are still to be parsed."""
+        if self.read_paused and self.protocol is not None and not self.protocol._unread:  # noqa: SLF001
+            super().resume_reading()
+
+
 class _AnswerTransport:
     """The transport for uvicorn's answers, which ends the connection without a reset."""
 
@@ -553,22 +569,6 @@ class _AnswerTransport:
         self.write = protocol.transport.write
         self.is_closing = protocol.transport.is_closing
         self.close = protocol.end_connection
-
-
-def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
-    """The bytes of a response; without `with_body`, only its head."""
-    status, content_type, body, request_id, headers = response
-    extra = b"" if keep_alive else b"connection: close\r\n"
-    if headers:
-        extra += b"".join([b"%b: %b\r\n" % pair for pair in headers])
-    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
-        _STATUS_LINE[status],
-        extra,
-        content_type,
-        len(body),
-        request_id,
-        body if with_body else b"",
-    )
 
 
 def _header_pairs(problem: Problem) -> tuple[tuple[bytes, bytes], ...]:

@@ -6,13 +6,14 @@ skipped too. uvicorn answers every other request through ASGI, including unusual
 chunked, HTTP/1.0, `Expect`, a slow reader).
 """
 
+import asyncio
 from functools import partial
 
 from service.api.edge.bodies import compressed, is_compressed
-from service.api.edge.framing import FramedProtocol, response_bytes
+from service.api.edge.framing import FramedProtocol
 from service.api.edge.known_headers import Head, Pairs
 from service.api.edge.lane import ScoringLane
-from service.api.edge.request import Match, Response
+from service.api.edge.request import Match, Response, response_bytes
 
 _NO_KEY = (401, 403)
 _COPIED_BYTES = 2**20
@@ -160,8 +161,17 @@ class ScoringProtocol(FramedProtocol):
         if response is None or not is_compressed(response, head):
             self._respond(response)
             return
-        packing = self.loop.run_in_executor(None, compressed, response, head.coding)
-        packing.add_done_callback(lambda done: self._respond(done.result()))
+        try:
+            packing = self.loop.run_in_executor(None, compressed, response, head.coding)
+        except RuntimeError:  # the machine has no thread left
+            self._respond(response)
+            return
+        packing.add_done_callback(partial(self._respond_packed, response))
+
+    def _respond_packed(self, response: Response, done: "asyncio.Future[Response]") -> None:
+        """Send the compressed response, or the plain one where compressing it failed."""
+        failed = done.cancelled() or done.exception() is not None
+        self._respond(response if failed else done.result())
 
     def _respond(self, response: Response | None) -> None:
         cycle = self._scoring_cycle

@@ -1,5 +1,6 @@
 """A scoring request, its answer, and the interface that every scoring route has."""
 
+import http
 import random
 import time
 from collections.abc import Callable, Coroutine, Sequence
@@ -18,6 +19,11 @@ _random_bits = random.Random().getrandbits  # noqa: S311 - it names a request an
 
 Response: TypeAlias = tuple[int, bytes, bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 """(status, content type, body, request id, further headers) of an answer or a problem."""
+
+_STATUS_LINE = {
+    status.value: b"HTTP/1.1 %d %b\r\n" % (status.value, status.phrase.encode())
+    for status in http.HTTPStatus
+}
 
 Send: TypeAlias = Callable[[Response | None], None]
 """Sends the response to a request. It gets None if the client has left."""
@@ -166,3 +172,19 @@ def request_id_of(headers: dict[bytes, bytes]) -> str:
         if text.isascii() and text.isprintable():
             return text
     return f"{_random_bits(128):032x}"
+
+
+def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = True) -> bytes:
+    """The bytes of a response; without `with_body`, only its head."""
+    status, content_type, body, request_id, headers = response
+    extra = b"" if keep_alive else b"connection: close\r\n"
+    if headers:
+        extra += b"".join([b"%b: %b\r\n" % pair for pair in headers])
+    return b"%b%bcontent-type: %b\r\ncontent-length: %d\r\nx-request-id: %b\r\n\r\n%b" % (
+        _STATUS_LINE[status],
+        extra,
+        content_type,
+        len(body),
+        request_id,
+        body if with_body else b"",
+    )

@@ -122,6 +122,7 @@ class World:
             callback, arguments = self.loop.ready.popleft()
             callback(*arguments)
         elif step == "read":
+            assert not protocol._unread, "bytes that wait must not grow"
             self.sent += 1
             protocol.data_received(self.segments[self.sent - 1])
         elif step == "end":

@@ -2,13 +2,18 @@
 sockets.
 """
 
+import asyncio
 import contextlib
 import gzip
 import json
 import socket
+from unittest.mock import Mock
 
 import pytest
 
+from service.api.edge.bodies import MIN_COMPRESSED_BYTES
+from service.api.edge.known_headers import Head
+from service.api.edge.protocol import ScoringProtocol
 from tests.support.server import running
 from tests.support.small_models import inputs, publish_model
 
@@ -164,3 +169,24 @@ def test_a_deadline_ends_the_inflating_of_a_body_of_empty_blocks(address):
         with sent(address, request(packed, *headers)) as connection:
             ((status, _, _),) = answers(connection, 1)
         assert status.split()[1] == expected
+
+
+@pytest.mark.parametrize("where", ["no thread", "the thread"])
+def test_an_answer_that_cannot_be_compressed_is_sent_as_it_is(where):
+    async def scenario():
+        failed = asyncio.get_running_loop().create_future()
+        if where == "the thread":
+            failed.set_exception(MemoryError())
+        no_thread = RuntimeError("can't start new thread")
+        protocol = Mock(spec=ScoringProtocol)
+        protocol._respond_packed = lambda *found: ScoringProtocol._respond_packed(protocol, *found)
+        start = Mock(side_effect=no_thread) if where == "no thread" else Mock(return_value=failed)
+        protocol.loop = Mock(run_in_executor=start)
+        head = Head([(b"accept-encoding", b"gzip")], 0)
+        answer = (200, b"application/json", bytes(MIN_COMPRESSED_BYTES), b"id", ())
+        ScoringProtocol._respond_to(protocol, head, answer)
+        await asyncio.sleep(0)  # the loop calls what waits for the thread
+        assert start.called
+        protocol._respond.assert_called_once_with(answer)
+
+    asyncio.run(scenario())
