@@ -48,6 +48,12 @@ _CODES = {
     503: grpc.StatusCode.UNAVAILABLE,
     504: grpc.StatusCode.DEADLINE_EXCEEDED,
 }
+_MAX_PENDING = 20_000
+"""The most calls that the library holds before this service takes them.
+
+With its own 1,000, a client that made and cancelled thousands of calls at once had calls of others
+cancelled, too.
+"""
 _MAX_STREAM_IN_FLIGHT = 64
 """The most requests of one stream in progress; the next is read when one of them is answered."""
 T = TypeVar("T")
@@ -98,6 +104,8 @@ class Front:
                 ("grpc.max_receive_message_length", max_request_bytes),
                 ("grpc.max_send_message_length", max_answer_bytes),
                 ("grpc.so_reuseport", int(shares_port)),
+                ("grpc.server.max_pending_requests", _MAX_PENDING),
+                ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
             ]
         )
         unary: dict[str, tuple[Callable[..., Awaitable[Any]], Any]] = {

@@ -347,3 +347,18 @@ def test_a_message_longer_than_its_limit_is_refused_and_bodies_keep_theirs(model
         body = json.dumps({"instances": longer.tolist(), "parameters": {}}) + " " * 2**20
         answer = httpx.post(f"{server.url}/models/linear/predict", content=body, timeout=60)
         assert answer.status_code == 200
+
+
+def test_a_client_that_cancels_thousands_of_calls_has_no_call_of_others_cancelled(server):
+    message = pb.ModelInferRequest(model_name="linear", raw_input_contents=[inputs(1).tobytes()])
+    message.inputs.add(name="x", datatype="FP32", shape=[1, FEATURES])
+    body, path = message.SerializeToString(), f"/{SERVICE}/ModelInfer"
+    with (
+        grpc.insecure_channel(server.address) as hostile,
+        grpc.insecure_channel(server.address) as other,
+    ):
+        call = hostile.unary_unary(path)
+        for _ in range(8000):
+            call.future(body, timeout=60).cancel()
+        for _ in range(20):
+            assert other.unary_unary(path)(body, timeout=60)
