@@ -15,6 +15,7 @@ from typing import Literal, Protocol
 
 from service.priors.orders.wishes import ModelOrder
 from service.priors.revisions import StoredRevision, StoreTrouble, StoreUnavailable
+from service.process.waker import Waker
 
 log = logging.getLogger(__name__)
 
@@ -84,7 +85,7 @@ class FeedStore(Protocol):
     def leave(self, worker: str) -> None:
         """Remove the report of a worker that ends."""
 
-    def wait(self, seconds: float, woken: threading.Event) -> None:
+    def wait(self, seconds: float, woken: Waker) -> None:
         """Return when something may have changed, when woken, or after `seconds`."""
 
     def close(self) -> None:
@@ -129,7 +130,7 @@ class Feed:
         self._poll_seconds = poll_seconds
         self._prepare = prepare
         self._deliver, self._deliver_orders = deliver, deliver_orders
-        self._woken = threading.Event()
+        self._woken = Waker()
         self._stopping = False
         self._opened = False
         self._asking_since: float | None = None
@@ -227,6 +228,7 @@ class Feed:
                 with suppress(StoreUnavailable):
                     self._store.leave(self.me.worker)
             self._store.close()
+            self._woken.close()
             with suppress(RuntimeError):  # the loop has closed
                 self._loop.call_soon_threadsafe(self._ended.set)
 

@@ -1,7 +1,6 @@
 """The history of priors, in SQLite or PostgreSQL: blocking calls, safe from several threads."""
 
 import json
-import threading
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -23,6 +22,7 @@ from service.priors.store.reports import alive, write_report
 from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
+from service.process.waker import Waker
 
 MAX_COMPARED_CHARACTERS = 2**16
 _FORGET_US = 3_600_000_000
@@ -48,7 +48,7 @@ class SqlPriorStore:
         self.answers = AnswerStore(self.database)
         self.newest: Callable[[], Changes] = self._follower.newest
         self.since: Callable[[int], Changes] = self._follower.since
-        self.wait: Callable[[float, threading.Event], None] = self._follower.wait
+        self.wait: Callable[[float, Waker], None] = self._follower.wait
 
     def open(self, *, create: bool = True) -> None:
         """Create or migrate the tables; without `create` no SQLite file is created."""
