@@ -1,5 +1,6 @@
 """GET /models: the models and versions that serve, their origin, and why a version does not."""
 
+import asyncio
 from typing import Any
 
 import orjson
@@ -8,9 +9,14 @@ from fastapi import APIRouter, Depends, Response
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
 from service.api.edge.numbers import Whole
+from service.contract.bundle import Bundle
+from service.process.slices import long_json
 from service.repository.report import sample_pictures
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
+
+_MANY_CLASSES = 2_000
+"""The model.json of more classes than this takes milliseconds to encode."""
 
 
 def router(repository: Repository, access: Access) -> APIRouter:
@@ -38,10 +44,17 @@ def router(repository: Repository, access: Access) -> APIRouter:
     @routes.get("/models/{model}", responses=_UNKNOWN, response_model=dict[str, Any])
     async def model(model: str, version: Whole | None = None) -> Response:
         """One model: its model.json, where it runs, and which versions are loaded."""
-        found = repository.find(model, version)
-        bundle = orjson.Fragment(found.bundle.model_dump_json())
-        document = {**_summary(repository.all()[model]), "bundle": bundle}
-        return Response(orjson.dumps(document), media_type="application/json")
+        bundle = repository.find(model, version).bundle
+        summary = _summary(repository.all()[model])
+
+        def encoded() -> bytes:
+            return long_json({**summary, "bundle": _document(bundle)})
+
+        if len(bundle.class_names) > _MANY_CLASSES:
+            content = await asyncio.to_thread(encoded)
+        else:
+            content = encoded()
+        return Response(content, media_type="application/json")
 
     @routes.get(
         "/models/{model}/report",
@@ -76,6 +89,13 @@ def _no_sample(model: str, number: int, there: list[int]) -> str:
             f"model '{model}' was published without sample pictures; publish it again to have some"
         )
     return f"model '{model}' has no sample {number}; expected {there[0]} to {there[-1]}"
+
+
+def _document(bundle: Bundle) -> dict[str, Any]:
+    """A bundle as JSON values, in the order of its fields; its class list is not copied."""
+    lists = {"class_names": bundle.class_names, "class_counts": bundle.class_counts}
+    found = {**bundle.model_dump(mode="json", exclude=set(lists)), **lists}
+    return {name: found[name] for name in Bundle.model_fields}
 
 
 def _default(repository: Repository) -> str | None:

@@ -85,6 +85,7 @@ class Loader:
         bundle = load_bundle(folder)
         if not self.calibrated_source:
             bundle = bundle.without_calibrated_source()
+        bundle.work_out()
         if bundle.input.kind == "image":
             import_module("service.wire.images")  # imports Pillow now rather than during a request
         graph = graphs.open_graph(

@@ -1,5 +1,6 @@
 """The model folder: what model.json may say, that files match it, and atomic publication."""
 
+import hashlib
 import json
 import os
 
@@ -18,6 +19,7 @@ from service.contract.bundle import (
     sha256_of,
     versions,
 )
+from service.contract.members.named import SLICE
 from service.contract.publication import publish
 
 TENSOR = {"name": "x", "kind": "tensor", "shape": [None, 4], "dtype": "float32"}
@@ -356,6 +358,14 @@ def test_a_message_names_the_first_faults_of_many():
 def test_the_digest_of_classes_knows_their_order_and_borders():
     assert parsed().class_digest == class_digest(["cat", "dog"])
     assert len({class_digest(names) for names in (["a", "b"], ["b", "a"], ["ab"], ["a,b"])}) == 4
+
+
+@pytest.mark.parametrize("classes", [1, SLICE, 2 * SLICE + 3])
+def test_the_digest_is_that_of_the_whole_list_as_json(classes):
+    """Stores hold the digests of earlier versions."""
+    names = [f'é "{n}"' for n in range(classes)]
+    text = json.dumps(names, ensure_ascii=False)
+    assert class_digest(names) == hashlib.sha256(text.encode()).hexdigest()
 
 
 def test_a_model_name_is_one_that_a_folder_a_url_and_a_label_can_carry():
