@@ -126,7 +126,7 @@ def _export(given: Mapping[str, Any], url: str) -> None:
             f"warning: revision {entry.revision} of prior '{entry.name}' of model "
             f"'{entry.model}' is damaged in the store; the whole prior was left out"
         )
-    _tell(f"{len(document.entries)} revisions written")
+    _tell(f"revisions written: {len(document.entries)}")
 
 
 def _import(given: Mapping[str, Any], url: str) -> None:
@@ -140,7 +140,7 @@ def _import(given: Mapping[str, Any], url: str) -> None:
         store.open()
         done = import_document(store, document)
     _tell(
-        f"{done.whole} priors imported with their history, "
+        f"priors: {done.whole} imported with their history, "
         f"{done.newest} updated to the newest revision, {done.unchanged} unchanged"
     )
 

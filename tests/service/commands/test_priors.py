@@ -51,7 +51,7 @@ def test_an_export_imported_elsewhere_is_the_same_history(store_url, tmp_path, c
     assert main(["priors", "export", "--store", store_url, "--out", str(out)]) == 0
     assert main(["priors", "import", "--store", other, str(out)]) == 0
     assert everything(other) == everything(store_url)
-    assert "3 priors imported with their history" in capsys.readouterr().err
+    assert "priors: 3 imported with their history" in capsys.readouterr().err
     assert main(["priors", "import", "--store", other, str(out)]) == 0
     assert everything(other) == everything(store_url), "importing twice changes nothing"
 
