@@ -21,6 +21,7 @@ from training.learning.fronts import Mixed, Standardise
 from training.learning.networks import PIECES, build
 from training.learning.weights import ALL_BUT_LAST, freeze, read, start_from
 from training.loop.checkpoint import CheckpointFile, undrawn
+from training.loop.interrupt import Interrupted
 from training.loop.last_layer import head_of
 from training.loop.linear import fit_last_layer
 from training.loop.processes import Processes
@@ -460,9 +461,15 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
 
 @contextlib.contextmanager
 def _trained(keeping: Keeping) -> Iterator[None]:
-    """Add to a failure's message where the trained network is kept."""
+    """Add to the message of a failure or of Ctrl-C where the trained network is kept."""
     try:
         yield
+    except KeyboardInterrupt:
+        if keeping.checkpoint is None or not keeping.checkpoint.path.exists():
+            raise
+        raise Interrupted(
+            f"stopped; the trained network is kept in {keeping.checkpoint.path}, {keeping.going_on}"
+        ) from None
     except (Fault, OSError) as error:
         if keeping.checkpoint is None or not keeping.checkpoint.path.exists():
             raise

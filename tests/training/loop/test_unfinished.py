@@ -50,6 +50,23 @@ def test_a_failure_after_the_training_says_how_to_publish_without_training_again
     assert not checkpoint.exists()
 
 
+def test_ctrl_c_after_the_training_says_how_to_publish_without_training_again(
+    own_npz, tmp_path, monkeypatch, command
+):
+    def stopped(*_arguments, **_keywords):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr("training.run.run.publish", stopped)
+        code, _, err = command(*flags(own_npz, tmp_path))
+    assert code == 1
+    checkpoint = tmp_path / "runs" / "own" / "checkpoint.pt"
+    assert f"kept in {checkpoint}, --resume continues from it" in err
+    code, result, _ = command(*flags(own_npz, tmp_path, "--resume"))
+    assert code == 0
+    assert result["bundle"].endswith("own/1")
+
+
 def test_a_run_started_anew_does_not_overwrite_an_unfinished_one(
     unfinished, own_npz, tmp_path, command
 ):
