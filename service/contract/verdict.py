@@ -44,6 +44,8 @@ SHRINKAGE = 5.0
 REFUSED_BELOW, SUSPECT_BELOW = 0.001, 0.01
 SMALLEST_MISFIT = 0.008
 LARGEST_SELF_TEST = 0.1
+SAME_MIX = 1e-9
+"""L1 distance within which a mix is one of the self-test's."""
 SMALLEST_GAIN = 0.003
 GAIN_DRAWS = 60
 
@@ -271,15 +273,25 @@ def nearest_self_test(
 def surest_rows(
     prior: Vector, calibration: Estimation, class_frequencies: ArrayLike | None
 ) -> float | None:
-    """The most labelled rows that an estimate near the prior [C] can be worth, by the self-test."""
+    """The most labelled rows that an estimate near the prior [C] can be worth, by the self-test.
+
+    The excess errors (one over the rows) of its four mixes are averaged with weights 1 / distance².
+    Between two mixes an estimate is as wrong as both suggest, not as the nearer one alone does.
+    None where no excess was found.
+    """
     test = calibration.self_test
     if test is None or test.surest_rows is None:
         return None
     known = calibration.source_prior if class_frequencies is None else class_frequencies
     mixes = {**target_mixes(known), "dominant": dominant_mix(int(prior.argmax()), len(prior))}
-    nearest = min(mixes, key=lambda name: float(np.abs(mixes[name] - prior).sum()))
-    found: float | None = getattr(test.surest_rows, nearest)
-    return found
+    found: dict[str, float | None] = {name: getattr(test.surest_rows, name) for name in mixes}
+    distances = {name: float(np.abs(mix - prior).sum()) for name, mix in mixes.items()}
+    nearest = min(distances, key=distances.__getitem__)
+    if distances[nearest] < SAME_MIX:
+        return found[nearest]
+    weights = {name: distance**-2 for name, distance in distances.items()}
+    excess = sum(weights[name] / rows for name, rows in found.items() if rows is not None)
+    return sum(weights.values()) / excess if excess > 0 else None
 
 
 def dominant_mix(which: int, classes: int) -> Vector:

@@ -267,7 +267,7 @@ def test_a_tracker_stands_in_where_too_few_rows_of_many_classes_are_kept():
     assert (toward * (known.prior - current) >= 0).all()
 
 
-def test_the_self_test_at_the_nearest_mix_says_how_sure_an_estimate_can_be():
+def test_the_self_test_at_its_mixes_says_how_sure_an_estimate_can_be():
     tested = {"rows": 500, "training": 0.1, "uniform": 0.2, "reversed": 0.3, "misfit_99": 0.01}
     surest = {"training": 700.0, "uniform": None, "reversed": 90.0, "dominant": 50.0}
 
@@ -281,3 +281,8 @@ def test_the_self_test_at_the_nearest_mix_says_how_sure_an_estimate_can_be():
     assert surest_rows(np.array([0.05, 0.9, 0.05]), known, SOURCE) == 50.0
     assert surest_rows(UNIFORM, known_of(tested), None) is None
     assert surest_rows(UNIFORM, known_of(None), None) is None
+    # between mixes, as wrong as all suggest: the inverse squares of the distances weigh
+    between = 0.75 * SOURCE + 0.25 * UNIFORM
+    assert 90 < surest_rows(between, known, SOURCE) < 700
+    nearer = 0.9 * SOURCE + 0.1 * UNIFORM
+    assert surest_rows(between, known, SOURCE) < surest_rows(nearer, known, SOURCE) < 700
