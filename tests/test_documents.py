@@ -12,6 +12,7 @@ import pytest
 
 from service import settings
 from service.contract import bundle
+from service.contract.inputs.spec import InputSpec
 from service.observe import families
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ def test_every_metric_is_documented(text, name):
 
 @pytest.mark.parametrize(
     "name",
-    [*bundle.Bundle.model_fields, *bundle.InputSpec.model_fields, *bundle.OutputSpec.model_fields],
+    [*bundle.Bundle.model_fields, *InputSpec.model_fields, *bundle.OutputSpec.model_fields],
 )
 def test_every_field_of_model_json_is_documented(name):
     assert f"`{name}`" in (ROOT / "models/README.md").read_text(encoding="utf-8")

@@ -33,7 +33,8 @@ from service.classifier import (
     prior_shown,
     warnings_of,
 )
-from service.contract.bundle import Bundle, InputSpec
+from service.contract.bundle import Bundle
+from service.contract.inputs.spec import InputSpec
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.priors.rule import Ranking, Rule, rank
 from service.repository.repository import Repository

@@ -10,9 +10,10 @@ from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import Field, field_validator
 
 from service.contract.adjustment import Vector
+from service.contract.strict import Strict
 from service.contract.verdict import Assessment, may_adopt
 
 AUTHOR = "auto-adopt"
@@ -25,7 +26,7 @@ _SMALLEST = 1e-6  # replaces a target of 0 when the length of a step is computed
 _CLOCK = r"([01][0-9]|2[0-3]):[0-5][0-9]"
 
 
-class AutoAdopt(BaseModel):
+class AutoAdopt(Strict):
     """The bounds of automatic steps. A prior without the member only reports (`dry_run`).
 
     mode: `on` takes steps, `dry_run` only reports the steps that it would take, `off` does nothing.
@@ -35,8 +36,6 @@ class AutoAdopt(BaseModel):
     floor: the smallest share a class may get. quiet_hours: [from, to], in
     `time_zone`, without steps.
     """
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
     mode: Literal["on", "dry_run", "off"] = "dry_run"
     freeze: bool = False

@@ -11,9 +11,10 @@ from typing import Annotated, Literal, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from service.contract.adjustment import Vector, log_normalise, softmax
+from service.contract.strict import Strict
 
 ENERGY_BINS = 10
 MAX_CONFUSION_CLASSES = 100
@@ -48,11 +49,7 @@ def no_boolean(value: object) -> object:
     return value
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
-
-class ValidationRows(_Strict):
+class ValidationRows(Strict):
     """The labelled split that the block was measured on."""
 
     rows: Annotated[int, Field(ge=1, le=10**15)]
@@ -64,7 +61,7 @@ class ValidationRows(_Strict):
         return min(self.class_counts)
 
 
-class Sketch(_Strict):
+class Sketch(Strict):
     """One histogram per class of a number computed for each row of the split.
 
     Comparing traffic with them shows whether it resembles the split.
@@ -78,7 +75,7 @@ class Sketch(_Strict):
     counts: list[Annotated[list[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
 
 
-class SurestRows(_Strict):
+class SurestRows(Strict):
     """The most labelled rows that an estimate can be worth, at four mixes; null: no limit found.
 
     Even with unlimited rows, an estimate stays off by more than its interval suggests, because no
@@ -92,7 +89,7 @@ class SurestRows(_Strict):
     dominant: Positive | None = None
 
 
-class SelfTest(_Strict):
+class SelfTest(Strict):
     """How wrong estimates are on the split itself: calibrated on one half, tested on the other.
 
     `training`, `uniform` and `reversed` name the class mix of the test streams, `rows` rows each.
@@ -108,7 +105,7 @@ class SelfTest(_Strict):
     surest_rows: SurestRows | None = None
 
 
-class Replicates(_Strict):
+class Replicates(Strict):
     """The calibration measured again on R reweighted copies of the split, to show its uncertainty.
 
     temperature: [R]; log_source: [R][C], each row as `Estimation.log_source`.
@@ -118,7 +115,7 @@ class Replicates(_Strict):
     log_source: list[list[Single]]
 
 
-class Estimation(_Strict):
+class Estimation(Strict):
     """The block. `calibration` names what was fitted: nothing, a temperature, or also a bias.
 
     temperature: T, the same as the model's own.

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Color, InputSpec, Resample, Resize
+from service.contract.inputs.spec import Color, InputSpec, Resample, Resize
 from service.contract.inputs.uncopied import file_of
 
 if TYPE_CHECKING:

@@ -11,8 +11,6 @@ from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
     SerializerFunctionWrapHandler,
     ValidationError,
@@ -36,6 +34,7 @@ from service.contract.members.sparse import (
 )
 from service.contract.members.switch import ContextBody, ScheduleBody, Switch
 from service.contract.nearest import did_you_mean
+from service.contract.strict import Strict
 
 VectorSpec: TypeAlias = dict[str, float] | list[float]
 MAX_LISTED_ERRORS = 50
@@ -60,10 +59,8 @@ class UnknownLabelFrequencies(ValueError):
     """The label frequencies are needed, but neither the prior nor the model has them."""
 
 
-class PriorBody(BaseModel):
+class PriorBody(Strict):
     """The form of a prior in JSON (docs/priors.md)."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
 
     label_frequencies: VectorSpec | None = None
     target: Literal["uniform", "training"] | VectorSpec = "uniform"

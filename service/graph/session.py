@@ -14,9 +14,10 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from service.contract.bundle import Bundle, InputSpec, TokenizerSpec
-from service.contract.columns import fields, float_names, float_rows
+from service.contract.bundle import Bundle
+from service.contract.inputs.columns import fields, float_names, float_rows
 from service.contract.inputs.familiarity import Familiarity
+from service.contract.inputs.spec import InputSpec, TokenizerSpec
 from service.contract.inputs.tokens import Tokens
 from service.graph import head, ranking
 from service.graph.composer import compose_file

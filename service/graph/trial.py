@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import InputSpec
-from service.contract.columns import records
+from service.contract.inputs.columns import records
+from service.contract.inputs.spec import InputSpec
 from service.graph.session import Graph
 
 Array = NDArray[Any]

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import InputSpec
-from service.contract.columns import empty_record, empty_values, records
+from service.contract.inputs.columns import empty_record, empty_values, records
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
+from service.contract.inputs.spec import InputSpec
 from service.wire.columns import check_finite_or_missing, record_rows, with_missing
 from service.wire.faults import InvalidInput, TooLarge
 from service.wire.json_text import MAX_WHOLE_BYTES, holds

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import pixels
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire.arrays import MAX_TENSOR_BYTES
 from service.wire.faults import InvalidImage, TooLarge
 

@@ -20,7 +20,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire.arrays import Array, array_of
 from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.json_text import (

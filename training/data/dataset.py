@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import Color, InputSpec, Resample, Resize
+from service.contract.inputs.spec import Color, InputSpec, Resample, Resize
 from training.data.columns import Columns
 from training.data.text import Vocabulary
 from training.faults import BadData, nearest_class
@@ -51,7 +51,7 @@ class Split:
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """How pixels become the tensor; the fields mean the same as in `contract.bundle.InputSpec`."""
+    """How pixels become the tensor; the fields mean the same as in the contract's `InputSpec`."""
 
     size: tuple[int, int]
     color: Color

@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import pixels
-from service.contract.bundle import InputSpec
-from service.contract.columns import records
+from service.contract.inputs.columns import records
+from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import nearest_path
 from training.data.columns import is_number, written
 from training.data.pixels import SUFFIXES as IMAGES

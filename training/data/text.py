@@ -23,7 +23,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import TokenizerSpec
+from service.contract.inputs.spec import TokenizerSpec
 from service.contract.inputs.tokens import TokenizerUnusable
 from service.contract.inputs.tokens import Tokens as Tokenizer
 from training.faults import WrongUse, absent

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from service.contract.columns import fields
+from service.contract.inputs.columns import fields
 from training.data.columns import Columns
 from training.data.text import RUNS, TOKENIZER_INPUTS, Vocabulary
 from training.faults import RunFailed, instead, readable

@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from service.contract.bundle import MODEL_FILE, RECORD
-from service.contract.columns import float_rows
+from service.contract.bundle import MODEL_FILE
+from service.contract.inputs.columns import float_rows
 from service.contract.inputs.familiarity import MEASURED_ROWS, measure
+from service.contract.inputs.spec import RECORD
 from service.contract.publication import publish as publish_folder
 from training.data.columns import has_missing
 from training.data.dataset import Dataset, Split

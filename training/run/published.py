@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import InvalidTau, Vector, check_tau, log_source_prior
 from service.contract.bundle import MANIFEST_FILE, Bundle, InvalidBundle, load_bundle
-from service.contract.columns import fields, float_names, float_rows
+from service.contract.inputs.columns import fields, float_names, float_rows
 from service.contract.inputs.familiarity import MEASURED_ROWS, InputStatistics, measure
 from service.contract.inputs.tokens import TokenizerUnusable, Tokens
 from service.contract.prior import (

@@ -19,9 +19,10 @@ from service.batching.pool import Pool
 from service.batching.queue import Entry, Reply
 from service.batching.work import Deadline
 from service.classifier import Classifier, RowSettings
-from service.contract.bundle import Bundle, InputSpec
-from service.contract.columns import records
+from service.contract.bundle import Bundle
+from service.contract.inputs.columns import records
 from service.contract.inputs.finite import is_finite, not_finite, rows_not_finite
+from service.contract.inputs.spec import InputSpec
 from service.priors.revisions import PriorRevision, RevisionNotInMemory
 from service.repository.on_demand import UnknownModel
 from service.repository.repository import Repository

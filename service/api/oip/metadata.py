@@ -7,7 +7,8 @@ from fastapi import APIRouter
 from service.api.edge.errors import Problem
 from service.api.health import Health
 from service.api.oip.infer import version_of
-from service.contract.bundle import Bundle, InputSpec
+from service.contract.bundle import Bundle
+from service.contract.inputs.spec import InputSpec
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
 from service.wire.tensors import BY_DTYPE

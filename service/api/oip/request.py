@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire.arrays import check_text_bytes, texts_per_row
 from service.wire.digits import whole_number
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge

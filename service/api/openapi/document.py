@@ -20,7 +20,8 @@ from service.api.openapi.schemas import (
     ref,
 )
 from service.api.openapi.titles import TAGS, title
-from service.contract.bundle import Bundle, InputSpec
+from service.contract.bundle import Bundle
+from service.contract.inputs.spec import InputSpec
 from service.wire.arrays import example_input
 from service.wire.tables.reader import TYPES
 

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from service.commands.importing.refusal import ImportRefused
 from service.contract.adjustment import softmax
-from service.contract.bundle import InputSpec
-from service.contract.columns import records
+from service.contract.inputs.columns import records
+from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import did_you_mean
 
 Array = NDArray[Any]

@@ -12,7 +12,7 @@ from typing import Any
 from service.commands.importing.names import json_of, names_of_json, text_of
 from service.commands.importing.onnx_file import GraphInput
 from service.commands.importing.refusal import ImportRefused
-from service.contract.bundle import TokenizerSpec
+from service.contract.inputs.spec import TokenizerSpec
 
 MODEL_FILES = ("model.onnx", "onnx/model.onnx", "model_quantized.onnx", "onnx/model_quantized.onnx")
 TOKENIZER_FILE = "tokenizer.json"

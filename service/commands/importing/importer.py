@@ -41,14 +41,14 @@ from service.contract.adjustment import softmax
 from service.contract.bundle import (
     MODEL_FILE,
     Bundle,
-    InputSpec,
     InvalidBundle,
     check_model_name,
     parse_bundle,
     sha256_of,
 )
-from service.contract.columns import float_names, float_rows
+from service.contract.inputs.columns import float_names, float_rows
 from service.contract.inputs.familiarity import measure
+from service.contract.inputs.spec import InputSpec
 from service.contract.inputs.tokens import TokenizerUnusable, Tokens
 from service.contract.nearest import did_you_mean
 from service.contract.next_steps import to_serve

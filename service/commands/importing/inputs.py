@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from service.commands.importing.onnx_file import GraphInput
 from service.commands.importing.preprocessing import image_fields
 from service.commands.importing.refusal import ImportRefused
-from service.contract.bundle import RECORD, InputSpec
-from service.contract.columns import fields
+from service.contract.inputs.columns import fields
+from service.contract.inputs.spec import RECORD, InputSpec
 from service.graph.reasons import first_line
 from service.graph.trial import random_rows
 

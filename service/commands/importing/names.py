@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from service.commands.importing.refusal import ImportRefused
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import did_you_mean, nearest_path
 
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from service.commands.importing.inputs import Run, rows_of
 from service.commands.importing.onnx_file import GraphInput
 from service.commands.importing.refusal import ImportRefused
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.graph.trial import random_rows
 
 REMEDY = (

@@ -13,7 +13,9 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from service.contract.strict import Strict
 
 Array = NDArray[Any]
 Rows = NDArray[np.float64]
@@ -34,11 +36,7 @@ _LEAST_VARIANCE = 1e-12
 """A row whose standardised numbers vary less is constant: rounding alone can exceed 0."""
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
-
-class Spread(_Strict):
+class Spread(Strict):
     """How a statistic of single rows varies over the rows of training."""
 
     mean: float
@@ -47,7 +45,7 @@ class Spread(_Strict):
     high: float
 
 
-class InputStatistics(_Strict):
+class InputStatistics(Strict):
     """mean and sd: of each channel or column. rows: how many were seen.
 
     row_level: the mean over a row of its standardised numbers. row_spread: the logarithm of their

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import TokenizerSpec
 from service.contract.extras import missing_extra
+from service.contract.inputs.spec import TokenizerSpec
 
 Array = NDArray[Any]
 DEFAULT_LENGTH = 512

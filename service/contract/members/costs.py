@@ -15,9 +15,10 @@ from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from service.contract.adjustment import Vector
+from service.contract.strict import Strict
 
 MAX_PAIRS = 100_000
 """Pairs of classes with a cost of their own in one prior."""
@@ -35,13 +36,13 @@ _CHUNK_CELLS = 1_000_000
 _DENSE_SHARE = 4
 
 
-class CostsBody(BaseModel):
+class CostsBody(Strict):
     """The form of `costs` in a prior's JSON (docs/priors.md)."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False, frozen=True)
-
     miss: dict[str, float] | list[float] | None = None
-    pairs: Annotated[list[list[str | float]], Field(max_length=MAX_PAIRS)] = []
+    pairs: Annotated[list[list[str | float]], Field(max_length=MAX_PAIRS)] = Field(
+        default_factory=list
+    )
     matrix: Annotated[list[list[float]], Field(max_length=MAX_MATRIX_CLASSES)] | None = None
     reject: Annotated[float, Field(ge=0, le=MAX_COST)] | None = None
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire.arrays import Array, fitted
 from service.wire.faults import InvalidInput, UnsupportedBody
 from service.wire.shown import shape_words

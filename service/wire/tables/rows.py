@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import InputSpec
-from service.contract.columns import records
+from service.contract.inputs.columns import records
+from service.contract.inputs.spec import InputSpec
 from service.wire.arrays import fitted, text_array, texts_per_row
 from service.wire.columns import wrong_names
 from service.wire.faults import InvalidInput

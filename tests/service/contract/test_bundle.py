@@ -9,7 +9,6 @@ import pytest
 
 from service.contract import bundle, publication
 from service.contract.bundle import (
-    InputSpec,
     InvalidBundle,
     check_model_name,
     class_digest,
@@ -19,6 +18,7 @@ from service.contract.bundle import (
     sha256_of,
     versions,
 )
+from service.contract.inputs.spec import InputSpec
 from service.contract.members.named import SLICE
 from service.contract.publication import publish
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from service.contract import pixels
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.contract.pixels import BadImage
 from tests.support.server import ROOT
 

@@ -4,7 +4,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.contract.bundle import InputSpec, load_bundle
+from service.contract.bundle import load_bundle
+from service.contract.inputs.spec import InputSpec
 from service.graph.session import open_graph
 from service.graph.trial import influence, random_rows
 from tests.support.neighbour_models import NEIGHBOUR_MODELS

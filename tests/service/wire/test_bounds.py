@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire import digits, parameters
 from service.wire.arrays import MAX_TENSOR_BYTES, array_of, cast, may_hold_strings
 from service.wire.faults import InvalidInput, Malformed, TooLarge

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire import images
 from service.wire.faults import InvalidImage, TooLarge
 from service.wire.images import image_array
@@ -251,7 +251,7 @@ def test_no_bytes_make_the_decoder_do_anything_but_refuse(data):
 
 IMPORTED_BY_A_PICTURE = """
 import sys
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire.images import image_array
 before = set(sys.modules)
 spec = InputSpec(

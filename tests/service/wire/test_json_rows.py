@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 from service.wire import json_rows
 from service.wire.arrays import array_of
 from service.wire.faults import InvalidInput, InvalidParameter, Malformed, TooLarge

@@ -7,7 +7,7 @@ import pytest
 from onnx import TensorProto, helper
 from pyarrow import parquet
 
-from service.contract.columns import fields, records
+from service.contract.inputs.columns import fields, records
 from training.commands.data import describe
 from training.commands.tables import table
 from training.data.columns import Columns, float_type

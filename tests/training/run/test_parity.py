@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from service.contract.bundle import InputSpec, load_bundle
+from service.contract.bundle import load_bundle
+from service.contract.inputs.spec import InputSpec
 from service.graph.session import open_graph
 from service.wire.images import image_array
 from tests.support import data_files as files

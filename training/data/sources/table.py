@@ -10,8 +10,8 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import InputSpec
-from service.contract.columns import records
+from service.contract.inputs.columns import records
+from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import did_you_mean
 from training.data.columns import float_type
 from training.data.dataset import Dataset, Known, Split

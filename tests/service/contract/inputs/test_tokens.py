@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from service.contract.bundle import TokenizerSpec
+from service.contract.inputs.spec import TokenizerSpec
 from service.contract.inputs.tokens import DEFAULT_LENGTH, TokenizerUnusable, Tokens
 
 WORDS = ("[PAD]", "[CLS]", "[UNK]", "lynx", "stone")

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.bundle import InputSpec
+from service.contract.inputs.spec import InputSpec
 
 
 def records(columns: Mapping[str, NDArray[Any]]) -> NDArray[Any]:

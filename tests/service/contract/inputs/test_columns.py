@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from service.contract.bundle import InputSpec
-from service.contract.columns import (
+from service.contract.inputs.columns import (
     empty_record,
     empty_values,
     fields,
@@ -13,6 +12,7 @@ from service.contract.columns import (
     float_rows,
     records,
 )
+from service.contract.inputs.spec import InputSpec
 
 AGE = np.array([[41.0], [7.5]], np.float32)
 SEX = np.array([["f"], ["männlich und lang"]], object)
