@@ -94,7 +94,9 @@ def find(place: str) -> list[Source]:
             each for each in root.glob(place.removeprefix(path.anchor)) if each.is_file()
         )
     elif path.is_dir():
-        found = sorted(each for each in path.rglob("*") if each.is_file() and _shown(each, path))
+        found = sorted(
+            each for each in path.rglob("*") if each.is_file() and _shown(each.relative_to(path))
+        )
     elif path.exists():
         found = [path]
     else:
@@ -116,9 +118,11 @@ def find(place: str) -> list[Source]:
     return [*others, *([Source(path, images)] if images else [])]
 
 
-def _shown(file: Path, folder: Path) -> bool:
-    parts = file.relative_to(folder).parts
-    return not any(part.startswith(".") or part == "__MACOSX" for part in parts)
+def _shown(path: Path) -> bool:
+    """Return whether a path, relative to its folder or archive, has no hidden part."""
+    return not any(
+        (part.startswith(".") and part != "..") or part == "__MACOSX" for part in path.parts
+    )
 
 
 def blocks(
@@ -406,7 +410,8 @@ def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
     try:
         with tarfile.open(path, "r|*") as archive:
             for member in archive:
-                if member.isfile() and Path(member.name).suffix.lower() in IMAGES:
+                place = Path(member.name)
+                if member.isfile() and place.suffix.lower() in IMAGES and _shown(place):
                     file = archive.extractfile(member)
                     assert file is not None
                     yield member.name, file.read
