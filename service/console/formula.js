@@ -18,10 +18,14 @@ export function logSource(counts, lossTau, classes) {
   return logPi.map((v) => v - shift);
 }
 
+/** The largest and the least of numbers; a call with a million arguments would overflow the stack. */
+export const largest = (values) => values.reduce((a, b) => Math.max(a, b), -Infinity);
+export const smallest = (values) => values.reduce((a, b) => Math.min(a, b), Infinity);
+
 /** The source prior measured on validation, less the bias. The service adjusts with it if the model has an estimation block. */
 export function measuredSource(block) {
   const logSigma = block.source_prior.map((p, i) => Math.log(p) - block.bias[i]);
-  const most = Math.max(...logSigma);
+  const most = largest(logSigma);
   const shift = most + Math.log(logSigma.reduce((a, v) => a + Math.exp(v - most), 0));
   return logSigma.map((v) => v - shift);
 }

@@ -1,5 +1,6 @@
 // Forms for the user's own inputs: files, folders, the clipboard, a drawing, texts, rows of a table.
 
+import { largest } from "./formula.js";
 import { html, useEffect, useRef, useState } from "./vendor/preact.js";
 import { fromFile, own } from "./instances.js";
 import { MOST_FIELDS, MOST_ROWS, Row, Table, fieldsOf } from "./rows.js";
@@ -11,7 +12,7 @@ export function Sources({ bundle, samples, chosen, add }) {
   if (input.kind === "text") return html`<${Words} add=${add} /><${Table} fields=${[{ name: "text", text: true }]} names=${names} add=${add} />`;
   const side = Math.sqrt(input.shape[1] ?? NaN);
   if (input.shape.length === 2 && Number.isInteger(side) && samples.some((s) => s.picture))
-    return html`<${Pen} side=${side} most=${Math.max(...samples.flatMap((s) => s.instance))} add=${add} />`;
+    return html`<${Pen} side=${side} most=${largest(samples.flatMap((s) => s.instance))} add=${add} />`;
   const fields = fieldsOf(bundle);
   if (!fields) return html`<${Numbers} shape=${input.shape} add=${add} />`;
   return html`${fields.length <= MOST_FIELDS ? html`<${Row} key=${chosen?.id} fields=${fields} byName=${input.kind === "columns"} start=${chosen?.instance} add=${add} />` : html`<${Numbers} shape=${input.shape} add=${add} />`}

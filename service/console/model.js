@@ -3,7 +3,7 @@
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath } from "./api.js";
 import { Chart } from "./chart.js";
-import { groupOf } from "./formula.js";
+import { groupOf, largest, smallest } from "./formula.js";
 import { Vectors } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Failed, Group, Loading, Pager, percent, useLoaded, whole } from "./widgets.js";
@@ -87,7 +87,7 @@ function Facts({ about }) {
   const shape = `[${input.shape.map((n) => n ?? "any").join(", ")}] ${input.dtype}`;
   const facts = [
     ["Classes", whole(bundle.class_names.length)],
-    ["Training examples", counts ? `${whole(counts.reduce((a, b) => a + b, 0))}, imbalance ratio ${whole(Math.max(...counts) / Math.min(...counts))}` : "unknown"],
+    ["Training examples", counts ? `${whole(counts.reduce((a, b) => a + b, 0))}, imbalance ratio ${whole(largest(counts) / smallest(counts))}` : "unknown"],
     ["Input", `${input.kind}${input.kind === "image" ? `, ${input.size.join(" × ")} pixels, ${{ L: "grey", RGB: "RGB" }[input.color] ?? input.color}` : ""}`],
     ["Tensor", shape],
     ["Output", html`${bundle.output.kind}, named <code>${bundle.output.name}</code>`],
@@ -129,7 +129,7 @@ function Counts({ bundle, report }) {
   const rows = order.filter((i) => names[i].toLowerCase().includes(search.trim().toLowerCase()));
   const pages = Math.max(1, Math.ceil(rows.length / PAGE));
   const here = Math.min(page, pages - 1);
-  const [low, high] = counts ? [Math.log(Math.min(...counts) / 2), Math.log(Math.max(...counts))] : [0, 1];
+  const [low, high] = counts ? [Math.log(smallest(counts) / 2), Math.log(largest(counts))] : [0, 1];
   return html`<section class="card" aria-label="Classes"><h2>Classes by training examples</h2>
     ${names.length > PAGE && html`<p><input type="search" placeholder="Find a class" aria-label="Find a class" value=${search} onInput=${(e) => { setSearch(e.target.value); setPage(0); }} /></p>`}
     <table class="before-after"><caption class="sr">Training examples and error of each class</caption>

@@ -2,7 +2,7 @@
 
 import { html, useMemo, useState } from "./vendor/preact.js";
 import { Chart } from "./chart.js";
-import { groupOf } from "./formula.js";
+import { groupOf, largest } from "./formula.js";
 import { Group, Pager, percent, whole } from "./widgets.js";
 
 const PAGE = 20;
@@ -55,7 +55,7 @@ export function Vectors({ bundle, prior }) {
   const { order, rows, controls, pager } = useClasses(bundle, { value: (i) => prior.target?.[names[i]] ?? 0, words: "largest target" });
   if (!prior.target) return html`<p class="note">This revision belongs to another class list. It has no vectors for this model and is not applied.</p>`;
   const source = prior.source_prior;
-  const widest = Math.max(...names.map((n) => Math.max(prior.target[n], source?.[n] ?? 0)));
+  const widest = largest(names.map((n) => Math.max(prior.target[n], source?.[n] ?? 0)));
   return html`
     ${names.length > PAGE && html`<${Profile} names=${names} order=${order} prior=${prior} />`}
     ${controls}

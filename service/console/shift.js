@@ -3,7 +3,7 @@
 import { html, useEffect, useMemo, useState } from "./vendor/preact.js";
 import { getJson, modelPath, sendJson } from "./api.js";
 import { Chart } from "./chart.js";
-import { groupOf } from "./formula.js";
+import { groupOf, largest } from "./formula.js";
 import { fine } from "./prior-view.js";
 import { CopyAs } from "./snippets.js";
 import { Empty, Failed, Group, Loading, Pager, percent, useLoaded, when, whole } from "./widgets.js";
@@ -171,7 +171,7 @@ function OverTime({ found, which, choose }) {
     const column = (key) => points.map((p) => 100 * p[key][which]);
     return [points.map((p) => Date.parse(p.at) / 1000), column("low"), column("high"), column("estimate"), points.map(() => 100 * found.target[which])];
   }, [found, which]);
-  const most = Math.max(1, ...data.slice(1).flat());
+  const most = Math.max(1, largest(data.slice(1).flat()));
   return html`<section class="card" aria-label="Over time"><div class="line apart"><h2>${label} over time</h2>
       <label class="line tight">class <select value=${which} onChange=${(e) => choose(Number(e.target.value))}>${found.class_names.slice(0, 1000).map((n, i) => html`<option value=${i}>${n}</option>`)}</select></label></div>
     ${data[0].length < 2 ? html`<p class="quiet">Collecting …</p>`
@@ -188,7 +188,7 @@ function Classes({ found, bundle, chosen, choose }) {
   const rows = target.map((_, i) => i).sort((a, b) => by(a, b) || a - b);
   const pages = Math.max(1, Math.ceil(rows.length / PAGE));
   const here = Math.min(page, pages - 1);
-  const widest = Math.max(1e-9, ...high, ...target);
+  const widest = Math.max(1e-9, largest(high), largest(target));
   const at = (v) => `${(99.5 * v) / widest}%`;
   return html`<section class="card" aria-label="Classes"><div class="line apart"><h2>Classes</h2>
       <label class="line tight">order <select value=${order} onChange=${(e) => setOrder(e.target.value)}><option value="apart">furthest from the target</option><option value="estimate">most frequent</option><option value="class">in the model's order</option></select></label></div>

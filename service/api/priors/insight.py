@@ -148,15 +148,18 @@ class Insight:
                 "PUT the prior with label_frequencies"
             )
         sample = await asyncio.to_thread(reservoir.sample, **limits)
-        async with self._turns.turn():
-            found = await asyncio.to_thread(
-                estimate,
+
+        def assessed() -> Assessment:
+            return estimate(
                 sample.logits,
                 bundle=bundle,
                 prior=current.prior,
                 capacity=reservoir.capacity,
                 tracked=None if limits else self._tracked(bundle),
             )
+
+        async with self._turns.turn():
+            found = await asyncio.to_thread(assessed)
         return sample, found
 
     async def base(self, bundle: Bundle, name: str) -> PriorBody:
