@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, func, insert, select
 
 from service.priors.orders.wishes import AS_SET, ModelOrder, Wish, WorkerModel
-from service.priors.store.reports import alive
+from service.priors.store.reports import alive, readable_reports
 from service.priors.store.rows import microseconds, moment
 from service.priors.store.schema import model_orders, workers
 
@@ -69,7 +69,8 @@ def worker_models(connection: Connection, model: str) -> list[WorkerModel]:
     """What each live worker serves of a model."""
     query = select(workers).where(alive(datetime.now(UTC)))
     rows = connection.execute(query.order_by(workers.c.replica, workers.c.pid)).all()
-    return [_worker_model(row, model) for row in rows]
+    with readable_reports():
+        return [_worker_model(row, model) for row in rows]
 
 
 def _worker_model(row: Row[Any], model: str) -> WorkerModel:
@@ -77,7 +78,7 @@ def _worker_model(row: Row[Any], model: str) -> WorkerModel:
     found = models.get(model, {})
     return WorkerModel(
         replica=row.replica,
-        pid=row.pid,
+        pid=int(row.pid),
         worker=row.worker,
         seen_at=moment(row.seen_us),
         seen=row.change,

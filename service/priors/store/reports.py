@@ -1,10 +1,13 @@
 """The reports of the workers: which change each has read, and what it serves."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
+from service.priors.revisions import StoreUnavailable
 from service.priors.store.rows import microseconds
 from service.priors.store.schema import workers
 
@@ -15,6 +18,17 @@ ALIVE_SECONDS = 20
 def alive(now: datetime) -> Any:
     """Select the workers that have reported lately."""
     return workers.c.seen_us > microseconds(now - timedelta(seconds=ALIVE_SECONDS))
+
+
+@contextmanager
+def readable_reports() -> Iterator[None]:
+    """Turn what a report that was altered by hand raises into StoreUnavailable."""
+    try:
+        yield
+    except (ValueError, TypeError, AttributeError):
+        raise StoreUnavailable(
+            "corrupt", "the report of a worker is damaged; it writes another soon: ask again"
+        ) from None
 
 
 def write_report(

@@ -18,7 +18,7 @@ from service.priors.store.follow import Follower, entries_of
 from service.priors.store.kept import KeptStates
 from service.priors.store.kept_answers import AnswerStore
 from service.priors.store.orders import changed_order, worker_models
-from service.priors.store.reports import alive, write_report
+from service.priors.store.reports import alive, readable_reports, write_report
 from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
@@ -192,16 +192,17 @@ class SqlPriorStore:
                 .where(alive(datetime.now(UTC)))
                 .order_by(workers.c.replica, workers.c.pid)
             ).all()
-            return [
-                Served(
-                    row.replica,
-                    row.pid,
-                    row.worker,
-                    _served(connection, row, model, name),
-                    moment(row.seen_us),
-                )
-                for row in rows
-            ]
+            with readable_reports():
+                return [
+                    Served(
+                        row.replica,
+                        int(row.pid),
+                        row.worker,
+                        _served(connection, row, model, name),
+                        moment(row.seen_us),
+                    )
+                    for row in rows
+                ]
 
     def everything(self, model: str | None = None) -> list[StoredRevision]:
         """The whole history of one model, or of all models, in the order of the writes."""
