@@ -1,4 +1,6 @@
-"""Lists what the user of an image can write in it: nothing but temporary folders, or exit status 1.
+"""Lists what the user of an image can write in it beside its volume and temporary folders.
+
+The exit status is 1 if there is anything.
 
 docker run --rm -i --entrypoint python priordial-service:0.1.0 - < deploy/writable.py
 """
@@ -11,11 +13,13 @@ from pathlib import Path
 
 NOT_OF_THE_IMAGE = ("proc", "sys", "dev", "run/secrets")
 TEMPORARY = ("tmp", "var/tmp", "run/lock")
+VOLUME = ("data",)
+"""The place of stored priors, as the image declares it."""
 
 
 def writable(root: Path, *, uid: int, groups: set[int]) -> Iterator[Path]:
     """Yield the files and folders below root that this user may write; do not follow links."""
-    left = {root / each for each in (*NOT_OF_THE_IMAGE, *TEMPORARY)}
+    left = {root / each for each in (*NOT_OF_THE_IMAGE, *TEMPORARY, *VOLUME)}
     for name, folders, files in os.walk(root):
         folder = Path(name)
         folders[:] = [each for each in folders if folder / each not in left]
@@ -40,7 +44,9 @@ def main() -> int:
         return 1
     found = list(writable(Path("/"), uid=os.getuid(), groups={os.getgid(), *os.getgroups()}))
     sys.stdout.writelines(f"{path}\n" for path in found)
-    sys.stdout.write(f"{len(found)} paths can be written besides the temporary folders\n")
+    sys.stdout.write(
+        f"{len(found)} paths can be written beside the volume and the temporary folders\n"
+    )
     return 1 if found else 0
 
 

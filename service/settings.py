@@ -152,6 +152,13 @@ class Settings:
         low=1,
         high=2047,
     )
+    max_bodies_mib: int = _setting(
+        0,
+        "MiB of request bodies that a process holds at once, until they are answered; more are "
+        "refused with 429; 0: a quarter of the memory that the workers may use together",
+        low=0,
+        high=10**6,
+    )
     max_header_kib: int = _setting(64, "largest headers of a request in KiB", low=1, high=1024)
     max_url_kib: int = _setting(32, "longest URL of a request in KiB", low=1, high=63)
     keep_alive_seconds: float = _setting(
@@ -294,11 +301,7 @@ class Settings:
             raise InvalidSetting(
                 "--webhook needs a key for its signatures: set PRIORDIAL_WEBHOOK_SECRET"
             )
-        if self.feedback_store_rows and not self.feedback_mib:
-            raise InvalidSetting(
-                f"--feedback-store-rows is {self.feedback_store_rows}, and --feedback-mib is 0, so "
-                "no answers are kept; set --feedback-mib above 0"
-            )
+        self._check_sizes()
         self._check_address()
         for name in ("predict_route", "health_route"):
             path = getattr(self, name)
@@ -321,6 +324,19 @@ class Settings:
         if self.root_path and not ROOT_PATH.fullmatch(self.root_path):
             raise InvalidSetting(
                 f"--root-path is '{self.root_path[:80]}'; expected a path such as /priordial"
+            )
+
+    def _check_sizes(self) -> None:
+        """Refuse sizes that contradict each other. Raises InvalidSetting."""
+        if 0 < self.max_bodies_mib < self.max_body_mib:
+            raise InvalidSetting(
+                f"--max-bodies-mib is {self.max_bodies_mib}; expected 0, or at least "
+                f"--max-body-mib, {self.max_body_mib}"
+            )
+        if self.feedback_store_rows and not self.feedback_mib:
+            raise InvalidSetting(
+                f"--feedback-store-rows is {self.feedback_store_rows}, and --feedback-mib is 0, so "
+                "no answers are kept; set --feedback-mib above 0"
             )
 
     def _check_ports(self) -> None:

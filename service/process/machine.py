@@ -6,6 +6,7 @@ import errno
 import gc
 import os
 import socket
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,6 +53,24 @@ def processors(root: Path = _ROOT) -> Processors:
 def available_threads() -> int:
     """Return how many threads of this process can run at the same time."""
     return processors().usable
+
+
+def available_memory(root: Path = _ROOT) -> int:
+    """Return how many bytes this process may use: the machine's memory, or its group's limit.
+
+    `root` is the folder that holds proc and sys.
+    """
+    found = [
+        int(line.split()[1]) * 1024
+        for line in _text(root / "proc/meminfo").splitlines()
+        if line.startswith("MemTotal:")
+    ]
+    for folder in _group_folders(root):
+        for name in ("memory.max", "memory.limit_in_bytes"):
+            limit = _text(folder / name)
+            if limit.isdigit():
+                found.append(int(limit))
+    return min(found, default=sys.maxsize)
 
 
 def _quota_files(root: Path) -> list[Path]:

@@ -16,6 +16,7 @@ from service.api.adjust import Adjust
 from service.api.dialects import V1, Invocations
 from service.api.edge.access import Access
 from service.api.edge.asgi import Edge
+from service.api.edge.bodies import Room
 from service.api.edge.keys import parse_key_setting
 from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Route
@@ -415,14 +416,18 @@ class Service:
             "max_url_bytes": settings.max_url_kib * 1024,
             "root_path": settings.root_path,
         }
+        room = Room.of_worker(
+            bodies_mib=settings.max_bodies_mib,
+            body_mib=settings.max_body_mib,
+            workers=settings.workers,
+        )
+        lane: dict[str, Any] = {"access": self.access, "room": room}
         if self.traces is None:
-            return Edge(
-                app, lane=ScoringLane(routes, access=self.access, **common), **common, **edge
-            )
+            return Edge(app, lane=ScoringLane(routes, **lane, **common), **common, **edge)
         from service.api.edge.traced_lane import TracedLane
 
-        lane = TracedLane(routes, start_span=self.traces.begin, access=self.access, **common)
-        return Edge(self.traces.cold(app), lane=lane, **common, **edge)
+        traced = TracedLane(routes, start_span=self.traces.begin, **lane, **common)
+        return Edge(self.traces.cold(app), lane=traced, **common, **edge)
 
     def _adopt(self, bundle: Bundle, automatic: Automatic) -> None:
         if self.steps is not None and not self.health.draining:

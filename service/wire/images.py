@@ -4,16 +4,21 @@ import base64
 import binascii
 import math
 import string
+import threading
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import pixels
 from service.contract.inputs.spec import InputSpec
+from service.process.machine import available_memory
 from service.wire.arrays import MAX_TENSOR_BYTES
 from service.wire.faults import InvalidImage, TooLarge
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 FORMATS = pixels.FORMATS
 MAX_WEBP_PIXELS = 16_000_000
@@ -24,6 +29,11 @@ _BASE64_CHARACTERS = 2**20
 """Base64 characters decoded at a time, a multiple of four: decoding holds the interpreter lock."""
 MAX_REQUEST_PIXELS = 500_000_000
 """The most pixels of all images of one request together."""
+LARGE_PIXELS = 8_000_000
+"""An image of more pixels takes much memory while it is decoded: one of 49 million took 235 MiB."""
+LARGE_MEMORY = 2**30
+"""For each so many bytes of memory, one large image is decoded at a time."""
+_large = threading.BoundedSemaphore(max(1, available_memory() // LARGE_MEMORY))
 
 pixels.load_decoders()  # otherwise the first image would wait until Pillow is imported
 
@@ -51,10 +61,18 @@ def image_array(images: Sequence[bytes | bytearray | str], spec: InputSpec) -> N
                     f"the images up to number {row} have {total} pixels together; "
                     f"at most {MAX_REQUEST_PIXELS} are decoded: send fewer or smaller images"
                 )
-            arrays.append(pixels.as_tensor(pixels.decode_pixels(image, spec), spec))
+            arrays.append(pixels.as_tensor(_decoded_pixels(image, spec), spec))
         except pixels.BadImage as error:
             raise InvalidImage(f"image {row} {error}") from None
     return np.stack(arrays)
+
+
+def _decoded_pixels(image: "Image", spec: InputSpec) -> NDArray[np.uint8]:
+    """The pixels of an opened image at the model's size. A large one waits for its memory."""
+    if image.format == "JPEG" or image.width * image.height <= LARGE_PIXELS:
+        return pixels.decode_pixels(image, spec)  # a JPEG is decoded at a fraction of its size
+    with _large:
+        return pixels.decode_pixels(image, spec)
 
 
 def from_base64(text: str, row: int) -> bytearray:

@@ -45,6 +45,7 @@ TABLE = {
     ],
     "the JSON of one row": [f"{json_rows.MAX_ROW_BYTES // MIB} MiB"],
     "WebP images": [images.MAX_WEBP_PIXELS],
+    "large PNG and WebP images": [images.LARGE_PIXELS],
     "an answer": [classifier.MAX_ANSWER_VALUES, classifier.RANKED_VALUES],
     "nesting of JSON": [json_text._MAX_LEVELS, json_text.MAX_STORABLE_LEVELS],
     "a prior's body": [

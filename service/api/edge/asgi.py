@@ -126,7 +126,10 @@ class Edge:
         scope.setdefault("state", {})["request_id"] = request_id
         status = 500
         declared = headers.get(b"content-length", b"")
-        within = limited(declared, receive, self._max_body_bytes, seconds=self._read_seconds)
+        held = self.lane.room.held()
+        within = limited(
+            declared, receive, self._max_body_bytes, seconds=self._read_seconds, held=held
+        )
 
         async def wrapped(message: Message) -> None:
             nonlocal status
@@ -144,6 +147,7 @@ class Edge:
         try:
             await self._app(scope, within, wrapped)
         finally:
+            held.release()
             self._log(scope, method, status, begun, request_id)
 
     def refused(self, problem: Problem) -> bytes:

@@ -2,17 +2,19 @@
 
 import asyncio
 import gzip
+import threading
 import time
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 from service.api.edge import zstd
 from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
 from service.api.edge.request import Response
 from service.batching.work import NO_DEADLINE, Deadline
+from service.process.machine import available_memory
 from service.wire.digits import whole_number
 from service.wire.faults import UnsupportedBody
 
@@ -38,36 +40,117 @@ class ClientLeft(Exception):
     """The client closed the connection before its request was complete."""
 
 
+class Room:
+    """The memory for bodies: how many of their bytes one process may hold at once.
+
+    A body is counted from its first bytes until its request is answered. One that a connection
+    sends with its head, in a single read, is not counted. Threads may share a room.
+    """
+
+    def __init__(self, most: int) -> None:
+        """Make a room. most: bytes; the largest body must fit."""
+        self.most, self._taken, self._lock = most, 0, threading.Lock()
+
+    @classmethod
+    def of_worker(cls, *, bodies_mib: int, body_mib: int, workers: int) -> "Room":
+        """Return the room of one of several workers, which holds at least one largest body.
+
+        bodies_mib: how much it is to hold; 0: its share of a quarter of the memory that the control
+        group allows.
+        """
+        most = bodies_mib * 2**20 or available_memory() // (4 * workers)
+        return cls(max(most, body_mib * 2**20))
+
+    def check(self, size: int) -> None:
+        """Raise Problem if `size` more bytes do not fit now."""
+        if self._taken + size > self.most:
+            raise Problem(
+                "overloaded",
+                f"bodies of {self._taken} bytes are being received or worked on, and {size} more "
+                f"do not fit into the {self.most} of --max-bodies-mib; send this one again later",
+                headers={"Retry-After": "1"},
+            )
+
+    def add(self, size: int) -> None:
+        """Count `size` more bytes, or fewer if negative. Raises Problem if they do not fit."""
+        with self._lock:
+            if size > 0:
+                self.check(size)
+            self._taken += size
+
+    def held(self) -> "Held":
+        """Return what one request holds of the room: nothing yet."""
+        return Held(self)
+
+
+class Held:
+    """The bytes that one request holds of a room, until the end of the `with` block."""
+
+    __slots__ = ("_room", "size")
+
+    def __init__(self, room: Room) -> None:
+        self._room, self.size = room, 0
+
+    def check(self, size: int) -> None:
+        """Raise Problem if `size` more bytes do not fit now."""
+        self._room.check(size)
+
+    def add(self, size: int) -> None:
+        """Hold `size` more bytes. Raises Problem if they do not fit."""
+        self._room.add(size)
+        self.size += size
+
+    def release(self) -> None:
+        """Hold nothing any more."""
+        size, self.size = self.size, 0
+        self._room.add(-size)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+
 async def read_body(
-    headers: dict[bytes, bytes], receive: Receive, limit: int, *, seconds: float
+    headers: dict[bytes, bytes], receive: Receive, limit: int, *, seconds: float, held: Held
 ) -> bytes | bytearray:
     """Read the whole body. Must run in a task.
 
-    limit: the most bytes. seconds: how long the body may take. Raises ClientLeft, and Problem for a
-    body that is too large or too slow. A declared length is checked before the body is read.
+    limit: the most bytes. seconds: how long the body may take. held: counts its bytes. Raises
+    ClientLeft, and Problem for a body that is too large or too slow, or has no room. A declared
+    length is checked before the body is read.
     """
-    _check_declared(headers.get(b"content-length", b""), limit)
+    _check_declared(headers.get(b"content-length", b""), limit, held)
     try:
         async with asyncio.timeout(seconds):
-            return await _read(receive, limit)
+            return await _read(receive, limit, held)
     except TimeoutError:
         raise _too_slow(seconds) from None
 
 
-def _check_declared(length: bytes, limit: int) -> None:
-    """Refuse a Content-Length above the limit. The parser has checked that it is a number."""
-    if length and whole_number(length, below=limit + 1) is None:
+def _check_declared(length: bytes, limit: int, held: Held) -> None:
+    """Refuse a Content-Length above the limit, or that has no room now.
+
+    The parser has checked that it is a number.
+    """
+    if not length:
+        return
+    declared = whole_number(length, below=limit + 1)
+    if declared is None:
         raise Problem(
             "too-large",
             f"the body has {length[:20].decode('latin-1')} bytes; at most {limit} are accepted",
         )
+    held.check(declared - held.size)
 
 
-async def _read(receive: Receive, limit: int) -> bytes | bytearray:
+async def _read(receive: Receive, limit: int, held: Held) -> bytes | bytearray:
     message = await receive()
     if message["type"] == "http.disconnect":
         raise ClientLeft
     first: bytes = message.get("body", b"")
+    held.add(len(first))
     if not message.get("more_body", False) and len(first) <= limit:
         return first
     body = bytearray(first)
@@ -77,7 +160,9 @@ async def _read(receive: Receive, limit: int) -> bytes | bytearray:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientLeft
-        body += message.get("body", b"")
+        part: bytes = message.get("body", b"")
+        held.add(len(part))
+        body += part
     if len(body) > limit:
         raise _too_long(limit)
     return body
@@ -91,18 +176,20 @@ def _too_slow(seconds: float) -> Problem:
     )
 
 
-def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) -> Receive:
-    """Wrap `receive` so that it raises Problem for a body that is too large or too slow.
+def limited(
+    declared: bytes, receive: Receive, limit: int, *, seconds: float, held: Held
+) -> Receive:
+    """Wrap `receive` so that it raises Problem for a body that is too large or slow, or lacks room.
 
     declared: the Content-Length, or empty. limit: the most bytes. seconds: how long the body may
-    take from now on.
+    take from now on. held: counts its bytes.
     """
     seen = 0
     deadline: float | None = asyncio.get_running_loop().time() + seconds
 
     async def within() -> Message:
         nonlocal seen, deadline
-        _check_declared(declared, limit)
+        _check_declared(declared, limit, held)
         try:
             async with asyncio.timeout_at(deadline):
                 message = await receive()
@@ -112,7 +199,9 @@ def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) ->
             deadline = (
                 None  # From here on, the application only waits for the client to disconnect.
             )
-        seen += len(message.get("body", b""))
+        size = len(message.get("body", b""))
+        held.add(size)
+        seen += size
         if seen > limit:
             raise _too_long(limit)
         return message
@@ -121,9 +210,14 @@ def limited(declared: bytes, receive: Receive, limit: int, *, seconds: float) ->
 
 
 def inflated(
-    body: bytes | bytearray, encoding: bytes, limit: int, *, deadline: Deadline = NO_DEADLINE
+    body: bytes | bytearray,
+    encoding: bytes,
+    limit: int,
+    *,
+    deadline: Deadline = NO_DEADLINE,
+    held: Held | None = None,
 ) -> bytes | bytearray:
-    """Decompress a gzip, deflate or zstd body, up to `limit` bytes.
+    """Decompress a gzip, deflate or zstd body, up to `limit` bytes, which `held` counts.
 
     A body of empty blocks gives nothing to count, and takes 70 ns for each of its bytes; the
     deadline ends it. Raises Problem, UnsupportedBody or DeadlinePassed.
@@ -144,7 +238,7 @@ def inflated(
             },
         )
     try:
-        return _members(memoryview(body), name, limit, deadline)
+        return _members(memoryview(body), name, limit, deadline, held)
     except (zlib.error, ValueError) as error:
         if isinstance(error, UnsupportedBody):
             raise
@@ -155,7 +249,9 @@ def inflated(
         ) from None
 
 
-def _members(body: "memoryview[int]", name: bytes, limit: int, deadline: Deadline) -> bytearray:
+def _members(
+    body: "memoryview[int]", name: bytes, limit: int, deadline: Deadline, held: Held | None
+) -> bytearray:
     """Decompress all members, reading in pieces so that little is copied for each."""
     found, at, members = bytearray(), 0, 0
     reader = _READERS[name]()
@@ -164,6 +260,8 @@ def _members(body: "memoryview[int]", name: bytes, limit: int, deadline: Deadlin
         deadline.check(time.monotonic())
         piece = body[at : at + _PIECE_BYTES]
         part = reader.decompress(piece, min(_INFLATED_PIECE_BYTES, limit + 1 - len(found)))
+        if held is not None:
+            held.add(len(part))
         found += part
         if len(found) > limit:
             raise _too_long(limit)

@@ -16,7 +16,7 @@ from operator import attrgetter
 from typing import Any
 
 from service.api.edge.access import Access
-from service.api.edge.bodies import ClientLeft, Receive, inflated, read_body
+from service.api.edge.bodies import ClientLeft, Held, Receive, Room, inflated, read_body
 from service.api.edge.errors import PROBLEM_JSON, Problem, problem_of
 from service.api.edge.known_headers import Head, KnownHeads
 from service.api.edge.request import Answer, Later, Match, Request, Response, Route, Send
@@ -47,6 +47,7 @@ class ScoringLane:
         metrics: Metrics,
         access: Access,
         max_body_bytes: int,
+        room: Room,
         read_seconds: float,
         log_requests: Callable[[list[dict[str, Any]]], None],
     ) -> None:
@@ -55,12 +56,14 @@ class ScoringLane:
         metrics: counts requests by route and status.
         access: checks the API key of each request.
         max_body_bytes: the largest body, before and after decompression.
+        room: the memory for all bodies.
         read_seconds: the most seconds that a client may take to send a body.
         log_requests: gets the log lines of answered requests.
         """
         self._routes = [(route, partial(self._reply, route)) for route in routes]
         self._metrics, self._access, self._log_requests = metrics, access, log_requests
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
+        self.room = room
         self._matched: dict[str, Match] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._trim: asyncio.TimerHandle | None = None
@@ -146,37 +149,42 @@ class ScoringLane:
         answered: asyncio.Future[Response | None] = asyncio.get_running_loop().create_future()
         send = self._send_to(answered)
         request = Request(method, query, head, b"", connection=connection, send=send, begun=begun)
-        try:
-            if method != "POST":
-                raise Problem(
-                    "method-not-allowed",
-                    f"the method {method[:20]} is not allowed here; use POST",
-                    headers={"Allow": "POST"},
+        with self.room.held() as held:
+            try:
+                if method != "POST":
+                    raise Problem(
+                        "method-not-allowed",
+                        f"the method {method[:20]} is not allowed here; use POST",
+                        headers={"Allow": "POST"},
+                    )
+                if not head.accepts_json:
+                    raise _not_acceptable(head)
+                key = self._access.check(head.headers, "predict")
+                body = await read_body(
+                    head.by_name,
+                    receive,
+                    self._max_body_bytes,
+                    seconds=self._read_seconds,
+                    held=held,
                 )
-            if not head.accepts_json:
-                raise _not_acceptable(head)
-            key = self._access.check(head.headers, "predict")
-            body = await read_body(
-                head.by_name, receive, self._max_body_bytes, seconds=self._read_seconds
-            )
-            request = Request(
-                method,
-                query,
-                head,
-                body,
-                connection=connection,
-                send=send,
-                begun=begun,
-                key=key,
-                request_id=request.request_id,
-            )
-            if b"content-encoding" in head.by_name:
-                await self._inflated(match, request)
-            else:
-                self._begin(match, request)
-        except Exception as error:  # noqa: BLE001 - see begin
-            self._fail(match.route, request, error)
-        return await answered
+                request = Request(
+                    method,
+                    query,
+                    head,
+                    body,
+                    connection=connection,
+                    send=send,
+                    begun=begun,
+                    key=key,
+                    request_id=request.request_id,
+                )
+                if b"content-encoding" in head.by_name:
+                    await self._inflated(match, request)
+                else:
+                    self._begin(match, request)
+            except Exception as error:  # noqa: BLE001 - see begin
+                self._fail(match.route, request, error)
+            return await answered
 
     def _send_to(self, answered: "asyncio.Future[Response | None]") -> Send:
         """Make a `send` function that sets the result of a future."""
@@ -213,18 +221,24 @@ class ScoringLane:
 
     async def _inflated(self, match: Match, request: Request) -> None:
         """Decompress the body in a thread, until the caller's deadline or `read_seconds` from now,
-        and begin.
+        and begin. The room counts the decompressed body until the response is sent.
         """
-        body = await asyncio.to_thread(
-            inflated,
-            request.body,
-            request.headers[b"content-encoding"],
-            self._max_body_bytes,
-            deadline=request.deadline(self._read_seconds),
-        )
+        held = self.room.held()
+        try:
+            body = await asyncio.to_thread(
+                inflated,
+                request.body,
+                request.headers[b"content-encoding"],
+                self._max_body_bytes,
+                deadline=request.deadline(self._read_seconds),
+                held=held,
+            )
+        except BaseException:
+            held.release()
+            raise
         if len(body) > _LARGE_BYTES:
             self._trim_soon()
-        self._begin(match, request.with_body(body))
+        self._begin(match, request.with_body(body, send=partial(_sent, held, request.send)))
 
     async def _once_loaded(self, match: Match, request: Request, rests: ModelRests) -> None:
         """Begin a request again once its model is loaded.
@@ -393,6 +407,11 @@ def _not_acceptable(head: Head) -> Problem:
         "not-acceptable",
         f"answers are application/json, and the request accepts {accept}; add application/json",
     )
+
+
+def _sent(held: Held, send: Send, response: Response | None) -> None:
+    held.release()
+    send(response)
 
 
 def _give(answered: "asyncio.Future[Response | None]", response: Response | None) -> None:

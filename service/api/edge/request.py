@@ -76,15 +76,17 @@ class Request:
             request_id = request_id_of(head.by_name) if given else f"{_random_bits(128):032x}"
         self.request_id = request_id
 
-    def with_body(self, body: bytes | bytearray, *, query: bytes | None = None) -> "Request":
-        """Return a copy with this body and, if given, another query."""
+    def with_body(
+        self, body: bytes | bytearray, *, query: bytes | None = None, send: Send | None = None
+    ) -> "Request":
+        """Return a copy with this body and, if given, another query or `send`."""
         return Request(
             self.method,
             self.query if query is None else query,
             self.head,
             body,
             connection=self.connection,
-            send=self.send,
+            send=self.send if send is None else send,
             begun=self.begun,
             key=self.key,
             request_id=self.request_id,

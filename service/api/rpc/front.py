@@ -20,6 +20,8 @@ from grpc_reflection.v1alpha import reflection
 
 from service.api.content import LARGE_BYTES
 from service.api.edge.asgi import Edge
+from service.api.edge.bodies import Held
+from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
 from service.api.edge.request import Response
 from service.api.oip.request import HEADER_LENGTH
@@ -159,8 +161,19 @@ class Front:
     # -- inference
 
     async def _model_infer(self, message: bytes, context: Context) -> bytes:
-        answer = await self._scored(await self._read(message), _headers(context))
+        with self._held(message):
+            answer = await self._scored(await self._read(message), _headers(context))
         return await _off_loop(len(answer[0]), messages.response_of, *answer)
+
+    def _held(self, message: bytes) -> Held:
+        """Hold the room of a large message; gRPC has already received it. Raises Refused."""
+        held = self._edge.lane.room.held()
+        if len(message) > LARGE_BYTES:
+            try:
+                held.add(len(message))
+            except Problem as error:
+                raise Refused(error.status, error.detail) from None
+        return held
 
     async def _read(self, message: bytes) -> messages.HttpRequest:
         """Translate a message to an HTTP request."""
@@ -214,7 +227,8 @@ class Front:
 
         async def one(message: bytes) -> bytes:
             try:
-                answer = await self._scored(await self._read(message), headers)
+                with self._held(message):
+                    answer = await self._scored(await self._read(message), headers)
             except (Refused, Malformed, TooLarge) as error:
                 failed = pb.ModelStreamInferResponse(error_message=str(error))
                 with contextlib.suppress(Malformed, TooLarge):

@@ -7,7 +7,9 @@ import io
 import struct
 import subprocess
 import sys
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -279,3 +281,17 @@ def test_many_small_images_do_not_become_a_larger_tensor_than_is_allowed():
     wanted = spec(size=(4096, 4096), dtype="float32")
     with pytest.raises(TooLarge, match="2 images would need 402653184 bytes"):
         image_array([encoded(picture(1, 1))] * 2, wanted)
+
+
+def test_large_images_wait_for_memory_while_others_and_jpegs_are_decoded(monkeypatch):
+    at_once = threading.BoundedSemaphore(1)
+    monkeypatch.setattr(images, "_large", at_once)
+    large = Image.new("L", (4000, images.LARGE_PIXELS // 4000 + 1))
+    small = Image.new("L", (4000, images.LARGE_PIXELS // 4000))
+    with ThreadPoolExecutor(1) as thread:
+        with at_once:  # as if another large image were being decoded
+            waiting = thread.submit(one, encoded(large))
+            assert one(encoded(small)).shape == (4, 6, 3)
+            assert one(encoded(large, "JPEG")).shape == (4, 6, 3)
+            assert not waiting.done()
+        assert waiting.result(60).shape == (4, 6, 3)
