@@ -229,6 +229,7 @@ def postgres_engine(url: URL) -> Engine:
             "keepalives_interval": 2,
             "keepalives_count": 3,
             "application_name": "priordial",
+            "client_encoding": "utf8",  # else texts of a SQL_ASCII database arrive as bytes
         },
     )
 

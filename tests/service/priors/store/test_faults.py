@@ -625,3 +625,22 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path):
         StoreUnavailable, match=r"'/proc/none\.db' cannot be opened: unable to open"
     ):
         SqliteFile(Path("/proc/none.db")).connect()
+
+
+def test_a_database_without_an_encoding_keeps_every_text(postgres):
+    """SQL_ASCII is what `initdb` chooses where the locale is C, as in many containers."""
+    url = postgres.new_database()
+    with psycopg.connect(url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE DATABASE no_encoding TEMPLATE template0 ENCODING 'SQL_ASCII' LOCALE 'C'"
+        )
+    url = postgres.url("no_encoding")
+
+    async def kept():
+        async with following(url) as priors:
+            await priors.put(PETS, "default", body(3, note="für τ"), by="Zoë")
+        async with following(url) as priors:
+            (found, *_) = await priors.history(PETS.name, "default", before=None, limit=1)
+            return found.note, found.by
+
+    assert asyncio.run(kept()) == ("für τ", "Zoë")
