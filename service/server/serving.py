@@ -53,6 +53,12 @@ WILL_NOT_START = (
     NothingToServe,
     TracesUnavailable,
 )
+_NO_THREAD = "can't start new thread"
+"""The message of Python's RuntimeError where the system allows no more threads."""
+_RAISE_LIMIT = (
+    "the system lets this service start no more threads; raise its limit of processes and threads "
+    "(docker run --pids-limit, podPidsLimit of the kubelet, ulimit -u)"
+)
 BACKLOG = 2048
 GC_ALLOCATIONS = 20_000
 SWITCH_SECONDS = 1e-4
@@ -71,6 +77,10 @@ def serve_alone(settings: Settings, listener: socket.socket) -> int:
             status = uvloop.run(_alone(settings, listener, RunFolder(folder)))
         except WILL_NOT_START as error:
             status = refuse(str(error))
+        except RuntimeError as error:
+            if str(error) != _NO_THREAD:
+                raise
+            status = refuse(_RAISE_LIMIT)
     return _left(status)
 
 
@@ -96,6 +106,11 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
             return await _Serving(settings, listener, run_folder, place=place, link=link).run()
         except WILL_NOT_START as error:
             await link.refuse(str(error))
+            return FAILED
+        except RuntimeError as error:
+            if str(error) != _NO_THREAD:
+                raise
+            await link.refuse(_RAISE_LIMIT)
             return FAILED
         finally:
             link.close()

@@ -6,6 +6,7 @@ import contextlib
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,6 +17,8 @@ import pytest
 
 from service.api.edge.keys import make_key
 from service.process.exit_codes import FAILED
+from service.server import serving
+from service.settings import Settings
 from tests.support.eventually import eventually
 from tests.support.server import READY, ROOT, children, metric, running, starting
 from tests.support.small_models import inputs, publish_model
@@ -302,3 +305,23 @@ def test_a_limit_on_the_size_of_files_is_told_at_the_start_and_where_it_is_met(m
     finally:
         process.terminate()
         assert process.wait(60) == 0
+
+
+def test_a_start_without_threads_names_the_limit_and_another_error_keeps_its_traceback(
+    monkeypatch, capfd
+):
+    def failing(message):
+        async def alone(*_):
+            raise RuntimeError(message)
+
+        return alone
+
+    monkeypatch.setattr(serving, "bound_heaps", lambda: None)
+    monkeypatch.setattr(serving, "_alone", failing("can't start new thread"))
+    with socket.socket() as listener:
+        assert serving.serve_alone(Settings(), listener) == FAILED
+        last = capfd.readouterr().err.splitlines()[-1]
+        assert "raise its limit of processes and threads" in last
+        monkeypatch.setattr(serving, "_alone", failing("another"))
+        with pytest.raises(RuntimeError, match="another"):
+            serving.serve_alone(Settings(), listener)
