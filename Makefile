@@ -12,7 +12,7 @@ INSTALL := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --disable-
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help run demo-shift train docs test test-ray test-proxied test-gpu lint format train-demo screenshots constraints clean
+.PHONY: help run demo-shift train docs test test-ray test-proxied test-images test-gpu lint format train-demo screenshots constraints clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -48,13 +48,16 @@ test-console:
 	$(PYTEST) tests/service/console
 
 test-rest:
-	$(PYTEST) $(addprefix --ignore ,$(OF_A_PART)) --ignore tests/on_ray
+	$(PYTEST) $(addprefix --ignore ,$(OF_A_PART)) --ignore tests/on_ray --ignore tests/images
 
 test-ray: .venv/.ray ## run the service on Ray Serve: two replicas, one PostgreSQL, a real Prometheus
 	$(BIN)/python -m pytest -q tests/on_ray
 
 test-proxied: .venv/.all ## run the HTTP contract's tests on four replicas behind HAProxy
 	$(BIN)/python -m pytest -q -p tests.support.proxied tests/service/api
+
+test-images: .venv/.all ## build the container images and run them in this machine's Docker engine
+	$(BIN)/python -m pytest -q tests/images
 
 test-gpu: .venv/.all ## run the served-equals-formula tests on CUDA; fails where there is no GPU
 	$(BIN)/python -m tests.gpu

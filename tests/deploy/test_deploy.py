@@ -1,4 +1,4 @@
-"""The files of the deployment, each checked by its schema or its own program; no image is built."""
+"""The files of the deployment, each checked by its schema or program; tests/images builds them."""
 
 import json
 import re
