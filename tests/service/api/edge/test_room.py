@@ -14,6 +14,8 @@ from tests.support.server import running
 from tests.support.small_models import FEATURES, publish_model
 
 MIB = 2**20
+LEFT = MIB - 700_000 + 1000
+"""A body of so many bytes fits until all of the body that waits has arrived."""
 ROWS = json.dumps({"instances": [[1.0] * FEATURES] * 2}).encode()
 JSON = {"content-type": "application/json"}
 
@@ -64,7 +66,7 @@ def refused(server, body, **headers):
 
 def test_a_body_that_does_not_fit_beside_others_is_refused_until_they_are_answered(server):
     other = Waiting(server)
-    answer = refused(server, padded(500_000))
+    answer = refused(server, padded(LEFT))
     assert answer.headers["retry-after"] == "1"
     assert "--max-bodies-mib" in answer.json()["detail"]
     assert answer.json()["type"] == "/problems/overloaded"
@@ -76,14 +78,14 @@ def test_a_body_that_does_not_fit_beside_others_is_refused_until_they_are_answer
 
 def test_a_client_that_leaves_gives_its_room_back(server):
     other = Waiting(server)
-    refused(server, padded(500_000))
+    refused(server, padded(LEFT))
     other.leave()
     eventually(lambda: post(server, padded(MIB)).status_code == 200)
 
 
 def test_a_body_of_unknown_length_is_refused_where_it_no_longer_fits(server):
     other = Waiting(server)
-    refused(server, padded(500_000))
+    refused(server, padded(LEFT))
     answer = post(server, iter([padded(400_000)[:200_000], b" " * 300_000]))
     assert answer.status_code == 429
     assert other.finish() == 200
@@ -93,6 +95,7 @@ def test_a_compressed_body_needs_the_room_of_what_is_in_it(server):
     other = Waiting(server)
     packed = gzip.compress(padded(500_000))
     assert len(packed) < 10_000
+    refused(server, padded(LEFT))
     refused(server, packed, **{"content-encoding": "gzip"})
     assert other.finish() == 200
     assert post(server, packed, **{"content-encoding": "gzip"}).status_code == 200
@@ -104,11 +107,11 @@ def test_a_compressed_body_needs_the_room_of_what_is_in_it(server):
 
 def test_bodies_of_other_routes_share_the_room(server):
     other = Waiting(server, "/priors/shop", method="PUT")
-    refused(server, padded(500_000))
+    refused(server, padded(LEFT))
     other.leave()
     eventually(lambda: post(server, padded(MIB)).status_code == 200)
     held = Waiting(server)
-    refused(server, padded(500_000))
+    refused(server, padded(LEFT))
     answer = httpx.put(
         f"{server.url}/priors/shop", content=padded(500_000), headers=JSON, timeout=30
     )
