@@ -266,16 +266,18 @@ def test_a_process_without_processor_time_answers_its_last_requests_and_says_why
 ):
     """The limit counts from the start of a process, so it is set when its use is known."""
     with running(models, workers=workers) as server:
-        pid = children(server.process.pid)[0] if workers > 1 else server.process.pid
-        clock = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
-        used = (int(clock[11]) + int(clock[12])) // os.sysconf("SC_CLK_TCK")
-        resource.prlimit(pid, resource.RLIMIT_CPU, (used + 1, used + 60))
+        hard = set()
+        for pid in children(server.process.pid) if workers > 1 else [server.process.pid]:
+            clock = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+            used = (int(clock[11]) + int(clock[12])) // os.sysconf("SC_CLK_TCK")
+            resource.prlimit(pid, resource.RLIMIT_CPU, (used + 1, used + 60))
+            hard.add(f"used up (hard limit {used + 60} s)")
         statuses = set()
         with contextlib.suppress(httpx.TransportError), httpx.Client(timeout=60) as client:
             while "processor time" not in server.log:
                 statuses.add(client.post(f"{server.url}/predict", json=BODY).status_code)
         assert statuses <= {200, 503}
-        assert f"used up (hard limit {used + 60} s)" in server.log
+        assert any(each in server.log for each in hard)
         if workers == 1:
             assert server.exit() == FAILED
         else:
