@@ -91,7 +91,7 @@ async def score(service):
     with model.held():
         given = {"tau": 1.0, "prior": {"target": [1, 2, 3, 4, 5]}}
         for rows, asked in ((3, NO_PARAMETERS._replace(**given)), (70, NO_PARAMETERS)):
-            prior = await service.classifier.revision_of(model.bundle, asked.prior)
+            prior = await service.classifier.revision_for(model.bundle, asked.prior, None)
             await model.batcher.submit(service.classifier.admit(model, inputs(rows), asked, prior))
 
 
