@@ -18,6 +18,7 @@ from tritonclient.utils import InferenceServerException
 from service.api.edge.keys import make_key
 from service.api.rpc import open_inference_pb2 as pb
 from service.api.rpc.front import SERVICE
+from tests.support.eventually import eventually
 from tests.support.server import metric, running
 from tests.support.small_models import FEATURES, inputs, publish_trio
 
@@ -327,7 +328,8 @@ def test_a_message_that_is_refused_leaves_no_memory_behind(server, verb, kind):
         before = resident_mib(server)
         for _ in range(8):
             refused()
-        assert resident_mib(server) - before < 5 * 16
+        # The last messages may still be on their way when their call has failed.
+        assert eventually(lambda: resident_mib(server) - before < 5 * 16)
 
 
 def test_a_message_longer_than_its_limit_is_refused_and_bodies_keep_theirs(models):
