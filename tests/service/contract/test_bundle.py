@@ -20,6 +20,7 @@ from service.contract.bundle import (
 )
 from service.contract.inputs.spec import InputSpec
 from service.contract.members.named import SLICE
+from service.contract.members.sparse import SPARSE_FROM
 from service.contract.publication import publish
 
 TENSOR = {"name": "x", "kind": "tensor", "shape": [None, 4], "dtype": "float32"}
@@ -358,6 +359,22 @@ def test_a_message_names_the_first_faults_of_many():
 def test_the_digest_of_classes_knows_their_order_and_borders():
     assert parsed().class_digest == class_digest(["cat", "dog"])
     assert len({class_digest(names) for names in (["a", "b"], ["b", "a"], ["ab"], ["a,b"])}) == 4
+
+
+def test_what_is_worked_out_when_a_model_is_loaded_is_not_worked_out_again(monkeypatch):
+    classes = SPARSE_FROM
+    names = [f"class {number}" for number in range(classes)]
+    made = parsed(class_names=names, class_counts=[1] * classes)
+    made.work_out()
+    expected = class_digest(names)
+
+    def again(*_, **__):
+        raise AssertionError
+
+    monkeypatch.setattr(bundle, "class_digest", again)
+    monkeypatch.setattr(bundle, "own_source", again)
+    assert made.class_digest == expected
+    assert made.own_source is not None
 
 
 @pytest.mark.parametrize("classes", [1, SLICE, 2 * SLICE + 3])
