@@ -44,8 +44,9 @@ class FairServer(uvicorn.Server):
         self._counts, self._slot = counts, slot
         self._acceptors: list[_Acceptor] = []
         self._pauses = 0
-        if counts is not None:
-            self.server_state.connections = _Announced(self._count)
+        self._connecting = 0
+        """The number of accepted connections that uvicorn's set does not hold yet."""
+        self.server_state.connections = _Connections(began=self._has_connected, ended=self._count)
 
     def appear(self) -> None:
         """Announce to the other workers that this one is about to accept its share."""
@@ -64,7 +65,10 @@ class FairServer(uvicorn.Server):
 
         shared = self._leaves_it if self._counts is not None else None
         self._acceptors = [
-            _Acceptor(listener, protocol, shared, changed=self._count) for listener in sockets or []
+            _Acceptor(
+                listener, protocol, shared, accepted=self._has_accepted, failed=self._has_connected
+            )
+            for listener in sockets or []
         ]
         self.servers = self._acceptors  # type: ignore[assignment]
         self.started = True
@@ -84,9 +88,17 @@ class FairServer(uvicorn.Server):
             counts.absent(self._slot)
         await super().shutdown(sockets)
 
+    def _has_accepted(self) -> None:
+        self._connecting += 1
+        self._count()
+
+    def _has_connected(self) -> None:
+        """Note that an accepted connection is in uvicorn's set now, or has failed."""
+        self._connecting -= 1
+        self._count()
+
     def _count(self) -> int:
-        connections = len(self.server_state.connections)
-        connections += sum(acceptor.connecting for acceptor in self._acceptors)
+        connections = len(self.server_state.connections) + self._connecting
         if self._counts is not None:
             self._counts.set(self._slot, connections)
         return connections
@@ -101,23 +113,23 @@ class FairServer(uvicorn.Server):
         return True
 
 
-class _Announced(set[Any]):
-    """A set, such as uvicorn's open connections, that calls `changed` after each change.
+class _Connections(set[Any]):
+    """uvicorn's set of open connections, which calls `began` and `ended` for each.
 
-    A count that is published late sends the connections of the next burst to one worker.
+    A connection that is counted late, or twice, sends the next one to the wrong worker.
     """
 
-    def __init__(self, changed: Callable[[], object]) -> None:
+    def __init__(self, *, began: Callable[[], object], ended: Callable[[], object]) -> None:
         super().__init__()
-        self._changed = changed
+        self._began, self._ended = began, ended
 
     def add(self, connection: Any) -> None:
         super().add(connection)
-        self._changed()
+        self._began()
 
     def discard(self, connection: Any) -> None:
         super().discard(connection)
-        self._changed()
+        self._ended()
 
 
 class _Acceptor:
@@ -129,25 +141,23 @@ class _Acceptor:
         protocol: Callable[[], asyncio.Protocol],
         should_leave_it: Callable[[], bool] | None,
         *,
-        changed: Callable[[], object],
+        accepted: Callable[[], None],
+        failed: Callable[[], None],
     ) -> None:
         """Start accepting.
 
         protocol: makes the protocol object of a new connection.
         should_leave_it: tells whether another worker should accept the next connection; None if
-        there is no other worker. changed: called when `connecting` has changed.
+        there is no other worker. accepted: called for each connection. failed: called if it ends
+        before it has a protocol.
         """
         self._listener, self._protocol, self._should_leave_it = listener, protocol, should_leave_it
         self._loop = asyncio.get_running_loop()
-        self._tasks: set[asyncio.Task[object]] = _Announced(changed)
+        self._tasks: set[asyncio.Task[object]] = set()
+        self._accepted, self._failed = accepted, failed
         self._closed = False
         listener.setblocking(False)
         self._watch()
-
-    @property
-    def connecting(self) -> int:
-        """The number of accepted connections that have no protocol yet."""
-        return len(self._tasks)
 
     def close(self) -> None:
         """Stop accepting."""
@@ -194,8 +204,14 @@ class _Acceptor:
             self._loop.connect_accepted_socket(self._protocol, connection)
         )
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._connected)
+        self._accepted()
         return True
+
+    def _connected(self, task: "asyncio.Task[object]") -> None:
+        self._tasks.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            self._failed()
 
 
 class SlowClients:
