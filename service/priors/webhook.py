@@ -164,7 +164,7 @@ class _Bounded(http.client.HTTPConnection):
 
 
 class _BoundedTLS(http.client.HTTPSConnection):
-    """The same for HTTPS."""
+    """A TLS connection that ends after ANSWER_SECONDS."""
 
     def connect(self) -> None:
         """Connect, and set the timer."""

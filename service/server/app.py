@@ -166,6 +166,7 @@ class Service:
             end=os._exit if owns_process else None,
         )
         self.request_log = request_log(settings.log_format)
+        self.start_done = asyncio.Event()
         self.health = ServiceHealth(
             settings,
             repository=self.repository,
@@ -173,6 +174,7 @@ class Service:
             metrics=self.metrics,
             watchdog=self.watchdog,
             mirror=self.mirror,
+            start_done=self.start_done,
             request_log=self.request_log,
         )
         self._polling: asyncio.Task[None] | None = None
@@ -180,7 +182,6 @@ class Service:
         self.steps: AutomaticSteps | None = None
         self.grpc: Front | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
-        self.start_done = asyncio.Event()
         self.asgi = self._asgi()
 
     @property
@@ -257,7 +258,6 @@ class Service:
         if self._poll_seconds:
             self._polling = asyncio.get_running_loop().create_task(self._poll_models())
         self.watchdog.start()
-        self.health.started = True
         self.start_done.set()
 
     async def _start_grpc(self) -> None:

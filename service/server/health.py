@@ -1,5 +1,6 @@
 """What the health routes say of the service: whether it is live, ready and not degraded."""
 
+import asyncio
 import shlex
 from collections.abc import Iterable, Iterator
 
@@ -26,14 +27,18 @@ class ServiceHealth:
         metrics: Metrics,
         watchdog: Watchdog,
         mirror: Mirror | None,
+        start_done: asyncio.Event,
         request_log: RequestLog,
     ) -> None:
-        """Not ready until `started` is set. mirror: the local copy of a URL of models, if any."""
+        """Collect nothing yet.
+
+        mirror: the local copy of a URL of models, if any. start_done: set once models and priors
+        are loaded; until then the service is not ready.
+        """
         self._request_log = request_log
         self._settings, self._repository, self._priors = settings, repository, priors
         self._metrics, self._watchdog, self._mirror = metrics, watchdog, mirror
-        self.started = False
-        """Whether models and priors are loaded."""
+        self._start_done = start_done
         self.draining = False
 
     def why_not_live(self) -> str | None:
@@ -45,7 +50,7 @@ class ServiceHealth:
         """The reason for which no requests should be sent here; None while it is ready."""
         if self.draining:
             return "draining"
-        if not self.started:
+        if not self._start_done.is_set():
             return "models are being loaded"
         if not self._repository.known() and not self._settings.allow_no_models:
             return (

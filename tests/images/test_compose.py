@@ -115,7 +115,7 @@ def stack(base, provide, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def watched(stack, provide):
-    """The same with the monitoring, as far as its images can be had."""
+    """The composed services and their monitoring, as far as its images can be had."""
     for name in WATCHING[:2]:
         provide(name)
     stack.compose("--profile", "monitoring", "up", "--detach", *WATCHING)

@@ -84,25 +84,34 @@ class Room:
 
 
 class Held:
-    """The bytes that one request holds of a room, until the end of the `with` block."""
+    """The bytes that one request holds of a room, until the end of the `with` block.
 
-    __slots__ = ("_room", "size")
+    A thread may still decompress the body of a request whose task was cancelled. What it adds
+    then is not counted, since nothing would release it.
+    """
+
+    __slots__ = ("_lock", "_released", "_room", "size")
 
     def __init__(self, room: Room) -> None:
         self._room, self.size = room, 0
+        self._released, self._lock = False, threading.Lock()
 
     def check(self, size: int) -> None:
         """Raise Problem if `size` more bytes do not fit now."""
         self._room.check(size)
 
     def add(self, size: int) -> None:
-        """Hold `size` more bytes. Raises Problem if they do not fit."""
-        self._room.add(size)
-        self.size += size
+        """Hold `size` more bytes, unless released. Raises Problem if they do not fit."""
+        with self._lock:
+            if not self._released:
+                self._room.add(size)
+                self.size += size
 
     def release(self) -> None:
-        """Hold nothing any more."""
-        size, self.size = self.size, 0
+        """Hold nothing, from now on."""
+        with self._lock:
+            self._released = True
+            size, self.size = self.size, 0
         self._room.add(-size)
 
     def __enter__(self) -> Self:

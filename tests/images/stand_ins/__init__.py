@@ -79,14 +79,8 @@ def _make_debian() -> None:
 
 
 def _copy_the_machine(folder: Path) -> None:
-    """How this machine reaches its package index, for /etc of an image that stays here."""
+    """The certificates that this machine trusts, for /etc of an image that stays here."""
     certificates = folder / "ssl/certs/ca-certificates.crt"
     certificates.parent.mkdir(parents=True)
     shutil.copy(CERTIFICATES, certificates)
-    lines = ["[global]", f"cert = {CERTIFICATES}"]
-    index = subprocess.run(
-        ["pip", "config", "get", "global.index-url"], capture_output=True, text=True, check=False
-    ).stdout.strip()
-    if index := os.environ.get("PIP_INDEX_URL", index):
-        lines.append(f"index-url = {index}")
-    (folder / "pip.conf").write_text("\n".join(lines) + "\n")
+    (folder / "pip.conf").write_text(f"[global]\ncert = {CERTIFICATES}\n")

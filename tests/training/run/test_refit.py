@@ -17,7 +17,7 @@ from training.scores.source import measure
 
 @pytest.fixture(scope="module")
 def fits(own_npz, tmp_path_factory):
-    """The same fit with --refit, with --no-refit and without validation rows."""
+    """One fit with --refit, one with --no-refit and one without validation rows."""
     from training.commands.cli import main
 
     home = tmp_path_factory.mktemp("refits")

@@ -29,7 +29,7 @@ def server(tmp_path_factory):
 
 
 def padded(size):
-    """The same two rows in a JSON body of this many bytes."""
+    """Two rows in a JSON body of this many bytes."""
     return ROWS + b" " * (size - len(ROWS))
 
 
@@ -117,6 +117,16 @@ def test_bodies_of_other_routes_share_the_room(server):
     )
     assert answer.status_code == 429
     assert held.finish() == 200
+
+
+def test_what_a_thread_adds_after_its_request_was_cancelled_takes_no_room():
+    room = Room(100)
+    held = room.held()
+    held.add(60)
+    held.release()
+    held.add(60)
+    with room.held() as whole:
+        whole.add(100)
 
 
 def test_a_room_counts_exactly_and_holds_at_least_one_largest_body():
