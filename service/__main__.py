@@ -89,6 +89,8 @@ def _run(given: Sequence[str], prog: str) -> int:
     from service.settings import InvalidSetting, Settings, flags, read_settings
 
     parser = make_parser(prog)
+    if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
+        parser.error(f"'{given[0]}' came before a verb; to serve, write: {prog} serve {given[0]} …")
     parsed, unknown = parser.parse_known_args(given)
     if unknown:
         near = did_you_mean(unknown[0].split("=")[0], flags())

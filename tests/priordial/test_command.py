@@ -50,6 +50,15 @@ def test_a_misspelt_verb_is_answered_with_the_nearest_one(capsys):
     assert "no verb 'serv'; did you mean 'serve'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("package", "name"), [("priordial", "priordial"), ("service", "python -m service")]
+)
+def test_a_flag_before_the_verb_is_answered_with_the_command_to_write(package, name):
+    done = _run(package, "--models", "models")
+    assert done.returncode == 2
+    assert f"'--models' came before a verb; to serve, write: {name} serve --models …" in done.stderr
+
+
 @pytest.mark.parametrize("verb", ["serve", "train", "score"])
 def test_errors_and_usage_name_the_command_that_was_typed(verb):
     done = _run("priordial", verb, "--no-such-flag")
