@@ -146,7 +146,8 @@ def _completion(given: list[str]) -> int:
 
 def _unknown(verb: str) -> str:
     if verb.startswith("-"):
-        return f"{USAGE}\npriordial: '{verb}' came before a verb; to serve, write: priordial serve {verb} …"
+        hint = f"to serve, write: priordial serve {verb} …"
+        return f"{USAGE}\npriordial: '{verb}' came before a verb; {hint}"
     near = difflib.get_close_matches(verb, VERBS, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(VERBS)}"
     return f"{USAGE}\npriordial: no verb '{verb}'; {hint}"
