@@ -136,7 +136,8 @@ class Classifier:
         batcher.
 
         The work holds a slot of the model's prior table, which the batcher releases. With `full`,
-        all logits and probabilities are returned too. Raises the errors of the parameters.
+        all logits and probabilities are returned too. Raises the errors of the parameters, and
+        TableFull.
         """
         bundle = model.bundle
         top_k = parameters.top_k
@@ -172,7 +173,8 @@ class Classifier:
     ) -> Work:
         """The work of scoring inputs [n, …], each row with its own tau and prior.
 
-        values_a_row: how many numbers of JSON the answer to one row has.
+        values_a_row: how many numbers of JSON the answer to one row has. Raises TooLarge, and
+        TableFull.
         """
         priced = [each for each in settings.revisions if each.prior.costs is not None]
         full = full or top_k > MAX_GRAPH_TOP_K or bool(priced)
@@ -182,7 +184,12 @@ class Classifier:
         if values > MAX_ANSWER_VALUES:
             raise _too_large(len(inputs))
         table = model.table
-        slots = [table.acquire(each.key, each.offset) for each in settings.revisions]
+        if len(settings.revisions) > table.most_priors:
+            raise TooLarge(
+                f"the rows name {len(settings.revisions)} different priors; at most "
+                f"{table.most_priors} of so many classes fit in memory; send fewer at a time"
+            )
+        slots = table.acquire_all((each.key, each.offset) for each in settings.revisions)
         rows = settings.prior_of_row
         slot = slots[0] if rows is None else np.array(slots, np.int64)[rows]
         return Work(

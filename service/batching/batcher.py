@@ -87,6 +87,7 @@ class Batcher:
             least_top_k=least_top_k,
             clock=clock,
         )
+        self._table = table
         self._max_batch_rows, self._tracer, self.name = max_batch_rows, tracer, name
         self._delivery = Delivery(table, record=record, tracer=tracer, name=name, answered=answered)
         self._queue = Queue(
@@ -263,7 +264,11 @@ class Batcher:
                 queue.fill(batch, dropped)
                 if not batch.pieces:
                     in_flight.pop()
-                elif runs_now and self._cost(batch.rows) <= self._inline_seconds:
+                elif (
+                    runs_now
+                    and self._cost(batch.rows) <= self._inline_seconds
+                    and not self._table.is_slow
+                ):
                     self._run_here(batch)
                 else:
                     if runs_now:

@@ -139,10 +139,11 @@ class BatchRun:
                 outcomes.append(([piece], RowsNotFinite(rows, not_finite(inputs.dtype))))
         return outcomes + (self.run(fine) if fine else [])
 
-    def _row_by_row(self, piece: Piece) -> GraphOutputs | UnscorableRows:
+    def _row_by_row(self, piece: Piece) -> GraphOutputs | UnscorableRows | MemoryError:
         """Run each row of a failing piece alone.
 
-        Returns an error that names the rows that fail, or the scores if none does.
+        Returns an error that names the rows that fail, or the scores if none does. Without memory
+        for one row, the error does not blame it.
         """
         rows: list[int] = []
         parts: list[GraphOutputs] = []
@@ -151,6 +152,8 @@ class BatchRun:
             try:
                 one = [Piece(piece.entry, row, 1)]
                 parts.append(self._call(one, _joined(one)))
+            except MemoryError as error:
+                return error
             except Exception as error:  # noqa: BLE001 - this row caused the error
                 reason = reason or first_line(error)
                 rows.append(row)
@@ -168,13 +171,13 @@ class BatchRun:
             taus.append(work.tau)
             slots.append(work.slot)
             top_k, full = max(top_k, work.top_k), full or work.full
-        # Read the generation first: a row written in between is copied twice, but never missed.
+        prior_table = self._table.rows  # first: this writes the rows of priors that are new
         generation = self._table.generation
         outputs = self._run_graph(
             inputs,
             tau=_by_row(taus, pieces, rows, np.float32),
             prior_index=_by_row(slots, pieces, rows, np.int64),
-            prior_table=self._table.rows,
+            prior_table=prior_table,
             top_k=min(MAX_GRAPH_TOP_K, top_k),
             generation=generation,
             with_logits=self._wants_logits(),

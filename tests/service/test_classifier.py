@@ -4,17 +4,21 @@ import asyncio
 import threading
 import time
 from datetime import datetime
+from types import SimpleNamespace
 from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
 
+from service.api.edge.errors import problem_of
 from service.batching.work import Deadline, DeadlinePassed
-from service.classifier import Classifier
+from service.classifier import Classifier, RowSettings
 from service.contract.prior import parse_prior
+from service.graph.prior_table import PriorTable, TableFull
 from service.priors.making import LONG_VALUES
 from service.priors.priors import Priors
 from service.priors.revisions import RevisionNotInMemory
+from service.wire.faults import TooLarge
 from tests.support.priors import following, make_bundle
 
 WEEKEND = {
@@ -103,3 +107,30 @@ def test_a_request_does_not_wait_for_a_prior_beyond_its_deadline(pets, monkeypat
             await classifier.revision_for(pets, "a@1", None, deadline=Deadline(time.monotonic()))
 
     asyncio.run(scenario())
+
+
+def test_a_request_of_more_priors_than_ever_fit_is_too_large_and_one_that_must_wait_is_refused():
+    bundle = make_bundle()
+    priors = Priors()
+    classifier = Classifier(priors, tau_cap=10)
+    classes = len(bundle.class_names)
+    table = PriorTable(classes, capacity=2, max_bytes=4 * 4 * classes)
+    model = SimpleNamespace(bundle=bundle, table=table)
+
+    def admitted(numbers):
+        targets = [[1.0 + number, *[1.0] * (classes - 1)] for number in numbers]
+        revisions = tuple(priors.inline(bundle, {"target": target}) for target in targets)
+        settings = RowSettings(1.0, revisions, np.arange(len(revisions)))
+        inputs = np.zeros((len(revisions), 2), np.float32)
+        return classifier.admit_rows(model, inputs, settings, top_k=1, values_a_row=1)
+
+    with pytest.raises(TooLarge, match="4 different priors; at most 3"):
+        admitted(range(4))
+    first = admitted(range(2))
+    with pytest.raises(TableFull) as refused:
+        admitted(range(2, 4))
+    problem = problem_of(refused.value)
+    assert (problem.status, problem.headers) == (429, {"Retry-After": "1"})
+    for slot in first.held_slots:
+        table.release(slot)
+    assert len(admitted(range(2, 5)).held_slots) == 3

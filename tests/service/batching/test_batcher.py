@@ -107,7 +107,7 @@ def make(graph, *, inline=False, **more):
     record = Recorded(more.pop("on_batch", None))
     batcher = Batcher(
         graph.run,
-        PriorTable(4),
+        more.pop("table", None) or PriorTable(4),
         cost_seconds=lambda _rows: 0.0 if inline else 1.0,
         max_batch_rows=more.pop("max_batch_rows", 8),
         max_queued_rows=more.pop("max_queued_rows", 100),
@@ -453,6 +453,38 @@ def test_a_prior_slot_is_held_until_the_rows_are_scored_even_when_the_caller_lea
         graph.gate.set()
         await batcher.drain()
         assert table._holders[slot] == 0
+
+    asyncio.run(go())
+
+
+def test_long_rows_of_new_priors_are_written_in_the_thread_though_the_batch_is_cheap():
+    written_in = []
+
+    class Offset:
+        def __array__(self, dtype=None, copy=None):
+            written_in.append(threading.get_ident())
+            return np.ones(200_000, np.float32)
+
+    async def go():
+        table = PriorTable(200_000)
+        batcher = make(FakeGraph(), inline=True, table=table)
+        slot = table.acquire("a", Offset())
+        await batcher.submit(Work(rows(0), 1.0, slot, (slot,), 1))
+        assert len(written_in) == 1
+        assert written_in[0] != threading.get_ident()
+
+    asyncio.run(go())
+
+
+def test_a_row_for_which_there_is_no_memory_is_not_called_unscorable():
+    class NoMemory(FakeGraph):
+        def run(self, inputs, **more):
+            raise MemoryError
+
+    async def go():
+        batcher = make(NoMemory(), inline=True)
+        with pytest.raises(MemoryError):
+            await batcher.submit(work(0, 1))
 
     asyncio.run(go())
 

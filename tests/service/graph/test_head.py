@@ -11,7 +11,6 @@ from service.contract.bundle import load_bundle
 from service.graph import head
 from service.graph.composer import compose_file
 from service.graph.foreign import UnsupportedGraph, external_files
-from service.graph.prior_table import PriorTable
 from service.graph.session import open_graph
 from tests.support.server import PROVIDER
 from tests.support.small_models import COUNTS, inputs, linear_model, publish_model, weights
@@ -266,25 +265,3 @@ def test_external_data_that_leaves_the_folder_is_refused(tmp_path):
     (tmp_path / "folder").mkdir()
     with pytest.raises(UnsupportedGraph, match="leaves the folder"):
         external_files(model, tmp_path / "folder")
-
-
-def test_a_row_in_use_is_never_overwritten_and_an_unused_one_is_reused():
-    table = PriorTable(3, capacity=3)
-    a, b = (table.acquire(key, np.full(3, value)) for key, value in (("a", 1.0), ("b", 2.0)))
-    before = table.rows
-    c = table.acquire("c", np.full(3, 3.0))  # no slot is free: the table grows
-    assert len({a, b, c, PriorTable.NO_PRIOR}) == 4
-    assert table.rows is not before
-    table.release(a)
-    while table.acquire(object(), np.zeros(3)) != a:
-        pass  # every free slot goes first, then the released one
-    assert (table.rows[b] == 2).all()
-    assert (table.rows[c] == 3).all()
-
-
-def test_the_same_prior_takes_one_slot():
-    table = PriorTable(3)
-    first = table.acquire("a", np.ones(3))
-    generation = table.generation
-    assert table.acquire("a", np.ones(3)) == first
-    assert table.generation == generation
