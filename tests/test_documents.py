@@ -1,7 +1,9 @@
 """Everything that users rely on is documented, and everything documented exists."""
 
+import ast
 import collections
 import dataclasses
+import graphlib
 import importlib
 import re
 import subprocess
@@ -66,7 +68,7 @@ def test_every_link_between_the_documents_leads_somewhere():
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PROGRAMS = ("priordial", "service", "training", "benchmarks")
 """The packages whose rooms ARCHITECTURE.md names."""
-MOST_MODULES = 15
+MOST_MODULES, MOST_ARROWS = 15, 65
 
 
 def _rooms():
@@ -150,6 +152,40 @@ def test_every_name_at_a_rooms_door_exists(room):
 def test_no_room_has_more_modules_than_the_map_allows():
     sizes = collections.Counter(room for room, _ in _modules())
     assert {room: size for room, size in sizes.items() if size > MOST_MODULES} == {}
+
+
+def _imports(program):
+    """Each module of a program with the modules of it that it imports, also late or for types."""
+    for path in sorted((ROOT / program).rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+        found = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.module:
+                found |= {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.Import):
+                found |= {alias.name for alias in node.names}
+        yield name, {target for target in found if target.startswith(f"{program}.")}
+
+
+def test_the_rooms_of_the_service_have_few_arrows():
+    arrows = {
+        (name.split(".")[1], target.split(".")[1])
+        for name, targets in _imports("service")
+        for target in targets
+        if "." in name and name.split(".")[1] != target.split(".")[1]
+    }
+    assert len(arrows) <= MOST_ARROWS
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_no_modules_import_each_other(program):
+    imports = dict(_imports(program))
+    graph = {
+        name: {target if target in imports else target.rpartition(".")[0] for target in targets}
+        for name, targets in imports.items()
+    }
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the modules
 
 
 def test_the_picture_of_the_rooms_equals_the_import_contracts():

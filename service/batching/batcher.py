@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 
 from service.batching.delivery import Delivery
+from service.batching.facts import Record, Tracer
 from service.batching.queue import Batch, Dropped, Entry, Queue
 from service.batching.run import BatchRun, GraphThread, Outcome, RunGraph
 from service.batching.work import (
@@ -21,8 +22,6 @@ from service.batching.work import (
     Caller,
     DeadlinePassed,
     GraphLost,
-    Record,
-    Tracer,
     Work,
 )
 from service.graph.prior_table import PriorTable

@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.batching.facts import BatchFacts, Record, TracedPart, Tracer
 from service.batching.queue import Dropped, Entry, Piece, Reply
 from service.batching.run import Outcome
-from service.batching.work import BatchFacts, Record, TracedPart, Tracer, UnscorableRows
+from service.batching.work import UnscorableRows
 from service.graph.prior_table import PriorTable
 from service.graph.session import GraphOutputs
 

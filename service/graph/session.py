@@ -30,7 +30,6 @@ from service.graph.providers import (
     resolve_provider,
 )
 from service.graph.reasons import refusal
-from service.process.machine import available_threads
 
 Array = NDArray[Any]
 _EXTERNAL_FOLDER = "session.model_external_initializers_file_folder_path"
@@ -273,7 +272,7 @@ def open_graph(
     bundle: Bundle,
     *,
     provider: str = "auto",
-    intra_op_threads: int | None = None,
+    intra_op_threads: int = 1,
     bound: bool | None = None,
     device: Device = FIRST_DEVICE,
     size_classes: tuple[int, int] | None = None,
@@ -281,6 +280,7 @@ def open_graph(
     """Compose the adjustment head onto a published model and open a session.
 
     provider: cpu, cuda, or auto (cuda where it works, else cpu).
+    intra_op_threads: the most threads of one graph call, from 1.
     bound: use an IOBinding; by default on every device but the CPU. device: the GPU.
     size_classes: rows of a small and a large batch. Each class gets its own session, and batches
     are padded to one of the two sizes: cuDNN plans a convolution again whenever the shape differs
@@ -300,7 +300,7 @@ def open_graph(
     wanted = resolve_provider(provider, device) if provider == "auto" else provider
     # What a graph says of a row that it refuses is answered to the caller; a log must not quote it.
     options.log_severity_level = 4 if wanted == "cpu" else 3
-    options.intra_op_num_threads = intra_op_threads or available_threads()
+    options.intra_op_num_threads = intra_op_threads
     options.inter_op_num_threads = 1
     # Threads of onnxruntime that wait would otherwise spin, and take the cores of the event loop.
     options.add_session_config_entry(_SPINNING, "0")
@@ -411,19 +411,20 @@ def _release_model_bytes(session: ort.InferenceSession) -> None:
 
 
 def open_plain(
-    path: Path, serialized: bytes | None = None
+    path: Path, serialized: bytes | None = None, *, intra_op_threads: int = 1
 ) -> Callable[[dict[str, Array]], dict[str, Any]]:
     """Open a file without a head, on the CPU. Returns a function from its inputs to all outputs by
     name.
 
     serialized: used in place of the file's content. External data is read from beside the file in
     either case.
+    intra_op_threads: the most threads of one graph call, from 1.
     Raises UnusableModel when onnxruntime refuses the graph. The returned function raises whatever
     onnxruntime raises.
     """
     options = ort.SessionOptions()
     options.log_severity_level = 4
-    options.intra_op_num_threads = available_threads()
+    options.intra_op_num_threads = intra_op_threads
     options.add_session_config_entry(_EXTERNAL_FOLDER, str(path.parent))
     try:
         session = open_session(serialized or str(path), options, "cpu")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from service.batching.work import BatchFacts
+from service.batching.facts import BatchFacts
 from service.contract.bundle import Bundle
 from service.contract.members.costs import REJECTED
 from service.contract.scores import group_of

@@ -27,7 +27,7 @@ from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode, set_span_in_context
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from service.batching.work import TracedPart
+from service.batching.facts import TracedPart
 from service.contract.bundle import Bundle
 
 Asgi = Callable[[Any, Any, Any], Awaitable[None]]

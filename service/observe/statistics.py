@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from service.batching.work import BatchFacts
+from service.batching.facts import BatchFacts
 from service.contract.bundle import Bundle
 from service.observe.run_folder import RunFolder
 from service.observe.tally import Cells, Series, Tally, TallyReader, one_by_one

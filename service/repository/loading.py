@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching.batcher import Batcher
-from service.batching.work import Tracer
+from service.batching.facts import Tracer
 from service.contract.bundle import Bundle, load_bundle
 from service.evaluate.answers import Answers
 from service.evaluate.ring import TOP

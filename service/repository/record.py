@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from service.batching.facts import BatchFacts
 from service.batching.queue import Entry
-from service.batching.work import Abandoned, BatchFacts, DeadlinePassed, Overloaded
+from service.batching.work import Abandoned, DeadlinePassed, Overloaded
 from service.evaluate.answers import MANY, Answered, VersionAnswers
 from service.observe.model_metrics import ModelMetrics
 from service.priors.recent import LogitReservoir

@@ -58,6 +58,7 @@ from service.graph.reasons import first_line
 from service.graph.session import Graph, UnusableModel, open_graph, open_plain
 from service.graph.trial import influence
 from service.process.exit_codes import DONE, FAILED
+from service.process.machine import available_threads
 
 Array = NDArray[Any]
 _TOLERANCE = 1e-4
@@ -157,7 +158,7 @@ def _read(flags: argparse.Namespace) -> Import:
     folder = huggingface.read(flags.file, flags) if flags.file.is_dir() else None
     file = onnx_file.read(flags.file if folder is None else folder.path)
     tokenizer = None if folder is None else folder.tokenizer(file.inputs)
-    plain = open_plain(file.path, file.runnable())
+    plain = open_plain(file.path, file.runnable(), intra_op_threads=available_threads())
     if folder is None or tokenizer is None:
         columns = None if flags.column_names is None else len(column_names(flags.column_names))
         inputs = widths.settled(file.inputs, file.model.graph, columns)
@@ -328,7 +329,7 @@ def _check(found: Import, staging: Path) -> None:
     """
     document = {"format_version": 1, "name": "checked", "version": 1, "files": {MODEL_FILE: ""}}
     bundle = parse_bundle(json.dumps({**document, **found.fields}))
-    graph = open_graph(staging, bundle, provider="cpu")
+    graph = open_graph(staging, bundle, provider="cpu", intra_op_threads=available_threads())
     served = _served(graph, found.trial.rows, bundle)
     expected = _expected(found, bundle)
     difference = float(np.abs(served - expected).max())

@@ -206,7 +206,7 @@ def test_rows_that_come_one_by_one_count_as_those_that_come_together(tmp_path, m
 
 
 def _facts(adjusted, unadjusted):
-    from service.batching.work import BatchFacts
+    from service.batching.facts import BatchFacts
     from service.graph.session import GraphOutputs
 
     ones = np.ones(len(adjusted), np.float32)
