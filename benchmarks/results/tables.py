@@ -260,30 +260,15 @@ def section(found: dict[str, Any]) -> str:
         first = runs[0]
         chosen = sorted({one["network"] for one in runs})
         size = f"{first['rows'][0]:,} / {first['classes']} / {first['counts'][1]}"
-        earlier = EARLIER if any(_before_refits(one) for one in runs) else ""
-        rows.append([first["set"] + earlier, size, str(len(runs)), *cells, ", ".join(chosen)])
+        rows.append([first["set"], size, str(len(runs)), *cells, ", ".join(chosen)])
     everywhere = [name for name in everyone if len(columns[name]) == len(found)]
     means_row = [
         f"{np.mean(columns[name]):.1f}" if name in everywhere else "–" for name in everyone
     ]
     rows.append(["mean", "", "", *means_row, ""])
     header = ["set", "rows / classes / rarest", "n", *everyone, "chosen"]
-    notes = [behind(found)]
-    if any(_before_refits(one) for runs in found.values() for one in runs):
-        notes.append(
-            "\\* Measured before `training fit` learnt few rows again, so from fewer rows than now."
-        )
-    text = "\n\n".join([markdown_table(header, rows), *notes])
+    text = f"{markdown_table(header, rows)}\n\n{behind(found)}"
     return f"{LEAD}\n{text}\n"
-
-
-EARLIER = r" \*"
-"""Marks a set whose results are older than the second training."""
-
-
-def _before_refits(one: dict[str, Any]) -> bool:
-    """Whether a result is older than the second training on all of few rows."""
-    return "refit" not in one and one["rows"][0] < FEW_ROWS
 
 
 def behind(found: dict[str, Any]) -> str:
