@@ -430,7 +430,7 @@ def _encode(
 
     plain = ranked(None, 1)
     unadjusted = plain.indices[:, 0], plain.probabilities[:, 0]
-    results = []
+    results: list[bytes] = []
     for setting in settings:
         revision = setting.revision
         found = ranked(Rule(revision.prior, setting.tau), top_k)
@@ -442,18 +442,16 @@ def _encode(
                 found.decisions.index,
                 found.decisions.expected_cost,
             )
-        result: dict[str, Any] = {
-            "tau": setting.tau,
-            "prior": prior_shown(revision),
-            "predictions": orjson.Fragment(b"[%b]" % b",".join(rows)),
-        }
         warnings = warnings_of(bundle, revision, setting.tau)
         if far is not None:
             warnings = (*warnings, far)
-        if warnings:
-            result["warnings"] = warnings
-        results.append(result)
-    return orjson.dumps({"model": bundle.name, "version": bundle.version, "results": results})
+        head = orjson.dumps({"tau": setting.tau, "prior": prior_shown(revision)})
+        tail = orjson.dumps({"warnings": warnings}).replace(b"{", b",", 1) if warnings else b"}"
+        # Joining long texts lets other threads run meanwhile.
+        parts = (head[:-1], b',"predictions":[', b",".join(rows), b"]", tail)
+        results.append(b"".join(parts))
+    model = orjson.dumps({"model": bundle.name, "version": bundle.version})
+    return b"".join([model[:-1], b',"results":[', b",".join(results), b"]}"])
 
 
 @lru_cache(maxsize=64)

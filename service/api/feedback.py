@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -22,6 +23,7 @@ from service.api.feedback_views import (
     mixes_of,
     view_of,
 )
+from service.api.long_views import rendered
 from service.api.openapi import routes as openapi
 from service.contract.bundle import Bundle
 from service.contract.prior import UnknownLabelFrequencies
@@ -154,7 +156,8 @@ class FeedbackRoutes:
         bundle = self._repository.find(request.path_params.get("model"), version).bundle
         async with self._turns.turn():
             found = await asyncio.to_thread(self._kept.evaluation.of, bundle)
-        return _json(view_of(bundle, found))
+        body = await rendered(partial(view_of, bundle, found), bundle)
+        return Response(body, media_type="application/json")
 
     async def contexts(
         self, request: Request, name: Annotated[str, Path(description="A prior's name")]
@@ -180,7 +183,8 @@ class FeedbackRoutes:
                 )
             rows = await asyncio.to_thread(evaluation.rows, bundle)
             found = await asyncio.to_thread(pooled, rows, name, switch.cases(), mix)
-        return _json(mixes_of(bundle, revision, *found))
+        body = await rendered(partial(mixes_of, bundle, revision, *found), bundle)
+        return Response(body, media_type="application/json")
 
     def _check_kept(self) -> None:
         if not self._kept.answers.kept:

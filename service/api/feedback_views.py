@@ -3,11 +3,13 @@
 from collections.abc import Sequence
 from datetime import datetime
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from service.api import long_views
+from service.api.long_views import shown_by_class
 from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
-from service.contract.members import named
 from service.evaluate.contexts import ROWS_PER_CLASS, Context
 from service.evaluate.live import Live
 from service.evaluate.ppi import Interval
@@ -139,25 +141,22 @@ def mixes_of(
 
     rows: the number of kept answers. whole: [C] the class mix of all of them.
     """
-    pull = ROWS_PER_CLASS * len(bundle.class_names)
-
-    def by_class(vector: Vector) -> dict[str, float]:
-        return named.by_class(bundle.class_names, vector)
-
-    return ContextMixes(
+    names = bundle.class_names
+    pull = ROWS_PER_CLASS * len(names)
+    return long_views.view_of(ContextMixes, bundle)(
         model=bundle.name,
         version=bundle.version,
         name=revision.name or "",
         revision=revision.revision,
         rows=rows,
-        mix=by_class(whole),
+        mix=shown_by_class(names, whole),
         contexts=[
-            ContextMix(
+            long_views.view_of(ContextMix, bundle)(
                 key=one.key,
                 value=one.value,
                 rows=one.rows,
                 own_share=one.rows / (one.rows + pull),
-                mix=by_class(one.mix),
+                mix=shown_by_class(names, one.mix),
             )
             for one in each
         ],
@@ -180,7 +179,7 @@ def view_of(bundle: Bundle, found: Live) -> FeedbackView:
         )
     by_labels = None
     if labels is not None:
-        by_labels = ByLabels(
+        by_labels = long_views.view_of(ByLabels, bundle)(
             labels=found.sampled,
             balanced_error=_bounds(labels.balanced_error),
             error=_bounds(labels.error),
@@ -194,7 +193,7 @@ def view_of(bundle: Bundle, found: Live) -> FeedbackView:
                 )
                 for true, wrong, share in labels.confusions
             ],
-            class_shares=named.by_class(names, labels.class_shares),
+            class_shares=shown_by_class(names, labels.class_shares),
         )
     alone = found.by_posterior
     by_posterior = None
@@ -204,7 +203,7 @@ def view_of(bundle: Bundle, found: Live) -> FeedbackView:
             error=alone["error"],
             **{group: alone.get(group) for group in ("many", "medium", "few")},
         )
-    return FeedbackView(
+    return long_views.view_of(FeedbackView, bundle)(
         model=bundle.name,
         version=bundle.version,
         answers=found.rows,
@@ -217,7 +216,10 @@ def view_of(bundle: Bundle, found: Live) -> FeedbackView:
         of_labelled=None
         if found.of_labelled is None
         else OfLabelled(labels=found.of_labelled[0], error=found.of_labelled[1]),
-        labels={names[at]: int(n) for at, n in enumerate(found.label_counts.tolist()) if n},
+        labels={
+            names[at]: int(found.label_counts[at])
+            for at in np.flatnonzero(found.label_counts).tolist()
+        },
         warnings=warnings,
     )
 

@@ -9,14 +9,12 @@ from fastapi import APIRouter, Depends, Response
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
 from service.api.edge.numbers import Whole
+from service.api.long_views import MANY_CLASSES
 from service.contract.bundle import Bundle
 from service.process.slices import long_json
 from service.repository.report import sample_pictures
 from service.repository.repository import Repository
 from service.repository.served import ServedModel
-
-_MANY_CLASSES = 2_000
-"""The model.json of more classes than this takes milliseconds to encode."""
 
 
 def router(repository: Repository, access: Access) -> APIRouter:
@@ -50,7 +48,7 @@ def router(repository: Repository, access: Access) -> APIRouter:
         def encoded() -> bytes:
             return long_json({**summary, "bundle": _document(bundle)})
 
-        if len(bundle.class_names) > _MANY_CLASSES:
+        if len(bundle.class_names) > MANY_CLASSES:
             content = await asyncio.to_thread(encoded)
         else:
             content = encoded()

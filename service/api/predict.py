@@ -332,12 +332,16 @@ def _answer(entry: Entry, predictions: bytes, rows: int, far: str | None) -> Ans
     if revision.chosen_by is not None:
         warnings += revision.chosen_by.warnings
         prior = b',"prior":%b,"predictions":[' % orjson.dumps(prior_shown(revision))
-    body = b"%b%b%b%b]%b}" % (
-        _model_json(bundle.name, bundle.version),
-        orjson.dumps(tau),
-        prior,
-        predictions,
-        b',"warnings":' + orjson.dumps(warnings) if warnings else b"",
+    body = b"".join(  # which lets other threads run meanwhile, if it is long
+        (
+            _model_json(bundle.name, bundle.version),
+            orjson.dumps(tau),
+            prior,
+            predictions,
+            b"]",
+            b',"warnings":' + orjson.dumps(warnings) if warnings else b"",
+            b"}",
+        )
     )
     facts = {
         "model": bundle.name,

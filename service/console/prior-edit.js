@@ -81,7 +81,7 @@ export function Editor({ bundle, path, name, prior, stored, saved }) {
     <fieldset class="chips"><legend>Target: the class mix that the answers assume</legend>
       ${modes.map(([m, words]) => html`<label class="chip"><input type="radio" name="mode" checked=${mode === m} disabled=${m === "training" && !bundle.class_counts && !draft.label_frequencies}
         onChange=${() => byClass(m === "classes" ? started() : m)} /><span>${words}</span></label>`)}
-      <${Estimate} path=${path} take=${(candidate) => change({ target: candidate.target, expected: candidate.expected, note: candidate.note })} />
+      <${Estimate} path=${path} take=${(candidate) => change({ target: Array.isArray(candidate.target) ? Object.fromEntries(names.map((n, i) => [n, candidate.target[i]])) : candidate.target, expected: candidate.expected, note: candidate.note })} />
     </fieldset>
     ${mode === "classes" && html`<${Weights} bundle=${bundle} values=${draft.target} others=${draft.others ?? 0} what="Weight" change=${byClass}
       hint="Counts or shares: only ratios matter. 0 means that the class cannot occur." />`}

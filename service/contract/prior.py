@@ -22,7 +22,7 @@ from service.contract.automatic import AutoAdopt
 from service.contract.members import costs as of_costs
 from service.contract.members import switch as of_switch
 from service.contract.members.costs import Costs, CostsBody
-from service.contract.members.named import set_of, vector_of
+from service.contract.members.named import places_of, vector_of
 from service.contract.members.sparse import (
     SPARSE_FROM,
     Held,
@@ -483,7 +483,7 @@ def _vector(
         known = sum(key in spec for key in class_names)
         unknown = []
         if known < len(spec):
-            names = set_of(class_names)
+            names = places_of(spec, class_names)
             unknown = [key for key in spec if key not in names]
         errors.extend(
             (f"{name}.{key}", f"unknown class '{_clip(key)}'{_near(key, at, class_names)}")

@@ -6,13 +6,22 @@ and nothing where that is None.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
-from service.contract.members.named import are_equal, by_class, set_of
+from service.contract.members.named import (
+    are_equal,
+    list_of,
+    places_of,
+    short_form,
+    vector_of,
+)
 from service.contract.members.sparse import SPARSE_FROM
 from service.contract.prior import (
     InvalidPrior,
@@ -34,6 +43,8 @@ from service.priors.revisions import (
 
 _VECTORS = ("label_frequencies", "target")
 Revisions: TypeAlias = Literal["*"] | frozenset[int]
+Counts: TypeAlias = dict[str, float] | list[float]
+"""Counts by class name, or in class order."""
 
 
 @dataclass(frozen=True)
@@ -105,8 +116,7 @@ class Replace:
         draft = Draft(self.body, self.class_digest, self.body.note)
         if current is None or current.body is None or current.class_digest != self.class_digest:
             return draft
-        old, new = (_by_name(each, self.class_names) for each in (current.body, self.body))
-        return None if _are_equal(old, new) else draft
+        return None if _are_equal(current.body, self.body, self.class_names) else draft
 
 
 @dataclass(frozen=True)
@@ -176,8 +186,8 @@ class AddCounts:
     """Add observed counts to label_frequencies, target, or both."""
 
     name: str
-    added: Mapping[str, Mapping[str, float]]
-    """Counts to add: field, then class name, to number."""
+    added: Mapping[str, Counts]
+    """Counts to add, of each field."""
     bundle: Bundle
     note: str
     condition: Condition = UNCONDITIONAL
@@ -193,7 +203,7 @@ class AddCounts:
         condition: Condition = UNCONDITIONAL,
     ) -> "AddCounts":
         """The change for counts in the form of a request. Raises InvalidPrior."""
-        added = {field: _named(field, v, bundle.class_names) for field, v in addition.items()}
+        added = {field: _checked(field, v, bundle.class_names) for field, v in addition.items()}
         return cls(name, added, bundle, note, condition)
 
     def apply(self, current: StoredRevision | None) -> Draft | None:
@@ -204,14 +214,9 @@ class AddCounts:
         update: dict[str, object] = {"note": self.note}
         for field, values in self.added.items():
             counts = _counts(self.name, field, body, bundle)
-            others = 0.0 if body.others is None else body.others
-            names = {**counts, **values} if len(bundle.class_names) >= SPARSE_FROM else None
-            update[field] = {
-                key: counts.get(key, others) + values.get(key, 0.0)
-                for key in names or bundle.class_names
-            }
+            update[field] = _sum(counts, values, body.others or 0.0, bundle.class_names)
         stored = current is not None and not current.deleted
-        if stored and not any(n > 0 for values in self.added.values() for n in values.values()):
+        if stored and not any(n > 0 for values in self.added.values() for n in _numbers(values)):
             return None
         summed = body_of({**document_of(body), **update})
         resolve_prior(
@@ -254,8 +259,8 @@ def _body_to_add_to(name: str, current: StoredRevision | None, class_digest: str
     return current.body
 
 
-def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str, float]:
-    """The stored counts of a field, by class; without those that `others` gives.
+def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> Counts:
+    """The stored counts of a field, without those that `others` gives.
 
     Raises PriorConflict when they are not counts.
     """
@@ -266,15 +271,13 @@ def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str,
                 f"'{name}' has no label_frequencies to add to, and the model's class_counts "
                 "are unknown: PUT counts first"
             )
-        return by_class(bundle.class_names, bundle.class_counts)
+        return short_form(bundle.class_names, bundle.class_counts)
     if isinstance(spec, str):
         raise PriorConflict(f"the {field} of '{name}' is '{spec}', not counts; PUT counts first")
-    if isinstance(spec, list):
-        spec = by_class(bundle.class_names, spec)
-    counts = dict(spec)
-    every = list(counts.values())
+    counts = spec if isinstance(spec, dict) else short_form(bundle.class_names, spec)
+    every: Iterable[float] = _numbers(counts)
     if body.others is not None and len(counts) < len(bundle.class_names):
-        every.append(body.others)
+        every = [*every, body.others]
     if max(every) <= 1 and any(not value.is_integer() for value in every):
         raise PriorConflict(
             f"the {field} of '{name}' holds probabilities, not counts; PUT counts first"
@@ -282,55 +285,72 @@ def _counts(name: str, field: str, body: PriorBody, bundle: Bundle) -> dict[str,
     return counts
 
 
-def _named(
+def _sum(counts: Counts, more: Counts, others: float, class_names: Sequence[str]) -> Counts:
+    """The sum of two sets of counts; `others` is the count of each class without one of its own.
+
+    Of many classes, it names only those that are named, and all of them in class order.
+    """
+    if isinstance(counts, dict) and isinstance(more, dict):
+        names = {**counts, **more} if len(class_names) >= SPARSE_FROM else None
+        return {key: counts.get(key, others) + more.get(key, 0.0) for key in names or class_names}
+    whole = _vector(counts, others, class_names) + _vector(more, 0.0, class_names)
+    return list_of(whole)
+
+
+def _vector(counts: Counts, others: float, class_names: Sequence[str]) -> NDArray[np.float64]:
+    """Counts as a vector [C]."""
+    if not isinstance(counts, dict):
+        return vector_of(counts)
+    every = (counts.get(name, others) for name in class_names)
+    return np.fromiter(every, np.float64, len(class_names))
+
+
+def _numbers(counts: Counts) -> Collection[float]:
+    return counts.values() if isinstance(counts, dict) else counts
+
+
+def _checked(
     field: str, values: Mapping[str, float] | Sequence[float], class_names: Sequence[str]
-) -> dict[str, float]:
-    """Counts to add, by class. Raises InvalidPrior naming every wrong entry."""
+) -> Counts:
+    """Counts to add. Raises InvalidPrior naming every wrong entry."""
     where = f"add.{field}"
     if not isinstance(values, Mapping):
         if len(values) != len(class_names):
             raise InvalidPrior(
                 [(where, f"has {len(values)} entries; expected {len(class_names)}, one a class")]
             )
-        values = by_class(class_names, values)
-    known = set_of(class_names)
+        counts = short_form(class_names, values)
+    else:
+        counts = dict(values)
+    named = counts if isinstance(counts, dict) else {}
+    known = places_of(named, class_names)
     errors = [
         (f"{where}.{key}", "unknown class; expected one of the model's class_names")
-        for key in values
+        for key in named
         if key not in known
     ]
     errors += [
         (f"{where}.{key}", f"expected a number of at least 0; got {value:g}")
-        for key, value in values.items()
+        for key, value in zip(named or class_names, _numbers(counts), strict=True)
         if not (math.isfinite(value) and value >= 0)
     ]
     if errors:
         raise InvalidPrior(errors)
-    return dict(values)
+    return counts
 
 
-def _are_equal(one: PriorBody, other: PriorBody) -> bool:
-    """Whether two bodies are equal. Their vectors are compared entry by entry, as others run."""
+def _are_equal(one: PriorBody, other: PriorBody, class_names: Sequence[str] | None = None) -> bool:
+    """Whether two bodies are equal. Their vectors are compared entry by entry, as others run.
+
+    With class_names, a vector in class order equals one by class name.
+    """
     for field in _VECTORS:
         mine, theirs = getattr(one, field), getattr(other, field)
         both = isinstance(mine, (dict, list)) and isinstance(theirs, (dict, list))
-        if not (are_equal(mine, theirs) if both else mine == theirs):
+        if not (are_equal(mine, theirs, class_names) if both else mine == theirs):
             return False
     rest: dict[str, object] = dict.fromkeys(_VECTORS)
     return one.model_copy(update=rest) == other.model_copy(update=rest)
-
-
-def _by_name(body: PriorBody, class_names: Sequence[str] | None) -> PriorBody:
-    """The body with its vectors by class name, so that bodies can be compared."""
-    if class_names is None:
-        return body
-    vectors = {"target": body.target, "label_frequencies": body.label_frequencies}
-    named = {
-        field: by_class(class_names, vector)
-        for field, vector in vectors.items()
-        if isinstance(vector, list) and len(vector) == len(class_names)
-    }
-    return body.model_copy(update=named)
 
 
 def _state(name: str, revision: int | None) -> str:

@@ -18,13 +18,14 @@ Encode = Callable[[Any], bytes]
 
 
 class Made(NamedTuple):
-    """A long list of JSON values, of which never more than a slice exists at a time.
+    """A long list or object of JSON, of which never more than a slice exists at a time.
 
-    make: the entries from one place to another, as a list.
+    make: the entries from one place to another, as a list or a dict. ends: the brackets.
     """
 
     length: int
-    make: Callable[[int, int], list[Any]]
+    make: Callable[[int, int], list[Any] | dict[str, Any]]
+    ends: bytes = b"[]"
 
 
 def long_json(value: Any, *, default: Callable[[Any], Any] | None = None) -> bytes:
@@ -50,11 +51,11 @@ def stored_json(value: Any) -> str:
 
 def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[bytes]:
     if isinstance(value, Made):
-        yield b"["
+        yield value.ends[:1]
         for at in range(0, value.length, SLICE):
             part = value.make(at, min(value.length, at + SLICE))
             yield (comma if at else b"") + encode(part)[1:-1]
-        yield b"]"
+        yield value.ends[1:]
     elif not isinstance(value, (dict, list)) or not value:
         yield encode(value)
     elif isinstance(value, dict) and (len(value) <= _FEW or _holds_long(value.values())):
@@ -79,9 +80,11 @@ def _pieces(value: Any, encode: Encode, comma: bytes, colon: bytes) -> Iterator[
 
 
 def _holds_long(values: Any) -> bool:
-    """Whether the first value is itself long, as the rows of a matrix are."""
+    """Whether the first value is long, as the rows of a matrix are, or holds what is made."""
     first = next(iter(values))
-    return isinstance(first, (dict, list)) and len(first) > _FEW
+    if isinstance(first, dict) and any(isinstance(each, Made) for each in first.values()):
+        return True
+    return isinstance(first, Made) or (isinstance(first, (dict, list)) and len(first) > _FEW)
 
 
 def decoded(text: str) -> Any:

@@ -51,6 +51,13 @@ def rows_json(
     A number is written as the shortest text that reads back as the same number of its type.
     """
     n, k = indices.shape
+    if k > SLICE_VALUES:
+        texts = number_texts(unadjusted_probabilities)
+        ends = zip(map(classes.__getitem__, unadjusted.tolist()), texts, strict=True)
+        return [
+            _long_row(classes, indices[row], probabilities[row], end)
+            for row, end in enumerate(ends)
+        ]
     if n * k > SLICE_VALUES and n > 1:
         step, found = max(1, SLICE_VALUES // k), []
         for at in range(0, n, step):
@@ -80,6 +87,24 @@ def rows_json(
         orjson.dumps(unadjusted_probabilities.ravel(), option=_NUMPY)[1:-1].split(b","),
     )
     return list(map(_form(k).__mod__, zip(*columns, strict=True)))
+
+
+def _long_row(
+    classes: ClassJson,
+    indices: NDArray[np.int64],
+    probabilities: NDArray[Any],
+    unadjusted: tuple[bytes, bytes],
+) -> bytes:
+    """One row of very many classes [k], made in portions; joining long texts lets others run."""
+    portions: list[bytes] = []
+    for at in range(0, len(indices), SLICE_VALUES):
+        own = slice(at, at + SLICE_VALUES)
+        begins = map(classes.__getitem__, indices[own].tolist())
+        pairs = zip(begins, number_texts(probabilities[own]), strict=True)
+        portions.append(b",".join([b"%b%b}" % pair for pair in pairs]))
+    best = b'%b%b,"top":[' % (classes[int(indices[0])], number_texts(probabilities[:1])[0])
+    unadjusted_part = b'],"unadjusted":%b%b}}' % unadjusted
+    return b"".join([best, b",".join(portions), unadjusted_part])
 
 
 def with_decisions(

@@ -24,7 +24,7 @@ from service.priors.revisions import PriorRevision
 from service.priors.rule import best
 from service.repository.served import ServedModel
 from service.wire.ranked import joined_texts, list_json, number_texts
-from service.wire.tensors import BY_DTYPE, Described, encode_binary, encode_json
+from service.wire.tensors import BY_DTYPE, Described, binary_pieces, encode_binary, encode_json
 
 Encoded: TypeAlias = tuple[bytes, bytes, tuple[tuple[bytes, bytes], ...]]
 """(body, media type, further headers) of an answer."""
@@ -209,7 +209,8 @@ def encoded(
 
     warning: about the inputs; None without one.
     """
-    described, tensors = [], []
+    described: list[bytes] = []
+    tensors: list[bytes] = []
     for output in asked.outputs:
         if output.name in DECISIONS:
             values, shape, datatype = _decision(output.name, bundle, scored)
@@ -217,11 +218,13 @@ def encoded(
             values, shape, datatype = _values(output, bundle, scored, k)
         entry: dict[str, Any] = {"name": output.name, "datatype": datatype, "shape": shape}
         if output.binary:
-            tensors.append(encode_binary(values))
-            entry["parameters"] = {"binary_data_size": len(tensors[-1])}
+            pieces = binary_pieces(values)
+            tensors += pieces
+            entry["parameters"] = {"binary_data_size": sum(map(len, pieces))}
+            described.append(orjson.dumps(entry))
         else:
-            entry["data"] = orjson.Fragment(list_json(encode_json(values)))
-        described.append(entry)
+            data = list_json(encode_json(values))
+            described.append(b"".join([orjson.dumps(entry)[:-1], b',"data":', data, b"}"]))
     document: dict[str, Any] = {"model_name": bundle.name, "model_version": str(bundle.version)}
     if asked.id is not None:
         document["id"] = asked.id
@@ -229,8 +232,9 @@ def encoded(
     if warning is not None:
         reported = parameters.get("warnings")
         parameters["warnings"] = f"{reported}; {warning}" if reported else warning
-    document["outputs"] = described
-    header = orjson.dumps(document)
+    # Joining long texts lets other threads run meanwhile.
+    outputs = b",".join(described)
+    header = b"".join([orjson.dumps(document)[:-1], b',"outputs":[', outputs, b"]}"])
     if not tensors:
         return header, b"application/json", ()
     length = (HEADER_LENGTH, b"%d" % len(header))

@@ -12,6 +12,7 @@ from service.api.edge.errors import Problem
 from service.api.edge.json_body import read_json
 from service.api.edge.numbers import Decimal
 from service.api.edge.turns import Turns
+from service.api.long_views import apart_if_long, rendered
 from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
@@ -118,7 +119,7 @@ class Insight:
                 ],
             )
 
-        return Response(await views.rendered(view, bundle), media_type="application/json")
+        return Response(await rendered(view, bundle), media_type="application/json")
 
     async def estimate(self, request: Request, name: Name, window: Window = None) -> Response:
         """Estimate the class prior of recent traffic, with intervals and a verdict.
@@ -129,7 +130,7 @@ class Insight:
         sample, found = await self.assess(bundle, name, window)
         base, warnings = await self.base(bundle, name), list(source_warnings(bundle))
         view = partial(views.estimate_view, bundle, sample, found, base=base, warnings=warnings)
-        return Response(await views.rendered(view, bundle), media_type="application/json")
+        return Response(await rendered(view, bundle), media_type="application/json")
 
     async def assess(
         self, bundle: Bundle, name: str, window: str | None
@@ -175,7 +176,8 @@ class Insight:
 
         Raises TooManyFlips if it is above the limit and `force` is False.
         """
-        warnings = caution.target_warnings(candidate.prior, bundle.class_names)
+        target_warnings = partial(caution.target_warnings, candidate.prior, bundle.class_names)
+        warnings = await apart_if_long(target_warnings, bundle)
         reservoir = self._find_reservoir(bundle)
         if reservoir is None or reservoir.capacity == 0:
             return Flips(None, warnings)

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from service.api.edge.access import audit
 from service.api.edge.json_body import read_json, read_object
 from service.api.edge.numbers import Whole
+from service.api.long_views import apart_if_long, rendered
 from service.api.priors import views
 from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
@@ -275,7 +276,7 @@ class PriorRoutes:
         warnings = [] if flips is None else list(flips.warnings)
         try:
             resolve_it = partial(self._priors.resolved, bundle, name, entry)
-            resolved = await views.apart_if_long(resolve_it, bundle)
+            resolved = await apart_if_long(resolve_it, bundle)
         except PriorDoesNotFit as error:
             warnings.append(str(error))
         else:
@@ -299,7 +300,7 @@ class PriorRoutes:
         resolved, warnings = None, []
         if name == DEFAULT:
             resolve_it = partial(self._priors.resolved, bundle, name, None)
-            resolved = await views.apart_if_long(resolve_it, bundle)
+            resolved = await apart_if_long(resolve_it, bundle)
         else:
             warnings = [f"prior '{name}' is no longer stored: requests that name it get 404"]
         view = partial(views.prior_view, bundle, name, resolved, None, warnings=warnings)
@@ -310,7 +311,7 @@ class PriorRoutes:
         view: Callable[[], views.PriorView], bundle: Bundle, revision: int, status: int = 200
     ) -> Response:
         return Response(
-            await views.rendered(view, bundle),
+            await rendered(view, bundle),
             status,
             headers={"ETag": etag(revision)},
             media_type="application/json",

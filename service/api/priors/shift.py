@@ -10,7 +10,7 @@ from fastapi import Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from service.api.edge.numbers import Whole
-from service.api.priors.views import rendered, view_of
+from service.api.long_views import rendered, shown_in_order, view_of
 from service.contract.bundle import Bundle
 from service.contract.verdict import Verdict
 from service.priors.priors import Priors
@@ -115,7 +115,7 @@ def shift_view(
     estimate = low = high = None
     if one is not None and together is not None and known:
         ends = together.interval(one.calibration_variance)
-        estimate, low, high = (_rounded(v) for v in (together.prior, *ends))
+        estimate, low, high = (shown_in_order(v) for v in (together.prior, *ends))
     judged = None if one is None else one.judged
     verdict_view: dict[str, Any] | None = None
     automatic: dict[str, Any] | None = None
@@ -128,7 +128,7 @@ def shift_view(
         name=name,
         revision=revision,
         class_names=bundle.class_names,
-        target=_rounded(target),
+        target=shown_in_order(target),
         rows=0 if together is None else together.rows,
         effective_rows=0.0 if together is None else together.effective_rows,
         workers=0 if one is None else one.workers,
@@ -154,15 +154,10 @@ def _points(one: Followed, wanted: int, classes: int) -> list[ShiftPoint]:
 
 
 def _point(point: Point) -> ShiftPoint:
-    return ShiftPoint(
+    return ShiftPoint.model_construct(
         at=point.at,
-        estimate=_rounded(point.prior),
-        low=_rounded(point.low),
-        high=_rounded(point.high),
-        verdict=point.verdict,  # type: ignore[arg-type]
+        estimate=shown_in_order(point.prior),
+        low=shown_in_order(point.low),
+        high=shown_in_order(point.high),
+        verdict=point.verdict,
     )
-
-
-def _rounded(vector: Any) -> list[float]:
-    found: list[float] = np.round(np.asarray(vector, np.float64), 6).tolist()
-    return found

@@ -1,27 +1,20 @@
 """Models of the answers of the prior routes, which document and check them."""
 
-import asyncio
-from collections.abc import Callable
 from datetime import datetime
-from typing import Any, TypeAlias, TypeVar
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from service.api.long_views import MANY_CLASSES, ByClass, shown_by_class, view_of
 from service.contract.bundle import Bundle
-from service.contract.members.named import by_class
+from service.contract.members.named import short_form
 from service.contract.prior import PriorBody, document_of
 from service.contract.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
 from service.priors.recent import Sample
 from service.priors.revisions import PriorRevision, StoredRevision
-from service.process.slices import Made, long_json
-
-T = TypeVar("T")
-V = TypeVar("V", bound=BaseModel)
-ByClass: TypeAlias = dict[str, float]
-_MANY_CLASSES = 2_000
-"""Answers for more classes than this take milliseconds to encode."""
+from service.process.slices import Made
 
 
 class _View(BaseModel):
@@ -188,31 +181,6 @@ class EstimateView(_View):
     candidate: dict[str, Any]
 
 
-async def rendered(make: Callable[[], BaseModel], bundle: Bundle) -> bytes:
-    """Encode a view as JSON.
-
-    For a model with many classes this runs in a thread, since it would block the event loop.
-    make: builds the view, in the same place.
-    """
-    if len(bundle.class_names) <= _MANY_CLASSES:
-        return make().model_dump_json().encode()
-    return await asyncio.to_thread(lambda: long_json(make().__dict__, default=_members))
-
-
-async def apart_if_long(call: Callable[[], T], bundle: Bundle) -> T:
-    """Make a call whose time grows with the classes: in a thread for many, here for few."""
-    return call() if len(bundle.class_names) <= _MANY_CLASSES else await asyncio.to_thread(call)
-
-
-def view_of(view: type[V], bundle: Bundle) -> Callable[..., V]:
-    """What makes a view; that of many classes is not checked, as pydantic lets no thread run."""
-    return view if len(bundle.class_names) <= _MANY_CLASSES else view.model_construct
-
-
-def _members(view: BaseModel) -> dict[str, Any]:
-    return view.__dict__
-
-
 def prior_line(entry: StoredRevision, *, fits: bool) -> PriorLine:
     """Make the line of an entry in the list of priors. fits: whether it has the model's classes."""
     return PriorLine(
@@ -326,9 +294,9 @@ def estimate_view(
         reason=found.reason,
         evidence=found.evidence(),
         calibrated=found.calibrated,
-        target=by_class(names, estimate.prior),
-        low=by_class(names, estimate.low),
-        high=by_class(names, estimate.high),
+        target=shown_by_class(names, estimate.prior),
+        low=shown_by_class(names, estimate.low),
+        high=shown_by_class(names, estimate.high),
         warnings=warnings,
         candidate=document_of(candidate_body(bundle, found, base=base, note=note)),
     )
@@ -336,7 +304,7 @@ def estimate_view(
 
 def candidate_body(bundle: Bundle, found: Assessment, *, base: PriorBody, note: str) -> PriorBody:
     """Return `base` with the candidate of an estimate as its target, and this note."""
-    target = by_class(bundle.class_names, found.candidate)
+    target = short_form(bundle.class_names, found.candidate)
     return base.model_copy(update={"target": target, "expected": True, "note": note})
 
 
@@ -350,7 +318,7 @@ def _classes(bundle: Bundle, before: Outcome, after: Outcome) -> list[dict[str, 
         return [dict(zip(members, row, strict=True)) for row in rows]
 
     count = len(bundle.class_names)
-    return made(0, count) if count <= _MANY_CLASSES else Made(count, made)
+    return made(0, count) if count <= MANY_CLASSES else Made(count, made)
 
 
 def _pair(found: Preview | None, name: str) -> Pair | None:
@@ -360,8 +328,8 @@ def _pair(found: Preview | None, name: str) -> Pair | None:
     return None if before is None or after is None else Pair(before=before, after=after)
 
 
-def _by_class(names: list[str], vector: Any) -> ByClass | None:
-    return None if vector is None else by_class(names, vector)
+def _by_class(names: list[str], vector: Any) -> ByClass | Made | None:
+    return None if vector is None else shown_by_class(names, vector)
 
 
 def _exp(log_vector: Any) -> Any:

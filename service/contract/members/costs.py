@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from service.contract.adjustment import Vector
+from service.contract.members.named import places_of
 from service.contract.strict import Strict
 
 MAX_PAIRS = 100_000
@@ -156,7 +157,9 @@ def resolve_costs(body: CostsBody, class_names: Sequence[str], faults: list[Faul
     before = len(faults)
     if body.matrix is not None:
         return _whole(body.matrix, body.reject, len(class_names), faults)
-    places = {name: place for place, name in enumerate(class_names)}
+    named = set(body.miss) if isinstance(body.miss, dict) else set()
+    named.update(str(name) for true, decided, _ in body.pairs for name in (true, decided))
+    places = places_of(named, class_names)
     miss = _miss(body.miss, class_names, places, faults)
     found: dict[tuple[int, int], float] = {}
     for number, (true, decided, cost) in enumerate(body.pairs):

@@ -11,8 +11,9 @@ from service.contract.tracking import Tracked
 
 MOST_POINTS = 2880
 MAX_HISTORY_BYTES = 2**20
-"""The most points kept for one model version."""
-_FEWEST_POINTS = 16
+"""The most points kept for one model version. Where two need more, none is kept: with so many
+classes, no answer has room for one.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class History:
 
     def __init__(self, classes: int) -> None:
         room = MAX_HISTORY_BYTES // (12 * classes)
-        self.capacity = max(_FEWEST_POINTS, min(MOST_POINTS, room))
+        self.capacity = min(MOST_POINTS, room) if room > 1 else 0
         self._points: list[Point] = []
         self._every = self._passed = 1
 
@@ -55,7 +56,7 @@ class History:
     ) -> None:
         """Add a point with the current estimate, unless this one is to be skipped."""
         self._passed += 1
-        if self._passed < self._every:
+        if self._passed < self._every or not self.capacity:
             return
         self._passed = 0
         low, high = tracked.interval(calibration_variance)

@@ -6,7 +6,6 @@ stored states of other workers and replicas. In one worker of each replica it al
 rows and decides on automatic steps.
 """
 
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable
@@ -19,7 +18,7 @@ import numpy as np
 from service.contract.adjustment import Vector
 from service.contract.automatic import STRENGTH, AutoAdopt, Step, next_step
 from service.contract.bundle import Bundle
-from service.contract.members.named import by_class
+from service.contract.members.named import short_form
 from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
 from service.contract.tracking import Tracked
 from service.contract.verdict import Assessment, rows_wanted
@@ -36,6 +35,7 @@ from service.priors.rule import jensen_shannon
 from service.priors.shift.history import History
 from service.priors.shift.stream import Stream, estimate_of
 from service.priors.store.kept import KeptState
+from service.process.slices import decoded, stored_json
 
 logger = logging.getLogger(__name__)
 
@@ -99,13 +99,13 @@ class Judged:
 
     def document(self) -> str:
         """The JSON text that is kept in the store."""
-        return json.dumps({**self.__dict__, "at": self.at.isoformat()})
+        return stored_json({**self.__dict__, "at": self.at.isoformat()})
 
     @classmethod
     def of_document(cls, text: str) -> "Judged | None":
         """The judgement that a document holds; None for an empty or foreign one."""
         try:
-            found = json.loads(text)
+            found = decoded(text)
             return cls(**{**found, "at": datetime.fromisoformat(found["at"])})
         except (ValueError, TypeError, KeyError):
             return None
@@ -460,7 +460,7 @@ def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> Prior
     """The body that an automatic step stores. Raises ValueError for a step that adopts nothing."""
     if automatic.step.target is None:
         raise ValueError("this step adopts nothing")
-    target = by_class(class_names, automatic.step.target)
+    target = short_form(class_names, automatic.step.target)
     return automatic.base.model_copy(update={"target": target, "expected": True, "note": note})
 
 
@@ -469,7 +469,7 @@ def _told(each: Automatic, class_names: list[str]) -> dict[str, Any]:
     step, bounds = each.step, each.bounds
     target = None
     if step.target is not None:
-        target = by_class(class_names, np.round(step.target, 6))
+        target = short_form(class_names, np.round(step.target, 6))
     return {
         "mode": bounds.mode,
         "freeze": bounds.freeze,

@@ -47,3 +47,11 @@ def test_a_list_that_is_made_by_slices_is_the_list(length):
         {"rows": 3, "classes": whole}
     )
     assert all(count <= SLICE for count in asked)
+
+
+@pytest.mark.parametrize("length", [0, 1, SLICE, 2 * SLICE + 3])
+def test_an_object_that_is_made_by_slices_is_the_object(length):
+    whole = {f"class {n}": n / 7 for n in range(length)}
+    entries = list(whole.items())
+    made = Made(length, lambda begin, end: dict(entries[begin:end]), b"{}")
+    assert long_json({"target": made}) == orjson.dumps({"target": whole})

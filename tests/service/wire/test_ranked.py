@@ -5,14 +5,16 @@ import json
 import numpy as np
 import pytest
 
+from service.wire import ranked
 from service.wire.ranked import ClassJson, rows_json
 
 NAMES = ['a "quoted" class', "b", "ç", "%b", "e"]
 
 
+@pytest.mark.parametrize("slice_values", [2, 4, 20_000])
 @pytest.mark.parametrize("k", [1, 3, 5])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_one_row_is_written_as_among_others(k, dtype):
+def test_one_row_is_written_as_among_others(k, dtype, slice_values, monkeypatch):
     rng = np.random.default_rng(k)
     p = rng.dirichlet(np.ones(5), 40).astype(dtype)
     order = np.argsort(-p, axis=1)[:, :k]
@@ -20,6 +22,8 @@ def test_one_row_is_written_as_among_others(k, dtype):
     own = p.min(axis=1)
     classes = ClassJson(NAMES)
     together = rows_json(classes, order, best, unadjusted, own)
+    monkeypatch.setattr(ranked, "SLICE_VALUES", slice_values)
+    assert rows_json(classes, order, best, unadjusted, own) == together
     alone = [
         rows_json(classes, order[i : i + 1], best[i : i + 1], unadjusted[i : i + 1], own[i : i + 1])
         for i in range(len(p))

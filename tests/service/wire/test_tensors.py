@@ -1,5 +1,6 @@
 """Tensors of every type survive a round trip through JSON and through bytes."""
 
+import numpy as np
 import orjson
 import pytest
 from hypothesis import given
@@ -11,6 +12,7 @@ from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.tensors import (
     DATATYPES,
     MAX_BYTES_ELEMENTS,
+    binary_pieces,
     describe,
     encode_binary,
     encode_json,
@@ -37,6 +39,7 @@ def test_numbers_come_back_from_bytes_and_from_json(data, name, offset):
         )
     )
     raw = encode_binary(array)
+    assert b"".join(binary_pieces(array)) == raw
     entry = described(name, array, parameters={"binary_data_size": len(raw)})
     tensor, end = describe(entry).read(bytes(offset) + raw, offset)
     assert end == offset + len(raw)
@@ -108,3 +111,11 @@ def test_a_tensor_of_too_many_texts_is_refused_before_they_are_read():
 def test_a_value_that_is_not_of_the_type_is_refused(name, data):
     with pytest.raises(InvalidInput):
         describe({"name": "x", "datatype": name, "shape": [1], "data": data})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.dtype(">i8")])
+def test_long_binary_data_is_made_in_pieces(dtype):
+    array = np.arange(1_200_000).reshape(3, -1).astype(dtype)[:, ::2]
+    pieces = binary_pieces(array)
+    assert len(pieces) == 2
+    assert b"".join(pieces) == encode_binary(array)

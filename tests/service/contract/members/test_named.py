@@ -3,7 +3,16 @@
 import numpy as np
 import pytest
 
-from service.contract.members.named import SLICE, are_equal, by_class, set_of, vector_of
+from service.contract.members.named import (
+    SLICE,
+    VAST,
+    are_equal,
+    by_class,
+    list_of,
+    places_of,
+    short_form,
+    vector_of,
+)
 
 SIZES = [0, 1, SLICE - 1, SLICE, SLICE + 1, 2 * SLICE + 7]
 
@@ -16,7 +25,9 @@ def test_slices_are_what_one_call_makes(size):
     assert found == by_class(names, values)
     assert all(type(value) is float for value in found.values())
     assert np.array_equal(vector_of(values), np.array(values))
-    assert set_of(names) == set(names)
+    assert list_of(np.array(values, np.float64)) == list_of(values) == values
+    assert places_of(names[::2], names) == {name: at for at, name in enumerate(names) if not at % 2}
+    assert short_form(names, values) == by_class(names, values)
 
 
 @pytest.mark.parametrize("size", SIZES[2:])
@@ -35,3 +46,19 @@ def test_vectors_are_equal_where_form_and_values_are(one, other):
     assert are_equal(one, type(one)(one))
     assert not are_equal(one, other)
     assert are_equal({"a": 1.0, "b": 2.0}, {"b": 2.0, "a": 1.0})
+
+
+def test_a_list_equals_a_dict_where_the_order_of_classes_is_known():
+    names, by_name = ["a", "b"], {"b": 2.0, "a": 1.0}
+    for one, other in ([1.0, 2.0], by_name), (by_name, [1.0, 2.0]):
+        assert are_equal(one, other, names)
+        assert not are_equal(one, other)
+        assert not are_equal(one, other, ["a", "c"])
+        assert not are_equal(one, other, ["a", "b", "c"])
+    assert not are_equal([2.0, 1.0], by_name, names)
+
+
+def test_the_vectors_of_very_many_classes_are_lists():
+    names = [f"c{n}" for n in range(VAST + 1)]
+    assert isinstance(short_form(names[:-1], [1.0] * VAST), dict)
+    assert short_form(names, np.arange(VAST + 1.0)) == [float(n) for n in range(VAST + 1)]
