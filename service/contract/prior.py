@@ -290,11 +290,12 @@ def own_source(
 
     Raises ValueError when a count is 0.
     """
-    frequencies = None if class_counts is None else _normalised(np.asarray(class_counts))
+    counts = None if class_counts is None else vector_of(class_counts)
+    frequencies = None if counts is None else _normalised(counts)
     if calibrated_log_source is not None:
         log_source: Vector | None = np.array(calibrated_log_source)
     elif frequencies is not None or loss_tau == 1:
-        basis = np.ones(classes) if frequencies is None else np.asarray(class_counts)
+        basis = np.ones(classes) if counts is None else counts
         log_source = log_source_prior(basis, loss_tau=loss_tau)
     else:
         log_source = None
@@ -401,7 +402,7 @@ def _label_frequencies(
             body.label_frequencies, "label_frequencies", class_names, body.others, errors
         )
     elif class_counts is not None:
-        given = np.asarray(class_counts, np.float64)
+        given = vector_of(class_counts)
     else:
         return None
     if given is None:

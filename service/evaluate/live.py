@@ -174,9 +174,8 @@ def groups_of(bundle: Bundle) -> dict[str, NDArray[np.int64]]:
     """The classes of the groups many, medium and few; empty where class_counts are unknown."""
     if bundle.class_counts is None:
         return {}
-    names = np.array([group_of(count) for count in bundle.class_counts])
-    return {
-        name: np.flatnonzero(names == name)
-        for name in ("many", "medium", "few")
-        if (names == name).any()
-    }
+    order = ("many", "medium", "few")
+    groups = (order.index(group_of(count)) for count in bundle.class_counts)
+    numbers = np.fromiter(groups, np.int8, len(bundle.class_counts))
+    places = {name: np.flatnonzero(numbers == at) for at, name in enumerate(order)}
+    return {name: found for name, found in places.items() if len(found)}

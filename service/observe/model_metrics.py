@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from service.batching.facts import BatchFacts
 from service.contract.bundle import Bundle
 from service.contract.members.costs import REJECTED
+from service.contract.members.named import vector_of
 from service.contract.scores import group_of
 from service.observe.exposition import NAMES, VectorGauge
 from service.observe.statistics import VersionStatistics
@@ -209,7 +210,7 @@ def _by_frequency(bundle: Bundle) -> NDArray[np.int64]:
     if bundle.class_counts is None:
         return np.arange(classes)
     rank = np.empty(classes, np.int64)
-    rank[np.argsort(-np.asarray(bundle.class_counts), kind="stable")] = np.arange(classes)
+    rank[np.argsort(-vector_of(bundle.class_counts), kind="stable")] = np.arange(classes)
     return rank
 
 

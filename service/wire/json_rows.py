@@ -12,6 +12,7 @@ Its values are put into an array before the next slice is decoded, which also ke
 import contextlib
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Any
@@ -21,7 +22,7 @@ import orjson
 from numpy.typing import NDArray
 
 from service.contract.inputs.spec import InputSpec
-from service.wire.arrays import Array, array_of
+from service.wire.arrays import Array, array_of, fitted
 from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.json_text import (
     MAX_WHOLE_BYTES,
@@ -30,6 +31,7 @@ from service.wire.json_text import (
     holds,
     parse_json_object,
 )
+from service.wire.nested import first_wrong
 from service.wire.shown import NO_ROWS, shape_words
 
 simdjson: Any = None
@@ -40,6 +42,9 @@ SLICE_BYTES = 128 * 1024
 MAX_ROW_BYTES = 16 * 2**20
 """The longest JSON text of one row, in bytes: a row is decoded at once."""
 _BLOCK_BYTES = 2**20
+_PART_VALUES = 20_000
+"""Values of a long row that are put into an array in one call."""
+_BLANKS = b" \t\r\n"
 _MAX_STRINGS = 100
 _MAX_ROW_VALUES = 1_000_000
 """The most values of one row where the model does not fix their number."""
@@ -335,10 +340,14 @@ def _slices(
     bounds: where the list's bracket, the commas between rows and the closing bracket are.
     """
     for begin, end, row, stop in _spans(bounds, slice_bytes):
-        if end - begin > slice_bytes:
+        is_long = end - begin > slice_bytes
+        if is_long:
             _check_row(body, begin, end, row=row, spec=spec)
         text = bytes(body[begin:end])
-        yield _slice(text, stop - row, spec, first_row=row)
+        found = None
+        if is_long and not spec.missing and not (holds(text, b"true") or holds(text, b"false")):
+            found = _long_row(text, spec, slice_bytes, row=row)
+        yield _slice(text, stop - row, spec, first_row=row) if found is None else found
 
 
 def _spans(bounds: NDArray[np.int64], slice_bytes: int) -> Iterator[tuple[int, int, int, int]]:
@@ -367,6 +376,66 @@ def _slice(text: bytes, rows: int, spec: InputSpec, *, first_row: int) -> Array:
     instances = _decoded(text, rows, first_row=first_row)
     are_numbers = b"true" not in text and b"false" not in text
     return array_of(instances, spec, are_numbers=are_numbers, first_row=first_row)
+
+
+def _long_row(text: bytes, spec: InputSpec, slice_bytes: int, *, row: int) -> Array | None:
+    """One long row, decoded and put into an array in parts; None where it is no list.
+
+    Raises Malformed or InvalidInput.
+    """
+    if text.lstrip(_BLANKS)[:1] != b"[":
+        return None
+    values = _values(text, slice_bytes, row=row, spec=spec)
+    try:
+        array = _joined(values)
+    except ValueError:  # ragged, as NumPy says
+        array = None
+    if array is None or array.dtype.kind not in "biuf":
+        raise InvalidInput(first_wrong([values], first_row=row, wanted=spec.shape))
+    return fitted(array[np.newaxis], spec, first_row=row)
+
+
+def _values(
+    text: bytes, slice_bytes: int, *, row: int, spec: InputSpec, level: int = 1
+) -> list[Any]:
+    """The items of the list that a text holds. Items that are long lists are decoded in parts."""
+    begin = text.index(b"[")
+    end, commas = _rows(text, begin, len(text), sys.maxsize)
+    if text[end + 1 :].strip(_BLANKS):
+        raise Malformed(f"the body is not JSON: instance {row} is followed by more; remove it")
+    bounds = np.concatenate([[begin], commas, [end]])
+    if len(bounds) == 2 and _is_blank(text, begin + 1, end):
+        return []
+    found: list[Any] = []
+    for first, last, item, stop in _spans(bounds, slice_bytes):
+        part = text[first:last]
+        is_list = len(part) > slice_bytes and part.lstrip(_BLANKS)[:1] == b"["
+        if is_list and level >= len(spec.shape) - 1:
+            wanted = shape_words(spec.shape)
+            raise InvalidInput(
+                f"instance {row} holds lists in its values; the model takes {wanted}"
+            )
+        if is_list:
+            found.append(_values(part, slice_bytes, row=row, spec=spec, level=level + 1))
+        else:
+            found += _decoded(part, stop - item, first_row=row)
+    return found
+
+
+def _joined(values: list[Any]) -> Array:
+    """Nested lists as an array, made of parts. Raises ValueError for ragged ones."""
+    inner, size = values[0] if values else None, 1
+    while isinstance(inner, list) and inner:
+        size *= len(inner)
+        inner = inner[0]
+    step = max(1, _PART_VALUES // size)
+    if len(values) <= step:
+        return np.array(values)
+    if step == 1:
+        if not all(isinstance(each, list) for each in values):
+            raise ValueError("a level holds both lists and values")
+        return np.stack([_joined(each) for each in values])
+    return np.concatenate([np.array(values[at : at + step]) for at in range(0, len(values), step)])
 
 
 def _check_row(body: bytes | bytearray, begin: int, end: int, *, row: int, spec: InputSpec) -> None:

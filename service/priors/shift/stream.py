@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, log_source_prior
 from service.contract.bundle import Bundle
+from service.contract.members.named import vector_of
 from service.contract.members.sparse import SparseOffset
 from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
 
@@ -261,4 +262,4 @@ def _fixed(bundle: Bundle) -> NDArray[np.float64]:
     uniform = np.full(len(bundle.class_names), 1 / len(bundle.class_names))
     if bundle.class_counts is None:
         return uniform[None]
-    return np.stack([uniform, np.asarray(bundle.class_counts, np.float64)])
+    return np.stack([uniform, vector_of(bundle.class_counts)])

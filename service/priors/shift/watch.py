@@ -58,8 +58,8 @@ class Keeper(Protocol):
     def keep(self, kept: KeptState) -> None:
         """Replace the last state of the same keeper."""
 
-    def of(self, model: str) -> list[KeptState]:
-        """The states of a model, the newest first."""
+    def of(self, model: str, *, but: str = "") -> list[KeptState]:
+        """The states of a model, the newest first, without that of one keeper."""
 
     def take_over(self, kept: KeptState, keeper: str) -> bool:
         """Give a state to another keeper; False if it has changed or another worker was first."""
@@ -126,7 +126,6 @@ class Followed:
     """The verdict shown to users; it changes when two judgements in a row agree."""
     last: str | None = None
     judged_at: datetime | None = None
-    kept_rows: int = -1
     steady: dict[str, bool] = field(default_factory=dict)
     dry_at: dict[str, datetime] = field(default_factory=dict)
     restoring_until: datetime | None = None
@@ -418,9 +417,10 @@ class ShiftWatch:
     def _others(self, one: Followed) -> list[Tracked]:
         """The estimates of other live workers, and the newest judgement among theirs."""
         bundle, found = one.served.bundle, []
-        for kept in self._read(bundle.name):
-            fits = kept.class_digest == bundle.class_digest and kept.keeper != self._keeper
-            if not fits or kept.kept_at is None or self._now() - kept.kept_at > self._alive:
+        for kept in self._read(bundle.name, but=self._keeper):
+            if kept.class_digest != bundle.class_digest:
+                continue
+            if kept.kept_at is None or self._now() - kept.kept_at > self._alive:
                 continue
             other = estimate_of(bundle, kept.state)
             if other is not None:
@@ -432,11 +432,11 @@ class ShiftWatch:
                 one.judged, one.shown = judged, judged.verdict
         return found
 
-    def _read(self, model: str) -> list[KeptState]:
+    def _read(self, model: str, *, but: str = "") -> list[KeptState]:
         if self._kept is None:
             return []
         try:
-            return self._kept.of(model)
+            return self._kept.of(model, but=but)
         except StoreUnavailable as error:
             self._note(str(error))
             return []

@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 
+from service.contract import tracking
 from service.contract.label_shift import estimate_prior
 from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
 
@@ -166,3 +167,20 @@ def test_best_classes_and_an_equal_rest_teach_as_much_as_all_ratios(classes):
     np.testing.assert_allclose(one.prior, other.prior, rtol=1e-3)
     np.testing.assert_allclose(one.variance, other.variance, rtol=1e-3)
     assert (one.rows, one.effective_rows) == (other.rows, other.effective_rows)
+
+
+@pytest.mark.parametrize("written", [3, 100_000])
+def test_a_state_is_what_numpy_would_save_however_it_is_cut(written, monkeypatch):
+    monkeypatch.setattr(tracking, "_WRITTEN_AT_ONCE", written)
+    followed = tracker()
+    followed.update(np.random.default_rng(0).normal(size=(200, 3)))
+    with np.load(io.BytesIO(followed.state())) as found:
+        arrays = {name: found[name] for name in found.files}
+    assert arrays["priors"].shape == (len(tracking.HALF_LIVES) + 1, 3)
+    other = tracker()
+    other.restore(followed.state())
+    assert np.array_equal(other.prior, followed.prior)
+    saved = io.BytesIO()
+    np.savez(saved, **arrays)
+    other.restore(saved.getvalue())  # as an older release stores it
+    assert np.array_equal(other.prior, followed.prior)

@@ -82,6 +82,41 @@ def test_no_edit_of_a_body_makes_slices_accept_what_the_whole_refuses(data):
         assert found == outcome(whole, body, SPEC)
 
 
+DEEP = InputSpec(name="x", kind="tensor", shape=[None, None, None, 2], dtype="float32")
+NESTED = st.recursive(
+    NUMBER | st.none(), lambda each: st.lists(each, min_size=2, max_size=3), max_leaves=60
+)
+
+
+@settings(max_examples=300)
+@given(st.lists(st.lists(st.lists(st.lists(NUMBER, min_size=2, max_size=2), min_size=1, max_size=4),
+       min_size=1, max_size=4), min_size=1, max_size=2) | st.lists(NESTED, min_size=1, max_size=2),
+       st.integers(1, 30), st.integers(1, 9))  # fmt: skip
+def test_parts_of_one_long_row_give_what_the_whole_gives(rows, slice_bytes, part_values):
+    body = json.dumps({"instances": rows}).encode()
+
+    def sliced(body, spec):
+        return in_slices(body, spec, slice_bytes=slice_bytes)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_rows, "_PART_VALUES", part_values)
+        found = outcome(sliced, body, DEEP)
+    assert found == outcome(whole, body, DEEP)
+
+
+def test_a_long_row_is_decoded_in_parts_and_its_faults_are_named():
+    numbers = ",".join(map(str, range(50_000)))
+    body = b'{"instances": [[%b]]}' % numbers.encode()
+    found = in_slices(body, FREE, slice_bytes=json_rows.SLICE_BYTES)
+    assert np.array_equal(found[1], [np.arange(50_000)])
+    with pytest.raises(InvalidInput, match="instance 0 holds null in column 50000"):
+        in_slices(body.replace(b"]]}", b",null]]}"), FREE, slice_bytes=json_rows.SLICE_BYTES)
+    with pytest.raises(InvalidInput, match="instance 0 holds lists in its values"):
+        in_slices(b'{"instances": [[%b]]}' % body[15:-2], FREE, slice_bytes=json_rows.SLICE_BYTES)
+    with pytest.raises(Malformed, match="not JSON: instances from 0 on"):
+        in_slices(body.replace(b"]]}", b",]]}"), FREE, slice_bytes=json_rows.SLICE_BYTES)
+
+
 def test_a_row_is_named_by_its_number_in_the_body():
     rows = [[1, 2]] * 50 + [[1, None]] + [[1, 2]] * 50
     with pytest.raises(InvalidInput, match="instance 50 holds null in column 1; expected numbers"):

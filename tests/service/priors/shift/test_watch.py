@@ -14,6 +14,7 @@ from service.priors.recent import LogitReservoir
 from service.priors.revisions import StoreUnavailable
 from service.priors.shift.stream import Stream
 from service.priors.shift.watch import Judged, Served, ShiftWatch, adopted
+from service.priors.store import kept as kept_module
 from service.priors.store import open_store
 from service.priors.store.kept import KeptState
 from tests.support.priors import following, make_bundle
@@ -245,7 +246,7 @@ def test_a_store_that_is_away_costs_nothing_but_the_memory(sqlite_url, bundle, c
         def keep(self, kept):
             raise StoreUnavailable("away", "gone")
 
-        def of(self, model):
+        def of(self, model, *, but=""):
             raise StoreUnavailable("away", "gone")
 
     async def run(priors):
@@ -332,6 +333,19 @@ def test_kept_states_replace_each_other_and_old_ones_go(store_url, kept_in):
     found = kept_in(store_url).of("pets")
     assert [(one.keeper, one.state) for one in found] == [("b/0", b"three"), ("a/0", b"two")]
     assert found[0].judged == '{"x": 1}'
+    assert [one.keeper for one in found if one in kept.of("pets", but="b/0")] == ["a/0"]
+
+
+def test_a_long_state_is_kept_and_handed_on_in_parts(store_url, kept_in, monkeypatch):
+    monkeypatch.setattr(kept_module, "_PART_BYTES", 1000)
+    kept = kept_in(store_url)
+    short, exact, long = b"a" * 999, b"b" * 1000, bytes(range(256)) * 20
+    for keeper, state in (("a", long), ("a", short), ("b", short), ("b", long), ("c", exact)):
+        kept.keep(KeptState("pets", keeper, "d", state))
+    found = {one.keeper: one for one in kept.of("pets")}
+    assert {name: one.state for name, one in found.items()} == {"a": short, "b": long, "c": exact}
+    assert kept.take_over(found["b"], "c")
+    assert {one.keeper: one.state for one in kept.of("pets")} == {"a": short, "c": long}
 
 
 def test_a_judgement_is_read_back_as_it_was_written():
