@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.batching.run import MAX_GRAPH_TOP_K
-from service.batching.work import NO_DEADLINE, Deadline, DeadlinePassed, Work
+from service.batching.work import NO_DEADLINE, Deadline, DeadlinePassed, Overloaded, Work
 from service.contract.adjustment import MIN_TAU, InvalidTau, check_tau
 from service.contract.bundle import Bundle
 from service.contract.members.switch import Choice
 from service.contract.prior import UnknownLabelFrequencies
+from service.graph.prior_table import TableFull
 from service.graph.session import GraphOutputs
 from service.priors.priors import Priors
 from service.priors.revisions import ChosenBy, PriorDoesNotFit, PriorRevision, UnknownPrior
@@ -137,7 +138,7 @@ class Classifier:
 
         The work holds a slot of the model's prior table, which the batcher releases. With `full`,
         all logits and probabilities are returned too. Raises the errors of the parameters, and
-        TableFull.
+        Overloaded.
         """
         bundle = model.bundle
         top_k = parameters.top_k
@@ -174,7 +175,7 @@ class Classifier:
         """The work of scoring inputs [n, …], each row with its own tau and prior.
 
         values_a_row: how many numbers of JSON the answer to one row has. Raises TooLarge, and
-        TableFull.
+        Overloaded.
         """
         priced = [each for each in settings.revisions if each.prior.costs is not None]
         full = full or top_k > MAX_GRAPH_TOP_K or bool(priced)
@@ -189,7 +190,12 @@ class Classifier:
                 f"the rows name {len(settings.revisions)} different priors; at most "
                 f"{table.most_priors} of so many classes fit in memory; send fewer at a time"
             )
-        slots = table.acquire_all((each.key, each.offset) for each in settings.revisions)
+        try:
+            slots = table.acquire_all((each.key, each.offset) for each in settings.revisions)
+        except TableFull as error:
+            refusal = Overloaded(str(error))
+            model.batcher.refused(refusal)
+            raise refusal from error
         rows = settings.prior_of_row
         slot = slots[0] if rows is None else np.array(slots, np.int64)[rows]
         return Work(

@@ -29,10 +29,10 @@ class LeakingLane(ScoringLane):
 
 def main() -> int:
     """Run `python -m service` with the leaking lane."""
-    import service.server.app
+    import service.server.assembly.routes
 
-    service.server.app.ScoringLane = LeakingLane  # type: ignore[misc]
-    assert serving.Service is service.server.app.Service
+    service.server.assembly.routes.ScoringLane = LeakingLane  # type: ignore[misc]
+    assert serving.Service.__module__ == "service.server.assembly.service"
     return __main__.main(sys.argv[1:])
 
 

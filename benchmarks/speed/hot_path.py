@@ -38,7 +38,7 @@ from service.api.edge.known_headers import Head
 from service.api.edge.protocol import ScoringProtocol
 from service.observe import log as request_log
 from service.observe.run_folder import RunFolder
-from service.server.app import Service
+from service.server.assembly.service import Service
 from service.server.serving import tune_interpreter
 from service.settings import Settings
 

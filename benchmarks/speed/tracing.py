@@ -37,7 +37,7 @@ from service.batching import batcher
 from service.observe import log as request_log
 from service.observe.run_folder import RunFolder
 from service.repository import loading
-from service.server.app import Service
+from service.server.assembly.service import Service
 from service.server.serving import tune_interpreter
 from service.settings import Settings
 

@@ -9,7 +9,7 @@ from typing import Any
 from service.api.edge.access import check_exposure, is_loopback
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.observe.run_folder import RunFolder, new_run
-from service.server.app import Service
+from service.server.assembly.service import Service
 from service.settings import InvalidSetting, Settings, read_settings
 
 Message = MutableMapping[str, Any]

@@ -33,7 +33,7 @@ from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.exit_codes import DONE, FAILED
 from service.process.machine import bound_heaps, return_memory
-from service.server.app import NothingToServe, Service
+from service.server.assembly.service import NothingToServe, Service
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
 from service.server.listener import listen, url_of

@@ -209,8 +209,8 @@ def test_a_new_prior_counts_at_once_and_survives_a_kill(models, test_rows, tmp_p
 
 def test_serving_needs_no_torch(models):
     code = (
-        "import sys; from service.server.app import Service; from service.server.serve import "
-        "serve; "
+        "import sys; from service.server.assembly.service import Service; "
+        "from service.server.serve import serve; "
         "heavy = {'torch', 'training', 'onnx', 'scipy', 'sklearn', 'PIL', 'numpy.random'} & "
         "set(sys.modules); sys.exit(', '.join(heavy) or 0)"
     )

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from service.api.edge.errors import problem_of
-from service.batching.work import Deadline, DeadlinePassed
+from service.batching.work import Deadline, DeadlinePassed, Overloaded
 from service.classifier import Classifier, RowSettings
 from service.contract.prior import parse_prior
-from service.graph.prior_table import PriorTable, TableFull
+from service.graph.prior_table import PriorTable
 from service.priors.making import LONG_VALUES
 from service.priors.priors import Priors
 from service.priors.revisions import RevisionNotInMemory
@@ -115,7 +115,9 @@ def test_a_request_of_more_priors_than_ever_fit_is_too_large_and_one_that_must_w
     classifier = Classifier(priors, tau_cap=10)
     classes = len(bundle.class_names)
     table = PriorTable(classes, capacity=2, max_bytes=4 * 4 * classes)
-    model = SimpleNamespace(bundle=bundle, table=table)
+    counted = []
+    batcher = SimpleNamespace(refused=counted.append)
+    model = SimpleNamespace(bundle=bundle, table=table, batcher=batcher)
 
     def admitted(numbers):
         targets = [[1.0 + number, *[1.0] * (classes - 1)] for number in numbers]
@@ -127,8 +129,9 @@ def test_a_request_of_more_priors_than_ever_fit_is_too_large_and_one_that_must_w
     with pytest.raises(TooLarge, match="4 different priors; at most 3"):
         admitted(range(4))
     first = admitted(range(2))
-    with pytest.raises(TableFull) as refused:
+    with pytest.raises(Overloaded) as refused:
         admitted(range(2, 4))
+    assert counted == [refused.value]
     problem = problem_of(refused.value)
     assert (problem.status, problem.headers) == (429, {"Retry-After": "1"})
     for slot in first.held_slots:

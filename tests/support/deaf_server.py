@@ -6,7 +6,7 @@ import asyncio
 import sys
 
 from service import __main__
-from service.server.app import Service
+from service.server.assembly.service import Service
 
 start = Service.start
 

@@ -8,7 +8,6 @@ import orjson
 from service.batching import work
 from service.contract import adjustment, prior
 from service.evaluate import feedback
-from service.graph import prior_table
 from service.priors import caution, preview, revisions
 from service.priors.orders import wishes
 from service.repository import on_demand, order_book, repository
@@ -101,7 +100,6 @@ def kinds() -> Mapping[type[Exception], str]:
         revisions.RevisionNotHere: "unavailable",
         revisions.StoreUnavailable: "unavailable",
         revisions.PriorsBusy: "overloaded",
-        prior_table.TableFull: "overloaded",
         feedback.InvalidFeedback: "invalid",
         preview.TooLittleTraffic: "too-little-traffic",
         preview.NotAdoptable: "not-adoptable",

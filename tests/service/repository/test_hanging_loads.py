@@ -19,7 +19,7 @@ from service.repository import loading
 from service.repository import loads as loads_module
 from service.repository.loads import LoadHangs, Loads, Turn
 from service.repository.repository import ModelFailed
-from service.server.app import Service
+from service.server.assembly.service import Service
 from service.settings import Settings
 from tests.support.faulty_models import publish_endless, publish_slow
 from tests.support.server import running, starting

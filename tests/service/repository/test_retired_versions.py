@@ -15,7 +15,7 @@ from service.observe.metrics import Metrics
 from service.observe.run_folder import KEPT, RunFolder, VersionTallies
 from service.observe.tally import Tally
 from service.priors.recent import LogitReservoir
-from service.server.app import Service
+from service.server.assembly.service import Service
 from service.settings import Settings
 from service.wire.parameters import NO_PARAMETERS
 from tests.support.small_models import COUNTS, inputs, linear_model, publish_model

@@ -22,7 +22,7 @@ from service.api.edge.access import ExposedWithoutKeys
 from service.api.edge.keys import make_key
 from service.repository.repository import Repository
 from service.server import create_app
-from service.server.app import NothingToServe
+from service.server.assembly.service import NothingToServe
 from service.settings import InvalidSetting, Settings
 from tests.support.eventually import eventually
 from tests.support.small_models import inputs, publish_model

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from service.process.exit_codes import HUNG
-from service.server.watchdog import Watchdog
+from service.server.assembly.watchdog import Watchdog
 from tests.support.eventually import eventually, eventually_async
 
 

@@ -2,15 +2,15 @@
 
 import asyncio
 import shlex
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
-from service.batching.batcher import Batcher
 from service.observe.log import RequestLog
 from service.observe.metrics import Metrics
 from service.observe.run_folder import Gauge
 from service.priors.priors import Priors
 from service.repository.repository import Repository
-from service.server.watchdog import Watchdog
+from service.repository.views import ModelViews
+from service.server.assembly.watchdog import Watchdog
 from service.settings import Settings
 from service.stores.mirror import Mirror
 
@@ -23,6 +23,7 @@ class ServiceHealth:
         settings: Settings,
         *,
         repository: Repository,
+        views: ModelViews,
         priors: Priors,
         metrics: Metrics,
         watchdog: Watchdog,
@@ -37,13 +38,14 @@ class ServiceHealth:
         """
         self._request_log = request_log
         self._settings, self._repository, self._priors = settings, repository, priors
+        self._views = views
         self._metrics, self._watchdog, self._mirror = metrics, watchdog, mirror
         self._start_done = start_done
         self.draining = False
 
     def why_not_live(self) -> str | None:
         """The reason for which the process must be restarted; None while it is live."""
-        failures = (each.lost or each.failure for each in batchers(self._repository))
+        failures = (each.lost or each.failure for each in self._views.batchers())
         return self._watchdog.hung or next(filter(None, failures), None)
 
     def why_not_ready(self) -> str | None:
@@ -86,10 +88,3 @@ class ServiceHealth:
         if self._mirror is not None:
             return f"copy a published folder NAME/VERSION to {models}"
         return f"priordial import FILE.onnx --name NAME --models {shlex.quote(models)}"
-
-
-def batchers(repository: Repository) -> Iterable[Batcher]:
-    """Yield the queue of every version that serves."""
-    for by_version in repository.all().values():
-        for model in by_version.values():
-            yield model.batcher

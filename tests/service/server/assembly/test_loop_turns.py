@@ -5,7 +5,7 @@ import time
 
 import httpx
 
-from service.server.loop_turns import LoopTurns
+from service.server.assembly.loop_turns import LoopTurns
 from tests.support.eventually import eventually_async
 from tests.support.server import metric, running
 from tests.support.small_models import publish_model
