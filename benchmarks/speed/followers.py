@@ -19,7 +19,7 @@ import numpy as np
 import psutil
 import psycopg
 
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.priors.priors import Priors
 from service.priors.store import open_store
 from tests.support.postgres import servers

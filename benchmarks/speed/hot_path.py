@@ -182,7 +182,7 @@ async def measure(arguments: argparse.Namespace, folder: Path) -> None:
         print_walk(await walk(service, model, arguments.body, arguments.query))
         await service.stop()
         return
-    from service.contract.prior import PriorBody
+    from service.contract.members.body import PriorBody
 
     for name in PRIORS:
         target = dict.fromkeys(service.repository.find(model.name).bundle.class_names, 1.0)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from service.api.edge.access import Access, audit
 from service.api.edge.errors import Problem
 from service.api.openapi.routes import documented
-from service.contract.prior import pydantic_errors
+from service.contract.members.body import pydantic_errors
 from service.observe.metrics import Metrics
 from service.priors.orders import wishes
 from service.priors.orders.model_orders import ModelOrders

@@ -24,8 +24,9 @@ from service.contract.bundle import (
     load_bundle,
     versions,
 )
+from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.nearest import nearest_path
-from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.contract.prior import UnknownLabelFrequencies
 from service.graph import baked, foreign
 from service.graph.session import UnusableModel, open_graph, open_plain
 from service.graph.trial import random_rows

@@ -9,8 +9,8 @@ from typing import Any
 
 from service.api.edge.keys import ROLES, InvalidKeys, make_key
 from service.commands import revisions
+from service.contract.members.body import InvalidPrior
 from service.contract.next_steps import to_use_keys
-from service.contract.prior import InvalidPrior
 from service.priors.revisions import PriorConflict, StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
 from service.priors.store.engine import InvalidStoreUrl

@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import Any
 
+from service.contract.members.body import STRUCTURED, PriorBody, VectorSpec
 from service.contract.nearest import did_you_mean
-from service.contract.prior import STRUCTURED, PriorBody, VectorSpec
 from service.priors.changes import Change, Delete, ReturnTo, same_prior
 from service.priors.revisions import (
     DEFAULT,

@@ -25,9 +25,10 @@ from service.contract.estimation import (
     no_boolean,
 )
 from service.contract.inputs.spec import InputSpec
+from service.contract.members.body import pydantic_errors
 from service.contract.members.named import SLICE
 from service.contract.members.sparse import SPARSE_FROM
-from service.contract.prior import OwnSource, own_source, pydantic_errors
+from service.contract.prior import OwnSource, own_source
 from service.contract.strict import Strict
 
 MODEL_FILE = "model.onnx"

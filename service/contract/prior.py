@@ -4,24 +4,18 @@ A prior is a pair: label frequencies (what is divided out) and a target (what is
 """
 
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import (
-    Field,
-    SerializerFunctionWrapHandler,
-    ValidationError,
-    model_serializer,
-)
 
 from service.contract.adjustment import Vector, log_source_prior, log_target_prior
-from service.contract.automatic import AutoAdopt
 from service.contract.members import costs as of_costs
 from service.contract.members import switch as of_switch
-from service.contract.members.costs import Costs, CostsBody
+from service.contract.members.body import InvalidPrior, PriorBody, VectorSpec, clip
+from service.contract.members.costs import Costs
 from service.contract.members.named import places_of, vector_of
 from service.contract.members.sparse import (
     SPARSE_FROM,
@@ -32,56 +26,15 @@ from service.contract.members.sparse import (
     dense,
     sparse_weights,
 )
-from service.contract.members.switch import ContextBody, ScheduleBody, Switch
+from service.contract.members.switch import Switch
 from service.contract.nearest import did_you_mean
-from service.contract.strict import Strict
 
-VectorSpec: TypeAlias = dict[str, float] | list[float]
-MAX_LISTED_ERRORS = 50
 SMALLEST_SHARE = 1e-300
 """The smallest entry of a vector beside its largest, if it is not 0: less would be shown as 0."""
-_MAX_FIELD = 200
-"""Characters of a field's name in an error: a client's class name may be as long as its body."""
-
-
-class InvalidPrior(ValueError):
-    """An invalid prior; `errors` lists every wrong field as {"field": ..., "message": ...}."""
-
-    def __init__(self, errors: Sequence[tuple[str, str]]) -> None:
-        listed = [(_clip(name, _MAX_FIELD), text) for name, text in errors[:MAX_LISTED_ERRORS]]
-        if len(errors) > len(listed):
-            listed.append(("", f"and {len(errors) - len(listed)} more"))
-        self.errors = [{"field": name, "message": message} for name, message in listed]
-        super().__init__("; ".join(f"{n}: {m}" if n else m for n, m in listed[:5]))
 
 
 class UnknownLabelFrequencies(ValueError):
     """The label frequencies are needed, but neither the prior nor the model has them."""
-
-
-class PriorBody(Strict):
-    """The form of a prior in JSON (docs/priors.md)."""
-
-    label_frequencies: VectorSpec | None = None
-    target: Literal["uniform", "training"] | VectorSpec = "uniform"
-    smoothing: Annotated[float, Field(ge=0)] = 0.0
-    others: Annotated[float, Field(ge=0)] | None = None
-    expected: bool = False
-    note: Annotated[str, Field(max_length=2000)] = ""
-    auto_adopt: AutoAdopt | None = None
-    costs: CostsBody | None = None
-    context: ContextBody | None = None
-    schedule: ScheduleBody | None = None
-
-    @model_serializer(mode="wrap")
-    def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out unused members that an older release does not know and would refuse."""
-        written: dict[str, Any] = write(self)
-        return {name: value for name, value in written.items() if name not in STRUCTURED or value}
-
-
-STRUCTURED = ("auto_adopt", "costs", "context", "schedule")
-"""Members of a prior that are not vectors; they are written only where they are set."""
 
 
 class Vectors(NamedTuple):
@@ -157,78 +110,6 @@ class Prior:
         if isinstance(target, Sparse):
             return SparseOffset(source, target)
         return (dense(source) - dense(target)).astype(np.float32)
-
-
-def parse_prior(body: object) -> PriorBody:
-    """Check the form of a decoded JSON body. Raises InvalidPrior naming every wrong field."""
-    if not isinstance(body, dict):
-        wanted = "an object with target or label_frequencies"
-        raise InvalidPrior([("", f"the prior is {_kind(body)}; expected {wanted}")])
-    errors: list[tuple[str, str]] = []
-    for name in ("label_frequencies", "target"):
-        errors += _vector_form_errors(name, body.get(name))
-    errors += of_costs.form_faults(body.get("costs"))
-    errors += of_switch.form_faults(body)
-    if errors:
-        raise InvalidPrior(errors)
-    try:
-        return body_of(body)
-    except ValidationError as error:
-        raise InvalidPrior(pydantic_errors(error)) from None
-
-
-_VECTORS = ("label_frequencies", "target")
-_LONG = 4096
-
-
-def body_of(document: Mapping[str, Any]) -> PriorBody:
-    """The body that a document describes. Raises ValidationError.
-
-    Long vectors are checked here, entry by entry: pydantic would let no other thread run meanwhile.
-    """
-    longs = {}
-    for name in _VECTORS:
-        found = document.get(name)
-        if isinstance(found, (dict, list)) and len(found) > _LONG:
-            entries = found.values() if isinstance(found, dict) else found
-            if all(type(each) in (int, float) and _finite(each) for each in entries):
-                longs[name] = found
-    if not longs:
-        return PriorBody.model_validate(document)
-    short = {name: value for name, value in document.items() if name not in longs}
-    vectors = {
-        name: {key: float(value) for key, value in found.items()}
-        if isinstance(found, dict)
-        else [float(value) for value in found]
-        for name, found in longs.items()
-    }
-    return PriorBody.model_validate(short).model_copy(update=vectors)
-
-
-def document_of(body: PriorBody, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """The body as JSON values, in the order of its fields; long vectors are not copied."""
-    longs = {
-        name: value
-        for name in _VECTORS
-        if isinstance(value := getattr(body, name), (dict, list)) and len(value) > _LONG
-    }
-    found = {**body.model_dump(mode="json", exclude={*without, *longs}), **longs}
-    return {name: found[name] for name in PriorBody.model_fields if name in found}
-
-
-def pydantic_errors(error: ValidationError) -> list[tuple[str, str]]:
-    """(field, message) of each fault; the message names the value that was given."""
-    found: dict[str, str] = {}
-    for item in error.errors(include_url=False, include_context=False):
-        name = ".".join(str(part) for part in item["loc"])
-        if item["type"] == "extra_forbidden":
-            message = "unknown member; correct its name, or leave it out"
-        elif item["type"] == "missing":
-            message = "missing; this member is required"
-        else:
-            message = f"{item['msg']}; got {_short(item['input'])}"
-        found.setdefault(name, message)
-    return list(found.items())
 
 
 def resolve_prior(
@@ -455,7 +336,7 @@ def _check_shares(
     largest = values.max()
     for place in np.flatnonzero((values > 0) & (values < largest * SMALLEST_SHARE)).tolist():
         label = class_names[place]
-        came = f"'{_clip(label)}' has {_noun(name)} {values[place]:g} beside {largest:g}"
+        came = f"'{clip(label)}' has {_noun(name)} {values[place]:g} beside {largest:g}"
         errors.append(
             (
                 f"{name}.{label}",
@@ -487,7 +368,7 @@ def _vector(
             names = places_of(spec, class_names)
             unknown = [key for key in spec if key not in names]
         errors.extend(
-            (f"{name}.{key}", f"unknown class '{_clip(key)}'{_near(key, at, class_names)}")
+            (f"{name}.{key}", f"unknown class '{clip(key)}'{_near(key, at, class_names)}")
             for at, key in enumerate(unknown)
         )
         missing = [key for key in class_names if key not in spec]
@@ -515,37 +396,11 @@ def _near(key: str, at: int, class_names: Sequence[str]) -> str:
 
     at: the number of the fault; the nearest name is searched for the first few only.
     """
-    near = did_you_mean(_clip(key), class_names) if at < _MOST_SEARCHES else ""
+    near = did_you_mean(clip(key), class_names) if at < _MOST_SEARCHES else ""
     return near or "; expected one of the model's class_names"
 
 
 _MOST_SEARCHES = 5
-
-
-def _vector_form_errors(name: str, value: Any) -> list[tuple[str, str]]:
-    """One error for each wrong entry; pydantic's union would report each of them three times."""
-    entries: Iterable[tuple[object, object]]
-    if isinstance(value, dict):
-        entries = value.items()
-    elif isinstance(value, list):
-        entries = enumerate(value)
-    elif value is None or (name == "target" and value in ("uniform", "training")):
-        return []
-    else:
-        words = " or 'uniform' or 'training'" if name == "target" else " or null"
-        return [(name, f"expected an object by class name, a list{words}; got {_short(value)}")]
-    return [
-        (f"{name}.{key}", f"expected a number of at least 0; got {_short(item)}")
-        for key, item in entries
-        if isinstance(item, bool) or not isinstance(item, (int, float)) or not _finite(item)
-    ]
-
-
-def _finite(number: float) -> bool:
-    try:
-        return math.isfinite(float(number))
-    except OverflowError:
-        return False
 
 
 def _normalised(weights: Vector) -> Vector:
@@ -556,18 +411,3 @@ def _normalised(weights: Vector) -> Vector:
 
 def _noun(name: str) -> str:
     return "probability" if name == "target" else "label frequency"
-
-
-def _kind(value: object) -> str:
-    names = {list: "a list", str: "a string", bool: "a boolean", type(None): "null"}
-    return names.get(
-        type(value), "a number" if isinstance(value, (int, float)) else type(value).__name__
-    )
-
-
-def _short(value: object) -> str:
-    return _clip(repr(value))
-
-
-def _clip(text: str, limit: int = 60) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
+from service.contract.members.body import InvalidPrior, PriorBody, body_of, document_of
 from service.contract.members.named import (
     are_equal,
     list_of,
@@ -23,14 +24,7 @@ from service.contract.members.named import (
     vector_of,
 )
 from service.contract.members.sparse import SPARSE_FROM
-from service.contract.prior import (
-    InvalidPrior,
-    PriorBody,
-    UnknownLabelFrequencies,
-    body_of,
-    document_of,
-    resolve_prior,
-)
+from service.contract.prior import UnknownLabelFrequencies, resolve_prior
 from service.priors.revisions import (
     DEFAULT,
     PriorConflict,

@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
 from service.contract.bundle import Bundle
-from service.contract.prior import InvalidPrior, Prior, UnknownLabelFrequencies
+from service.contract.members.body import InvalidPrior
+from service.contract.prior import Prior, UnknownLabelFrequencies
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import DEFAULT, PriorDoesNotFit

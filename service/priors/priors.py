@@ -7,7 +7,8 @@ from functools import partial
 from typing import Any
 
 from service.contract.bundle import Bundle
-from service.contract.prior import PriorBody, UnknownLabelFrequencies
+from service.contract.members.body import PriorBody
+from service.contract.prior import UnknownLabelFrequencies
 from service.priors.changes import (
     UNCONDITIONAL,
     AddCounts,

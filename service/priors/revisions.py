@@ -10,9 +10,10 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.members.sparse import SparseOffset
 from service.contract.members.switch import NAME_PATTERN, Fallback
-from service.contract.prior import InvalidPrior, Prior, PriorBody
+from service.contract.prior import Prior
 
 DEFAULT = "default"
 BUILT_IN = {"uniform": PriorBody(target="uniform"), "training": PriorBody(target="training")}

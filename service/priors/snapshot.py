@@ -12,13 +12,8 @@ import numpy as np
 import orjson
 
 from service.contract.bundle import Bundle
-from service.contract.prior import (
-    InvalidPrior,
-    PriorBody,
-    UnknownLabelFrequencies,
-    parse_prior,
-    resolve_prior,
-)
+from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
+from service.contract.prior import UnknownLabelFrequencies, resolve_prior
 from service.priors.revisions import (
     BUILT_IN,
     PriorDoesNotFit,

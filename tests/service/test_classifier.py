@@ -13,7 +13,7 @@ import pytest
 from service.api.edge.errors import problem_of
 from service.batching.work import Deadline, DeadlinePassed, Overloaded
 from service.classifier import Classifier, RowSettings
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.graph.prior_table import PriorTable
 from service.priors.making import LONG_VALUES
 from service.priors.priors import Priors

@@ -15,13 +15,8 @@ from service.contract.bundle import MANIFEST_FILE, Bundle, InvalidBundle, load_b
 from service.contract.inputs.columns import fields, float_names, float_rows
 from service.contract.inputs.familiarity import MEASURED_ROWS, InputStatistics, measure
 from service.contract.inputs.tokens import TokenizerUnusable, Tokens
-from service.contract.prior import (
-    InvalidPrior,
-    Prior,
-    UnknownLabelFrequencies,
-    parse_prior,
-    resolve_prior,
-)
+from service.contract.members.body import InvalidPrior, parse_prior
+from service.contract.prior import Prior, UnknownLabelFrequencies, resolve_prior
 from training.data.dataset import Dataset, ImageSpec, Known, Split, counts_of
 from training.data.feed import graph_inputs
 from training.data.image_files import ImageFiles

@@ -7,6 +7,7 @@ import orjson
 
 from service.batching import work
 from service.contract import adjustment, prior
+from service.contract.members import body
 from service.evaluate import feedback
 from service.priors import caution, preview, revisions
 from service.priors.orders import wishes
@@ -90,7 +91,7 @@ def kinds() -> Mapping[type[Exception], str]:
         faults.TooLarge: "too-large",
         faults.UnsupportedBody: "unsupported-media-type",
         adjustment.InvalidTau: "invalid",
-        prior.InvalidPrior: "invalid",
+        body.InvalidPrior: "invalid",
         prior.UnknownLabelFrequencies: "unknown-label-frequencies",
         revisions.InvalidReference: "invalid",
         revisions.UnknownPrior: "unknown-prior",

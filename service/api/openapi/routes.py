@@ -6,9 +6,9 @@ from typing import Any
 from pydantic import BaseModel
 
 from service.api.edge.errors import PROBLEM_JSON, TITLES
+from service.contract.members.body import PriorBody
 from service.contract.members.costs import CostsBody
 from service.contract.members.switch import ELSE, MAX_RULES, NAME_PATTERN, WEEKDAYS
-from service.contract.prior import PriorBody
 from service.evaluate.feedback import LEAST_SAMPLED, MAX_ID, MAX_ITEMS
 from service.priors.revisions import REFERENCE
 

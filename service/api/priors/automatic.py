@@ -8,7 +8,7 @@ from service.api.edge.access import audit_line
 from service.api.priors.insight import Insight
 from service.contract.automatic import AUTHOR
 from service.contract.bundle import Bundle
-from service.contract.prior import InvalidPrior
+from service.contract.members.body import InvalidPrior
 from service.priors.caution import TooManyFlips
 from service.priors.changes import Condition
 from service.priors.preview import evidence_note

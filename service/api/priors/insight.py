@@ -16,7 +16,8 @@ from service.api.long_views import apart_if_long, rendered
 from service.api.priors import views
 from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
-from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.contract.members.body import InvalidPrior, PriorBody
+from service.contract.prior import UnknownLabelFrequencies
 from service.contract.tracking import Tracked
 from service.contract.verdict import Assessment
 from service.priors import caution

@@ -16,8 +16,8 @@ from service.api.priors import views
 from service.api.priors.insight import Flips, Insight, Window
 from service.api.priors.preconditions import condition_of, etag, not_modified
 from service.contract.bundle import Bundle
+from service.contract.members.body import InvalidPrior, parse_prior
 from service.contract.nearest import did_you_mean
-from service.contract.prior import InvalidPrior, parse_prior
 from service.priors.changes import AddCounts, Draft
 from service.priors.preview import check_adoptable, evidence_note
 from service.priors.priors import Priors

@@ -8,8 +8,8 @@ from pydantic import BaseModel, ConfigDict
 
 from service.api.long_views import MANY_CLASSES, ByClass, shown_by_class, view_of
 from service.contract.bundle import Bundle
+from service.contract.members.body import PriorBody, document_of
 from service.contract.members.named import short_form
-from service.contract.prior import PriorBody, document_of
 from service.contract.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
 from service.priors.recent import Sample

@@ -18,8 +18,9 @@ import numpy as np
 from service.contract.adjustment import Vector
 from service.contract.automatic import STRENGTH, AutoAdopt, Step, next_step
 from service.contract.bundle import Bundle
+from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.members.named import short_form
-from service.contract.prior import InvalidPrior, PriorBody, UnknownLabelFrequencies
+from service.contract.prior import UnknownLabelFrequencies
 from service.contract.tracking import Tracked
 from service.contract.verdict import Assessment, rows_wanted
 from service.priors.preview import TooLittleTraffic, estimate

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from sqlalchemy import Row
 
-from service.contract.prior import PriorBody, body_of, document_of
+from service.contract.members.body import PriorBody, body_of, document_of
 from service.priors.revisions import StoredRevision
 from service.process.slices import decoded, stored_json
 

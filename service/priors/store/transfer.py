@@ -16,7 +16,7 @@ from pydantic import (
 )
 
 from service.contract.bundle import check_model_name
-from service.contract.prior import PriorBody, parse_prior, pydantic_errors
+from service.contract.members.body import PriorBody, parse_prior, pydantic_errors
 from service.priors.changes import Change, Delete, Replace
 from service.priors.revisions import StoredRevision, check_prior_name
 from service.priors.store.store import SqlPriorStore

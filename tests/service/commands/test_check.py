@@ -10,7 +10,7 @@ import pytest
 from service.api.edge.keys import make_key
 from service.commands import check
 from service.contract.bundle import load_bundle
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.settings import Settings
 from tests.support.priors import following
 from tests.support.small_models import publish_model

@@ -12,7 +12,7 @@ import pytest
 from service.__main__ import main
 from service.api.edge.keys import parse_keys
 from service.commands.revisions import _changes
-from service.contract.prior import PriorBody, parse_prior
+from service.contract.members.body import PriorBody, parse_prior
 from service.priors.store import open_store
 from tests.support.eventually import eventually_async
 from tests.support.priors import following, make_bundle

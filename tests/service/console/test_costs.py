@@ -4,7 +4,8 @@ import httpx
 import numpy as np
 import pytest
 
-from service.contract.prior import parse_prior, resolve_prior
+from service.contract.members.body import parse_prior
+from service.contract.prior import resolve_prior
 from tests.service.console.conftest import serious
 
 NAMES = ["cat", "lynx", "dog", "fox"]

@@ -13,7 +13,8 @@ import pytest
 
 from service.contract.bundle import InvalidBundle, parse_bundle
 from service.contract.inputs.familiarity import Familiarity
-from service.contract.prior import InvalidPrior, PriorBody, parse_prior, resolve_prior
+from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
+from service.contract.prior import resolve_prior
 from service.wire.faults import Malformed
 from service.wire.json_text import parse_json
 

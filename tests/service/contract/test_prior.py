@@ -10,16 +10,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from service.contract.adjustment import LOG_ZERO
-from service.contract.prior import (
+from service.contract.members.body import (
     MAX_LISTED_ERRORS,
     InvalidPrior,
     PriorBody,
-    UnknownLabelFrequencies,
     body_of,
     document_of,
     parse_prior,
-    resolve_prior,
 )
+from service.contract.prior import UnknownLabelFrequencies, resolve_prior
 
 NAMES = ["cat", "dog", "lynx"]
 COUNTS = [900, 90, 10]
@@ -191,7 +190,7 @@ def test_a_bad_label_frequency_is_not_hidden_by_a_target_that_refers_to_it():
 def test_a_missing_member_of_a_wire_model_is_called_missing():
     from pydantic import BaseModel
 
-    from service.contract.prior import pydantic_errors
+    from service.contract.members.body import pydantic_errors
 
     class Wire(BaseModel):
         needed: int

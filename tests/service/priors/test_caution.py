@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from service.contract.prior import PriorBody, resolve_prior
+from service.contract.members.body import PriorBody
+from service.contract.prior import resolve_prior
 from service.priors.caution import (
     MIN_ROWS,
     TooManyFlips,

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from service.contract.bundle import Bundle
-from service.contract.prior import PriorBody, resolve_prior
+from service.contract.members.body import PriorBody
+from service.contract.prior import resolve_prior
 from service.priors.preview import (
     NotAdoptable,
     TooLittleTraffic,

@@ -11,13 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import event
 
-from service.contract.prior import (
-    InvalidPrior,
-    PriorBody,
-    UnknownLabelFrequencies,
-    parse_prior,
-    resolve_prior,
-)
+from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
+from service.contract.prior import UnknownLabelFrequencies, resolve_prior
 from service.priors.changes import Condition
 from service.priors.priors import Priors
 from service.priors.revisions import (

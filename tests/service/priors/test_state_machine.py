@@ -15,7 +15,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from service.contract.prior import PriorBody, resolve_prior
+from service.contract.members.body import PriorBody
+from service.contract.prior import resolve_prior
 from service.priors.changes import UNCONDITIONAL, Condition
 from service.priors.priors import Priors
 from service.priors.revisions import PriorConflict, StaleRevision, UnknownPrior

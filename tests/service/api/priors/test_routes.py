@@ -14,7 +14,7 @@ from service.api.priors.shift import ShiftView
 from service.api.priors.views import PriorView
 from service.api.web import application
 from service.contract.adjustment import softmax
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.priors.recent import LogitReservoir
 from service.priors.shift.watch import ShiftWatch
 from service.repository.on_demand import UnknownModel

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from service.contract.members import costs as costs_module
+from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
 from service.contract.members.costs import MAX_COST, MAX_MATRIX_CLASSES, MAX_PAIRS, REJECTED, Costs
-from service.contract.prior import InvalidPrior, PriorBody, parse_prior, resolve_prior
+from service.contract.prior import resolve_prior
 
 NAMES = ["cat", "lynx", "dog"]
 P = np.array([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.34, 0.33, 0.33]])

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from service.contract.bundle import load_bundle
+from service.contract.members.body import InvalidPrior, parse_prior
 from service.contract.members.sparse import sparse_weights
-from service.contract.prior import InvalidPrior, own_source, parse_prior, resolve_prior
+from service.contract.prior import own_source, resolve_prior
 from service.graph.prior_table import PriorTable
 from service.priors.changes import AddCounts
 from service.priors.revisions import PriorConflict, StoredRevision

@@ -5,8 +5,9 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
+from service.contract.members.body import InvalidPrior, PriorBody, parse_prior
 from service.contract.members.switch import MAX_KEYS, MAX_RULES, MAX_VALUES, Choice
-from service.contract.prior import InvalidPrior, PriorBody, parse_prior, resolve_prior
+from service.contract.prior import resolve_prior
 
 SITES = {"site": {"north": "winter", "south": "summer"}, "else": "default"}
 BERLIN = "Europe/Berlin"

@@ -9,7 +9,7 @@ import pytest
 from sqlalchemy import text
 
 from service.contract.automatic import AUTHOR
-from service.contract.prior import PriorBody, parse_prior
+from service.contract.members.body import PriorBody, parse_prior
 from service.priors.recent import LogitReservoir
 from service.priors.revisions import StoreUnavailable
 from service.priors.shift.stream import Stream

@@ -8,7 +8,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.priors.changes import Replace
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store

@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from sqlalchemy.exc import DBAPIError
 
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.priors.priors import Priors
 from service.priors.revisions import StoreUnavailable, UnknownPrior
 from service.priors.store import open_store

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.priors.revisions import StoredRevision
 from service.priors.store.rows import row_of
 
