@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -22,6 +21,7 @@ from service.priors.feed import Feed, StoreState, WorkerReport, this_worker
 from service.priors.making import LONG_VALUES, Making, is_long
 from service.priors.orders.model_orders import ModelOrders
 from service.priors.orders.wishes import ModelOrder
+from service.priors.resolver import Resolver
 from service.priors.revisions import (
     BUILT_IN,
     DEFAULT,
@@ -42,20 +42,14 @@ from service.priors.revisions import (
 )
 from service.priors.snapshot import (
     EMPTY,
-    ByteBoundedCache,
     Snapshot,
     advance,
-    content_key,
     resolve,
-    resolve_built_in,
-    resolve_inline,
-    resolve_stored,
 )
 from service.priors.store_calls import PriorStore, StoreCalls
 
 MAX_NAMES = 1000
 """The most stored priors in use per model: each adds a metric series and an entry of the list."""
-_MAX_BUNDLES = 64
 _MAX_CHOSEN = 4096
 _MAX_CHOSEN_BYTES = 128 * 2**20
 _MAX_ROUNDS = 3
@@ -88,8 +82,7 @@ class Priors:
         self._chosen: dict[tuple[int, str | None], tuple[Bundle, PriorRevision]] = {}
         self._chosen_bytes = 0
         self._making = Making()
-        self._resolved = ByteBoundedCache(cache_bytes)
-        self._digests: dict[int, tuple[Bundle, str]] = {}
+        self._resolver = Resolver(cache_bytes)
         self._feed: Feed | None = None
         self._calls: StoreCalls | None = None
         self.orders: ModelOrders | None = None
@@ -99,7 +92,7 @@ class Priors:
                 store,
                 worker=worker or this_worker(),
                 poll_seconds=poll_seconds,
-                prepare=self._prepare,
+                prepare=self._resolver.prepare,
                 deliver=self._apply,
                 deliver_orders=self._order_models,
             )
@@ -162,50 +155,48 @@ class Priors:
         Raises as `select` does.
         """
         if name in BUILT_IN:
-            return self._built_in(bundle, name)
+            return self._resolver.built_in(bundle, name)
         entry = self._fitting(bundle, name)
         if entry is not None:
             try:
-                return self._resolve_entry(bundle, entry)
+                return self._resolver.stored(bundle, entry)
             except PriorDoesNotFit:
                 if name != DEFAULT:
                     raise
         if (
             name == DEFAULT
         ):  # not stored, or only for another class list: the model's own rule applies
-            return self._built_in(bundle, name)
+            return self._resolver.built_in(bundle, name)
         newest = self.newest(bundle.name, name)
         if newest is None:
             raise unknown_prior(
                 name, [DEFAULT, *BUILT_IN, *(n for n in self.names(bundle.name) if n != DEFAULT)]
             )
-        return self._resolve_entry(bundle, newest)  # says why it does not fit
+        return self._resolver.stored(bundle, newest)  # says why it does not fit
 
     def forget(self, bundle: Bundle) -> None:
         """Drop what is cached for a model version that is no longer served."""
         self._chosen = {k: v for k, v in self._chosen.items() if v[0] is not bundle}
         self._chosen_bytes = sum(revision.nbytes for _, revision in self._chosen.values())
-        self._digests.pop(id(bundle), None)
-        self._resolved.forget(bundle)
+        self._resolver.forget(bundle)
 
     def inline(self, bundle: Bundle, body: object) -> PriorRevision:
         """Check a prior that a request gives inline.
 
         Raises InvalidPrior or UnknownLabelFrequencies.
         """
-        key = (id(bundle), None, content_key(body))
-        found = self._resolved.get(key)
-        if found is None:
-            found = resolve_inline(bundle, body)
-            self._resolved.put(key, bundle, found)
-        return found
+        return self._resolver.inline(bundle, body)
 
     def resolved(self, bundle: Bundle, name: str, entry: StoredRevision | None) -> PriorRevision:
         """The vectors of an entry; None stands for a built-in or an unstored `default`.
 
         Raises PriorDoesNotFit and the like.
         """
-        return self._built_in(bundle, name) if entry is None else self._resolve_entry(bundle, entry)
+        return (
+            self._resolver.built_in(bundle, name)
+            if entry is None
+            else self._resolver.stored(bundle, entry)
+        )
 
     def missing(self, bundle: Bundle, revision: PriorRevision) -> list[str]:
         """Names that a prior's context or schedule can choose but that cannot be used now.
@@ -238,7 +229,7 @@ class Priors:
 
     def misfits(self, bundle: Bundle) -> list[StoredRevision]:
         """Newest entries that are not applied because their class list is not the model's."""
-        digest = self._digest(bundle)
+        digest = self._resolver.digest(bundle)
         entries = [self.newest(bundle.name, name) for name in self.names(bundle.name)]
         return [entry for entry in entries if entry is not None and entry.class_digest != digest]
 
@@ -328,8 +319,8 @@ class Priors:
                 "newest"
             )
         if len(bundle.class_names) <= LONG_VALUES:
-            return self._resolve_entry(bundle, entry)
-        return await self._making.made(partial(self._resolve_entry, bundle, entry))
+            return self._resolver.stored(bundle, entry)
+        return await self._making.made(partial(self._resolver.stored, bundle, entry))
 
     # ---- changing
 
@@ -347,7 +338,7 @@ class Priors:
         Raises InvalidPrior, StaleRevision and the like.
         """
         check_prior_name(name)
-        digest = self._digest(bundle)
+        digest = self._resolver.digest(bundle)
         await asyncio.to_thread(resolve, bundle, name, 0, body, None)
         if self.newest(bundle.name, name) is None and len(self.names(bundle.name)) >= MAX_NAMES:
             raise PriorConflict(
@@ -395,7 +386,7 @@ class Priors:
             change: Change = Delete(name, condition, note=note, if_stored=True)
         else:
             old = await self.entry(bundle, name, revision)
-            change = ReturnTo(name, old, self._digest(bundle), note, condition)
+            change = ReturnTo(name, old, self._resolver.digest(bundle), note, condition)
         return await self._write(bundle, name, change, by)
 
     async def remove(
@@ -454,7 +445,7 @@ class Priors:
     def _fitting(self, bundle: Bundle, name: str) -> StoredRevision | None:
         """The stored entry that is in force for a model; None for a built-in or none that fits."""
         held = None if name in BUILT_IN else self._in_force.get((bundle.name, name))
-        return None if held is None else held.fitting.get(self._digest(bundle))
+        return None if held is None else held.fitting.get(self._resolver.digest(bundle))
 
     def _is_quick(
         self, bundle: Bundle, name: str, at: int | None = None, *, chosen: str | None = ""
@@ -470,11 +461,11 @@ class Priors:
             if entry is None and name != DEFAULT and name not in BUILT_IN:
                 return True  # it raises
             at = 0 if entry is None else entry.revision
-        return self._resolved.get((id(bundle), name, at)) is not None
+        return self._resolver.held(bundle, name, at) is not None
 
     def _pinned(self, bundle: Bundle, name: str, at: int) -> PriorRevision:
         if at == 0 and (name == DEFAULT or name in BUILT_IN):
-            return self._built_in(bundle, name)
+            return self._resolver.built_in(bundle, name)
         if name in BUILT_IN:
             raise UnknownPrior(
                 f"'{name}' is built in and has only revision 0, not {at}; leave the revision out"
@@ -487,8 +478,8 @@ class Priors:
             )
         for entry in () if held is None else (held.newest, *held.fitting.values()):
             if entry.revision == at:
-                return self._resolve_entry(bundle, entry)
-        found = self._resolved.get((id(bundle), name, at))
+                return self._resolver.stored(bundle, entry)
+        found = self._resolver.held(bundle, name, at)
         if found is None:
             raise RevisionNotInMemory(f"revision {at} of prior '{name}' is in the store only")
         return found
@@ -517,44 +508,6 @@ class Priors:
             )
         return chosen
 
-    def _built_in(self, bundle: Bundle, name: str) -> PriorRevision:
-        key = (id(bundle), name, 0)
-        found = self._resolved.get(key)
-        if found is None:
-            found = resolve_built_in(bundle, name)
-            self._resolved.put(key, bundle, found)
-        return found
-
-    def _resolve_entry(self, bundle: Bundle, entry: StoredRevision) -> PriorRevision:
-        key = (id(bundle), entry.name, entry.revision)
-        found = self._resolved.get(key)
-        if found is None:
-            found = resolve_stored(bundle, entry, self._digest(bundle))
-            self._resolved.put(key, bundle, found)
-        return found
-
-    def _digest(self, bundle: Bundle) -> str:
-        """The digest of a bundle's class list, computed once for each bundle."""
-        found = self._digests.get(id(bundle))
-        if found is None:
-            if len(self._digests) >= _MAX_BUNDLES:
-                self._digests = {}
-            found = self._digests[id(bundle)] = (bundle, bundle.class_digest)
-        return found[1]
-
-    def _prepare(self, entries: Sequence[StoredRevision]) -> None:
-        """Resolve entries for the models in use, in the feed's thread instead of on the loop."""
-        for bundle, digest in list(self._digests.values()):
-            for entry in entries:
-                if (
-                    entry.model == bundle.name
-                    and entry.class_digest == digest
-                    and entry.body is not None
-                ):
-                    with suppress(PriorDoesNotFit):
-                        found = resolve_stored(bundle, entry, digest)
-                        self._resolved.put((id(bundle), entry.name, entry.revision), bundle, found)
-
     def _apply(self, entries: Sequence[StoredRevision]) -> None:
         self._in_force = advance(self._in_force, entries)
         self._chosen, self._chosen_bytes = {}, 0
@@ -570,7 +523,7 @@ class Priors:
 
         def write(store: PriorStore) -> Written:
             written = store.write(bundle.name, name, change, by=by, after=feed.change)
-            self._prepare([written.entry])
+            self._resolver.prepare([written.entry])
             return written
 
         written = await calls.write(write, values=len(bundle.class_names))

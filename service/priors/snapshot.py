@@ -1,10 +1,8 @@
 """An immutable snapshot of the stored priors in force, and their resolution for a model."""
 
 import hashlib
-import threading
-from collections import OrderedDict
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
@@ -121,50 +119,3 @@ def content_key(body: object) -> bytes:
         _parse(body)  # says what is wrong where it can
         held = "a number beyond 64 bits or a text that is not UTF-8"
         raise InvalidPrior([("", f"the prior holds {held}; expected what JSON can hold")]) from None
-
-
-@dataclass
-class ByteBoundedCache:
-    """A cache of resolved priors of at most max_bytes, least recently used first out. Thread-safe.
-
-    Keys begin with the id of a bundle. The bundle is held beside the value, so that no other
-    object can get the same id.
-    """
-
-    max_bytes: int
-    _held: OrderedDict[Hashable, tuple[Bundle, PriorRevision]] = field(default_factory=OrderedDict)
-    _bytes: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def get(self, key: Hashable) -> PriorRevision | None:
-        """The prior under the key, if it is held."""
-        with self._lock:
-            found = self._held.get(key)
-            if found is None:
-                return None
-            self._held.move_to_end(key)
-            return found[1]
-
-    def put(self, key: Hashable, bundle: Bundle, revision: PriorRevision) -> None:
-        """Hold a prior; the newest entry is never dropped."""
-        with self._lock:
-            old = self._held.pop(key, None)
-            self._held[key] = (bundle, revision)
-            self._bytes += (
-                _ENTRY_BYTES
-                + revision.nbytes
-                - (0 if old is None else _ENTRY_BYTES + old[1].nbytes)
-            )
-            while self._bytes > self.max_bytes and len(self._held) > 1:
-                _, (_, dropped) = self._held.popitem(last=False)
-                self._bytes -= _ENTRY_BYTES + dropped.nbytes
-
-    def forget(self, bundle: Bundle) -> None:
-        """Drop everything that was resolved for a bundle."""
-        with self._lock:
-            for key in [key for key, (held, _) in self._held.items() if held is bundle]:
-                self._bytes -= _ENTRY_BYTES + self._held.pop(key)[1].nbytes
-
-
-_ENTRY_BYTES = 2000
-"""Approximate memory of an entry without its vectors, in bytes."""

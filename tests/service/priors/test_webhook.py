@@ -1,6 +1,7 @@
 """Every change of a prior is announced to the webhook: signed, in order, again after a failure."""
 
 import asyncio
+import contextlib
 import http.server
 import itertools
 import socket
@@ -165,13 +166,11 @@ def test_an_attempt_ends_whatever_the_receiver_sends_and_the_next_is_made(
     accepted = []
 
     def answer(connection, answers):
-        try:
+        with connection, contextlib.suppress(OSError):
             connection.recv(65536)
             for part in answers:
                 connection.sendall(part)
             connection.recv(65536)
-        except OSError:
-            pass
 
     def serve():
         while True:
