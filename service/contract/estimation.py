@@ -10,43 +10,17 @@ from functools import cached_property
 from typing import Annotated, Literal, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from service.contract.adjustment import Vector, log_normalise, softmax
+from service.contract.adjustment import Vector, log_normalise
+from service.contract.sketch import Moments, Sketch
 from service.contract.strict import Strict
+from service.contract.values import Count, Positive, Single, Temperature, between, no_boolean
 
-ENERGY_BINS = 10
+MOST_REPEATED = 0.01
+"""The largest share of repeated rows in a split whose rows can be told apart by their logits."""
 MAX_CONFUSION_CLASSES = 100
 """A block holds the confusion matrix of up to this many classes."""
-
-MIN_TEMPERATURE, MAX_TEMPERATURE = 1e-6, 1e6
-"""Temperatures beyond these turn float32 logits into infinity, or every answer into a tie."""
-
-
-def between(low: float, high: float) -> AfterValidator:
-    """Refuse numbers outside of [low, high], with a message that is short for 1e-100 too."""
-
-    def check(value: float) -> float:
-        if not low <= value <= high:
-            raise ValueError(f"expected {low:g} to {high:g}")
-        return value
-
-    return AfterValidator(check)
-
-
-Positive = Annotated[float, Field(gt=0), between(1e-100, 1e100)]
-Temperature = Annotated[float, Field(gt=0), between(MIN_TEMPERATURE, MAX_TEMPERATURE)]
-Single = Annotated[float, between(-1e30, 1e30)]
-"""A number that stays finite as float32, in which graphs compute."""
-Count = Annotated[int, Field(ge=0, le=10**15)]
-
-
-def no_boolean(value: object) -> object:
-    """The value. Raises ValueError for true, which equals 1 and would pass for it."""
-    if isinstance(value, bool):
-        raise ValueError("expected a number")  # noqa: TRY004 - pydantic catches no TypeError
-    return value
 
 
 class ValidationRows(Strict):
@@ -54,25 +28,21 @@ class ValidationRows(Strict):
 
     rows: Annotated[int, Field(ge=1, le=10**15)]
     class_counts: list[Count]
+    repeated: Count | None = None
+    """How many rows have the same logits as an earlier row; null where nobody counted."""
+
+    @property
+    def tells_rows_apart(self) -> bool:
+        """Whether rows with the same logits are the same input, seen again.
+
+        They are where the rows of the split, each another input, hardly ever have the same logits.
+        """
+        return self.repeated is not None and self.repeated <= MOST_REPEATED * self.rows
 
     @property
     def fewest(self) -> int:
         """The number of rows of the rarest class."""
         return min(self.class_counts)
-
-
-class Sketch(Strict):
-    """One histogram per class of a number computed for each row of the split.
-
-    Comparing traffic with them shows whether it resembles the split.
-
-    `energy` is the log of the sum of the exponentials of the raw logits. `entropy`, for models
-    whose output is probabilities, is that of softmax(f / T).
-    """
-
-    statistic: Literal["energy", "entropy"]
-    edges: Annotated[list[float], Field(min_length=ENERGY_BINS - 1, max_length=ENERGY_BINS - 1)]
-    counts: list[Annotated[list[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
 
 
 class SurestRows(Strict):
@@ -89,6 +59,24 @@ class SurestRows(Strict):
     dominant: Positive | None = None
 
 
+Shares = list[Annotated[float, Field(ge=0), between(0, 1e100)]]
+
+
+class ClassExcess(Strict):
+    """[C] how far estimates miss beyond their intervals, class by class, at the four mixes.
+
+    The excess of the squared error over the variance that intervals claim, divided by q (1 - q) of
+    the class's share q; 0 where there is none, null where a mix was not measured. In `others`,
+    another class has 90 %; `dominant` is that class, whichever it is.
+    """
+
+    training: Shares | None = None
+    uniform: Shares | None = None
+    reversed: Shares | None = None
+    others: Shares | None = None
+    dominant: Annotated[float, Field(ge=0), between(0, 1e100)] = 0.0
+
+
 class SelfTest(Strict):
     """How wrong estimates are on the split itself: calibrated on one half, tested on the other.
 
@@ -103,6 +91,7 @@ class SelfTest(Strict):
     reversed: Annotated[float, Field(ge=0, le=2)]
     misfit_99: Annotated[float, Field(ge=0)]
     surest_rows: SurestRows | None = None
+    class_excess: ClassExcess | None = None
 
 
 class Replicates(Strict):
@@ -131,7 +120,7 @@ class Estimation(Strict):
     bias: list[Single]
     source_prior: list[Positive]
     validation: ValidationRows
-    sketch: Sketch | None = None
+    sketch: Annotated[Sketch | Moments, Field(discriminator="statistic")] | None = None
     self_test: SelfTest | None = None
     replicates: Replicates | None = None
     confusion: list[list[Count]] | None = None
@@ -140,14 +129,12 @@ class Estimation(Strict):
     @model_validator(mode="after")
     def _whole(self) -> Self:
         classes = len(self.bias)
-        if self.sketch is not None and sorted(self.sketch.edges) != self.sketch.edges:
-            raise ValueError("sketch.edges must ascend")
         lengths = {
             "source_prior": [len(self.source_prior)],
             "validation.class_counts": [len(self.validation.class_counts)],
         }
         if self.sketch is not None:
-            lengths["sketch.counts"] = [len(self.sketch.counts)]
+            lengths["sketch"] = [self.sketch.num_classes]
         if self.replicates is not None:
             lengths["replicates.log_source"] = [len(row) for row in self.replicates.log_source]
             if len(self.replicates.log_source) != len(self.replicates.temperature):
@@ -155,6 +142,9 @@ class Estimation(Strict):
                     f"replicates.log_source has {len(self.replicates.log_source)} rows; expected "
                     f"{len(self.replicates.temperature)}, one for each temperature"
                 )
+        if self.self_test is not None and self.self_test.class_excess is not None:
+            measured = self.self_test.class_excess.model_dump(exclude={"dominant"}).values()
+            lengths["self_test.class_excess"] = [len(each) for each in measured if each is not None]
         if self.confusion is not None:
             lengths["confusion"] = [len(self.confusion), *map(len, self.confusion)]
         for name, found in lengths.items():
@@ -185,22 +175,3 @@ class Estimation(Strict):
     def calibrates_every_class(self) -> bool:
         """Whether the split has a row of each class."""
         return self.validation.fewest > 0
-
-
-def sketched(
-    logits: ArrayLike, *, statistic: Literal["energy", "entropy"], temperature: float
-) -> Vector:
-    """[n] the number of each row that the sketch's histograms count, from raw logits [n, C]."""
-    f = np.asarray(logits, np.float64)
-    if statistic == "energy":
-        peak = f.max(axis=1)
-        energy: Vector = peak + np.log(np.exp(f - peak[:, None]).sum(axis=1))
-        return energy
-    p = softmax(f / temperature)
-    entropy: Vector = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
-    return entropy
-
-
-def binned(values: Vector, edges: ArrayLike) -> NDArray[np.intp]:
-    """[n] index of each value's bin; a bin holds its lower edge."""
-    return np.searchsorted(np.asarray(edges), values, side="right")

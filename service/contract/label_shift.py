@@ -23,6 +23,8 @@ MAX_CLASSES_WITH_COVARIANCE = 2000
 MAX_CONDITION = 100.0
 _Z = 1.959964
 _REPLICATE_SPREAD = (2.093 / _Z) ** 2  # a variance from 20 replicates: t with 19 degrees of freedom
+SAME_LOGITS = 1e-4
+"""Rows whose logits differ by less, in units of their standard deviation, are of one input."""
 _CHUNK_CELLS = 4_000_000  # of [n, C]: 32 MB of float64 at a time
 
 
@@ -47,8 +49,17 @@ class PriorEstimate:
     sum of rho (1 - rho) over the sum of the variances, at most n."""
     covariance: Vector
     """[C, C] of the estimate; with over MAX_CLASSES_WITH_COVARIANCE classes, [C] variances only."""
-    calibration_variance: Vector | float = 0.0
-    """[C] the share of the variances that the calibration causes; 0 where it is unknown."""
+    calibration_covariance: Vector | float = 0.0
+    """The share of `covariance` that the calibration causes; 0 where it is unknown."""
+    inverse_information: Vector | None = None
+    """[C, C] what moves the estimate per unit of the rows' likelihood gradient. None where the
+    estimate was not made from rows, or has no covariance matrix."""
+
+    @property
+    def calibration_variance(self) -> Vector | float:
+        """[C] the share of the variances that the calibration causes; 0 where it is unknown."""
+        added = self.calibration_covariance
+        return added if isinstance(added, float) or added.ndim == 1 else added.diagonal()
 
 
 def em_prior(posteriors: ArrayLike, *, source_prior: ArrayLike) -> Vector:
@@ -123,12 +134,15 @@ def estimate_prior(
     temperature: float,
     log_source: ArrayLike,
     replicates: Replicates | None = None,
+    inputs: NDArray[np.integer] | None = None,
 ) -> PriorEstimate:
     """The likeliest prior of rows of logits [n, C], n > 0, with intervals. Raises NotConverged.
 
     temperature and log_source [C] are the calibration; `replicates` give its uncertainty. The
     intervals cover two sources of error: the sampling of the rows, from the observed information,
     and the calibration, from one Newton step toward the estimate of each replicate.
+    inputs: [n] which input each row is of (`inputs_of`), where an input can come again: its rows
+    err together. None when every row is an input of its own.
     """
     f, source = np.asarray(logits, np.float64), np.asarray(log_source, np.float64)
     ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
@@ -137,8 +151,12 @@ def estimate_prior(
     if len(prior) > MAX_CLASSES_WITH_COVARIANCE:
         variances = 1 / np.maximum((relative**2).sum(axis=0), 1e-300)
         return with_intervals(prior, np.minimum(variances, 0.25), n=len(f))
-    inverse = inverse_of(relative.T @ relative, prior)
+    information = relative.T @ relative
+    inverse = inverse_of(information, prior)
     covariance, added = inverse, np.zeros_like(inverse)
+    if inputs is not None:
+        again = summed_by(relative, inputs)
+        covariance = inverse + inverse @ (again.T @ again - information) @ inverse
     if replicates is not None:
         own = relative.sum(axis=0)
         moves = np.stack(
@@ -152,7 +170,7 @@ def estimate_prior(
         added = _REPLICATE_SPREAD * (moves.T @ moves) / len(moves)
         covariance = covariance + added
     found = with_intervals(prior, covariance, n=len(f))
-    return replace(found, calibration_variance=added.diagonal())
+    return replace(found, calibration_covariance=added, inverse_information=inverse)
 
 
 def bbse_prior(confusion: ArrayLike, predicted: ArrayLike) -> Vector | None:
@@ -192,11 +210,56 @@ def no_surer(estimate: PriorEstimate, most: float | None) -> PriorEstimate:
     """The estimate with the sampling variance of `most` labelled rows added; None adds nothing."""
     if most is None:
         return estimate
-    prior = estimate.prior
-    added = prior * (1 - prior) / most
-    own = estimate.covariance
-    wider = with_intervals(prior, own + (np.diag(added) if own.ndim == 2 else added), n=estimate.n)
-    return replace(wider, calibration_variance=np.asarray(estimate.calibration_variance) + added)
+    return less_sure(estimate, estimate.prior * (1 - estimate.prior) / most)
+
+
+def less_sure(estimate: PriorEstimate, variances: Vector) -> PriorEstimate:
+    """The estimate with variances [C] added, which its calibration causes.
+
+    Between classes they are correlated like the shares of labelled rows: where one class gets too
+    much, the others get too little.
+    """
+    prior, own, added = estimate.prior, estimate.covariance, variances
+    if own.ndim == 2:
+        odds = np.sqrt(prior / np.maximum(1 - prior, 1e-300))
+        sd = np.sqrt(variances)
+        added = -np.outer(sd * odds, sd * odds)
+        added[np.diag_indices_from(added)] = variances
+    wider = with_intervals(prior, own + added, n=estimate.n)
+    return replace(
+        wider,
+        calibration_covariance=estimate.calibration_covariance + added,
+        inverse_information=estimate.inverse_information,
+    )
+
+
+def inputs_of(logits: ArrayLike) -> NDArray[np.intp] | None:
+    """[n] which input each row of logits [n, C] is of, or None when no row comes again.
+
+    Rows are of the same input where their logits are equal but for rounding: a model answers an
+    input a little differently in batches of other sizes.
+    """
+    f = np.asarray(logits, np.float64)
+    mixing = np.cos(np.arange(1.0, f.shape[1] + 1))  # hardly ever equal for rows that differ
+    keys = f @ mixing
+    order = np.argsort(keys, kind="stable")
+    near = SAME_LOGITS * max(float(f.std()), 1e-30)
+    same = np.diff(keys[order]) <= near * np.abs(mixing).sum()
+    at = np.flatnonzero(same)
+    same[at] = (np.abs(f[order[at]] - f[order[at + 1]]) <= near).all(axis=1)
+    if not same.any():
+        return None
+    found = np.empty(len(f), np.intp)
+    found[order] = np.concatenate([[0], np.cumsum(~same)])
+    return found
+
+
+def summed_by(rows: Vector, inputs: NDArray[np.integer]) -> Vector:
+    """[inputs, m] the sum of the rows [n, m] of each input."""
+    order = np.argsort(inputs, kind="stable")
+    starts = np.flatnonzero(np.diff(inputs[order], prepend=-1))
+    total: Vector = np.add.reduceat(rows[order], starts, axis=0)
+    return total
 
 
 def with_intervals(prior: Vector, covariance: Vector, *, n: int) -> PriorEstimate:

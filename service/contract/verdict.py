@@ -4,7 +4,6 @@ Every estimate carries one verdict with the numbers behind it and what to do. `m
 rule that decides without labels whether the estimate should become the target.
 """
 
-import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,16 +11,20 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import Estimation, Sketch, binned, sketched
+from service.contract.estimation import ClassExcess, Estimation, SelfTest, SurestRows
 from service.contract.label_shift import (
+    MAX_CLASSES_WITH_COVARIANCE,
     NotConverged,
     PriorEstimate,
     bbse_prior,
     climb,
     estimate_prior,
+    inputs_of,
+    less_sure,
     likelihood_ratios,
     no_surer,
 )
+from service.contract.misfit import Misfit, misfit_of
 from service.contract.tracking import Tracked, estimate_of
 
 Verdict = Literal[
@@ -48,17 +51,6 @@ SAME_MIX = 1e-9
 """L1 distance within which a mix is one of the self-test's."""
 SMALLEST_GAIN = 0.003
 GAIN_DRAWS = 60
-
-
-@dataclass(frozen=True)
-class Misfit:
-    """How well label shift explains the rows: a chi-square test of the sketch.
-
-    `p` is its tail probability; `phi2` the misfit per row, which does not grow with the rows.
-    """
-
-    p: float
-    phi2: float
 
 
 @dataclass(frozen=True)
@@ -128,6 +120,9 @@ def assess(
     source, target = np.asarray(log_source, np.float64), np.asarray(current, np.float64)
     ratios = likelihood_ratios(f, temperature=temperature, log_source=source)
     replicates = None if calibration is None else calibration.replicates
+    inputs = None
+    if calibration is not None and len(target) <= MAX_CLASSES_WITH_COVARIANCE:
+        inputs = inputs_of(f) if calibration.validation.tells_rows_apart else None
     settled, made_up = True, shrinkage * len(target)
     few = len(f) < rows_wanted(len(target))
     if tracked is not None and few and tracked.effective_rows > len(f):
@@ -136,7 +131,11 @@ def assess(
     else:
         try:
             estimate = estimate_prior(
-                f, temperature=temperature, log_source=source, replicates=replicates
+                f,
+                temperature=temperature,
+                log_source=source,
+                replicates=replicates,
+                inputs=inputs,
             )
             candidate = climb(
                 ratios, start=estimate.prior + target, toward=target, strength=made_up
@@ -144,12 +143,14 @@ def assess(
         except NotConverged:
             settled = False
             estimate, candidate = _nothing_known(len(f), target), target
-    measured = estimate
     if calibration is not None and settled:
-        estimate = no_surer(estimate, surest_rows(estimate.prior, calibration, class_frequencies))
+        known = calibration.source_prior if class_frequencies is None else class_frequencies
+        estimate = with_self_test(estimate, calibration.self_test, known)
     misfit = bbse = self_test = None
     if calibration is not None and settled:
-        misfit = misfit_of(f, measured, calibration, temperature=temperature)
+        misfit = misfit_of(
+            f, estimate, calibration, temperature=temperature, ratios=ratios, inputs=inputs
+        )
         bbse = _distance_to_bbse(f, estimate, calibration)
         self_test = nearest_self_test(estimate.prior, calibration, class_frequencies)
     step = float(np.abs(candidate - target).sum())
@@ -203,60 +204,6 @@ def may_adopt(found: Assessment) -> str | None:
     return None
 
 
-def misfit_of(
-    logits: Vector,
-    estimate: PriorEstimate,
-    calibration: Estimation,
-    *,
-    temperature: float,
-    drawn_from: ArrayLike | None = None,
-) -> Misfit | None:
-    """Test whether the sketched classes, mixed by the estimate, explain the rows [n, C].
-
-    drawn_from: [C] how many labelled rows of each class the rows were drawn from with replacement,
-    in a self-test: so few rows differ from their class by chance, as the sketch does. None for
-    traffic. Returns None where the model has no sketch, or the estimate no covariance matrix.
-    """
-    sketch = calibration.sketch
-    if sketch is None or estimate.covariance.ndim == 1:
-        return None
-    values = sketched(logits, statistic=sketch.statistic, temperature=temperature)
-    bins = len(sketch.edges) + 1
-    observed = np.bincount(binned(values, sketch.edges), minlength=bins) / len(logits)
-    counts, totals = _sketch_counts(sketch)
-    pooled = (counts / np.maximum(totals, 1)[:, None]).mean(axis=0)
-    shares = (counts + 4 * pooled) / (totals + 4)[:, None]
-    expected = estimate.prior @ shares
-    known = estimate.prior**2 / (totals + 4)
-    if drawn_from is not None:
-        known = known + estimate.prior**2 / np.asarray(drawn_from, np.float64)
-    spread = (
-        (np.diag(expected) - np.outer(expected, expected)) / len(logits)
-        + np.diag(known @ shares)
-        - shares.T @ (known[:, None] * shares)
-        + shares.T @ estimate.covariance @ shares
-    )
-    difference = (observed - expected)[:-1]
-    # a pseudo-inverse: a bin that no class ever falls into makes the matrix singular
-    inverse = np.linalg.pinv(spread[:-1, :-1], hermitian=True)
-    statistic = float(difference @ inverse @ difference)
-    return Misfit(
-        p=chi_square_tail(statistic, bins - 1),
-        phi2=max(0.0, statistic - (bins - 1)) / len(logits),
-    )
-
-
-def chi_square_tail(statistic: float, degrees: int) -> float:
-    """Probability that chi-square with an odd number of degrees exceeds the statistic."""
-    half = statistic / 2
-    term, total = math.sqrt(statistic), 0.0
-    for order in range(1, degrees - 1, 2):
-        total += term
-        term *= statistic / (order + 2)
-    tail = math.erfc(math.sqrt(half)) + math.sqrt(2 / math.pi) * math.exp(-half) * total
-    return min(1.0, tail)
-
-
 def nearest_self_test(
     prior: Vector, calibration: Estimation, class_frequencies: ArrayLike | None
 ) -> float | None:
@@ -270,28 +217,77 @@ def nearest_self_test(
     return errors[min(mixes, key=lambda name: float(np.abs(mixes[name] - prior).sum()))]
 
 
+def with_self_test(
+    estimate: PriorEstimate, test: SelfTest | None, class_frequencies: ArrayLike
+) -> PriorEstimate:
+    """The estimate, less sure by how far those of the self-test missed near its mix.
+
+    The variance is the mean of two: the one that all classes have together (`surest_rows`), and
+    each class's own, which few streams of the self-test have measured. class_frequencies: [C] of
+    training.
+    """
+    if test is None or test.surest_rows is None:
+        return estimate
+    prior = estimate.prior
+    most = surest_near(prior, test.surest_rows, class_frequencies)
+    if test.class_excess is None:
+        return no_surer(estimate, most)
+    shared = 0.0 if most is None else 1 / most
+    own = _excess_near(prior, test.class_excess, class_frequencies)
+    return less_sure(estimate, prior * (1 - prior) * (shared + own) / 2)
+
+
 def surest_rows(
     prior: Vector, calibration: Estimation, class_frequencies: ArrayLike | None
 ) -> float | None:
     """The most labelled rows that an estimate near the prior [C] can be worth, by the self-test.
 
-    The excess errors (one over the rows) of its four mixes are averaged with weights 1 / distance².
-    Between two mixes an estimate is as wrong as both suggest, not as the nearer one alone does.
     None where no excess was found.
     """
     test = calibration.self_test
     if test is None or test.surest_rows is None:
         return None
     known = calibration.source_prior if class_frequencies is None else class_frequencies
-    mixes = {**target_mixes(known), "dominant": dominant_mix(int(prior.argmax()), len(prior))}
-    found: dict[str, float | None] = {name: getattr(test.surest_rows, name) for name in mixes}
+    return surest_near(prior, test.surest_rows, known)
+
+
+def surest_near(prior: Vector, surest: SurestRows, class_frequencies: ArrayLike) -> float | None:
+    """The most labelled rows that an estimate near the prior [C] can be worth, or None.
+
+    The excess errors (one over the rows) of the four mixes are averaged. Between two mixes an
+    estimate is as wrong as both suggest, not as the nearer one alone does.
+    """
+    weights = _nearness(prior, class_frequencies)
+    found: dict[str, float | None] = {name: getattr(surest, name) for name in weights}
+    nearest = max(weights, key=weights.__getitem__)
+    if weights[nearest] == 1:
+        return found[nearest]
+    excess = sum(weights[name] / rows for name, rows in found.items() if rows is not None)
+    return 1 / excess if excess > 0 else None
+
+
+def _excess_near(prior: Vector, found: ClassExcess, class_frequencies: ArrayLike) -> Vector:
+    """[C] the classes' own excess near the prior [C], averaged over the four mixes."""
+    total = np.zeros(len(prior))
+    for name, weight in _nearness(prior, class_frequencies).items():
+        measured = found.others if name == "dominant" else getattr(found, name)
+        excess = np.zeros(len(prior)) if measured is None else np.array(measured, np.float64)
+        if name == "dominant":
+            excess[prior.argmax()] = found.dominant
+        total += weight * excess
+    return total
+
+
+def _nearness(prior: Vector, class_frequencies: ArrayLike) -> dict[str, float]:
+    """Weights of the self-test's four mixes near the prior [C]: 1 / distance², with the sum 1."""
+    mixes = target_mixes(class_frequencies)
+    mixes["dominant"] = dominant_mix(int(prior.argmax()), len(prior))
     distances = {name: float(np.abs(mix - prior).sum()) for name, mix in mixes.items()}
     nearest = min(distances, key=distances.__getitem__)
     if distances[nearest] < SAME_MIX:
-        return found[nearest]
+        return {name: float(name == nearest) for name in mixes}
     weights = {name: distance**-2 for name, distance in distances.items()}
-    excess = sum(weights[name] / rows for name, rows in found.items() if rows is not None)
-    return sum(weights.values()) / excess if excess > 0 else None
+    return {name: weight / sum(weights.values()) for name, weight in weights.items()}
 
 
 def dominant_mix(which: int, classes: int) -> Vector:
@@ -352,11 +348,6 @@ def _nothing_known(n: int, target: Vector) -> PriorEstimate:
     """The estimate when none was found: the target in force, with intervals of 0 … 1."""
     size = len(target)
     return PriorEstimate(target, np.zeros(size), np.ones(size), n, 1.0, np.full(size, 0.25))
-
-
-def _sketch_counts(sketch: Sketch) -> tuple[Vector, Vector]:
-    counts = np.asarray(sketch.counts, np.float64)
-    return counts, counts.sum(axis=1)
 
 
 def _distance_to_bbse(

@@ -3,12 +3,12 @@
 The split may have any class mix. The result is deterministic.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from service.contract.adjustment import (
     Vector,
@@ -17,21 +17,8 @@ from service.contract.adjustment import (
     log_target_prior,
     softmax,
 )
-from service.contract.estimation import (
-    ENERGY_BINS,
-    MAX_CONFUSION_CLASSES,
-    Estimation,
-    Replicates,
-    SelfTest,
-    Sketch,
-    SurestRows,
-    ValidationRows,
-    binned,
-    sketched,
-)
-from service.contract.label_shift import NotConverged, estimate_prior
+from service.contract.estimation import MAX_CONFUSION_CLASSES, Estimation, Replicates
 from service.contract.scores import bootstrap_rng, class_totals
-from service.contract.verdict import dominant_mix, misfit_of, target_mixes
 from training.scores.calibrate import (
     LOG_TEMPERATURE_SD,
     MAX_TEMPERATURE,
@@ -42,17 +29,14 @@ from training.scores.calibrate import (
     fit_bcts,
     log_validation_prior_of,
 )
+from training.scores.self_test import self_test
+from training.scores.sketching import Labels, rounded, sketch, validation_rows
 
-Labels = NDArray[np.integer]
 Kind = Literal["none", "temperature", "bias"]
 
 FOLDS = 5
 REPLICATES = 20
 MAX_CLASSES_WITH_REPLICATES = 1000
-SELF_TEST_ROWS = 2000
-SELF_TEST_DRAWS = 5
-EXCESS_DRAWS = 10
-FEWEST_EXCESS_ROWS = 200
 _MOST_CELLS = 4_000_000  # the most logits that are used where a fit is repeated
 
 
@@ -101,17 +85,16 @@ def measure(
     block = Estimation(
         calibration=found.kind,
         temperature=temperature,
-        temperature_interval=_rounded(np.array(found.temperature.interval)),
-        bias=_rounded(found.bias),
-        source_prior=_rounded(np.exp(found.log_source_prior)),
-        validation=ValidationRows(
-            rows=len(f), class_counts=class_totals(labels, classes).astype(int).tolist()
-        ),
+        temperature_interval=rounded(np.array(found.temperature.interval)),
+        bias=rounded(found.bias),
+        source_prior=rounded(np.exp(found.log_source_prior)),
+        validation=validation_rows(f, labels),
         sketch=sketch(f, labels, temperature=temperature, probabilities=probabilities),
         replicates=_replicates(f, labels, found, log_source_prior=log_sigma),
         confusion=_confusion(f, labels) if classes <= MAX_CONFUSION_CLASSES else None,
     )
-    test = self_test(f, labels, log_source_prior=log_sigma, class_frequencies=mix)
+    block_of = partial(_half_block, log_source_prior=log_sigma, probabilities=probabilities)
+    test = self_test(f, labels, block_of=block_of, class_frequencies=mix)
     return block.model_copy(update={"self_test": test}), found.temperature
 
 
@@ -140,156 +123,20 @@ def row_weights(labels: Labels, log_source_prior: Vector) -> Vector:
     return scaled
 
 
-def sketch(
-    logits: Vector, labels: Labels, *, temperature: float, probabilities: bool = False
-) -> Sketch | None:
-    """Return one histogram per class of the rows' energy, or of their entropy for probabilities.
-
-    logits: [n, C]. The edges are deciles in which every class has equal weight. Returns None when
-    two edges coincide.
-    """
-    statistic: Literal["energy", "entropy"] = "entropy" if probabilities else "energy"
-    values = sketched(logits, statistic=statistic, temperature=temperature)
-    totals = class_totals(labels, logits.shape[1])
-    order = np.argsort(values, kind="stable")
-    mass = np.cumsum((1 / totals[labels])[order])
-    cuts = np.searchsorted(mass, mass[-1] * np.arange(1, ENERGY_BINS) / ENERGY_BINS)
-    edges = np.array(_rounded(values[order][cuts]))
-    if (np.diff(edges) <= 0).any():
-        return None
-    cells = labels * ENERGY_BINS + binned(values, edges)
-    counts = np.bincount(cells, minlength=len(totals) * ENERGY_BINS)
-    return Sketch(
-        statistic=statistic,
-        edges=edges.tolist(),
-        counts=counts.reshape(len(totals), ENERGY_BINS).tolist(),
-    )
-
-
-def self_test(
-    f: Vector, labels: Labels, *, log_source_prior: Vector, class_frequencies: ArrayLike
-) -> SelfTest | None:
-    """Calibrate on one half of each class, estimate streams drawn from the other half, and swap.
-
-    f: logits [n, C]. Returns None when a class has fewer than two rows, so that one half would
-    lack it, or when an estimate does not converge.
-    """
-    if class_totals(labels, f.shape[1]).min() < 2:
-        return None
-    mixes = target_mixes(class_frequencies)
-    distances: dict[str, list[float]] = {name: [] for name in mixes}
-    misfits: list[float] = []
-    rng = bootstrap_rng(1)
-    mixes["random"] = rng.dirichlet(np.ones(f.shape[1]))
-    mixes["dominant"] = dominant_mix(int(rng.integers(f.shape[1])), f.shape[1])
-    rows = min(SELF_TEST_ROWS, max(200, _MOST_CELLS // f.shape[1] // 4))
-    for own, other in _halves(labels):
-        found = calibrate(f[own], labels[own], log_source_prior=log_source_prior)
-        half = _plain(f[own], labels[own], found)
-        members = [other[labels[other] == y] for y in range(f.shape[1])]
-        for name, mix in mixes.items():
-            for _ in range(SELF_TEST_DRAWS):
-                drawn = rng.choice(len(mix), size=rows, p=mix)
-                stream = f[[members[y][rng.integers(len(members[y]))] for y in drawn]]
-                try:
-                    estimate = estimate_prior(
-                        stream, temperature=half.temperature, log_source=half.log_source
-                    )
-                except NotConverged:
-                    return None
-                if name in distances:
-                    distances[name].append(float(np.abs(estimate.prior - mix).sum()))
-                misfit = misfit_of(
-                    stream,
-                    estimate,
-                    half,
-                    temperature=half.temperature,
-                    drawn_from=[len(rows_of_class) for rows_of_class in members],
-                )
-                misfits.append(0.0 if misfit is None else misfit.phi2)
-    surest = _surest_rows(f, labels, log_source_prior, class_frequencies)
-    means = {name: float(f"{np.mean(values):.4g}") for name, values in distances.items()}
-    quantile = float(f"{np.quantile(misfits, 0.99):.4g}")
-    return SelfTest(rows=rows, **means, misfit_99=quantile, surest_rows=surest)
-
-
-def _surest_rows(
-    f: Vector, labels: Labels, log_source_prior: Vector, class_frequencies: ArrayLike
-) -> SurestRows | None:
-    """Measure how far estimates miss beyond their intervals, as an equivalent number of rows.
-
-    Streams of one half are estimated with the calibration of the other. Where the squared error
-    exceeds the variance that the intervals claim, the excess equals the sampling error of so many
-    labelled rows. A mix is left out if the half has too few rows of a class for it: drawing the
-    same rows repeatedly would add an error even with exact posteriors.
-    """
-    classes = f.shape[1]
-    if classes > MAX_CLASSES_WITH_REPLICATES:
-        return None
-    mixes = {name: [mix] * EXCESS_DRAWS for name, mix in target_mixes(class_frequencies).items()}
-    some = np.unique(np.linspace(0, classes - 1, EXCESS_DRAWS).round().astype(int))
-    mixes["dominant"] = [dominant_mix(int(y), classes) for y in some]
-    excess: dict[str, list[float]] = {name: [] for name in mixes}
-    rng = bootstrap_rng(3)
-    for own, other in _halves(labels):
-        found = calibrate(f[own], labels[own], log_source_prior=log_source_prior)
-        copies = _replicates(f[own], labels[own], found, log_source_prior=log_source_prior)
-        members = [other[labels[other] == y] for y in range(classes)]
-        there = np.array([len(each) for each in members])
-        for name, kinds in mixes.items():
-            for mix in kinds:
-                rows = min(int((there / mix).min()), SELF_TEST_ROWS)
-                if rows < FEWEST_EXCESS_ROWS:
-                    continue
-                drawn = rng.multinomial(rows, mix)
-                stream = np.concatenate(
-                    [
-                        rng.choice(members[y], n, replace=n > there[y])
-                        for y, n in enumerate(drawn)
-                        if n
-                    ]
-                )
-                try:
-                    estimate = estimate_prior(
-                        f[stream],
-                        temperature=found.temperature.value,
-                        log_source=found.log_source,
-                        replicates=copies,
-                    )
-                except NotConverged:
-                    return None
-                squared = np.square(estimate.prior - mix).sum()
-                said = np.asarray(estimate.covariance).trace()
-                excess[name].append(float((squared - said) / (mix * (1 - mix)).sum()))
-    most = {name: float(np.mean(values)) for name, values in excess.items() if values}
-    return SurestRows(
-        **{name: float(f"{1 / value:.4g}") if value > 0 else None for name, value in most.items()}
-    )
-
-
-def _halves(labels: Labels) -> Iterator[tuple[NDArray[np.intp], NDArray[np.intp]]]:
-    """Yield every second row of each class with the other rows; then the same halves swapped."""
-    order = np.argsort(labels, kind="stable")
-    ranks = np.empty(len(labels), np.intp)
-    starts = np.searchsorted(labels[order], labels[order])
-    ranks[order] = np.arange(len(labels)) - starts
-    even, odd = np.flatnonzero(ranks % 2 == 0), np.flatnonzero(ranks % 2 == 1)
-    yield even, odd
-    yield odd, even
-
-
-def _plain(f: Vector, labels: Labels, found: Measured) -> Estimation:
-    """Return a block with only the calibration and the sketch."""
+def _half_block(
+    f: Vector, labels: Labels, *, log_source_prior: Vector, probabilities: bool
+) -> Estimation:
+    """Return a block without a self-test, as its halves have."""
+    found = calibrate(f, labels, log_source_prior=log_source_prior)
     temperature = found.temperature.value
     return Estimation(
         calibration=found.kind,
         temperature=temperature,
         bias=found.bias.tolist(),
         source_prior=np.exp(found.log_source_prior).tolist(),
-        validation=ValidationRows(
-            rows=len(f), class_counts=class_totals(labels, f.shape[1]).astype(int).tolist()
-        ),
-        sketch=sketch(f, labels, temperature=temperature),
+        validation=validation_rows(f, labels),
+        sketch=sketch(f, labels, temperature=temperature, probabilities=probabilities),
+        replicates=_replicates(f, labels, found, log_source_prior=log_source_prior),
     )
 
 
@@ -399,7 +246,7 @@ def _replicates(
             f, labels, log_source_prior, inverse=1 / heat, bias=moved, weights=weights
         )
         temperatures.append(float(f"{heat:.6g}"))
-        sources.append(_rounded(log_normalise(log_star - moved), digits=6))
+        sources.append(rounded(log_normalise(log_star - moved), digits=6))
     return Replicates(temperature=temperatures, log_source=sources)
 
 
@@ -447,8 +294,3 @@ def _confusion(f: Vector, labels: Labels) -> list[list[int]]:
     cells = f.argmax(axis=1) * classes + labels
     counts = np.bincount(cells, minlength=classes**2).reshape(classes, classes)
     return counts.tolist()
-
-
-def _rounded(values: Vector, *, digits: int = 9) -> list[float]:
-    """Round to so many digits that a block does not depend on the machine that computed it."""
-    return [float(f"{value:.{digits}g}") for value in values]

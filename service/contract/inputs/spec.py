@@ -5,9 +5,9 @@ from typing import Annotated, Literal, Self, TypeAlias, cast
 
 from pydantic import Field, PrivateAttr, field_validator, model_validator
 
-from service.contract.estimation import Single, between
 from service.contract.inputs.familiarity import InputStatistics
 from service.contract.strict import Strict
+from service.contract.values import Single, between
 
 RECORD = "record"
 """The `dtype` for a graph with several inputs: each row is a record with one field per input."""

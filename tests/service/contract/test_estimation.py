@@ -5,8 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from service.contract.adjustment import adjust_logits, softmax
-from service.contract.estimation import Estimation, SelfTest, binned, sketched
+from service.contract.estimation import Estimation, SelfTest
 from service.contract.label_shift import estimate_prior
+from service.contract.sketch import binned, numbers_of, sketched
 
 SOURCE = [0.7, 0.2, 0.1]
 
@@ -49,6 +50,15 @@ def test_at_tau_zero_the_block_leaves_the_models_own_answer():
         ("source_prior", [0.5, 0.5]),
         ("validation", {"rows": 2, "class_counts": [1, 1]}),
         ("sketch", {"statistic": "energy", "edges": [float(i) for i in range(9)], "counts": []}),
+        (
+            "sketch",
+            {"statistic": "logits", "centre": [0.0] * 3, "scale": [1.0] * 3, "means": []},
+        ),
+        (
+            "self_test",
+            {"rows": 9, "training": 0.1, "uniform": 0.1, "reversed": 0.1, "misfit_99": 0.0}
+            | {"class_excess": {"uniform": [0.1, 0.2]}},
+        ),
         ("replicates", {"temperature": [1.0, 1.0], "log_source": [[0.0], [0.0]]}),
         ("confusion", [[1, 2], [3, 4]]),
     ],
@@ -105,3 +115,26 @@ def test_an_estimate_uses_the_block_as_it_is_written():
 def test_a_self_test_is_an_l1_distance():
     with pytest.raises(ValidationError):
         SelfTest(rows=10, training=2.5, uniform=0.1, reversed=0.1, misfit_99=0.0)
+
+
+def test_the_edges_of_a_histogram_ascend():
+    edges = [float(i) for i in range(9)]
+    with pytest.raises(ValidationError, match="edges must ascend"):
+        block(sketch={"statistic": "energy", "edges": edges[::-1], "counts": [[0] * 10] * 3})
+
+
+def test_rest_is_the_mean_without_the_largest_logit():
+    energy, spread, rest = numbers_of([[3.0, 1.0, -1.0]])[0]
+    assert energy == pytest.approx(np.log(np.exp([3.0, 1.0, -1.0]).sum()))
+    assert spread == pytest.approx(np.std([3.0, 1.0, -1.0]))
+    assert rest == 0
+
+
+def test_rows_are_told_apart_only_where_the_split_hardly_ever_repeats_one():
+    def told_apart(**more):
+        rows = {"rows": 90, "class_counts": [30, 30, 30]} | more
+        return block(validation=rows).validation.tells_rows_apart
+
+    assert told_apart(repeated=0)
+    assert not told_apart(repeated=1)  # over a hundredth
+    assert not told_apart()

@@ -186,3 +186,39 @@ def test_an_estimate_is_no_surer_than_the_labelled_rows_that_it_is_worth():
         label_shift.with_intervals(found.prior, np.diag(found.covariance), n=found.n), 100.0
     )
     np.testing.assert_allclose(alone.low, wider.low)
+
+
+def test_rows_of_one_input_are_found_whatever_their_order_and_rounding():
+    rng = np.random.default_rng(1)
+    few = rng.normal(size=(40, 5))
+    which = rng.integers(40, size=300)
+    rounded = few[which] + rng.normal(size=(300, 5)) * 1e-6
+    found = label_shift.inputs_of(rounded)
+    assert len(np.unique(found)) == len(np.unique(which))
+    assert all(len(np.unique(which[found == one])) == 1 for one in np.unique(found))
+    assert label_shift.inputs_of(few) is None
+    assert label_shift.inputs_of(few[:1]) is None
+
+
+def test_inputs_that_come_again_count_once_for_the_certainty():
+    p, _ = posteriors([0.2, 0.3, 0.5], n=500)
+    logits = np.log(p)
+    common = {"temperature": 1.0, "log_source": np.log(SOURCE)}
+    once = label_shift.estimate_prior(logits, **common)
+    again = np.tile(logits, (4, 1))
+    believed = label_shift.estimate_prior(again, **common)
+    known = label_shift.estimate_prior(again, **common, inputs=label_shift.inputs_of(again))
+    assert known.prior == pytest.approx(once.prior, abs=1e-5)
+    assert known.covariance == pytest.approx(once.covariance, rel=0.05, abs=1e-6)
+    assert believed.covariance.trace() == pytest.approx(once.covariance.trace() / 4, rel=0.05)
+    assert known.effective_n == pytest.approx(once.effective_n, rel=0.05)
+
+
+def test_the_calibrations_share_of_the_variances_is_told_apart():
+    p, _ = posteriors([0.2, 0.3, 0.5], n=500)
+    found = estimate_prior(p, source_prior=SOURCE)
+    assert found.calibration_variance.tolist() == [0.0] * 3
+    wider = label_shift.less_sure(found, np.array([0.1, 0.2, 0.3]))
+    assert wider.calibration_variance == pytest.approx([0.1, 0.2, 0.3])
+    assert wider.calibration_covariance[0, 1] < 0
+    assert label_shift.with_intervals(found.prior, found.covariance, n=9).calibration_variance == 0

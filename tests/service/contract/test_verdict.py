@@ -3,18 +3,19 @@
 import numpy as np
 import pytest
 
-from service.contract.estimation import Estimation
-from service.contract.label_shift import PriorEstimate
+from service.contract.estimation import Estimation, SelfTest
+from service.contract.label_shift import PriorEstimate, estimate_prior, likelihood_ratios
+from service.contract.misfit import chi_square_tail, misfit_of
+from service.contract.sketch import class_means_of, features_of, numbers_of
 from service.contract.tracking import PriorTracker
 from service.contract.verdict import (
     assess,
-    chi_square_tail,
     gain_of,
     may_adopt,
-    misfit_of,
     nearest_self_test,
     surest_rows,
     target_mixes,
+    with_self_test,
 )
 
 SOURCE = np.array([0.7, 0.2, 0.1])
@@ -113,22 +114,76 @@ def test_a_model_that_cannot_see_as_much_says_so_less_often():
 
 
 def test_a_stream_drawn_from_few_rows_is_not_taken_for_one_that_no_mix_explains():
-    """A self-test draws its streams from few rows again and again."""
-    calibration = block()
+    """A client that sends the same inputs again and again sends fewer observations than rows."""
+    blind, knowing = block(), counted_block()
     forgiven, blamed = 0, 0
     for seed in range(30):
         few = np.concatenate([rows(30, np.eye(3)[y], seed=3 * seed + y)[0] for y in range(3)])
         stream = few[np.random.default_rng(seed).integers(90, size=2000)]
-        estimate = judged(stream).estimate
-        plain, corrected = (
-            misfit_of(stream, estimate, calibration, temperature=1.0, drawn_from=drawn_from)
-            for drawn_from in (None, [30, 30, 30])
-        )
-        blamed += plain.p < 0.01
-        forgiven += corrected.p >= 0.01
-        assert corrected.phi2 <= plain.phi2
+        plain, corrected = (judged(stream, calibration=each) for each in (blind, knowing))
+        blamed += plain.misfit.p < 0.01
+        forgiven += corrected.misfit.p >= 0.01
+        assert corrected.misfit.phi2 <= plain.misfit.phi2
+        assert corrected.estimate.effective_n < 90 < plain.estimate.effective_n
     assert blamed >= 20
     assert forgiven >= 27
+
+
+def counted_block(*, repeated=0):
+    """The block of a split in which so many rows have the logits of an earlier one."""
+    counts = {"rows": 6000, "class_counts": block().validation.class_counts, "repeated": repeated}
+    return block(validation=counts)
+
+
+def test_inputs_with_few_values_are_not_taken_for_inputs_that_come_again():
+    """Rows of a table are often equal, and still as many observations."""
+    few = rows(90, UNIFORM)[0]
+    stream = few[np.random.default_rng(0).integers(90, size=2000)]
+    every = judged(stream, calibration=counted_block(repeated=5000))
+    assert every.estimate.effective_n > 500
+    assert judged(stream, calibration=counted_block()).estimate.effective_n < 90
+
+
+def moments_block():
+    """The block with means of three numbers for each class instead of histograms."""
+    logits, labels = rows(6000, UNIFORM, seed=7)
+    numbers = numbers_of(logits)
+    centre, scale = numbers.mean(axis=0), numbers.std(axis=0)
+    means = class_means_of(features_of(numbers, centre=centre, scale=scale), labels, 3)
+    sketch = {"statistic": "logits", "centre": centre.tolist(), "scale": scale.tolist()}
+    return block(sketch=sketch | {"means": means.tolist()})
+
+
+def test_the_moments_of_the_logits_see_what_the_histograms_of_their_energy_do_not():
+    seen = {"histograms": 0, "moments": 0}
+    for seed in range(10):
+        logits = rows(2000, UNIFORM, seed=100 + seed)[0]
+        blurred = logits[:300]  # flatter, at nearly the same energy
+        flat = 0.6 * blurred
+        flat += (np.log(np.exp(blurred).sum(1)) - np.log(np.exp(flat).sum(1)))[:, None]
+        changed = np.concatenate([flat, logits[300:]])
+        for name, each in (("histograms", block()), ("moments", moments_block())):
+            seen[name] += judged(changed, calibration=each).misfit.p < 0.001
+            assert judged(logits, calibration=each).misfit.p > 0.001
+    assert seen["moments"] >= seen["histograms"] + 5
+
+
+def test_the_misfit_of_true_mixes_is_as_rare_as_its_probability_says():
+    found = [
+        judged(rows(1500, UNIFORM, seed=seed)[0], calibration=calibration).misfit.p
+        for calibration in (moments_block(), block())
+        for seed in range(120)
+    ]
+    assert 0.01 <= np.mean(np.array(found) < 0.05) <= 0.10
+    assert 0.35 <= np.mean(np.array(found) < 0.5) <= 0.65
+
+
+def test_a_sketch_that_sees_no_difference_between_rows_finds_no_misfit():
+    counts = [[1000] + [0] * 9] * 3
+    same = block(
+        sketch={"statistic": "energy", "edges": [100.0 + i for i in range(9)], "counts": counts}
+    )
+    assert judged(rows(300, UNIFORM)[0], calibration=same).misfit.p == 1
 
 
 def test_too_few_rows_are_named_with_how_many_are_needed():
@@ -221,13 +276,27 @@ def test_variances_alone_also_give_a_gain_and_no_misfit():
     alone = PriorEstimate(prior, prior, prior, 100, 50.0, np.full(3, 1e-3))
     ratios = np.exp(rows(200, prior)[0] - np.log(SOURCE))
     assert gain_of(ratios, alone, candidate=prior, current=SOURCE).mean > 0
-    assert misfit_of(rows(200, prior)[0], alone, block(), temperature=1.0) is None
+    assert misfit_of(rows(200, prior)[0], alone, block(), temperature=1.0, ratios=ratios) is None
+
+
+def test_an_estimate_made_elsewhere_is_tested_with_its_whole_covariance():
+    logits = rows(2000, UNIFORM)[0]
+    ratios = likelihood_ratios(logits, temperature=1.0, log_source=np.log(SOURCE))
+    own = estimate_prior(logits, temperature=1.0, log_source=np.log(SOURCE))
+    elsewhere = PriorEstimate(own.prior, own.low, own.high, own.n, own.effective_n, own.covariance)
+    first, second = (
+        misfit_of(logits, each, block(), temperature=1.0, ratios=ratios)
+        for each in (own, elsewhere)
+    )
+    assert second.p > first.p
 
 
 def test_the_tail_of_chi_square_is_that_of_the_tables():
     assert chi_square_tail(16.919, 9) == pytest.approx(0.05, abs=1e-4)
     assert chi_square_tail(3.841, 1) == pytest.approx(0.05, abs=1e-4)
-    assert chi_square_tail(0.0, 9) == 1
+    assert chi_square_tail(5.991, 2) == pytest.approx(0.05, abs=1e-4)
+    assert chi_square_tail(12.592, 6) == pytest.approx(0.05, abs=1e-4)
+    assert chi_square_tail(0.0, 9) == chi_square_tail(0.0, 6) == 1
     assert chi_square_tail(800.0, 9) < 1e-100
 
 
@@ -286,3 +355,43 @@ def test_the_self_test_at_its_mixes_says_how_sure_an_estimate_can_be():
     assert 90 < surest_rows(between, known, SOURCE) < 700
     nearer = 0.9 * SOURCE + 0.1 * UNIFORM
     assert surest_rows(between, known, SOURCE) < surest_rows(nearer, known, SOURCE) < 700
+
+
+def test_a_class_that_estimates_get_wrong_has_a_wider_interval_than_the_others():
+    tested = {"rows": 500, "training": 0.1, "uniform": 0.2, "reversed": 0.3, "misfit_99": 0.01}
+    own = {
+        "training": [0.0, 0.02, 0.0],
+        "uniform": [0.0, 0.04, 0.0],
+        "reversed": [0.0, 0.02, 0.0],
+        "others": [0.0, 0.0, 0.5],
+        "dominant": 0.1,
+    }
+    found = estimate_prior(rows(2000, UNIFORM)[0], temperature=1.0, log_source=np.log(SOURCE))
+
+    def added(**more):
+        test = SelfTest.model_validate(tested | more)
+        return (
+            with_self_test(found, test, SOURCE).covariance.diagonal() - found.covariance.diagonal()
+        )
+
+    q = found.prior * (1 - found.prior)
+    shared = added(surest_rows={"uniform": 200.0})
+    both = added(surest_rows={"uniform": 200.0}, class_excess=own)
+    alone = added(surest_rows={}, class_excess=own)
+    assert shared == pytest.approx(q / 200, rel=0.1)
+    assert alone == pytest.approx([0.0, q[1] * 0.02, 0.0], abs=2e-4)
+    assert both == pytest.approx(shared / 2 + alone)
+    assert added(class_excess=own) == pytest.approx(0)
+    nothing = added(surest_rows={}, class_excess={})
+    assert nothing == pytest.approx(0)
+
+
+def test_between_the_mixes_with_a_dominant_class_only_the_dominant_one_counts_as_such():
+    tested = {"rows": 500, "training": 0.1, "uniform": 0.2, "reversed": 0.3, "misfit_99": 0.01}
+    prior = np.array([0.05, 0.9, 0.05])
+    found = PriorEstimate(prior, prior, prior, 100, 50.0, np.full(3, 1e-3))
+    excess = {"others": [0.2, 0.3, 0.4], "dominant": 0.1}
+    test = SelfTest.model_validate(tested | {"surest_rows": {}, "class_excess": excess})
+    wider = with_self_test(found, test, SOURCE)
+    q = prior * (1 - prior)
+    assert wider.covariance - 1e-3 == pytest.approx(q * np.array([0.2, 0.1, 0.4]) / 2)

@@ -97,6 +97,43 @@ def test_a_model_of_probabilities_is_sketched_by_entropy():
     assert np.sum(block.sketch.counts) == 800
 
 
+def test_a_model_of_logits_is_sketched_by_three_numbers_of_each_row():
+    logits, labels = split([200] * 4)
+    block, _ = measure(logits, labels, log_source_prior=np.log(PRIOR))
+    features = block.sketch.features(logits, temperature=1.0)
+    assert features.mean(axis=0)[:3] == pytest.approx(0, abs=0.01)
+    assert features.mean(axis=0)[3:] == pytest.approx(1, abs=0.05)
+    assert block.sketch.class_means()[2] == pytest.approx(features[labels == 2].mean(0), abs=0.05)
+    assert block.validation.repeated == 0
+    flat = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]] * 20)
+    assert source.sketch(flat, np.arange(40) % 4, temperature=1.0) is None
+
+
+def test_the_self_test_finds_the_class_that_estimates_get_wrong():
+    logits, labels = split([600] * 4)
+    hard = labels >= 2
+    # a third of the rows of the classes 2 and 3 look the more like the other the surer they are
+    swapped = hard & (np.arange(len(labels)) % 3 == 0)
+    logits[swapped] = logits[swapped][:, [0, 1, 3, 2]] * 2
+    block, _ = measure(logits, labels, log_source_prior=np.log(PRIOR))
+    excess = block.self_test.class_excess
+    assert len(excess.uniform) == len(excess.others) == 4
+    assert max(excess.reversed[2:]) >= max(excess.reversed[:2])
+
+
+def test_rows_that_come_again_in_a_split_are_counted():
+    logits, labels = split([50] * 4)
+    block, _ = measure(np.tile(logits, (2, 1)), np.tile(labels, 2), log_source_prior=np.log(PRIOR))
+    assert block.validation.repeated == 200
+    assert not block.validation.tells_rows_apart
+
+
+def test_probabilities_that_all_look_the_same_have_no_sketch():
+    labels = np.arange(40) % 4
+    rows = log_normalise(3 * np.eye(4)[labels])
+    assert source.sketch(rows, labels, temperature=1.0, probabilities=True) is None
+
+
 def test_rows_that_all_look_the_same_have_no_sketch():
     labels = np.arange(40) % 4
     assert source.sketch(3 * np.eye(4)[labels], labels, temperature=1.0) is None

@@ -1,0 +1,157 @@
+"""Sketches: how the rows of each class look to a model, in a few numbers for each class.
+
+Comparing traffic with them shows whether any mix of the classes can look like it. A sketch gives
+each row a few features, and says what each class's rows have on average.
+"""
+
+from typing import Annotated, Literal, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from pydantic import Field, model_validator
+
+from service.contract.adjustment import Vector, softmax
+from service.contract.strict import Strict
+from service.contract.values import Count, Positive, Single
+
+ENERGY_BINS = 10
+NUMBERS = 3
+"""The numbers of a row of logits that `Moments` describes: energy, spread and rest."""
+FARTHEST = 4.0
+"""Numbers farther from their centre, in units of their scale, count as this far."""
+_PSEUDO_ROWS = 4  # of the mean over the classes, added to the rows of each class
+
+
+class Sketch(Strict):
+    """One histogram per class of a number computed for each row of the split.
+
+    `energy` is the log of the sum of the exponentials of the raw logits. `entropy`, for models
+    whose output is probabilities, is that of softmax(f / T).
+    """
+
+    statistic: Literal["energy", "entropy"]
+    edges: Annotated[list[float], Field(min_length=ENERGY_BINS - 1, max_length=ENERGY_BINS - 1)]
+    counts: list[Annotated[list[Count], Field(min_length=ENERGY_BINS, max_length=ENERGY_BINS)]]
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if sorted(self.edges) != self.edges:
+            raise ValueError("edges must ascend")
+        return self
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, C."""
+        return len(self.counts)
+
+    def features(self, logits: ArrayLike, *, temperature: float) -> Vector:
+        """[n, 9] which bin each row of logits [n, C] falls into: 1 there, 0 elsewhere.
+
+        The last bin is left out, because it follows from the others.
+        """
+        values = sketched(logits, statistic=self.statistic, temperature=temperature)
+        found: Vector = np.eye(ENERGY_BINS)[binned(values, self.edges)]
+        return found[:, :-1]
+
+    def class_means(self) -> Vector:
+        """[C, 9] share of each class's rows in each bin but the last."""
+        counts = np.asarray(self.counts, np.float64)
+        totals = counts.sum(axis=1)
+        return _smoothed(counts / np.maximum(totals, 1)[:, None], totals)[:, :-1]
+
+    def least_variance(self, expected: Vector) -> Vector:
+        """[9] variance of each feature of a row, where [9] are expected.
+
+        Rows that happen to miss a rare bin do not show it.
+        """
+        return expected * (1 - expected)
+
+
+class Moments(Strict):
+    """Per class, the mean and the mean square of three numbers of a row's raw logits f.
+
+    energy: the log of the sum of the exponentials of f. spread: the standard deviation of f.
+    rest: the mean of f without its largest entry. Each is taken from `centre` in units of `scale`,
+    and cut to -4 … 4. means: [C][6], the three means and then the three mean squares.
+    """
+
+    statistic: Literal["logits"] = "logits"
+    centre: Annotated[list[Single], Field(min_length=NUMBERS, max_length=NUMBERS)]
+    scale: Annotated[list[Positive], Field(min_length=NUMBERS, max_length=NUMBERS)]
+    means: list[Annotated[list[Single], Field(min_length=2 * NUMBERS, max_length=2 * NUMBERS)]]
+
+    @property
+    def num_classes(self) -> int:
+        """The number of classes, C."""
+        return len(self.means)
+
+    def features(self, logits: ArrayLike, *, temperature: float) -> Vector:
+        """[n, 6] the three numbers of each row of logits [n, C], and their squares."""
+        del temperature  # raw logits tell more: a temperature that hides a change would not show
+        return features_of(numbers_of(logits), centre=self.centre, scale=self.scale)
+
+    def class_means(self) -> Vector:
+        """[C, 6] mean of each feature in each class."""
+        return np.asarray(self.means, np.float64)
+
+    def least_variance(self, expected: Vector) -> Vector:
+        """[6] zeros: the rows show the variance of each feature themselves."""
+        return np.zeros_like(expected)
+
+
+def numbers_of(logits: ArrayLike) -> Vector:
+    """[n, 3] energy, spread and rest of each row of raw logits [n, C], C > 1."""
+    f = np.asarray(logits, np.float64)
+    largest = f.max(axis=1)
+    rest = (f.sum(axis=1) - largest) / (f.shape[1] - 1)
+    return np.stack([_energy(f), f.std(axis=1), rest], axis=1)
+
+
+def features_of(numbers: Vector, *, centre: ArrayLike, scale: ArrayLike) -> Vector:
+    """[n, 6] the numbers [n, 3] from their centre [3] in units of scale [3], and the squares."""
+    z = (numbers - np.asarray(centre)) / np.asarray(scale)
+    z = z.clip(-FARTHEST, FARTHEST)
+    return np.concatenate([z, z**2], axis=1)
+
+
+def class_means_of(features: Vector, labels: NDArray[np.integer], num_classes: int) -> Vector:
+    """[C, m] mean feature [n, m] of the rows of each class, with four rows of the average class.
+
+    A class without rows gets the mean over all classes that have some.
+    """
+    totals = np.bincount(labels, minlength=num_classes).astype(np.float64)
+    sums = np.zeros((num_classes, features.shape[1]))
+    np.add.at(sums, labels, features)
+    return _smoothed(sums / np.maximum(totals, 1)[:, None], totals)
+
+
+def sketched(
+    logits: ArrayLike, *, statistic: Literal["energy", "entropy"], temperature: float
+) -> Vector:
+    """[n] the number of each row that the histograms count, from raw logits [n, C]."""
+    f = np.asarray(logits, np.float64)
+    if statistic == "energy":
+        return _energy(f)
+    p = softmax(f / temperature)
+    entropy: Vector = -(p * np.log(np.where(p > 0, p, 1.0))).sum(axis=1)
+    return entropy
+
+
+def binned(values: Vector, edges: ArrayLike) -> NDArray[np.intp]:
+    """[n] index of each value's bin; a bin holds its lower edge."""
+    return np.searchsorted(np.asarray(edges), values, side="right")
+
+
+def _energy(f: Vector) -> Vector:
+    peak = f.max(axis=1)
+    energy: Vector = peak + np.log(np.exp(f - peak[:, None]).sum(axis=1))
+    return energy
+
+
+def _smoothed(means: Vector, totals: Vector) -> Vector:
+    """The means [C, m] of so many rows [C], drawn towards the mean over the classes."""
+    pooled = means[totals > 0].mean(axis=0)
+    found: Vector = (totals[:, None] * means + _PSEUDO_ROWS * pooled) / (totals + _PSEUDO_ROWS)[
+        :, None
+    ]
+    return found

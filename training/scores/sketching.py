@@ -1,0 +1,85 @@
+"""Describes a labelled split for the `estimation` block: how its rows look, and how many there are.
+
+The test of whether a mix of the classes looks like traffic compares both (service.contract.misfit).
+"""
+
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.contract.adjustment import Vector
+from service.contract.estimation import ValidationRows
+from service.contract.label_shift import inputs_of
+from service.contract.scores import class_totals
+from service.contract.sketch import (
+    ENERGY_BINS,
+    Moments,
+    Sketch,
+    binned,
+    class_means_of,
+    features_of,
+    numbers_of,
+    sketched,
+)
+
+Labels: TypeAlias = NDArray[np.integer]
+
+_ROUNDING = 1e-9  # numbers that spread less, relative to their size, are the same number
+
+
+def sketch(
+    logits: Vector, labels: Labels, *, temperature: float, probabilities: bool = False
+) -> Sketch | Moments | None:
+    """Return how the rows of each class look on average: moments of three numbers of the logits.
+
+    logits: [n, C]. For probabilities, histograms of the entropy, whose edges are deciles in which
+    every class has equal weight. Returns None when all rows look the same.
+    """
+    if probabilities:
+        return _entropies(logits, labels, temperature=temperature)
+    numbers = numbers_of(logits)
+    scale = numbers.std(axis=0)
+    differs = scale > _ROUNDING * (1 + np.abs(numbers).max(axis=0))
+    if not differs.any():
+        return None
+    moments = Moments(
+        centre=rounded(numbers.mean(axis=0)),
+        scale=rounded(np.where(differs, scale, 1.0)),
+        means=[],
+    )
+    features = features_of(numbers, centre=moments.centre, scale=moments.scale)
+    means = class_means_of(features, labels, logits.shape[1])
+    return moments.model_copy(update={"means": [rounded(row, digits=6) for row in means]})
+
+
+def _entropies(logits: Vector, labels: Labels, *, temperature: float) -> Sketch | None:
+    """Return one histogram per class; None when two edges coincide."""
+    values = sketched(logits, statistic="entropy", temperature=temperature)
+    totals = class_totals(labels, logits.shape[1])
+    order = np.argsort(values, kind="stable")
+    mass = np.cumsum((1 / totals[labels])[order])
+    cuts = np.searchsorted(mass, mass[-1] * np.arange(1, ENERGY_BINS) / ENERGY_BINS)
+    edges = np.array(rounded(values[order][cuts]))
+    if (np.diff(edges) <= 0).any():
+        return None
+    cells = labels * ENERGY_BINS + binned(values, edges)
+    counts = np.bincount(cells, minlength=len(totals) * ENERGY_BINS)
+    return Sketch(
+        statistic="entropy",
+        edges=edges.tolist(),
+        counts=counts.reshape(len(totals), ENERGY_BINS).tolist(),
+    )
+
+
+def validation_rows(f: Vector, labels: Labels) -> ValidationRows:
+    """Count the rows [n, C] of each class, and those whose logits came before."""
+    counts = class_totals(labels, f.shape[1]).astype(int).tolist()
+    inputs = inputs_of(f)
+    repeated = 0 if inputs is None else len(f) - int(inputs.max()) - 1
+    return ValidationRows(rows=len(f), class_counts=counts, repeated=repeated)
+
+
+def rounded(values: Vector, *, digits: int = 9) -> list[float]:
+    """Round to so many digits that a block does not depend on the machine that computed it."""
+    return [float(f"{value:.{digits}g}") for value in values]
