@@ -40,6 +40,7 @@ every class; with that many classes the half-lives are long, so that larger upda
 MAX_CLASSES_WITH_INFORMATION = 100
 """With more classes, only their variances are tracked, as if the classes were independent."""
 _FLOOR = 1e-6
+_READ_AT_ONCE = 2**20
 _WRITTEN_AT_ONCE = 100_000
 """Numbers of a state that are written in one call, which lets no other thread run."""
 _Z = 1.959964
@@ -219,27 +220,28 @@ class PriorTracker:
 
     def restore(self, state: bytes) -> None:
         """Continue from a stored state. Raises OtherState when it does not fit this tracker."""
-        try:
-            with np.load(io.BytesIO(state), allow_pickle=False) as found:
-                kept = {name: found[name] for name in found.files}
-        except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-            raise OtherState(f"the stored tracker state cannot be read: {error}") from error
         own = {
             "priors": self._priors,
             "weights": self._weights,
             "seen": self._seen,
             "information": self._information,
             "half_lives": self._half_lives,
+            "rows": np.array(self.rows),
         }
-        for name, mine in own.items():
-            value = kept.get(name)
-            if value is None or value.shape != mine.shape or not np.isfinite(value).all():
-                raise OtherState(f"the stored tracker state has another '{name}' than this model")
+        try:
+            with zipfile.ZipFile(io.BytesIO(state)) as archive:
+                kept = {name: _member(archive, name, mine) for name, mine in own.items()}
+        except OtherState:
+            raise
+        except Exception as error:  # bytes of any kind: zipfile and NumPy raise many kinds of error
+            raise OtherState(f"the stored tracker state cannot be read: {error}") from error
         if not np.array_equal(kept["half_lives"], own["half_lives"]):
             raise OtherState("the stored tracker state has other half-lives than this release")
-        self._priors = kept["priors"].astype(np.float32)
-        self._priors[len(HALF_LIVES) :] = self._fixed
-        self._weights, self._seen = kept["weights"], kept["seen"]
+        priors = kept["priors"]
+        priors[len(HALF_LIVES) :] = self._fixed
+        if not ((priors.sum(axis=1) > 0).all() and kept["weights"].sum() > 0):
+            raise OtherState("the stored tracker state holds a prior or weights that are all 0")
+        self._priors, self._weights, self._seen = priors, kept["weights"], kept["seen"]
         self._information, self.rows = kept["information"], int(kept["rows"])
 
     def _step(self, given: Floats | Ranked) -> None:
@@ -271,6 +273,33 @@ class PriorTracker:
         self._information *= kept.astype(np.float32).reshape(-1, *[1] * said.ndim)
         self._information += said
         self.rows += n
+
+
+def _member(archive: zipfile.ZipFile, name: str, mine: NDArray[Any]) -> NDArray[Any]:
+    """An array of a stored state, which must be like `mine`. Raises OtherState.
+
+    It is compared before memory is allocated for it, and read in parts.
+    """
+    other = f"the stored tracker state has another '{name}' than this model"
+    with archive.open(f"{name}.npy") as file:
+        version = np.lib.format.read_magic(file)
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, by_columns, dtype = read(file)
+        if (shape, dtype) != (mine.shape, mine.dtype) or (by_columns and mine.ndim > 1):
+            raise OtherState(other)
+        parts, left = [], mine.nbytes
+        while left and (part := file.read(min(left, _READ_AT_ONCE))):
+            parts.append(part)
+            left -= len(part)
+        if left or file.read(1):
+            raise OtherState(other)
+    found = np.frombuffer(bytearray().join(parts), dtype).reshape(shape)
+    if not (np.isfinite(found).all() and (found >= 0).all()):
+        raise OtherState(f"the stored tracker state holds a '{name}' that cannot be")
+    return found
 
 
 class _All:

@@ -17,6 +17,8 @@ from service.evaluate.answers import Answers
 from service.evaluate.ppi import Figures, Labelled, Predicted, figures, without_labels
 from service.evaluate.ring import NO_LABEL, ROW, Rows, pieces
 
+_NO_TIME = 2e11
+"""Seconds since 1970 that no clock shows: beyond the year 8000."""
 MAX_ROWS = 500_000
 """The most answers, the newest, that figures are computed from."""
 MAX_LABELS = 20_000
@@ -81,7 +83,7 @@ class Evaluation:
             for model, version, rows in self._answers.files()
             if (model, version) == (bundle.name, bundle.version)
         ]
-        return _fresh(parts, self._answers.seconds)
+        return _fitting(_fresh(parts, self._answers.seconds), len(bundle.class_names))
 
     def refresh(self, bundles: Iterable[Bundle]) -> None:
         """Compute and publish the figures of those versions that have labels."""
@@ -93,6 +95,16 @@ class Evaluation:
         for bundle in bundles:
             if (bundle.name, bundle.version) in labelled:
                 self.of(bundle)
+
+
+def _fitting(rows: Rows, classes: int) -> Rows:
+    """The rows that a version of so many classes can have written: copies come from the store."""
+    fits = (rows["decided"] >= REJECTED) & (rows["decided"] < classes)
+    fits &= (rows["label"] >= NO_LABEL) & (rows["label"] < classes)
+    fits &= ((rows["top"] >= -1) & (rows["top"] < classes)).all(axis=1)
+    fits &= (rows["at"] >= 0) & (rows["at"] < _NO_TIME)
+    fits &= ~((rows["sampled"] <= 0) | (rows["sampled"] > 1))
+    return rows if fits.all() else rows[fits]
 
 
 def _fresh(parts: Sequence[Rows], seconds: float) -> Rows:

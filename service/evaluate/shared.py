@@ -147,7 +147,7 @@ class SharedAnswers:
         new: dict[Version, Rows] = {}
         while found := list(self._store.labels_after(self._last_label, most=_MOST)):
             for number, model, version, stored in found:
-                labels = np.frombuffer(stored, LABEL)
+                labels = _labels_in(stored)
                 for held in (new, self._labels):
                     before = held.get((model, version), labels[:0])
                     held[model, version] = np.concatenate([before, labels])[-MAX_LABELS:]
@@ -200,7 +200,19 @@ def _packed(rows: Rows) -> bytes:
 
 
 def _unpacked(stored: bytes) -> Rows:
-    """Rows that may be written; none where another release of the service wrote another form."""
+    """Rows that may be written; none where another release of the service wrote another form, or
+    where they are damaged.
+    """
     if not stored.startswith(_FORM):
         return np.empty(0, ROW)
-    return np.frombuffer(bytearray(zlib.decompress(stored[len(_FORM) :])), ROW)
+    unpacking = zlib.decompressobj()
+    try:
+        rows = bytearray(unpacking.decompress(stored[len(_FORM) :], MAX_COPIED * ROW.itemsize))
+    except zlib.error:
+        return np.empty(0, ROW)
+    return np.frombuffer(rows, ROW) if len(rows) % ROW.itemsize == 0 else np.empty(0, ROW)
+
+
+def _labels_in(stored: bytes) -> Rows:
+    """Stored labels; none where they are damaged."""
+    return np.frombuffer(stored if len(stored) % LABEL.itemsize == 0 else b"", LABEL)

@@ -17,6 +17,7 @@ from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Match, request_id_of
 from service.batching.work import Connection
 from service.observe.metrics import Arrived, Metrics
+from service.process.unread import UnreadAnswers
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ class Edge:
         log_requests: Callable[[list[dict[str, Any]]], None],
         max_header_bytes: int = 65536,
         max_url_bytes: int = 32768,
+        max_unread_bytes: int = 2**28,
         root_path: str = "",
     ) -> None:
         """Wrap the FastAPI application.
@@ -51,7 +53,9 @@ class Edge:
         metrics, log_requests: count the requests, and take their log lines.
         max_body_bytes, max_header_bytes, max_url_bytes: limits of one request; `ScoringProtocol`
         applies the last two.
-        read_seconds: the most seconds that a body may take to arrive.
+        read_seconds: the most seconds that a body may take to arrive, and for which a client may
+        read nothing of its answer.
+        max_unread_bytes: the most memory of answers that their clients have not read.
         root_path: the path prefix that a proxy removes, such as "/priordial".
         """
         self.lane = lane
@@ -62,6 +66,7 @@ class Edge:
         self._app, self._metrics = app, metrics
         self._max_body_bytes, self._read_seconds = max_body_bytes, read_seconds
         self._log_requests = log_requests
+        self.unread = UnreadAnswers(max_bytes=max_unread_bytes, seconds=read_seconds)
 
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Answer one request, or handle a lifespan message, as ASGI defines it."""

@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.api.edge.known_headers import Pairs
 from service.api.edge.request import response_bytes
+from service.process.unread import LONG_BYTES
 from service.wire.digits import whole_number
 
 _HOST = re.compile(rb"[A-Za-z0-9._~!$&'()*+,;=:%\[\]-]*")
@@ -563,12 +564,18 @@ class _Flow(FlowControl):
 class _AnswerTransport:
     """The transport for uvicorn's answers, which ends the connection without a reset."""
 
-    __slots__ = ("close", "is_closing", "write")
+    __slots__ = ("_app", "_transport", "close", "is_closing")
 
     def __init__(self, protocol: FramedProtocol) -> None:
-        self.write = protocol.transport.write
+        self._transport, self._app = protocol.transport, protocol.app
         self.is_closing = protocol.transport.is_closing
         self.close = protocol.end_connection
+
+    def write(self, data: bytes) -> None:
+        """Send a part of an answer; a long one is watched until its client has read it."""
+        self._transport.write(data)
+        if len(data) > LONG_BYTES:
+            self._app.unread.note(self._transport)
 
 
 def _header_pairs(problem: Problem) -> tuple[tuple[bytes, bytes], ...]:

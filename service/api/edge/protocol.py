@@ -14,6 +14,7 @@ from service.api.edge.framing import FramedProtocol
 from service.api.edge.known_headers import Head, Pairs
 from service.api.edge.lane import ScoringLane
 from service.api.edge.request import Match, Response, response_bytes
+from service.process.unread import LONG_BYTES
 
 _NO_KEY = (401, 403)
 _COPIED_BYTES = 2**20
@@ -185,11 +186,14 @@ class ScoringProtocol(FramedProtocol):
                 self._whole = (
                     None  # the header block of a client without a valid key is not remembered
                 )
-            together = len(response[2]) <= _COPIED_BYTES
+            size = len(response[2])
+            together = size <= _COPIED_BYTES
             head = response_bytes(response, keep_alive=cycle.keep_alive, with_body=together)
             self.transport.write(head)
             if not together:
                 self.transport.write(response[2])
+            if size > LONG_BYTES:
+                self.app.unread.note(self.transport)
         if not cycle.keep_alive:
             self.end_connection()
         self.on_response_complete()

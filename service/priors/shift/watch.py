@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, get_args
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.members.named import short_form
 from service.contract.prior import UnknownLabelFrequencies
 from service.contract.tracking import Tracked
-from service.contract.verdict import Assessment, rows_wanted
+from service.contract.verdict import Assessment, Verdict, rows_wanted
 from service.priors.preview import TooLittleTraffic, estimate
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir
@@ -107,9 +107,19 @@ class Judged:
         """The judgement that a document holds; None for an empty or foreign one."""
         try:
             found = decoded(text)
-            return cls(**{**found, "at": datetime.fromisoformat(found["at"])})
-        except (ValueError, TypeError, KeyError):
+            judged = cls(**{**found, "at": datetime.fromisoformat(found["at"])})
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             return None
+        fits = (
+            judged.at.tzinfo is not None
+            and judged.verdict in get_args(Verdict)
+            and isinstance(judged.reason, str)
+            and isinstance(judged.evidence, dict)
+            and type(judged.rows) is int
+            and isinstance(judged.automatic, dict)
+            and all(isinstance(each, dict) for each in judged.automatic.values())
+        )
+        return judged if fits else None
 
 
 @dataclass

@@ -25,6 +25,7 @@ from sqlalchemy.pool import NullPool
 
 from service.contract.nearest import nearest_path
 from service.priors.revisions import StoreUnavailable
+from service.priors.store.checked import text_of
 from service.priors.store.place import AUTO, make_folder, store_url
 from service.priors.store.schema import SCHEMA, meta, migrate, schema_number
 from service.priors.store.trouble import typed_trouble
@@ -121,7 +122,8 @@ class Database:
                 with self.transaction() as connection:
                     migrate(connection)
             with self.engine.connect() as connection:
-                self.store_id = connection.execute(select(meta.c.store_id)).scalar_one()
+                found = connection.execute(select(meta.c.store_id)).scalar_one()
+            self.store_id = text_of(found, "its store_id")
             if self.file is not None:
                 self.file.may_create = False
 
@@ -184,6 +186,7 @@ class SqliteFile:
                 "away", f"'{self.path}' cannot be opened: {error}; is it this user's to write?"
             ) from error
         try:
+            connection.text_factory = _text
             connection.execute("PRAGMA synchronous=FULL")
         except BaseException:
             connection.close()
@@ -199,6 +202,11 @@ class SqliteFile:
                 "away", f"{self.path}: {error.strerror}; expected a file that this user can write"
             ) from error
         return found.st_dev, found.st_ino
+
+
+def _text(raw: bytes) -> str:
+    """A text of the file. One that is not UTF-8 must not hide the other rows of an answer."""
+    return raw.decode("utf-8", "surrogateescape")
 
 
 def sqlite_engine(file: SqliteFile) -> Engine:

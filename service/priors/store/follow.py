@@ -11,10 +11,11 @@ from sqlalchemy import Connection, Select, func, select, text
 from service.priors.feed import Changes, spread
 from service.priors.orders.wishes import ModelOrder
 from service.priors.revisions import StoredRevision, StoreUnavailable
+from service.priors.store.checked import readable_rows, whole_of
 from service.priors.store.engine import CHANNEL, Database
 from service.priors.store.orders import newest_orders, order_row, orders_since
 from service.priors.store.reports import write_report
-from service.priors.store.rows import entry_of, row_of
+from service.priors.store.rows import IDENTITY, entry_of, row_of
 from service.priors.store.schema import history, meta, model_orders
 from service.priors.store.trouble import typed_trouble
 from service.process.waker import Waker
@@ -194,14 +195,15 @@ class Follower:
         version = self._data_version(connection)
         if version is not None and self._last_read is not None and self._last_read[0] == version:
             return self._last_read[1]
-        number, store_id = connection.execute(select(meta.c.change, meta.c.store_id)).one()
+        found, store_id = connection.execute(select(meta.c.change, meta.c.store_id)).one()
         connection.rollback()
+        number = whole_of(found, "its change number")
         if store_id != self._database.store_id:
             raise StoreUnavailable(
                 "behind", "another store was put in its place; restart every worker to accept it"
             )
-        self._last_read = None if version is None else (version, int(number))
-        return int(number)
+        self._last_read = None if version is None else (version, number)
+        return number
 
     def _data_version(self, connection: Connection) -> int | None:
         """A number that changes when another connection commits; None on PostgreSQL.
@@ -234,5 +236,5 @@ def _readable_before(connection: Connection, damaged: StoredRevision) -> list[St
 
 def entries_of(connection: Connection, query: Select[Any]) -> list[StoredRevision]:
     """The entries that a query of whole rows finds, in the order of the changes."""
-    rows = connection.execute(query).all()
+    rows = readable_rows(connection.execute(query), **IDENTITY)
     return sorted((entry_of(row) for row in rows), key=lambda entry: entry.change)

@@ -34,6 +34,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
+from service.priors.store.checked import is_whole, readable_rows
 from service.priors.store.engine import Database
 from service.priors.store.rows import microseconds, moment
 from service.priors.store.trouble import typed_trouble
@@ -110,7 +111,11 @@ class KeptStates:
             wanted = select(*self._columns()).where(
                 (_states.c.model == model) & (_states.c.keeper != but)
             )
-            rows = connection.execute(wanted.order_by(_states.c.kept_us.desc())).all()
+            rows = readable_rows(
+                connection.execute(wanted.order_by(_states.c.kept_us.desc())),
+                numbers=(),
+                texts=("model", "keeper", "class_digest", "judged"),
+            )
             return [
                 KeptState(
                     row.model,
@@ -179,15 +184,15 @@ class KeptStates:
         if self._database.is_postgres:
             return columns
         size = func.length(_states.c.state)
-        short = case((size <= _PART_BYTES, _states.c.state), else_=null()).label("state")
+        is_long = (func.typeof(_states.c.state) == "blob") & (size > _PART_BYTES)
+        short = case((is_long, null()), else_=_states.c.state).label("state")
         columns[columns.index(_states.c.state)] = short
         return [*columns, _ROW.label("row"), size.label("size")]
 
     def _state(self, connection: Connection, row: Row[Any]) -> bytes:
-        """The state of a row of `_columns`."""
-        if self._database.is_postgres or not self._is_parted(row.size):
-            found: bytes = row.state
-            return found
+        """The state of a row of `_columns`; b"" where it is no state."""
+        if row.state is not None or not (is_whole(row.size) and self._is_parted(row.size)):
+            return row.state if isinstance(row.state, bytes) else b""
         with _blob(connection, row.row) as blob:
             return b"".join(iter(partial(blob.read, _PART_BYTES), b""))
 

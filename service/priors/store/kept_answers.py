@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy import delete as sql_delete
 
+from service.priors.store.checked import is_whole, readable_rows
 from service.priors.store.engine import Database
 from service.priors.store.rows import microseconds
 from service.priors.store.trouble import typed_trouble
@@ -52,6 +53,16 @@ _labels = Table(
     Column("kept_us", BigInteger, nullable=False),
     Column("labels", LargeBinary, nullable=False),
 )
+
+_IDENTITY: dict[str, tuple[str, ...]] = {
+    "numbers": ("version", "kept_us"),
+    "texts": ("model", "keeper"),
+}
+
+
+def _bytes(value: object) -> bytes:
+    """The bytes of a row; none where it holds anything else."""
+    return value if isinstance(value, bytes) else b""
 
 
 KeptAt: TypeAlias = tuple[str, int, str, int]
@@ -118,7 +129,8 @@ class AnswerStore:
         with typed_trouble(), self._database.engine.connect() as connection:
             if not self._is_made(connection):
                 return []
-            stored = connection.execute(select(*columns).where(_answers.c.keeper.not_in(but))).all()
+            wanted = select(*columns).where(_answers.c.keeper.not_in(but))
+            stored = readable_rows(connection.execute(wanted), **_IDENTITY)
         found: list[KeptAnswers] = []
         for row in stored:
             if tuple(row) not in known:
@@ -145,15 +157,21 @@ class AnswerStore:
                 return []
             later = select(_labels).where(_labels.c.number > number)
             rows = connection.execute(later.order_by(_labels.c.number).limit(most)).all()
-        return [KeptLabels(row.number, row.model, row.version, row.labels) for row in rows]
+        return [
+            KeptLabels(row.number, row.model, row.version, _bytes(row.labels))
+            if isinstance(row.model, str) and is_whole(row.version)
+            else KeptLabels(row.number, "", 0, b"")  # damaged: of no version
+            for row in rows
+        ]
 
     def _read(self, which: ColumnElement[bool]) -> list[KeptAnswers]:
         with typed_trouble(), self._database.engine.connect() as connection:
             if not self._is_made(connection):
                 return []
-            rows = connection.execute(select(_answers).where(which)).all()
+            rows = readable_rows(connection.execute(select(_answers).where(which)), **_IDENTITY)
         return [
-            KeptAnswers(row.model, row.version, row.keeper, row.kept_us, row.rows) for row in rows
+            KeptAnswers(row.model, row.version, row.keeper, row.kept_us, _bytes(row.rows))
+            for row in rows
         ]
 
     def _make(self, connection: Connection, *, lock: bool = False) -> None:

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from sqlalchemy import Connection, Row, func, insert, select
 
 from service.priors.orders.wishes import AS_SET, ModelOrder, Wish, WorkerModel
+from service.priors.store.checked import readable_rows, text_of, whole_of
 from service.priors.store.reports import alive, readable_reports
 from service.priors.store.rows import microseconds, moment
 from service.priors.store.schema import model_orders, workers
@@ -76,21 +77,28 @@ def worker_models(connection: Connection, model: str) -> list[WorkerModel]:
 def _worker_model(row: Row[Any], model: str) -> WorkerModel:
     models = json.loads(row.models)
     found = models.get(model, {})
+    error = found.get("error")
     return WorkerModel(
-        replica=row.replica,
-        pid=int(row.pid),
-        worker=row.worker,
+        replica=text_of(row.replica, "a replica"),
+        pid=whole_of(row.pid, "a pid"),
+        worker=text_of(row.worker, "a worker"),
         seen_at=moment(row.seen_us),
-        seen=row.change,
+        seen=_number(row.change),
         serving=bool(models),
-        versions=tuple(found.get("versions", ())),
-        order=found.get("order", 0),
-        error=found.get("error"),
+        versions=tuple(whole_of(each, "a version") for each in found.get("versions", ())),
+        order=whole_of(found.get("order", 0), "an order"),
+        error=None if error is None else text_of(error, "an error"),
     )
 
 
+def _number(change: object) -> int:
+    """The change that a worker has read; −1 before the first, as it reports it."""
+    return -1 if change == -1 else whole_of(change, "a change")
+
+
 def _orders(connection: Connection, where: Any) -> tuple[ModelOrder, ...]:
-    rows = connection.execute(select(model_orders).where(where)).all()
+    read = connection.execute(select(model_orders).where(where))
+    rows = readable_rows(read, numbers=("change",), texts=("model", "author"))
     found = [order for row in rows if (order := _order(row)) is not None]
     return tuple(sorted(found, key=lambda order: order.change))
 
@@ -102,7 +110,7 @@ def _order(row: Row[Any]) -> ModelOrder | None:
     if _checksum(values) == row.checksum:
         try:
             wish = Wish.model_validate_json(row.body)
-        except ValidationError:  # another program's form of a wish
+        except (ValidationError, ValueError, TypeError):  # another program's form of a wish
             wish = None
     if wish is None:
         log.error(

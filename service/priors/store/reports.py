@@ -1,13 +1,12 @@
 """The reports of the workers: which change each has read, and what it serves."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from datetime import datetime, timedelta
 from typing import Any
 
 from sqlalchemy import Connection, delete, func, insert, select, update
 
-from service.priors.revisions import StoreUnavailable
+from service.priors.store.checked import readable
 from service.priors.store.rows import microseconds
 from service.priors.store.schema import workers
 
@@ -20,15 +19,9 @@ def alive(now: datetime) -> Any:
     return workers.c.seen_us > microseconds(now - timedelta(seconds=ALIVE_SECONDS))
 
 
-@contextmanager
-def readable_reports() -> Iterator[None]:
+def readable_reports() -> AbstractContextManager[None]:
     """Turn what a report that was altered by hand raises into StoreUnavailable."""
-    try:
-        yield
-    except (ValueError, TypeError, AttributeError):
-        raise StoreUnavailable(
-            "corrupt", "the report of a worker is damaged; it writes another soon: ask again"
-        ) from None
+    return readable("the report of a worker", "it writes another soon: ask again")
 
 
 def write_report(

@@ -25,7 +25,7 @@ def moment(since_1970: int) -> datetime:
     """The moment of microseconds since 1970, UTC."""
     try:
         return _EPOCH + timedelta(microseconds=since_1970)
-    except (OverflowError, TypeError):  # damaged
+    except (OverflowError, TypeError, ValueError):  # damaged
         return _EPOCH
 
 
@@ -49,8 +49,18 @@ def row_of(entry: StoredRevision) -> dict[str, Any]:
     return {**values, "checksum": _checksum(values)}
 
 
+IDENTITY: dict[str, tuple[str, ...]] = {
+    "numbers": ("change", "revision"),
+    "texts": ("model", "name"),
+}
+"""The columns without which a row of the history is no entry."""
+
+
 def entry_of(row: Row[Any]) -> StoredRevision:
-    """The entry of a complete row; marked as damaged when its checksum does not match."""
+    """The entry of a complete row; marked as damaged when its checksum does not match.
+
+    The columns of IDENTITY must have their types.
+    """
     values = {name: value for name, value in row._mapping.items() if name != "checksum"}  # noqa: SLF001 - public API
     damaged = _checksum(values) != row.checksum
     body = None
@@ -61,6 +71,7 @@ def entry_of(row: Row[Any]) -> StoredRevision:
             ValidationError,
             ValueError,
             TypeError,
+            RecursionError,
         ):  # a prior in a form that this version of the program does not know
             damaged = True
     return _entry(row, body, damaged=damaged)
@@ -77,10 +88,10 @@ def _entry(row: Row[Any], body: PriorBody | None, *, damaged: bool) -> StoredRev
         name=row.name,
         revision=row.revision,
         body=body,
-        class_digest=row.class_digest,
+        class_digest=str(row.class_digest),
         updated_at=moment(row.updated_us),
-        by=row.author,
-        note=row.note,
+        by=str(row.author),
+        note=str(row.note),
         deleted=bool(row.deleted) and not damaged,
         change=row.change,
         damaged=damaged,

@@ -27,6 +27,7 @@ from sqlalchemy import (
 )
 
 from service.priors.revisions import StoreUnavailable
+from service.priors.store.checked import whole_of
 
 SCHEMA = 2
 _LOCK = 0x7072696F72  # any number, the same in every replica
@@ -90,7 +91,7 @@ def schema_number(connection: Connection) -> int:
     """The number of the schema in the database; 0 when there is none."""
     if not inspect(connection).has_table(meta.name):
         return 0
-    return connection.execute(select(meta.c.schema)).scalar() or 0
+    return whole_of(connection.execute(select(meta.c.schema)).scalar() or 0, "its schema")
 
 
 def migrate(connection: Connection) -> None:

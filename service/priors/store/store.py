@@ -13,13 +13,14 @@ from service.priors.changes import Change
 from service.priors.feed import Changes, WorkerReport
 from service.priors.orders.wishes import ModelOrder, Wish, WorkerModel
 from service.priors.revisions import Served, StoredRevision, StoreUnavailable, Written
+from service.priors.store.checked import readable, readable_rows, text_of, whole_of
 from service.priors.store.engine import CHANNEL, Database
 from service.priors.store.follow import Follower, entries_of
 from service.priors.store.kept import KeptStates
 from service.priors.store.kept_answers import AnswerStore
 from service.priors.store.orders import changed_order, worker_models
 from service.priors.store.reports import alive, readable_reports, write_report
-from service.priors.store.rows import bare_entry_of, microseconds, moment, row_of
+from service.priors.store.rows import IDENTITY, bare_entry_of, microseconds, moment, row_of
 from service.priors.store.schema import history, meta, workers
 from service.priors.store.trouble import typed_trouble
 from service.process.waker import Waker
@@ -115,7 +116,8 @@ class SqlPriorStore:
             alive(datetime.now(UTC)) & (workers.c.scraped_at != "")
         )
         with typed_trouble(), self.database.engine.connect() as connection:
-            return sorted(set(connection.execute(query).scalars()))
+            found = set(connection.execute(query).scalars())
+        return sorted(each for each in found if isinstance(each, str))
 
     def write(self, model: str, name: str, change: Change, *, by: str, after: int) -> Written:
         """Apply a change to the newest entry, atomically, and return the newest entry afterwards.
@@ -181,7 +183,7 @@ class SqlPriorStore:
         wanted = select(*columns, first_equal.label("first_equal"))
         with typed_trouble(), self.database.engine.connect() as connection:
             ordered: Select[Any] = wanted.order_by(page.c.revision.desc())
-            rows = connection.execute(ordered).all()
+            rows = readable_rows(connection.execute(ordered), **IDENTITY)
             return [replace(bare_entry_of(row), equals=_equals(row)) for row in rows]
 
     def served(self, model: str, name: str) -> list[Served]:
@@ -195,9 +197,9 @@ class SqlPriorStore:
             with readable_reports():
                 return [
                     Served(
-                        row.replica,
-                        int(row.pid),
-                        row.worker,
+                        text_of(row.replica, "a replica"),
+                        whole_of(row.pid, "a pid"),
+                        text_of(row.worker, "a worker"),
                         _served(connection, row, model, name),
                         moment(row.seen_us),
                     )
@@ -229,25 +231,31 @@ class SqlPriorStore:
         raised = (
             update(meta).values(change=meta.c.change + 1).returning(meta.c.change, meta.c.store_id)
         )
-        change, store_id = connection.execute(raised).one()
+        found, store_id = connection.execute(raised).one()
+        change = whole_of(found, "its change number")
         if store_id != self.database.store_id or change <= after:
             raise StoreUnavailable(
                 "behind",
                 "another or an older store was put in its place; restart every worker to accept it",
             )
-        return int(change)
+        return change
 
 
 def _equals(row: Row[Any]) -> int | None:
-    return None if row.first_equal == row.revision else int(row.first_equal)
+    with readable("its history"):
+        return None if row.first_equal == row.revision else int(row.first_equal)
 
 
 def _served(connection: Connection, worker: Row[Any], model: str, name: str) -> int:
-    damaged = [revision for m, n, revision in json.loads(worker.damaged) if (m, n) == (model, name)]
+    damaged = [
+        whole_of(revision, "a revision")
+        for m, n, revision in json.loads(worker.damaged)
+        if (m, n) == (model, name)
+    ]
     of_prior = (
         (history.c.model == model) & (history.c.name == name) & (history.c.change <= worker.change)
     )
     newest = select(func.max(history.c.revision)).where(
         of_prior & history.c.revision.not_in(damaged)
     )
-    return connection.execute(newest).scalar() or 0
+    return whole_of(connection.execute(newest).scalar() or 0, "a revision")

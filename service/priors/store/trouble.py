@@ -36,6 +36,7 @@ _SQLSTATE: tuple[tuple[str, StoreTrouble], ...] = (
     ("XX002", "corrupt"),
     ("42P01", "corrupt"),  # a table of the store is missing
     ("42703", "corrupt"),
+    ("22003", "corrupt"),  # a number out of range: the counter was altered
     ("42501", "read-only"),  # insufficient privilege
 )
 

@@ -130,6 +130,7 @@ def build_edge(
         body_mib=settings.max_body_mib,
         workers=settings.workers,
     )
+    edge["max_unread_bytes"] = room.most
     lane: dict[str, Any] = {"access": access, "room": room}
     if traces is None:
         return Edge(app, lane=ScoringLane(routes, **lane, **common), **common, **edge)

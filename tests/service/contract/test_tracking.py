@@ -1,6 +1,8 @@
 """The tracker of a stream's prior: it follows, it forgets, and it survives a restart."""
 
 import io
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -85,7 +87,10 @@ def test_a_restored_tracker_goes_on_as_if_nothing_had_happened():
     assert second.rows == whole.rows == 960
 
 
-@pytest.mark.parametrize("state", [b"", b"no state", PriorTracker.state(tracker())[:200]])
+@pytest.mark.parametrize(
+    "state",
+    [b"", b"no state", PriorTracker.state(tracker())[:200], b"PK", None, "text", 3],
+)
 def test_what_is_no_state_is_refused(state):
     with pytest.raises(OtherState):
         tracker().restore(state)
@@ -184,3 +189,40 @@ def test_a_state_is_what_numpy_would_save_however_it_is_cut(written, monkeypatch
     np.savez(saved, **arrays)
     other.restore(saved.getvalue())  # as an older release stores it
     assert np.array_equal(other.prior, followed.prior)
+
+
+def test_a_stored_state_that_would_become_large_is_refused_before_it_does():
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in ("priors", "weights", "seen", "information", "half_lives", "rows"):
+            with archive.open(f"{name}.npy", "w") as member:
+                header = {"descr": "<f4", "fortran_order": False, "shape": (2**40,)}
+                np.lib.format.write_array_header_1_0(member, header)
+                member.write(bytes(2**26))
+
+    followed, state = tracker(), file.getvalue()
+    tracemalloc.start()
+    try:
+        with pytest.raises(OtherState):
+            followed.restore(state)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("priors", 0.0), ("weights", 0.0), ("weights", -1.0), ("seen", np.nan), ("information", -1.0)],
+)
+def test_a_state_of_impossible_numbers_is_refused(name, value):
+    followed = tracker()
+    followed.update(logits(OTHER, 100))
+    with np.load(io.BytesIO(followed.state())) as found:
+        arrays = {key: found[key] for key in found.files}
+    arrays[name] = np.full_like(arrays[name], value)
+    saved = io.BytesIO()
+    np.savez(saved, **arrays)
+    before = followed.prior
+    with pytest.raises(OtherState):
+        followed.restore(saved.getvalue())
+    assert np.array_equal(followed.prior, before)

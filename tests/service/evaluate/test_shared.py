@@ -1,14 +1,17 @@
 """Answers that are kept in the store are found by other replicas and after a restart."""
 
 import time
+import zlib
 from contextlib import closing
 
 import numpy as np
 import pytest
 
+from service.evaluate import shared
 from service.evaluate.answers import Answers
 from service.evaluate.feedback import Feedback, Item
-from service.evaluate.ring import NO_LABEL
+from service.evaluate.live import _fitting
+from service.evaluate.ring import NO_LABEL, ROW
 from service.evaluate.shared import SharedAnswers
 from service.priors.store import open_store
 from tests.service.evaluate.test_answers import answered
@@ -173,3 +176,27 @@ def test_without_its_store_a_worker_keeps_answers_and_labels(tmp_path, caplog):
     assert sum("answers cannot be shared through the store" in each for each in warnings) == 1
     text = "labels of 1 answers to pets version 1 did not reach the other replicas"
     assert any(text in each for each in warnings)
+
+
+def test_stored_answers_that_are_damaged_or_would_become_too_many_are_left_out(monkeypatch):
+    rows = np.zeros(20, ROW)
+    good = shared._packed(rows)
+    assert np.array_equal(shared._unpacked(good), rows)
+    monkeypatch.setattr(shared, "MAX_COPIED", 10)
+    assert len(shared._unpacked(good)) == 10
+    for damaged in (b"", b"1", b"1junk", good[:-8], b"1" + zlib.compress(b"x" * 7), b"2" + good):
+        assert len(shared._unpacked(damaged)) <= 10
+    assert len(shared._labels_in(b"x" * (shared.LABEL.itemsize + 1))) == 0
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("label", 3), ("label", -2), ("decided", 99), ("top", 3), ("top", -2), ("at", np.inf),
+     ("sampled", 0.0), ("sampled", 2.0)],
+)  # fmt: skip
+def test_rows_that_the_version_cannot_have_written_are_not_counted(field, value):
+    rows = np.zeros(5, ROW)
+    rows["sampled"] = np.nan
+    assert len(_fitting(rows, 3)) == 5
+    rows[field][2] = value
+    assert len(_fitting(rows, 3)) == 4

@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from tests.support.server import running
-from tests.support.small_models import inputs, publish_model
+from tests.support.small_models import inputs, linear_model, publish_model
 
 BODY = json.dumps({"instances": inputs(1).tolist()}).encode()
 PATHS = {
@@ -53,6 +53,72 @@ def until_closed(connection):
     while part := connection.recv(65536):
         parts.append(part)
     return b"".join(parts)
+
+
+MANY = 1000
+ROWS = 1000
+"""So many rows of so many classes have an answer of more than 18 MiB."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A model with large answers, whose request is small."""
+    folder = tmp_path_factory.mktemp("large")
+    names = {"class_names": [f"c{at}" for at in range(MANY)], "class_counts": [1] * MANY}
+    publish_model(folder, "linear", model=linear_model(classes=MANY), **names)
+    return folder
+
+
+def ask_for_much(connection):
+    """Ask for a large answer, which nobody reads so far."""
+    body = json.dumps({"instances": inputs(ROWS).tolist()}).encode()
+    path = "POST /models/linear/predict?top_k=400"
+    connection.sendall(head(path, length=len(body)) + body)
+
+
+def is_cut(connection):
+    """Whether the service ends the connection before all of its answer has come."""
+    found, wanted = 0, None
+    try:
+        while part := connection.recv(2**20):
+            if wanted is None:
+                before, _, rest = part.partition(b"\r\n\r\n")
+                wanted = int(re.search(rb"content-length: (\d+)", before)[1])
+                part = rest
+            found += len(part)
+            if found == wanted:
+                return False
+    except ConnectionResetError:
+        return True
+    return True
+
+
+def test_a_client_that_does_not_read_its_answer_is_disconnected(large):
+    with running(large, read_seconds=1) as server, connected(server.url) as slow:
+        ask_for_much(slow)
+        server.wait_for("of its answer unread: its client took under")
+        assert is_cut(slow)
+
+
+@pytest.mark.parametrize("cold", [False, True])
+def test_a_client_that_reads_gets_all_of_a_large_answer(large, cold):
+    with running(large, read_seconds=30) as server, connected(server.url) as connection:
+        if cold:  # a request that is answered through ASGI
+            connection.sendall(b"GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n")
+        else:
+            ask_for_much(connection)
+        assert not is_cut(connection)
+
+
+def test_answers_that_nobody_reads_hold_a_bounded_amount_of_memory(large):
+    settings = {"read_seconds": 60, "max_body_mib": 1, "max_bodies_mib": 64}
+    with running(large, **settings) as server, contextlib.ExitStack() as stack:
+        for _ in range(5):
+            connection = stack.enter_context(connected(server.url))
+            ask_for_much(connection)
+            assert connection.recv(1) == b"H"  # the answer is there, and more than fits is closed
+        server.wait_for(r"(?s)(unread: its client read slowest.*67108864.*){2}")
+        assert httpx.post(f"{server.url}/models/linear/predict", content=BODY).status_code == 200
 
 
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
