@@ -156,7 +156,10 @@ class Classifier:
             values += len(inputs) * len(bundle.class_names) // _CELLS_A_VALUE
         if values > MAX_ANSWER_VALUES:
             raise _too_large(len(inputs))
-        slot = model.table.acquire(revision.key, offset)
+        try:
+            slot = model.table.acquire(revision.key, offset)
+        except TableFull as error:
+            raise _refusal(model, error) from error
         return Work(
             inputs, tau, slot, (slot,), top_k, full, deadline, is_traffic, values, (revision,)
         )
@@ -184,25 +187,14 @@ class Classifier:
             values += len(inputs) * len(model.bundle.class_names) // _CELLS_A_VALUE
         if values > MAX_ANSWER_VALUES:
             raise _too_large(len(inputs))
-        table = model.table
-        if len(settings.revisions) > table.most_priors:
-            raise TooLarge(
-                f"the rows name {len(settings.revisions)} different priors; at most "
-                f"{table.most_priors} of so many classes fit in memory; send fewer at a time"
-            )
-        try:
-            slots = table.acquire_all((each.key, each.offset) for each in settings.revisions)
-        except TableFull as error:
-            refusal = Overloaded(str(error))
-            model.batcher.refused(refusal)
-            raise refusal from error
+        slots = _slots(model, settings.revisions)
         rows = settings.prior_of_row
         slot = slots[0] if rows is None else np.array(slots, np.int64)[rows]
         return Work(
             inputs,
             settings.tau,
             slot,
-            tuple(slots),
+            slots,
             top_k,
             full,
             deadline,
@@ -252,6 +244,29 @@ def _led(
     )
     found = ChosenBy(revision.name, revision.revision, choice.key, choice.value, fallback, warnings)
     return replace(used, chosen_by=found)
+
+
+def _slots(model: ServedModel, revisions: Sequence[PriorRevision]) -> tuple[int, ...]:
+    """Slots of the model's prior table, one for each revision. Raises TooLarge and Overloaded."""
+    table = model.table
+    try:
+        if len(revisions) == 1:
+            return (table.acquire(revisions[0].key, revisions[0].offset),)
+        if len(revisions) > table.most_priors:
+            raise TooLarge(
+                f"the rows name {len(revisions)} different priors; at most {table.most_priors} of "
+                "so many classes fit in memory; send fewer at a time"
+            )
+        return tuple(table.acquire_all([(each.key, each.offset) for each in revisions]))
+    except TableFull as error:
+        raise _refusal(model, error) from error
+
+
+def _refusal(model: ServedModel, error: TableFull) -> Overloaded:
+    """The error of a request for which the prior table has no room, counted for the model."""
+    refusal = Overloaded(str(error))
+    model.batcher.refused(refusal)
+    return refusal
 
 
 def _too_large(rows: int) -> TooLarge:

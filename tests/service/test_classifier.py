@@ -19,6 +19,7 @@ from service.priors.making import LONG_VALUES
 from service.priors.priors import Priors
 from service.priors.revisions import RevisionNotInMemory
 from service.wire.faults import TooLarge
+from service.wire.parameters import NO_PARAMETERS
 from tests.support.priors import following, make_bundle
 
 WEEKEND = {
@@ -134,6 +135,11 @@ def test_a_request_of_more_priors_than_ever_fit_is_too_large_and_one_that_must_w
     assert counted == [refused.value]
     problem = problem_of(refused.value)
     assert (problem.status, problem.headers) == (429, {"Retry-After": "1"})
-    for slot in first.held_slots:
+    third = admitted([2])  # the last row of the table
+    alone = priors.inline(bundle, {"target": [9.0] + [1.0] * (classes - 1)})
+    with pytest.raises(Overloaded) as alone_refused:
+        classifier.admit(model, np.zeros((1, 2), np.float32), NO_PARAMETERS, alone)
+    assert counted == [refused.value, alone_refused.value]
+    for slot in (*first.held_slots, *third.held_slots):
         table.release(slot)
     assert len(admitted(range(2, 5)).held_slots) == 3
