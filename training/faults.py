@@ -16,6 +16,7 @@ MOST_CLASSES = 100_000
 SHOWN_CLASSES = 10
 LONGEST = 300
 """Characters of another library's message that are shown."""
+PARQUET = "a Parquet file"
 OTHER_FILES = (
     (b"version https://git-lfs", "a Git LFS pointer, not the file: run `git lfs pull` there"),
     (b"<!doctype", "a web page"),
@@ -27,7 +28,7 @@ OTHER_FILES = (
     (b"\x28\xb5\x2f\xfd", "compressed by zstd: unpack it"),
     (b"PK\x03\x04", "a ZIP archive or a workbook: unpack it, or save it in the right form"),
     (b"\xd0\xcf\x11\xe0", "a workbook: save it in the right form"),
-    (b"PAR1", "a Parquet file"),
+    (b"PAR1", PARQUET),
     (b"\x93NUMPY", "a single array"),
     (b"SQLite format 3", "an SQLite database"),
     (b"%PDF", "a PDF"),
@@ -85,6 +86,8 @@ def nearest_class(name: str, class_names: Sequence[str]) -> str:
 
 def instead(path: Path) -> str:
     """What lies in the place of a file that cannot be read, for the end of a message."""
+    if not path.is_file():  # opening a pipe would wait for a writer
+        return ""
     try:
         with path.open("rb") as file:
             head = file.read(64)
@@ -94,6 +97,8 @@ def instead(path: Path) -> str:
         return " (the file is empty)"
     start = head.lstrip().lower()
     found = next((what for mark, what in OTHER_FILES if start.startswith(mark.lower())), None)
+    if found == PARQUET and path.suffix.lower() == ".parquet":
+        return ""
     return f" (it is {found})" if found else ""
 
 
@@ -118,8 +123,10 @@ def short(error: BaseException) -> str:
     except Exception:  # noqa: BLE001 - the message is made by the error's own code
         lines = []
     said = next((line for line in lines if line and not line.startswith(("#", "="))), "")
-    if isinstance(error, SystemExit):
+    if isinstance(error, SystemExit) and not isinstance(error.code, str):
         said = f"exit code {said or 0}"
+    if isinstance(error, SyntaxError):  # its place follows
+        said = error.msg
     if len(said) > LONGEST:
         said = f"{said[:LONGEST]} …"
     kind = type(error).__name__

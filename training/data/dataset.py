@@ -128,6 +128,9 @@ class Dataset:
             raise BadData(
                 f"{self.spec}: a class has the empty name ''; label its rows, or leave them out"
             )
+        broken = [name for name in self.class_names if not is_text(name)]
+        if broken:
+            raise BadData(f"{self.spec}: the name of class {broken[0]!r} is not UTF-8; rename it")
         empty = [
             name for name, n in zip(self.class_names, self.class_counts, strict=True) if n == 0
         ]
@@ -151,6 +154,23 @@ class Dataset:
     def with_splits(self, *, train: Split, val: Split | None) -> "Dataset":
         """Return a copy with these training and validation rows."""
         return replace(self, train=train, val=val)
+
+
+def has_categories(data: Dataset) -> bool:
+    """Whether rows have a column of categories."""
+    if data.kind != "columns":
+        return False
+    rows: NDArray[Any] = np.asarray(data.train.inputs[:1])
+    return any(rows[name].dtype == object for name in rows.dtype.names or ())
+
+
+def is_text(written: str) -> bool:
+    """Whether a string can be written as UTF-8, unlike half a surrogate pair or some file names."""
+    try:
+        written.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def counts_of(labels: Labels, num_classes: int) -> Labels:

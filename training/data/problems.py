@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from training.data.columns import is_number
 from training.data.dataset import Dataset, Split
 from training.data.image_files import ImageFiles
 from training.data.text import words
@@ -20,6 +22,8 @@ LEAK_ROWS = 30  # with fewer, a column may tell the classes apart by chance
 LISTED = 5
 MAX_TEXTS = 2_000
 LONG_WORD = 16  # characters; languages with spaces have 4 to 8
+MARKS_OF_MISSING = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?", "-")
+"""What tables write for a missing value; as a label it may also be a class, such as Namibia's."""
 
 
 def check_quotes(path: Path, encoding: str = "utf-8") -> None:
@@ -62,11 +66,42 @@ def problems(data: Dataset) -> list[str]:
     """Return all problems of a data set as phrases; its reader's notes come first."""
     return [
         *data.notes,
+        *_class_names(data.class_names),
         *_small_classes(data),
         *_columns(data),
         *_shared_rows(data),
         *_unspaced(data),
     ]
+
+
+def _class_names(names: Sequence[str]) -> Iterator[str]:
+    """Yield the classes whose names look alike, mark a missing label or have control characters."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(_reduced(name), name)
+        if other != name:
+            yield f"classes {other!r} and {name!r} differ only in {_difference(other, name)}"
+    for name in names:
+        if name.strip().casefold() in MARKS_OF_MISSING:
+            yield (
+                f"class '{name}' may stand for rows without a label; if it does, leave these rows "
+                "out"
+            )
+    for name in names:
+        if any(unicodedata.category(letter) == "Cc" for letter in name):
+            yield f"the name of class {name!r} has control characters; is the file damaged?"
+
+
+def _reduced(name: str) -> str:
+    """A name without outer spaces, case, and what one number or letter may be written with."""
+    found = unicodedata.normalize("NFKC", name).strip().casefold()
+    return f"{float(found):.17g}" if is_number(found) else found
+
+
+def _difference(one: str, other: str) -> str:
+    if one.strip().casefold() == other.strip().casefold():
+        return "spaces or case"
+    return "how a number is written" if is_number(one) else "how letters are encoded"
 
 
 def _small_classes(data: Dataset) -> Iterator[str]:

@@ -271,6 +271,11 @@ def _factory(name: str) -> Callable[..., Any]:
         raise WrongUse(
             f"network {name}: module '{module_name}' has no function '{function_name}'{near}"
         )
+    if isinstance(factory, nn.Module):
+        raise WrongUse(
+            f"network {name}: is a network itself, a {type(factory).__name__}; expected a factory "
+            "f(num_classes) that returns one"
+        )
     if not callable(factory):
         raise WrongUse(f"network {name}: is not a function; expected a factory f(num_classes)")
     return factory  # type: ignore[no-any-return]  # whatever the user's module holds

@@ -5,6 +5,8 @@ it needs, and every kind of data that is not what it says.
 """
 
 import gzip
+import json
+import os
 import shutil
 from pathlib import Path
 
@@ -105,6 +107,13 @@ DATA = (
     "npz:onehot.npz", "npz:nothing.npz", "npz:unnamed.npz", "npz:scalar.npz", "digits:x?y",
     "table:absent.parquet?label=kind", "table:nan.parquet?label=kind",
     "table:bytes.parquet?label=kind", "table:hollow.parquet?label=kind",
+    "table:gap.parquet?label=kind", "table:first.parquet?label=kind",
+    "table:same.parquet?label=kind", "table:own.csv?label=kind;split=b", "table:own.csv?label=%zz",
+    "npz:halves.npz", "npz:ternary.npz", "npz:codes.npz", "npz:nameless.npz", "npz:rowless.npz",
+    "npz:lacks.npz?label=kind", "npz:pipe", "table:pipe?label=kind", "images:pipe",
+    "list:pipe,pipe@.",
+    "images:undecodable", "images:unclassed", "images:hollow", "images:broken?x=1",
+    "inaturalist:listed", "inaturalist:deep", "inaturalist:listed?vast=1", "inaturalist:nameless",
 )  # fmt: skip
 MODEL = str(Path(__file__).parents[3] / "models" / "digits" / "1")
 OTHERS = (
@@ -197,6 +206,11 @@ def folder(tmp_path_factory):
         "unnamed": (x, np.array(["", "a"])[y]),
         "bytes": (x, np.array([b"\xff", b"a"])[y]),
         "far": (x + 1e300, y),
+        "halves": (np.array(["a\ud800"] * 6), y),
+        "ternary": (x, np.array([-1, 0, 1] * 2)),
+        "codes": (x, y * 2_000_000_000),
+        "nameless": (x, np.array([0, 1, np.nan] * 2)),
+        "rowless": (x[:0], y[:0]),
     }
     for name, (inputs, labels) in sets.items():
         arrays = {"x_train": inputs, "y_train": labels, "x_test": inputs, "y_test": labels}
@@ -207,9 +221,39 @@ def folder(tmp_path_factory):
     for name, kinds in columns.items():
         cells = [[]] * 6 if name == "hollow" else range(6)
         parquet.write_table(pa.table({"a": cells, "kind": kinds}), home / f"{name}.parquet")
+    cells = {"gap": [[1.0], None, [2.0]] * 2, "first": [None, [1.0], [2.0]] * 2}
+    for name, lists in cells.items():
+        parquet.write_table(
+            pa.table({"a": lists, "kind": ["a", "b"] * 3}), home / f"{name}.parquet"
+        )
+    same = pa.Table.from_arrays(
+        [pa.array(range(6))] * 2 + [pa.array(["a", "b"] * 3)], ["a", "a", "kind"]
+    )
+    parquet.write_table(same, home / "same.parquet")
+    os.mkfifo(home / "pipe")
+    files.write_class_folders(home / "undecodable", (3, 3), names=("ant", "bee"))
+    (home / "undecodable" / "ant").rename(os.fsdecode(os.fsencode(home) + b"/undecodable/\xff"))
+    files.write_class_folders(home / "unclassed" / "test", (3, 3), names=("ant", "bee"))
+    (home / "unclassed" / "train").mkdir()
+    write_competitions(home)
     np.save(home / "single.npy", x)
     (home / "single.npy").rename(home / "single.npz")
     return home
+
+
+def write_competitions(home):
+    """Folders like those of iNaturalist's, each with another fault in its JSON files."""
+    image, annotation = {"id": 0, "file_name": "a.jpg"}, {"image_id": 0, "category_id": 0}
+    right = {"images": [image], "annotations": [annotation], "categories": [{"id": 0, "name": "x"}]}
+    documents = {
+        "listed": json.dumps(right | {"images": [{"id": [0], "file_name": "a.jpg"}]}),
+        "nameless": json.dumps(right | {"images": [{"id": 0}]}),
+        "deep": "[" * 100_000,
+    }
+    for name, text in documents.items():
+        (home / name).mkdir()
+        for part in ("train", "val"):
+            (home / name / f"{part}2018.json").write_text(text)
 
 
 def wrong_uses():

@@ -1,6 +1,9 @@
 """Image folders and lists as people have them."""
 
+import os
 import shutil
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -68,6 +71,39 @@ def test_linked_folders_are_entered_and_dangling_links_are_told(folders, tmp_pat
     found = load(folders)
     assert np.bincount(found.whole.labels).tolist() == [10, 6, 6]
     assert any("1 links to missing files" in note for note in found.notes)
+
+
+def test_pipes_and_images_outside_a_class_folder_are_told_apart_from_missing_ones(folders):
+    os.mkfifo(folders / "bee" / "pipe.jpg")
+    shutil.copy(folders / "ant" / "000.jpg", folders / "stray.jpg")
+    found = load(folders)
+    assert len(found.whole) == 22
+    assert any("1 pipes, sockets and devices are left out" in note for note in found.notes)
+    assert any(
+        "1 images in no class folder are left out, such as stray.jpg" in note
+        for note in found.notes
+    )
+    assert not any("missing" in note for note in found.notes)
+
+
+def test_a_folder_too_deep_to_read_is_refused_and_not_taken_for_an_empty_one(folders):
+    home = Path.cwd()
+    os.chdir(folders / "bee")
+    try:
+        for _ in range(30):
+            Path("x" * 200).mkdir()
+            os.chdir("x" * 200)
+        with pytest.raises(BadData, match="File name too long"):
+            load(folders)
+    finally:
+        os.chdir(home)
+        subprocess.run(["rm", "-rf", str(folders)], check=True)
+
+
+def test_file_names_that_are_not_utf8_are_read(folders):
+    old = folders / "bee" / "000.jpg"
+    old.rename(os.fsdecode(os.fsencode(old.parent) + b"/\xff\xfe.jpg"))
+    assert len(load(folders).whole) == 22
 
 
 @pytest.mark.parametrize("in_memory", [True, False])

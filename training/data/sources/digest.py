@@ -1,6 +1,7 @@
 """Computes the sha256 of a run's data, for the provenance of its model."""
 
 import hashlib
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -36,5 +37,5 @@ def names_digest(root: Path, paths: Iterable[str]) -> str:
     for path in paths:
         name = Path(path)
         below = name.relative_to(root) if name.is_relative_to(root) else name
-        total.update(f"{below}\0{name.stat().st_size}\n".encode())
+        total.update(os.fsencode(below) + f"\0{name.stat().st_size}\n".encode())
     return total.hexdigest()

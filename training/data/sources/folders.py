@@ -12,7 +12,7 @@ from training.data import pixels
 from training.data.dataset import Dataset, Known, check_labels
 from training.data.sources.digest import files_digest
 from training.data.sources.listing import ImageOptions, existing_folder, image_dataset
-from training.faults import BadData, WrongUse
+from training.faults import BadData, WrongUse, absent
 
 UNREAD_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg")
 LEFT_OUT = ("__MACOSX",)
@@ -45,9 +45,10 @@ def load_folder(
     if known is not None:
         names = known.class_names
     if not names or not any(paths for paths, _ in listing.values()):
+        either = f" or {home}/train/<class>/<image>" if not parts else ""
+        home = home / parts.get("train", ".")
         raise BadData(
-            f"{home}: holds no class folders with images; expected {home}/<class>/<image> or "
-            f"{home}/train/<class>/<image>"
+            f"{home}: holds no class folders with images; expected {home}/<class>/<image>{either}"
         )
     return image_dataset(
         spec,
@@ -67,7 +68,7 @@ def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
     others: list[str] = []
     for entry in _subfolders(home):
         name = next((part for part, names in PARTS.items() if entry.name.lower() in names), None)
-        if name is None or not _subfolders(entry):
+        if name is None or (any(_files_in(entry)) and not _subfolders(entry)):
             others.append(entry.name)
         elif name in found:
             raise BadData(
@@ -115,6 +116,10 @@ def _subfolders(folder: Path) -> list[Path]:
     return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not _left_out(entry))
 
 
+def _files_in(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if entry.is_file() and not _left_out(entry))
+
+
 def _left_out(entry: Path) -> bool:
     return entry.name.startswith(".") or entry.name in LEFT_OUT
 
@@ -123,12 +128,14 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
     """Return the paths and labels of the images below each class folder; note what is left out."""
     paths: list[str] = []
     labels: list[Any] = []
-    others = dangling = 0
+    others = dangling = special = 0
+    beside = [entry for entry in _files_in(folder) if entry.suffix.lower() in pixels.SUFFIXES]
     for entry in _subfolders(folder):
         for path in _files(entry):
             suffix = path.suffix.lower()
             if not path.is_file():
-                dangling += 1
+                special += path.exists()
+                dangling += not path.exists()
             elif suffix in UNREAD_SUFFIXES:
                 raise BadData(f"{path}: is {suffix[1:]}; convert it to JPEG, PNG or WebP")
             elif suffix in pixels.SUFFIXES:
@@ -140,6 +147,13 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
         notes.append(f"{folder}: {others} files that are not images are left out")
     if dangling:
         notes.append(f"{folder}: {dangling} links to missing files are left out")
+    if special:
+        notes.append(f"{folder}: {special} pipes, sockets and devices are left out")
+    if beside:
+        notes.append(
+            f"{folder}: {len(beside)} images in no class folder are left out, such as "
+            f"{beside[0].name}"
+        )
     return paths, labels
 
 
@@ -147,10 +161,17 @@ def _files(folder: Path) -> list[Path]:
     """Return all files below a folder in order; follow links, and skip what is hidden.
 
     Links back up are not followed: a folder above this one also holds the images of other classes.
+    Raises BadData for a folder that cannot be read, or whose path is too long for the system.
     """
+
+    def unreadable(error: OSError) -> None:
+        raise BadData(
+            f"{error.filename}: {error.strerror}; make the folder readable, or move it away"
+        ) from error
+
     found: list[Path] = []
     entered = {str(above) for above in Path(os.path.realpath(folder)).parents}
-    for place, folders, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True, onerror=unreadable):
         real = os.path.realpath(place)
         if real in entered:  # a link back up
             folders.clear()
@@ -164,12 +185,11 @@ def _files(folder: Path) -> list[Path]:
 def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
     paths: list[str] = []
     labels: list[Any] = []
+    if not file.is_file():
+        near = "" if file.exists() else nearest_path(file)
+        raise WrongUse(f"{absent(file)}{near}; expected a list of `path label` lines")
     try:
         lines = file.read_text(encoding="utf-8-sig").rstrip().splitlines()
-    except OSError as error:
-        raise WrongUse(
-            f"{file}: {error.strerror}{nearest_path(file)}; expected a list of `path label` lines"
-        ) from error
     except UnicodeDecodeError as error:
         raise BadData(f"{file}: is not UTF-8 text: {error}; save it as UTF-8") from error
     for number, line in enumerate(lines, 1):

@@ -19,6 +19,9 @@ def load(spec: str, place: str, *, options: ImageOptions) -> Dataset:
     """
     folder, _, query = place.partition("?")
     chosen = dict(part.partition("=")[::2] for part in query.split("&") if part)
+    unknown = [name for name in chosen if name not in ("train", "val")]
+    if unknown:
+        raise WrongUse(f"{spec}: unknown option '{unknown[0]}'; expected ?train=FILE&val=FILE")
     home = existing_folder(folder)
     files = {
         split: _one_json(home, stem, chosen.get(stem))
@@ -26,7 +29,8 @@ def load(spec: str, place: str, *, options: ImageOptions) -> Dataset:
     }
     documents = {split: _read_json(file) for split, file in files.items()}
     categories = _categories(files["train"], documents["train"])
-    used = {each.get("category_id") for each in _objects(documents["train"]["annotations"])}
+    listed = [each.get("category_id") for each in _objects(documents["train"]["annotations"])]
+    used = {category for category in listed if isinstance(category, int | str)}
     if used & set(categories):
         kept = {key: name for key, name in categories.items() if key in used}
     else:
@@ -73,7 +77,7 @@ def _one_json(home: Path, stem: str, chosen: str | None) -> Path:
 def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadData(f"{file}: is not JSON: {error}; download it again") from error
     for member in ("images", "annotations"):
         if not isinstance(content, dict) or not isinstance(content.get(member), list):
@@ -104,25 +108,38 @@ def _categories(file: Path, document: dict[str, Any]) -> dict[int, str]:
     }
 
 
+def _file_names(file: Path, document: dict[str, Any]) -> dict[int | str, str]:
+    """Return the file name of each image by its id."""
+    found: dict[int | str, str] = {}
+    for row, image in enumerate(document["images"]):
+        known = image if isinstance(image, dict) else {}
+        identifier, name = known.get("id"), known.get("file_name")
+        if not isinstance(identifier, int | str) or not isinstance(name, str) or not name:
+            raise BadData(
+                f"{file}, images, row {row}: has no id or no file_name; expected a number and the "
+                "path of an image"
+            )
+        found[identifier] = name
+    return found
+
+
 def _annotated(
     file: Path, document: dict[str, Any], index: dict[int, int], home: Path, left_out: set[int]
 ) -> tuple[list[str], list[Any]]:
-    files = {
-        image.get("id"): image.get("file_name")
-        for image in document["images"]
-        if isinstance(image, dict)
-    }
+    files = _file_names(file, document)
     paths: list[str] = []
     labels: list[Any] = []
     for row, annotation in enumerate(document["annotations"]):
         where = f"{file}, annotations, row {row}"
         if not isinstance(annotation, dict):
             raise BadData(f"{where}: is not an object; expected image_id and category_id")
-        name, category = files.get(annotation.get("image_id")), annotation.get("category_id")
-        if not name:
+        image, category = annotation.get("image_id"), annotation.get("category_id")
+        if not isinstance(image, int | str) or not isinstance(category, int | str):
+            raise BadData(f"{where}: has no image_id or category_id; expected a number for each")
+        name = files.get(image)
+        if name is None:
             raise BadData(
-                f"{where}: image_id {annotation.get('image_id')} is not among the images; take "
-                "both from one release"
+                f"{where}: image_id {image} is not among the images; take both from one release"
             )
         if category in left_out:
             continue

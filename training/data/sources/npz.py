@@ -11,12 +11,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset, ImageSpec, Known, Split, check_labels
+from training.data.dataset import Dataset, ImageSpec, Known, Split, check_labels, is_text
 from training.data.pixels import channel_statistics
 from training.data.sources.digest import files_digest
 from training.faults import BadData, WrongUse, absent, instead, readable
 
 MEMBERS = ("x_train", "y_train", "x_val", "y_val", "x_test", "y_test", "class_names")
+MOST_NUMBERED = 1_000_000
+"""The most classes that numbers may stand for."""
+AS_NAMES = "y.astype(str)"
 
 
 def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
@@ -27,7 +30,9 @@ def load(spec: str, file: str, *, known: Known | None = None) -> Dataset:
     """
     path = Path(file)
     if not path.is_file():
-        raise WrongUse(absent(path))
+        bare = file.partition("?")[0]
+        hint = f"; npz takes no options: give npz:{bare}" if "?" in file else ""
+        raise WrongUse(absent(path) + hint)
     arrays = _read(path)
     needed = ("x_train", "y_train", "x_test", "y_test") if known is None else ("x_test",)
     for name in needed:
@@ -103,6 +108,8 @@ def _member(path: Path, archive: Mapping[str, NDArray[Any]], name: str) -> NDArr
         cure = ""
         if "Object arrays" in str(error) or "pickle" in str(error):
             cure = " (an array of Python objects: save it with .astype(str), or as numbers)"
+        if isinstance(error, zipfile.BadZipFile | EOFError):
+            cure = "; the file is damaged: save or copy it again"
         raise BadData(f"{path}, {name}: {error}{cure}") from error
 
 
@@ -148,17 +155,38 @@ def _class_names(path: Path, arrays: Mapping[str, NDArray[Any]]) -> tuple[str, .
         if all(name.lstrip("-").isdecimal() for name in written):
             written.sort(key=int)
         return tuple(written)
-    if labels.dtype.kind not in "iuf" or not labels.size:
+    return _numbered(path, labels, arrays)
+
+
+def _numbered(
+    path: Path, labels: NDArray[Any], arrays: Mapping[str, NDArray[Any]]
+) -> tuple[str, ...]:
+    """Return the names 0 … C - 1 that numbers imply. Raises BadData if they are no such labels."""
+    if not labels.size:
+        raise BadData(f"{path}, y_train: has no rows; expected a label for each training row")
+    if labels.dtype.kind not in "iuf":
         raise BadData(
             f"{path}, y_train: labels are {labels.dtype}, {labels.size} rows; "
             "expected whole numbers or names"
         )
+    nameless = np.flatnonzero(~np.isfinite(labels))
+    if nameless.size:
+        raise BadData(
+            f"{path}, y_train, row {nameless[0]}: label {labels[nameless[0]]} ({nameless.size} "
+            "rows like it); label these rows, or leave them out"
+        )
     lowest, highest = float(labels.min()), float(labels.max())
     if lowest == highest == 0:
         raise BadData(f"{path}, y_train: every label is {lowest:g}; expected at least 2 classes")
-    if not (np.isfinite(labels).all() and highest < 1e6):
+    if highest >= MOST_NUMBERED:
         raise BadData(
-            f"{path}, y_train: the highest label is {highest:g}; expected classes numbered from 0"
+            f"{path}, y_train: the highest label is {highest:g}; expected classes numbered from 0, "
+            f"or names ({AS_NAMES})"
+        )
+    if lowest < 0:
+        raise BadData(
+            f"{path}, y_train: the lowest label is {lowest:g}, and there is a 0; leave rows "
+            f"without a label out, or, if {lowest:g} is a class, give names ({AS_NAMES})"
         )
     highest = max(
         float(a.max())
@@ -245,6 +273,12 @@ def _split(
         raise BadData(f"{where}: has no rows; expected at least one")
     checked = check_labels(labels, names, where=f"{path}, y_{split}")
     if kind == "text":
+        broken = next((row for row, text in enumerate(inputs) if not is_text(str(text))), None)
+        if broken is not None:
+            raise BadData(
+                f"{where}, row {broken}: its text is not valid Unicode (half a surrogate pair); "
+                "correct it, or leave the row out"
+            )
         return Split(inputs.astype(object), checked)
     if kind == "image":
         return Split(inputs if inputs.ndim == 4 else inputs[..., None], checked)

@@ -1,6 +1,5 @@
 """Reads CSV or Parquet tables: a label column with numbers and categories, or with one text."""
 
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -46,8 +45,6 @@ FEWEST_MEASURES = 20
 """Up to this many different numbers may be classes, however few rows there are."""
 MANY_CATEGORIES = 50
 """A string column with more distinct values than this may be free text or an id."""
-MARKS_OF_MISSING = ("na", "n/a", "#n/a", "nan", "null", "none", "<na>", "?", "-")
-"""What tables write for a missing value; as a label it may also be a class, such as Namibia's."""
 SHOWN = 20
 """The most column names that a message lists."""
 
@@ -110,7 +107,7 @@ def load(spec: str, place: str, *, seed: int, known: Known | None = None) -> Dat
         whole=whole if drawn else None,
         labelled=written is not None,
         reproducible_split=False,
-        notes=(*notes, *_alike(names), *_unusual(names)),
+        notes=tuple(notes),
         origin={
             "file": wanted.path.name,
             "sha256": files_digest([wanted.path]),
@@ -414,28 +411,3 @@ def _note_values(name: str, values: NDArray[Any], notes: list[str]) -> None:
             f"column '{name}': {distinct:,} different strings in {len(values):,} rows say little "
             f"as categories; is it text (&text={name}) or an id (&without={name})?"
         )
-
-
-def _alike(names: tuple[str, ...]) -> list[str]:
-    """Return a note for each pair of classes that differ only by outer spaces or by case."""
-    seen: dict[str, str] = {}
-    notes = []
-    for name in names:
-        other = seen.setdefault(name.strip().casefold(), name)
-        if other != name:
-            notes.append(f"classes {other!r} and {name!r} differ only in spaces or case")
-    return notes
-
-
-def _unusual(names: tuple[str, ...]) -> list[str]:
-    """Return a note for each class whose name marks a missing label, or has control characters."""
-    notes = [
-        f"class '{name}' may stand for rows without a label; if it does, leave these rows out"
-        for name in names
-        if name.strip().casefold() in MARKS_OF_MISSING
-    ]
-    return notes + [
-        f"the name of class {name!r} has control characters; is the file damaged?"
-        for name in names
-        if any(unicodedata.category(letter) == "Cc" for letter in name)
-    ]

@@ -3,6 +3,7 @@
 import codecs
 import csv
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,7 +119,7 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
 
     try:
         if path.suffix.lower() == ".parquet":
-            return list(parquet.read_schema(path).names)
+            return _distinct(path, list(parquet.read_schema(path).names))
         check_quotes(path, encoding)
         # a byte order mark is not part of the first name
         with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
@@ -167,12 +168,17 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     check_quotes(path, encoding)
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
         _check_encoding(path, encoding)
-    repeated = [name for name in found.column_names if found.column_names.count(name) > 1]
-    if repeated:
-        raise BadData(f"{path}: has two columns named '{repeated[0]}'; rename one")
+    _distinct(path, found.column_names)
     if not found.num_rows:
         raise BadData(f"{path}: has no rows; expected at least one")
     return TableFile(path, found, encoding)
+
+
+def _distinct(path: Path, names: list[str]) -> list[str]:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise BadData(f"{path}: has two columns named '{repeated[0]}'; rename one")
+    return names
 
 
 def is_category(table: TableFile, name: str) -> bool:
@@ -232,14 +238,17 @@ def numbers(
     whether the rows are for a published model, which needs the column. Raises BadData that names
     the first cell that is not a number or does not fit into float32.
     """
+    import pyarrow as pa
+
     column = table.columns.column(name)
-    refused = _refused(column.type)
+    kind = column.type
+    refused = _refused(kind)
     if refused:
         cure = "" if published else f", or leave it out with &without={name}"
         raise BadData(f"{table.path}, column '{name}': holds {refused}; {DATE_CURE}{cure}")
     absent = column.is_null().to_numpy() if missing else np.zeros(len(table), bool)
     values = np.asarray(column.to_numpy()) if absent.any() else table.values(name)
-    if values.dtype == object and len(values) and isinstance(values[0], np.ndarray | list):
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         found = _lists(table, name, values)
     else:
         row = None
@@ -277,6 +286,12 @@ def numbers(
 
 
 def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.float64]:
+    empty = next((row for row, one in enumerate(values) if one is None), None)
+    if empty is not None:
+        raise BadData(
+            f"{table.where(empty)}, column '{name}': has no list; expected one in every row, or "
+            f"leave the column out with &without={name}"
+        )
     width = len(values[0])
     if not width:
         raise BadData(
