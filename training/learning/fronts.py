@@ -86,7 +86,9 @@ class Mixed(_Wide):
 
     A number is standardised; a missing one (NaN) becomes 0, the mean. A numeric column with missing
     values in the training rows gets a second output: 1 where the value is missing, else 0. A
-    category with K values gets K outputs (one-hot), all 0 for a value unseen in training.
+    category with K values gets K outputs (one-hot), all 0 for a value unseen in training. With
+    `scaled`, each of them is divided by its deviation over the training rows, so that one penalty
+    is as mild on rare values, which often tell rare classes, as on frequent ones.
 
     With `pieces`, a number gets one more output for each interval between quantiles of the training
     rows. The output rises from 0 below the interval to 1 above it, minus its mean over the training
@@ -95,7 +97,7 @@ class Mixed(_Wide):
 
     mean: Tensor
     deviation: Tensor
-    codes: Tensor
+    scale: Tensor | None
     WIDE = ("mean", "deviation")
 
     def __init__(
@@ -106,16 +108,19 @@ class Mixed(_Wide):
         sizes: Sequence[int],
         gaps: Sequence[int],
         pieces: "Pieces | None" = None,
+        scale: NDArray[np.float64] | None = None,
     ) -> None:
         """mean, deviation: [numbers], of the numeric columns.
 
         sizes: for each column, its number of category values; 0 for a numeric column. gaps: indices
         among the numeric columns of those with an output for missing values. pieces: adds the
-        outputs of the intervals; None adds none.
+        outputs of the intervals; None adds none. scale: a factor for each value of each category;
+        None: 1.
         """
         super().__init__()
         self.register_buffer("mean", torch.from_numpy(mean))
         self.register_buffer("deviation", torch.from_numpy(deviation))
+        self.register_buffer("scale", None if scale is None else torch.from_numpy(scale).float())
         self._numbers = [place for place, size in enumerate(sizes) if not size]
         self._gaps = list(gaps)
         self._categories = [(place, size) for place, size in enumerate(sizes) if size]
@@ -125,16 +130,23 @@ class Mixed(_Wide):
 
     @classmethod
     def fitted(
-        cls, rows: NDArray[np.floating[Any]], sizes: Sequence[int], *, in_pieces: bool = False
+        cls,
+        rows: NDArray[np.floating[Any]],
+        sizes: Sequence[int],
+        *,
+        in_pieces: bool = False,
+        scaled: bool = False,
     ) -> "Mixed":
         """Fit to training rows [N, columns].
 
-        sizes: as in the constructor. in_pieces: also fit the intervals of each number.
+        sizes: as in the constructor. in_pieces: also fit the intervals of each number. scaled: also
+        fit the factors of the categories' values.
         """
         numbers = rows[:, [place for place, size in enumerate(sizes) if not size]]
         gaps = np.flatnonzero(np.isnan(numbers).any(axis=0)).tolist()
         pieces = Pieces.fitted(numbers) if in_pieces else None
-        return cls(*_moments(numbers), sizes=sizes, gaps=gaps, pieces=pieces)
+        scale = _scale(rows, sizes) if scaled else None
+        return cls(*_moments(numbers), sizes=sizes, gaps=gaps, pieces=pieces, scale=scale)
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Turn rows [B, columns] into features [B, width]."""
@@ -148,9 +160,11 @@ class Mixed(_Wide):
                 parts.append(missing[:, self._gaps].to(self.like.dtype))
             if self._pieces is not None and self._pieces.places:
                 parts.append(self._pieces(numbers).to(self.like.dtype))
-        for place, size in self._categories:
+        ends = itertools.accumulate(size for _, size in self._categories)
+        for (place, size), end in zip(self._categories, ends, strict=True):
             values = torch.arange(1, size + 1, device=inputs.device)
-            parts.append((inputs[:, place, None] == values).to(self.like.dtype))
+            there = (inputs[:, place, None] == values).to(self.like.dtype)
+            parts.append(there if self.scale is None else there * self.scale[end - size : end])
         return torch.cat(parts, dim=1)
 
 
@@ -211,6 +225,18 @@ def edges(column: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
     if len(values) > INTERVALS + 1:
         values = np.unique(np.quantile(there, np.linspace(0, 1, INTERVALS + 1)))
     return values if len(values) > 2 else values[:0]
+
+
+def _scale(rows: NDArray[np.floating[Any]], sizes: Sequence[int]) -> NDArray[np.float64]:
+    """1 / deviation of each value's indicator over the rows; 1 where it does not vary."""
+    shares = [
+        np.bincount(rows[:, place].astype(np.int64), minlength=size + 1)[1:] / len(rows)
+        for place, size in enumerate(sizes)
+        if size
+    ]
+    share = np.concatenate(shares)
+    deviation = np.sqrt(share * (1 - share))
+    return np.where(deviation > 0, 1 / np.where(deviation > 0, deviation, 1), 1.0)
 
 
 def _moments(

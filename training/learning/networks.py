@@ -164,8 +164,10 @@ def tfidf(num_classes: int, idf: NDArray[np.float32]) -> nn.Module:
 NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
     "linear": linear,
     "linear-pieces": linear,
+    "linear-scaled": linear,
     "mlp": mlp,
     "mlp-pieces": mlp,
+    "mlp-scaled": mlp,
     "mlp-128": mlp_128,
     "cnn": cnn,
     "cnn-direct": cnn_direct,
@@ -174,6 +176,8 @@ NETWORKS: dict[str, Callable[[int, tuple[int, ...]], nn.Module]] = {
 }
 PIECES = "-pieces"
 """Suffix of networks that also get each number's position in intervals (`fronts.Pieces`)."""
+SCALED = "-scaled"
+"""Suffix of networks that get the values of a category by their deviations (`fronts.Mixed`)."""
 TEXT_NETWORKS = ("text", "tfidf")
 NAMES = (*NETWORKS, *TEXT_NETWORKS)
 

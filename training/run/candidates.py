@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset
+from training.data.dataset import Dataset, has_categories
 from training.data.problems import is_one_word, is_unspaced
 from training.data.sources import load as sources
 from training.learning.fronts import edges
@@ -58,9 +58,13 @@ def _of_kind(recipe: Recipe, data: Dataset) -> list[Recipe]:
     found = [_linear(recipe, "linear", recipe.tokens)]
     if 0 < bent * len(data.train) <= MOST_LINEAR:
         found.append(_linear(recipe, "linear-pieces", recipe.tokens))
+    if has_categories(data):
+        found.append(_linear(recipe, "linear-scaled", recipe.tokens))
     found.append(replace(recipe, network="mlp"))
     if 0 < bent <= MOST_PIECES:
         found.append(replace(recipe, network="mlp-pieces"))
+    if has_categories(data):
+        found.append(replace(recipe, network="mlp-scaled"))
     return found
 
 

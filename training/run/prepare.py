@@ -1,14 +1,17 @@
-"""Turns a recipe into data, a loss, a sampler and a plan, all checked."""
+"""Turns a recipe into data, a loss, a sampler, a plan and a network, all checked."""
 
 from dataclasses import dataclass, replace
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import nn
 
 from service.contract.adjustment import Vector, log_source_prior
-from training.data.columns import Columns
-from training.data.dataset import Dataset
+from training.data.columns import Columns, has_missing
+from training.data.dataset import Dataset, has_categories
 from training.data.image_files import ImageFiles, made_ready
 from training.data.long_tail import profile_counts
 from training.data.order import Part
@@ -16,9 +19,13 @@ from training.data.problems import check_held_out
 from training.data.sources import load as sources
 from training.data.splits import long_tailed, set_aside_validation
 from training.data.text import Vocabulary
-from training.faults import BadData, WrongUse
+from training.faults import BadData, WrongUse, say
+from training.learning.fronts import Mixed, Standardise
 from training.learning.losses import Objective, make_loss
+from training.learning.networks import PIECES, SCALED, build
 from training.learning.samplers import Recorded, Sampler, make_sampler, recorded
+from training.learning.weights import ALL_BUT_LAST, freeze, read, start_from
+from training.loop.last_layer import head_of
 from training.loop.train import Plan
 from training.run.recipe import Recipe
 
@@ -146,3 +153,72 @@ def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
             "files, not in memory"
         )
     return False
+
+
+def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
+    """Make the recipe's network for this data, initialised from the seed.
+
+    It standardises numbers itself. Raises WrongUse when it does not fit the data.
+    """
+    torch.manual_seed(recipe.seed)
+    data = ready.data
+    front = _front(data, recipe.network)
+    if data.image is not None:
+        shape: tuple[int, ...] = (data.image.channels, *data.image.size)
+    elif isinstance(front, Mixed):
+        shape = (front.width,)
+    else:
+        shape = np.asarray(data.train.inputs[:1]).shape[1:]
+    network = build(
+        recipe.network,
+        num_classes=data.num_classes,
+        input_shape=shape,
+        idf=data.vocabulary.idf if data.vocabulary else None,
+        head=ready.objective.head,
+    )
+    network = network if front is None else nn.Sequential(front, network)
+    _started(recipe, data, network)
+    return network
+
+
+def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
+    """Copy the weights of --init into a new network, and freeze what --freeze names."""
+    frozen = (*recipe.freeze, *([ALL_BUT_LAST] if recipe.features_once else []))
+    if recipe.init is None and not frozen:
+        return
+    last, _ = head_of(network)
+    if recipe.init is not None:
+        if data.vocabulary is not None:
+            raise WrongUse(
+                f"--init {recipe.init}: a network for texts learns a vocabulary from its own "
+                "data, which does not match that of other weights; leave out --init"
+            )
+        for sentence in start_from(network, read(Path(recipe.init)), last, data.class_names):
+            say(sentence)
+    if frozen:
+        freeze(network, frozen, last)
+
+
+def _front(data: Dataset, network: str) -> nn.Module | None:
+    """Return the first module of a network for rows of a table; None for other data."""
+    in_pieces, scaled = network.endswith(PIECES), network.endswith(SCALED)
+    rows = np.asarray(data.train.inputs if data.kind in {"tensor", "columns"} else ())
+    if in_pieces and data.columns is None and (data.kind != "tensor" or rows.ndim != 2):
+        raise WrongUse(
+            f"network {network} takes rows of numbers and categories; an input here is "
+            f"{data.kind if data.kind != 'tensor' else list(rows.shape[1:])}; use --network auto"
+        )
+    if scaled and not has_categories(data):
+        raise WrongUse(
+            f"network {network} scales the values of categories, and the data have none; use "
+            f"--network {network.removesuffix(SCALED)}"
+        )
+    if data.kind not in {"tensor", "columns"}:
+        return None
+    if data.columns is not None:
+        encoded = data.columns.encode(rows)
+        return Mixed.fitted(encoded, data.columns.sizes, in_pieces=in_pieces, scaled=scaled)
+    held_out = [np.asarray(split.inputs) for split in (data.val, data.test) if split is not None]
+    if rows.ndim == 2 and (in_pieces or has_missing(rows, *held_out)):
+        return Mixed.fitted(rows, [0] * rows.shape[1], in_pieces=in_pieces)
+    return Standardise.fitted(rows)

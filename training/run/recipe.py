@@ -22,9 +22,9 @@ FREE = ("name", "recipe", "description", "afterwards", "norm_tau", "publish_tau"
 """Settings that do not change what the network learns."""
 AUTO = "auto"
 """The name under which several networks are tried and validation chooses one."""
-LINEAR = ("linear", "linear-pieces", "tfidf")
+LINEAR = ("linear", "linear-pieces", "linear-scaled", "tfidf")
 """Networks whose only trained layer is linear, on fixed features."""
-MLPS = ("mlp", "mlp-pieces")
+MLPS = ("mlp", "mlp-pieces", "mlp-scaled")
 MLP_DEFAULTS: Mapping[str, Any] = {"lr": 1e-3, "weight_decay": 0.1, "schedule": "cosine"}
 """Defaults for AdamW, from the comparison on twelve data sets in docs/results.md."""
 PUBLISHED_TAUS = ("one", "chosen")

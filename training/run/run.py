@@ -12,17 +12,11 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from training.data.columns import has_missing
-from training.data.dataset import Dataset
 from training.data.feed import Place, make_feed
 from training.data.problems import problems
 from training.faults import Fault, RunFailed, WrongUse, say
-from training.learning.fronts import Mixed, Standardise
-from training.learning.networks import PIECES, build
-from training.learning.weights import ALL_BUT_LAST, freeze, read, start_from
 from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.interrupt import Interrupted
-from training.loop.last_layer import head_of
 from training.loop.linear import fit_last_layer
 from training.loop.processes import Processes
 from training.loop.progress import stage
@@ -30,7 +24,7 @@ from training.loop.train import Keeping, logits_of, train
 from training.run.afterwards import Changed, change_last_layer, check_afterwards
 from training.run.calibration import Calibration, calibrate
 from training.run.candidates import Tried, best_of, candidates, described, name_of, tried
-from training.run.prepare import Prepared, identity, prepare
+from training.run.prepare import Prepared, identity, make_network, prepare
 from training.run.publish import publish, served_tau
 from training.run.recipe import Recipe
 from training.run.refit import FOLDER, HeldOut, all_rows, moved
@@ -210,69 +204,6 @@ def _work(ready: Prepared) -> str:
     if ready.plan.optimiser == "lbfgs":
         return "fitting the linear layer"
     return f"training {ready.plan.steps:,} steps"
-
-
-def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:
-    """Make the recipe's network for this data, initialised from the seed.
-
-    It standardises numbers itself. Raises WrongUse when it does not fit the data.
-    """
-    torch.manual_seed(recipe.seed)
-    data = ready.data
-    front = _front(data, recipe.network)
-    if data.image is not None:
-        shape: tuple[int, ...] = (data.image.channels, *data.image.size)
-    elif isinstance(front, Mixed):
-        shape = (front.width,)
-    else:
-        shape = np.asarray(data.train.inputs[:1]).shape[1:]
-    network = build(
-        recipe.network,
-        num_classes=data.num_classes,
-        input_shape=shape,
-        idf=data.vocabulary.idf if data.vocabulary else None,
-        head=ready.objective.head,
-    )
-    network = network if front is None else nn.Sequential(front, network)
-    _started(recipe, data, network)
-    return network
-
-
-def _started(recipe: Recipe, data: Dataset, network: nn.Module) -> None:
-    """Copy the weights of --init into a new network, and freeze what --freeze names."""
-    frozen = (*recipe.freeze, *([ALL_BUT_LAST] if recipe.features_once else []))
-    if recipe.init is None and not frozen:
-        return
-    last, _ = head_of(network)
-    if recipe.init is not None:
-        if data.vocabulary is not None:
-            raise WrongUse(
-                f"--init {recipe.init}: a network for texts learns a vocabulary from its own "
-                "data, which does not match that of other weights; leave out --init"
-            )
-        for sentence in start_from(network, read(Path(recipe.init)), last, data.class_names):
-            say(sentence)
-    if frozen:
-        freeze(network, frozen, last)
-
-
-def _front(data: Dataset, network: str) -> nn.Module | None:
-    """Return the first module of a network for rows of a table; None for other data."""
-    in_pieces = network.endswith(PIECES)
-    rows = np.asarray(data.train.inputs if data.kind in {"tensor", "columns"} else ())
-    if in_pieces and data.columns is None and (data.kind != "tensor" or rows.ndim != 2):
-        raise WrongUse(
-            f"network {network} takes rows of numbers and categories; an input here is "
-            f"{data.kind if data.kind != 'tensor' else list(rows.shape[1:])}; use --network auto"
-        )
-    if data.kind not in {"tensor", "columns"}:
-        return None
-    if data.columns is not None:
-        return Mixed.fitted(data.columns.encode(rows), data.columns.sizes, in_pieces=in_pieces)
-    held_out = [np.asarray(split.inputs) for split in (data.val, data.test) if split is not None]
-    if rows.ndim == 2 and (in_pieces or has_missing(rows, *held_out)):
-        return Mixed.fitted(rows, [0] * rows.shape[1], in_pieces=in_pieces)
-    return Standardise.fitted(rows)
 
 
 def train_network(

@@ -50,6 +50,17 @@ def test_mixed_rows_are_numbers_gaps_and_one_output_a_value():
     assert found == [[-1, 0, 0, 1, 0, 1], [1, 0, 0, 0, 1, 0], [0, 0, 1, 0, 0, 0]]
 
 
+def test_scaled_values_of_a_category_have_a_deviation_of_one_and_unseen_ones_are_zero():
+    rows = np.array([[1.0, 3.0], [1, 0], [1, 0], [2, 0]])
+    found = Mixed.fitted(rows, [2, 0], scaled=True)(torch.from_numpy(rows))
+    assert found[:, 1:].std(dim=0, unbiased=False).tolist() == pytest.approx([1, 1])
+    one = Mixed.fitted(rows, [3, 0], scaled=True)
+    assert one(torch.tensor([[3.0, 0], [0, 0]], dtype=torch.float64))[:, 1:].tolist() == [
+        [0, 0, 1],  # a value that does not vary in training keeps its 1
+        [0, 0, 0],
+    ]
+
+
 def test_a_copy_moved_to_another_precision_gives_results_of_it():
     front = copy.deepcopy(Mixed.fitted(np.array([[0.0, 1], [2, 2]]), [0, 2])).double()
     assert front(torch.zeros(1, 2, dtype=torch.float64)).dtype == torch.float64

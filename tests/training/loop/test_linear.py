@@ -1,6 +1,7 @@
 """Linear networks are fitted to the minimum, with the penalty that validation chooses."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,9 @@ from training.data.dataset import Dataset, Split
 from training.faults import WrongUse
 from training.learning.losses import make_loss
 from training.loop.linear import Span, _fitted, fit_last_layer
+from training.run import recipe_file
+from training.run.candidates import candidates
+from training.run.prepare import make_network, prepare
 from training.run.recipe import Recipe
 from training.scores.choose import uniform_nll
 from training.scores.posthoc import LastLayer
@@ -123,6 +127,20 @@ def test_a_default_fit_tries_networks_and_publishes_the_best(tmp_path, command, 
     model = json.loads((tmp_path / "models/own/1/model.json").read_text())
     assert model["provenance"]["settings"]["network"] == answer["network"]
     assert not list((tmp_path / "runs").rglob("checkpoint.pt"))
+
+
+def test_scaled_categories_are_tried_where_there_are_any_and_refused_elsewhere(tmp_path, own_npz):
+    path = tmp_path / "trees.csv"
+    rows = [f"{i},{'xyz'[i % 3]},{'ab'[i % 2]}" for i in range(40)]
+    path.write_text("\n".join(["height,bark,kind", *rows]) + "\n", encoding="utf-8")
+    offered = candidates(recipe_file.make(None, {"data": f"table:{path}?label=kind"}))
+    assert [each.network for each in offered] == [
+        "linear", "linear-pieces", "linear-scaled", "mlp", "mlp-pieces", "mlp-scaled"
+    ]  # fmt: skip
+    plain = recipe_file.make(None, {"data": f"npz:{own_npz}", "network": "mlp-scaled"})
+    assert "mlp-scaled" not in [each.network for each in candidates(replace(plain, network="auto"))]
+    with pytest.raises(WrongUse, match="the data have none; use --network mlp"):
+        make_network(plain.resolved(), prepare(plain.resolved()))
 
 
 def test_texts_are_fitted_by_words_and_parts_of_words(tmp_path, command):

@@ -40,7 +40,8 @@ def _penalty(own_npz):
     """The penalty that validation chooses, as the loop reports it."""
     from training.loop.processes import Processes
     from training.loop.train import Keeping
-    from training.run.run import make_network, train_network
+    from training.run.prepare import make_network
+    from training.run.run import train_network
 
     recipe = Recipe(f"npz:{own_npz}", network="linear").resolved()
     ready = prepare(recipe)

@@ -11,10 +11,9 @@ import torch
 
 from training.faults import short
 from training.learning.losses import make_loss
-from training.run.prepare import prepare
+from training.run.prepare import make_network, prepare
 from training.run.recipe_file import make
 from training.run.rehearsal import rehearse
-from training.run.run import make_network
 
 
 def rehearsed(own_npz, models, network, **settings):
