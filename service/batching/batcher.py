@@ -266,7 +266,7 @@ class Batcher:
                 elif (
                     runs_now
                     and self._cost(batch.rows) <= self._inline_seconds
-                    and not self._table.is_slow
+                    and not (self._table.unwritten and self._table.is_slow)
                 ):
                     self._run_here(batch)
                 else:

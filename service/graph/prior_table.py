@@ -46,7 +46,8 @@ class PriorTable:
         self._slots: OrderedDict[Hashable, int] = OrderedDict()
         self._holders = [0] * capacity
         self._free = list(range(capacity - 1, 0, -1))
-        self._unwritten: dict[int, NDArray[Any] | SparseOffset] = {}
+        self.unwritten: dict[int, NDArray[Any] | SparseOffset] = {}
+        """The offsets of acquired slots whose rows are not written yet."""
         self._writing = threading.Lock()
 
     @property
@@ -55,17 +56,17 @@ class PriorTable:
 
         Growing makes a new array; graph calls that run keep the old one.
         """
-        if self._unwritten or self._writing.locked():
+        if self.unwritten or self._writing.locked():
             self._write()
         return self._rows
 
     @property
     def is_slow(self) -> bool:
         """Whether reading `rows` now would take long, so that the event loop must not do it."""
-        if not self._unwritten:
+        if not self.unwritten:
             return False
         to_grow = self._rows.size if len(self._holders) > len(self._rows) else 0
-        to_write = len(self._unwritten) * self._rows.shape[1]
+        to_write = len(self.unwritten) * self._rows.shape[1]
         return int(to_grow + to_write) > _QUICK_NUMBERS
 
     @property
@@ -83,7 +84,7 @@ class PriorTable:
         slot = self._slots.get(key)
         if slot is None:
             slot = self._claim()
-            self._unwritten[slot] = offset
+            self.unwritten[slot] = offset
             self._slots[key] = slot
         else:
             self._slots.move_to_end(key)
@@ -128,13 +129,13 @@ class PriorTable:
     def _write(self) -> None:
         """Write the rows that wait. Two threads do so only when one of them was given up."""
         with self._writing:
-            while self._unwritten:
-                slot, offset = self._unwritten.popitem()
+            while self.unwritten:
+                slot, offset = self.unwritten.popitem()
                 try:
                     self._grow(slot)
                     self._rows[slot] = np.asarray(offset)
                 except BaseException:  # no memory: the row must not be taken for written
-                    self._unwritten.setdefault(slot, offset)
+                    self.unwritten.setdefault(slot, offset)
                     raise
                 self.generation += 1
 
