@@ -17,7 +17,7 @@ import numpy as np
 from benchmarks.results.shift import drawn, mix_of, scored
 from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.members.costs import REJECTED, Costs
-from service.contract.verdict import assess
+from service.contract.shift.verdict import assess
 
 STREAMS = ("training", "uniform", "reversed", "dirichlet")
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from benchmarks.results.shift import drawn, mix_of, scored
 from service.contract.adjustment import Vector, log_target_prior, softmax
-from service.contract.verdict import assess
+from service.contract.shift.verdict import assess
 from service.evaluate.ppi import Labelled, Predicted, figures, without_labels
 from service.evaluate.ring import TOP
 

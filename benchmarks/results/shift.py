@@ -24,10 +24,10 @@ import numpy as np
 
 from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.automatic import STRENGTH, AutoAdopt, next_step
-from service.contract.estimation import Estimation
-from service.contract.label_shift import climb, em_prior
-from service.contract.tracking import PriorTracker
-from service.contract.verdict import assess, may_adopt, target_mixes
+from service.contract.shift.estimation import Estimation
+from service.contract.shift.label_shift import climb, em_prior
+from service.contract.shift.tracking import PriorTracker
+from service.contract.shift.verdict import assess, may_adopt, target_mixes
 from training.data.dataset import Split
 from training.run.published import Published
 from training.scores.source import measure

@@ -1,7 +1,7 @@
 """How far estimates may become the target automatically: the member `auto_adopt` of a prior.
 
-The rule for adopting (service.contract.verdict) decides whether an estimate is good enough. This
-module limits how often, how far and when a step is taken.
+The rule for adopting (service.contract.shift.verdict) decides whether an estimate is good enough.
+This module limits how often, how far and when a step is taken.
 """
 
 from dataclasses import dataclass
@@ -13,8 +13,8 @@ import numpy as np
 from pydantic import Field, field_validator
 
 from service.contract.adjustment import Vector
+from service.contract.shift.verdict import Assessment, may_adopt
 from service.contract.strict import Strict
-from service.contract.verdict import Assessment, may_adopt
 
 AUTHOR = "auto-adopt"
 """The author (`by`) recorded for a revision that was adopted automatically."""

@@ -17,12 +17,12 @@ from pydantic import (
 )
 
 from service.contract.adjustment import MAX_TAU, MIN_TAU, Vector
-from service.contract.estimation import Estimation
 from service.contract.inputs.spec import InputSpec
 from service.contract.members.body import pydantic_errors
 from service.contract.members.named import SLICE
 from service.contract.members.sparse import SPARSE_FROM
 from service.contract.prior import OwnSource, own_source
+from service.contract.shift.estimation import Estimation
 from service.contract.strict import Strict
 from service.contract.values import Positive, Single, Temperature, no_boolean
 

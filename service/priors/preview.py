@@ -7,11 +7,11 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.bundle import Bundle
-from service.contract.label_shift import NotConverged, em_prior
 from service.contract.members.costs import REJECTED
 from service.contract.prior import Prior, Vectors
-from service.contract.tracking import Tracked
-from service.contract.verdict import SHRINKAGE, Assessment, assess, may_adopt
+from service.contract.shift.label_shift import NotConverged, em_prior
+from service.contract.shift.tracking import Tracked
+from service.contract.shift.verdict import SHRINKAGE, Assessment, assess, may_adopt
 from service.priors.rule import CHUNK_CELLS, Rule, as_trained, chunks, jensen_shannon
 
 _FEWEST_EM_ROWS = 100

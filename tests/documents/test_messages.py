@@ -39,6 +39,8 @@ NOT_SHOWN = {
     "there is nothing to combine",
     "the stored tracker state has other half-lives than this release",
     "the stored tracker state has another ' ' than this model",
+    "the stored tracker state holds a ' ' that cannot be",
+    "the stored tracker state holds a prior or weights that are all 0",
     "no space left",
     "revision   of prior ' ' is in the store only",
     "an inline prior of many values is checked in a thread",
@@ -48,6 +50,7 @@ NOT_SHOWN = {
     "no answer within   s g",
     " bytes ,",
     "one level holds both lists and values",
+    "a level holds both lists and values",
     "lists of one level differ in length",
 }
 """Messages that no client, operator or user sees."""

@@ -13,7 +13,7 @@ from training.faults import WrongUse
 
 if TYPE_CHECKING:
     from service.contract.adjustment import Vector
-    from service.contract.estimation import Estimation
+    from service.contract.shift.estimation import Estimation
     from training.data.dataset import Dataset, Split
     from training.run.published import Published
     from training.scores.calibrate import Temperature

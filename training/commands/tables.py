@@ -61,7 +61,7 @@ def _calibration_table(result: Mapping[str, Any]) -> str:
 
 
 def _score_table(result: Mapping[str, Any]) -> str:
-    from service.contract.verdict import VALIDATION_ROWS_PER_CLASS
+    from service.contract.shift.verdict import VALIDATION_ROWS_PER_CLASS
 
     lines: list[str] = []
     if "temperature" in result:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import Estimation
+from service.contract.shift.estimation import Estimation
 from training.data.dataset import Labels
 from training.faults import say
 from training.learning.losses import SourcePrior

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, log_normalise
-from service.contract.estimation import Estimation
+from service.contract.shift.estimation import Estimation
 from training.data.dataset import Dataset
 from training.data.splits import FEW_ROWS
 from training.faults import WrongUse

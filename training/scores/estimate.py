@@ -1,6 +1,6 @@
 """Estimates the class prior of unlabelled data from logits, for `training estimate`. NumPy only.
 
-The service computes the same estimate: both call service.contract.verdict.assess.
+The service computes the same estimate: both call service.contract.shift.verdict.assess.
 """
 
 from dataclasses import dataclass
@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import Estimation
-from service.contract.label_shift import MAX_CONDITION, bbse_prior, condition_of
 from service.contract.scores import class_totals
-from service.contract.verdict import assess
+from service.contract.shift.estimation import Estimation
+from service.contract.shift.label_shift import MAX_CONDITION, bbse_prior, condition_of
+from service.contract.shift.verdict import assess
 from training.faults import BadData
 from training.scores.source import measure
 

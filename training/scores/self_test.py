@@ -7,11 +7,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import ClassExcess, Estimation, SelfTest, SurestRows
-from service.contract.label_shift import NotConverged, estimate_prior, likelihood_ratios
-from service.contract.misfit import misfit_of
 from service.contract.scores import bootstrap_rng, class_totals
-from service.contract.verdict import dominant_mix, target_mixes, with_self_test
+from service.contract.shift.estimation import ClassExcess, Estimation, SelfTest, SurestRows
+from service.contract.shift.label_shift import NotConverged, estimate_prior, likelihood_ratios
+from service.contract.shift.misfit import misfit_of
+from service.contract.shift.verdict import dominant_mix, target_mixes, with_self_test
 from training.scores.sketching import Labels, rounded
 
 SELF_TEST_ROWS = 2000

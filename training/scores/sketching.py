@@ -1,6 +1,6 @@
 """Describes a labelled split for the `estimation` block: how its rows look, and how many there are.
 
-The test of whether a mix of the classes looks like traffic compares both (service.contract.misfit).
+service.contract.shift.misfit compares both with traffic, to test whether a mix explains it.
 """
 
 from typing import TypeAlias
@@ -9,10 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import ValidationRows
-from service.contract.label_shift import inputs_of
 from service.contract.scores import class_totals
-from service.contract.sketch import (
+from service.contract.shift.estimation import ValidationRows
+from service.contract.shift.label_shift import inputs_of
+from service.contract.shift.sketch import (
     ENERGY_BINS,
     Moments,
     Sketch,

@@ -1,4 +1,4 @@
-"""Measures a model's `estimation` block (service.contract.estimation) on a labelled split.
+"""Measures a model's `estimation` block (service.contract.shift.estimation) on a labelled split.
 
 The split may have any class mix. The result is deterministic.
 """
@@ -17,8 +17,8 @@ from service.contract.adjustment import (
     log_target_prior,
     softmax,
 )
-from service.contract.estimation import MAX_CONFUSION_CLASSES, Estimation, Replicates
 from service.contract.scores import bootstrap_rng, class_totals
+from service.contract.shift.estimation import MAX_CONFUSION_CLASSES, Estimation, Replicates
 from training.scores.calibrate import (
     LOG_TEMPERATURE_SD,
     MAX_TEMPERATURE,

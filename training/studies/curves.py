@@ -8,8 +8,8 @@ from numpy.typing import ArrayLike
 from scipy.stats import spearmanr
 
 from service.contract.adjustment import Vector, adjust_logits, log_target_prior, softmax
-from service.contract.label_shift import NotConverged, em_prior
 from service.contract.scores import class_totals, error, reliability, target_weights
+from service.contract.shift.label_shift import NotConverged, em_prior
 from training.data.long_tail import shifted_rows
 from training.scores.calibrate import TAU_GRID, fit_temperature, log_validation_prior_of
 from training.scores.posthoc import NORM_GRID, adjustment_curve, best_tau, norm_curve

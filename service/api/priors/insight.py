@@ -18,8 +18,8 @@ from service.contract.adjustment import check_tau
 from service.contract.bundle import Bundle
 from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.prior import UnknownLabelFrequencies
-from service.contract.tracking import Tracked
-from service.contract.verdict import Assessment
+from service.contract.shift.tracking import Tracked
+from service.contract.shift.verdict import Assessment
 from service.priors import caution
 from service.priors.preview import TooLittleTraffic, estimate, preview
 from service.priors.priors import Priors

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict
 from service.api.edge.numbers import Whole
 from service.api.long_views import rendered, shown_in_order, view_of
 from service.contract.bundle import Bundle
-from service.contract.verdict import Verdict
+from service.contract.shift.verdict import Verdict
 from service.priors.priors import Priors
 from service.priors.shift.history import Point
 from service.priors.shift.watch import Followed, ShiftWatch

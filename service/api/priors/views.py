@@ -10,7 +10,7 @@ from service.api.long_views import MANY_CLASSES, ByClass, shown_by_class, view_o
 from service.contract.bundle import Bundle
 from service.contract.members.body import PriorBody, document_of
 from service.contract.members.named import short_form
-from service.contract.verdict import Assessment, Verdict
+from service.contract.shift.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
 from service.priors.recent import Sample
 from service.priors.revisions import PriorRevision, StoredRevision

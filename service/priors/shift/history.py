@@ -7,7 +7,7 @@ from datetime import datetime
 import numpy as np
 from numpy.typing import NDArray
 
-from service.contract.tracking import Tracked
+from service.contract.shift.tracking import Tracked
 
 MOST_POINTS = 2880
 MAX_HISTORY_BYTES = 2**20

@@ -17,7 +17,7 @@ from service.contract.adjustment import Vector, log_source_prior
 from service.contract.bundle import Bundle
 from service.contract.members.named import vector_of
 from service.contract.members.sparse import SparseOffset
-from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
+from service.contract.shift.tracking import OtherState, PriorTracker, Ranked, Tracked
 
 MAX_WAITING_ROWS = 256
 """The most rows tracked between two calls of `learn`; further rows are ignored and not counted."""

@@ -21,8 +21,8 @@ from service.contract.bundle import Bundle
 from service.contract.members.body import InvalidPrior, PriorBody
 from service.contract.members.named import short_form
 from service.contract.prior import UnknownLabelFrequencies
-from service.contract.tracking import Tracked
-from service.contract.verdict import Assessment, Verdict, rows_wanted
+from service.contract.shift.tracking import Tracked
+from service.contract.shift.verdict import Assessment, Verdict, rows_wanted
 from service.priors.preview import TooLittleTraffic, estimate
 from service.priors.priors import Priors
 from service.priors.recent import LogitReservoir

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from typing import get_args
 
 from service.contract.prior import UnknownLabelFrequencies
-from service.contract.verdict import Verdict
+from service.contract.shift.verdict import Verdict
 from service.evaluate.live import Evaluation
 from service.observe.exposition import VectorGauge
 from service.observe.run_folder import Gauge

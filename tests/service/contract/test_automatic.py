@@ -8,8 +8,8 @@ import pytest
 from pydantic import ValidationError
 
 from service.contract.automatic import AutoAdopt, bounded, divergence, next_step
-from service.contract.label_shift import PriorEstimate
-from service.contract.verdict import Assessment, Gain
+from service.contract.shift.label_shift import PriorEstimate
+from service.contract.shift.verdict import Assessment, Gain
 
 NOW = datetime(2026, 3, 2, 12, 0, tzinfo=UTC)
 CURRENT = np.array([0.5, 0.3, 0.2])

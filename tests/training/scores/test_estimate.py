@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar, nnls
 
-from service.contract import label_shift
 from service.contract.adjustment import softmax
-from service.contract.verdict import assess
+from service.contract.shift import label_shift
+from service.contract.shift.verdict import assess
 from training.scores import estimate as module
 from training.scores.estimate import EstimateRefused, HeldOut, estimate
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.contract.adjustment import log_normalise
-from service.contract.estimation import Estimation
+from service.contract.shift.estimation import Estimation
 from training.scores import source
 from training.scores.source import measure
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from service.contract.adjustment import log_softmax
-from service.contract.label_shift import NotConverged
+from service.contract.shift.label_shift import NotConverged
 from training.faults import WrongUse
 from training.loop.interrupt import Interrupted
 from training.loop.processes import Processes

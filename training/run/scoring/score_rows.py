@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import adjust_logits, log_target_prior, softmax
-from service.contract.verdict import assess
+from service.contract.shift.verdict import assess
 from training.data import stream
 from training.faults import RunFailed, WrongUse
 from training.run.export import open_output

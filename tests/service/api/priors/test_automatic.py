@@ -9,9 +9,9 @@ import pytest
 
 from service.api.priors.automatic import AutomaticSteps
 from service.contract.automatic import AUTHOR, AutoAdopt, Step
-from service.contract.label_shift import PriorEstimate
 from service.contract.members.body import parse_prior
-from service.contract.verdict import Assessment, Gain
+from service.contract.shift.label_shift import PriorEstimate
+from service.contract.shift.verdict import Assessment, Gain
 from service.priors.recent import LogitReservoir
 from service.priors.shift.watch import Automatic
 from tests.support.priors import following

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 import numpy as np
 import pytest
 
-from service.contract.tracking import Tracked
+from service.contract.shift.tracking import Tracked
 from service.priors.shift.history import MAX_HISTORY_BYTES, MOST_POINTS, History
 
 START = datetime(2026, 1, 1, tzinfo=UTC)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from service.contract.adjustment import log_softmax
-from service.contract.tracking import PriorTracker
+from service.contract.shift.tracking import PriorTracker
 from service.priors.shift.stream import (
     FULL_PRICE_CLASSES,
     MAX_SETTINGS,

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.priors.views import prior_line, revision_line
 from service.contract.prior import parse_prior
-from service.contract.tracking import OtherState, PriorTracker
+from service.contract.shift.tracking import OtherState, PriorTracker
 from service.evaluate.ring import ROW
 from service.evaluate.shared import SharedAnswers
 from service.priors.changes import Replace

@@ -7,9 +7,9 @@ import zipfile
 import numpy as np
 import pytest
 
-from service.contract import tracking
-from service.contract.label_shift import estimate_prior
-from service.contract.tracking import OtherState, PriorTracker, Ranked, Tracked
+from service.contract.shift import tracking
+from service.contract.shift.label_shift import estimate_prior
+from service.contract.shift.tracking import OtherState, PriorTracker, Ranked, Tracked
 
 SOURCE = np.array([0.7, 0.2, 0.1])
 OTHER = np.array([0.1, 0.2, 0.7])

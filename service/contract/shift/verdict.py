@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import ClassExcess, Estimation, SelfTest, SurestRows
-from service.contract.label_shift import (
+from service.contract.shift.estimation import ClassExcess, Estimation, SelfTest, SurestRows
+from service.contract.shift.label_shift import (
     MAX_CLASSES_WITH_COVARIANCE,
     NotConverged,
     PriorEstimate,
@@ -24,8 +24,8 @@ from service.contract.label_shift import (
     likelihood_ratios,
     no_surer,
 )
-from service.contract.misfit import Misfit, misfit_of
-from service.contract.tracking import Tracked, estimate_of
+from service.contract.shift.misfit import Misfit, misfit_of
+from service.contract.shift.tracking import Tracked, estimate_of
 
 Verdict = Literal[
     "usable",

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from service.contract.estimation import Estimation, SelfTest
-from service.contract.label_shift import PriorEstimate, estimate_prior, likelihood_ratios
-from service.contract.misfit import chi_square_tail, misfit_of
-from service.contract.sketch import class_means_of, features_of, numbers_of
-from service.contract.tracking import PriorTracker
-from service.contract.verdict import (
+from service.contract.shift.estimation import Estimation, SelfTest
+from service.contract.shift.label_shift import PriorEstimate, estimate_prior, likelihood_ratios
+from service.contract.shift.misfit import chi_square_tail, misfit_of
+from service.contract.shift.sketch import class_means_of, features_of, numbers_of
+from service.contract.shift.tracking import PriorTracker
+from service.contract.shift.verdict import (
     assess,
     gain_of,
     may_adopt,
@@ -221,7 +221,7 @@ def test_a_self_test_that_fails_makes_an_estimate_ill_conditioned_unless_the_ste
 
 
 def test_an_estimate_that_does_not_settle_keeps_the_target_in_force(monkeypatch):
-    monkeypatch.setattr("service.contract.label_shift.MAX_ITERATIONS", 3)
+    monkeypatch.setattr("service.contract.shift.label_shift.MAX_ITERATIONS", 3)
     found = judged(rows(500, [0.1, 0.1, 0.8])[0])
     assert found.verdict == "ill_conditioned"
     assert found.candidate.tolist() == UNIFORM.tolist()

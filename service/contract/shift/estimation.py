@@ -13,7 +13,7 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from service.contract.adjustment import Vector, log_normalise
-from service.contract.sketch import Moments, Sketch
+from service.contract.shift.sketch import Moments, Sketch
 from service.contract.strict import Strict
 from service.contract.values import Count, Positive, Single, Temperature, between, no_boolean
 

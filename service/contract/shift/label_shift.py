@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import Replicates
+from service.contract.shift.estimation import Replicates
 
 TOLERANCE = 1e-7
 MAX_ITERATIONS = 2000

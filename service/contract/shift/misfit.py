@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.estimation import Estimation
-from service.contract.label_shift import PriorEstimate, summed_by
+from service.contract.shift.estimation import Estimation
+from service.contract.shift.label_shift import PriorEstimate, summed_by
 
 _SMALLEST_EIGENVALUE = 1e-10  # of the largest: below, rounding decides
 _SMALLEST_VARIANCE = 1e-6  # with less, rows do not differ but for rounding

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from service.contract import label_shift
 from service.contract.adjustment import softmax
-from service.contract.estimation import Replicates
-from service.contract.label_shift import NotConverged, bbse_prior, em_prior
+from service.contract.shift import label_shift
+from service.contract.shift.estimation import Replicates
+from service.contract.shift.label_shift import NotConverged, bbse_prior, em_prior
 
 SOURCE = np.array([0.7, 0.2, 0.1])
 

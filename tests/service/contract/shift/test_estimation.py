@@ -5,9 +5,9 @@ import pytest
 from pydantic import ValidationError
 
 from service.contract.adjustment import adjust_logits, softmax
-from service.contract.estimation import Estimation, SelfTest
-from service.contract.label_shift import estimate_prior
-from service.contract.sketch import binned, numbers_of, sketched
+from service.contract.shift.estimation import Estimation, SelfTest
+from service.contract.shift.label_shift import estimate_prior
+from service.contract.shift.sketch import binned, numbers_of, sketched
 
 SOURCE = [0.7, 0.2, 0.1]
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from service.contract.adjustment import Vector
-from service.contract.label_shift import (
+from service.contract.shift.label_shift import (
     MAX_CLASSES_WITH_COVARIANCE,
     PriorEstimate,
     inverse_of,
