@@ -23,7 +23,7 @@ from benchmarks.results.checks import beside_reference, expectations
 from benchmarks.results.norms import norms_under_adam
 from benchmarks.results.other_figures import PAPER, PAPER_DATA, PAPER_SOURCE
 from benchmarks.results.synthetic_section import copy_figures, read, synthetic
-from benchmarks.results.text import Document, mean, ns, slug, spliced, spread, title
+from benchmarks.results.text import Document, mean, ns, slug, spread, title
 from benchmarks.results.variant_tables import Row, concluded, on_weights, other_ways
 from training.pages.page import markdown_table
 from training.studies.methods import ADAM_RUN
@@ -78,11 +78,8 @@ def main() -> None:
         copy_figures(options.synthetic, place)
         experiment = read(options.synthetic)
     text = page(documents, rows, experiment)
-    people = place / "tables.json"
-    if people.exists():
-        found = json.loads(people.read_text(encoding="utf-8"))
-        text = spliced(text, tables.HEADING, tables.section(found), before="Each setting")
     text = coverage.with_section(text, options.docs)
+    text = tables.with_sections(text, options.docs)
     text = thousand.with_section(text, options.docs)
     (options.docs / "results.md").write_text(text, encoding="utf-8")
 

@@ -3,6 +3,7 @@
 import ast
 import copy
 import inspect
+import json
 from itertools import pairwise
 
 import numpy as np
@@ -298,3 +299,34 @@ def prose_of(module):
 def test_the_page_has_the_words_that_its_programs_write(module):
     page = flat((ROOT / "docs/results.md").read_text(encoding="utf-8"))
     assert [text for text in prose_of(module) if text not in page] == []
+
+
+def defaults_of(name, *errors):
+    """As benchmarks.results.tables gathers them: a set, and ours and a peer's errors by seed."""
+    one = {"set": name, "rows": [9, 9], "classes": 2, "counts": [6, 3], "network": "linear"}
+    return {
+        name: [
+            one | {"errors": {results_tables.OURS: [0, ours], "a peer": [0, theirs]}}
+            for ours, theirs in errors
+        ]
+    }
+
+
+def test_sets_that_no_default_was_chosen_on_have_a_section_of_their_own(tmp_path):
+    (tmp_path / "results").mkdir()
+    for name, found in (
+        (results_tables.SEEN, defaults_of("old", (20, 30), (22, 30))),
+        (results_tables.UNSEEN, defaults_of("new", (40, 30), (42, 36))),
+    ):
+        (tmp_path / "results" / name).write_text(json.dumps(found))
+    page = "# Results\n\n## Each setting\n"
+    text = results_tables.with_sections(page, tmp_path)
+    assert results_tables.with_sections(text, tmp_path) == text
+    _, seen, unseen, rest = text.split("\n## ")
+    assert "**21.0 ± 1.4**" in row(seen, "old")
+    assert "on 1 of 1 sets" in seen
+    assert "41.0 ± 1.4" in row(unseen, "new")
+    assert "new (8.0 points behind a peer)" in unseen
+    assert "Not measured with the present defaults: attrition, cells," in unseen
+    assert "Not measured" not in seen
+    assert rest == "Each setting\n"
