@@ -15,7 +15,7 @@ from sqlalchemy import MetaData, Table, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.api.priors.views import prior_line, revision_line
-from service.contract.prior import parse_prior
+from service.contract.members.body import parse_prior
 from service.contract.shift.tracking import OtherState, PriorTracker
 from service.evaluate.ring import ROW
 from service.evaluate.shared import SharedAnswers
