@@ -88,7 +88,7 @@ class Mixed(_Wide):
     values in the training rows gets a second output: 1 where the value is missing, else 0. A
     category with K values gets K outputs (one-hot), all 0 for a value unseen in training. With
     `scaled`, each of them is divided by its deviation over the training rows, so that one penalty
-    is as mild on rare values, which often tell rare classes, as on frequent ones.
+    is as mild on rare values, which often mark rare classes, as on frequent ones.
 
     With `pieces`, a number gets one more output for each interval between quantiles of the training
     rows. The output rises from 0 below the interval to 1 above it, minus its mean over the training

@@ -31,6 +31,12 @@ class Gauges:
         *,
         max_class_series: int,
     ) -> None:
+        """Read nothing yet.
+
+        drift: the divergence of traffic from each prior. shift: the estimates of the class mix.
+        evaluation: the live errors from feedback. max_class_series: the most classes of a model
+        that get a series of their own.
+        """
         self._evaluation = evaluation
         self._repository, self._priors, self._drift = repository, priors, drift
         self._shift = shift

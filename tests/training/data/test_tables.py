@@ -266,8 +266,8 @@ def test_classes_that_look_alike_and_those_that_cannot_be_tested_are_told(tmp_pa
 )
 def test_classes_that_are_one_number_or_one_word_are_told(tmp_path, one, other, how):
     made = columns(kind=[one, other, "dog"] * 10)
-    told = problems(load(write(tmp_path / "own.csv", made)))
-    assert f"classes {one!r} and {other!r} differ only in {how}" in told
+    reported = problems(load(write(tmp_path / "own.csv", made)))
+    assert f"classes {one!r} and {other!r} differ only in {how}" in reported
 
 
 def test_a_label_column_without_a_repeated_value_is_refused(tmp_path):
@@ -304,16 +304,16 @@ def test_a_label_that_is_nan_is_a_missing_label_and_no_class(tmp_path):
 @pytest.mark.parametrize("mark", ["NA", "null", "None", "?"])
 def test_a_class_that_may_be_a_missing_label_is_told(tmp_path, mark):
     kinds = [mark if kind == "eel" else kind for kind in columns()["kind"]]
-    told = problems(load(write(tmp_path / "own.csv", columns(kind=kinds))))
-    assert [said for said in told if said.startswith("class '")] == [
+    reported = problems(load(write(tmp_path / "own.csv", columns(kind=kinds))))
+    assert [said for said in reported if said.startswith("class '")] == [
         f"class '{mark}' may stand for rows without a label; if it does, leave these rows out",
     ]
 
 
 def test_a_class_name_with_control_characters_is_told(tmp_path):
     kinds = ["cat\0" if kind == "cat" else kind for kind in columns()["kind"]]
-    told = problems(load(stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds)))
-    (note,) = [said for said in told if said.startswith("the name")]
+    reported = problems(load(stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds)))
+    (note,) = [said for said in reported if said.startswith("the name")]
     assert r"'cat\x00' has control characters" in note
 
 

@@ -1,4 +1,4 @@
-"""Any value in any column of the store: what is read from it is of its type, or is told as damaged.
+"""Any value in any column of the store: what is read is of its type, or is reported as damaged.
 
 SQLite keeps any type in any column; both engines keep what was altered by hand.
 """
