@@ -185,8 +185,17 @@ class Feed:
         self._woken.set()
 
     def write_failed(self, error: StoreUnavailable | None) -> None:
-        """Note the outcome of a write: its error, or None if it succeeded."""
-        self._write_trouble = error
+        """Note the outcome of a write: its error, or None if it succeeded.
+
+        The first failure and the end of the trouble are logged, unless reading fails, too.
+        """
+        before, self._write_trouble = self._write_trouble, error
+        if self._read_trouble is not None:
+            return
+        if error is not None and (before is None or before.kind != error.kind):
+            log.warning("%s; no prior can be changed until it works again", error)
+        if error is None and before is not None:
+            log.warning("the store of priors takes changes again")
 
     @property
     def state(self) -> StoreState:
@@ -330,10 +339,10 @@ class Feed:
             self._store.report(report)
         except StoreUnavailable as error:
             if error.kind != "slow":  # another process is writing
-                self._write_trouble = error
+                self.write_failed(error)
             return
         self._reported = report
-        self._write_trouble = None
+        self.write_failed(None)
 
     def _note_trouble(self, error: StoreUnavailable | None) -> None:
         before, self._read_trouble = self._read_trouble, error

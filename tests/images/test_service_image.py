@@ -149,7 +149,7 @@ def test_a_store_that_the_user_may_not_write_is_named_with_what_to_do(start):
     container = start("--user", "12345:12345", ready=False)
     status = int(docker("wait", container.name).strip())
     assert status == 1
-    assert "is it this user's to write?" in container.log.splitlines()[-1]
+    assert "check its owner, folder and disk" in container.log.splitlines()[-1]
     assert "'/data/priordial.db'" in container.log.splitlines()[-1]
 
 

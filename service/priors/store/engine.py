@@ -183,7 +183,8 @@ class SqliteFile:
             )
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(
-                "away", f"'{self.path}' cannot be opened: {error}; is it this user's to write?"
+                "away",
+                f"'{self.path}' cannot be opened: {error}; check its owner, folder and disk",
             ) from error
         try:
             connection.text_factory = _text

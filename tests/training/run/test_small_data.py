@@ -97,7 +97,7 @@ def with_nan():
     [
         ({"x_test": None}, "has no x_test"),
         ({"y_train": np.full(30, 7)}, "no training example of 7 of 8 classes"),
-        ({"y_train": np.arange(30) % 3 - 1}, "y_train, row 0: label -1 is out of range"),
+        ({"y_train": np.arange(30) % 3 - 1}, "y_train: the lowest label is -1, and there is a 0"),
         (
             {"y_test": np.array([0, 1, 2, 3, 1, 2]), "class_names": ["a", "b", "c"]},
             "y_test, row 3: label 3 is out of range",

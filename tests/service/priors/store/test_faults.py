@@ -308,7 +308,7 @@ def test_a_file_that_may_only_be_read_serves_what_it_holds(sqlite_url, tmp_path)
         set_immutable(file, False)
 
 
-def test_a_file_that_turns_read_only_under_sqlite(sqlite_url, monkeypatch):
+def test_a_file_that_turns_read_only_under_sqlite_is_logged(sqlite_url, monkeypatch, caplog):
     connect = SqliteFile.connect
     trouble = {"on": 0}
 
@@ -319,6 +319,9 @@ def test_a_file_that_turns_read_only_under_sqlite(sqlite_url, monkeypatch):
 
     monkeypatch.setattr(SqliteFile, "connect", limited)
     scenario(sqlite_url, lambda: trouble.update(on=1), lambda: trouble.update(on=0), "read-only")
+    logged = [r.getMessage() for r in caplog.records if r.name == "service.priors.feed"]
+    assert len([line for line in logged if "no prior can be changed until it" in line]) == 1
+    assert len([line for line in logged if "takes changes again" in line]) == 1
 
 
 def test_a_locked_file_under_sqlite(sqlite_url, tmp_path):
