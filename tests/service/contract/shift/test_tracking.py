@@ -226,3 +226,18 @@ def test_a_state_of_impossible_numbers_is_refused(name, value):
     with pytest.raises(OtherState):
         followed.restore(saved.getvalue())
     assert np.array_equal(followed.prior, before)
+
+
+@pytest.mark.parametrize("change", [lambda array: array[:-1], lambda array: array + b"\0"])
+def test_a_state_whose_array_is_shorter_or_longer_than_it_says_is_refused(change):
+    followed, changed = tracker(), io.BytesIO()
+    followed.update(logits(OTHER, 100))
+    with (
+        zipfile.ZipFile(io.BytesIO(followed.state())) as stored,
+        zipfile.ZipFile(changed, "w") as archive,
+    ):
+        for name in stored.namelist():
+            array = stored.read(name)
+            archive.writestr(name, change(array) if name == "priors.npy" else array)
+    with pytest.raises(OtherState, match="another 'priors'"):
+        followed.restore(changed.getvalue())

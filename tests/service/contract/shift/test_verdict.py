@@ -1,5 +1,7 @@
 """The verdict: a mix of the known classes is usable; every other stream gets its own reason."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -289,6 +291,24 @@ def test_an_estimate_made_elsewhere_is_tested_with_its_whole_covariance():
         for each in (own, elsewhere)
     )
     assert second.p > first.p
+
+
+def test_a_calibration_without_an_error_of_its_own_adds_no_doubt():
+    logits = rows(2000, UNIFORM)[0]
+    ratios = likelihood_ratios(logits, temperature=1.0, log_source=np.log(SOURCE))
+    own = estimate_prior(logits, temperature=1.0, log_source=np.log(SOURCE))
+    exact, none, some = (
+        misfit_of(
+            logits,
+            replace(own, calibration_covariance=doubt),
+            block(),
+            temperature=1.0,
+            ratios=ratios,
+        )
+        for doubt in (0.0, np.zeros((3, 3)), np.eye(3))
+    )
+    assert exact == none
+    assert some.p > exact.p
 
 
 def test_the_tail_of_chi_square_is_that_of_the_tables():
