@@ -124,7 +124,7 @@ def assess(
     if calibration is not None and len(target) <= MAX_CLASSES_WITH_COVARIANCE:
         inputs = inputs_of(f) if calibration.validation.tells_rows_apart else None
     settled, made_up = True, shrinkage * len(target)
-    few = len(f) < rows_wanted(len(target))
+    few, different = len(f) < rows_wanted(len(target)), None
     if tracked is not None and few and tracked.effective_rows > len(f):
         estimate = estimate_of(tracked)
         candidate = (estimate.n * estimate.prior + made_up * target) / (estimate.n + made_up)
@@ -137,6 +137,7 @@ def assess(
                 replicates=replicates,
                 inputs=inputs,
             )
+            different = None if inputs is None else int(inputs.max()) + 1
             candidate = climb(
                 ratios, start=estimate.prior + target, toward=target, strength=made_up
             )
@@ -156,6 +157,7 @@ def assess(
     step = float(np.abs(candidate - target).sum())
     verdict, reason = _judge(
         n=estimate.n,
+        different=different,
         num_classes=len(target),
         capacity=None if tracked is not None else capacity,
         settled=settled,
@@ -363,6 +365,7 @@ def _distance_to_bbse(
 def _judge(
     *,
     n: int,
+    different: int | None,
     num_classes: int,
     capacity: int | None,
     settled: bool,
@@ -373,7 +376,7 @@ def _judge(
 ) -> tuple[Verdict, str]:
     """The first verdict that applies, the most serious first, with its reason."""
     found = (
-        _too_few_rows(n, num_classes, capacity)
+        _too_few_rows(n, different, num_classes, capacity)
         or _not_calibrated(calibration)
         or _unexplained(misfit, calibration)
         or _ill_conditioned(self_test, step, settled=settled)
@@ -388,7 +391,10 @@ def _judge(
     return "usable", "the rows look like a mix of the known classes"
 
 
-def _too_few_rows(n: int, num_classes: int, capacity: int | None) -> tuple[Verdict, str] | None:
+def _too_few_rows(
+    n: int, different: int | None, num_classes: int, capacity: int | None
+) -> tuple[Verdict, str] | None:
+    """different: how many different inputs the rows are of, where some come again."""
     wanted = rows_wanted(num_classes)
     if capacity is not None and max(capacity, n) < wanted:
         return "too_many_classes", (
@@ -398,6 +404,11 @@ def _too_few_rows(n: int, num_classes: int, capacity: int | None) -> tuple[Verdi
     if n < wanted:
         return "too_little_traffic", (
             f"there are {n} rows, but {num_classes} classes need {wanted}; wait for more traffic"
+        )
+    if different is not None and different < wanted:
+        return "too_little_traffic", (
+            f"the {n} rows are of {different} different inputs, but {num_classes} classes need "
+            f"{wanted}; wait for other inputs"
         )
     return None
 

@@ -273,6 +273,15 @@ def test_the_gain_is_what_labels_would_show():
     assert found.gain.low <= found.gain.mean
 
 
+def test_many_rows_of_few_inputs_are_too_little_traffic():
+    few = rows(30, UNIFORM)[0]
+    found = judged(np.tile(few, (100, 1)), calibration=counted_block())
+    assert (found.verdict, found.estimate.n) == ("too_little_traffic", 3000)
+    assert "the 3000 rows are of 30 different inputs, but 3 classes need" in found.reason
+    enough = rows(1500, UNIFORM)[0]
+    assert judged(np.tile(enough, (2, 1)), calibration=counted_block()).verdict == "usable"
+
+
 def test_variances_alone_also_give_a_gain_and_no_misfit():
     prior = np.array([0.1, 0.2, 0.7])
     alone = PriorEstimate(prior, prior, prior, 100, 50.0, np.full(3, 1e-3))
