@@ -75,8 +75,8 @@ def parse_prior(body: object) -> PriorBody:
 
 
 _VECTORS = ("label_frequencies", "target")
-
 _LONG = 4096
+"""Vectors of more values than this are checked without pydantic."""
 
 
 def body_of(document: Mapping[str, Any]) -> PriorBody:
