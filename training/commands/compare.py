@@ -45,22 +45,26 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--threads",
         type=at_least(1),
         metavar="N",
-        help="threads on the CPU (default: torch decides)",
+        help="threads of each run on the CPU (default: the processors divided by --jobs; of a "
+        "single job: torch decides)",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=at_least(1),
+        metavar="N",
+        help="runs trained at the same time, each in a process of its own (default: one for each "
+        "processor, as far as memory allows; 1 on a GPU, under torchrun and for image files)",
     )
     parser.add_argument("--quiet", action="store_true", help="show no progress bars")
 
 
 def _compare(options: argparse.Namespace) -> dict[str, Any]:
-    import torch
-
     from training.loop.processes import Processes
     from training.studies.compare import compare
     from training.studies.methods import choose
 
     if options.seeds < 1:
         raise WrongUse(f"--seeds {options.seeds}: expected at least 1")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
     return compare(
         recipe_of(options),
         methods=choose(options.methods),
@@ -70,4 +74,6 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
         say=lambda text: print(text, file=sys.stderr),  # noqa: T201 - a command speaks
         quiet=options.quiet,
         command=options.command,
+        jobs=options.jobs,
+        threads=options.threads,
     )

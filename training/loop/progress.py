@@ -34,7 +34,8 @@ class Progress:
     steps: the steps of the whole run. first_step: the step to start at; above 0 after a resume.
     batch_rows: the rows of a step, to compute rows/s. flush_steps: the steps between two reads.
     log: the file that gets a line per step; None writes none. tensorboard: the folder for
-    TensorBoard's files; None writes none. quiet: show neither a bar nor lines.
+    TensorBoard's files; None writes none. quiet: show neither a bar nor lines. label: the name of
+    one of several runs at the same time; they show lines that begin with it, and no bar.
     """
 
     def __init__(
@@ -47,8 +48,9 @@ class Progress:
         tensorboard: Path | None,
         flush_steps: int,
         quiet: bool,
+        label: str = "",
     ) -> None:
-        terminal = sys.stderr.isatty()
+        terminal = sys.stderr.isatty() and not label
         self._bar = tqdm(
             total=steps,
             initial=first_step,
@@ -62,7 +64,10 @@ class Progress:
         )
         self._steps = steps
         self._at = first_step
-        self._line_due = math.inf if quiet or terminal else 0.0
+        self._line_due = time.monotonic() + LINE_SECONDS if label else 0.0
+        if quiet or terminal:
+            self._line_due = math.inf
+        self._label = f"{label}: " if label else ""
         self._batch_rows = batch_rows
         self._flush_steps = flush_steps
         self._waiting: list[tuple[int, float, Tensor]] = []
@@ -135,7 +140,7 @@ class Progress:
             return
         self._line_due = now + LINE_SECONDS
         say(
-            f"step {self._at:,} of {self._steps:,}, loss {self._smooth:.3f}, "
+            f"{self._label}step {self._at:,} of {self._steps:,}, loss {self._smooth:.3f}, "
             f"{rows_a_second:,.0f} rows/s"
         )
 

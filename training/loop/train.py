@@ -20,7 +20,7 @@ from training.learning.weights import factors, hold_still
 from training.loop.checkpoint import CheckpointFile, RunState, random_state
 from training.loop.interrupt import Interrupted, StopSignal
 from training.loop.processes import Processes
-from training.loop.progress import Progress
+from training.loop.progress import Progress, stage
 from training.loop.schedule import learning_rate
 
 OPTIMISERS = ("sgd", "adamw")
@@ -76,8 +76,9 @@ class Keeping:
     checkpoint: where checkpoints are written; None writes none. resume: continue from the
     checkpoint if there is one. restart: overwrite it. checkpoint_seconds: time between checkpoints.
     checkpoint_steps: steps between checkpoints; takes precedence. log: the file that gets a line
-    per step. tensorboard: the folder for TensorBoard's files. quiet: show no progress. going_on:
-    the end of an interrupted run's message, which says how to continue.
+    per step. tensorboard: the folder for TensorBoard's files. quiet: show no progress. label: the
+    name of one of several runs at the same time, whose progress is shown in lines, never in a bar.
+    going_on: the end of an interrupted run's message, which says how to continue.
     """
 
     checkpoint: CheckpointFile | None = None
@@ -88,6 +89,7 @@ class Keeping:
     log: Path | None = None
     tensorboard: Path | None = None
     quiet: bool = False
+    label: str = ""
     going_on: str = "--resume continues from it"
 
     @contextmanager
@@ -107,6 +109,10 @@ class Keeping:
                     "from it, --restart to discard it, or another --name to keep both"
                 )
             yield
+
+    def stage(self, text: str) -> None:
+        """Print the name of the run's next stage, unless it is quiet or one of several runs."""
+        stage(text, quiet=self.quiet or bool(self.label))
 
     def due(self, done: int, *, seconds: float) -> bool:
         """Return whether to write a checkpoint after `done` steps, `seconds` after the last one."""
@@ -314,6 +320,7 @@ def _progress(plan: Plan, keeping: Keeping, processes: Processes, first: int) ->
         tensorboard=keeping.tensorboard if processes.first else None,
         flush_steps=1 if processes.device.type == "cpu" else 20,
         quiet=keeping.quiet or not processes.first,
+        label=keeping.label,
     )
 
 

@@ -19,7 +19,6 @@ from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.interrupt import Interrupted
 from training.loop.linear import fit_last_layer
 from training.loop.processes import Processes
-from training.loop.progress import stage
 from training.loop.train import Keeping, logits_of, train
 from training.run.afterwards import Changed, change_last_layer, check_afterwards
 from training.run.calibration import Calibration, calibrate
@@ -111,7 +110,7 @@ def run(
     found: list[Tried] = []
     for number, candidate in enumerate(offered):
         if len(offered) > 1:
-            stage(f"candidate {number + 1}: {name_of(candidate)}", quiet=keeping.quiet)
+            keeping.stage(f"candidate {number + 1}: {name_of(candidate)}")
         own = _with_folder(running, candidate, several=len(offered) > 1)
         warned = number > 0 or running.models is None
         one = _run_one(
@@ -154,7 +153,7 @@ def _learnt_again(
     recipe: Recipe, chosen: Finished, running: Running, keeping: Keeping, processes: Processes
 ) -> tuple[Finished, Keeping]:
     """Train the chosen network on all rows; what validation measured stays with the result."""
-    stage(f"training {name_of(chosen.recipe)} again on all rows", quiet=keeping.quiet)
+    keeping.stage(f"training {name_of(chosen.recipe)} again on all rows")
     one = _run_one(
         recipe.resolved(), running, keeping, processes, started=chosen.started, warned=True
     )
@@ -182,11 +181,11 @@ def _run_one(
         check_afterwards(recipe, ready, network)
     keeping = _with_files(keeping, recipe, ready, running)
     with keeping.begun(processes):
-        stage("trying the network, its export and the folders", quiet=keeping.quiet)
+        keeping.stage("trying the network, its export and the folders")
         with undrawn():
             models = running.models if processes.first else None
             rehearse(recipe, ready, network, models=models)
-        stage(_work(ready), quiet=keeping.quiet)
+        keeping.stage(_work(ready))
         penalty = train_network(recipe, ready, network, keeping, processes, workers=running.workers)
         if not processes.first:
             return None
@@ -256,7 +255,7 @@ def _fit_linear(
         device=processes.device,
     )
     chosen = " (the best of validation)" if found.curve else ""
-    stage(f"penalty {found.penalty:g}{chosen}", quiet=keeping.quiet)
+    keeping.stage(f"penalty {found.penalty:g}{chosen}")
     return found.penalty
 
 
@@ -362,7 +361,7 @@ def calibrated(finished: Finished) -> tuple[Calibration, Calibration]:
 
 def _published(finished: Finished, running: Running, keeping: Keeping) -> Finished:
     """Calibrate, score and publish a trained network."""
-    stage("calibrating and scoring", quiet=keeping.quiet)
+    keeping.stage("calibrating and scoring")
     measured, calibration = calibrated(finished)
     tau = served_tau(finished.recipe, calibration)
     held, scores = finished.measured, {}
@@ -372,7 +371,7 @@ def _published(finished: Finished, running: Running, keeping: Keeping) -> Finish
         scores["test"] = _score(
             finished.ready, "test", finished.logits["test"], calibration, served=tau
         )
-    stage("exporting and checking the ONNX file", quiet=keeping.quiet)
+    keeping.stage("exporting and checking the ONNX file")
     assert running.models is not None
     bundle = publish(
         finished.recipe,

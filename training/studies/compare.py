@@ -1,8 +1,9 @@
 """Runs `training compare`: trains methods × seeds on one data set, and reports the results."""
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ from training.studies.methods import (
 )
 from training.studies.numbers import results_of
 from training.studies.outcomes import Outcome, SplitOutputs
+from training.studies.side_by_side import shares_of, train_side_by_side
 
 KEEP_FEATURES = frozenset(m.run for m in METHODS if m.afterwards in ON_FEATURES)
 FREE_SETTINGS = ("seed", *FREE)
@@ -46,35 +48,39 @@ def compare(
     say: Callable[[str], None],
     quiet: bool = True,
     command: str = "",
+    jobs: int | None = 1,
+    threads: int | None = None,
 ) -> dict[str, Any]:
     """Train the missing runs, score all, write the report; return the object of results.json.
 
     recipe: the shared settings; each method brings its own loss and sampler. A finished run is a
     file in out/runs and is not trained again; an interrupted run continues from its checkpoint.
-    Seeds and methods can be added later. command: the command line, for the report. Raises WrongUse
-    when `out` holds a comparison with other settings.
+    Seeds and methods can be added later. command: the command line, for the report. jobs: how many
+    runs are trained at the same time, and threads: those of each run; None decides, see
+    `side_by_side.shares_of`. The same number of threads gives the same weights for any number of
+    jobs. Raises WrongUse when `out` holds a comparison with other settings.
     """
     data = prepare_data(replace(recipe, seed=seeds[0]))
     out.mkdir(parents=True, exist_ok=True)
     remember_settings(recipe, out, files=contents(data))
-    wanted = [(name, seed) for seed in seeds for name in runs_of(tuple(methods))]
-    for number, (name, seed) in enumerate(wanted, 1):
-        path = outcome_path(out, name, seed)
-        if path.exists():
-            continue
-        outcome = finish_run(
-            recipe,
-            name,
-            seed,
-            folder=out / "runs",
-            processes=processes,
-            quiet=quiet,
-        )
-        if outcome is not None:
-            say(f"[{number}/{len(wanted)}] {name}, seed {seed}: {outcome.seconds:.0f} s")
-            outcome.save(path)
-            checkpoint_path(out / "runs", name, seed).unlink(missing_ok=True)
-        processes.wait()
+    wanted = [OneRun(recipe, name, seed, out) for seed in seeds for name in runs_of(tuple(methods))]
+    shares = shares_of(data, runs=len(wanted), processes=processes, jobs=jobs, threads=threads)
+    number = {one.name: place for place, one in enumerate(wanted, 1)}
+
+    def done(name: str, seconds: float) -> None:
+        say(f"[{number[name]}/{len(wanted)}] {name}: {seconds:.0f} s")
+
+    missing = [one for one in wanted if not one.outcome.exists()]
+    if shares.jobs > 1 and len(missing) > 1:
+        say(f"{len(missing)} runs to train, {shares.jobs} at a time")
+        train_side_by_side(missing, shares=shares, device=processes.device, quiet=quiet, done=done)
+    else:
+        with _threads(shares.threads):
+            for one in missing:
+                seconds = one.finish(processes, quiet=quiet)
+                if seconds is not None:
+                    done(one.name, seconds)
+                processes.wait()
     say("scoring")
     results = results_of(
         methods=methods,
@@ -88,29 +94,64 @@ def compare(
     return document
 
 
-def finish_run(
-    recipe: Recipe,
-    run: str,
-    seed: int,
-    *,
-    folder: Path,
-    processes: Processes,
-    quiet: bool,
-) -> Outcome | None:
-    """Train one run, from its checkpoint if there is one, and return its outcome.
+@dataclass(frozen=True)
+class OneRun:
+    """A run of the comparison in `out`: a key of RUNS, trained with one seed."""
 
-    Returns None in all processes but the first. Raises Interrupted, which names the run.
-    """
+    recipe: Recipe
+    run: str
+    seed: int
+    out: Path
+
+    @property
+    def name(self) -> str:
+        """The run and its seed, for messages."""
+        return f"{self.run}, seed {self.seed}"
+
+    @property
+    def outcome(self) -> Path:
+        """The file of the finished run."""
+        return outcome_path(self.out, self.run, self.seed)
+
+    def finish(self, processes: Processes, *, quiet: bool, label: str = "") -> float | None:
+        """Train the run, from its checkpoint if there is one, and write its outcome.
+
+        label: what the lines of its progress begin with, if other runs are trained at the same
+        time. Returns the seconds that it took; None in all processes but the first. Raises
+        Interrupted, which names the run.
+        """
+        checkpoint = checkpoint_path(self.out / "runs", self.run, self.seed)
+        try:
+            outcome = outcome_of(
+                replace(
+                    recipe_for(self.recipe, self.run),
+                    seed=self.seed,
+                    name=f"{self.run}-{self.seed}",
+                ),
+                checkpoint=checkpoint,
+                keep_features=self.run in KEEP_FEATURES,
+                processes=processes,
+                quiet=quiet,
+                label=label,
+            )
+        except Interrupted as stopped:
+            raise Interrupted(f"{self.name}: {stopped}") from None
+        if outcome is None:
+            return None
+        outcome.save(self.outcome)
+        checkpoint.unlink(missing_ok=True)
+        return outcome.seconds
+
+
+@contextlib.contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """Train with this number of threads on the CPU; None changes nothing."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
     try:
-        return outcome_of(
-            replace(recipe_for(recipe, run), seed=seed, name=f"{run}-{seed}"),
-            checkpoint=checkpoint_path(folder, run, seed),
-            keep_features=run in KEEP_FEATURES,
-            processes=processes,
-            quiet=quiet,
-        )
-    except Interrupted as stopped:
-        raise Interrupted(f"{run}, seed {seed}: {stopped}") from None
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def recipe_for(recipe: Recipe, run: str) -> Recipe:
@@ -138,6 +179,7 @@ def outcome_of(
     keep_features: bool,
     processes: Processes,
     quiet: bool = True,
+    label: str = "",
 ) -> Outcome | None:
     """Train a recipe, from its checkpoint if there is one, and return the outcome.
 
@@ -147,7 +189,9 @@ def outcome_of(
     finished = run(
         recipe,
         running=Running(models=None, runs=None, checkpoint=checkpoint),
-        keeping=Keeping(resume=True, quiet=quiet, going_on="the same command resumes from it"),
+        keeping=Keeping(
+            resume=True, quiet=quiet, label=label, going_on="the same command resumes from it"
+        ),
         processes=processes,
     )
     if finished is None:
