@@ -318,7 +318,7 @@ behind logistic regression), so its row is no independent test.
 def _absent(found: dict[str, Any]) -> str:
     """The sets that no default was chosen on and that have no results, in a sentence."""
     names = sorted(unseen_data.NAMES - set(found))
-    listed = f"Not measured with the present defaults: {', '.join(names)}."
+    listed = f"Not measured now: {', '.join(names)}."
     return f"\n{listed}\n" if names else ""
 
 

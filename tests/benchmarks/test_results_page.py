@@ -327,6 +327,6 @@ def test_sets_that_no_default_was_chosen_on_have_a_section_of_their_own(tmp_path
     assert "on 1 of 1 sets" in seen
     assert "41.0 ± 1.4" in row(unseen, "new")
     assert "new (8.0 points behind a peer)" in unseen
-    assert "Not measured with the present defaults: attrition, cells," in unseen
+    assert "Not measured now: attrition, cells," in unseen
     assert "Not measured" not in seen
     assert rest == "Each setting\n"
