@@ -1,7 +1,7 @@
 """Trains several runs of a comparison at the same time, each in a process of its own.
 
-Steps of small networks are too short for several threads: on two cores, two processes with one
-thread each train about twice as many runs as one process with two threads.
+A step of a small network has little for a second thread to do. So a processor trains more steps for
+a run of its own than as one of the threads of another run.
 """
 
 import contextlib
@@ -73,9 +73,10 @@ def shares_of(
 
     runs: the number of runs of the comparison, which does not depend on how many are finished.
     jobs, threads: what the user asks for; None decides. By default each processor gets a run, with
-    one thread, as far as memory allows. Runs on a GPU, under torchrun and on image files, which are
-    decoded by processes of their own, are trained one after another. Raises WrongUse where several
-    jobs are asked for under torchrun.
+    one thread, as far as memory allows. More threads than processors would wait for each other at
+    every product: six runs then took four times as long as one after another. Runs on a GPU, under
+    torchrun and on image files, which are decoded by processes of their own, are trained one after
+    another. Raises WrongUse where several jobs are asked for under torchrun.
     """
     if processes.world > 1 and (jobs or 1) > 1:
         raise WrongUse(
@@ -89,8 +90,8 @@ def shares_of(
             or isinstance(data.train.inputs, ImageFiles)
         )
         jobs = 1 if alone else max(1, min(runs, processors() // (threads or 1), _that_fit(data)))
-        if jobs > 1 and threads is None:
-            threads = max(1, processors() // jobs)
+    if jobs > 1 and threads is None and processes.device.type == "cpu":
+        threads = max(1, processors() // jobs)
     return Shares(jobs, threads)
 
 
