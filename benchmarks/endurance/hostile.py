@@ -52,6 +52,7 @@ MAX_ROUNDS = 6
 TRIM_SECONDS = 1.0
 """Seconds after a large request until the service has returned the freed memory."""
 _ANSWER_SECONDS = 60.0
+_HELD = "the event loop was held for"
 _RESET = struct.pack("ii", 1, 0)
 _GOOD = inputs.Request(
     b"POST",
@@ -80,8 +81,10 @@ class Found:
     smuggled: list[str] = field(default_factory=list)
     wrong_answers: list[str] = field(default_factory=list)
     longest_turn_seconds: float = 0.0
+    longest_work_seconds: float = 0.0
+    """The most processor time of the loop's own thread in one turn."""
     held: list[str] = field(default_factory=list)
-    """Inputs that held the event loop too long, each longer than any before it."""
+    """Inputs during which the event loop was held too long, with the lines of the service's log."""
     memory_before_mib: float = 0.0
     memory_after_mib: float = 0.0
     memory_peak_mib: float = 0.0
@@ -158,11 +161,8 @@ class Hostile:
         self.found.grows = True
 
     async def _alone(self, name: str, data: bytes) -> None:
-        turn = self.longest_turn()
         self._record(name.encode(), await self.exchange([data]))
-        now = self.longest_turn()
-        if now > max(turn, MAX_TURN_SECONDS):
-            self.found.held.append(f"{name}: {now:.3f} s")
+        self.note_long_turns(name)
         await self.check_good()
 
     async def leave(self, count: int) -> None:
@@ -323,15 +323,19 @@ class Hostile:
 
     # -- results
 
-    def longest_turn(self) -> float:
-        """The longest time, in seconds, for which the service's event loop was held so far."""
+    def longest(self, what: str) -> float:
+        """The longest time, in seconds, for which the service's event loop was held so far
+        (what: "turn"), or its own thread worked in such a turn ("work").
+        """
         with urlopen(f"{self.server.url}/metrics") as page:
             lines = page.read().decode().splitlines()
-        return next(
-            float(line.split()[1])
-            for line in lines
-            if line.startswith("priordial_loop_turn_seconds ")
-        )
+        name = f"priordial_loop_{what}_seconds "
+        return next(float(line.split()[1]) for line in lines if line.startswith(name))
+
+    def note_long_turns(self, during: str) -> None:
+        """Add the long turns that the service has logged since the last call."""
+        lines = self.server.new_log().splitlines()
+        self.found.held += [f"{during}: {_held(line)}" for line in lines if _HELD in line]
 
     async def memory_at_rest(self, before: float) -> float:
         """Resident memory once the service has returned freed memory, which it does after
@@ -455,6 +459,13 @@ def _length(head: bytes) -> int:
     )
 
 
+def _held(line: str) -> str:
+    """The figures of a logged long turn, and what was seen in it."""
+    said = line[line.index(_HELD) + len(_HELD) :]
+    figures, _, seen = said.partition(", while requests waited")
+    return f"{figures.strip()}{seen.partition('report what was requested then')[2]}"[:600]
+
+
 def _shown(answers: Sequence[Answer]) -> str:
     return ", ".join(f"{each.status} {each.body[:120]!r}" for each in answers) or "nothing"
 
@@ -478,7 +489,9 @@ async def attack(hostile: Hostile, *, requests: int, seconds: float, heavy: bool
     for part in parts:
         await part()
     found = hostile.found
-    found.longest_turn_seconds = hostile.longest_turn()
+    hostile.note_long_turns("many at a time")
+    found.longest_turn_seconds = hostile.longest("turn")
+    found.longest_work_seconds = hostile.longest("work")
     found.memory_after_mib = await hostile.memory_at_rest(found.memory_before_mib)
     found.memory_peak_mib = hostile.memory_mib("VmHWM")
     found.seconds = time.monotonic() - begun
@@ -508,6 +521,7 @@ def report(found: Found) -> str:
         f"smuggled            {len(found.smuggled)}",
         f"wrong answers       {len(found.wrong_answers)}",
         f"longest loop turn   {found.longest_turn_seconds:.3f} s",
+        f"most work in a turn {found.longest_work_seconds:.3f} s",
         *found.held,
     ]
     memory = found.memory_before_mib, found.memory_peak_mib, found.memory_after_mib

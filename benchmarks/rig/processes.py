@@ -19,10 +19,22 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process:
-    """A running server: its URL, and the CPU time and memory that it uses."""
+    """A running server: its URL, its log, and the CPU time and memory that it uses."""
 
-    def __init__(self, popen: subprocess.Popen, url: str) -> None:
+    def __init__(self, popen: subprocess.Popen, url: str, log: Path | None = None) -> None:
         self.popen, self.url = popen, url
+        self._log, self._read = log, 0
+
+    def new_log(self) -> str:
+        """What it has written to stderr since the last call, in whole lines."""
+        if self._log is None:
+            return ""
+        with self._log.open("rb") as file:
+            file.seek(self._read)
+            found = file.read()
+        found = found[: found.rfind(b"\n") + 1]
+        self._read += len(found)
+        return found.decode(errors="replace")
 
     def cpu_seconds(self) -> float:
         """User and system time of the process and of its running descendants."""
@@ -70,7 +82,7 @@ def process(*command: str) -> Iterator[Process]:
                     raise SystemExit(f"{command} ended:\n{log.read_text()}")
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     popen.wait(0.02)
-            yield Process(popen, found[1])
+            yield Process(popen, found[1], log)
         finally:
             popen.terminate()
             popen.wait(60)

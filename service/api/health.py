@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request, Response
-from starlette.concurrency import run_in_threadpool
 from starlette.responses import StreamingResponse
 
 from service.api.edge.access import Access
@@ -58,7 +57,7 @@ def router(health: Health, metrics: Metrics, history: History, access: Access) -
     )
     async def scrape(request: Request) -> Response:
         """Prometheus text, or OpenMetrics where it is accepted."""
-        blocks, content_type = await run_in_threadpool(
+        blocks, content_type = await asyncio.to_thread(
             metrics.exposition, request.headers.get("accept", "")
         )
         headers = {"content-type": content_type, "content-length": str(sum(map(len, blocks)))}
@@ -69,7 +68,7 @@ def router(health: Health, metrics: Metrics, history: History, access: Access) -
     )
     async def recent(model: str) -> dict[str, Any]:
         """The counters of a model at each of the last fifteen minutes."""
-        found = await run_in_threadpool(history.readings, model)
+        found = await asyncio.to_thread(history.readings, model)
         return {"readings": [{"at": at, "metrics": text} for at, text in found]}
 
     return routes

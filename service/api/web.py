@@ -1,5 +1,6 @@
 """Builds the FastAPI application of all routes that do not score, with one format for errors."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Iterable
 
@@ -8,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.middleware.gzip import GZipMiddleware
+from starlette.middleware.gzip import GZipMiddleware, GZipResponder
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
@@ -50,7 +51,7 @@ def application(
     for each in routers:
         app.include_router(each)
         app.state.all_routes += each.routes
-    app.add_middleware(_Compressing, minimum_size=_MIN_COMPRESSED_BYTES, compresslevel=1)
+    app.add_middleware(_Compressing, minimum_size=_MIN_COMPRESSED_BYTES)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
     expected_errors: list[type[Exception]] = [Problem, *kinds()]
@@ -79,11 +80,25 @@ class _Compressing(GZipMiddleware):
 
         Starlette looks for the word gzip only, which `gzip;q=0` has, too.
         """
-        if scope["type"] == "http" and not accepts_gzip(scope["headers"]):
+        if scope["type"] != "http" or scope["path"].startswith("/v2"):
+            await self.app(scope, receive, send)
+        elif accepts_gzip(scope["headers"]):
+            await _Gzip(self.app, self.minimum_size, compresslevel=1)(scope, receive, send)
+        else:
             headers = [pair for pair in scope["headers"] if pair[0] != b"accept-encoding"]
-            scope = {**scope, "headers": headers}
-        app = self.app if scope.get("path", "").startswith("/v2") else super().__call__
-        await app(scope, receive, send)
+            await super().__call__({**scope, "headers": headers}, receive, send)
+
+
+class _Gzip(GZipResponder):
+    """Compresses long parts in the threads of the event loop, which are there when the system
+    allows no more. Starlette starts threads of its own.
+    """
+
+    async def apply_compression(self, body: bytes, *, more_body: bool) -> bytes:
+        """Compress one part of an answer."""
+        if len(body) < self.thread_minimum_size:
+            return self._compress_body(body, more_body)
+        return await asyncio.to_thread(self._compress_body, body, more_body)
 
 
 def answer(request: Request, problem: Problem) -> Response:

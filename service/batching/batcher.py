@@ -25,6 +25,7 @@ from service.batching.work import (
     Work,
 )
 from service.graph.prior_table import PriorTable
+from service.process.threads import RAISE_LIMIT, is_no_thread
 
 logger = logging.getLogger(__name__)
 
@@ -115,6 +116,7 @@ class Batcher:
         self._finished: list[Entry] = []
         """Entries that have scores or an error, but whose reply has not been called yet."""
         self._thread: GraphThread | None = None
+        self._lacks_thread = False
         self._drained: list[asyncio.Future[None]] = []
         """Callers of `drain`, which wait until nothing is queued or running."""
         self.busy_since: float | None = None
@@ -274,7 +276,10 @@ class Batcher:
                         self.busy_since = time.monotonic()
                     self._current_thread().inbox.put(batch)
         except Exception as error:  # noqa: BLE001 - whatever failed, the callers get an answer
-            self._crashed(error)
+            if is_no_thread(error):
+                self._without_thread()
+            else:
+                self._crashed(error)
         if dropped:
             self._finished += self._delivery.dropped(dropped)
 
@@ -318,7 +323,18 @@ class Batcher:
     def _current_thread(self) -> GraphThread:
         if self._thread is None:
             self._thread = GraphThread(self.name, self._batch_run.run_wanted, self._from_thread)
+            self._lacks_thread = False
         return self._thread
+
+    def _without_thread(self) -> None:
+        """Refuse what waits, as the system allows no thread for the graph; the next batch tries
+        again.
+        """
+        reason = f"no thread can be started for the graph; {RAISE_LIMIT}"
+        if not self._lacks_thread:
+            self._lacks_thread = True
+            logger.warning("%s: %s; its requests get an error until one can", self.name, reason)
+        self._fail_all(BatcherFailed(reason))
 
     def _abandon_thread(self) -> None:
         if self._thread is not None:

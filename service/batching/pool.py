@@ -30,6 +30,10 @@ class Pool:
     def __init__(self, threads: int, *, max_waiting_bytes: int) -> None:
         self._threads = Threads("pool", count=threads, max_bytes=max_waiting_bytes)
 
+    def start(self) -> None:
+        """Start the first thread. Raises RuntimeError where the system allows none."""
+        self._threads.prepare()
+
     @property
     def waiting_bytes(self) -> int:
         """The total input size, in bytes, of the calls that wait or run."""

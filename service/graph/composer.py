@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.graph.foreign import UnsupportedGraph
+from service.process.threads import RAISE_LIMIT
 
 COMPOSE_SECONDS = 120
 SHARED_SECONDS = 0.5
@@ -29,11 +30,19 @@ class Composer:
     """A process that composes one graph after another."""
 
     def __init__(self) -> None:
-        """Start the process; it is ready for the first job when it has imported onnx."""
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "service.graph.composer"],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        """Start the process; it is ready for the first job when it has imported onnx.
+
+        Raises UnsupportedGraph where the system allows no more processes.
+        """
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "service.graph.composer"],
+                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            )  # fmt: skip
+        except BlockingIOError as error:
+            raise UnsupportedGraph(
+                f"no process can be started to read its graph: {error}; {RAISE_LIMIT}"
+            ) from None
         self._late = False
         self.ended = False
         """Whether the process has ended, so that it takes no further job."""

@@ -63,6 +63,10 @@ GAUGES: dict[str, tuple[str, Callable[[list[float]], float]]] = {
         "Longest time that the event loop was held since the start (--measure-loop-turns)",
         max,
     ),
+    "priordial_loop_work_seconds": (
+        "Longest processor time of the event loop's own thread in one turn (--measure-loop-turns)",
+        max,
+    ),
     "priordial_model_info": ("1 for each served model version, with its execution provider", max),
     "priordial_build_info": ("1, with the version of the service", max),
 }

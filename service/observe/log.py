@@ -6,6 +6,7 @@ key. It holds the key's name.
 
 import asyncio
 import atexit
+import contextlib
 import errno
 import logging
 import os
@@ -113,6 +114,13 @@ class RequestLog:
             if len(self._encoded) >= BLOCK_LINES * BLOCKS_TOGETHER:
                 self._hand_on()
 
+    def start(self) -> None:
+        """Start the writing thread. Raises RuntimeError where the system allows no more."""
+        thread = threading.Thread(target=self._write, name="request-log", daemon=True)
+        thread.start()
+        self._thread = thread
+        atexit.register(self.close)
+
     def flush(self) -> None:
         """Hand all lines so far to the thread."""
         self._timer_runs = False
@@ -127,9 +135,8 @@ class RequestLog:
     def _hand_on(self) -> None:
         lines, self._encoded = self._encoded, []
         if self._thread is None:
-            self._thread = threading.Thread(target=self._write, name="request-log", daemon=True)
-            self._thread.start()
-            atexit.register(self.close)
+            with contextlib.suppress(RuntimeError):  # the system allows no thread now; lines wait
+                self.start()
         dropped = {"lines": self._dropped}
         if self._dropped:
             lines.insert(0, self._encode(dropped, time.time(), event="dropped"))

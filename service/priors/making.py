@@ -29,6 +29,10 @@ class Making:
         self._threads = Threads("priors", count=_THREADS, max_calls=MAX_WAITING)
         self._shared: dict[Hashable, asyncio.Future[Any]] = {}
 
+    def start(self) -> None:
+        """Start the first thread. Raises RuntimeError where the system allows none."""
+        self._threads.prepare()
+
     async def made(self, make: Callable[[], T]) -> T:
         """The result of `make()`, or what it raises. Raises PriorsBusy."""
         try:

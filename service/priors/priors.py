@@ -103,6 +103,7 @@ class Priors:
         """Read the store and follow it. Raises StoreUnavailable unless the store is `optional`."""
         if self._feed is None or self._calls is None:
             return
+        self._making.start()
         self._calls.start()
         error = await self._feed.start(seconds=seconds)
         if error is not None and not optional:

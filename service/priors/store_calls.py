@@ -64,6 +64,8 @@ class StoreCalls:
         """Accept calls from now on."""
         self._reads = Threads("prior-reads", count=1, max_calls=MAX_WAITING)
         self._writes = Threads("prior-writes", count=1, max_calls=MAX_WAITING)
+        self._reads.prepare()
+        self._writes.prepare()
 
     def stop(self) -> None:
         """Accept no more calls. Calls that are waiting still run."""

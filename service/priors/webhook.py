@@ -69,6 +69,7 @@ class Webhook:
     def __init__(self, url: str, secret: str, *, pauses: Sequence[float] = PAUSES) -> None:
         self._url, self._secret, self._pauses = url, secret.encode(), pauses
         self._threads = Threads("webhook", count=1, max_calls=MAX_WAITING)
+        self._threads.prepare()
         self._closing = threading.Event()
 
     def announce(self, changed: Changed) -> None:

@@ -17,6 +17,19 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 
+RAISE_LIMIT = (
+    "raise its limit of processes and threads (docker run --pids-limit, podPidsLimit of the "
+    "kubelet, ulimit -u)"
+)
+"""What to do where the system lets this service start no more threads."""
+_NO_THREAD = "can't start new thread"
+"""The message of Python's RuntimeError where the system allows no more threads."""
+
+
+def is_no_thread(error: BaseException) -> bool:
+    """Whether an error says that the system allows no more threads."""
+    return isinstance(error, RuntimeError) and str(error) == _NO_THREAD
+
 
 class TooManyWait(RuntimeError):
     """The queue of calls is full."""
@@ -173,8 +186,19 @@ class Threads:
                 if not self._workers:
                     self._waiting.pop()
                     self.bytes -= size
-                    raise TooManyWait(f"no thread can be started for it: {error}") from None
+                    raise TooManyWait(
+                        f"no thread can be started for it: {error}; {RAISE_LIMIT}"
+                    ) from None
         return job
+
+    def prepare(self) -> None:
+        """Start one thread now, so that calls are served although no more may be started later.
+
+        Raises RuntimeError if none can be started.
+        """
+        with self._changed:
+            if not self._workers:
+                self._workers.add(Worker(self._name, self._work))
 
     async def run(self, call: Callable[[], T], *, seconds: float, size: int = 0) -> T:
         """The result of `call()`, or what it raises.

@@ -113,12 +113,14 @@ class Loads(Generic[T]):
     def begin(self, key: Key, work: Callable[[], T]) -> asyncio.Future[T]:
         """Begin a load, or join the one that runs already, and return the future of its result.
 
-        Raises LoadHangs if an earlier load of the version hangs.
+        Raises LoadHangs if an earlier load of the version hangs, and TooManyWait where no thread
+        can be started for it.
         """
         load = self._known.get(key)
         if load is None:
-            load = self._known[key] = Load("{} version {}".format(*key), work)
+            load = Load("{} version {}".format(*key), work)
             load.job = self._threads.submit(load.run, ended=partial(self._ended, key, load))
+            self._known[key] = load
             self._watch(load, load.job, self._seconds)
         elif load.hangs:
             raise LoadHangs(

@@ -31,8 +31,9 @@ from service.priors.store import InvalidStoreUrl
 from service.process import threads
 from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
+from service.process.executor import Executor
 from service.process.exit_codes import DONE, FAILED
-from service.process.machine import bound_heaps, return_memory
+from service.process.machine import available_threads, bound_heaps, return_memory
 from service.server.assembly.service import NothingToServe, Service
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
@@ -53,13 +54,10 @@ WILL_NOT_START = (
     NothingToServe,
     TracesUnavailable,
 )
-_NO_THREAD = "can't start new thread"
-"""The message of Python's RuntimeError where the system allows no more threads."""
-_RAISE_LIMIT = (
-    "the system lets this service start no more threads; raise its limit of processes and threads "
-    "(docker run --pids-limit, podPidsLimit of the kubelet, ulimit -u)"
-)
+_NO_THREAD = f"the system lets this service start no more threads; {threads.RAISE_LIMIT}"
 BACKLOG = 2048
+_SPARE_THREADS = 4
+"""Threads of the loop's executor beside one for each processor, as asyncio has them."""
 GC_ALLOCATIONS = 20_000
 SWITCH_SECONDS = 1e-4
 FINISH_SECONDS = 30
@@ -74,18 +72,37 @@ def serve_alone(settings: Settings, listener: socket.socket) -> int:
     bound_heaps()
     with new_run() as folder:
         try:
-            status = uvloop.run(_alone(settings, listener, RunFolder(folder)))
+            status = _run(_alone(settings, listener, RunFolder(folder)))
         except WILL_NOT_START as error:
             status = refuse(str(error))
         except RuntimeError as error:
-            if str(error) != _NO_THREAD:
+            if not threads.is_no_thread(error):
                 raise
-            status = refuse(_RAISE_LIMIT)
+            status = refuse(_NO_THREAD)
     return _left(status)
 
 
 async def _alone(settings: Settings, listener: socket.socket, run_folder: RunFolder) -> int:
     return await _Serving(settings, listener, run_folder).run()
+
+
+def _run(serving: Coroutine[Any, Any, int]) -> int:
+    """Run an event loop until `serving` returns, and return its result.
+
+    The loop starts a thread as it ends, to join the threads of its executor. Where the system
+    allows no more threads, that error does not hide the result.
+    """
+    ended: list[int] = []
+
+    async def to_the_end() -> None:
+        ended.append(await serving)
+
+    try:
+        uvloop.run(to_the_end())
+    except RuntimeError as error:
+        if not ended or not threads.is_no_thread(error):
+            raise
+    return ended[0]
 
 
 def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int:
@@ -108,14 +125,14 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
             await link.refuse(str(error))
             return FAILED
         except RuntimeError as error:
-            if str(error) != _NO_THREAD:
+            if not threads.is_no_thread(error):
                 raise
-            await link.refuse(_RAISE_LIMIT)
+            await link.refuse(_NO_THREAD)
             return FAILED
         finally:
             link.close()
 
-    return _left(uvloop.run(go()))
+    return _left(_run(go()))
 
 
 def _left(status: int) -> int:
@@ -192,6 +209,8 @@ class _Serving:
 
         Returns one of `service.process.exit_codes`. Raises one of WILL_NOT_START.
         """
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(Executor(available_threads() + _SPARE_THREADS, "asyncio"))
         on_signals(
             {
                 signal.SIGTERM: self._leave,
@@ -200,7 +219,7 @@ class _Serving:
                 signal.SIGXCPU: self._leave_spent,
             }
         )
-        starting = asyncio.get_running_loop().create_task(self._service.start())
+        starting = loop.create_task(self._service.start())
         self._stop_starting = starting.cancel
         if self._link is not None:
             self._link.watch(when_alone=self._leave_now)

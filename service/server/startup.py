@@ -32,7 +32,10 @@ def prepare_process() -> None:
     """Open the standard streams that are closed, handle signals, and let the collector rest.
 
     Call it before importing anything else, so that a signal during the imports has its effect.
+    NumPy's BLAS gets one thread. It ends its threads at each fork and starts them again in the
+    next long product. Where the system allows no more threads, it waits for them for ever.
     """
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     gc.set_threshold(STARTING_GC_ALLOCATIONS)
     _open_standard_streams()
     for number in (signal.SIGTERM, signal.SIGINT):

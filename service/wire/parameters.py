@@ -160,12 +160,18 @@ def context_of(given: object) -> dict[str, str]:
             given = parse_json(given.encode())
         except (Malformed, UnicodeEncodeError) as error:
             raise Malformed(f"the context is not JSON: {error}") from None
-    if not isinstance(given, dict) or len(given) > MAX_KEYS:
+    if not isinstance(given, dict):
         raise InvalidParameter(
             f"context is {short(given)}; expected an object of at most {MAX_KEYS} keys"
         )
+    if len(given) > MAX_KEYS:
+        raise InvalidParameter(f"context has {len(given)} keys; expected at most {MAX_KEYS}")
     for key, value in given.items():
-        if not isinstance(value, str) or not 1 <= len(key) <= MAX_TEXT or len(value) > MAX_TEXT:
+        if not 1 <= len(key) <= MAX_TEXT:
+            raise InvalidParameter(
+                f"context has a key of {len(key)} characters; expected 1 to {MAX_TEXT}"
+            )
+        if not isinstance(value, str) or len(value) > MAX_TEXT:
             raise InvalidParameter(
                 f"context has {short(key)}: {short(value)}; expected texts of at most {MAX_TEXT} "
                 "characters"
@@ -239,5 +245,5 @@ def _text_integer(name: str, text: str | None) -> int | None:
         return None
     number = whole_number(text, below=10**9)
     if number is None:
-        raise InvalidParameter(f"{name} is '{text[:60]}'; expected a whole number of at least 1")
+        raise InvalidParameter(f"{name} is '{text[:60]}'; expected a whole number of 1 to 9 digits")
     return number

@@ -196,7 +196,8 @@ def _described(entry: Any) -> tuple[str, str, tuple[int, ...]]:
         or math.prod(max(n, 1) for n in shape) >= 2**59  # NumPy counts bytes with 63 bits
     ):
         raise Malformed(
-            f"input '{name[:60]}' has shape {str(shape)[:60]}; expected [batch, …], whole numbers"
+            f"input '{name[:60]}' has shape {str(shape)[:60]}; expected [batch, …], at most "
+            f"{MAX_DIMENSIONS} whole numbers"
         )
     return name, datatype, tuple(shape)
 

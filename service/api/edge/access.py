@@ -3,6 +3,7 @@
 import hmac
 import ipaddress
 import logging
+import stat
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ audit_log = logging.getLogger("service.audit")
 
 _IMPLIED = {"operate": "observe"}  # a key that may change priors may read them
 _REREAD_SECONDS = 1.0
+MAX_LIST_BYTES = 2**20
+"""The longest list of keys, about 10,000 of them: each request is compared with every key."""
 
 Headers = Iterable[tuple[bytes, bytes]]
 
@@ -172,6 +175,12 @@ class Access:
     def _read(self, file: Path) -> list[Key]:
         try:
             found = file.stat()
+            if not stat.S_ISREG(found.st_mode):  # a pipe would hold the loop until it is written
+                raise InvalidKeys(f"{file} is a pipe, device or socket; expected a regular file")
+            if found.st_size > MAX_LIST_BYTES:
+                raise InvalidKeys(
+                    f"{file} has {found.st_size} bytes; expected a list of at most {MAX_LIST_BYTES}"
+                )
             keys = parse_keys(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise InvalidKeys(

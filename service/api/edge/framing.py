@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.api.edge.errors import PROBLEM_JSON, Problem
 from service.api.edge.known_headers import Pairs
-from service.api.edge.request import response_bytes
+from service.api.edge.request import not_http, response_bytes
 from service.process.unread import LONG_BYTES
 from service.wire.digits import whole_number
 
@@ -137,7 +137,7 @@ class FramedProtocol(HttpToolsProtocol):
             except httptools.HttpParserCallbackError:
                 raise  # a fault of this service: the loop logs it and closes the connection
             except httptools.HttpParserError as error:
-                self.refuse("malformed", f"the bytes received are not an HTTP/1.1 request: {error}")
+                self.refuse("malformed", not_http(rest, error))
             break
         if not self.mid_message or self._ended or self._progressed:
             self._idle_bytes = 0

@@ -10,7 +10,6 @@ import logging
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import attrgetter
 from typing import Any
@@ -23,6 +22,7 @@ from service.api.edge.request import Answer, Later, Match, Request, Response, Ro
 from service.batching.queue import Entry
 from service.batching.work import LARGE_ANSWER_VALUES, Abandoned, Connection
 from service.observe.metrics import Metrics
+from service.process.executor import Executor
 from service.process.machine import trim_heaps
 from service.repository.on_demand import ModelRests
 
@@ -67,9 +67,7 @@ class ScoringLane:
         self._matched: dict[str, Match] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._trim: asyncio.TimerHandle | None = None
-        self._encoder = ThreadPoolExecutor(
-            1, "encoder"
-        )  # one thread, so that one answer is encoded at a time
+        self._encoder = Executor(1, "encoder")  # one answer is encoded at a time
         self.heads = KnownHeads()
 
     def match(self, path: str) -> Match | None:

@@ -15,7 +15,7 @@ def _whole(text: Any) -> Any:
         return text
     number = whole_number(text.removeprefix("-"), below=2**63)
     if number is None:
-        raise ValueError(f"got {text[:40]!r}; expected a whole number")
+        raise ValueError(f"got {text[:40]!r}; expected a whole number of at most 18 digits")
     return -number if text.startswith("-") else number
 
 

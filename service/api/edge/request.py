@@ -190,3 +190,13 @@ def response_bytes(response: Response, *, keep_alive: bool, with_body: bool = Tr
         request_id,
         body if with_body else b"",
     )
+
+
+def not_http(data: "memoryview[int]", error: Exception) -> str:
+    """What the bytes received are instead of an HTTP/1.1 request, where that is known."""
+    begin = bytes(data[:16])
+    if begin[:2] == b"\x16\x03":
+        return "the bytes received begin TLS, and this port has plain HTTP; use http://, or a proxy"
+    if begin.startswith(b"PRI * HTTP/2"):
+        return "the bytes received begin HTTP/2; expected HTTP/1.1, so set the client to that"
+    return f"the bytes received are not an HTTP/1.1 request: {error}"

@@ -1,10 +1,10 @@
 """Triton's statistics extension, and clear refusals of Triton's other extensions."""
 
+import asyncio
 from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from starlette.concurrency import run_in_threadpool
 
 from service.api.edge.access import Access
 from service.api.edge.errors import Problem
@@ -37,7 +37,7 @@ def router(*, repository: Repository, metrics: Metrics, access: Access) -> APIRo
     }
 
     async def statistics_of(versions: Sequence[tuple[str, int]]) -> dict[str, Any]:
-        return {"model_stats": await run_in_threadpool(metrics.statistics, versions)}
+        return {"model_stats": await asyncio.to_thread(metrics.statistics, versions)}
 
     @routes.get("/models/stats", **observing)
     async def every() -> dict[str, Any]:

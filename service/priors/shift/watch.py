@@ -37,6 +37,7 @@ from service.priors.shift.history import History
 from service.priors.shift.stream import Stream, estimate_of
 from service.priors.store.kept import KeptState
 from service.process.slices import decoded, stored_json
+from service.process.threads import RAISE_LIMIT
 
 logger = logging.getLogger(__name__)
 
@@ -189,8 +190,12 @@ class ShiftWatch:
         """
         self._stopped.set()
         last = threading.Thread(target=lambda: [*map(self._keep, self.followed())], daemon=True)
-        last.start()
-        last.join(STOP_SECONDS)
+        try:
+            last.start()
+        except RuntimeError as error:
+            logger.warning("the class mix is not stored at the end: %s; %s", error, RAISE_LIMIT)
+        else:
+            last.join(STOP_SECONDS)
 
     def of(self, bundle: Bundle) -> Followed | None:
         """The state of a model version's traffic; None before the first judgement."""

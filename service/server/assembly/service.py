@@ -155,6 +155,7 @@ class Service:
         )
         self._polling: asyncio.Task[None] | None = None
         self.webhook: Webhook | None = None
+        self.turns: LoopTurns | None = None
         self.steps: AutomaticSteps | None = None
         self.grpc: Front | None = None
         self.pool = Pool(self.threads, max_waiting_bytes=settings.max_queued_mib * 2**20)
@@ -198,6 +199,8 @@ class Service:
 
         Raises StoreUnavailable, NothingToServe, PortTaken, or InvalidSetting for --default-model.
         """
+        self.request_log.start()
+        self.pool.start()
         await self.priors.start(optional=self.settings.store_optional)
         if store_url(self.settings.store) != self.settings.store:
             logger.info("priors are kept in %s", store_url(self.settings.store))
@@ -245,9 +248,9 @@ class Service:
         if self.settings.webhook:
             self.webhook = Webhook(self.settings.webhook, self.settings.webhook_secret)
         if self.settings.measure_loop_turns:
-            turns = LoopTurns()
-            turns.start()
-            self.metrics.add_gauges(turns.gauges)
+            self.turns = LoopTurns()
+            self.turns.start()
+            self.metrics.add_gauges(self.turns.gauges)
         if self.source.poll_seconds:
             poll = self.source.poll(self.repository.load_all)
             self._polling = asyncio.get_running_loop().create_task(poll)
@@ -289,6 +292,8 @@ class Service:
             await self.traces.close()
         self.metrics.stop()
         self.watchdog.stop()
+        if self.turns is not None:
+            self.turns.stop()
 
     def _shared(self, store: AnswerStore, slot: int) -> SharedAnswers | None:
         """The part that shares kept answers through the store; None if they stay on this host."""

@@ -16,6 +16,7 @@ from tritonclient.http import InferenceServerClient
 from tritonclient.utils import InferenceServerException
 
 from service.observe.run_folder import RunFolder
+from service.process.threads import TooManyWait
 from service.repository import loading
 from service.repository import loads as loads_module
 from service.repository.loads import LoadHangs, Loads, Turn
@@ -82,6 +83,22 @@ def test_a_load_that_was_stopped_with_the_whole_process_has_its_time_anew(releas
         released.set()
         assert await result
         loads.close()
+
+    asyncio.run(go())
+
+
+def test_a_load_without_a_thread_is_refused_each_time_and_works_once_there_is_one(monkeypatch):
+    def none(_):
+        raise RuntimeError("can't start new thread")
+
+    async def go():
+        loads = Loads(seconds=LONG)
+        with monkeypatch.context() as limited:
+            limited.setattr(threading.Thread, "start", none)
+            for _ in range(2):  # the second must not wait for the first
+                with pytest.raises(TooManyWait, match="ulimit -u"):
+                    loads.begin(("a", 1), int)
+        assert await loads.begin(("a", 1), int) == 0
 
     asyncio.run(go())
 

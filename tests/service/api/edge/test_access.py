@@ -1,8 +1,10 @@
 """API keys: roles, rotation, limits, and what never leaks."""
 
+import os
+
 import pytest
 
-from service.api.edge.access import Access, ExposedWithoutKeys, check_exposure
+from service.api.edge.access import MAX_LIST_BYTES, Access, ExposedWithoutKeys, check_exposure
 from service.api.edge.errors import Problem
 from service.api.edge.keys import InvalidKeys, make_key, parse_key_setting, parse_keys
 from service.observe.log import ANONYMOUS
@@ -157,3 +159,26 @@ def test_only_loopback_goes_without_keys():
             check_exposure(host, has_keys=False, allow_anonymous=False)
         check_exposure(host, has_keys=True, allow_anonymous=False)
         check_exposure(host, has_keys=False, allow_anonymous=True)
+
+
+def test_a_list_that_never_ends_is_refused_without_reading_it(tmp_path):
+    os.mkfifo(tmp_path / "pipe")  # nobody writes to it, so that a read would never return
+    for file in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InvalidKeys, match="is a pipe, device or socket; expected a regular"):
+            Access(file=tmp_path / file)
+    long = tmp_path / "long"
+    long.touch()
+    os.truncate(long, 2**40)  # takes no room on the disk, and a terabyte when it is read
+    with pytest.raises(InvalidKeys, match=f"expected a list of at most {MAX_LIST_BYTES}"):
+        Access(file=long)
+
+
+def test_a_list_that_becomes_a_pipe_leaves_the_previous_keys(tmp_path, monkeypatch):
+    secret, key = make_key("me", ["observe"])
+    file = tmp_path / "keys"
+    file.write_text(key.line())
+    access = Access(file=file)
+    file.unlink()
+    os.mkfifo(file)
+    monkeypatch.setattr("service.api.edge.access._REREAD_SECONDS", 0.0)
+    assert access.check(bearer(secret), "observe") == "me"

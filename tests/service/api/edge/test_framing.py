@@ -157,6 +157,22 @@ def test_a_head_that_is_wrong_is_refused_and_nothing_after_it_is_read(server, he
 
 
 @pytest.mark.parametrize(
+    ("begin", "message"),
+    [
+        (
+            b"\x16\x03\x01\x00\xc8\x01\x00\x00\xc4\x03\x03" + bytes(190),
+            "begin TLS, and this port has",
+        ),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "begin HTTP/2; expected HTTP/1.1"),
+    ],
+)
+def test_another_protocol_is_named(server, begin, message):
+    ((status, _, body),) = answered(server, begin)
+    assert status == 400
+    assert message in json.loads(body)["detail"]
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b"zz\r\n{}\r\n0\r\n\r\n",

@@ -1,6 +1,7 @@
 """The longest time in which the loop served nobody else is measured; an idle loop shows none."""
 
 import asyncio
+import threading
 import time
 
 import httpx
@@ -11,19 +12,55 @@ from tests.support.server import metric, running
 from tests.support.small_models import publish_model
 
 
-def test_a_callback_that_holds_the_loop_is_measured():
+def held(hold):
+    """The turns of a loop in which `hold(turns)` ran once, as soon as a long one was measured."""
+
     async def main():
         turns = LoopTurns()
         turns.start(delay_seconds=0)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-        end = time.process_time() + 0.2
-        while time.process_time() < end:
-            pass
+        hold(turns)
         await eventually_async(lambda: turns.longest_seconds > 0.1)
-        assert [name for name, _, _ in turns.gauges()] == ["priordial_loop_turn_seconds"]
+        turns.stop()
+        return turns
 
-    asyncio.run(main())
+    return asyncio.run(main())
+
+
+def compute(seconds):
+    end = time.thread_time() + seconds
+    while time.thread_time() < end:
+        pass
+
+
+def test_a_callback_that_holds_the_loop_is_measured_as_its_own_work_and_named(caplog):
+    def held_by_a_callback(_):
+        compute(0.3)
+
+    turns = held(held_by_a_callback)
+    assert turns.longest_work_seconds > 0.1
+    names = ["priordial_loop_turn_seconds", "priordial_loop_work_seconds"]
+    assert [name for name, _, _ in turns.gauges()] == names
+    assert "seen: the loop worked for " in caplog.text
+    assert "held_by_a_callback" in caplog.text
+
+
+def test_a_thread_that_keeps_the_interpreter_is_told_from_work_of_the_loop(caplog):
+    begun = threading.Event()
+
+    def held_by_a_thread():
+        begun.set()
+        sum(range(10_000_000))  # one call, which does not release the interpreter
+
+    def wait_for_it(_):
+        thread = threading.Thread(target=held_by_a_thread, name="a long call")
+        thread.start()
+        begun.wait()
+
+    turns = held(wait_for_it)
+    assert turns.longest_work_seconds < turns.longest_seconds / 2
+    assert "a long call worked for " in caplog.text
 
 
 def test_the_metric_is_there_where_it_is_asked_for_and_only_there(tmp_path):
@@ -32,6 +69,7 @@ def test_the_metric_is_there_where_it_is_asked_for_and_only_there(tmp_path):
     with running(tmp_path, measure_loop_turns=True) as server:
         text = httpx.get(f"{server.url}/metrics").text
         assert f"{name} " in text
+        assert "priordial_loop_work_seconds " in text
         assert metric(text, name) >= 0
     with running(tmp_path) as server:
         assert f"{name} " not in httpx.get(f"{server.url}/metrics").text.replace(
