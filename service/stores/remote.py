@@ -67,9 +67,10 @@ class RemoteFolder:
         """Every complete version in the store now."""
         with _typed(self.url):
             self._files.invalidate_cache()
-            found = self._files.find(self._root, detail=True)
-            if self.url.startswith("http"):  # a page of links has neither sizes nor ETags
-                found = {path: self._files.info(path) for path in found}
+            if self.url.startswith(("http", "file")):  # links have neither sizes nor ETags
+                found = {path: self._files.info(path) for path in self._linked()}
+            else:
+                found = self._files.find(self._root, detail=True)
         versions: dict[tuple[str, int], dict[str, RemoteFile]] = {}
         for path, info in found.items():
             place = self._place(path)
@@ -79,6 +80,29 @@ class RemoteFolder:
                 file = RemoteFile(path, -1 if size is None else int(size), _tag(info))
                 versions.setdefault((model, version), {})[name] = file
         return {key: files for key, files in versions.items() if MANIFEST_FILE in files}
+
+    def _linked(self) -> Iterator[str]:
+        """The files that the pages of a web folder link to, below it.
+
+        fsspec's `find` takes a page that cannot be read for an empty one, so that all models would
+        seem to be gone while the web server is away.
+        """
+        pages, seen = [self._root], {self._root}
+        while pages:
+            page = pages.pop()
+            try:
+                links = self._files.ls(page, detail=True)
+            except FileNotFoundError:
+                if page == self._root:
+                    raise
+                continue  # a link to a folder that is gone
+            for link in links:
+                path = link["name"]
+                if link["type"] != "directory":
+                    yield path
+                elif path not in seen and path.startswith(f"{page.rstrip('/')}/"):
+                    seen.add(path)
+                    pages.append(path)
 
     def read(self, file: RemoteFile, *, at_most: int) -> bytes:
         """The bytes of a small file. Raises ChangedUnderway for a larger one."""

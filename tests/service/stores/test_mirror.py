@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import ClassVar
 
 import httpx
 import pytest
@@ -224,6 +225,46 @@ def test_a_web_folder_serves_as_well(tmp_path):
         mirror.refresh()
         mirror.fetch(mirror.folder / "linear" / "1")
         web.shutdown()
+    assert load_bundle(mirror.folder / "linear" / "1")
+
+
+class Web(http.server.SimpleHTTPRequestHandler):
+    """A web folder in which some paths fail."""
+
+    broken: ClassVar[dict[str, int]] = {}
+
+    def do_GET(self):
+        status = self.broken.get(self.path)
+        if status is None:
+            super().do_GET()
+        else:
+            self.send_error(status)
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_web_folder_that_is_away_or_fails_in_part_takes_no_model_away(tmp_path, monkeypatch):
+    published(tmp_path)
+    (tmp_path / "models" / "gone").mkdir()
+    handler = functools.partial(Web, directory=tmp_path)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        monkeypatch.setattr(Web, "broken", {"/models/gone/": 404})
+        mirror = mirror_of(f"http://127.0.0.1:{web.server_port}/models", tmp_path)
+        mirror.refresh()
+        mirror.fetch(mirror.folder / "linear" / "1")
+        for page in ("/models/", "/models/linear/", "/models/linear/1/"):
+            monkeypatch.setattr(Web, "broken", {page: 503})
+            with pytest.raises(RemoteUnavailable, match="503"):
+                mirror.refresh()
+        monkeypatch.setattr(Web, "broken", {"/models": 404, "/models/": 404})
+        with pytest.raises(RemoteUnavailable):
+            mirror.refresh()
+        web.shutdown()
+    with pytest.raises(RemoteUnavailable, match="cannot be read"):
+        mirror.refresh()
+    assert mirror.fault
     assert load_bundle(mirror.folder / "linear" / "1")
 
 
