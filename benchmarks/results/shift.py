@@ -1,16 +1,14 @@
 """The accuracy of class prior estimates, and the effect of adopting them on the error.
 
 python -m benchmarks.results.shift [--model models/fashion/2 --data fashion-mnist --draws 10]
-    [--studies estimates tracking adoptions alarms]
+    [--studies estimates tracking adoptions]
 
 For each of seven class mixes, `--rows` rows are drawn from the test split as a stream, and the same
 number of other rows is scored. Only the validation split is used for calibration. Where the package
 quapy is installed, its EMQ, PACC and KDEyML get the same posteriors, and the service's calibrated
 source turns their priors into decisions. `tracking`
 follows seven streams of 24,000 rows. `adoptions` takes 100 automatic decisions without a shift and
-100 with one. `alarms` counts how often 2,000 rows are refused as `not_explained`: of 660 streams
-that are true label shift, and of streams that are not, because some images are blurred, noise or
-digits.
+100 with one.
 """
 
 import argparse
@@ -28,13 +26,11 @@ from service.contract.shift.estimation import Estimation
 from service.contract.shift.label_shift import climb, em_prior
 from service.contract.shift.tracking import PriorTracker
 from service.contract.shift.verdict import assess, may_adopt, target_mixes
-from training.data.dataset import Split
 from training.run.published import Published
 from training.scores.source import measure
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
-STUDIES = ("estimates", "tracking", "adoptions", "alarms")
-WRONG = "not_explained"
+STUDIES = ("estimates", "tracking", "adoptions")
 TARGETS = ("training", "uniform", "reversed", "dirichlet", "absent", "dominant", "mild")
 
 
@@ -56,8 +52,6 @@ def main() -> None:
     logits, labels, block, counts = case.logits, case.labels, case.block, case.counts
     if "tracking" in options.studies:
         tracking(logits["test"], labels["test"], block, counts)
-    if "alarms" in options.studies:
-        alarms(case, broken(options.model, options.data))
     if "adoptions" in options.studies:
         adoptions(logits["test"], labels["test"], block, counts)
     if "estimates" in options.studies:
@@ -159,92 +153,6 @@ def estimates(case: Scored, *, sizes: list[int], draws: int) -> None:
         held = [cover for good, cover in every if good]
         print(
             f"  intervals of {len(held)} usable estimates hold {np.mean(held):.3f} of the classes"
-        )
-
-
-def broken(folder: Path, spec: str) -> dict[str, tuple[float, Vector]]:
-    """Streams that are not label shift, by name: the share of broken rows, and their logits.
-
-    The images of the test split with Gaussian blur of 1 pixel; images of uniform noise; digits.
-    """
-    from sklearn.datasets import load_digits
-
-    model = Published.open(folder)
-    data, rows = model.rows(spec, split="test")
-    images = np.asarray(rows.inputs)
-    rng = np.random.default_rng(11)
-    kernel = np.exp(-0.5 * np.arange(-3, 4) ** 2)
-    kernel /= kernel.sum()
-    wide = np.pad(
-        images.astype(np.float64), ((0, 0), (3, 3), (3, 3), *[(0, 0)] * (images.ndim - 3))
-    )
-    tall = sum(w * wide[:, i : i + images.shape[1]] for i, w in enumerate(kernel))
-    blurred = sum(w * tall[:, :, i : i + images.shape[2]] for i, w in enumerate(kernel))
-    digits = np.kron(load_digits().images * 255 / 16, np.ones((3, 3)))
-    digits = np.pad(digits, ((0, 0), (2, 2), (2, 2))).reshape(-1, *images.shape[1:])
-    largest = 255 if images.dtype == np.uint8 else float(images.max())
-    kinds = {
-        "20 % blurred": (0.2, blurred),
-        "10 % noise": (0.1, rng.uniform(0, largest, (2000, *images.shape[1:]))),
-        "10 % digits": (0.1, digits * (largest / 255)),
-    }
-    return {
-        name: (
-            share,
-            model.logits(
-                data, Split(some.astype(images.dtype), np.zeros(len(some), np.int64))
-            ).astype(np.float64),
-        )
-        for name, (share, some) in kinds.items()
-    }
-
-
-def alarms(case: Scored, others: dict[str, tuple[float, Vector]], *, draws: int = 110) -> None:
-    """Print how often streams of 2,000 rows are refused as not explained by any mix."""
-    logits, labels, block, counts, *_ = case
-    f, y, n = logits["test"], labels["test"], 2000
-
-    def verdict_of(rows: Vector) -> str:
-        found = assess(
-            rows,
-            temperature=block.temperature,
-            log_source=block.log_source,
-            current=counts / counts.sum(),
-            calibration=block,
-            class_frequencies=counts,
-        )
-        return found.verdict
-
-    print(f"refused as not_explained, n = {n}, {draws} draws a target")
-    total = 0
-    for target in TARGETS[:6]:
-        alarm = 0
-        for draw in range(draws):
-            rng = np.random.default_rng([3, draw, len(target)])
-            alarm += verdict_of(f[drawn(y, mix_of(target, counts, rng), n, rng)]) == WRONG
-        total += alarm
-        print(f"  label shift, {target}: {alarm} of {draws}", flush=True)
-    print(f"  false alarms: {total} of {6 * draws} = {total / (6 * draws):.4f}")
-    for name, (share, broken_rows) in others.items():
-        seen: dict[str, list[str]] = {}
-        for draw in range(3 * draws // 5):
-            rng = np.random.default_rng([4, draw, len(name)])
-            target = ("training", "uniform", "reversed")[draw % 3]
-            mix = mix_of(target, counts, rng)
-            rows = f[drawn(y, mix, n, rng)]
-            changed = rng.choice(n, int(share * n), replace=False)
-            if "blurred" in name:
-                own = drawn(y, mix, n, rng)
-                rows[changed] = broken_rows[own[: len(changed)]]
-            else:
-                rows[changed] = broken_rows[rng.integers(len(broken_rows), size=len(changed))]
-            seen.setdefault(target, []).append(verdict_of(rows))
-        every = [each for verdicts in seen.values() for each in verdicts]
-        reported = ", ".join(f"{k} {np.mean([v == WRONG for v in s]):.2f}" for k, s in seen.items())
-        print(
-            f"  {name}: {np.mean([v == WRONG for v in every]):.3f} of {len(every)} streams refused "
-            f"({reported}); {np.mean([v != 'usable' for v in every]):.3f} not usable",
-            flush=True,
         )
 
 

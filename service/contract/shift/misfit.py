@@ -13,6 +13,10 @@ from service.contract.shift.label_shift import PriorEstimate, summed_by
 _SMALLEST_EIGENVALUE = 1e-10  # of the largest: below, rounding decides
 _SMALLEST_VARIANCE = 1e-6  # with less, rows do not differ but for rounding
 _PSEUDO_ROWS = 4  # as in the sketch's means
+ROWS_PER_FEATURE = 20
+"""Fewest observations per feature of a sketch's later parts. With fewer, their covariance is too
+uncertain for so many features at once.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,7 +48,8 @@ def misfit_of(
     The mean feature of the rows is compared with that of the mix. Their difference has three
     sources of chance: the rows, which move the mean and the estimate together (each row by its
     influence on both); the split, whose class means are those of so many rows; and the estimate's
-    own error from the calibration.
+    own error from the calibration. Each of the sketch's parts for which there are enough rows is
+    tested. The smallest probability counts, times the number of parts.
     """
     sketch = calibration.sketch
     if sketch is None or estimate.covariance.ndim == 1:
@@ -67,18 +72,28 @@ def misfit_of(
     spread[np.diag_indices_from(spread)] += np.maximum(unseen, 0.0) / len(features)
     if doubt.ndim == 2:
         spread += means.T @ doubt @ means
+    apart = features.mean(axis=0) - expected
+    first, *more = sketch.parts()
+    parts = [first, *(part for part in more if ROWS_PER_FEATURE * len(part) <= len(moved))]
+    tests = [_tested(apart[part], spread[np.ix_(part, part)], len(moved)) for part in parts]
+    p, excess = min(tests)
+    return Misfit(p=min(1.0, len(tests) * p), phi2=max(0.0, excess) / len(features))
+
+
+def _tested(apart: Vector, spread: Vector, n: int) -> tuple[float, float]:
+    """Probability of so large a difference [m] by chance, and its statistic less its mean.
+
+    spread: [m, m] covariance of the difference. n: the observations that it was measured on.
+    """
     values, vectors = np.linalg.eigh(spread)
     kept = values > _SMALLEST_EIGENVALUE * max(float(values[-1]), _SMALLEST_VARIANCE)
     degrees = int(kept.sum())
     if degrees == 0:
-        return Misfit(p=1.0, phi2=0.0)
-    apart = (features.mean(axis=0) - expected) @ vectors[:, kept]
+        return 1.0, 0.0
+    along = apart @ vectors[:, kept]
     # few rows understate their own spread; this is close to Hotelling's correction
-    statistic = float((apart**2 / values[kept]).sum()) * max(0.0, 1 - degrees / len(moved))
-    return Misfit(
-        p=chi_square_tail(statistic, degrees),
-        phi2=max(0.0, statistic - degrees) / len(features),
-    )
+    statistic = float((along**2 / values[kept]).sum()) * max(0.0, 1 - degrees / n)
+    return chi_square_tail(statistic, degrees), statistic - degrees
 
 
 def chi_square_tail(statistic: float, degrees: int) -> float:

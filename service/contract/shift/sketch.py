@@ -59,6 +59,10 @@ class Sketch(Strict):
         totals = counts.sum(axis=1)
         return _smoothed(counts / np.maximum(totals, 1)[:, None], totals)[:, :-1]
 
+    def parts(self) -> list[NDArray[np.intp]]:
+        """The sets of features that are tested by themselves: all [9]."""
+        return [np.arange(ENERGY_BINS - 1)]
+
     def least_variance(self, expected: Vector) -> Vector:
         """[9] variance of each feature of a row, where [9] are expected.
 
@@ -68,17 +72,36 @@ class Sketch(Strict):
 
 
 class Moments(Strict):
-    """Per class, the mean and the mean square of three numbers of a row's raw logits f.
+    """Per class, the mean and the mean square of M = 3 + D numbers of a row's raw logits f.
 
     energy: the log of the sum of the exponentials of f. spread: the standard deviation of f.
-    rest: the mean of f without its largest entry. Each is taken from `centre` in units of `scale`,
-    and cut to -4 … 4. means: [C][6], the three means and then the three mean squares.
+    rest: the mean of f without its largest entry. directions: [D][C]; f along each of them is
+    another number. Each number is taken from `centre` [M] in units of `scale` [M], and cut to
+    -4 … 4. means: [C][2 M], the means and then the mean squares.
     """
 
     statistic: Literal["logits"] = "logits"
-    centre: Annotated[list[Single], Field(min_length=NUMBERS, max_length=NUMBERS)]
-    scale: Annotated[list[Positive], Field(min_length=NUMBERS, max_length=NUMBERS)]
-    means: list[Annotated[list[Single], Field(min_length=2 * NUMBERS, max_length=2 * NUMBERS)]]
+    directions: Annotated[list[list[Single]], Field(default_factory=list)]
+    centre: list[Single]
+    scale: list[Positive]
+    means: list[list[Single]]
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        size = NUMBERS + len(self.directions)
+        for name, found, wanted in (
+            ("centre", [self.centre], size),
+            ("scale", [self.scale], size),
+            ("means", self.means, 2 * size),
+            ("directions", self.directions, len(self.means)),
+        ):
+            for each in found:
+                if len(each) != wanted:
+                    raise ValueError(
+                        f"sketch.{name} has {len(each)} numbers where {wanted} are expected; "
+                        "write the block with `training calibrate`"
+                    )
+        return self
 
     @property
     def num_classes(self) -> int:
@@ -86,29 +109,44 @@ class Moments(Strict):
         return len(self.means)
 
     def features(self, logits: ArrayLike, *, temperature: float) -> Vector:
-        """[n, 6] the three numbers of each row of logits [n, C], and their squares."""
+        """[n, 2 M] the numbers of each row of logits [n, C], and their squares."""
         del temperature  # raw logits tell more: a temperature that hides a change would not show
-        return features_of(numbers_of(logits), centre=self.centre, scale=self.scale)
+        numbers = numbers_of(logits, directions=self.directions)
+        return features_of(numbers, centre=self.centre, scale=self.scale)
 
     def class_means(self) -> Vector:
-        """[C, 6] mean of each feature in each class."""
+        """[C, 2 M] mean of each feature in each class."""
         return np.asarray(self.means, np.float64)
 
+    def parts(self) -> list[NDArray[np.intp]]:
+        """The sets of features that are tested by themselves: of the three numbers, and all.
+
+        Few numbers see a change of their own more surely than many do, and many see more changes.
+        """
+        size = NUMBERS + len(self.directions)
+        three = np.arange(NUMBERS)
+        first = np.concatenate([three, size + three])
+        return [first, np.arange(2 * size)] if self.directions else [first]
+
     def least_variance(self, expected: Vector) -> Vector:
-        """[6] zeros: the rows show the variance of each feature themselves."""
+        """[2 M] zeros: the rows show the variance of each feature themselves."""
         return np.zeros_like(expected)
 
 
-def numbers_of(logits: ArrayLike) -> Vector:
-    """[n, 3] energy, spread and rest of each row of raw logits [n, C], C > 1."""
+def numbers_of(logits: ArrayLike, *, directions: ArrayLike = ()) -> Vector:
+    """[n, 3 + D] energy, spread and rest of each row of raw logits [n, C], C > 1.
+
+    directions: [D, C], along which the rows are measured as well.
+    """
     f = np.asarray(logits, np.float64)
     largest = f.max(axis=1)
     rest = (f.sum(axis=1) - largest) / (f.shape[1] - 1)
-    return np.stack([_energy(f), f.std(axis=1), rest], axis=1)
+    along = f @ np.asarray(directions, np.float64).reshape(-1, f.shape[1]).T
+    return np.column_stack([_energy(f), f.std(axis=1), rest, along])
 
 
 def features_of(numbers: Vector, *, centre: ArrayLike, scale: ArrayLike) -> Vector:
-    """[n, 6] the numbers [n, 3] from their centre [3] in units of scale [3], and the squares."""
+    """[n, 2 M] the numbers [n, M] from their centre [M] in units of scale [M], and the squares."""
     z = (numbers - np.asarray(centre)) / np.asarray(scale)
     z = z.clip(-FARTHEST, FARTHEST)
     return np.concatenate([z, z**2], axis=1)

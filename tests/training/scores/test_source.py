@@ -97,16 +97,32 @@ def test_a_model_of_probabilities_is_sketched_by_entropy():
     assert np.sum(block.sketch.counts) == 800
 
 
-def test_a_model_of_logits_is_sketched_by_three_numbers_of_each_row():
+def test_a_model_of_logits_is_sketched_by_three_numbers_of_each_row_and_directions():
     logits, labels = split([200] * 4)
     block, _ = measure(logits, labels, log_source_prior=np.log(PRIOR))
     features = block.sketch.features(logits, temperature=1.0)
-    assert features.mean(axis=0)[:3] == pytest.approx(0, abs=0.01)
-    assert features.mean(axis=0)[3:] == pytest.approx(1, abs=0.05)
+    assert features.mean(axis=0)[:7] == pytest.approx(0, abs=0.01)
+    assert features.mean(axis=0)[7:] == pytest.approx(1, abs=0.05)
     assert block.sketch.class_means()[2] == pytest.approx(features[labels == 2].mean(0), abs=0.05)
     assert block.validation.repeated == 0
     flat = np.array([[1.0, 0.0, 0.0, 0.0], [0.0, 1.0, 0.0, 0.0]] * 20)
     assert source.sketch(flat, np.arange(40) % 4, temperature=1.0) is None
+
+
+def test_directions_are_the_axes_of_the_logits_within_classes_without_those_of_rounding():
+    logits, labels = split([200] * 4)
+    logits[:, 3] = logits[:, 2] + 1e-5 * np.random.default_rng(0).normal(size=len(logits))
+    axes = np.array(source.sketch(logits, labels, temperature=1.0).directions)
+    assert axes.shape == (3, 4)
+    assert axes @ axes.T == pytest.approx(np.eye(3), abs=1e-5)
+    assert (np.take_along_axis(axes, np.abs(axes).argmax(1)[:, None], axis=1) > 0).all()
+
+
+def test_many_classes_and_few_rows_have_no_directions():
+    rng = np.random.default_rng(0)
+    many, few = np.arange(400) % 11, np.arange(8) % 4
+    assert source.sketch(rng.normal(size=(400, 11)), many, temperature=1.0).directions == []
+    assert source.sketch(rng.normal(size=(8, 4)), few, temperature=1.0).directions == []
 
 
 def test_the_self_test_finds_the_class_that_estimates_get_wrong():

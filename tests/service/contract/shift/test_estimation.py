@@ -123,6 +123,23 @@ def test_the_edges_of_a_histogram_ascend():
         block(sketch={"statistic": "energy", "edges": edges[::-1], "counts": [[0] * 10] * 3})
 
 
+@pytest.mark.parametrize(
+    ("member", "value"),
+    [
+        ("centre", [0.0] * 3),
+        ("scale", [1.0] * 5),
+        ("means", [[0.0] * 6] * 3),
+        ("directions", [[1.0] * 2]),
+    ],
+)
+def test_a_sketch_has_an_entry_for_each_number_and_direction(member, value):
+    whole = {"statistic": "logits", "directions": [[1.0, 0.0, 0.0]], "centre": [0.0] * 4}
+    whole |= {"scale": [1.0] * 4, "means": [[0.0] * 8] * 3}
+    assert block(sketch=whole).sketch.num_classes == 3
+    with pytest.raises(ValidationError, match=rf"sketch.{member} has . numbers where . are"):
+        block(sketch=whole | {member: value})
+
+
 def test_rest_is_the_mean_without_the_largest_logit():
     energy, spread, rest = numbers_of([[3.0, 1.0, -1.0]])[0]
     assert energy == pytest.approx(np.log(np.exp([3.0, 1.0, -1.0]).sum()))

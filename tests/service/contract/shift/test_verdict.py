@@ -170,6 +170,50 @@ def test_the_moments_of_the_logits_see_what_the_histograms_of_their_energy_do_no
     assert seen["moments"] >= seen["histograms"] + 5
 
 
+def directed_block():
+    """The block with means of three numbers and of three directions of the logits."""
+    logits, labels = rows(6000, UNIFORM, seed=7)
+    numbers = numbers_of(logits, directions=np.eye(3))
+    centre, scale = numbers.mean(axis=0), numbers.std(axis=0)
+    means = class_means_of(features_of(numbers, centre=centre, scale=scale), labels, 3)
+    sketch = {"directions": np.eye(3).tolist(), "centre": centre.tolist(), "scale": scale.tolist()}
+    return block(sketch=sketch | {"statistic": "logits", "means": means.tolist()})
+
+
+def with_one_rival(logits, share):
+    """A share of rows [n, 3] in which the second largest logit is that of the next class.
+
+    Energy, spread and rest stay as they were.
+    """
+    order, at = np.argsort(logits, axis=1), np.arange(len(logits))
+    moved = np.empty_like(logits)
+    for place, rank in enumerate((2, 1, 0)):
+        moved[at, (order[:, 2] + place) % 3] = logits[at, order[:, rank]]
+    cut = int(share * len(logits))
+    return np.concatenate([moved[:cut], logits[cut:]])
+
+
+def test_directions_see_logits_that_change_places_where_three_numbers_do_not():
+    for seed in range(5):
+        changed = with_one_rival(rows(2000, UNIFORM, seed=100 + seed)[0], 0.6)
+        assert judged(changed, calibration=moments_block()).verdict == "usable"
+        assert judged(changed, calibration=directed_block()).verdict == "not_explained"
+
+
+def test_directions_are_left_out_where_there_are_few_rows_for_so_many_numbers():
+    few = with_one_rival(rows(200, UNIFORM, seed=100)[0], 1.0)
+    three = judged(few, calibration=moments_block()).misfit
+    assert judged(few, calibration=directed_block()).misfit == three
+
+
+def test_a_second_test_of_the_same_rows_makes_false_alarms_no_likelier():
+    found = [
+        judged(rows(1500, UNIFORM, seed=seed)[0], calibration=directed_block()).misfit.p
+        for seed in range(60)
+    ]
+    assert np.mean(np.array(found) < 0.05) <= 0.1
+
+
 def test_the_misfit_of_true_mixes_is_as_rare_as_its_probability_says():
     found = [
         judged(rows(1500, UNIFORM, seed=seed)[0], calibration=calibration).misfit.p
