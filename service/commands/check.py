@@ -10,10 +10,10 @@ from service.commands import findings
 from service.commands.findings import Finding
 from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
+from service.contract.resources import available_threads
 from service.priors.revisions import PriorDoesNotFit, StoreUnavailable
 from service.priors.snapshot import resolve_stored
 from service.priors.store import InvalidStoreUrl, open_store
-from service.process.machine import available_threads
 from service.settings import InvalidSetting, Settings, check_paths, check_threads
 
 

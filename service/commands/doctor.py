@@ -6,9 +6,9 @@ from collections.abc import Iterator
 
 from service.commands import findings
 from service.commands.findings import Finding
+from service.contract import resources
 from service.graph import providers
 from service.observe.traces import TracesUnavailable, open_traces
-from service.process import machine
 from service.settings import Settings
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "fastapi", "uvicorn", "sqlalchemy")
@@ -27,11 +27,11 @@ def examine(settings: Settings) -> Iterator[Finding]:
     for name in _PACKAGES:
         yield None, name, _version(name)
     yield from _runtime(settings.provider)
-    found = machine.processors()
+    found = resources.processors()
     quota = (
         "no quota" if found.quota is None else f"a quota of {found.quota:g} ({found.quota_source})"
     )
-    threads = f"threads of one graph call: {machine.available_threads()}"
+    threads = f"threads of one graph call: {resources.available_threads()}"
     yield None, "processors", f"{found.machine}, {found.affinity} by affinity, {quota}; {threads}"
     yield findings.store(settings.store, optional=settings.store_optional)
     if settings.traces:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from service.contract import pixels
 from service.contract.inputs.spec import InputSpec
-from service.process.machine import available_memory
+from service.contract.resources import available_memory
 from service.wire.arrays import MAX_TENSOR_BYTES
 from service.wire.faults import InvalidImage, TooLarge
 

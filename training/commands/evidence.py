@@ -84,7 +84,8 @@ def _add_evaluate(add_verb: AddVerb) -> None:
         "--threads",
         type=at_least(0),
         default=0,
-        help="threads on the CPU (default: onnxruntime decides)",
+        help="threads on the CPU (default 0: onnxruntime decides, within the limit of a control "
+        "group)",
     )
     parser.add_argument(
         "--publish",

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from service.contract.resources import available_threads
 from training.commands.choices import LOSSES, NETWORKS, SAMPLERS, listing, recipes
 from training.commands.flags import (
     add_data_flags,
@@ -187,7 +188,7 @@ def _add_running_flags(running: Any) -> None:
         "--threads",
         type=at_least(1),
         metavar="N",
-        help="threads on the CPU (default: torch decides)",
+        help="threads on the CPU (default: torch decides, within the limit of a control group)",
     )
     running.add_argument(
         "--tensorboard",
@@ -215,8 +216,7 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
     from training.loop.train import Keeping
     from training.run.run import Running, answer, run
 
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    torch.set_num_threads(options.threads or min(torch.get_num_threads(), available_threads()))
     recipe = recipe_of(options)
     keeping = Keeping(
         resume=options.resume,

@@ -1,6 +1,5 @@
 """Image files as inputs: checked before a run starts, decoded when their rows are used."""
 
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -9,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from service.contract.resources import available_threads
 from training.data import pixels
 from training.data.dataset import Dataset, ImageSpec, Split
 from training.data.order import Part
@@ -19,7 +19,7 @@ MEMORY_BYTES = 256 * 2**20
 MAX_BROKEN_SHARE = 0.1
 """The largest share of the images that --skip-broken leaves out."""
 LISTED = 20  # the most broken files that a message lists
-THREADS = max(1, min(32, (os.cpu_count() or 1)))  # Pillow decodes outside the interpreter's lock
+THREADS = min(32, available_threads())  # Pillow decodes outside the interpreter's lock
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from service.contract.inputs.columns import fields
+from service.contract.resources import processors
 from training.data.columns import Columns
 from training.data.text import RUNS, TOKENIZER_INPUTS, Vocabulary
 from training.faults import RunFailed, instead, readable
@@ -279,11 +280,22 @@ def save(model: onnx.ModelProto, path: Path) -> None:
     onnx.checker.check_model(str(path))
 
 
-def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
-    """Open the model in onnxruntime on the CPU. threads: 0 lets onnxruntime decide."""
+def session_options(threads: int) -> onnxruntime.SessionOptions:
+    """Return the options of a session that logs errors only.
+
+    threads: of a graph call; 0 lets onnxruntime decide, but within the limit of a control group,
+    of which it knows nothing.
+    """
+    if not threads and (found := processors()).quota is not None:
+        threads = found.usable
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return options
+
+
+def open_session(path: Path, *, threads: int = 0) -> onnxruntime.InferenceSession:
+    """Open the model in onnxruntime on the CPU. threads: as in `session_options`."""
+    options = session_options(threads)
     try:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # its classes have no common base
@@ -313,10 +325,8 @@ def open_output(
     ]
     if inner not in kinds:
         model.graph.output.append(onnx.ValueInfoProto(name=inner))
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads, 3
     opened = onnxruntime.InferenceSession(
-        model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+        model.SerializeToString(), session_options(threads), providers=["CPUExecutionProvider"]
     )
     return opened, inner
 

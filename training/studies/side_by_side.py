@@ -6,7 +6,6 @@ a run of its own than as one of the threads of another run.
 
 import contextlib
 import multiprocessing
-import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +17,7 @@ from typing import Protocol, Self, TypeAlias
 import numpy as np
 import torch
 
+from service.contract.resources import available_memory, available_threads
 from training.data.dataset import Dataset
 from training.data.image_files import ImageFiles
 from training.faults import Fault, RunFailed, WrongUse
@@ -73,7 +73,8 @@ def shares_of(
 
     runs: the number of runs of the comparison, which does not depend on how many are finished.
     jobs, threads: what the user asks for; None decides. By default each processor gets a run, with
-    one thread, as far as memory allows. More threads than processors would wait for each other at
+    one thread, as far as memory allows; a single job gets torch's number of threads, within the
+    limit of a control group. More threads than processors would wait for each other at
     every product: six runs then took four times as long as one after another. Runs on a GPU, under
     torchrun and on image files, which are decoded by processes of their own, are trained one after
     another. Raises WrongUse where several jobs are asked for under torchrun.
@@ -83,31 +84,25 @@ def shares_of(
             f"--jobs {jobs}: torchrun has started {processes.world} processes, which train each "
             "run together; leave out --jobs, or start without torchrun"
         )
-    if jobs is None:
-        alone = (
-            processes.world > 1
-            or processes.device.type != "cpu"
-            or isinstance(data.train.inputs, ImageFiles)
-        )
-        jobs = 1 if alone else max(1, min(runs, processors() // (threads or 1), _that_fit(data)))
-    if jobs > 1 and threads is None and processes.device.type == "cpu":
-        threads = max(1, processors() // jobs)
+    alone = (
+        processes.world > 1
+        or processes.device.type != "cpu"
+        or isinstance(data.train.inputs, ImageFiles)
+    )
+    if jobs is None and alone:
+        jobs = 1
+    elif jobs is None:
+        jobs = max(1, min(runs, available_threads() // (threads or 1), _that_fit(data)))
+    if threads is None and processes.device.type == "cpu":
+        most = max(1, available_threads() // jobs)
+        threads = most if jobs > 1 else min(most, torch.get_num_threads())
     return Shares(jobs, threads)
 
 
-def processors() -> int:
-    """The number of processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
 def _that_fit(data: Dataset) -> int:
-    """How many processes fit half of this machine's memory."""
-    if not hasattr(os, "sysconf"):  # on Windows
-        return processors()
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return memory // 2 // (PROCESS_BYTES + COPIES * np.asarray(data.train.inputs).nbytes)
+    """How many processes fit half of the memory that this one may use."""
+    each = PROCESS_BYTES + COPIES * np.asarray(data.train.inputs).nbytes
+    return available_memory() // 2 // each
 
 
 def train_side_by_side(

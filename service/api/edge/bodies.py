@@ -14,7 +14,7 @@ from service.api.edge.errors import Problem
 from service.api.edge.known_headers import Head
 from service.api.edge.request import Response
 from service.batching.work import NO_DEADLINE, Deadline
-from service.process.machine import available_memory
+from service.contract.resources import available_memory
 from service.wire.digits import whole_number
 from service.wire.faults import UnsupportedBody
 

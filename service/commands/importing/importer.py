@@ -53,12 +53,12 @@ from service.contract.inputs.tokens import TokenizerUnusable, Tokens
 from service.contract.nearest import did_you_mean
 from service.contract.next_steps import to_serve
 from service.contract.publication import publish
+from service.contract.resources import available_threads
 from service.graph.foreign import UnsupportedGraph
 from service.graph.reasons import first_line
 from service.graph.session import Graph, UnusableModel, open_graph, open_plain
 from service.graph.trial import influence
 from service.process.exit_codes import DONE, FAILED
-from service.process.machine import available_threads
 
 Array = NDArray[Any]
 _TOLERANCE = 1e-4

@@ -15,6 +15,7 @@ from service.batching.pool import Pool
 from service.classifier import Classifier
 from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
+from service.contract.resources import available_threads
 from service.evaluate.answers import Answers
 from service.evaluate.shared import AnswerStore, SharedAnswers
 from service.graph import providers
@@ -30,7 +31,7 @@ from service.priors.priors import Priors
 from service.priors.shift.watch import Automatic, ShiftWatch
 from service.priors.store import open_store, store_url
 from service.priors.webhook import Changed, Webhook
-from service.process.machine import available_threads, own_address
+from service.process.machine import own_address
 from service.repository.loading import Loader, queue_bounds
 from service.repository.repository import Repository
 from service.repository.views import ModelViews

@@ -11,7 +11,10 @@ import pytest
 import torch
 
 from service.contract.bundle import load_bundle
+from service.contract.resources import Processors
 from tests.support import data_files as files
+from training.commands import fit as fitting
+from training.commands.cli import main
 from training.data.augment import Augmentation
 from training.data.feed import Place, make_feed
 from training.data.order import Part, batches
@@ -23,6 +26,7 @@ from training.loop.checkpoint import CheckpointFile
 from training.loop.processes import Processes
 from training.loop.progress import Progress
 from training.loop.train import Keeping, Plan, RunState, make_optimiser, training_step
+from training.run import export
 from training.run.prepare import prepare
 from training.run.recipe_file import make
 from training.run.run import fit_network
@@ -37,6 +41,25 @@ def folders(tmp_path_factory):
 
 def logged(log):
     return [json.loads(line)["loss"] for line in log.read_text().splitlines()]
+
+
+@pytest.mark.parametrize(("quota", "threads"), [(None, 0), (3.0, 3)])
+def test_a_session_takes_no_more_threads_than_the_control_group_allows(monkeypatch, quota, threads):
+    monkeypatch.setattr(export, "processors", lambda: Processors(64, 64, quota, "cpu.max"))
+    assert export.session_options(0).intra_op_num_threads == threads
+    assert export.session_options(5).intra_op_num_threads == 5
+
+
+def test_fit_trains_with_no_more_threads_than_the_control_group_allows(monkeypatch, tmp_path):
+    monkeypatch.setattr(fitting, "available_threads", lambda: 1)
+    before = torch.get_num_threads()
+    flags = ("--network", "linear", "--steps", "1", "--models", tmp_path, "--runs", tmp_path)
+    try:
+        torch.set_num_threads(2)
+        assert main(["fit", "--name", "a", "--data", "digits", *map(str, flags)]) == 0
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])

@@ -186,25 +186,32 @@ def digits():
         ({"threads": 8}, Shares(1, 8)),
         ({"jobs": 2}, Shares(2, 2)),
         ({"jobs": 9}, Shares(9, 1)),
-        ({"jobs": 1}, Shares(1, None)),
+        ({"jobs": 1}, Shares(1, 3)),  # torch's number of threads
         ({"runs": 2}, Shares(2, 2)),
         ({"processes": Processes(torch.device("cuda"))}, Shares(1, None)),
-        ({"processes": Processes(torch.device("cpu"), world=2)}, Shares(1, None)),
+        ({"processes": Processes(torch.device("cpu"), world=2)}, Shares(1, 3)),
     ],
 )
 def test_the_processors_are_divided_among_the_runs(digits, monkeypatch, asked, expected):
-    monkeypatch.setattr(side_by_side, "processors", lambda: 4)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.setattr(side_by_side, "available_threads", lambda: 4)
     assert shares_of(digits, **{"runs": 51, "processes": HERE} | asked) == expected
 
 
 def test_runs_that_do_not_fit_the_memory_together_are_not_trained_together(digits, monkeypatch):
-    monkeypatch.setattr(side_by_side, "processors", lambda: 4)
+    monkeypatch.setattr(side_by_side, "available_threads", lambda: 4)
     monkeypatch.setattr(side_by_side, "PROCESS_BYTES", 2**50)
     assert shares_of(digits, runs=51, processes=HERE).jobs == 1
 
 
+def test_a_single_job_has_no_more_threads_than_the_control_group_allows(digits, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(side_by_side, "available_threads", lambda: 2)
+    assert shares_of(digits, runs=51, processes=HERE, jobs=1) == Shares(1, 2)
+
+
 def test_runs_on_image_files_are_trained_one_after_another(monkeypatch):
-    monkeypatch.setattr(side_by_side, "processors", lambda: 4)
+    monkeypatch.setattr(side_by_side, "available_threads", lambda: 4)
     files = SimpleNamespace(train=SimpleNamespace(inputs=ImageFiles.__new__(ImageFiles)))
     assert shares_of(files, runs=51, processes=HERE).jobs == 1
 
