@@ -19,6 +19,7 @@ import uvloop
 from service.api.edge.access import ExposedWithoutKeys, check_exposure
 from service.api.edge.keys import InvalidKeys
 from service.api.edge.protocol import ScoringProtocol
+from service.contract.resources import available_threads
 from service.graph.composer import end_shared
 from service.graph.providers import ProviderUnavailable
 from service.observe import log
@@ -33,7 +34,7 @@ from service.process.allowance import processor_time
 from service.process.connection_counts import open_counts
 from service.process.executor import Executor
 from service.process.exit_codes import DONE, FAILED
-from service.process.machine import available_threads, bound_heaps, return_memory
+from service.process.machine import bound_heaps, return_memory
 from service.server.assembly.service import NothingToServe, Service
 from service.server.connections import FairServer, SlowClients
 from service.server.link import Link, Place
