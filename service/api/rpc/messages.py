@@ -7,6 +7,7 @@ The messages of a client usually differ only in their numbers, and so do the ans
 whose other bytes are known from an earlier one is not parsed again.
 """
 
+import math
 from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -218,6 +219,10 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
         "parameters": _values(tensor.parameters),
     }
     if raw is not None:
+        if tensor.contents.ListFields():
+            raise Malformed(
+                f"input '{tensor.name[:60]}' has contents and raw_input_contents; send one of them"
+            )
         described["parameters"]["binary_data_size"] = len(raw)
         return described
     field = _CONTENTS.get(tensor.datatype)
@@ -246,11 +251,18 @@ def _input(tensor: pb.ModelInferRequest.InferInputTensor, raw: bytes | None) -> 
 
 
 def _values(parameters: Mapping[str, pb.InferParameter]) -> dict[str, Any]:
+    """The parameters as JSON has them. Raises Malformed for what JSON would turn into null, which
+    asks for the default.
+    """
     found = {}
     for name, each in parameters.items():
         choice = each.WhichOneof("parameter_choice")
-        if choice is not None:
-            found[name] = getattr(each, choice)
+        if choice is None:
+            raise Malformed(f"parameter '{name[:60]}' has no value; set one, or leave it out")
+        value = getattr(each, choice)
+        if choice == "double_param" and not math.isfinite(value):
+            raise Malformed(f"parameter '{name[:60]}' is {value}; expected a finite number")
+        found[name] = value
     return found
 
 

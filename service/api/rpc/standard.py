@@ -26,6 +26,10 @@ def add_standard_services(server: Any, *, service: str, ready: Callable[[], str 
     )
 
 
+MAX_WATCHES = 1000
+"""The most calls of Watch that a worker answers at a time; each takes about 10 kB."""
+
+
 class _Pool:
     """The protobuf descriptors of this service and of all others, for gRPC reflection."""
 
@@ -47,6 +51,7 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     def __init__(self, service: str, ready: Callable[[], str | None]) -> None:
         self._service, self._ready = service, ready
+        self._watches = 0
 
     def _status(self) -> health_pb2.HealthCheckResponse:
         states = health_pb2.HealthCheckResponse
@@ -61,15 +66,31 @@ class _Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
             )
         return self._status()
 
-    async def Watch(self, request: Any, _context: Context) -> AsyncIterator[Any]:  # noqa: N802
-        """Yield the state now, and again whenever it has changed; it is checked once a second."""
+    async def Watch(self, request: Any, context: Context) -> AsyncIterator[Any]:  # noqa: N802
+        """Yield the state now, and again whenever it has changed; it is checked once a second.
+
+        RESOURCE_EXHAUSTED where MAX_WATCHES calls wait already.
+        """
+        if self._watches >= MAX_WATCHES:
+            await context.abort(
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                f"{MAX_WATCHES} calls of Watch are open, the most that may be; call Check instead",
+            )
+        self._watches += 1
+        try:
+            last = None
+            while True:
+                found = self._watched(request.service)
+                if found != last:
+                    yield found
+                    last = found
+                await asyncio.sleep(1)
+        finally:
+            self._watches -= 1
+
+    def _watched(self, service: str) -> health_pb2.HealthCheckResponse:
+        """The state of a service; SERVICE_UNKNOWN for any other name."""
+        if service in ("", self._service):
+            return self._status()
         unknown = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
-        last = None
-        while True:
-            found = self._status()
-            if request.service not in ("", self._service):
-                found = health_pb2.HealthCheckResponse(status=unknown)
-            if found != last:
-                yield found
-                last = found
-            await asyncio.sleep(1)
+        return health_pb2.HealthCheckResponse(status=unknown)

@@ -55,6 +55,8 @@ class ServiceHealth:
         if not self._start_done.is_set():
             return "models are being loaded"
         if not self._repository.known() and not self._settings.allow_no_models:
+            if self._mirror is not None and self._mirror.fault is not None:
+                return f"no model is served yet, and it is tried again: {self._mirror.fault}"
             return (
                 f"no model is served from '{self._settings.models}': publish one there "
                 f"({self._how_to_publish()}) and load it "

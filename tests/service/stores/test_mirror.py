@@ -304,3 +304,13 @@ def test_the_service_serves_from_a_bucket_and_takes_up_what_comes_into_it(server
         assert version(service.url) == 2
         assert service.terminate() == 0
     assert (tmp_path / "cache" / "linear" / "2" / "model.onnx").exists()
+
+
+def test_readiness_names_the_fault_of_a_url_that_cannot_be_read(tmp_path):
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Web) as web:
+        port = web.server_port  # nothing listens on it from here on
+    with running(f"http://127.0.0.1:{port}/models", models_cache=tmp_path / "copy") as server:
+        ready = httpx.get(f"{server.url}/health/ready", timeout=30)
+        assert ready.status_code == 503
+        assert f"127.0.0.1:{port}/models cannot be read" in ready.text
+        assert "publish one there" not in ready.text

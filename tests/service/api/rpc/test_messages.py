@@ -88,3 +88,22 @@ def test_an_answer_is_the_message_that_protobuf_would_write():
     assert found.outputs[0].name == "probabilities"
     assert found.parameters["prior"].string_param == "default"
     assert found.parameters["tau"].double_param == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda m: setattr(m.parameters["tau"], "double_param", float("nan")), "'tau' is nan"),
+        (lambda m: setattr(m.parameters["tau"], "double_param", float("inf")), "'tau' is inf"),
+        (lambda m: m.parameters["tau"].SetInParent(), "'tau' has no value"),
+        (
+            lambda m: m.inputs[0].contents.fp32_contents.extend([0.5]),
+            "has contents and raw_input_contents; send one of them",
+        ),
+    ],
+)
+def test_what_would_be_answered_as_if_it_were_not_there_is_refused(change, says):
+    message = request(np.zeros((1, 4), np.float32))
+    change(message)
+    with pytest.raises(Malformed, match=says):
+        messages.http_request(message.SerializeToString())
