@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from training.data.dataset import Split
 from training.data.feed import graph_feeds, in_order
 from training.faults import Fault, RunFailed, WrongUse, say, short
+from training.learning.networks import NAMES
 from training.run.export import check_agreement, export
 from training.run.prepare import Prepared
 from training.run.recipe import Recipe
@@ -116,8 +117,11 @@ def _check_alone(recipe: Recipe, network: nn.Module, inputs: Tensor, outputs: Te
 
 
 def _warn_of_sigmoid(recipe: Recipe, ready: Prepared, network: nn.Module, outputs: Tensor) -> None:
-    """Warn if every output lies between 0 and 1, which logits of many rows hardly ever do."""
-    if not _within_one(outputs):
+    """Warn if every output of a user's network lies between 0 and 1, as logits hardly ever do.
+
+    With few classes, the first logits of a built-in network may lie there by chance.
+    """
+    if recipe.network in NAMES or not _within_one(outputs):
         return
     rows = ready.data.train.take(np.arange(min(SIGMOID_ROWS, len(ready.data.train))))
     if _within_one(_forward(recipe, network, next(in_order(ready.data, rows, device=CPU)))):

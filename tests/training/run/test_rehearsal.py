@@ -97,6 +97,19 @@ def test_outputs_between_0_and_1_are_told_as_those_of_a_sigmoid(own_npz, tmp_pat
     assert "every output of 32 rows lies between 0 and 1" in capsys.readouterr().err
 
 
+def test_small_first_logits_of_a_built_in_network_are_not_taken_for_those_of_a_sigmoid(
+    own_npz, tmp_path, capsys
+):
+    recipe = make(None, {"data": f"npz:{own_npz}", "network": "linear", "name": "tried"})
+    ready = prepare(recipe)
+    made = make_network(recipe, ready)
+    layer = made[-1][-1]
+    torch.nn.init.zeros_(layer.weight)
+    torch.nn.init.constant_(layer.bias, 0.4)
+    rehearse(recipe, ready, made, models=tmp_path / "models")
+    assert "sigmoid" not in capsys.readouterr().err
+
+
 def test_a_network_that_fails_in_training_is_told_with_step_and_line(command, own_npz, tmp_path):
     kept = ("--models", tmp_path / "models", "--runs", tmp_path / "runs", "--name", "tired")
     network = ("--network", f"{ODD}:tiring", "--steps", 9, "--checkpoint-steps", 1, "--quiet")
