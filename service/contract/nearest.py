@@ -28,7 +28,7 @@ def nearest_path(missing: Path) -> str:
     for parent, child in zip(missing.parents, (missing, *missing.parents), strict=False):
         if parent.is_dir():
             try:
-                names = [each.name for each in parent.iterdir()]
+                names = [each.name for each in parent.iterdir() if each.name != child.name]
             except OSError:
                 return ""
             found = did_you_mean(child.name, names)

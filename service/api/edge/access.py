@@ -176,10 +176,10 @@ class Access:
         try:
             found = file.stat()
             if not stat.S_ISREG(found.st_mode):  # a pipe would hold the loop until it is written
-                raise InvalidKeys(f"{file} is a pipe, device or socket; expected a regular file")
+                raise InvalidKeys("a pipe, device or socket; expected a regular file")
             if found.st_size > MAX_LIST_BYTES:
                 raise InvalidKeys(
-                    f"{file} has {found.st_size} bytes; expected a list of at most {MAX_LIST_BYTES}"
+                    f"{found.st_size} bytes; expected a list of at most {MAX_LIST_BYTES}"
                 )
             keys = parse_keys(file.read_text(encoding="utf-8-sig"))
         except OSError as error:
@@ -189,7 +189,7 @@ class Access:
         except UnicodeDecodeError:
             raise InvalidKeys(f"{file}: not UTF-8 text; save it as UTF-8") from None
         except InvalidKeys as error:
-            raise InvalidKeys(f"{file}, {error}") from None
+            raise InvalidKeys(f"{file}: {error}") from None
         self._file_state = (found.st_mtime_ns, found.st_size, found.st_ino)
         return keys
 

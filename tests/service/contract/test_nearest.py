@@ -30,3 +30,8 @@ def test_nothing_is_offered_where_no_part_of_a_path_exists_or_its_folder_cannot_
 
     monkeypatch.setattr(Path, "iterdir", refused)
     assert nearest_path(tmp_path / "b") == ""
+
+
+def test_a_link_that_leads_nowhere_is_not_offered_in_its_own_place(tmp_path):
+    (tmp_path / "keys").symlink_to("keys")
+    assert nearest_path(tmp_path / "keys") == ""

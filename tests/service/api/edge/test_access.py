@@ -164,7 +164,7 @@ def test_only_loopback_goes_without_keys():
 def test_a_list_that_never_ends_is_refused_without_reading_it(tmp_path):
     os.mkfifo(tmp_path / "pipe")  # nobody writes to it, so that a read would never return
     for file in (tmp_path / "pipe", "/dev/zero"):
-        with pytest.raises(InvalidKeys, match="is a pipe, device or socket; expected a regular"):
+        with pytest.raises(InvalidKeys, match=": a pipe, device or socket; expected a regular"):
             Access(file=tmp_path / file)
     long = tmp_path / "long"
     long.touch()
