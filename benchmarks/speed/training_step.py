@@ -32,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from training.data.augment import Augmentation
 from training.data.dataset import Dataset, ImageSpec, Split
 from training.data.feed import Place, make_feed
+from training.data.image_cache import cached_pixels
 from training.data.image_files import ImageFiles
 from training.data.order import Part, batches
 from training.data.text import Vocabulary
@@ -139,6 +140,14 @@ def numbers(features: int, classes: int, rows: int) -> Dataset:
     return dataset("tensor", made, classes)
 
 
+def cached(folder: Path, side: int, rows: int) -> Dataset:
+    """The same images, cropped to side × side, as `--cache` reads them."""
+    data = jpegs(folder, side, rows)
+    assert isinstance(data.train.inputs, ImageFiles)
+    found, _ = cached_pixels(data.train.inputs, folder / "cache")
+    return data.with_splits(train=Split(found, data.train.labels), val=None)
+
+
 CASES: dict[str, Callable[[Path], Case]] = {
     "cifar": lambda _: case("cifar", pictures(32, 3, 12_406), "resnet32", "crop-flip"),
     "fashion": lambda _: case("fashion", pictures(28, 1, 12_406), "cnn", "flip"),
@@ -148,6 +157,7 @@ CASES: dict[str, Callable[[Path], Case]] = {
     "jpegs": lambda folder: case(
         "jpegs", jpegs(folder, 32, 1_024), "resnet32", "resized-crop-flip", workers=1
     ),
+    "cached": lambda folder: case("cached", cached(folder, 224, 1_024), "cnn", "crop-flip"),
 }
 LOSS_CASES: dict[str, Callable[[Path], Case]] = {
     "mlp": lambda _: case("mlp", numbers(64, 1_000, 20_000), "mlp", "none"),

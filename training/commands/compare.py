@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from training.commands.choices import NETWORKS, listing, methods, recipes
-from training.commands.flags import add_run_flags, at_least, place, recipe_of
+from training.commands.flags import add_cache_flag, add_run_flags, at_least, place, recipe_of
 from training.faults import WrongUse
 
 
@@ -36,6 +36,7 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         "--out", type=place, required=True, metavar="DIR", help="folder for the runs and the report"
     )
     add_run_flags(parser)
+    add_cache_flag(parser)
     parser.add_argument(
         "--device",
         default="auto",
@@ -74,6 +75,7 @@ def _compare(options: argparse.Namespace) -> dict[str, Any]:
         say=lambda text: print(text, file=sys.stderr),  # noqa: T201 - a command speaks
         quiet=options.quiet,
         command=options.command,
+        cache=options.cache,
         jobs=options.jobs,
         threads=options.threads,
     )

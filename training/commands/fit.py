@@ -8,6 +8,7 @@ from typing import Any
 from service.contract.resources import available_threads
 from training.commands.choices import LOSSES, NETWORKS, SAMPLERS, listing, recipes
 from training.commands.flags import (
+    add_cache_flag,
     add_data_flags,
     add_image_flags,
     add_optimisation_flags,
@@ -179,6 +180,7 @@ def _add_running_flags(running: Any) -> None:
         action=argparse.BooleanOptionalAction,
         help="decode images once and keep them in memory (default: if they fit into 256 MB)",
     )
+    add_cache_flag(running)
     running.add_argument(
         "--device",
         default="auto",
@@ -232,6 +234,7 @@ def _fit(options: argparse.Namespace) -> dict[str, Any]:
         samples=options.samples,
         workers=options.workers,
         in_memory=options.in_memory,
+        cache=options.cache,
         command=options.command,
     )
     stage(f"reading {recipe.data}", quiet=options.quiet)

@@ -10,6 +10,17 @@ if TYPE_CHECKING:  # importing it imports torch, and --help should not wait for 
     from training.run.recipe import Recipe
 
 
+def add_cache_flag(parser: Any) -> None:
+    """Declare the folder for decoded images."""
+    parser.add_argument(
+        "--cache",
+        type=place,
+        metavar="DIR",
+        help="decode image files once, into a file here that is mapped into memory; later runs on "
+        "the same images read it (default: none)",
+    )
+
+
 def add_run_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags for every run of a comparison: data, network and optimisation."""
     parser.add_argument(

@@ -62,15 +62,23 @@ def make_feed(data: Dataset, augmentation: Augmentation, place: Place) -> Feed:
 
 
 class ArrayFeed:
-    """A feed for rows in memory; it augments and normalises a whole batch at a time."""
+    """A feed for rows in an array; it augments and normalises a whole batch at a time.
+
+    Rows in memory are first copied to the device, images with their channels first. Those of a file
+    (`image_cache`) stay there, and each batch is copied.
+    """
 
     def __init__(
         self, split: Split, image: ImageSpec | None, augmentation: Augmentation, place: Place
     ) -> None:
         inputs = np.asarray(split.inputs)
-        if image is not None:
-            inputs = inputs.transpose(0, 3, 1, 2)
-        self._inputs = torch.from_numpy(np.array(inputs, order="C")).to(place.device)
+        self._mapped = isinstance(split.inputs, np.memmap)
+        if self._mapped:
+            self._inputs = torch.from_numpy(inputs)
+        else:
+            if image is not None:
+                inputs = inputs.transpose(0, 3, 1, 2)
+            self._inputs = torch.from_numpy(np.array(inputs, order="C")).to(place.device)
         self._labels = torch.from_numpy(split.labels).to(place.device)
         self._finish = Finish(image, augmentation, place)
         self._place = place
@@ -81,15 +89,20 @@ class ArrayFeed:
             parts = [rows[self._place.part.of(len(rows))] for _, rows in group]
             mine = torch.from_numpy(np.concatenate(parts)).to(self._place.device)
             # index_select copies whole rows; indexing would copy single numbers, 40 times slower
-            inputs = self._inputs.index_select(0, mine).split_with_sizes(
-                [len(part) for part in parts]
-            )
+            inputs = self._rows(mine).split_with_sizes([len(part) for part in parts])
             labels = self._labels.index_select(0, mine).split_with_sizes(
                 [len(part) for part in parts]
             )
             drawn = [self._finish.drawn(step, rows=len(rows)) for step, rows in group]
             for some, numbers, targets in zip(inputs, drawn, labels, strict=True):
                 yield self._finish(some, numbers), targets
+
+    def _rows(self, rows: Tensor) -> Tensor:
+        """Copy these rows; images with their channels first."""
+        if not self._mapped:
+            return self._inputs.index_select(0, rows)
+        found = self._inputs.index_select(0, rows.cpu()).to(rows.device)
+        return found.permute(0, 3, 1, 2).contiguous()
 
 
 class TextFeed:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,15 +62,24 @@ class ImageFiles:
         return len(self) * self.spec.size[0] * self.spec.size[1] * self.spec.channels
 
 
+Cached: TypeAlias = Callable[[ImageFiles], tuple[NDArray[np.uint8], dict[int, str]]]
+"""Returns the pixels of the readable images, and the faults of the others by row."""
+
+
 def made_ready(
-    data: Dataset, *, in_memory: bool | None, part: Part, skip_broken: bool = False
+    data: Dataset,
+    *,
+    in_memory: bool | None,
+    part: Part,
+    skip_broken: bool = False,
+    cached: Cached | None = None,
 ) -> Dataset:
     """Check that every image can be read, and return the data, with pixels if kept in memory.
 
     in_memory: decode all images now and keep the pixels; None does so if they fit in MEMORY_BYTES.
     Otherwise each process decodes its part once as a check, and training decodes the images again.
-    skip_broken: leave unreadable images out, up to MAX_BROKEN_SHARE. Raises BadData that lists the
-    unreadable images.
+    cached: returns the pixels of files from a cache, in place of both. skip_broken: leave
+    unreadable images out, up to MAX_BROKEN_SHARE. Raises BadData that lists the unreadable images.
     """
     splits = {"train": data.train, "val": data.val, "test": data.test}
     own = {
@@ -87,7 +96,10 @@ def made_ready(
     ready: dict[str, Any] = {}
     broken: list[str] = []
     for name, split in own.items():
-        ready[name], faults = (_decoded if in_memory else _checked)(split, part)
+        if cached is not None:
+            ready[name], faults = _from(cached, split)
+        else:
+            ready[name], faults = (_decoded if in_memory else _checked)(split, part)
         broken += faults
     rows = sum(map(len, own.values()))
     if broken and not skip_broken:
@@ -98,7 +110,7 @@ def made_ready(
             f"(too many to leave out: at most {MAX_BROKEN_SHARE:.0%} may be; restore the files)"
         )
     if not broken:
-        return replace(data, **ready) if in_memory else data
+        return replace(data, **ready) if in_memory or cached is not None else data
     say(f"{_listed(broken, rows)}\n(left out)")
     kept = replace(data, **ready)
     kept.check_trainable()
@@ -114,7 +126,7 @@ def _decoded(split: Split, _part: Part) -> tuple[Split, list[str]]:
     faults: dict[int, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
         for row, image in enumerate(
-            pool.map(lambda path: _tried(pixels.decode, path, files.spec), files.paths)
+            pool.map(lambda path: tried(pixels.decode, path, files.spec), files.paths)
         ):
             if isinstance(image, str):
                 faults[row] = image
@@ -122,6 +134,14 @@ def _decoded(split: Split, _part: Part) -> tuple[Split, list[str]]:
                 found[row] = image
     kept = np.setdiff1d(np.arange(len(files)), list(faults))
     return Split(found[kept] if faults else found, split.labels[kept]), list(faults.values())
+
+
+def _from(cached: Cached, split: Split) -> tuple[Split, list[str]]:
+    """Return the split with pixels from a cache, without broken images, and their errors."""
+    assert isinstance(split.inputs, ImageFiles)
+    found, faults = cached(split.inputs)
+    kept = np.setdiff1d(np.arange(len(split)), list(faults))
+    return Split(found, split.labels[kept]), list(faults.values())
 
 
 def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
@@ -133,8 +153,8 @@ def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
     rows = np.arange(len(files))[part.rank :: part.world]
     faults: dict[int, str] = {}
     with ThreadPoolExecutor(THREADS) as pool:
-        tried = pool.map(lambda path: _tried(pixels.check, path), files.paths[rows])
-        bar = tqdm(tried, total=len(rows), desc="checking images", unit="image", delay=2)
+        found = pool.map(lambda path: tried(pixels.check, path), files.paths[rows])
+        bar = tqdm(found, total=len(rows), desc="checking images", unit="image", delay=2)
         for row, outcome in zip(rows, bar, strict=True):
             if isinstance(outcome, str):
                 faults[int(row)] = outcome
@@ -142,7 +162,7 @@ def _checked(split: Split, part: Part) -> tuple[Split, list[str]]:
     return split.take(kept) if faults else split, list(faults.values())
 
 
-def _tried(read: Callable[..., Any], *arguments: Any) -> Any:
+def tried(read: Callable[..., Any], *arguments: Any) -> Any:
     """Call a function; return its result, or the message of the BadData that it raises."""
     try:
         return read(*arguments)

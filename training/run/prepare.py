@@ -1,6 +1,7 @@
 """Turns a recipe into data, a loss, a sampler, a plan and a network, all checked."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ from torch import nn
 from service.contract.adjustment import Vector, log_source_prior
 from training.data.columns import Columns, has_missing
 from training.data.dataset import Dataset, has_categories
-from training.data.image_files import ImageFiles, made_ready
+from training.data.image_cache import cached_pixels
+from training.data.image_files import Cached, ImageFiles, made_ready
 from training.data.long_tail import profile_counts
 from training.data.order import Part
 from training.data.problems import check_held_out
@@ -46,11 +48,18 @@ class Prepared:
         return log_source_prior(self.data.class_counts, loss_tau=self.recorded.loss_tau)
 
 
-def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None = None) -> Prepared:
+def prepare(
+    recipe: Recipe,
+    *,
+    in_memory: bool | None = None,
+    cache: Path | None = None,
+    part: Part | None = None,
+) -> Prepared:
     """Load the data, set validation aside, apply the profile, and make the loss and the sampler.
 
-    in_memory: for image files, as in `made_ready`. part: the files that this process checks. Raises
-    WrongUse for settings that do not fit the data, BadData for data that cannot be used.
+    in_memory: for image files, as in `made_ready`. cache: the folder for decoded images. part: the
+    files that this process checks. Raises WrongUse for settings that do not fit the data, BadData
+    for data that cannot be used.
     """
     data = prepare_data(recipe)
     check_held_out(data)
@@ -60,6 +69,7 @@ def prepare(recipe: Recipe, *, in_memory: bool | None = None, part: Part | None 
         in_memory=_kept(recipe, data, asked=in_memory),
         part=part or Part(),
         skip_broken=recipe.skip_broken,
+        cached=_cached(recipe, data, cache, in_memory=in_memory),
     )
     return _with_method(recipe, data)
 
@@ -153,6 +163,24 @@ def _kept(recipe: Recipe, data: Dataset, *, asked: bool | None) -> bool | None:
             "files, not in memory"
         )
     return False
+
+
+def _cached(
+    recipe: Recipe, data: Dataset, folder: Path | None, *, in_memory: bool | None
+) -> Cached | None:
+    """Return what reads decoded images from the folder of --cache; None without that flag."""
+    if folder is None:
+        return None
+    if not isinstance(data.train.inputs, ImageFiles):
+        raise WrongUse(f"--cache {folder}: {recipe.data} holds no image files; leave the flag out")
+    if in_memory:
+        raise WrongUse("--cache keeps the images in a file and --in-memory does not; give one")
+    if recipe.augment == "resized-crop-flip":
+        raise WrongUse(
+            "--augment resized-crop-flip crops images while they are decoded, so they cannot be "
+            "cached; leave out --cache, or choose --augment crop-flip"
+        )
+    return partial(cached_pixels, folder=folder)
 
 
 def make_network(recipe: Recipe, ready: Prepared) -> nn.Module:

@@ -41,6 +41,7 @@ class Running:
     samples: how many test inputs report.json shows.
     workers: how many processes decode images.
     in_memory: whether images are decoded once and kept; None: if they are small enough.
+    cache: the folder of a file with the decoded images, in place of both; None makes none.
     command: the command line, for the report.
     candidate: the name of this network if several are tried; its files go into a folder of that
     name.
@@ -52,6 +53,7 @@ class Running:
     samples: int = 12
     workers: int = 2
     in_memory: bool | None = None
+    cache: Path | None = None
     command: str = ""
     candidate: str = ""
 
@@ -172,7 +174,7 @@ def _run_one(
     warned: bool,
 ) -> tuple[Finished, Keeping] | None:
     """Train one network and keep its files. Returns None in all processes but the first."""
-    ready = prepare(recipe, in_memory=running.in_memory, part=processes.part)
+    ready = prepare(recipe, in_memory=running.in_memory, cache=running.cache, part=processes.part)
     if processes.first and not warned:
         for problem in problems(ready.data):
             say(f"warning: {problem}")

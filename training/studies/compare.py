@@ -50,6 +50,7 @@ def compare(
     command: str = "",
     jobs: int | None = 1,
     threads: int | None = None,
+    cache: Path | None = None,
 ) -> dict[str, Any]:
     """Train the missing runs, score all, write the report; return the object of results.json.
 
@@ -58,12 +59,15 @@ def compare(
     Seeds and methods can be added later. command: the command line, for the report. jobs: how many
     runs are trained at the same time, and threads: those of each run; None decides, see
     `side_by_side.shares_of`. The same number of threads gives the same weights for any number of
-    jobs. Raises WrongUse when `out` holds a comparison with other settings.
+    jobs. cache: the folder for decoded images. Raises WrongUse when `out` holds a comparison with
+    other settings.
     """
     data = prepare_data(replace(recipe, seed=seeds[0]))
     out.mkdir(parents=True, exist_ok=True)
     remember_settings(recipe, out, files=contents(data))
-    wanted = [OneRun(recipe, name, seed, out) for seed in seeds for name in runs_of(tuple(methods))]
+    wanted = [
+        OneRun(recipe, name, seed, out, cache) for seed in seeds for name in runs_of(tuple(methods))
+    ]
     shares = shares_of(data, runs=len(wanted), processes=processes, jobs=jobs, threads=threads)
     number = {one.name: place for place, one in enumerate(wanted, 1)}
 
@@ -102,6 +106,7 @@ class OneRun:
     run: str
     seed: int
     out: Path
+    cache: Path | None = None
 
     @property
     def name(self) -> str:
@@ -129,6 +134,7 @@ class OneRun:
                     name=f"{self.run}-{self.seed}",
                 ),
                 checkpoint=checkpoint,
+                cache=self.cache,
                 keep_features=self.run in KEEP_FEATURES,
                 processes=processes,
                 quiet=quiet,
@@ -176,6 +182,7 @@ def outcome_of(
     recipe: Recipe,
     *,
     checkpoint: Path | None,
+    cache: Path | None = None,
     keep_features: bool,
     processes: Processes,
     quiet: bool = True,
@@ -188,7 +195,7 @@ def outcome_of(
     """
     finished = run(
         recipe,
-        running=Running(models=None, runs=None, checkpoint=checkpoint),
+        running=Running(models=None, runs=None, checkpoint=checkpoint, cache=cache),
         keeping=Keeping(
             resume=True, quiet=quiet, label=label, going_on="the same command resumes from it"
         ),
