@@ -9,8 +9,8 @@ from scipy import stats
 
 from benchmarks.results.other_figures import REFERENCE, REFERENCE_SOURCE
 from benchmarks.results.text import Document, key, ns, spread, title
-from benchmarks.results.variant_list import HIDDEN_LAYER
 from benchmarks.results.variant_tables import Row, variants_of
+from benchmarks.results.variants import HIDDEN_LAYER
 from training.pages.page import markdown_table
 from training.studies.numbers import interval_of_mean
 

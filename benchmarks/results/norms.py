@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from benchmarks.results.text import Document, key, spread, title
-from benchmarks.results.variant_list import ADAM, HIDDEN_LAYER, adam_name
 from benchmarks.results.variant_tables import Row, summary, variants_of
+from benchmarks.results.variants import ADAM, HIDDEN_LAYER, adam_name
 from training.pages.page import markdown_table
 from training.run.recipe import Recipe
 from training.studies.methods import ADAM_RUN
