@@ -151,9 +151,8 @@ def estimates(case: Scored, *, sizes: list[int], draws: int) -> None:
                 (l1, wrong), (_, sd) = np.mean(values, axis=0), np.std(values, axis=0, ddof=1)
                 print(f"    {name:24}{l1:8.3f}{100 * wrong:8.2f} ± {100 * sd:.2f}", flush=True)
         held = [cover for good, cover in every if good]
-        print(
-            f"  intervals of {len(held)} usable estimates hold {np.mean(held):.3f} of the classes"
-        )
+        share = f"hold {np.mean(held):.3f} of the classes" if held else "have no share to report"
+        print(f"  intervals of {len(held)} usable estimates {share}")
 
 
 STREAM_ROWS, BATCH = 24_000, 64
