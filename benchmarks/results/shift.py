@@ -1,18 +1,21 @@
 """The accuracy of class prior estimates, and the effect of adopting them on the error.
 
 python -m benchmarks.results.shift [--model models/fashion/2 --data fashion-mnist --draws 10]
-    [--studies estimates tracking adoptions]
+    [--studies estimates tracking adoptions many]
 
 For each of seven class mixes, `--rows` rows are drawn from the test split as a stream, and the same
 number of other rows is scored. Only the validation split is used for calibration. Where the package
 quapy is installed, its EMQ, PACC and KDEyML get the same posteriors, and the service's calibrated
 source turns their priors into decisions. `tracking`
 follows seven streams of 24,000 rows. `adoptions` takes 100 automatic decisions without a shift and
-100 with one.
+100 with one. `many` needs no model: a tracker follows 153,600 made-up rows of 100,000 classes, of
+which it gets the 16 best of each row.
 """
 
 import argparse
 import importlib.util
+import resource
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,13 +27,13 @@ from service.contract.adjustment import Vector, log_target_prior, softmax
 from service.contract.automatic import STRENGTH, AutoAdopt, next_step
 from service.contract.shift.estimation import Estimation
 from service.contract.shift.label_shift import climb, em_prior
-from service.contract.shift.tracking import PriorTracker
+from service.contract.shift.tracking import PriorTracker, Ranked
 from service.contract.shift.verdict import assess, may_adopt, target_mixes
 from training.run.published import Published
 from training.scores.source import measure
 
 Rows = np.ndarray[Any, np.dtype[np.intp]]
-STUDIES = ("estimates", "tracking", "adoptions")
+STUDIES = ("estimates", "tracking", "adoptions", "many")
 TARGETS = ("training", "uniform", "reversed", "dirichlet", "absent", "dominant", "mild")
 
 
@@ -48,6 +51,10 @@ def main() -> None:
         default=list(STUDIES),
     )
     options = parser.parse_args()
+    if "many" in options.studies:
+        many_classes()
+    if options.studies == ["many"]:
+        return
     case = scored(options.model, options.data)
     logits, labels, block, counts = case.logits, case.labels, case.block, case.counts
     if "tracking" in options.studies:
@@ -296,6 +303,48 @@ def adoptions(f: Vector, labels: Any, block: Estimation, counts: Vector) -> None
             f"{hurt} of them raised the error by over 0.1 points{mean}",
             flush=True,
         )
+
+
+def many_classes(*, classes: int = 100_000, batches: int = 600, rows: int = 256) -> None:
+    """Print the error, CPU time and memory of a tracker of many classes, and its verdict.
+
+    Each row is nearly certain of its class, which has a thousandth of a chance against 15 others.
+    The true mix is that of training, moved on by one class.
+    """
+    rng = np.random.default_rng(0)
+    source = rng.zipf(1.3, classes).clip(1, 10_000).astype(np.float64)
+    source /= source.sum()
+    truth = np.roll(source, 1)
+    calibration = {"temperature": 1.0, "log_source": np.log(source)}
+    fixed = np.stack([np.full(classes, 1 / classes), source])
+    tracker = PriorTracker(**calibration, fixed=fixed)
+    ratios = np.full((rows, 16), 1e-3)
+    ratios[:, 0] = 1.0
+    seconds, memory = [], []
+    for batch in range(batches):
+        own = rng.choice(classes, rows, p=truth)
+        others = rng.permuted(np.tile(np.arange(1, 101), (rows, 1)), axis=1)[:, :15]
+        best = np.concatenate([own[:, None], (own[:, None] + others) % classes], axis=1)
+        start = time.process_time()
+        tracker.update_ranked(Ranked(best, ratios, np.full(rows, 1e-6)))
+        seconds.append(time.process_time() - start)
+        if batch in (batches // 3, batches - 1):
+            memory.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    found = tracker.estimate()
+    judged = assess(
+        rng.normal(size=(40, classes)).astype(np.float32),
+        **calibration,
+        current=source,
+        calibration=None,
+        class_frequencies=source,
+        tracked=found,
+    )
+    print(
+        f"{classes:,} classes, {tracker.rows:,} rows: {1000 * np.median(seconds):.1f} ms of a "
+        f"processor for {rows} rows; at most {memory[0]} MiB after a third of them, {memory[1]} "
+        f"MiB after all\n  L1 from the true mix {np.abs(found.prior - truth).sum():.2f}, of "
+        f"training's {np.abs(source - truth).sum():.2f}; {judged.verdict}: {judged.reason}"
+    )
 
 
 def mix_of(target: str, counts: Vector, rng: np.random.Generator) -> Vector:
