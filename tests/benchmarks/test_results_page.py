@@ -330,3 +330,32 @@ def test_sets_that_no_default_was_chosen_on_have_a_section_of_their_own(tmp_path
     assert "Not measured now: attrition, cells," in unseen
     assert "Not measured" not in seen
     assert rest == "Each setting\n"
+
+
+def test_errors_of_peers_are_taken_from_an_earlier_run_where_it_has_them(tmp_path, monkeypatch):
+    labels = np.arange(8) % 2
+    rows = np.arange(8)
+    data = results_tables.Set("new", ["a"], np.empty((8, 1)), labels, ["x", "y"], rows, rows)
+    source = np.log([0.5, 0.5])
+    monkeypatch.setattr(results_tables, "drawn", lambda *_: data)
+    monkeypatch.setattr(
+        results_tables, "ours", lambda *_: (np.eye(2)[labels], source, {"network": "mlp"})
+    )
+    asked = []
+    peers = {name: lambda name=name: asked.append(name) or np.zeros((8, 2)) for name in "ab"}
+    monkeypatch.setattr(results_tables, "peers", lambda *_: peers)
+    earlier = {"errors": {"a": [1.0, 2.0]}, "seconds": {"a": 3.0}}
+    found = results_tables.measured(tmp_path, 0, tmp_path, earlier)
+    assert asked == ["b"]
+    assert found["errors"]["a"] == [1.0, 2.0]
+    assert found["errors"][results_tables.OURS] == [0, 0]
+
+
+def test_texts_measured_before_the_present_candidates_are_named(tmp_path):
+    (tmp_path / "results").mkdir()
+    found = defaults_of("manual", (20, 30)) | defaults_of("source", (20, 30))
+    for name, runs in found.items():
+        runs[0]["tried"] = ["tfidf-words", *([results_tables.LATEST] if name == "source" else [])]
+    (tmp_path / "results" / results_tables.SEEN).write_text(json.dumps(found))
+    text = results_tables.with_sections("# Results\n\n## Each setting\n", tmp_path)
+    assert "Earlier defaults for texts: manual.\n" in text

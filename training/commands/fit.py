@@ -124,7 +124,7 @@ def _add_method_flags(method: Any) -> None:
         "--refit",
         action=argparse.BooleanOptionalAction,
         help="train the network that validation chose again on all rows, its validation rows "
-        "included (default: with --network auto and fewer than 2,000 rows)",
+        "included (default: with --network auto, texts, and fewer than 2,000 rows of other data)",
     )
     method.add_argument(
         "--publish-tau",

@@ -87,9 +87,9 @@ def add_data_flags(parser: argparse.ArgumentParser, *, required: bool) -> None:
     )
     group.add_argument(
         "--tokens",
-        metavar="words|characters|subwords|FILE.json",
-        help="tokens of texts: words between spaces, runs of 1 to 3 or of 3 to 5 characters, or "
-        "those of a tokenizer.json (default words)",
+        metavar="words|split-words|characters|subwords|FILE.json",
+        help="tokens of texts: words between spaces, words also split at punctuation, runs of 1 to "
+        "3 or of 3 to 5 characters, or those of a tokenizer.json (default words)",
     )
 
 

@@ -5,14 +5,16 @@ StringSplit and StringNormalizer do (in the locale "C", which is always availabl
 and "good" count as the same word, each spelling with punctuation is a key of its own with the
 number of the bare word.
 
-Instead of words, tokens may be runs of characters, with A … Z in lower case: of one to three
-characters for languages without spaces, or of three to five for parts of words. The graph then
-needs onnxruntime's own Tokenizer. Or a `tokenizer.json` of Hugging Face's tokenizers makes the
+Words may also be split at every character that is no letter, digit or underscore, so that
+"text-based" is two tokens. Or tokens may be runs of characters, with A … Z in lower case: of one to
+three characters for languages without spaces, or of three to five for parts of words. The graph
+then needs onnxruntime's own Tokenizer. Or a `tokenizer.json` of Hugging Face's tokenizers makes the
 tokens, before the graph in the service too; a token is then named by its number in that file.
 """
 
 import functools
 import itertools
+import re
 import string
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -28,7 +30,7 @@ from service.contract.inputs.tokens import TokenizerUnusable
 from service.contract.inputs.tokens import Tokens as Tokenizer
 from training.faults import WrongUse, absent
 
-TOKENS = ("words", "characters", "subwords")
+TOKENS = ("words", "split-words", "characters", "subwords")
 TOKENIZER_SUFFIX = ".json"
 """Of the files that may stand in place of a name of TOKENS."""
 TOKENIZER_FILE = "tokenizer.json"
@@ -40,10 +42,13 @@ TOKENIZER_INPUTS: dict[str, Literal["ids", "attention_mask"]] = {
 TEXTS_AT_ONCE = 256
 RUNS: dict[str, tuple[int, int]] = {"characters": (1, 3), "subwords": (3, 5)}
 """The shortest and the longest run of characters that is a token."""
+PART = r"[\pL\pN_]+"
+"""A token of split-words, as the graph's regular expressions (RE2) write it; \\w+ in Python."""
 MAX_WORDS = 50_000
 MAX_RUNS = 30_000
 """The most tokens in a vocabulary: of words (MAX_WORDS), and of character runs (MAX_RUNS)."""
-MANY_TEXTS = 1_000  # with at least this many texts, a word must occur in two
+MANY_TEXTS = 1_000  # with at least this many texts, a token must occur in two
+_PART = re.compile(r"\w+")
 _LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 _AROUND = string.punctuation + "“”‘’«»…–—¿¡\t\r\n"
 
@@ -51,6 +56,11 @@ _AROUND = string.punctuation + "“”‘’«»…–—¿¡\t\r\n"
 def words(text: str) -> list[str]:
     """Split a text into words, as the exported graph does."""
     return [word for word in text.translate(_LOWER).split(" ") if word]
+
+
+def parts(text: str) -> list[str]:
+    """Split a text at what is no letter, digit or underscore, as the exported graph does."""
+    return _PART.findall(text.translate(_LOWER))
 
 
 def runs(text: str, shortest: int = 1, longest: int = 3) -> list[str]:
@@ -75,6 +85,8 @@ def split(texts: Iterable[str], tokens: str) -> Iterator[list[str]]:
     """
     if tokens == "words":
         yield from map(words, texts)
+    elif tokens == "split-words":
+        yield from map(parts, texts)
     elif tokens in RUNS:
         yield from (runs(text, *RUNS[tokens]) for text in texts)
     else:
@@ -116,11 +128,20 @@ class Vocabulary:
 
     @classmethod
     def learnt(
-        cls, texts: Iterable[str], *, tokens: str = "words", max_words: int | None = None
+        cls,
+        texts: Iterable[str],
+        *,
+        tokens: str = "words",
+        max_words: int | None = None,
+        with_rare: bool = False,
     ) -> "Vocabulary":
-        """Build the vocabulary: the max_words tokens found in the most training texts."""
+        """Build the vocabulary: the max_words tokens found in the most training texts.
+
+        with_rare: whether words of a single text count, however many texts there are: a rare class
+        has few others. They count only beside words that are in two texts.
+        """
         if max_words is None:
-            max_words = MAX_WORDS if tokens == "words" else MAX_RUNS
+            max_words = MAX_RUNS if tokens in RUNS else MAX_WORDS
         spelling = bare if tokens == "words" else str
         seen: Counter[str] = Counter()
         spelt: dict[str, set[str]] = {}
@@ -131,7 +152,8 @@ class Vocabulary:
             seen.update({spelling(word) for word in found})
             for word in found:
                 spelt.setdefault(spelling(word), {spelling(word)}).add(word)
-        fewest = 2 if count >= MANY_TEXTS else 1
+        rare = with_rare and tokens not in RUNS and max(seen.values(), default=0) > 1
+        fewest = 1 if rare or count < MANY_TEXTS else 2
         ranked = sorted(
             (word for word, n in seen.items() if n >= fewest), key=lambda word: (-seen[word], word)
         )

@@ -45,7 +45,9 @@ def candidates(recipe: Recipe) -> list[Recipe]:
 
 def _of_kind(recipe: Recipe, data: Dataset) -> list[Recipe]:
     if data.kind == "text":
-        tokens = [recipe.tokens] if recipe.tokens != "words" else ["words", "subwords"]
+        tokens = [recipe.tokens]
+        if recipe.tokens == "words":
+            tokens = ["words", "split-words", "subwords"]
         if recipe.tokens == "words" and (is_unspaced(data) or is_one_word(data)):
             tokens = ["characters"]
         return [_linear(recipe, "tfidf", each) for each in tokens]

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from service.contract.inputs.columns import fields
 from service.contract.resources import processors
 from training.data.columns import Columns
-from training.data.text import RUNS, TOKENIZER_INPUTS, Vocabulary
+from training.data.text import PART, RUNS, TOKENIZER_INPUTS, Vocabulary
 from training.faults import RunFailed, instead, readable
 
 OPSET = 20
@@ -109,7 +109,13 @@ def take_strings(model: onnx.ModelProto, vocabulary: Vocabulary, *, name: str) -
             _numbering(vocabulary.keys, f"{name}/words", numbers),
         ]
     else:
-        front += _character_runs(graph, vocabulary, name=name, numbers=numbers)
+        if vocabulary.tokens == "split-words":
+            front += [
+                _tokenizer(f"{name}/lower", f"{name}/parts", tokenexp=PART),
+                _numbering(vocabulary.keys, f"{name}/parts", numbers),
+            ]
+        else:
+            front += _character_runs(graph, vocabulary, name=name, numbers=numbers)
         model.opset_import.append(helper.make_opsetid(ORT_DOMAIN, 1))
     for position, node in enumerate(front):
         graph.node.insert(position, node)
@@ -204,18 +210,8 @@ def _character_runs(
     Runs of two come from joining all characters but the last with all but the first. Each length
     has its own encoder, so that a run shortened by padding is not mistaken for another.
     """
-    nodes = [
-        helper.make_node(
-            "Tokenizer",
-            [f"{name}/lower"],
-            [f"{name}/run1"],
-            domain=ORT_DOMAIN,
-            mark=0,
-            mincharnum=1,
-            pad_value="",
-            separators=[""],  # nothing separates the characters
-        )
-    ]
+    # nothing separates the characters
+    nodes = [_tokenizer(f"{name}/lower", f"{name}/run1", separators=[""])]
     far = np.iinfo(np.int64).max
     for label, value in (("one", 1), ("zero", 0), ("minus", -1), ("far", far)):
         graph.initializer.append(numpy_helper.from_array(np.array([value]), f"{name}/{label}"))
@@ -237,6 +233,13 @@ def _character_runs(
         encoded.append(f"{numbers}{length}")
         nodes.append(_numbering(keys or {"": 0}, f"{name}/run{length}", encoded[-1]))
     return [*nodes, helper.make_node("Concat", encoded, [numbers], axis=1)]
+
+
+def _tokenizer(texts: str, tokens: str, **how: Any) -> onnx.NodeProto:
+    """Return a node that splits texts [B] into tokens [B, most], padded with empty strings."""
+    return helper.make_node(
+        "Tokenizer", [texts], [tokens], domain=ORT_DOMAIN, mark=0, mincharnum=1, pad_value="", **how
+    )
 
 
 def _numbering(keys: Mapping[str, int], tokens: str, numbers: str) -> onnx.NodeProto:

@@ -106,7 +106,9 @@ def prepare_data(recipe: Recipe) -> Dataset:
             f"--tokens {recipe.tokens}: {recipe.data} holds no texts; leave the flag out"
         )
     if data.kind == "text":
-        vocabulary = Vocabulary.learnt(np.asarray(data.train.inputs), tokens=recipe.tokens)
+        vocabulary = Vocabulary.learnt(
+            np.asarray(data.train.inputs), tokens=recipe.tokens, with_rare=recipe.network == "tfidf"
+        )
         if not vocabulary.size:
             raise BadData(
                 f"{recipe.data}: no word is in two training texts, so there is nothing to learn "

@@ -1,6 +1,7 @@
 """Trains a chosen network again on all rows, its validation rows included.
 
 Few rows are scarce twice: a fifth of them, and one row of a class of two, serve validation alone.
+So are texts, however many: a rare class has few words of its own, and each row adds some.
 Once validation has chosen the network and its penalty, the final network learns from all rows.
 Temperature, bias, source prior and tau stay those that the held-out rows measured on the network
 before it.
@@ -40,13 +41,12 @@ def all_rows(
 
     asked: the recipe as the user gave it. ready: the data of the network that was chosen. penalty:
     the one chosen on validation. world: how many processes train. Without --refit or --no-refit,
-    only few rows of --network auto are learnt again. Raises WrongUse if --refit is asked for where
-    it cannot be done.
+    only few rows and texts of --network auto are learnt again. Raises WrongUse if --refit is asked
+    for where it cannot be done.
     """
     rows = len(ready.data.train) + (0 if ready.data.val is None else len(ready.data.val))
-    if asked.refit is False or (
-        asked.refit is None and (asked.network != AUTO or rows >= FEW_ROWS)
-    ):
+    scarce = rows < FEW_ROWS or ready.data.kind == "text"
+    if asked.refit is False or (asked.refit is None and not (asked.network == AUTO and scarce)):
         return None
     again = replace(chosen, validation_per_class=0, penalty=penalty)
     reason = _impossible(asked, ready.data, world=world)

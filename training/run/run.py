@@ -104,7 +104,7 @@ def run(
     """Train, calibrate and publish as the recipe says. Returns None in all processes but the first.
 
     For network auto, every candidate is trained, and the one that validation chooses is published.
-    Where rows are few, it is first trained again on all of them (training.run.refit).
+    Few rows, and texts, are first learnt again with the validation rows (training.run.refit).
     """
     started = time.monotonic()
     offered = candidates(recipe)

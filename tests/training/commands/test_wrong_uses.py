@@ -53,7 +53,7 @@ NAMES = {
     "--network": ("vast", "os:path", "absent:net", ":", "json:loads", "cnn"),
     "--optimiser": ("vast",),
     "--schedule": ("vast",),
-    "--tokens": ("vast", "characters", "subwords"),
+    "--tokens": ("vast", "characters", "split-words", "subwords"),
     "--afterwards": ("vast",),
     "--augment": ("vast", "flip"),
     "--precision": ("fp8",),

@@ -153,7 +153,8 @@ def test_texts_are_fitted_by_words_and_parts_of_words(tmp_path, command):
         "--models", tmp_path / "models", "--runs", tmp_path / "runs", "--json",
     )  # fmt: skip
     assert code == 0, err
-    assert {each["name"] for each in answer["tried"]} == {"tfidf-words", "tfidf-subwords"}
+    tried = {each["name"] for each in answer["tried"]}
+    assert tried == {"tfidf-words", "tfidf-split-words", "tfidf-subwords"}
     assert answer["test"]["at_tau"]["1"]["balanced_error"] < 0.3
 
 

@@ -21,7 +21,7 @@ from tests.support import data_files as files
 from training.data import pixels
 from training.data.dataset import ImageSpec
 from training.data.pixels import normalise
-from training.data.text import Vocabulary
+from training.data.text import MANY_TEXTS, Vocabulary
 from training.learning.networks import build
 from training.run.export import check_agreement, export
 from training.run.prepare import prepare_data
@@ -73,16 +73,32 @@ def test_a_text_graph_answers_strings_as_the_network_answers_their_words(tmp_pat
 
 @pytest.mark.parametrize(
     ("tokens", "network"),
-    [("characters", "text"), ("characters", "tfidf"), ("subwords", "tfidf"), ("words", "tfidf")],
+    [
+        ("characters", "text"),
+        ("characters", "tfidf"),
+        ("subwords", "tfidf"),
+        ("words", "tfidf"),
+        ("split-words", "tfidf"),
+    ],
 )
 def test_a_graph_of_texts_answers_strings_as_the_network_answers_their_tokens(
     tmp_path, tokens, network
 ):
-    texts = ["今天天气很好", "今天很坏", "Good day", "好", "b", "ab", "bb a", "good good dayly"]
+    texts = [
+        "今天天气很好",
+        "今天很坏",
+        "Good day",
+        "好",
+        "b",
+        "ab",
+        "bb a",
+        "good good dayly",
+        "good-day_x b2",
+    ]
     vocabulary = Vocabulary.learnt(texts, tokens=tokens)
     torch.manual_seed(0)
     network = build(network, num_classes=3, input_shape=(), idf=vocabulary.idf).eval()
-    odd = ["", " ", "天", "GOOD", "b\nb", "\t", "é天x" * 50]
+    odd = ["", " ", "天", "GOOD", "b\nb", "\t", "é天x" * 50, "!?", "(b2)", "DAYLY/b—good", "b\0ab"]
     asked = np.array([*texts, *odd], dtype=object)
     numbers = torch.from_numpy(vocabulary.encode(list(asked)))
     with torch.no_grad():
@@ -138,6 +154,25 @@ def test_runs_of_characters_are_all_those_of_one_to_three():
     assert np.count_nonzero(vocabulary.encode(["abX"])) == 3  # a, b, ab
 
 
+def test_split_words_end_at_every_character_that_is_no_letter_digit_or_underscore():
+    vocabulary = Vocabulary.learnt(["Text-based, (C++) naïve_2/x"], tokens="split-words")
+    assert set(vocabulary.keys) == {"text", "based", "c", "naïve_2", "x"}
+    assert vocabulary.encode(["x.text"]).tolist() == [
+        [vocabulary.keys["x"], vocabulary.keys["text"]]
+    ]
+
+
+def test_words_of_a_single_text_count_among_many_texts_only_for_networks_that_want_them():
+    texts = [f"good day{i} of {'rain' if i % 2 else 'sun'}" for i in range(MANY_TEXTS)]
+    common = {"good", "of", "rain", "sun"}
+    assert set(Vocabulary.learnt(texts).keys) == common
+    assert set(Vocabulary.learnt(texts, with_rare=True).keys) > common | {"day7"}
+    runs = [Vocabulary.learnt(texts, tokens="subwords", with_rare=each).keys for each in (0, 1)]
+    assert runs[0] == runs[1]
+    alone = [f"day{i}" for i in range(MANY_TEXTS)]
+    assert Vocabulary.learnt(alone, with_rare=True).size == 0
+
+
 def test_punctuation_and_capitals_do_not_make_another_word():
     vocabulary = Vocabulary.learnt(["Good, good. GOOD!", "good bad"])
     numbers = vocabulary.encode(["good", "Good,", "GOOD!", "unheard"])[:, 0].tolist()
@@ -147,9 +182,9 @@ def test_punctuation_and_capitals_do_not_make_another_word():
 
 def test_a_vocabulary_has_one_order_whatever_the_order_of_sets_in_a_process():
     learn = (
-        "from training.data.text import Vocabulary\n"
+        "from training.data.text import MANY_TEXTS, Vocabulary\n"
         "texts = ['Good, good. GOOD! bad', 'bad; worse, (worst)', '\"bad\" worst!']\n"
-        "for tokens in ('words', 'subwords'):\n"
+        "for tokens in ('words', 'split-words', 'subwords'):\n"
         "    print(list(Vocabulary.learnt(texts, tokens=tokens).keys.items()))\n"
     )
     found = [

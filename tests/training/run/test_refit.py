@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from service.contract.bundle import load_bundle
+from tests.support import data_files as files
 from tests.training.conftest import tail_counts
 from training.faults import WrongUse
 from training.run.prepare import prepare
@@ -122,6 +123,18 @@ def asked(few, **changed):
     recipe = replace(recipe, **changed)
     chosen = replace(recipe, network="linear")
     return all_rows(recipe, chosen, ready, penalty=3.0, world=1)
+
+
+def test_texts_are_learnt_again_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr("training.run.refit.FEW_ROWS", 1)
+    reviews, labels = files.texts((40, 20, 10))
+    path = tmp_path / "reviews.npz"
+    names = {"x_train": reviews, "x_test": reviews[:3], "y_train": labels, "y_test": labels[:3]}
+    np.savez(path, **{name: np.array(value) for name, value in names.items()})
+    recipe = Recipe(f"npz:{path}", network=AUTO)
+    chosen = replace(recipe, network="tfidf", tokens="split-words")
+    again = all_rows(recipe, chosen, prepare(chosen), penalty=0.1, world=1)
+    assert (again.tokens, again.penalty, again.validation_per_class) == ("split-words", 0.1, 0)
 
 
 def test_without_a_flag_only_few_rows_of_network_auto_are_learnt_again(few, monkeypatch):
