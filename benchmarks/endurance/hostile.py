@@ -37,12 +37,11 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
-import httptools
-
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from benchmarks.endurance import hostile_bombs
 from benchmarks.endurance import hostile_inputs as inputs
+from benchmarks.endurance.hostile_streams import ends_in_body, ends_whole
 from benchmarks.rig.processes import Process, service
 from tests.support.small_models import FEATURES
 
@@ -370,48 +369,6 @@ class Hostile:
                 self.found.smuggled.append(f"{sent[:300]!r}")
 
 
-class _Reader:
-    """Callbacks of the parser: whether a request has begun and has no end yet, and whether its
-    headers have ended.
-    """
-
-    is_open = False
-    is_in_body = False
-
-    def on_message_begin(self) -> None:
-        self.is_open = True
-
-    def on_headers_complete(self) -> None:
-        self.is_in_body = True
-
-    def on_message_complete(self) -> None:
-        self.is_open = self.is_in_body = False
-
-
-def ends_whole(stream: bytes) -> bool:
-    """Return whether a stream is well-formed and ends with the end of a request."""
-    reader = _read(stream)
-    return reader is not None and not reader.is_open
-
-
-def ends_in_body(stream: bytes) -> bool:
-    """Return whether a stream is well-formed and ends within the body of a request."""
-    reader = _read(stream)
-    return reader is not None and reader.is_in_body
-
-
-def _read(stream: bytes) -> _Reader | None:
-    """The state after a stream; None if it is not well-formed."""
-    reader = _Reader()
-    parser = httptools.HttpRequestParser(reader)
-    parser.set_dangerous_leniencies(lenient_data_after_close=True)
-    try:
-        parser.feed_data(stream)
-    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
-        return None
-    return reader
-
-
 def alike(lists: Sequence[list[Answer]], *, ends_whole: bool, ends_in_body: bool = False) -> bool:
     """Return whether a stream got the same answers in every cut.
 
@@ -463,7 +420,7 @@ def _held(line: str) -> str:
     """The figures of a logged long turn, and what was seen in it."""
     said = line[line.index(_HELD) + len(_HELD) :]
     figures, _, seen = said.partition(", while requests waited")
-    return f"{figures.strip()}{seen.partition('report what was requested then')[2]}"[:600]
+    return f"{figures.strip()}{seen.partition('report what was requested then')[2]}"[:900]
 
 
 def _shown(answers: Sequence[Answer]) -> str:

@@ -354,7 +354,7 @@ def _vector(
 ) -> Vector | None:
     """[C] values of a list or an object; None when it is wrong; the faults go to `errors`."""
     before = len(errors)
-    if isinstance(spec, list):
+    if not isinstance(spec, dict):
         if len(spec) != len(class_names):
             errors.append(
                 (name, f"has {len(spec)} entries; expected {len(class_names)}, one for each class")

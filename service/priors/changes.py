@@ -340,7 +340,7 @@ def _are_equal(one: PriorBody, other: PriorBody, class_names: Sequence[str] | No
     """
     for field in _VECTORS:
         mine, theirs = getattr(one, field), getattr(other, field)
-        both = isinstance(mine, (dict, list)) and isinstance(theirs, (dict, list))
+        both = isinstance(mine, (dict, list, tuple)) and isinstance(theirs, (dict, list, tuple))
         if not (are_equal(mine, theirs, class_names) if both else mine == theirs):
             return False
     rest: dict[str, object] = dict.fromkeys(_VECTORS)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 
 from service.api.long_views import MANY_CLASSES, ByClass, shown_by_class, view_of
 from service.contract.bundle import Bundle
-from service.contract.members.body import PriorBody, document_of
+from service.contract.members.body import PriorBody, document_of, kept_vector
 from service.contract.members.named import short_form
 from service.contract.shift.verdict import Assessment, Verdict
 from service.priors.preview import Outcome, Preview
@@ -304,7 +304,7 @@ def estimate_view(
 
 def candidate_body(bundle: Bundle, found: Assessment, *, base: PriorBody, note: str) -> PriorBody:
     """Return `base` with the candidate of an estimate as its target, and this note."""
-    target = short_form(bundle.class_names, found.candidate)
+    target = kept_vector(short_form(bundle.class_names, found.candidate))
     return base.model_copy(update={"target": target, "expected": True, "note": note})
 
 

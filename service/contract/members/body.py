@@ -4,7 +4,13 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field, SerializerFunctionWrapHandler, ValidationError, model_serializer
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from service.contract.automatic import AutoAdopt
 from service.contract.members import costs as of_costs
@@ -13,7 +19,7 @@ from service.contract.members.costs import CostsBody
 from service.contract.members.switch import ContextBody, ScheduleBody
 from service.contract.strict import Strict
 
-VectorSpec: TypeAlias = dict[str, float] | list[float]
+VectorSpec: TypeAlias = dict[str, float] | list[float] | tuple[float, ...]
 
 MAX_LISTED_ERRORS = 50
 _MAX_FIELD = 200
@@ -44,6 +50,11 @@ class PriorBody(Strict):
     costs: CostsBody | None = None
     context: ContextBody | None = None
     schedule: ScheduleBody | None = None
+
+    @field_validator("label_frequencies", "target")
+    @classmethod
+    def _kept(cls, given: Any) -> Any:
+        return kept_vector(given) if isinstance(given, (dict, list)) else given
 
     @model_serializer(mode="wrap")
     def _without_absent(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -79,6 +90,15 @@ _LONG = 4096
 """Vectors of more values than this are checked without pydantic."""
 
 
+def kept_vector(vector: VectorSpec) -> VectorSpec:
+    """The vector as a body keeps it: a long list becomes a tuple.
+
+    The garbage collector looks at each entry of a list whenever it looks at everything, in one go,
+    but only once at a tuple of numbers.
+    """
+    return tuple(vector) if isinstance(vector, list) and len(vector) > _LONG else vector
+
+
 def body_of(document: Mapping[str, Any]) -> PriorBody:
     """The body that a document describes. Raises ValidationError.
 
@@ -97,18 +117,18 @@ def body_of(document: Mapping[str, Any]) -> PriorBody:
     vectors = {
         name: {key: float(value) for key, value in found.items()}
         if isinstance(found, dict)
-        else [float(value) for value in found]
+        else kept_vector([float(value) for value in found])
         for name, found in longs.items()
     }
     return PriorBody.model_validate(short).model_copy(update=vectors)
 
 
 def document_of(body: PriorBody, *, without: Collection[str] = ()) -> dict[str, Any]:
-    """The body as JSON values, in the order of its fields; long vectors are not copied."""
+    """The body as JSON values, in the order of its fields; long vectors are copied at most once."""
     longs = {
-        name: value
+        name: list(value) if isinstance(value, tuple) else value
         for name in _VECTORS
-        if isinstance(value := getattr(body, name), (dict, list)) and len(value) > _LONG
+        if isinstance(value := getattr(body, name), (dict, list, tuple)) and len(value) > _LONG
     }
     found = {**body.model_dump(mode="json", exclude={*without, *longs}), **longs}
     return {name: found[name] for name in PriorBody.model_fields if name in found}

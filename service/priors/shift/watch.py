@@ -18,7 +18,7 @@ import numpy as np
 from service.contract.adjustment import Vector
 from service.contract.automatic import STRENGTH, AutoAdopt, Step, next_step
 from service.contract.bundle import Bundle
-from service.contract.members.body import InvalidPrior, PriorBody
+from service.contract.members.body import InvalidPrior, PriorBody, kept_vector
 from service.contract.members.named import short_form
 from service.contract.prior import UnknownLabelFrequencies
 from service.contract.shift.tracking import Tracked
@@ -476,7 +476,7 @@ def adopted(automatic: Automatic, class_names: list[str], *, note: str) -> Prior
     """The body that an automatic step stores. Raises ValueError for a step that adopts nothing."""
     if automatic.step.target is None:
         raise ValueError("this step adopts nothing")
-    target = short_form(class_names, automatic.step.target)
+    target = kept_vector(short_form(class_names, automatic.step.target))
     return automatic.base.model_copy(update={"target": target, "expected": True, "note": note})
 
 

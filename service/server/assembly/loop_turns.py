@@ -1,6 +1,7 @@
 """Measures how long one turn blocks the event loop: a debugging aid (`--measure-loop-turns`)."""
 
 import asyncio
+import gc
 import logging
 import os
 import sys
@@ -49,6 +50,8 @@ class LoopTurns:
         """What the threads did during the present turn; empty until it is long."""
         self._before: dict[int, float] = {}
         """Seconds of processor time by thread, shortly before the present turn."""
+        self._collecting_since = self._collected = 0.0
+        """Seconds of processor time for which garbage was collected since the turn began."""
         self._stopped = threading.Event()
 
     def start(self, *, delay_seconds: float = 0.5) -> None:
@@ -63,6 +66,8 @@ class LoopTurns:
     def stop(self) -> None:
         """End the sampling thread."""
         self._stopped.set()
+        if self._note_collection in gc.callbacks:
+            gc.callbacks.remove(self._note_collection)
 
     def gauges(self) -> Iterator[Gauge]:
         """Yield the longest turn since the start, and the longest work in one, in seconds."""
@@ -71,10 +76,11 @@ class LoopTurns:
 
     def _begin(self) -> None:
         self._plan()
+        gc.callbacks.append(self._note_collection)
         threading.Thread(target=self._sample, name="loop turns", daemon=True).start()
 
     def _plan(self) -> None:
-        self._stacks = ""
+        self._stacks, self._collected = "", 0.0
         self._due = time.monotonic() + TICK_SECONDS
         self._used, self._waited = time.process_time(), self._waited_for_processor()
         self._worked = time.thread_time()
@@ -92,12 +98,21 @@ class LoopTurns:
             stacks = self._stacks or self._stacks_now()
             logger.warning(
                 "the event loop was held for %.0f ms, and its own thread worked for %.0f ms of "
-                "them, while requests waited; if this recurs, report what was requested then%s",
+                "them (garbage was collected for %.0f ms), while requests waited; if this recurs, "
+                "report what was requested then%s",
                 1e3 * turn,
                 1e3 * worked,
+                1e3 * self._collected,
                 stacks and f"; seen: {stacks}",
             )
         self._plan()
+
+    def _note_collection(self, phase: str, _info: dict[str, int]) -> None:
+        """Add the time of a collection, which no other thread can interrupt."""
+        if phase == "start":
+            self._collecting_since = time.thread_time()
+        else:
+            self._collected += time.thread_time() - self._collecting_since
 
     def _sample(self) -> None:
         """Take the stacks of each turn that is long, once, until `stop`."""
@@ -117,11 +132,12 @@ class LoopTurns:
         The thread that calls this is left out.
         """
         now, before = _processor_times(), self._before
-        frames, me = sys._current_frames(), threading.get_ident()  # noqa: SLF001 - documented
+        frames = sys._current_frames()  # noqa: SLF001 - documented
+        frames.pop(threading.get_ident())  # a cycle with it would keep what all others hold
         seen = []
         for thread in threading.enumerate():
             frame, native = frames.get(thread.ident or 0), thread.native_id or 0
-            if frame is None or thread.ident == me:
+            if frame is None:
                 continue
             is_loop = thread.ident == self._loop_thread
             worked = now.get(native, 0.0) - before.get(native, 0.0)

@@ -1,8 +1,11 @@
 """Slices of a vector are what one call for all of it would make."""
 
+import gc
+
 import numpy as np
 import pytest
 
+from service.contract.members.body import body_of, document_of
 from service.contract.members.named import (
     SLICE,
     VAST,
@@ -62,3 +65,12 @@ def test_the_vectors_of_very_many_classes_are_lists():
     names = [f"c{n}" for n in range(VAST + 1)]
     assert isinstance(short_form(names[:-1], [1.0] * VAST), dict)
     assert short_form(names, np.arange(VAST + 1.0)) == [float(n) for n in range(VAST + 1)]
+
+
+def test_the_garbage_collector_does_not_look_at_a_kept_vector_of_many_classes():
+    body = body_of({"target": [1.0] * 5000, "label_frequencies": [2] * 5000})
+    gc.collect()
+    for kept in (body.target, body.label_frequencies):
+        assert not gc.is_tracked(kept)
+    assert list(body.label_frequencies) == [2.0] * 5000
+    assert document_of(body)["target"] == list(body.target)

@@ -1,8 +1,11 @@
 """The longest time in which the loop served nobody else is measured; an idle loop shows none."""
 
 import asyncio
+import gc
+import re
 import threading
 import time
+import weakref
 
 import httpx
 
@@ -46,6 +49,20 @@ def test_a_callback_that_holds_the_loop_is_measured_as_its_own_work_and_named(ca
     assert "held_by_a_callback" in caplog.text
 
 
+def test_time_of_the_garbage_collector_is_told(caplog):
+    def collect(_):
+        alive = [[] for _ in range(100_000)]
+        compute(0.2)
+        gc.collect()
+        assert alive
+
+    before = list(gc.callbacks)
+    held(collect)
+    (collected,) = re.findall(r"garbage was collected for (\d+) ms", caplog.text)
+    assert int(collected) >= 1
+    assert gc.callbacks == before
+
+
 def test_a_thread_that_keeps_the_interpreter_is_told_from_work_of_the_loop(caplog):
     begun = threading.Event()
 
@@ -61,6 +78,38 @@ def test_a_thread_that_keeps_the_interpreter_is_told_from_work_of_the_loop(caplo
     turns = held(wait_for_it)
     assert turns.longest_work_seconds < turns.longest_seconds / 2
     assert "a long call worked for " in caplog.text
+
+
+def test_looking_at_the_stacks_keeps_nothing_of_other_threads():
+    class Large:
+        """Stands for a body in memory."""
+
+    inside, may_end, gone = threading.Event(), threading.Event(), threading.Event()
+
+    def work():
+        large = Large()
+        weakref.finalize(large, gone.set)
+        inside.set()
+        may_end.wait(30)
+
+    async def main():
+        turns = LoopTurns()
+        turns.start(delay_seconds=0)
+        await asyncio.sleep(0.01)
+        thread = threading.Thread(target=work)
+        thread.start()
+        assert inside.wait(30)
+        gc.disable()
+        try:
+            turns._stacks_now()
+            may_end.set()
+            thread.join(30)
+            assert gone.wait(10)
+        finally:
+            gc.enable()
+        turns.stop()
+
+    asyncio.run(main())
 
 
 def test_the_metric_is_there_where_it_is_asked_for_and_only_there(tmp_path):

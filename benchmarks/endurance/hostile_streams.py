@@ -1,0 +1,45 @@
+"""Where a stream of requests ends, by the parser that uvicorn uses."""
+
+import httptools
+
+
+class _Reader:
+    """Callbacks of the parser: whether a request has begun and has no end yet, and whether its
+    headers have ended.
+    """
+
+    is_open = False
+    is_in_body = False
+
+    def on_message_begin(self) -> None:
+        self.is_open = True
+
+    def on_headers_complete(self) -> None:
+        self.is_in_body = True
+
+    def on_message_complete(self) -> None:
+        self.is_open = self.is_in_body = False
+
+
+def ends_whole(stream: bytes) -> bool:
+    """Return whether a stream is well-formed and ends with the end of a request."""
+    reader = _read(stream)
+    return reader is not None and not reader.is_open
+
+
+def ends_in_body(stream: bytes) -> bool:
+    """Return whether a stream is well-formed and ends within the body of a request."""
+    reader = _read(stream)
+    return reader is not None and reader.is_in_body
+
+
+def _read(stream: bytes) -> _Reader | None:
+    """The state after a stream; None if it is not well-formed."""
+    reader = _Reader()
+    parser = httptools.HttpRequestParser(reader)
+    parser.set_dangerous_leniencies(lenient_data_after_close=True)
+    try:
+        parser.feed_data(stream)
+    except (httptools.HttpParserError, httptools.HttpParserUpgrade):
+        return None
+    return reader
