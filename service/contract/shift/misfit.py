@@ -13,7 +13,7 @@ from service.contract.shift.label_shift import PriorEstimate, summed_by
 _SMALLEST_EIGENVALUE = 1e-10  # of the largest: below, rounding decides
 _SMALLEST_VARIANCE = 1e-6  # with less, rows do not differ but for rounding
 _PSEUDO_ROWS = 4  # as in the sketch's means
-ROWS_PER_FEATURE = 20
+ROWS_PER_FEATURE = 30
 """Fewest observations per feature of a sketch's later parts. With fewer, their covariance is too
 uncertain for so many features at once.
 """
@@ -49,7 +49,8 @@ def misfit_of(
     sources of chance: the rows, which move the mean and the estimate together (each row by its
     influence on both); the split, whose class means are those of so many rows; and the estimate's
     own error from the calibration. Each of the sketch's parts for which there are enough rows is
-    tested. The smallest probability counts, times the number of parts.
+    tested. The smallest probability counts, times the number of parts. Where rows that come again
+    cannot be told from others, only the first part is: many features take few inputs for a change.
     """
     sketch = calibration.sketch
     if sketch is None or estimate.covariance.ndim == 1:
@@ -74,9 +75,11 @@ def misfit_of(
         spread += means.T @ doubt @ means
     apart = features.mean(axis=0) - expected
     first, *more = sketch.parts()
-    parts = [first, *(part for part in more if ROWS_PER_FEATURE * len(part) <= len(moved))]
+    parts = [first]
+    if calibration.validation.tells_rows_apart:
+        parts += [part for part in more if ROWS_PER_FEATURE * len(part) <= len(moved)]
     tests = [_tested(apart[part], spread[np.ix_(part, part)], len(moved)) for part in parts]
-    p, excess = min(tests)
+    p, excess = min(tests, key=lambda test: (test[0], -test[1]))
     return Misfit(p=min(1.0, len(tests) * p), phi2=max(0.0, excess) / len(features))
 
 

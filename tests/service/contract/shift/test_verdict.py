@@ -170,14 +170,15 @@ def test_the_moments_of_the_logits_see_what_the_histograms_of_their_energy_do_no
     assert seen["moments"] >= seen["histograms"] + 5
 
 
-def directed_block():
+def directed_block(*, repeated=0):
     """The block with means of three numbers and of three directions of the logits."""
     logits, labels = rows(6000, UNIFORM, seed=7)
     numbers = numbers_of(logits, directions=np.eye(3))
     centre, scale = numbers.mean(axis=0), numbers.std(axis=0)
     means = class_means_of(features_of(numbers, centre=centre, scale=scale), labels, 3)
     sketch = {"directions": np.eye(3).tolist(), "centre": centre.tolist(), "scale": scale.tolist()}
-    return block(sketch=sketch | {"statistic": "logits", "means": means.tolist()})
+    seen = {"rows": 6000, "class_counts": np.bincount(labels).tolist(), "repeated": repeated}
+    return block(sketch=sketch | {"statistic": "logits", "means": means.tolist()}, validation=seen)
 
 
 def with_one_rival(logits, share):
@@ -204,6 +205,12 @@ def test_directions_are_left_out_where_there_are_few_rows_for_so_many_numbers():
     few = with_one_rival(rows(200, UNIFORM, seed=100)[0], 1.0)
     three = judged(few, calibration=moments_block()).misfit
     assert judged(few, calibration=directed_block()).misfit == three
+
+
+def test_directions_are_left_out_where_rows_that_come_again_cannot_be_told_from_others():
+    changed = with_one_rival(rows(2000, UNIFORM, seed=100)[0], 0.6)
+    assert judged(changed, calibration=directed_block()).verdict == "not_explained"
+    assert judged(changed, calibration=directed_block(repeated=600)).verdict == "usable"
 
 
 def test_a_second_test_of_the_same_rows_makes_false_alarms_no_likelier():
