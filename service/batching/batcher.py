@@ -205,6 +205,7 @@ class Batcher:
         self._fail_all(BatcherFailed("the model was unloaded; send the request again"))
         self._abandon_thread()
         self._reply()
+        self._delivery.record()
 
     # -- from the queue to the graph
 
@@ -288,11 +289,23 @@ class Batcher:
         self.busy_since = time.monotonic()
         begun = time.perf_counter()
         outcomes = self._batch_run.run(batch.pieces)
-        self._finished += self._delivery.finished(outcomes, time.perf_counter() - begun)
+        self._cut(outcomes, time.perf_counter() - begun)
         self.busy_since = None
         self._in_flight.clear()
 
     # -- from the graph to the callers
+
+    def _cut(self, outcomes: list[Outcome], seconds: float) -> None:
+        """Cut batches that ran into requests.
+
+        A request that was alone in its batch is recorded in the next turn of the loop. The loop
+        writes its answer to the connection at the end of this one, so the client does not wait for
+        the metrics. Whoever is woken by the answer finds it counted. Larger batches are recorded
+        before they are answered: after that, the loop should read the next requests.
+        """
+        self._finished += self._delivery.finished(outcomes, seconds)
+        if self._delivery.unrecorded:
+            self._loop.call_soon(self._delivery.record)
 
     def _reply(self) -> None:
         """Answer the finished entries together, then handle what is left in the queue."""
@@ -370,7 +383,7 @@ class Batcher:
             self.busy_since = time.monotonic() if self._in_flight else None
             self._start()
             try:
-                self._finished += self._delivery.finished(result, seconds)
+                self._cut(result, seconds)
             except Exception as error:  # noqa: BLE001 - see _start
                 self._in_flight.append(batch)
                 self._crashed(error)

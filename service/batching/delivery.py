@@ -37,13 +37,16 @@ class Delivery:
         """answered: called with finished entries just before their replies."""
         self._answered = answered
         self._table, self._record, self._tracer, self._name = table, record, tracer, name
+        self.unrecorded: list[BatchFacts] = []
+        """Batches of one request that wait for `record`."""
         self.explorations = 0
         """The number of queued and running requests that do not count as traffic."""
 
     def finished(self, outcomes: list[Outcome], seconds: float) -> list[Entry]:
-        """Record batches that ran and cut them into requests.
+        """Cut batches that ran into requests, and record them.
 
-        Returns the entries that are finished, for `reply`.
+        Returns the entries that are finished, for `reply`. A batch of one request is not recorded
+        yet: it is kept in `unrecorded`.
         """
         done: list[Entry] = []
         for pieces, result in outcomes:
@@ -55,6 +58,23 @@ class Delivery:
                 for piece in pieces:
                     self._fail(piece, result, done)
         return done
+
+    def record(self) -> None:
+        """Record the batches in `unrecorded`."""
+        unrecorded, self.unrecorded = self.unrecorded, []
+        for facts in unrecorded:
+            self._recorded(facts)
+
+    def _recorded(self, facts: BatchFacts) -> None:
+        """Record a batch. If that fails, only the metrics lack it."""
+        try:
+            self._record.batch(facts)
+        except Exception:
+            logger.exception(
+                "a batch of %s was answered but is missing in the metrics; report this with the "
+                "traceback",
+                self._name,
+            )
 
     def dropped(self, dropped: Iterable[Dropped]) -> list[Entry]:
         """Give an error to requests whose pieces are not scored. Returns the finished entries, for
@@ -114,14 +134,12 @@ class Delivery:
     ) -> None:
         """Record a graph call and give each piece its rows of the result."""
         bad = _rows_of_nan(result)
-        try:  # Recorded before any request is answered. If that fails, requests are still answered.
-            self._record.batch(self._facts(pieces, result, seconds, bad))
-        except Exception:
-            logger.exception(
-                "a batch of %s was answered but is missing in the metrics; report this with the "
-                "traceback",
-                self._name,
-            )
+        facts = self._facts(pieces, result, seconds, bad)
+        if len(pieces) == 1:
+            self.unrecorded.append(facts)
+        else:
+            self.record()
+            self._recorded(facts)
         start = 0
         for piece in pieces:
             entry, stop = piece.entry, start + piece.rows

@@ -129,13 +129,18 @@ class Metrics:
         """Count that this worker replaced one that ended. reason: how that one ended."""
         self._tally.cells("priordial_worker_restarts", {"reason": reason})[0] += 1
 
-    def requests(self, route: str, status: int, arrived: Iterable[IsRequest]) -> list[float]:
-        """Count answered requests of a route template, and return the seconds that each took."""
+    def requests(
+        self, route: str, status: int, arrived: Iterable[IsRequest], now: float | None = None
+    ) -> list[float]:
+        """Count answered requests of a route template, and return the seconds that each took.
+
+        now: time.perf_counter() when they were answered; None for this moment.
+        """
         found = self._requests.get((route, status))
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)
         count, histogram, exemplars = found
-        now, wall = time.perf_counter(), time.time()
+        now, wall = now or time.perf_counter(), time.time()
         taken = []
         for request in arrived:
             seconds, request_id = now - request.begun, request.request_id

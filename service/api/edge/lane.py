@@ -321,8 +321,16 @@ class ScoringLane:
         return await asyncio.get_running_loop().run_in_executor(self._encoder, encoded)
 
     def _finish(self, route: Route, requests: Sequence[Request], answers: Sequence[Answer]) -> None:
-        """Count, log and send the answers to requests of one route."""
-        self._count(route, requests, 200, list(map(_facts_of, answers)))
+        """Count, log and send the answers to requests of one route.
+
+        A single answer is counted in the next turn of the loop, after the loop has written it to
+        its connection at the end of this one (`Batcher` records it likewise).
+        """
+        facts, now = list(map(_facts_of, answers)), time.perf_counter()
+        if len(requests) == 1:
+            asyncio.get_running_loop().call_soon(self._count, route, requests, 200, facts, now)
+        else:
+            self._count(route, requests, 200, facts, now)
         for request, (body, _, content_type, headers) in zip(requests, answers, strict=True):
             try:
                 request.send((200, content_type, body, request.request_id.encode(), headers))
@@ -335,7 +343,7 @@ class ScoringLane:
     def _fail(self, route: Route, request: Request, error: Exception) -> None:
         """Answer a request with the problem for an error."""
         if isinstance(error, (ClientLeft, Abandoned)):
-            self._count(route, [request], CLIENT_LEFT, [{}])
+            self._count(route, [request], CLIENT_LEFT, [{}], time.perf_counter())
             request.send(None)
             return
         problem, oip = problem_of(error), route.oip
@@ -349,7 +357,8 @@ class ScoringLane:
         # without this, a large body would stay in memory until the next garbage collection.
         error.__traceback__ = error.__context__ = None
         # Only the kind: the detail may quote an input, which no log line may contain.
-        self._count(route, [request], problem.status, [{"problem": problem.kind}])
+        facts = [{"problem": problem.kind}]
+        self._count(route, [request], problem.status, facts, time.perf_counter())
         response = (
             problem.status,
             b"application/json" if oip else PROBLEM_JSON.encode(),
@@ -365,18 +374,19 @@ class ScoringLane:
         requests: Sequence[Request],
         status: int,
         facts: Sequence[dict[str, Any]],
+        now: float,
     ) -> None:
-        """Count and log answered requests. A failure here does not affect their answers."""
+        """Count and log requests answered at `now`. A failure here does not affect the answers."""
         template = route.template
         try:
-            seconds = self._metrics.requests(template, status, requests)
+            seconds = self._metrics.requests(template, status, requests, now)
         except Exception:
             logger.exception(
                 "answered requests of %s are missing in the metrics; report this with the "
                 "traceback",
                 template,
             )
-            seconds = [time.perf_counter() - request.begun for request in requests]
+            seconds = [now - request.begun for request in requests]
         lines = []
         for request, own, took in zip(requests, facts, seconds, strict=True):
             lines.append(

@@ -85,10 +85,11 @@ class TracedLane(ScoringLane):
         requests: Sequence[Request],
         status: int,
         facts: Sequence[dict[str, Any]],
+        now: float,
     ) -> None:
         for request, own in zip(requests, facts, strict=True):
             assert isinstance(request.send, _TracedSend)
-            request.send.context.run(super()._count, route, [request], status, [own])
+            request.send.context.run(super()._count, route, [request], status, [own], now)
 
 
 class _TracedSend:

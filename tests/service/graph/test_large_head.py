@@ -74,7 +74,7 @@ def test_a_prediction_takes_no_array_of_all_classes_out_of_the_graph(graph, aske
             fetched.extend(run(names, *rest))
             return fetched
 
-    monkeypatch.setattr(graph, "_session", Recording())
+    monkeypatch.setattr(graph, "_session", SimpleNamespace(_sess=Recording()))
     graph.run(inputs, **settings)
     assert max(array.shape[-1] for array in fetched) == K
 
@@ -96,7 +96,7 @@ def test_no_softmax_of_all_classes_is_worked_out_unless_it_is_asked_for(graph, a
         assert outputs[0].shape == (rows, CLASSES)
     fed = []
     graph._session, session = (
-        SimpleNamespace(run=lambda *given: fed.append(given[1])),
+        SimpleNamespace(_sess=SimpleNamespace(run=lambda *given: fed.append(given[1]))),
         graph._session,
     )
     try:

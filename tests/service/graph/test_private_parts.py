@@ -49,6 +49,18 @@ def test_telemetry_is_still_switched_off_by_the_variable_that_the_packages_set()
     assert done.stdout.strip() == b"1"
 
 
+def test_a_session_still_has_the_call_behind_its_checks(tmp_path):
+    folder = publish_model(tmp_path)
+    opened = ort.InferenceSession(str(folder / "model.onnx"), providers=["CPUExecutionProvider"])
+    (given,) = opened.get_inputs()
+    names = [output.name for output in opened.get_outputs()]
+    feeds = {given.name: np.ones((2, given.shape[1]), np.float32)}
+    for found, expected in zip(
+        opened._sess.run(names, feeds, None), opened.run(names, feeds), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
 def test_the_graph_of_a_published_model_has_released_its_bytes(tmp_path):
     folder = publish_model(tmp_path)
     graph = open_graph(folder, load_bundle(folder), provider="cpu")
