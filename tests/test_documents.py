@@ -68,7 +68,7 @@ def test_every_link_between_the_documents_leads_somewhere():
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
 PROGRAMS = ("priordial", "service", "training", "benchmarks")
 """The packages whose rooms ARCHITECTURE.md names."""
-MOST_MODULES, MOST_ARROWS = 15, 65
+MOST_MODULES, MOST_ARROWS, MOST_UNSAID = 15, 65, 4
 
 
 def _rooms():
@@ -176,6 +176,25 @@ def test_the_rooms_of_the_service_have_few_arrows():
         if "." in name and name.split(".")[1] != target.split(".")[1]
     }
     assert len(arrows) <= MOST_ARROWS
+
+
+@pytest.mark.parametrize("program", PROGRAMS)
+def test_a_constructor_with_many_parameters_says_what_each_is(program):
+    silent = []
+    for path in sorted((ROOT / program).rglob("*.py")):
+        for kind in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for made in ast.iter_child_nodes(kind) if isinstance(kind, ast.ClassDef) else ():
+                if not isinstance(made, ast.FunctionDef) or made.name != "__init__":
+                    continue
+                names = [one.arg for one in (*made.args.args[1:], *made.args.kwonlyargs)]
+                said = f"{ast.get_docstring(kind)} {ast.get_docstring(made)}"
+                if len(names) > MOST_UNSAID:
+                    silent += [
+                        f"{path.relative_to(ROOT)}: {kind.name}({name})"
+                        for name in names
+                        if not re.search(rf"\b{name}\b", said)
+                    ]
+    assert silent == []
 
 
 @pytest.mark.parametrize("program", PROGRAMS)

@@ -34,7 +34,12 @@ class Delivery:
         name: str,
         answered: Callable[[list[Entry]], None] | None = None,
     ) -> None:
-        """answered: called with finished entries just before their replies."""
+        """Deliver nothing yet.
+
+        table: holds the priors of queued rows. record: where batches and refusals are counted.
+        tracer: records graph calls; None without traces. name: the model and version, for
+        messages. answered: called with finished entries just before their replies.
+        """
         self._answered = answered
         self._table, self._record, self._tracer, self._name = table, record, tracer, name
         self.unrecorded: list[BatchFacts] = []

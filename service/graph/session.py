@@ -125,7 +125,7 @@ class Graph:
         large_rows: int | None = None,
         tokens: Tokens | None = None,
     ) -> None:
-        """Wrap an opened session.
+        """Wrap an opened session of the model of `bundle`.
 
         bound: run through an IOBinding. place: type and number of the device. small: the rows and
         the session of the smaller size class. large_rows: the rows of the larger class, which

@@ -37,7 +37,9 @@ class ModelMetrics:
     ) -> None:
         """Count by model in `tally`, and by version in `of_version`.
 
-        max_class_series: classes with a series of their own, the most frequent first.
+        bundle: of the version; its classes name the series. statistics: the figures of the version
+        that Triton's protocol reports. max_class_series: classes with a series of their own, the
+        most frequent first.
         """
         labels = {"model": bundle.name, "version": str(bundle.version)}
         by_model = {"model": bundle.name}

@@ -47,8 +47,9 @@ class LogitReservoir:
     ) -> None:
         """max_rows = 0 switches it off; otherwise at least one row is kept, whatever max_bytes is.
 
-        max_rows, max_bytes: limits on the rows that are kept. window_seconds: mean age of the rows
-        under steady traffic. seed: of the generator that chooses rows.
+        num_classes: the length of a row. max_rows, max_bytes: limits on the rows that are kept.
+        window_seconds: mean age of the rows under steady traffic. seed: of the generator that
+        chooses rows.
         """
         self.capacity = (
             0 if max_rows == 0 else max(1, min(max_rows, max_bytes // (4 * num_classes)))

@@ -144,7 +144,7 @@ class _Acceptor:
         accepted: Callable[[], None],
         failed: Callable[[], None],
     ) -> None:
-        """Start accepting.
+        """Start accepting from `listener`, a bound and listening socket.
 
         protocol: makes the protocol object of a new connection.
         should_leave_it: tells whether another worker should accept the next connection; None if

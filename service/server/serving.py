@@ -162,6 +162,7 @@ class _Serving:
     ) -> None:
         """Build the service and its server. Raises one of WILL_NOT_START.
 
+        settings: of this process. listener: the bound socket. run_folder: where its metrics lie.
         place, link: the supervisor's message and the socket to it; None without a supervisor.
         """
         self._listener, self._link = listener, link

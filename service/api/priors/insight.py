@@ -59,8 +59,11 @@ class Insight:
     ) -> None:
         """Connect to the priors and the recent traffic.
 
-        max_flip_share: largest share of recent answers that a write may change. tracked: returns a
-        tracker's estimate, for class lists so large that too few rows are kept.
+        find_model: returns the bundle of a model by name, of the default model for None.
+        find_reservoir: returns its recent logits; None where none are kept. tau_cap: the largest
+        tau that a request may ask for. max_flip_share: largest share of recent answers that a write
+        may change. tracked: returns a tracker's estimate, for class lists so large that too few
+        rows are kept.
         """
         self._priors, self._find_model, self._find_reservoir = priors, find_model, find_reservoir
         self._tau_cap, self._max_flip_share = tau_cap, max_flip_share

@@ -57,7 +57,12 @@ class PriorRoutes:
         require_if_match: bool,
         announce: Announce,
     ) -> None:
-        """announce: called with every stored change. insight: counts the answers it changes."""
+        """Connect the routes to the stored priors.
+
+        find_model: returns the bundle that a request names. insight: counts the answers that a
+        change affects. require_if_match: refuse writes without If-Match. announce: called with
+        every stored change.
+        """
         self._priors, self._find_model, self._insight = priors, find_model, insight
         self._require_if_match, self._announce = require_if_match, announce
 

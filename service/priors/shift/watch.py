@@ -166,10 +166,10 @@ class ShiftWatch:
     ) -> None:
         """`models` lists the newest version of each model; `act` takes a step that is due.
 
-        kept: the store in which states survive a restart; None keeps them in memory only.
-        every_seconds: time between two judgements. replica: this replica's name, which no other
-        replica with the same store has. slot: this worker's number in its replica; the worker with
-        slot 0 judges.
+        priors: those that a judgement compares with. now: the present, in UTC. kept: the store in
+        which states survive a restart; None keeps them in memory only. every_seconds: time between
+        two judgements. replica: this replica's name, which no other replica with the same store
+        has. slot: this worker's number in its replica; the worker with slot 0 judges.
         """
         self._priors, self._models, self._kept = priors, models, kept
         self._every, self._slot, self._act, self._now = every_seconds, slot, act, now

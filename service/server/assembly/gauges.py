@@ -33,9 +33,9 @@ class Gauges:
     ) -> None:
         """Read nothing yet.
 
-        drift: the divergence of traffic from each prior. shift: the estimates of the class mix.
-        evaluation: the live errors from feedback. max_class_series: the most classes of a model
-        that get a series of their own.
+        repository: the loaded models. priors: those in force. drift: the divergence of traffic from
+        each prior. shift: the estimates of the class mix. evaluation: the live errors from
+        feedback. max_class_series: the most classes of a model that get a series of their own.
         """
         self._evaluation = evaluation
         self._repository, self._priors, self._drift = repository, priors, drift

@@ -33,6 +33,8 @@ class ServiceHealth:
     ) -> None:
         """Collect nothing yet.
 
+        settings: decide whether a service without a model is ready. repository, views: the models
+        and their batchers. priors, metrics, watchdog, request_log: the parts whose faults count.
         mirror: the local copy of a URL of models, if any. start_done: set once models and priors
         are loaded; until then the service is not ready.
         """
