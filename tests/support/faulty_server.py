@@ -107,7 +107,9 @@ STAGES: dict[str, tuple[Any, str, Callable[..., bool], Any]] = {
     "record request": (
         Metrics,
         "requests",
-        lambda *given: any(each.request_id == COUNTED for each in given[-1]),
+        lambda _self, _route, _status, arrived, *_: any(
+            each.request_id == COUNTED for each in arrived
+        ),
         None,
     ),
     "log": (RequestLog, "__call__", lambda _self, lines: lines[0]["request_id"] == LOGGED, None),
