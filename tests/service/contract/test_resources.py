@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from service.contract.resources import available_memory, processors
+from service.contract.resources import available_memory, available_threads, processors
 
 GIB = 2**30
 
@@ -76,3 +76,14 @@ def test_the_quota_of_control_groups_version_1(root, monkeypatch):
     assert processors(root).usable == 64
     (group / "cpu.cfs_quota_us").write_text("300000\n")
     assert processors(root).usable == 3
+
+
+def test_a_group_outside_the_container_counts_by_what_the_container_sees(root, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+    (root / "proc/self/cgroup").write_text("0::/../../elsewhere\n")
+    (root / "sys/fs/cgroup/cpu.max").write_text("200000 100000\n")
+    assert processors(root).usable == 2
+
+
+def test_the_threads_of_this_process_are_the_processors_that_it_may_use():
+    assert available_threads() == processors().usable >= 1
