@@ -431,7 +431,7 @@ def _joined(values: list[Any]) -> Array:
     step = max(1, _PART_VALUES // size)
     if len(values) <= step:
         return np.array(values)
-    if step == 1:
+    if step == 1 and size > 1:
         if not all(isinstance(each, list) for each in values):
             raise ValueError("a level holds both lists and values")
         return np.stack([_joined(each) for each in values])

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from service.contract.inputs.spec import InputSpec
@@ -92,6 +92,7 @@ NESTED = st.recursive(
 @given(st.lists(st.lists(st.lists(st.lists(NUMBER, min_size=2, max_size=2), min_size=1, max_size=4),
        min_size=1, max_size=4), min_size=1, max_size=2) | st.lists(NESTED, min_size=1, max_size=2),
        st.integers(1, 30), st.integers(1, 9))  # fmt: skip
+@example([[[[0, 0]] * 4] * 2], 1, 1)
 def test_parts_of_one_long_row_give_what_the_whole_gives(rows, slice_bytes, part_values):
     body = json.dumps({"instances": rows}).encode()
 
