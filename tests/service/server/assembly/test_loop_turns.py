@@ -58,17 +58,18 @@ def test_time_of_the_garbage_collector_is_told(caplog):
 
     before = list(gc.callbacks)
     held(collect)
-    (collected,) = re.findall(r"garbage was collected for (\d+) ms", caplog.text)
-    assert int(collected) >= 1
+    collected = re.findall(r"garbage was collected for (\d+) ms", caplog.text)
+    assert max(map(int, collected)) >= 1  # a busy machine may hold another turn, too
     assert gc.callbacks == before
 
 
 def test_a_thread_that_keeps_the_interpreter_is_told_from_work_of_the_loop(caplog):
-    begun = threading.Event()
+    begun, may_end = threading.Event(), threading.Event()
 
     def held_by_a_thread():
         begun.set()
         sum(range(10_000_000))  # one call, which does not release the interpreter
+        may_end.wait(30)  # a thread that has ended has no stack and no name
 
     def wait_for_it(_):
         thread = threading.Thread(target=held_by_a_thread, name="a long call")
@@ -76,6 +77,7 @@ def test_a_thread_that_keeps_the_interpreter_is_told_from_work_of_the_loop(caplo
         begun.wait()
 
     turns = held(wait_for_it)
+    may_end.set()
     assert turns.longest_work_seconds < turns.longest_seconds / 2
     assert "a long call worked for " in caplog.text
 
