@@ -141,7 +141,7 @@ def numbers(features: int, classes: int, rows: int) -> Dataset:
 
 
 def cached(folder: Path, side: int, rows: int) -> Dataset:
-    """The same images, cropped to side × side, as `--cache` reads them."""
+    """Images of `jpegs`, cropped to side × side and mapped from the file that `--cache` makes."""
     data = jpegs(folder, side, rows)
     assert isinstance(data.train.inputs, ImageFiles)
     found, _ = cached_pixels(data.train.inputs, folder / "cache")

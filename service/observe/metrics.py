@@ -140,7 +140,7 @@ class Metrics:
         if found is None:
             found = self._requests[route, status] = self._recorder(route, status)
         count, histogram, exemplars = found
-        now, wall = now or time.perf_counter(), time.time()
+        now, wall = time.perf_counter() if now is None else now, time.time()
         taken = []
         for request in arrived:
             seconds, request_id = now - request.begun, request.request_id

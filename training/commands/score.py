@@ -100,7 +100,8 @@ def add_verb(add: AddVerb) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="threads of a graph call (default 0: as many as processors)",
+        help="threads of a graph call (default 0: onnxruntime decides, within the limit of a "
+        "control group)",
     )
 
 

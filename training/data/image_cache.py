@@ -46,7 +46,7 @@ def cached_pixels(files: ImageFiles, folder: Path) -> tuple[NDArray[np.uint8], F
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{key}.lock"):
-            if not path.exists():
+            if not (path.exists() and about.exists()):
                 _check_room(files, folder)
                 _write(files, path, about)
             faults = json.loads(about.read_text(encoding="utf-8"))["faults"]

@@ -176,7 +176,9 @@ def _cached(
     if not isinstance(data.train.inputs, ImageFiles):
         raise WrongUse(f"--cache {folder}: {recipe.data} holds no image files; leave the flag out")
     if in_memory:
-        raise WrongUse("--cache keeps the images in a file and --in-memory does not; give one")
+        raise WrongUse(
+            f"--cache {folder} keeps the images in a file, and --in-memory does not; give one"
+        )
     if recipe.augment == "resized-crop-flip":
         raise WrongUse(
             "--augment resized-crop-flip crops images while they are decoded, so they cannot be "

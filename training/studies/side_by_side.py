@@ -7,7 +7,6 @@ a run of its own than as one of the threads of another run.
 import contextlib
 import multiprocessing
 import signal
-import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
@@ -20,7 +19,7 @@ import torch
 from service.contract.resources import available_memory, available_threads
 from training.data.dataset import Dataset
 from training.data.image_files import ImageFiles
-from training.faults import Fault, RunFailed, WrongUse
+from training.faults import Fault, RunFailed, WrongUse, short
 from training.loop.interrupt import Interrupted, StopSignal
 from training.loop.processes import Processes
 
@@ -74,8 +73,8 @@ def shares_of(
     runs: the number of runs of the comparison, which does not depend on how many are finished.
     jobs, threads: what the user asks for; None decides. By default each processor gets a run, with
     one thread, as far as memory allows; a single job gets torch's number of threads, within the
-    limit of a control group. More threads than processors would wait for each other at
-    every product: six runs then took four times as long as one after another. Runs on a GPU, under
+    limit of a control group. More threads than processors would wait for each other at every
+    product: six runs then took four times as long as one after another. Runs on a GPU, under
     torchrun and on image files, which are decoded by processes of their own, are trained one after
     another. Raises WrongUse where several jobs are asked for under torchrun.
     """
@@ -260,8 +259,9 @@ def _ended(task: Task, processes: Processes, *, quiet: bool) -> Ended:
     except (KeyboardInterrupt, SystemExit) as stopped:
         return Interrupted(f"{task.name}: stopped by {type(stopped).__name__}")
     except BaseException as error:  # noqa: BLE001 - the first process must learn of it
-        traceback.print_exc()
-        return RunFailed(f"{task.name}: {type(error).__name__}: {error}")
+        return RunFailed(
+            f"{task.name}: {short(error)}; the finished runs are kept, and the same command goes on"
+        )
 
 
 def _how(status: int | None) -> str:

@@ -145,7 +145,7 @@ def test_a_file_that_cannot_be_written_whole_is_not_left_behind(recipe, tmp_path
     ("change", "read", "message"),
     [
         ({"data": "digits", "augment": "none"}, {}, "digits holds no image files"),
-        ({}, {"in_memory": True}, "--in-memory does not; give one"),
+        ({}, {"in_memory": True}, "keeps the images in a file, and --in-memory does not; give one"),
         ({"augment": "resized-crop-flip"}, {}, "so they cannot be cached"),
     ],
 )
