@@ -138,10 +138,13 @@ class Database:
             ) from error
 
     @contextmanager
-    def transaction(self) -> Iterator[Connection]:
-        """A transaction that may write; committed unless it was rolled back or raised an error."""
+    def transaction(self, *, durable: bool = True) -> Iterator[Connection]:
+        """A transaction that may write; committed unless it was rolled back or raised an error.
+
+        durable: whether SQLite waits for the disk at the commit. PostgreSQL always does.
+        """
         with self.engine.connect() as bare:
-            connection = bare.execution_options(writes=True)
+            connection = bare.execution_options(writes=True, durable=durable)
             with connection.begin() as transaction:
                 yield connection
                 if not transaction.is_active:
@@ -216,7 +219,10 @@ def sqlite_engine(file: SqliteFile) -> Engine:
 
     @event.listens_for(engine, "begin")
     def _begin(connection: Connection) -> None:
-        if connection.get_execution_options().get("writes", False):
+        options = connection.get_execution_options()
+        if not options.get("durable", True):
+            connection.exec_driver_sql("PRAGMA synchronous=NORMAL")  # refused in a transaction
+        if options.get("writes", False):
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine

@@ -76,14 +76,15 @@ class SqlPriorStore:
         if self.database.reports_where_it_reads:
             self._follower.report(report.worker, values, forget_before=forget_before)
             return
-        with typed_trouble(), self.database.transaction() as connection:
+        # a report that waited for a slow disk would have every change refused meanwhile
+        with typed_trouble(), self.database.transaction(durable=False) as connection:
             if self.database.file is not None:
                 connection.exec_driver_sql("PRAGMA busy_timeout=100")
             write_report(connection, report.worker, values, forget_before=forget_before)
 
     def leave(self, worker: str) -> None:
         """Forget a worker that ends."""
-        with typed_trouble(), self.database.transaction() as connection:
+        with typed_trouble(), self.database.transaction(durable=False) as connection:
             connection.execute(sql_delete(workers).where(workers.c.worker == worker))
 
     def order(

@@ -14,9 +14,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from sqlalchemy import event
 from sqlalchemy.exc import DBAPIError
 
 from service.contract.members.body import parse_prior
+from service.priors.changes import Replace
+from service.priors.feed import this_worker
 from service.priors.priors import Priors
 from service.priors.revisions import StoreUnavailable, UnknownPrior
 from service.priors.store import open_store
@@ -346,6 +349,36 @@ def test_a_locked_file_under_sqlite(sqlite_url, tmp_path):
             assert written.entry.revision in (2, 3)
 
     asyncio.run(main())
+
+
+def test_a_prior_is_on_the_disk_when_it_is_acknowledged_and_a_report_does_not_wait_for_it(
+    sqlite_url,
+):
+    """Else a disk that pauses in a report would have every change refused."""
+    store, synchronous = open_store(sqlite_url), []
+    event.listen(
+        store.database.engine,
+        "commit",
+        lambda connection: synchronous.append(
+            connection.exec_driver_sql("PRAGMA synchronous").scalar_one()
+        ),
+    )
+    full, normal = 2, 1
+    me = this_worker()
+
+    def done(call):
+        synchronous.clear()
+        call()
+        return synchronous
+
+    try:
+        store.open()
+        change = Replace("default", body(2), "")
+        assert done(lambda: store.write("pets", "default", change, by="me", after=-1)) == [full]
+        assert done(lambda: store.report(me)) == [normal]
+        assert done(lambda: store.leave(me.worker)) == [normal]
+    finally:
+        store.close()
 
 
 def overwrite(path, data):
