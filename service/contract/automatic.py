@@ -7,7 +7,6 @@ This module limits how often, how far and when a step is taken.
 from dataclasses import dataclass
 from datetime import datetime, time, timedelta
 from typing import Annotated, Literal
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -15,6 +14,7 @@ from pydantic import Field, field_validator
 from service.contract.adjustment import Vector
 from service.contract.shift.verdict import Assessment, may_adopt
 from service.contract.strict import Strict
+from service.contract.time_zones import time_zone
 
 AUTHOR = "auto-adopt"
 """The author (`by`) recorded for a revision that was adopted automatically."""
@@ -53,10 +53,7 @@ class AutoAdopt(Strict):
     @field_validator("time_zone")
     @classmethod
     def _known(cls, name: str) -> str:
-        try:
-            ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError, OSError):
-            raise ValueError("expected a time zone such as Europe/Berlin") from None
+        time_zone(name)  # raises UnknownZone, which is a ValueError
         return name
 
     def is_quiet(self, moment: datetime) -> bool:
@@ -64,7 +61,7 @@ class AutoAdopt(Strict):
         if self.quiet_hours is None:
             return False
         begin, end = (time.fromisoformat(text) for text in self.quiet_hours)
-        clock = moment.astimezone(ZoneInfo(self.time_zone)).time()
+        clock = moment.astimezone(time_zone(self.time_zone)).time()
         return begin <= clock < end if begin <= end else clock >= begin or clock < end
 
 

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Any, Literal, TypeAlias
-from zoneinfo import ZoneInfo
+
+from service.contract.time_zones import UnknownZone, time_zone
 
 NAME_PATTERN = r"[a-z0-9][a-z0-9._-]{0,63}"
 """The name of a prior."""
@@ -130,12 +131,12 @@ def resolve_switch(
     if schedule is None:
         return None
     wrong = _schedule_faults(schedule)
-    zone = None if wrong else _zone(schedule["time_zone"])
-    if not wrong and zone is None:
-        shown = schedule["time_zone"][:60]
-        wrong = [
-            ("schedule.time_zone", f"unknown time zone '{shown}'; expected one as Europe/Berlin")
-        ]
+    zone = None
+    if not wrong:
+        try:
+            zone = time_zone(schedule["time_zone"])
+        except UnknownZone as error:
+            wrong = [("schedule.time_zone", str(error))]
     faults += wrong
     last = schedule.get(ELSE)
     rules = () if wrong else tuple(map(_rule, schedule["rules"]))
@@ -151,16 +152,6 @@ def _rule(body: Mapping[str, Any]) -> _Rule:
         float(begin),
         float(end),
     )
-
-
-def _zone(name: str) -> tzinfo | None:
-    """A time zone by its IANA name; None where this machine has none of that name."""
-    if not re.fullmatch(r"[A-Za-z0-9_+\-/]{1,64}", name):
-        return None
-    try:
-        return ZoneInfo(name)
-    except (LookupError, ValueError, OSError):
-        return None
 
 
 def _context_faults(context: object) -> Iterable[Fault]:

@@ -117,6 +117,8 @@ def test_a_class_whose_target_is_0_can_return():
         {"quiet_hours": ["08:00"]},
         {"time_zone": "Atlantis/Centre"},
         {"time_zone": "../../etc/passwd"},
+        {"time_zone": "localtime"},
+        {"time_zone": "right/Europe/Berlin"},
         {"extra": 1},
     ],
 )
@@ -130,7 +132,7 @@ def test_the_default_is_a_dry_run():
 
 
 def test_a_time_zone_that_does_not_exist_is_refused():
-    with pytest.raises(ValidationError, match="expected a time zone such as Europe/Berlin"):
+    with pytest.raises(ValidationError, match="expected an IANA name such as Europe/Berlin"):
         AutoAdopt(time_zone="Europe/Nowhere")
 
 

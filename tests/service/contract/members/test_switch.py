@@ -134,6 +134,11 @@ RULE = {"prior": "x"}
             "schedule.time_zone",
             "unknown time zone",
         ),
+        (
+            {"schedule": {"time_zone": "localtime", "rules": [RULE]}},
+            "schedule.time_zone",
+            "not the same time zone on every machine",
+        ),
         ({"schedule": {"time_zone": "UTC", "rules": []}}, "schedule.rules", "1 to 100 rules"),
         (
             {"schedule": {"time_zone": "UTC", "rules": [RULE], "zone": 1}},
