@@ -120,6 +120,14 @@ def perceptron_in_double_precision(folder: Path) -> Foreign:
 
 
 @builder
+def zipmap_in_double_precision(folder: Path) -> Foreign:
+    """onnxruntime has a ZipMap for single precision only."""
+    from sklearn.linear_model import LogisticRegression
+
+    return sklearn(folder, LogisticRegression(), zipmap=True, dtype=np.float64)
+
+
+@builder
 def support_vectors_of_opset_9(folder: Path) -> Foreign:
     from sklearn.svm import SVC
 

@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from service.commands.importing import calibrate, huggingface, onnx_file, outputs, rewrite, widths
+from service.commands.importing import (
+    calibrate,
+    huggingface,
+    onnx_file,
+    outputs,
+    purpose,
+    rewrite,
+    widths,
+)
 from service.commands.importing.inputs import (
     Run,
     Trial,
@@ -174,6 +182,7 @@ def _read(flags: argparse.Namespace) -> Import:
 
     spec, trial = _tried(fields, run)
     check_repeats(run, trial)
+    purpose.check_one_answer(trial.outputs, rows=len(trial.rows), kind=flags.output_kind)
     given = _given_names(flags, folder)
     output = outputs.choose_output(
         trial.outputs,
@@ -182,6 +191,7 @@ def _read(flags: argparse.Namespace) -> Import:
         kind=flags.output_kind,
         classes=None if given is None else len(given),
     )
+    purpose.check_no_regression(output, file.model, kind=flags.output_kind)
     fields.update(
         description=flags.description,
         loss_tau=flags.loss_tau,
@@ -229,11 +239,7 @@ def _class_names(found: Import) -> list[str]:
     output, file = found.output, found.file
     names = onnx_file.class_names(file.model, output.name)
     if names is None or len(names) != output.columns:
-        held = "names none" if names is None else f"names {len(names)}"
-        raise ImportRefused(
-            f"output '{output.name}' has {output.columns} classes, but the file {held}: "
-            "give --class-names"
-        )
+        raise ImportRefused(purpose.why_no_names(output, None if names is None else len(names)))
     where = f"{file.path}: the names in it"
     return unique_names(names, where=where, unit="entry", deduplicate=found.flags.deduplicate)
 

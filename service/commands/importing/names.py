@@ -21,11 +21,11 @@ def read_names(path: Path, *, deduplicate: bool) -> list[str]:
     where = f"--class-names {path}"
     text = text_of(path, "--class-names")
     if text.lstrip()[:1] in {"[", "{"}:
-        found = names_of_json(json_of(text, path, "--class-names"))
+        found = names_of_json(numbers_as_names(json_of(text, path, "--class-names")))
         if found is None:
             raise ImportRefused(
-                f"{where}: expected a list of strings, an object from index to name (id2label) "
-                "or an object from name to index (class_indices), with indices 0, 1, 2 …"
+                f"{where}: expected a list of strings or numbers, an object from index to name "
+                "(id2label) or an object from name to index (class_indices), with indices 0, 1, 2 …"
             )
         return unique_names(found, where=where, unit="entry", deduplicate=deduplicate)
     lines = text.rstrip().replace("\r\n", "\n").split("\n")
@@ -61,6 +61,24 @@ def read_columns(path: Path, spec: InputSpec) -> list[str]:
     return names
 
 
+def numbers_as_names(value: Any) -> Any:
+    """A decoded list, or an object from index to name, with numbers, true and false as text.
+
+    An object of whole numbers is left as it is: it goes from name to index.
+    """
+    if isinstance(value, list):
+        return [_as_text(each) for each in value]
+    if not isinstance(value, dict) or all(type(each) is int for each in value.values()):
+        return value
+    return {
+        key: numbers_as_names(v) if key == "id2label" else _as_text(v) for key, v in value.items()
+    }
+
+
+def _as_text(value: Any) -> Any:
+    return json.dumps(value) if isinstance(value, (bool, int, float)) else value
+
+
 def names_of_json(value: Any) -> list[str] | None:
     """Names in output order from a decoded list or object; None when it is neither.
 
@@ -71,10 +89,12 @@ def names_of_json(value: Any) -> list[str] | None:
         value = value["id2label"]
     if isinstance(value, dict):
         by_key, by_value = _indexed(value.items()), _indexed((v, k) for k, v in value.items())
-        value = by_key if by_key is not None else by_value
-    if isinstance(value, list) and value and all(isinstance(name, str) for name in value):
-        return value
-    return None
+        return by_key if _are_names(by_key) else by_value if _are_names(by_value) else None
+    return value if _are_names(value) else None
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(n, str) for n in value)
 
 
 def unique_names(

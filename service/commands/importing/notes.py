@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from service.commands.importing.inputs import Trial
 from service.commands.importing.onnx_file import OnnxFile
 from service.commands.importing.outputs import Output
@@ -60,6 +62,12 @@ def _output(flags: argparse.Namespace, fields: dict[str, Any], output: Output) -
     found = "" if flags.output_kind else " (found by running random rows)"
     form = f"; {_FORMS[output.form]}" if output.form in _FORMS else ""
     yield f"output   {output.name}: {output.kind}{found}{form}"
+    if output.kind == "probabilities" and np.isin(output.values, (0, 1)).all():
+        yield (
+            "note     the probabilities of all random rows are exactly 0 or 1. If those of real "
+            "rows are, too (a hard vote, a fully grown tree, a single neighbour), no prior changes "
+            "the answers: export soft votes, smaller trees or more neighbours"
+        )
     fit = fields["provenance"].get("calibration")
     if fit is not None:
         yield (
@@ -74,7 +82,13 @@ def _classes(flags: argparse.Namespace, fields: dict[str, Any]) -> Iterator[str]
     if flags.class_names is None:
         source = ", named by config.json" if flags.file.is_dir() else ", named by the file"
     more = ", …" if len(names) > 5 else ""
-    yield f"classes  {len(names)}{source}: {', '.join(names[:5])}{more}"
+    shown = ", ".join(_on_one_line(name) for name in names[:5])
+    yield f"classes  {len(names)}{source}: {shown}{more}"
+
+
+def _on_one_line(name: str) -> str:
+    """A name; where it holds a line break or another control character, in quotes, escaped."""
+    return name if name.isprintable() else repr(name)
 
 
 def _batches(fields: dict[str, Any], trial: Trial) -> Iterator[str]:

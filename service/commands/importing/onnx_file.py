@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto, numpy_helper, version_converter
+from onnx import TensorProto, inliner, numpy_helper, version_converter
 
 from service.commands.importing import rewrite
 from service.commands.importing.categories import Values, by_column, known_values
-from service.commands.importing.names import names_of_json
+from service.commands.importing.names import names_of_json, numbers_as_names
 from service.commands.importing.refusal import ImportRefused
 from service.contract.nearest import nearest_path
 from service.graph import foreign as foreign_graph
@@ -118,9 +118,9 @@ def read(path: Path) -> OnnxFile:
     old = opset is not None and opset < foreign_graph.MIN_OPSET
     if old:
         assert opset is not None
-        model = _converted(model, opset)
-    widened = rewrite.widen_bfloat16(model)
-    return OnnxFile(path, _inputs(model.graph), external, opset, model, old or widened, mended)
+        model = _converted(_inlined(model), opset)
+    changed = [old, rewrite.widen_bfloat16(model), rewrite.narrow_zip_maps(model)]
+    return OnnxFile(path, _inputs(model.graph), external, opset, model, any(changed), mended)
 
 
 def handles_missing(model: onnx.ModelProto) -> bool:
@@ -198,7 +198,7 @@ def _names_of_text(text: str) -> list[str] | None:
     """
     for parse in (json.loads, ast.literal_eval):
         with contextlib.suppress(ValueError, SyntaxError, RecursionError, MemoryError):
-            return names_of_json(parse(text))
+            return names_of_json(numbers_as_names(parse(text)))
     for separator in ("\n", ","):
         names = [name.strip() for name in text.strip().split(separator)]
         if len(names) > 1 and all(names):
@@ -227,7 +227,8 @@ def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphI
     if dtype is None:
         kind = str(TensorProto.DataType.Name(tensor.elem_type)).lower()
         raise ImportRefused(
-            f"input '{item.name}' is {kind}; expected one of {', '.join(DTYPES.values())}"
+            f"input '{item.name}' is {kind}; expected one of {', '.join(DTYPES.values())}: export "
+            "the model with one of these, and a Cast behind it"
         )
     if not tensor.HasField("shape") or not tensor.shape.dim:
         raise ImportRefused(
@@ -241,6 +242,11 @@ def _input(item: onnx.ValueInfoProto, known: dict[int | None, Values]) -> GraphI
 def opset_of(model: onnx.ModelProto) -> int | None:
     """The opset of the standard operators; None when the graph names none."""
     return next((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), None)
+
+
+def _inlined(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its functions put in the place of their calls: onnx's converter drops them."""
+    return inliner.inline_local_functions(model) if model.functions else model
 
 
 def _converted(model: onnx.ModelProto, opset: int) -> onnx.ModelProto:

@@ -26,7 +26,7 @@ Ties and rounding are rare; an SVC chooses its label by votes and not by its pro
 
 LOGITS_ADVICE = (
     "Give --output-kind logits if its softmax is the posterior (as of a multinomial logistic "
-    "regression's raw scores)"
+    "regression's raw scores, or of XGBoost's multi:softmax)"
 )
 CALIBRATE_ADVICE = (
     "--output-kind scores --calibrate DATA.npz fits probabilities to labelled rows; or export "

@@ -41,6 +41,29 @@ def widen_bfloat16(model: onnx.ModelProto) -> bool:
     return found
 
 
+def narrow_zip_maps(model: onnx.ModelProto) -> bool:
+    """Turn the probabilities that a ZipMap reads from float64, which onnxruntime's refuses, into
+    float32.
+
+    skl2onnx writes such files for inputs of float64. Returns whether any were.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    found = False
+    for item in graph.output:
+        value = item.type.sequence_type.elem_type.map_type.value_type.tensor_type
+        node = makers.get(item.name)
+        if value.elem_type != TensorProto.DOUBLE or node is None or node.op_type != "ZipMap":
+            continue
+        narrow = unused_name(graph, f"{node.input[0]}_float")
+        cast = helper.make_node("Cast", [node.input[0]], [narrow], to=TensorProto.FLOAT)
+        graph.node.insert(list(graph.node).index(node), cast)
+        node.input[0] = narrow
+        value.elem_type = TensorProto.FLOAT
+        found = True
+    return found
+
+
 def flatten(model: onnx.ModelProto, output: str) -> str:
     """Add an output [batch, C] made from one like [batch, C, 1, 1] or [batch, 1, C]; return its
     name.

@@ -8,8 +8,10 @@ import zipfile
 import numpy as np
 import onnx
 import pytest
+from onnx import helper
 
 from service.graph.session import open_graph
+from tests.support.foreign_models import save
 from tests.support.small_models import CLASSES, FEATURES, linear_model, weights
 
 POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a21\nsize 12345\n"
@@ -120,6 +122,24 @@ def test_a_file_of_opset_7_is_converted_whether_or_not_its_weights_are_inputs(
     status, _, err = import_file(path, *names)
     assert status == 0, err
     assert "converted from opset 7" in err
+
+
+def test_a_function_of_the_file_itself_survives_the_conversion(import_file, names, tmp_path):
+    """onnx's converter drops functions, and then the calls look like operators of nobody."""
+    model = linear_model()
+    model.opset_import[0].version, model.ir_version = 11, 8
+    own = helper.make_opsetid("own", 1)
+    body = [helper.make_node("Identity", ["in"], ["out"])]
+    model.functions.append(
+        helper.make_function("own", "Same", ["in"], ["out"], body, [helper.make_opsetid("", 11)])
+    )
+    model.opset_import.append(own)
+    output = model.graph.output[0].name
+    model.graph.node.append(helper.make_node("Same", [output], ["same"], domain="own"))
+    model.graph.output[0].name = "same"
+    status, bundle, err = import_file(save(tmp_path, model), *names)
+    assert status == 0, err
+    assert bundle.output.name == "same"
 
 
 def test_half_a_character_in_a_class_name_is_told_with_its_place(import_file, tmp_path):

@@ -38,6 +38,36 @@ def test_what_is_no_list_of_names_is_none(value):
     assert names_of_json(value) is None
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ([1, 2, 3], ["1", "2", "3"]),
+        ([0.5, 1.0, "b"], ["0.5", "1.0", "b"]),
+        ([False, True], ["false", "true"]),
+        ({"0": 7, "1": 7.5}, ["7", "7.5"]),
+        ({"1": 0, "2": 1, "0": 2}, ["1", "2", "0"]),  # from name to index, as Keras writes it
+        ({"id2label": {"0": 3, "1": "x"}}, ["3", "x"]),
+    ],
+)
+def test_numbers_are_names_as_json_writes_them(import_file, tmp_path, value, wanted):
+    path = tmp_path / "names.json"
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert read_names(path, deduplicate=False) == wanted
+    model = linear_model(classes=len(wanted))
+    model.metadata_props.add(key="labels", value=json.dumps(value))
+    status, bundle, err = import_file(save(tmp_path, model))
+    assert status == 0, err
+    assert bundle.class_names == wanted
+
+
+def test_a_line_break_in_a_name_does_not_break_the_line_that_shows_it(import_file, tmp_path):
+    model = linear_model(classes=2)
+    model.metadata_props.add(key="labels", value=json.dumps(["a\nnote     b", "c"]))
+    status, bundle, err = import_file(save(tmp_path, model))
+    assert (status, bundle.class_names[0]) == (0, "a\nnote     b")
+    assert "classes  2, named by the file: 'a\\nnote     b', c\n" in err
+
+
 def test_an_object_of_other_numbers_is_refused_with_the_forms_that_are_taken(tmp_path):
     path = tmp_path / "names.json"
     path.write_text(json.dumps({"1": "a", "2": "b"}), encoding="utf-8")

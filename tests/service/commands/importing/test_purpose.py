@@ -1,0 +1,124 @@
+"""Files that are no classifier of one answer a row are refused in one line that says what they
+are.
+"""
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from sklearn.cluster import KMeans
+from sklearn.ensemble import IsolationForest, RandomForestClassifier, RandomForestRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.tree import DecisionTreeClassifier
+
+from tests.support.foreign_models import NAMES, named, save, training_set
+from tests.support.small_models import FEATURES
+
+OPSETS = {"": 15, "ai.onnx.ml": 3}
+
+
+def labels(y, several):
+    if several == "multi-label":
+        return np.stack([y == 0, y >= 1, y == 2], axis=1).astype(int)
+    return np.stack([y, y % 2], axis=1)
+
+
+def converted(folder, estimator, y, **options):
+    from skl2onnx import to_onnx
+
+    x, _ = training_set()
+    estimator.fit(x, y)
+    model = to_onnx(
+        estimator, x[:1], options={id(estimator): options} if options else None,
+        target_opset=OPSETS,
+    )  # fmt: skip
+    return save(folder, model)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("estimator", "several", "zipmap"),
+    [
+        (OneVsRestClassifier(LogisticRegression()), "multi-label", True),
+        (OneVsRestClassifier(LogisticRegression()), "multi-label", False),
+        (MLPClassifier((3,), max_iter=9), "multi-label", False),
+        (RandomForestClassifier(3), "multi-output", False),
+        (MultiOutputClassifier(LogisticRegression()), "multi-output", False),
+    ],
+)
+def test_several_labels_a_row_are_refused_whatever_their_scores_sum_to(
+    import_file, tmp_path, estimator, several, zipmap
+):
+    path = converted(tmp_path, estimator, labels(training_set()[1], several), zipmap=zipmap)
+    status, _, err = import_file(path)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert f": a {several} model" in err
+    assert "Export" in err
+
+
+def test_labels_of_0_and_1_whose_scores_sum_to_one_by_chance_are_refused_unless_the_kind_is_given(
+    import_file, tmp_path
+):
+    """Scores that are independent may sum to 1 for all random rows."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"]),
+        helper.make_node("Greater", ["probabilities", "half"], ["hot"]),
+        helper.make_node("Cast", ["hot"], ["label"], to=TensorProto.INT64),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "labels",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [
+            helper.make_tensor_value_info("label", TensorProto.INT64, ["n", 3]),
+            helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["n", 3]),
+        ],
+        [
+            numpy_helper.from_array(np.ones((FEATURES, 3), np.float32), "w"),
+            numpy_helper.from_array(np.array(0.5, np.float32), "half"),
+        ],
+    )
+    path = save(tmp_path, helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)],
+                                            ir_version=8))  # fmt: skip
+    names = named(tmp_path, NAMES)
+    status, _, err = import_file(path, *names)
+    assert (status, "--output-kind probabilities" in err) == (1, True)
+    assert import_file(path, *names, "--output-kind", "probabilities")[0] == 0
+
+
+@pytest.mark.parametrize("estimator", [RandomForestRegressor(3), LinearRegression()])
+def test_a_regression_is_refused_even_where_class_names_are_given(import_file, tmp_path, estimator):
+    path = converted(tmp_path, estimator, training_set()[1] / 2)
+    names = named(tmp_path, NAMES[:2])
+    for flags in ([], names):
+        status, _, err = import_file(path, *flags)
+        assert (status, len(err.splitlines())) == (1, 1)
+        assert "a regression predicts a number and not a class" in err
+    assert import_file(path, *names, "--output-kind", "logits")[0] == 0
+
+
+@pytest.mark.parametrize(
+    ("estimator", "message"),
+    [
+        (IsolationForest(n_estimators=3), "an outlier detector has no classes"),
+        (KMeans(3, n_init=1), "a clustering has none"),
+    ],
+)
+def test_a_file_without_classes_is_told_what_cannot_be_served(
+    import_file, tmp_path, estimator, message
+):
+    path = converted(tmp_path, estimator, None)
+    status, _, err = import_file(path)
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert message in err
+
+
+@pytest.mark.parametrize(("depth", "told"), [(None, True), (1, False)])
+def test_answers_that_no_prior_can_change_are_told(import_file, tmp_path, depth, told):
+    path = converted(tmp_path, DecisionTreeClassifier(max_depth=depth), training_set()[1])
+    status, _, err = import_file(path)
+    assert status == 0, err
+    assert ("no prior changes the answers" in err) is told
