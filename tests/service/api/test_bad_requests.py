@@ -263,7 +263,7 @@ def test_json_instances_for_a_model_of_images_that_are_wrong(refused, instances,
     [
         ([7], "instance 0 holds 7; expected a string"),
         (["a", None], "instance 1 holds null"),
-        ([["a"]], "instance 0 holds a list"),
+        ([["a", "b"]], "instance 0 holds a list"),
     ],
 )
 def test_instances_for_a_model_of_text_that_are_wrong(refused, instances, message):
