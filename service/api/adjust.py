@@ -13,11 +13,10 @@ from numpy.typing import NDArray
 from service.api.content import (
     JSON_TYPES,
     Content,
-    are_named,
     in_pool,
     instances_of,
     is_large,
-    rows_by_name,
+    rows_of_objects,
 )
 from service.api.edge.errors import Problem
 from service.api.edge.request import Answer, Later, Request
@@ -164,8 +163,8 @@ class Adjust:
             values = array_of(given, spec, are_numbers=not may_hold_strings(body, b"logits"))
         elif values is None:
             instances = instances_of(document)
-            if are_named(instances, model.bundle):
-                instances = rows_by_name(instances, model.bundle)
+            if isinstance(instances[0], dict) and not model.bundle.input.columns:
+                instances = rows_of_objects(instances, model.bundle)
             if isinstance(instances[0], dict) and not model.bundle.input.columns:
                 content = Content.of_instances(instances)
             else:

@@ -94,7 +94,7 @@ class Content:
             remedy = (
                 "; to send pictures, import it again with --image"
                 if model.bundle.input.may_be_pixels
-                else ""
+                else "; send its rows as JSON, CSV, .npy or another table"
             )
             raise InvalidInput(
                 f"model '{model.bundle.name}' takes {kind} input, not images{remedy}"
@@ -192,12 +192,30 @@ def rows_by_name(instances: list[Any], bundle: Bundle) -> list[Any]:
     return [row[0] for row in rows] if bundle.input.kind == "text" and len(names) == 1 else rows
 
 
-def are_named(instances: list[Any], bundle: Bundle) -> bool:
-    """Whether instances are objects by column name, sent to a model with one input."""
-    return (
-        isinstance(instances[0], dict)
-        and bundle.input.kind in {"tensor", "text"}
-        and bundle.column_names is not None
+def rows_of_objects(instances: list[Any], bundle: Bundle) -> list[Any]:
+    """Turn objects, sent to a model with one input, into its rows. Objects that hold images stay.
+
+    An object has a value for each column name, or the row under the name of the input, as
+    TensorFlow Serving takes it. Raises InvalidInput.
+    """
+    spec, names = bundle.input, bundle.column_names
+    under_input = all(isinstance(each, dict) and each.keys() == {spec.name} for each in instances)
+    by_column = names is not None and spec.kind in {"tensor", "text"}
+    if by_column and (spec.name in (names or ()) or not under_input):
+        return rows_by_name(instances, bundle)
+    if under_input:
+        return [each[spec.name] for each in instances]
+    if spec.kind == "image" or instances[0].keys() == {"b64"}:
+        return instances
+    raise no_column_names(bundle)
+
+
+def no_column_names(bundle: Bundle) -> InvalidInput:
+    """The fault of rows by column name, where values in the wrong order would be scored wrongly."""
+    return InvalidInput(
+        f"model '{bundle.name}' has no column names, so rows cannot be put in order by name: send "
+        "each row without names, as a list in the model's order, or import the model again with "
+        "--column-names"
     )
 
 

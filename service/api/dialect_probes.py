@@ -34,6 +34,16 @@ def router(*, repository: Repository, health: Health, health_route: str = "") ->
         repository.find(model, version)
         return _status(model, [version])
 
+    async def other_verb(model: str, verb: str) -> None:
+        """Refuse `classify`, `regress` and `explain`, which need more than a classifier has."""
+        raise Problem(
+            "not-found",
+            f"'{verb[:40]}' is not served; use POST /v1/models/{model[:80]}:predict",
+        )
+
+    for place in ("/v1/models/{model}", "/v1/models/{model}/versions/{version}"):
+        routes.post(place + ":{verb}", include_in_schema=False)(other_verb)
+
     async def ping() -> Response:
         """Answer 200 while the service is live and ready for requests."""
         reason = health.live() or health.ready()

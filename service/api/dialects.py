@@ -16,13 +16,14 @@ from typing import Any
 
 import orjson
 
-from service.api.content import JSON_TYPES, rows_by_name
+from service.api.content import JSON_TYPES, no_column_names, rows_by_name
 from service.api.edge.request import Answer, Later, Request
 from service.api.predict import Predict
 from service.batching.queue import Entry, Reply
 from service.contract.bundle import Bundle
 from service.repository.served import ServedModel
-from service.wire.faults import InvalidInput, Malformed
+from service.wire.arrays import texts_per_row
+from service.wire.faults import Malformed
 from service.wire.json_text import parse_json_object
 from service.wire.shown import short
 
@@ -140,7 +141,7 @@ def _split_frame(given: Any, bundle: Bundle) -> Any:
             "and index"
         )
     columns, data = given.get("columns"), given["data"]
-    if columns is None or _are_positions(columns):
+    if columns is None or (_are_positions(columns) and not _takes_one_text(bundle)):
         return data
     if not isinstance(columns, list) or len({str(name) for name in columns}) != len(columns):
         raise Malformed(
@@ -190,9 +191,23 @@ def _ordered(rows: list[dict[str, Any]], bundle: Bundle) -> Any:
     """
     if bundle.input.columns:
         return rows
+    if _takes_one_text(bundle):
+        only = _only_column(rows)
+        if only is not None:
+            return only
     if bundle.column_names is None:
-        raise InvalidInput(
-            f"model '{bundle.name}' has no column names, so rows cannot be put in order by name; "
-            "send rows without names, as instances"
-        )
+        raise no_column_names(bundle)
     return rows_by_name(rows, bundle)
+
+
+def _takes_one_text(bundle: Bundle) -> bool:
+    return bundle.input.kind == "text" and texts_per_row(bundle.input) == 1
+
+
+def _only_column(rows: list[dict[str, Any]]) -> list[Any] | None:
+    """The values of rows that have one column, always the same; None for other rows."""
+    names = {name for row in rows for name in row}
+    if len(names) != 1 or not all(rows):
+        return None
+    (name,) = names
+    return [row[name] for row in rows]

@@ -16,13 +16,12 @@ from service.api.content import (
     LARGE_BYTES,
     NPY,
     Content,
-    are_named,
     in_pool,
     instances_of,
     instances_of_columns,
     is_large,
     may_pin,
-    rows_by_name,
+    rows_of_objects,
 )
 from service.api.edge.request import Answer, Later, Request
 from service.batching.pool import Pool
@@ -177,9 +176,10 @@ class Predict:
         if not isinstance(instances[0], dict) or bundle.input.columns:
             are_numbers = not may_hold_strings(body)
             return array_of(instances, bundle.input, are_numbers=are_numbers), None
-        if are_named(instances, bundle):
-            return array_of(rows_by_name(instances, bundle), bundle.input), None
-        return None, Content.of_instances(instances)
+        rows = rows_of_objects(instances, bundle)
+        if isinstance(rows[0], dict):
+            return None, Content.of_instances(rows)
+        return array_of(rows, bundle.input), None
 
     def _table(self, request: Request, body: bytes | bytearray, model: ServedModel) -> NDArray[Any]:
         """Read a table or a file of arrays. Returns the model's input tensor."""

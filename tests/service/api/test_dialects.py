@@ -8,7 +8,7 @@ import pytest
 
 from service.settings import InvalidSetting, read_settings
 from tests.support.server import running
-from tests.support.small_models import FEATURES, inputs, publish_model
+from tests.support.small_models import FEATURES, TEXT_FIELDS, inputs, publish_model, text_model
 
 COLUMNS = [f"c{i}" for i in range(FEATURES)]
 ROWS = inputs(3).tolist()
@@ -20,6 +20,7 @@ def server(tmp_path_factory):
     publish_model(models, "linear", provenance={"data": {"columns": COLUMNS}})
     publish_model(models, "linear", provenance={"data": {"columns": COLUMNS}})
     publish_model(models, "nameless")
+    publish_model(models, "text", model=text_model(), **TEXT_FIELDS)
     with running(
         models, default_model="linear", predict_route="/score/here", health_route="/health/vertex"
     ) as found:
@@ -42,6 +43,7 @@ BODIES = {
     "signature": {"instances": ROWS, "signature_name": "serving_default"},
     "inputs": {"inputs": ROWS},
     "named tensor": {"inputs": {"x": ROWS}},
+    "rows under the input's name": {"instances": [{"x": row} for row in ROWS]},
     "columns": {"inputs": {name: [row[i] for row in ROWS] for i, name in enumerate(COLUMNS)}},
     "split": {"dataframe_split": frame()},
     "reordered": {"dataframe_split": frame(COLUMNS[::-1])},
@@ -109,6 +111,8 @@ def test_an_npy_body_is_taken_at_invocations(client):
         ("/invocations", {"dataframe_split": {"columns": COLUMNS, "data": [[1]]}}, 400, "row 0"),
         ("/v1/models/nameless:predict", {"dataframe_split": frame()}, 422, "by name"),
         ("/invocations", {"inputs": {"a": [1], "b": [1, 2]}}, 400, "different lengths"),
+        ("/v1/models/linear:classify", {"examples": []}, 404, "use POST /v1/models/linear:predict"),
+        ("/v1/models/linear/versions/1:explain", {"instances": ROWS}, 404, "'explain' is not"),
     ],
 )
 def test_a_body_that_does_not_fit_is_refused_and_says_why(client, path, body, status, says):
@@ -117,8 +121,43 @@ def test_a_body_that_does_not_fit_is_refused_and_says_why(client, path, body, st
     assert says in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("path", ["/models/nameless/predict", "/models/nameless/adjust"])
+def test_rows_as_objects_are_read_under_the_input_s_name_and_else_refused_with_the_ways_out(
+    client, path
+):
+    settings = {"settings": [{"tau": 0}]} if path.endswith("adjust") else {}
+    plain = client.post(path, json={"instances": ROWS, **settings}).json()
+    under = [{"x": row} for row in ROWS]
+    assert client.post(path, json={"instances": under, **settings}).json() == plain
+    for wrong in ({"age": 1}, {"x": ROWS[0], "y": 1}):
+        answer = client.post(path, json={"instances": [*under, wrong], **settings})
+        assert answer.status_code == 422
+        assert "as a list in the model's order" in answer.json()["detail"]
+        assert "--column-names" in answer.json()["detail"]
+    answer = client.post(path, json={"instances": [{"b64": "aGk="}], **settings})
+    assert "not images; send its rows as JSON, CSV, .npy" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"dataframe_split": {"columns": ["review"], "index": [0, 1], "data": [["a"], ["ö"]]}},
+        {"dataframe_split": {"columns": [0], "data": [["a"], ["ö"]]}},
+        {"dataframe_records": [{"review": "a"}, {"review": "ö"}]},
+        {"instances": [{"words": "a"}, {"words": "ö"}]},
+        {"inputs": {"words": ["a", "ö"]}},
+    ],
+)
+def test_the_only_column_of_a_frame_is_the_text(client, body):
+    plain = client.post("/models/text/predict", json={"instances": ["a", "ö"]}).json()
+    assert client.post("/v1/models/text:predict", json=body).json() == plain
+    two = {"dataframe_records": [{"a": "a", "b": "b"}]}
+    answer = client.post("/v1/models/text:predict", json=two)
+    assert (answer.status_code, "no column names" in answer.json()["detail"]) == (422, True)
+
+
 def test_status_and_health_are_told_as_each_client_reads_them(client):
-    assert client.get("/v1/models").json() == {"models": ["linear", "nameless"]}
+    assert client.get("/v1/models").json() == {"models": ["linear", "nameless", "text"]}
     reported = client.get("/v1/models/linear").json()
     assert reported["ready"] is True
     assert {each["version"] for each in reported["model_version_status"]} == {"1", "2"}
