@@ -204,6 +204,16 @@ def test_a_text_model_takes_strings_and_arrays_of_text(shape):
     assert example_input(wanted).shape == flat[:1].shape
 
 
+def test_a_row_of_one_text_may_be_a_list_as_the_shape_says():
+    found = array_of([["a"], ["ö"]], TEXT, are_numbers=True)
+    np.testing.assert_array_equal(found, array_of(["a", "ö"], TEXT, are_numbers=True))
+    for wrong in ([["a", "b"]], [[]], [[["a"]]], [[1]]):
+        with pytest.raises(InvalidInput, match=r"instance 0 holds .*; expected a string"):
+            array_of(wrong, TEXT, are_numbers=True)
+    with pytest.raises(InvalidInput, match="instance 0 holds a list; expected a string"):
+        array_of([["a"]], spec("string", (None,), "text"), are_numbers=True)
+
+
 def test_a_text_that_is_too_long_is_refused_with_its_row_in_every_form():
     longest, too_long = "a " * (MAX_TEXT_CHARACTERS // 2), "a " * (MAX_TEXT_CHARACTERS // 2) + "b"
     assert array_of(["x", longest], TEXT, are_numbers=True).shape == (2, 1)
