@@ -27,7 +27,10 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield True, "settings", "all are known and within their ranges"
     yield _paths(settings)
     yield from _access(settings)
-    store = findings.store(settings.store, optional=settings.store_optional)
+    yield from findings.extras(settings)
+    store = findings.store(
+        settings.store, reads=settings.store_reads, optional=settings.store_optional
+    )
     yield store
     bundles = []
     for finding, bundle in findings.models(settings):

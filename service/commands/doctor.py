@@ -8,7 +8,6 @@ from service.commands import findings
 from service.commands.findings import Finding
 from service.contract import resources
 from service.graph import providers
-from service.observe.traces import TracesUnavailable, open_traces
 from service.settings import Settings
 
 _PACKAGES = ("onnxruntime", "onnxruntime-gpu", "onnx", "numpy", "fastapi", "uvicorn", "sqlalchemy")
@@ -33,9 +32,10 @@ def examine(settings: Settings) -> Iterator[Finding]:
     )
     threads = f"threads of one graph call: {resources.available_threads()}"
     yield None, "processors", f"{found.machine}, {found.affinity} by affinity, {quota}; {threads}"
-    yield findings.store(settings.store, optional=settings.store_optional)
-    if settings.traces:
-        yield _traces()
+    yield findings.store(
+        settings.store, reads=settings.store_reads, optional=settings.store_optional
+    )
+    yield from findings.extras(settings)
     for finding, _ in findings.models(settings):
         yield finding
 
@@ -56,14 +56,6 @@ def _runtime(wanted: str) -> Iterator[Finding]:
         needed = name == wanted or (name == "cpu" and wanted == "auto")
         verdict = reason is None if reason is None or needed else None
         yield verdict, f"provider {name}", "works" if reason is None else f"does not work: {reason}"
-
-
-def _traces() -> Finding:
-    try:
-        open_traces("doctor")
-    except TracesUnavailable as error:
-        return False, "traces", str(error)
-    return True, "traces", "OpenTelemetry is installed; the collector was not contacted"
 
 
 def _version(package: str) -> str:

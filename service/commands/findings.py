@@ -6,10 +6,11 @@ from pathlib import Path
 
 from service.contract.bundle import Bundle, load_bundle, versions
 from service.graph import providers, session
+from service.observe.traces import TracesUnavailable, open_traces
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store, store_url
 from service.process.exit_codes import DONE, FAILED
-from service.settings import Settings
+from service.settings import InvalidSetting, Settings, check_extras
 from service.stores.mirror import NoRoom, open_mirror
 from service.stores.remote import InvalidModelsUrl, RemoteUnavailable
 
@@ -24,15 +25,21 @@ def show(findings: Iterable[Finding]) -> int:
     good = True
     for verdict, subject, found in findings:
         good = good and verdict is not False
-        sys.stdout.write(f"{_MARKS[verdict]} {subject:<24} {found}\n")
+        line = f"{_MARKS[verdict]} {subject:<24} {found}"
+        encoding = sys.stdout.encoding or "utf-8"  # under LANG=C it may have few letters
+        line = line.encode(encoding, "backslashreplace").decode(encoding)
+        sys.stdout.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) + "\n")
         sys.stdout.flush()
     return DONE if good else FAILED
 
 
-def store(url: str, *, optional: bool) -> Finding:
-    """Connect to the store as `serve` does at its start. optional: a failure does not count."""
+def store(url: str, *, reads: str, optional: bool) -> Finding:
+    """Connect to the store as `serve` does at its start.
+
+    reads: the standby that priors are read from, or "". optional: a failure does not count.
+    """
     try:
-        opened = open_store(url)
+        opened = open_store(url, reads=reads)
     except InvalidStoreUrl as error:
         return False, "prior store", str(error)
     try:
@@ -43,6 +50,24 @@ def store(url: str, *, optional: bool) -> Finding:
         opened.close()
     where = "" if store_url(url) == url else f" ({store_url(url)})"
     return True, "prior store", f"reachable, and its tables are as expected{where}"
+
+
+def extras(settings: Settings) -> Iterator[Finding]:
+    """Look for the optional packages that the settings need."""
+    if settings.traces:
+        try:
+            open_traces("check")
+        except TracesUnavailable as error:
+            yield False, "traces", str(error)
+        else:
+            yield True, "traces", "OpenTelemetry is installed; the collector was not contacted"
+    if settings.grpc_port:
+        try:
+            check_extras(settings)
+        except InvalidSetting as error:
+            yield False, "gRPC", str(error)
+        else:
+            yield True, "gRPC", "its packages are installed"
 
 
 def models(settings: Settings) -> Iterator[tuple[Finding, Bundle | None]]:

@@ -1,5 +1,7 @@
 """Says which extra of the package installs a library that is missing."""
 
+import importlib.util
+
 EXTRAS = {
     "serve": (
         "fastapi",
@@ -66,5 +68,17 @@ def missing_extra(error: ImportError, *, first: str) -> str | None:
     library = (error.name or "").partition(".")[0]
     for extra in sorted(EXTRAS, key=lambda name: name != first):
         if library in EXTRAS[extra]:
+            return f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'"
+    return None
+
+
+def absent(extra: str) -> str | None:
+    """One line that says how to install an extra of which a library is missing, or None."""
+    for library in EXTRAS[extra]:
+        try:
+            found = importlib.util.find_spec(library)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
             return f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'"
     return None

@@ -19,6 +19,7 @@ import uvloop
 from service.api.edge.access import ExposedWithoutKeys, check_exposure
 from service.api.edge.keys import InvalidKeys
 from service.api.edge.protocol import ScoringProtocol
+from service.contract.extras import missing_extra
 from service.contract.resources import available_threads
 from service.graph.composer import end_shared
 from service.graph.providers import ProviderUnavailable
@@ -41,6 +42,7 @@ from service.server.link import Link, Place
 from service.server.listener import listen, url_of
 from service.server.startup import on_signals
 from service.settings import InvalidSetting, Settings
+from service.stores.remote import InvalidModelsUrl
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +52,7 @@ WILL_NOT_START = (
     StoreUnavailable,
     InvalidStoreUrl,
     InvalidKeys,
+    InvalidModelsUrl,
     InvalidSetting,
     ExposedWithoutKeys,
     NothingToServe,
@@ -130,6 +133,12 @@ def serve_in_place(settings: Settings, place: Place, line: socket.socket) -> int
                 raise
             await link.refuse(_NO_THREAD)
             return FAILED
+        except ModuleNotFoundError as error:
+            advice = missing_extra(error, first="serve")
+            if advice is None:
+                raise
+            await link.refuse(advice)
+            return FAILED
         finally:
             link.close()
 
@@ -143,7 +152,6 @@ def _left(status: int) -> int:
     """
     if threads.any_running():
         logging.shutdown()
-        sys.stderr.flush()
         os._exit(status)
     return status
 

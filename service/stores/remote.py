@@ -13,6 +13,7 @@ from service.contract.bundle import MANIFEST_FILE, check_model_name, is_version
 
 SCHEMES = ("s3", "gs", "az", "http", "https", "hf", "file", "memory")
 _EXTRAS = {"s3": "s3", "gs": "gcs", "az": "azure", "hf": "hf", "http": "http", "https": "http"}
+_PLACES = {"http": "HOST/FOLDER", "https": "HOST/FOLDER", "hf": "OWNER/NAME", "file": "/FOLDER"}
 _PIECE = 2**20
 
 
@@ -47,11 +48,16 @@ class RemoteFolder:
 
     def __init__(self, url: str) -> None:
         """Does not connect. Raises InvalidModelsUrl."""
-        scheme = url.partition("://")[0]
+        scheme, _, place = url.partition("://")
         if scheme not in SCHEMES:
             raise InvalidModelsUrl(
                 f"--models is '{url[:80]}'; expected a folder or a URL that begins with "
                 f"{', '.join(f'{each}://' for each in SCHEMES[:6])}"
+            )
+        if not place.strip("/") and scheme != "memory":
+            raise InvalidModelsUrl(
+                f"--models is '{url[:80]}', which names no place; expected one as in "
+                f"{scheme}://{_PLACES.get(scheme, 'BUCKET/FOLDER')}"
             )
         self.url = url
         try:

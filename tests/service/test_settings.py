@@ -2,6 +2,9 @@
 
 import argparse
 import dataclasses
+import os
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +13,7 @@ from service.settings import (
     InvalidSetting,
     Settings,
     add_flags,
+    check_extras,
     check_paths,
     check_threads,
     flag_of,
@@ -241,3 +245,125 @@ def test_hosts_and_prefixes_that_are_meant():
         assert read_settings({"root_path": path}, {}).root_path == kept
     url = "https://user:secret@hooks.example:8443/x?y=z"
     assert read_settings({"webhook": url, "webhook_secret": "x"}, {}).webhook == url
+
+
+VERTEX = "/v1/endpoints/7/deployedModels/8"
+"""The paths that Vertex AI chooses where a model's specification has none begin like this."""
+
+
+def test_the_paths_that_vertex_ai_chooses_itself_are_taken():
+    given = {"AIP_PREDICT_ROUTE": f"{VERTEX}:predict", "AIP_HEALTH_ROUTE": VERTEX}
+    found = read_settings({}, given)
+    assert (found.predict_route, found.health_route) == (f"{VERTEX}:predict", VERTEX)
+
+
+@pytest.mark.parametrize(
+    ("predict", "health"),
+    [
+        ("/predict", "/health/ready"),
+        ("/invocations", "/ping"),
+        ("/v1/models/linear:predict", "/v1/models/linear"),
+        ("/models/linear/predict", "/v2/models/linear/ready"),
+        ("/score", "/health/vertex"),
+    ],
+)
+def test_a_path_that_means_the_same_already_is_taken(predict, health):
+    found = read_settings({"predict_route": predict, "health_route": health}, {})
+    assert (found.predict_route, found.health_route) == (predict, health)
+
+
+@pytest.mark.parametrize("flag", ["predict_route", "health_route"])
+@pytest.mark.parametrize(
+    "path",
+    ["score", "/", "//", "/a b", "/a?b", "/a#b", "/{model}", "/a/../b", "/./a", "/a//b", "/a/",
+     "/a\nb", "/ü", "/%41", "/" + "a" * 300],
+)  # fmt: skip
+def test_what_is_no_plain_path_is_refused(flag, path):
+    with pytest.raises(InvalidSetting, match=r"-route is .*; expected a path such as /score"):
+        read_settings({flag: path}, {})
+
+
+def test_one_path_for_two_answers_is_refused():
+    with pytest.raises(InvalidSetting, match="is '/score', which is also --predict-route; choose"):
+        read_settings({"predict_route": "/score", "health_route": "/score"}, {})
+
+
+def test_a_path_that_the_prefix_would_be_cut_from_is_refused():
+    with pytest.raises(InvalidSetting, match=r"no request reaches it; give the path without /a$"):
+        read_settings({"root_path": "/a/", "predict_route": "/a/score"}, {})
+    read_settings({"root_path": "/a", "predict_route": "/ab"}, {})
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_flip_share": "0.1", "recent_rows": "0"}, "--recent-rows is 0, so no answers are"),
+        ({"recent_mib": "32", "recent_rows": "0"}, "--recent-rows is 0, so no answers are"),
+        ({"feedback_hours": "1"}, "--feedback-mib is 0, so no answers are kept"),
+        ({"webhook_secret": "deep"}, "--webhook is not set, so nothing is announced"),
+        ({"models_cache": "/x"}, "only models from a URL are copied, so leave it out"),
+        ({"models_cache_mib": "9"}, "only models from a URL are copied, so leave it out"),
+        ({"device_id": "1", "provider": "cpu"}, "--provider is cpu, which uses no GPU"),
+        ({"gpu_memory_mib": "1", "provider": "cpu"}, "--provider is cpu, which uses no GPU"),
+        ({"tf32": "1", "provider": "cpu"}, "--provider is cpu, which uses no GPU"),
+        ({"max_grpc_mib": "4"}, "--grpc-port is 0, so there is no gRPC"),
+        ({"max_grpc_mib": "99", "grpc_port": "9"}, "--max-body-mib is 64; expected at most"),
+    ],
+)
+def test_a_setting_that_another_one_makes_useless_is_refused(given, words):
+    first = flag_of(next(iter(given)))
+    with pytest.raises(InvalidSetting, match=f"^{first} is .*{words}") as refused:
+        read_settings(given, {})
+    assert "deep" not in str(refused.value), "a secret is not shown"
+
+
+def test_settings_that_need_each_other_are_taken_together():
+    read_settings({"max_flip_share": "0.1"}, {})
+    read_settings({"models": "s3://shop/models", "models_cache": "/x", "models_cache_mib": "9"}, {})
+    read_settings({"provider": "auto", "device_id": "1", "tf32": "1"}, {})
+    read_settings({"grpc_port": "9", "max_grpc_mib": "64"}, {})
+    read_settings({"grpc_port": "9", "max_body_mib": "1"}, {})
+    read_settings({"feedback_mib": "1", "feedback_hours": "1"}, {})
+
+
+def test_a_wrong_value_is_named_by_the_variable_that_it_came_from():
+    with pytest.raises(InvalidSetting, match=r"^PRIORDIAL_PORT is 70000; expected 0 to 65535"):
+        read_settings({}, {"PRIORDIAL_PORT": "70000"})
+    with pytest.raises(InvalidSetting, match=r"^AIP_HTTP_PORT is 70000"):
+        read_settings({}, {"AIP_HTTP_PORT": "70000"})
+    both = {"PRIORDIAL_MAX_BODIES_MIB": "1", "PRIORDIAL_MAX_BODY_MIB": "2"}
+    reported = "^PRIORDIAL_MAX_BODIES_MIB is 1; .* at least PRIORDIAL_MAX_BODY_MIB, 2$"
+    with pytest.raises(InvalidSetting, match=reported):
+        read_settings({}, both)
+    with pytest.raises(InvalidSetting, match=r"^--max-bodies-mib is 1; .* PRIORDIAL_MAX_BODY_MIB"):
+        read_settings({"max_bodies_mib": "1"}, both)
+
+
+def test_a_port_for_grpc_without_its_packages_is_refused_with_the_command(monkeypatch):
+    check_extras(Settings(grpc_port=9))
+    monkeypatch.setitem(sys.modules, "grpc_health", None)
+    reported = r"--grpc-port is 9, but grpc_health is not installed.*priordial\[grpc\]"
+    with pytest.raises(InvalidSetting, match=reported):
+        check_extras(Settings(grpc_port=9))
+    check_extras(Settings())
+
+
+def test_a_refusal_is_one_line_that_can_be_printed_whatever_came(tmp_path):
+    odd = os.fsdecode(b"a\n\xff\x1b[2J")
+    for name in ("host", "predict_route", "root_path", "log_format", "port", "webhook"):
+        with pytest.raises(InvalidSetting) as refused:
+            read_settings({name: "/" + odd, "webhook_secret": "x"}, {})
+        assert str(refused.value).isprintable()
+        assert r"a\n\udcff\x1b[2J" in str(refused.value)
+    with pytest.raises(InvalidSetting, match=r"keys is .*no such file") as refused:
+        check_paths(Settings(models=tmp_path, keys=Path("/nowhere") / odd))
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("name", ["models", "models_cache"])
+def test_a_folder_that_the_runtime_cannot_name_is_refused(tmp_path, name):
+    folder = tmp_path / os.fsdecode(b"\xff")
+    folder.mkdir()
+    given = {"models": "https://shop.example/models", name: folder}
+    with pytest.raises(InvalidSetting, match=r"bytes are not text.*rename the folder"):
+        check_paths(Settings(**given))

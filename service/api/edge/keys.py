@@ -69,7 +69,10 @@ def parse_key_setting(text: str) -> list[Key]:
 
     Otherwise a setting of only a comment would open the service to everybody.
     """
-    keys = parse_keys(text)
+    try:
+        keys = parse_keys(text)
+    except InvalidKeys as error:
+        raise InvalidKeys(f"--api-keys, {error}") from None
     if text and not keys:
         raise InvalidKeys(
             "--api-keys holds no key; expected NAME ROLE[,ROLE] sha256:HEX, as "

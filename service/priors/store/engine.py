@@ -3,6 +3,7 @@ database was not replaced.
 """
 
 import importlib.util
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,7 +179,7 @@ class SqliteFile:
             raise StoreUnavailable("away", f"'{self.path}' is a folder; expected the store's file")
         try:
             connection = sqlite3.connect(
-                f"file:{quote(str(self.path))}?mode={'rwc' if self.may_create else 'rw'}",
+                f"file:{quote(os.fsencode(self.path))}?mode={'rwc' if self.may_create else 'rw'}",
                 uri=True,
                 timeout=BUSY_SECONDS,
                 isolation_level=None,

@@ -41,7 +41,7 @@ from service.server.assembly.loop_turns import LoopTurns
 from service.server.assembly.routes import build_edge
 from service.server.assembly.source import ModelSource
 from service.server.assembly.watchdog import Watchdog
-from service.settings import InvalidSetting, Settings, check_paths, check_threads
+from service.settings import InvalidSetting, Settings, check_extras, check_paths, check_threads
 
 if TYPE_CHECKING:
     from service.api.rpc.front import Front
@@ -78,6 +78,7 @@ class Service:
         owns_process: whether the process may be ended when it hangs.
         """
         check_paths(settings)
+        check_extras(settings)
         check_threads(settings, processors=available_threads())
         self.settings = settings
         self.access = Access(parse_key_setting(settings.api_keys), file=settings.keys)

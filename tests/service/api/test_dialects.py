@@ -1,6 +1,7 @@
 """Clients of other servers get the answers of /predict at their own paths."""
 
 import io
+import re
 
 import httpx
 import numpy as np
@@ -190,3 +191,19 @@ def test_the_variables_of_vertex_ai_and_sagemaker_are_settings_that_ours_win_ove
     assert read_settings({}, {"SAGEMAKER_BIND_TO_PORT": "9"}).port == 9
     with pytest.raises(InvalidSetting, match="--predict-route"):
         read_settings({"predict_route": "no path"}, {})
+
+
+READY = {"/ping", "/health/ready", "/v2/health/ready", "/v1/models/{model}"}
+READY.add("/v2/models/{model}/ready")
+SCORES = {"/predict", "/invocations", "/models/{model}/predict", "/v1/models/{model}:predict"}
+
+
+@pytest.mark.parametrize(("flag", "same"), [("predict_route", SCORES), ("health_route", READY)])
+def test_a_further_path_may_not_be_one_of_another_meaning(client, flag, same):
+    own = set(client.get("/openapi.json").json()["paths"]) - {"/score/here", "/health/vertex"}
+    for path in own - same:
+        filled = re.sub(r"\{\w+\}", "x", path)
+        with pytest.raises(InvalidSetting, match=f"--{flag.replace('_', '-')} is '"):
+            read_settings({flag: filled}, {})
+    for path in same:
+        read_settings({flag: re.sub(r"\{\w+\}", "x", path)}, {})

@@ -1,5 +1,7 @@
 """Where priors are kept when no store is named."""
 
+import os
+
 import pytest
 
 from service.priors.store import InvalidStoreUrl, open_store, store_url
@@ -58,3 +60,13 @@ def test_a_store_that_is_none_is_told_without_a_password(text, message):
         parse_store_url(text)
     assert message in str(caught.value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [b"kl\xc3\xa4sse", b"\xff", b"a b\nc", b"50%", b"a#b"])
+def test_a_file_may_have_any_name_that_the_disk_takes(tmp_path, name):
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    store = open_store(f"sqlite:///{folder}/p.db")
+    store.open()
+    store.close()
+    assert (folder / "p.db").exists()
