@@ -9,7 +9,6 @@ import importlib.metadata
 import logging
 import os
 import re
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 import onnxruntime as ort
 
 from service.graph.reasons import first_line
+from service.process import stderr
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +211,7 @@ def _captured_stderr() -> Iterator[Any]:
             os.close(kept)
             for line in said().splitlines():
                 if "onnxruntime" not in line:
-                    sys.stderr.write(line + "\n")
+                    stderr.put(line.encode() + b"\n")
 
 
 def _reason(said: str) -> str | None:

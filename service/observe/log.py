@@ -9,7 +9,6 @@ import atexit
 import contextlib
 import errno
 import logging
-import os
 import queue
 import sys
 import threading
@@ -17,11 +16,11 @@ import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import repeat
-from pathlib import Path
 from typing import Any, BinaryIO, Protocol, TypeAlias
 
 import orjson
 
+from service.process import stderr
 from service.process.exit_codes import FAILED
 
 Line: TypeAlias = dict[str, Any]
@@ -40,8 +39,8 @@ MAX_WAITING = 50
 
 def configure(log_format: str) -> None:
     """Send the process's log to stderr. `log_format`: text, json, or auto (text on a terminal)."""
-    handler = logging.StreamHandler(sys.stderr)
     json = is_json(log_format)
+    handler = _Handler(as_json if json else as_text)
     handler.setFormatter(JsonFormatter() if json else logging.Formatter(_TEXT, _TIME))
     # Libraries log warnings only: clients of object stores would log each request, even headers.
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -58,26 +57,16 @@ def refuse(reason: str) -> int:
     """Write one line to stderr that says why the process does not start. Returns its exit
     status.
     """
-    if sys.stderr is not None:
-        sys.stderr.write(f"priordial: {reason}\n")
+    line = "".join(c if c.isprintable() else repr(c)[1:-1] for c in reason)
+    stderr.put(f"priordial: {line}\n".encode())
+    stderr.flush()
     return FAILED
 
 
 def request_log(log_format: str) -> "RequestLog":
     """Open the request log of this process."""
     encode = as_json if is_json(log_format) else as_text
-    return RequestLog(_stderr(), encode=encode)
-
-
-def _stderr() -> BinaryIO:
-    """Return stderr as a binary stream, even if a host program has replaced or closed it."""
-    found: BinaryIO | None = getattr(sys.stderr, "buffer", None)
-    if found is not None:
-        return found
-    try:
-        return os.fdopen(os.dup(2), "wb")
-    except OSError:
-        return Path(os.devnull).open("wb")
+    return RequestLog(stderr.binary(), encode=encode)
 
 
 class Encode(Protocol):
@@ -163,8 +152,7 @@ class RequestLog:
     def _write(self) -> None:
         while (block := self._blocks.get()) is not None:
             try:
-                self._stream.write(block)
-                self._stream.flush()
+                stderr.write(self._stream, block)
             except (OSError, ValueError) as error:
                 # Otherwise the reader of stderr has gone, or the stream is closed.
                 if getattr(error, "errno", None) in _NO_ROOM:
@@ -227,6 +215,32 @@ def as_text(line: Line, at: float, *, event: str = "request") -> bytes:
     return "  ".join([*parts, line["request_id"]]).encode(errors="replace") + b"\n"
 
 
+class _Handler(logging.Handler):
+    """Hands each line to the thread that writes to stderr. Lines that find no room are counted."""
+
+    def __init__(self, encode: Encode) -> None:
+        super().__init__()
+        self._encode, self._dropped = encode, 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Format a record and hand on its line; called with the handler's lock."""
+        try:
+            line = self.format(record)
+        except Exception:  # noqa: BLE001 - a fault in a log call ends nothing
+            self.handleError(record)
+            return
+        if self._dropped and stderr.put(
+            self._encode({"lines": self._dropped}, time.time(), event="dropped")
+        ):
+            self._dropped = 0
+        if not stderr.put(line.encode(errors="backslashreplace") + b"\n"):
+            self._dropped += 1
+
+    def flush(self) -> None:
+        """Wait for the thread, but not long."""
+        stderr.flush()
+
+
 class JsonFormatter(logging.Formatter):
     """Formats log records as JSON: the message, the logger's name, an error's traceback."""
 
@@ -242,7 +256,17 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             found["exception"] = self.formatException(record.exc_info)
         found |= getattr(record, "audit", {})
-        return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
+        try:
+            return orjson.dumps(found, option=orjson.OPT_UTC_Z, default=str).decode()
+        except TypeError:  # a path whose bytes are no text
+            printable = {name: _printable(value) for name, value in found.items()}
+            return orjson.dumps(printable, option=orjson.OPT_UTC_Z, default=str).decode()
+
+
+def _printable(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    return value.encode(errors="backslashreplace").decode()
 
 
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}

@@ -8,7 +8,6 @@ time that the system allows, ends the process with a line that says so.
 """
 
 import contextlib
-import faulthandler
 import gc
 import os
 import signal
@@ -17,6 +16,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from service.process import stderr
 from service.process.allowance import heed_processor_time, processor_time
 from service.process.exit_codes import DONE, FAILED
 
@@ -87,8 +87,7 @@ def _ignore(number: int, *_frame: Any) -> None:
     _told.add(number)
     known = number in set(signal.Signals)
     name = signal.Signals(number).name if known else f"signal {number}"
-    with contextlib.suppress(OSError):
-        os.write(2, f"priordial: {name} is ignored; SIGTERM ends the service\n".encode())
+    stderr.tell(f"priordial: {name} is ignored; SIGTERM ends the service\n".encode())
 
 
 def _show_stacks(*_signal: Any) -> None:
@@ -98,7 +97,7 @@ def _show_stacks(*_signal: Any) -> None:
     Without the lock, the stacks of running threads change while they are read, which can crash the
     process.
     """
-    faulthandler.dump_traceback(2, all_threads=True)
+    stderr.tell(stderr.stacks())
 
 
 def _end(*_signal: Any) -> None:
@@ -106,8 +105,7 @@ def _end(*_signal: Any) -> None:
 
 
 def _spent() -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"priordial: {processor_time()}\n".encode())
+    stderr.tell(f"priordial: {processor_time()}\n".encode())
     os._exit(FAILED)
 
 

@@ -1,14 +1,13 @@
 """A thread that detects a hanging event loop or graph call. The loop itself could not."""
 
 import asyncio
-import faulthandler
 import logging
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable
 
+from service.process import stderr
 from service.process.exit_codes import HUNG
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class Watchdog:
         ends = "" if self._end is None else f"; the process ends in {GRACE_SECONDS:g} s (status 70)"
         limit = "" if self._lost() else f" (--hang-seconds {self._hang_seconds:g})"
         logger.critical("%s%s%s", hung, limit, ends)
-        faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+        stderr.put(stderr.stacks())  # by a thread: this one must end the process in any case
 
     def _still_hangs(self) -> bool:
         """Wait for the grace period in short steps. Returns whether something still hangs then."""

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -192,3 +193,11 @@ def test_a_reader_that_is_too_slow_costs_lines_and_not_time():
 
 async def _one(log):
     log([dict(SCORED)])
+
+
+def test_a_message_with_bytes_that_are_no_text_is_one_line_of_json():
+    odd = os.fsdecode(b"/models/\xff\nx")
+    record = logging.makeLogRecord({"msg": f"there is no '{odd}'", "levelname": "WARNING"})
+    line = JsonFormatter().format(record)
+    assert "\n" not in line
+    assert json.loads(line)["message"] == "there is no '/models/\\udcff\nx'"

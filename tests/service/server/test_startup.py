@@ -1,6 +1,8 @@
 """Signals are handled from the first line of code on, and closed standard streams do no harm."""
 
+import fcntl
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ from service.process.exit_codes import FAILED
 from service.server.startup import meaningless
 from tests.support.eventually import eventually
 from tests.support.server import READY, children, running, starting
-from tests.support.small_models import publish_model
+from tests.support.small_models import inputs, publish_model
 
 ROOT = Path(__file__).parents[3]
 WAITS = """
@@ -132,3 +134,35 @@ def test_a_process_whose_processor_time_is_used_up_says_so_at_every_moment(prepa
     prepared.send_signal(signal.SIGXCPU)
     assert "processor time" in prepared.stderr.readline()
     assert prepared.wait(60) == FAILED
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_whose_reader_stops_reading_holds_up_nobody(models, tmp_path, workers):
+    """A pipe takes a page here and 64 KiB elsewhere; then each write waits for the reader."""
+    reading, writing = os.pipe()
+    fcntl.fcntl(writing, fcntl.F_SETPIPE_SZ, 4096)
+    command = [
+        sys.executable, "-m", "service", "serve", "--models", str(models), "--port", "0",
+        "--store", f"sqlite:///{tmp_path}/p.db", "--workers", str(workers),
+    ]  # fmt: skip
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PRIORDIAL_")}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stderr=writing)
+    os.close(writing)
+    try:
+        log = b""
+        while not (found := re.search(rb'ready on (http://[^\s"]+)', log)):
+            log += os.read(reading, 4096)
+        with httpx.Client(base_url=found[1].decode(), timeout=30) as client:
+            for number in range(1, 41):  # each is a line of the audit, which the loop writes
+                stored = client.put("/priors/moved", json={"target": [1, 2, 3, 4, number]})
+                assert stored.status_code in (200, 201)
+            for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+                process.send_signal(number)
+                body = {"instances": inputs(1).tolist()}
+                assert client.post("/predict", json=body).status_code == 200
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+        process.wait()
+        os.close(reading)
