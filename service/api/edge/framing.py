@@ -306,7 +306,12 @@ class FramedProtocol(HttpToolsProtocol):
         self.hand_over()
 
     def take_body(self, body: bytes) -> None:
-        """Hook: a part of the body of a request has arrived."""
+        """Hook: a part of the body of a request has arrived.
+
+        `100 Continue` is then left out (RFC 9110, 10.1.1): HAProxy 2.6 waits for ever when it
+        reads that together with an answer longer than its buffer.
+        """
+        self.cycle.waiting_for_100_continue = False
         super().on_body(body)
 
     def end_message(self) -> None:
