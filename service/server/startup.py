@@ -106,6 +106,7 @@ def _end(*_signal: Any) -> None:
 
 def _spent() -> None:
     stderr.tell(f"priordial: {processor_time()}\n".encode())
+    stderr.flush()
     os._exit(FAILED)
 
 

@@ -136,6 +136,25 @@ def test_a_process_whose_processor_time_is_used_up_says_so_at_every_moment(prepa
     assert prepared.wait(60) == FAILED
 
 
+def test_the_last_line_of_a_process_whose_processor_time_is_used_up_follows_its_log():
+    script = (
+        "from service.server.startup import prepare_process\n"
+        "prepare_process()\n"
+        "import logging, signal\n"
+        "from service.observe.log import configure\n"
+        "configure('text')\n"
+        "for number in range(99):\n"
+        "    logging.warning('line %d', number)\n"
+        "signal.raise_signal(signal.SIGXCPU)\n"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == FAILED
+    *lines, last = done.stderr.splitlines()
+    assert len(lines) == 99
+    assert "processor time" in last
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_log_whose_reader_stops_reading_holds_up_nobody(models, tmp_path, workers):
     """A pipe takes a page here and 64 KiB elsewhere; then each write waits for the reader."""
