@@ -189,8 +189,10 @@ def fitted(array: Array, spec: InputSpec, *, first_row: int = 0) -> Array:
             for want, got in zip(wanted[1:], shape[1:], strict=True)
         )
     ):
+        is_row = [*shape] == wanted[1:]
+        remedy = ": put the row into a list, of one row" if is_row else ""
         raise InvalidInput(
-            f"the input has shape {list(shape)}; the model takes {shape_words(wanted)}"
+            f"the input has shape {list(shape)}; the model takes {shape_words(wanted)}{remedy}"
         )
     if shape[0] == 0:
         raise InvalidInput(NO_ROWS)

@@ -81,12 +81,15 @@ class Front:
                 ("grpc.server.max_pending_requests_hard_limit", _MAX_PENDING),
             ]
         )
+        management = Management(edge)
         handlers: dict[str, Any] = {
             name: grpc.unary_unary_rpc_method_handler(
                 answering(method), kind.FromString, _serialized
             )
-            for name, (method, kind) in Management(edge).methods().items()
+            for name, (method, kind) in management.methods().items()
         }
+        for name, refuse in management.unserved().items():
+            handlers[name] = grpc.unary_unary_rpc_method_handler(answering(refuse))
         # Messages of inference stay bytes until their size is known, and large ones are read and
         # written in a thread.
         handlers["ModelInfer"] = grpc.unary_unary_rpc_method_handler(answering(self._model_infer))

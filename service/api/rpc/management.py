@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, MutableMapping
+from functools import partial
 from typing import Any
 from urllib.parse import quote
 
@@ -12,6 +13,17 @@ from service.api.edge.asgi import Edge
 from service.api.rpc import messages
 from service.api.rpc import open_inference_pb2 as pb
 from service.api.rpc.calls import Context, Refused, detail_of, headers_of
+
+_UNSERVED = {
+    **{
+        f"{kind}SharedMemory{verb}": f"/v2/{kind.lower()}sharedmemory/status"
+        for kind in ("System", "Cuda")
+        for verb in ("Status", "Register", "Unregister")
+    },
+    "TraceSetting": "/v2/trace/setting",
+    "LogSettings": "/v2/logging",
+}
+"""Calls of Triton's protocol that are not served, and the HTTP route that says why."""
 
 
 class Management:
@@ -34,6 +46,15 @@ class Management:
             "RepositoryModelLoad": (self._load, pb.RepositoryModelLoadRequest),
             "RepositoryModelUnload": (self._unload, pb.RepositoryModelUnloadRequest),
         }
+
+    def unserved(self) -> dict[str, Callable[..., Awaitable[Any]]]:
+        """Return a method that refuses each call of Triton's protocol that is not served."""
+        return {name: partial(self._refuse, path) for name, path in _UNSERVED.items()}
+
+    async def _refuse(self, path: str, _message: bytes, context: Context) -> bytes:
+        """Refuse a call in the words of the HTTP route that stands for it."""
+        status, content = await self._ask("GET", path, context)
+        raise Refused(405 if status == 404 else status, detail_of(content))
 
     async def _server_live(self, _request: Any, context: Context) -> pb.ServerLiveResponse:
         status, _ = await self._ask("GET", "/v2/health/live", context)
@@ -103,16 +124,18 @@ class Management:
         return answer
 
     async def _load(self, request: Any, context: Context) -> pb.RepositoryModelLoadResponse:
-        await self._order(request.model_name, "load", context)
+        await self._order(request, "load", context)
         return pb.RepositoryModelLoadResponse()
 
     async def _unload(self, request: Any, context: Context) -> pb.RepositoryModelUnloadResponse:
-        await self._order(request.model_name, "unload", context)
+        await self._order(request, "unload", context)
         return pb.RepositoryModelUnloadResponse()
 
-    async def _order(self, model: str, verb: str, context: Context) -> None:
-        path = f"/v2/repository/models/{quote(model, safe='')}/{verb}"
-        status, content = await self._ask("POST", path, context, b"{}")
+    async def _order(self, request: Any, verb: str, context: Context) -> None:
+        path = f"/v2/repository/models/{quote(request.model_name, safe='')}/{verb}"
+        # The route looks at the names only: it takes no value of any of them.
+        body = orjson.dumps({"parameters": dict.fromkeys(request.parameters)})
+        status, content = await self._ask("POST", path, context, body)
         if status != 200:
             raise Refused(status, detail_of(content))
 

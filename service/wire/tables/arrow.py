@@ -15,7 +15,7 @@ from service.contract.extras import missing_extra
 from service.wire.arrays import MAX_TEXT_CHARACTERS
 from service.wire.faults import InvalidInput, Malformed, TooLarge, UnsupportedBody
 from service.wire.shown import short
-from service.wire.tables.rows import Column, check_names
+from service.wire.tables.rows import Column, check_names, without_index
 
 MAX_MESSAGES = 1_000
 """The most messages of one stream: schema, dictionaries and batches."""
@@ -53,8 +53,9 @@ def read_arrow(
     try:
         _check_messages(pa, held, max_rows=max_rows, max_bytes=max_bytes)
         with pa.ipc.open_stream(held) as stream:
-            check_names(stream.schema.names, expected)
-            table = stream.read_all()
+            names = without_index(stream.schema.names, expected)
+            check_names(names, expected)
+            table = stream.read_all().select(names)
         table.validate(full=True)
     except (InvalidInput, Malformed, TooLarge):
         raise

@@ -12,7 +12,7 @@ from typing import Any
 from service.wire.faults import InvalidInput, Malformed, TooLarge
 from service.wire.shown import short
 from service.wire.tables.arrow import MAX_METADATA_BYTES, columns_of, library
-from service.wire.tables.rows import Column, check_names
+from service.wire.tables.rows import Column, check_names, without_index
 
 MAX_ROW_GROUPS = 1_000
 MAX_PAGES = 20_000
@@ -69,7 +69,8 @@ def read_parquet(
             "arrow_extensions_enabled": False,
         }
         file = pq.ParquetFile(pa.BufferReader(body), **options)
-        check(file.schema_arrow.names, expected)
+        names = without_index(file.schema_arrow.names, expected)
+        check(names, expected)
         _check_columns(file.metadata)
         _check_pages(body, groups, max_rows=max_rows, max_bytes=max_bytes)
         texts = [
@@ -78,7 +79,7 @@ def read_parquet(
             if file.metadata.schema.column(at).physical_type == "BYTE_ARRAY"
         ]
         file = pq.ParquetFile(pa.BufferReader(body), read_dictionary=texts, **options)
-        table = file.read(use_threads=False)
+        table = file.read(columns=names, use_threads=False)
         table.validate(full=True)
     except (InvalidInput, Malformed, TooLarge):
         raise

@@ -1,6 +1,7 @@
 """Named columns of a table → the model's input tensor. A fault names the column and the row."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from service.wire.shown import shape_words, short
 Array = NDArray[Any]
 Column: TypeAlias = Array | list[str | None]
 """Numbers [n, …] or texts; a missing value is NaN among numbers and None among texts."""
+_PANDAS_INDEX = re.compile(r"__index_level_\d+__")
 _TRUTHS = {"true": True, "false": False, "1": True, "0": False}
 
 
@@ -43,6 +45,14 @@ def expected_names(spec: InputSpec, names: Sequence[str] | None, *, model: str) 
         "import it with --column-names, send text/csv;header=absent with the columns in "
         "the model's order, or send a .npy array"
     )
+
+
+def without_index(found: Sequence[str], expected: Sequence[str] | None) -> list[str]:
+    """The names of a table's columns without those in which pandas keeps an index without a name.
+
+    pandas writes the index of a frame whose rows were filtered or sorted into Arrow and Parquet.
+    """
+    return [n for n in found if n in (expected or ()) or not _PANDAS_INDEX.fullmatch(n)]
 
 
 def check_names(found: Sequence[str], expected: Sequence[str] | None) -> None:

@@ -280,6 +280,20 @@ def test_more_rows_than_may_wait_are_refused(url):
         assert "2048" in answer.json()["detail"]
 
 
+@pytest.mark.parametrize("form", [ARROW, PARQUET])
+def test_the_index_that_pandas_writes_beside_the_columns_is_left_out(url, form):
+    """A filtered frame has one; pandas names it __index_level_0__."""
+    write = as_arrow if form == ARROW else as_parquet
+    indexed = TABLE.append_column("__index_level_0__", [list(range(TABLE.num_rows))])
+    answers = [
+        httpx.post(f"{url}/models/table/predict", content=write(t), headers={"content-type": form})
+        for t in (TABLE, indexed, indexed.rename_columns([*COLUMNS, "__index_level_x__"]))
+    ]
+    assert [a.status_code for a in answers] == [200, 200, 422]
+    assert answers[0].json() == answers[1].json()
+    assert "unknown column '__index_level_x__'" in answers[2].json()["detail"]
+
+
 LONG = "f" * 40_000_000
 BOMBS = {
     "parquet page": (

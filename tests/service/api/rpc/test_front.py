@@ -158,6 +158,29 @@ def test_what_is_wrong_has_its_status_and_the_words_of_the_http_protocol(
     assert says in refused.value.message()
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda c: c.get_system_shared_memory_status(), "shared memory is not supported"),
+        (lambda c: c.register_system_shared_memory("a", "/a", 64), "send tensors in the body"),
+        (lambda c: c.unregister_cuda_shared_memory("a"), "shared memory is not supported"),
+        (lambda c: c.get_trace_settings("linear"), "use --traces"),
+        (lambda c: c.update_log_settings({"log_info": True}), "--log-format"),
+    ],
+)
+def test_a_call_that_is_not_served_is_refused_in_the_words_of_http(client, call, words):
+    with pytest.raises(InferenceServerException, match=words) as refused:
+        call(client)
+    assert refused.value.status() == "StatusCode.UNIMPLEMENTED"
+
+
+@pytest.mark.parametrize("sent", [{"config": "{}"}, {"config": "{}", "files": {"file:1/m": b"x"}}])
+def test_a_configuration_sent_with_a_load_is_refused_and_not_left_out(client, sent):
+    with pytest.raises(InferenceServerException, match=r"parameter '.*' is not supported"):
+        client.load_model("linear", **sent)
+    client.load_model("linear")
+
+
 def test_a_stream_answers_in_order_and_goes_on_after_an_error(client):
     import queue
 
