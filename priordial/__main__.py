@@ -59,20 +59,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in VERBS:
         _print(_unknown(given[0]), to_stderr=True)
         return 2
+    status = 1
     try:
-        status = _run(given)
+        status = _run(given, alone=arguments is None)
         sys.stdout.flush()  # a closed pipe raises here, not while the interpreter exits
+    except KeyboardInterrupt:  # while a verb was imported; later, each has its own answer to it
+        _print("priordial: stopped", to_stderr=True)
     except BrokenPipeError:  # `priordial doctor | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        status = 1
     except ModuleNotFoundError as error:
         advice = missing_extra(error, first="training" if given[0] in TRAINING else "serve")
         if advice is None:
             raise
         _print(f"priordial: {advice}", to_stderr=True)
-        return 1
-    else:
-        return status
+    return status
 
 
 def version() -> str:
@@ -91,15 +92,15 @@ def help_text() -> str:
     return "\n".join(lines)
 
 
-def _run(given: list[str]) -> int:
+def _run(given: list[str], *, alone: bool) -> int:
     if given[0] == "completion":
         return _completion(given[1:])
     if given[0] in TRAINING:
         from training.__main__ import run
 
         if given[0] == "train":
-            return run(given[1:], prog="priordial train")
-        return run(given, prog="priordial")
+            return run(given[1:], prog="priordial train", alone=alone)
+        return run(given, prog="priordial", alone=alone)
     from service.__main__ import main as serve
 
     if given[0] == "demo":

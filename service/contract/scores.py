@@ -216,7 +216,8 @@ def paired_standard_errors(differences: Vector, labels: Labels, shares: Vector) 
     examples that differ is shrunk by one example towards that of the classes that matter most.
     """
     totals = class_totals(labels, len(shares))
-    members = [np.flatnonzero(labels == y) for y in np.flatnonzero((totals > 0) & (shares > 0))]
+    of_classes = np.split(np.argsort(labels, kind="stable"), np.cumsum(totals)[:-1].astype(int))
+    members = [of_classes[y] for y in np.flatnonzero((totals > 0) & (shares > 0))]
     n = np.array([len(own) for own in members], np.float64)
     share = np.array([shares[labels[own[0]]] for own in members])
     differ = np.stack([np.abs(differences[:, own]).mean(axis=1) for own in members], axis=1)

@@ -140,6 +140,22 @@ def tiring(num_classes, steps=2):
     return Wrapped(num_classes, put)
 
 
+def fixed(num_classes):
+    """Its graph can only take as many rows as it was exported with."""
+    return Wrapped(num_classes, lambda _net, found, _x: found.reshape(int(found.shape[0]), -1))
+
+
+class Uncounted(nn.Linear):
+    """A layer with a length of its own, as torch.compile gives every module."""
+
+    def __len__(self):
+        raise TypeError("does not support len()")
+
+
+def uncounted(num_classes):
+    return nn.Sequential(Uncounted(FEATURES, 8), nn.ReLU(), nn.Linear(8, num_classes))
+
+
 def hugging(num_classes):
     """As Hugging Face's models: an object with logits."""
     return Wrapped(num_classes, lambda _net, found, _x: SimpleNamespace(logits=found, loss=None))

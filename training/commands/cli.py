@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None, *, prog: str = "training") -> i
     try:
         result = verb(options)
     except KeyboardInterrupt:
-        return _report("stopped", 1)
+        return _report(f"stopped{options.stopped}", 1)
     except Fault as error:
         return _report(str(error), error.exit_code)
     except (MemoryError, OSError, SystemExit) as error:
@@ -101,7 +101,7 @@ def _verb(verbs: Any, name: str, text: str, run: Verb) -> argparse.ArgumentParse
     parser: argparse.ArgumentParser = verbs.add_parser(
         name, help=text, description=text, allow_abbrev=False
     )
-    parser.set_defaults(run=run, publishes=False)
+    parser.set_defaults(run=run, publishes=False, stopped="")
     parser.add_argument("--json", action="store_true", help="print one JSON object on stdout")
     return parser
 

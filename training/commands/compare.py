@@ -18,6 +18,9 @@ def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
         "the same command continues.",
         _compare,
     )
+    parser.set_defaults(
+        stopped="; the finished runs are kept, and the same command goes on with the others"
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = listing(methods=methods(), networks=NETWORKS, recipes=recipes())
     parser.add_argument(

@@ -25,7 +25,11 @@ from training.faults import say
 def add_verb(add_verb: Callable[..., argparse.ArgumentParser]) -> None:
     """Declare the verb. add_verb: takes its name, its help text and the function to run."""
     parser = add_verb("fit", "Train a model and publish it.", _fit)
-    parser.set_defaults(publishes=True)
+    parser.set_defaults(
+        publishes=True,
+        stopped="; the same command starts again, or with --resume goes on from the last "
+        "checkpoint, if there is one",
+    )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = listing(networks=NETWORKS, losses=LOSSES, samplers=SAMPLERS, recipes=recipes())
     parser.add_argument(
@@ -149,10 +153,11 @@ def _add_running_flags(running: Any) -> None:
         metavar="DIR",
         help="folder for checkpoints and logs (default runs)",
     )
-    running.add_argument(
+    unfinished = running.add_mutually_exclusive_group()
+    unfinished.add_argument(
         "--resume", action="store_true", help="continue from this run's checkpoint, if there is one"
     )
-    running.add_argument(
+    unfinished.add_argument(
         "--restart", action="store_true", help="discard this run's checkpoint, if there is one"
     )
     running.add_argument(

@@ -15,6 +15,9 @@ AddVerb = Callable[..., argparse.ArgumentParser]
 def add_verb(add: AddVerb) -> None:
     """Declare the verb. add: takes its name, its help text and the function to run."""
     parser = add("score", "Answer files of unlabelled rows, as the service would.", _score)
+    parser.set_defaults(
+        stopped="; the finished blocks are kept, and the same command goes on with the others"
+    )
     parser.add_argument(
         "data",
         metavar="DATA",

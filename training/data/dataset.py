@@ -12,6 +12,13 @@ from training.data.columns import Columns
 from training.data.text import Vocabulary
 from training.faults import BadData, nearest_class
 
+PARTS = {
+    "train": ("train", "training", "training_set", "train_set"),
+    "val": ("val", "valid", "validation", "validation_set", "val_set", "dev"),
+    "test": ("test", "testing", "test_set"),
+}
+"""What people call each split, in upper or lower case."""
+
 Labels: TypeAlias = NDArray[np.int64]
 
 
@@ -176,6 +183,12 @@ def is_text(written: str) -> bool:
 def counts_of(labels: Labels, num_classes: int) -> Labels:
     """Return the number of rows of each class, [C], from labels [N]."""
     return np.bincount(labels, minlength=num_classes).astype(np.int64)
+
+
+def rows_by_class(labels: Labels, num_classes: int) -> list[Labels]:
+    """Return the row numbers of each class, ascending, from labels [N]; C arrays."""
+    order = np.argsort(labels, kind="stable")
+    return np.split(order, np.cumsum(counts_of(labels, num_classes))[:-1])
 
 
 def check_labels(

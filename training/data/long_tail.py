@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Labels, counts_of
+from training.data.dataset import Labels, counts_of, rows_by_class
 from training.faults import WrongUse
 
 PROFILES = ("exp", "step")
@@ -78,5 +78,6 @@ def shifted_rows(
         )
     counts = shifted_counts(direction, ratio=ratio, class_counts=class_counts, available=available)
     generator = np.random.default_rng(seed)
-    rows = [generator.permutation(np.flatnonzero(labels == i))[:n] for i, n in enumerate(counts)]
+    of_classes = rows_by_class(labels, len(counts))
+    rows = [generator.permutation(own)[:n] for own, n in zip(of_classes, counts, strict=True)]
     return np.sort(np.concatenate(rows))

@@ -17,7 +17,7 @@ from training.faults import BadData
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp")
 CROP_TRIES = 10
 STATISTICS_ROWS = 20_000  # a mean over these is exact to the four digits that are kept
 

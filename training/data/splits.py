@@ -5,7 +5,7 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset, Labels, Split, counts_of
+from training.data.dataset import Dataset, Labels, Split, counts_of, rows_by_class
 from training.faults import WrongUse
 
 Rows = NDArray[np.int64]
@@ -28,8 +28,7 @@ def stratified(
     """
     generator = np.random.default_rng(seed)
     drawn: list[Rows] = []
-    for index in range(int(labels.max(initial=-1)) + 1):
-        rows = np.flatnonzero(labels == index)
+    for rows in rows_by_class(labels, int(labels.max(initial=-1)) + 1):
         wanted = per_class if per_class is not None else max(1, math.floor(share * len(rows) + 0.5))
         # drawn even when none is wanted, so that the next class does not depend on it
         order = generator.permutation(rows)
@@ -81,7 +80,9 @@ def long_tailed(split: Split, class_counts: Labels, *, seed: int) -> Split:
         )
     generator = np.random.default_rng([seed, 1])
     rows = [
-        generator.permutation(np.flatnonzero(split.labels == index))[:count]
-        for index, count in enumerate(class_counts)
+        generator.permutation(own)[:count]
+        for own, count in zip(
+            rows_by_class(split.labels, len(class_counts)), class_counts, strict=True
+        )
     ]
     return split.take(np.sort(np.concatenate(rows)))

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from training.faults import RunFailed, WrongUse, instead
+from training.faults import RunFailed, WrongUse, instead, readable
 
 try:
     import fcntl
@@ -107,12 +107,19 @@ class CheckpointFile:
             saved = dict(document["identity"])
         except Exception as error:  # torch raises various classes for a damaged file
             raise RunFailed(
-                f"{self.path}: is not a whole checkpoint of this command{instead(self.path)}; "
-                "remove it to start from the beginning"
+                f"{self.path}: is not a whole checkpoint of this command{_other(self.path)}; "
+                "--restart discards it and starts from the beginning"
             ) from error
         self._check(saved)
-        state.network.load_state_dict(document["network"])
-        state.optimiser.load_state_dict(document["optimiser"])
+        try:
+            state.network.load_state_dict(document["network"])
+            state.optimiser.load_state_dict(document["optimiser"])
+        except (RuntimeError, ValueError, KeyError) as error:  # the user has edited the network
+            raise WrongUse(
+                f"{self.path} is the checkpoint of another network than this "
+                f"{self.identity.get('network')}: {readable(error)} (undo what was changed in it, "
+                "or give another --name; --restart discards this checkpoint)"
+            ) from error
         state.scaler.load_state_dict(document["scaler"])
         # With more processes than before, the new ones keep their fresh state.
         if rank < len(document["random"]):
@@ -148,7 +155,7 @@ class CheckpointFile:
         saved = filled(found, like=self.identity)
         differing = {
             key: CHANGED.get(key)
-            or f"{_flag(key)} was {saved.get(key)!r} and is {self.identity.get(key)!r}"
+            or f"{_flag(key)} was {_told(saved.get(key))} and is {_told(self.identity.get(key))}"
             for key in sorted({*saved, *self.identity})
             if saved.get(key) != self.identity.get(key)
         }
@@ -162,6 +169,16 @@ class CheckpointFile:
                 f"{self.path} is the checkpoint of another run: {'; '.join(differing.values())} "
                 "(give the same settings, or another --name; --restart discards this checkpoint)"
             )
+
+
+def _other(path: Path) -> str:
+    """What lies in the place of a checkpoint; torch writes ZIP archives, so those are its own."""
+    found = instead(path)
+    return " (it was cut short, or made by another version)" if "ZIP" in found else found
+
+
+def _told(value: Any) -> str:
+    return "not given" if value is None else repr(value)
 
 
 def _flag(key: str) -> str:

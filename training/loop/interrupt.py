@@ -12,7 +12,10 @@ class Interrupted(Fault):
 
 
 class StopSignal:
-    """A context that notes the first SIGINT or SIGTERM in `requested`; a second SIGINT raises."""
+    """A context that notes the first SIGINT or SIGTERM in `requested`.
+
+    A second SIGINT is handled as before the context.
+    """
 
     def __init__(self) -> None:
         self.requested = False
@@ -35,7 +38,8 @@ class StopSignal:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
-    def _note(self, number: int, _frame: FrameType | None) -> None:
-        if self.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        before = self._before.get(signal.Signals(number))
+        if self.requested and number == signal.SIGINT and callable(before):
+            before(number, frame)
         self.requested = True

@@ -357,9 +357,13 @@ def fed(name: str, batch: Any) -> dict[str, Any]:
 def check_agreement(path: Path, batches: Iterator[Any], expected: NDArray[np.float32]) -> float:
     """Return the largest difference between the file's logits and the network's, `expected` [N, C].
 
-    Raises RunFailed when the shapes differ, or the difference exceeds TOLERANCE.
+    Raises RunFailed when the file cannot be run, the shapes differ, or the difference exceeds
+    TOLERANCE.
     """
-    found = run_session(open_session(path), batches)
+    try:
+        found = run_session(open_session(path), batches)
+    except Exception as error:  # onnxruntime has a class for each status
+        raise RunFailed(f"the ONNX file cannot be run: {readable(error)}; {_REMEDY}") from error
     if found.shape != expected.shape:
         raise RunFailed(
             f"the ONNX file answers logits of shape {list(found.shape)}, and the network "

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from service.contract.resources import available_memory
 from training.data.dataset import Split
 from training.data.feed import graph_feeds, in_order
 from training.faults import Fault, RunFailed, WrongUse, say, short
@@ -23,6 +24,10 @@ from training.run.prepare import Prepared
 from training.run.recipe import Recipe
 
 ROWS = 2
+OTHER_ROWS = (1, 3)
+"""Rows of the batches with which the exported file is tried too."""
+BYTES_A_LOGIT = 4 + 8 + 8
+"""A split's logits are held in float32, and in float64 before and after the adjustment."""
 CPU = torch.device("cpu")
 ALONE_ROUNDING = 1e-3
 """Of the largest logit, or of 1: by so much a row may differ alone, as sums have another order."""
@@ -36,6 +41,7 @@ def rehearse(recipe: Recipe, ready: Prepared, network: nn.Module, *, models: Pat
 
     The network must be on the CPU and is not changed. Raises WrongUse or RunFailed with the reason.
     """
+    _check_memory(ready)
     rows = ready.data.train.take(np.arange(min(ROWS, len(ready.data.train))))
     tried = _copy(recipe, network)
     inputs = next(in_order(ready.data, rows, device=CPU))
@@ -47,6 +53,25 @@ def rehearse(recipe: Recipe, ready: Prepared, network: nn.Module, *, models: Pat
     _try_step(recipe, ready, tried, inputs, rows)
     if models is not None:
         _try_publishing(recipe, ready, tried.eval(), rows, models=models)
+
+
+def _check_memory(ready: Prepared) -> None:
+    """Raise RunFailed if the logits of a split that is scored at once take more than the memory.
+
+    The system would end the process without a message, after the whole training.
+    """
+    splits = {"validation": ready.data.val, "test": ready.data.test}
+    if ready.plan.optimiser == "lbfgs":
+        splits["training"] = ready.data.train
+    for name, split in splits.items():
+        needed = 0 if split is None else len(split) * ready.data.num_classes * BYTES_A_LOGIT
+        if split is not None and needed > available_memory():
+            raise RunFailed(
+                f"the logits of {len(split):,} {name} rows for {ready.data.num_classes:,} classes "
+                f"take {needed / 2**30:,.0f} GB of memory, and there are "
+                f"{available_memory() / 2**30:,.0f}: give fewer rows to that split, or leave rare "
+                "classes out"
+            )
 
 
 def _copy(recipe: Recipe, network: nn.Module) -> nn.Module:
@@ -136,7 +161,8 @@ def _within_one(outputs: Tensor) -> bool:
 
 
 def _check_last_module(recipe: Recipe, network: nn.Module) -> None:
-    leaves = [module for module in network.modules() if not any(module.children())]
+    # not `any(children)`: a child may have a length, and its own idea of it
+    leaves = [each for each in network.modules() if next(each.children(), None) is None]
     if leaves and isinstance(leaves[-1], nn.Softmax | nn.Sigmoid):
         kind = type(leaves[-1]).__name__
         raise WrongUse(
@@ -195,6 +221,7 @@ def _try_publishing(
             columns=ready.data.columns,
         )
         check_agreement(file, graph_feeds(ready.data, rows), expected)
+        _try_other_batches(recipe, ready, network, file)
     except Fault:
         raise
     except OSError as error:
@@ -212,6 +239,22 @@ def _try_publishing(
         with contextlib.suppress(OSError):  # a folder with other files stays
             for place in missing:
                 place.rmdir()
+
+
+def _try_other_batches(recipe: Recipe, ready: Prepared, network: nn.Module, file: Path) -> None:
+    """Raise RunFailed unless the file answers batches of other sizes than it was exported with."""
+    for count in OTHER_ROWS:
+        rows = ready.data.train.take(np.arange(count) % len(ready.data.train))
+        with torch.no_grad():
+            expected = network(next(in_order(ready.data, rows, device=CPU))).float().numpy()
+        try:
+            check_agreement(file, graph_feeds(ready.data, rows), expected)
+        except RunFailed as error:
+            raise RunFailed(
+                f"network {recipe.network}: its ONNX file takes {ROWS} rows at a time, and not "
+                f"{count}; nothing was trained. In its forward, use x.flatten(1) or -1 for the "
+                f"number of rows, and neither int(x.shape[0]) nor len(x): {error}"
+            ) from error
 
 
 def _described(outputs: object) -> str:

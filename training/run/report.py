@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from service.contract.adjustment import Vector, adjust_logits, softmax
 from service.contract.scores import group_of, reliability, target_weights
-from training.data.dataset import Dataset, Split
+from training.data.dataset import Dataset, Split, rows_by_class
 from training.run.calibration import Calibration
 
 MAX_CONFUSION_CLASSES = 100
@@ -108,7 +108,7 @@ def _outcome(
 
 def _samples(data: Dataset, split: Split, wanted: int) -> list[dict[str, Any]]:
     """Return `wanted` test inputs with their labels, taken from each class in turn."""
-    first = [np.flatnonzero(split.labels == index) for index in range(data.num_classes)]
+    first = rows_by_class(split.labels, data.num_classes)
     turns = max((len(rows) for rows in first), default=0)
     rows = [
         int(own[turn]) for turn in range(min(turns, wanted)) for own in first if len(own) > turn

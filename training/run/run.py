@@ -14,7 +14,7 @@ from torch import nn
 
 from training.data.feed import Place, make_feed
 from training.data.problems import problems
-from training.faults import Fault, RunFailed, WrongUse, say
+from training.faults import Fault, RunFailed, WrongUse, say, short
 from training.loop.checkpoint import CheckpointFile, undrawn
 from training.loop.interrupt import Interrupted
 from training.loop.linear import fit_last_layer
@@ -402,11 +402,15 @@ def _trained(keeping: Keeping) -> Iterator[None]:
         raise Interrupted(
             f"stopped; the trained network is kept in {keeping.checkpoint.path}, {keeping.going_on}"
         ) from None
-    except (Fault, OSError) as error:
+    except Exception as error:
+        known = isinstance(error, (Fault, OSError, MemoryError))
+        said = str(error) if known else f"after the training: {short(error)}"
         if keeping.checkpoint is None or not keeping.checkpoint.path.exists():
-            raise
+            if known:
+                raise
+            raise RunFailed(said) from error
         raise RunFailed(
-            f"{error}\nThe trained network is kept in {keeping.checkpoint.path}: once this is "
+            f"{said}\nThe trained network is kept in {keeping.checkpoint.path}: once this is "
             "fixed, the same command with --resume continues after the training"
         ) from error
 

@@ -48,11 +48,21 @@ def test_labels_are_taken_as_a_table_takes_them(tmp_path, labels, names):
         ({"labels": [1, 2] * 6, "class_names": ["cat", "dog"]}, "start at 1: subtract 1"),
         ({"labels": [0, 1] * 6, "x": np.zeros((12, 9, 9, 4), np.uint8)}, "looks like RGBA"),
         ({"labels": [0, 1] * 6, "x": np.array([b"text"] * 12)}, "np.char.decode"),
+        ({"labels": [0, 1] * 6, "x": np.zeros(12)}, r"one number a row is x.reshape\(-1, 1\)"),
     ],
 )
 def test_what_cannot_be_taken_is_refused_with_the_cure(tmp_path, changed, said):
     with pytest.raises(BadData, match=said):
         data.load(write(tmp_path / "own.npz", **changed), seed=0)
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("x_valid", "x_val"), ("y_dev", "y_val"), ("X_test", "x_test")]
+)
+def test_an_array_that_is_a_split_under_another_name_is_not_passed_over(tmp_path, name, meant):
+    spec = write(tmp_path / "own.npz", [0, 1] * 6, **{name: np.zeros(12), "notes": np.zeros(2)})
+    with pytest.raises(BadData, match=rf"the array {name} would not be read; expected {meant}"):
+        data.load(spec, seed=0)
 
 
 def test_images_with_channels_last_are_told(tmp_path):

@@ -60,6 +60,18 @@ def test_a_class_may_be_called_train(tmp_path):
     assert load(tmp_path).class_names == ("bus", "train", "tram")
 
 
+@pytest.mark.parametrize("suffix", [".JPG", ".jpe", ".jfif"])
+def test_images_are_known_by_every_suffix_of_their_form(folders, suffix):
+    for path in (folders / "bee").iterdir():
+        path.rename(path.with_suffix(suffix))
+    assert np.bincount(load(folders).whole.labels).tolist() == [10, 6, 6]
+
+
+def test_a_folder_above_the_right_one_is_told(folders):
+    with pytest.raises(BadData, match=f"one class folder, own, .* is images:{folders} meant"):
+        load(folders.parent)
+
+
 def test_linked_folders_are_entered_and_dangling_links_are_told(folders, tmp_path):
     moved = tmp_path / "elsewhere"
     shutil.move(folders / "bee", moved)

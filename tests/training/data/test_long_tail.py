@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from training.data.dataset import Split, counts_of
+from service.contract.scores import paired_standard_errors
+from training.data.dataset import Split, counts_of, rows_by_class
 from training.data.long_tail import profile_counts, shifted_rows
 from training.data.splits import long_tailed, stratified
 from training.faults import WrongUse
@@ -58,6 +59,32 @@ def test_a_stratified_split_parts_the_rows_and_leaves_every_class_in_both():
     assert sorted([*kept, *drawn]) == list(range(len(labels)))
     assert counts_of(labels[drawn], 5).tolist() == [4, 1, 1, 1, 0]
     assert counts_of(labels[kept], 5).min() >= 1
+
+
+class Watched(np.ndarray):
+    """Labels that count how often all rows are compared with a class."""
+
+    compared = 0
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **keywords):
+        Watched.compared += ufunc is np.equal
+        plain = [np.asarray(each) if isinstance(each, Watched) else each for each in inputs]
+        return getattr(ufunc, method)(*plain, **keywords)
+
+
+def test_rows_are_grouped_by_class_at_once_however_many_classes_there_are():
+    labels = np.random.default_rng(0).permutation(np.repeat(np.arange(2_000), 2))
+    rows = rows_by_class(labels, 2_001)
+    assert len(rows) == 2_001
+    assert all((own == np.flatnonzero(labels == y)).all() for y, own in enumerate(rows))
+    assert (len(rows[5]), len(rows[2_000])) == (2, 0)
+    watched = labels.view(Watched)
+    ones = np.ones(2_000, np.int64)
+    stratified(watched, share=0.1, seed=0)
+    long_tailed(Split(np.arange(4_000), watched), ones, seed=0)
+    shifted_rows(watched, direction="forward", ratio=2, class_counts=ones)
+    paired_standard_errors(np.zeros((1, 4_000)), watched, ones / 2_000)
+    assert Watched.compared == 0
 
 
 def test_another_class_count_does_not_change_what_is_drawn_of_the_others():

@@ -1,6 +1,7 @@
 """Tables as people have them: columns by name, labels as written, faults named."""
 
 import csv
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -162,6 +163,12 @@ def test_times_are_refused_whatever_their_unit_and_can_be_left_out(tmp_path, uni
         ("{},5", "holds numbers with a comma, such as '0,5'; write numbers as 1234.5"),
         ("{}%", "holds percentages"),
         ("€{}", "holds amounts of money"),
+        ("{} 100", "holds numbers in groups of three digits, such as '0 100'; write numbers as"),
+        ("{}'100", "holds numbers in groups of three digits"),
+        ("{}.100.000,5", "holds numbers in groups of three digits"),
+        ("{},5 kg", "holds numbers with a unit, such as '0,5 kg'; write numbers as 1234.5"),
+        ("{}°C", "holds numbers with a unit"),
+        ("'{}'", "holds numbers in quotation marks"),
     ],
 )
 def test_strings_that_are_numbers_or_dates_in_another_spelling_are_no_categories(
@@ -190,7 +197,7 @@ def test_dates_are_known_beside_a_word_for_unknown_and_other_numbered_words_are_
 
     with pytest.raises(BadData, match="column 'odd': holds dates, such as '2024-01-01'"):
         kind_of([f"2024-01-{row:02}" if row else "unknown" for row in range(30)])
-    for form in ("decile {}", "market-{}", "{}:1", "May be {}", "lot 12-{}"):
+    for form in ("decile {}", "market-{}", "{}:1", "May be {}", "lot 12-{}", "10{}", "{} 12"):
         assert kind_of([form.format(row % 25) for row in range(30)]) == "columns", form
     shifts = ["06:00", "14:00", "22:00"]
     assert kind_of([shifts[row % 3] for row in range(30)]) == "columns"
@@ -315,6 +322,60 @@ def test_a_class_name_with_control_characters_is_told(tmp_path):
     reported = problems(load(stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds)))
     (note,) = [said for said in reported if said.startswith("the name")]
     assert r"'cat\x00' has control characters" in note
+
+
+@pytest.mark.parametrize("kind", [pa.binary(), pa.large_binary(), pa.binary(2)])
+def test_strings_stored_as_bytes_are_categories_and_texts_of_what_they_spell(tmp_path, kind):
+    cells = pa.array([b"x%d" % (i % 4) for i in range(30)], type=kind)
+    path = stored(tmp_path / "own.parquet", a=columns()["a"], s=cells, kind=columns()["kind"])
+    assert set(load(path).whole.inputs["s"].ravel()) == {"x0", "x1", "x2", "x3"}
+    assert set(load(path, "label=kind&text=s").whole.inputs) == {"x0", "x1", "x2", "x3"}
+    odd = stored(tmp_path / "odd.parquet", s=[b"\xff"] * 30, kind=columns()["kind"])
+    with pytest.raises(BadData, match=r"row 0, column 's': holds bytes that are not UTF-8"):
+        load(odd, "label=kind&category=s")
+
+
+def test_categories_of_pandas_are_categories_also_where_they_are_numbers(tmp_path):
+    made = pa.table(columns(zone=[i % 4 for i in range(30)]))
+    remark = {"columns": [{"name": "zone", "pandas_type": "categorical", "numpy_type": "int8"}]}
+    path = tmp_path / "own.parquet"
+    parquet.write_table(made, path)
+    assert load(path).kind == "tensor"
+    parquet.write_table(made.replace_schema_metadata({"pandas": json.dumps(remark)}), path)
+    assert set(load(path).whole.inputs["zone"].ravel()) == {"0", "1", "2", "3"}
+
+
+@pytest.mark.parametrize("value", [{"x": 1.0}, [[1.0, 2.0]]])
+def test_cells_of_several_values_are_no_category(tmp_path, value):
+    path = stored(tmp_path / "own.parquet", s=[value] * 30, kind=columns()["kind"])
+    with pytest.raises(BadData, match=r"column 's': .*&without=s$"):
+        load(path)
+    with pytest.raises(BadData, match=r"row 0, column 's': holds several values; expected one"):
+        load(path, "label=kind&category=s")
+
+
+def test_a_mark_of_a_missing_number_is_told_to_be_an_empty_cell(tmp_path):
+    made = columns()
+    made["a"][4] = "?"
+    with pytest.raises(BadData, match=r"'\?' is not a number; leave the cell empty if its number"):
+        load(write(tmp_path / "own.csv", made))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a,kind\n1,cat\n\n2,dog,3\n", "line 4: has 3 cells, and the first line names 2 columns"),
+        ('a,kind\n"two\nlines",cat\n2\n', "line 4: has 1 cells, and the first line names 2"),
+        ("a,kind", "has no rows"),
+        ("a,kind\n", "has no rows"),
+        ("0.5,cat\n0.7,dog\n", "the first line of the file must hold the names of its columns"),
+    ],
+)
+def test_what_is_wrong_with_the_lines_of_a_file_is_told(tmp_path, text, said):
+    path = tmp_path / "own.csv"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises((BadData, WrongUse), match=said):
+        load(path)
 
 
 def test_a_column_of_empty_lists_is_no_input(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from training.faults import WrongUse
-from training.loop.checkpoint import CheckpointFile
+from training.loop.checkpoint import CheckpointFile, RunState
 from training.loop.interrupt import Interrupted
 from training.loop.processes import Processes
 from training.loop.train import Keeping
@@ -67,6 +67,19 @@ def test_ctrl_c_after_the_training_says_how_to_publish_without_training_again(
     assert result["bundle"].endswith("own/1")
 
 
+def test_an_error_of_a_library_after_the_training_is_told_and_the_network_kept(
+    own_npz, tmp_path, monkeypatch, command
+):
+    def raising(*_arguments, **_keywords):
+        raise ArithmeticError("no such luck")
+
+    monkeypatch.setattr("training.run.run.publish", raising)
+    code, _, err = command(*flags(own_npz, tmp_path))
+    assert code == 1
+    assert "after the training: ArithmeticError: no such luck (test_unfinished.py, line" in err
+    assert "with --resume continues after the training" in err
+
+
 def test_a_run_started_anew_does_not_overwrite_an_unfinished_one(
     unfinished, own_npz, tmp_path, command
 ):
@@ -85,6 +98,41 @@ def test_a_changed_flag_is_named_when_a_run_is_resumed(unfinished, own_npz, tmp_
     assert code == 2
     assert "--weight-decay was 0.0005 and is 0.1" in err
     assert "leave out --resume" not in err
+
+
+def test_a_flag_that_was_not_given_is_said_so_and_a_contradiction_refused(
+    unfinished, own_npz, tmp_path, command, capsys
+):
+    _, _, err = command(*flags(own_npz, tmp_path, "--resume", "--validation-per-class", 1))
+    assert "--validation-per-class was not given and is 1" in err
+    with pytest.raises(SystemExit, match="2"):
+        command(*flags(own_npz, tmp_path, "--resume", "--restart"))
+    assert "--restart: not allowed with argument --resume" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_was_cut_short_is_told_with_the_way_on(
+    unfinished, own_npz, tmp_path, command
+):
+    _, checkpoint = unfinished
+    checkpoint.write_bytes(checkpoint.read_bytes()[:-1000])
+    code, _, err = command(*flags(own_npz, tmp_path, "--resume"))
+    assert code == 1
+    assert "is not a whole checkpoint of this command (it was cut short" in err
+    assert "--restart discards it" in err
+    assert "workbook" not in err
+
+
+def test_a_checkpoint_of_a_network_that_was_edited_is_refused_with_what_differs(tmp_path):
+    file = CheckpointFile(tmp_path / "checkpoint.pt", {"network": "own:net"})
+
+    def state(width):
+        network = torch.nn.Linear(3, width)
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.1)
+        return RunState(network, optimiser, torch.amp.GradScaler(enabled=False))
+
+    file.save(state(4), step=1, random_states=[])
+    with pytest.raises(WrongUse, match=r"of another network than this own:net: .*size mismatch"):
+        file.load(state(5), device=torch.device("cpu"))
 
 
 def test_a_second_process_cannot_write_the_run_of_the_first(tmp_path):

@@ -51,6 +51,10 @@ ODD = "tests.support.odd_networks"
         ("one", r"returns shape \[2, 1\] for 2 rows; expected \[2, 12\]"),
         ("softmaxed", "returns probabilities; expected logits"),
         ("endless", "returns NaN or infinity before it is trained"),
+        (
+            "fixed",
+            r"its ONNX file takes 2 rows at a time, and not 1; nothing was .* x.flatten\(1\)",
+        ),
         ("branching", "cannot be exported to ONNX: .*; nothing was trained"),
         ("raising", "the factory raised OSError: no route to the weights"),
         ("narrow", r"fails on an input of shape \[2, 6\]: RuntimeError: mat1 and mat2"),
@@ -120,6 +124,10 @@ def test_a_network_that_fails_in_training_is_told_with_step_and_line(command, ow
     assert "checkpoint.pt holds an earlier step, --resume continues from it" in said
 
 
+def test_a_layer_that_has_no_length_is_no_fault(own_npz, tmp_path):
+    rehearsed(own_npz, tmp_path / "models", f"{ODD}:uncounted")
+
+
 @pytest.mark.parametrize("factory", ["hugging", "auxiliary"])
 def test_logits_are_taken_from_what_such_libraries_return(own_npz, tmp_path, factory):
     made, _ = rehearsed(own_npz, tmp_path / "models", f"{ODD}:{factory}")
@@ -129,6 +137,17 @@ def test_logits_are_taken_from_what_such_libraries_return(own_npz, tmp_path, fac
 def test_batches_of_one_row_are_refused_where_the_network_normalises_over_them(own_npz, tmp_path):
     with pytest.raises(ValueError, match=r"a training step of one row fails: .*--batch over"):
         rehearsed(own_npz, tmp_path, f"{ODD}:normed", batch=1)
+
+
+def test_a_split_whose_logits_do_not_fit_into_memory_is_refused_before_training(
+    own_npz, tmp_path, monkeypatch
+):
+    """100,000 classes with 100,000 validation rows, say; here the memory is small."""
+    monkeypatch.setattr("training.run.rehearsal.available_memory", lambda: 120 * 12 * 20)
+    rehearsed(own_npz, tmp_path, "mlp")
+    monkeypatch.setattr("training.run.rehearsal.available_memory", lambda: 120 * 12 * 20 - 1)
+    with pytest.raises(RuntimeError, match=r"logits of 120 test rows for 12 classes take .* GB"):
+        rehearsed(own_npz, tmp_path, "mlp")
 
 
 def test_a_rehearsal_leaves_network_and_folders_as_they_were(own_npz, tmp_path):

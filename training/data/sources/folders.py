@@ -9,7 +9,7 @@ import numpy as np
 
 from service.contract.nearest import nearest_path
 from training.data import pixels
-from training.data.dataset import Dataset, Known, check_labels
+from training.data.dataset import PARTS, Dataset, Known, check_labels
 from training.data.sources.digest import files_digest
 from training.data.sources.listing import ImageOptions, existing_folder, image_dataset
 from training.faults import BadData, WrongUse, absent
@@ -17,12 +17,6 @@ from training.faults import BadData, WrongUse, absent
 UNREAD_SUFFIXES = (".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif", ".svg")
 LEFT_OUT = ("__MACOSX",)
 """Folders to ignore because tools create them; hidden folders are ignored as well."""
-PARTS = {
-    "train": ("train", "training", "training_set", "train_set"),
-    "val": ("val", "valid", "validation", "validation_set", "val_set", "dev"),
-    "test": ("test", "testing", "test_set"),
-}
-"""The folder names of each split, in upper or lower case."""
 
 
 def load_folder(
@@ -50,6 +44,8 @@ def load_folder(
         raise BadData(
             f"{home}: holds no class folders with images; expected {home}/<class>/<image>{either}"
         )
+    if len(names) == 1 and not parts and known is None:
+        _check_not_above(home / names[0])
     return image_dataset(
         spec,
         listing,
@@ -60,6 +56,20 @@ def load_folder(
         draw_test=not parts,
         notes=tuple(notes),
     )
+
+
+def _check_not_above(only: Path) -> None:
+    """Raise BadData if the only class folder holds several folders of images, as if classes."""
+    below = [entry for entry in _subfolders(only) if _images(_files(entry))]
+    if len(below) > 1 and not _images(_files_in(only)):
+        raise BadData(
+            f"{only.parent}: has one class folder, {only.name}, whose {len(below)} folders look "
+            f"like classes or splits; is images:{only} meant?"
+        )
+
+
+def _images(files: Sequence[Path]) -> list[Path]:
+    return [file for file in files if file.suffix.lower() in pixels.SUFFIXES]
 
 
 def _parts(home: Path) -> tuple[dict[str, str], list[str]]:
@@ -129,7 +139,7 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
     paths: list[str] = []
     labels: list[Any] = []
     others = dangling = special = 0
-    beside = [entry for entry in _files_in(folder) if entry.suffix.lower() in pixels.SUFFIXES]
+    beside = _images(_files_in(folder))
     for entry in _subfolders(folder):
         for path in _files(entry):
             suffix = path.suffix.lower()

@@ -4,14 +4,22 @@ The arrays are x_train, y_train, [x_val, y_val], x_test, y_test and [class_names
 """
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from training.data.dataset import Dataset, ImageSpec, Known, Split, check_labels, is_text
+from training.data.dataset import (
+    PARTS,
+    Dataset,
+    ImageSpec,
+    Known,
+    Split,
+    check_labels,
+    is_text,
+)
 from training.data.pixels import channel_statistics
 from training.data.sources.digest import files_digest
 from training.faults import BadData, WrongUse, absent, instead, readable
@@ -85,11 +93,24 @@ def _read(path: Path) -> dict[str, NDArray[Any]]:
                 raise BadData(
                     f"{path}: is a single array; expected an .npz archive, as numpy.savez writes it"
                 )
+            _check_names(path, archive.files)
             return {name: _member(path, archive, name) for name in archive.files if name in MEMBERS}
     except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, BadData):
             raise
         raise BadData(f"{path}: {_not_npz(path, error)}") from error
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    """Raise BadData for an array whose name is that of a split in another spelling, as x_valid."""
+    for name in names:
+        part, _, split = name.lower().partition("_")
+        meant = next((one for one, others in PARTS.items() if split in others), None)
+        if name not in MEMBERS and part in ("x", "y") and meant is not None:
+            raise BadData(
+                f"{path}: the array {name} would not be read; expected {part}_{meant} (rename it), "
+                "or leave it out"
+            )
 
 
 def _not_npz(path: Path, error: Exception) -> str:
@@ -224,7 +245,10 @@ def _kind(path: Path, inputs: NDArray[Any]) -> tuple[Any, tuple[str, ...]]:
             "expected numbers, or one string per row"
         )
     if inputs.ndim < 2:
-        raise BadData(f"{path}, x_train: shape {list(inputs.shape)}; expected [rows, …]")
+        raise BadData(
+            f"{path}, x_train: shape {list(inputs.shape)}; expected [rows, …], so one number a row "
+            "is x.reshape(-1, 1)"
+        )
     if 0 in inputs.shape[1:]:
         raise BadData(
             f"{path}, x_train: shape {list(inputs.shape)}: a row holds no number; expected at "

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from service.contract.inputs.columns import records
 from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import did_you_mean
-from training.data.columns import float_type
+from training.data.columns import float_type, is_number
 from training.data.dataset import Dataset, Known, Split
 from training.data.sources.digest import files_digest
 from training.data.sources.table_file import (
@@ -158,6 +158,8 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
             hint = did_you_mean(name, names)
             if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
                 hint = "; the columns of a CSV file are separated by commas"
+            elif any(map(is_number, names)):
+                hint = "; the first line of the file must hold the names of its columns"
             hint += instead(wanted.path)
             raise WrongUse(
                 f"{wanted.path}: has no column '{name}' (for {part}); it has {listed}{hint}"

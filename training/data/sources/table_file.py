@@ -1,6 +1,7 @@
 """Reads CSV and Parquet files as columns, and locates a row in its file for messages."""
 
 import codecs
+import contextlib
 import csv
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training.data.columns import FEW_VALUES, is_number, written
-from training.data.problems import check_quotes
+from training.data.problems import MARKS_OF_MISSING, check_quotes
 from training.faults import BadData, instead, readable
 
 if TYPE_CHECKING:
@@ -51,6 +52,10 @@ SPELLINGS = {
     ),
     TIMES: re.compile(r"\d{1,2}:\d\d(:\d\d([.,]\d+)?)?\s?([ap]\.?m\.?)?", re.IGNORECASE),
     "numbers with a comma": re.compile(r"[-+]?\d+(,\d+)+(\.\d+)?"),
+    "numbers in groups of three digits": re.compile(
+        r"[-+]?\d{1,3}(([ \u00a0\u2009\u202f]\d{3})*|(['’]\d{3})*|(\.\d{3})*)([.,]\d+)?"
+    ),
+    "numbers in quotation marks": re.compile(r"(['\"])[-+]?\d+([.,]\d+)?\1"),
     "percentages": re.compile(r"[-+]?\d+([.,]\d+)?\s?%"),
     "amounts of money": re.compile(r"[-+]?[€$£¥]\s?\d[\d.,]*|[-+]?\d[\d.,]*\s?[€$£¥]"),
 }
@@ -58,6 +63,8 @@ SPELLINGS = {
 NEARLY_ALL = 0.9
 """A column is one of dates or times where this share of its different values is; the others may
 be words such as unknown."""
+_WITH_UNIT = re.compile(r"[-+]?\d+([.,]\d+)?\s?(?P<unit>[^\s\d.,;:()'\"_-]{1,8})")
+"""A number and its unit, such as 5 kg. Only numbers of one unit are meant as numbers."""
 MANY_ROWS = 10_000
 """The most cells of a string column that are examined."""
 
@@ -161,6 +168,7 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
         check_quotes(path, encoding)
+        _check_lengths(path, encoding)
         raise BadData(
             f"{path}: cannot be read: {readable(error)}{instead(path)}; expected a whole CSV or "
             "Parquet file"
@@ -171,7 +179,57 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     _distinct(path, found.column_names)
     if not found.num_rows:
         raise BadData(f"{path}: has no rows; expected at least one")
-    return TableFile(path, found, encoding)
+    return TableFile(path, _as_meant(found), encoding)
+
+
+def _as_meant(table: "pa.Table") -> "pa.Table":
+    """Return the table with bytes as strings, where they are UTF-8, and categories as such.
+
+    Tools that know no type for strings store them as bytes. Parquet keeps categories of strings,
+    and those of numbers only as a remark of pandas.
+    """
+    import pyarrow as pa
+
+    remarks = (table.schema.pandas_metadata or {}).get("columns", [])
+    declared = {each.get("name") for each in remarks if each.get("pandas_type") == "categorical"}
+    for place, (name, kind) in enumerate(zip(table.column_names, table.schema.types, strict=True)):
+        if _is_dictionary(kind):
+            continue
+        column = table.column(place)
+        if name in declared:
+            table = table.set_column(place, name, column.dictionary_encode())
+        elif (
+            pa.types.is_binary(kind)
+            or pa.types.is_large_binary(kind)
+            or pa.types.is_fixed_size_binary(kind)
+        ):
+            with contextlib.suppress(pa.ArrowInvalid):  # bytes that are no text stay as they are
+                strings = column.cast(pa.large_binary()).cast(pa.large_string())
+                table = table.set_column(place, name, strings)
+    return table
+
+
+def _check_lengths(path: Path, encoding: str) -> None:
+    """Raise BadData that names the first line of a CSV file with more or fewer cells than names.
+
+    So is a file that ends after its first line.
+    """
+    if path.suffix.lower() == ".parquet":
+        return
+    with path.open(encoding=encoding, errors="replace", newline="") as file:
+        reader = csv.reader(file)
+        width = len(next(reader, []))
+        begun = reader.line_num + 1
+        for cells in reader:
+            if cells and len(cells) != width:
+                raise BadData(
+                    f"{path}, line {begun}: has {len(cells)} cells, and the first line names "
+                    f"{width} columns; correct the line, and write a comma within a cell in "
+                    'quotation marks ("a,b")'
+                )
+            begun = reader.line_num + 1
+    if width and begun == 2:
+        raise BadData(f"{path}: has no rows; expected at least one")
 
 
 def _distinct(path: Path, names: list[str]) -> list[str]:
@@ -185,21 +243,21 @@ def is_category(table: TableFile, name: str) -> bool:
     """Return whether a column holds strings that count as categories.
 
     If most but not all of the strings are numbers, the column counts as damaged numbers instead. If
-    all are numbers, they are codes, and so categories.
+    all are numbers, they are codes, and so categories. A dictionary is what pandas makes of its
+    categories, and so one, whatever its values are.
     """
     import pyarrow as pa
 
     kind = table.columns.column(name).type
-    declared = _is_dictionary(kind)
-    if declared:
-        kind = kind.value_type
+    if _is_dictionary(kind):
+        return True
     if not (
         pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     ):
         return False
     values = set(categories(table, name)[:MANY_ROWS]) - {""}
     count = sum(map(is_number, values))
-    return declared or 2 * count <= len(values) or count == len(values)
+    return 2 * count <= len(values) or count == len(values)
 
 
 def disguised(values: NDArray[np.object_]) -> tuple[str, str] | None:
@@ -213,10 +271,19 @@ def disguised(values: NDArray[np.object_]) -> tuple[str, str] | None:
     for what, pattern in SPELLINGS.items():
         needed = NEARLY_ALL if what in (DATES, TIMES) else 1
         alike = {value for value in distinct if pattern.fullmatch(value.strip())}
-        if alike and len(alike) >= needed * len(distinct):
-            first = next(value for value in values if value in alike)
+        odd = {value for value in alike if not is_number(value)}
+        if odd and len(alike) >= needed * len(distinct):
+            first = next(value for value in values if value in odd)
             return (what, first) if what == DATES or len(distinct) > FEW_VALUES else None
+    if len(distinct) > FEW_VALUES and len(set(map(_unit_of, distinct))) == 1:
+        first = next(value for value in values if value)
+        return ("numbers with a unit", first) if _unit_of(first) else None
     return None
+
+
+def _unit_of(value: str) -> str:
+    found = _WITH_UNIT.fullmatch(value.strip())
+    return found["unit"] if found else ""
 
 
 def categories(table: TableFile, name: str) -> NDArray[np.object_]:
@@ -224,8 +291,16 @@ def categories(table: TableFile, name: str) -> NDArray[np.object_]:
     column = table.columns.column(name)
     if _is_dictionary(column.type):
         column = column.cast(column.type.value_type)
+    cells = column.to_pylist()
+    row = next((row for row, cell in enumerate(cells) if isinstance(cell, bytes | list | dict)), -1)
+    if row >= 0:
+        what = "bytes that are not UTF-8" if isinstance(cells[row], bytes) else "several values"
+        raise BadData(
+            f"{table.where(row)}, column '{name}': holds {what}; expected one string for each row "
+            f"(&without={name} leaves the column out of a training)"
+        )
     found = np.empty(len(column), dtype=object)
-    found[:] = [written(value) for value in column.to_pylist()]
+    found[:] = [written(value) for value in cells]
     return found
 
 
@@ -257,15 +332,9 @@ def numbers(
                 (r for r, v in enumerate(values) if not absent[r] and not is_number(v)), None
             )
         if row is not None:
-            cure = (
-                "the model takes numbers here"
-                if published
-                else f"leave the column out with &without={name}, or take it as strings with "
-                f"&category={name}"
-            )
             raise BadData(
                 f"{table.where(row)}, column '{name}': {str(values[row])[:60]!r} is not a number; "
-                f"{cure}"
+                f"{_cure(name, values[row], missing=missing, published=published)}"
             )
         if values.dtype == object:
             values = np.where(absent, np.nan, values)
@@ -283,6 +352,18 @@ def numbers(
             "correct them, or leave the rows out"
         )
     return found
+
+
+def _cure(name: str, cell: Any, *, missing: bool, published: bool) -> str:
+    """What to do about a cell that is not a number."""
+    mark = str(cell).strip().casefold() in MARKS_OF_MISSING and missing
+    empty = "leave the cell empty if its number is missing" if mark else ""
+    if published:
+        return empty or "the model takes numbers here"
+    if isinstance(cell, list | dict | tuple | np.ndarray):
+        return f"give each of its values a column, or leave it out with &without={name}"
+    whole = f"leave the column out with &without={name}"
+    return f"{f'{empty}, ' if empty else ''}{whole}, or take it as strings with &category={name}"
 
 
 def _lists(table: TableFile, name: str, values: NDArray[Any]) -> NDArray[np.float64]:

@@ -1,0 +1,80 @@
+"""Ctrl-C ends a command with status 1 and a line, wherever it comes, and never with a traceback."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+IN_CODE_OF_A_STRING = """
+import os, signal
+exec("os.kill(os.getpid(), signal.SIGINT)\\nfor _ in range(10 ** 6): pass")
+"""
+AT_THE_END = """
+import atexit, os, signal
+atexit.register(os.kill, os.getpid(), signal.SIGINT)
+"""
+WHILE_IMPORTING = """
+import builtins, os, signal, sys
+from {module} import {function} as run
+real = builtins.__import__
+
+def stopping(name, *others):
+    if name == "training.commands.cli":
+        os.kill(os.getpid(), signal.SIGINT)
+    return real(name, *others)
+
+builtins.__import__ = stopping
+sys.argv = ["command", *{arguments}]
+sys.exit({call})
+"""
+
+
+def ended(home, *arguments):
+    """Exit status, stdout and stderr of a Python process in `home`."""
+    path = os.pathsep.join([str(ROOT), str(home)])
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=home,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_an_interrupt_within_code_made_from_a_string_gives_status_1(tmp_path):
+    """CPython would end the process by SIGINT although the command returns 1."""
+    (tmp_path / "own.py").write_text(IN_CODE_OF_A_STRING)
+    fit = ("fit", "--data", "digits", "--network", "own:net", "--quiet")
+    code, _, said = ended(tmp_path, "-m", "training", *fit)
+    assert code == 1
+    assert said.startswith("training: stopped; the same command starts again, or with --resume")
+    assert said.count("\n") == 1
+    assert not (tmp_path / "models").exists()
+
+
+@pytest.mark.parametrize("front", [("training",), ("priordial", "train")])
+def test_an_interrupt_after_the_result_changes_nothing(tmp_path, front):
+    (tmp_path / "sitecustomize.py").write_text(AT_THE_END)
+    code, out, said = ended(tmp_path, "-m", *front, "data", "digits", "--json")
+    assert (code, said) == (0, "")
+    assert out.startswith("{")
+
+
+@pytest.mark.parametrize(
+    ("module", "function", "call", "said"),
+    [
+        ("training.__main__", "run", "run(alone=True)", "training: stopped\n"),
+        ("priordial.__main__", "main", "run()", "priordial train: stopped\n"),
+    ],
+)
+def test_an_interrupt_while_the_verb_is_imported_is_a_line(tmp_path, module, function, call, said):
+    front = ["train"] if module.startswith("priordial") else []
+    code = WHILE_IMPORTING.format(
+        module=module, function=function, call=call, arguments=[*front, "data", "digits"]
+    )
+    assert ended(tmp_path, "-c", code) == (1, "", said)
