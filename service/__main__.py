@@ -1,6 +1,7 @@
 """`python -m service`: serve, and the other verbs."""
 
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,7 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
     from service.commands import export_flags
     from service.commands import priors as prior_commands
     from service.commands.importing import flags as import_flags
+    from service.contract.nearest import did_you_mean
     from service.settings import add_flags
 
     class Parser(argparse.ArgumentParser):
@@ -52,6 +54,15 @@ def make_parser(prog: str) -> "argparse.ArgumentParser":
 
         def __init__(self, **more: Any) -> None:
             super().__init__(**more, allow_abbrev=False)
+
+        def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+            """Refuse an unknown flag here, where the flags of the verb are known."""
+            found, unknown = super().parse_known_args(args, namespace)
+            if unknown:
+                known = re.findall(r"^  (--[a-z0-9-]+)", self.format_help(), re.MULTILINE)
+                near = did_you_mean(unknown[0].split("=")[0], known)
+                self.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
+            return found, unknown
 
     parser = Parser(prog=prog, description="Serve classifiers with adjustable class priors.")
     verbs = parser.add_subparsers(
@@ -85,22 +96,23 @@ def _run(given: Sequence[str], prog: str) -> int:
     import argparse
 
     from service.commands import priors as prior_commands
-    from service.contract.nearest import did_you_mean
-    from service.settings import InvalidSetting, Settings, flags, read_settings
+    from service.settings import InvalidSetting, read_settings, read_store
 
     parser = make_parser(prog)
     if given and given[0].startswith("-") and given[0] not in ("-h", "--help"):
         parser.error(f"'{given[0]}' came before a verb; to serve, write: {prog} serve {given[0]} …")
-    parsed, unknown = parser.parse_known_args(given)
-    if unknown:
-        near = did_you_mean(unknown[0].split("=")[0], flags())
-        parser.error(f"unrecognized arguments: {' '.join(unknown)}{near}")
-    values = vars(parsed)
-    if values["verb"] in prior_commands.VERBS:
-        return prior_commands.run(values, os.environ, default_store=Settings().store)
-    verb = values.pop("verb")
+    values = vars(parser.parse_args(given))
+    verb = values["verb"]
+    try:
+        if verb in (*prior_commands.VERBS, "export"):
+            store = read_store(values.get("store"), os.environ)
+        elif verb != "import":
+            settings = read_settings(values, os.environ)
+    except InvalidSetting as error:
+        parser.error(str(error))
+    if verb in prior_commands.VERBS:
+        return prior_commands.run(values, os.environ, store=store)
     if verb == "export":
-        store = values["store"] or os.environ.get("PRIORDIAL_STORE") or Settings().store
         from service.commands import export
 
         return export.run(argparse.Namespace(**values), store=store)
@@ -108,10 +120,6 @@ def _run(given: Sequence[str], prog: str) -> int:
         from service.commands.importing.importer import run
 
         return run(argparse.Namespace(**values))
-    try:
-        settings = read_settings(values, os.environ)
-    except InvalidSetting as error:
-        parser.error(str(error))
     if verb == "serve":
         from service.server.serve import serve
 

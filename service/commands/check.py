@@ -10,11 +10,10 @@ from service.commands import findings
 from service.commands.findings import Finding
 from service.contract.bundle import Bundle
 from service.contract.nearest import did_you_mean
-from service.contract.resources import available_threads
 from service.priors.revisions import PriorDoesNotFit, StoreUnavailable
 from service.priors.snapshot import resolve_stored
 from service.priors.store import InvalidStoreUrl, open_store
-from service.settings import InvalidSetting, Settings, check_paths, check_threads
+from service.settings import Settings
 
 
 def run(settings: Settings) -> int:
@@ -25,7 +24,7 @@ def run(settings: Settings) -> int:
 def check(settings: Settings) -> Iterator[Finding]:
     """Check everything that a start depends on, without binding a port."""
     yield True, "settings", "all are known and within their ranges"
-    yield _paths(settings)
+    yield findings.paths(settings)
     yield from _access(settings)
     yield from findings.extras(settings)
     store = findings.store(
@@ -41,17 +40,6 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield _default_model(settings, settings.default_model, bundles)
     if store[0]:
         yield from _priors(settings, bundles)
-
-
-def _paths(settings: Settings) -> Finding:
-    try:
-        check_paths(settings)
-        check_threads(settings, processors=available_threads())
-    except InvalidSetting as error:
-        return False, "files and folders", str(error)
-    models = settings.models
-    where = models if isinstance(models, str) else models.resolve()
-    return True, "files and folders", f"models are read from '{where}'"
 
 
 def _access(settings: Settings) -> Iterator[Finding]:

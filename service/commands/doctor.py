@@ -32,6 +32,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     )
     threads = f"threads of one graph call: {resources.available_threads()}"
     yield None, "processors", f"{found.machine}, {found.affinity} by affinity, {quota}; {threads}"
+    yield findings.paths(settings)
     yield findings.store(
         settings.store, reads=settings.store_reads, optional=settings.store_optional
     )

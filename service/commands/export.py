@@ -17,6 +17,7 @@ import numpy as np
 
 from service.contract.adjustment import InvalidTau, check_tau
 from service.contract.bundle import (
+    MANIFEST_FILE,
     MODEL_FILE,
     Bundle,
     InvalidBundle,
@@ -96,6 +97,7 @@ def run(flags: argparse.Namespace, *, store: str) -> int:
 def export(flags: argparse.Namespace, *, store: str) -> list[str]:
     """Write the file, Triton's files and the external data. Returns notes for the user."""
     folder = _folder(flags.model)
+    _check_target(flags.out)
     bundle = load_bundle(folder)
     tau = check_tau(bundle.tau if flags.tau is None else flags.tau)
     revision = prior_of(bundle, flags.prior, store=store)
@@ -124,6 +126,17 @@ def export(flags: argparse.Namespace, *, store: str) -> list[str]:
     _write(out.parent / CONFIG_FILE, config.encode())
     _write(out.parent / LABELS_FILE, ("\n".join(bundle.class_names) + "\n").encode())
     return [*_notes(bundle, revision, tau, names, external, as_inputs=flags.inputs), *found]
+
+
+def _check_target(out: Path) -> None:
+    """Raise NotExported for a path that is no file, or that lies in a published model."""
+    if out.is_dir() or not out.name:
+        raise NotExported(f"--out is '{out}', which is a folder; expected a file as FOLDER/m.onnx")
+    if (out.parent / MANIFEST_FILE).exists():
+        raise NotExported(
+            f"--out is '{out}', in the folder of a published model, which is never edited; name "
+            "a file elsewhere"
+        )
 
 
 def prior_of(bundle: Bundle, text: str, *, store: str) -> PriorRevision:

@@ -5,12 +5,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from service.contract.bundle import Bundle, load_bundle, versions
+from service.contract.resources import available_threads
 from service.graph import providers, session
 from service.observe.traces import TracesUnavailable, open_traces
 from service.priors.revisions import StoreUnavailable
 from service.priors.store import InvalidStoreUrl, open_store, store_url
 from service.process.exit_codes import DONE, FAILED
-from service.settings import InvalidSetting, Settings, check_extras
+from service.settings import InvalidSetting, Settings, check_extras, check_paths, check_threads
 from service.stores.mirror import NoRoom, open_mirror
 from service.stores.remote import InvalidModelsUrl, RemoteUnavailable
 
@@ -31,6 +32,18 @@ def show(findings: Iterable[Finding]) -> int:
         sys.stdout.write("".join(c if c.isprintable() else repr(c)[1:-1] for c in line) + "\n")
         sys.stdout.flush()
     return DONE if good else FAILED
+
+
+def paths(settings: Settings) -> Finding:
+    """Look for the files and folders of the settings, and count the processors."""
+    try:
+        check_paths(settings)
+        check_threads(settings, processors=available_threads())
+    except InvalidSetting as error:
+        return False, "files and folders", str(error)
+    models = settings.models
+    where = models if isinstance(models, str) else models.resolve()
+    return True, "files and folders", f"models are read from '{where}'"
 
 
 def store(url: str, *, reads: str, optional: bool) -> Finding:

@@ -7,7 +7,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from service.api.edge.keys import ROLES, InvalidKeys, make_key
+from service.api.edge.keys import ROLES, InvalidKeys, make_key, parse_keys
 from service.commands import revisions
 from service.contract.members.body import InvalidPrior
 from service.contract.next_steps import to_use_keys
@@ -87,8 +87,8 @@ def add_verbs(verbs: Verbs) -> None:
     )
 
 
-def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_store: str) -> int:
-    """Carry out a parsed command line. Returns 0 done, 1 failed, 2 wrong use."""
+def run(given: Mapping[str, Any], environment: Mapping[str, str], *, store: str) -> int:
+    """Carry out a parsed command line. store: its URL. Returns 0 done, 1 failed, 2 wrong use."""
     calls: dict[str, Callable[..., None]] = {
         "export": _export,
         "import": _import,
@@ -97,17 +97,19 @@ def run(given: Mapping[str, Any], environment: Mapping[str, str], *, default_sto
     try:
         if given["verb"] == "key":
             _key(given)
+        elif given["action"] in calls:
+            calls[given["action"]](given, store)
         else:
-            url = given["store"] or environment.get("PRIORDIAL_STORE") or default_store
-            if given["action"] in calls:
-                calls[given["action"]](given, url)
-            else:
-                revisions.run(given, url, environment)
+            revisions.run(given, store, environment)
     except _WRONG_USE as error:
         _tell(f"error: {error}")
         return WRONG_USE
-    except (StoreUnavailable, OSError) as error:
+    except StoreUnavailable as error:
         _tell(f"error: {error}")
+        return FAILED
+    except OSError as error:
+        file = "" if error.filename is None else f"{error.filename}: "
+        _tell(f"error: {file}{error.strerror}; name another file, or change who may use this one")
         return FAILED
     return DONE
 
@@ -120,13 +122,29 @@ def _export(given: Mapping[str, Any], url: str) -> None:
     if given["out"] is None:
         sys.stdout.write(text)
     else:
-        given["out"].write_text(text, encoding="utf-8")
+        _write(given["out"], text)
     for entry in damaged:
         _tell(
             f"warning: revision {entry.revision} of prior '{entry.name}' of model "
             f"'{entry.model}' is damaged in the store; the whole prior was left out"
         )
     _tell(f"revisions written: {len(document.entries)}")
+
+
+def _write(out: Path, text: str) -> None:
+    """Write a file beside its place and rename it: a full disk must not cost the last export.
+
+    Raises OSError, or InvalidDocument where a store is in its place.
+    """
+    if not out.is_file():  # a new file, or a device
+        out.write_text(text, encoding="utf-8")
+        return
+    with out.open("rb") as file:
+        if file.read(16).startswith(b"SQLite format 3"):
+            raise InvalidDocument(f"--out is '{out}', which is a store; name another file")
+    partial = out.with_name(f".{out.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    partial.replace(out)
 
 
 def _import(given: Mapping[str, Any], url: str) -> None:
@@ -155,15 +173,29 @@ def _migrate(given: Mapping[str, Any], url: str) -> None:
 
 def _key(given: Mapping[str, Any]) -> None:
     secret, key = make_key(given["name"], given["roles"].split(","), per_second=given["rate"])
-    sys.stdout.write(secret + "\n")
     if given["append"] is None:
+        sys.stdout.write(secret + "\n")
         _tell(f"its line in the list of keys (--keys FILE or PRIORDIAL_API_KEYS):\n{key.line()}")
         return
-    descriptor = os.open(given["append"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    with os.fdopen(descriptor, "a", encoding="utf-8") as file:
-        file.write(key.line() + "\n")
+    _append(given["append"], key.line())  # first: a key that no list has is of no use
+    sys.stdout.write(secret + "\n")
     _tell(f"{given['append']} has its hash; the key itself is not shown again")
     sys.stderr.write(to_use_keys(given["append"]))
+
+
+def _append(path: Path, line: str) -> None:
+    """Add a line to a list of keys. Raises OSError, or InvalidKeys if the file is no such list."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
+    with os.fdopen(descriptor, "r+b", buffering=0) as file:
+        there = file.read()
+        try:
+            parse_keys(there.decode("utf-8-sig"))
+        except UnicodeDecodeError:
+            raise InvalidKeys(f"{path}: not UTF-8 text; expected a list of keys") from None
+        except InvalidKeys as error:
+            raise InvalidKeys(f"{path}: {error}; nothing was added") from None
+        ended = b"" if there.endswith(b"\n") or not there else b"\n"
+        file.write(ended + line.encode() + b"\n")
 
 
 def _tell(line: str) -> None:

@@ -3,7 +3,7 @@
 from service.settings.fields import Settings
 from service.settings.machine import check_extras, check_paths, check_threads
 from service.settings.names import InvalidSetting, flag_of, variable_of
-from service.settings.reading import add_flags, describe, flags, read_settings
+from service.settings.reading import add_flags, describe, read_settings, read_store
 
 __all__ = [
     "InvalidSetting",
@@ -14,7 +14,7 @@ __all__ = [
     "check_threads",
     "describe",
     "flag_of",
-    "flags",
     "read_settings",
+    "read_store",
     "variable_of",
 ]

@@ -29,11 +29,6 @@ _PLATFORMS = {
 """Variables that Vertex AI and SageMaker set; PRIORDIAL_* and flags override them."""
 
 
-def flags() -> list[str]:
-    """Return the flags of all settings."""
-    return [flag_of(item.name) for item in dataclasses.fields(Settings)]
-
-
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """Declare a flag for each setting. Flags that are not given stay absent from the result."""
     for item in dataclasses.fields(Settings):
@@ -114,6 +109,13 @@ def read_settings(flags: Mapping[str, Any], environment: Mapping[str, str]) -> S
             r"--[a-z][a-z0-9-]*", lambda flag: given_as.get(flag[0], flag[0]), f"{error}"
         )
         raise InvalidSetting(named) from None
+
+
+def read_store(flag: str | None, environment: Mapping[str, str]) -> str:
+    """Read the setting --store alone, for verbs without the others. Raises InvalidSetting."""
+    variable = variable_of("store")
+    given = {variable: environment[variable]} if variable in environment else {}
+    return read_settings({"store": flag}, given).store
 
 
 def _own_variables(environment: Mapping[str, str]) -> dict[str, str]:

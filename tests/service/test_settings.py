@@ -367,3 +367,22 @@ def test_a_folder_that_the_runtime_cannot_name_is_refused(tmp_path, name):
     given = {"models": "https://shop.example/models", name: folder}
     with pytest.raises(InvalidSetting, match=r"bytes are not text.*rename the folder"):
         check_paths(Settings(**given))
+
+
+@pytest.mark.parametrize(
+    ("line", "near"),
+    [
+        (["export", "m", "--out", "o", "--ta", "1"], "; did you mean '--tau'?"),
+        (["priors", "list", "--stor", "x"], "; did you mean '--store'?"),
+        (["key", "a", "--role", "x"], "; did you mean '--roles'?"),
+        (
+            ["import", "f.onnx", "--name", "x", "--class-name", "1"],
+            "; did you mean '--class-names'?",
+        ),
+    ],
+)
+def test_an_unknown_flag_of_a_verb_is_refused_with_the_nearest_of_that_verb(capsys, line, near):
+    with pytest.raises(SystemExit):
+        main(line)
+    (told,) = [each for each in capsys.readouterr().err.splitlines() if "error: " in each]
+    assert told.endswith(f"{' '.join(line[-2:])}{near}")

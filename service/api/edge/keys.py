@@ -47,7 +47,11 @@ def make_key(
     """
     secret = _PREFIX + secrets.token_urlsafe(32)
     key = Key(name, frozenset(roles), hash_of(secret.encode()), per_second)
-    return secret, parse_keys(key.line())[0]
+    try:
+        return secret, parse_keys(key.line())[0]
+    except InvalidKeys as error:
+        given = f"key '{name[:80]}' with the roles '{','.join(roles)[:80]}'"
+        raise InvalidKeys(f"{given}: {str(error).removeprefix('line 1: ')}") from None
 
 
 def parse_keys(text: str) -> list[Key]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from service.api.edge.keys import make_key
-from service.commands import check
+from service.commands import check, doctor
 from service.contract.bundle import load_bundle
 from service.contract.members.body import parse_prior
 from service.settings import Settings
@@ -124,3 +124,22 @@ def test_the_verb_exits_1_for_a_fault_and_2_for_an_unknown_flag(models, tmp_path
     misspelt = run("--defualt-model", "linear")
     assert misspelt.returncode == 2
     assert "did you mean '--default-model'?" in misspelt.stderr
+
+
+def test_packages_that_a_setting_needs_and_a_store_to_read_from_are_looked_for(
+    settings, monkeypatch
+):
+    assert faults(settings(grpc_port=9, traces=True)) == {}
+    monkeypatch.setitem(sys.modules, "grpc", None)
+    assert "--grpc-port is 9, but grpc is not installed" in faults(settings(grpc_port=9))["gRPC"]
+    made = settings(store_reads="postgresql://standby/priors")
+    assert "--store-reads is only for a PostgreSQL store" in faults(made)["prior store"]
+
+
+def test_more_threads_than_the_machine_has_are_found_by_doctor_too(settings):
+    found = {
+        subject: text
+        for good, subject, text in doctor.examine(settings(intra_op_threads=1024))
+        if good is False
+    }
+    assert "--intra-op-threads is 1024" in found["files and folders"]

@@ -220,3 +220,15 @@ def test_what_cannot_be_exported_is_told_in_one_line(tmp_path, export, arguments
     assert (found, message in err, len(err.splitlines())) == (status, True, 1), err
     assert not path.exists()
     assert export(tmp_path / "nowhere")[0] == 2
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "other.onnx", "", "linear"])
+def test_a_published_model_is_never_written_over(tmp_path, capsys, name):
+    folder = publish_model(tmp_path / "models").parent
+    place = tmp_path if name == "linear" else folder / "1"
+    before = {each.name: each.read_bytes() for each in (folder / "1").iterdir()}
+    (tmp_path / "linear").mkdir()
+    assert main(["export", str(folder), "--out", str(place / name)]) == 2
+    told = capsys.readouterr().err
+    assert "which is a folder" in told or "of a published model, which is never edited" in told
+    assert {each.name: each.read_bytes() for each in (folder / "1").iterdir()} == before

@@ -6,6 +6,7 @@ import io
 import json
 import stat
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -288,3 +289,66 @@ def test_looking_at_a_store_that_is_not_there_makes_none(tmp_path, capsys):
     assert priors_command(f"sqlite:///{tmp_path}/none.db", "list") == 1
     assert "unavailable" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "nowhere/keys"])
+def test_a_key_that_no_list_can_take_is_not_shown(tmp_path, capsys, name):
+    assert main(["key", "ops", "--append", str(tmp_path / name)]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert f"error: {tmp_path / name}: " in told.err
+
+
+def test_a_key_is_not_added_to_a_file_of_another_kind_nor_to_the_line_of_another_key(
+    tmp_path, capsys
+):
+    other = tmp_path / "notes"
+    other.write_text("buy milk")
+    assert main(["key", "ops", "--append", str(other)]) == 2
+    assert other.read_text() == "buy milk"
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "notes: line 1: expected NAME ROLE" in told.err
+    keys = tmp_path / "keys"
+    assert main(["key", "one", "--append", str(keys)]) == 0
+    keys.write_text(keys.read_text().rstrip("\n"))  # as an editor may leave it
+    assert main(["key", "two", "--append", str(keys)]) == 0
+    assert [key.name for key in parse_keys(keys.read_text())] == ["one", "two"]
+
+
+def test_a_key_without_a_name_or_role_is_refused_with_what_came(capsys):
+    assert main(["key", ""]) == 2
+    assert "error: key '' with the roles 'predict': expected NAME" in capsys.readouterr().err
+    assert main(["key", "ops", "--roles", ""]) == 2
+    assert "key 'ops' with the roles '': expected NAME" in capsys.readouterr().err
+
+
+def test_an_export_never_replaces_a_store_nor_costs_the_last_export(tmp_path, capsys, monkeypatch):
+    fill(url := f"sqlite:///{tmp_path}/one.db")
+    export = ["priors", "export", "--store", url, "--out"]
+    assert main([*export, str(tmp_path / "one.db")]) == 2
+    assert "which is a store; name another file" in capsys.readouterr().err
+    assert everything(url)
+    out = tmp_path / "priors.json"
+    assert main([*export, str(out)]) == 0
+    before = out.read_text()
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(out))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_text", full)
+        assert main([*export, str(out)]) == 1
+    assert out.read_text() == before
+    assert "priors.json: No space left on device; name another" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("source", ["flag", "variable"])
+def test_an_empty_store_is_refused_rather_than_taken_for_the_default(capsys, monkeypatch, source):
+    given = ["--store", ""] if source == "flag" else []
+    if source == "variable":
+        monkeypatch.setenv("PRIORDIAL_STORE", "")
+    with pytest.raises(SystemExit):
+        main(["priors", "list", *given])
+    named = "--store" if source == "flag" else "PRIORDIAL_STORE"
+    assert f"error: {named} is empty" in capsys.readouterr().err
