@@ -14,6 +14,6 @@ x.set_data_from_numpy(rows)
 tau = triton.InferInput("tau", [len(rows), 1], "FP32")
 tau.set_data_from_numpy(np.array([[0.0], [1.0]], np.float32))
 
-result = client.infer("iris", [x, tau], outputs=[triton.InferRequestedOutput("class_name")])
+result = client.infer("flowers", [x, tau], outputs=[triton.InferRequestedOutput("class_name")])
 for answered_with, name in zip((0, 1), result.as_numpy("class_name")[:, 0], strict=True):
     print(f"tau {answered_with}: {name.decode()}")

@@ -77,6 +77,8 @@ def desk(checkout, tmp_path):
 @pytest.mark.parametrize("page", PAGES_WITH_EXAMPLES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_example_of_the_page_prints_what_the_page_says(page, desk):
     drifted = []
+    if page.parent.name == "tutorials":  # which begin from nothing: no model of irises is there yet
+        shutil.rmtree(desk.folder / "models" / "iris")
     with served(desk):
         for block in blocks_of(page):
             if block.language not in RUN or block.not_run:
