@@ -22,6 +22,7 @@ from service.contract.nearest import nearest_path
 from training.data.columns import is_number, written
 from training.data.pixels import SUFFIXES as IMAGES
 from training.data.problems import check_quotes
+from training.data.sources.table_file import as_meant, check_lengths
 from training.faults import BadData, Fault, WrongUse, instead, readable, say
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ def find(place: str) -> list[Source]:
     else:
         raise WrongUse(f"{place}: no such file or folder{nearest_path(Path(place))}")
     known = [each for each in found if each.suffix.lower() in READABLE]
+    if not found:
+        raise WrongUse(f"{place}: no file has such a name; expected a file, a folder or a pattern")
     if not known:
         raise WrongUse(
             f"{place}: holds {len(found)} files, none of which can be read; "
@@ -165,8 +168,17 @@ def _table_blocks(
                 number, start = number + 1, start + whole.num_rows
         if waiting is not None and waiting.num_rows and not skip(number):
             yield number, _of_table(path, waiting, start, reading)
+    except UnicodeDecodeError as error:  # in the names of the columns
+        raise BadData(
+            f"{path}: the names of its columns are not UTF-8{instead(path)}; save the file as "
+            "UTF-8, or as Parquet"
+        ) from error
     except (pa.ArrowException, OSError) as error:
-        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
+        check_lengths(path, "utf-8")
+        raise BadData(
+            f"{path}: cannot be read: {readable(error)}{instead(path)}; correct it, or write it "
+            "anew as CSV, JSON lines or Parquet"
+        ) from error
 
 
 def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
@@ -195,17 +207,19 @@ def _of_table(path: Path, table: "pa.Table", start: int, reading: Reading) -> Bl
     if missing:
         raise WrongUse(f"{path}: has no column '{missing[0]}' to keep; it has {_listed(table)}")
     kept = {name: table.column(name).combine_chunks() for name in reading.keep}
-    return Block(start, _features(path, table, start, reading), kept)
+    return Block(start, _features(path, as_meant(table), start, reading), kept)
 
 
 def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Rows:
+    import pyarrow as pa
+
     aside = {*reading.keep, *reading.leave_out}
     names = reading.columns or tuple(n for n in table.column_names if n not in aside)
     missing = [name for name in names if name not in table.column_names]
     if missing:
         raise WrongUse(
-            f"{path}: has no column '{missing[0]}' ({len(missing)} missing), which the model was "
-            f"trained on; it has {_listed(table)}"
+            f"{path}: has no column '{missing[0]}' ({len(missing)} missing), which the model "
+            f"takes; it has {_listed(table)}{_of_commas(table.column_names)}"
         )
     if not names:
         raise WrongUse(
@@ -221,11 +235,16 @@ def _features(path: Path, table: "pa.Table", start: int, reading: Reading) -> Ro
                 f"{_listed(table)}"
             )
         return _texts(path, table.column(names[0]), start, names[0])
-    if len(names) == 1 and hasattr(table.column(names[0]).type, "value_type"):
+    if len(names) == 1 and pa.types.is_nested(table.column(names[0]).type):
         return _lists(path, table.column(names[0]), start, names[0], reading)
     gaps = reading.spec.missing
     columns = [_numbers(path, table.column(name), start, name, missing=gaps) for name in names]
-    return _fitted(path, np.stack(columns, axis=1), reading)
+    return _fitted(path, np.stack(columns, axis=1), start, reading)
+
+
+def _of_commas(names: Sequence[str]) -> str:
+    wrong = len(names) == 1 and any(mark in names[0] for mark in ";\t|")
+    return "; the columns of a CSV file are separated by commas" if wrong else ""
 
 
 def _listed(table: "pa.Table") -> str:
@@ -247,7 +266,12 @@ def _texts(path: Path, column: Any, start: int, name: str) -> Rows:
 
 
 def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> Rows:
-    lengths = {None if each is None else len(each) for each in column}
+    if not hasattr(column.type, "value_type"):
+        raise BadData(
+            f"{path}, rows from {start}, column '{name}': holds {column.type}; expected lists of "
+            "numbers, or a column for each number"
+        )
+    lengths = {None if each.as_py() is None else len(each) for each in column}
     if len(lengths) != 1 or None in lengths:
         raise BadData(
             f"{path}, rows from {start}, column '{name}': lists of different lengths, or missing "
@@ -255,7 +279,12 @@ def _lists(path: Path, column: Any, start: int, name: str, reading: Reading) -> 
         )
     (length,) = lengths
     flat = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return _fitted(path, flat.reshape(-1, length), reading)
+    if flat.dtype.kind not in "iufb":
+        raise BadData(
+            f"{path}, rows from {start}, column '{name}': lists of {column.type.value_type}; "
+            "expected lists of numbers"
+        )
+    return _fitted(path, flat.reshape(-1, length), start, reading)
 
 
 def _column(path: Path, table: "pa.Table", start: int, spec: InputSpec) -> Rows:
@@ -263,19 +292,32 @@ def _column(path: Path, table: "pa.Table", start: int, spec: InputSpec) -> Rows:
     column = table.column(spec.name)
     if spec.dtype != "string":
         values = _numbers(path, column, start, spec.name, missing=spec.missing)
-        return values.astype(spec.dtype)[:, None]
+        return _narrowed(path, values[:, None], start, spec)
+    cells = column.to_pylist()
+    row = next((row for row, cell in enumerate(cells) if isinstance(cell, bytes | list | dict)), -1)
+    if row >= 0:
+        raise BadData(
+            f"{path}, row {start + row}, column '{spec.name}': holds {str(cells[row])[:60]}; "
+            "expected one string"
+        )
     found = np.empty((len(column), 1), dtype=object)
-    found[:, 0] = [written(value) for value in column.to_pylist()]
+    found[:, 0] = [written(cell) for cell in cells]
     return found
 
 
 def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -> Rows:
+    import pyarrow as pa
+
     if column.null_count and not missing:
         row = int(np.flatnonzero(column.is_null().to_numpy())[0])
         raise BadData(
             f"{path}, row {start + row}, column '{name}': has no value "
             f"({column.null_count} rows of this block like it); give one, or leave these rows out"
         )
+    if pa.types.is_dictionary(column.type):
+        column = column.cast(column.type.value_type)
+    if pa.types.is_decimal(column.type):
+        column = column.cast(pa.float64())
     values = np.asarray(column.to_numpy())
     if column.null_count == len(values):
         return np.full(len(values), np.nan)
@@ -297,10 +339,11 @@ def _numbers(path: Path, column: Any, start: int, name: str, *, missing: bool) -
     return values
 
 
-def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
-    """Convert rows to the model's shape and dtype.
+def _fitted(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
+    """Convert rows, of which `start` is the first one's number, to the model's shape and dtype.
 
-    A flat row is reshaped if only one shape is possible. Raises WrongUse if none fits.
+    A flat row is reshaped if only one shape is possible. Raises WrongUse if none fits, BadData for
+    a number that does not fit.
     """
     wanted = reading.spec.shape[1:]
     if all(size is not None for size in wanted):
@@ -311,7 +354,24 @@ def _fitted(path: Path, rows: Rows, reading: Reading) -> Rows:
         size not in (None, found) for size, found in zip(wanted, rows.shape[1:], strict=True)
     ):
         raise WrongUse(f"{path}: a row is {list(rows.shape[1:])}; the model takes {wanted}")
-    return np.ascontiguousarray(rows, dtype=reading.spec.dtype)
+    return _narrowed(path, rows, start, reading.spec)
+
+
+def _narrowed(path: Path, rows: Rows, start: int, spec: InputSpec) -> Rows:
+    """Convert numbers to the model's dtype. Raises BadData for one that is not finite in it."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        found = np.ascontiguousarray(rows, dtype=spec.dtype)
+    if found.dtype.kind != "f":
+        return found
+    odd = np.isinf(found) | (np.isnan(rows) & (not spec.missing))
+    bad = np.flatnonzero(odd.reshape(len(found), -1).any(axis=1))
+    if bad.size:
+        value = rows[bad[0]][odd[bad[0]]].ravel()[0]
+        raise BadData(
+            f"{path}, row {start + bad[0]}: holds {value:g}; expected a finite number that fits "
+            f"into the model's {spec.dtype}"
+        )
+    return found
 
 
 def _array_blocks(
@@ -363,7 +423,8 @@ def _header(path: Path, file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]
     if fortran or dtype.hasobject or not shape:
         raise BadData(
             f"{path}: is an array of {dtype} of shape {list(shape)}, "
-            f"{'Fortran' if fortran else 'C'} order; expected rows of numbers in C order"
+            f"{'Fortran' if fortran else 'C'} order; expected rows of numbers in C order, as "
+            "np.save(FILE, np.ascontiguousarray(x)) writes them"
         )
     return shape, dtype
 
@@ -385,7 +446,7 @@ def _array_rows(path: Path, rows: Rows, start: int, reading: Reading) -> Rows:
     if bad.size:
         held = "infinity" if reading.spec.missing else "NaN or infinity"
         raise BadData(f"{path}, row {start + bad[0]}: holds {held}; expected finite numbers")
-    return _fitted(path, rows, reading)
+    return _fitted(path, rows, start, reading)
 
 
 def _pixels(path: Path, rows: Rows, spec: InputSpec) -> Rows:

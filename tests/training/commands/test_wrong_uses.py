@@ -115,7 +115,7 @@ DATA = (
     "images:undecodable", "images:unclassed", "images:hollow", "images:broken?x=1",
     "inaturalist:listed", "inaturalist:deep", "inaturalist:listed?vast=1", "inaturalist:nameless",
 )  # fmt: skip
-MODEL = str(Path(__file__).parents[3] / "models" / "digits" / "1")
+MODEL = str(Path(__file__).parents[3] / "models" / "digits" / "2")
 OTHERS = (
     ("evaluate",),
     ("evaluate", "absent"),
@@ -287,6 +287,7 @@ def outcome(arguments, folder):
 
 def test_every_wrong_use_is_refused_with_a_reason(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
+    assert (Path(MODEL) / "model.json").is_file()
     uses = list(wrong_uses())
     assert len(uses) >= 150
     faults = {}

@@ -168,7 +168,7 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
         _check_encoding(path, encoding)
         check_quotes(path, encoding)
-        _check_lengths(path, encoding)
+        check_lengths(path, encoding)
         raise BadData(
             f"{path}: cannot be read: {readable(error)}{instead(path)}; expected a whole CSV or "
             "Parquet file"
@@ -179,10 +179,10 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
     _distinct(path, found.column_names)
     if not found.num_rows:
         raise BadData(f"{path}: has no rows; expected at least one")
-    return TableFile(path, _as_meant(found), encoding)
+    return TableFile(path, as_meant(found), encoding)
 
 
-def _as_meant(table: "pa.Table") -> "pa.Table":
+def as_meant(table: "pa.Table") -> "pa.Table":
     """Return the table with bytes as strings, where they are UTF-8, and categories as such.
 
     Tools that know no type for strings store them as bytes. Parquet keeps categories of strings,
@@ -209,12 +209,12 @@ def _as_meant(table: "pa.Table") -> "pa.Table":
     return table
 
 
-def _check_lengths(path: Path, encoding: str) -> None:
+def check_lengths(path: Path, encoding: str) -> None:
     """Raise BadData that names the first line of a CSV file with more or fewer cells than names.
 
-    So is a file that ends after its first line.
+    So is a file that ends after its first line. Other files than CSV are left alone.
     """
-    if path.suffix.lower() == ".parquet":
+    if path.suffix.lower() != ".csv":
         return
     with path.open(encoding=encoding, errors="replace", newline="") as file:
         reader = csv.reader(file)

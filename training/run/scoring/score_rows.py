@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from service.contract.adjustment import adjust_logits, log_target_prior, softmax
 from service.contract.shift.verdict import assess
 from training.data import stream
-from training.faults import RunFailed, WrongUse
+from training.faults import Fault, RunFailed, WrongUse
 from training.run.export import open_output
 from training.run.published import Published, checked_tau, prior_of
 from training.run.scoring.on_ray import SHARES_OF_A_WORKER, run_on_ray
@@ -119,6 +119,10 @@ def score_rows(
             f"{out}: cannot be written: {error.strerror}; {parts} keeps what is done, "
             "and the same command resumes from there"
         ) from error
+    except Fault:  # what is wrong with the rows or the model may show in the first block only
+        if not any(parts.glob("*.parquet")):
+            shutil.rmtree(parts, ignore_errors=True)
+        raise
     shutil.rmtree(parts)
     names = scorer.model.bundle.class_names
     return {

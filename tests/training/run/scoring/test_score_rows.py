@@ -169,6 +169,83 @@ def test_rows_behind_a_quotation_mark_that_is_not_closed_are_not_lost(model, row
     assert not out.exists()
 
 
+def lists(cells):
+    return pa.table({"v": pa.array(cells)})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (1e300, r"row 3: holds 1e\+300; expected a finite number that fits into .* float32"),
+        (np.nan, "row 3.*: holds "),
+    ],
+)
+@pytest.mark.parametrize("form", ["npy", "parquet", "lists"])
+def test_a_number_that_the_model_cannot_hold_is_never_scored_as_infinity(
+    model, rows, tmp_path, form, wrong
+):
+    cells = rows[:8].astype(np.float64)
+    cells[3, 1], said = wrong
+    path, out = tmp_path / f"own.{form.replace('lists', 'parquet')}", tmp_path / "out.parquet"
+    if form == "npy":
+        np.save(path, cells)
+    else:
+        parquet.write_table(lists(list(cells)) if form == "lists" else table_of(cells), path)
+    names = ["v"] if form == "lists" else COLUMNS
+    with pytest.raises(BadData, match=said):
+        score_rows(str(path), out, Scoring(model=model), columns=names)
+    assert sorted(each.name for each in tmp_path.iterdir()) == [path.name]
+
+
+@pytest.mark.parametrize(
+    ("cells", "said"),
+    [
+        ([["a"] * 4] * 3, "column 'v': lists of string; expected lists of numbers"),
+        ([[[1.0]] * 4] * 3, "column 'v': lists of list"),
+        ([[1.0] * 4, None], "lists of different lengths, or missing ones"),
+        ([{"x": 1.0}] * 3, r"column 'v': holds struct<x: double>; expected lists of numbers"),
+    ],
+)
+def test_cells_that_are_no_numbers_are_refused_by_what_they_are(model, tmp_path, cells, said):
+    path = tmp_path / "own.parquet"
+    parquet.write_table(lists(cells), path)
+    with pytest.raises(BadData, match=said):
+        score_rows(str(path), tmp_path / "out.parquet", Scoring(model=model), columns=["v"])
+
+
+def test_decimals_are_the_numbers_that_they_are(model, rows, tmp_path):
+    made = table_of(rows[:20].round(3).astype(np.float64))
+    exact = pa.table({name: made.column(name).cast(pa.decimal128(18, 3)) for name in COLUMNS})
+    found = []
+    for name, table in (("plain", made), ("exact", exact)):
+        parquet.write_table(table, tmp_path / f"{name}.parquet")
+        out = tmp_path / f"{name}-out.parquet"
+        score_rows(str(tmp_path / f"{name}.parquet"), out, Scoring(model=model), columns=COLUMNS)
+        found.append(parquet.read_table(out).column("probability").to_numpy())
+    assert np.array_equal(*found)
+
+
+def test_what_is_wrong_with_a_file_is_told_with_the_cure(model, rows, tmp_path):
+    def said(place, names=COLUMNS):
+        with pytest.raises((BadData, WrongUse)) as refused:
+            score_rows(str(place), tmp_path / "out.parquet", Scoring(model=model), columns=names)
+        return str(refused.value)
+
+    assert "no file has such a name" in said(tmp_path / "absent" / "*.npy")
+    turned = tmp_path / "turned.npy"
+    np.save(turned, np.asfortranarray(rows))
+    assert "np.ascontiguousarray(x)" in said(turned)
+    path = tmp_path / "own.csv"
+    csv.write_csv(table_of(rows[:3]), path)
+    whole = path.read_text(encoding="utf-8")
+    path.write_text(whole + "1,2\n", encoding="utf-8")
+    assert "line 5: has 2 cells, and the first line names 6 columns" in said(path)
+    path.write_text(whole.replace("c0", "é"), encoding="latin-1")
+    assert "the names of its columns are not UTF-8" in said(path)
+    path.write_text(whole.replace(",", ";"), encoding="utf-8")
+    assert "the columns of a CSV file are separated by commas" in said(path)
+
+
 def test_the_model_s_columns_in_another_order_are_refused_and_other_names_are_taken_in_order(
     rows, tmp_path
 ):
