@@ -81,7 +81,7 @@ def test_a_batch_larger_than_the_reservoir_is_thinned():
 
 
 def test_full_it_renews_itself_within_its_window(clock):
-    reservoir = LogitReservoir(3, max_rows=100, window_seconds=100.0)
+    reservoir = LogitReservoir(3, max_rows=100, window_seconds=100.0, seed=0)
     reservoir.add(rows(100, 1.0))
     for _ in range(1300):
         clock.now += 0.1
@@ -94,7 +94,7 @@ def test_full_it_renews_itself_within_its_window(clock):
 
 
 def test_a_burst_does_not_push_everything_else_out(clock):
-    reservoir = LogitReservoir(3, max_rows=100, window_seconds=100.0)
+    reservoir = LogitReservoir(3, max_rows=100, window_seconds=100.0, seed=0)
     for _ in range(100):
         clock.now += 1.0
         reservoir.add(rows(1, 1.0))
