@@ -210,6 +210,9 @@ def balanced(data: Set, logits: NDArray[np.float64], source: NDArray[Any], tau: 
 def measured(file: Path, seed: int, out: Path, earlier: dict[str, Any]) -> dict[str, Any]:
     """Errors of all classifiers on one set and seed; those of scikit-learn's from `earlier`."""
     data = drawn(file, seed)
+    if earlier and earlier["rows"] != [len(data.train), len(data.test)]:
+        print(f"{data.name}: other rows than in --peers, so all classifiers are measured anew")
+        earlier = {}
     counts = np.log(data.counts / data.counts.sum())
     found: dict[str, Any] = {}
     began = time.monotonic()

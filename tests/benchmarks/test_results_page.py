@@ -344,11 +344,14 @@ def test_errors_of_peers_are_taken_from_an_earlier_run_where_it_has_them(tmp_pat
     asked = []
     peers = {name: lambda name=name: asked.append(name) or np.zeros((8, 2)) for name in "ab"}
     monkeypatch.setattr(results_tables, "peers", lambda *_: peers)
-    earlier = {"errors": {"a": [1.0, 2.0]}, "seconds": {"a": 3.0}}
+    earlier = {"rows": [8, 8], "errors": {"a": [1.0, 2.0]}, "seconds": {"a": 3.0}}
     found = results_tables.measured(tmp_path, 0, tmp_path, earlier)
     assert asked == ["b"]
     assert found["errors"]["a"] == [1.0, 2.0]
     assert found["errors"][results_tables.OURS] == [0, 0]
+    other = results_tables.measured(tmp_path, 0, tmp_path, earlier | {"rows": [7, 8]})
+    assert asked == ["b", "a", "b"]  # a set that was made anew has other rows
+    assert other["errors"]["a"] != [1.0, 2.0]
 
 
 def test_texts_measured_before_the_present_candidates_are_named(tmp_path):

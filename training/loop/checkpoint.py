@@ -135,9 +135,15 @@ class CheckpointFile:
         if fcntl is None:  # not on Windows
             yield
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         path = self.path.with_suffix(".lock")
-        file = _locked_file(path)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = _locked_file(path)
+        except OSError as error:
+            raise RunFailed(
+                f"{self.path.parent}: no checkpoint could be kept here: {error.strerror or error}; "
+                "give another --runs, or make the folder writable"
+            ) from error
         with file:
             file.truncate(0)
             file.write(f"{os.getpid()}\n")

@@ -161,6 +161,16 @@ def test_a_rehearsal_leaves_network_and_folders_as_they_were(own_npz, tmp_path):
     assert list(home.iterdir()) == []
 
 
+def test_a_folder_of_runs_that_cannot_be_written_is_told_with_the_cure(own_npz, tmp_path, command):
+    (tmp_path / "runs").write_text("a file, not a folder")
+    places = ("--models", tmp_path / "models", "--runs", tmp_path / "runs")
+    fit = ("fit", "--data", f"npz:{own_npz}", "--network", "linear", "--steps", 2, "--quiet")
+    code, _, said = command(*fit, "--name", "own", *places)
+    assert code == 1
+    assert "runs/own: no checkpoint could be kept here: " in said
+    assert "give another --runs" in said
+
+
 def test_a_place_that_cannot_be_written_is_named_before_the_training(own_npz, tmp_path):
     (tmp_path / "models").write_text("a file, not a folder")
     with pytest.raises(RuntimeError, match="models: the model could not be published here"):
