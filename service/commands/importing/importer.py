@@ -36,6 +36,7 @@ from service.commands.importing.inputs import (
     try_rows,
 )
 from service.commands.importing.names import (
+    check_order,
     column_names,
     is_cut,
     read_columns,
@@ -191,6 +192,7 @@ def _read(flags: argparse.Namespace) -> Import:
         kind=flags.output_kind,
         classes=None if given is None else len(given),
     )
+    purpose.check_no_outliers(output, trial.outputs, kind=flags.output_kind)
     purpose.check_no_regression(output, file.model, kind=flags.output_kind)
     fields.update(
         description=flags.description,
@@ -233,11 +235,12 @@ def _given_names(flags: argparse.Namespace, folder: huggingface.Folder | None) -
 
 def _class_names(found: Import) -> list[str]:
     """The class names: the given ones, else those in the file. Raises ImportRefused."""
-    if "class_names" in found.fields:
-        given: list[str] = found.fields["class_names"]
-        return given
     output, file = found.output, found.file
     names = onnx_file.class_names(file.model, output.name)
+    if "class_names" in found.fields:
+        given: list[str] = found.fields["class_names"]
+        check_order(given, names or [])
+        return given
     if names is None or len(names) != output.columns:
         raise ImportRefused(purpose.why_no_names(output, None if names is None else len(names)))
     where = f"{file.path}: the names in it"

@@ -141,6 +141,18 @@ def unique_names(
     return found
 
 
+def check_order(given: list[str], held: list[str]) -> None:
+    """Raise ImportRefused if the given names are those of the file in another order."""
+    if given == held or sorted(given) != sorted(held):
+        return
+    at = next(i for i, name in enumerate(given) if name != held[i])
+    raise ImportRefused(
+        f"the class names are those of the file in another order: name {at + 1} is '{given[at]}', "
+        f"and in the file it is '{held[at]}', so each answer would get the name of another class. "
+        "Leave out --class-names, or put the names into the order of the outputs"
+    )
+
+
 def is_cut(text: str) -> bool:
     """Whether a text holds half of a character (a lone surrogate)."""
     try:

@@ -64,6 +64,25 @@ def check_no_regression(output: Output, model: onnx.ModelProto, *, kind: str | N
         )
 
 
+def check_no_outliers(output: Output, outputs: Mapping[str, Any], *, kind: str | None) -> None:
+    """Look for the outputs of an outlier detector: one score for each row, and a label that is
+    1 or -1. Raises ImportRefused.
+
+    kind: `--output-kind`; where it is given, the caller knows what the output holds.
+    """
+    if kind is not None or output.form != "column":
+        return
+    for name, value in outputs.items():
+        if not isinstance(value, np.ndarray) or value.dtype.kind != "i":
+            continue
+        if value.size == len(output.values) and np.isin(value, (-1, 1)).all():
+            raise ImportRefused(
+                f"output '{output.name}' has one score for each row, and '{name}' is 1 or -1: an "
+                "outlier detector, whose score is no log posterior. Export a classifier; or give "
+                "--output-kind logits, if its sigmoid is the probability of the second class"
+            )
+
+
 def why_no_names(output: Output, names: int | None) -> str:
     """Why the class names are missing, and what to give.
 

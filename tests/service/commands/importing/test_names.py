@@ -8,7 +8,7 @@ import pytest
 
 from service.commands.importing.names import names_of_json, read_names, unique_names
 from service.commands.importing.refusal import ImportRefused
-from tests.support.foreign_models import save
+from tests.support.foreign_models import named, save
 from tests.support.small_models import CLASSES, linear_model
 
 ABC = ["a", "b", "c"]
@@ -130,6 +130,21 @@ def test_names_in_the_metadata_come_in_the_same_forms(import_file, tmp_path, key
     status, bundle, _ = import_file(save(tmp_path, model))
     assert status == 0
     assert bundle.class_names == [f"n{i}" for i in range(CLASSES)]
+
+
+def test_the_file_s_own_names_in_another_order_are_refused(import_file, tmp_path):
+    """They were taken, and each answer had the name of another class."""
+    model = linear_model(classes=3)
+    model.metadata_props.add(key="labels", value=json.dumps(ABC))
+    path = save(tmp_path, model)
+    for given in (["c", "b", "a"], ["a", "c", "b"]):
+        status, _, err = import_file(path, *named(tmp_path, given))
+        assert (status, len(err.splitlines())) == (1, 1)
+        assert "the file in another order: name " in err
+        assert "Leave out --class-names" in err
+    for given in (ABC, ["cat", "dog", "lynx"], ["c", "b", "d"]):
+        status, bundle, err = import_file(path, *named(tmp_path, given))
+        assert (status, bundle.class_names) == (0, given), err
 
 
 def test_more_than_a_hundred_thousand_classes_are_imported(import_file, tmp_path):

@@ -11,6 +11,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neural_network import MLPClassifier
+from sklearn.svm import OneClassSVM
 from sklearn.tree import DecisionTreeClassifier
 
 from tests.support.foreign_models import NAMES, named, save, training_set
@@ -103,7 +104,8 @@ def test_a_regression_is_refused_even_where_class_names_are_given(import_file, t
 @pytest.mark.parametrize(
     ("estimator", "message"),
     [
-        (IsolationForest(n_estimators=3), "an outlier detector has no classes"),
+        (IsolationForest(n_estimators=3), "an outlier detector, whose score is no log posterior"),
+        (OneClassSVM(), "an outlier detector, whose score is no log posterior"),
         (KMeans(3, n_init=1), "a clustering has none"),
     ],
 )
