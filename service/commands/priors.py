@@ -193,7 +193,7 @@ def _append(path: Path, line: str) -> None:
         except UnicodeDecodeError:
             raise InvalidKeys(f"{path}: not UTF-8 text; expected a list of keys") from None
         except InvalidKeys as error:
-            raise InvalidKeys(f"{path}: {error}; nothing was added") from None
+            raise InvalidKeys(f"nothing was added to {path}: {error}") from None
         ended = b"" if there.endswith(b"\n") or not there else b"\n"
         file.write(ended + line.encode() + b"\n")
 

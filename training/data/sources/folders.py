@@ -64,7 +64,7 @@ def _check_not_above(only: Path) -> None:
     if len(below) > 1 and not _images(_files_in(only)):
         raise BadData(
             f"{only.parent}: has one class folder, {only.name}, whose {len(below)} folders look "
-            f"like classes or splits; is images:{only} meant?"
+            f"like classes or splits; is images:{only} meant? If so, give that folder"
         )
 
 
