@@ -145,11 +145,11 @@ def texts_per_row(spec: InputSpec) -> int:
 def _text_instances(instances: Sequence[Any], spec: InputSpec) -> Array:
     columns = texts_per_row(spec)
     if columns == 1:
-        in_lists = len(spec.shape) == 2  # then a row is a list of one text, and may be written so
-        strings = [
-            item[0] if in_lists and isinstance(item, list) and len(item) == 1 else item
-            for item in instances
-        ]
+        strings = instances
+        if len(spec.shape) == 2 and list in map(type, instances):  # a row is a list of one text
+            strings = [
+                item[0] if isinstance(item, list) and len(item) == 1 else item for item in instances
+            ]
     else:
         for row, item in enumerate(instances):
             if not isinstance(item, list) or len(item) != columns:
