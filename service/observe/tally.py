@@ -35,10 +35,7 @@ class Tally:
 
     def __init__(self, folder: Path) -> None:
         """Make the folder if needed. If it cannot be written, the numbers are kept in memory."""
-        self.fault: str | None = None
-        """Why some numbers are in memory only, where other workers cannot see them; None: all are
-        in files.
-        """
+        self._fault: str | None = None
         self._folder = folder
         self._data: FileIO | None = None
         self._index: FileIO | None = None
@@ -64,9 +61,29 @@ class Tally:
             found = self._blocks[series] = self._new_block(series, length)
         return found
 
+    @property
+    def fault(self) -> str | None:
+        """Why some numbers are in memory only, where other workers cannot see them; None: all are
+        in files.
+        """
+        if self._deleted():
+            return (
+                f"metrics are kept in memory only, because their files in {self._folder} have been "
+                "deleted; let no cleaner of temporary files delete them, and restart"
+            )
+        return self._fault
+
     def in_memory(self) -> list[tuple[Series, Cells]]:
         """Return the blocks that are in memory only."""
-        return list(self._in_memory.items())
+        return list((self._blocks if self._deleted() else self._in_memory).items())
+
+    def _deleted(self) -> bool:
+        """Whether the files have no name any more, as after a cleaner of /tmp."""
+        data = self._data
+        try:
+            return data is not None and os.fstat(data.fileno()).st_nlink == 0
+        except ValueError:  # closed meanwhile
+            return False
 
     def close(self) -> None:
         """Close the files; the numbers stay on disk."""
@@ -85,7 +102,7 @@ class Tally:
         return block
 
     def _note(self, error: OSError) -> None:
-        self.fault = (
+        self._fault = (
             f"metrics are kept in memory only, because {self._folder} cannot be written: "
             f"{error.strerror or error}; make room there, or set TMPDIR, and restart"
         )

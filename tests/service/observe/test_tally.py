@@ -4,6 +4,7 @@ it.
 
 import contextlib
 import resource
+import shutil
 
 import numpy as np
 import pytest
@@ -129,3 +130,24 @@ def test_blocks_of_any_length_are_zeros_and_do_not_overlap(tmp_path, tally_in, l
     second += 2
     assert np.unique(first).tolist() == [1]
     assert np.unique(second).tolist() == [2]
+
+
+@pytest.mark.parametrize("scraped_before", [False, True])
+def test_numbers_whose_files_are_deleted_are_still_shown_and_it_is_told(
+    tmp_path, tally_in, scraped_before
+):
+    """As a cleaner of /tmp does with files that are a few days old."""
+    folder = RunFolder(tmp_path / "run")
+    tally = tally_in(folder.own)
+    made = Metrics(tally, folder, max_class_series=10, max_batch_rows=8, version="1")
+    made.requests("/predict", 200, [Arrived(0.0, "a")])
+    if scraped_before:
+        made.exposition("")
+    assert made.fault is None
+    shutil.rmtree(tmp_path / "run")
+    made.requests("/predict", 200, [Arrived(0.0, "b")])
+    for _ in range(2):
+        body = b"".join(made.exposition("")[0]).decode()
+        assert 'priordial_requests_total{route="/predict",status="200"} 2' in body
+    assert "have been deleted" in made.fault
+    made.stop()
