@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 from service.contract.bundle import Bundle
 from service.observe.exposition import Exemplar, Exposition, Families, VectorGauge
 from service.observe.families import COUNTERS, GAUGES, HISTOGRAMS, VECTOR_GAUGES
-from service.observe.model_metrics import ModelMetrics
+from service.observe.model_metrics import ClassSeries, ModelMetrics
 from service.observe.run_folder import Gauge, RunFolder, VersionTallies
 from service.observe.statistics import StatisticsReader, VersionStatistics
 from service.observe.tally import Cells, Histogram, Series, Tally
@@ -85,8 +85,15 @@ class Metrics:
         """Why metrics are incomplete, for readiness; None while they are complete."""
         return self._tally.fault or self._versions.fault or self._publish_fault
 
-    def model(self, bundle: Bundle) -> ModelMetrics:
-        """Return the recorder of a model version. It counts until `forget` is called."""
+    def series_of(self, bundle: Bundle) -> ClassSeries:
+        """The series of a model's classes. Call it in a thread: it takes long for many classes."""
+        return ClassSeries.of(bundle, most=self._max_class_series)
+
+    def model(self, bundle: Bundle, series: ClassSeries | None = None) -> ModelMetrics:
+        """Return the recorder of a model version. It counts until `forget` is called.
+
+        series: of its classes; None: work them out now.
+        """
         of_version = self._versions.use(bundle)
         statistics = VersionStatistics(
             of_version, bundle, max_batch_rows=self._max_batch_rows, worker=self._run_folder.slot
@@ -96,7 +103,7 @@ class Metrics:
             of_version,
             bundle,
             statistics=statistics,
-            max_class_series=self._max_class_series,
+            series=self.series_of(bundle) if series is None else series,
         )
 
     def forget(self, bundle: Bundle) -> None:

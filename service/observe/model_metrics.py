@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,44 @@ REASONS = ("overloaded", "deadline", "abandoned", "failed", "invalid")
 """Why requests that a model accepted are not scored."""
 
 
+@dataclass(frozen=True)
+class ClassSeries:
+    """The series that the classes of a model have. class_cell, group_cell: [C], the place of each
+    class among them. class_names, group_names: their names in order, as JSON.
+    """
+
+    class_cell: NDArray[np.int64]
+    group_cell: NDArray[np.int64]
+    class_names: str
+    group_names: str
+    classes: int
+    groups: int
+
+    @classmethod
+    def of(cls, bundle: Bundle, *, most: int) -> "ClassSeries":
+        """Work them out, for a million classes in half a second: call it in a thread.
+
+        most: classes with a series of their own, the most frequent first.
+        """
+        classes = len(bundle.class_names)
+        shown = min(classes, most)
+        cell = np.minimum(_by_frequency(bundle), shown) if shown < classes else np.arange(classes)
+        counts = bundle.class_counts
+        groups = ["unknown"] * classes if counts is None else [group_of(count) for count in counts]
+        there = set(groups)
+        present: list[str] = [g for g in ("many", "medium", "few", "unknown") if g in there]
+        place = {group: at for at, group in enumerate(present)}
+        names = _shown_names(bundle.class_names, cell, shown)
+        return cls(
+            class_cell=cell,
+            group_cell=np.fromiter((place[g] for g in groups), np.int64, classes),
+            class_names=json.dumps(["class", *names]),
+            group_names=json.dumps(["group", *present]),
+            classes=len(names),
+            groups=len(present),
+        )
+
+
 class ModelMetrics:
     """Counts the batches, predictions, taus and refusals of one model version."""
 
@@ -33,34 +72,23 @@ class ModelMetrics:
         bundle: Bundle,
         *,
         statistics: VersionStatistics,
-        max_class_series: int,
+        series: ClassSeries,
     ) -> None:
         """Count by model in `tally`, and by version in `of_version`.
 
-        bundle: of the version; its classes name the series. statistics: the figures of the version
-        that Triton's protocol reports. max_class_series: classes with a series of their own, the
-        most frequent first.
+        bundle: of the version. statistics: the figures of the version that Triton's protocol
+        reports. series: of its classes.
         """
         labels = {"model": bundle.name, "version": str(bundle.version)}
         by_model = {"model": bundle.name}
-        classes = len(bundle.class_names)
-        shown = min(classes, max_class_series)
-        self._class_cell = (
-            np.minimum(_by_frequency(bundle), shown) if shown < classes else np.arange(classes)
-        )
-        counts = bundle.class_counts
-        groups = ["unknown"] * classes if counts is None else [group_of(count) for count in counts]
-        present: list[str] = [g for g in ("many", "medium", "few", "unknown") if g in groups]
-        self._group_cell = np.array([present.index(g) for g in groups])
-        names = _shown_names(bundle.class_names, self._class_cell, shown)
-        self._class_names = json.dumps(["class", *names])
-        self._group_names = json.dumps(["group", *present])
-        self.class_series, self._group_series = len(names), len(present)
+        self._class_cell, self._group_cell = series.class_cell, series.group_cell
+        self._class_names, self._group_names = series.class_names, series.group_names
+        self.class_series, self._group_series = series.classes, series.groups
         self._classes = [
             of_version.cells(
                 "priordial_predictions",
                 {**labels, "decision": d, NAMES: self._class_names},
-                len(names),
+                series.classes,
             )
             for d in DECISIONS
         ]
@@ -68,7 +96,7 @@ class ModelMetrics:
             of_version.cells(
                 "priordial_group_predictions",
                 {**labels, "decision": d, NAMES: self._group_names},
-                len(present),
+                series.groups,
             )
             for d in DECISIONS
         ]

@@ -23,6 +23,7 @@ from service.graph.providers import Device
 from service.graph.trial import influence
 from service.graph.warm_up import efficient_rows
 from service.observe.metrics import Metrics
+from service.observe.model_metrics import ClassSeries
 from service.priors.recent import LogitReservoir
 from service.priors.shift.stream import Stream
 from service.repository.loads import Turn
@@ -101,6 +102,7 @@ class Loader:
         warm, example = _warm(graph, bundle, sizes)
         cost = warm.cost_seconds
         report = read_report(folder)
+        series, stream = self.metrics.series_of(bundle), Stream(bundle)
         best = largest if graph.fixed_rows else efficient_rows(cost)
         logger.info(
             "model %s version %d is ready on %s: %.2f ms for one row, %.2f ms for %d; "
@@ -109,7 +111,9 @@ class Loader:
             1e3 * cost[largest], largest, best, warm.selection_note(),
         )  # fmt: skip
         costs = _interpolated(cost, best)
-        return lambda: self._serve(bundle, graph, costs, best, example=example, report=report)
+        return lambda: self._serve(
+            bundle, graph, costs, best, example=example, report=report, series=series, stream=stream
+        )
 
     def _size_classes(self) -> tuple[int, int] | None:
         """Rows of a small and a large batch on a GPU. None on a CPU, where batches are not
@@ -128,12 +132,13 @@ class Loader:
         *,
         example: NDArray[Any],
         report: dict[str, Any],
+        series: ClassSeries,
+        stream: Stream,
     ) -> ServedModel:
         classes = len(bundle.class_names)
         table = PriorTable(classes)
-        counted = self.metrics.model(bundle)
+        counted = self.metrics.model(bundle, series)
         recent = LogitReservoir(classes, max_rows=self.recent_rows, max_bytes=self.recent_bytes)
-        stream = Stream(bundle)
         record = ModelRecord(counted, recent, stream)
 
         kept = None if self.answers is None else self.answers.of(bundle)

@@ -1,5 +1,6 @@
 """What loading a model leaves behind: its measured cost, and no more memory than it needs."""
 
+import asyncio
 import functools
 import multiprocessing
 import threading
@@ -9,7 +10,13 @@ import numpy as np
 import psutil
 
 from service.contract.bundle import load_bundle
+from service.graph.providers import Device
 from service.graph.session import open_graph
+from service.observe.metrics import Metrics
+from service.observe.model_metrics import ClassSeries
+from service.observe.run_folder import RunFolder
+from service.observe.tally import Tally
+from service.priors.shift.stream import Stream
 from service.repository import loading
 from service.repository.report import read_report
 from service.settings import Settings
@@ -104,3 +111,31 @@ def test_a_report_that_could_not_be_answered_is_left_out_with_a_line_in_the_log(
         path.write_text(text, encoding="utf-8")
         assert read_report(tmp_path) == {}
         assert "report.json is not shown" in caplog.text
+
+
+def test_what_a_model_of_many_classes_needs_is_worked_out_before_the_loop_takes_it(
+    tmp_path, monkeypatch
+):
+    folder = publish_model(tmp_path / "models")
+    run_folder = RunFolder(tmp_path / "run")
+    metrics = Metrics(
+        Tally(run_folder.own), run_folder, max_class_series=3, max_batch_rows=8, version="1"
+    )
+    loader = loading.Loader(
+        provider="cpu", device=Device(), intra_op_threads=1, max_batch_rows=8, max_queued_rows=64,
+        max_queue_ms=0, max_queued_bytes=2**20, inline_seconds=0.0, recent_rows=16,
+        recent_bytes=2**20, calibrated_source=True, metrics=metrics,
+    )  # fmt: skip
+    make = loader.prepare(folder)
+
+    def too_late(*_: object, **__: object) -> None:
+        raise AssertionError("worked out on the event loop: for a million classes, half a second")
+
+    monkeypatch.setattr(ClassSeries, "of", too_late)
+    monkeypatch.setattr(Stream, "__init__", too_late)
+
+    async def take() -> str:
+        return make().bundle.name
+
+    assert asyncio.run(take()) == "linear"
+    metrics.stop()
