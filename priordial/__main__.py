@@ -1,7 +1,5 @@
 """The `priordial` command: one front for the service's verbs and for training."""
 
-import difflib
-import importlib.metadata
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -78,9 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def version() -> str:
     """Return the installed version of the package, or `unknown` if it is not installed."""
+    from importlib import metadata  # late: Ctrl-C during the first imports is a traceback
+
     try:
-        return importlib.metadata.version("priordial")
-    except importlib.metadata.PackageNotFoundError:
+        return metadata.version("priordial")
+    except metadata.PackageNotFoundError:
         return "unknown (the package is not installed)"
 
 
@@ -149,6 +149,8 @@ def _unknown(verb: str) -> str:
     if verb.startswith("-"):
         hint = f"to serve, write: priordial serve {verb} …"
         return f"{USAGE}\npriordial: '{verb}' came before a verb; {hint}"
+    import difflib
+
     near = difflib.get_close_matches(verb, VERBS, n=1)
     hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(VERBS)}"
     return f"{USAGE}\npriordial: no verb '{verb}'; {hint}"
