@@ -45,6 +45,7 @@ TEXTS = {"manual", "source", "changelog", "licences", *unseen_data.TEXTS}
 OWN_TAIL = {"shuttle", "soybean", "manual", "source", "changelog", "licences"}
 OWN_TAIL |= unseen_data.OWN_TAIL
 RATIO, TEST_SHARE, FEWEST = 50, 0.3, 2
+SEEDS = 5
 OURS = "training fit"
 LATEST = "tfidf-split-words"  # a candidate for texts that earlier defaults did not have
 CLIP = 1e-12  # a forest's probability of 0 would be -inf
@@ -211,7 +212,7 @@ def measured(file: Path, seed: int, out: Path, earlier: dict[str, Any]) -> dict[
     """Errors of all classifiers on one set and seed; those of scikit-learn's from `earlier`."""
     data = drawn(file, seed)
     if earlier and earlier["rows"] != [len(data.train), len(data.test)]:
-        print(f"{data.name}: other rows than in --peers, so all classifiers are measured anew")
+        print(f"{data.name}: peers measured anew")
         earlier = {}
     counts = np.log(data.counts / data.counts.sum())
     found: dict[str, Any] = {}
@@ -347,6 +348,13 @@ def _before(found: dict[str, Any]) -> str:
     return f"\nEarlier defaults for texts: {', '.join(names)}.\n" if names else ""
 
 
+def _few(found: dict[str, Any]) -> str:
+    """The sets with fewer than SEEDS seeds, in a sentence."""
+    names = [f"{name} ({len(runs)})" for name, runs in found.items() if len(runs) < SEEDS]
+    listed = f"Fewer than {SEEDS} seeds so far: {', '.join(names)}."
+    return f"\n{listed}\n" if names else ""
+
+
 def with_sections(page: str, docs: Path) -> str:
     """The page with the sections of the results in DOCS/results, if there are any."""
     for name, heading, lead in (
@@ -357,7 +365,7 @@ def with_sections(page: str, docs: Path) -> str:
         if file.exists():
             found = json.loads(file.read_text(encoding="utf-8"))
             before = NEXT if f"\n## {NEXT}\n" in page else "Each setting"
-            text = section(found, lead) + _before(found)
+            text = section(found, lead) + _few(found) + _before(found)
             text += _absent(found) if name == UNSEEN else ""
             page = spliced(page, heading, text, before=before)
     return page
@@ -368,7 +376,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("sets", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=SEEDS)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--docs", type=Path, help="put the section into DOCS/results.md")
     parser.add_argument(

@@ -362,3 +362,4 @@ def test_texts_measured_before_the_present_candidates_are_named(tmp_path):
     (tmp_path / "results" / results_tables.SEEN).write_text(json.dumps(found))
     text = results_tables.with_sections("# Results\n\n## Each setting\n", tmp_path)
     assert "Earlier defaults for texts: manual.\n" in text
+    assert "Fewer than 5 seeds so far: manual (1), source (1).\n" in text
