@@ -192,6 +192,7 @@ def _read(flags: argparse.Namespace) -> Import:
         kind=flags.output_kind,
         classes=None if given is None else len(given),
     )
+    purpose.check_columns(output, trial.outputs, kind=flags.output_kind)
     purpose.check_no_outliers(output, trial.outputs, kind=flags.output_kind)
     purpose.check_no_regression(output, file.model, kind=flags.output_kind)
     fields.update(

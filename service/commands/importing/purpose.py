@@ -83,6 +83,34 @@ def check_no_outliers(output: Output, outputs: Mapping[str, Any], *, kind: str |
             )
 
 
+def check_columns(output: Output, outputs: Mapping[str, Any], *, kind: str | None) -> None:
+    """Look for columns that are sorted by score, and for negative log-probabilities. Raises
+    ImportRefused.
+
+    kind: `--output-kind`; where it is given, the caller knows what the output holds. Of a TopK over
+    all classes, another output has the class of each column: a permutation in each row.
+    """
+    values, classes = output.values, output.columns
+    if kind is not None or output.form == "column":
+        return
+    may_be = output.kind == "logits" and bool((values >= 0).all())
+    if may_be and np.allclose(np.exp(-values).sum(axis=1), 1, atol=1e-3):
+        raise ImportRefused(
+            f"output '{output.name}' holds negative log-probabilities, so that the largest is the "
+            "unlikeliest class: export the logits or log-probabilities without the minus sign"
+        )
+    is_sorted = bool((np.diff(values, axis=1) <= 0).all() or (np.diff(values, axis=1) >= 0).all())
+    for name, value in outputs.items():
+        if not is_sorted or not _is_table(value, len(values), "iu"):
+            continue
+        if value.shape[1] == classes and (np.sort(value, axis=1) == np.arange(classes)).all():
+            raise ImportRefused(
+                f"output '{output.name}' is sorted in each row, and '{name}' has the class of each "
+                "column (TopK or a sort?), so that a column is no class: export the scores before "
+                "they are sorted; the service sorts them itself"
+            )
+
+
 def why_no_names(output: Output, names: int | None) -> str:
     """Why the class names are missing, and what to give.
 

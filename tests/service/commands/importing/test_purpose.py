@@ -118,6 +118,49 @@ def test_a_file_without_classes_is_told_what_cannot_be_served(
     assert message in err
 
 
+def scores_then(folder, nodes, *outputs):
+    """A file of a linear model of three classes, `scores` [n, 3], followed by nodes."""
+    weights = np.random.default_rng(0).normal(size=(FEATURES, 3)).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["scores"]), *nodes],
+        "scores",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", FEATURES])],
+        [helper.make_tensor_value_info(name, kind, ["n", 3]) for name, kind in outputs],
+        [
+            numpy_helper.from_array(weights, "w"),
+            numpy_helper.from_array(np.array([3], np.int64), "k"),
+        ],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    return save(folder, helper.make_model(graph, opset_imports=opsets, ir_version=8))
+
+
+@pytest.mark.parametrize("largest", [0, 1])
+@pytest.mark.parametrize("ending", ["Softmax", "LogSoftmax", "Identity"])
+def test_scores_that_were_sorted_are_refused(import_file, tmp_path, ending, largest):
+    nodes = [
+        helper.make_node(ending, ["scores"], ["p"]),
+        helper.make_node("TopK", ["p", "k"], ["values", "indices"], largest=largest),
+    ]
+    outputs = ("values", TensorProto.FLOAT), ("indices", TensorProto.INT64)
+    path = scores_then(tmp_path, nodes, *outputs)
+    status, _, err = import_file(path, *named(tmp_path, NAMES))
+    assert (status, len(err.splitlines())) == (1, 1)
+    assert "'indices' has the class of each column" in err
+    unsorted = scores_then(tmp_path, nodes, ("p", TensorProto.FLOAT), outputs[1])
+    assert import_file(unsorted, *named(tmp_path, NAMES))[0] == 0
+
+
+def test_negative_log_probabilities_are_refused(import_file, tmp_path):
+    nodes = [
+        helper.make_node("LogSoftmax", ["scores"], ["log"]),
+        helper.make_node("Neg", ["log"], ["loss"]),
+    ]
+    path = scores_then(tmp_path, nodes, ("loss", TensorProto.FLOAT))
+    status, _, err = import_file(path, *named(tmp_path, NAMES))
+    assert (status, "without the minus sign" in err) == (1, True)
+
+
 @pytest.mark.parametrize(("depth", "told"), [(None, True), (1, False)])
 def test_answers_that_no_prior_can_change_are_told(import_file, tmp_path, depth, told):
     path = converted(tmp_path, DecisionTreeClassifier(max_depth=depth), training_set()[1])
