@@ -1,6 +1,9 @@
 """Lets Ctrl-C and SIGTERM stop training after the current step, with a checkpoint written."""
 
+import contextlib
 import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -43,3 +46,21 @@ class StopSignal:
         if self.requested and number == signal.SIGINT and callable(before):
             before(number, frame)
         self.requested = True
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """Keep Ctrl-C from the processes that are started within, for as long as they live.
+
+    The terminal sends it to all. A process that is still importing would print a traceback. This
+    process gets it at the latest when the context ends.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would end the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

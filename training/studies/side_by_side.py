@@ -20,7 +20,7 @@ from service.contract.resources import available_memory, available_threads
 from training.data.dataset import Dataset
 from training.data.image_files import ImageFiles
 from training.faults import Fault, RunFailed, WrongUse, short
-from training.loop.interrupt import Interrupted, StopSignal
+from training.loop.interrupt import Interrupted, StopSignal, held_back
 from training.loop.processes import Processes
 
 PROCESS_BYTES = 2**29
@@ -160,7 +160,8 @@ class _Worker:
         self.process: SpawnProcess = context.Process(
             target=_work, args=(other, str(device), threads, quiet), name="compare"
         )
-        self.process.start()
+        with held_back():
+            self.process.start()
         other.close()  # so that this end gets an EOFError when the process ends
         self.task: Task | None = None
 
@@ -238,8 +239,8 @@ class _Workers:
 def _work(connection: Connection, device: str, threads: int | None, quiet: bool) -> None:  # noqa: FBT001 - Process passes no names
     """Train the runs that arrive, until the other end closes, even because it was killed.
 
-    The terminal sends Ctrl-C to this process, too. It is ignored except during training, where it
-    stops the run like the SIGTERM of the first process.
+    The terminal sends Ctrl-C to this process, too, which was started without it: the SIGTERM of the
+    first process stops a run.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if threads is not None:

@@ -1,11 +1,14 @@
 """Ctrl-C ends a command with status 1 and a line, wherever it comes, and never with a traceback."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from training.loop.interrupt import StopSignal, held_back
 
 ROOT = Path(__file__).parents[3]
 IN_CODE_OF_A_STRING = """
@@ -78,3 +81,19 @@ def test_an_interrupt_while_the_verb_is_imported_is_a_line(tmp_path, module, fun
         module=module, function=function, call=call, arguments=[*front, "data", "digits"]
     )
     assert ended(tmp_path, "-c", code) == (1, "", said)
+
+
+def test_a_process_started_with_ctrl_c_held_back_never_sees_it_and_this_one_does():
+    with StopSignal() as stop:
+        with held_back():
+            child = subprocess.Popen(
+                [sys.executable, "-c", "print(1, flush=True); input()"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            child.stdout.readline()
+            child.send_signal(signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+    assert child.communicate(b"\n")[0] == b""
+    assert child.returncode == 0
