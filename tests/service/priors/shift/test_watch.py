@@ -348,6 +348,34 @@ def test_a_long_state_is_kept_and_handed_on_in_parts(store_url, kept_in, monkeyp
     assert {one.keeper: one.state for one in kept.of("pets")} == {"a": short, "c": long}
 
 
+def test_a_long_state_does_not_come_with_its_row(store_url, kept_in, monkeypatch):
+    monkeypatch.setattr(kept_module, "_PART_BYTES", 1000)
+    kept, came = kept_in(store_url), {}
+    read = kept._state
+    monkeypatch.setattr(
+        kept, "_state", lambda made, row: (came.update({row.keeper: row.state}), read(made, row))[1]
+    )
+    for keeper, size in (("a", 1000), ("b", 5120)):
+        kept.keep(KeptState("pets", keeper, "d", bytes(size)))
+    assert {one.keeper: len(one.state) for one in kept.of("pets")} == {"a": 1000, "b": 5120}
+    assert came == {"a": bytes(1000), "b": None}
+
+
+def test_parts_of_two_states_are_never_joined(postgres, kept_in, monkeypatch):
+    monkeypatch.setattr(kept_module, "_PART_BYTES", 1000)
+    url = postgres.new_schema()
+    kept, other = kept_in(url), kept_in(url)
+    kept.keep(KeptState("pets", "a", "d", bytes(5120)))
+    read = kept._state
+
+    def replaced_meanwhile(connection, row):
+        other.keep(KeptState("pets", "a", "d", b"x" * 5120))
+        return read(connection, row)
+
+    monkeypatch.setattr(kept, "_state", replaced_meanwhile)
+    assert [one.state for one in kept.of("pets")] == [b""]
+
+
 def test_a_judgement_is_read_back_as_it_was_written():
     at = datetime(2026, 5, 1, tzinfo=UTC)
     judged = Judged(at, "usable", "fine", {"p": 0.5}, 100, {"default": {"mode": "off"}})
