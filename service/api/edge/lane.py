@@ -66,6 +66,8 @@ class ScoringLane:
         self.room = room
         self._matched: dict[str, Match] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._uncounted: list[tuple[Route, Sequence[Request], list[dict[str, Any]], float]] = []
+        """Answers for `_count`: the routes, the requests, the facts, and when they were sent."""
         self._trim: asyncio.TimerHandle | None = None
         self._encoder = Executor(1, "encoder")  # one answer is encoded at a time
         self.heads = KnownHeads()
@@ -328,8 +330,10 @@ class ScoringLane:
         """
         facts, now = list(map(_facts_of, answers)), time.perf_counter()
         if len(requests) == 1:
-            asyncio.get_running_loop().call_soon(self._count, route, requests, 200, facts, now)
+            self._uncounted.append((route, requests, facts, now))
+            asyncio.get_running_loop().call_soon(self._count_sent)
         else:
+            self._count_sent()
             self._count(route, requests, 200, facts, now)
         for request, (body, _, content_type, headers) in zip(requests, answers, strict=True):
             try:
@@ -342,6 +346,7 @@ class ScoringLane:
 
     def _fail(self, route: Route, request: Request, error: Exception) -> None:
         """Answer a request with the problem for an error."""
+        self._count_sent()
         if isinstance(error, (ClientLeft, Abandoned)):
             self._count(route, [request], CLIENT_LEFT, [{}], time.perf_counter())
             request.send(None)
@@ -367,6 +372,13 @@ class ScoringLane:
             tuple((k.lower().encode(), v.encode()) for k, v in problem.headers.items()),
         )
         request.send(response)
+
+    def _count_sent(self) -> None:
+        """Count the answers that wait for it, before a later one is counted."""
+        if self._uncounted:
+            uncounted, self._uncounted = self._uncounted, []
+            for route, requests, facts, now in uncounted:
+                self._count(route, requests, 200, facts, now)
 
     def _count(
         self,

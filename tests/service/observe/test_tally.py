@@ -93,7 +93,7 @@ def test_what_is_mapped_is_still_shown_when_files_cannot_be_opened(tmp_path, tal
     reader = TallyReader()
     assert len(reader.merged([tmp_path])) == 1
     (tmp_path / "cells.jsonl").rename(tmp_path / "away")
-    (tmp_path / "cells.jsonl").mkdir()  # opening it fails, as without a free descriptor
+    (tmp_path / "cells.jsonl").symlink_to("cells.jsonl")  # opening fails, as without a descriptor
     ((_, cells),) = reader.merged([tmp_path]).items()
     assert cells.tolist() == [4]
 
