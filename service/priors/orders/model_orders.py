@@ -78,14 +78,19 @@ class ModelOrders:
         """Wait until every worker that serves has carried an order out, or a later one.
 
         Returns the workers that failed. It does not wait for a worker that has not seen the order
-        after SEEN_SECONDS, or that works on it for more than `seconds`.
+        after SEEN_SECONDS, or that works on it for more than `seconds`. A store that has become
+        unavailable ends the wait after SEEN_SECONDS: the order is in it, and is carried out when it
+        is back.
         """
         begun, pause = time.monotonic(), _FIRST_PAUSE
         while True:
             try:
                 serving = [each for each in await self.workers(order.model) if each.serving]
             except StoreUnavailable:
-                return []  # the order is stored, and is carried out when the store is back
+                if time.monotonic() - begun >= SEEN_SECONDS:
+                    return []
+                await asyncio.sleep(_LONGEST_PAUSE)
+                continue
             waited = time.monotonic() - begun
             late = [
                 each

@@ -61,6 +61,9 @@ async def two(models, store, **settings):
         replica(models, store, **settings) as one,
         replica(models, store, **settings) as other,
     ):
+        async with asyncio.timeout(20):  # an order waits for replicas that have reported
+            while len((await done(one.get("/models/linear/replicas")))["replicas"]) < 2:
+                pass
         yield one, other
 
 
