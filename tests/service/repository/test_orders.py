@@ -61,9 +61,11 @@ async def two(models, store, **settings):
         replica(models, store, **settings) as one,
         replica(models, store, **settings) as other,
     ):
-        async with asyncio.timeout(20):  # an order waits for replicas that have reported
-            while len((await done(one.get("/models/linear/replicas")))["replicas"]) < 2:
-                pass
+        serving = 0
+        async with asyncio.timeout(20):  # an order waits for replicas that reported what they serve
+            while serving < 2:
+                reported = await done(one.get("/models/linear/replicas"))
+                serving = sum(bool(each["versions"]) for each in reported["replicas"])
         yield one, other
 
 
