@@ -68,17 +68,17 @@ def missing_extra(error: ImportError, *, first: str) -> str | None:
     library = (error.name or "").partition(".")[0]
     for extra in sorted(EXTRAS, key=lambda name: name != first):
         if library in EXTRAS[extra]:
-            return f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'"
+            return _advice(library, extra)
     return None
 
 
 def absent(extra: str) -> str | None:
     """One line that says how to install an extra of which a library is missing, or None."""
     for library in EXTRAS[extra]:
-        try:
-            found = importlib.util.find_spec(library)
-        except ModuleNotFoundError:
-            found = None
-        if found is None:
-            return f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'"
+        if importlib.util.find_spec(library) is None:
+            return _advice(library, extra)
     return None
+
+
+def _advice(library: str, extra: str) -> str:
+    return f"{library} is not installed. Install it with: pip install 'priordial[{extra}]'"

@@ -1,12 +1,13 @@
 """A library that is missing is traced to the extra that installs it."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
 import pytest
 
-from service.contract.extras import EXTRAS, missing_extra
+from service.contract.extras import EXTRAS, absent, missing_extra
 
 ROOT = Path(__file__).parents[3]
 IMPORT_NAMES = {
@@ -38,6 +39,14 @@ def test_a_library_of_another_extra_is_installed_by_that_one():
 
 def test_a_missing_module_of_ours_keeps_its_traceback():
     assert missing_extra(ModuleNotFoundError(name="service.lost"), first="serve") is None
+
+
+def test_an_extra_is_absent_as_soon_as_one_of_its_libraries_is(monkeypatch):
+    assert absent("grpc") is None
+    monkeypatch.setitem(sys.modules, "grpc_health", None)  # as where it is not installed
+    assert absent("grpc") == (
+        "grpc_health is not installed. Install it with: pip install 'priordial[grpc]'"
+    )
 
 
 def test_every_library_of_an_extra_is_known_by_its_import_name():
