@@ -5,10 +5,12 @@
 
 The benchmark measures for each model, kind of body and number of connections:
 
-* the HTTP limit: bare ASGI on uvicorn, which reads the same body; * the compute limit: session.run
-of the plain graph at its best batch size; * the service with its defaults and one body; * the
-service with many different rows, first with one tau and prior for all requests, then with another
-tau and prior for each request; * for WIDE, the service without a head.
+* the HTTP limit: bare ASGI on uvicorn, which reads the same body
+* the compute limit: session.run of the plain graph at its best batch size
+* the service with its defaults and one body
+* the service with many different rows, first with one tau and prior for all requests, then with
+  another tau and prior for each request
+* for WIDE, the service without a head
 
 One worker runs with one intra-op thread, metrics and validation on. Figures are medians over the
 rounds. Ratios are medians of the ratios of each round, so a machine whose speed drifts does not

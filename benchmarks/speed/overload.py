@@ -6,9 +6,10 @@
 The service has one process with one intra-op thread. One process on the same machine sends the load
 in four phases:
 
-* capacity: 16 clients, each of which waits for its answers; * calm: requests at an even rate, at
-0.8 of the capacity, whether or not others were answered; * crowd: the same at `times` the capacity;
-* recovery: the same at 0.8 of the capacity again.
+* capacity: 16 clients, each of which waits for its answers
+* calm: requests at an even rate, at 0.8 of the capacity, whether or not others were answered
+* crowd: the same at `times` the capacity
+* recovery: the same at 0.8 of the capacity again
 
 A latency is measured from the time at which its request was due. A generator that falls behind
 therefore makes the figures worse, never better, and its delay is printed. The service has recovered
