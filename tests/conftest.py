@@ -3,11 +3,15 @@ them.
 """
 
 import os
+import signal
 
 from hypothesis import settings
 
 settings.register_profile("suite", deadline=None)  # a busy machine is no failure
 settings.load_profile("suite")
+
+# A shell ignores SIGINT in what it runs in the background, and so would the commands under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 OPTIONAL = "optional: "
 """A skip whose reason starts so never fails CI: it needs what no package registry of the project
