@@ -66,9 +66,14 @@ class RunFailed(Fault, RuntimeError):
     """A run did not finish; the message says what happened and what was kept."""
 
 
+def is_address(path: Path) -> bool:
+    """Whether a path is a URL."""
+    return str(path).startswith(ADDRESSES)
+
+
 def absent(path: Path) -> str:
     """Why a path is no file that can be read."""
-    if str(path).startswith(ADDRESSES):
+    if is_address(path):
         return f"{path}: is an address; training reads files, so download it first"
     if path.is_dir():
         return f"{path}: is a folder; expected a file"

@@ -113,6 +113,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _score(options: argparse.Namespace) -> dict[str, Any]:
+    from training.loop.interrupt import stopped_by_sigterm
     from training.run.scoring.score_rows import Scoring, score_rows
 
     for flag, low in (("workers", 1), ("block_rows", 1), ("top_k", 0), ("threads", 0)):
@@ -132,25 +133,26 @@ def _score(options: argparse.Namespace) -> dict[str, Any]:
                 f"training: {rows} rows in {blocks} blocks, {speed:.0f} rows/s", file=sys.stderr
             )
 
-    result = score_rows(
-        options.data,
-        options.out,
-        Scoring(
-            model=options.model,
-            tau=options.tau,
-            prior=options.prior,
-            top_k=options.top_k,
-            probabilities=options.probabilities,
-            threads=options.threads,
-        ),
-        columns=_names(options.columns) or None,
-        keep=_names(options.keep),
-        leave_out=_names(options.leave_out),
-        array=options.array,
-        block_rows=options.block_rows,
-        workers=options.workers,
-        estimate_first=options.estimate,
-        engine=options.engine,
-        report=report,
-    )
+    with stopped_by_sigterm():
+        result = score_rows(
+            options.data,
+            options.out,
+            Scoring(
+                model=options.model,
+                tau=options.tau,
+                prior=options.prior,
+                top_k=options.top_k,
+                probabilities=options.probabilities,
+                threads=options.threads,
+            ),
+            columns=_names(options.columns) or None,
+            keep=_names(options.keep),
+            leave_out=_names(options.leave_out),
+            array=options.array,
+            block_rows=options.block_rows,
+            workers=options.workers,
+            estimate_first=options.estimate,
+            engine=options.engine,
+            report=report,
+        )
     return result | {"seconds": round(time.monotonic() - begun, 2)}

@@ -7,6 +7,7 @@ that it has finished.
 
 import tarfile
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,12 @@ from service.contract.inputs.columns import records
 from service.contract.inputs.spec import InputSpec
 from service.contract.nearest import nearest_path
 from training.data.columns import is_number, written
+from training.data.json_lines import check_json_lines
 from training.data.pixels import SUFFIXES as IMAGES
 from training.data.problems import check_quotes
-from training.data.sources.table_file import as_meant, check_lengths
-from training.faults import BadData, Fault, WrongUse, instead, readable, say
+from training.data.sources.folders import files_below
+from training.data.sources.table_file import as_meant, check_encoding, check_lengths, distinct
+from training.faults import BadData, Fault, WrongUse, absent, instead, is_address, readable, say
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,15 +42,26 @@ Rows = NDArray[Any]
 
 @dataclass(frozen=True)
 class Source:
-    """One file, or the image files of one folder, in order."""
+    """One file, or the image files of one folder, in order.
+
+    name: what the answers call the file: the whole path if other files have the same name. The
+    members of a tar shard are below it; empty if there is only one shard.
+    """
 
     path: Path
     files: tuple[Path, ...] = ()
+    name: str = ""
 
     @property
     def kind(self) -> str:
         """The file's suffix, which decides how it is read, or `FOLDER`."""
         return FOLDER if self.files else self.path.suffix.lower()
+
+    def names_of(self, block: "Block") -> list[str]:
+        """Return what the answers call the file of each row of a block."""
+        if not block.names:
+            return [self.name] * len(block.inputs)
+        return [f"{self.name}/{name}" if self.name else name for name in block.names]
 
 
 @dataclass(frozen=True)
@@ -95,21 +109,21 @@ def find(place: str) -> list[Source]:
             each for each in root.glob(place.removeprefix(path.anchor)) if each.is_file()
         )
     elif path.is_dir():
-        found = sorted(
-            each for each in path.rglob("*") if each.is_file() and _shown(each.relative_to(path))
-        )
+        found = [each for each in files_below(path) if each.is_file()]
     elif path.exists():
         found = [path]
     else:
-        raise WrongUse(f"{place}: no such file or folder{nearest_path(Path(place))}")
+        if is_address(path):
+            raise WrongUse(absent(path))
+        raise WrongUse(f"{place}: no such file or folder{nearest_path(path)}")
     known = [each for each in found if each.suffix.lower() in READABLE]
     if not found:
         raise WrongUse(f"{place}: no file has such a name; expected a file, a folder or a pattern")
     if not known:
-        raise WrongUse(
-            f"{place}: holds {len(found)} files, none of which can be read; "
-            f"expected {', '.join(READABLE)}"
-        )
+        held = f"holds {len(found)} files, none of which can be read"
+        if found == [path]:
+            held = f"is no file that can be read{instead(path)}"
+        raise WrongUse(f"{place}: {held}; expected {', '.join(READABLE)}")
     if len(known) < len(found):
         first = next(each for each in found if each.suffix.lower() not in READABLE)
         say(
@@ -117,8 +131,17 @@ def find(place: str) -> list[Source]:
             f"(the first is {first})"
         )
     images = tuple(each for each in known if each.suffix.lower() in IMAGES)
-    others = [Source(each) for each in known if each.suffix.lower() not in IMAGES]
-    return [*others, *([Source(path, images)] if images else [])]
+    others = [each for each in known if each.suffix.lower() not in IMAGES]
+    times = Counter(each.name for each in others)
+    shards = sum(each.suffix.lower() == ".tar" for each in others)
+    named = [Source(each, name=_name_of(each, times[each.name], shards)) for each in others]
+    return [*named, *([Source(path, images)] if images else [])]
+
+
+def _name_of(path: Path, times: int, shards: int) -> str:
+    if path.suffix.lower() == ".tar" and shards == 1:
+        return ""
+    return path.name if times == 1 else str(path)
 
 
 def _shown(path: Path) -> bool:
@@ -168,38 +191,89 @@ def _table_blocks(
                 number, start = number + 1, start + whole.num_rows
         if waiting is not None and waiting.num_rows and not skip(number):
             yield number, _of_table(path, waiting, start, reading)
-    except UnicodeDecodeError as error:  # in the names of the columns
-        raise BadData(
-            f"{path}: the names of its columns are not UTF-8{instead(path)}; save the file as "
-            "UTF-8, or as Parquet"
-        ) from error
-    except (pa.ArrowException, OSError) as error:
-        check_lengths(path, "utf-8")
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        if not instead(path):
+            _check_lines(path)
         raise BadData(
             f"{path}: cannot be read: {readable(error)}{instead(path)}; correct it, or write it "
             "anew as CSV, JSON lines or Parquet"
         ) from error
 
 
+def _check_lines(path: Path) -> None:
+    """Raise BadData that names the first line of a CSV or JSON file that cannot be read."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return
+    check_encoding(path, "utf-8", cure="save the file as UTF-8")
+    if suffix == ".csv":
+        check_lengths(path, "utf-8")
+    else:
+        check_json_lines(path)
+
+
 def _batches(path: Path, reading: Reading) -> "Iterator[pa.RecordBatch]":
     import pyarrow as pa
-    from pyarrow import csv, json, parquet
+    from pyarrow import csv, parquet
+    from pyarrow import json as arrow_json
 
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         with parquet.ParquetFile(path) as file:
+            distinct(path, file.schema_arrow.names)
             yield from file.iter_batches(batch_size=reading.rows)
     elif suffix == ".csv":
         check_quotes(path)
         quoted = csv.ParseOptions(newlines_in_values=True)
-        # categories written as numbers stay text, so that 01 does not become 1
-        strings = {c.name: pa.string() for c in reading.spec.columns if c.dtype == "string"}
-        converted = csv.ConvertOptions(column_types=strings)
+        with csv.open_csv(path, parse_options=quoted) as reader:
+            types = _types(path, reading, reader.schema)
+        converted = csv.ConvertOptions(column_types=types, include_columns=[*types])
         with csv.open_csv(path, parse_options=quoted, convert_options=converted) as reader:
             yield from reader
     else:
-        with json.open_json(path) as reader:
+        with arrow_json.open_json(path) as reader:
+            known = pa.schema([*_types(path, reading, reader.schema).items()])
+        options = arrow_json.ParseOptions(explicit_schema=known, unexpected_field_behavior="ignore")
+        with arrow_json.open_json(path, parse_options=options) as reader:
             yield from reader
+
+
+def _types(path: Path, reading: Reading, found: "pa.Schema") -> "dict[str, pa.DataType]":
+    """The columns to read of a CSV or JSON file, with types that all their rows fit.
+
+    found: the types of its first rows only, where numbers may be whole by chance, or missing. What
+    is a string for the model stays as it is written in a CSV file, as do kept columns, so that 01
+    does not become 1.
+    """
+    import pyarrow as pa
+
+    aside = {*reading.keep, *reading.leave_out}
+    named = reading.columns or [name for name in found.names if name not in aside]
+    dtypes = dict.fromkeys(named, reading.spec.dtype)
+    dtypes |= {each.name: each.dtype for each in reading.spec.columns}
+    dtypes |= dict.fromkeys(reading.keep, "string")
+    types: dict[str, pa.DataType] = {}
+    for name in (each for each in dtypes if each in found.names):
+        places = found.get_all_field_indices(name)
+        if len(places) > 1:
+            raise BadData(f"{path}: has two columns named '{name}'; rename one")
+        kind = found.types[places[0]]
+        if dtypes[name] == "string":
+            as_is = path.suffix.lower() != ".csv" and not pa.types.is_null(kind)
+            types[name] = kind if as_is else pa.string()
+        else:
+            types[name] = kind if "int" in dtypes[name] else _wider(kind)
+    return types
+
+
+def _wider(kind: "pa.DataType") -> "pa.DataType":
+    """The type that also holds fractions, where the first rows had none."""
+    import pyarrow as pa
+
+    if pa.types.is_list(kind):
+        return pa.list_(_wider(kind.value_type))
+    narrow = pa.types.is_integer(kind) or pa.types.is_null(kind)
+    return pa.float64() if narrow else kind
 
 
 def _of_table(path: Path, table: "pa.Table", start: int, reading: Reading) -> Block:
@@ -396,7 +470,10 @@ def _array_blocks(
     except Fault:
         raise
     except (OSError, EOFError, zipfile.BadZipFile, ValueError) as error:
-        raise BadData(f"{path}: cannot be read: {readable(error)}{instead(path)}") from error
+        other = instead(path)
+        if path.suffix.lower() == ".npz" and "ZIP" in other:  # as an .npz file is
+            other = " (it was cut short: copy it again)"
+        raise BadData(f"{path}: cannot be read: {readable(error)}{other}") from error
 
 
 def _array_file(path: Path, member: str | None) -> IO[bytes]:
@@ -476,8 +553,17 @@ def _tar_members(path: Path) -> Iterator[tuple[str, Callable[[], bytes]]]:
                     file = archive.extractfile(member)
                     assert file is not None
                     yield member.name, file.read
+            if archive.fileobj is not None and archive.fileobj.tell() == archive.offset:
+                raise BadData(f"{path}: has no mark at its end, so it was cut short; copy it again")
     except (tarfile.TarError, EOFError, OSError) as error:
         raise BadData(f"{path}: cannot be read as tar: {error}; make the archive again") from error
+
+
+def _bytes(path: Path, name: str, read: Callable[[], bytes]) -> bytes:
+    try:
+        return read()
+    except (OSError, EOFError, tarfile.TarError) as error:
+        raise BadData(f"{path}, {name}: cannot be read: {readable(error)}") from error
 
 
 def _image_blocks(
@@ -501,7 +587,7 @@ def _image_blocks(
         names.append(name)
         if not skip(number):
             try:
-                image = pixels.open_image(read())
+                image = pixels.open_image(_bytes(path, name, read))
                 images.append(pixels.decode_pixels(image, spec))
             except pixels.BadImage as error:
                 raise BadData(f"{path}, {name}: {error}") from None

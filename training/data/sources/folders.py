@@ -60,7 +60,7 @@ def load_folder(
 
 def _check_not_above(only: Path) -> None:
     """Raise BadData if the only class folder holds several folders of images, as if classes."""
-    below = [entry for entry in _subfolders(only) if _images(_files(entry))]
+    below = [entry for entry in _subfolders(only) if _images(files_below(entry))]
     if len(below) > 1 and not _images(_files_in(only)):
         raise BadData(
             f"{only.parent}: has one class folder, {only.name}, whose {len(below)} folders look "
@@ -141,7 +141,7 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
     others = dangling = special = 0
     beside = _images(_files_in(folder))
     for entry in _subfolders(folder):
-        for path in _files(entry):
+        for path in files_below(entry):
             suffix = path.suffix.lower()
             if not path.is_file():
                 special += path.exists()
@@ -167,7 +167,7 @@ def _class_folders(folder: Path, notes: list[str]) -> tuple[list[str], list[Any]
     return paths, labels
 
 
-def _files(folder: Path) -> list[Path]:
+def files_below(folder: Path) -> list[Path]:
     """Return all files below a folder in order; follow links, and skip what is hidden.
 
     Links back up are not followed: a folder above this one also holds the images of other classes.

@@ -126,13 +126,13 @@ def column_names(path: Path, *, encoding: str = "utf-8") -> list[str]:
 
     try:
         if path.suffix.lower() == ".parquet":
-            return _distinct(path, list(parquet.read_schema(path).names))
+            return distinct(path, list(parquet.read_schema(path).names))
         check_quotes(path, encoding)
         # a byte order mark is not part of the first name
         with path.open(encoding="utf-8-sig" if encoding == "utf-8" else encoding) as file:
             found = next(csv.reader(file), [])
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
-        _check_encoding(path, encoding)
+        check_encoding(path, encoding)
         raise BadData(
             f"{path}: cannot be read: {readable(error)}{instead(path)}; expected a whole CSV or "
             "Parquet file"
@@ -166,7 +166,7 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
                 ),
             )
     except (pa.ArrowException, OSError, LookupError, UnicodeError) as error:
-        _check_encoding(path, encoding)
+        check_encoding(path, encoding)
         check_quotes(path, encoding)
         check_lengths(path, encoding)
         raise BadData(
@@ -175,8 +175,8 @@ def read_table(path: Path, *, texts: Sequence[str], encoding: str = "utf-8") -> 
         ) from error
     check_quotes(path, encoding)
     if any(pa.types.is_binary(kind) for kind in found.schema.types):
-        _check_encoding(path, encoding)
-    _distinct(path, found.column_names)
+        check_encoding(path, encoding)
+    distinct(path, found.column_names)
     if not found.num_rows:
         raise BadData(f"{path}: has no rows; expected at least one")
     return TableFile(path, as_meant(found), encoding)
@@ -218,10 +218,17 @@ def check_lengths(path: Path, encoding: str) -> None:
         return
     with path.open(encoding=encoding, errors="replace", newline="") as file:
         reader = csv.reader(file)
-        width = len(next(reader, []))
+        names = next(reader, [])
+        width = len(names)
         begun = reader.line_num + 1
         for cells in reader:
             if cells and len(cells) != width:
+                if width == 1 and any(mark in names[0] for mark in ";\t|"):
+                    raise BadData(
+                        f"{path}: the columns of a CSV file are separated by commas, and its first "
+                        f"line has none ({names[0][:60]!r}); save it with commas between columns "
+                        "and a point in numbers (0.5)"
+                    )
                 raise BadData(
                     f"{path}, line {begun}: has {len(cells)} cells, and the first line names "
                     f"{width} columns; correct the line, and write a comma within a cell in "
@@ -232,7 +239,8 @@ def check_lengths(path: Path, encoding: str) -> None:
         raise BadData(f"{path}: has no rows; expected at least one")
 
 
-def _distinct(path: Path, names: list[str]) -> list[str]:
+def distinct(path: Path, names: list[str]) -> list[str]:
+    """Return the names of a table's columns. Raises BadData if two are equal."""
     repeated = [name for name, times in Counter(names).items() if times > 1]
     if repeated:
         raise BadData(f"{path}: has two columns named '{repeated[0]}'; rename one")
@@ -412,8 +420,13 @@ def _is_dictionary(kind: Any) -> bool:
     return bool(pa.types.is_dictionary(kind))
 
 
-def _check_encoding(path: Path, encoding: str) -> None:
-    """Raise BadData that names the first line of a CSV file that is not in the encoding."""
+def check_encoding(
+    path: Path,
+    encoding: str,
+    *,
+    cure: str = "save the file as UTF-8, or add &encoding=latin-1 to the specification",
+) -> None:
+    """Raise BadData that names the first line of a text file that is not in the encoding."""
     if path.suffix.lower() == ".parquet":
         return
     number = 0
@@ -427,11 +440,8 @@ def _check_encoding(path: Path, encoding: str) -> None:
         if number == 1 and other:
             raise BadData(f"{path}: is no CSV file{other}; save it as CSV or Parquet") from None
         wide = error.object.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-        cure = (
-            "it looks like UTF-16; save the file as UTF-8"
-            if wide and number == 1
-            else "save the file as UTF-8, or add &encoding=latin-1 to the specification"
-        )
+        if wide and number == 1:
+            cure = "it looks like UTF-16; save the file as UTF-8"
         raise BadData(
             f"{path}, line {number}: byte 0x{error.object[error.start]:02x} is not {encoding}; "
             f"{cure}"

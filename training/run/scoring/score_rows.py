@@ -7,14 +7,8 @@ joined into one file.
 """
 
 import hashlib
-import json
-import os
-import shutil
-from collections import Counter
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,21 +16,28 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.adjustment import adjust_logits, log_target_prior, softmax
+from service.contract.bundle import MANIFEST_FILE
 from service.contract.shift.verdict import assess
 from training.data import stream
-from training.faults import Fault, RunFailed, WrongUse
+from training.data.sources.digest import files_digest
+from training.faults import RunFailed, WrongUse
 from training.run.export import open_output
 from training.run.published import Published, checked_tau, prior_of
 from training.run.scoring.on_ray import SHARES_OF_A_WORKER, run_on_ray
+from training.run.scoring.parts import Parts, part_of, write_part
+from training.run.scoring.processes import Report, run_in_processes
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-RUN_FILE = "run.json"
+ANSWERS = (
+    *("file", "row", "label", "index", "probability"),
+    *("unadjusted_label", "unadjusted_index", "unadjusted_probability"),
+    *("top_index", "top_probability", "probabilities"),
+)
+"""The columns of the answers."""
 MAX_ESTIMATE_CELLS = 4_000_000
 """The most logits that an estimate uses: 32 MB."""
-Report = Callable[[int, int], None]
-"""A function that is called with the numbers of blocks and rows done so far."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def score_rows(
     scorer = _Scorer(scoring)
     sources = stream.find(place)
     _check_out(out, sources)
+    _check_kept(keep)
     reading = stream.Reading(
         spec=scorer.model.bundle.input,
         columns=_columns(columns, scorer.trained_columns()),
@@ -99,31 +101,27 @@ def score_rows(
         if estimated["used"]:
             scoring = replace(scoring, target=tuple(estimated["candidate"].values()))
             scorer = _Scorer(scoring)
-    parts = out.with_name(out.name + ".parts")
-    skipped = _begin(parts, _identity(sources, reading, scorer))
-    count = workers * SHARES_OF_A_WORKER if engine == "ray" else workers
-    shares = [
-        _Share(scoring, tuple(sources), reading, parts, worker, count) for worker in range(count)
-    ]
-    try:
+    identity = _identity(sources, reading, scorer)
+    with Parts.begun(out, identity) as parts:
+        skipped = parts.count()
+        count = workers * SHARES_OF_A_WORKER if engine == "ray" else workers
+        shares = [
+            _Share(scoring, tuple(sources), reading, parts.folder, worker, count)
+            for worker in range(count)
+        ]
         if engine == "ray":
             run_on_ray([share.anywhere() for share in shares], workers=workers)
         elif workers == 1:
             shares[0].run(scorer, report)
         else:
-            with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-                list(pool.map(_Share.run, shares))
-        counts, changed, rows = _join(parts, out)
-    except OSError as error:
-        raise RunFailed(
-            f"{out}: cannot be written: {error.strerror}; {parts} keeps what is done, "
-            "and the same command resumes from there"
-        ) from error
-    except Fault:  # what is wrong with the rows or the model may show in the first block only
-        if not any(parts.glob("*.parquet")):
-            shutil.rmtree(parts, ignore_errors=True)
-        raise
-    shutil.rmtree(parts)
+            run_in_processes(shares, report)
+        if _listing(sources) != identity["data"]:
+            raise RunFailed(
+                f"{place}: files changed while they were scored, so {parts.folder} holds answers "
+                "to both; delete it, and run the command again"
+            )
+        of_csv = all(source.kind == ".csv" for source in sources)
+        counts, changed, rows = parts.join(written=reading.keep if of_csv else ())
     names = scorer.model.bundle.class_names
     return {
         "out": str(out),
@@ -146,6 +144,16 @@ def _check_out(out: Path, sources: Sequence[stream.Source]) -> None:
     if any(out.resolve() == source.path.resolve() for source in sources):
         raise WrongUse(
             f"--out {out}: is among the data, which it would overwrite; name another file"
+        )
+
+
+def _check_kept(keep: Sequence[str]) -> None:
+    """Raise WrongUse for a column to keep that would take the place of one of the answers."""
+    taken = next((name for name in keep if name in ANSWERS), None)
+    if taken is not None:
+        raise WrongUse(
+            f"--keep {taken}: the answers have a column of that name themselves; rename the "
+            "column in the data"
         )
 
 
@@ -219,7 +227,7 @@ class _Scorer:
         best, own = probabilities.argmax(axis=1), unadjusted.argmax(axis=1)
         columns: dict[str, Any] = {
             **block.kept,
-            "file": list(block.names) if block.names else [source.path.name] * len(rows),
+            "file": source.names_of(block),
             "row": pa.array(rows + block.start),
             "label": names.take(pa.array(best)),
             "index": pa.array(best),
@@ -329,7 +337,7 @@ class _Share:
                 return not mine or self._part(position, number).exists()
 
             for number, block in stream.blocks(source, self.reading, skip=skip):
-                _write(scorer.answers(source, block), self._part(position, number))
+                write_part(scorer.answers(source, block), self._part(position, number))
                 blocks, rows = blocks + 1, rows + len(block.inputs)
                 if report is not None:
                     report(blocks, rows)
@@ -350,35 +358,21 @@ class _Share:
         return replace(self, scoring=scoring, sources=sources, parts=self.parts.resolve())
 
     def _part(self, source: int, block: int) -> Path:
-        return self.parts / f"{source:06d}-{block:08d}.parquet"
-
-
-def _write(table: "pa.Table", target: Path) -> None:
-    """Write a part file atomically."""
-    from pyarrow import parquet
-
-    temporary = target.with_name(f".{target.name}.{os.getpid()}")
-    parquet.write_table(table, temporary)
-    temporary.rename(target)
+        return part_of(self.parts, source, block)
 
 
 def _identity(
     sources: Sequence[stream.Source], reading: stream.Reading, scorer: _Scorer
 ) -> dict[str, Any]:
     """Return the facts that must be equal for one run to continue another."""
-    files = [file for source in sources for file in (source.files or (source.path,))]
-    listing = hashlib.sha256()
-    for file in files:
-        state = file.stat()
-        listing.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     prior = scorer.prior
     adjustment = hashlib.sha256(prior.log_target.tobytes())
     adjustment.update(b"" if prior.log_source is None else prior.log_source.tobytes())
     return {
-        "model": scorer.model.bundle.files,
+        "model": files_digest([scorer.scoring.model / MANIFEST_FILE]),
         "tau": scorer.tau,
         "prior": adjustment.hexdigest(),
-        "data": listing.hexdigest(),
+        "data": _listing(sources),
         "columns": list(reading.columns or ()),
         "keep": list(reading.keep),
         "leave_out": list(reading.leave_out),
@@ -389,55 +383,13 @@ def _identity(
     }
 
 
-def _begin(parts: Path, identity: dict[str, Any]) -> int:
-    """Make the folder of parts, or reuse that of a stopped run; return its finished blocks' number.
-
-    Raises WrongUse when the stopped run had other settings.
-    """
-    record = parts / RUN_FILE
-    if record.exists():
-        before = json.loads(record.read_text(encoding="utf-8"))
-        changed = [name for name, value in identity.items() if before.get(name) != value]
-        if changed:
-            raise WrongUse(
-                f"{parts} holds a stopped run with other {' and '.join(changed)}; "
-                "delete it to start again"
-            )
-        for leftover in parts.glob(".*.parquet.*"):
-            leftover.unlink()
-        return len(list(parts.glob("*.parquet")))
-    try:
-        parts.mkdir(parents=True, exist_ok=True)
-        record.write_text(json.dumps(identity), encoding="utf-8")
-    except OSError as error:
-        raise RunFailed(
-            f"{parts}: cannot be written: {error.strerror}; make room, or give another --out"
-        ) from error
-    return 0
-
-
-def _join(parts: Path, out: Path) -> tuple[Counter[int], int, int]:
-    """Join the parts to one file, in order.
-
-    Returns (predictions by class, decisions that differ from tau 0, rows).
-    """
-    from pyarrow import parquet
-
-    counts: Counter[int] = Counter()
-    changed = rows = 0
-    temporary = out.with_name(f".{out.name}.{os.getpid()}")
-    writer = None
-    for part in sorted(parts.glob("*.parquet")):
-        table = parquet.read_table(part)
-        index = table.column("index").to_numpy()
-        counts.update(index.tolist())
-        changed += int((index != table.column("unadjusted_index").to_numpy()).sum())
-        rows += table.num_rows
-        if writer is None:
-            writer = parquet.ParquetWriter(temporary, table.schema)
-        writer.write_table(table)
-    if writer is None:
-        raise WrongUse("the data holds no rows; expected at least one")
-    writer.close()
-    temporary.rename(out)
-    return counts, changed, rows
+def _listing(sources: Sequence[stream.Source]) -> str:
+    """Return a digest of the names, sizes and times of the files that are scored."""
+    listing = hashlib.sha256()
+    for file in (file for source in sources for file in (source.files or (source.path,))):
+        try:
+            state = file.stat()
+        except OSError:  # it was deleted
+            continue
+        listing.update(f"{file}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+    return listing.hexdigest()

@@ -241,9 +241,43 @@ def test_what_is_wrong_with_a_file_is_told_with_the_cure(model, rows, tmp_path):
     path.write_text(whole + "1,2\n", encoding="utf-8")
     assert "line 5: has 2 cells, and the first line names 6 columns" in said(path)
     path.write_text(whole.replace("c0", "é"), encoding="latin-1")
-    assert "the names of its columns are not UTF-8" in said(path)
+    assert "line 1: byte 0xe9 is not utf-8; save the file as UTF-8" in said(path)
     path.write_text(whole.replace(",", ";"), encoding="utf-8")
     assert "the columns of a CSV file are separated by commas" in said(path)
+    path.write_text(whole.replace(",", ";").replace(".", ","), encoding="utf-8")
+    assert "the columns of a CSV file are separated by commas, and its first line has" in said(path)
+    path.write_text(whole, encoding="utf-16")
+    assert "line 1: byte 0xff is not utf-8; it looks like UTF-16" in said(path)
+    twice = tmp_path / "twice.parquet"
+    arrays = [pa.array([1.0])] * len(COLUMNS)
+    parquet.write_table(pa.Table.from_arrays(arrays, names=[*COLUMNS[:-1], COLUMNS[0]]), twice)
+    assert f"has two columns named '{COLUMNS[0]}'" in said(twice)
+    assert "is an address; training reads files" in said("https://example.org/rows.csv")
+    packed = tmp_path / "rows.csv.gz"
+    packed.write_bytes(b"\x1f\x8b")
+    assert "is no file that can be read (it is compressed by gzip: unpack it)" in said(packed)
+    cut = tmp_path / "cut.npz"
+    cut.write_bytes(b"PK\x03\x04")
+    assert "(it was cut short: copy it again)" in said(cut)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ('[{"c0": 1}]', "line 1: is a list; expected an object in each line"),
+        ('{"c0": 1}\n{"c0": ', "line 2: is not JSON: "),
+        (
+            '{"c0": 1}\n{"c0": null}\n{"c0": "x"}',
+            "line 3: 'c0' is a string, and a number in line 1",
+        ),
+    ],
+)
+def test_the_line_of_json_that_cannot_be_read_is_named(model, tmp_path, text, wrong):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(BadData) as refused:
+        score_rows(str(path), tmp_path / "out.parquet", Scoring(model=model), columns=COLUMNS)
+    assert wrong in str(refused.value)
 
 
 def test_the_model_s_columns_in_another_order_are_refused_and_other_names_are_taken_in_order(
@@ -270,6 +304,108 @@ def test_answers_never_go_over_the_data_that_they_are_for(model, rows, tmp_path)
     with pytest.raises(WrongUse, match="is among the data, which it would overwrite"):
         score_rows(str(tmp_path), path, Scoring(model=model))
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("form", ["csv", "jsonl"])
+def test_numbers_get_fractions_and_values_in_later_rows_too(rows, tmp_path, form):
+    """The reader of the first megabyte has seen whole numbers and empty cells only."""
+    model = publish_model(
+        tmp_path / "models", name="named", provenance={"data": {"columns": COLUMNS}}
+    )
+    cells = [[float(np.round(value)) for value in row] for row in rows.tolist()]
+    many = [cells[i % ROWS] for i in range(40_000)]
+    many[-1] = rows[0].tolist()
+    path, out = tmp_path / f"late.{form}", tmp_path / "out.parquet"
+    if form == "csv":
+        lines = [",".join(COLUMNS), *(",".join(f"{v:g}" for v in row) for row in many[:-1])]
+        lines.append(",".join(map(repr, many[-1])))
+        path.write_text("\n".join(lines) + "\n")
+    else:
+        whole = [[int(v) for v in row] for row in many[:-1]]
+        named = (dict(zip(COLUMNS, row, strict=True)) for row in [*whole, many[-1]])
+        path.write_text("\n".join(map(json.dumps, named)) + "\n")
+    score_rows(str(path), out, Scoring(model=model))
+    found = parquet.read_table(out).column("probability").to_numpy()
+    np.testing.assert_allclose(found[-1], expected(rows[:1]).max(), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("ids", "kept"),
+    [
+        (["1", "", "30"], [1, None, 30]),
+        (["1.5", "", "2"], [1.5, None, 2.0]),
+        (["001", "", "30"], ["001", "", "30"]),
+        (["1", "x", "3"], ["1", "x", "3"]),
+    ],
+)
+def test_kept_columns_of_a_csv_file_stay_as_written_unless_they_are_numbers(
+    model, rows, tmp_path, ids, kept
+):
+    path, out = tmp_path / "rows.csv", tmp_path / "out.parquet"
+    csv.write_csv(table_of(rows[:3]).append_column("id", pa.array(ids)), path)
+    path.write_text(path.read_text().replace('"', ""))
+    score_rows(str(path), out, Scoring(model=model), keep=["id"], block_rows=1)
+    assert parquet.read_table(out).column("id").to_pylist() == kept
+
+
+def test_a_kept_column_never_takes_the_place_of_an_answer(model, rows, tmp_path):
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(table_of(rows).append_column("label", pa.array(["x"] * ROWS)), path)
+    with pytest.raises(WrongUse, match="--keep label: the answers have a column of that name"):
+        score_rows(str(path), tmp_path / "out.parquet", Scoring(model=model), keep=["label"])
+
+
+def test_kept_columns_of_other_types_in_each_file_get_one_that_holds_all(model, rows, tmp_path):
+    def kept(*columns):
+        folder = tmp_path / "shards"
+        folder.mkdir(exist_ok=True)
+        for number, cells in enumerate(columns):
+            table = table_of(rows[: len(cells)]).append_column("id", cells)
+            parquet.write_table(table, folder / f"{number}.parquet")
+        out = tmp_path / "out.parquet"
+        score_rows(str(folder), out, Scoring(model=model), columns=COLUMNS, keep=["id"])
+        return parquet.read_table(out).column("id").to_pylist()
+
+    whole = pa.array([1, 2], pa.int32())
+    assert kept(whole, pa.array([1.5])) == [1.0, 2.0, 1.5]
+    assert kept(whole, pa.array(["a"])) == ["1", "2", "a"]
+    with pytest.raises(BadData, match=r"--keep id: .*list<element: int64> in some files and int32"):
+        kept(whole, pa.array([[1]]))
+
+
+def test_files_of_one_name_and_members_of_several_shards_are_told_apart(model, rows, tmp_path):
+    for day in ("monday", "sunday"):
+        (tmp_path / "days" / day).mkdir(parents=True)
+        parquet.write_table(table_of(rows[:1]), tmp_path / "days" / day / "part.parquet")
+    out = tmp_path / "out.parquet"
+    score_rows(str(tmp_path / "days"), out, Scoring(model=model))
+    files = parquet.read_table(out).column("file").to_pylist()
+    assert files == [str(tmp_path / "days" / d / "part.parquet") for d in ("monday", "sunday")]
+    pictures = publish_model(tmp_path / "models", model=image_model(), **IMAGE_FIELDS)
+    picture = tmp_path / "0.png"
+    Image.new("RGB", (9, 7)).save(picture)
+    for shard in ("a.tar", "b.tar"):
+        with tarfile.open(tmp_path / shard, "w") as archive:
+            archive.add(picture, "0.png")
+    score_rows(f"{tmp_path}/*.tar", out, Scoring(model=pictures, tau=0))
+    assert parquet.read_table(out).column("file").to_pylist() == ["a.tar/0.png", "b.tar/0.png"]
+    with tarfile.open(tmp_path / "a.tar") as archive:
+        end = archive.getmember("0.png").offset_data + 512
+    (tmp_path / "a.tar").write_bytes((tmp_path / "a.tar").read_bytes()[:end])
+    with pytest.raises(BadData, match=r"a\.tar: has no mark at its end, so it was cut short"):
+        score_rows(str(tmp_path / "a.tar"), out, Scoring(model=pictures, tau=0))
+
+
+def test_images_behind_a_link_to_a_folder_are_scored(tmp_path):
+    pictures = publish_model(tmp_path / "models", model=image_model(), **IMAGE_FIELDS)
+    (tmp_path / "far").mkdir()
+    (tmp_path / "near").mkdir()
+    Image.new("RGB", (9, 7)).save(tmp_path / "far" / "0.png")
+    (tmp_path / "near" / "link").symlink_to(tmp_path / "far")
+    result = score_rows(
+        str(tmp_path / "near"), tmp_path / "out.parquet", Scoring(model=pictures, tau=0)
+    )
+    assert result["n"] == 1
 
 
 def test_a_prior_file_and_a_tau_are_those_of_the_formula(model, rows, tmp_path):
