@@ -2,6 +2,7 @@
 
 import sys
 import threading
+import warnings
 from types import SimpleNamespace
 from typing import NamedTuple
 
@@ -112,6 +113,18 @@ def locked(num_classes):
     network = plain(num_classes)
     network.lock = threading.Lock()
     return network
+
+
+def scripted(num_classes):
+    with warnings.catch_warnings(action="ignore"):  # torch is about to give these up
+        return torch.jit.script(nn.Linear(FEATURES, num_classes))
+
+
+def quantised(num_classes):
+    with warnings.catch_warnings(action="ignore"):
+        return torch.ao.quantization.quantize_dynamic(
+            nn.Sequential(nn.Linear(FEATURES, num_classes)), {nn.Linear}
+        )
 
 
 def leaving(num_classes):

@@ -131,9 +131,11 @@ class Dataset:
             raise BadData(
                 f"{self.spec}: has {len(self.class_names)} class; a classifier needs at least 2"
             )
-        if "" in self.class_names:
+        blank = [name for name in self.class_names if not name.strip()]
+        if blank:
             raise BadData(
-                f"{self.spec}: a class has the empty name ''; label its rows, or leave them out"
+                f"{self.spec}: a class has the empty name {blank[0]!r}; label its rows, or leave "
+                "them out"
             )
         broken = [name for name in self.class_names if not is_text(name)]
         if broken:

@@ -42,6 +42,7 @@ def rehearse(recipe: Recipe, ready: Prepared, network: nn.Module, *, models: Pat
     The network must be on the CPU and is not changed. Raises WrongUse or RunFailed with the reason.
     """
     _check_memory(ready)
+    _check_modules(recipe, network)
     rows = ready.data.train.take(np.arange(min(ROWS, len(ready.data.train))))
     tried = _copy(recipe, network)
     inputs = next(in_order(ready.data, rows, device=CPU))
@@ -71,6 +72,22 @@ def _check_memory(ready: Prepared) -> None:
                 f"take {needed / 2**30:,.0f} GB of memory, and there are "
                 f"{available_memory() / 2**30:,.0f}: give fewer rows to that split, or leave rare "
                 "classes out"
+            )
+
+
+def _check_modules(recipe: Recipe, network: nn.Module) -> None:
+    """Raise WrongUse for modules that no run can train and export, whatever they compute."""
+    for each in network.modules():
+        kind = type(each)
+        if isinstance(each, torch.jit.ScriptModule):
+            raise WrongUse(
+                f"network {recipe.network}: holds TorchScript ({kind.__name__}), which cannot be "
+                "exported to ONNX; return the torch.nn.Module that it was made from"
+            )
+        if ".quantized" in kind.__module__:
+            raise WrongUse(
+                f"network {recipe.network}: holds a quantised layer ({kind.__name__}), which "
+                "cannot be trained; return the network as it was before quantisation"
             )
 
 

@@ -178,7 +178,7 @@ def table(tmp_path, *lines):
     ("line", "said"),
     [
         ("tall,1,a,train", "column 'x': 'tall' is not a number"),
-        ("1.5,1,,train", "''"),
+        ("1.5,1,,train", "column 'kind': has no label"),
         ("1.5,1,c,test", "class 'c' has no training row"),
         ("1.5,1,a,dev", "column 'part': 'dev'"),
         ("inf,1,a,train", "column 'x': inf"),
@@ -205,6 +205,35 @@ def test_19_parquet_that_is_cut_off(capsys, tmp_path):
     path = tmp_path / "own.parquet"
     path.write_bytes(b"PAR1 nothing")
     assert "own.parquet" in refused(capsys, tmp_path, f"table:{path}?label=kind")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("own.csv", "did you mean 'table:own.csv?label=COLUMN'?"),
+        ("own.csv?label=a", "did you mean 'table:own.csv?label=a'?"),
+        ("folder", "did you mean 'images:folder'?"),
+        ("table:own.tsv?label=a", "save the table as CSV with commas, or as Parquet"),
+        ("table:book.xlsx?label=a", "(it is a ZIP archive or a workbook: unpack it, or save it"),
+        ("table:titled.csv?label=a", "the first line of the file must hold the names of its"),
+        ("images:https://example.org/birds", "is an address; training reads folders"),
+    ],
+)
+def test_21_data_in_another_form_are_refused_with_what_to_give(
+    capsys, tmp_path, monkeypatch, spec, said
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    for name in ("own.csv", "own.tsv"):
+        (tmp_path / name).write_text("a,b\n1,2\n")
+    (tmp_path / "book.xlsx").write_bytes(b"PK\x03\x04")
+    (tmp_path / "titled.csv").write_text("# exported by a tool\na,b\n1,2\n")
+    assert said in refused(capsys, tmp_path, spec)
+
+
+def test_22_a_list_with_the_paths_of_windows(capsys, tmp_path, lists):
+    replace_line(train_list(tmp_path), 3, "train\\n00\\2.JPEG 0")
+    assert "with / between folders" in refused(capsys, tmp_path, lists)
 
 
 def test_data_finds_an_unreadable_image_before_a_run_does(capsys, folders):

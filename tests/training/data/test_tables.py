@@ -304,8 +304,15 @@ def test_a_label_that_is_nan_is_a_missing_label_and_no_class(tmp_path):
     kinds = [float(i % 3) for i in range(30)]
     kinds[7] = float("nan")
     path = stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds)
-    with pytest.raises(BadData, match=r"row 7, column 'kind': has no value '' \(1 rows like it\)"):
+    with pytest.raises(BadData, match=r"row 7, column 'kind': has no label \(1 rows like it\)"):
         load(path)
+
+
+def test_a_label_of_spaces_is_a_missing_label_and_no_class(tmp_path):
+    kinds = [KINDS[i % 3] for i in range(30)]
+    kinds[7] = "  "
+    with pytest.raises(BadData, match=r"row 7, column 'kind': has no label \(1 rows like it\)"):
+        load(stored(tmp_path / "own.parquet", a=columns()["a"], kind=kinds))
 
 
 @pytest.mark.parametrize("mark", ["NA", "null", "None", "?"])

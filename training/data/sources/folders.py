@@ -211,9 +211,10 @@ def _read_list(file: Path, root: Path) -> tuple[list[str], list[Any]]:
             )
         found = root / path.strip()
         if not found.is_file():
+            slashes = " with / between folders" if "\\" in path else ""
             raise BadData(
                 f"{file}, line {number}: {found} does not exist; expected a path relative to the "
-                "ROOT behind @"
+                f"ROOT behind @{slashes}"
             )
         paths.append(str(found))
         labels.append(int(label))

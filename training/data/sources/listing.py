@@ -14,7 +14,7 @@ from training.data.dataset import Dataset, ImageSpec, Split, check_labels
 from training.data.image_files import ImageFiles
 from training.data.sources.digest import names_digest
 from training.data.splits import stratified
-from training.faults import BadData, WrongUse, instead
+from training.faults import BadData, WrongUse, instead, is_address
 
 TEST_SHARE = 0.2
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -139,6 +139,8 @@ def existing_folder(name: str) -> Path:
     home = Path(name)
     if home.exists() and not home.is_dir():
         raise WrongUse(f"{home}: is no folder{instead(home)}; name the folder of the images")
+    if is_address(home):
+        raise WrongUse(f"{home}: is an address; training reads folders, so download it first")
     if not home.is_dir():
         raise WrongUse(f"{home}: no such folder{nearest_path(home)}; name the folder of the images")
     return home

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from service.contract.nearest import did_you_mean
 from training.data.dataset import Dataset, Known
@@ -35,7 +36,7 @@ def load(
     """
     kind, _, place = spec.partition(":")
     if kind not in FORMS:
-        near = did_you_mean(kind, FORMS)
+        near = did_you_mean(kind, FORMS) or _meant(spec)
         raise WrongUse(f"unknown data '{spec}'; expected {', '.join(FORMS.values())}{near}")
     if kind not in FREE and not place:
         raise WrongUse(f"--data {kind} needs a file or folder: {FORMS[kind]}")
@@ -53,6 +54,17 @@ def load(
     if known is None:
         data.check_trainable()
     return replace(data, image=options.normalising(data.image, spec))
+
+
+def _meant(spec: str) -> str:
+    """The end of a message about a file or folder that was given without its form."""
+    path = Path(spec.partition("?")[0])
+    forms = {".csv": "table", ".parquet": "table", ".npz": "npz"}
+    form = "images" if path.is_dir() else forms.get(path.suffix.lower())
+    if form is None or not path.exists():
+        return ""
+    query = "?label=COLUMN" if form == "table" and "?" not in spec else ""
+    return f"; did you mean '{form}:{spec}{query}'?"
 
 
 def _load(

@@ -128,7 +128,10 @@ def _parsed(spec: str, place: str, *, label_needed: bool) -> _Wanted:
     if not path.is_file():
         raise WrongUse(absent(path))
     if path.suffix.lower() not in (".csv", ".parquet"):
-        raise WrongUse(f"{path}: expected a name that ends in .csv or .parquet")
+        raise WrongUse(
+            f"{path}: expected a name that ends in .csv or .parquet{instead(path)}; save the table "
+            "as CSV with commas, or as Parquet"
+        )
     columns = {key: unquote(value) for key, value in once.items() if value}
     encoding = columns.pop("encoding", "utf-8")
     if len(set(columns.values())) != len(columns):
@@ -158,7 +161,7 @@ def _existing(wanted: _Wanted, *, label_needed: bool) -> _Wanted:
             hint = did_you_mean(name, names)
             if len(names) == 1 and any(mark in names[0] for mark in ";\t|"):
                 hint = "; the columns of a CSV file are separated by commas"
-            elif any(map(is_number, names)):
+            elif any(map(is_number, names)) or len(names) == 1 or not all(names):
                 hint = "; the first line of the file must hold the names of its columns"
             hint += instead(wanted.path)
             raise WrongUse(
@@ -247,11 +250,11 @@ def _labels(table: TableFile, column: str) -> NDArray[np.object_]:
         values = np.where(absent, 0, values).astype(np.int64)
     written = np.array([str(value) for value in values], dtype=object)
     written[absent] = ""
-    empty = np.flatnonzero(written == "")
+    empty = np.flatnonzero([not name.strip() for name in written])
     if empty.size:
         raise BadData(
-            f"{table.where(int(empty[0]))}, column '{column}': has no value '' "
-            f"({empty.size} rows like it); label its rows, or leave them out"
+            f"{table.where(int(empty[0]))}, column '{column}': has no label "
+            f"({empty.size} rows like it); label these rows, or leave them out"
         )
     return written
 
