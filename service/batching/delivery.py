@@ -64,22 +64,20 @@ class Delivery:
                     self._fail(piece, result, done)
         return done
 
-    def record(self) -> None:
-        """Record the batches in `unrecorded`."""
+    def record(self, *batches: BatchFacts) -> None:
+        """Record the batches in `unrecorded`, then these. If that fails, only the metrics lack
+        them.
+        """
         unrecorded, self.unrecorded = self.unrecorded, []
-        for facts in unrecorded:
-            self._recorded(facts)
-
-    def _recorded(self, facts: BatchFacts) -> None:
-        """Record a batch. If that fails, only the metrics lack it."""
-        try:
-            self._record.batch(facts)
-        except Exception:
-            logger.exception(
-                "a batch of %s was answered but is missing in the metrics; report this with the "
-                "traceback",
-                self._name,
-            )
+        for facts in (*unrecorded, *batches):
+            try:
+                self._record.batch(facts)
+            except Exception:
+                logger.exception(
+                    "a batch of %s was answered but is missing in the metrics; report this with "
+                    "the traceback",
+                    self._name,
+                )
 
     def dropped(self, dropped: Iterable[Dropped]) -> list[Entry]:
         """Give an error to requests whose pieces are not scored. Returns the finished entries, for
@@ -143,8 +141,7 @@ class Delivery:
         if len(pieces) == 1:
             self.unrecorded.append(facts)
         else:
-            self.record()
-            self._recorded(facts)
+            self.record(facts)
         start = 0
         for piece in pieces:
             entry, stop = piece.entry, start + piece.rows
