@@ -244,7 +244,11 @@ class _Traffic:
         return [of_classes(np.arange(len(self.share))), plain, plain, *each]
 
     def numbers(self, share: Vector, hit: Vector, confused: list[float], skew: Vector) -> _Estimate:
-        """The errors from A and B, or from predictions where noise leaves a class no share."""
+        """The errors that follow from the estimated shares and hits of the classes, [C] each.
+
+        Noise can leave a class without a positive share or with negative hits. That class gets the
+        share and hits which the posterior alone gives.
+        """
         noise = (share <= 0) | (hit < 0)
         accuracy = float(hit.sum())
         share, hit = np.where(noise, self.share, share), np.where(noise, self.hit, hit)

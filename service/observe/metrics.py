@@ -28,7 +28,7 @@ _MAX_EXEMPLAR = 118
 
 
 class IsRequest(Protocol):
-    """A request that can be counted."""
+    """What counting a request needs to know of it."""
 
     @property
     def begun(self) -> float:

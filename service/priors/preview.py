@@ -158,7 +158,7 @@ def evidence_note(found: Assessment) -> str:
 
 
 class _Sums:
-    """Sums over the chunks, for one rule."""
+    """What one decision rule decides: sums over all chunks of the recent answers."""
 
     def __init__(self, num_classes: int) -> None:
         self.decided = np.zeros(num_classes)

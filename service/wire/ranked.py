@@ -95,7 +95,10 @@ def _long_row(
     probabilities: NDArray[Any],
     unadjusted: tuple[bytes, bytes],
 ) -> bytes:
-    """One row of very many classes [k], made in portions; joining long texts lets others run."""
+    """Write one row of very many ranked classes [k] as JSON, a portion at a time.
+
+    bytes.join releases the interpreter lock while it copies long texts, so other threads go on.
+    """
     portions: list[bytes] = []
     for at in range(0, len(indices), SLICE_VALUES):
         own = slice(at, at + SLICE_VALUES)

@@ -269,7 +269,10 @@ def surest_near(prior: Vector, surest: SurestRows, class_frequencies: ArrayLike)
 
 
 def _excess_near(prior: Vector, found: ClassExcess, class_frequencies: ArrayLike) -> Vector:
-    """[C] the classes' own excess near the prior [C], averaged over the four mixes."""
+    """[C] the excess of each class near the prior [C].
+
+    It is the mean over the self-test's mixes, weighted by how near each is (`_nearness`).
+    """
     total = np.zeros(len(prior))
     for name, weight in _nearness(prior, class_frequencies).items():
         measured = found.others if name == "dominant" else getattr(found, name)
